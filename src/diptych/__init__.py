@@ -1,0 +1,1 @@
+"""A workbench for vision-language models."""

@@ -1,0 +1,68 @@
+"""The things that flow: a ``Sample`` from a source, a ``Batch`` into a model, ``Tokens`` out of a tower.
+
+Shape legend, used everywhere: B batch, N image tokens, T text tokens, D width, H heads, E embedding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass
+class Sample:
+    """One image with the texts that belong to it.
+
+    ``meanings`` runs parallel to ``captions``: captions with the same meaning string say the same thing, so a
+    contrastive loss does not count one as a negative of the other. A source that knows no better leaves it empty,
+    and the caption's own normalised text is its meaning.
+    ``negatives`` runs parallel to ``captions`` where the source knows a minimally wrong version of each ("" if none).
+    """
+
+    id: str
+    image: np.ndarray | None  # uint8 [height, width, 3], RGB
+    captions: list[str]
+    meanings: list[str] = field(default_factory=list)
+    negatives: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)  # labels, boxes, questions …: whatever the source knows
+
+
+@dataclass
+class Tokens:
+    """What a tower says of its input."""
+
+    tokens: Tensor  # [B, N, D]
+    pooled: Tensor  # [B, D]
+    mask: Tensor | None = None  # [B, N] bool, True where a token is real; None: all are
+
+    def __getitem__(self, index: Tensor) -> Tokens:
+        """Rows of the batch, in the order of ``index``."""
+        return Tokens(self.tokens[index], self.pooled[index], None if self.mask is None else self.mask[index])
+
+
+@dataclass
+class Batch:
+    """One batch on one device. ``None`` stands for what the recipe did not ask for."""
+
+    pixels: Tensor | None = None  # [B, 3, height, width] float, normalised by the recipe's mean and std
+    text: Tensor | None = None  # [B, T] int64 token ids: [BOS] words [EOS] [PAD]…
+    text_mask: Tensor | None = None  # [B, T] bool, True at real tokens
+    negatives: Tensor | None = None  # [B, T] ids of each caption's hard negative
+    negatives_mask: Tensor | None = None  # [B, T]
+    meaning: Tensor | None = None  # [B] int64; equal numbers: captions that mean the same
+    ids: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()  # the raw captions, for towers with a tokenizer of their own
+
+    def to(self, device: Any) -> Batch:
+        moved = {f.name: v.to(device, non_blocking=True) for f in fields(self) if hasattr(v := getattr(self, f.name), "to")}
+        return replace(self, **moved)
+
+    @property
+    def size(self) -> int:
+        first = self.pixels if self.pixels is not None else self.text
+        assert first is not None
+        return first.shape[0]

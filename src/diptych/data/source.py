@@ -1,0 +1,83 @@
+"""What every data source offers, and what the judging may ask of those that know more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from diptych.batch import Sample
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One item that could not be used, and why."""
+
+    item: str  # file, row or key, as a user would look it up
+    reason: str
+
+
+class BrokenItem(Exception):  # noqa: N818 - it is an outcome of reading one item, not a failure of the program
+    """Raised by ``Source.__getitem__`` for an item that cannot be used; the loader records it and goes on."""
+
+    def __init__(self, item: str, reason: str):
+        super().__init__(f"{item}: {reason}")
+        self.problem = Problem(item, reason)
+
+
+@dataclass
+class Group:
+    """k images and k captions; caption i is true of image i alone.
+
+    Because every caption is as often right as wrong, a scorer that does not look at the image gets exactly 1/k
+    (ties shared), whatever it prefers: the balance is in the design, not in the sampling.
+    """
+
+    id: str  # also the cluster for the bootstrap
+    skill: str  # object, count, colour, size, position, relation, binding, negation
+    images: list[np.ndarray]  # k × uint8 [height, width, 3]
+    captions: list[str]  # k
+    extra: dict = field(default_factory=dict)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to samples. ``source[i]`` is a pure function of i (and the address).
+
+    ``problems`` lists what was found unusable when the source was opened (an empty caption, a missing file).
+    What only shows on decoding raises ``BrokenItem`` from ``source[i]``.
+    """
+
+    address: str
+    problems: list[Problem]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def fingerprint(self) -> str:
+        """A hash of what the source holds (not of the decoded pixels); saved with every run."""
+        ...
+
+    def split(self, name: str) -> Source:
+        """The ``train``, ``validation`` or ``test`` part; disjoint, fixed by the image's hash (or, for ``scenes:``, by seed)."""
+        ...
+
+
+@runtime_checkable
+class Controlled(Protocol):
+    """A source that can build controlled tests of single skills (only ``scenes:`` so far)."""
+
+    skills: tuple[str, ...]
+
+    def groups(self, skill: str, n: int) -> list[Group]: ...
+
+    def concepts(self) -> list[str]:
+        """Names for zero-shot concept naming, in singular."""
+        ...
+
+    def concept_samples(self, n: int) -> list[tuple[np.ndarray, int]]:
+        """n images of one object each, with the index of its concept in ``concepts()``; classes balanced to ±1."""
+        ...

@@ -1,0 +1,22 @@
+"""The one exception that means "you, the user, can mend this"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DiptychError(Exception):
+    """A problem the user can mend: the message names what is wrong, where, and the remedy.
+
+    The command line prints it without a traceback and exits with status 1.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint such as ``; did you mean 'vision'?`` or, if nothing is close, the list of valid names."""
+    valid = sorted(set(valid))
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid: {', '.join(valid)}" if valid else ""
