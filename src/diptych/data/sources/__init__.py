@@ -1,0 +1,101 @@
+"""From an address to a ``Source``: ``scheme:place?option=value``.
+
+| address | data |
+|---|---|
+| ``scenes:…`` | the built-in world |
+| ``folder:photos/`` | images with .txt or .json beside them, or one ``captions.jsonl``/``metadata.csv`` |
+| ``csv:table.csv?image=file&caption=text`` | a table (.csv, .tsv) with image paths and captions; ``jsonl:`` likewise |
+| ``parquet:data/*.parquet`` | image bytes or paths and captions |
+| ``coco:captions.json?images=DIR`` | COCO captions |
+| ``wds:shards/{000..031}.tar`` | WebDataset shards |
+| ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
+
+A place is a local path or any fsspec URL. Every address takes ``?split=train|validation|test``. A bare path to a
+directory, .csv, .tsv, .jsonl, .parquet, .tar or .json is understood.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import parse_qsl
+
+from diptych.data.source import Source
+from diptych.errors import DiptychError, nearest
+
+SCHEMES = {
+    "folder": "diptych.data.sources.folder:Folder",
+    "csv": "diptych.data.sources.table:Table",
+    "tsv": "diptych.data.sources.table:Table",
+    "jsonl": "diptych.data.sources.table:Table",
+    "parquet": "diptych.data.sources.parquet:Parquet",
+    "coco": "diptych.data.sources.coco:Coco",
+    "wds": "diptych.data.sources.wds:Wds",
+}
+ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "wds", ".json": "coco"}
+_OWN = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)
+
+
+def open_source(address: str) -> Source:
+    """The source at ``address``. DiptychError names what is wrong with it and the remedy."""
+    scheme, mark, rest = address.partition(":")
+    if scheme == "scenes" and mark:
+        from diptych.data.scenes import open_scenes
+
+        return open_scenes(address)
+    if mark and scheme in SCHEMES:
+        return _open(SCHEMES[scheme], rest, address)
+    bare = _scheme_of_path(address)
+    if bare:
+        return _open(SCHEMES[bare], address, address)
+    own = _OWN.fullmatch(address)
+    if own and not rest.startswith("//") and ("." in scheme or own[2] is not None):
+        return _open(own[1], own[2] or "", address)
+    known = ["scenes", *SCHEMES]
+    close = nearest(scheme, known) if mark else "; is the path right?"
+    raise DiptychError(
+        f"cannot open '{address}'{close}; known: {', '.join(k + ':' for k in known)}, package.module:Class:REST, "
+        f"or a path to a directory or a {' '.join(ENDINGS)} file"
+    )
+
+
+def _scheme_of_path(address: str) -> str | None:
+    from diptych.data.sources import files
+
+    path = files.normal(address.partition("?")[0])
+    ending = next((e for e in ENDINGS if path.lower().endswith(e)), None)
+    if ending and (not re.match(r"[\w.]+:(?!//)", path) or files.exists(path)):
+        return ENDINGS[ending]
+    return "folder" if not files.is_local(path) or files.is_directory(path) else None
+
+
+def _open(kind: str, rest: str, address: str) -> Source:
+    from diptych.registry import check_options, option_names, resolve
+
+    make = resolve(kind, {}, "source")
+    place, options = _options(rest, {"split", *option_names(make)})
+    part = options.pop("split", None)
+    if not place and kind in SCHEMES.values():
+        raise DiptychError(f"'{address}' names no place; expected {address.partition(':')[0]}:PATH")
+    source: Any = make(place, **check_options(make, options, address))
+    if not isinstance(source, Source):
+        needs = ("address", "problems", "__len__", "__getitem__", "fingerprint", "split")
+        lacks = [name for name in needs if not hasattr(source, name)]
+        raise DiptychError(f"'{address}': {type(source).__name__} is no Source: it lacks {', '.join(lacks)}")
+    source.address = _without_split(address) if part else address
+    return source.split(part) if part else source
+
+
+def _without_split(address: str) -> str:
+    place, _, query = address.partition("?")
+    kept = "&".join(option for option in query.split("&") if not option.startswith("split="))
+    return f"{place}?{kept}" if kept else place
+
+
+def _options(rest: str, known: set[str]) -> tuple[str, dict[str, str]]:
+    """``place?key=value&…`` → place and options. The query of a web address stays with it unless it holds options."""
+    place, mark, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if place.startswith(("http://", "https://")) and not known & set(options):
+        return place + mark + query, {}
+    return place, options

@@ -1,0 +1,142 @@
+"""Bytes to pixels, and pixels to the square a model wants.
+
+Images are uint8 arrays [height, width, 3], RGB. Colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import re
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from diptych.data.source import BrokenItem
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 100_000_000  # beyond this a file is refused from its header: 300 MB of pixels from a few kB of data
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS or PDF: those would run Ghostscript
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def decode(data: bytes, item: str) -> np.ndarray:
+    """The upright RGB picture in ``data``, uint8 [height, width, 3]; transparent parts become white.
+
+    Raises ``BrokenItem(item, reason)`` for what is empty, no image, truncated, damaged or above ``MAX_PIXELS``.
+    """
+    if not data:
+        raise BrokenItem(item, "the file is empty")
+    pixels = _decode_plain_jpeg(data, item) if data[:3] == b"\xff\xd8\xff" else None
+    return pixels if pixels is not None else _decode_any(data, item)
+
+
+def _decode_plain_jpeg(data: bytes, item: str) -> np.ndarray | None:
+    """The fast path: an upright RGB or grey JPEG. ``None`` for all others: Pillow shall judge them."""
+    import simplejpeg
+
+    if b"Exif\0" in data[:65536]:  # perhaps to be turned, which only Pillow knows how to read
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+                if image.getexif().get(0x0112, 1) != 1:
+                    return None
+        except Exception:
+            return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height, item)
+        if colours in ("CMYK", "YCCK"):
+            return None
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        if "remature end" in str(error):
+            raise BrokenItem(item, "truncated: the file ends before the picture does") from error
+        return None  # the strict decoder also refuses blemishes that lose no pixels
+
+
+def _decode_any(data: bytes, item: str) -> np.ndarray:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size, item)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except BrokenItem:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        size = f"{int(pixels[1]):,} pixels" if pixels else "too many pixels"
+        raise BrokenItem(item, f"{size}, above the limit of {MAX_PIXELS:,}") from error
+    except UnidentifiedImageError as error:
+        raise BrokenItem(item, f"not an image (starts with {bytes(data[:12])!r})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of hostile data raise anything from SyntaxError to struct.error
+        reason = f"truncated: {error}" if "truncated" in str(error).lower() else f"cannot be decoded: {error}"
+        raise BrokenItem(item, reason) from error
+
+
+def _check_size(width: int, height: int, item: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise BrokenItem(item, f"{width} × {height} pixels, above the limit of {MAX_PIXELS:,}")
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip, not scale
+        wide = np.asarray(image).astype(np.int64)
+        grey = (np.clip(wide, 0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def resize(image: np.ndarray, size: int, mode: Literal["crop", "squash"] = "crop") -> np.ndarray:
+    """uint8 [H, W, 3] → [size, size, 3], antialiased: the central square, or (``squash``) the whole, deformed."""
+    height, width = image.shape[:2]
+    if mode == "squash":
+        return _resize_box(image, size, 0, 0, width, height)
+    if mode != "crop":
+        raise ValueError(f"resize mode '{mode}'; valid: crop, squash")
+    side = min(height, width)
+    return _resize_box(image, size, (width - side) / 2, (height - side) / 2, side, side)
+
+
+def random_resized_crop(
+    image: np.ndarray,
+    size: int,
+    rng: random.Random,
+    scale: tuple[float, float] = (0.6, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A random part of the picture (``scale``: share of its area; ``ratio``: width to height) → [size, size, 3].
+
+    Never mirrored: captions say left and right.
+    """
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            return _resize_box(image, size, rng.randint(0, width - w), rng.randint(0, height - h), w, h)
+    return resize(image, size)  # so long and thin that no such part exists
+
+
+def _resize_box(image: np.ndarray, size: int, x: float, y: float, width: float, height: float) -> np.ndarray:
+    from PIL import Image
+
+    if image.shape[:2] == (size, size) == (height, width):
+        return image
+    box = (x, y, x + width, y + height)
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))

@@ -1,0 +1,81 @@
+"""Hard negatives for any English caption: the same words, two of them in each other's place (as in NegCLIP)."""
+
+from __future__ import annotations
+
+import random
+import re
+
+_NUMBERS = frozenset("no one two three four five six seven eight nine ten several many few".split())
+_ARTICLES = frozenset("a an the some".split())
+_SYMMETRIC = frozenset("and or with near beside alongside next to close".split())  # the dog near the cat: so is the cat
+_OTHERS = """
+this that these those any each every all both much more most not none only very too another other others its it is are
+was were be been being am has have had do does did can could will would may might must should but nor so if as than then
+while when where who whom whose which what there here he she they them his her hers their theirs we us our you your i me
+my of in on at by from without into onto over under above below beneath underneath behind besides between among against
+across along around through toward towards inside outside off out up down upon about after before during for via like
+left right front back top bottom side middle
+"""
+FUNCTION_WORDS = _NUMBERS | _ARTICLES | _SYMMETRIC | frozenset(_OTHERS.split())
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+
+
+def swap_words(caption: str, rng: random.Random) -> str | None:
+    """``caption`` with two content words swapped, so that it most likely says something else; ``None`` if none can be.
+
+    Words directly before another content word ("red cube") mostly are modifiers; the others are heads, or verbs in
+    -ing. A modifier goes with a modifier, a head with a head; any two only where no such pair will do. Never the same
+    text in other letters, nor "a dog and a cat" for "a cat and a dog", nor "burly big" for "big burly".
+    """
+    words = [m for m in _WORD.finditer(caption) if m[0].lower() not in FUNCTION_WORDS]
+    kinds = []
+    for i, word in enumerate(words):
+        modifies = i + 1 < len(words) and caption[word.end() : words[i + 1].start()].isspace()
+        kinds.append("verb" if word[0].endswith("ing") else "modifier" if modifies else "head")
+    pairs = [(i, j) for i in range(len(words)) for j in range(i + 1, len(words))]
+    rng.shuffle(pairs)
+    pairs.sort(key=lambda pair: kinds[pair[0]] != kinds[pair[1]] or kinds[pair[0]] == "verb")
+    meaning = _meaning(caption)
+    for i, j in pairs:
+        swapped = _swap(caption, words[i], words[j])
+        if _meaning(swapped) != meaning:
+            return swapped
+    return None
+
+
+def _swap(caption: str, first: re.Match, second: re.Match) -> str:
+    a, b = _cased(second[0], first[0]), _cased(first[0], second[0])
+    return caption[: first.start()] + a + caption[first.end() : second.start()] + b + caption[second.end() :]
+
+
+def _cased(word: str, place: str) -> str:
+    """``word`` with the capital of the place it goes to; abbreviations stay as they are."""
+    if word.isupper() and len(word) > 1:
+        return word
+    return word[0].upper() + word[1:] if place[0].isupper() else word[0].lower() + word[1:]
+
+
+def _meaning(caption: str) -> list:
+    """Words in order, except where order says nothing: among modifiers, and on either side of "and" or "next to"."""
+    phrases: list[list[str]] = [[]]  # content words, their head last; function words and marks stand between them
+    between: list[str] = [""]  # what stands before each phrase
+    for token in re.findall(rf"{_WORD.pattern}|\d+|[^\w\s]", caption.lower()):
+        if token in _ARTICLES:
+            continue
+        if token in FUNCTION_WORDS - _NUMBERS or not token[0].isalnum():
+            if phrases[-1]:
+                phrases.append([])
+                between.append("")
+            between[-1] += f" {token}"
+        else:
+            phrases[-1].append(token)
+    groups: list[list] = []
+    for before, phrase in zip(between, phrases, strict=True):
+        symmetric = set(before.replace(",", " ").split()) <= _SYMMETRIC
+        said = (sorted(phrase[:-1]), phrase[-1:])
+        if groups and symmetric:
+            groups[-1][1] = sorted([*groups[-1][1], said])
+        else:
+            groups.append([before, [said]])
+    return groups

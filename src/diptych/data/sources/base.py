@@ -1,0 +1,171 @@
+"""What the sources of files share: they list entries, and this class makes samples, splits and fingerprints of them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diptych.batch import Sample
+from diptych.data.image import decode
+from diptych.data.source import BrokenItem, Problem
+from diptych.data.sources import digests, files
+from diptych.errors import DiptychError, nearest
+
+PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the hash's range
+IMAGE_COLUMNS = ("image", "image_path", "file", "file_name", "filename", "filepath", "path", "url", "image_name")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "comment")
+
+# Control characters, byte-order marks and half surrogates; tabs and line ends count as spaces.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff\ud800-\udfff]")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One image as listed, before anything is decoded."""
+
+    id: str  # path, row or key, as a user would look it up
+    where: Any  # what ``read`` needs; a plain string is the URL of an image file
+    captions: list[str]
+    extra: dict[str, Any] = field(default_factory=dict)
+    stamp: str = ""  # changes when the image's bytes do; "": not known, so their hash is not kept
+
+
+def clean(caption: str) -> str:
+    """One line, without control characters. Never shortened: that is the tokenizer's business."""
+    return " ".join(_CONTROL.sub("", caption).split())
+
+
+def texts(value: Any) -> list[str]:
+    """The captions in a field: a text, several, or none."""
+    if value is None or value != value:  # NaN, pandas' way to say nothing
+        return []
+    if isinstance(value, (list, tuple)):
+        return [str(v) for v in value if v is not None]
+    return [str(value)]
+
+
+def column(columns: list[str], names: tuple[str, ...], chosen: str | None, option: str, where: str) -> str:
+    """The column called ``chosen``, or the first of the usual ``names``; else an error with the remedy."""
+    if chosen is not None:
+        if chosen not in columns:
+            hint = nearest(chosen, columns)
+            raise DiptychError(f"{where}: no {option} column '{chosen}'{hint}; columns: {', '.join(columns)}")
+        return chosen
+    by_name = {c.lower(): c for c in reversed(columns)}
+    for wanted in names:
+        if wanted in by_name:
+            return by_name[wanted]
+    raise DiptychError(
+        f"{where}: no {option} column (looked for {', '.join(names)}); columns: {', '.join(columns) or 'none'}; "
+        f"name yours with ?{option}=NAME"
+    )
+
+
+class ListedSource(ABC):
+    """A ``Source`` over a list of entries. A format says how to list them and, unless they are files, how to read one.
+
+    Captions that are empty and images that are missing are left out and recorded in ``problems``; entries with the
+    same id are one sample with several captions, equal captions once.
+    """
+
+    looked_for = "images with captions"
+
+    def __init__(self, place: str):
+        self.place = files.normal(place)
+        self.address = place
+        self.problems: list[Problem] = []
+        self.part: str | None = None
+        self._digests: list[bytes] | None = None
+        self._entries = self._usable()
+        if not self._entries:
+            reasons = "".join(f"\n  {p.item}: {p.reason}" for p in self.problems[:3])
+            raise DiptychError(f"{place}: empty data set: found no {self.looked_for}{reasons}")
+
+    @abstractmethod
+    def entries(self) -> Iterator[Entry]:
+        """Every image that the address names. May add to ``problems``; DiptychError if it cannot be listed."""
+
+    def read(self, entry: Entry) -> bytes:
+        """The image's bytes, still encoded. Raises ``OSError`` or ``DiptychError``."""
+        return files.read(entry.where)
+
+    def _usable(self) -> list[Entry]:
+        merged: dict[str, Entry] = {}
+        for entry in self.entries():
+            first = merged.setdefault(entry.id, entry)
+            if first is not entry:
+                first.captions += entry.captions
+        stamps = files.stamps(e.where for e in merged.values() if isinstance(e.where, str))
+        return [e for e in merged.values() if self._is_usable(e, stamps)]
+
+    def _is_usable(self, entry: Entry, stamps: Mapping[str, str | None]) -> bool:
+        captions = [clean(c) for c in entry.captions]
+        if not captions:
+            self.problems.append(Problem(entry.id, "no caption"))
+        self.problems += [Problem(entry.id, "empty caption") for c in captions if not c]
+        entry.captions = list(dict.fromkeys(c for c in captions if c))
+        if isinstance(entry.where, str):
+            stamp = stamps[entry.where]
+            if stamp is None:
+                self.problems.append(Problem(entry.id, f"there is no file {entry.where}"))
+                return False
+            entry.stamp = stamp
+        return bool(entry.captions)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self._entries[index]
+        image = decode(self.image_bytes(entry), entry.id)
+        return Sample(entry.id, image, list(entry.captions), extra=dict(entry.extra))
+
+    def image_bytes(self, entry: Entry) -> bytes:
+        """As ``read``, but what goes wrong is a ``BrokenItem``."""
+        try:
+            return self.read(entry)
+        except Exception as error:  # remote file systems raise errors of their own
+            raise BrokenItem(entry.id, f"cannot be read: {error}") from error
+
+    def digests(self) -> list[bytes]:
+        """A 16-byte hash of each item's encoded image. Reads every image once; kept in the user's cache."""
+        if self._digests is None:
+            self._digests = digests.of_entries(self.place, self._entries, self.image_bytes)
+        return self._digests
+
+    def fingerprint(self) -> str:
+        """A hash of images, captions and extras; file names and order do not matter."""
+        total = hashlib.blake2b(digest_size=16)
+        rows = []
+        for digest, entry in zip(self.digests(), self._entries, strict=True):
+            said = json.dumps([entry.captions, entry.extra], sort_keys=True, default=str)
+            rows.append(hashlib.blake2b(digest + said.encode(), digest_size=16).digest())
+        for row in sorted(rows):
+            total.update(row)
+        return total.hexdigest()
+
+    def split(self, name: str) -> ListedSource:
+        """The items whose image hash falls into the part's share: equal images are always in the same part.
+
+        A part of very few items may be empty. A part gives itself for its own name, and refuses another.
+        """
+        if name not in PARTS:
+            raise DiptychError(f"{self.address}: no split '{name}'{nearest(name, PARTS)}")
+        if self.part is not None:
+            if name == self.part:
+                return self
+            raise DiptychError(f"{self.address} is only the {self.part} part; for {name}, remove 'split={self.part}'")
+        low, high = PARTS[name]
+        chosen = [i for i, d in enumerate(self.digests()) if low <= int.from_bytes(d[:8], "big") / 2**64 < high]
+        part = copy.copy(self)
+        part.part = name
+        part.address = f"{self.address}{'&' if '?' in self.address else '?'}split={name}"
+        part._entries = [self._entries[i] for i in chosen]
+        part._digests = [self.digests()[i] for i in chosen]
+        return part

@@ -1,0 +1,109 @@
+"""``parquet:``: columns of image bytes or paths, and of captions; also what Hugging Face's ``datasets`` writes."""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from diptych.data.source import Problem
+from diptych.data.sources import files
+from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
+from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+HELD_BYTES = 512_000_000  # image columns of this size stay in memory, at least one row group
+
+
+class Parquet(ListedSource):
+    """Images as bytes, as ``{bytes, path}``, or as paths relative to the file; captions as a text or a list of texts.
+
+    Captions are in memory, images are not: they come a row group at a time. Random access over more than
+    ``HELD_BYTES`` re-reads row groups, so pack large sets, or keep row groups small.
+    """
+
+    looked_for = "rows with an image and a caption"
+
+    def __init__(self, place: str, *, image: str | None = None, caption: str | None = None):
+        self.image, self.caption = image, caption
+        self._held: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
+        self._lock = threading.Lock()
+        super().__init__(place)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_held", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _held=OrderedDict(), _lock=threading.Lock())
+
+    def entries(self) -> Iterator[Entry]:
+        urls = files.expand(f"{self.place.rstrip('/')}/*.parquet" if files.is_directory(self.place) else self.place)
+        if not urls:
+            raise DiptychError(f"{self.place}: no file has such a name")
+        for url, name, stamp in zip(urls, files.relative(urls), files.stamps(urls).values(), strict=True):
+            with files.open_file(url) as file:
+                yield from self._rows(url, name, stamp or "", open_parquet(file, url))
+
+    def _rows(self, url: str, name: str, stamp: str, parquet: pq.ParquetFile) -> Iterator[Entry]:
+        import pyarrow.types as kinds
+
+        schema = parquet.schema_arrow
+        image = column(schema.names, IMAGE_COLUMNS, self.image, "image", url)
+        caption = column(schema.names, CAPTION_COLUMNS, self.caption, "caption", url)
+        kind = schema.field(image).type
+        as_path = kinds.is_string(kind) or kinds.is_large_string(kind)
+        if not (as_path or kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_struct(kind)):
+            raise DiptychError(f"{url}: column '{image}' holds {kind}; expected bytes, {{bytes, path}} or paths")
+        light = [f.name for f in schema if f.name != image and "binary" not in str(f.type)]
+        number = 0
+        for group in range(parquet.num_row_groups):
+            rows = parquet.read_row_group(group, columns=[*light, image] if as_path else light).to_pylist()
+            for i, row in enumerate(rows):
+                captions, item, path = texts(row.pop(caption)), f"{name}:{number}", row.pop(image, None)
+                number += 1
+                if not as_path:
+                    where = (url, group, i, image)
+                    yield Entry(item, where, captions, row, f"{stamp}:{where[1:]}" if stamp else "")
+                elif path:
+                    path = path if "://" in path else posixpath.normpath(path)
+                    yield Entry(path, files.join(files.parent(url), path), captions, row)
+                else:
+                    self.problems.append(Problem(item, f"no path in column '{image}'"))
+
+    def read(self, entry: Entry) -> bytes:
+        if isinstance(entry.where, str):
+            return super().read(entry)
+        url, group, i, image = entry.where
+        value = self._column(url, group, image)[i].as_py()
+        if isinstance(value, dict):
+            if value.get("bytes") is None and value.get("path"):
+                return files.read(files.join(files.parent(url), value["path"]))
+            value = value.get("bytes")
+        if value is None:
+            raise ValueError("the row holds no image")
+        return value
+
+    def _column(self, url: str, group: int, image: str) -> pa.ChunkedArray:
+        with self._lock:  # else every thread of a pool reads the same row group
+            if (url, group) not in self._held:
+                with files.open_file(url) as file:  # opened anew: an open file must not be shared with forked workers
+                    self._held[url, group] = open_parquet(file, url).read_row_group(group, columns=[image])[image]
+                while len(self._held) > 1 and sum(c.nbytes for c in self._held.values()) > HELD_BYTES:
+                    self._held.popitem(last=False)
+            self._held.move_to_end((url, group))
+            return self._held[url, group]
+
+
+def open_parquet(file: Any, url: str) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DiptychError(f"{url}: not a Parquet file: {error}") from error
