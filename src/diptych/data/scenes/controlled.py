@@ -1,0 +1,134 @@
+"""Controlled tests: two scenes that differ in one thing, and a caption that is true of each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from diptych.data.scenes.backgrounds import KINDS
+from diptych.data.scenes.graph import (
+    POSITIONS,
+    Graph,
+    Things,
+    draw_things,
+    is_held_out,
+    other,
+    swap_colours,
+    swap_order,
+)
+from diptych.data.scenes.language import describe, lacking, outline, styles
+from diptych.data.scenes.layout import picture
+from diptych.data.scenes.world import RELATIONS, World
+from diptych.data.source import Group
+
+Twins = tuple[Graph, Graph]
+
+
+def _single(world: World, random: Random, size: str = "", tinted: bool = False) -> Graph:
+    things = draw_things(world, random, 1, world.focus, (size,))
+    if tinted and not things.colour:
+        things = things._replace(colour=other(world.palette, random))
+    return Graph((things,), position=other(POSITIONS, random))
+
+
+def _changed(graph: Graph, **changes: object) -> Graph:
+    return graph._replace(things=(graph.things[0]._replace(**changes), *graph.things[1:]))
+
+
+def _object(world: World, random: Random) -> Twins:
+    graph = _single(world, random)
+    return graph, _changed(graph, concept=other(world.names, random, graph.things[0].concept))
+
+
+def _count(world: World, random: Random) -> Twins:
+    few, many = sorted(random.sample(range(1, world.max_objects + 1), 2))
+    graph = Graph((draw_things(world, random, few, world.focus),), room=many)
+    return graph, _changed(graph, count=many)
+
+
+def _colour(world: World, random: Random) -> Twins:
+    graph = _single(world, random, tinted=True)
+    return graph, _changed(graph, colour=other(world.palette, random, graph.things[0].colour))
+
+
+def _size(world: World, random: Random) -> Twins:
+    graph = _single(world, random, size="big")
+    return graph, _changed(graph, size="small")
+
+
+def _position(world: World, random: Random) -> Twins:
+    graph = _single(world, random)
+    return graph, graph._replace(position=other(POSITIONS, random, graph.position))
+
+
+def _pair(world: World, random: Random, tinted: bool) -> Graph:
+    """Two groups of equal counts in a relation, of different colours."""
+    relation = other(RELATIONS, random)
+    count = 2 if relation != "front" and world.max_objects >= 4 and random.random() < 0.2 else 1
+    while True:
+        first = draw_things(world, random, count, world.focus)
+        second = draw_things(world, random, count, taken=(first,))
+        if first.colour != second.colour and (not tinted or (first.colour and second.colour)):
+            return Graph((first, second) if random.random() < 0.5 else (second, first), relation)
+
+
+def _relation(world: World, random: Random) -> Twins:
+    graph = _pair(world, random, tinted=False)
+    swapped = swap_order(graph, world, random)
+    assert swapped is not None
+    return graph, swapped
+
+
+def _binding(world: World, random: Random) -> Twins:
+    graph = _pair(world, random, tinted=True)
+    swapped = swap_colours(graph, world, random)
+    assert swapped is not None
+    return graph, swapped
+
+
+_MAKERS: dict[str, Callable[[World, Random], Twins]] = {
+    "object": _object,
+    "count": _count,
+    "colour": _colour,
+    "size": _size,
+    "position": _position,
+    "relation": _relation,
+    "binding": _binding,
+    "negation": _object,
+}
+SKILLS = tuple(_MAKERS)
+
+
+def _belongs(twins: Twins, world: World) -> bool:
+    held = [is_held_out(graph, world) for graph in twins]
+    return any(held) if world.split == "heldout-combinations" else not any(held)
+
+
+def group(skill: str, world: World, seed: int, name: str) -> Group:
+    """One test; which of its scenes comes first is random."""
+    random = Random(seed)
+    while not _belongs(twins := _MAKERS[skill](world, random), world):
+        pass
+    background = other(KINDS, random)
+    style = random.randrange(styles(twins[0]))
+    pair = [graph._replace(seed=seed, background=background) for graph in twins]
+    if random.random() < 0.5:
+        pair.reverse()
+    if skill == "negation":
+        names = [graph.things[0].concept for graph in pair]
+        texts = [lacking(outline(graph), absent) for graph, absent in zip(pair, reversed(names), strict=True)]
+    else:
+        texts = [describe(graph, style) for graph in pair]
+    images = [picture(graph, world.size)[0] for graph in pair]
+    return Group(name, skill, images, texts, {"graphs": [graph.as_dict() for graph in pair]})
+
+
+def single_object(world: World, seed: int, concept: str) -> Graph:
+    """A scene of one object, tinted or not, of any size, anywhere."""
+    random = Random(seed)
+    while True:
+        colour = "" if world.natural and random.random() < 0.5 else other(world.palette, random)
+        size = other(("", "", "big", "small"), random)
+        graph = Graph((Things(1, concept, colour, size),), "", "", other(POSITIONS, random), other(KINDS, random), seed)
+        if (world.split == "heldout-combinations" and colour) or not is_held_out(graph, world):
+            return graph

@@ -1,0 +1,176 @@
+"""What can be said of a scene: captions in several wordings, their meanings and minimal falsehoods, questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from random import Random
+from typing import Any
+
+from diptych.data.scenes.concepts import article, by_name
+from diptych.data.scenes.graph import CHANGES, SWAPS, Graph, Things, edit, other
+from diptych.data.scenes.world import World
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+_RELATIONS = {
+    "left": ("{a} left of {b}", "{b} right of {a}", "{a} to the left of {b}", "{b} to the right of {a}"),
+    "above": ("{a} above {b}", "{b} below {a}", "{a} over {b}", "{b} under {a}"),
+    "front": ("{a} in front of {b}", "{b} behind {a}"),
+}
+_PHRASES = {"left": ("left of", "right of"), "above": ("above", "below"), "front": ("in front of", "behind")}
+_SIDES = {
+    "above": "above them",
+    "below": "below them",
+    "left": "to the left of them",
+    "right": "to the right of them",
+}
+_FRAMES = 3  # "…", "there is …" and "a picture of …"
+
+
+@lru_cache(maxsize=65536)
+def phrase(things: Things) -> str:
+    """"a big red fox", "two keys"."""
+    noun = by_name()[things.concept]
+    words = [word for word in (things.size, things.colour) if word]
+    if things.count == 1:
+        return article(" ".join([*words, noun.name]))
+    return " ".join([NUMBERS[things.count], *words, noun.plural])
+
+
+@lru_cache(maxsize=65536)
+def _key(things: Things) -> str:
+    return " ".join([str(things.count), *(word for word in (things.size, things.colour) if word), things.concept])
+
+
+def styles(graph: Graph) -> int:
+    """How many wordings ``describe`` has for a graph."""
+    return _FRAMES * (len(_RELATIONS[graph.relation]) if graph.relation else 1)
+
+
+def describe(graph: Graph, style: int) -> str:
+    """All the graph says, in one of its wordings."""
+    frame, template = style % _FRAMES, style // _FRAMES
+    phrases = [phrase(things) for things in graph.things]
+    first = graph.things[0]
+    if graph.relation:
+        pattern = _RELATIONS[graph.relation][template]
+        text = pattern.format(a=phrases[0], b=phrases[1])
+        first = graph.things[0] if pattern.startswith("{a}") else graph.things[1]
+        if graph.side:
+            text += f", with {phrases[2]} {_SIDES[graph.side]}"
+    elif graph.position:
+        text = f"{phrases[0]} in the {graph.position}"
+    else:
+        text = _listed(phrases)
+    if frame == 0:
+        return text
+    return f"a picture of {text}" if frame == 1 else f"there {'is' if first.count == 1 else 'are'} {text}"
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def meaning(graph: Graph, background: str = "", absent: str = "") -> str:
+    """The facts stated, in one canonical form."""
+    keys = [_key(things) for things in graph.things]
+    if graph.relation:
+        text = f"{keys[0]} {graph.relation} {keys[1]}"
+        if graph.side:
+            text += f" | {keys[2]} {graph.side}"
+    else:
+        text = " + ".join(sorted(keys))
+        if graph.position:
+            text += f" @ {graph.position}"
+    return text + (f" | on {background}" if background else "") + (f" | no {absent}" if absent else "")
+
+
+def outline(graph: Graph, colours: bool = False) -> Graph:
+    """The graph reduced to what short captions say: names and counts, perhaps colours."""
+    things = tuple(Things(t.count, t.concept, t.colour if colours else "") for t in graph.things)
+    return graph._replace(things=things, relation="", side="", position="")
+
+
+def lacking(graph: Graph, absent: str) -> str:
+    """"a fox but no key"."""
+    return f"{_listed([phrase(things) for things in graph.things])} but no {absent}"
+
+
+def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str], list[str], list[str]]:
+    """Captions, meanings and negatives of a scene; or ``only_full`` paraphrases of the full description."""
+    random = Random(graph.seed + 1)
+    texts, meanings, negatives = [], [], []
+    fact, many = meaning(graph), styles(graph)
+    start = random.randrange(many)
+    for number in range(min(only_full or world.full, many)):
+        style = (start + 5 * number) % many  # 5 has no divisor in common with 3, 6 and 12: no wording twice
+        wrong = edit(graph, world, random, SWAPS) or edit(graph, world, random, CHANGES)
+        texts.append(describe(graph, style))
+        meanings.append(fact)
+        negatives.append(describe(wrong, style) if wrong else "")
+    if only_full:
+        return texts, meanings, negatives
+    if random.random() < world.short:
+        brief = outline(graph, colours=random.random() < 0.5)
+        wrong = edit(brief, world, random, CHANGES)
+        texts.append(describe(brief, 0))
+        meanings.append(meaning(brief))
+        negatives.append(describe(wrong, 0) if wrong else "")
+    if random.random() < world.long:
+        absent = other(world.names, random, *(t.concept for t in graph.things)) if random.random() < 0.5 else ""
+        tail = f", on {graph.background}" + (f" and with no {absent}" if absent else "")
+        style = random.randrange(many)
+        wrong = edit(graph, world, random, SWAPS) or edit(graph, world, random, CHANGES)
+        texts.append(describe(graph, style) + tail)
+        meanings.append(meaning(graph, graph.background, absent))
+        negatives.append(describe(wrong, style) + tail if wrong else "")
+    if random.random() < world.absent:
+        brief = outline(graph)
+        absent = other(world.names, random, *(t.concept for t in graph.things))
+        present = random.randrange(len(brief.things))
+        wrong = brief._replace(
+            things=tuple(t._replace(concept=absent) if i == present else t for i, t in enumerate(brief.things))
+        )
+        texts.append(lacking(brief, absent))
+        meanings.append(meaning(brief, absent=absent))
+        negatives.append(lacking(wrong, brief.things[present].concept))
+    return texts, meanings, negatives
+
+
+def questions(graph: Graph, world: World) -> list[dict[str, str]]:
+    """Questions of every kind the scene can answer; as many existence questions say yes as no."""
+    random = Random(graph.seed + 3)
+    chosen = graph.things[random.randrange(len(graph.things))]
+    noun = by_name()[chosen.concept]
+    absent = by_name()[other(world.names, random, *(t.concept for t in graph.things))]
+    one = chosen.count == 1
+    asked = [
+        ("count", f"how many {noun.plural} are there?", NUMBERS[chosen.count]),
+        ("existence", f"is there {article(noun.name)}?" if one else f"are there {noun.plural}?", "yes"),
+        ("existence", f"is there {article(absent.name)}?" if one else f"are there {absent.plural}?", "no"),
+    ]
+    if chosen.colour:
+        subject = f"is the {noun.name}" if one else f"are the {noun.plural}"
+        asked.append(("colour", f"what colour {subject}?", chosen.colour))
+    if graph.position:
+        asked.append(("what-is", f"what is in the {graph.position}?", noun.name))
+    if graph.relation:
+        forth, back = _PHRASES[graph.relation]
+        a, b = (by_name()[t.concept].name if t.count == 1 else by_name()[t.concept].plural for t in graph.things[:2])
+        if random.random() < 0.5:
+            a, b, forth, back = b, a, back, forth
+        verb = "is" if (graph.things[0].count if forth == _PHRASES[graph.relation][0] else graph.things[1].count) == 1 else "are"
+        asked.append(("relation", f"{verb} the {a} {forth} the {b}?", "yes"))
+        asked.append(("relation", f"{verb} the {a} {back} the {b}?", "no"))
+        asked.append(("what-is", f"what is {forth} the {b}?", a))
+    return [{"question": question, "answer": answer, "kind": kind} for kind, question, answer in asked]
+
+
+def extra(graph: Graph, boxes: list[dict[str, Any]], world: World) -> dict[str, Any]:
+    """All that is known of a scene beyond its captions."""
+    return {
+        "graph": graph.as_dict(),
+        "boxes": boxes,
+        "labels": [things.concept for things in graph.things],
+        "questions": questions(graph, world),
+    }

@@ -1,0 +1,132 @@
+"""What a ``scenes:`` address stands for: the size of the world, and what of it is held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+from urllib.parse import parse_qsl
+
+from diptych.data.scenes.concepts import all_concepts
+from diptych.data.scenes.sprites import PALETTE, versions
+from diptych.errors import DiptychError, nearest
+
+FORMAT = 1  # counts up when the same address gives other scenes or captions
+SPLITS = ("train", "validation", "test", "heldout-combinations", "heldout-concepts")
+RELATIONS = ("left", "above", "front")  # the first group is left of, above or in front of the second
+TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
+
+
+@dataclass(frozen=True)
+class World:
+    """One world. Each field is an option of the address, as in ``scenes:small?size=96&seed=3``."""
+
+    size: int = 64  # pixels, height and width
+    concepts: int = 240  # that training sees; some more are held out
+    colours: int = 10
+    max_objects: int = 6  # in one scene
+    natural: float = 0.25  # chance that a group keeps the drawing's own colours
+    trios: float = 0.1  # share of the scenes with three groups
+    seed: int = 0
+    split: str = "train"
+    length: int = 0  # 0: as many as there are
+    full: int = 3  # captions a sample carries: full descriptions, then the expected numbers of other kinds
+    short: float = 0.2
+    long: float = 0.2
+    absent: float = 0.3
+
+    def __post_init__(self) -> None:
+        most = len(all_concepts()) * 10 // 11
+        limits = {"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)}
+        chances = {name: (0, 1) for name in ("natural", "trios", "short", "long", "absent")}
+        for name, (low, high) in {**limits, **chances, "full": (1, 3), "length": (0, TRAIN_LENGTH)}.items():
+            if not low <= getattr(self, name) <= high:
+                raise DiptychError(f"scenes: {name} must be from {low} to {high}, not {getattr(self, name)}")
+        if self.split not in SPLITS:
+            raise DiptychError(f"scenes: no split '{self.split}'{nearest(self.split, SPLITS)}")
+
+    def __len__(self) -> int:
+        longest = TRAIN_LENGTH if self.split == "train" else HELD_OUT_LENGTH
+        return min(self.length or longest, longest)
+
+    def with_split(self, name: str) -> World:
+        return replace(self, split=name)
+
+    def fingerprint(self) -> str:
+        content = {**asdict(self), "length": len(self), "format": FORMAT, **versions()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    # What there is.
+
+    @cached_property
+    def seen(self) -> tuple[str, ...]:
+        """Concepts of the training scenes."""
+        return tuple(concept.name for concept in all_concepts()[: self.concepts])
+
+    @cached_property
+    def unseen(self) -> tuple[str, ...]:
+        """Concepts that only the split ``heldout-concepts`` shows, a tenth as many."""
+        return tuple(c.name for c in all_concepts()[self.concepts : self.concepts + max(2, self.concepts // 10)])
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Concepts the scenes of this split show."""
+        return self.seen + self.unseen if self.split == "heldout-concepts" else self.seen
+
+    @cached_property
+    def focus(self) -> tuple[str, ...]:
+        """Concepts of which each scene of this split shows at least one."""
+        return self.unseen if self.split == "heldout-concepts" else self.seen
+
+    @cached_property
+    def palette(self) -> tuple[str, ...]:
+        return tuple(PALETTE)[: self.colours]
+
+    # What is held out. Modular, so that every concept, colour and relation loses its fair share.
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {concept.name: number for number, concept in enumerate(all_concepts())}
+
+    @cached_property
+    def held_out_colours(self) -> frozenset[tuple[str, str]]:
+        """(concept, colour) pairs that training never shows: at most one colour of each concept."""
+        pairs = ((c, k) for c in self.seen + self.unseen for k in self.palette)
+        return frozenset((c, k) for c, k in pairs if (3 * self._index[c] + 5 * tuple(PALETTE).index(k)) % 11 == 0)
+
+    def is_held_out_relation(self, first: str, relation: str, second: str) -> bool:
+        """Whether training never shows these two concepts in this relation and order: one in 17."""
+        a, b = self._index[first], self._index[second]
+        return (7 * a + 13 * b + 5 * RELATIONS.index(relation)) % 17 == 0
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0, "trios": 0.0},
+    "medium": {"size": 64, "concepts": 46, "colours": 8, "max_objects": 4},
+    "full": {},
+}
+
+
+def parse(address: str) -> World:
+    """``scenes:[preset][?option=value&…]`` as a world."""
+    scheme, _, rest = address.partition(":")
+    if scheme != "scenes":
+        raise DiptychError(f"'{address}' is no address of the built-in scenes: it must start with 'scenes:'")
+    preset, _, query = rest.partition("?")
+    if (preset or "full") not in PRESETS:
+        raise DiptychError(f"'{address}': no preset '{preset}'{nearest(preset, PRESETS)}")
+    types = {field.name: type(field.default) for field in fields(World)}
+    options = dict(PRESETS[preset or "full"])
+    for part in query.split("&") if query else []:
+        pairs = parse_qsl(part, keep_blank_values=True)
+        name, text = pairs[0] if pairs else ("", "")
+        if name not in types:
+            raise DiptychError(f"'{address}': no option '{name}'{nearest(name, types)}")
+        try:
+            options[name] = types[name](text)
+        except ValueError:
+            kind = {"int": "a whole number", "float": "a number"}[types[name].__name__]
+            raise DiptychError(f"'{address}': {name} must be {kind}, not '{text}'") from None
+    return World(**options)
