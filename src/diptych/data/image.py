@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 100_000_000  # beyond this a file is refused from its header: 300 MB of pixels from a few kB of data
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS or PDF: those would run Ghostscript
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS or PDF: those would run Ghostscript
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -42,7 +42,7 @@ def _decode_plain_jpeg(data: bytes, item: str) -> np.ndarray | None:
         from PIL import Image
 
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                 if image.getexif().get(0x0112, 1) != 1:
                     return None
         except Exception:

@@ -114,7 +114,7 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
 
 def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Problem]) -> Inspection:
     captions = [caption for item in seen for caption in item.captions]
-    words = [re.findall(r"[\w'’-]+", caption.lower()) for caption in captions]
+    words = [re.findall(r"\w+(?:['’-]\w+)*", caption.lower()) for caption in captions]
     lengths = [len(w) for w in words]
     content = Counter(w for ws in words for w in ws if w not in FUNCTION_WORDS and not w.isdigit())
     same: dict[bytes, list[str]] = {}

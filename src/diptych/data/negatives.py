@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import re
 
-_NUMBERS = frozenset("no one two three four five six seven eight nine ten several many few".split())
-_ARTICLES = frozenset("a an the some".split())
-_SYMMETRIC = frozenset("and or with near beside alongside next to close".split())  # the dog near the cat: so is the cat
+_NUMBERS = {"no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "few"}
+_ARTICLES = {"a", "an", "the", "some"}
+_SYMMETRIC = {"and", "or", "with", "near", "beside", "alongside", "next", "to", "close"}  # dog near cat: cat near dog
 _OTHERS = """
 this that these those any each every all both much more most not none only very too another other others its it is are
 was were be been being am has have had do does did can could will would may might must should but nor so if as than then
@@ -16,7 +16,7 @@ my of in on at by from without into onto over under above below beneath undernea
 across along around through toward towards inside outside off out up down upon about after before during for via like
 left right front back top bottom side middle
 """
-FUNCTION_WORDS = _NUMBERS | _ARTICLES | _SYMMETRIC | frozenset(_OTHERS.split())
+FUNCTION_WORDS = frozenset(_OTHERS.split()) | _NUMBERS | _ARTICLES | _SYMMETRIC
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
@@ -50,10 +50,11 @@ def _swap(caption: str, first: re.Match, second: re.Match) -> str:
 
 
 def _cased(word: str, place: str) -> str:
-    """``word`` with the capital of the place it goes to; abbreviations stay as they are."""
+    """``word`` with the capital of the place it goes to; abbreviations neither take nor give one."""
     if word.isupper() and len(word) > 1:
         return word
-    return word[0].upper() + word[1:] if place[0].isupper() else word[0].lower() + word[1:]
+    capital = place[0].isupper() and (len(place) == 1 or not place.isupper())
+    return (word[0].upper() if capital else word[0].lower()) + word[1:]
 
 
 def _meaning(caption: str) -> list:

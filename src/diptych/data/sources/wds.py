@@ -62,9 +62,11 @@ class Wds(ListedSource):
         with files.open_file(url) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
+            end = 0  # of the last member, filled up to whole blocks
             try:
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     for member in tar:
+                        end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                         if member.offset_data + member.size > size:
                             raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
                         folder, _, base = member.name.rpartition("/")
@@ -77,6 +79,9 @@ class Wds(ListedSource):
                             self.problems.append(Problem(f"{shard}:{member.name}", "same member again; kept the first"))
                             continue
                         group[kind.lower()] = content if content is not None else (member.offset_data, member.size)
+                file.seek(end)  # tarfile itself takes a cut or damaged header for the end of the archive
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("no end mark after the last member")
             except (tarfile.TarError, EOFError) as error:
                 reason = f"damaged or truncated ({error}); kept the {len(groups)} keys before that"
                 self.problems.append(Problem(shard, reason))
