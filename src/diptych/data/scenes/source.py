@@ -35,6 +35,11 @@ class Scenes:
         self.address = address
         self.problems: list[Problem] = []
 
+    @property
+    def image_size(self) -> int:
+        """Pixels, height and width, of every picture."""
+        return self.world.size
+
     def __len__(self) -> int:
         return len(self.world)
 
