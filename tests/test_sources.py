@@ -1,171 +1,41 @@
-"""Every format of data, in good order and in bad; all made here."""
+"""Every format of data, in good order."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import pickle
 import sys
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import sources_fixture
 from diptych.data.inspect import inspect, print_inspection
-from diptych.data.source import BrokenItem, Source
+from diptych.data.source import Source
 from diptych.data.sources import files, open_source
 from diptych.errors import DiptychError
+from sources_fixture import (
+    CAPTIONS,
+    MAKERS,
+    PICTURES,
+    make_coco,
+    make_csv,
+    make_folder_json,
+    make_folder_txt,
+    make_parquet_bytes,
+    make_tsv,
+    make_wds,
+    picture,
+    put,
+    put_images,
+)
 
-NAMES = ["a.png", "sub/bär.jpg", "c 3.png"]
-CAPTIONS = [["a red square", "red"], ["ein grüner Bär 🐻"], ["a blue, 'quoted' thing"]]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "local" else "memory://bucket/data"
-
-
-def picture(seed: int, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    colour = tuple(int(c) for c in np.random.default_rng(seed).integers(0, 256, 3))
-    Image.new("RGB", (12, 8), colour).save(file, kind)
-    return file.getvalue()
-
-
-PICTURES = [picture(i, "JPEG" if name.endswith("jpg") else "PNG") for i, name in enumerate(NAMES)]
-
-
-def put(url: str, content: bytes | str) -> str:
-    """Writes a file; a text in UTF-8."""
-    with fsspec.open(url, "wb", auto_mkdir=True) as file:
-        file.write(content if isinstance(content, bytes) else content.encode())
-    return url
-
-
-def put_images(root: str) -> None:
-    for name, data in zip(NAMES, PICTURES, strict=True):
-        put(f"{root}/{name}", data)
-
-
-def make_folder_txt(root: str) -> str:
-    put_images(root)
-    for name, captions in zip(NAMES, CAPTIONS, strict=True):
-        put(f"{root}/{name.rpartition('.')[0]}.txt", "\n".join(captions))
-    return f"folder:{root}"
-
-
-def make_folder_json(root: str) -> str:
-    put_images(root)
-    for name, captions in zip(NAMES, CAPTIONS, strict=True):
-        put(f"{root}/{name.rpartition('.')[0]}.json", json.dumps({"captions": captions, "colour": 7}))
-    return f"folder:{root}/"
-
-
-def make_folder_jsonl(root: str) -> str:
-    put_images(root)
-    rows = [{"image": n, "captions": c} for n, c in zip(NAMES, CAPTIONS, strict=True)]
-    put(f"{root}/captions.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    return f"folder:{root}"
-
-
-def make_folder_metadata(root: str) -> str:
-    put(f"{root}/metadata.csv", table_text("file_name", "text"))
-    put_images(root)
-    return f"folder:{root}"
-
-
-def table_text(image: str = "image", caption: str = "caption", **dialect) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, **dialect)
-    writer.writerow([image, caption])
-    writer.writerows([name, c] for name, captions in zip(NAMES, CAPTIONS, strict=True) for c in captions)
-    return file.getvalue()
-
-
-def make_csv(root: str) -> str:
-    put_images(root)
-    return "csv:" + put(f"{root}/table.csv", table_text())
-
-
-def make_tsv(root: str) -> str:
-    put_images(root)
-    return "tsv:" + put(f"{root}/table.tsv", table_text(delimiter="\t"))
-
-
-def make_jsonl(root: str) -> str:
-    make_folder_jsonl(root)
-    return f"jsonl:{root}/captions.jsonl"
-
-
-def put_parquet(url: str, columns: dict, **options) -> str:
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file, **options)
-    return put(url, file.getvalue())
-
-
-def make_parquet_bytes(root: str) -> str:
-    return "parquet:" + put_parquet(f"{root}/t.parquet", {"image": PICTURES, "caption": CAPTIONS}, row_group_size=1)
-
-
-def make_parquet_hf(root: str) -> str:
-    images = [{"bytes": PICTURES[0], "path": NAMES[0]}, {"bytes": None, "path": NAMES[1]}, {"bytes": PICTURES[2]}]
-    put_images(root)
-    put_parquet(f"{root}/train-0.parquet", {"image": images[:2], "text": CAPTIONS[:2]})
-    put_parquet(f"{root}/train-1.parquet", {"image": images[2:], "text": [CAPTIONS[2]]})
-    return f"parquet:{root}/train-*.parquet"
-
-
-def make_parquet_paths(root: str) -> str:
-    put_images(root)
-    flat = [(n, c) for n, cs in zip(NAMES, CAPTIONS, strict=True) for c in cs]
-    names, captions = zip(*flat, strict=True)
-    return "parquet:" + put_parquet(f"{root}/t.parquet", {"file_name": names, "caption": captions})
-
-
-def make_coco(root: str) -> str:
-    put_images(f"{root}/images")
-    content = {
-        "images": [{"id": i, "file_name": n, "width": 12} for i, n in enumerate(NAMES)],
-        "annotations": [{"image_id": i, "caption": c} for i, cs in enumerate(CAPTIONS) for c in cs],
-    }
-    return "coco:" + put(f"{root}/captions.json", json.dumps(content))
-
-
-def tar_bytes(members: list[tuple[str, bytes | str]]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, content in members:
-            data = content if isinstance(content, bytes) else content.encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
-
-def make_wds(root: str) -> str:
-    for i, (name, data, captions) in enumerate(zip(NAMES, PICTURES, CAPTIONS, strict=True)):
-        stem, _, kind = name.rpartition(".")
-        put(f"{root}/{i:03d}.tar", tar_bytes([(f"{stem}.{kind}", data), (f"{stem}.txt", "\n".join(captions))]))
-    return f"wds:{root}/{{000..002}}.tar"
-
-
-MAKERS = [value for name, value in sorted(globals().items()) if name.startswith("make_")]
+own_cache, root = sources_fixture.own_cache, sources_fixture.root  # pytest finds them here
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -263,227 +133,11 @@ def test_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         open_source("pathlib:Path:x")
 
 
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("foldr:photos", "did you mean 'folder'"),
-        ("nowhere/at/all", "cannot open 'nowhere/at/all'.*known: scenes:, folder:"),
-        ("folder:nowhere", "nowhere: there is no such directory"),
-        ("csv:nowhere.csv", r"nowhere\.csv: there is no such file"),
-        ("nowhere.csv", r"nowhere\.csv: there is no such file"),
-        ("parquet:nowhere/*.parquet", "no file has such a name"),
-        ("coco:nowhere.json", "there is no such file"),
-        ("wds:nowhere/{0..2}.tar", "3 of 3 shards do not exist"),
-        ("csv:memory://nowhere/x.csv", "there is no such file"),
-        ("folder:memory://nowhere/at", "there is no such directory"),
-        ("folder:nosuchprotocol://x", "nosuchprotocol"),
-        ("folder:", "names no place"),
-    ],
-)
-def test_wrong_addresses_are_named(address: str, message: str) -> None:
-    with pytest.raises(DiptychError, match=message):
-        open_source(address)
-
-
-def test_empty_data_sets_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DiptychError, match="empty data set: found no images"):
-        open_source(f"folder:{tmp_path}")
-    put_images(str(tmp_path))  # images, but not a caption
-    with pytest.raises(DiptychError, match=r"(?s)empty data set.*a\.png: no caption"):
-        open_source(f"folder:{tmp_path}")
-    put(f"{tmp_path}/t.csv", "image,caption\n")
-    with pytest.raises(DiptychError, match=r"t\.csv: empty data set"):
-        open_source(f"csv:{tmp_path}/t.csv")
-    put(f"{tmp_path}/x.tar", tar_bytes([]))
-    with pytest.raises(DiptychError, match="empty data set"):
-        open_source(f"wds:{tmp_path}/x.tar")
-
-
-def test_a_missing_column_is_named_with_the_remedy(tmp_path: Path) -> None:
-    url = put(f"{tmp_path}/t.csv", "image,words\na.png,x\n")
-    with pytest.raises(DiptychError, match=r"t\.csv: no caption column.*columns: image, words.*\?caption=NAME"):
-        open_source(f"csv:{url}")
-    url = put_parquet(f"{tmp_path}/t.parquet", {"pixels": PICTURES, "caption": ["a", "b", "c"]})
-    with pytest.raises(DiptychError, match=r"t\.parquet: no image column.*columns: pixels, caption.*\?image=NAME"):
-        open_source(url)
-
-
-def problems(source: Source) -> dict[str, str]:
-    return {p.item: p.reason for p in source.problems}
-
-
-def test_unusable_rows_are_recorded_and_the_rest_is_kept(root: str) -> None:
-    put_images(root)
-    rows = ["image,caption", "a.png,good", "c 3.png,", "none.png,there is none", "sub/bär.jpg,one, two", ",no image"]
-    source = open_source("csv:" + put(f"{root}/t.csv", "\n".join(rows)))
-    assert [s.captions for s in (source[i] for i in range(len(source)))] == [["good"]]
-    found = problems(source)
-    assert found.keys() == {"c 3.png", "none.png", "t.csv:5", "t.csv:6"}
-    assert found["c 3.png"] == "empty caption"
-    assert "there is no file" in found["none.png"] and "none.png" in found["none.png"]
-    assert "3 fields" in found["t.csv:5"]
-
-
-def test_one_empty_caption_among_several(tmp_path: Path) -> None:
-    put_images(str(tmp_path))
-    rows = [{"image": "a.png", "captions": ["one", " \t", "two"]}, {"image": "c 3.png", "captions": []}]
-    put(f"{tmp_path}/captions.jsonl", "\n".join(map(json.dumps, rows)))
-    source = open_source(f"folder:{tmp_path}")
-    assert source[0].captions == ["one", "two"]
-    assert problems(source) == {
-        "a.png": "empty caption",
-        "c 3.png": "no caption",
-        "sub/bär.jpg": "not named in captions.jsonl",
-    }
-
-
 def test_rows_of_the_same_image_are_one_sample(tmp_path: Path) -> None:
     put_images(str(tmp_path))
     put(f"{tmp_path}/t.csv", "image,caption\na.png,one\nc 3.png,x\n./a.png,two\na.png,one\n")
     source = open_source(f"csv:{tmp_path}/t.csv")
     assert [source[i].captions for i in range(len(source))] == [["one", "two"], ["x"]]
-
-
-def test_captions_lose_control_characters_but_no_words(tmp_path: Path) -> None:
-    long = "word " * 9_999 + "last"
-    dirty = "\ufeffred\x00 \x1bsquare\u0085\tand\n\ud800more  "
-    rows = [{"image": "a.png", "caption": dirty}, {"image": "c 3.png", "caption": long}]
-    put_images(str(tmp_path))
-    put(f"{tmp_path}/t.jsonl", "\n".join(map(json.dumps, rows)))
-    source = open_source(f"{tmp_path}/t.jsonl")
-    assert source[0].captions == ["red square and more"]
-    assert source[1].captions == [long]
-    put(f"{tmp_path}/t.csv", f"image,caption\na.png,{'x' * 200_000}\n")
-    assert len(open_source(f"{tmp_path}/t.csv")[0].captions[0]) == 200_000
-
-
-@pytest.mark.parametrize(
-    "encode",
-    [
-        lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
-        lambda text: text.encode("utf-16"),
-        lambda text: text.replace(",", ";").encode(),
-    ],
-)
-def test_what_spreadsheets_write(tmp_path: Path, encode: Callable[[str], bytes]) -> None:
-    put_images(str(tmp_path))
-    put(f"{tmp_path}/t.csv", encode('image,caption\na.png,"ein grüner\nBär"\n\nsub/bär.jpg,zwei\n'))
-    source = open_source(f"csv:{tmp_path}/t.csv")
-    assert [source[i].captions for i in range(len(source))] == [["ein grüner Bär"], ["zwei"]]
-    assert source.problems == []
-
-
-def test_marks_and_line_ends_in_txt(tmp_path: Path) -> None:
-    put(f"{tmp_path}/a.png", PICTURES[0])
-    put(f"{tmp_path}/a.txt", b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
-    assert open_source(f"folder:{tmp_path}")[0].captions == ["one", "two"]
-    put(f"{tmp_path}/b.png", PICTURES[1])
-    put(f"{tmp_path}/b.txt", "ä".encode("latin-1"))
-    source = open_source(f"folder:{tmp_path}")
-    assert len(source) == 1 and "line 1: not UTF-8" in problems(source)["b.png"]
-
-
-def test_broken_json_names_file_and_line(tmp_path: Path) -> None:
-    put_images(str(tmp_path))
-    put(f"{tmp_path}/captions.jsonl", '{"image": "a.png", "caption": "x"}\n{"image": "c 3.png", "capt')
-    with pytest.raises(DiptychError, match=r"captions\.jsonl, line 2: broken JSON"):
-        open_source(f"folder:{tmp_path}")
-    put(f"{tmp_path}/captions.jsonl", '{"image": "a.png", "caption": "x"}\n\n["a list"]\n')
-    with pytest.raises(DiptychError, match=r"captions\.jsonl, line 3: expected a JSON object .* found list"):
-        open_source(f"folder:{tmp_path}")
-    put(f"{tmp_path}/c.json", '{"images": [')
-    with pytest.raises(DiptychError, match=r"c\.json: broken JSON: .*line 1"):
-        open_source(f"coco:{tmp_path}/c.json")
-    put(f"{tmp_path}/c.json", '{"images": [], "categories": []}')
-    with pytest.raises(DiptychError, match=r"not a COCO file.*has images, categories"):
-        open_source(f"coco:{tmp_path}/c.json")
-
-
-def test_broken_json_beside_one_image_costs_only_that_image(tmp_path: Path) -> None:
-    make_folder_json(str(tmp_path))
-    put(f"{tmp_path}/a.json", "{")
-    source = open_source(f"folder:{tmp_path}")
-    assert len(source) == 2 and "a.json: broken JSON" in problems(source)["a.png"]
-
-
-def test_broken_images_are_named_when_read(root: str) -> None:
-    put(f"{root}/good.png", PICTURES[0])
-    put(f"{root}/text.jpg", "no image at all")
-    put(f"{root}/cut.jpg", PICTURES[1][:-200])
-    put(f"{root}/empty.png", b"")
-    for stem in ("good", "text", "cut", "empty"):
-        put(f"{root}/{stem}.txt", stem)
-    source = open_source(f"folder:{root}")
-    assert len(source) == 4
-    reasons = {}
-    for i in range(4):
-        try:
-            source[i]
-        except BrokenItem as error:
-            reasons[error.problem.item] = error.problem.reason
-    assert reasons.keys() == {"text.jpg", "cut.jpg", "empty.png"}
-    assert "not an image" in reasons["text.jpg"] and "truncated" in reasons["cut.jpg"] and "empty" in reasons["empty.png"]
-
-
-def test_a_file_that_vanishes_is_a_broken_item(tmp_path: Path) -> None:
-    source = open_source(make_folder_txt(str(tmp_path)))
-    (tmp_path / "a.png").unlink()
-    with pytest.raises(BrokenItem, match=r"a\.png: cannot be read"):
-        source[0]
-    assert sum(len(source.split(n)) for n in ("train", "validation", "test")) == 3
-
-
-def test_shards_group_by_key_up_to_the_first_dot(tmp_path: Path) -> None:
-    members = [
-        ("d.1/x.jpg", picture(1, "JPEG")),
-        ("d.1/x.seg.png", PICTURES[0]),
-        ("d.1/x.json", '{"caption": "one", "score": 2}'),
-        ("d.1/x.cls", "7\n"),
-        ("y.PNG", PICTURES[2]),
-        ("y.txt", "two\n"),
-        ("z.txt", "no image"),
-        ("w.jpg", PICTURES[1]),
-        ("v.jpg", PICTURES[1]),
-        ("v.json", "{"),
-    ]
-    put(f"{tmp_path}/x.tar", tar_bytes(members))
-    source = open_source(f"wds:{tmp_path}/x.tar")
-    assert [source[i].id for i in range(len(source))] == ["x.tar:d.1/x", "x.tar:y"]
-    assert source[0].captions == ["one"] and source[0].extra == {"score": 2, "cls": "7"}
-    found = problems(source)
-    assert found.keys() == {"x.tar:z", "x.tar:w", "x.tar:v"}
-    assert "no image" in found["x.tar:z"] and found["x.tar:w"] == "no caption" and "broken JSON" in found["x.tar:v"]
-
-
-@pytest.mark.parametrize("cut", [1540, 2048, 2100, 2600, 3588])  # in a text, between members, in a header, in a picture, in a text
-def test_a_truncated_shard_gives_what_is_good(root: str, cut: int) -> None:
-    members = [(f"{i}.{kind}", data) for i in range(9) for kind, data in (("png", picture(i)), ("txt", f"caption {i}"))]
-    whole = tar_bytes(members)
-    put(f"{root}/0.tar", whole[:cut])
-    put(f"{root}/1.tar", tar_bytes([("good.png", PICTURES[0]), ("good.txt", "good")]))
-    source = open_source(f"wds:{root}/*.tar")
-    samples = [source[i] for i in range(len(source))]
-    assert [s.captions for s in samples] == [[f"caption {i}"] for i in range(cut // 2048)] + [["good"]]
-    assert "truncated" in problems(source)["0.tar"]
-
-
-def test_shards_that_are_none(tmp_path: Path) -> None:
-    put(f"{tmp_path}/0.tar", b"this is no tar file" * 100)
-    with pytest.raises(DiptychError, match=r"(?s)empty data set.*0\.tar: damaged or truncated"):
-        open_source(f"wds:{tmp_path}/0.tar")
-    with pytest.raises(DiptychError, match=r"1 of 2 shards do not exist: .*1\.tar"):
-        open_source(f"wds:{tmp_path}/{{0..1}}.tar")
-    put(f"{tmp_path}/x.parquet", b"PAR1 or so")
-    with pytest.raises(DiptychError, match=r"x\.parquet: not a Parquet file"):
-        open_source(f"{tmp_path}/x.parquet")
-
-
-def test_parquet_rows_without_an_image(tmp_path: Path) -> None:
-    put_parquet(f"{tmp_path}/t.parquet", {"image": [PICTURES[0], None], "caption": ["x", "y"], "n": [1, 2]})
-    source = open_source(f"{tmp_path}/t.parquet")
-    assert source[0].extra == {"n": 1}
-    with pytest.raises(BrokenItem, match=r"t\.parquet:1: .*no image"):
-        source[1]
 
 
 def test_parquet_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 QUANTILES = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
 SHOWN = 16  # samples on the contact sheet
+ENDLESS = 2**31 - 1  # the length of a source that draws its samples; of such, DRAWN are looked at
+DRAWN = 1000
 
 
 @dataclass
@@ -71,6 +73,8 @@ def inspect(address: str, out: Path | None = None, limit: int | None = None, pro
     from diptych.data.sources import open_source
 
     source = open_source(address)
+    if limit is None and len(source) >= ENDLESS:
+        limit = DRAWN
     indices = _spread(len(source), limit)
     seen, broken = _look(source, indices, progress)
     result = _summary(source, len(indices), seen, [*source.problems, *broken])
@@ -171,8 +175,7 @@ def print_inspection(result: Inspection) -> None:
     part = "" if result.looked_at == result.items else f" ({result.looked_at:,} looked at)"
     console.print(f"[bold]{escape(result.address)}[/bold]  fingerprint {result.fingerprint}")
     console.print(
-        f"{result.items:,} items{part}, {result.good:,} good, {len(result.broken):,} problems, "
-        f"{result.captions:,} captions"
+        f"{result.items:,} items{part}, {result.good:,} good, {len(result.broken):,} problems, {result.captions:,} captions"
     )
     console.print("split: " + ", ".join(f"{name} {size:,}" for name, size in result.splits.items()))
     console.print("captions an item: " + ", ".join(f"{n} × {k}" for k, n in result.captions_per_item.items()))

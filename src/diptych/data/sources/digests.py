@@ -49,10 +49,7 @@ def of_entries(place: str, entries: Sequence[Entry], read: Callable[[Entry], byt
     if any(keys[i] and d is not None for i, d in fresh.items()):
         _save(path, {key: kept[key] for key in keys if key in kept})
     by_name = (digest(b"unreadable:" + e.id.encode("utf-8", "surrogateescape")) for e in entries)
-    return [
-        (fresh[i] or name) if i in fresh else bytes.fromhex(kept[keys[i]])
-        for i, name in enumerate(by_name)
-    ]
+    return [(fresh[i] or name) if i in fresh else bytes.fromhex(kept[keys[i]]) for i, name in enumerate(by_name)]
 
 
 def _load(path: Path) -> dict[str, str]:

@@ -152,11 +152,13 @@ def stamps(urls: Iterable[str]) -> dict[str, str | None]:
     """For each file a text that changes when its content does; "" if not known; ``None`` if there is no such file."""
     found: dict[str, str | None] = {}
     remote: dict[str, list[str]] = defaultdict(list)
+    web: tuple[Any, str] | None = None
     for url in urls:
         if is_local(url):
             found[url] = _local_stamp(url)
         elif url.startswith(("http://", "https://")):
             found[url] = ""  # web servers do not list; what is missing shows on reading
+            web = web or filesystem(url)  # but what cannot be read at all shows now
         else:
             remote[parent(url)].append(url)
     for directory, members in remote.items():

@@ -37,9 +37,7 @@ class Table(ListedSource):
             yield from table_entries(url, self.problems, image=self.image, caption=self.caption)
 
 
-def table_entries(
-    url: str, problems: list[Problem], image: str | None = None, caption: str | None = None
-) -> Iterator[Entry]:
+def table_entries(url: str, problems: list[Problem], image: str | None = None, caption: str | None = None) -> Iterator[Entry]:
     """An entry for each row of one file; rows that cannot be used are added to ``problems``."""
     columns, rows = read_jsonl(url) if url.endswith((".jsonl", ".ndjson")) else read_csv(url, problems)
     image = column(columns, IMAGE_COLUMNS, image, "image", url)
