@@ -51,7 +51,7 @@ def _relief(kind: str, random: np.random.RandomState, width: int) -> np.ndarray:
         seam = (y % unit == 0) | ((x + plank * 37) % (5 * unit) == 0)
         return _noise(random, 6, width // 2, width) // 7 + random.randint(-9, 10, 64)[plank] - 26 * seam
     if kind == "stone":
-        return (coarse // 24) * 6 + _noise(random, 16, 16, width) // 10 + fine // 14
+        return (coarse // 24) * 3 + _noise(random, 16, 16, width) // 12 + fine // 14
     if kind == "bricks":
         row = 2 * y // unit
         shifted = x + (row % 2) * (unit // 2)
@@ -73,9 +73,8 @@ def textures(size: int) -> dict[str, list[np.ndarray]]:
     for number, (kind, base) in enumerate(BASES.items()):
         random = np.random.RandomState(1000 + number)  # the one NumPy generator whose stream is frozen
         bank[kind] = [
-            np.clip(np.array(base) + random.randint(-8, 9, 3) + _relief(kind, random, 2 * size)[..., None], 0, 255).astype(
-                np.uint16
-            )
+            np.clip(np.array(base) + random.randint(-8, 9, 3) + _relief(kind, random, 2 * size)[..., None], 0, 255)
+            .astype(np.uint16)
             for _ in range(VARIANTS)
         ]
     return bank

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from diptych.data.scenes.backgrounds import KINDS
 from diptych.data.scenes.graph import (
@@ -31,7 +32,7 @@ def _single(world: World, random: Random, size: str = "", tinted: bool = False) 
     return Graph((things,), position=other(POSITIONS, random))
 
 
-def _changed(graph: Graph, **changes: object) -> Graph:
+def _changed(graph: Graph, **changes: Any) -> Graph:
     return graph._replace(things=(graph.things[0]._replace(**changes), *graph.things[1:]))
 
 
@@ -119,8 +120,9 @@ def group(skill: str, world: World, seed: int, name: str) -> Group:
         texts = [lacking(outline(graph), absent) for graph, absent in zip(pair, reversed(names), strict=True)]
     else:
         texts = [describe(graph, style) for graph in pair]
-    images = [picture(graph, world.size)[0] for graph in pair]
-    return Group(name, skill, images, texts, {"graphs": [graph.as_dict() for graph in pair]})
+    images, boxes = zip(*(picture(graph, world.size) for graph in pair), strict=True)
+    known = {"graphs": [graph.as_dict() for graph in pair], "boxes": list(boxes)}
+    return Group(name, skill, list(images), texts, known)
 
 
 def single_object(world: World, seed: int, concept: str) -> Graph:

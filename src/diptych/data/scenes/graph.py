@@ -19,7 +19,7 @@ _MASK = 2**64 - 1
 class Things(NamedTuple):
     """A group of alike objects."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     concept: str
     colour: str = ""  # "": the drawing's own colours, which captions do not name
     size: str = ""  # "big", "small" or "", of which captions say nothing

@@ -14,7 +14,7 @@ from diptych.data.scenes.world import World
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _RELATIONS = {
     "left": ("{a} left of {b}", "{b} right of {a}", "{a} to the left of {b}", "{b} to the right of {a}"),
-    "above": ("{a} above {b}", "{b} below {a}", "{a} over {b}", "{b} under {a}"),
+    "above": ("{a} above {b}", "{b} below {a}"),
     "front": ("{a} in front of {b}", "{b} behind {a}"),
 }
 _PHRASES = {"left": ("left of", "right of"), "above": ("above", "below"), "front": ("in front of", "behind")}
@@ -103,7 +103,7 @@ def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str],
     fact, many = meaning(graph), styles(graph)
     start = random.randrange(many)
     for number in range(min(only_full or world.full, many)):
-        style = (start + 5 * number) % many  # 5 has no divisor in common with 3, 6 and 12: no wording twice
+        style = (start + 5 * number) % many  # 5 has no divisor in common with 3, 6 or 12: no wording twice
         wrong = edit(graph, world, random, SWAPS) or edit(graph, world, random, CHANGES)
         texts.append(describe(graph, style))
         meanings.append(fact)
@@ -150,16 +150,16 @@ def questions(graph: Graph, world: World) -> list[dict[str, str]]:
         ("existence", f"is there {article(absent.name)}?" if one else f"are there {absent.plural}?", "no"),
     ]
     if chosen.colour:
-        subject = f"is the {noun.name}" if one else f"are the {noun.plural}"
-        asked.append(("colour", f"what colour {subject}?", chosen.colour))
+        asked.append(("colour", f"what colour {f'is the {noun.name}' if one else f'are the {noun.plural}'}?", chosen.colour))
     if graph.position:
         asked.append(("what-is", f"what is in the {graph.position}?", noun.name))
     if graph.relation:
         forth, back = _PHRASES[graph.relation]
-        a, b = (by_name()[t.concept].name if t.count == 1 else by_name()[t.concept].plural for t in graph.things[:2])
+        subject, target = graph.things[:2]
         if random.random() < 0.5:
-            a, b, forth, back = b, a, back, forth
-        verb = "is" if (graph.things[0].count if forth == _PHRASES[graph.relation][0] else graph.things[1].count) == 1 else "are"
+            subject, target, forth, back = target, subject, back, forth
+        a, b = (by_name()[t.concept].name if t.count == 1 else by_name()[t.concept].plural for t in (subject, target))
+        verb = "is" if subject.count == 1 else "are"
         asked.append(("relation", f"{verb} the {a} {forth} the {b}?", "yes"))
         asked.append(("relation", f"{verb} the {a} {back} the {b}?", "no"))
         asked.append(("what-is", f"what is {forth} the {b}?", a))

@@ -17,7 +17,11 @@ from diptych.data.scenes.sprites import Sprite, sprite
 
 Point = tuple[float, float]  # (x, y) of an object's centre
 
-_MARKED = {"big": 0.5, "small": 0.24}  # longer side of an object whose size captions name
+# Longer sides of objects. Few different ones, so that few tinted sprites are kept.
+_MARKED = {"big": 0.46, "small": 0.24}  # those whose size captions name
+_ALONE = (0.38, 0.34, 0.34, 0.34, 0.28, 0.28)  # in a group of 1, 2 … that has the picture to itself
+_SHARING = (0.34, 0.34, 0.28, 0.24, 0.24, 0.24)
+_FRONT = 0.46  # one before the other
 _CENTRES = {
     "top left": (0.25, 0.25),
     "top right": (0.75, 0.25),
@@ -25,7 +29,6 @@ _CENTRES = {
     "bottom right": (0.75, 0.75),
     "centre": (0.5, 0.5),
 }
-_FRONT = 0.47  # longer side of objects that overlap
 _VISIBLE = (0.5, 0.9)  # of the hidden object, at least and at most
 
 
@@ -39,13 +42,7 @@ class Placed(NamedTuple):
 
 def _side(things: Things, room: int, alone: bool) -> float:
     """Longer side of an object in a group laid out for ``room`` objects."""
-    if things.size == "big" and room == 2 and alone:
-        return 0.42
-    if things.size:
-        return _MARKED[things.size]
-    if alone:
-        return (0.38, 0.36, 0.33, 0.33, 0.28, 0.28)[room - 1]
-    return (0.36, 0.34, 0.29, 0.27, 0.24, 0.24)[room - 1]
+    return _MARKED[things.size] if things.size else (_ALONE if alone else _SHARING)[room - 1]
 
 
 def _between(random: Random, low: float, high: float) -> float:
@@ -64,7 +61,9 @@ def _spread(random: Random, count: int, room: int, side: float) -> list[Point]:
     ]
 
 
-def _block(random: Random, count: int, side: float, along: tuple[float, float], middle: float, rows: int) -> list[Point]:
+def _block(
+    random: Random, count: int, side: float, along: tuple[float, float], middle: float, rows: int
+) -> list[Point]:
     """A group within an interval of the main axis, in rows about ``middle`` of the other: (along, across) centres."""
     lines = -(-count // rows)
     rows = -(-count // lines)
@@ -134,8 +133,6 @@ def _overlapping(random: Random, graph: Graph, size: int) -> list[Placed]:
         left, top = min(0, dx), min(0, dy)
         right = max(a.mask.shape[1], dx + b.mask.shape[1])
         bottom = max(a.mask.shape[0], dy + b.mask.shape[0])
-        if right - left > size or bottom - top > size:
-            continue
         shares = (_visible(a, b, dx, dy), _visible(b, a, -dx, -dy))
         miss = max(_VISIBLE[0] - min(shares), max(shares) - _VISIBLE[1], 0.0)
         if best is None or miss < best[0]:
@@ -157,7 +154,7 @@ def place(graph: Graph, random: Random, size: int) -> list[Placed]:
     first = graph.things[0]
     if graph.position:
         sides = [_side(first, 1, True)]
-        slack = 0.06 if graph.position == "centre" else max(0.0, 0.25 - sides[0] / 2)
+        slack = 0.06 if graph.position == "centre" else min(0.09, max(0.0, 0.25 - sides[0] / 2))
         x, y = _CENTRES[graph.position]
         points = [[(x + _between(random, -slack, slack), y + _between(random, -slack, slack))]]
     elif len(graph.things) == 1:
@@ -184,7 +181,10 @@ def place(graph: Graph, random: Random, size: int) -> list[Placed]:
 
 
 def picture(graph: Graph, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The image, uint8 [size, size, 3], and the boxes: {"box": [x0, y0, x1, y1] in pixels, "concept", "colour"}."""
+    """The image, uint8 [size, size, 3], and the boxes in painting order.
+
+    A box is {"box": [x0, y0, x1, y1] in pixels, "concept", "colour"}.
+    """
     random = Random(graph.seed + 2)
     texture = textures(size)[graph.background][random.randrange(VARIANTS)]
     left, top = random.randrange(size + 1), random.randrange(size + 1)
@@ -196,7 +196,5 @@ def picture(graph: Graph, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
         under *= drawn.keep[:, ::-1] if flip else drawn.keep
         under >>= 8
         under += drawn.paint[:, ::-1] if flip else drawn.paint
-        boxes.append(
-            {"box": [x, y, x + width, y + height], "concept": things.concept, "colour": things.colour}
-        )
+        boxes.append({"box": [x, y, x + width, y + height], "concept": things.concept, "colour": things.colour})
     return canvas.astype(np.uint8), boxes

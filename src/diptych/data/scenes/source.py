@@ -57,7 +57,9 @@ class Scenes:
 
     def split(self, name: str) -> Scenes:
         """One of train, validation, test, heldout-combinations, heldout-concepts: each has seeds of its own."""
-        return Scenes(self.world.with_split(name), self.address)
+        preset, _, query = self.address.partition("?")
+        options = [option for option in query.split("&") if option and not option.startswith("split=")]
+        return Scenes(self.world.with_split(name), f"{preset}?{'&'.join([*options, f'split={name}'])}")
 
     def _seed(self, *stream: int) -> int:
         return mix(self.world.seed, SPLITS.index(self.world.split), *stream)

@@ -9,7 +9,9 @@ import hashlib
 import io
 import os
 import tempfile
-from functools import lru_cache
+import zipfile
+import zlib
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from diptych.data.scenes.concepts import all_concepts, by_name
+from diptych.data.scenes.concepts import all_concepts
 
 MASTER = 128  # pixels
 FORMAT = 1  # counts up when the rendering or tinting below changes
@@ -84,54 +86,64 @@ def masters() -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as stored:
             shapes, pixels = stored["shapes"], stored["pixels"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         arrays = [_render(concept.code) for concept in concepts]
         shapes = np.array([array.shape for array in arrays], np.int32)
         pixels = np.concatenate([array.ravel() for array in arrays])
-        _store(file, shapes=shapes, pixels=pixels)
+        _store(file, shapes, pixels)
     ends = np.cumsum(shapes.prod(axis=1))
     return {c.name: pixels[end - s.prod() : end].reshape(s) for c, s, end in zip(concepts, shapes, ends, strict=True)}
 
 
-def _store(file: Path, **arrays: np.ndarray) -> None:
+def _store(file: Path, shapes: np.ndarray, pixels: np.ndarray) -> None:
     """Written aside and moved into place, so that no reader sees half a file; without a writable cache, not at all."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
-            np.savez_compressed(part, allow_pickle=False, **arrays)
+            np.savez_compressed(part, shapes=shapes, pixels=pixels)
         os.replace(part.name, file)
     except OSError:
         return
 
 
-@lru_cache(maxsize=None)
-def _fill_luminance(concept: str) -> float:
-    """The luminance most of the drawing's filled area has, 0..1."""
+@cache
+def _tones(concept: str) -> tuple[float, float]:
+    """The luminance (0..1) most of the drawing's filled area has, and how bright its lines may stay when tinted.
+
+    The more of a drawing is dark lines, the brighter they stay, or the colour would be lost.
+    """
     master = masters()[concept].astype(np.float64)
-    luminance = (master[..., :3] @ (0.299, 0.587, 0.114)) / np.maximum(master[..., 3], 1)
-    return max(float(np.percentile(luminance[master[..., 3] > 128], 60)), 0.3)
+    luminance = _luminance(master)[master[..., 3] > 128]
+    fill = max(float(np.percentile(luminance, 60)), 0.3)
+    return fill, float(np.clip(1.3 * (luminance < 0.5 * fill).mean(), 0.12, 0.8))
 
 
-def _tinted(rgba: np.ndarray, colour: str, fill: float) -> np.ndarray:
+def _luminance(rgba: np.ndarray) -> np.ndarray:
+    """Of premultiplied pixels, 0..1: [height, width]."""
+    weighted = (rgba[..., :3] * np.array((0.299, 0.587, 0.114))).sum(axis=-1)
+    return weighted / np.maximum(rgba[..., 3].astype(np.float64), 1)
+
+
+def _tinted(rgba: np.ndarray, colour: str, fill: float, lines: float) -> np.ndarray:
     """Premultiplied RGBA in shades of one colour; lines and shading of the drawing stay visible."""
     alpha = rgba[..., 3:].astype(np.float64)
-    weights = np.array((0.299, 0.587, 0.114))
-    luminance = (rgba[..., :3] * weights).sum(axis=-1, keepdims=True) / np.maximum(alpha, 1)
-    luminance = np.clip(luminance * (_FILL / fill), 0, 1)
+    luminance = np.clip(_luminance(rgba)[..., None] * (_FILL / fill), 0, 1)
     pure = np.array(PALETTE[colour], np.float64)
-    dark = pure * (0.12 + 0.88 * luminance / _FILL)
+    if colour == "white":  # grey lines take nothing from white, and set it off from pale grounds
+        lines *= 0.6
+    dark = pure * (lines + (1 - lines) * luminance / _FILL)
     light = pure + (255 - pure) * 0.4 * (luminance - _FILL) / (1 - _FILL)
     shade = np.where(luminance < _FILL, dark, light)
     return np.concatenate([np.rint(shade * alpha / 255).astype(np.uint8), rgba[..., 3:]], axis=-1)
 
 
-@lru_cache(maxsize=40_000)
+@lru_cache(maxsize=20_000)
 def sprite(concept: str, colour: str, side: int) -> Sprite:
     """The drawing of a concept in a colour ("": its own colours), its longer side ``side`` pixels."""
-    by_name()[concept]
-    rgba = np.asarray(_fit(Image.frombuffer("RGBa", masters()[concept].shape[1::-1], masters()[concept].tobytes()), side))
+    master = masters()[concept]
+    rgba = np.asarray(_fit(Image.frombytes("RGBa", master.shape[1::-1], master.tobytes()), side))
     if colour:
-        rgba = _tinted(rgba, colour, _fill_luminance(concept))
+        rgba = _tinted(rgba, colour, *_tones(concept))
     alpha = rgba[..., 3].astype(np.uint16)
     keep = np.repeat((256 - alpha - (alpha > 127))[..., None], 3, axis=-1).astype(np.uint16)
     paint = np.minimum(rgba[..., :3], rgba[..., 3:])  # rounding must not push a sum over 255

@@ -39,9 +39,12 @@ class World:
 
     def __post_init__(self) -> None:
         most = len(all_concepts()) * 10 // 11
-        limits = {"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)}
-        chances = {name: (0, 1) for name in ("natural", "trios", "short", "long", "absent")}
-        for name, (low, high) in {**limits, **chances, "full": (1, 3), "length": (0, TRAIN_LENGTH)}.items():
+        limits: dict[str, tuple[float, float]] = {
+            **{name: (0, 1) for name in ("trios", "short", "long", "absent")},
+            **{"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)},
+            **{"natural": (0, 0.9), "full": (1, 3), "length": (0, TRAIN_LENGTH)},
+        }
+        for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise DiptychError(f"scenes: {name} must be from {low} to {high}, not {getattr(self, name)}")
         if self.split not in SPLITS:
@@ -117,7 +120,7 @@ def parse(address: str) -> World:
     preset, _, query = rest.partition("?")
     if (preset or "full") not in PRESETS:
         raise DiptychError(f"'{address}': no preset '{preset}'{nearest(preset, PRESETS)}")
-    types = {field.name: type(field.default) for field in fields(World)}
+    types: dict[str, type] = {field.name: type(getattr(World, field.name)) for field in fields(World)}
     options = dict(PRESETS[preset or "full"])
     for part in query.split("&") if query else []:
         pairs = parse_qsl(part, keep_blank_values=True)
