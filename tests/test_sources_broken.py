@@ -97,6 +97,8 @@ def test_captions_lose_control_characters_but_no_words(tmp_path: Path) -> None:
     source = open_source(f"{tmp_path}/t.jsonl")
     assert source[0].captions == ["red square and more"]
     assert source[1].captions == [long]
+    put(f"{tmp_path}/t.jsonl", '{"image": "a.png", "caption": "one\u2028line"}\n')  # legal inside a JSON text
+    assert open_source(f"{tmp_path}/t.jsonl")[0].captions == ["one line"]
     put(f"{tmp_path}/t.csv", f"image,caption\na.png,{'x' * 200_000}\n")
     assert len(open_source(f"{tmp_path}/t.csv")[0].captions[0]) == 200_000
 
@@ -170,11 +172,13 @@ def test_broken_images_are_named_when_read(root: str) -> None:
 
 
 def test_a_file_that_vanishes_is_a_broken_item(tmp_path: Path) -> None:
-    source = open_source(make_folder_txt(str(tmp_path)))
+    source, again = (open_source(make_folder_txt(str(tmp_path))) for _ in range(2))
     (tmp_path / "a.png").unlink()
+    (tmp_path / "c 3.png").unlink()
     with pytest.raises(BrokenItem, match=r"a\.png: cannot be read"):
         source[0]
     assert sum(len(source.split(n)) for n in ("train", "validation", "test")) == 3
+    assert len(set(source.digests())) == 3 and source.digests() == again.digests()
 
 
 def test_shards_group_by_key_up_to_the_first_dot(tmp_path: Path) -> None:
@@ -209,6 +213,14 @@ def test_a_truncated_shard_gives_what_is_good(root: str, cut: int) -> None:
     samples = [source[i] for i in range(len(source))]
     assert [s.captions for s in samples] == [[f"caption {i}"] for i in range(cut // 2048)] + [["good"]]
     assert "truncated" in problems(source)["0.tar"]
+
+
+def test_a_picture_cut_short_at_the_end_of_a_shard_is_not_listed(tmp_path: Path) -> None:
+    whole = tar_bytes([("a.txt", "one"), ("a.png", PICTURES[0]), ("b.txt", "two"), ("b.png", PICTURES[1])])
+    put(f"{tmp_path}/0.tar", whole[: 3 * 1024 + 512 + 20])
+    source = open_source(f"wds:{tmp_path}/0.tar")
+    assert [source[i].captions for i in range(len(source))] == [["one"]]
+    assert "b.png ends beyond the end of the file" in problems(source)["0.tar"]
 
 
 def test_shards_that_are_none(tmp_path: Path) -> None:
