@@ -150,16 +150,17 @@ def questions(graph: Graph, world: World) -> list[dict[str, str]]:
         ("existence", f"is there {article(absent.name)}?" if one else f"are there {absent.plural}?", "no"),
     ]
     if chosen.colour:
-        asked.append(("colour", f"what colour {f'is the {noun.name}' if one else f'are the {noun.plural}'}?", chosen.colour))
+        subject = f"is the {noun.name}" if one else f"are the {noun.plural}"
+        asked.append(("colour", f"what colour {subject}?", chosen.colour))
     if graph.position:
         asked.append(("what-is", f"what is in the {graph.position}?", noun.name))
     if graph.relation:
         forth, back = _PHRASES[graph.relation]
-        subject, target = graph.things[:2]
+        pair = graph.things[:2]
         if random.random() < 0.5:
-            subject, target, forth, back = target, subject, back, forth
-        a, b = (by_name()[t.concept].name if t.count == 1 else by_name()[t.concept].plural for t in (subject, target))
-        verb = "is" if subject.count == 1 else "are"
+            pair, forth, back = pair[::-1], back, forth
+        a, b = (by_name()[t.concept].name if t.count == 1 else by_name()[t.concept].plural for t in pair)
+        verb = "is" if pair[0].count == 1 else "are"
         asked.append(("relation", f"{verb} the {a} {forth} the {b}?", "yes"))
         asked.append(("relation", f"{verb} the {a} {back} the {b}?", "no"))
         asked.append(("what-is", f"what is {forth} the {b}?", a))

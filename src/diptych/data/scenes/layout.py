@@ -111,28 +111,29 @@ def _trio(random: Random, graph: Graph) -> tuple[list[list[Point]], list[float]]
     return (points if graph.relation == "left" else [_swap(p) for p in points]), [side] * 3
 
 
-def _visible(hidden: Sprite, cover: Sprite, dx: int, dy: int) -> float:
-    """Share of a sprite left visible under another whose top left corner lies (dx, dy) pixels from its own."""
-    height, width = hidden.mask.shape
-    rows, columns = cover.mask.shape
+def _visible(hidden: np.ndarray, cover: np.ndarray, dx: int, dy: int) -> float:
+    """Share of a mask left visible under another whose top left corner lies (dx, dy) pixels from its own."""
+    height, width = hidden.shape
+    rows, columns = cover.shape
     y0, y1, x0, x1 = max(0, dy), min(height, dy + rows), max(0, dx), min(width, dx + columns)
     if y0 >= y1 or x0 >= x1:
         return 1.0
-    both = hidden.mask[y0:y1, x0:x1] & cover.mask[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
-    return 1 - np.count_nonzero(both) / np.count_nonzero(hidden.mask)
+    both = hidden[y0:y1, x0:x1] & cover[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+    return 1 - np.count_nonzero(both) / np.count_nonzero(hidden)
 
 
 def _overlapping(random: Random, graph: Graph, size: int) -> list[Placed]:
     """One object partly before another, in painting order; who stands where does not depend on who is in front."""
     side = round(_FRONT * size)
     pair = sorted(graph.things)
-    a, b = (sprite(t.concept, t.colour, side) for t in pair)
+    flips = random.random() < 0.5, random.random() < 0.5
+    sprites = [sprite(things.concept, things.colour, side) for things in pair]
+    a, b = (drawn.mask[:, ::-1] if flip else drawn.mask for drawn, flip in zip(sprites, flips, strict=True))
     best: tuple[float, int, int, int, int] | None = None
     for _ in range(16):
         dx, dy = round(_between(random, -0.8, 0.8) * side), round(_between(random, -0.8, 0.8) * side)
         left, top = min(0, dx), min(0, dy)
-        right = max(a.mask.shape[1], dx + b.mask.shape[1])
-        bottom = max(a.mask.shape[0], dy + b.mask.shape[0])
+        right, bottom = max(a.shape[1], dx + b.shape[1]), max(a.shape[0], dy + b.shape[0])
         shares = (_visible(a, b, dx, dy), _visible(b, a, -dx, -dy))
         miss = max(_VISIBLE[0] - min(shares), max(shares) - _VISIBLE[1], 0.0)
         if best is None or miss < best[0]:
@@ -142,8 +143,8 @@ def _overlapping(random: Random, graph: Graph, size: int) -> list[Placed]:
         if miss == 0:
             break
     assert best is not None
-    flips = random.random() < 0.5, random.random() < 0.5
-    placed = [Placed(pair[0], a, best[1], best[2], flips[0]), Placed(pair[1], b, best[3], best[4], flips[1])]
+    _, ax, ay, bx, by = best
+    placed = [Placed(pair[0], sprites[0], ax, ay, flips[0]), Placed(pair[1], sprites[1], bx, by, flips[1])]
     return placed if pair[1] == graph.things[0] else placed[::-1]
 
 

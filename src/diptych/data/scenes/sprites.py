@@ -115,7 +115,8 @@ def _tones(concept: str) -> tuple[float, float]:
     master = masters()[concept].astype(np.float64)
     luminance = _luminance(master)[master[..., 3] > 128]
     fill = max(float(np.percentile(luminance, 60)), 0.3)
-    return fill, float(np.clip(1.3 * (luminance < 0.5 * fill).mean(), 0.12, 0.8))
+    share = float((luminance < 0.5 * fill).mean())
+    return fill, 1.0 if share > 0.9 else min(max(1.3 * share, 0.12), 0.8)
 
 
 def _luminance(rgba: np.ndarray) -> np.ndarray:
@@ -129,10 +130,11 @@ def _tinted(rgba: np.ndarray, colour: str, fill: float, lines: float) -> np.ndar
     alpha = rgba[..., 3:].astype(np.float64)
     luminance = np.clip(_luminance(rgba)[..., None] * (_FILL / fill), 0, 1)
     pure = np.array(PALETTE[colour], np.float64)
-    if colour == "white":  # grey lines take nothing from white, and set it off from pale grounds
+    if colour == "white" and lines < 1:  # grey lines take nothing from white, and set it off from pale grounds
         lines *= 0.6
     dark = pure * (lines + (1 - lines) * luminance / _FILL)
-    light = pure + (255 - pure) * 0.4 * (luminance - _FILL) / (1 - _FILL)
+    shine = 0.2 if colour == "black" else 0.4
+    light = pure + (255 - pure) * shine * (luminance - _FILL) / (1 - _FILL)
     shade = np.where(luminance < _FILL, dark, light)
     return np.concatenate([np.rint(shade * alpha / 255).astype(np.uint8), rgba[..., 3:]], axis=-1)
 
