@@ -1,0 +1,1 @@
+"""Judging: one way to score every paradigm, and what must stand beside a number."""

@@ -1,0 +1,184 @@
+"""A model through tasks on a source: records, results and what was skipped, in one folder (docs/runs.md)."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from diptych.batch import Sample
+from diptych.capabilities import Model
+from diptych.data.source import Problem, Source
+from diptych.evaluation.records import Records, Result, plain, read_jsonl, write_json, write_jsonl
+from diptych.evaluation.statistics import holm, paired_test
+from diptych.evaluation.tasks import TASKS, NotApplicable, Task, task
+from diptych.evaluation.tasks.base import Progress, credits, retrieval_items
+from diptych.files import read_json, write_atomically
+
+
+@dataclass
+class Summary:
+    model: str
+    data: str
+    data_fingerprint: str
+    seconds: float = 0.0
+    results: list[Result] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)  # {"task", "reason"}
+
+    def value(self, task: str, metric: str) -> float | None:
+        return next((r.value for r in self.results if (r.task, r.metric) == (task, metric)), None)
+
+
+def evaluate(
+    model: Model,
+    source: Source,
+    tasks: Sequence[str | Task] = tuple(TASKS),
+    out: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    key: str | None = None,
+) -> Summary:
+    """Run ``tasks`` and, with ``out`` (the folder that gets ``summary.json``, e.g. ``runs/clip/evaluation``), keep all.
+
+    ``key`` says which weights these are (a hash of the checkpoint). With it, records that an earlier or interrupted
+    call left in ``out`` are taken up if key, data and the task's settings are the same; without it all is run anew.
+    """
+    chosen = [task(t) if isinstance(t, str) else t for t in tasks]
+    summary = Summary(model.name, source.address, source.fingerprint())
+    state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint})
+    problems: dict[str, Problem] = {}
+    for each in chosen:
+        missing = [c for c in _needs(each) if c not in model.capabilities]
+        if missing:
+            summary.skipped.append({"task": each.name, "reason": f"the model has no {' and no '.join(missing)}"})
+            continue
+        started = time.perf_counter()
+        records = state.open(each)
+        if not state.finished(each):
+            try:
+                items = each.items(source)
+            except NotApplicable as reason:
+                summary.skipped.append({"task": each.name, "reason": str(reason)})
+                continue
+            problems.update((p.item, p) for p in getattr(items, "problems", []))
+            each.run(model, items, records, progress)
+        results = each.summarise(records.all())
+        seconds = state.close(each, time.perf_counter() - started)
+        summary.results += [replace(r, seconds=seconds) for r in results]
+        summary.seconds += seconds
+    if out is not None:
+        write_json(out / "summary.json", summary)
+        if problems:
+            write_jsonl(out / "problems.jsonl", [asdict(p) for p in problems.values()])
+    return summary
+
+
+def _needs(each: Task) -> tuple[str, ...]:
+    return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)
+
+
+class _State:
+    """``state.json``: whose records these are, and which tasks are done."""
+
+    def __init__(self, out: Path | None, identity: dict[str, Any]):
+        self.out = out
+        self.path = out / "state.json" if out else None
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self.identity = identity
+        if self.path and self.path.is_file() and identity["key"] is not None:
+            stored = read_json(self.path)
+            if {k: stored.get(k) for k in identity} == identity:
+                self.tasks = stored["tasks"]
+
+    def open(self, each: Task) -> Records:
+        if self.out is None:
+            return Records()
+        path = self.out / "records" / f"{each.name}.jsonl"
+        settings = plain({"class": f"{type(each).__module__}:{type(each).__qualname__}", **vars(each)})
+        if self.tasks.get(each.name, {}).get("settings") != settings or not path.exists():
+            path.unlink(missing_ok=True)  # before the state says so: a crash between the two must not mix records
+            self.tasks[each.name] = {"settings": settings, "seconds": 0.0, "finished": False}
+            self._write()
+        return Records(path, self.out)
+
+    def finished(self, each: Task) -> bool:
+        return bool(self.tasks.get(each.name, {}).get("finished"))
+
+    def close(self, each: Task, seconds: float) -> float:
+        """What the task took, in the call that finished it."""
+        if self.out is None:
+            return seconds
+        entry = self.tasks[each.name]
+        if not entry["finished"]:
+            entry.update(seconds=seconds, finished=True)
+            self._write()
+        return float(entry["seconds"])
+
+    def _write(self) -> None:
+        assert self.path is not None
+        write_json(self.path, {**self.identity, "tasks": self.tasks})
+
+
+def save_items(source: Source, out: Path, n: int = 100) -> list[Sample]:
+    """The retrieval items as pictures and captions, for the report: ``items/retrieval.jsonl``, ``items/images/``."""
+    from PIL import Image
+
+    items: list[Sample] = retrieval_items(source, n)
+    rows, taken = [], set()
+    for i, item in enumerate(items):
+        name = re.sub(r"[^\w.-]", "_", item.id)
+        if name in taken:
+            name = f"{name}-{i}"
+        taken.add(name)
+        assert item.image is not None
+        picture = Image.fromarray(item.image)
+        write_atomically(out / "items" / "images" / f"{name}.png", partial(picture.save, format="PNG"))
+        rows.append({"item": item.id, "image": f"images/{name}.png", "captions": item.captions})
+    write_jsonl(out / "items" / "retrieval.jsonl", rows)
+    return items
+
+
+def compare_runs(runs: Mapping[str, Path | Sequence[Path]], out: Path | None = None) -> list[dict[str, Any]]:
+    """Paired tests between recipes on the items they share: the rows of ``tests.json`` (written to ``out`` if given).
+
+    ``runs``: for each recipe its evaluation folder, or one for each seed; credits are averaged over seeds.
+    Holm's correction runs over all pairs of recipes within one metric of one task.
+    """
+    found = {name: _seeds([path] if isinstance(path, Path | str) else path) for name, path in runs.items()}
+    metrics = sorted({key for by_metric in found.values() for key in by_metric})
+    rows: list[dict[str, Any]] = []
+    for key in metrics:
+        family = []
+        for a, b in combinations([name for name in found if key in found[name]], 2):
+            of_a, of_b = found[a][key], found[b][key]
+            shared = sorted(set(of_a) & set(of_b))
+            if not shared:
+                continue
+            test = paired_test([of_a[i][0] for i in shared], [of_b[i][0] for i in shared], [of_a[i][1] for i in shared])
+            family.append({"task": key[0], "metric": key[1], "a": a, "b": b, **asdict(test)})
+        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+            rows.append({**row, "p_holm": corrected})
+    if out is not None:
+        write_json(out, rows)
+    return rows
+
+
+def _seeds(folders: Sequence[Path]) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
+    """{(task, metric): {item: (credit averaged over the folders, cluster)}}"""
+    gathered: dict[tuple[str, str], dict[str, tuple[list[float], str]]] = {}
+    for folder in folders:
+        for path in sorted((Path(folder) / "records").glob("*.jsonl")):
+            records = read_jsonl(path)
+            cluster = {r["item"]: str(r["cluster"]) for r in records}
+            own = getattr(TASKS.get(path.stem), "credits", None)
+            by_metric = own(TASKS[path.stem](), records) if own else credits(records)
+            for metric, by_item in by_metric.items():
+                for item, credit in by_item.items():
+                    values, _ = gathered.setdefault((path.stem, metric), {}).setdefault(item, ([], cluster[item]))
+                    values.append(credit)
+    return {k: {i: (sum(v) / len(v), c) for i, (v, c) in items.items()} for k, items in gathered.items()}

@@ -1,0 +1,110 @@
+"""Captioning, judged against the item's own captions as the COCO server does (metrics/captions.py).
+
+A record an item with the text generated from the image and from a grey one of its size. Shuffled: judged against the
+references of another item. CIDEr-D's interval keeps the document frequencies of all references.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diptych.batch import Sample
+from diptych.capabilities import Image, Model
+from diptych.data.source import Source
+from diptych.evaluation.controls import blank, derangement
+from diptych.evaluation.metrics import captions as metric
+from diptych.evaluation.records import Record, Records, Result, write_jsonl
+from diptych.evaluation.statistics import Interval, function_interval, mean_interval
+from diptych.evaluation.tasks.base import Items, Progress, at_least_two, retrieval_items
+
+Scores = dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Captions:
+    name: str = "captions"
+    needs: tuple[str, ...] = ("generate",)
+    n: int = 64
+    prompt: str = ""
+    max_tokens: int = 32
+    batch: int = 32
+    seed: int = 0
+
+    def items(self, source: Source) -> Items:
+        return at_least_two(retrieval_items(source, self.n))
+
+    def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        blind: dict[tuple[int, ...], str] = {}  # greedy: one grey image of each size says it all
+        for start in range(0, len(items), self.batch):
+            part = [item for item in items[start : start + self.batch] if item.id not in records]
+            pictures = [item.image for item in part if item.image is not None]
+            grey: dict[tuple[int, ...], Image] = {p.shape: blank(p) for p in pictures if p.shape not in blind}
+            if pictures:
+                said = model.generate([*pictures, *grey.values()], self.prompt, self.max_tokens)
+                blind.update(zip(grey, said[len(pictures) :], strict=True))
+                records.add(
+                    {
+                        "item": item.id,
+                        "cluster": item.id,
+                        "generated": text,
+                        "generated_blind": blind[picture.shape],
+                        "references": item.captions,
+                    }
+                    for item, picture, text in zip(part, pictures, said, strict=False)
+                )
+            if progress:
+                progress(self.name, min(start + self.batch, len(items)), len(items))
+        if records.folder is not None:
+            kept = ("item", "generated", "references")
+            write_jsonl(records.folder / "captions.jsonl", ({k: r[k] for k in kept} for r in records.all()))
+
+    def summarise(self, records: list[Record]) -> list[Result]:
+        records = sorted(records, key=lambda r: str(r["item"]))
+        references = {r["item"]: r["references"] for r in records}
+        generated = {r["item"]: r["generated"] for r in records}
+        main = _judge(references, generated, [r["cluster"] for r in records])
+        controls = {"blind": _judge(references, {r["item"]: r["generated_blind"] for r in records})}
+        order = derangement(len(records), seed=self.seed)
+        if order is not None:
+            controls["shuffled"] = _judge(
+                {r["item"]: records[i]["references"] for r, i in zip(records, order, strict=True)}, generated
+            )
+        return [
+            Result(
+                task=self.name,
+                metric=name,
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
+                n=len(records),
+                clusters=len({r["cluster"] for r in records}),
+                controls={control: found[name].value for control, found in controls.items()},
+            )
+            for name, interval in main.items()
+        ]
+
+    def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
+        """What can be tested in pairs: the metrics that are means over items."""
+        references = {r["item"]: r["references"] for r in records}
+        generated = {r["item"]: r["generated"] for r in records}
+        return {"cider": metric.cider_d_items(references, generated), "rouge_l": metric.rouge_l_items(references, generated)}
+
+
+def _judge(references: metric.References, generated: metric.Hypotheses, clusters: list[str] | None = None) -> Scores:
+    """Without clusters the intervals are not computed."""
+    counts = metric.bleu_counts(references, generated)
+    cider = list(metric.cider_d_items(references, generated).values())
+    rouge = list(metric.rouge_l_items(references, generated).values())
+    draws = 2000 if clusters else 1
+    groups = clusters or list(generated)
+
+    def bleu4(index: np.ndarray) -> float:
+        return metric.bleu_of_counts(counts[index])[3]
+
+    return {
+        "cider": mean_interval(cider, groups, share=False, resamples=draws),
+        "bleu4": function_interval(bleu4, groups, share=True, resamples=draws),
+        "rouge_l": mean_interval(rouge, groups, resamples=draws),
+    }

@@ -1,0 +1,128 @@
+"""Naming the concept of an image of one object among all names (protocol: Radford et al., arXiv:2103.00020).
+
+A model that embeds gets the normalised mean of several templates, another one template through its scores.
+Shuffled: an image answers with the scores of an image of another concept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diptych.capabilities import Image, Model
+from diptych.data.source import Controlled, Source
+from diptych.evaluation.controls import blank, derangement
+from diptych.evaluation.metrics.ranking import recall_at, standing, undecided
+from diptych.evaluation.records import Record, Records, Result
+from diptych.evaluation.statistics import function_interval, mean
+from diptych.evaluation.tasks.base import CONTROLS, Items, NotApplicable, Progress, not_finite, share, shares
+
+TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this is a {}")
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    name: str = "zeroshot"
+    needs: tuple[str, ...] = ("score",)
+    n: int = 200
+    templates: tuple[str, ...] = TEMPLATES
+    seed: int = 0
+
+    def items(self, source: Source) -> Items:
+        """(image, label, names of all classes) of each."""
+        if not isinstance(source, Controlled):
+            raise NotApplicable("the source has no labelled concepts")
+        names = source.concepts()
+        items = Items((image, label, names) for image, label in source.concept_samples(self.n))
+        if len(items) < 2 or len(names) < 2:
+            raise NotApplicable(f"needs two images and two concepts, the source has {len(items)} and {len(names)}")
+        return items
+
+    def run(
+        self, model: Model, items: list[tuple[Image, int, list[str]]], records: Records, progress: Progress | None = None
+    ) -> None:
+        ids = [f"concept-{i:05d}" for i in range(len(items))]
+        if all(item in records for item in ids):
+            return
+        names, labels = items[0][2], np.array([label for _, label, _ in items])
+        images = [image for image, _, _ in items]
+        scores = self.scores(model, [*images, blank(images[0])], names)  # [N + 1, C]
+        positive = labels[:, None] == np.arange(len(names))
+        shuffle = derangement(len(items), labels, self.seed)
+        matrices = {
+            "correct": scores[:-1],
+            "blind": np.broadcast_to(scores[-1], positive.shape),
+            "chance": np.zeros(positive.shape),
+            **({} if shuffle is None else {"shuffled": scores[:-1][shuffle]}),
+        }
+        ks = (1, 5) if len(names) >= 6 else (1,)
+        found = {name: {k: recall_at(k, *standing(m, positive)) for k in ks} for name, m in matrices.items()}
+        ties = {k: undecided(k, *standing(scores[:-1], positive)) for k in ks}
+        records.add(
+            {
+                "item": item,
+                "cluster": item,
+                "class": names[labels[i]],
+                "scores": scores[i],
+                **{name: {f"top{k}": float(credit[i]) for k, credit in by_k.items()} for name, by_k in found.items()},
+                "ties": {f"top{k}": int(ties[k][i]) for k in ks},
+                "nans": not_finite(scores[i]),
+            }
+            for i, item in enumerate(ids)
+        )
+        if progress:
+            progress(self.name, len(items), len(items))
+
+    def scores(self, model: Model, images: list[Image], names: list[str]) -> np.ndarray:
+        """float [N, C]"""
+        if not {"embed_image", "embed_text"} <= model.capabilities:
+            return np.asarray(model.score(images, [prompt(self.templates[0], name) for name in names]))
+        texts = [prompt(template, name) for template in self.templates for name in names]
+        vectors = model.embed_text(texts).reshape(len(self.templates), len(names), -1)
+        return model.embed_image(images) @ _unit(_unit(vectors).mean(0)).T
+
+    def summarise(self, records: list[Record]) -> list[Result]:
+        return [*shares(self.name, records), self.per_class(records)]
+
+    def per_class(self, records: list[Record]) -> Result:
+        """The mean of the classes' recalls: a rare class counts as much as a common one."""
+        _, classes = np.unique([r["class"] for r in records], return_inverse=True)
+
+        def recall(of: str) -> float:
+            values = [[r[of]["top1"] for r, c in zip(records, classes, strict=True) if c == k] for k in range(classes.max() + 1)]
+            return mean([mean(v) for v in values])
+
+        credit = np.array([r["correct"]["top1"] for r in records])
+
+        def resampled(index: np.ndarray) -> float:
+            sizes = np.bincount(classes[index])
+            return float((np.bincount(classes[index], credit[index])[sizes > 0] / sizes[sizes > 0]).mean())
+
+        top1 = share(self.name, "top1", records)
+        interval = function_interval(resampled, [r["cluster"] for r in records], share=True)
+        return Result(
+            task=self.name,
+            metric="per_class_recall",
+            value=recall("correct"),
+            low=interval.low,
+            high=interval.high,
+            n=len(records),
+            clusters=top1.clusters,
+            chance=recall("chance"),
+            controls={c: recall(c) for c in CONTROLS if c in top1.controls},
+            ties=top1.ties,
+            nans=top1.nans,
+        )
+
+
+def prompt(template: str, name: str) -> str:
+    """``template`` with the name in it, and the article that goes with the name."""
+    if name[:1].lower() in "aeiou" and name[:3].lower() not in ("uni", "use", "eur", "one"):
+        template = template.replace("a {}", "an {}")
+    return template.format(name)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.maximum(norm, 1e-12)
