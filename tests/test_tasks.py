@@ -220,6 +220,35 @@ def test_finished_records_serve_again_only_if_all_is_the_same(tmp_path: Path, ch
     assert again.asked == (0 if change == "nothing" else len(source))
 
 
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    folders = [tmp_path / name / "evaluation" for name in ("a-s0", "a-s1", "b-s0")]
+    for folder, model in zip(folders, [oracle(), constant(), constant()], strict=True):
+        evaluate(model, World(), ["retrieval"], folder)
+    found = {r["metric"]: r for r in compare_runs(folders)}
+    assert found["text-to-image/recall@1"]["difference"] == pytest.approx((1 + 1 / 24) / 2 - 1 / 24)
+
+
+def test_tasks_asked_for_one_by_one_stand_in_one_summary(tmp_path: Path) -> None:
+    told: list[str] = []
+    for name in ("retrieval", "captions"):
+        found = evaluate(oracle(), World(), [name], tmp_path, progress=told.append, key="k")
+    assert {r.task for r in found.results} == {"retrieval", "captions"}
+    assert found.seconds == pytest.approx(sum({r.task: r.seconds for r in found.results}.values()))
+    assert told == ["retrieval", "captions", "captions 24/24"]
+    assert {r.task for r in evaluate(oracle(), World(), ["retrieval"], tmp_path, key="other").results} == {"retrieval"}
+    assert not (tmp_path / "captions.jsonl").exists()  # another model's
+
+
+def test_a_world_too_small_is_skipped() -> None:
+    class Small(World):
+        def retrieval(self, n: int) -> list:
+            raise DiptychError("too small a world")
+
+    found = evaluate(oracle(), Small(), ["retrieval", "captions", "controlled"])
+    assert [s["reason"] for s in found.skipped] == ["too small a world"] * 2
+    assert found.value("controlled", "colour") == 1
+
+
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text('{"item": "a"}\n{"item": \n{"item": "c"}\n')
@@ -268,11 +297,10 @@ def test_a_task_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_paired_tests_between_recipes(tmp_path: Path) -> None:
-    for name, model in {"oracle": oracle(), "same": oracle(), "constant": constant()}.items():
-        evaluate(model, World(), ["retrieval", "captions", "embedding"], tmp_path / name)
-    rows = compare_runs(
-        {"o": tmp_path / "oracle", "s": [tmp_path / "same", tmp_path / "same"], "c": tmp_path / "constant"}, tmp_path / "tests.json"
-    )
+    folders = [tmp_path / name / "evaluation" for name in ("o-s0", "s-s0", "s-s1", "c-s0")]
+    for folder, model in zip(folders, [oracle(), oracle(), oracle(), constant()], strict=True):
+        evaluate(model, World(), ["retrieval", "captions", "embedding"], folder)
+    rows = compare_runs(folders, tmp_path / "tests.json")
     assert json.loads((tmp_path / "tests.json").read_text()) == plain(rows)
     assert set(rows[0]) == {"task", "metric", "a", "b", "difference", "low", "high", "p", "p_holm"}
     found = {(r["task"], r["metric"], r["a"], r["b"]): r for r in rows}
@@ -285,9 +313,9 @@ def test_paired_tests_between_recipes(tmp_path: Path) -> None:
 
 def test_items_for_the_report(tmp_path: Path) -> None:
     save_items(World(), tmp_path, 3)
-    rows = read_jsonl(tmp_path / "items" / "retrieval.jsonl")
+    rows = read_jsonl(tmp_path / "retrieval.jsonl")
     assert [r["item"] for r in rows] == ["item0", "item1", "item2"]
-    stored = np.asarray(Image.open(tmp_path / "items" / rows[2]["image"]))
+    stored = np.asarray(Image.open(tmp_path / rows[2]["image"]))
     assert (stored == World()[2].image).all()
 
 

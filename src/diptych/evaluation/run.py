@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import combinations
@@ -46,17 +46,22 @@ def evaluate(
     """Run ``tasks`` and, with ``out`` (the folder that gets ``summary.json``, e.g. ``runs/clip/evaluation``), keep all.
 
     ``key`` says which weights these are (a hash of the checkpoint). With it, records that an earlier or interrupted
-    call left in ``out`` are taken up if key, data and the task's settings are the same; without it all is run anew.
+    call left in ``out`` are taken up if key, data and the task's settings are the same, and results of other tasks
+    stay in the summary; without it all is run anew.
     """
     chosen = [task(t) if isinstance(t, str) else t for t in tasks]
     summary = Summary(model.name, source.address, source.fingerprint())
     state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint})
+    summary.results = state.others([t.name for t in chosen])
+    summary.seconds = sum(entry["seconds"] for name, entry in state.tasks.items() if name in {r.task for r in summary.results})
     problems: dict[str, Problem] = {}
     for each in chosen:
         missing = [c for c in _needs(each) if c not in model.capabilities]
         if missing:
             summary.skipped.append({"task": each.name, "reason": f"the model has no {' and no '.join(missing)}"})
             continue
+        if progress:
+            progress(each.name)
         started = time.perf_counter()
         records = state.open(each)
         if not state.finished(each):
@@ -94,6 +99,24 @@ class _State:
             stored = read_json(self.path)
             if {k: stored.get(k) for k in identity} == identity:
                 self.tasks = stored["tasks"]
+        if self.out and not self.tasks:
+            self._clear()
+
+    def _clear(self) -> None:
+        """The folder speaks of one model on one data: nothing of another's may stay beside it."""
+        assert self.out is not None
+        for name in ("summary.json", "problems.jsonl", "captions.jsonl", "embeddings.npz", "state.json"):
+            (self.out / name).unlink(missing_ok=True)
+        for path in (self.out / "records").glob("*.jsonl"):
+            path.unlink()
+
+    def others(self, chosen: Sequence[str]) -> list[Result]:
+        """Results of earlier calls for tasks that are not asked for now."""
+        path = self.out / "summary.json" if self.out else None
+        if path is None or not path.is_file():
+            return []
+        results = [Result(**r) for r in read_json(path)["results"]]
+        return [r for r in results if r.task not in chosen and self.tasks.get(r.task, {}).get("finished")]
 
     def open(self, each: Task) -> Records:
         if self.out is None:
@@ -124,8 +147,8 @@ class _State:
         write_json(self.path, {**self.identity, "tasks": self.tasks})
 
 
-def save_items(source: Source, out: Path, n: int = 100) -> list[Sample]:
-    """The retrieval items as pictures and captions, for the report: ``items/retrieval.jsonl``, ``items/images/``."""
+def save_items(source: Source, folder: Path, n: int = 100) -> list[Sample]:
+    """The retrieval items for the report, ``folder`` being the comparison's ``items/``: ``retrieval.jsonl``, ``images/``."""
     from PIL import Image
 
     items: list[Sample] = retrieval_items(source, n)
@@ -137,19 +160,23 @@ def save_items(source: Source, out: Path, n: int = 100) -> list[Sample]:
         taken.add(name)
         assert item.image is not None
         picture = Image.fromarray(item.image)
-        write_atomically(out / "items" / "images" / f"{name}.png", partial(picture.save, format="PNG"))
+        write_atomically(folder / "images" / f"{name}.png", partial(picture.save, format="PNG"))
         rows.append({"item": item.id, "image": f"images/{name}.png", "captions": item.captions})
-    write_jsonl(out / "items" / "retrieval.jsonl", rows)
+    write_jsonl(folder / "retrieval.jsonl", rows)
     return items
 
 
-def compare_runs(runs: Mapping[str, Path | Sequence[Path]], out: Path | None = None) -> list[dict[str, Any]]:
+def compare_runs(folders: Sequence[Path], out: Path | None = None) -> list[dict[str, Any]]:
     """Paired tests between recipes on the items they share: the rows of ``tests.json`` (written to ``out`` if given).
 
-    ``runs``: for each recipe its evaluation folder, or one for each seed; credits are averaged over seeds.
+    ``folders``: ``…/<recipe>-s<seed>/evaluation``; credits are averaged over the seeds of a recipe.
     Holm's correction runs over all pairs of recipes within one metric of one task.
     """
-    found = {name: _seeds([path] if isinstance(path, Path | str) else path) for name, path in runs.items()}
+    seeds: dict[str, list[Path]] = {}
+    for folder in folders:
+        run = Path(folder).parent if Path(folder).name == "evaluation" else Path(folder)
+        seeds.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(folder)
+    found = {name: _credits_of(paths) for name, paths in seeds.items()}
     metrics = sorted({key for by_metric in found.values() for key in by_metric})
     rows: list[dict[str, Any]] = []
     for key in metrics:
@@ -168,7 +195,7 @@ def compare_runs(runs: Mapping[str, Path | Sequence[Path]], out: Path | None = N
     return rows
 
 
-def _seeds(folders: Sequence[Path]) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
+def _credits_of(folders: Sequence[Path]) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
     """{(task, metric): {item: (credit averaged over the folders, cluster)}}"""
     gathered: dict[tuple[str, str], dict[str, tuple[list[float], str]]] = {}
     for folder in folders:

@@ -10,10 +10,11 @@ import numpy as np
 from diptych.batch import Sample
 from diptych.capabilities import Image, Model
 from diptych.data.source import BrokenItem, Problem, Source
+from diptych.errors import DiptychError
 from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import mean, mean_interval
 
-Progress = Callable[[str, int, int], None]  # task, items done, items in all
+Progress = Callable[[str], None]  # told what is being done: a task's name, for a slow one "captions 32/64"
 CONTROLS = ("blind", "shuffled")
 
 
@@ -55,7 +56,10 @@ class Task(Protocol):
 def retrieval_items(source: Source, n: int) -> Items:
     """The source's own choice of n samples with distinct captions, else its first n that have image and caption."""
     if hasattr(source, "retrieval"):
-        return Items(source.retrieval(n))
+        try:
+            return Items(source.retrieval(n))
+        except DiptychError as error:
+            raise NotApplicable(str(error)) from error
     found: list[Sample] = []
     problems: list[Problem] = []
     for i in range(len(source)):

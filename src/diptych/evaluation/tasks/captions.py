@@ -55,7 +55,7 @@ class Captions:
                     for item, picture, text in zip(part, pictures, said, strict=False)
                 )
             if progress:
-                progress(self.name, min(start + self.batch, len(items)), len(items))
+                progress(f"{self.name} {min(start + self.batch, len(items))}/{len(items)}")
         if records.folder is not None:
             kept = ("item", "generated", "references")
             write_jsonl(records.folder / "captions.jsonl", ({k: r[k] for k in kept} for r in records.all()))

@@ -57,8 +57,6 @@ class Controlled:
             self.judge(group, scores[own], scores[blind], None if shuffled is None else scores[shuffled])
             for group, own, blind, shuffled in plans
         )
-        if progress:
-            progress(self.name, len(items), len(items))
 
     def others(self, items: list[Group]) -> dict[str, Group]:
         """For each group, another of the same skill and size; none where there is but one."""

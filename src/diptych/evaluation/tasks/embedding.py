@@ -54,8 +54,6 @@ class Embedding:
             data = io.BytesIO()
             np.savez(data, image=image, text=text)
             write_atomically(records.folder / "embeddings.npz", lambda path: path.write_bytes(data.getvalue()))
-        if progress:
-            progress(self.name, len(items), len(items))
 
     def summarise(self, records: list[Record]) -> list[Result]:
         records = sorted(records, key=lambda r: str(r["item"]))

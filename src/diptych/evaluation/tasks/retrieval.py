@@ -47,8 +47,6 @@ class Retrieval:
         scores = self.scores(model, [*images, blank(images[0])], texts)
         rows = self.judge([item.id for item in items], np.array(owner), scores[:-1], scores[-1])
         records.add({"item": name, "caption": text, **row} for name, text, row in zip(names, texts, rows, strict=True))
-        if progress:
-            progress(self.name, len(items), len(items))
 
     def scores(self, model: Model, images: list[Any], texts: list[str]) -> np.ndarray:
         return np.asarray(model.score(images, texts))

@@ -71,8 +71,6 @@ class ZeroShot:
             }
             for i, item in enumerate(ids)
         )
-        if progress:
-            progress(self.name, len(items), len(items))
 
     def scores(self, model: Model, images: list[Image], names: list[str]) -> np.ndarray:
         """float [N, C]"""
