@@ -56,6 +56,7 @@ class Batch:
     meaning: Tensor | None = None  # [B] int64; equal numbers: captions that mean the same
     ids: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()  # the raw captions, for towers with a tokenizer of their own
+    negative_captions: tuple[str, ...] = ()
 
     def to(self, device: Any) -> Batch:
         moved = {f.name: v.to(device, non_blocking=True) for f in fields(self) if hasattr(v := getattr(self, f.name), "to")}

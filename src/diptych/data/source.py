@@ -81,3 +81,16 @@ class Controlled(Protocol):
     def concept_samples(self, n: int) -> list[tuple[np.ndarray, int]]:
         """n images of one object each, with the index of its concept in ``concepts()``; classes balanced to ±1."""
         ...
+
+
+def usable_samples(source: Source, n: int) -> list[Sample]:
+    """The first n samples that can be used."""
+    samples: list[Sample] = []
+    for index in range(len(source)):
+        if len(samples) == n:
+            break
+        try:
+            samples.append(source[index])
+        except BrokenItem:
+            continue
+    return samples

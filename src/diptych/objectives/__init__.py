@@ -1,0 +1,45 @@
+"""Objectives: pure functions easy to read and test, and thin modules that hold their parameters and wiring."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from diptych.objectives.base import Objective
+from diptych.objectives.contrastive import InfoNCE, Sigmoid
+from diptych.objectives.generative import NextToken
+from diptych.objectives.masked import MaskedPatches, MaskedWords
+from diptych.objectives.matching import Matching
+from diptych.registry import check_options, resolve
+
+if TYPE_CHECKING:
+    from diptych.models.vlm import VLM
+    from diptych.recipe import Recipe
+
+OBJECTIVES: dict[str, Any] = {
+    "info_nce": InfoNCE,
+    "sigmoid": Sigmoid,
+    "matching": Matching,
+    "masked_words": MaskedWords,
+    "masked_patches": MaskedPatches,
+    "next_token": NextToken,
+}
+
+__all__ = ["OBJECTIVES", "Objective", "build_objectives"]
+
+
+def build_objectives(recipe: Recipe, model: VLM) -> nn.ModuleDict:
+    """One module for each objective named in any stage; stages that name the same one share its parameters."""
+    built = nn.ModuleDict()
+    for i, stage in enumerate(recipe.stages):
+        for name, spec in stage.objectives.items():
+            if name in built:
+                continue
+            where = f"stages.{i}.objectives.{name}"
+            cls = resolve(spec.kind, OBJECTIVES, "objective")
+            options = check_options(cls, spec.options, where)
+            for part in cls.needs:
+                model.part(part)
+            built[name] = cls(model, **options)
+    return built

@@ -1,0 +1,89 @@
+"""The Python interface: the verbs of the command line as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diptych.capabilities import Model
+from diptych.comparison import Comparison, run_comparison
+from diptych.data.source import Source
+from diptych.data.sources import open_source
+from diptych.errors import DiptychError
+from diptych.evaluation.run import Summary
+from diptych.evaluation.run import evaluate as _evaluate
+from diptych.recipe import load_recipe
+from diptych.training.loop import Progress, Run
+from diptych.training.loop import train as _train
+from diptych.trained import TrainedModel
+
+__all__ = ["compare", "evaluate", "load", "open_source", "train"]
+
+TASKS = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")
+
+
+def load(address: str | Path, device: str = "auto") -> TrainedModel:
+    """A trained model from its run directory.
+
+    Raises DiptychError if there is no run, or no checkpoint in it.
+    """
+    path = Path(address)
+    if not path.is_dir():
+        raise DiptychError(f"no run at '{address}'; a run is a directory that `diptych train` made")
+    return TrainedModel.load(path, device)
+
+
+def train(
+    recipe: str | Path,
+    data: str | None = None,
+    budget: str | None = None,
+    out: str | Path | None = None,
+    set: dict[str, Any] | Sequence[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a recipe (a name, a YAML file or a run directory) and return the run.
+
+    data: a data address such as ``folder:photos/``; budget: ``10m``, ``200k samples`` …; out: default ``runs/<recipe>``;
+    set: overrides by dotted key.
+    """
+    overrides = dict(set) if isinstance(set, dict) else list(set or ())
+    checked = load_recipe(str(recipe), with_common(overrides, data, budget))
+    return _train(checked, Path(out or f"runs/{checked.name}"), resume=resume, progress=progress)
+
+
+def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget: str | None) -> dict[str, Any] | list[str]:
+    """Overrides with those that have an option of their own."""
+    common = {k: v for k, v in (("data.train", data), ("budget", budget)) if v is not None}
+    if isinstance(overrides, dict):
+        return {**common, **overrides}
+    return [*(f"{k}={v}" for k, v in common.items()), *overrides]
+
+
+def evaluate(
+    model: str | Path | Model, data: str | Source, tasks: Sequence[str] = TASKS, out: str | Path | None = None
+) -> Summary:
+    """Judge a model, ours by path or any other with the capabilities, on the test part of the data.
+
+    out: where summary.json and the per-item records go; default: ``evaluation/`` in the run directory.
+    """
+    if isinstance(model, str | Path):
+        out = out or Path(model) / "evaluation"
+        model = load(model)
+    source = open_source(data).split("test") if isinstance(data, str) else data
+    return _evaluate(model, source, list(tasks), Path(out) if out else None)
+
+
+def compare(
+    recipes: Sequence[str],
+    data: str,
+    budget: str,
+    seeds: int = 1,
+    out: str | Path = "runs/compare",
+    jobs: int | None = None,
+    set: Sequence[str] = (),
+    tasks: Sequence[str] = TASKS,
+) -> Path:
+    """Train recipes on the same data under the same budget, judge them on the same items, return the report's path."""
+    return run_comparison(Comparison(list(recipes), data, budget, seeds, Path(out), jobs, list(set), list(tasks)))

@@ -1,0 +1,225 @@
+"""The command line: one verb a stage of the way. Heavy imports happen inside the verbs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diptych.errors import DiptychError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="**Diptych**: choose, train, judge and compare vision-language models on your data, under your budget.\n\n"
+    "Start with `diptych demo`, then `diptych data inspect folder:my/photos`, then "
+    "`diptych compare clip siglip coca --data folder:my/photos --budget 10m`.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+app.add_typer(data_app, name="data")
+
+DATA = "Where the data is: `scenes:small`, `folder:photos/`, `csv:table.csv`, `parquet:part-*.parquet`, `coco:captions.json`, `wds:shards/{000..031}.tar`."
+BUDGET = "What a run may spend: `90s`, `10m`, `200k samples`, `5M tokens`, `30T flops`."
+SET = "Override any key of the recipe, as often as you like: `--set stages.0.lr=5e-4 --set data.image_size=96`."
+
+DataOption = Annotated[str | None, typer.Option("--data", "-d", help=DATA)]
+BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=BUDGET)]
+SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help=SET)]
+
+
+@app.command()
+def recipes() -> None:
+    """List the built-in recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from diptych.recipe import load_recipe, recipe_names
+
+    table = Table("recipe", "paradigm", "what it is", "scored by", box=None, header_style="bold")
+    for name in recipe_names():
+        r = load_recipe(name)
+        table.add_row(f"[bold]{name}[/]", r.paradigm, f"{r.about}\n[dim]{r.cite}[/]", r.score)
+    Console().print(table)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `diptych recipes`), a YAML file, or a run directory to repeat.")],
+    data: DataOption = None,
+    budget: BudgetOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's directory; default runs/<recipe>.")] = None,
+    size: Annotated[str | None, typer.Option(help="tiny, small or base.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes weights and the order of samples.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    set_: SetOption = None,
+) -> None:
+    """Train one recipe. Ctrl-C saves; `--resume` goes on as if nothing had happened."""
+    from diptych.api import with_common
+    from diptych.progress import TrainingDisplay
+    from diptych.recipe import load_recipe
+    from diptych.training.loop import train as run_training
+
+    short = [f"{k}={v}" for k, v in (("size", size), ("seed", seed)) if v is not None]
+    overrides = with_common([*short, *(set_ or [])], data, budget)
+    out = out or Path("runs") / load_recipe(recipe, overrides).name
+    saved = out / "recipe.yaml"
+    checked = load_recipe(str(out) if resume and saved.is_file() else recipe, overrides)
+    with TrainingDisplay(checked.name) as display:
+        run = run_training(checked, out, resume=resume, progress=display)
+    spent = run.spent
+    typer.echo(
+        f"{run.path}: {spent['steps']} steps, {spent['samples']:.0f} samples, {spent['seconds']:.1f} s of training, "
+        f"{spent['flops'] / 1e12:.2f} TFLOP, {spent['trainable_parameters'] / 1e6:.2f} M trainable parameters"
+    )
+    typer.echo(f"judge it: diptych evaluate {run.path}")
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(help="Run directories.")],
+    data: DataOption = None,
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that fit the data and the model.")] = None,
+    split: Annotated[str, typer.Option(help="The part of the data to judge on; `all`: everything at --data.")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: evaluation/ in the run directory.")] = None,
+) -> None:
+    """Judge runs on held-out items, each number with its interval, chance and controls."""
+    from diptych.api import TASKS, load
+    from diptych.data.sources import open_source
+    from diptych.evaluation.run import evaluate as judge
+    from diptych.report import print_summary
+
+    names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
+    if out and len(runs) > 1:
+        raise DiptychError("--out takes one run; leave it away to write evaluation/ into each run")
+    for run in runs:
+        model = load(run)
+        source = open_source(data or model.recipe.data.train)
+        source = source if split == "all" else source.split(split)
+        say = lambda task: typer.echo(f"{run}: {task} …", err=True)  # noqa: E731
+        print_summary(judge(model, source, names, out or Path(run) / "evaluation", progress=say))
+
+
+@app.command()
+def compare(
+    recipes: Annotated[list[str], typer.Argument(help="Two or more recipes: names or YAML files.")],
+    data: Annotated[str, typer.Option("--data", "-d", help=DATA)] = "scenes:small",
+    budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET + " Seconds count on the whole machine.")] = "10m",
+    seeds: Annotated[int, typer.Option(min=1, help="Repeats of each recipe.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/compare"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default one a core. Each gets its share of the cores.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that fit the data and the model.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Judge on all of this instead of the test part of --data.")] = None,
+    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Comparison",
+    set_: SetOption = None,
+) -> None:
+    """Train recipes on the same data under the same budget and judge them on the same items.
+
+    Writes a table and one self-contained report.html. Interrupted? The same command goes on where it stopped.
+    """
+    from diptych.api import TASKS
+    from diptych.comparison import Comparison, run_comparison
+    from diptych.report import print_table
+
+    names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
+    c = Comparison(recipes, data, budget, seeds, out, jobs, set_ or [], names, eval_data, title)
+    try:
+        run_comparison(c)
+    finally:
+        if (out / "results.json").is_file():
+            print_table(out)
+            typer.echo(f"\nreport: {out / 'report.html'}")
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A comparison or a run that was evaluated.")]) -> None:
+    """Write the report of a comparison or a run again, from its records."""
+    from diptych.report import build_report, print_table
+
+    if not directory.is_dir():
+        raise DiptychError(f"no such directory: {directory}")
+    page = build_report(directory)
+    print_table(directory)
+    typer.echo(f"\nreport: {page}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/demo"),
+    budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET)] = "75s",
+) -> None:
+    """The main job in ten minutes: the four paradigms on the built-in world under one budget, with a report."""
+    from diptych.models.pretrained import licences, require
+
+    names = ["efficientnet-lite0", "gemma", "openmoji"]
+    for name in names[:2]:
+        require(name)
+    typer.echo("The demo uses, beside our own code:")
+    for row in licences(names):
+        typer.echo(f"  {row['part']}: {row['licence']} ({row['source']})")
+    typer.echo("")
+    compare(DEMO, "scenes:small", budget, 1, out, None, None, None, "Four paradigms, one budget", None)
+
+
+DEMO = ["llava", "maskvlm", "coca", "clip", "negclip"]
+
+
+@data_app.command()
+def show(
+    address: Annotated[str, typer.Argument(help=DATA)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("contact-sheet.png"),
+    n: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 24,
+    split: Annotated[str | None, typer.Option(help="train, validation, test; for scenes also heldout-combinations, heldout-concepts.")] = None,
+) -> None:
+    """Draw samples with their captions into one picture."""
+    from diptych.data.sheet import contact_sheet
+    from diptych.data.source import usable_samples
+    from diptych.data.sources import open_source
+
+    source = open_source(address)
+    source = source.split(split) if split else source
+    samples = usable_samples(source, n)
+    if not samples:
+        raise DiptychError(f"{address}: no usable sample")
+    contact_sheet(samples, out)
+    typer.echo(str(out))
+
+
+@data_app.command()
+def inspect(
+    address: Annotated[str, typer.Argument(help=DATA)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write inspection.json and a contact sheet.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many items only.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count, measure and decode everything: sizes, caption lengths, duplicates, broken items with reasons."""
+    import json
+
+    from diptych.data.inspect import inspect as look
+    from diptych.data.inspect import print_inspection
+
+    found = look(address, out, limit=limit, progress=not json_)
+    if json_:
+        typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        print_inspection(found)
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 a problem the user can mend, 2 wrong usage, 130 interrupted and saved."""
+    try:
+        app()
+    except DiptychError as error:
+        interrupted = type(error).__name__ == "Interrupted"
+        typer.echo(f"{'' if interrupted else 'error: '}{error}", err=True)
+        sys.exit(130 if interrupted else 1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

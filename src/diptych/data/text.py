@@ -1,0 +1,72 @@
+"""From captions to token ids: a byte-level BPE tokenizer trained on the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+SPECIALS = ("[PAD]", "[BOS]", "[EOS]", "[MASK]")
+PAD, BOS, EOS, MASK = range(4)
+
+
+def normalise(caption: str) -> str:
+    """Lower case, single spaces, no full stop at the end: captions that agree in this say the same."""
+    return " ".join(caption.lower().split()).rstrip(" .")
+
+
+class Tokenizer:
+    """[BOS] tokens [EOS], at most ``max_length`` of them; byte-level, so no text is unknown to it."""
+
+    pad, bos, eos, mask = PAD, BOS, EOS, MASK
+
+    def __init__(self, path_or_json: str | Path, max_length: int):
+        import tokenizers
+
+        text = path_or_json.read_text(encoding="utf-8") if isinstance(path_or_json, Path) else path_or_json
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self.max_length = max_length
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int, max_length: int) -> Tokenizer:
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(map(normalise, captions), trainer)
+        return cls(tokenizer.to_str(), max_length)
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def save(self, path: Path) -> None:
+        path.write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """ids int64 [B, T] and mask bool [B, T], T the longest of the batch rounded up to a multiple of 4."""
+        room = self.max_length - 2
+        rows = [[BOS, *e.ids[:room], EOS] for e in self._tokenizer.encode_batch([normalise(t) for t in texts])]
+        longest = max(map(len, rows), default=4)
+        T = min(-(-longest // 4) * 4, self.max_length)
+        ids = np.full((len(rows), T), PAD, dtype=np.int64)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
+        return ids, ids != PAD
+
+    def decode(self, ids: Iterable[int]) -> str:
+        words = []
+        for i in map(int, ids):
+            if i == EOS:
+                break
+            if i not in (PAD, BOS, MASK):
+                words.append(i)
+        return self._tokenizer.decode(words).strip()

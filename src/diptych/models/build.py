@@ -1,0 +1,51 @@
+"""What a part needs to know of the rest of the model while it is being built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from diptych.data.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int
+    depth: int  # of a tower; fusion and decoder are as deep
+    heads: int
+    embed_dim: int
+    image_size: int  # where neither the data nor the tower has one of its own
+
+
+SIZES = {
+    "tiny": Size(128, 2, 4, 128, 64),  # about 1 M parameters: minutes on a laptop
+    "small": Size(384, 6, 6, 256, 128),
+    "base": Size(768, 12, 12, 512, 224),
+}
+
+
+@dataclass
+class Build:
+    """Handed to every part's constructor. ``parts`` holds those already built, in the order of ``recipe.PARTS``."""
+
+    size: Size
+    image_size: int
+    tokenizer: Tokenizer  # a part that brings its own (a language model) puts it here
+    corpus: list[str] = field(default_factory=list)  # training captions; empty when a saved tokenizer is given
+    parts: dict[str, nn.Module] = field(default_factory=dict)
+    where: str = ""  # the recipe key under construction, for messages
+    licences: list[str] = field(default_factory=list)  # pretrained parts in use
+
+    def require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise DiptychError(f"{self.where}: {message}")
+
+    def width_of(self, part: str) -> int:
+        """Width of a part that this one stands on."""
+        self.require(part in self.parts, f"needs a part '{part}', which the recipe does not have")
+        return int(self.parts[part].width)  # type: ignore[arg-type]

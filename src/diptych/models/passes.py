@@ -1,0 +1,182 @@
+"""One batch through one model: every encoding is computed when first asked for, and at most once.
+
+A ``Pass`` is two sides, image and text, joined. A view of the same batch (``masked``, ``with_text``) takes a new side for what
+differs and shares the other, so nothing is encoded twice, whichever objective asks first.
+
+Shapes: B batch, N image tokens, T text tokens, D width, E embedding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diptych.batch import Batch, Tokens
+
+if TYPE_CHECKING:
+    from diptych.models.vlm import VLM
+
+
+class ImageSide:
+    """A batch's images and what the model makes of them alone."""
+
+    def __init__(self, model: VLM, pixels: Tensor, keep: Tensor | None = None):
+        self.model, self.pixels, self.keep = model, pixels, keep
+
+    @cached_property
+    def encoding(self) -> Tokens:
+        return self.model.run("vision", self.pixels, self.keep)
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        return F.normalize(self.model.image_projection(self.encoding.pooled).float(), dim=-1)
+
+    @cached_property
+    def prefix(self) -> Tensor:
+        return self.model.run("connector", self.encoding.tokens)
+
+    def rows(self, index: Tensor) -> ImageSide:
+        """Some of the images, with repeats if need be; encodings are taken over, not computed again."""
+        side = ImageSide(self.model, self.pixels, None)
+        if "lm" in self.model.parts:
+            side.__dict__["prefix"] = self.prefix[index]
+        else:
+            side.__dict__["encoding"] = self.encoding[index]
+        return side
+
+
+class TextSide:
+    """A batch's texts and what the model makes of them alone."""
+
+    def __init__(self, model: VLM, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()):
+        self.model, self.ids, self.mask, self.captions = model, ids, mask, captions
+
+    @cached_property
+    def encoding(self) -> Tokens:
+        return self.model.run("text", self.ids, self.mask, self.captions)
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        return F.normalize(self.model.text_projection(self.encoding.pooled).float(), dim=-1)
+
+    def rows(self, index: Tensor) -> TextSide:
+        captions = tuple(self.captions[i] for i in index.tolist()) if self.captions else ()
+        side = TextSide(self.model, self.ids[index], self.mask[index], captions)
+        if "text" in self.model.parts:
+            side.__dict__["encoding"] = self.encoding[index]
+        return side
+
+
+class Pass:
+    """What objectives and scorers see of a batch."""
+
+    def __init__(self, model: VLM, images: ImageSide | None, texts: TextSide | None, batch: Batch | None = None):
+        self.model = model
+        self.batch = batch if batch is not None else Batch()
+        self._images, self._texts = images, texts
+
+    @classmethod
+    def of(cls, model: VLM, batch: Batch) -> Pass:
+        images = None if batch.pixels is None else ImageSide(model, batch.pixels)
+        texts = None
+        if batch.text is not None:
+            assert batch.text_mask is not None
+            texts = TextSide(model, batch.text, batch.text_mask, batch.captions)
+        return cls(model, images, texts, batch)
+
+    @property
+    def images(self) -> ImageSide:
+        assert self._images is not None, "this batch has no images"
+        return self._images
+
+    @property
+    def texts(self) -> TextSide:
+        assert self._texts is not None, "this batch has no text"
+        return self._texts
+
+    # --- one modality alone ---
+
+    @property
+    def image(self) -> Tokens:
+        """tokens [B, N, D], pooled [B, D]"""
+        return self.images.encoding
+
+    @property
+    def text(self) -> Tokens:
+        """tokens [B, T, D], pooled [B, D], mask [B, T]"""
+        return self.texts.encoding
+
+    @property
+    def text_ids(self) -> Tensor:
+        """[B, T]: [BOS] words [EOS] [PAD]…"""
+        return self.texts.ids
+
+    @property
+    def text_mask(self) -> Tensor:
+        """[B, T] bool, True at real tokens"""
+        return self.texts.mask
+
+    @property
+    def image_embedding(self) -> Tensor:
+        """[B, E], unit length, float32"""
+        return self.images.embedding
+
+    @property
+    def text_embedding(self) -> Tensor:
+        """[B, E], unit length, float32"""
+        return self.texts.embedding
+
+    # --- both together ---
+
+    @cached_property
+    def fused_text(self) -> Tokens:
+        """Text tokens [B, T, D] that have looked at the image."""
+        return self.model.part("fusion").text(self.text, self.image)
+
+    @cached_property
+    def fused_image(self) -> Tokens:
+        """Image tokens [B, N, D] that have looked at the text."""
+        return self.model.part("fusion").image(self.image, self.text)
+
+    @cached_property
+    def next_token_logits(self) -> Tensor:
+        """[B, T − 1, V]: row t speaks of text token t + 1, given the image and the tokens up to t."""
+        if "lm" in self.model.parts:
+            return self.model.part("lm").caption_logits(self.images.prefix, self.text_ids, self.text_mask)
+        return self.model.part("decoder")(self.text, self.image)[:, :-1]
+
+    # --- other views ---
+
+    def masked(self, image: Tensor | None = None, text: Tensor | None = None) -> Pass:
+        """The same batch with only the image tokens ``image`` [B, K] looked at, or with the ids ``text`` [B, T] read instead."""
+        images = self._images if image is None else ImageSide(self.model, self.images.pixels, image)
+        texts = self._texts if text is None else TextSide(self.model, text, self.text_mask)
+        return Pass(self.model, images, texts, self.batch)
+
+    def with_text(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Pass:
+        """The same images beside other texts."""
+        return Pass(self.model, self._images, TextSide(self.model, ids, mask, captions), self.batch)
+
+    def first(self, n: int) -> Pass:
+        """The first n samples of the batch; their texts keep the encodings already made, their images start afresh."""
+        if n == len(self.text_ids):
+            return self
+        rows = torch.arange(n, device=self.text_ids.device)
+        return Pass(self.model, ImageSide(self.model, self.images.pixels[:n]), self.texts.rows(rows))
+
+    def paired(self, images: Tensor, texts: Tensor) -> Pass:
+        """Image ``images[k]`` beside text ``texts[k]``, from encodings already made."""
+        return Pass(self.model, self.images.rows(images), self.texts.rows(texts))
+
+
+def random_keep(batch_size: int, n: int, hidden_share: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A random choice of tokens to see: their indices [B, K] in order, and hidden [B, n] bool, True for the others."""
+    k = max(1, round(n * (1 - hidden_share)))
+    keep = torch.rand(batch_size, n, device=device).argsort(1)[:, :k].sort(1).values
+    hidden = torch.ones(batch_size, n, dtype=torch.bool, device=device).scatter_(1, keep, False)
+    return keep, hidden

@@ -1,0 +1,76 @@
+"""Text towers: token ids in, ``Tokens`` out.
+
+Every tower has ``width`` and ``forward(ids [B, T], mask [B, T], captions) -> Tokens``; ``captions`` are the raw strings, for towers that bring a
+tokenizer of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diptych.batch import Tokens
+from diptych.models.attention import Transformer, attention_bias
+from diptych.models.build import Build
+
+
+class TextTransformer(nn.Module):
+    """A transformer over byte-pair tokens.
+
+    causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean.
+    Positions start at std 0.5: beside unit-variance word vectors the usual 0.02 leaves the tower blind to word order
+    for the length of a small budget.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        causal: bool = False,
+        pool: Literal["eos", "bos", "mean"] = "eos",
+    ):
+        super().__init__()
+        size = build.size
+        self.width = width or size.width
+        self.causal = causal
+        self.pool = pool
+        self.embedding = nn.Embedding(len(build.tokenizer), self.width)
+        self.positions = nn.Parameter(torch.randn(build.tokenizer.max_length, self.width) * 0.5)
+        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads)
+
+    def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
+        x = self.embedding(ids) + self.positions[: ids.shape[1]]
+        x = self.transformer(x, attention_bias(mask, ids.shape[1], self.causal, x))  # [B, T, D]
+        if self.pool == "eos":
+            pooled = x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]
+        elif self.pool == "bos":
+            pooled = x[:, 0]
+        else:
+            pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return Tokens(x, pooled, mask)
+
+
+class MiniLM(nn.Module):
+    """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: 384-d sentence vectors."""
+
+    def __init__(self, build: Build):
+        super().__init__()
+        from diptych.models.pretrained import load_minilm
+
+        self.encoder = load_minilm()
+        self.width = 384
+        build.licences.append("minilm")
+
+    def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
+        if len(captions) != len(ids):
+            raise ValueError(f"MiniLM reads raw captions: got {len(captions)} for a batch of {len(ids)}")
+        return self.encoder.encode(list(captions), ids.device)
+
+
+TEXT = {"transformer": TextTransformer, "minilm": MiniLM}

@@ -1,0 +1,102 @@
+"""A model is the parts that its recipe names, the projections into the shared space, and the objectives' own parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.batch import Batch
+from diptych.errors import DiptychError
+from diptych.models.build import SIZES, Build
+from diptych.models.connectors import CONNECTOR
+from diptych.models.decoder import DECODER
+from diptych.models.fusion import FUSION
+from diptych.models.lm import LM
+from diptych.models.passes import Pass
+from diptych.models.text import TEXT
+from diptych.models.vision import VISION
+from diptych.recipe import PARTS, Part, Recipe
+from diptych.registry import check_options, resolve
+
+KINDS: dict[str, dict[str, Any]] = {
+    "vision": VISION,
+    "text": TEXT,
+    "connector": CONNECTOR,
+    "fusion": FUSION,
+    "decoder": DECODER,
+    "lm": LM,
+    "quantizer": {},
+}
+
+
+class VLM(nn.Module):
+    """Parts by name; ``model.encode(batch)`` gives the ``Pass`` that objectives and scorers work on."""
+
+    def __init__(self, recipe: Recipe, build: Build):
+        super().__init__()
+        self.parts = nn.ModuleDict()
+        self.frozen: frozenset[str] = frozenset()
+        for name in PARTS:
+            if name in recipe.parts:
+                self.parts[name] = build_part(name, recipe.parts[name], build)
+                build.parts[name] = self.parts[name]
+        self.freeze({name for name, part in recipe.parts.items() if part.frozen})
+        self.tokenizer = build.tokenizer
+        self.image_size = build.image_size
+        self.licences = tuple(build.licences)
+        self.embed_dim = recipe.embed_dim or build.size.embed_dim
+        self.image_projection, self.text_projection = nn.Identity(), nn.Identity()
+        if {"vision", "text"} <= set(self.parts):
+            self.image_projection = nn.Linear(build.width_of("vision"), self.embed_dim, bias=False)
+            self.text_projection = nn.Linear(build.width_of("text"), self.embed_dim, bias=False)
+
+    def freeze(self, names: set[str]) -> None:
+        """Keep these parts as they are: no gradients, no optimizer state, evaluation mode."""
+        self.frozen = frozenset(names)
+        for name, part in self.parts.items():
+            part.requires_grad_(name not in names)
+            part.train(self.training and name not in names)
+
+    def train(self, mode: bool = True) -> VLM:
+        super().train(mode)
+        for name in self.frozen:
+            self.parts[name].eval()
+        return self
+
+    def part(self, name: str) -> Any:
+        if name not in self.parts:
+            raise DiptychError(f"the recipe has no part '{name}', which its objectives or its score need; parts: {', '.join(self.parts)}")
+        return self.parts[name]
+
+    def run(self, name: str, *inputs: Any) -> Any:
+        """A part's output, without a graph where the part is frozen and nothing before it learns."""
+        part = self.part(name)
+        if name in self.frozen and not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            with torch.no_grad():
+                return part(*inputs)
+        return part(*inputs)
+
+    def encode(self, batch: Batch) -> Pass:
+        return Pass.of(self, batch)
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """The weights a checkpoint must hold: all but those of packaged pretrained parts, which are loaded from their package."""
+        packaged = tuple(f"parts.{n}.{p}" for n, part in self.parts.items() for p in getattr(part, "packaged", ()))
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(packaged)} if packaged else self.state_dict()
+
+
+def build_part(name: str, part: Part, build: Build) -> nn.Module:
+    build.where = f"parts.{name}"
+    cls = resolve(part.kind, KINDS[name], f"{name} part")
+    return cls(build, **check_options(cls, part.options, build.where))
+
+
+def build_model(recipe: Recipe, tokenizer: Any, image_size: int, corpus: list[str] | None = None) -> VLM:
+    """The model of a recipe with fresh weights (pretrained where a part says so).
+
+    corpus: training captions, for a language model's vocabulary to be trimmed to; not needed when ``tokenizer`` is given.
+    """
+    build = Build(SIZES[recipe.size], image_size, tokenizer, corpus=corpus or [])
+    return VLM(recipe, build)

@@ -1,0 +1,59 @@
+"""Image-text matching: does this text belong to this image? Negatives are mined from the batch by similarity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.objectives.base import Objective
+from diptych.objectives.contrastive import same_meaning
+
+if TYPE_CHECKING:
+    from diptych.models.passes import Pass
+    from diptych.models.vlm import VLM
+
+
+def mine_negatives(similarity: Tensor, meaning: Tensor | None, sharpness: float) -> tuple[Tensor, Tensor]:
+    """For each image a wrong text and for each text a wrong image, the likelier the more similar (ALBEF, Li et al. 2021, §3.2).
+
+    similarity [B, B] of images (rows) and texts → text index per image [B], image index per text [B].
+    """
+    weights = torch.softmax(similarity.float() * sharpness, 1), torch.softmax(similarity.float().T * sharpness, 1)
+    wrong = ~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    same = same_meaning(meaning)
+    if same is not None:
+        wrong &= ~same
+    text, image = (torch.multinomial((w + 1e-6) * wrong + 1e-12, 1)[:, 0] for w in weights)
+    return text, image
+
+
+class Matching(Objective):
+    """A two-way classifier on the fused tokens of both sides; needs a contrastive objective beside it for the mining to mean anything.
+
+    batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: of the mining.
+    """
+
+    couples_batch = True
+    needs = ("vision", "text", "fusion")
+
+    def __init__(self, model: VLM, *, batch_share: float = 1.0, sharpness: float = 20.0):
+        super().__init__(model)
+        self.batch_share, self.sharpness = batch_share, sharpness
+        width = model.part("fusion").width
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+
+    def logits(self, p: Pass) -> Tensor:
+        """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token."""
+        return self.head(p.fused_text.pooled).float()[:, 0]
+
+    def forward(self, p: Pass) -> Tensor:
+        similarity = (p.image_embedding @ p.text_embedding.T).detach()
+        text, image = mine_negatives(similarity, p.batch.meaning, self.sharpness)
+        own = torch.arange(max(2, round(len(text) * self.batch_share)), device=text.device)
+        m = len(own)
+        triples = p.paired(torch.cat([own, own, image[:m]]), torch.cat([own, text[:m], own]))
+        target = torch.cat([torch.ones(m), torch.zeros(2 * m)]).to(text.device)
+        return F.binary_cross_entropy_with_logits(self.logits(triples), target)

@@ -1,0 +1,89 @@
+"""What a person sees while long work runs: bars on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+QUIET_SECONDS = 20.0  # between lines where there is no terminal
+
+
+def describe(state: dict[str, Any]) -> str:
+    """loss, rate and time left, as far as they are known"""
+    parts = [str(state.get("phase", ""))]
+    if "loss" in state and state.get("phase") == "training":
+        parts.append(f"loss {state['loss']:.3f}")
+        parts.append(f"{state['samples_per_second']:.0f} samples/s")
+        if 0.02 < state["share"] < 1:
+            parts.append(f"{state['seconds'] * (1 / state['share'] - 1):.0f} s left")
+    return " · ".join(parts)
+
+
+class JobsDisplay:
+    """One row a job; the states are updated in place by whoever runs the jobs."""
+
+    def __init__(self, jobs: list[tuple[str, dict[str, Any]]]):
+        self.jobs = jobs
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal
+        self.began = self.said = time.monotonic()
+        self.progress = Progress(
+            TextColumn("{task.fields[label]:<14}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            refresh_per_second=2,
+        )
+        self.rows = [self.progress.add_task("", total=1.0, start=False, label=label, note="waiting") for label, _ in jobs]
+        self.phases = [""] * len(jobs)
+
+    def __enter__(self) -> JobsDisplay:
+        if self.live:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.update(last=True)
+        if self.live:
+            self.progress.stop()
+
+    def update(self, last: bool = False) -> None:
+        due = time.monotonic() - self.said > QUIET_SECONDS
+        for i, (row, (label, state)) in enumerate(zip(self.rows, self.jobs, strict=True)):
+            note = describe(state)
+            phase = str(state["phase"])
+            if phase not in ("waiting", self.phases[i]):
+                self.progress.start_task(row)
+            if self.live:
+                self.progress.update(row, completed=state.get("share", 0.0), note=note)
+                if phase in ("done", "failed"):
+                    self.progress.stop_task(row)
+            elif phase != self.phases[i] or (due and phase == "training"):
+                print(f"[{time.monotonic() - self.began:5.0f} s] {label:<14} {state.get('share', 0):4.0%} {note}", file=sys.stderr, flush=True)
+                self.said = time.monotonic()
+            self.phases[i] = phase
+
+
+class TrainingDisplay:
+    """A bar for one training run: use as the ``progress`` of ``train``."""
+
+    def __init__(self, name: str):
+        self.state: dict[str, Any] = {"phase": "setting up", "share": 0.0}
+        self.display = JobsDisplay([(name, self.state)])
+
+    def __enter__(self) -> TrainingDisplay:
+        self.display.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.display.__exit__(*details)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        self.state.update(row, phase="training")
+        self.display.update()

