@@ -112,6 +112,9 @@ def test_cider_by_hand() -> None:
     # "red fox": 2 of 3 unigrams cos 2/√(2·3), 1 bigram cos 1/√2; lengths 1 and 2 bigrams: exp(−1/72)
     expected = 10 * math.exp(-1 / 72) * (2 / math.sqrt(6) + 1 / math.sqrt(2)) / 4
     assert captions.cider_d_items(references, {"x": "red fox", "y": "blue bird"})["x"] == pytest.approx(expected)
+    # "red" twice counts once (the clipping of CIDEr-D) but weighs in the norm: 2/√(5·3); 1 of 2 bigrams
+    expected = 10 * (2 / math.sqrt(15) + 1 / 2) / 4
+    assert captions.cider_d_items(references, {"x": "red red fox", "y": "blue bird"})["x"] == pytest.approx(expected)
 
 
 def test_cider_of_one_item_is_zero() -> None:
@@ -232,3 +235,5 @@ def test_gap_by_hand_and_separability() -> None:
     assert separability(image, image + np.array([30, 0, 40, 0])).mean() == 1
     assert separability(image, image).mean() == 0.5
     assert 0.3 < separability(image, rng.normal(size=(60, 4))).mean() < 0.7
+    wide = rng.normal(size=(2, 60, 200))  # more dimensions than points: what was seen in training is told without fail
+    assert separability(*wide).mean() < 0.7

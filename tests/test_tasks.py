@@ -52,6 +52,8 @@ def test_oracle_with_the_wrong_image_falls_to_about_chance(by_oracle: Summary) -
         elif r.chance is not None and r.metric != "separability":
             assert r.controls["shuffled"] <= r.chance + 0.25 * (1 - r.chance), (r.task, r.metric)
             assert r.controls["blind"] <= r.chance + 0.25 * (1 - r.chance), (r.task, r.metric)
+        elif r.metric == "matched_cosine":
+            assert max(r.controls.values()) < 0.3
 
 
 def test_no_opinion_is_exactly_chance_in_every_task() -> None:
