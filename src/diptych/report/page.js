@@ -1,0 +1,50 @@
+"use strict";
+(() => {
+  // Theme: auto follows the system; the choice is kept where storage is allowed (a file:// page may not have it).
+  const root = document.documentElement, button = document.getElementById("theme");
+  const store = (value) => { try { return value === undefined ? localStorage.getItem("diptych-theme") : localStorage.setItem("diptych-theme", value); } catch { return null; } };
+  const themes = ["auto", "light", "dark"];
+  const show = (theme) => {
+    if (theme === "auto") root.removeAttribute("data-theme"); else root.dataset.theme = theme;
+    button.textContent = `Theme: ${theme}`;
+  };
+  let theme = themes.includes(store()) ? store() : "auto";
+  show(theme);
+  button.addEventListener("click", () => {
+    theme = themes[(themes.indexOf(theme) + 1) % themes.length];
+    store(theme);
+    show(theme);
+  });
+
+  // Sorting: numbers largest first, words from A; rows without a value always last.
+  const value = (row, index) => {
+    const cell = row.cells[index];
+    if (cell.dataset.v === undefined) return cell.textContent.trim();
+    return cell.dataset.v === "" ? null : Number(cell.dataset.v);
+  };
+  for (const table of document.querySelectorAll("table.sortable")) {
+    for (const th of table.querySelectorAll("th[aria-sort]")) {
+      th.querySelector("button").addEventListener("click", () => {
+        const body = table.tBodies[0], rows = [...body.rows], index = th.cellIndex;
+        const numeric = rows.some((row) => typeof value(row, index) === "number");
+        const was = th.getAttribute("aria-sort");
+        const down = was === "none" ? numeric : was === "ascending";
+        for (const other of table.querySelectorAll("th[aria-sort]")) other.setAttribute("aria-sort", "none");
+        th.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const sign = down ? -1 : 1;
+        rows.sort((a, b) => {
+          const x = value(a, index), y = value(b, index);
+          if (x === null || y === null) return (x === null) - (y === null);
+          return sign * (numeric ? x - y : x.localeCompare(y));
+        });
+        body.append(...rows);
+      });
+    }
+  }
+
+  // A link into a closed part opens it; printing opens all.
+  const reveal = () => { const at = location.hash && document.querySelector(location.hash); if (at) at.querySelector("details")?.setAttribute("open", ""); };
+  addEventListener("hashchange", reveal);
+  reveal();
+  addEventListener("beforeprint", () => { for (const d of document.querySelectorAll("details")) d.open = true; });
+})();

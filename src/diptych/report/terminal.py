@@ -1,0 +1,58 @@
+"""The same numbers on a terminal, which is narrow: recipes across, measures down."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diptych.report.columns import columns, is_share, number
+from diptych.report.read import Comparison
+from diptych.report.table import AT_CHANCE, TIED, marks_of, text_cell
+from diptych.report.words import plain_words
+
+if TYPE_CHECKING:
+    from diptych.evaluation.run import Summary
+
+
+def print_comparison(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(comparison.title), caption=f"{TIED} tied with the best   {AT_CHANCE}: interval includes chance")
+    table.add_column("%")
+    for recipe in comparison.recipes:
+        table.add_column(escape(recipe.label), justify="right")
+    for column in columns(comparison):
+        marks = marks_of(comparison, column)
+        cells = []
+        for recipe in comparison.recipes:
+            cell = escape(text_cell(column, recipe, marks, bold=""))
+            cells.append(f"[bold]{cell}[/bold]" if marks.get(recipe.name) == "best" else cell)
+        table.add_row(escape(column.name), *cells)
+    console = Console()
+    console.print(table)
+    console.print(plain_words(comparison).replace("**", ""), markup=False, highlight=False)
+
+
+def print_summary(summary: Summary) -> None:
+    """One model's evaluation: every result with its interval, chance and controls."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(f"{summary.model} on {summary.data}"), caption="shares in per cent")
+    for name in ("task", "metric"):
+        table.add_column(name)
+    for name in ("value", "95 % interval", "chance", "blind", "shuffled", "n"):
+        table.add_column(name, justify="right")
+    for r in summary.results:
+        share = is_share(r.metric)
+        around = f"{number(r.low, share)}–{number(r.high, share)}" if r.low is not None and r.high is not None else "—"
+        near = r.chance is not None and r.low is not None and r.high is not None and r.low <= r.chance <= r.high
+        controls = [number(r.controls.get(c), share) for c in ("blind", "shuffled")]
+        value = number(r.value, share) + (f" {AT_CHANCE}" if near else "")
+        table.add_row(escape(r.task), escape(r.metric), value, around, number(r.chance, share), *controls, str(r.n))
+    console = Console()
+    console.print(table)
+    for skipped in summary.skipped:
+        console.print(f"{skipped['task']}: skipped, {skipped['reason']}", markup=False, highlight=False)
