@@ -97,8 +97,9 @@ def test_captions_are_true_and_negatives_false(worlds, name, split):
 
 
 def test_one_meaning_one_truth(worlds):
-    """Captions of equal meaning are true of each other's scenes."""
+    """Captions of equal meaning are true of each other's scenes, and say as much."""
     seen: dict[str, tuple[str, list, str]] = {}
+    telling = {*PALETTE, "big", "small", "top", "bottom", "centre", "no", "on"}
     repeats = 0
     for i in range(1500):
         sample = worlds["small"][i]
@@ -108,6 +109,8 @@ def test_one_meaning_one_truth(worlds):
                 repeats += 1
                 other_caption, *other_truth = seen[said]
                 assert holds(caption, *other_truth) and holds(other_caption, *truth), (caption, other_caption)
+                said_words, other_words = (sorted(telling & set(c.split())) for c in (caption, other_caption))
+                assert said_words == other_words, (caption, other_caption)
             seen[said] = (caption, *truth)
     assert repeats > 1000
 
@@ -244,6 +247,33 @@ def test_images_of_a_group_differ_only_within_their_boxes(worlds, name):
                 outside[y0:y1, x0:x1] = False
             assert (group.images[0][outside] == group.images[1][outside]).all()
             assert (group.images[0] != group.images[1]).any()
+
+
+CHANGES = {"object": 1, "negation": 1, "count": 0, "colour": 2, "size": 3}  # the one field of the things that differs
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_scenes_of_a_group_differ_in_its_skill_alone(worlds, name):
+    scenes = worlds[name].split("test")
+    for skill in scenes.skills:
+        for group in scenes.groups(skill, 30):
+            a, b = (Graph.from_dict(graph) for graph in group.extra["graphs"])
+            assert a._replace(things=(), position="") == b._replace(things=(), position="")
+            if skill == "position":
+                assert a.things == b.things and a.position != b.position
+                continue
+            assert a.position == b.position
+            if skill == "relation":
+                assert a.things == b.things[::-1]
+            elif skill == "binding":
+                swapped = [t._replace(colour=o.colour) for t, o in zip(b.things, b.things[::-1], strict=True)]
+                assert list(a.things) == swapped and a != b
+            else:
+                differing = [i for i in range(4) if a.things[0][i] != b.things[0][i]]
+                assert differing == [CHANGES[skill]]
+            if skill == "count":  # the scene with more shows what the other shows, and more
+                few, many = sorted(group.extra["boxes"], key=len)
+                assert all(box in many for box in few)
 
 
 @pytest.mark.parametrize("name", PRESETS)
