@@ -54,7 +54,11 @@ def test_info_nce_equals_the_reference(meaning, extra):
     image, text = unit(rng, 6, 5), unit(rng, 6, 5)
     negatives = unit(rng, extra, 5) if extra else None
     ours = info_nce(
-        torch.tensor(image), torch.tensor(text), 7.0, None if meaning is None else torch.tensor(meaning), None if negatives is None else torch.tensor(negatives)
+        torch.tensor(image),
+        torch.tensor(text),
+        7.0,
+        None if meaning is None else torch.tensor(meaning),
+        None if negatives is None else torch.tensor(negatives),
     )
     assert ours.item() == pytest.approx(reference_info_nce(image, text, 7.0, meaning, negatives), abs=1e-12)
 
@@ -68,11 +72,17 @@ def test_sigmoid_equals_the_reference(meaning):
 
 
 def test_info_nce_equals_transformers_clip():
-    from transformers.models.clip.modeling_clip import clip_loss
+    from transformers import CLIPConfig, CLIPModel
 
-    rng = np.random.default_rng(2)
-    image, text = (torch.tensor(unit(rng, 8, 16)).float() for _ in range(2))
-    assert info_nce(image, text, 14.0).item() == pytest.approx(clip_loss(14.0 * text @ image.T).item(), abs=1e-5)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": 50, "eos_token_id": 2}, vision_config={**small, "image_size": 32, "patch_size": 16}, projection_dim=8
+    )
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    with torch.no_grad():
+        out = model(input_ids=torch.randint(3, 50, (4, 7)), pixel_values=torch.randn(4, 3, 32, 32), return_loss=True)
+    assert info_nce(out.image_embeds, out.text_embeds, model.logit_scale.exp()).item() == pytest.approx(out.loss.item(), abs=1e-5)
 
 
 def test_sigmoid_equals_transformers_siglip():

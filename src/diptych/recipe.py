@@ -232,7 +232,7 @@ def _set(tree: Any, dotted: str, value: Any) -> None:
 def _index(items: list[Any], key: str, where: str) -> int:
     """A list position, or the ``name`` of one of its entries."""
     for i, item in enumerate(items):
-        if isinstance(item, dict) and item.get("name") == key:
+        if isinstance(item, dict) and item.get("name", "main") == key:
             return i
     if key.lstrip("-").isdigit() and -len(items) <= int(key) < len(items):
         return int(key)

@@ -1,0 +1,38 @@
+# make demo: the main job, with a report. make test: the tests. Both set up what they need, once.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+# One environment for all; made again only when what it holds has changed.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once; a few minutes) …"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Diptych needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[weights,dev]'
+	@touch $@
+
+setup: $(VENV)/.ready ## set up .venv with everything
+
+demo: $(VENV)/.ready ## train four paradigms under one budget, judge them, write runs/demo/report.html
+	$(BIN)/diptych demo
+
+test: $(VENV)/.ready lint ## lint, types and the tests
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.ready lint ## the slow and the broad tests too
+	$(BIN)/python -m pytest -m ''
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+clean: ## remove the environment and the demo's runs
+	rm -rf $(VENV) runs/demo

@@ -1,0 +1,176 @@
+"""Parts and passes: each encoding once, padding and order without effect, views that share, frozen parts without gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diptych.data.loader import to_pixels
+from diptych.data.text import Tokenizer
+from diptych.errors import DiptychError
+from diptych.models.attention import Attention, attend, attention_bias
+from diptych.models.generate import greedy
+from diptych.models.passes import ImageSide, Pass, TextSide, random_keep
+from diptych.models.vision import sincos_2d
+from diptych.models.vlm import build_model
+from diptych.objectives import build_objectives
+from diptych.objectives.generative import caption_log_likelihood
+from diptych.recipe import load_recipe
+
+CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star and no tree"]
+
+
+def make(name, *overrides):
+    torch.manual_seed(0)
+    recipe = load_recipe(name, list(overrides))
+    model = build_model(recipe, Tokenizer.train(CAPTIONS, 400, 32), 48).eval()
+    return model, build_objectives(recipe, model).eval()
+
+
+def sides(model, captions=CAPTIONS, pad_to=None):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (48, 48, 3), dtype=np.uint8) for _ in captions]
+    ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
+    if pad_to:
+        extra = pad_to - ids.shape[1]
+        ids, mask = torch.nn.functional.pad(ids, (0, extra), value=model.tokenizer.pad), torch.nn.functional.pad(mask, (0, extra), value=False)
+    return ImageSide(model, to_pixels(images)), TextSide(model, ids, mask, tuple(captions))
+
+
+def test_attention_equals_a_plain_reference():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 7, 7))
+    mask = torch.rand(2, 7) > 0.3
+    mask[:, 0] = True
+    ours = attend(q, k, v, attention_bias(mask, 5, False, q).double()).numpy()
+    for b in range(2):
+        for h in range(3):
+            logits = q[b, h].numpy() @ k[b, h].numpy().T / 2.0
+            logits[:, ~mask[b].numpy()] = -np.inf
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            np.testing.assert_allclose(ours[b, h], weights / weights.sum(1, keepdims=True) @ v[b, h].numpy(), atol=1e-12)
+
+
+def test_written_out_attention_equals_the_fused_one():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 6, 4) for _ in range(3))
+    bias = attention_bias(torch.ones(2, 6, dtype=torch.bool), 6, True, q)
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(attend(q, k, v, bias), fused, atol=1e-6, rtol=1e-5)
+
+
+def test_cross_attention_reads_its_context():
+    torch.manual_seed(0)
+    attention, x, context = Attention(8, 2, 6), torch.randn(1, 3, 8), torch.randn(1, 5, 6)
+    assert not torch.equal(attention(x, context), attention(x, context + 1))
+
+
+def test_positions_tell_patches_apart():
+    positions = sincos_2d(6, 6, 128)
+    assert positions.shape == (36, 128)
+    assert torch.cdist(positions, positions).fill_diagonal_(9).min() > 0.5
+
+
+@pytest.mark.parametrize("name", ["clip", "coca", "maskvlm"])
+def test_padding_changes_nothing(name):
+    model, objectives = make(name)
+    short, long = Pass(model, *sides(model)), Pass(model, *sides(model, pad_to=32))
+    torch.testing.assert_close(short.text_embedding, long.text_embedding, atol=1e-5, rtol=1e-5)
+    every = torch.arange(3)
+    if name == "coca":
+        torch.testing.assert_close(caption_log_likelihood(short), caption_log_likelihood(long), atol=1e-4, rtol=1e-5)
+    if name == "maskvlm":
+        for score in (lambda p: objectives["matching"].logits(p), lambda p: objectives["masked_words"].log_likelihood(p, every, every)):
+            torch.testing.assert_close(score(short), score(long), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["coca", "maskvlm"])
+def test_scores_of_pairs_do_not_depend_on_their_company(name):
+    model, objectives = make(name)
+    p = Pass(model, *sides(model))
+    images, texts = torch.tensor([0, 0, 2, 1]), torch.tensor([1, 0, 2, 0])
+    if name == "coca":
+        score = lambda i, t: caption_log_likelihood(p.paired(i, t))  # noqa: E731
+    else:
+        score = lambda i, t: objectives["masked_words"].log_likelihood(p, i, t)  # noqa: E731
+    together = score(images, texts)
+    for k in range(4):
+        torch.testing.assert_close(score(images[k : k + 1], texts[k : k + 1]), together[k : k + 1], atol=1e-4, rtol=1e-4)
+
+
+def test_every_encoding_is_computed_at_most_once():
+    model, objectives = make("maskvlm")
+    calls = {"vision": 0, "text": 0}
+    for name in calls:
+        model.parts[name].register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
+    images, texts = sides(model)
+    p = Pass(model, images, texts)
+    for name in ("info_nce", "matching", "masked_words"):
+        objectives[name](p)
+    assert calls == {"vision": 1, "text": 2}, "images once; texts once whole and once masked"
+    calls.update(vision=0, text=0)
+    p = Pass(model, *sides(model))
+    p.masked(text=p.text_ids).image  # noqa: B018 - the first to ask is a view
+    p.image_embedding  # noqa: B018
+    assert calls["vision"] == 1, "a view shares what it has in common, whoever asks first"
+
+
+def test_a_decoder_sees_no_later_word():
+    model, _ = make("coca")
+    images, texts = sides(model)
+    logits = Pass(model, images, texts).next_token_logits
+    changed = texts.ids.clone()
+    changed[:, 6:] = 9
+    after = Pass(model, images, TextSide(model, changed, texts.mask)).next_token_logits
+    torch.testing.assert_close(after[:, :6], logits[:, :6], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(after[0, 6:], logits[0, 6:], atol=1e-3)
+
+
+def test_hidden_patches_are_not_looked_at():
+    model, _ = make("clip")
+    images, _ = sides(model)
+    keep, hidden = random_keep(3, 36, 0.6, torch.device("cpu"))
+    assert keep.shape == (3, 14) and hidden.sum() == 3 * 22 and not hidden.gather(1, keep).any()
+    seen = model.parts["vision"](images.pixels, keep).tokens
+    grid = hidden.view(3, 1, 6, 6).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    altered = torch.where(grid, torch.rand_like(images.pixels), images.pixels)
+    torch.testing.assert_close(model.parts["vision"](altered, keep).tokens, seen)
+
+
+def test_greedy_text_is_the_likeliest_word_each_time():
+    model, _ = make("coca")
+    images, _ = sides(model)
+    ids = greedy(model, images, 6)
+    full = torch.cat([torch.full((3, 1), model.tokenizer.bos), ids], 1)
+    logits = Pass(model, images, TextSide(model, full, torch.ones_like(full, dtype=torch.bool))).next_token_logits
+    for row in range(3):
+        for t in range(ids.shape[1]):
+            assert ids[row, t] == logits[row, t].argmax()
+            if ids[row, t] == model.tokenizer.eos:
+                break
+
+
+def test_frozen_parts_keep_no_gradient_and_stay_in_evaluation_mode():
+    model, objectives = make("clip")
+    model.train()
+    model.freeze({"vision"})
+    objectives["info_nce"](Pass(model, *sides(model))).backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.parts["vision"].parameters())
+    assert all(p.grad is not None for p in model.parts["text"].parameters())
+    assert not model.parts["vision"].training and model.parts["text"].training
+    model.train()
+    assert not model.parts["vision"].training
+
+
+def test_what_a_recipe_lacks_is_named():
+    model, _ = make("clip")
+    with pytest.raises(DiptychError, match="no part 'fusion'"):
+        Pass(model, *sides(model)).fused_text  # noqa: B018
+
+
+def test_tokenizer_round_trip_limits_and_unknown_text():
+    tokenizer = Tokenizer.train(CAPTIONS, 400, 16)
+    ids, mask = tokenizer.encode_batch(["A red  fox.", "naïve 日本 🦊", "word " * 10_000])
+    assert tokenizer.decode(ids[0]) == "a red fox" and tokenizer.decode(ids[1]) != ""
+    assert ids.shape == (3, 16) and (ids[:, 0] == 1).all()
+    assert all(row[m.sum() - 1] == 2 for row, m in zip(ids, mask, strict=True)), "each ends in [EOS], the cut one too"
