@@ -1,0 +1,192 @@
+"""A causal language model of transformers, opened up for a vision-language model to build on.
+
+Vectors go in, so that image tokens can stand among words; the output layer is apart, to be used at label positions only;
+a prefix is computed once and continued in many ways.
+Shapes: B batch, P prefix, L new positions, T text tokens, D width, V vocabulary, h key heads, d their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diptych.models.pretrained.packages import quiet
+from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer, kept_ids, tiny_tokenizer
+
+
+@dataclass
+class Prefix:
+    """What a model remembers of positions it has read; it is never changed, so one prefix serves any number of continuations."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values [B, h, P, d] of each layer
+    mask: Tensor  # [B, P] bool
+
+    def __getitem__(self, rows: Tensor) -> Prefix:
+        """Rows of the batch, in the order of ``rows``."""
+        return Prefix(tuple((keys[rows], values[rows]) for keys, values in self.layers), self.mask[rows])
+
+    def expand(self, rows: int) -> Prefix:
+        """One row as many, without copying."""
+        if len(self.mask) == rows:
+            return self
+        layers = ((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers)
+        return Prefix(tuple(layers), self.mask.expand(rows, -1))
+
+
+class CausalLM(nn.Module):
+    """Wraps any decoder-only model of transformers; its weights are frozen.
+
+    Padding may stand on either side: it is neither seen nor counted in the positions.
+    """
+
+    def __init__(self, model: Any, tokenizer: LMTokenizer):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.width = int(model.config.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.model.parameters())
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Word vectors [B, T, D] of ``ids`` [B, T], as ``hidden`` expects them.
+
+        Where a family scales its word vectors (Gemma: by √D), the scaling is done here and not again later: transformers takes
+        ``inputs_embeds`` as they are. Image tokens are therefore mixed in at the scaled size.
+        """
+        return self.model.get_input_embeddings()(ids)
+
+    def hidden(self, embeds: Tensor, mask: Tensor, positions: Tensor | None = None, past: Prefix | None = None) -> Tensor:
+        """Last hidden states [B, L, D], after the final norm.
+
+        embeds [B, L, D]; mask [B, L] bool; positions [B, L], by default the count of real tokens before each;
+        past: a prefix of batch 1 or B that all rows continue.
+        """
+        return self._run(embeds, mask, positions, past, keep=False)[0]
+
+    def step(self, embeds: Tensor, mask: Tensor, past: Prefix | None = None) -> tuple[Tensor, Prefix]:
+        """``hidden``, and the prefix that now includes these positions: what generation repeats."""
+        hidden, prefix = self._run(embeds, mask, None, past, keep=True)
+        assert prefix is not None
+        return hidden, prefix
+
+    def prefix_cache(self, embeds: Tensor, mask: Tensor) -> Prefix:
+        return self.step(embeds, mask)[1]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] over the next token."""
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _run(
+        self, embeds: Tensor, mask: Tensor, positions: Tensor | None, past: Prefix | None, keep: bool
+    ) -> tuple[Tensor, Prefix | None]:
+        from transformers import DynamicCache
+
+        new, mask = mask.shape[1], mask.bool()
+        cache = None
+        if past is not None:
+            past = past.expand(len(mask))
+            mask = torch.cat([past.mask, mask], 1)  # [B, P + L]
+            cache = DynamicCache(past.layers)  # a new one each time: the model appends to it
+        elif keep:
+            cache = DynamicCache()  # without the config, which would drop what lies beyond a sliding window
+        if positions is None:
+            positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -new:]
+        out = self.model.base_model(
+            inputs_embeds=embeds.to(self.dtype),
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        if cache is None or not keep:
+            return out.last_hidden_state, None
+        layers: list[Any] = cache.layers
+        return out.last_hidden_state, Prefix(tuple((layer.keys, layer.values) for layer in layers), mask)
+
+    @classmethod
+    def random(
+        cls,
+        vocab: int = 512,
+        width: int = 32,
+        depth: int = 2,
+        heads: int = 2,
+        *,
+        family: Literal["gemma3", "llama"] = "gemma3",
+        texts: Sequence[str] = (),
+        seed: int = 0,
+    ) -> CausalLM:
+        """A small one with random weights and a tokenizer trained on ``texts``: for tests."""
+        from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
+
+        tokenizer = tiny_tokenizer(texts, vocab)
+        sizes: dict[str, Any] = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 1,
+            "head_dim": max(width // heads, 8),
+            "pad_token_id": tokenizer.pad,
+            "bos_token_id": tokenizer.bos,
+            "eos_token_id": tokenizer.eos,
+        }
+        if family == "gemma3":
+            kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(depth)]
+            config: Any = Gemma3TextConfig(**sizes, sliding_window=8, layer_types=kinds)
+        else:
+            config = LlamaConfig(**sizes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer)
+
+    def trim(self, texts: Sequence[str] = (), kept: Sequence[int] | None = None) -> CausalLM:
+        """This model with the vocabulary of ``texts``, or with the ids ``kept`` of an earlier trim; changed in place."""
+        self.model, self.tokenizer = trim_vocabulary(self.model, self.tokenizer, texts, kept)
+        return self
+
+
+def load_causal_lm(path: Any, dtype: torch.dtype = torch.bfloat16) -> CausalLM:
+    """Any causal language model in a local directory, as transformers saves it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = LMTokenizer.of(AutoTokenizer.from_pretrained(path, local_files_only=True))
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    return CausalLM(model, tokenizer)
+
+
+def trim_vocabulary(
+    model: Any, tokenizer: LMTokenizer, texts: Sequence[str] = (), kept: Sequence[int] | None = None
+) -> tuple[Any, TrimmedTokenizer]:
+    """Keep the rows of the embedding and of the output layer that ``texts`` need, plus specials, bytes and Latin letters.
+
+    Hidden states and the kept logits stay exactly what they were. A probability is now a share among the kept pieces: compare
+    likelihoods only between texts under one vocabulary. The model is changed in place, which is what frees the memory.
+    """
+    if isinstance(tokenizer, TrimmedTokenizer):
+        raise ValueError("the vocabulary is trimmed already")
+    trimmed = TrimmedTokenizer(tokenizer, kept_ids(tokenizer, texts) if kept is None else kept)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.weight is embedding.weight
+    rows = torch.as_tensor(trimmed.kept, device=embedding.weight.device)
+    embedding.weight = nn.Parameter(embedding.weight[rows].detach(), requires_grad=False)
+    head.weight = embedding.weight if tied else nn.Parameter(head.weight[rows].detach(), requires_grad=False)
+    if getattr(head, "bias", None) is not None:
+        head.bias = nn.Parameter(head.bias[rows].detach(), requires_grad=False)
+    embedding.num_embeddings = head.out_features = model.config.vocab_size = len(rows)
+    embedding.padding_idx = None
+    model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id = trimmed.pad, trimmed.bos, trimmed.eos
+    return model, trimmed
