@@ -54,7 +54,7 @@ def classify(task: str, metric: str) -> tuple[str, str, int] | None:
             return group, "image → caption", place + 1
         return group, "all", place + 2
     if re.search(r"naming|zero.?shot|classif", t):
-        return ("Naming", "zero-shot top-1", 20) if AT_ONE.search(m) or m in GENERIC else None
+        return ("Zero-shot naming", "top-1", 20) if AT_ONE.search(m) or m in GENERIC else None
     if m.startswith("cider"):
         return "Captions", "CIDEr", 60
     skill = skill_name(t, m)

@@ -79,12 +79,10 @@ def scroller(table: str, label: str) -> str:
 
 def header(label: str, note: str = "", sortable: bool = True, first: bool = False) -> str:
     """``note`` stands small under the label."""
+    words = escape(label).replace(" →", "\u00a0→")
+    arrow = '<span class="arrow" aria-hidden="true"></span>'
+    inner = f'<button type="button">{words}{arrow}</button>' if sortable else f'<span class="plain">{words}</span>'
     small = f'<span class="note">{escape(note)}</span>' if note else ""
-    inner = (
-        f'<button type="button">{escape(label)}<span class="arrow" aria-hidden="true"></span></button>'
-        if sortable
-        else escape(label)
-    )
     kind = ' class="first"' if first else ""
     sort = ' aria-sort="none"' if sortable else ""
     return f'<th scope="col"{kind}{sort}>{inner}{small}</th>'

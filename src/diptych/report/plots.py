@@ -99,8 +99,8 @@ def _loss_panel(
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """About three round numbers between the two."""
-    rough = (high - low) / 3
+    """Three to five round numbers between the two."""
+    rough = (high - low) / 4
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
     return [float(v) for v in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
