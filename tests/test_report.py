@@ -322,16 +322,34 @@ def test_infinite_and_absent_values_are_left_out(tmp_path: Path) -> None:
         if r["metric"] == "relation":
             r["value"] = None
         if r["metric"] == "binding":
-            r["low"] = r["high"] = None
+            r.update(value=0.5, low=None, high=None)
     summary.write_text(json.dumps(content))
     c = load(path)
     clip = next(r for r in c.recipes if r.name == "clip")
     assert ("controlled", "relation") not in clip.measures
     binding = clip.measures["controlled", "binding"]
     assert not binding.at_chance and not binding.better_than_chance  # no interval, no claim
-    assert "CLIP 51.0" not in words_of(path).split("Binding")[1].split("skills")[0]
+    assert "CLIP 50.0" not in words_of(path)
     build_report(path)
     assert "no interval" in (path / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_line_separator_in_a_caption_loses_nothing(tmp_path: Path) -> None:
+    path = make_comparison(tmp_path / "c")
+    file = path / "items" / "retrieval.jsonl"
+    rows = [json.loads(line) for line in file.read_text().split("\n") if line]
+    rows[5]["captions"][0] = "two\u2028lines"
+    file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    assert len(load(path).items) == ITEMS
+
+
+def test_openmoji_is_credited_once_and_in_full(tmp_path: Path) -> None:
+    path = make_comparison(tmp_path / "c")
+    described = json.loads((path / "compare.json").read_text())
+    described["licences"] = {"openmoji": "CC BY-SA 4.0", "minilm": "Apache-2.0"}
+    (path / "compare.json").write_text(json.dumps(described))
+    text = " ".join(Page(build_report(path).read_text(encoding="utf-8")).text)
+    assert text.count("all emojis designed by OpenMoji") == 1 and "minilm" in text
 
 
 def test_nothing_measured_yet(tmp_path: Path) -> None:

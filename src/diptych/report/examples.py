@@ -18,7 +18,7 @@ from diptych.report.read import Comparison, Item, Recipe, finite, read_jsonl
 
 EACH = 3  # right and wrong retrievals a recipe
 PICTURES = 8  # captioned pictures
-LARGEST = 256  # pixels of a thumbnail's longer side
+LARGEST = 192  # pixels of a thumbnail's longer side
 SMALL_FILE = 12_000  # bytes up to which a small picture is taken as it is
 
 

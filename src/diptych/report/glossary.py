@@ -7,9 +7,8 @@ from diptych.report.marks import escape
 GLOSSARY = {
     "R@1": "The share of queries whose right answer comes first among all candidates.",
     "Interval": (
-        "If the test were drawn again from the same source, the value would fall in about this range 95 times in 100. It "
-        "is a bootstrap over pictures and speaks of the draw of test items; what a new training seed changes is seen from "
-        "the seeds’ own values."
+        "Which values fit, given the luck of which test items were drawn (95 %, bootstrap over pictures). What a new training "
+        "seed changes is another matter, and seen from the seeds’ own values."
     ),
     "Chance": (
         "What guessing gives. A value whose interval includes chance shows no sign of the skill, however it compares to others."
@@ -17,9 +16,9 @@ GLOSSARY = {
     "Blind": "The same questions without the picture. What is right here can be guessed from the wording.",
     "Shuffled": "The same questions with another item’s picture. What is right here does not come from looking.",
     "Tied, significant": (
-        "Two recipes are compared on the same items. With many comparisons some differ by luck; Holm’s correction keeps "
-        "the probability of even one such mistake below 5 %. Tied means that no difference was shown, not that there is "
-        "none."
+        "Two recipes are compared on the same items. With many comparisons some differ by luck; within one measure, Holm’s "
+        "correction keeps the probability of even one such mistake below 5 %. Tied means that no difference was shown, not that "
+        "there is none."
     ),
     "Relation, binding": (
         "Relation: who is where (“a cat left of a dog” or the reverse). Binding: which property belongs to which thing "

@@ -130,9 +130,9 @@ def again(comparison: Comparison) -> str:
     if comparison.environment:
         rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in flatten(comparison.environment))
         parts.append(f'<h3>Environment</h3><dl class="facts">{rows}</dl>')
-    licences = list(comparison.licences)
-    if comparison.data.startswith("scenes") and not any("openmoji" in str(x.get("part", "")).lower() for x in licences):
-        licences.append(OPENMOJI)
+    licences = [x for x in comparison.licences if "openmoji" not in str(x.get("part", "")).lower()]
+    if len(licences) < len(comparison.licences) or comparison.data.startswith("scenes"):
+        licences.append(OPENMOJI)  # in the words that its licence asks for
     if licences:
         rows = "".join(
             f"<li><b>{escape(x.get('part', ''))}</b>: {escape(x.get('licence', ''))}. {link(str(x.get('source') or ''))}</li>"
