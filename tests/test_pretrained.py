@@ -179,9 +179,12 @@ def test_minilm_agrees_with_sentence_transformers(minilm: MiniLM) -> None:
 # --- the language model
 
 
-@pytest.fixture(params=["gemma3", "llama"])
+@pytest.fixture(params=["gemma3 sdpa", "gemma3 eager", "llama sdpa"])
 def lm(request: pytest.FixtureRequest) -> CausalLM:
-    return CausalLM.random(vocab=400, family=request.param, texts=TEXTS)
+    family, attention = request.param.split()
+    lm = CausalLM.random(vocab=400, family=family, texts=TEXTS)
+    lm.model.set_attn_implementation(attention)
+    return lm
 
 
 def encoded(lm: CausalLM, texts: list[str] = TEXTS) -> tuple[torch.Tensor, torch.Tensor]:

@@ -159,12 +159,16 @@ class CausalLM(nn.Module):
 
 
 def load_causal_lm(path: Any, dtype: torch.dtype = torch.bfloat16) -> CausalLM:
-    """Any causal language model in a local directory, as transformers saves it."""
+    """Any causal language model in a local directory, as transformers saves it.
+
+    On the CPU bf16 weights are three times as fast as float32, and plain attention trains a little faster than the fused kernel.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = LMTokenizer.of(AutoTokenizer.from_pretrained(path, local_files_only=True))
+    attention = "sdpa" if torch.cuda.is_available() else "eager"
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, attn_implementation=attention)
     return CausalLM(model, tokenizer)
 
 
