@@ -17,7 +17,7 @@ import torch
 
 from diptych.files import write_atomically
 from diptych.models.pretrained.causal_lm import CausalLM, load_causal_lm
-from diptych.models.pretrained.packages import require
+from diptych.models.pretrained.packages import quiet, require
 
 log = logging.getLogger(__name__)
 NAME = "gemma-3-270m"
@@ -49,7 +49,7 @@ def convert(package: Any, target: Path) -> None:
     from transformers import AutoTokenizer
 
     target.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with quiet(), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         path = Path(package.assemble(output_path=Path(scratch) / "model.gguf"))  # checks the SHA-256
         AutoTokenizer.from_pretrained(scratch, gguf_file=path.name, local_files_only=True).save_pretrained(target)
         read_gguf(path).save_pretrained(target)

@@ -93,7 +93,7 @@ def licences(names: Iterable[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers, for loads of a second or two."""
+    """Without the progress bars of transformers: one for each shard and tensor, in the midst of our own."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
