@@ -22,7 +22,7 @@ from diptych.recipe import Stage, load_recipe
 from diptych.trained import TrainedModel
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import Interrupted, Trainer, train
-from diptych.training.optim import Averaged, adamw, learning_rate
+from diptych.training.optim import Averaged, build_optimizer, rate_share
 from safetensors.torch import load_file
 
 FAST = ["stages.0.batch_size=16", "stages.0.warmup=2", "parts.vision.depth=1", "parts.text.depth=1", "precision=fp32"]
@@ -209,17 +209,25 @@ def test_mixed_numbers_do_not_repeat():
 
 
 def test_the_schedules():
-    wsd = Stage(objectives={"info_nce": 1}, warmup=10, lr=1.0, schedule="wsd", decay=0.2)
-    assert learning_rate(wsd, 0, 0.0) == 0.1 and learning_rate(wsd, 50, 0.5) == 1.0
-    assert learning_rate(wsd, 90, 0.9) == pytest.approx(0.5) and learning_rate(wsd, 99, 1.0) == 0
+    wsd = Stage(objectives={"info_nce": 1}, warmup=10, schedule="wsd", decay=0.2)
+    assert rate_share(wsd, 0, 0.0) == 0.1 and rate_share(wsd, 50, 0.5) == 1.0
+    assert rate_share(wsd, 90, 0.9) == pytest.approx(0.5) and rate_share(wsd, 99, 1.0) == 0
     cosine = wsd.model_copy(update={"schedule": "cosine"})
-    assert learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
+    assert rate_share(cosine, 50, 0.5) == pytest.approx(0.5)
 
 
-def test_weight_decay_is_for_matrices_only():
-    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    decayed, free = adamw([net], Stage(objectives={"info_nce": 1})).param_groups
-    assert [p.ndim for p in decayed["params"]] == [2] and {p.ndim for p in free["params"]} == {1} and free["weight_decay"] == 0
+def test_weight_decay_is_for_matrices_only_and_muon_for_matrices_in_blocks():
+    net = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 3), "blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    optimizers = build_optimizer([net], Stage(objectives={"info_nce": 1}, optimizer="muon", lr=1e-3, muon_lr=5e-3))
+    adam, muon = optimizers.members
+    assert [[p.shape for p in g["params"]] for g in adam.param_groups] == [[(3, 3)], [(3,), (4,)]]
+    assert [g["weight_decay"] for g in adam.param_groups] == [0.05, 0.0]
+    assert [p.shape for p in muon.param_groups[0]["params"]] == [(4, 4)]
+    optimizers.set_rate(0.5)
+    assert adam.param_groups[0]["lr"] == 5e-4 and muon.param_groups[0]["lr"] == 2.5e-3
+    assert len(build_optimizer([net], Stage(objectives={"info_nce": 1}, optimizer="adamw")).members) == 1
+    with pytest.raises(DiptychError, match="nothing learns"):
+        build_optimizer([net.requires_grad_(False)], Stage(objectives={"info_nce": 1}))
 
 
 def test_averaged_weights_follow():

@@ -72,7 +72,7 @@ def evaluate(
         out = out or Path(model) / "evaluation"
         model = load(model)
     source = open_source(data).split("test") if isinstance(data, str) else data
-    return _evaluate(model, source, list(tasks), Path(out) if out else None)
+    return _evaluate(model, source, list(tasks), Path(out) if out else None, key=getattr(model, "key", None))
 
 
 def compare(

@@ -100,7 +100,7 @@ def evaluate(
         source = open_source(data or model.recipe.data.train)
         source = source if split == "all" else source.split(split)
         say = lambda task: typer.echo(f"{run}: {task} …", err=True)  # noqa: E731
-        print_summary(judge(model, source, names, out or Path(run) / "evaluation", progress=say))
+        print_summary(judge(model, source, names, out or Path(run) / "evaluation", progress=say, key=model.key))
 
 
 @app.command()
@@ -154,12 +154,12 @@ def demo(
     """The main job in ten minutes: the four paradigms on the built-in world under one budget, with a report."""
     from diptych.models.pretrained import licences, require
 
-    names = ["efficientnet-lite0", "gemma", "openmoji"]
+    names = ["efficientnet-lite0", "gemma-3-270m", "openmoji"]
     for name in names[:2]:
         require(name)
     typer.echo("The demo uses, beside our own code:")
-    for row in licences(names):
-        typer.echo(f"  {row['part']}: {row['licence']} ({row['source']})")
+    for name, terms in licences(names).items():
+        typer.echo(f"  {name}: {terms}")
     typer.echo("")
     compare(DEMO, "scenes:small", budget, 1, out, None, None, None, "Four paradigms, one budget", None)
 

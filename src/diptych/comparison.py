@@ -112,9 +112,9 @@ def _check_same(c: Comparison, planned: list[Job]) -> None:
 
 
 def describe(c: Comparison, planned: list[Job], source: Any) -> None:
-    from diptych.models.pretrained import licences
+    from diptych.models.pretrained import WEIGHTS
 
-    used = {"efficientnet": "efficientnet-lite0", "minilm": "minilm", "gemma": "gemma"}
+    used = {"efficientnet": "efficientnet-lite0", "minilm": "minilm", "gemma": "gemma-3-270m"}
     kinds = {part.kind for job in planned for part in job.recipe.parts.values()}
     names = [used[k] for k in sorted(kinds) if k in used] + (["openmoji"] if c.data.startswith("scenes:") else [])
     first = {job.recipe.name: job for job in reversed(planned)}
@@ -136,7 +136,7 @@ def describe(c: Comparison, planned: list[Job], source: Any) -> None:
                 for name in dict.fromkeys(job.recipe.name for job in planned)
             ],
             "environment": {"cores": os.cpu_count(), "python": sys.version.split()[0]},
-            "licences": licences(names),
+            "licences": [{"part": n, "licence": WEIGHTS[n].licence, "source": WEIGHTS[n].source} for n in names],
         },
     )
 

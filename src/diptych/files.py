@@ -47,7 +47,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole line; a last line cut off by a crash is left out."""
     rows = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if not line:
+                continue
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

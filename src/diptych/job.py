@@ -36,7 +36,7 @@ def run_job(path: Path, eval_data: str | None, tasks: list[str], name: str) -> N
     source = open_source(eval_data) if eval_data else open_source(recipe.data.train).split("test")
     model = TrainedModel.load(path)
     model.name = name
-    evaluate(model, source, tasks, path / "evaluation", progress=lambda task: tell(phase=f"judging {task}"))
+    evaluate(model, source, tasks, path / "evaluation", progress=lambda task: tell(phase=f"judging {task}"), key=model.key)
     tell(phase="done")
 
 

@@ -71,7 +71,9 @@ class Stage(Strict):
     objectives: dict[str, ObjectiveSpec]
     share: Annotated[float, Field(gt=0)] = 1.0  # of the budget, relative to the other stages
     batch_size: Annotated[int, Field(ge=1)] = 128
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices in transformer blocks; AdamW for all else
+    lr: Annotated[float, Field(gt=0)] = 1e-3  # AdamW's
+    muon_lr: Annotated[float, Field(gt=0)] = 3e-3  # scaled to AdamW's size of step, so the two are comparable
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # on matrices only
     warmup: Annotated[int, Field(ge=0)] = 60  # steps

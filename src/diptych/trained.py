@@ -20,12 +20,13 @@ from diptych.files import read_json
 from diptych.models.generate import greedy
 from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.vlm import VLM, build_model
+from diptych.models.pretrained.tokenizer import kept_in
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood
 from diptych.objectives.masked import MaskedWords
 from diptych.objectives.matching import Matching
 from diptych.recipe import Recipe, load_recipe
-from diptych.training.checkpoint import Checkpoint, checkpoints
+from diptych.training.checkpoint import Checkpoint, checkpoint_key, checkpoints
 from diptych.training.setup import pick_device, use_bf16
 
 CHUNK = 256  # images or texts encoded at a time
@@ -47,6 +48,7 @@ class TrainedModel:
         self.name, self.recipe = name, recipe
         self.model, self.objectives = model.eval(), objectives.eval()
         self.device = device
+        self.key: str | None = None  # names the weights, so that judgements can be kept
         self.autocast = use_bf16(recipe.precision, device)
         able = {"score"}
         if {"vision", "text"} <= set(model.parts):
@@ -62,10 +64,12 @@ class TrainedModel:
         if not found:
             raise DiptychError(f"{run}: no checkpoint; a run directory holds recipe.yaml and checkpoints/")
         recipe = load_recipe(str(run))
-        tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length)
+        own = recipe.data.tokenizer.kind == "bpe"
+        tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
         where = pick_device(device)
         torch.manual_seed(recipe.seed)
-        model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"])
+        kept = None if own else kept_in(run / "tokenizer.json")
+        model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=kept)
         objectives = build_objectives(recipe, model)
         checkpoint = Checkpoint.load(found[-1], restore_random=False)
         both = torch.nn.ModuleList([model, objectives])
@@ -76,7 +80,9 @@ class TrainedModel:
         held = {f"0.{name}" for name in model.saved_state()}
         if unexpected or held & set(missing):
             raise DiptychError(f"{found[-1]} does not fit its recipe: missing {sorted(held & set(missing))[:3]}, unexpected {unexpected[:3]}")
-        return cls(run.name, recipe, model.to(where), objectives.to(where), where)
+        trained = cls(run.name, recipe, model.to(where), objectives.to(where), where)
+        trained.key = checkpoint_key(found[-1])
+        return trained
 
     # --- capabilities ---
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from diptych.data.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,10 @@ class Build:
 
     size: Size
     image_size: int
-    tokenizer: Tokenizer  # a part that brings its own (a language model) puts it here
+    tokenizer: Any  # a part that brings its own (a language model) puts it here
     corpus: list[str] = field(default_factory=list)  # training captions; empty when a saved tokenizer is given
+    kept: list[int] | None = None  # ids that an earlier trim of a language model's vocabulary kept
+    max_length: int = 32  # of a text, in tokens
     parts: dict[str, nn.Module] = field(default_factory=dict)
     where: str = ""  # the recipe key under construction, for messages
     licences: list[str] = field(default_factory=list)  # pretrained parts in use

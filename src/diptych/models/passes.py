@@ -19,6 +19,7 @@ from torch import Tensor
 from diptych.batch import Batch, Tokens
 
 if TYPE_CHECKING:
+    from diptych.models.lm import Remembered
     from diptych.models.vlm import VLM
 
 
@@ -40,13 +41,20 @@ class ImageSide:
     def prefix(self) -> Tensor:
         return self.model.run("connector", self.encoding.tokens)
 
+    @cached_property
+    def remembered(self) -> Remembered:
+        """The image as the language model remembers it."""
+        return self.model.part("lm").remember(self.prefix)
+
     def rows(self, index: Tensor) -> ImageSide:
         """Some of the images, with repeats if need be; encodings are taken over, not computed again."""
         side = ImageSide(self.model, self.pixels, None)
-        if "lm" in self.model.parts:
-            side.__dict__["prefix"] = self.prefix[index]
-        else:
+        if "lm" not in self.model.parts:
             side.__dict__["encoding"] = self.encoding[index]
+        elif torch.is_grad_enabled():
+            side.__dict__["prefix"] = self.prefix[index]
+        else:  # many captions on one image: it is read once
+            side.__dict__["remembered"] = self.remembered.rows(index)
         return side
 
 
@@ -147,7 +155,10 @@ class Pass:
     def next_token_logits(self) -> Tensor:
         """[B, T − 1, V]: row t speaks of text token t + 1, given the image and the tokens up to t."""
         if "lm" in self.model.parts:
-            return self.model.part("lm").caption_logits(self.images.prefix, self.text_ids, self.text_mask)
+            lm = self.model.part("lm")
+            if torch.is_grad_enabled():
+                return lm.caption_logits(self.images.prefix, self.text_ids, self.text_mask)
+            return lm.continue_logits(self.images.remembered, self.text_ids, self.text_mask)
         return self.model.part("decoder")(self.text, self.image)[:, :-1]
 
     # --- other views ---

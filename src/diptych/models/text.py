@@ -57,7 +57,9 @@ class TextTransformer(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: 384-d sentence vectors."""
+    """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: a 384-d vector a sentence, remembered by text."""
+
+    packaged = ("encoder",)
 
     def __init__(self, build: Build):
         super().__init__()
@@ -70,7 +72,8 @@ class MiniLM(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
         if len(captions) != len(ids):
             raise ValueError(f"MiniLM reads raw captions: got {len(captions)} for a batch of {len(ids)}")
-        return self.encoder.encode(list(captions), ids.device)
+        pooled = self.encoder.embed(list(captions), ids.device)
+        return Tokens(pooled[:, None], pooled)
 
 
 TEXT = {"transformer": TextTransformer, "minilm": MiniLM}

@@ -27,20 +27,22 @@ def sincos_2d(side_y: int, side_x: int, width: int) -> Tensor:
 
 
 class ConvStem(nn.Module):
-    """Two small convolutions before the transformer: 8 × 8 pixels a token (Xiao et al. 2021, "Early convolutions")."""
+    """Overlapping convolutions before the transformer: 8 × 8 pixels a token (Xiao et al. 2021, "Early convolutions")."""
 
     def __init__(self, width: int):
         super().__init__()
-        half = width // 2
-        self.patch = nn.Conv2d(3, half, 4, stride=4)
-        self.conv1 = nn.Conv2d(half, half, 3, padding=1)
-        self.conv2 = nn.Conv2d(half, half, 3, padding=1)
-        self.down = nn.Conv2d(half, width, 2, stride=2)
+        quarter, half = width // 4, width // 2
+        self.conv1 = nn.Conv2d(3, quarter, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(quarter, half, 3, stride=2, padding=1)
+        self.mix = nn.Conv2d(half, half, 3, padding=1)
+        self.conv3 = nn.Conv2d(half, width, 3, stride=2, padding=1)
+        for conv in (self.conv1, self.conv2, self.conv3):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.patch(pixels.contiguous(memory_format=torch.channels_last))
-        x = x + self.conv2(F.relu(self.conv1(F.relu(x))))
-        return self.down(x)
+        x = F.relu(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))
+        x = F.relu(self.conv2(x))
+        return self.conv3(F.relu(x + self.mix(x)))
 
 
 class ViT(nn.Module):
@@ -68,6 +70,8 @@ class ViT(nn.Module):
         build.require(build.image_size % self.patch == 0, f"image_size {build.image_size} is not a multiple of the patch size {self.patch}")
         self.grid = build.image_size // self.patch
         self.stem = ConvStem(self.width) if stem == "conv" else nn.Conv2d(3, self.width, self.patch, stride=self.patch)
+        # Without it the stem's output starts far smaller than the positions, and what a patch shows is drowned by where it lies.
+        self.norm = nn.LayerNorm(self.width)
         self.register_buffer("positions", sincos_2d(self.grid, self.grid, self.width), persistent=False)
         self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads)
         self.pool = AttentionPool(self.width, heads or size.heads, 1) if pool == "attention" else None
@@ -81,7 +85,7 @@ class ViT(nn.Module):
             seen = torch.zeros(pixels.shape[0], self.tokens, device=pixels.device, dtype=pixels.dtype).scatter_(1, keep, 1.0)
             seen = seen.view(-1, 1, self.grid, self.grid)
             pixels = pixels * F.interpolate(seen, scale_factor=self.patch, mode="nearest")
-        x = self.stem(pixels).flatten(2).transpose(1, 2) + self.positions  # [B, N, D]
+        x = self.norm(self.stem(pixels).flatten(2).transpose(1, 2)) + self.positions  # [B, N, D]
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, self.width))  # [B, K, D]
         x = self.transformer(x)
@@ -96,6 +100,7 @@ class EfficientNet(nn.Module):
     """
 
     native_size = 224
+    packaged = ("net",)
 
     def __init__(self, build: Build, *, variant: str = "lite0", resolution: int | None = None):
         super().__init__()

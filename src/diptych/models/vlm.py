@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ class VLM(nn.Module):
             if name in recipe.parts:
                 self.parts[name] = build_part(name, recipe.parts[name], build)
                 build.parts[name] = self.parts[name]
-        self.freeze({name for name, part in recipe.parts.items() if part.frozen})
+        self.fixed = {name for name, part in recipe.parts.items() if part.frozen}
+        self.freeze(self.fixed)
         self.tokenizer = build.tokenizer
         self.image_size = build.image_size
         self.licences = tuple(build.licences)
@@ -82,8 +84,8 @@ class VLM(nn.Module):
         return Pass.of(self, batch)
 
     def saved_state(self) -> dict[str, Tensor]:
-        """The weights a checkpoint must hold: all but those of packaged pretrained parts, which are loaded from their package."""
-        packaged = tuple(f"parts.{n}.{p}" for n, part in self.parts.items() for p in getattr(part, "packaged", ()))
+        """The weights a checkpoint must hold: all but those that a frozen part loads from its package."""
+        packaged = tuple(f"parts.{n}.{p}" for n in sorted(self.fixed) for p in getattr(self.parts[n], "packaged", ()))
         return {k: v for k, v in self.state_dict().items() if not k.startswith(packaged)} if packaged else self.state_dict()
 
 
@@ -93,10 +95,14 @@ def build_part(name: str, part: Part, build: Build) -> nn.Module:
     return cls(build, **check_options(cls, part.options, build.where))
 
 
-def build_model(recipe: Recipe, tokenizer: Any, image_size: int, corpus: list[str] | None = None) -> VLM:
+def build_model(recipe: Recipe, tokenizer: Any, image_size: int, corpus: Sequence[str] = (), kept: list[int] | None = None) -> VLM:
     """The model of a recipe with fresh weights (pretrained where a part says so).
 
-    corpus: training captions, for a language model's vocabulary to be trimmed to; not needed when ``tokenizer`` is given.
+    tokenizer: None where a language model brings its own; its vocabulary is then trimmed to ``corpus``, the training captions,
+    or to the ids ``kept`` of an earlier trim.
     """
-    build = Build(SIZES[recipe.size], image_size, tokenizer, corpus=corpus or [])
-    return VLM(recipe, build)
+    length = recipe.data.tokenizer.max_length
+    model = VLM(recipe, Build(SIZES[recipe.size], image_size, tokenizer, list(corpus), kept, length))
+    if model.tokenizer is None:
+        raise DiptychError("data.tokenizer.kind: lm needs a part 'lm', which the recipe does not have; use bpe")
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     objectives: dict[str, Tensor]
     ema: dict[str, Tensor]  # empty when the stage keeps none
-    optimizer: dict[str, Any]  # torch's state_dict
+    optimizer: list[dict[str, Any]]  # torch's state_dict of each
     state: dict[str, Any]  # plain data: step, stage, spent …
 
     def save(self, root: Path, keep: int = 2) -> Path:
@@ -37,7 +38,7 @@ class Checkpoint:
 
     def _write(self, path: Path) -> None:
         path.mkdir()
-        tensors, plain = _flatten_optimizer(self.optimizer)
+        tensors, plain = _flatten_optimizers(self.optimizer)
         for name, group in (("model", self.model), ("objectives", self.objectives), ("ema", self.ema), ("optimizer", tensors)):
             save_file({k: v.detach().cpu().contiguous().clone() for k, v in group.items()}, path / f"{name}.safetensors")
         random = {"cpu": torch.get_rng_state()}
@@ -57,8 +58,16 @@ class Checkpoint:
             torch.set_rng_state(groups["random"]["cpu"])
             if torch.cuda.is_available() and "cuda0" in groups["random"]:
                 torch.cuda.set_rng_state_all([v for k, v in sorted(groups["random"].items()) if k != "cpu"])
-        optimizer = _unflatten_optimizer(groups["optimizer"], state.pop("optimizer"))
+        optimizer = _unflatten_optimizers(groups["optimizer"], state.pop("optimizer"))
         return cls(groups["model"], groups["objectives"], groups["ema"], optimizer, state)
+
+
+def checkpoint_key(path: Path) -> str:
+    """A hash of the weights."""
+    digest = hashlib.blake2b(digest_size=12)
+    for name in ("model", "objectives", "ema"):
+        digest.update((path / f"{name}.safetensors").read_bytes())
+    return digest.hexdigest()
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -66,15 +75,21 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and (p / "state.json").is_file())
 
 
-def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _flatten_optimizers(states: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[Any]]:
     """Tensors apart from plain data, since safetensors holds tensors only."""
-    tensors = {f"{i}.{k}": v for i, slots in state["state"].items() for k, v in slots.items() if isinstance(v, Tensor)}
-    return tensors, {"param_groups": state["param_groups"]}
+    tensors = {
+        f"{n}.{i}.{k}": v
+        for n, state in enumerate(states)
+        for i, slots in state["state"].items()
+        for k, v in slots.items()
+        if isinstance(v, Tensor)
+    }
+    return tensors, [state["param_groups"] for state in states]
 
 
-def _unflatten_optimizer(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
-    slots: dict[int, dict[str, Tensor]] = {}
+def _unflatten_optimizers(tensors: dict[str, Tensor], groups: list[Any]) -> list[dict[str, Any]]:
+    states: list[dict[str, Any]] = [{"state": {}, "param_groups": g} for g in groups]
     for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        slots.setdefault(int(index), {})[name] = value
-    return {"state": slots, "param_groups": plain["param_groups"]}
+        number, index, name = key.split(".", 2)
+        states[int(number)]["state"].setdefault(int(index), {})[name] = value
+    return states

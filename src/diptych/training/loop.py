@@ -28,7 +28,7 @@ from diptych.objectives import InfoNCE, Sigmoid
 from diptych.recipe import Recipe, Stage
 from diptych.training.checkpoint import Checkpoint, checkpoints
 from diptych.training.flops import FlopMeter
-from diptych.training.optim import Averaged, adamw, learning_rate
+from diptych.training.optim import Averaged, Optimizers, build_optimizer, rate_share
 from diptych.training.setup import Setup, describe, set_up
 
 CHECKPOINT_SECONDS = 120.0  # of wall time between checkpoints
@@ -90,7 +90,7 @@ class Trainer:
         names = set(s.model.parts) if stage.train == "all" else set(stage.train)
         s.model.freeze({n for n in s.model.parts if n not in names or self.recipe.parts[n].frozen})
         objectives = {name: s.objectives[name] for name in stage.objectives}
-        optimizer = adamw([s.model, *objectives.values()], stage)
+        optimizer = build_optimizer([s.model, *objectives.values()], stage)
         averaged = Averaged(torch.nn.ModuleList([s.model, s.objectives]), stage.ema) if stage.ema else None
         if self._resumed and self._resumed.state["stage"] == stage.name:
             optimizer.load_state_dict(self._resumed.optimizer)
@@ -120,9 +120,8 @@ class Trainer:
         while (share := self.spent.share(self.recipe.budget)) < end:
             began = time.perf_counter()
             batch = loader.batch(self.step).to(s.device)
-            rate = learning_rate(stage, self.step - first, (share - start) / (end - start))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = rate_share(stage, self.step - first, (share - start) / (end - start))
+            optimizer.set_rate(rate)
             losses, norm = self._update(stage, objectives, batch, optimizer)
             self.step += 1
             if averaged:
@@ -132,7 +131,7 @@ class Trainer:
             self.spent.tokens += self._tokens(batch)
             self.spent.steps = self.step
             if self.step % LOG_EVERY == 0 or self.step == first + 1:
-                self._log(stage, losses, norm, rate, objectives)
+                self._log(stage, losses, norm, rate * stage.lr, objectives)
             if self.stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self._save(optimizer, averaged, stage, first, loader)
                 saved = time.monotonic()
@@ -140,7 +139,7 @@ class Trainer:
                 raise Interrupted(f"{self.stop}: saved at step {self.step} ({share:.0%} of the budget); go on with --resume --out {self.out}")
         self._save(optimizer, averaged, stage, first, loader)
 
-    def _update(self, stage: Stage, objectives: dict[str, Any], batch: Batch, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Tensor]:
+    def _update(self, stage: Stage, objectives: dict[str, Any], batch: Batch, optimizer: Optimizers) -> tuple[dict[str, Tensor], Tensor]:
         s = self.setup
 
         def forward_backward() -> dict[str, Tensor]:
@@ -152,11 +151,10 @@ class Trainer:
             total.backward()
             return {"loss": total.detach(), **{n: v.detach() for n, v in losses.items()}}
 
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         losses, flops = self.flops.step(stage.name, batch, forward_backward)
         self.spent.flops += flops
-        learned = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(learned, stage.clip)
+        norm = torch.nn.utils.clip_grad_norm_(optimizer.parameters, stage.clip)
         if not (torch.isfinite(losses["loss"]) and torch.isfinite(norm)):
             parts = ", ".join(f"{n} {v.item():.4g}" for n, v in losses.items())
             raise DiptychError(
@@ -196,7 +194,7 @@ class Trainer:
         self.board.add_scalar("lr", rate, self.step)
         self.progress(row)
 
-    def _save(self, optimizer: torch.optim.Optimizer, averaged: Averaged | None, stage: Stage, first: int, loader: Loader) -> None:
+    def _save(self, optimizer: Optimizers, averaged: Averaged | None, stage: Stage, first: int, loader: Loader) -> None:
         s = self.setup
         state = {"step": self.step, "stage": stage.name, "stage_first_step": first, "spent": asdict(self.spent)}
         ema = averaged.state() if averaged else {}

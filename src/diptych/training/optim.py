@@ -3,27 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diptych.errors import DiptychError
 from diptych.recipe import Stage
 
 
-def adamw(modules: Iterable[nn.Module], stage: Stage) -> torch.optim.AdamW:
-    """AdamW over what learns; weight decay on matrices only, not on biases, norms, temperatures."""
-    parameters = list({id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values())
+def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
+    """What learns in ``modules``, each parameter once, under the stage's optimizer.
+
+    Weight decay falls on matrices only, not on biases, norms and temperatures. With ``muon`` the matrices inside transformer blocks take
+    orthogonalised steps (Jordan et al. 2024; Liu et al. 2025) and everything else, embeddings and heads included, takes AdamW's.
+    """
+    named = {id(p): (n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad}
+    muon = [p for n, p in named.values() if stage.optimizer == "muon" and p.ndim == 2 and "blocks." in n]
+    rest = [p for n, p in named.values() if not any(p is q for q in muon)]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": stage.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": stage.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=stage.lr, betas=stage.betas, fused=True)
+    groups = [g for g in groups if g["params"]]
+    members: list[torch.optim.Optimizer] = []
+    if groups:
+        members.append(torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, fused=True))
+    if muon:
+        members.append(torch.optim.Muon(muon, lr=stage.muon_lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if not members:
+        raise DiptychError(f"stages.{stage.name}: nothing learns; every part it names is frozen and its objectives have no parameters")
+    return Optimizers(members)
 
 
-def learning_rate(stage: Stage, step: int, progress: float) -> float:
-    """At ``step`` of the stage, with ``progress`` (0 to 1) of its budget spent: warm-up by steps, the rest by budget."""
-    rate = stage.lr * min(1.0, (step + 1) / max(stage.warmup, 1))
+class Optimizers:
+    """Several optimizers driven as one, each keeping its own peak learning rate."""
+
+    def __init__(self, members: Sequence[torch.optim.Optimizer]):
+        self.members = list(members)
+        self._peak = [[g["lr"] for g in m.param_groups] for m in self.members]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [p for m in self.members for g in m.param_groups for p in g["params"]]
+
+    def set_rate(self, share: float) -> None:
+        """Learning rates as a share of their peaks."""
+        for member, peaks in zip(self.members, self._peak, strict=True):
+            for group, peak in zip(member.param_groups, peaks, strict=True):
+                group["lr"] = peak * share
+
+    def zero_grad(self) -> None:
+        for member in self.members:
+            member.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        for member in self.members:
+            member.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [m.state_dict() for m in self.members]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for member, state in zip(self.members, states, strict=True):
+            member.load_state_dict(state)
+
+
+def rate_share(stage: Stage, step: int, progress: float) -> float:
+    """Share of the peak learning rate at ``step``, with ``progress`` (0 to 1) of the stage's budget spent: warm-up by steps, the rest by budget."""
+    rate = min(1.0, (step + 1) / max(stage.warmup, 1))
     progress = min(max(progress, 0.0), 1.0)
     if stage.schedule == "cosine":
         return rate * 0.5 * (1 + math.cos(math.pi * progress))

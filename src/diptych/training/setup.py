@@ -81,7 +81,7 @@ def set_up(recipe: Recipe, source: Source | None = None) -> Setup:
     torch.manual_seed(recipe.seed)
     corpus = corpus_of(source)
     spec = recipe.data.tokenizer
-    tokenizer = Tokenizer.train(corpus, spec.vocab_size, spec.max_length)
+    tokenizer = Tokenizer.train(corpus, spec.vocab_size, spec.max_length) if spec.kind == "bpe" else None
     device = pick_device(recipe.device)
     model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus)
     objectives = build_objectives(recipe, model)

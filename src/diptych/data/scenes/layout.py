@@ -18,10 +18,10 @@ from diptych.data.scenes.sprites import Sprite, sprite
 Point = tuple[float, float]  # (x, y) of an object's centre
 
 # Longer sides of objects. Few different ones, so that few tinted sprites are kept.
-_MARKED = {"big": 0.46, "small": 0.24}  # those whose size captions name
-_ALONE = (0.38, 0.34, 0.34, 0.34, 0.28, 0.28)  # in a group of 1, 2 … that has the picture to itself
-_SHARING = (0.34, 0.34, 0.28, 0.24, 0.24, 0.24)
-_FRONT = 0.46  # one before the other
+_MARKED = {"big": 0.5, "small": 0.27}  # those whose size captions name
+_ALONE = (0.42, 0.4, 0.37, 0.36, 0.28, 0.28)  # in a group of 1, 2 … that has the picture to itself
+_SHARING = (0.38, 0.36, 0.3, 0.25, 0.24, 0.24)
+_FRONT = 0.52  # one before the other
 _CENTRES = {
     "top left": (0.25, 0.25),
     "top right": (0.75, 0.25),

@@ -13,7 +13,7 @@ from diptych.data.scenes.concepts import all_concepts
 from diptych.data.scenes.sprites import PALETTE, versions
 from diptych.errors import DiptychError, nearest
 
-FORMAT = 1  # counts up when the same address gives other scenes or captions
+FORMAT = 2  # counts up when the same address gives other scenes or captions
 SPLITS = ("train", "validation", "test", "heldout-combinations", "heldout-concepts")
 RELATIONS = ("left", "above", "front")  # the first group is left of, above or in front of the second
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
