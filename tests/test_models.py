@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
@@ -33,7 +34,10 @@ def sides(model, captions=CAPTIONS, pad_to=None):
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     if pad_to:
         extra = pad_to - ids.shape[1]
-        ids, mask = torch.nn.functional.pad(ids, (0, extra), value=model.tokenizer.pad), torch.nn.functional.pad(mask, (0, extra), value=False)
+        ids, mask = (
+            torch.nn.functional.pad(ids, (0, extra), value=model.tokenizer.pad),
+            torch.nn.functional.pad(mask, (0, extra), value=False),
+        )
     return ImageSide(model, to_pixels(images)), TextSide(model, ids, mask, tuple(captions))
 
 
@@ -80,7 +84,10 @@ def test_padding_changes_nothing(name):
     if name == "coca":
         torch.testing.assert_close(caption_log_likelihood(short), caption_log_likelihood(long), atol=1e-4, rtol=1e-5)
     if name == "maskvlm":
-        for score in (lambda p: objectives["matching"].logits(p), lambda p: objectives["masked_words"].log_likelihood(p, every, every)):
+        for score in (
+            lambda p: objectives["matching"].logits(p),
+            lambda p: objectives["masked_words"].log_likelihood(p, every, every),
+        ):
             torch.testing.assert_close(score(short), score(long), atol=1e-4, rtol=1e-4)
 
 

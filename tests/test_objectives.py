@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from diptych.objectives.contrastive import info_nce, same_meaning, sigmoid_loss
 from diptych.objectives.generative import next_token_loss, token_log_probabilities
 from diptych.objectives.masked import mask_words, patchify
@@ -76,7 +77,9 @@ def test_info_nce_equals_transformers_clip():
 
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
     config = CLIPConfig(
-        text_config={**small, "vocab_size": 50, "eos_token_id": 2}, vision_config={**small, "image_size": 32, "patch_size": 16}, projection_dim=8
+        text_config={**small, "vocab_size": 50, "eos_token_id": 2},
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
     )
     torch.manual_seed(0)
     model = CLIPModel(config).eval()
@@ -89,8 +92,22 @@ def test_sigmoid_equals_transformers_siglip():
     from transformers import SiglipConfig, SiglipModel
 
     config = SiglipConfig(
-        text_config={"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_size": 16},
-        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16},
+        text_config={
+            "vocab_size": 50,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "projection_size": 16,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 16,
+        },
     )
     torch.manual_seed(0)
     model = SiglipModel(config).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
+
 from diptych.budget import Budget, Spent, human, parse_budget
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
@@ -90,9 +91,13 @@ def test_broken_yaml_names_the_file(tmp_path):
 
 
 def test_overrides_reach_lists_objectives_and_sizes():
-    recipe = load_recipe("clip", ["stages.0.lr=5e-4", "stages.main.warmup=7", "stages.0.objectives.info_nce.temperature=0.1", "size=small"])
+    recipe = load_recipe(
+        "clip", ["stages.0.lr=5e-4", "stages.main.warmup=7", "stages.0.objectives.info_nce.temperature=0.1", "size=small"]
+    )
     assert recipe.stages[0].lr == 5e-4 and recipe.stages[0].warmup == 7
-    assert recipe.stages[0].objectives["info_nce"].weight == 1 and recipe.stages[0].objectives["info_nce"].options == {"temperature": 0.1}
+    assert recipe.stages[0].objectives["info_nce"].weight == 1 and recipe.stages[0].objectives["info_nce"].options == {
+        "temperature": 0.1
+    }
     assert load_recipe("clip", {"stages.0.lr": 5e-4}).stages[0].lr == 5e-4
     sizes = [sum(p.numel() for p in small_model(load_recipe("clip", [f"size={s}"])).parameters()) for s in ("tiny", "small")]
     assert sizes[0] < 2e6 < 10e6 < sizes[1] < 50e6

@@ -22,6 +22,8 @@ from diptych.errors import DiptychError
 from scene_reader import COUNTS, NOUNS, RELATIONS, held_out, holds, stands
 
 PRESETS = ("small", "medium", "full")
+
+
 @pytest.fixture(scope="module")
 def worlds() -> dict[str, Scenes]:
     return {name: open_scenes(f"scenes:{name}") for name in PRESETS}

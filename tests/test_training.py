@@ -13,6 +13,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from diptych.batch import Sample
 from diptych.data.loader import Loader, mixed
 from diptych.data.source import BrokenItem
@@ -23,7 +25,6 @@ from diptych.trained import TrainedModel
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import Interrupted, Trainer, train
 from diptych.training.optim import Averaged, build_optimizer, rate_share
-from safetensors.torch import load_file
 
 FAST = ["stages.0.batch_size=16", "stages.0.warmup=2", "parts.vision.depth=1", "parts.text.depth=1", "precision=fp32"]
 
@@ -97,7 +98,9 @@ def test_stages_train_what_they_name(tmp_path):
         {"name": "tune", "objectives": {"sigmoid": 1}, "batch_size": 16, "share": 2},
     ]
     seen = []
-    train(load_recipe("clip", {"stages": stages, "budget": "96 samples", "precision": "fp32"}), tmp_path / "run", progress=seen.append)
+    train(
+        load_recipe("clip", {"stages": stages, "budget": "96 samples", "precision": "fp32"}), tmp_path / "run", progress=seen.append
+    )
     steps = {row["step"]: row["stage"] for row in seen}
     assert steps == {1: "align", 3: "tune"}, "two of six steps, then four; the first of each stage is logged"
 
@@ -111,7 +114,9 @@ def test_frozen_stage_leaves_the_weights_alone(tmp_path):
     assert not any(torch.equal(fresh[n], after[n]) for n in fresh if n.startswith("parts.text") and n.endswith("weight"))
 
 
-@pytest.mark.parametrize(("budget", "unit", "amount"), [("64 samples", "samples", 64), ("2e9 flops", "flops", 2e9), ("2k tokens", "tokens", 2000)])
+@pytest.mark.parametrize(
+    ("budget", "unit", "amount"), [("64 samples", "samples", 64), ("2e9 flops", "flops", 2e9), ("2k tokens", "tokens", 2000)]
+)
 def test_budgets_end_a_run(tmp_path, budget, unit, amount):
     spent = train(recipe(budget), tmp_path / "run").spent
     per_step = spent[unit] / spent["steps"]
@@ -148,7 +153,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "diptych.cli", "train", "clip", "--budget", "10m", "--out", str(out), "--set", "stages.0.batch_size=16"]
+    command = [
+        sys.executable,
+        "-m",
+        "diptych.cli",
+        "train",
+        "clip",
+        "--budget",
+        "10m",
+        "--out",
+        str(out),
+        "--set",
+        "stages.0.batch_size=16",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 90
     while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
@@ -200,7 +217,11 @@ def test_a_broken_item_is_recorded_and_replaced():
 
 def test_pixels_lie_between_minus_one_and_one():
     tokenizer = Tokenizer.train(["a"], 400, 12)
-    pixels = Loader(Little(), tokenizer, 16, 4).collate([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)], ["a", "b"]).pixels
+    pixels = (
+        Loader(Little(), tokenizer, 16, 4)
+        .collate([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)], ["a", "b"])
+        .pixels
+    )
     assert pixels.min() == -1 and pixels.max() == 1
 
 

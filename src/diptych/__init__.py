@@ -1,11 +1,11 @@
 """A workbench for vision-language models: every paradigm on your data, under one budget, judged on the same items.
 
-    import diptych as dp
+import diptych as dp
 
-    run    = dp.train("clip", data="folder:photos/", budget="10m")
-    model  = dp.load("runs/clip")
-    scores = model.score(images, texts)  # [N, M]
-    report = dp.compare(["clip", "coca"], data="scenes:small", budget="90s")
+run    = dp.train("clip", data="folder:photos/", budget="10m")
+model  = dp.load("runs/clip")
+scores = model.score(images, texts)  # [N, M]
+report = dp.compare(["clip", "coca"], data="scenes:small", budget="90s")
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from diptych.errors import DiptychError
 from diptych.evaluation.run import Summary
 from diptych.evaluation.run import evaluate as _evaluate
 from diptych.recipe import load_recipe
+from diptych.trained import TrainedModel
 from diptych.training.loop import Progress, Run
 from diptych.training.loop import train as _train
-from diptych.trained import TrainedModel
 
 __all__ = ["compare", "evaluate", "load", "open_source", "train"]
 
@@ -61,9 +61,7 @@ def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget:
     return [*(f"{k}={v}" for k, v in common.items()), *overrides]
 
 
-def evaluate(
-    model: str | Path | Model, data: str | Source, tasks: Sequence[str] = TASKS, out: str | Path | None = None
-) -> Summary:
+def evaluate(model: str | Path | Model, data: str | Source, tasks: Sequence[str] = TASKS, out: str | Path | None = None) -> Summary:
     """Judge a model, ours by path or any other with the capabilities, on the test part of the data.
 
     out: where summary.json and the per-item records go; default: ``evaluation/`` in the run directory.

@@ -48,7 +48,9 @@ def recipes() -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (see `diptych recipes`), a YAML file, or a run directory to repeat.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name (see `diptych recipes`), a YAML file, or a run directory to repeat.")
+    ],
     data: DataOption = None,
     budget: BudgetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's directory; default runs/<recipe>.")] = None,
@@ -99,7 +101,10 @@ def evaluate(
         model = load(run)
         source = open_source(data or model.recipe.data.train)
         source = source if split == "all" else source.split(split)
-        say = lambda task: typer.echo(f"{run}: {task} …", err=True)  # noqa: E731
+
+        def say(task: str, run: str = run) -> None:
+            typer.echo(f"{run}: {task} …", err=True)
+
         print_summary(judge(model, source, names, out or Path(run) / "evaluation", progress=say, key=model.key))
 
 
@@ -110,7 +115,9 @@ def compare(
     budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET + " Seconds count on the whole machine.")] = "10m",
     seeds: Annotated[int, typer.Option(min=1, help="Repeats of each recipe.")] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/compare"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default one a core. Each gets its share of the cores.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; default one a core. Each gets its share of the cores.")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that fit the data and the model.")] = None,
     eval_data: Annotated[str | None, typer.Option(help="Judge on all of this instead of the test part of --data.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "Comparison",
@@ -172,7 +179,9 @@ def show(
     address: Annotated[str, typer.Argument(help=DATA)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("contact-sheet.png"),
     n: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 24,
-    split: Annotated[str | None, typer.Option(help="train, validation, test; for scenes also heldout-combinations, heldout-concepts.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test; for scenes also heldout-combinations, heldout-concepts.")
+    ] = None,
 ) -> None:
     """Draw samples with their captions into one picture."""
     from diptych.data.sheet import contact_sheet

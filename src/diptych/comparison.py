@@ -75,7 +75,16 @@ def plan(c: Comparison) -> tuple[list[Job], int]:
         for name in c.recipes:
             recipe = load_recipe(name, [f"data.train={c.data}", f"seed={seed}", *c.set]).model_copy(update={"budget": each})
             path = c.out / f"{recipe.name}-s{seed}"
-            planned.append(Job(f"{recipe.name} s{seed}" if c.seeds > 1 else recipe.name, path, recipe, c.eval_data, c.tasks, max(1, cores // jobs)))
+            planned.append(
+                Job(
+                    f"{recipe.name} s{seed}" if c.seeds > 1 else recipe.name,
+                    path,
+                    recipe,
+                    c.eval_data,
+                    c.tasks,
+                    max(1, cores // jobs),
+                )
+            )
     return planned, jobs
 
 
@@ -108,7 +117,9 @@ def _check_same(c: Comparison, planned: list[Job]) -> None:
     before = read_json(old)
     for key, now in (("data", c.data), ("budget", c.budget), ("set", c.set)):
         if before.get(key) != now:
-            raise DiptychError(f"{c.out} holds a comparison with {key} = {before.get(key)!r}, not {now!r}; choose another --out or delete it")
+            raise DiptychError(
+                f"{c.out} holds a comparison with {key} = {before.get(key)!r}, not {now!r}; choose another --out or delete it"
+            )
 
 
 def describe(c: Comparison, planned: list[Job], source: Any) -> None:

@@ -44,7 +44,8 @@ def main() -> int:
     from diptych.errors import DiptychError
 
     try:
-        run_job(**{k: Path(v) if k == "path" else v for k, v in json.loads(sys.argv[1]).items()})
+        given = json.loads(sys.argv[1])
+        run_job(Path(given["path"]), given["eval_data"], given["tasks"], given["name"])
     except DiptychError as error:
         tell(phase="failed", error=str(error))
         print(error, file=sys.stderr)

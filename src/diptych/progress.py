@@ -65,7 +65,11 @@ class JobsDisplay:
                 if phase in ("done", "failed"):
                     self.progress.stop_task(row)
             elif phase != self.phases[i] or (due and phase == "training"):
-                print(f"[{time.monotonic() - self.began:5.0f} s] {label:<14} {state.get('share', 0):4.0%} {note}", file=sys.stderr, flush=True)
+                print(
+                    f"[{time.monotonic() - self.began:5.0f} s] {label:<14} {state.get('share', 0):4.0%} {note}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 self.said = time.monotonic()
             self.phases[i] = phase
 

@@ -6,6 +6,7 @@ checks everything else and refuses unknown keys.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,7 +146,9 @@ def recipe_path(name_or_path: str) -> Path:
     built_in = RECIPES / f"{name_or_path}.yaml"
     if built_in.is_file():
         return built_in
-    raise DiptychError(f"there is no recipe '{name_or_path}'{nearest(name_or_path, recipe_names())}; your own: a path ending in .yaml")
+    raise DiptychError(
+        f"there is no recipe '{name_or_path}'{nearest(name_or_path, recipe_names())}; your own: a path ending in .yaml"
+    )
 
 
 def load_recipe(name_or_path: str, overrides: dict[str, Any] | list[str] | None = None) -> Recipe:
@@ -192,7 +195,7 @@ def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """The valid keys of the model that a validation error's location lies in."""
-    model: type[BaseModel] = Recipe
+    model: Any = Recipe
     for part in location:
         if model is Recipe and part in ("data", "stages"):
             model = {"data": Data, "stages": Stage}[str(part)]
@@ -207,10 +210,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise DiptychError(f"--set {text}: expected key=value, such as stages.0.lr=5e-4")
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):
-        try:  # YAML 1.1 reads 5e-4 as text
+        with suppress(ValueError):  # YAML 1.1 reads 5e-4 as text
             parsed = float(parsed)
-        except ValueError:
-            pass
     return key, parsed
 
 

@@ -19,8 +19,8 @@ from diptych.errors import DiptychError
 from diptych.files import read_json
 from diptych.models.generate import greedy
 from diptych.models.passes import ImageSide, Pass, TextSide
-from diptych.models.vlm import VLM, build_model
 from diptych.models.pretrained.tokenizer import kept_in
+from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood
 from diptych.objectives.masked import MaskedWords
@@ -79,7 +79,9 @@ class TrainedModel:
         missing, unexpected = both.load_state_dict(state, strict=False)
         held = {f"0.{name}" for name in model.saved_state()}
         if unexpected or held & set(missing):
-            raise DiptychError(f"{found[-1]} does not fit its recipe: missing {sorted(held & set(missing))[:3]}, unexpected {unexpected[:3]}")
+            raise DiptychError(
+                f"{found[-1]} does not fit its recipe: missing {sorted(held & set(missing))[:3]}, unexpected {unexpected[:3]}"
+            )
         trained = cls(run.name, recipe, model.to(where), objectives.to(where), where)
         trained.key = checkpoint_key(found[-1])
         return trained
@@ -167,7 +169,9 @@ class TrainedModel:
             image_ids, image_rows = np.unique(block[:, 0], return_inverse=True)
             text_ids, text_rows = np.unique(block[:, 1], return_inverse=True)
             with self._inference():
-                p = Pass(self.model, self._image_side([images[i] for i in image_ids]), self._text_side([texts[i] for i in text_ids]))
+                p = Pass(
+                    self.model, self._image_side([images[i] for i in image_ids]), self._text_side([texts[i] for i in text_ids])
+                )
                 for start in range(0, len(block), PAIRS):
                     rows = (torch.from_numpy(x[start : start + PAIRS]).to(self.device) for x in (image_rows, text_rows))
                     out[members[start : start + PAIRS]] = scorer(p, *rows).float().cpu().numpy()

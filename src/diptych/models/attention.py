@@ -87,12 +87,14 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, context_width: int | None = None):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, context_width=context_width) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        for block in self.blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
+        blocks = [Block(width, heads, context_width=context_width) for _ in range(depth)]
+        for block in blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
             for layer in (block.attention.out, block.mlp[2]):
+                assert isinstance(layer, nn.Linear)
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * max(depth, 1)) * math.sqrt(1024 / width))
                 nn.init.zeros_(layer.bias)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
 
     def forward(
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None

@@ -5,6 +5,8 @@ A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, wher
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,8 +27,11 @@ class MultimodalDecoder(nn.Module):
         super().__init__()
         self.width, image_width = build.width_of("text"), build.width_of("vision")
         heads = heads or build.size.heads
-        text = build.parts["text"]
-        build.require(bool(getattr(text, "causal", False)), "a decoder over text that is not causal would see the word it must predict; set parts.text.causal: true")
+        text: Any = build.parts["text"]
+        build.require(
+            bool(getattr(text, "causal", False)),
+            "a decoder over text that is not causal would see the word it must predict; set parts.text.causal: true",
+        )
         self.pool = AttentionPool(self.width, heads, queries, image_width) if queries else None
         self.transformer = Transformer(self.width, depth or build.size.depth, heads, self.width if queries else image_width)
         self.bias = nn.Parameter(torch.zeros(len(build.tokenizer)))
@@ -36,7 +41,9 @@ class MultimodalDecoder(nn.Module):
         x, seen = text.tokens, image.tokens
         if self.pool is not None:
             seen = self.pool(seen, image.mask)
-        x = self.transformer(x, attention_bias(text.mask, x.shape[1], True, x), seen, None if self.pool else attention_bias(image.mask, 1, False, x))
+        x = self.transformer(
+            x, attention_bias(text.mask, x.shape[1], True, x), seen, None if self.pool else attention_bias(image.mask, 1, False, x)
+        )
         return F.linear(x * self.width**-0.5, self._embedding[0].weight, self.bias)
 
 

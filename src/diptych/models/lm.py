@@ -30,6 +30,7 @@ class Remembered(NamedTuple):
 class PretrainedLM(nn.Module):
     """A causal language model of transformers. trim: keep only the vocabulary that the training captions need."""
 
+    scale: Tensor
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
     def __init__(self, build: Build, lm: CausalLM, trim: bool):

@@ -67,7 +67,9 @@ class ViT(nn.Module):
         self.width = width or size.width
         stem = stem or ("conv" if build.image_size < 128 else "patch")
         self.patch = 8 if stem == "conv" else patch or 16
-        build.require(build.image_size % self.patch == 0, f"image_size {build.image_size} is not a multiple of the patch size {self.patch}")
+        build.require(
+            build.image_size % self.patch == 0, f"image_size {build.image_size} is not a multiple of the patch size {self.patch}"
+        )
         self.grid = build.image_size // self.patch
         self.stem = ConvStem(self.width) if stem == "conv" else nn.Conv2d(3, self.width, self.patch, stride=self.patch)
         # Without it the stem's output starts far smaller than the positions, and what a patch shows is drowned by where it lies.
@@ -109,7 +111,6 @@ class EfficientNet(nn.Module):
         resolution = resolution or (128 if build.image_size < 128 else self.native_size)
         build.require(resolution % 32 == 0, f"resolution {resolution} is not a multiple of 32")
         self.net = load_efficientnet(variant)
-        self.net.to(memory_format=torch.channels_last)  # twice as fast on the CPU
         self.width = 1280
         self.resolution = resolution
         build.licences.append("efficientnet-lite0")

@@ -49,7 +49,8 @@ class VLM(nn.Module):
         self.image_size = build.image_size
         self.licences = tuple(build.licences)
         self.embed_dim = recipe.embed_dim or build.size.embed_dim
-        self.image_projection, self.text_projection = nn.Identity(), nn.Identity()
+        self.image_projection: nn.Module = nn.Identity()
+        self.text_projection: nn.Module = nn.Identity()
         if {"vision", "text"} <= set(self.parts):
             self.image_projection = nn.Linear(build.width_of("vision"), self.embed_dim, bias=False)
             self.text_projection = nn.Linear(build.width_of("text"), self.embed_dim, bias=False)
@@ -69,7 +70,9 @@ class VLM(nn.Module):
 
     def part(self, name: str) -> Any:
         if name not in self.parts:
-            raise DiptychError(f"the recipe has no part '{name}', which its objectives or its score need; parts: {', '.join(self.parts)}")
+            raise DiptychError(
+                f"the recipe has no part '{name}', which its objectives or its score need; parts: {', '.join(self.parts)}"
+            )
         return self.parts[name]
 
     def run(self, name: str, *inputs: Any) -> Any:

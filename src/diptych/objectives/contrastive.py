@@ -27,7 +27,9 @@ def same_meaning(meaning: Tensor | None) -> Tensor | None:
     return same if bool(same.any()) else None
 
 
-def info_nce(image: Tensor, text: Tensor, scale: Tensor | float, meaning: Tensor | None = None, negatives: Tensor | None = None) -> Tensor:
+def info_nce(
+    image: Tensor, text: Tensor, scale: Tensor | float, meaning: Tensor | None = None, negatives: Tensor | None = None
+) -> Tensor:
     """Symmetric InfoNCE (Oord et al. 2018; CLIP, Radford et al. 2021, figure 3).
 
     image, text: [B, E] unit vectors, row i of both belonging together; scale: 1 / temperature; meaning: [B], rows that mean the
@@ -44,7 +46,12 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor | float, meaning: Tensor
 
 
 def sigmoid_loss(
-    image: Tensor, text: Tensor, scale: Tensor | float, bias: Tensor | float, meaning: Tensor | None = None, negatives: Tensor | None = None
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float,
+    meaning: Tensor | None = None,
+    negatives: Tensor | None = None,
 ) -> Tensor:
     """Pairwise sigmoid loss, −1/B Σ_ij log σ(z_ij (scale · x_i·y_j + bias)), z = 1 on the diagonal, else −1 (SigLIP, Zhai et al. 2023, eq. 1)."""
     logits = scale * image @ text.T + bias
@@ -105,7 +112,9 @@ class Sigmoid(Objective):
 
     def forward(self, p: Pass) -> Tensor:
         negatives = negative_embeddings(p) if self.hard_negatives else None
-        return sigmoid_loss(p.image_embedding, p.text_embedding, self.logit_scale.exp(), self.logit_bias, p.batch.meaning, negatives)
+        return sigmoid_loss(
+            p.image_embedding, p.text_embedding, self.logit_scale.exp(), self.logit_bias, p.batch.meaning, negatives
+        )
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

@@ -100,6 +100,7 @@ class MaskedPatches(Objective):
     """
 
     needs = ("vision", "text", "fusion")
+    positions: Tensor
 
     def __init__(self, model: VLM, *, share: float = 0.6, batch_share: float = 1.0):
         super().__init__(model)

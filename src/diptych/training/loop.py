@@ -23,7 +23,7 @@ from diptych.budget import Spent
 from diptych.data.loader import Loader
 from diptych.data.source import Source
 from diptych.errors import DiptychError
-from diptych.files import append_jsonl, read_jsonl, write_atomically, write_json
+from diptych.files import append_jsonl, read_jsonl, write_json, write_jsonl
 from diptych.objectives import InfoNCE, Sigmoid
 from diptych.recipe import Recipe, Stage
 from diptych.training.checkpoint import Checkpoint, checkpoints
@@ -37,7 +37,7 @@ LOG_EVERY = 10  # steps
 Progress = Callable[[dict[str, Any]], None]
 
 
-class Interrupted(DiptychError):
+class Interrupted(DiptychError):  # noqa: N818 - an outcome, not a failure
     """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
 
 
@@ -51,7 +51,9 @@ class Run:
 
 
 class Trainer:
-    def __init__(self, recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None):
+    def __init__(
+        self, recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None
+    ):
         self.out, self.recipe = out, recipe
         self.progress = progress or (lambda row: None)
         found = checkpoints(out / "checkpoints")
@@ -136,10 +138,14 @@ class Trainer:
                 self._save(optimizer, averaged, stage, first, loader)
                 saved = time.monotonic()
             if self.stop:
-                raise Interrupted(f"{self.stop}: saved at step {self.step} ({share:.0%} of the budget); go on with --resume --out {self.out}")
+                raise Interrupted(
+                    f"{self.stop}: saved at step {self.step} ({share:.0%} of the budget); go on with --resume --out {self.out}"
+                )
         self._save(optimizer, averaged, stage, first, loader)
 
-    def _update(self, stage: Stage, objectives: dict[str, Any], batch: Batch, optimizer: Optimizers) -> tuple[dict[str, Tensor], Tensor]:
+    def _update(
+        self, stage: Stage, objectives: dict[str, Any], batch: Batch, optimizer: Optimizers
+    ) -> tuple[dict[str, Tensor], Tensor]:
         s = self.setup
 
         def forward_backward() -> dict[str, Tensor]:
@@ -165,8 +171,8 @@ class Trainer:
         return losses, norm
 
     def _tokens(self, batch: Batch) -> int:
-        vision = self.setup.model.parts["vision"] if "vision" in self.setup.model.parts else None
-        image = batch.size * int(vision.tokens) if vision is not None and batch.pixels is not None else 0
+        vision: Any = self.setup.model.parts["vision"] if "vision" in self.setup.model.parts else None
+        image = batch.size * vision.tokens if vision is not None and batch.pixels is not None else 0
         return image + (int(batch.text_mask.sum()) if batch.text_mask is not None else 0)
 
     # --- what is written ---
@@ -198,10 +204,11 @@ class Trainer:
         s = self.setup
         state = {"step": self.step, "stage": stage.name, "stage_first_step": first, "spent": asdict(self.spent)}
         ema = averaged.state() if averaged else {}
-        Checkpoint(s.model.saved_state(), s.objectives.state_dict(), ema, optimizer.state_dict(), state).save(self.out / "checkpoints")
+        Checkpoint(s.model.saved_state(), s.objectives.state_dict(), ema, optimizer.state_dict(), state).save(
+            self.out / "checkpoints"
+        )
         if loader.problems:
-            rows = [asdict(p) for p in loader.problems.values()]
-            write_atomically(self.out / "problems.jsonl", lambda p: [append_jsonl(p, row) for row in rows])
+            write_jsonl(self.out / "problems.jsonl", [asdict(p) for p in loader.problems.values()])
         self._write_spent(finished=False)
 
     def _write_spent(self, finished: bool) -> dict[str, Any]:
@@ -211,7 +218,9 @@ class Trainer:
             **asdict(self.spent),
             "parameters": sum(p.numel() for p in parameters.values()),
             "trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
-            "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated()
+            if cuda
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "finished": finished,
         }
         write_json(self.out / "spent.json", spent)
@@ -228,8 +237,7 @@ class Trainer:
         self.step = checkpoint.state["step"]
         self._resumed = checkpoint
         log = self.out / "metrics.jsonl"
-        kept = [row for row in read_jsonl(log) if row["step"] <= self.step]
-        write_atomically(log, lambda p: [append_jsonl(p, row) for row in kept])
+        write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= self.step])
 
 
 @contextmanager

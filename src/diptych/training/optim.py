@@ -33,7 +33,9 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     if muon:
         members.append(torch.optim.Muon(muon, lr=stage.muon_lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"))
     if not members:
-        raise DiptychError(f"stages.{stage.name}: nothing learns; every part it names is frozen and its objectives have no parameters")
+        raise DiptychError(
+            f"stages.{stage.name}: nothing learns; every part it names is frozen and its objectives have no parameters"
+        )
     return Optimizers(members)
 
 

