@@ -17,12 +17,18 @@ from diptych.models.attention import Transformer, attention_bias
 from diptych.models.build import Build
 
 
+def sinusoids(length: int, width: int, longest: float = 100.0) -> Tensor:
+    """Positions [length, width] of waves from 1 to ``longest`` radians (Vaswani et al. 2017, with waves as short as captions)."""
+    angles = torch.arange(length)[:, None] * longest ** (-torch.arange(width // 2) / (width // 2))
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
 class TextTransformer(nn.Module):
     """A transformer over byte-pair tokens.
 
     causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean.
-    Positions start at std 0.5: beside unit-variance word vectors the usual 0.02 leaves the tower blind to word order
-    for the length of a small budget.
+    Positions are learned from waves of std 0.5: beside unit-variance word vectors the usual noise of std 0.02 leaves the tower blind to
+    word order for the length of a small budget, and waves make "the word before" the same step everywhere.
     """
 
     def __init__(
@@ -41,7 +47,7 @@ class TextTransformer(nn.Module):
         self.causal = causal
         self.pool = pool
         self.embedding = nn.Embedding(len(build.tokenizer), self.width)
-        self.positions = nn.Parameter(torch.randn(build.tokenizer.max_length, self.width) * 0.5)
+        self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length, self.width) * 0.7)
         self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads)
 
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:

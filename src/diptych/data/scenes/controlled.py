@@ -111,7 +111,7 @@ def group(skill: str, world: World, seed: int, name: str) -> Group:
     while not _belongs(twins := _MAKERS[skill](world, random), world):
         pass
     background = other(KINDS, random)
-    style = random.randrange(styles(twins[0]))
+    style = random.choice(styles(twins[0], world.frames))
     pair = [graph._replace(seed=seed, background=background) for graph in twins]
     if random.random() < 0.5:
         pair.reverse()

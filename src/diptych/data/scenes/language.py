@@ -24,7 +24,7 @@ _SIDES = {
     "left": "to the left of them",
     "right": "to the right of them",
 }
-_FRAMES = 3  # "…", "there is …" and "a picture of …"
+FRAMES = 3  # "…", "a picture of …" and "there is …"; a world may know only the first ones
 
 
 @lru_cache(maxsize=65536)
@@ -42,14 +42,15 @@ def _key(things: Things) -> str:
     return " ".join([str(things.count), *(word for word in (things.size, things.colour) if word), things.concept])
 
 
-def styles(graph: Graph) -> int:
-    """How many wordings ``describe`` has for a graph."""
-    return _FRAMES * (len(_RELATIONS[graph.relation]) if graph.relation else 1)
+def styles(graph: Graph, frames: int = FRAMES) -> list[int]:
+    """The wordings that ``describe`` has for a graph."""
+    templates = len(_RELATIONS[graph.relation]) if graph.relation else 1
+    return [template * FRAMES + frame for template in range(templates) for frame in range(frames)]
 
 
 def describe(graph: Graph, style: int) -> str:
     """All the graph says, in one of its wordings."""
-    frame, template = style % _FRAMES, style // _FRAMES
+    frame, template = style % FRAMES, style // FRAMES
     phrases = [phrase(things) for things in graph.things]
     first = graph.things[0]
     if graph.relation:
@@ -100,10 +101,10 @@ def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str],
     """Captions, meanings and negatives of a scene; or ``only_full`` paraphrases of the full description."""
     random = Random(graph.seed + 1)
     texts, meanings, negatives = [], [], []
-    fact, many = meaning(graph), styles(graph)
-    start = random.randrange(many)
-    for number in range(min(only_full or world.full, many)):
-        style = (start + 5 * number) % many  # 5 has no divisor in common with 3, 6 or 12: no wording twice
+    fact, wordings = meaning(graph), styles(graph, world.frames)
+    start = random.randrange(len(wordings))
+    for number in range(min(only_full or world.full, len(wordings))):
+        style = wordings[(start + 5 * number) % len(wordings)]  # no length has a divisor in common with 5: no wording twice
         wrong = edit(graph, world, random, SWAPS) or edit(graph, world, random, CHANGES)
         texts.append(describe(graph, style))
         meanings.append(fact)
@@ -119,7 +120,7 @@ def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str],
     if random.random() < world.long:
         absent = other(world.names, random, *(t.concept for t in graph.things)) if random.random() < 0.5 else ""
         tail = f", on {graph.background}" + (f" and with no {absent}" if absent else "")
-        style = random.randrange(many)
+        style = random.choice(wordings)
         wrong = edit(graph, world, random, SWAPS) or edit(graph, world, random, CHANGES)
         texts.append(describe(graph, style) + tail)
         meanings.append(meaning(graph, graph.background, absent))

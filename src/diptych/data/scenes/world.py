@@ -36,13 +36,14 @@ class World:
     short: float = 0.2
     long: float = 0.2
     absent: float = 0.3
+    frames: int = 3  # "…", "a picture of …", "there is …": how many of these openings captions use
 
     def __post_init__(self) -> None:
         most = len(all_concepts()) * 10 // 11
         limits: dict[str, tuple[float, float]] = {
             **{name: (0, 1) for name in ("trios", "short", "long", "absent")},
             **{"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)},
-            **{"natural": (0, 0.9), "full": (1, 3), "length": (0, TRAIN_LENGTH)},
+            **{"natural": (0, 0.9), "full": (1, 3), "frames": (1, 3), "length": (0, TRAIN_LENGTH)},
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -106,7 +107,10 @@ class World:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0, "trios": 0.0},
+    "small": {
+        **{"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0, "trios": 0.0},
+        **{"short": 0.1, "long": 0.0, "frames": 2},  # little language, so that minutes are enough to learn it
+    },
     "medium": {"size": 64, "concepts": 46, "colours": 8, "max_objects": 4},
     "full": {},
 }
