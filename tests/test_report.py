@@ -311,7 +311,7 @@ def test_missing_and_broken_parts_are_told_not_fatal(tmp_path: Path) -> None:
     assert "tests.json could not be read" in text
     assert "clip-s0/evaluation/embeddings.npz could not be read" in text
     assert "SigLIP: no results for seed 1" in text
-    assert "CLIP skipped captions: the model cannot generate" in text
+    assert re.search(r"CLIP[^.:]* skipped captions: the model cannot generate", text)
 
 
 def test_infinite_and_absent_values_are_left_out(tmp_path: Path) -> None:
@@ -381,4 +381,5 @@ def test_terminal(known: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     skipped = [{"task": "captions", "reason": "the model has no generate"}]
     print_summary(SimpleNamespace(model="m", data="scenes:", results=rows, skipped=skipped))  # type: ignore[arg-type]
     shown = capsys.readouterr().out
-    assert "51.0 ≈ chance" in shown and "46.1–55.9" in shown and "captions: skipped, the model has no generate" in shown
+    assert "46.1–55.9" in shown and "captions: skipped, the model has no generate" in shown
+    assert re.search(r"binding +≈ +51\.0 ", shown)

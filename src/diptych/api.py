@@ -13,7 +13,7 @@ from diptych.data.sources import open_source
 from diptych.errors import DiptychError
 from diptych.evaluation.run import Summary
 from diptych.evaluation.run import evaluate as _evaluate
-from diptych.recipe import load_recipe
+from diptych.recipe import Recipe, load_recipe
 from diptych.trained import TrainedModel
 from diptych.training.loop import Progress, Run
 from diptych.training.loop import train as _train
@@ -49,8 +49,23 @@ def train(
     set: overrides by dotted key.
     """
     overrides = dict(set) if isinstance(set, dict) else list(set or ())
-    checked = load_recipe(str(recipe), with_common(overrides, data, budget))
-    return _train(checked, Path(out or f"runs/{checked.name}"), resume=resume, progress=progress)
+    checked, path = recipe_of(recipe, with_common(overrides, data, budget), out, resume)
+    return _train(checked, path, resume=resume, progress=progress)
+
+
+def recipe_of(
+    recipe: str | Path, overrides: dict[str, Any] | list[str], out: str | Path | None, resume: bool
+) -> tuple[Recipe, Path]:
+    """The checked recipe and the run's directory; to resume, what the run in it was started with."""
+    checked = load_recipe(str(recipe), overrides)
+    path = Path(out or f"runs/{checked.name}")
+    saved = path / "recipe.yaml"
+    if not resume or not saved.is_file():
+        return checked, path
+    started = load_recipe(str(saved), overrides)
+    if started.name != checked.name:
+        raise DiptychError(f"{path} holds a run of '{started.name}', not of '{checked.name}'; choose another --out")
+    return started, path
 
 
 def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget: str | None) -> dict[str, Any] | list[str]:

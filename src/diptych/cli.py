@@ -60,16 +60,13 @@ def train(
     set_: SetOption = None,
 ) -> None:
     """Train one recipe. Ctrl-C saves; `--resume` goes on as if nothing had happened."""
-    from diptych.api import with_common
+    from diptych.api import recipe_of, with_common
     from diptych.progress import TrainingDisplay
-    from diptych.recipe import load_recipe
     from diptych.training.loop import train as run_training
 
     short = [f"{k}={v}" for k, v in (("size", size), ("seed", seed)) if v is not None]
     overrides = with_common([*short, *(set_ or [])], data, budget)
-    out = out or Path("runs") / load_recipe(recipe, overrides).name
-    saved = out / "recipe.yaml"
-    checked = load_recipe(str(out) if resume and saved.is_file() else recipe, overrides)
+    checked, out = recipe_of(recipe, overrides, out, resume)
     with TrainingDisplay(checked.name) as display:
         run = run_training(checked, out, resume=resume, progress=display)
     spent = run.spent
@@ -105,7 +102,10 @@ def evaluate(
         def say(task: str, run: str = run) -> None:
             typer.echo(f"{run}: {task} …", err=True)
 
-        print_summary(judge(model, source, names, out or Path(run) / "evaluation", progress=say, key=model.key))
+        summary = judge(model, source, names, out or Path(run) / "evaluation", progress=say, key=model.key)
+        print_summary(summary)
+        if not summary.results:
+            raise DiptychError(f"{run}: nothing could be judged on {source.address} ({len(source)} items)")
 
 
 @app.command()
@@ -129,14 +129,19 @@ def compare(
     """
     from diptych.api import TASKS
     from diptych.comparison import Comparison, run_comparison
+    from diptych.evaluation.tasks import task
     from diptych.report import print_table
 
     names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
     c = Comparison(recipes, data, budget, seeds, out, jobs, set_ or [], names, eval_data, title)
+    for name in names:
+        task(name)  # a wrong name shall not cost a training first
+    results = out / "results.json"
+    before = results.stat().st_mtime_ns if results.is_file() else None
     try:
         run_comparison(c)
     finally:
-        if (out / "results.json").is_file():
+        if results.is_file() and results.stat().st_mtime_ns != before:
             print_table(out)
             typer.echo(f"\nreport: {out / 'report.html'}")
 
@@ -215,6 +220,8 @@ def inspect(
         typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
         print_inspection(found)
+    if not found.good:
+        raise DiptychError(f"{address}: no usable item")
 
 
 def main() -> None:
@@ -225,6 +232,9 @@ def main() -> None:
         interrupted = type(error).__name__ == "Interrupted"
         typer.echo(f"{'' if interrupted else 'error: '}{error}", err=True)
         sys.exit(130 if interrupted else 1)
+    except OSError as error:
+        typer.echo(f"error: {error}", err=True)  # a full disk, a directory that may not be written
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)

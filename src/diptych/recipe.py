@@ -137,15 +137,14 @@ def recipe_names() -> tuple[str, ...]:
 
 def recipe_path(name_or_path: str) -> Path:
     """A built-in recipe by name, a YAML file by path, or the resolved recipe of a run directory."""
+    if name_or_path in recipe_names():  # whatever lies in the working directory: a run named after its recipe, say
+        return RECIPES / f"{name_or_path}.yaml"
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.is_dir():
         path = path / "recipe.yaml" if path.is_dir() else path
         if path.is_file():
             return path
         raise DiptychError(f"no recipe at '{path}'")
-    built_in = RECIPES / f"{name_or_path}.yaml"
-    if built_in.is_file():
-        return built_in
     raise DiptychError(
         f"there is no recipe '{name_or_path}'{nearest(name_or_path, recipe_names())}; your own: a path ending in .yaml"
     )

@@ -63,7 +63,7 @@ class TrainedModel:
         found = checkpoints(run / "checkpoints")
         if not found:
             raise DiptychError(f"{run}: no checkpoint; a run directory holds recipe.yaml and checkpoints/")
-        recipe = load_recipe(str(run))
+        recipe = load_recipe(str(run / "recipe.yaml"))
         own = recipe.data.tokenizer.kind == "bpe"
         tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
         where = pick_device(device)

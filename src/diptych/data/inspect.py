@@ -182,7 +182,7 @@ def print_inspection(result: Inspection) -> None:
     table = Table("", *QUANTILES)
     rows = {"width": result.width, "height": result.height, "width / height": result.aspect, "words": result.words}
     for name, quantiles in rows.items():
-        table.add_row(name, *(f"{quantiles[q]:,.4g}" if q in quantiles else "–" for q in QUANTILES))
+        table.add_row(name, *(f"{quantiles[q]:,.5g}" if q in quantiles else "–" for q in QUANTILES))
     console.print(table)
     console.print("frequent words: " + escape(", ".join(f"{w} {n}" for w, n in result.frequent.items())))
     if result.duplicates:

@@ -87,9 +87,8 @@ class Loader:
                 return sample, self._fit(index, sample.image, rng)
             except BrokenItem as broken:
                 self.problems[broken.problem.item] = broken.problem
-        raise DiptychError(
-            f"{self.source.address}: no usable sample among {min(n, 1000)}; first: {next(iter(self.problems.values()))}"
-        )
+        first = next(iter(self.problems.values()))
+        raise DiptychError(f"{self.source.address}: no usable sample among {min(n, 1000)}; first: {first.item}: {first.reason}")
 
     def _fit(self, index: int, image: np.ndarray, rng: random.Random) -> np.ndarray:
         if image.shape[:2] == (self.image_size, self.image_size) and self.augment == "none":

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.batch import Sample
+from diptych.errors import DiptychError
 
 _PAPER, _INK, _FAINT, _MARK = (250, 249, 246), (32, 34, 40), (112, 116, 126), (225, 40, 120)
 
@@ -51,6 +52,8 @@ def contact_sheet(
     title: str = "",
 ) -> Path:
     """Draws samples of any source and size as one PNG, each under its own picture with its first few captions."""
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise DiptychError(f"{path}: no kind of picture; end the name in .png")
     samples = list(samples)
     columns = max(1, min(columns, len(samples)))
     gap, leading, plain, heading = 18, 17, _font(13), _font(20)

@@ -79,7 +79,7 @@ def head(comparison: Comparison) -> str:
         ("Judged on", comparison.eval_data),
         ("Data fingerprint", comparison.data_fingerprint[:16]),
         ("Budget", f"{budget(comparison.budget)} each" if comparison.budget and count > 1 else budget(comparison.budget)),
-        ("Seeds", ", ".join(map(str, comparison.seeds)) if not comparison.single else ""),
+        ("Seeds", str(len(comparison.seeds)) if not comparison.single else ""),
         ("Date", comparison.created[:16].replace("T", " ")),
     ]
     shown = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts if v)
@@ -112,6 +112,7 @@ def words(comparison: Comparison) -> str:
 def absences(comparison: Comparison) -> list[str]:
     """What a reader would otherwise look for in vain."""
     found = []
+    skipped: dict[str, list[str]] = {}  # what and why → by whom
     every = sorted({s for r in comparison.recipes for s in (run.seed for run in r.runs)})
     for r in comparison.recipes:
         if not r.measures:
@@ -121,8 +122,8 @@ def absences(comparison: Comparison) -> list[str]:
         if lost:
             found.append(f"{r.label}: no results for seed {', '.join(lost)}; its means are over the others.")
         for task, reason in {str(s.get("task")): str(s.get("reason")) for run in r.runs for s in run.skipped}.items():
-            found.append(f"{r.label} skipped {task}: {reason}")
-    return found
+            skipped.setdefault(f"{task}: {reason}", []).append(r.label)
+    return found + [f"{', '.join(labels)} skipped {what}" for what, labels in skipped.items()]
 
 
 def again(comparison: Comparison) -> str:

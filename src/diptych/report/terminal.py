@@ -40,18 +40,22 @@ def print_summary(summary: Summary) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"{summary.model} on {summary.data}"), caption="shares in per cent")
-    for name in ("task", "metric"):
-        table.add_column(name)
-    for name in ("value", "95 % interval", "chance", "blind", "shuffled", "n"):
-        table.add_column(name, justify="right")
+    caption = f"shares in per cent   {AT_CHANCE}: interval includes chance"
+    table = Table(title=escape(f"{summary.model} on {summary.data}"), caption=caption, box=None, header_style="bold")
+    table.add_column("")
+    for name in ("", "value", "95 %", "chance", "blind", "shuffled", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = None
     for r in summary.results:
         share = is_share(r.metric)
         around = f"{number(r.low, share)}–{number(r.high, share)}" if r.low is not None and r.high is not None else "—"
         near = r.chance is not None and r.low is not None and r.high is not None and r.low <= r.chance <= r.high
         controls = [number(r.controls.get(c), share) for c in ("blind", "shuffled")]
-        value = number(r.value, share) + (f" {AT_CHANCE}" if near else "")
-        table.add_row(escape(r.task), escape(r.metric), value, around, number(r.chance, share), *controls, str(r.n))
+        if r.task != last:
+            table.add_row(f"[bold]{escape(r.task)}[/bold]")
+            last = r.task
+        mark = AT_CHANCE[0] if near else ""
+        table.add_row(f"  {escape(r.metric)}", mark, number(r.value, share), around, number(r.chance, share), *controls, str(r.n))
     console = Console()
     console.print(table)
     for skipped in summary.skipped:

@@ -179,7 +179,7 @@ def cost(comparison: Comparison) -> list[str]:
         return []
     times = [r.spent["seconds"] for r in have]
     low, high = min(times), max(times)
-    told = f"{seconds(low)}" if high - low < 0.02 * high or len(have) == 1 else f"{seconds(low)} to {seconds(high)}"
+    told = seconds(low) if high - low < 0.02 * high or seconds(low) == seconds(high) else f"{seconds(low)} to {seconds(high)}"
     sentence = f"Training took {told} a run"
     speeds = sorted((r for r in have if r.spent.get("samples_per_second")), key=lambda r: -r.spent["samples_per_second"])
     if len(speeds) > 1:

@@ -126,6 +126,10 @@ class ListedSource(ABC):
         image = decode(self.image_bytes(entry), entry.id)
         return Sample(entry.id, image, list(entry.captions), extra=dict(entry.extra))
 
+    def captions(self, index: int) -> list[str]:
+        """Of one item, without decoding its image."""
+        return list(self._entries[index].captions)
+
     def image_bytes(self, entry: Entry) -> bytes:
         """As ``read``, but what goes wrong is a ``BrokenItem``."""
         try:

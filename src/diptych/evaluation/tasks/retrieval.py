@@ -17,7 +17,16 @@ from diptych.data.source import Source
 from diptych.evaluation.controls import blank, derangement
 from diptych.evaluation.metrics.ranking import expected_rank, lowest_if_not_finite, recall_at, standing, undecided
 from diptych.evaluation.records import Record, Records, Result
-from diptych.evaluation.tasks.base import Items, Progress, at_least_two, images_of, not_finite, retrieval_items, shares
+from diptych.evaluation.tasks.base import (
+    Items,
+    NotApplicable,
+    Progress,
+    at_least_two,
+    images_of,
+    not_finite,
+    retrieval_items,
+    shares,
+)
 
 TO_TEXT, TO_IMAGE = "image-to-text", "text-to-image"
 
@@ -87,6 +96,12 @@ class LargeRetrieval(Retrieval):
     name: str = "retrieval-1000"
     needs: tuple[str, ...] = ("embed_image", "embed_text")
     n: int = 1000
+
+    def items(self, source: Source) -> Items:
+        items = super().items(source)
+        if len(items) < self.n:
+            raise NotApplicable(f"needs {self.n:,} usable items, the source has {len(items):,}")
+        return items
 
     def scores(self, model: Model, images: list[Any], texts: list[str]) -> np.ndarray:
         return model.embed_image(images) @ model.embed_text(texts).T
