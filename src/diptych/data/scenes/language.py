@@ -114,9 +114,10 @@ def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str],
     if random.random() < world.short:
         brief = outline(graph, colours=random.random() < 0.5)
         wrong = edit(brief, world, random, CHANGES)
-        texts.append(describe(brief, 0))
-        meanings.append(meaning(brief))
-        negatives.append(describe(wrong, 0) if wrong else "")
+        if (text := describe(brief, 0)) not in texts:  # where there is little to say, the short form is the full one
+            texts.append(text)
+            meanings.append(meaning(brief))
+            negatives.append(describe(wrong, 0) if wrong else "")
     if random.random() < world.long:
         absent = other(world.names, random, *(t.concept for t in graph.things)) if random.random() < 0.5 else ""
         tail = f", on {graph.background}" + (f" and with no {absent}" if absent else "")

@@ -28,7 +28,9 @@ class World:
     colours: int = 10
     max_objects: int = 6  # in one scene
     natural: float = 0.25  # chance that a group keeps the drawing's own colours
-    trios: float = 0.1  # share of the scenes with three groups
+    placed: float = 0.2  # share of the scenes with one object, whose place is told
+    counted: float = 0.13  # share of the scenes with several objects of one kind
+    trios: float = 0.1  # share of the scenes with three groups; the rest are pairs in relation
     seed: int = 0
     split: str = "train"
     length: int = 0  # 0: as many as there are
@@ -41,7 +43,7 @@ class World:
     def __post_init__(self) -> None:
         most = len(all_concepts()) * 10 // 11
         limits: dict[str, tuple[float, float]] = {
-            **{name: (0, 1) for name in ("trios", "short", "long", "absent")},
+            **{name: (0, 1) for name in ("placed", "counted", "trios", "short", "long", "absent")},
             **{"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)},
             **{"natural": (0, 0.9), "full": (1, 3), "frames": (1, 3), "length": (0, TRAIN_LENGTH)},
         }
@@ -108,7 +110,8 @@ class World:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
-        **{"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0, "trios": 0.0},
+        **{"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0},
+        **{"placed": 0.12, "counted": 0.1, "trios": 0.0},  # mostly pairs
         **{"short": 0.1, "long": 0.0, "frames": 2},  # little language, so that minutes are enough to learn it
     },
     "medium": {"size": 64, "concepts": 46, "colours": 8, "max_objects": 4},
