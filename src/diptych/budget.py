@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from diptych.errors import DiptychError
@@ -87,7 +87,6 @@ class Spent:
     tokens: float = 0.0  # image tokens and text tokens that entered the model
     flops: float = 0.0  # forward and backward, as torch's counter sees them
     steps: int = 0
-    stage_start: dict[str, float] = field(default_factory=dict)  # share of the budget at which each stage began
 
     def share(self, budget: Budget) -> float:
         """How much of the budget is gone, 0 to 1 and above."""

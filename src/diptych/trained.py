@@ -76,7 +76,10 @@ class TrainedModel:
         state = {f"0.{k}": v for k, v in checkpoint.model.items()} | {f"1.{k}": v for k, v in checkpoint.objectives.items()}
         if averaged:
             state |= checkpoint.ema
-        missing, unexpected = both.load_state_dict(state, strict=False)
+        try:
+            missing, unexpected = both.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # sizes
+            raise DiptychError(f"{found[-1]} does not fit its recipe: {error}") from error
         held = {f"0.{name}" for name in model.saved_state()}
         if unexpected or held & set(missing):
             raise DiptychError(
