@@ -1,6 +1,6 @@
 """Attention and transformer blocks, shared by every tower.
 
-Shapes: B batch, L queries, S keys, D width, H heads. Pre-norm blocks (Xiong et al. 2020), GELU, no dropout.
+Shapes: B batch, L queries, S keys, D width, H heads. Pre-norm blocks (Xiong et al. 2020), no dropout.
 """
 
 from __future__ import annotations
@@ -60,10 +60,13 @@ class Attention(nn.Module):
         return self.out(attend(q, k, v, bias).transpose(1, 2).reshape(B, L, D))
 
 
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+
 class Block(nn.Module):
     """Self-attention, optionally cross-attention, and an MLP, each behind a norm and added to the stream."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, context_width: int | None = None):
+    def __init__(self, width: int, heads: int, context_width: int | None = None, activation: str = "gelu", mlp_ratio: float = 4.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
@@ -71,7 +74,7 @@ class Block(nn.Module):
         self.norm_cross = nn.LayerNorm(width) if context_width else None
         self.norm2 = nn.LayerNorm(width)
         hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation](), nn.Linear(hidden, width))
 
     def forward(
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
@@ -85,9 +88,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks and a last norm."""
 
-    def __init__(self, width: int, depth: int, heads: int, context_width: int | None = None):
+    def __init__(self, width: int, depth: int, heads: int, context_width: int | None = None, activation: str = "gelu"):
         super().__init__()
-        blocks = [Block(width, heads, context_width=context_width) for _ in range(depth)]
+        blocks = [Block(width, heads, context_width, activation) for _ in range(depth)]
         for block in blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
             for layer in (block.attention.out, block.mlp[2]):
                 assert isinstance(layer, nn.Linear)

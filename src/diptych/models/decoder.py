@@ -33,7 +33,8 @@ class MultimodalDecoder(nn.Module):
             "a decoder over text that is not causal would see the word it must predict; set parts.text.causal: true",
         )
         self.pool = AttentionPool(self.width, heads, queries, image_width) if queries else None
-        self.transformer = Transformer(self.width, depth or build.size.depth, heads, self.width if queries else image_width)
+        seen = self.width if queries else image_width
+        self.transformer = Transformer(self.width, depth or build.size.depth, heads, seen, build.size.activation)
         self.bias = nn.Parameter(torch.zeros(len(build.tokenizer)))
         self._embedding = [text.embedding]  # in a list: shared, not owned
 

@@ -21,8 +21,9 @@ class CrossModal(nn.Module):
         image_width, text_width = build.width_of("vision"), build.width_of("text")
         depth, heads = depth or build.size.depth, heads or build.size.heads
         self.width = text_width
-        self.text_side = Transformer(text_width, depth, heads, context_width=image_width)
-        self.image_side = Transformer(image_width, depth, heads, context_width=text_width)
+        activation = build.size.activation
+        self.text_side = Transformer(text_width, depth, heads, image_width, activation)
+        self.image_side = Transformer(image_width, depth, heads, text_width, activation)
 
     def text(self, text: Tokens, image: Tokens) -> Tokens:
         return self._look(self.text_side, text, image)

@@ -48,7 +48,7 @@ class TextTransformer(nn.Module):
         self.pool = pool
         self.embedding = nn.Embedding(len(build.tokenizer), self.width)
         self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length, self.width) * 0.7)
-        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads)
+        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads, activation=size.activation)
 
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
         x = self.embedding(ids) + self.positions[: ids.shape[1]]

@@ -75,7 +75,7 @@ class ViT(nn.Module):
         # Without it the stem's output starts far smaller than the positions, and what a patch shows is drowned by where it lies.
         self.norm = nn.LayerNorm(self.width)
         self.register_buffer("positions", sincos_2d(self.grid, self.grid, self.width), persistent=False)
-        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads)
+        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads, activation=size.activation)
         self.pool = AttentionPool(self.width, heads or size.heads, 1) if pool == "attention" else None
 
     @property

@@ -32,7 +32,8 @@ from diptych.training.optim import Averaged, Optimizers, build_optimizer, rate_s
 from diptych.training.setup import Setup, describe, set_up
 
 CHECKPOINT_SECONDS = 120.0  # of wall time between checkpoints
-LOG_EVERY = 10  # steps
+LOG_EVERY = 10  # steps, or
+LOG_SECONDS = 5.0  # if steps are slow
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -118,7 +119,7 @@ class Trainer:
                 file=sys.stderr,
             )
         s.model.train()
-        saved = time.monotonic()
+        saved = logged = time.monotonic()
         while (share := self.spent.share(self.recipe.budget)) < end:
             began = time.perf_counter()
             batch = loader.batch(self.step).to(s.device)
@@ -132,8 +133,9 @@ class Trainer:
             self.spent.samples += batch.size
             self.spent.tokens += self._tokens(batch)
             self.spent.steps = self.step
-            if self.step % LOG_EVERY == 0 or self.step == first + 1:
+            if self.step % LOG_EVERY == 0 or self.step == first + 1 or time.monotonic() - logged > LOG_SECONDS:
                 self._log(stage, losses, norm, rate * stage.lr, objectives)
+                logged = time.monotonic()
             if self.stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self._save(optimizer, averaged, stage, first, loader)
                 saved = time.monotonic()
