@@ -175,6 +175,9 @@ class TrainedModel:
                 p = Pass(
                     self.model, self._image_side([images[i] for i in image_ids]), self._text_side([texts[i] for i in text_ids])
                 )
+                lengths = p.text_mask.sum(1).cpu().numpy()[text_rows]
+                order = np.argsort(lengths, kind="stable")  # texts of like length together: little padding
+                members, image_rows, text_rows = members[order], image_rows[order], text_rows[order]
                 for start in range(0, len(block), PAIRS):
                     rows = (torch.from_numpy(x[start : start + PAIRS]).to(self.device) for x in (image_rows, text_rows))
                     out[members[start : start + PAIRS]] = scorer(p, *rows).float().cpu().numpy()

@@ -74,9 +74,14 @@ class TextSide:
 
     def rows(self, index: Tensor) -> TextSide:
         captions = tuple(self.captions[i] for i in index.tolist()) if self.captions else ()
-        side = TextSide(self.model, self.ids[index], self.mask[index], captions)
+        ids, mask = self.ids[index], self.mask[index]
+        longest = ids.shape[1] if torch.is_grad_enabled() else int(mask.sum(1).max())  # scoring need not carry others' padding
+        side = TextSide(self.model, ids[:, :longest], mask[:, :longest], captions)
         if "text" in self.model.parts:
-            side.__dict__["encoding"] = self.encoding[index]
+            encoding = self.encoding[index]
+            whole = encoding.mask is not None and encoding.mask.shape == mask.shape  # a token of its own for each id
+            cut = (encoding.tokens[:, :longest], encoding.pooled, mask[:, :longest])
+            side.__dict__["encoding"] = Tokens(*cut) if whole else encoding
         return side
 
 

@@ -86,9 +86,10 @@ class MaskedWords(Objective):
         for turn in range(self.turns):
             hidden = p.text_mask & (place > 0) & (place % self.turns == turn)  # [B, T]
             view = p.masked(text=p.text_ids.masked_fill(hidden, MASK)).paired(images, texts)
-            where = hidden[texts]  # [P, T]
+            longest = view.text_ids.shape[1]  # of these texts, where the view has left the padding of others behind
+            where = hidden[texts, :longest]  # [P, T]
             logits = self.head(view.fused_text.tokens[where]).float()
-            log_p = -F.cross_entropy(logits, p.text_ids[texts][where], reduction="none")
+            log_p = -F.cross_entropy(logits, p.text_ids[texts, :longest][where], reduction="none")
             total.index_add_(0, where.nonzero()[:, 0], log_p)
         return total
 

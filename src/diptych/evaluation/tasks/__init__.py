@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
+from pydantic import TypeAdapter, ValidationError
+
+from diptych.errors import DiptychError, nearest
 from diptych.evaluation.tasks.base import NotApplicable, Task
 from diptych.evaluation.tasks.captions import Captions
 from diptych.evaluation.tasks.controlled import Controlled
@@ -19,11 +24,24 @@ TASKS: dict[str, type] = {
 }
 
 
-def task(name: str) -> Task:
-    """A task with its default settings, by its name here or as ``package.module:Class``."""
+def task(text: str) -> Task:
+    """A task by its name here or as ``package.module:Class``; with settings: ``controlled?n=200&seed=1``."""
+    from urllib.parse import parse_qsl
+
     from diptych.registry import resolve
 
-    return resolve(name, TASKS, "task")()
+    name, _, query = text.partition("?")
+    cls = resolve(name, TASKS, "task")
+    known = [n for n, p in inspect.signature(cls).parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    settings = dict(parse_qsl(query, keep_blank_values=True))
+    for setting in settings:
+        if setting not in known:
+            raise DiptychError(f"task '{name}': unknown setting '{setting}'{nearest(setting, known)}")
+    try:
+        return TypeAdapter(cls).validate_python(settings) if settings else cls()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DiptychError(f"task '{name}': {'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}") from None
 
 
 __all__ = ["TASKS", "NotApplicable", "Task", "task"]
