@@ -64,6 +64,10 @@ def test_a_scorer_without_opinion_is_exactly_at_chance_everywhere(test_part) -> 
     assert {r.task for r in found.results} == {"retrieval", "zeroshot", "controlled"}
     assert len({r.metric for r in found.results if r.task == "controlled"}) == 24, "eight skills, three ways to count"
     assert [f"{r.task}/{r.metric}: {r.value}" for r in found.results if not at_chance(r)] == []
+    chance = {r.metric: r.chance for r in found.results}
+    known = {f"{way}/recall@{k}": k / 30 for way in ("image-to-text", "text-to-image") for k in (1, 5, 10)}
+    known |= {"top1": 1 / 12, "top5": 5 / 12, "binding": 1 / 2, "binding/text-to-image": 1 / 2, "binding/group": 1 / 6}
+    assert {metric: chance[metric] for metric in known} == pytest.approx(known), "by arithmetic, not by the code that is judged"
 
 
 @pytest.mark.parametrize("name", RECIPES)
