@@ -19,6 +19,7 @@ import cli_fixture
 import diptych as dp
 from cli_fixture import SMALL, Cli, make_photos
 from diptych.files import read_json, read_jsonl
+from diptych.recipe import load_recipe
 
 cli = cli_fixture.cli
 SET = SMALL[1::2]
@@ -114,7 +115,34 @@ def test_one_recipe_that_fails_leaves_the_others_their_report(cli: Cli, photos: 
     assert "not finite" in (tmp_path / "c" / "boom-s0" / "log.txt").read_text()
 
 
-def test_an_interrupted_comparison_goes_on(photos: str, tmp_path: Path) -> None:
+def test_more_tasks_judge_again_and_train_nothing(cli: Cli, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)  # one thread, on a machine that may be busy
+    asked = ["compare", "clip", "--data", photos, "--budget", "32 samples", "--out", "c", *SMALL, "--tasks"]
+    assert cli(*asked, "retrieval").code == 0
+    trained = (tmp_path / "c" / "clip-s0" / "spent.json").stat().st_mtime_ns
+    assert cli(*asked, "retrieval,embedding").code == 0
+    summary = read_json(tmp_path / "c" / "clip-s0" / "evaluation" / "summary.json")
+    assert {r["task"] for r in summary["results"]} == {"retrieval", "embedding"}
+    assert (tmp_path / "c" / "clip-s0" / "spent.json").stat().st_mtime_ns == trained
+    other = cli(*asked, "retrieval", "--eval-data", photos)
+    assert other.code == 1 and "eval_data = None" in other.err
+
+
+def test_two_recipes_of_one_name_are_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(load_recipe("clip").to_yaml(), encoding="utf-8")
+    outcome = cli("compare", "clip", "mine.yaml", "--budget", "32 samples", "--out", "c", *SMALL)
+    assert outcome.code == 1 and "two recipes have the name 'clip'" in outcome.err
+    assert not (tmp_path / "c").exists()
+
+
+def test_too_little_to_judge_on_is_said_before_training(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("compare", "clip", "--data", make_photos(tmp_path / "few", 2), "--budget", "32 samples", "--out", "c", *SMALL)
+    assert outcome.code == 1 and "--eval-data" in outcome.err
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_comparison_goes_on(photos: str, tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "c"
     small = [*SMALL, "--set", "data.image_size=32"]
     asked = ["--data", photos, "--budget", "1600 samples", "--tasks", "retrieval", "--jobs", "1", "--out", str(out), *small]
@@ -123,13 +151,15 @@ def test_an_interrupted_comparison_goes_on(photos: str, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (out / "clip-s0" / "metrics.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, words = process.communicate(timeout=60)
     assert process.returncode == 130, words
     assert "the same command goes on where it stopped" in words and "Traceback" not in words
     saved = read_json(out / "clip-s0" / "spent.json")
     assert 0 < saved["samples"] < 1600 and not saved["finished"]
     assert not (out / "siglip-s0").exists() and not (out / "results.json").exists()
+    if number == signal.SIGTERM:
+        return  # what follows is the same
 
     done = subprocess.run(command, capture_output=True, text=True, env=SILENT, timeout=120, preexec_fn=one_core)
     assert done.returncode == 0, done.stderr

@@ -164,10 +164,7 @@ def test_pairs_are_scored_as_the_matrix_is(runs: dict[str, Path], test_part, nam
     np.testing.assert_allclose(alone, matrix[tuple(pairs[:6].T)], atol=2e-3, rtol=1e-4, err_msg="whatever else is in the batch")
 
 
-FORGETS = pytest.mark.xfail(strict=True, reason="the random language model forgets its tokenizer")
-
-
-@pytest.mark.parametrize("name", ["clip", "coca", "maskvlm", pytest.param("llava", marks=FORGETS)])
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_loaded_run_is_the_model_that_was_trained(test_part, tmp_path: Path, name: str) -> None:
     options = ["data.train=scenes:small", "stages.0.batch_size=8", "budget=16 samples", "precision=fp32", *RECIPES[name]]
     trainer = Trainer(load_recipe(name, options), tmp_path / name)

@@ -161,7 +161,7 @@ def report(directory: Annotated[Path, typer.Argument(help="A comparison or a run
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/demo"),
-    budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET)] = "85s",
+    budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET)] = "88s",
 ) -> None:
     """The main job in ten minutes: the four paradigms on the built-in world under one budget, with a report."""
     from diptych.models.pretrained import licences, require

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
@@ -55,17 +58,26 @@ class Job:
     process: subprocess.Popen | None = None
 
     def done(self) -> bool:
-        """Trained and judged on this data already?"""
+        """Trained and judged by these tasks already? More tasks cost only themselves: evaluation keeps what it has."""
+        from diptych.evaluation.tasks import task
+
         summary = self.path / "evaluation" / "summary.json"
-        return summary.is_file() and bool(read_json(summary).get("finished", True))
+        if not summary.is_file():
+            return False
+        judged = read_json(summary)
+        return {task(name).name for name in self.tasks} <= {r["task"] for r in (*judged["results"], *judged["skipped"])}
 
 
 def plan(c: Comparison) -> tuple[list[Job], int]:
     """Every job, checked before any starts, and how many run side by side."""
+    from diptych.evaluation.tasks import task
+
     if not c.recipes:
         raise DiptychError("compare: name at least one recipe")
     if len(set(c.recipes)) < len(c.recipes):
         raise DiptychError("compare: a recipe is named twice; for repeats use --seeds")
+    for name in c.tasks:
+        task(name)  # a wrong name shall not cost a training first
     budget = parse_budget(c.budget)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = max(1, min(c.jobs or cores, len(c.recipes) * c.seeds))
@@ -85,6 +97,10 @@ def plan(c: Comparison) -> tuple[list[Job], int]:
                     max(1, cores // jobs),
                 )
             )
+    paths = [job.path for job in planned]
+    twice = next((job for job in planned if paths.count(job.path) > 1), None)
+    if twice:
+        raise DiptychError(f"compare: two recipes have the name '{twice.recipe.name}'; give yours another `name:`")
     return planned, jobs
 
 
@@ -96,6 +112,10 @@ def run_comparison(c: Comparison) -> Path:
     planned, jobs = plan(c)
     _check_same(c, planned)
     source = open_source(c.eval_data) if c.eval_data else open_source(c.data).split("test")
+    if len(source) < 2:
+        raise DiptychError(
+            f"{source.address} holds {len(source)} items: nothing to judge on; take more data, or name some with --eval-data"
+        )
     describe(c, planned, source)
     save_items(source, c.out / "items", ITEMS)
     failed = _run_jobs(planned, jobs)
@@ -115,11 +135,16 @@ def _check_same(c: Comparison, planned: list[Job]) -> None:
     if not old.is_file():
         return
     before = read_json(old)
-    for key, now in (("data", c.data), ("budget", c.budget), ("set", c.set)):
+    for key, now in (("data", c.data), ("eval_data", c.eval_data), ("budget", c.budget), ("set", c.set)):
         if before.get(key) != now:
             raise DiptychError(
                 f"{c.out} holds a comparison with {key} = {before.get(key)!r}, not {now!r}; choose another --out or delete it"
             )
+
+    for job in planned:
+        asked = job.path / "job.yaml"
+        if asked.is_file() and load_recipe(str(asked)) != job.recipe:
+            raise DiptychError(f"{job.path} holds a run of another recipe under this name; choose another --out or delete it")
 
 
 def describe(c: Comparison, planned: list[Job], source: Any) -> None:
@@ -134,7 +159,7 @@ def describe(c: Comparison, planned: list[Job], source: Any) -> None:
         {
             "title": c.title,
             "created": time.strftime("%Y-%m-%d %H:%M"),
-            "command": " ".join(["diptych", *sys.argv[1:]]),
+            "command": shlex.join(["diptych", *sys.argv[1:]]),
             "data": c.data,
             "eval_data": c.eval_data,
             "data_fingerprint": source.fingerprint(),
@@ -167,7 +192,7 @@ def _run_jobs(planned: list[Job], jobs: int) -> list[Job]:
     failed: list[Job] = []
     events: Queue[tuple[Job, dict[str, Any]]] = Queue()
     try:
-        with JobsDisplay([(job.label, job.state) for job in planned]) as display:
+        with _terminated_like_interrupted(), JobsDisplay([(job.label, job.state) for job in planned]) as display:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     job = waiting.pop(0)
@@ -196,6 +221,20 @@ def _run_jobs(planned: list[Job], jobs: int) -> list[Job]:
             job.process.wait()
         raise Interrupted("interrupted: every run was saved; the same command goes on where it stopped") from None
     return failed
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM (``timeout``, a container that stops) saves the runs as Ctrl-C does; their processes would not hear of it."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not in the main thread: whoever owns it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _drain(events: Queue[tuple[Job, dict[str, Any]]]) -> None:

@@ -96,13 +96,20 @@ class Gemma(PretrainedLM):
         build.licences.append("gemma-3-270m")
 
 
+COMMON = (
+    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two three four five six "
+    "red orange yellow green blue purple pink brown black white man woman people sitting standing large table street sign"
+)
+
+
 class RandomLM(PretrainedLM):
     """A tiny language model with random weights, for tests and for trying a recipe without the packages."""
 
     def __init__(self, build: Build, *, width: int = 32, depth: int = 2):
         from diptych.models.pretrained import CausalLM
 
-        super().__init__(build, CausalLM.random(width=width, depth=depth, texts=build.corpus), trim=False)
+        # Of fixed words, not of the corpus: a checkpoint holds neither tokenizer nor, while frozen, weights.
+        super().__init__(build, CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2), trim=False)
 
 
 LM = {"gemma": Gemma, "random": RandomLM}

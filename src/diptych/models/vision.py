@@ -34,15 +34,13 @@ class ConvStem(nn.Module):
         quarter, half = width // 4, width // 2
         self.conv1 = nn.Conv2d(3, quarter, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(quarter, half, 3, stride=2, padding=1)
-        self.mix = nn.Conv2d(half, half, 3, padding=1)
         self.conv3 = nn.Conv2d(half, width, 3, stride=2, padding=1)
         for conv in (self.conv1, self.conv2, self.conv3):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = F.relu(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))
-        x = F.relu(self.conv2(x))
-        return self.conv3(F.relu(x + self.mix(x)))
+        return self.conv3(F.relu(self.conv2(x)))
 
 
 class ViT(nn.Module):

@@ -31,7 +31,7 @@ def retrieval(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
     if not main:
         return []
     standings = [standing(comparison, c.key) for c in main]
-    where = main[0].group.split(",")[0].replace("Retrieval", "retrieval")
+    where = main[0].group.split(", R@")[0].replace("Retrieval", "retrieval")
     if len(main) == 2 and {r.name for r in standings[0].tied} == {r.name for r in standings[1].tied}:
         also = values(main[1], standings[1].tied)
         return [f"In {where}, {lead(comparison, main[0], standings[0])}; the same holds for image → caption ({also})."]

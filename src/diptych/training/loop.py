@@ -23,7 +23,7 @@ from diptych.budget import Spent
 from diptych.data.loader import Loader
 from diptych.data.source import Source
 from diptych.errors import DiptychError
-from diptych.files import append_jsonl, read_jsonl, write_json, write_jsonl
+from diptych.files import append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from diptych.objectives import InfoNCE, Sigmoid
 from diptych.recipe import Recipe, Stage
 from diptych.training.checkpoint import Checkpoint, checkpoints
@@ -68,6 +68,7 @@ class Trainer:
         self._resumed: Checkpoint | None = None
         if found:
             self._restore(found[-1])
+            write_text(out / "recipe.yaml", recipe.to_yaml())  # a resumed run may have been given a larger budget
         else:
             out.mkdir(parents=True, exist_ok=True)
             describe(self.setup, out)

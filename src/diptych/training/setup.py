@@ -76,6 +76,8 @@ def image_size_of(recipe: Recipe, source: Source) -> int:
 def corpus_of(source: Source, n: int = CORPUS) -> list[str]:
     """Captions of the first samples, for tokenizers and vocabularies."""
     captions: list[str] = []
+    if not len(source):
+        raise DiptychError(f"{source.address}: no samples to train on")
     for i in range(min(n, len(source))):
         try:
             captions += source.captions(i) if hasattr(source, "captions") else source[i].captions

@@ -41,7 +41,9 @@ def task(text: str) -> Task:
         return TypeAdapter(cls).validate_python(settings) if settings else cls()
     except ValidationError as error:
         problem = error.errors()[0]
-        raise DiptychError(f"task '{name}': {'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}") from None
+        raise DiptychError(
+            f"task '{name}': {'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}"
+        ) from None
 
 
 __all__ = ["TASKS", "NotApplicable", "Task", "task"]
