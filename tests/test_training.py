@@ -215,6 +215,25 @@ def test_a_broken_item_is_recorded_and_replaced():
     assert batch.meaning.unique().numel() >= 10
 
 
+def test_an_image_that_is_kept_is_not_decoded_again():
+    reads = []
+
+    class Counting(Little):
+        def __getitem__(self, i):
+            reads.append(i)
+            return super().__getitem__(i)
+
+    tokenizer = Tokenizer.train([f"the number {i}" for i in range(11)], 400, 12)
+    loader = Loader(Counting(), tokenizer, 16, 11)
+    first = loader.batch(0)
+    assert set(reads) == set(range(11))
+    reads.clear()
+    again = loader.batch(0)
+    assert reads == [4], "only the broken one is tried again"
+    assert torch.equal(first.pixels, again.pixels) and first.captions == again.captions
+    assert not torch.equal(*(Loader(Little(), tokenizer, 16, 11, augment="crop").batch(s).pixels for s in (0, 1)))
+
+
 def test_pixels_lie_between_minus_one_and_one():
     tokenizer = Tokenizer.train(["a"], 400, 12)
     pixels = (

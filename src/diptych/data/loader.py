@@ -6,6 +6,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from diptych.data.text import Tokenizer, normalise
 from diptych.errors import DiptychError
 
 ENDLESS = 10_000_000  # a source longer than this is read in order: its samples are drawn at random already
-CACHE_BYTES = 2**30  # of decoded images kept, resized, for sources that are small enough to be read again
+CACHE_BYTES = 2**30  # of decoded images kept, resized, of sources that are read again and again
 
 
 def to_pixels(images: Sequence[np.ndarray]) -> Any:
@@ -55,7 +56,7 @@ class Loader:
         self.batch_size, self.seed, self.augment, self.negatives = batch_size, seed, augment, negatives
         self.problems: dict[str, Problem] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-        self._images: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._seen: OrderedDict[int, tuple[Sample, np.ndarray]] = OrderedDict()
         endless = len(source) > ENDLESS
         self._keep = 0 if endless else CACHE_BYTES // (3 * image_size**2)
         self._threads = None if endless else ThreadPoolExecutor(4)
@@ -72,46 +73,44 @@ class Loader:
             self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(n))
         return int(self._order[1][place])
 
-    def sample(self, position: int) -> tuple[Sample, np.ndarray]:
-        """The sample at this place of the stream, and its image at the model's size."""
-        return self._read(self.index(position), random.Random(mixed(self.seed, position, 1)))
-
     def _read(self, start: int, rng: random.Random) -> tuple[Sample, np.ndarray]:
+        """The sample at ``start``, or the next that can be used, and its image at the model's size."""
         n = len(self.source)
         for step in range(min(n, 1000)):
             index = (start + step) % n
+            if index in self._seen:
+                return self._seen[index]
             try:
                 sample = self.source[index]
                 if sample.image is None:
                     raise BrokenItem(sample.id, "no image")
-                return sample, self._fit(index, sample.image, rng)
             except BrokenItem as broken:
                 self.problems[broken.problem.item] = broken.problem
+                continue
+            fitted = self._fit(sample.image, rng)
+            if self._keep and self.augment == "none":
+                self._seen[index] = (replace(sample, image=None), fitted)
+                if len(self._seen) > self._keep:
+                    self._seen.popitem(last=False)
+            return sample, fitted
         first = next(iter(self.problems.values()))
         raise DiptychError(f"{self.source.address}: no usable sample among {min(n, 1000)}; first: {first.item}: {first.reason}")
 
-    def _fit(self, index: int, image: np.ndarray, rng: random.Random) -> np.ndarray:
-        if image.shape[:2] == (self.image_size, self.image_size) and self.augment == "none":
-            return image
+    def _fit(self, image: np.ndarray, rng: random.Random) -> np.ndarray:
         from diptych.data.image import random_resized_crop, resize
 
         if self.augment == "crop":
             return random_resized_crop(image, self.image_size, rng)
-        if index not in self._images:
-            fitted = resize(image, self.image_size)
-            if self._keep:
-                self._images[index] = fitted
-                if len(self._images) > self._keep:
-                    self._images.popitem(last=False)
-            return fitted
-        return self._images[index]
+        same = image.shape[:2] == (self.image_size, self.image_size)
+        return image if same else resize(image, self.image_size)
 
     def batch(self, step: int) -> Batch:
         first = step * self.batch_size
         positions = range(first, first + self.batch_size)
-        for position in positions[:: max(1, self.batch_size - 1)]:
-            self.index(position)  # fixes the epoch's order before threads ask for it
-        pairs = list(map(self.sample, positions)) if self._threads is None else [self.sample(p) for p in positions]
+        indices = [self.index(p) for p in positions]
+        draws = [random.Random(mixed(self.seed, p, 1)) for p in positions]
+        read = map if self._threads is None else self._threads.map  # decoding releases the interpreter; drawing scenes does not
+        pairs = list(read(self._read, indices, draws))
         captions, meanings, negatives = [], [], []
         for position, (sample, _) in zip(positions, pairs, strict=True):
             rng = random.Random(mixed(self.seed, position, 2))

@@ -102,7 +102,7 @@ def words(comparison: Comparison) -> str:
     told = any(r.about or r.cite or r.score for r in comparison.recipes)
     recipes = f'<details><summary>The recipes</summary><dl class="recipes">{"".join(rows)}</dl></details>' if told else ""
     notes = "".join(f"<li>{escape(n)}</li>" for n in [*comparison.notes, *absences(comparison)])
-    warned = f'<aside class="notes"><h3>Not complete</h3><ul>{notes}</ul></aside>' if notes else ""
+    warned = f'<aside class="notes"><h3>Not measured</h3><ul>{notes}</ul></aside>' if notes else ""
     return (
         '<section id="words" aria-labelledby="words-h"><h2 id="words-h">In plain words</h2>'
         f'<p class="lead">{emphasise(plain_words(comparison))}</p>{warned}{recipes}</section>'
