@@ -181,3 +181,54 @@ def test_tokenizer_round_trip_limits_and_unknown_text():
     assert tokenizer.decode(ids[0]) == "a red fox" and tokenizer.decode(ids[1]) != ""
     assert ids.shape == (3, 16) and (ids[:, 0] == 1).all()
     assert all(row[m.sum() - 1] == 2 for row, m in zip(ids, mask, strict=True)), "each ends in [EOS], the cut one too"
+
+
+def llava():
+    torch.manual_seed(0)
+    recipe = load_recipe("llava", ["parts.lm.kind=random", "parts.vision.resolution=64"])
+    model = build_model(recipe, None, 48, CAPTIONS).eval()
+    return model, build_objectives(recipe, model).eval()
+
+
+def test_captions_tried_on_a_remembered_image_score_as_when_read_whole():
+    model, _ = llava()
+    images, texts = torch.tensor([0, 2, 2, 1]), torch.tensor([2, 0, 1, 1])
+    whole = caption_log_likelihood(Pass(model, *sides(model)).paired(images, texts))  # gradients on: the image is read each time
+    with torch.no_grad():
+        remembered = caption_log_likelihood(Pass(model, *sides(model)).paired(images, texts))
+    torch.testing.assert_close(remembered, whole.detach(), atol=1e-4, rtol=1e-5)
+
+
+def test_a_frozen_language_model_passes_gradients_on_to_the_connector_alone():
+    model, objectives = llava()
+    model.train()
+    objectives["next_token"](Pass(model, *sides(model))).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parts["connector"].parameters())
+    assert all(p.grad is None for part in ("vision", "lm") for p in model.parts[part].parameters())
+    assert not any(k.startswith(("parts.lm", "parts.vision")) for k in model.saved_state()), (
+        "frozen packaged weights are not saved again"
+    )
+    assert any(k.startswith("parts.connector") for k in model.saved_state())
+
+
+def test_the_next_word_depends_on_the_image_and_on_no_later_word():
+    model, _ = llava()
+    images, texts = sides(model)
+    logits = Pass(model, images, texts).next_token_logits
+    assert logits.shape == (3, texts.ids.shape[1] - 1, len(model.tokenizer))
+    changed = texts.ids.clone()
+    changed[:, 5:-1] = changed[:, 5:-1].flip(1)
+    torch.testing.assert_close(
+        Pass(model, images, TextSide(model, changed, texts.mask)).next_token_logits[:, :5], logits[:, :5], atol=1e-4, rtol=1e-4
+    )
+    other = ImageSide(model, images.pixels.flip(0))
+    assert not torch.allclose(Pass(model, other, texts).next_token_logits[0], logits[0], atol=1e-4)
+    assert greedy(model, images, 5).shape[0] == 3
+
+
+def test_frozen_towers_meet_in_a_learned_space():
+    model, objectives = make("lit", "parts.vision.resolution=64")
+    loss = objectives["info_nce"](Pass(model, *sides(model)))
+    loss.backward()
+    learned = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert learned == {"image_projection.weight", "text_projection.weight"}

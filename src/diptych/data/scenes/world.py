@@ -108,13 +108,11 @@ class World:
         return (7 * a + 13 * b + 5 * RELATIONS.index(relation)) % 17 == 0
 
 
+# Little language and mostly pairs, so that minutes are enough to learn composition; the full world talks more.
+_PLAIN: dict[str, Any] = {"short": 0.1, "long": 0.0, "frames": 2, "placed": 0.12, "counted": 0.1, "trios": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {
-        **{"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0},
-        **{"placed": 0.12, "counted": 0.1, "trios": 0.0},  # mostly pairs
-        **{"short": 0.1, "long": 0.0, "frames": 2},  # little language, so that minutes are enough to learn it
-    },
-    "medium": {"size": 64, "concepts": 46, "colours": 8, "max_objects": 4},
+    "small": {"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0, **_PLAIN},
+    "medium": {"size": 64, "concepts": 46, "colours": 8, "max_objects": 4, **_PLAIN},
     "full": {},
 }
 
