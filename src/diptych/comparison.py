@@ -119,6 +119,8 @@ def run_comparison(c: Comparison) -> Path:
     describe(c, planned, source)
     save_items(source, c.out / "items", ITEMS)
     failed = _run_jobs(planned, jobs)
+    if failed:
+        _note_failures(c.out / "compare.json", failed)
     finished = [job.path for job in planned if job.done()]
     if finished:
         write_json(c.out / "tests.json", compare_runs([path / "evaluation" for path in finished]))
@@ -127,6 +129,16 @@ def run_comparison(c: Comparison) -> Path:
         lines = "\n".join(f"  {job.label}: {job.state.get('error', 'failed')} (log: {job.path / 'log.txt'})" for job in failed)
         raise DiptychError(f"{len(failed)} of {len(planned)} runs failed:\n{lines}")
     return c.out / "report.html"
+
+
+def _note_failures(path: Path, failed: list[Job]) -> None:
+    """Why a recipe has no results, for the report."""
+    told = read_json(path)
+    for recipe in told["recipes"]:
+        reasons = [job.state.get("error", "stopped without a word") for job in failed if job.recipe.name == recipe["name"]]
+        if reasons:
+            recipe["error"] = reasons[0]
+    write_json(path, told)
 
 
 def _check_same(c: Comparison, planned: list[Job]) -> None:
