@@ -110,7 +110,7 @@ def test_one_recipe_that_fails_leaves_the_others_their_report(cli: Cli, photos: 
     assert "clip:" not in outcome.err.partition("runs failed")[2]
     assert "R@1" in outcome.out and "No results from boom" in outcome.out.replace("\n", " ")
     page = (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
-    assert "boom" in page and "clip" in page
+    assert "boom" in page and "clip" in page and "not finite" in page
     json.dumps(read_json(tmp_path / "c" / "results.json"), allow_nan=False)
     assert "not finite" in (tmp_path / "c" / "boom-s0" / "log.txt").read_text()
 

@@ -341,3 +341,14 @@ def test_blank_and_prompt() -> None:
     assert (blank(World()[0].image) == 128).all() and blank(World()[0].image).shape == (6, 6, 3)
     assert prompt("a photo of a {}", "apple") == "a photo of an apple"
     assert prompt("a {}", "unicorn") == "a unicorn"
+
+
+def test_settings_of_a_task_stand_in_its_address() -> None:
+    from diptych.errors import DiptychError
+    from diptych.evaluation.tasks import task
+
+    assert task("controlled?n=7&seed=3") == Controlled(n=7, seed=3)
+    with pytest.raises(DiptychError, match="unknown setting 'm'"):
+        task("controlled?m=7")
+    with pytest.raises(DiptychError, match="'retrieval': n: .*integer.*'many'"):
+        task("retrieval?n=many")
