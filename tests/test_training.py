@@ -92,6 +92,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, name):
         assert_same(*map(load_file, last))
 
 
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
+    train(recipe("16 samples"), tmp_path / "run")
+    for change, words in (("parts.text.depth=2", "missing"), ("parts.text.width=64", "size mismatch")):
+        with pytest.raises(DiptychError, match=rf"(?s)step-\d+ does not fit its recipe.*{words}"):
+            train(recipe("32 samples", change), tmp_path / "run", resume=True)
+
+
 def test_stages_train_what_they_name(tmp_path):
     stages = [
         {"name": "align", "train": ["text"], "objectives": {"info_nce": 1}, "batch_size": 16, "share": 1},

@@ -13,14 +13,13 @@ from diptych.data.sources import open_source
 from diptych.errors import DiptychError
 from diptych.evaluation.run import Summary
 from diptych.evaluation.run import evaluate as _evaluate
+from diptych.evaluation.tasks import TASKS
 from diptych.recipe import Recipe, load_recipe
 from diptych.trained import TrainedModel
 from diptych.training.loop import Progress, Run
 from diptych.training.loop import train as _train
 
 __all__ = ["compare", "evaluate", "load", "open_source", "train"]
-
-TASKS = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")
 
 
 def load(address: str | Path, device: str = "auto") -> TrainedModel:
@@ -76,7 +75,9 @@ def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget:
     return [*(f"{k}={v}" for k, v in common.items()), *overrides]
 
 
-def evaluate(model: str | Path | Model, data: str | Source, tasks: Sequence[str] = TASKS, out: str | Path | None = None) -> Summary:
+def evaluate(
+    model: str | Path | Model, data: str | Source, tasks: Sequence[str] = tuple(TASKS), out: str | Path | None = None
+) -> Summary:
     """Judge a model, ours by path or any other with the capabilities, on the test part of the data.
 
     out: where summary.json and the per-item records go; default: ``evaluation/`` in the run directory.
@@ -96,7 +97,8 @@ def compare(
     out: str | Path = "runs/compare",
     jobs: int | None = None,
     set: Sequence[str] = (),
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = tuple(TASKS),
+    eval_data: str | None = None,
 ) -> Path:
     """Train recipes on the same data under the same budget, judge them on the same items, return the report's path."""
-    return run_comparison(Comparison(list(recipes), data, budget, seeds, Path(out), jobs, list(set), list(tasks)))
+    return run_comparison(Comparison(list(recipes), data, budget, seeds, Path(out), jobs, list(set), list(tasks), eval_data))

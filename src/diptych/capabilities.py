@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
-CAPABILITIES = ("embed_image", "embed_text", "score", "generate", "loglikelihood")
 
 
 @runtime_checkable

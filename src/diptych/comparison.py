@@ -162,9 +162,11 @@ def _check_same(c: Comparison, planned: list[Job]) -> None:
 def describe(c: Comparison, planned: list[Job], source: Any) -> None:
     from diptych.models.pretrained import WEIGHTS
 
-    used = {"efficientnet": "efficientnet-lite0", "minilm": "minilm", "gemma": "gemma-3-270m"}
-    kinds = {part.kind for job in planned for part in job.recipe.parts.values()}
-    names = [used[k] for k in sorted(kinds) if k in used] + (["openmoji"] if c.data.startswith("scenes:") else [])
+    used = {"efficientnet": "efficientnet-{variant}", "minilm": "minilm", "gemma": "gemma-3-270m"}
+    parts = [part for job in planned for part in job.recipe.parts.values() if part.kind in used]
+    names = sorted({used[part.kind].format(**{"variant": "lite0", **part.options}) for part in parts}) + (
+        ["openmoji"] if c.data.startswith("scenes:") else []
+    )
     first = {job.recipe.name: job for job in reversed(planned)}
     write_json(
         c.out / "compare.json",

@@ -26,7 +26,7 @@ from diptych.objectives.generative import caption_log_likelihood
 from diptych.objectives.masked import MaskedWords
 from diptych.objectives.matching import Matching
 from diptych.recipe import Recipe, load_recipe
-from diptych.training.checkpoint import Checkpoint, checkpoint_key, checkpoints
+from diptych.training.checkpoint import Checkpoint, checkpoint_key, checkpoints, load_weights
 from diptych.training.setup import pick_device, use_bf16
 
 CHUNK = 256  # images or texts encoded at a time
@@ -72,19 +72,7 @@ class TrainedModel:
         model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=kept)
         objectives = build_objectives(recipe, model)
         checkpoint = Checkpoint.load(found[-1], restore_random=False)
-        both = torch.nn.ModuleList([model, objectives])
-        state = {f"0.{k}": v for k, v in checkpoint.model.items()} | {f"1.{k}": v for k, v in checkpoint.objectives.items()}
-        if averaged:
-            state |= checkpoint.ema
-        try:
-            missing, unexpected = both.load_state_dict(state, strict=False)
-        except RuntimeError as error:  # sizes
-            raise DiptychError(f"{found[-1]} does not fit its recipe: {error}") from error
-        held = {f"0.{name}" for name in model.saved_state()}
-        if unexpected or held & set(missing):
-            raise DiptychError(
-                f"{found[-1]} does not fit its recipe: missing {sorted(held & set(missing))[:3]}, unexpected {unexpected[:3]}"
-            )
+        load_weights(found[-1], checkpoint, model, objectives, averaged)
         trained = cls(run.name, recipe, model.to(where), objectives.to(where), where)
         trained.key = checkpoint_key(found[-1])
         return trained

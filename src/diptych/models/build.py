@@ -22,7 +22,7 @@ class Size:
 
 
 SIZES = {
-    # About 1 M parameters: minutes on a laptop. relu, because gelu costs it a seventh of its samples a second on a CPU.
+    # About 1 M parameters: minutes on a laptop. relu, because at this size gelu is a visible share of a step on a CPU.
     "tiny": Size(128, 2, 4, 128, "relu", 64),
     "small": Size(384, 6, 6, 256, "gelu", 128),
     "base": Size(768, 12, 12, 512, "gelu", 224),

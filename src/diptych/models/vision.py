@@ -111,7 +111,7 @@ class EfficientNet(nn.Module):
         self.net = load_efficientnet(variant)
         self.width = 1280
         self.resolution = resolution
-        build.licences.append("efficientnet-lite0")
+        build.licences.append(f"efficientnet-{variant}")
 
     @property
     def tokens(self) -> int:

@@ -7,14 +7,17 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.errors import DiptychError
 from diptych.files import read_json, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from diptych.models.vlm import VLM
 
 
 @dataclass
@@ -60,6 +63,24 @@ class Checkpoint:
                 torch.cuda.set_rng_state_all([v for k, v in sorted(groups["random"].items()) if k != "cpu"])
         optimizer = _unflatten_optimizers(groups["optimizer"], state.pop("optimizer"))
         return cls(groups["model"], groups["objectives"], groups["ema"], optimizer, state)
+
+
+def load_weights(path: Path, checkpoint: Checkpoint, model: VLM, objectives: nn.ModuleDict, averaged: bool = False) -> None:
+    """Put a checkpoint's weights into a model; with ``averaged`` the averages where it keeps any.
+
+    Raises DiptychError if the two do not fit each other. Weights that packages bring are in no checkpoint.
+    """
+    state = {f"0.{k}": v for k, v in checkpoint.model.items()} | {f"1.{k}": v for k, v in checkpoint.objectives.items()}
+    if averaged:
+        state |= checkpoint.ema
+    try:
+        missing, unexpected = nn.ModuleList([model, objectives]).load_state_dict(state, strict=False)
+    except RuntimeError as error:  # sizes
+        raise DiptychError(f"{path} does not fit its recipe: {error}") from error
+    held = {f"0.{name}" for name in model.saved_state()} | {f"1.{name}" for name in objectives.state_dict()}
+    lacking = sorted(held & set(missing))
+    if unexpected or lacking:
+        raise DiptychError(f"{path} does not fit its recipe: missing {lacking[:3]}, unexpected {unexpected[:3]}")
 
 
 def checkpoint_key(path: Path) -> str:

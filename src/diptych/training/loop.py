@@ -26,7 +26,7 @@ from diptych.errors import DiptychError
 from diptych.files import append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from diptych.objectives import InfoNCE, Sigmoid
 from diptych.recipe import Recipe, Stage
-from diptych.training.checkpoint import Checkpoint, checkpoints
+from diptych.training.checkpoint import Checkpoint, checkpoints, load_weights
 from diptych.training.flops import FlopMeter
 from diptych.training.optim import Averaged, Optimizers, build_optimizer, rate_share
 from diptych.training.setup import Setup, describe, set_up
@@ -234,8 +234,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         checkpoint = Checkpoint.load(path)
-        self.setup.model.load_state_dict(checkpoint.model, strict=False)
-        self.setup.objectives.load_state_dict(checkpoint.objectives)
+        load_weights(path, checkpoint, self.setup.model, self.setup.objectives)
         self.spent = Spent(**checkpoint.state["spent"])
         self.step = checkpoint.state["step"]
         self._resumed = checkpoint

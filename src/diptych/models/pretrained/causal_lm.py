@@ -161,7 +161,7 @@ class CausalLM(nn.Module):
 def load_causal_lm(path: Any, dtype: torch.dtype = torch.bfloat16) -> CausalLM:
     """Any causal language model in a local directory, as transformers saves it.
 
-    On the CPU bf16 weights are three times as fast as float32, and plain attention trains a little faster than the fused kernel.
+    On the CPU bf16 weights are much faster than float32, and plain attention trains a little faster than the fused kernel.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
