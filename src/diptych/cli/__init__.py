@@ -1,4 +1,7 @@
-"""The command line: one verb a stage of the way. Heavy imports happen inside the verbs, so that --help answers at once."""
+"""The command line: one verb a stage of the way, and a file for each family of verbs.
+
+Heavy imports happen inside the verbs, so that --help answers at once.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from diptych.cli import data
+from diptych.cli.options import BUDGET, DATA, BudgetOption, DataOption, SetOption
 from diptych.errors import DiptychError
 
 app = typer.Typer(
@@ -19,16 +24,7 @@ app = typer.Typer(
     "Start with `diptych demo`, then `diptych data inspect folder:my/photos`, then "
     "`diptych compare clip siglip coca --data folder:my/photos --budget 10m`.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
-app.add_typer(data_app, name="data")
-
-DATA = "Where the data is: `scenes:small`, `folder:photos/`, `csv:table.csv`, `parquet:part-*.parquet`, `coco:captions.json`, `wds:shards/{000..031}.tar`."
-BUDGET = "What a run may spend: `90s`, `10m`, `200k samples`, `5M tokens`, `30T flops`."
-SET = "Override any key of the recipe, as often as you like: `--set stages.0.lr=5e-4 --set data.image_size=96`."
-
-DataOption = Annotated[str | None, typer.Option("--data", "-d", help=DATA)]
-BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=BUDGET)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help=SET)]
+app.add_typer(data.app, name="data")
 
 
 @app.command()
@@ -181,51 +177,6 @@ DEMO_TASKS = "retrieval?n=50,retrieval-1000,zeroshot,controlled?n=50,captions?n=
 DEMO = ["llava", "maskvlm", "coca", "clip", "negclip"]
 
 
-@data_app.command()
-def show(
-    address: Annotated[str, typer.Argument(help=DATA)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("contact-sheet.png"),
-    n: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 24,
-    split: Annotated[
-        str | None, typer.Option(help="train, validation, test; for scenes also heldout-combinations, heldout-concepts.")
-    ] = None,
-) -> None:
-    """Draw samples with their captions into one picture."""
-    from diptych.data.sheet import contact_sheet
-    from diptych.data.source import usable_samples
-    from diptych.data.sources import open_source
-
-    source = open_source(address)
-    source = source.split(split) if split else source
-    samples = usable_samples(source, n)
-    if not samples:
-        raise DiptychError(f"{address}: no usable sample")
-    contact_sheet(samples, out)
-    typer.echo(str(out))
-
-
-@data_app.command()
-def inspect(
-    address: Annotated[str, typer.Argument(help=DATA)],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write inspection.json and a contact sheet.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many items only.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Count, measure and decode everything: sizes, caption lengths, duplicates, broken items with reasons."""
-    import json
-
-    from diptych.data.inspect import inspect as look
-    from diptych.data.inspect import print_inspection
-
-    found = look(address, out, limit=limit, progress=not json_)
-    if json_:
-        typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
-    else:
-        print_inspection(found)
-    if not found.good:
-        raise DiptychError(f"{address}: no usable item")
-
-
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 a problem the user can mend, 2 wrong usage, 130 interrupted and saved."""
     try:
@@ -240,7 +191,3 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,15 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+DATA = "Where the data is: `scenes:small`, `folder:photos/`, `csv:table.csv`, `parquet:part-*.parquet`, `coco:captions.json`, `wds:shards/{000..031}.tar`."
+BUDGET = "What a run may spend: `90s`, `10m`, `200k samples`, `5M tokens`, `30T flops`."
+SET = "Override any key of the recipe, as often as you like: `--set stages.0.lr=5e-4 --set data.image_size=96`."
+
+DataOption = Annotated[str | None, typer.Option("--data", "-d", help=DATA)]
+BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=BUDGET)]
+SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help=SET)]
