@@ -1,6 +1,6 @@
 """Attention and transformer blocks, shared by every tower.
 
-Shapes: B batch, L queries, S keys, D width, H heads. Pre-norm blocks (Xiong et al. 2020), no dropout.
+Shapes: B batch, L queries, S keys, D width, H heads. Pre-norm blocks (Xiong et al. 2020).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,9 +65,20 @@ ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Block(nn.Module):
-    """Self-attention, optionally cross-attention, and an MLP, each behind a norm and added to the stream."""
+    """Self-attention, optionally cross-attention, and an MLP, each behind a norm and added to the stream.
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None, activation: str = "gelu", mlp_ratio: float = 4.0):
+    dropout: of what each adds (residual dropout, Vaswani et al. 2017, §5.4).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        context_width: int | None = None,
+        activation: str = "gelu",
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
@@ -75,22 +87,37 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation](), nn.Linear(hidden, width))
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
     ) -> Tensor:
-        x = x + self.attention(self.norm1(x), bias=bias)
+        x = x + self.dropout(self.attention(self.norm1(x), bias=bias))
         if self.cross is not None and self.norm_cross is not None:
-            x = x + self.cross(self.norm_cross(x), context, context_bias)
-        return x + self.mlp(self.norm2(x))
+            x = x + self.dropout(self.cross(self.norm_cross(x), context, context_bias))
+        return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and a last norm."""
+    """A stack of blocks and a last norm.
 
-    def __init__(self, width: int, depth: int, heads: int, context_width: int | None = None, activation: str = "gelu"):
+    ``checkpointing`` (set by the stage that trains): keep only the blocks' inputs and compute the rest again in the backward pass
+    (Chen et al. 2016), dropout included.
+    """
+
+    checkpointing = False
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        context_width: int | None = None,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        blocks = [Block(width, heads, context_width, activation) for _ in range(depth)]
+        blocks = [Block(width, heads, context_width, activation, dropout=dropout) for _ in range(depth)]
         for block in blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
             for layer in (block.attention.out, block.mlp[2]):
                 assert isinstance(layer, nn.Linear)
@@ -103,7 +130,10 @@ class Transformer(nn.Module):
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
     ) -> Tensor:
         for block in self.blocks:
-            x = block(x, bias, context, context_bias)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, bias, context, context_bias, use_reentrant=False)
+            else:
+                x = block(x, bias, context, context_bias)
         return self.norm(x)
 
 

@@ -5,10 +5,11 @@ A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, wher
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.batch import Tokens
@@ -23,7 +24,15 @@ class MultimodalDecoder(nn.Module):
     The output layer is tied to the text tower's word vectors.
     """
 
-    def __init__(self, build: Build, *, depth: int | None = None, heads: int | None = None, queries: int = 0):
+    def __init__(
+        self,
+        build: Build,
+        *,
+        depth: int | None = None,
+        heads: int | None = None,
+        queries: int = 0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
         super().__init__()
         self.width, image_width = build.width_of("text"), build.width_of("vision")
         heads = heads or build.size.heads
@@ -34,7 +43,7 @@ class MultimodalDecoder(nn.Module):
         )
         self.pool = AttentionPool(self.width, heads, queries, image_width) if queries else None
         seen = self.width if queries else image_width
-        self.transformer = Transformer(self.width, depth or build.size.depth, heads, seen, build.size.activation)
+        self.transformer = Transformer(self.width, depth or build.size.depth, heads, seen, build.size.activation, dropout)
         self.bias = nn.Parameter(torch.zeros(len(build.tokenizer)))
         self._embedding = [text.embedding]  # in a list: shared, not owned
 

@@ -6,6 +6,9 @@ tokens after they have looked at the second's. The two sides are separate, so th
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import nn
 
 from diptych.batch import Tokens
@@ -16,14 +19,21 @@ from diptych.models.build import Build
 class CrossModal(nn.Module):
     """A cross-modal encoder a side: self-attention, then attention to the other modality (MaskVLM, Kwon et al. 2023, §3.1)."""
 
-    def __init__(self, build: Build, *, depth: int | None = None, heads: int | None = None):
+    def __init__(
+        self,
+        build: Build,
+        *,
+        depth: int | None = None,
+        heads: int | None = None,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
         super().__init__()
         image_width, text_width = build.width_of("vision"), build.width_of("text")
         depth, heads = depth or build.size.depth, heads or build.size.heads
         self.width = text_width
         activation = build.size.activation
-        self.text_side = Transformer(text_width, depth, heads, image_width, activation)
-        self.image_side = Transformer(image_width, depth, heads, text_width, activation)
+        self.text_side = Transformer(text_width, depth, heads, image_width, activation, dropout)
+        self.image_side = Transformer(image_width, depth, heads, text_width, activation, dropout)
 
     def text(self, text: Tokens, image: Tokens) -> Tokens:
         return self._look(self.text_side, text, image)

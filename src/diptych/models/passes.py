@@ -95,7 +95,9 @@ class Pass:
 
     @classmethod
     def of(cls, model: VLM, batch: Batch) -> Pass:
-        images = None if batch.pixels is None else ImageSide(model, batch.pixels)
+        images = (
+            None if batch.pixels is None else ImageSide(model, batch.pixels, model.draw_patches(batch.size, batch.pixels.device))
+        )
         texts = None
         if batch.text is not None:
             assert batch.text_mask is not None

@@ -7,9 +7,10 @@ tokenizer of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.batch import Tokens
@@ -40,6 +41,7 @@ class TextTransformer(nn.Module):
         heads: int | None = None,
         causal: bool = False,
         pool: Literal["eos", "bos", "mean"] = "eos",
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
         super().__init__()
         size = build.size
@@ -48,7 +50,7 @@ class TextTransformer(nn.Module):
         self.pool = pool
         self.embedding = nn.Embedding(len(build.tokenizer), self.width)
         self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length, self.width) * 0.7)
-        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads, activation=size.activation)
+        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads, None, size.activation, dropout)
 
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
         x = self.embedding(ids) + self.positions[: ids.shape[1]]

@@ -6,10 +6,11 @@ Every tower has ``width``, ``tokens(image_size) -> N`` and ``forward(pixels [B, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.batch import Tokens
@@ -59,6 +60,7 @@ class ViT(nn.Module):
         stem: Literal["conv", "patch"] | None = None,
         patch: int | None = None,
         pool: Literal["mean", "attention"] = "mean",
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
         super().__init__()
         size = build.size
@@ -73,7 +75,7 @@ class ViT(nn.Module):
         # Without it the stem's output starts far smaller than the positions, and what a patch shows is drowned by where it lies.
         self.norm = nn.LayerNorm(self.width)
         self.register_buffer("positions", sincos_2d(self.grid, self.grid, self.width), persistent=False)
-        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads, activation=size.activation)
+        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads, None, size.activation, dropout)
         self.pool = AttentionPool(self.width, heads or size.heads, 1) if pool == "attention" else None
 
     @property

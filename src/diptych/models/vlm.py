@@ -15,7 +15,7 @@ from diptych.models.connectors import CONNECTOR
 from diptych.models.decoder import DECODER
 from diptych.models.fusion import FUSION
 from diptych.models.lm import LM
-from diptych.models.passes import Pass
+from diptych.models.passes import Pass, random_keep
 from diptych.models.text import TEXT
 from diptych.models.vision import VISION
 from diptych.recipe import PARTS, Part, Recipe
@@ -38,6 +38,7 @@ class VLM(nn.Module):
     def __init__(self, recipe: Recipe, build: Build):
         super().__init__()
         self.parts = nn.ModuleDict()
+        self.patch_dropout = 0.0  # share of the image tokens left out of every training pass (FLIP); set by the stage
         self.frozen: frozenset[str] = frozenset()
         for name in PARTS:
             if name in recipe.parts:
@@ -82,6 +83,12 @@ class VLM(nn.Module):
             with torch.no_grad():
                 return part(*inputs)
         return part(*inputs)
+
+    def draw_patches(self, batch_size: int, device: torch.device) -> Tensor | None:
+        """Which image tokens [B, K] a training pass looks at, drawn anew for every image; None: all (FLIP, Li et al. 2023, §3)."""
+        if not (self.training and self.patch_dropout):
+            return None
+        return random_keep(batch_size, int(self.part("vision").tokens), self.patch_dropout, device)[0]
 
     def encode(self, batch: Batch) -> Pass:
         return Pass.of(self, batch)
