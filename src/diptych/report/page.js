@@ -42,9 +42,27 @@
     }
   }
 
-  // A link into a closed part opens it; printing opens all.
-  const reveal = () => { const at = location.hash && document.querySelector(location.hash); if (at) at.querySelector("details")?.setAttribute("open", ""); };
-  addEventListener("hashchange", reveal);
-  reveal();
-  addEventListener("beforeprint", () => { for (const d of document.querySelectorAll("details")) d.open = true; });
+  // Pages: one at a time, chosen by the part of the address after #. A link into a closed part opens it; printing shows all.
+  const pages = [...document.querySelectorAll("main > .page")], links = [...document.querySelectorAll("nav.pages a")], title = document.title;
+  const show_page = (wanted) => {
+    for (const page of pages) page.hidden = page !== wanted;
+    for (const link of links) {
+      if (link.hash === `#${wanted.id}`) { link.setAttribute("aria-current", "page"); link.scrollIntoView({ block: "nearest", inline: "nearest" }); }
+      else link.removeAttribute("aria-current");
+    }
+    document.title = wanted === pages[0] ? title : `${wanted.dataset.title} – ${title}`;
+  };
+  const go = (event) => {
+    const at = location.hash ? document.getElementById(decodeURIComponent(location.hash.slice(1))) : null;
+    const page = at?.closest(".page") ?? pages[0];
+    if (pages.length > 1) show_page(page);
+    if (!at) return;
+    at.querySelector(":scope > details, :scope > figure > details")?.setAttribute("open", "");
+    if (at === page) { scrollTo(0, event ? document.querySelector("nav").previousElementSibling.offsetHeight : 0); if (event) page.focus({ preventScroll: true }); }
+    else at.scrollIntoView();
+  };
+  addEventListener("hashchange", go);
+  go();
+  addEventListener("beforeprint", () => { for (const d of document.querySelectorAll("details")) d.open = true; for (const p of pages) p.hidden = false; });
+  addEventListener("afterprint", () => go());
 })();

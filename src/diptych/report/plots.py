@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diptych.budget import Budget
+from diptych.report.charts import ticks
 from diptych.report.columns import Column, columns, number
 from diptych.report.marks import COLOURS, cross, diamond, dot, escape, figure, key, line, svg, text
 from diptych.report.read import Comparison, Recipe, Run, finite, parse_budget
@@ -96,14 +97,6 @@ def _loss_panel(
     x, y, _ = curves[0][1]
     body.append(text(sx(x[-1]) + 5, sy(y[-1]) + 4, f"{y[-1]:.3g}", "tick strong"))
     return svg(width, height, body, f"Training loss of {recipe.label}: from {y[0]:.3g} to {y[-1]:.3g}")
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Three to five round numbers between the two."""
-    rough = (high - low) / 4
-    power = 10.0 ** np.floor(np.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-    return [float(v) for v in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
 
 
 # ---- skills
