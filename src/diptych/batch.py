@@ -48,12 +48,13 @@ class Tokens:
 class Batch:
     """One batch on one device. ``None`` stands for what the recipe did not ask for."""
 
-    pixels: Tensor | None = None  # [B, 3, height, width] float, normalised by the recipe's mean and std
+    pixels: Tensor | None = None  # [B, 3, height, width] uint8 from a loader; ``floats`` of it is what towers take
     text: Tensor | None = None  # [B, T] int64 token ids: [BOS] words [EOS] [PAD]…
     text_mask: Tensor | None = None  # [B, T] bool, True at real tokens
-    negatives: Tensor | None = None  # [B, T] ids of each caption's hard negative
-    negatives_mask: Tensor | None = None  # [B, T]
-    meaning: Tensor | None = None  # [B] int64; equal numbers: captions that mean the same
+    negatives: Tensor | None = None  # [M, T] ids of hard negatives, of the captions that have one
+    negatives_mask: Tensor | None = None  # [M, T]
+    negative_rows: Tensor | None = None  # [M] int64, the row whose caption each belongs to
+    meaning: Tensor | None = None  # [B] int64; equal numbers, in whatever batch: captions that mean the same
     ids: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()  # the raw captions, for towers with a tokenizer of their own
     negative_captions: tuple[str, ...] = ()
@@ -62,8 +63,20 @@ class Batch:
         moved = {f.name: v.to(device, non_blocking=True) for f in fields(self) if hasattr(v := getattr(self, f.name), "to")}
         return replace(self, **moved)
 
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, from where a GPU fetches while the program goes on."""
+        pinned = {f.name: v.pin_memory() for f in fields(self) if hasattr(v := getattr(self, f.name), "pin_memory")}
+        return replace(self, **pinned)
+
     @property
     def size(self) -> int:
         first = self.pixels if self.pixels is not None else self.text
         assert first is not None
         return first.shape[0]
+
+
+def floats(pixels: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] → float32 in [-1, 1]; floats as they are. Done on the device, late: bytes are cheap to hold and to send."""
+    import torch
+
+    return pixels if pixels.is_floating_point() else pixels.to(torch.float32).mul_(1 / 127.5).sub_(1.0)

@@ -62,6 +62,7 @@ class Data(Strict):
     image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
     augment: Literal["none", "crop"] = "none"  # crop: a random crop of 60 to 100 % of the image; never a flip
     tokenizer: Tokenizer = Tokenizer()
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that read and decode; 0: the training process itself
 
 
 class Stage(Strict):

@@ -1,46 +1,51 @@
-"""From a source to batches. ``batch(step)`` is a pure function of the step, so a resumed run sees what an uninterrupted one would."""
+"""From a source to batches. ``rows(step, start, stop)`` is a pure function, so a resumed run, or one spread over other ranks,
+micro-batches or workers, sees what an uninterrupted one would."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from diptych.batch import Batch, Sample
+from diptych.batch import Batch, Sample, floats
+from diptych.data import stream
 from diptych.data.negatives import swap_words
+from diptych.data.order import ENDLESS, Epochs, Mixed, Order, mixed
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.text import Tokenizer, normalise
 from diptych.errors import DiptychError
 
-ENDLESS = 10_000_000  # a source longer than this is read in order: its samples are drawn at random already
 CACHE_BYTES = 2**30  # of decoded images kept, resized, of sources that are read again and again
 
 
 def to_pixels(images: Sequence[np.ndarray]) -> Any:
     """uint8 [H, W, 3] images of one size → float tensor [B, 3, H, W] in [-1, 1]."""
+    return floats(stacked(images))
+
+
+def stacked(images: Sequence[np.ndarray]) -> Any:
+    """uint8 [H, W, 3] images of one size → uint8 tensor [B, 3, H, W], a quarter of what floats take; channels last in memory."""
     import torch
 
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return stacked.to(torch.float32).mul_(1 / 127.5).sub_(1.0)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def mixed(*numbers: int) -> int:
-    """One well-mixed integer from several (splitmix64), so that neighbouring seeds give unrelated draws."""
-    x = 0x9E3779B97F4A7C15
-    for n in numbers:
-        x = (x ^ n) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        x ^= x >> 31
-    return x
+def meaning_number(meaning: str) -> int:
+    """63 bits of a hash: equal in every slice of a batch and on every rank, unlike a number counted up."""
+    return int.from_bytes(hashlib.blake2b(meaning.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
 class Loader:
-    """Batches of a source, in an order fixed by (seed, step). A broken item is recorded and its successor taken."""
+    """Batches of a source, in an order fixed by (seed, step). A broken item is recorded and its successor taken.
+
+    workers: processes that ``stream`` reads with; 0: none. waited: seconds that the consumer of ``stream`` spent waiting.
+    """
 
     def __init__(
         self,
@@ -51,35 +56,50 @@ class Loader:
         seed: int = 0,
         augment: str = "none",
         negatives: bool = False,
+        workers: int = 0,
     ):
         self.source, self.tokenizer, self.image_size = source, tokenizer, image_size
         self.batch_size, self.seed, self.augment, self.negatives = batch_size, seed, augment, negatives
+        self.workers, self.waited = workers, 0.0
         self.problems: dict[str, Problem] = {}
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-        self._seen: OrderedDict[int, tuple[Sample, np.ndarray]] = OrderedDict()
-        endless = len(source) > ENDLESS
-        self._keep = 0 if endless else CACHE_BYTES // (3 * image_size**2)
-        self._threads = None if endless else ThreadPoolExecutor(4)
         if len(source) == 0:
             raise DiptychError(f"{source.address}: no samples to train on")
+        weights = getattr(source, "weights", None)  # a mixture's
+        self.order: Order = Mixed(source.lengths, weights, seed) if weights else Epochs(len(source), seed)  # type: ignore[attr-defined]
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What a process must have for itself."""
+        self._seen: OrderedDict[int, tuple[Sample, np.ndarray]] = OrderedDict()
+        endless = len(self.source) > ENDLESS
+        self._keep = 0 if endless or self.workers else CACHE_BYTES // (3 * self.image_size**2)
+        self._threads = None if endless or self.workers else ThreadPoolExecutor(4)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_seen", "_threads")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
 
     def index(self, position: int) -> int:
-        """Which sample stands at this place of the endless stream: epochs are permutations, each its own."""
-        n = len(self.source)
-        if n > ENDLESS:
-            return (mixed(self.seed) + position) % n
-        epoch, place = divmod(position, n)
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(n))
-        return int(self._order[1][place])
+        """Which sample stands at this place of the endless stream."""
+        return self.order[position]
+
+    def drawn(self, samples: int) -> dict[str, int]:
+        """Of the first so many samples, how many came from each source."""
+        if isinstance(self.order, Mixed):
+            return dict(zip(self.source.addresses, self.order.counts(samples), strict=True))  # type: ignore[attr-defined]
+        return {self.source.address: samples}
 
     def _read(self, start: int, rng: random.Random) -> tuple[Sample, np.ndarray]:
         """The sample at ``start``, or the next that can be used, and its image at the model's size."""
         n = len(self.source)
         for step in range(min(n, 1000)):
             index = (start + step) % n
-            if index in self._seen:
-                return self._seen[index]
+            seen = self._seen.get(index)  # asked once: another thread may throw it out
+            if seen is not None:
+                return seen
             try:
                 sample = self.source[index]
                 if sample.image is None:
@@ -105,8 +125,33 @@ class Loader:
         return image if same else resize(image, self.image_size)
 
     def batch(self, step: int) -> Batch:
+        return self.rows(step, 0, self.batch_size)
+
+    def stream(
+        self, step: int, start: int = 0, stop: int | None = None, micro: int | None = None, ahead: bool = False, pin: bool = False
+    ) -> Iterator[Batch]:
+        """``rows(step, start, stop)`` and the same rows of every step after it, for ever; in pieces of ``micro`` rows if given.
+
+        Read by ``workers`` processes; without any, and with ``ahead``, by a thread that is one batch ahead. ``pin``: in
+        page-locked memory, for a GPU. Close it (``stream.close()``) when done, so that the workers end.
+        """
+        stop = self.batch_size if stop is None else stop
+        if self.workers:
+            batches = stream.in_workers(self, step, start, stop, micro, self.workers, pin)
+        else:
+            wanted = stream.slices(step, start, stop, micro)
+            batches = stream.in_thread(self, wanted) if ahead else stream.in_process(self, wanted)
+        return stream.timed(self, batches)
+
+    def rows(self, step: int, start: int, stop: int) -> Batch:
+        """Samples start..stop of the global batch of that step: a rank's share, or a micro-batch.
+
+        A function of (seed, step, start, stop) and the source alone; pixels are uint8.
+        """
+        if not 0 <= start < stop <= self.batch_size:
+            raise ValueError(f"rows {start} to {stop} of a batch of {self.batch_size}")
         first = step * self.batch_size
-        positions = range(first, first + self.batch_size)
+        positions = range(first + start, first + stop)
         indices = [self.index(p) for p in positions]
         draws = [random.Random(mixed(self.seed, p, 1)) for p in positions]
         read = map if self._threads is None else self._threads.map  # decoding releases the interpreter; drawing scenes does not
@@ -134,15 +179,15 @@ class Loader:
 
         batch = Batch(ids=ids, captions=tuple(captions))
         if len(images):
-            batch.pixels = to_pixels(images)
+            batch.pixels = stacked(images)
         if len(captions):
             text, mask = self.tokenizer.encode_batch(captions)
             batch.text, batch.text_mask = torch.from_numpy(text), torch.from_numpy(mask)
         if meanings:
-            number = {m: i for i, m in enumerate(dict.fromkeys(meanings))}
-            batch.meaning = torch.tensor([number[m] for m in meanings])
+            batch.meaning = torch.tensor([meaning_number(m) for m in meanings])
         wrong = tuple(filter(None, negatives))
         if wrong:
+            batch.negative_rows = torch.tensor([row for row, text in enumerate(negatives) if text])
             text, mask = self.tokenizer.encode_batch(wrong)
             batch.negatives, batch.negatives_mask = torch.from_numpy(text), torch.from_numpy(mask)
             batch.negative_captions = wrong

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.batch import Batch, Tokens
+from diptych.batch import Batch, Tokens, floats
 
 if TYPE_CHECKING:
     from diptych.models.lm import Remembered
@@ -95,9 +95,9 @@ class Pass:
 
     @classmethod
     def of(cls, model: VLM, batch: Batch) -> Pass:
-        images = (
-            None if batch.pixels is None else ImageSide(model, batch.pixels, model.draw_patches(batch.size, batch.pixels.device))
-        )
+        images = None
+        if batch.pixels is not None:
+            images = ImageSide(model, floats(batch.pixels), model.draw_patches(batch.size, batch.pixels.device))
         texts = None
         if batch.text is not None:
             assert batch.text_mask is not None

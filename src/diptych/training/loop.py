@@ -112,6 +112,7 @@ class Trainer:
             self.recipe.seed,
             self.recipe.data.augment,
             any(getattr(o, "hard_negatives", False) for o in objectives.values()),
+            self.recipe.data.workers,
         )
         loader.problems.update({p.item: p for p in s.source.problems})
         if any(isinstance(o, InfoNCE | Sigmoid) for o in objectives.values()) and len(s.source) < stage.batch_size:

@@ -1,0 +1,95 @@
+"""Which sample comes when: pure functions of a seed and a position in an endless stream, so that any process can work out any part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+ENDLESS = 10_000_000  # a source longer than this is read in order: its samples are drawn at random already
+BLOCK = (
+    50_400  # positions in which each source of a mixture has its exact share: percents, thirds, sevenths … are whole numbers of it
+)
+
+
+def mixed(*numbers: int) -> int:
+    """One well-mixed integer from several (splitmix64), so that neighbouring seeds give unrelated draws."""
+    x = 0x9E3779B97F4A7C15
+    for n in numbers:
+        x = (x ^ n) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        x ^= x >> 31
+    return x
+
+
+class Order(Protocol):
+    """``order[position]`` is the number of the sample that stands there."""
+
+    def __getitem__(self, position: int) -> int: ...
+
+
+class Epochs:
+    """One source: epochs are permutations, each its own."""
+
+    def __init__(self, n: int, *seed: int):
+        self.n, self.seed = n, seed
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))  # the last one used: positions mostly go up
+
+    def __getitem__(self, position: int) -> int:
+        if self.n > ENDLESS:
+            return (mixed(*self.seed) + position) % self.n
+        epoch, place = divmod(position, self.n)
+        held = self._epoch  # read once: another thread may put its own there
+        if held[0] != epoch:
+            held = self._epoch = (epoch, np.random.default_rng((*self.seed, epoch)).permutation(self.n))
+        return int(held[1][place])
+
+
+class Mixed:
+    """Several sources laid end to end, each drawn by its weight and in epochs of its own.
+
+    Every block of ``BLOCK`` positions holds each source's exact share, shuffled; so how often a source was drawn
+    before any position is known without walking there.
+    """
+
+    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
+        self.seed, self.quotas = seed, quotas(weights)
+        self.offsets = [sum(lengths[:i]) for i in range(len(lengths))]
+        self.orders = [Epochs(n, seed, which) for which, n in enumerate(lengths)]
+        self._block: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))
+
+    def _drawn(self, block: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """(block, [BLOCK] source at each place, [BLOCK] how often it was drawn earlier in the block)."""
+        held = self._block
+        if held[0] != block:
+            which = np.repeat(np.arange(len(self.quotas), dtype=np.int32), self.quotas)
+            np.random.default_rng((self.seed, block, BLOCK)).shuffle(which)
+            before = np.empty(BLOCK, dtype=np.int32)
+            for source, quota in enumerate(self.quotas):
+                before[which == source] = np.arange(quota)
+            held = self._block = (block, which, before)
+        return held
+
+    def __getitem__(self, position: int) -> int:
+        block, place = divmod(position, BLOCK)
+        _, which, before = self._drawn(block)
+        source = int(which[place])
+        return self.offsets[source] + self.orders[source][block * self.quotas[source] + int(before[place])]
+
+    def counts(self, positions: int) -> list[int]:
+        """How often each source stands among the first so many positions."""
+        blocks, rest = divmod(positions, BLOCK)
+        partial = np.bincount(self._drawn(blocks)[1][:rest], minlength=len(self.quotas)) if rest else [0] * len(self.quotas)
+        return [blocks * quota + int(more) for quota, more in zip(self.quotas, partial, strict=True)]
+
+
+def quotas(weights: Sequence[float]) -> list[int]:
+    """Weights as whole numbers that sum to ``BLOCK`` (largest remainders); none below 1."""
+    shares = [w / sum(weights) * BLOCK for w in weights]
+    whole = [max(1, int(share)) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: whole[i] - shares[i])
+    for i in by_remainder[: max(0, BLOCK - sum(whole))]:
+        whole[i] += 1
+    whole[whole.index(max(whole))] -= sum(whole) - BLOCK  # weights below 1/BLOCK were rounded up
+    return whole

@@ -1,0 +1,112 @@
+"""Batches ahead of need: in the process, in a thread, or in worker processes. The order is the loader's, whoever reads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from diptych.data.source import Problem
+from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    from diptych.batch import Batch
+    from diptych.data.loader import Loader
+
+Rows = tuple[int, int, int]  # step, start, stop: what ``Loader.rows`` takes
+AHEAD = 2  # batches each worker prepares beyond the one it is asked for
+
+
+def slices(step: int, start: int, stop: int, micro: int | None) -> Iterator[Rows]:
+    """Rows start..stop of ``step`` and of all that follow, in pieces of at most ``micro`` rows."""
+    for s in itertools.count(step):
+        for first in range(start, stop, micro or stop - start):
+            yield s, first, min(first + (micro or stop - start), stop)
+
+
+def in_process(loader: Loader, wanted: Iterator[Rows]) -> Iterator[Batch]:
+    return (loader.rows(*rows) for rows in wanted)
+
+
+def in_thread(loader: Loader, wanted: Iterator[Rows]) -> Iterator[Batch]:
+    """One batch ahead: worth it where training waits for a GPU, not where it needs the same cores."""
+    with ThreadPoolExecutor(1, "loader") as pool:
+        coming = pool.submit(loader.rows, *next(wanted))
+        for rows in wanted:
+            batch = coming.result()
+            coming = pool.submit(loader.rows, *rows)
+            yield batch
+
+
+class _Work:
+    """What torch's ``DataLoader`` asks its workers for: item k is the k-th slice wanted."""
+
+    def __init__(self, loader: Loader, first: Rows, stop: int, micro: int | None):
+        self.loader, self.first, self.stop, self.micro = loader, first, stop, micro
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, k: int) -> tuple[Batch | None, list[Problem], str]:
+        step, start, _ = self.first
+        size = self.micro or self.stop - start
+        steps, piece = divmod(k, -(-(self.stop - start) // size))
+        first = start + piece * size
+        self.loader.problems.clear()
+        try:
+            batch = self.loader.rows(step + steps, first, min(first + size, self.stop))
+        except DiptychError as error:  # told in the main process, without the worker's traceback
+            return None, [], str(error)
+        return batch, list(self.loader.problems.values()), ""
+
+
+def _start_worker(_number: int) -> None:
+    """Ctrl-C is for the main process, which may want to save first and still needs batches in order to stop in good order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | None, workers: int, pin: bool) -> Iterator[Batch]:
+    """From ``workers`` processes. Raises ``DiptychError`` if one of them is killed."""
+    from torch.utils.data import DataLoader
+
+    work: Any = _Work(loader, (step, start, stop), stop, micro)
+    feed = DataLoader(
+        work,
+        batch_size=None,
+        sampler=itertools.count(),
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+    )
+    batches = iter(feed)
+    while True:
+        try:
+            batch, problems, error = next(batches)
+        except RuntimeError as failure:
+            if "DataLoader worker" not in str(failure):
+                raise
+            raise DiptychError(
+                f"a process that reads data was killed ({str(failure).splitlines()[0].strip()}); most often memory, or the space in "
+                f"/dev/shm, has run out. Checkpoints are untouched: go on with --resume and fewer workers than data.workers={workers}; "
+                "with data.workers=0 all is read in the process itself"
+            ) from failure
+        if error:
+            raise DiptychError(error)
+        loader.problems.update({p.item: p for p in problems})
+        yield batch
+
+
+def timed(loader: Loader, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Adds up what the consumer waits, in ``loader.waited``."""
+    while True:
+        began = time.perf_counter()
+        batch = next(batches)
+        loader.waited += time.perf_counter() - began
+        yield batch
