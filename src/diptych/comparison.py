@@ -7,27 +7,20 @@ that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Any
 
-from diptych.budget import Budget, parse_budget
+from diptych.budget import parse_budget
 from diptych.data.sources import open_source
 from diptych.errors import DiptychError
 from diptych.files import read_json, write_json, write_text
+from diptych.jobs import Job, budget_each, run_jobs, share_out, why_failed
 from diptych.recipe import Recipe, load_recipe
-from diptych.training.loop import Interrupted
 
 ITEMS = 100  # pictures kept for the report
 
@@ -47,28 +40,50 @@ class Comparison:
 
 
 @dataclass
-class Job:
-    label: str
-    path: Path
-    recipe: Recipe
-    eval_data: str | None
+class Judgement:
+    """Tasks on one data set; the records go into ``out``, a folder in the run's directory."""
+
+    data: str | None  # None: the test part of what the run trained on
     tasks: list[str]
-    threads: int
-    state: dict[str, Any] = field(default_factory=lambda: {"phase": "waiting", "share": 0.0})
-    process: subprocess.Popen | None = None
+    out: str = "evaluation"
+
+
+@dataclass
+class RecipeJob(Job):
+    """One recipe and seed: train, then judge."""
+
+    recipe: Recipe
+    judgements: list[Judgement]
+
+    def arguments(self) -> dict[str, Any]:
+        return {"path": str(self.path), "name": self.recipe.name, "judgements": [asdict(j) for j in self.judgements]}
+
+    def prepare(self) -> None:
+        write_text(self.path / "job.yaml", self.recipe.to_yaml())
 
     def done(self) -> bool:
         """Trained and judged by these tasks already? More tasks cost only themselves: evaluation keeps what it has."""
         from diptych.evaluation.tasks import task
 
-        summary = self.path / "evaluation" / "summary.json"
-        if not summary.is_file():
+        if not _finished(self.path):
             return False
-        judged = read_json(summary)
-        return {task(name).name for name in self.tasks} <= {r["task"] for r in (*judged["results"], *judged["skipped"])}
+        for judgement in self.judgements:
+            summary = self.path / judgement.out / "summary.json"
+            if not summary.is_file():
+                return False
+            judged = read_json(summary)
+            names = {r["task"] for r in (*judged["results"], *judged["skipped"])}
+            if not {task(name).name for name in judgement.tasks} <= names:
+                return False
+        return True
 
 
-def plan(c: Comparison) -> tuple[list[Job], int]:
+def _finished(path: Path) -> bool:
+    spent = path / "spent.json"
+    return spent.is_file() and bool(read_json(spent).get("finished"))
+
+
+def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
     """Every job, checked before any starts, and how many run side by side."""
     from diptych.evaluation.tasks import task
 
@@ -79,29 +94,20 @@ def plan(c: Comparison) -> tuple[list[Job], int]:
     for name in c.tasks:
         task(name)  # a wrong name shall not cost a training first
     budget = parse_budget(c.budget)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = max(1, min(c.jobs or cores, len(c.recipes) * c.seeds))
-    each = Budget(**{**asdict(budget), "seconds": budget.seconds * jobs if budget.seconds else None})
+    side_by_side, threads = share_out(c.jobs, len(c.recipes) * c.seeds)
+    each = budget_each(budget, side_by_side)
     planned = []
     for seed in range(c.seeds):
         for name in c.recipes:
             recipe = load_recipe(name, [f"data.train={c.data}", f"seed={seed}", *c.set]).model_copy(update={"budget": each})
             path = c.out / f"{recipe.name}-s{seed}"
-            planned.append(
-                Job(
-                    f"{recipe.name} s{seed}" if c.seeds > 1 else recipe.name,
-                    path,
-                    recipe,
-                    c.eval_data,
-                    c.tasks,
-                    max(1, cores // jobs),
-                )
-            )
+            label = f"{recipe.name} s{seed}" if c.seeds > 1 else recipe.name
+            planned.append(RecipeJob(label, path, threads, recipe, [Judgement(c.eval_data, c.tasks)]))
     paths = [job.path for job in planned]
     twice = next((job for job in planned if paths.count(job.path) > 1), None)
     if twice:
         raise DiptychError(f"compare: two recipes have the name '{twice.recipe.name}'; give yours another `name:`")
-    return planned, jobs
+    return planned, side_by_side
 
 
 def run_comparison(c: Comparison) -> Path:
@@ -109,7 +115,7 @@ def run_comparison(c: Comparison) -> Path:
     from diptych.evaluation.run import compare_runs, save_items
     from diptych.report import build_report
 
-    planned, jobs = plan(c)
+    planned, side_by_side = plan(c)
     _check_same(c, planned)
     source = open_source(c.eval_data) if c.eval_data else open_source(c.data).split("test")
     if len(source) < 2:
@@ -118,7 +124,7 @@ def run_comparison(c: Comparison) -> Path:
         )
     describe(c, planned, source)
     save_items(source, c.out / "items", ITEMS)
-    failed = _run_jobs(planned, jobs)
+    failed = [job for job in run_jobs(planned, side_by_side) if isinstance(job, RecipeJob)]
     if failed:
         _note_failures(c.out / "compare.json", failed)
     finished = [job.path for job in planned if job.done()]
@@ -126,12 +132,11 @@ def run_comparison(c: Comparison) -> Path:
         write_json(c.out / "tests.json", compare_runs([path / "evaluation" for path in finished]))
         build_report(c.out)
     if failed:
-        lines = "\n".join(f"  {job.label}: {job.state.get('error', 'failed')} (log: {job.path / 'log.txt'})" for job in failed)
-        raise DiptychError(f"{len(failed)} of {len(planned)} runs failed:\n{lines}")
+        raise DiptychError(why_failed(failed, planned))
     return c.out / "report.html"
 
 
-def _note_failures(path: Path, failed: list[Job]) -> None:
+def _note_failures(path: Path, failed: list[RecipeJob]) -> None:
     """Why a recipe has no results, for the report."""
     told = read_json(path)
     for recipe in told["recipes"]:
@@ -141,7 +146,7 @@ def _note_failures(path: Path, failed: list[Job]) -> None:
     write_json(path, told)
 
 
-def _check_same(c: Comparison, planned: list[Job]) -> None:
+def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
     """An earlier comparison in the same directory is continued only if it asked for the same."""
     old = c.out / "compare.json"
     if not old.is_file():
@@ -159,7 +164,7 @@ def _check_same(c: Comparison, planned: list[Job]) -> None:
             raise DiptychError(f"{job.path} holds a run of another recipe under this name; choose another --out or delete it")
 
 
-def describe(c: Comparison, planned: list[Job], source: Any) -> None:
+def describe(c: Comparison, planned: list[RecipeJob], source: Any) -> None:
     from diptych.models.pretrained import WEIGHTS
 
     used = {"efficientnet": "efficientnet-{variant}", "minilm": "minilm", "gemma": "gemma-3-270m"}
@@ -189,105 +194,3 @@ def describe(c: Comparison, planned: list[Job], source: Any) -> None:
             "licences": [{"part": n, "licence": WEIGHTS[n].licence, "source": WEIGHTS[n].source} for n in names],
         },
     )
-
-
-# --- running jobs ---
-
-
-def _run_jobs(planned: list[Job], jobs: int) -> list[Job]:
-    """Run them ``jobs`` at a time with a live display; returns those that failed. Ctrl-C saves every run and stops."""
-    from diptych.progress import JobsDisplay
-
-    waiting = [job for job in planned if not job.done()]
-    for job in planned:
-        if job not in waiting:
-            job.state = {"phase": "done", "share": 1.0}
-    running: list[Job] = []
-    failed: list[Job] = []
-    events: Queue[tuple[Job, dict[str, Any]]] = Queue()
-    try:
-        with _terminated_like_interrupted(), JobsDisplay([(job.label, job.state) for job in planned]) as display:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    job = waiting.pop(0)
-                    _start(job, events)
-                    running.append(job)
-                try:
-                    job, event = events.get(timeout=0.5)
-                    job.state.update(event)
-                except Empty:
-                    pass
-                for job in [j for j in running if j.process is not None and j.process.poll() is not None]:
-                    running.remove(job)
-                    assert job.process is not None
-                    _drain(events)
-                    ok = job.process.returncode == 0 and job.done()
-                    job.state["phase"] = "done" if ok else "failed"
-                    if not ok:
-                        failed.append(job)
-                display.update()
-    except KeyboardInterrupt:
-        for job in running:
-            assert job.process is not None
-            job.process.send_signal(signal.SIGTERM)
-        for job in running:
-            assert job.process is not None
-            job.process.wait()
-        raise Interrupted("interrupted: every run was saved; the same command goes on where it stopped") from None
-    return failed
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM (``timeout``, a container that stops) saves the runs as Ctrl-C does; their processes would not hear of it."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread: whoever owns it handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _drain(events: Queue[tuple[Job, dict[str, Any]]]) -> None:
-    time.sleep(0.05)  # the reader thread may hold a last line
-    while not events.empty():
-        job, event = events.get()
-        job.state.update(event)
-
-
-def _start(job: Job, events: Queue[tuple[Job, dict[str, Any]]]) -> None:
-    job.path.mkdir(parents=True, exist_ok=True)
-    write_text(job.path / "job.yaml", job.recipe.to_yaml())
-    threads = str(job.threads)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
-    arguments = json.dumps({"path": str(job.path), "eval_data": job.eval_data, "tasks": job.tasks, "name": job.recipe.name})
-    log = (job.path / "log.txt").open("w", encoding="utf-8")
-    # A session of its own: Ctrl-C reaches this process, which then asks the runs to save.
-    job.process = subprocess.Popen(
-        [sys.executable, "-m", "diptych.job", arguments],
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env=environment,
-        text=True,
-        start_new_session=True,
-    )
-    job.state["phase"] = "starting"
-
-    def read() -> None:
-        assert job.process is not None and job.process.stdout is not None
-        for line in job.process.stdout:
-            try:
-                events.put((job, json.loads(line)))
-            except json.JSONDecodeError:
-                log.write(line)
-
-    threading.Thread(target=read, daemon=True).start()

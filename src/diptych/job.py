@@ -1,22 +1,18 @@
-"""One run of a comparison, in a process of its own: train, then judge. Progress goes to standard output, a JSON object a line.
+"""One run of a comparison or a study, in a process of its own: train, then judge. Started by ``diptych.jobs``.
 
-``python -m diptych.job '{"path": …, "eval_data": …, "tasks": …, "name": …}'``; started by ``diptych.comparison``.
+``python -m diptych.job '{"path": …, "name": …, "judgements": [{"data": …, "tasks": […], "out": …}]}'``
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-
-def tell(**event: Any) -> None:
-    print(json.dumps(event), flush=True)
+from diptych.jobs import main_of_job, tell
 
 
-def run_job(path: Path, eval_data: str | None, tasks: list[str], name: str) -> None:
+def run_job(given: dict[str, Any]) -> None:
     import torch
 
     from diptych.data.sources import open_source
@@ -26,6 +22,7 @@ def run_job(path: Path, eval_data: str | None, tasks: list[str], name: str) -> N
     from diptych.trained import TrainedModel
     from diptych.training.loop import train
 
+    path = Path(given["path"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     recipe = load_recipe(str(path / "job.yaml"))
     spent = path / "spent.json"
@@ -33,25 +30,15 @@ def run_job(path: Path, eval_data: str | None, tasks: list[str], name: str) -> N
         tell(phase="setting up")
         train(recipe, path, resume=True, progress=lambda row: tell(phase="training", **row))
     tell(phase="judging", share=1.0)
-    source = open_source(eval_data) if eval_data else open_source(recipe.data.train).split("test")
     model = TrainedModel.load(path)
-    model.name = name
-    evaluate(model, source, tasks, path / "evaluation", progress=lambda task: tell(phase=f"judging {task}"), key=model.key)
+    model.name = given["name"]
+    for judgement in given["judgements"]:
+        data = judgement["data"]
+        source = open_source(data) if data else open_source(recipe.data.train).split("test")
+        folder = path / judgement["out"]
+        evaluate(model, source, judgement["tasks"], folder, progress=lambda task: tell(phase=f"judging {task}"), key=model.key)
     tell(phase="done")
 
 
-def main() -> int:
-    from diptych.errors import DiptychError
-
-    try:
-        given = json.loads(sys.argv[1])
-        run_job(Path(given["path"]), given["eval_data"], given["tasks"], given["name"])
-    except DiptychError as error:
-        tell(phase="failed", error=str(error))
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main_of_job(run_job))

@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from diptych.budget import Budget
 from diptych.errors import DiptychError, nearest
+from diptych.typed import Strict, check, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 PARTS = ("quantizer", "vision", "text", "lm", "connector", "fusion", "decoder")  # in the order in which they are built
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
 class Part(BaseModel):
@@ -157,54 +154,22 @@ def load_recipe(name_or_path: str, overrides: dict[str, Any] | list[str] | None 
     ``overrides``: ``{"stages.0.lr": 5e-4}`` or ``["stages.0.lr=5e-4"]``; values are read as YAML.
     """
     path = recipe_path(name_or_path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise DiptychError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise DiptychError(f"{path}: a recipe is a mapping of keys, got {type(tree).__name__}")
+    tree = read_yaml(path, "a recipe")
     tree.setdefault("name", path.stem if path.name != "recipe.yaml" else path.parent.name)
     if isinstance(overrides, list):
-        overrides = dict(_parse_override(text) for text in overrides)
+        overrides = dict(parse_override(text) for text in overrides)
     for dotted, value in (overrides or {}).items():
-        _set(tree, dotted, value)
+        set_dotted(tree, dotted, value)
     return check_recipe(tree, str(path))
 
 
 def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
     """A recipe from plain data; a mistake names file, key, what was expected and the nearest valid key."""
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                valid = _fields_at(problem["loc"][:-1])
-                lines.append(f"unknown key '{key}'{nearest(str(problem['loc'][-1]), valid)}")
-            elif problem["type"] == "missing":
-                lines.append(f"missing key '{key}'")
-            elif not key:
-                lines.append(problem["msg"].removeprefix("Value error, "))
-            else:
-                given = repr(problem["input"])
-                message = problem["msg"].removeprefix("Value error, ")
-                lines.append(f"{key}: {message}; got {given if len(given) < 80 else given[:77] + '…'}")
-        raise DiptychError(f"{where}: " + f"\n{where}: ".join(lines)) from None
+    return check(Recipe, tree, where)
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The valid keys of the model that a validation error's location lies in."""
-    model: Any = Recipe
-    for part in location:
-        if model is Recipe and part in ("data", "stages"):
-            model = {"data": Data, "stages": Stage}[str(part)]
-        elif model is Data and part == "tokenizer":
-            model = Tokenizer
-    return list(model.model_fields)
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """``key=value`` of the command line, the value read as YAML."""
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise DiptychError(f"--set {text}: expected key=value, such as stages.0.lr=5e-4")
@@ -215,7 +180,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _set(tree: Any, dotted: str, value: Any) -> None:
+def set_dotted(tree: Any, dotted: str, value: Any) -> None:
+    """Change one value in a tree of mappings and lists in place; what is not there is made."""
     *parents, last = dotted.split(".")
     node = tree
     for depth, key in enumerate(parents):
