@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-all lint bench bench-peers setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,9 +30,20 @@ test-all: $(VENV)/.ready lint ## the slow and the broad tests too
 	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 
+# What Diptych is measured against, in a directory that only benchmarks look into.
+bench/.peers/.ready: bench/peers.txt $(VENV)/.ready
+	rm -rf bench/.peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target bench/.peers --requirement bench/peers.txt
+	@touch $@
+
+bench-peers: bench/.peers/.ready ## install what Diptych is measured against
+
+bench: bench-peers ## measure everything, write docs/benchmarks.md (20 minutes; a quiet machine)
+	$(BIN)/python -m bench $(CASES)
+
 clean: ## remove the environment and the demo's runs
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) bench/.peers runs/demo

@@ -1,0 +1,1 @@
+"""Benchmarks: what Diptych costs, beside its peers and beside its own plain forms. See README.md."""
