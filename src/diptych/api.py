@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,22 @@ from diptych.training.loop import train as _train
 __all__ = ["compare", "evaluate", "load", "open_source", "train"]
 
 
-def load(address: str | Path, device: str = "auto") -> TrainedModel:
-    """A trained model from its run directory.
+def load(address: str | Path, device: str = "auto") -> Model:
+    """A model: a run directory, or one that is not ours by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
 
-    Raises DiptychError if there is no run, or no checkpoint in it.
+    Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """
+    from diptych.foreign import is_foreign, open_model
+
     path = Path(address)
+    if not path.is_dir() and is_foreign(str(address)):
+        return open_model(str(address), device)
     if not path.is_dir():
-        raise DiptychError(f"no run at '{address}'; a run is a directory that `diptych train` made")
+        raise DiptychError(
+            f"no run at '{address}'; a run is a directory that `diptych train` made, another model is hf:NAME_OR_PATH"
+        )
+    if not (path / "recipe.yaml").is_file() and (path / "config.json").is_file():
+        raise DiptychError(f"{address} is no run; a model of transformers is hf:{address}")
     return TrainedModel.load(path, device)
 
 
@@ -80,13 +89,20 @@ def evaluate(
 ) -> Summary:
     """Judge a model, ours by path or any other with the capabilities, on the test part of the data.
 
-    out: where summary.json and the per-item records go; default: ``evaluation/`` in the run directory.
+    out: where summary.json and the per-item records go; default: ``evaluation/`` in the run directory (of a model that
+    is not ours: in ``runs/<its address>``).
     """
     if isinstance(model, str | Path):
-        out = out or Path(model) / "evaluation"
+        out = out or run_directory(model) / "evaluation"
         model = load(model)
     source = open_source(data).split("test") if isinstance(data, str) else data
     return _evaluate(model, source, list(tasks), Path(out) if out else None, key=getattr(model, "key", None))
+
+
+def run_directory(address: str | Path) -> Path:
+    """Where what is found out about a model goes."""
+    path = Path(address)
+    return path if path.is_dir() else Path("runs") / re.sub(r"[^\w.-]+", "-", str(address)).strip("-.")
 
 
 def compare(

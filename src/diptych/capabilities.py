@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
+from diptych.errors import DiptychError
+
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
+Prompt = str | Sequence[str]  # one for all images, or one for each
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A model of ours or of others. ``capabilities`` names the methods that work; the others raise ``DiptychError``."""
+    """A model of ours or of others. ``capabilities`` names the methods that work; the others raise ``DiptychError``.
+
+    The capability "prompt" says that ``generate`` and ``loglikelihood`` (where there are) do as a prompt says; a model
+    without it writes captions and takes the empty prompt only.
+    """
 
     name: str
     capabilities: frozenset[str]
@@ -34,34 +41,87 @@ class Model(Protocol):
         """
         ...
 
-    def generate(self, images: Sequence[Image], prompt: str = "", max_tokens: int = 32) -> list[str]:
-        """One text per image, greedy."""
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
+        """One text per image, greedy. The empty prompt asks for a caption."""
         ...
 
-    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
-        """log P(text | image) in nats, summed over the text's tokens, for aligned pairs, float32 [N]."""
+    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+        """log P(text | image, prompt) in nats, summed over the text's tokens, for aligned pairs, float32 [N]."""
         ...
 
 
-class FunctionModel:
-    """A plain function as a model: ``FunctionModel("mine", score=lambda images, texts: ...)``.
+def prompts_for(prompt: Prompt, n: int) -> list[str]:
+    """A prompt for each of n images."""
+    given = [prompt] * n if isinstance(prompt, str) else list(prompt)
+    if len(given) != n:
+        raise DiptychError(f"{len(given)} prompts for {n} images; give one for all or one for each")
+    return given
 
-    ``functions`` maps capability names to callables of the signatures above; ``score`` may ignore ``pairs``, and is
-    derived from the embeddings when these are given instead.
+
+def all_pairs(n: int, m: int) -> np.ndarray:
+    """Indices of every image with every text, int [n·m, 2]."""
+    return np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), -1).reshape(-1, 2)
+
+
+class Adapter:
+    """What an adapter of a model that is not ours starts from: override what the model can, and name it in ``capabilities``.
+
+    ``score`` comes by itself: cosines where the model embeds, else log P(text | image).
+    ``key`` names weights and settings, so that judgements can be kept; None: unknown, everything is judged anew.
     """
 
-    def __init__(self, name: str, **functions: Callable[..., Any]):
+    name: str = "model"
+    capabilities: frozenset[str] = frozenset()
+    key: str | None = None
+
+    def cannot(self, what: str) -> NoReturn:
+        raise DiptychError(f"model '{self.name}' cannot {what}; it can: {', '.join(sorted(self.capabilities))}")
+
+    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        self.cannot("embed_image")
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        self.cannot("embed_text")
+
+    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        if {"embed_image", "embed_text"} <= self.capabilities:
+            matrix = self.embed_image(images) @ self.embed_text(texts).T
+            return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
+        if "loglikelihood" not in self.capabilities:
+            self.cannot("score")
+        wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
+        found = self.loglikelihood([images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]])
+        return found if pairs is not None else found.reshape(len(images), len(texts))
+
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
+        self.cannot("generate")
+
+    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+        self.cannot("loglikelihood")
+
+
+class FunctionModel(Adapter):
+    """Plain functions as a model: ``FunctionModel("mine", score=lambda images, texts: ...)``.
+
+    ``functions`` maps capability names to callables: ``embed_image(images)``, ``embed_text(texts)``,
+    ``score(images, texts)``, ``generate(images, prompts, max_tokens)`` with a prompt per image, and
+    ``loglikelihood(images, texts)``, which gets ``prompts`` as a third argument if ``follows_prompts`` (default: if it
+    generates). What is missing of ``score`` is derived as in ``Adapter``.
+    """
+
+    def __init__(self, name: str, *, follows_prompts: bool | None = None, **functions: Callable[..., Any]):
         self.name = name
-        self.capabilities: frozenset[str] = frozenset(functions)
-        if {"embed_image", "embed_text"} <= set(functions):
-            self.capabilities |= {"score"}
+        able = set(functions)
+        if {"embed_image", "embed_text"} <= able or "loglikelihood" in able:
+            able.add("score")
+        if follows_prompts if follows_prompts is not None else "generate" in functions:
+            able.add("prompt")
+        self.capabilities = frozenset(able)
         self._functions = functions
 
     def _call(self, name: str, *args: Any) -> Any:
         if name not in self._functions:
-            from diptych.errors import DiptychError
-
-            raise DiptychError(f"model '{self.name}' cannot {name}; it can: {', '.join(sorted(self.capabilities))}")
+            self.cannot(name)
         return self._functions[name](*args)
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
@@ -71,14 +131,14 @@ class FunctionModel:
         return np.asarray(self._call("embed_text", texts), dtype=np.float32)
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        if "score" in self._functions:
-            matrix = np.asarray(self._call("score", images, texts), dtype=np.float32)
-        else:
-            matrix = self.embed_image(images) @ self.embed_text(texts).T
+        if "score" not in self._functions:
+            return super().score(images, texts, pairs)
+        matrix = np.asarray(self._call("score", images, texts), dtype=np.float32)
         return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
 
-    def generate(self, images: Sequence[Image], prompt: str = "", max_tokens: int = 32) -> list[str]:
-        return list(self._call("generate", images, prompt, max_tokens))
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
+        return list(self._call("generate", images, prompts_for(prompt, len(images)), max_tokens))
 
-    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
-        return np.asarray(self._call("loglikelihood", images, texts), dtype=np.float32)
+    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+        more = (prompts_for(prompt, len(images)),) if "prompt" in self.capabilities else ()
+        return np.asarray(self._call("loglikelihood", images, texts, *more), dtype=np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.capabilities import Image
+from diptych.capabilities import Image, Prompt, all_pairs, prompts_for
 from diptych.data.image import resize
 from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
@@ -92,20 +92,19 @@ class TrainedModel:
         if self.recipe.score == "similarity":
             matrix = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
-        wanted = np.stack(np.meshgrid(np.arange(len(images)), np.arange(len(texts)), indexing="ij"), -1).reshape(-1, 2)
-        wanted = wanted if pairs is None else np.asarray(pairs)
+        wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
         scores = self._score_pairs(images, texts, wanted, self._pair_scorer())
         return scores if pairs is not None else scores.reshape(len(images), len(texts))
 
-    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
+    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
         self._can("loglikelihood")
+        self._no_prompt(prompt, len(images))
         aligned = np.stack([np.arange(len(images))] * 2, 1)
         return self._score_pairs(images, texts, aligned, likelihood)
 
-    def generate(self, images: Sequence[Image], prompt: str = "", max_tokens: int = 32) -> list[str]:
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
         self._can("generate")
-        if prompt:
-            raise DiptychError(f"model '{self.name}' writes captions only; it was not trained to follow a prompt")
+        self._no_prompt(prompt, len(images))
         out: list[str] = []
         for start in range(0, len(images), CHUNK // 4):
             with self._inference():
@@ -118,6 +117,10 @@ class TrainedModel:
     def _can(self, capability: str) -> None:
         if capability not in self.capabilities:
             raise DiptychError(f"model '{self.name}' cannot {capability}; it can: {', '.join(sorted(self.capabilities))}")
+
+    def _no_prompt(self, prompt: Prompt, n: int) -> None:
+        if any(prompts_for(prompt, n)):
+            raise DiptychError(f"model '{self.name}' writes captions only; it was not trained to follow a prompt")
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

@@ -1,0 +1,133 @@
+"""``hf:NAME_OR_PATH``: whatever of transformers embeds, matches or answers, by its configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from diptych.capabilities import Model
+from diptych.errors import DiptychError
+from diptych.training.setup import pick_device
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch: int = 0,
+    score: str = "",
+    prompt: str = "",
+) -> Model:
+    """The model ``name``, a directory or a name on the hub, in half precision on a GPU and in float32 elsewhere.
+
+    score: what ``score`` is where there is a choice; matching models: "matching" or "similarity"; generative ones:
+    "likelihood" or "yes". prompt: what asks a generative model for a caption. batch: how many at a time.
+    trust_remote_code: runs code that comes with the model. Read it first.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as GENERATIVE,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as DUAL,
+    )
+
+    from diptych.foreign.chat import Generative
+    from diptych.foreign.dual import DualEncoder
+    from diptych.foreign.matching import Matching
+
+    where = pick_device(device)
+    dtype = (torch.bfloat16 if where.type == "cuda" else torch.float32) if precision == "auto" else getattr(torch, precision)
+    opened = Opened(name, revision, trust_remote_code, where, dtype)
+    config = opened.get(AutoConfig)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    kind, remote = config.model_type, getattr(config, "auto_map", None) or {}
+    if architecture in Matching.ARCHITECTURES:
+        return Matching(opened, batch or 64, score or "matching")
+    if kind in DUAL and not architecture.endswith("ForConditionalGeneration"):
+        _only("similarity", score, name)
+        return DualEncoder(opened, batch or 64)
+    if kind in GENERATIVE or "AutoModelForImageTextToText" in remote:
+        return Generative(opened, batch or 8, score or "likelihood", prompt)
+    raise DiptychError(
+        f"hf:{name}: a model of type '{kind}' ({architecture or 'no architecture named'}) neither embeds image and text nor writes "
+        "text from an image; wrap it yourself in diptych.capabilities.Adapter and give package.module:Class"
+    )
+
+
+def _only(kind: str, score: str, name: str) -> None:
+    if score not in ("", kind):
+        raise DiptychError(f"hf:{name}: it scores by {kind}; remove score={score}")
+
+
+class Opened:
+    """Where a model lies and how it is to be loaded."""
+
+    def __init__(self, name: str, revision: str | None, trust: bool, device: torch.device, dtype: torch.dtype):
+        self.name, self.device, self.dtype = name, device, dtype
+        self.options: dict[str, Any] = {"trust_remote_code": trust}
+        if revision:
+            self.options["revision"] = revision
+        if Path(name).expanduser().is_dir():
+            self.name = str(Path(name).expanduser())
+
+    def get(self, kind: Any, **more: Any) -> Any:
+        """``kind.from_pretrained``; what cannot be fetched or read is the user's to mend."""
+        try:
+            return kind.from_pretrained(self.name, **self.options, **more)
+        except (OSError, ValueError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            if "trust_remote_code" in reason:
+                remedy = "it brings its own code: read it, then add ?trust_remote_code=true"
+            elif Path(self.name).is_dir():
+                remedy = "the directory must hold what save_pretrained writes for the model and its processor"
+            else:
+                remedy = f"where there is a network, `hf download {self.name} --local-dir DIR`, then hf:DIR"
+            raise DiptychError(f"hf:{self.name}: cannot be loaded ({reason[:300]}); {remedy}") from error
+
+    def model(self, kind: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self.get(kind, dtype=self.dtype).to(self.device).eval()
+
+    def processor(self) -> Any:
+        from transformers import AutoProcessor
+
+        return self.get(AutoProcessor)
+
+    def key(self, model: Any, *settings: Any) -> str:
+        """Names weights and settings: the commit on the hub, or a hash of the directory's files."""
+        commit = getattr(model.config, "_commit_hash", None)
+        found = hashlib.blake2b(repr((commit, str(self.dtype), settings)).encode(), digest_size=16)
+        for path in sorted(Path(self.name).glob("*")) if commit is None else []:
+            if path.is_file():
+                found.update(path.name.encode())
+                with path.open("rb") as file:
+                    while part := file.read(1 << 22):
+                        found.update(part)
+        return found.hexdigest()
+
+
+def pil(images: Any) -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in images]
+
+
+def move(inputs: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Tensors on the device, floating ones in the model's precision."""
+    moved = {}
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor):
+            value = value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        moved[name] = value
+    return moved
