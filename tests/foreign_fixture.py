@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-WORDS = "a an the red green blue cat dog star photo of picture two in on left right yes no is there question answer user : ? . what".split()
+WORDS = "a an the red green blue cat dog star photo of picture two in on left right yes no is there question answer user : ? . what".split()  # noqa: SIM905
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", "<image>"]
 
 
@@ -118,7 +118,12 @@ def llava(path: Path) -> Path:
     language = LlamaConfig(
         **TEXT, max_position_embeddings=128, num_key_value_heads=2, bos_token_id=4, eos_token_id=5, pad_token_id=0
     )
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=language, image_token_index=SPECIAL.index("<image>"), vision_feature_layer=-1)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=language,
+        image_token_index=SPECIAL.index("<image>"),
+        vision_feature_layer=-1,
+    )
     pictures = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = LlavaProcessor(
         pictures, _tokenizer("<s>", "</s>", ends=False), patch_size=16, vision_feature_select_strategy="default",
@@ -144,7 +149,7 @@ def endpoint(answer: Any) -> Iterator[Requests]:
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 seen.append(body)

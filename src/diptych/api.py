@@ -14,7 +14,7 @@ from diptych.data.sources import open_source
 from diptych.errors import DiptychError
 from diptych.evaluation.run import Summary
 from diptych.evaluation.run import evaluate as _evaluate
-from diptych.evaluation.tasks import TASKS
+from diptych.evaluation.tasks import DEFAULT
 from diptych.recipe import Recipe, load_recipe
 from diptych.trained import TrainedModel
 from diptych.training.loop import Progress, Run
@@ -85,7 +85,7 @@ def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget:
 
 
 def evaluate(
-    model: str | Path | Model, data: str | Source, tasks: Sequence[str] = tuple(TASKS), out: str | Path | None = None
+    model: str | Path | Model, data: str | Source, tasks: Sequence[str] = DEFAULT, out: str | Path | None = None
 ) -> Summary:
     """Judge a model, ours by path or any other with the capabilities, on the test part of the data.
 
@@ -113,7 +113,7 @@ def compare(
     out: str | Path = "runs/compare",
     jobs: int | None = None,
     set: Sequence[str] = (),
-    tasks: Sequence[str] = tuple(TASKS),
+    tasks: Sequence[str] = DEFAULT,
     eval_data: str | None = None,
 ) -> Path:
     """Train recipes on the same data under the same budget, judge them on the same items, return the report's path."""

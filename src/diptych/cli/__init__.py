@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli import data
+from diptych.cli import data, evaluate
 from diptych.cli.options import BUDGET, DATA, BudgetOption, DataOption, SetOption
 from diptych.errors import DiptychError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     "`diptych compare clip siglip coca --data folder:my/photos --budget 10m`.",
 )
 app.add_typer(data.app, name="data")
+app.command()(evaluate.evaluate)
 
 
 @app.command()
@@ -74,37 +75,6 @@ def train(
 
 
 @app.command()
-def evaluate(
-    runs: Annotated[list[str], typer.Argument(help="Run directories.")],
-    data: DataOption = None,
-    tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that fit the data and the model.")] = None,
-    split: Annotated[str, typer.Option(help="The part of the data to judge on; `all`: everything at --data.")] = "test",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: evaluation/ in the run directory.")] = None,
-) -> None:
-    """Judge runs on held-out items, each number with its interval, chance and controls."""
-    from diptych.api import TASKS, load
-    from diptych.data.sources import open_source
-    from diptych.evaluation.run import evaluate as judge
-    from diptych.report import print_summary
-
-    names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
-    if out and len(runs) > 1:
-        raise DiptychError("--out takes one run; leave it away to write evaluation/ into each run")
-    for run in runs:
-        model = load(run)
-        source = open_source(data or model.recipe.data.train)
-        source = source if split == "all" else source.split(split)
-
-        def say(task: str, run: str = run) -> None:
-            typer.echo(f"{run}: {task} …", err=True)
-
-        summary = judge(model, source, names, out or Path(run) / "evaluation", progress=say, key=model.key)
-        print_summary(summary)
-        if not summary.results:
-            raise DiptychError(f"{run}: nothing could be judged on {source.address} ({len(source)} items)")
-
-
-@app.command()
 def compare(
     recipes: Annotated[list[str], typer.Argument(help="Two or more recipes: names or YAML files.")],
     data: Annotated[str, typer.Option("--data", "-d", help=DATA)] = "scenes:small",
@@ -123,12 +93,11 @@ def compare(
 
     Writes a table and one self-contained report.html. Interrupted? The same command goes on where it stopped.
     """
-    from diptych.api import TASKS
     from diptych.comparison import Comparison, run_comparison
-    from diptych.evaluation.tasks import task
+    from diptych.evaluation.tasks import DEFAULT, task
     from diptych.report import print_table
 
-    names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
+    names = [name.strip() for name in tasks.split(",")] if tasks else list(DEFAULT)
     c = Comparison(recipes, data, budget, seeds, out, jobs, set_ or [], names, eval_data, title)
     for name in names:
         task(name)  # a wrong name shall not cost a training first

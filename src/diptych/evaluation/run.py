@@ -14,9 +14,10 @@ from typing import Any
 from diptych.batch import Sample
 from diptych.capabilities import Model
 from diptych.data.source import Problem, Source
+from diptych.errors import DiptychError
 from diptych.evaluation.records import Records, Result, plain, read_jsonl, write_json, write_jsonl
 from diptych.evaluation.statistics import holm, paired_test
-from diptych.evaluation.tasks import TASKS, NotApplicable, Task, task
+from diptych.evaluation.tasks import DEFAULT, TASKS, NotApplicable, Task, task
 from diptych.evaluation.tasks.base import Progress, credits, retrieval_items
 from diptych.files import read_json, write_atomically
 
@@ -36,8 +37,8 @@ class Summary:
 
 def evaluate(
     model: Model,
-    source: Source,
-    tasks: Sequence[str | Task] = tuple(TASKS),
+    source: Source | None,
+    tasks: Sequence[str | Task] = DEFAULT,
     out: Path | None = None,
     progress: Progress | None = None,
     *,
@@ -50,15 +51,16 @@ def evaluate(
     stay in the summary; without it all is run anew.
     """
     chosen = [task(t) if isinstance(t, str) else t for t in tasks]
-    summary = Summary(model.name, source.address, source.fingerprint())
+    summary = Summary(model.name, *(("", "") if source is None else (source.address, source.fingerprint())))
     state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint})
     summary.results = state.others([t.name for t in chosen])
     summary.seconds = sum(entry["seconds"] for name, entry in state.tasks.items() if name in {r.task for r in summary.results})
     problems: dict[str, Problem] = {}
     for each in chosen:
-        missing = [c for c in _needs(each) if c not in model.capabilities]
+        missing = [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
         if missing:
-            summary.skipped.append({"task": each.name, "reason": f"the model has no {' and no '.join(missing)}"})
+            reason = " and no ".join(c.replace("|", " or ") for c in missing)
+            summary.skipped.append({"task": each.name, "reason": f"the model has no {reason}"})
             continue
         if progress:
             progress(each.name)
@@ -66,7 +68,9 @@ def evaluate(
         records = state.open(each)
         if not state.finished(each):
             try:
-                items = each.items(source)
+                if source is None and not getattr(each, "file", ""):
+                    raise NotApplicable("there is no data for it: it reads none of its own (?file=…)")
+                items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it asks for no source
             except NotApplicable as reason:
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue
@@ -80,6 +84,30 @@ def evaluate(
         write_json(out / "summary.json", summary)
         if problems:
             write_jsonl(out / "problems.jsonl", [asdict(p) for p in problems.values()])
+    return summary
+
+
+def recompute(folder: Path) -> Summary:
+    """The results of the records in a folder, without model and data; what an interrupted task has counts as it is."""
+    from pydantic import TypeAdapter
+
+    from diptych.registry import resolve
+
+    if not (folder / "state.json").is_file():
+        raise DiptychError(
+            f"{folder}: no state.json; expected a folder that `diptych evaluate` wrote, such as runs/clip/evaluation"
+        )
+    state = read_json(folder / "state.json")
+    known = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    summary = Summary(state["model"], known.get("data", ""), state["data_fingerprint"], skipped=known.get("skipped", []))
+    for name, entry in state["tasks"].items():
+        path = folder / "records" / f"{name}.jsonl"
+        settings = dict(entry["settings"])
+        each = TypeAdapter(resolve(settings.pop("class"), {}, "task")).validate_python(settings)
+        records = read_jsonl(path) if path.is_file() else []
+        if records:
+            summary.results += [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
+            summary.seconds += entry["seconds"]
     return summary
 
 

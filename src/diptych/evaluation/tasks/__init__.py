@@ -22,6 +22,13 @@ TASKS: dict[str, type] = {
     "captions": Captions,
     "embedding": Embedding,
 }
+DEFAULT = tuple(TASKS)  # what every model is asked; the others test one thing more deeply
+
+
+def chosen(text: str | None) -> list[Task]:
+    """Tasks by their names and settings, comma-separated; None: the usual ones; ``all``: every one."""
+    names = list(DEFAULT) if not text else list(TASKS) if text.strip() == "all" else text.split(",")
+    return [task(name.strip()) for name in names]
 
 
 def task(text: str) -> Task:
@@ -33,10 +40,12 @@ def task(text: str) -> Task:
     name, _, query = text.partition("?")
     cls = resolve(name, TASKS, "task")
     known = [n for n, p in inspect.signature(cls).parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    settings = dict(parse_qsl(query, keep_blank_values=True))
-    for setting in settings:
+    given: dict[str, list[str]] = {}
+    for setting, value in parse_qsl(query, keep_blank_values=True):
+        given.setdefault(setting, []).append(value)
         if setting not in known:
             raise DiptychError(f"task '{name}': unknown setting '{setting}'{nearest(setting, known)}")
+    settings = {k: v if _takes_several(cls, k) else v[-1] for k, v in given.items()}
     try:
         return TypeAdapter(cls).validate_python(settings) if settings else cls()
     except ValidationError as error:
@@ -46,4 +55,9 @@ def task(text: str) -> Task:
         ) from None
 
 
-__all__ = ["TASKS", "NotApplicable", "Task", "task"]
+def _takes_several(cls: type, setting: str) -> bool:
+    """Settings that are tuples are given once for each value: ``skills=colour&skills=size``."""
+    return isinstance(getattr(cls, setting, None), tuple)
+
+
+__all__ = ["DEFAULT", "TASKS", "NotApplicable", "Task", "chosen", "task"]

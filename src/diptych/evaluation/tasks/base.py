@@ -39,7 +39,7 @@ class Task(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Capabilities the model must have."""
+        """Capabilities the model must have; ``"generate|score"``: one of the two."""
         ...
 
     def items(self, source: Source) -> list[Any]:

@@ -1,0 +1,89 @@
+"""``diptych evaluate``: models, ours or not, through tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diptych.cli.options import DataOption
+from diptych.errors import DiptychError
+
+MODELS = (
+    "Run directories, or models that are not ours: `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG`, "
+    "`openai:http://HOST/v1?model=NAME`, `package.module:Class`."
+)
+TASKS = (
+    "Comma-separated, settings after `?`: `pope,vqa?n=200,winoground?file=examples.jsonl`. Default: what every model is asked; "
+    "`all`: every task that fits the data and the model."
+)
+
+
+def evaluate(
+    models: Annotated[list[str] | None, typer.Argument(help=MODELS)] = None,
+    data: DataOption = None,
+    tasks: Annotated[str | None, typer.Option(help=TASKS)] = None,
+    split: Annotated[str, typer.Option(help="The part of the data to judge on; `all`: everything at --data.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: evaluation/ in the run directory, or in runs/<address>/.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
+    from_records: Annotated[
+        Path | None, typer.Option(help="Compute the numbers again from the records in this folder, without the model.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Judge models on held-out items, each number with its interval, chance and controls.
+
+    Interrupted? The same command goes on where it stopped. Example: `diptych evaluate runs/clip hf:models/siglip --data
+    coco:captions.json --tasks retrieval,pope`
+    """
+    from diptych.evaluation.run import recompute
+
+    if (from_records is None) == (not models):
+        raise DiptychError("name models to judge, or a folder of records with --from-records")
+    if out and models and len(models) > 1:
+        raise DiptychError("--out takes one model; leave it away to write evaluation/ for each")
+    if from_records is not None:
+        _show(recompute(from_records), json_)
+        return
+    for address in models or []:
+        _judge(address, data, tasks, split, out, device, json_)
+
+
+def _judge(address: str, data: str | None, tasks: str | None, split: str, out: Path | None, device: str, json_: bool) -> None:
+    from diptych.api import load, run_directory
+    from diptych.data.sources import open_source
+    from diptych.evaluation.run import evaluate as judge
+    from diptych.evaluation.tasks import chosen
+
+    wanted = chosen(tasks)  # a wrong name shall not cost the loading of a model
+    model = load(address, device)
+    data = data or getattr(getattr(getattr(model, "recipe", None), "data", None), "train", None)
+    if data is None and any(getattr(task, "file", "") == "" for task in wanted):
+        raise DiptychError(f"{address}: say what to judge it on: --data ADDRESS, or tasks that read files of their own (?file=…)")
+    source = open_source(data) if data else None
+    source = source.split(split) if source is not None and split != "all" else source
+
+    def say(task: str) -> None:
+        typer.echo(f"{address}: {task} …", err=True)
+
+    folder = out or run_directory(address) / "evaluation"
+    summary = judge(model, source, wanted, folder, progress=say, key=getattr(model, "key", None))
+    _show(summary, json_)
+    if not summary.results:
+        reasons = "; ".join(f"{s['task']}: {s['reason']}" for s in summary.skipped)
+        raise DiptychError(f"{address}: nothing could be judged on {data or 'the files'}: {reasons}")
+
+
+def _show(summary: object, json_: bool) -> None:
+    import json
+
+    from diptych.evaluation.records import plain
+    from diptych.report import print_summary
+
+    if json_:
+        typer.echo(json.dumps(plain(summary), indent=1, ensure_ascii=False))
+    else:
+        print_summary(summary)  # type: ignore[arg-type]
