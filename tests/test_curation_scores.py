@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +15,9 @@ from scipy.fft import dct
 
 from diptych.curation.apply import apply, reduce, rows_of
 from diptych.curation.operators.concepts import Balance, Concepts, Matcher, keep_probability, padded
+from diptych.curation.operators.fuse import Fuse
 from diptych.curation.operators.languages import IDENTIFIERS, Language
 from diptych.curation.operators.pictures import ImageHash, ImageQuality, blur_effect, phashes, quality
-from diptych.curation.operators.selection import Fuse, TopFraction, top
 from diptych.curation.operators.words import TextQuality, character_repetition, is_boilerplate, word_repetition
 from diptych.data.scenes import open_scenes
 from diptych.errors import DiptychError
@@ -152,29 +151,7 @@ def test_an_unknown_identifier_is_named() -> None:
         apply(Language(identifier="fastext"), rows_of({"text": ["a"]}))
 
 
-# Shares
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.integers(0, 60), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 0.99, 1.0]), st.integers(1, 4), st.integers(1, 9), st.booleans()
-)
-def test_top_fraction_is_exact_whatever_the_ties_and_shards(n: int, f: float, values: int, shard: int, lowest: bool) -> None:
-    scores = [float(random.Random(n * 7 + i).randrange(values)) for i in range(n)]
-    batch = rows_of({"score": pa.array(scores, pa.float64())})
-    parts = [batch.slice(i, shard) for i in range(0, n, shard)] or [batch]
-    kept = [x for part in reduce(TopFraction(by="score", fraction=f, lowest=lowest), parts) for x in part["in_top"].to_pylist()]
-    assert sum(kept) == math.ceil(Fraction(str(f)) * n)
-    hashes = batch["hash"].to_pylist()
-    ranked = sorted(range(n), key=lambda i: (scores[i] if lowest else -scores[i], hashes[i]))
-    assert [i for i in range(n) if kept[i]] == sorted(ranked[: sum(kept)])
-    if not lowest:
-        assert top(np.array(scores), np.array(hashes, np.uint64), f).tolist() == kept
-
-
-def test_top_of_missing_scores() -> None:
-    scores, hashes = np.array([np.nan, 1.0, np.nan]), np.arange(3, dtype=np.uint64)
-    assert top(scores, hashes, 1).all() and top(scores, hashes, 1 / 3).tolist() == [False, True, False]
+# Fused
 
 
 def test_fusing_stretches_each_score_over_the_pool() -> None:

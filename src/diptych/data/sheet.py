@@ -14,7 +14,7 @@ from diptych.errors import DiptychError
 _PAPER, _INK, _FAINT, _MARK = (250, 249, 246), (32, 34, 40), (112, 116, 126), (225, 40, 120)
 
 
-def _font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     try:
         from matplotlib import get_data_path
 
@@ -56,7 +56,7 @@ def contact_sheet(
         raise DiptychError(f"{path}: no kind of picture; end the name in .png")
     samples = list(samples)
     columns = max(1, min(columns, len(samples)))
-    gap, leading, plain, heading = 18, 17, _font(13), _font(20)
+    gap, leading, plain, heading = 18, 17, font(13), font(20)
     letters = max(12, int(side / 7.4))
     wrapped = [[textwrap.wrap(text, letters) or [""] for text in sample.captions[:captions]] for sample in samples]
     rows = [range(first, min(first + columns, len(samples))) for first in range(0, len(samples), columns)]
