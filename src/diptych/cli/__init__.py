@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli import data, evaluate
+from diptych.cli import curate, data, evaluate
 from diptych.cli.options import BUDGET, DATA, BudgetOption, DataOption, SetOption
 from diptych.errors import DiptychError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     "`diptych compare clip siglip coca --data folder:my/photos --budget 10m`.",
 )
 app.add_typer(data.app, name="data")
+app.add_typer(curate.app, name="curate")
 app.command()(evaluate.evaluate)
 
 

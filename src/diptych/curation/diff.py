@@ -1,0 +1,117 @@
+"""What changed between two results, and why."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from diptych.curation.explain import Result
+
+EXAMPLES = 5
+
+
+@dataclass
+class Diff:
+    rows: tuple[int, int]
+    kept: tuple[int, int]
+    only: tuple[int, int]  # rows that the other pool does not have
+    dropped: dict[str, int]  # kept before, now removed: by the reason now
+    gained: dict[str, int]  # removed before, now kept: by the reason then
+    moved: dict[str, int]  # removed in both, for another reason: "before → now"
+    plan: list[str]  # differences of the plans
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+
+def diff(a: Result, b: Result) -> Diff:
+    """Rows are matched by id. Memory grows with the ids of ``a``."""
+    before: dict[str, str | None] = {}
+    for number in a.numbers:
+        table = a.part(number, ["id", "reason"])
+        before.update(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    dropped, gained, moved = Counter[str](), Counter[str](), Counter[str]()
+    examples: dict[str, list[str]] = defaultdict(list)
+    new = 0
+
+    def note(what: str, identity: str) -> None:
+        if len(examples[what]) < EXAMPLES:
+            examples[what].append(identity)
+
+    seen = 0
+    for number in b.numbers:
+        table = b.part(number, ["id", "reason"])
+        for identity, now in zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True):
+            if identity not in before:
+                new += 1
+                note("only in the second", identity)
+                continue
+            seen += 1
+            then = before[identity]
+            if then is None and now is not None:
+                dropped[now] += 1
+                note(f"now dropped: {now}", identity)
+            elif then is not None and now is None:
+                gained[then] += 1
+                note(f"now kept, was: {then}", identity)
+            elif then != now:
+                moved[f"{then} → {now}"] += 1
+    return Diff(
+        rows=(a.manifest["rows"], b.manifest["rows"]),
+        kept=(a.manifest["kept"], b.manifest["kept"]),
+        only=(len(before) - seen, new),
+        dropped=dict(dropped.most_common()),
+        gained=dict(gained.most_common()),
+        moved=dict(moved.most_common()),
+        plan=_plans(a, b),
+        examples=dict(examples),
+    )
+
+
+def _plans(a: Result, b: Result) -> list[str]:
+    """Sentences: what one plan has and the other has not, or has otherwise."""
+    found = []
+    for name in ("errors", "seed", "pool"):
+        x, y = (r.plan.model_dump(mode="json")[name] for r in (a, b))
+        if x != y:
+            found.append(f"{name}: {x} → {y}")
+    if a.manifest["data"] != b.manifest["data"]:
+        found.append(f"data: {a.manifest['data']} → {b.manifest['data']}")
+    first, second = ({_identity(step): step for step in r.manifest["steps"]} for r in (a, b))
+    for name, step in first.items():
+        if name not in second:
+            found.append(f"gone: {_told(step)}")
+        elif step != second[name]:
+            found.append(f"changed: {name}: {_changes(step, second[name])}")
+    found += [f"new: {_told(step)}" for name, step in second.items() if name not in first]
+    common = [n for n in first if n in second]
+    if common != [n for n in second if n in first]:
+        found.append("the order of the steps")
+    return found
+
+
+def _identity(step: dict[str, Any]) -> str:
+    """What makes two steps the same step with other options: an operator's name, a rule's column and way."""
+    if "operator" in step:
+        return step["as"] or step["operator"]
+    rule = step["keep"]
+    way = (
+        "range"
+        if {"min", "max", "above", "below"} & set(rule)
+        else next(k for k in rule if k not in ("column", "reason", "missing", "of"))
+    )
+    return f"keep {rule.get('column', '')} {way}".replace("  ", " ")
+
+
+def _told(step: dict[str, Any]) -> str:
+    return f"{step['operator']} {step['options'] or ''}".strip() if "operator" in step else f"keep {step['keep']}"
+
+
+def _changes(a: dict[str, Any], b: dict[str, Any]) -> str:
+    flat_a, flat_b = _flat(a), _flat(b)
+    keys = [k for k in dict.fromkeys([*flat_a, *flat_b]) if flat_a.get(k) != flat_b.get(k)]
+    return ", ".join(f"{k}: {flat_a.get(k)} → {flat_b.get(k)}" for k in keys)
+
+
+def _flat(step: dict[str, Any]) -> dict[str, Any]:
+    inner = step.get("keep") or step.get("options") or {}
+    return {**{k: v for k, v in step.items() if k not in ("keep", "options")}, **inner}

@@ -1,0 +1,143 @@
+"""Why was this row kept or dropped: by which threshold, because of which twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from diptych.curation.plan import Plan, Step, load_plan, steps_of
+from diptych.errors import DiptychError, nearest
+from diptych.files import read_json
+
+TWINS = 20  # of a group: more are counted, not listed
+
+
+@dataclass
+class Verdict:
+    """What one rule said of a row."""
+
+    rule: str  # as a condition
+    reason: str
+    value: Any
+    says: str  # keeps, removes, not asked
+    threshold: float | None = None  # where the condition names a share
+    twin: dict[str, Any] | None = None  # where the value points to a row
+
+
+@dataclass
+class Explanation:
+    id: str
+    row: int
+    text: str | None
+    kept: bool
+    reason: str | None
+    errors: list[str]
+    verdicts: list[Verdict]
+    scores: dict[str, Any] = field(default_factory=dict)
+    pointed_at_by: list[str] = field(default_factory=list)  # rows that were removed in favour of this one
+
+
+class Result:
+    """A result directory, to be asked about its rows."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "manifest.json").is_file():
+            what = (
+                "a run that is not finished (the same command goes on)"
+                if (self.path / "store").is_dir()
+                else "no result of `diptych curate`"
+            )
+            raise DiptychError(f"{self.path}: {what}")
+        self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
+        self.plan: Plan = load_plan(str(self.path))
+        self.steps: list[Step] = steps_of(self.plan)
+
+    def part(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        return pq.read_table(self.path / "decisions" / f"part-{number:05d}.parquet", columns=columns)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [shard["shard"] for shard in self.manifest["shards"]]
+
+    def row(self, place: int) -> dict[str, Any]:
+        return self.part(place >> 32).slice(place & 0xFFFFFFFF, 1).to_pylist()[0]
+
+    def state(self, step: Step) -> pa.Table | None:
+        found = next((self.path / "states").glob(f"{step.index:02d}-*.parquet"), None)
+        return pq.read_table(found) if found else None
+
+    def find(self, identity: str) -> list[int]:
+        """Places of the rows with this id; failing that, of those whose id ends with it."""
+        exact: list[int] = []
+        ending: list[int] = []
+        near: list[str] = []
+        for number in self.numbers:
+            ids = self.part(number, ["id"])["id"]
+            exact += [(number << 32) + i for i in pc.indices_nonzero(pc.equal(ids, identity)).to_pylist()]
+            ending += [(number << 32) + i for i in pc.indices_nonzero(pc.ends_with(ids, identity)).to_pylist()]
+            near += ids.slice(0, 1000).to_pylist() if len(near) < 5000 else []
+        if exact or ending:
+            return exact or ending
+        hint = nearest(identity, near) if len(near) > 20 or len(identity) > 2 else ""
+        raise DiptychError(f"{self.path}: no row has the id '{identity}'{hint if len(hint) < 200 else ''}")
+
+    def pointing(self, column: str, place: int) -> list[str]:
+        """Ids of the rows whose pointer ``column`` holds ``place``."""
+        found: list[str] = []
+        for number in self.numbers:
+            table = self.part(number, ["id", column])
+            found += table.filter(pc.equal(table[column], place))["id"].to_pylist()
+        return found
+
+
+def explain(result: Result, identity: str) -> list[Explanation]:
+    """An explanation for each row that ``identity`` names (rows of several files may share an id)."""
+    return [_explain(result, place) for place in result.find(identity)[:TWINS]]
+
+
+def _explain(result: Result, place: int) -> Explanation:
+    row = result.row(place)
+    reasons = row["reasons"] or []
+    verdicts = []
+    gone = "unusable" in reasons
+    pointed: list[str] = []
+    for step in result.steps:
+        if not step.rule:
+            gone = gone or f"{step.label} failed" in reasons
+            continue
+        rule = step.rule
+        value = row.get(rule.column) if rule.column else None
+        absent = f"no {rule.column}"
+        missing = absent in reasons and value is None and rule.way != "unique"
+        removes = step.label in reasons and not missing
+        asked = not (gone and rule.counts_all and rule.of == "kept") and "unusable" not in reasons
+        verdict = Verdict(rule.text(), absent if missing else step.label, value, "removes" if removes or missing else "keeps")
+        if not asked:
+            verdict.says = "not asked"
+        verdict.threshold = rule.threshold(result.state(step)) if rule.counts_all else None
+        if rule.way == "unique" and rule.column:
+            if value is not None:
+                twin = result.row(value)
+                verdict.twin = {key: twin[key] for key in ("id", "text", "kept", "reason")}
+            pointed += result.pointing(rule.column, place)
+        gone = gone or verdict.says == "removes"
+        verdicts.append(verdict)
+    known = {"row", "id", "text", "kept", "reason", "reasons", "errors"}
+    scores = {name: value for name, value in row.items() if name not in known}
+    return Explanation(
+        row["id"],
+        place,
+        row["text"],
+        row["kept"],
+        row["reason"],
+        row["errors"] or [],
+        verdicts,
+        scores,
+        list(dict.fromkeys(pointed)),
+    )

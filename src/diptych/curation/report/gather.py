@@ -1,0 +1,194 @@
+"""One walk over the decisions: everything that the page shows, and no more of it than a page can show."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from diptych.curation.explain import Result
+from diptych.curation.operators.base import uniform
+from diptych.curation.plan import Step
+
+DRAWN = 50_000  # rows of a histogram: of more, so many are drawn
+EXAMPLES, KEPT_EXAMPLES = 8, 16
+NEAR = 4  # rows on each side of a threshold
+GROUP = 5  # rows of a duplicate group that are shown, beside the one that was kept
+GROUPS = 6  # of each pointer: the largest
+
+
+@dataclass
+class Rows:
+    """At most n rows, those with the lowest rank."""
+
+    n: int
+    heap: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
+
+    def offer(self, rank: float, row: dict[str, Any]) -> None:
+        item = (-rank, -row["row"], row)
+        if len(self.heap) < self.n:
+            heapq.heappush(self.heap, item)
+        elif item[:2] > self.heap[0][:2]:
+            heapq.heapreplace(self.heap, item)
+
+    def accepts(self, rank: float) -> bool:
+        return len(self.heap) < self.n or -rank > self.heap[0][0]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for *_, row in sorted(self.heap, key=lambda item: (-item[0], -item[1]))]
+
+
+@dataclass
+class Values:
+    """A numeric column that a rule judges: a sample of its values, and whether each row was kept in the end."""
+
+    step: Step
+    threshold: list[float]
+    values: list[np.ndarray] = field(default_factory=list)
+    kept: list[np.ndarray] = field(default_factory=list)
+    stays: Rows = field(default_factory=lambda: Rows(NEAR))
+    goes: Rows = field(default_factory=lambda: Rows(NEAR))
+
+
+@dataclass
+class Gathered:
+    first: Counter[str] = field(default_factory=Counter)  # removed by this reason first
+    alone: Counter[str] = field(default_factory=Counter)  # this reason would remove, whatever the others say
+    only: Counter[str] = field(default_factory=Counter)  # no other reason would
+    values: list[Values] = field(default_factory=list)
+    examples: dict[str, Rows] = field(default_factory=dict)  # by reason; "": kept
+    groups: dict[str, dict[int, list[int]]] = field(default_factory=dict)  # pointer column → kept row → rows that point at it
+    sizes: dict[str, Counter[int]] = field(default_factory=dict)
+    before: dict[str, Counter[str]] = field(default_factory=dict)  # words of a column of texts: counts over all rows
+    after: dict[str, Counter[str]] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+def gather(result: Result) -> Gathered:
+    found = Gathered(values=_values(result))
+    share = min(1.0, DRAWN / max(1, result.manifest["rows"]))
+    pointers = [s.rule.column for s in result.steps if s.rule and s.rule.way == "unique" and s.rule.column]
+    texts = _text_columns(result)
+    for number in result.numbers:
+        table = result.part(number)
+        kept = np.asarray(table["kept"].to_numpy(), dtype=bool)
+        _reasons(table, found)
+        drawn = uniform(table["row"].to_numpy().astype(np.uint64), "histogram") < share
+        for values in found.values:
+            _numbers(table, values, kept, drawn)
+        _examples(table, found)
+        for column in pointers:
+            _groups(table, column, found)
+        for column in texts:
+            flat, parents = _flat(table[column].combine_chunks())
+            found.before.setdefault(column, Counter()).update(flat)
+            found.after.setdefault(column, Counter()).update(v for v, i in zip(flat, parents, strict=True) if kept[i])
+        for errors in table["errors"].to_pylist():
+            found.errors.update(errors or [])
+    return found
+
+
+def _values(result: Result) -> list[Values]:
+    """The columns with a threshold. Two rules on one column are two thresholds in one picture if both are ranges."""
+    found: dict[str, Values] = {}
+    for step in result.steps:
+        if not step.rule or step.rule.way not in ("range", "top", "bottom") or not step.rule.column:
+            continue
+        rule = step.rule
+        if rule.way == "range":
+            limits = [v for v in (rule.min, rule.above, rule.max, rule.below) if v is not None]
+        else:
+            threshold = rule.threshold(result.state(step))
+            limits = [threshold] if threshold is not None else []
+        name = rule.column
+        assert name
+        if name in found:
+            found[name].threshold += limits
+        else:
+            found[name] = Values(step, limits)
+    return list(found.values())
+
+
+def _text_columns(result: Result) -> list[str]:
+    columns = [(name, kind) for step in result.steps for name, kind in step.outputs.items()]
+    return [
+        name
+        for name, kind in columns
+        if pa.types.is_string(kind) or (pa.types.is_list(kind) and pa.types.is_string(kind.value_type))
+    ]
+
+
+def _flat(column: pa.Array) -> tuple[list[str], list[int]]:
+    """Values that are there, and the row of each."""
+    if not pa.types.is_list(column.type):
+        present = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+        return column.drop_null().to_pylist(), present.tolist()
+    import pyarrow.compute as pc
+
+    return column.flatten().to_pylist(), pc.list_parent_indices(column).to_pylist()
+
+
+def _reasons(table: pa.Table, found: Gathered) -> None:
+    for first, every in zip(table["reason"].to_pylist(), table["reasons"].to_pylist(), strict=True):
+        if first:
+            found.first[first] += 1
+            found.alone.update(every)
+            if len(every) == 1:
+                found.only[first] += 1
+
+
+def _numbers(table: pa.Table, values: Values, kept: np.ndarray, drawn: np.ndarray) -> None:
+    assert values.step.rule
+    column = values.step.rule.column
+    numbers = np.asarray(table[column].combine_chunks().cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    there = np.isfinite(numbers)
+    values.values.append(numbers[there & drawn])
+    values.kept.append(kept[there & drawn])
+    if not values.threshold:
+        return
+    distance = np.min([np.abs(numbers - t) for t in values.threshold], axis=0)
+    label = values.step.label
+    for i in np.argsort(np.where(there, distance, np.inf), kind="stable")[: 20 * NEAR]:
+        if not there[i]:
+            break
+        row = _row(table, int(i))
+        removed = label in row["reasons"]
+        if removed or row["kept"]:
+            (values.goes if removed else values.stays).offer(float(distance[i]), {**row, "value": numbers[i]})
+
+
+def _examples(table: pa.Table, found: Gathered) -> None:
+    rank = uniform(table["row"].to_numpy().astype(np.uint64), "examples")
+    reasons = table["reason"].to_pylist()
+    for i in np.argsort(rank, kind="stable"):
+        reason = reasons[i] or ""
+        rows = found.examples.setdefault(reason, Rows(KEPT_EXAMPLES if reason == "" else EXAMPLES))
+        if rows.accepts(float(rank[i])):
+            rows.offer(float(rank[i]), _row(table, int(i)))
+
+
+def _groups(table: pa.Table, column: str, found: Gathered) -> None:
+    groups = found.groups.setdefault(column, {})
+    sizes = found.sizes.setdefault(column, Counter())
+    pointing = table.filter(table[column].is_valid())
+    for row, target in zip(pointing["row"].to_pylist(), pointing[column].to_pylist(), strict=True):
+        sizes[target] += 1
+        members = groups.setdefault(target, [])
+        if len(members) < GROUP:
+            members.append(row)
+
+
+def _row(table: pa.Table, i: int) -> dict[str, Any]:
+    row = {name: table[name][i].as_py() for name in table.schema.names}
+    row["reasons"] = row["reasons"] or []
+    return row
+
+
+def largest(sizes: Counter[int]) -> Iterator[tuple[int, int]]:
+    """(row that was kept, rows that point at it) of the largest groups."""
+    yield from heapq.nsmallest(GROUPS, sizes.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -1,0 +1,20 @@
+"""This process alone: nothing to start, and a debugger reaches everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diptych.curation.work import Outcome, Task, Worker
+
+
+class Inline:
+    def __init__(self, plan: dict[str, Any], store: str):
+        self.worker = Worker(plan, store)
+
+    def map(self, tasks: Sequence[Task], model: bool = False) -> Iterator[tuple[Task, Outcome]]:
+        for task in tasks:
+            yield task, self.worker.do(task)
+
+    def close(self) -> None:
+        pass

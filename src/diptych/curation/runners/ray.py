@@ -1,0 +1,109 @@
+"""Ray: tasks for operators that need a core, actors for those that load a model. The store must be on a shared file system."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from diptych.curation.work import Outcome, Task, Worker
+from diptych.errors import DiptychError
+
+RETRIES = 2  # of a task whose worker dies
+
+
+class Ray:
+    """Joins the cluster at ``RAY_ADDRESS``, or starts a local one."""
+
+    def __init__(self, workers: int | None, plan: dict[str, Any], store: str):
+        try:
+            import ray
+        except ImportError:
+            raise DiptychError("the runner 'ray' needs Ray: pip install 'diptych[ray]'") from None
+        self.ray = ray
+        self.own = not ray.is_initialized()
+        if self.own:
+            paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}  # operators of one's own
+            where: dict[str, Any] = {"address": os.environ["RAY_ADDRESS"]} if os.environ.get("RAY_ADDRESS") else {}
+            if not where:
+                where = {"num_cpus": workers or os.cpu_count() or 1, "include_dashboard": False}
+            try:
+                ray.init(logging_level=logging.WARNING, log_to_driver=False, runtime_env=paths, **where)
+            except ConnectionError as error:
+                raise DiptychError(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from error
+        self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.plan, self.store = plan, os.path.abspath(store)
+        self.task = ray.remote(num_cpus=1, max_retries=RETRIES)(_do)
+        self.actor = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(_Actor)
+        self.actors: list[Any] = []
+
+    def map(self, tasks: Sequence[Task], model: bool = False) -> Iterator[tuple[Task, Outcome]]:
+        waiting = deque(tasks)
+        running: dict[Any, tuple[Task, Any]] = {}
+        if model:
+            while len(self.actors) < min(self.workers, len(tasks)):
+                self.actors.append(self.actor.remote(self.plan, self.store))
+        elif self.actors:  # they hold cores and memory that tasks need
+            for actor in self.actors:
+                self.ray.kill(actor)
+            self.actors = []
+        idle: deque[Any] = deque(self.actors if model else [None] * self.workers)
+        while waiting or running:
+            while waiting and idle:
+                task, actor = waiting.popleft(), idle.popleft()
+                started = actor.do.remote(task) if actor is not None else self.task.remote(self.plan, self.store, task)
+                running[started] = (task, actor)
+            done, _ = self.ray.wait(list(running), num_returns=1)
+            task, actor = running.pop(done[0])
+            idle.append(actor)
+            yield task, self._result(task, done[0])
+
+    def _result(self, task: Task, reference: Any) -> Outcome:
+        errors = self.ray.exceptions
+        try:
+            error, outcome = self.ray.get(reference)
+        except (errors.WorkerCrashedError, errors.ActorDiedError, errors.OutOfMemoryError, errors.RayActorError) as crash:
+            told = str(crash).strip().partition("\n")[0]
+            raise DiptychError(
+                f"{task.label}: the worker died {RETRIES + 1} times: {told}. What is done is kept: run again to go on"
+            ) from None
+        if error:
+            raise DiptychError(f"{task.label}: {error}")
+        return outcome
+
+    def close(self) -> None:
+        for actor in self.actors:
+            self.ray.kill(actor)
+        if self.own:
+            self.ray.shutdown()
+
+
+@lru_cache(maxsize=2)
+def _worker(plan: str, store: str) -> Worker:
+    import yaml
+
+    return Worker(yaml.safe_load(plan), store)
+
+
+def _do(plan: dict[str, Any], store: str, task: Task) -> tuple[str, Outcome | None]:
+    """A task; the process that runs it keeps its worker for the next one."""
+    import yaml
+
+    from diptych.curation.runners.local import explained
+
+    try:
+        return "", _worker(yaml.safe_dump(plan), store).do(task)
+    except (DiptychError, OSError) as error:
+        return explained(error), None
+
+
+class _Actor:
+    def __init__(self, plan: dict[str, Any], store: str):
+        self.plan, self.store = plan, store
+
+    def do(self, task: Task) -> tuple[str, Outcome | None]:
+        return _do(self.plan, self.store, task)
