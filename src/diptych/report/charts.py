@@ -120,7 +120,7 @@ def ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
     first, last = np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9)
-    return [float(v) for v in np.arange(first, last + 1) * step]
+    return [float(v) + 0.0 for v in np.arange(first, last + 1) * step]  # no -0
 
 
 def decades(low: float, high: float) -> list[float]:

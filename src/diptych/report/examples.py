@@ -14,7 +14,8 @@ import numpy as np
 from diptych.report.columns import TO_IMAGE
 from diptych.report.marks import escape, figure, key
 from diptych.report.plots import unit
-from diptych.report.read import Comparison, Item, Recipe, finite, read_jsonl
+from diptych.report.read import Comparison, Item, Recipe, read_jsonl
+from diptych.report.records import finite
 
 EACH = 3  # right and wrong retrievals a recipe
 PICTURES = 8  # captioned pictures
@@ -61,7 +62,7 @@ def retrieved(comparison: Comparison, recipe: Recipe) -> list[Retrieved]:
     The records rank as the reported number does; the embeddings may not, if the model scores by something else.
     """
     for run in recipe.runs:
-        found = _from_records(comparison, run.path / "evaluation" / "records" / "retrieval.jsonl")
+        found = _from_records(comparison, run.folder / "records" / "retrieval.jsonl")
         if not any(r.top for r in found) and run.embeddings:
             found = _from_embeddings(comparison, run.embeddings) or found
         if found:
@@ -171,7 +172,7 @@ def caption_examples(comparison: Comparison) -> str:
     written: dict[str, dict[int, str]] = {}
     references: dict[str, list[str]] = {}
     for index, recipe in enumerate(comparison.recipes):
-        found = (run.read_jsonl("evaluation/captions.jsonl") for run in recipe.runs)
+        found = (read_jsonl(run.folder / "captions.jsonl") for run in recipe.runs)
         for row in next((rows for rows in found if rows), []):
             name = str(row.get("item"))
             written.setdefault(name, {})[index] = str(row.get("generated", ""))

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from diptych.files import write_json, write_text
-from diptych.report import details, examples, plots, table
+from diptych.report import details, plots, table
 from diptych.report.document import Page, Section, document
 from diptych.report.glossary import glossary
 from diptych.report.marks import emphasise, escape, key, link
+from diptych.report.pictures import Pictures
 from diptych.report.read import Comparison, load, parse_budget
+from diptych.report.taskpage import summary, task_pages
 from diptych.report.terminal import print_comparison
 from diptych.report.words import plain_words
 
@@ -22,10 +24,13 @@ OPENMOJI = {
 }
 
 
-def build_report(comparison_dir: Path) -> Path:
-    """Writes ``report.html``, ``table.md`` and ``results.json`` into a comparison's (or a single run's) directory."""
+def build_report(comparison_dir: Path, images: Path | None = None, probe_texts: bool = False) -> Path:
+    """Writes ``report.html``, ``table.md`` and ``results.json`` into the directory of a comparison, a run or an evaluation.
+
+    ``images``: where the pictures lie that records name; ``probe_texts``: show the requests of red-team probes.
+    """
     comparison = load(Path(comparison_dir))
-    html = render(comparison)
+    html = render(comparison, images, probe_texts)
     write_text(comparison.path / "table.md", table.markdown(comparison))
     write_json(comparison.path / "results.json", table.data(comparison))
     write_text(comparison.path / "report.html", html)
@@ -37,24 +42,25 @@ def print_table(comparison_dir: Path) -> None:
     print_comparison(load(Path(comparison_dir)))
 
 
-def render(comparison: Comparison) -> str:
+def render(comparison: Comparison, images: Path | None = None, probe_texts: bool = False) -> str:
+    pictures = Pictures(comparison, images)
+    pages, warned = task_pages(comparison, pictures, probe_texts)
+    comparison.notes += pictures.notes
     sections = [
         ("results", "Results", table.main_table(comparison)),
         ("spent", "What was spent", table.spent_table(comparison)),
         ("loss", "Learning", plots.loss_curves(comparison)),
         ("skills", "Skills against chance", plots.skill_profiles(comparison)),
-        ("retrieval", "What retrieval brings up", examples.retrieval_examples(comparison)),
-        ("captions", "What is written", examples.caption_examples(comparison)),
         ("maps", "Where images and texts lie", plots.embedding_maps(comparison)),
         ("tests", "Paired tests", details.tests(comparison)),
         ("all", "Every measurement", details.measurements(comparison)),
         ("again", "Environment, credits, repetition", again(comparison)),
         ("reading", "How to read this page", glossary()),
     ]
-    overview = Page(
-        "overview", "Overview", [Section("words", "In plain words", words(comparison)), *(Section(*s) for s in sections)]
-    )
-    return document(comparison.title, facts(comparison), [overview])
+    warning = summary(pages, warned, {r.name: r.label for r in comparison.recipes})
+    lead = Section("words", "In plain words", words(comparison, warning))
+    overview = Page("overview", "Overview", [lead, *(Section(*s) for s in sections)])
+    return document(comparison.title, facts(comparison), [overview, *pages])
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -75,7 +81,7 @@ def budget(value: Any) -> str:
     return str(parsed) if parsed else str(value or "")
 
 
-def words(comparison: Comparison) -> str:
+def words(comparison: Comparison, warning: str) -> str:
     rows = []
     for index, r in enumerate(comparison.recipes):
         more = " ".join(x for x in (f"Scores by {r.score}." if r.score else "", r.cite) if x)
@@ -85,7 +91,7 @@ def words(comparison: Comparison) -> str:
     recipes = f'<details><summary>The recipes</summary><dl class="recipes">{"".join(rows)}</dl></details>' if told else ""
     notes = "".join(f"<li>{escape(n)}</li>" for n in [*comparison.notes, *absences(comparison)])
     warned = f'<aside class="notes"><h3>Not measured</h3><ul>{notes}</ul></aside>' if notes else ""
-    return f'<p class="lead">{emphasise(plain_words(comparison))}</p>{warned}{recipes}'
+    return f'<p class="lead">{emphasise(plain_words(comparison))}</p>{warning}{warned}{recipes}'
 
 
 def absences(comparison: Comparison) -> list[str]:

@@ -10,7 +10,8 @@ from diptych.budget import Budget
 from diptych.report.charts import ticks
 from diptych.report.columns import Column, columns, number
 from diptych.report.marks import COLOURS, cross, diamond, dot, escape, figure, key, line, svg, text
-from diptych.report.read import Comparison, Recipe, Run, finite, parse_budget
+from diptych.report.read import Comparison, Recipe, Run, parse_budget
+from diptych.report.records import finite
 
 POINTS = 160  # of a curve: more are not seen
 MAPPED = 250  # pairs of a map: more hide each other, and t-SNE takes longer

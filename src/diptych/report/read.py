@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from diptych.budget import Budget
 from diptych.errors import DiptychError
+from diptych.report.records import finite, record_files, results_of
 
 Key = tuple[str, str]  # task, metric
 COUNTED = ("seconds", "samples", "tokens", "flops", "steps", "parameters", "trainable_parameters", "peak_memory_bytes")
@@ -56,13 +56,20 @@ class Run:
     spent: dict[str, Any]
     results: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
+    folder: Path  # of the evaluation: ``summary.json`` and ``records/``
+    data: str = ""  # what was judged on, as an address
+    data_fingerprint: str = ""
+
+    @property
+    def record_files(self) -> list[Path]:
+        return record_files(self.folder)
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         return read_jsonl(self.path / name)
 
     @property
     def embeddings(self) -> Path | None:
-        path = self.path / "evaluation" / "embeddings.npz"
+        path = self.folder / "embeddings.npz"
         return path if path.exists() else None
 
 
@@ -137,10 +144,15 @@ def load(path: Path) -> Comparison:
         comparison = _comparison(path, notes)
     elif (path / "evaluation").is_dir() or (path / "metrics.jsonl").exists():
         comparison = _single(path, notes)
+    elif (path / "summary.json").exists() or record_files(path):
+        comparison = _evaluation(path, notes)
     elif any(_run_directories(path)):
         comparison = _comparison(path, notes)
     else:
-        raise DiptychError(f"{path}: neither a comparison (compare.json) nor a run (evaluation/); run `diptych compare` first")
+        raise DiptychError(
+            f"{path}: neither a comparison (compare.json) nor a run (evaluation/) nor an evaluation "
+            "(summary.json, records/*.jsonl); run `diptych compare` or `diptych evaluate` first"
+        )
     comparison.notes = notes
     return comparison
 
@@ -191,6 +203,22 @@ def _single(path: Path, notes: list[str]) -> Comparison:
     )
 
 
+def _evaluation(path: Path, notes: list[str]) -> Comparison:
+    """A folder of results or records alone, of whatever model."""
+    recipe = _recipe({"name": path.name}, [(0, path)], notes, folder=path)
+    run = recipe.runs[0]
+    recipe.label = str(read_json(path / "summary.json", {}, notes).get("model") or path.name)
+    return Comparison(
+        path=path,
+        title=f"Evaluation of {recipe.label}",
+        data=run.data,
+        data_fingerprint=run.data_fingerprint,
+        recipes=[recipe],
+        items=_items(path / "items"),
+        single=True,
+    )
+
+
 def _run_directories(path: Path) -> dict[str, list[tuple[int, Path]]]:
     found: dict[str, list[tuple[int, Path]]] = {}
     for child in sorted(path.iterdir()) if path.is_dir() else []:
@@ -200,14 +228,17 @@ def _run_directories(path: Path) -> dict[str, list[tuple[int, Path]]]:
     return found
 
 
-def _recipe(entry: dict[str, Any], directories: Iterable[tuple[int, Path]], notes: list[str]) -> Recipe:
+def _recipe(entry: dict[str, Any], directories: Iterable[tuple[int, Path]], notes: list[str], folder: Path | None = None) -> Recipe:
     known: dict[str, Any] = {k: str(entry.get(k) or "") for k in ("name", "label", "paradigm", "about", "cite", "score", "error")}
     recipe = Recipe(**known)
     recipe.label = recipe.label or recipe.name
     for seed, path in sorted(directories):
-        summary = read_json(path / "evaluation" / "summary.json", {}, notes)
+        where = folder or path / "evaluation"
+        summary = read_json(where / "summary.json", {}, notes)
         spent = read_json(path / "spent.json", {}, notes)
-        recipe.runs.append(Run(path, seed, spent, summary.get("results") or [], summary.get("skipped") or []))
+        about = {k: str(summary.get(k) or "") for k in ("data", "data_fingerprint")}
+        results = [r for r in summary.get("results") or [] if isinstance(r, dict)] or results_of(where, notes)
+        recipe.runs.append(Run(path, seed, spent, results, summary.get("skipped") or [], where, **about))
     recipe.measures = _measures(recipe.runs)
     log = next((run.path / "log.txt" for run in recipe.runs if not run.results and (run.path / "log.txt").exists()), None)
     if log and not recipe.error:
@@ -307,13 +338,6 @@ def parse_budget(budget: Any) -> Budget | None:
         return Budget.parse(budget)
     except (ValueError, TypeError):
         return None
-
-
-def finite(value: Any) -> float | None:
-    """A number that can be shown, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def read_json(path: Path, default: Any, notes: list[str]) -> Any:

@@ -1,0 +1,93 @@
+"""Files of records (docs/runs.md): strict reading, and what a record says of metrics and controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diptych.errors import DiptychError
+
+Record = dict[str, Any]
+Credits = dict[str, float]  # of items
+# Mappings from metric to number that are no controls.
+NO_CONTROLS = {"correct", "chance", "ties", "rank", "slices", "weights"}
+
+
+def record_files(folder: Path) -> list[Path]:
+    """``records/<task>.jsonl``."""
+    return sorted((folder / "records").glob("*.jsonl"))
+
+
+def finite(value: Any) -> float | None:
+    """A number that can be shown, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every record of a file. Raises DiptychError, naming the line, for one that is broken, nameless or there twice."""
+    from diptych.evaluation.records import read_jsonl
+
+    records = read_jsonl(path)
+    seen: set[str] = set()
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict) or "item" not in record:
+            raise DiptychError(f'{path}, record {number}: expected an object with "item"')
+        name = str(record["item"])
+        if name in seen:
+            raise DiptychError(f"{path}, record {number}: item '{name}' is there twice")
+        seen.add(name)
+    return records
+
+
+def results_of(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Results of records that came without a summary: by the task of that name, else as means of credits."""
+    from diptych.evaluation.records import plain
+    from diptych.evaluation.tasks import TASKS
+    from diptych.evaluation.tasks.base import shares
+
+    results = []
+    for path in record_files(folder):
+        try:
+            records = [{**r, "cluster": r.get("cluster", r["item"])} for r in read_records(path)]
+        except DiptychError as error:
+            notes.append(f"{error}; these records are missing here.")
+            continue
+        found = shares(path.stem, records)
+        if not found and path.stem in TASKS:
+            try:
+                found = TASKS[path.stem]().summarise(records)
+            except (KeyError, TypeError, ValueError) as error:
+                notes.append(f"{path}: no records of the task '{path.stem}' ({type(error).__name__}: {error})")
+        results += [plain(r) for r in found]
+    return results
+
+
+def credits_of(task: str, records: Sequence[Record]) -> dict[str, Credits]:
+    """{metric: {item: credit}}: the records' own credits, else what the task makes of them (captions)."""
+    found: dict[str, Credits] = {}
+    for record in records:
+        for metric, value in (record.get("correct") or {}).items():
+            if (v := finite(value)) is not None:
+                found.setdefault(metric, {})[str(record["item"])] = v
+    if found:
+        return found
+    from diptych.evaluation.tasks import TASKS
+
+    own = getattr(TASKS.get(task.partition("?")[0]), "credits", None)
+    if own is None:
+        return {}
+    try:
+        return {m: {str(i): float(v) for i, v in by.items()} for m, by in own(TASKS[task](), list(records)).items()}
+    except (KeyError, TypeError, ValueError):  # another task's records under this name
+        return {}
+
+
+def control_names(record: Mapping[str, Any]) -> list[str]:
+    """``chance`` and every other mapping that has the metrics of ``correct``: blind, shuffled, length, constant …"""
+    metrics = set(record.get("correct") or {})
+    alike = [k for k, v in record.items() if k not in NO_CONTROLS and isinstance(v, dict) and v and set(v) <= metrics]
+    return [*alike, "chance"]
