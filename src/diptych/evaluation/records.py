@@ -34,6 +34,10 @@ class Result:
     ties: int = 0
     nans: int = 0
     seconds: float = 0.0
+    by: str = ""  # where a task can be done in several ways: generate, likelihood or score
+    unparsed: int = 0  # answers that could not be parsed; they count as wrong
+    band: tuple[float, float] | None = None  # the value if all of these were wrong, and if all were right
+    slices: list[dict[str, Any]] = field(default_factory=list)  # {"slice": "type=count", "value", "low", "high", "n", "clusters"}
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -75,7 +76,11 @@ def evaluate(
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue
             problems.update((p.item, p) for p in getattr(items, "problems", []))
-            each.run(model, items, records, progress)
+            try:
+                each.run(model, items, records, progress)
+            except NotApplicable as reason:
+                summary.skipped.append({"task": each.name, "reason": str(reason)})
+                continue
         results = each.summarise(records.all())
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]
@@ -151,9 +156,11 @@ class _State:
             return Records()
         path = self.out / "records" / f"{each.name}.jsonl"
         settings = plain({"class": f"{type(each).__module__}:{type(each).__qualname__}", **vars(each)})
-        if self.tasks.get(each.name, {}).get("settings") != settings or not path.exists():
+        content = _contents(settings)
+        known = self.tasks.get(each.name, {})
+        if known.get("settings") != settings or known.get("files", {}) != content or not path.exists():
             path.unlink(missing_ok=True)  # before the state says so: a crash between the two must not mix records
-            self.tasks[each.name] = {"settings": settings, "seconds": 0.0, "finished": False}
+            self.tasks[each.name] = {"settings": settings, "files": content, "seconds": 0.0, "finished": False}
             self._write()
         return Records(path, self.out)
 
@@ -173,6 +180,19 @@ class _State:
     def _write(self) -> None:
         assert self.path is not None
         write_json(self.path, {**self.identity, "tasks": self.tasks})
+
+
+def _contents(settings: dict[str, Any]) -> dict[str, str]:
+    """A hash of every file that a task's settings name: another content starts the records anew."""
+    found = {}
+    for name, value in settings.items():
+        if name != "class" and isinstance(value, str) and value and Path(value).is_file():
+            digest = hashlib.blake2b(digest_size=16)
+            with Path(value).open("rb") as file:
+                while part := file.read(1 << 22):
+                    digest.update(part)
+            found[name] = digest.hexdigest()
+    return found
 
 
 def save_items(source: Source, folder: Path, n: int = 100) -> list[Sample]:

@@ -100,7 +100,7 @@ _MAKERS: dict[str, Callable[[World, Random], Twins]] = {
 SKILLS = tuple(_MAKERS)
 
 
-def _belongs(twins: Twins, world: World) -> bool:
+def _belongs(twins: tuple[Graph, ...], world: World) -> bool:
     held = [is_held_out(graph, world) for graph in twins]
     return any(held) if world.split == "heldout-combinations" else not any(held)
 
@@ -123,6 +123,65 @@ def group(skill: str, world: World, seed: int, name: str) -> Group:
     images, boxes = zip(*(picture(graph, world.size) for graph in pair), strict=True)
     known = {"graphs": [graph.as_dict() for graph in pair], "boxes": list(boxes)}
     return Group(name, skill, list(images), texts, known)
+
+
+def _counts(world: World, random: Random) -> tuple[Graph, ...]:
+    things = draw_things(world, random, 1, world.focus)
+    return tuple(Graph((things._replace(count=n),), room=world.max_objects) for n in range(1, world.max_objects + 1))
+
+
+def _positions(world: World, random: Random) -> tuple[Graph, ...]:
+    graph = _single(world, random)
+    return tuple(graph._replace(position=place) for place in POSITIONS)
+
+
+def _sizes(world: World, random: Random) -> tuple[Graph, ...]:
+    graph = _single(world, random, size="big")
+    return graph, _changed(graph, size="small")
+
+
+def _relative_sizes(world: World, random: Random) -> tuple[Graph, ...]:
+    first = draw_things(world, random, 1, world.focus, ("big",))
+    second = draw_things(world, random, 1, sizes=("small",), taken=(first,))
+    graph = Graph((first, second), "left")
+    return graph, graph._replace(things=(first._replace(size="small"), second._replace(size="big")))
+
+
+def _relative_positions(world: World, random: Random) -> tuple[Graph, ...]:
+    pair = _pair(world, random, tinted=False)
+    swapped = pair.things[1], pair.things[0]
+    return tuple(pair._replace(relation=r, things=things) for r in ("left", "above") for things in (pair.things, swapped))
+
+
+_SETS: dict[str, Callable[[World, Random], tuple[Graph, ...]]] = {
+    "existence": _object,
+    "count": _counts,
+    "absolute position": _positions,
+    "relative position": _relative_positions,
+    "absolute size": _sizes,
+    "relative size": _relative_sizes,
+}
+SETS = tuple(_SETS)
+
+
+def attribute_set(kind: str, world: World, seed: int, name: str) -> Group:
+    """Images that differ in one attribute alone, in one wording (after SPEC, arXiv:2312.00081).
+
+    Existence: one image has the thing and the other has not; "a fox but no key" is true of one.
+    """
+    random = Random(seed)
+    while not _belongs(graphs := _SETS[kind](world, random), world):
+        pass
+    background = other(KINDS, random)
+    graphs = tuple(graph._replace(seed=seed, background=background) for graph in graphs)
+    if kind == "existence":
+        first, second = (graph.things[0].concept for graph in graphs)
+        texts = [lacking(outline(graphs[0]), second), lacking(outline(graphs[1]), first)]
+    else:
+        frame = random.choice(range(world.frames))  # the first template of each relation: the same word order for all
+        texts = [describe(graph, frame) for graph in graphs]
+    images, boxes = zip(*(picture(graph, world.size) for graph in graphs), strict=True)
+    return Group(name, kind, list(images), texts, {"graphs": [g.as_dict() for g in graphs], "boxes": list(boxes)})
 
 
 def single_object(world: World, seed: int, concept: str) -> Graph:

@@ -167,6 +167,55 @@ def questions(graph: Graph, world: World) -> list[dict[str, str]]:
     return [{"question": question, "answer": answer, "kind": kind} for kind, question, answer in asked]
 
 
+def options(graph: Graph, world: World, asked: dict[str, str], most: int = 4) -> tuple[list[str], list[str]]:
+    """What a question of ``questions`` may be answered, in random order, and for each a caption that says the same.
+
+    At most ``most`` where any concept or colour could be; the right one is always among them.
+    """
+    random = Random(f"{graph.seed} {asked['question']}")
+    kind, question, answer = asked["kind"], asked["question"].rstrip("?"), asked["answer"]
+    nouns = {noun: c for c in by_name().values() for noun in (c.name, c.plural)}
+    if kind == "count":
+        noun = question.removeprefix("how many ").removesuffix(" are there")
+        return _shuffled(random, [(NUMBERS[n], phrase(Things(n, nouns[noun].name))) for n in range(1, world.max_objects + 1)])
+    if kind == "existence":
+        thing = question.removeprefix("is there ").removeprefix("are there ")
+        verb, bare = question.split()[0], thing.removeprefix("an ").removeprefix("a ")
+        return _shuffled(random, [("yes", f"there {verb} {thing}"), ("no", f"there {verb} no {bare}")])
+    if kind == "relation":
+        said = question.partition(" the ")[2]
+        where = next(p for pair in _PHRASES.values() for p in pair if f" {p} the " in said)
+        back = next(b if where == a else a for a, b in _PHRASES.values() if where in (a, b))
+        a, b = said.split(f" {where} the ")
+        count = {nouns[noun].name: next(t for t in graph.things if t.concept == nouns[noun].name) for noun in (a, b)}
+        a, b = (phrase(Things(count[nouns[noun].name].count, nouns[noun].name)) for noun in (a, b))
+        return _shuffled(random, [("yes", f"{a} {where} {b}"), ("no", f"{a} {back} {b}")])
+    if kind == "colour":
+        thing = next(
+            t
+            for t in graph.things
+            if question.endswith((f" the {by_name()[t.concept].name}", f" the {by_name()[t.concept].plural}"))
+        )
+        others = random.sample([c for c in world.palette if c != answer], min(most, len(world.palette)) - 1)
+        return _shuffled(random, [(c, phrase(Things(thing.count, thing.concept, c))) for c in [answer, *others]])
+    place = question.removeprefix("what is ")
+    right = next(t for t in graph.things if t.concept == nouns[answer].name)
+    known = {t.concept for t in graph.things}
+    others = random.sample([c for c in world.names if c not in known], min(most - 1, len(world.names) - len(known)))
+    things = [right._replace(concept=c, colour="", size="") for c in [right.concept, *others]]
+    return _shuffled(random, [(_noun(t), f"{phrase(t)} {place}") for t in things])
+
+
+def _noun(things: Things) -> str:
+    concept = by_name()[things.concept]
+    return concept.name if things.count == 1 else concept.plural
+
+
+def _shuffled(random: Random, pairs: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    random.shuffle(pairs)
+    return [answer for answer, _ in pairs], [statement for _, statement in pairs]
+
+
 def extra(graph: Graph, boxes: list[dict[str, Any]], world: World) -> dict[str, Any]:
     """All that is known of a scene beyond its captions."""
     return {

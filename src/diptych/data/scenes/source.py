@@ -10,14 +10,14 @@ import numpy as np
 
 from diptych.batch import Sample
 from diptych.data.scenes import language
-from diptych.data.scenes.controlled import SKILLS, group, single_object
+from diptych.data.scenes.controlled import SETS, SKILLS, attribute_set, group, single_object
 from diptych.data.scenes.graph import SWAPS, Graph, draw, edit, mix
 from diptych.data.scenes.layout import picture
 from diptych.data.scenes.world import SPLITS, World, parse
 from diptych.data.source import Group, Problem
 from diptych.errors import DiptychError, nearest
 
-_SCENES, _SINGLES, _GROUPS = 0, 1, 2  # streams of seeds that never meet
+_SCENES, _SINGLES, _GROUPS, _SETS = 0, 1, 2, 3  # streams of seeds that never meet
 
 
 def open_scenes(address: str) -> Scenes:
@@ -29,6 +29,7 @@ class Scenes:
     """Scenes drawn on demand; ``scenes[i]`` depends on the world's options and i alone."""
 
     skills: tuple[str, ...] = SKILLS
+    set_kinds: tuple[str, ...] = SETS
 
     def __init__(self, world: World, address: str = "scenes:"):
         self.world = world
@@ -88,6 +89,17 @@ class Scenes:
             raise DiptychError(f"scenes: no skill '{skill}'{nearest(skill, SKILLS)}")
         which = SKILLS.index(skill)
         return [group(skill, self.world, self._seed(_GROUPS, which, i), f"{skill}/{i}") for i in range(n)]
+
+    def sets(self, kind: str, n: int) -> list[Group]:
+        """n sets of images that differ in one attribute, with a caption that is true of each alone."""
+        if kind not in SETS:
+            raise DiptychError(f"scenes: no sets of '{kind}'{nearest(kind, SETS)}")
+        which = SETS.index(kind)
+        return [attribute_set(kind, self.world, self._seed(_SETS, which, i), f"{kind}/{i}") for i in range(n)]
+
+    def options(self, sample: Sample, asked: dict[str, str]) -> tuple[list[str], list[str]]:
+        """The possible answers to one of the sample's questions, and a caption that says each."""
+        return language.options(Graph.from_dict(sample.extra["graph"]), self.world, asked)
 
     def concepts(self) -> list[str]:
         """Names of what this split shows; in ``heldout-concepts``, of what only it shows."""

@@ -9,9 +9,15 @@ from pydantic import TypeAdapter, ValidationError
 from diptych.errors import DiptychError, nearest
 from diptych.evaluation.tasks.base import NotApplicable, Task
 from diptych.evaluation.tasks.captions import Captions
+from diptych.evaluation.tasks.choices import Choices, Mme
 from diptych.evaluation.tasks.controlled import Controlled
 from diptych.evaluation.tasks.embedding import Embedding
+from diptych.evaluation.tasks.pairs import Pairs
+from diptych.evaluation.tasks.pope import Pope
 from diptych.evaluation.tasks.retrieval import LargeRetrieval, Retrieval
+from diptych.evaluation.tasks.spec import Spec
+from diptych.evaluation.tasks.vqa import Vqa
+from diptych.evaluation.tasks.winoground import Winoground
 from diptych.evaluation.tasks.zeroshot import ZeroShot
 
 TASKS: dict[str, type] = {
@@ -21,8 +27,16 @@ TASKS: dict[str, type] = {
     "controlled": Controlled,
     "captions": Captions,
     "embedding": Embedding,
+    "winoground": Winoground,
+    "pairs": Pairs,
+    "spec": Spec,
+    "vqa": Vqa,
+    "choices": Choices,
+    "mme": Mme,
+    "pope": Pope,
 }
-DEFAULT = tuple(TASKS)  # what every model is asked; the others test one thing more deeply
+# What every model is asked; the others test one thing more deeply.
+DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")
 
 
 def chosen(text: str | None) -> list[Task]:

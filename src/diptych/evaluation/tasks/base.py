@@ -15,7 +15,8 @@ from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import mean, mean_interval
 
 Progress = Callable[[str], None]  # told what is being done: a task's name, for a slow one "captions 32/64"
-CONTROLS = ("blind", "shuffled")
+CONTROLS = ("blind", "shuffled", "shortest", "longest")
+MOST_SLICES = 60
 
 
 class NotApplicable(Exception):  # noqa: N818 - an outcome, not a failure: the source does not offer what the task needs
@@ -110,7 +111,26 @@ def share(task: str, metric: str, records: Sequence[Record], *, chance: float | 
         controls={c: mean([r[c][metric] for r in rows]) for c in CONTROLS if all(metric in (r.get(c) or {}) for r in rows)},
         ties=sum(r.get("ties", {}).get(metric, 0) for r in rows),
         nans=sum(r.get("nans", 0) for r in rows),
+        by=next((r["by"] for r in rows if "by" in r), ""),
+        unparsed=(lost := sum(bool(r.get("unparsed")) for r in rows)),
+        band=(interval.value, mean([1.0 if r.get("unparsed") else r["correct"][metric] for r in rows])) if lost else None,
+        slices=slices_of(rows, metric),
     )
+
+
+def slices_of(records: Sequence[Record], metric: str) -> list[dict[str, Any]]:
+    """The same mean over every part that the records name under ``slices``, the largest first."""
+    parts: dict[str, list[Record]] = {}
+    for r in records:
+        for name, value in (r.get("slices") or {}).items():
+            parts.setdefault(f"{name}={value}", []).append(r)
+    found = []
+    for name, rows in sorted(parts.items(), key=lambda part: (-len(part[1]), part[0]))[:MOST_SLICES]:
+        clusters = [r["cluster"] for r in rows]
+        at = mean_interval([r["correct"][metric] for r in rows], clusters)
+        counted = {"n": len(rows), "clusters": len(set(clusters))}
+        found.append({"slice": name, "value": at.value, "low": at.low, "high": at.high, **counted})
+    return found if len(found) > 1 else []
 
 
 def shares(task: str, records: Sequence[Record]) -> list[Result]:

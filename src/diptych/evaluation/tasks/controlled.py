@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diptych.capabilities import Image, Model
+from diptych.capabilities import Model
 from diptych.data.source import Controlled as ControlledSource
 from diptych.data.source import Group, Source
 from diptych.evaluation.controls import blank, derangement
@@ -19,6 +19,7 @@ from diptych.evaluation.metrics import pairs
 from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import mean
 from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, not_finite, shares
+from diptych.evaluation.tasks.choosing import Asked
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Controlled:
         if not todo:
             return
         others = self.others(items)
-        asked = _Asked()
+        asked = Asked()
         plans = []
         for group in todo:
             other, texts = others.get(group.id), group.captions
@@ -108,28 +109,3 @@ def _ties(scores: np.ndarray) -> int:
     """How many rows were decided by sharing a tie."""
     credit = pairs.text_credit(scores)
     return int(((credit > 0) & (credit < 1)).sum())
-
-
-class _Asked:
-    """Images, texts and pairs gathered for one call; the same text is asked about the same grey image but once."""
-
-    def __init__(self) -> None:
-        self.images: list[Image] = []
-        self.texts: list[str] = []
-        self.pairs: list[tuple[int, int]] = []
-        self._image: dict[object, int] = {}
-        self._text: dict[str, int] = {}
-        self._pair: dict[tuple[int, int], int] = {}
-
-    def block(self, images: list[Image], captions: list[str], blind: bool = False) -> np.ndarray:
-        """Where the scores [k, k] of these images and captions will be found."""
-        rows = [self._add(self._image, image.shape if blind else id(image), self.images, image) for image in images]
-        columns = [self._add(self._text, caption, self.texts, caption) for caption in captions]
-        return np.array([[self._add(self._pair, (r, c), self.pairs, (r, c)) for c in columns] for r in rows])
-
-    @staticmethod
-    def _add(known: dict, key: object, values: list, value: object) -> int:
-        if key not in known:
-            known[key] = len(values)
-            values.append(value)
-        return known[key]

@@ -1,0 +1,257 @@
+"""What the tasks share that put a question about an image, however a model can answer: one base, three ways.
+
+| way | what the model does | what it needs |
+|---|---|---|
+| ``generate`` | writes an answer, which is parsed; what cannot be parsed earns nothing and widens the band | prompt, generate |
+| ``likelihood`` | the option of the highest log P(option given image and prompt) | prompt, loglikelihood; options |
+| ``score`` | the statement that fits the image best, one statement an option | score; statements |
+
+Blind: the same about a grey image. Shuffled: about another image. Constant: the one answer that would do best for all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from diptych.capabilities import Image, Model
+from diptych.data.source import Source
+from diptych.evaluation.controls import blank, derangement
+from diptych.evaluation.metrics import calibration, selective
+from diptych.evaluation.metrics.ranking import lowest_if_not_finite
+from diptych.evaluation.records import Record, Records, Result
+from diptych.evaluation.statistics import function_interval, mean, mean_interval, sums_interval
+from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, not_finite, shares
+from diptych.evaluation.tasks.published import Shown, pixels
+
+WAYS = ("generate", "likelihood", "score")
+LOOKS = ("correct", "blind", "shuffled")  # at the image, at a grey one, at another
+RISKS = (0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    cluster: str  # the image: questions about one image stand or fall together
+    image: Shown
+    text: str
+    answers: tuple[str, ...]  # those of the people asked, or the right one
+    options: tuple[str, ...] = ()  # what may be answered, where that is given
+    statements: tuple[str, ...] = ()  # the same as captions, for models that only score
+    slices: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asking:
+    name: str = "asking"
+    needs: tuple[str, ...] = ("prompt|score",)
+    file: str = ""  # the benchmark's own file; "": questions from the data
+    images: str = ""  # the directory of its pictures
+    n: int = 0  # so many questions; 0: all, of a built-in world 300
+    by: str = "auto"  # generate, likelihood or score
+    prompt: str = "{question} Answer the question using a single word or phrase."
+    max_tokens: int = 16
+    batch: int = 32
+    seed: int = 0
+
+    # --- what a task says ---
+
+    def items(self, source: Source) -> Items:
+        raise NotImplementedError
+
+    def parse(self, record: Record, text: str) -> str | None:
+        """The answer in a text; None if there is none. Never a guess."""
+        return text.strip() or None
+
+    def credit(self, record: Record, answer: str) -> float:
+        """What an answer earns, 0 to 1."""
+        return float(answer in record["answers"])
+
+    def asked(self, question: Question) -> str:
+        """The prompt."""
+        options = "\n".join(
+            f"{letter}. {option}" for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", question.options, strict=False)
+        )
+        return self.prompt.replace("{question}", question.text).replace("{options}", options)
+
+    def more(self, records: list[Record]) -> list[Result]:
+        """Results beyond accuracy and selective prediction."""
+        return []
+
+    # --- how it goes ---
+
+    def way(self, model: Model, items: Sequence[Question]) -> str:
+        """The setting, or the first way that model and items allow."""
+        closed, stated = all(q.options for q in items), all(q.statements for q in items)
+        lacks = {
+            "generate": {"prompt", "generate"} - model.capabilities,
+            "likelihood": {"prompt", "loglikelihood"} - model.capabilities or (set() if closed else {"options to choose from"}),
+            "score": {"score"} - model.capabilities or (set() if stated else {"statements to score"}),
+        }
+        if self.by not in ("auto", *WAYS):
+            raise NotApplicable(f"by={self.by}: valid are auto, {', '.join(WAYS)}")
+        for way in WAYS if self.by == "auto" else (self.by,):
+            if not lacks[way]:
+                return way
+        said = lacks["score" if self.by == "auto" else self.by]
+        raise NotApplicable(f"it cannot answer: no {' and no '.join(sorted(said))}, and it follows no prompts" if self.by == "auto" else
+                            f"it cannot answer by {self.by}: no {' and no '.join(sorted(said))}")  # fmt: skip
+
+    def run(self, model: Model, items: list[Question], records: Records, progress: Progress | None = None) -> None:
+        way = self.way(model, items)
+        shown = self._shuffled(items)
+        blind: dict[Any, Any] = {}
+        for start in range(0, len(items), self.batch):
+            rows = [i for i in range(start, min(start + self.batch, len(items))) if items[i].id not in records]
+            if not rows:
+                continue
+            asked = [items[i] for i in rows]
+            seen = [pixels(q.image, q.id) for q in asked]
+            found = {"correct": self._answers(model, way, seen, asked)}
+            found["blind"] = self._blind(model, way, seen, asked, blind)
+            if shown is not None:
+                others = [pixels(items[shown[i]].image, items[shown[i]].id) for i in rows]
+                found["shuffled"] = self._answers(model, way, others, asked)
+            records.add(self.judge(self._record(model, way, q, {k: v[i] for k, v in found.items()})) for i, q in enumerate(asked))
+            if progress:
+                progress(f"{self.name} {rows[-1] + 1}/{len(items)}")
+
+    def _shuffled(self, items: Sequence[Question]) -> np.ndarray | None:
+        """For each question, one about another image."""
+        _, labels = np.unique([q.cluster for q in items], return_inverse=True)
+        return derangement(len(items), labels, self.seed)
+
+    def _answers(self, model: Model, way: str, seen: list[Image], asked: Sequence[Question]) -> list[Any]:
+        """A text each, or a score for each option of each."""
+        if way == "generate":
+            return list(model.generate(seen, [self.asked(q) for q in asked], self.max_tokens))
+        texts = [(i, text) for i, q in enumerate(asked) for text in (q.options if way == "likelihood" else q.statements)]
+        if way == "likelihood":
+            values = model.loglikelihood(
+                [seen[i] for i, _ in texts], [t for _, t in texts], [self.asked(asked[i]) for i, _ in texts]
+            )
+        else:
+            once = list(dict.fromkeys(text for _, text in texts))
+            place = {text: j for j, text in enumerate(once)}
+            values = model.score(seen, once, np.array([(i, place[text]) for i, text in texts]))
+        owner = np.array([i for i, _ in texts])
+        return [np.asarray(values)[owner == i] for i in range(len(asked))]
+
+    def _blind(self, model: Model, way: str, seen: list[Image], asked: Sequence[Question], known: dict[Any, Any]) -> list[Any]:
+        """Of a grey image of the same size; the same question about the same grey is put but once."""
+        keys = [(image.shape, self.asked(q), q.statements) for image, q in zip(seen, asked, strict=True)]
+        fresh = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
+        if fresh:
+            said = self._answers(model, way, [blank(seen[i]) for i in fresh.values()], [asked[i] for i in fresh.values()])
+            known.update(zip(fresh, said, strict=True))
+        return [known[key] for key in keys]
+
+    def _record(self, model: Model, way: str, question: Question, found: dict[str, Any]) -> Record:
+        kept: Record = {
+            "item": question.id,
+            "cluster": question.cluster,
+            "slices": question.slices,
+            "question": question.text,
+            "answers": list(question.answers),
+            "options": list(question.options),
+            "by": way,
+        }
+        if way == "score":
+            kept["statements"] = list(question.statements)
+        else:
+            kept["prompt"] = self.asked(question)
+        what = "said" if way == "generate" else "scores"
+        kept[what] = {look: value for look, value in found.items()}
+        kept["probabilities"] = way == "likelihood" or (way == "score" and "loglikelihood" in model.capabilities)
+        return kept
+
+    # --- from records alone ---
+
+    def judge(self, record: Record) -> Record:
+        """The record with credits, from what the model said or scored."""
+        record = dict(record)
+        parsed = {look: self._parsed(record, look) for look in LOOKS if look in record.get("said", record.get("scores", {}))}
+        for look, answers in parsed.items():
+            record[look] = {"accuracy": mean([self.credit(record, a) for a in answers]) if answers else 0.0}
+        own = parsed["correct"]
+        record["parsed"] = own[0] if len(own) == 1 else None
+        record["tied"] = own if len(own) > 1 else []
+        record["unparsed"] = not own
+        record["ties"] = {"accuracy": int(len(own) > 1)}
+        if record["options"]:
+            record["chance"] = {"accuracy": mean([self.credit(record, option) for option in record["options"]])}
+        if "scores" in record:
+            record["nans"] = not_finite(_numbers(record["scores"]["correct"]))
+            record["confidence"] = _margin(_numbers(record["scores"]["correct"]), record["probabilities"])
+        return record
+
+    def _parsed(self, record: Record, look: str) -> list[str]:
+        """The answer; several if they tie; none if it could not be parsed."""
+        if "said" in record:
+            answer = self.parse(record, record["said"][look])
+            return [] if answer is None else [answer]
+        scores = lowest_if_not_finite(_numbers(record["scores"][look]))
+        return [record["options"][i] for i in np.flatnonzero(scores == scores.max())]
+
+    def summarise(self, records: list[Record]) -> list[Result]:
+        records = sorted((self.judge(r) for r in records), key=lambda r: str(r["item"]))
+        found = [self._with_constant(r, records) for r in shares(self.name, records)]
+        return [*found, *self.more(records), *self.selective(records)]
+
+    def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
+        return {"accuracy": {r["item"]: r["correct"]["accuracy"] for r in map(self.judge, records)}}
+
+    def _with_constant(self, result: Result, records: list[Record]) -> Result:
+        if result.metric != "accuracy":
+            return result
+        return replace(result, controls={**result.controls, "constant": self.constant(records)})
+
+    def constant(self, records: list[Record]) -> float:
+        """What the best single answer to everything would get."""
+        common = Counter(a for r in records for a in set(r["answers"]))
+        return max((mean([self.credit(r, answer) for r in records]) for answer, _ in common.most_common(20)), default=0.0)
+
+    def selective(self, records: list[Record]) -> list[Result]:
+        """Answering only when sure, and whether a probability means what it says; only where there are scores."""
+        if not records or any(r.get("confidence") is None for r in records):
+            return []
+        confidence = np.array([r["confidence"] for r in records])
+        credit = np.array([r["correct"]["accuracy"] for r in records])
+        clusters = [r["cluster"] for r in records]
+        common: dict[str, Any] = {"n": len(records), "clusters": len(set(clusters)), "by": records[0]["by"]}
+        area = function_interval(lambda i: selective.area_under_risk(confidence[i], credit[i]), clusters, share=True, resamples=500)
+        error = 1 - mean(credit)  # what an uninformative confidence gets
+        found = [
+            Result(self.name, "risk_coverage_area", area.value, area.low, area.high, chance=error, higher_is_better=False, **common)
+        ]
+        for risk in RISKS:
+            cover = function_interval(
+                lambda i, risk=risk: selective.coverage_at_risk(confidence[i], credit[i], risk), clusters, share=True, resamples=500
+            )  # type: ignore[misc]
+            found.append(Result(self.name, f"coverage@{risk:.0%}_risk", cover.value, cover.low, cover.high, **common))
+        if all(r["probabilities"] for r in records):
+            ece = sums_interval(calibration.bin_sums(confidence, credit), calibration.ece_of_sums, clusters, share=True)
+            brier = mean_interval(calibration.brier_items(confidence, credit), clusters)
+            for name, interval in (("ece", ece), ("brier", brier)):
+                found.append(Result(self.name, name, interval.value, interval.low, interval.high, higher_is_better=False, **common))
+        return found
+
+
+def _numbers(scores: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if s is None else s for s in scores], dtype=np.float64)
+
+
+def _margin(scores: np.ndarray, probabilities: bool) -> float:
+    """How sure: the best option's share of the probability, or how far it stands above the next one."""
+    scores = lowest_if_not_finite(scores)
+    if not np.isfinite(scores).any():
+        return 0.0
+    if probabilities:
+        share = np.exp(scores - scores.max())
+        return float(share.max() / share.sum())
+    last, best = np.sort(scores)[-2:] if len(scores) > 1 else (scores[0], scores[0])
+    return float(min(best - last, 1e30))

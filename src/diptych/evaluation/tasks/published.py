@@ -1,0 +1,187 @@
+"""Benchmarks' own files: rows of JSON, JSON lines, tables and Parquet, each with its place for error messages, and pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from diptych.capabilities import Image
+from diptych.data.image import SUFFIXES, decode
+from diptych.data.source import BrokenItem, Problem
+from diptych.data.sources import files
+from diptych.errors import DiptychError, nearest
+
+Shown = Image | str | bytes  # pixels, the path of a file, or the file's bytes
+
+
+def pixels(shown: Shown, item: str) -> Image:
+    """The picture. DiptychError names the item and what is wrong with it."""
+    if isinstance(shown, np.ndarray):
+        return shown
+    try:
+        return decode(files.read(shown) if isinstance(shown, str) else shown, item)
+    except (BrokenItem, OSError) as error:
+        raise DiptychError(f"{shown if isinstance(shown, str) else 'picture'} of item {error}") from error
+
+
+class Row(dict[str, Any]):
+    """One row of a file, which knows where it stands."""
+
+    where: str
+
+    def need(self, *names: str, kind: type | tuple[type, ...] = object) -> Any:
+        """The first of the fields that is there; DiptychError with file, line and field if none is or it is of another kind."""
+        for name in names:
+            if self.get(name) is not None:
+                value = self[name]
+                if not isinstance(value, kind):
+                    kinds = kind if isinstance(kind, tuple) else (kind,)
+                    expected = " or ".join(k.__name__ for k in kinds)
+                    raise DiptychError(f"{self.where}: field '{name}': expected {expected}, found {type(value).__name__}")
+                return value
+        raise DiptychError(
+            f"{self.where}: no field '{' or '.join(names)}'{nearest(names[0], self)}; it has {', '.join(self) or 'none'}"
+        )
+
+    def text(self, *names: str) -> str:
+        value = self.need(*names, kind=(str, int, float))
+        return str(value).strip()
+
+
+def rows(path: str, inside: str = "") -> list[Row]:
+    """Rows of a .json (a list, an object of objects, which get their key as ``id``, or the list ``inside``), .jsonl, .csv, .tsv
+    or .parquet file. POPE's .json files hold JSON lines: those are understood too."""
+    from diptych.data.sources.table import read_csv
+
+    ending = path.rsplit(".", 1)[-1].lower()
+    if ending == "parquet":
+        return list(_parquet(path))
+    if ending in ("csv", "tsv"):
+        problems: list[Problem] = []
+        _, found = read_csv(path, problems)
+        if problems:
+            raise DiptychError(f"{problems[0].item}: {problems[0].reason}")
+        return [_row(fields, f"{path}, line {line}") for line, fields in found]
+    text = files.read_text(path)
+    if ending in ("jsonl", "ndjson") or (ending == "json" and _is_lines(text)):
+        return list(_lines(text, path))
+    return list(_objects(_json(text, path), path, inside))
+
+
+def _json(text: str, path: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DiptychError(f"{path}: broken JSON: {error}") from error
+
+
+def content(path: str) -> Any:
+    """A whole .json file."""
+    return _json(files.read_text(path), path)
+
+
+def _is_lines(text: str) -> bool:
+    first, _, rest = text.lstrip().partition("\n")
+    return first.startswith("{") and first.rstrip().endswith("}") and rest.lstrip().startswith("{")
+
+
+def _lines(text: str, path: str) -> Iterator[Row]:
+    from diptych.data.sources.table import json_object
+
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _row(json_object(line, f"{path}, line {number}"), f"{path}, line {number}")
+
+
+def _objects(value: Any, path: str, inside: str) -> Iterator[Row]:
+    if inside and isinstance(value, dict) and inside in value:
+        value = value[inside]
+    if isinstance(value, dict):
+        value = [{"id": key, **one} if isinstance(one, dict) else one for key, one in value.items()]
+    if not isinstance(value, list):
+        raise DiptychError(f"{path}: expected a list{f' or the list {inside!r}' if inside else ''}, found {type(value).__name__}")
+    for number, one in enumerate(value):
+        if not isinstance(one, dict):
+            raise DiptychError(f"{path}, entry {number}: expected an object, found {type(one).__name__}")
+        yield _row(one, f"{path}, entry {number}")
+
+
+def _parquet(path: str) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    try:
+        with files.open_file(path) as file:
+            table = pq.read_table(file)
+    except (ValueError, OSError) as error:
+        raise DiptychError(f"{path}: not a Parquet file: {error}") from error
+    for number, fields in enumerate(table.to_pylist()):
+        yield _row(fields, f"{path}, row {number}")
+
+
+def _row(fields: dict[str, Any], where: str) -> Row:
+    row = Row(fields)
+    row.where = where
+    return row
+
+
+def embedded(value: Any, where: str) -> bytes:
+    """Bytes of a picture in a cell: as such, as ``{"bytes": …}``, or in base64."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        return value
+    try:
+        return base64.b64decode(str(value).partition("base64,")[2] or str(value), validate=True)
+    except ValueError:
+        raise DiptychError(f"{where}: field 'image': expected a picture in base64") from None
+
+
+class Pictures:
+    """Finds the files of pictures by the names in a benchmark: under ``directory``, else beside the benchmark's file."""
+
+    def __init__(self, directory: str, file: str):
+        self.places = [directory] if directory else [files.parent(file), files.join(files.parent(file), "images")]
+        self.file = file
+
+    def path(self, name: str, where: str = "") -> str:
+        for place in self.places:
+            for ending in ("", *SUFFIXES) if "." not in name[-5:] else ("",):
+                if files.exists(path := files.join(place, f"{name}{ending}")):
+                    return path
+        raise DiptychError(
+            f"{where or self.file}: there is no picture '{name}' in {' or '.join(self.places)}; say where: &images=DIRECTORY"
+        )
+
+
+def limited(found: Iterable[Any], n: int) -> list[Any]:
+    """The first n; all if n is 0."""
+    kept = []
+    for one in found:
+        if n and len(kept) == n:
+            break
+        kept.append(one)
+    return kept
+
+
+def unique(ids: Iterable[str], path: str, what: str = "item") -> None:
+    """DiptychError if one occurs twice: records are kept by it."""
+    seen: set[str] = set()
+    for one in ids:
+        if one in seen:
+            raise DiptychError(f"{path}: {what} '{one}' occurs twice")
+        seen.add(one)
+
+
+def by_id(found: Iterable[Row], key: str, path: str) -> dict[str, Row]:
+    """Rows by a field that tells them apart."""
+    table: dict[str, Row] = {}
+    for row in found:
+        name = row.text(key)
+        if name in table:
+            raise DiptychError(f"{row.where}: field '{key}': {name} occurs twice")
+        table[name] = row
+    return table
