@@ -15,14 +15,14 @@ from diptych.errors import DiptychError
 from diptych.evaluation.controls import blank, derangement
 from diptych.evaluation.records import Records, plain, read_jsonl
 from diptych.evaluation.run import Summary, compare_runs, evaluate, save_items
-from diptych.evaluation.tasks import TASKS, Task
+from diptych.evaluation.tasks import DEFAULT, TASKS, Task
 from diptych.evaluation.tasks.captions import Captions
 from diptych.evaluation.tasks.controlled import Controlled
 from diptych.evaluation.tasks.retrieval import LargeRetrieval, Retrieval
 from diptych.evaluation.tasks.zeroshot import prompt
 from evaluation_fixture import Plain, World, constant, oracle, phrase, text_only, truth
 
-SMALL = set(TASKS) - {"retrieval-1000"}  # what a source of 24 items can be asked
+SMALL = set(DEFAULT) - {"retrieval-1000"}  # what a source of 24 items can be asked
 RIGHT = {"matched_cosine", "modality_gap", "separability", "cider"}  # 1.0 is not what these aim at
 
 
@@ -151,7 +151,7 @@ def test_scores_that_are_not_numbers_lose_and_are_counted(tmp_path: Path) -> Non
 def test_what_cannot_be_asked_is_skipped_with_the_reason() -> None:
     blind = FunctionModel("blind", score=constant().score)
     found = {s["task"]: s["reason"] for s in evaluate(blind, Plain()).skipped}
-    assert set(found) == set(TASKS) - {"retrieval"}
+    assert set(found) == set(DEFAULT) - {"retrieval"}
     assert found["captions"] == "the model has no generate"
     assert found["controlled"] == "the source has no controlled groups"
     assert "needs two usable items" in evaluate(oracle(), Plain(size=1), ["retrieval"]).skipped[0]["reason"]
@@ -168,7 +168,7 @@ def test_files_are_as_documented(tmp_path: Path) -> None:
     evaluate(oracle(), World(), out=tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == {"model", "data", "data_fingerprint", "seconds", "results", "skipped"}
-    fields = "task metric value low high n clusters chance higher_is_better controls ties nans seconds"
+    fields = "task metric value low high n clusters chance higher_is_better controls ties nans seconds by unparsed band slices"
     assert all(set(r) == set(fields.split()) for r in summary["results"])
     embeddings = np.load(tmp_path / "embeddings.npz")
     assert embeddings["image"].shape == embeddings["text"].shape == (24, 256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Result:
     clusters: int
     chance: float | None = None
     higher_is_better: bool = True
-    controls: dict[str, float | None] = field(default_factory=dict)
+    controls: Mapping[str, float | None] = field(default_factory=dict)
     ties: int = 0
     nans: int = 0
     seconds: float = 0.0

@@ -187,23 +187,23 @@ def options(graph: Graph, world: World, asked: dict[str, str], most: int = 4) ->
         where = next(p for pair in _PHRASES.values() for p in pair if f" {p} the " in said)
         back = next(b if where == a else a for a, b in _PHRASES.values() if where in (a, b))
         a, b = said.split(f" {where} the ")
-        count = {nouns[noun].name: next(t for t in graph.things if t.concept == nouns[noun].name) for noun in (a, b)}
-        a, b = (phrase(Things(count[nouns[noun].name].count, nouns[noun].name)) for noun in (a, b))
+        things = {t.concept: t.count for t in graph.things}
+        a, b = (phrase(Things(things[c], c)) for c in (nouns[a].name, nouns[b].name))
         return _shuffled(random, [("yes", f"{a} {where} {b}"), ("no", f"{a} {back} {b}")])
     if kind == "colour":
-        thing = next(
+        tinted = next(
             t
             for t in graph.things
             if question.endswith((f" the {by_name()[t.concept].name}", f" the {by_name()[t.concept].plural}"))
         )
         others = random.sample([c for c in world.palette if c != answer], min(most, len(world.palette)) - 1)
-        return _shuffled(random, [(c, phrase(Things(thing.count, thing.concept, c))) for c in [answer, *others]])
+        return _shuffled(random, [(c, phrase(Things(tinted.count, tinted.concept, c))) for c in [answer, *others]])
     place = question.removeprefix("what is ")
     right = next(t for t in graph.things if t.concept == nouns[answer].name)
     known = {t.concept for t in graph.things}
     others = random.sample([c for c in world.names if c not in known], min(most - 1, len(world.names) - len(known)))
-    things = [right._replace(concept=c, colour="", size="") for c in [right.concept, *others]]
-    return _shuffled(random, [(_noun(t), f"{phrase(t)} {place}") for t in things])
+    shown = [right._replace(concept=c, colour="", size="") for c in [right.concept, *others]]
+    return _shuffled(random, [(_noun(t), f"{phrase(t)} {place}") for t in shown])
 
 
 def _noun(things: Things) -> str:

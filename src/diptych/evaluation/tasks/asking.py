@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,8 @@ class Asking:
     def judge(self, record: Record) -> Record:
         """The record with credits, from what the model said or scored."""
         record = dict(record)
-        parsed = {look: self._parsed(record, look) for look in LOOKS if look in record.get("said", record.get("scores", {}))}
+        told = record["said"] if "said" in record else record["scores"]
+        parsed = {look: self._parsed(record, look) for look in LOOKS if look in told}
         for look, answers in parsed.items():
             record[look] = {"accuracy": mean([self.credit(record, a) for a in answers]) if answers else 0.0}
         own = parsed["correct"]
@@ -229,9 +231,8 @@ class Asking:
             Result(self.name, "risk_coverage_area", area.value, area.low, area.high, chance=error, higher_is_better=False, **common)
         ]
         for risk in RISKS:
-            cover = function_interval(
-                lambda i, risk=risk: selective.coverage_at_risk(confidence[i], credit[i], risk), clusters, share=True, resamples=500
-            )  # type: ignore[misc]
+            at_risk = partial(_coverage, confidence, credit, risk)
+            cover = function_interval(at_risk, clusters, share=True, resamples=500)
             found.append(Result(self.name, f"coverage@{risk:.0%}_risk", cover.value, cover.low, cover.high, **common))
         if all(r["probabilities"] for r in records):
             ece = sums_interval(calibration.bin_sums(confidence, credit), calibration.ece_of_sums, clusters, share=True)
@@ -239,6 +240,10 @@ class Asking:
             for name, interval in (("ece", ece), ("brier", brier)):
                 found.append(Result(self.name, name, interval.value, interval.low, interval.high, higher_is_better=False, **common))
         return found
+
+
+def _coverage(confidence: np.ndarray, credit: np.ndarray, risk: float, index: np.ndarray) -> float:
+    return selective.coverage_at_risk(confidence[index], credit[index], risk)
 
 
 def _numbers(scores: Sequence[float | None]) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,9 +106,7 @@ class Pope(Asking):
         always = pope_of_counts(pope_counts([True] * len(records), rights).sum(0))
         found = [base]
         for metric in METRICS[1:]:
-            interval = sums_interval(
-                counts["correct"], lambda sums, metric=metric: pope_of_counts(sums)[metric], clusters, share=True
-            )  # type: ignore[misc]
+            interval = sums_interval(counts["correct"], partial(_pope, metric), clusters, share=True)
             controls = {look: float(pope_of_counts(counts[look].sum(0))[metric]) for look in looks[1:]}
             low, high = interval.low, interval.high
             found.append(
@@ -118,7 +117,7 @@ class Pope(Asking):
 
     def _counts(self, record: Record, look: str) -> np.ndarray:
         """A row of ``pope_counts``; a tie is half a yes and half a no."""
-        answers = self._parsed(record, look) or [None]
+        answers: list[str | None] = [*self._parsed(record, look)] or [None]
         right = record["answers"][0] == "yes"
         return np.mean([pope_counts([None if a is None else a == "yes"], [right])[0] for a in answers], axis=0)
 
@@ -134,6 +133,10 @@ class Pope(Asking):
         return [
             Result(self.name, "auc", at.value, at.low, at.high, len(own), clusters, 0.5, controls=controls, by=records[0]["by"])
         ]
+
+
+def _pope(metric: str, sums: np.ndarray) -> np.ndarray:
+    return pope_of_counts(sums)[metric]
 
 
 def _stated(thing: str) -> tuple[str, str]:

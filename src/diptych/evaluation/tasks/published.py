@@ -159,7 +159,7 @@ class Pictures:
 
 def limited(found: Iterable[Any], n: int) -> list[Any]:
     """The first n; all if n is 0."""
-    kept = []
+    kept: list[Any] = []
     for one in found:
         if n and len(kept) == n:
             break

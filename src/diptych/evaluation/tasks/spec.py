@@ -34,7 +34,7 @@ class Spec(Choosing):
         if not hasattr(source, "sets"):
             raise NotApplicable("the source has no sets of images that differ in one attribute; give ?file=image2text.json")
         blocks = []
-        for kind in source.set_kinds:
+        for kind in source.set_kinds:  # type: ignore[attr-defined]
             for group in source.sets(kind, self.n or 50):
                 order = list(range(len(group.images)))
                 random.Random(f"{self.seed} {group.id}").shuffle(order)  # options in random order

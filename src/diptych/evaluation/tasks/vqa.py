@@ -43,7 +43,7 @@ class Vqa(Asking):
         found = limited((self._question(row, pictures, answers) for row in rows(self.file, "questions")), self.n)
         if not self.candidates:
             return found
-        common = Counter(normalise_answer(a) for q in found for a in set(q.answers))
+        common = Counter(Counter(map(normalise_answer, q.answers)).most_common(1)[0][0] for q in found)
         options = tuple(sorted(answer for answer, _ in common.most_common(self.candidates)))
         return [replace(q, options=options, statements=self._statements(q.text, options)) for q in found]
 

@@ -14,7 +14,7 @@ from diptych.data.source import Controlled, Source
 from diptych.evaluation.metrics import pairs
 from diptych.evaluation.tasks.base import Items, NotApplicable
 from diptych.evaluation.tasks.choosing import Block, Choosing
-from diptych.evaluation.tasks.published import Pictures, Row, embedded, limited, rows, unique
+from diptych.evaluation.tasks.published import Pictures, Row, Shown, embedded, limited, rows, unique
 
 EYE = np.eye(2, dtype=bool)
 
@@ -40,7 +40,7 @@ class Winoground(Choosing):
         return Items(blocks)
 
     def _row(self, row: Row, pictures: Pictures) -> Block:
-        shown = []
+        shown: list[Shown] = []
         for field in ("image_0", "image_1"):
             value = row.need(field)
             shown.append(pictures.path(value, row.where) if isinstance(value, str) else embedded(value, row.where))
