@@ -273,7 +273,7 @@ def test_records_stand_for_the_model(tmp_path: Path, pope_file: str) -> None:
     again = recompute(tmp_path / "out")
     assert [plain(r) for r in again.results] == [plain(r) for r in found.results]
     record = read_jsonl(tmp_path / "out/records/pope.jsonl")[0]
-    assert record["said"]["correct"] == "yes" and record["prompt"].startswith("Is there a snowboard") and record["parsed"] == "yes"
+    assert record["answer"] == "yes" and record["prompt"].startswith("Is there a snowboard") and record["parsed"] == "yes"
     with pytest.raises(DiptychError, match=r"no state.json"):
         recompute(tmp_path)
 

@@ -31,6 +31,7 @@ from diptych.evaluation.tasks.published import Shown, pixels
 
 WAYS = ("generate", "likelihood", "score")
 LOOKS = ("correct", "blind", "shuffled")  # at the image, at a grey one, at another
+PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answer" and "scores" in a record
 RISKS = (0.05, 0.1, 0.2)
 
 
@@ -165,9 +166,12 @@ class Asking:
             kept["statements"] = list(question.statements)
         else:
             kept["prompt"] = self.asked(question)
-        what = "said" if way == "generate" else "scores"
-        kept[what] = {look: value for look, value in found.items()}
-        kept["probabilities"] = way == "likelihood" or (way == "score" and "loglikelihood" in model.capabilities)
+        if isinstance(question.image, str):
+            kept["image"] = question.image
+        what = "answer" if way == "generate" else "scores"
+        kept |= {f"{PREFIX[look]}{what}": value for look, value in found.items()}
+        if what == "scores":  # whether they are log-probabilities, which can be calibrated
+            kept["likelihoods"] = way == "likelihood" or "loglikelihood" in model.capabilities
         return kept
 
     # --- from records alone ---
@@ -175,28 +179,28 @@ class Asking:
     def judge(self, record: Record) -> Record:
         """The record with credits, from what the model said or scored."""
         record = dict(record)
-        told = record["said"] if "said" in record else record["scores"]
-        parsed = {look: self._parsed(record, look) for look in LOOKS if look in told}
+        what = "answer" if "answer" in record else "scores"
+        parsed = {look: self._parsed(record, look) for look in LOOKS if f"{PREFIX[look]}{what}" in record}
         for look, answers in parsed.items():
             record[look] = {"accuracy": mean([self.credit(record, a) for a in answers]) if answers else 0.0}
         own = parsed["correct"]
-        record["parsed"] = own[0] if len(own) == 1 else None
-        record["tied"] = own if len(own) > 1 else []
+        record["parsed"] = " or ".join(own) or None  # several: they tie
         record["unparsed"] = not own
         record["ties"] = {"accuracy": int(len(own) > 1)}
         if record["options"]:
             record["chance"] = {"accuracy": mean([self.credit(record, option) for option in record["options"]])}
         if "scores" in record:
-            record["nans"] = not_finite(_numbers(record["scores"]["correct"]))
-            record["confidence"] = _margin(_numbers(record["scores"]["correct"]), record["probabilities"])
+            scores = _numbers(record["scores"])
+            record["nans"] = not_finite(scores)
+            record["confidence" if record["likelihoods"] else "margin"] = _sureness(scores, record["likelihoods"])
         return record
 
     def _parsed(self, record: Record, look: str) -> list[str]:
         """The answer; several if they tie; none if it could not be parsed."""
-        if "said" in record:
-            answer = self.parse(record, record["said"][look])
+        if "answer" in record:
+            answer = self.parse(record, record[f"{PREFIX[look]}answer"])
             return [] if answer is None else [answer]
-        scores = lowest_if_not_finite(_numbers(record["scores"][look]))
+        scores = lowest_if_not_finite(_numbers(record[f"{PREFIX[look]}scores"]))
         return [record["options"][i] for i in np.flatnonzero(scores == scores.max())]
 
     def summarise(self, records: list[Record]) -> list[Result]:
@@ -219,9 +223,10 @@ class Asking:
 
     def selective(self, records: list[Record]) -> list[Result]:
         """Answering only when sure, and whether a probability means what it says; only where there are scores."""
-        if not records or any(r.get("confidence") is None for r in records):
+        sure = [r.get("confidence", r.get("margin")) for r in records]
+        if not records or any(s is None for s in sure):
             return []
-        confidence = np.array([r["confidence"] for r in records])
+        confidence = np.array(sure)
         credit = np.array([r["correct"]["accuracy"] for r in records])
         clusters = [r["cluster"] for r in records]
         common: dict[str, Any] = {"n": len(records), "clusters": len(set(clusters)), "by": records[0]["by"]}
@@ -234,7 +239,7 @@ class Asking:
             at_risk = partial(_coverage, confidence, credit, risk)
             cover = function_interval(at_risk, clusters, share=True, resamples=500)
             found.append(Result(self.name, f"coverage@{risk:.0%}_risk", cover.value, cover.low, cover.high, **common))
-        if all(r["probabilities"] for r in records):
+        if all(r["likelihoods"] for r in records):
             ece = sums_interval(calibration.bin_sums(confidence, credit), calibration.ece_of_sums, clusters, share=True)
             brier = mean_interval(calibration.brier_items(confidence, credit), clusters)
             for name, interval in (("ece", ece), ("brier", brier)):
@@ -250,12 +255,12 @@ def _numbers(scores: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if s is None else s for s in scores], dtype=np.float64)
 
 
-def _margin(scores: np.ndarray, probabilities: bool) -> float:
+def _sureness(scores: np.ndarray, likelihoods: bool) -> float:
     """How sure: the best option's share of the probability, or how far it stands above the next one."""
     scores = lowest_if_not_finite(scores)
     if not np.isfinite(scores).any():
         return 0.0
-    if probabilities:
+    if likelihoods:
         share = np.exp(scores - scores.max())
         return float(share.max() / share.sum())
     last, best = np.sort(scores)[-2:] if len(scores) > 1 else (scores[0], scores[0])

@@ -20,7 +20,7 @@ from diptych.data.source import Source
 from diptych.evaluation.metrics.pope import METRICS, parse_yes_no, pope_counts, pope_of_counts
 from diptych.evaluation.records import Record, Result
 from diptych.evaluation.statistics import mean, mean_interval, sums_interval
-from diptych.evaluation.tasks.asking import LOOKS, Asking, Question
+from diptych.evaluation.tasks.asking import LOOKS, PREFIX, Asking, Question
 from diptych.evaluation.tasks.base import Items, NotApplicable
 from diptych.evaluation.tasks.labels import frequencies, labelled
 from diptych.evaluation.tasks.published import Pictures, Row, limited, rows
@@ -124,7 +124,7 @@ class Pope(Asking):
     def auc(self, records: list[Record]) -> list[Result]:
         if not records or any("scores" not in r for r in records):
             return []
-        looks = [look for look in LOOKS if all(look in r["scores"] for r in records)]
+        looks = [look for look in LOOKS if all(f"{PREFIX[look]}scores" in r for r in records)]
         values = {look: _auc(records, look) for look in looks}
         own = values["correct"]
         at = mean_interval(list(own.values()), [cluster for cluster, _ in own])
@@ -147,7 +147,7 @@ def _auc(records: list[Record], look: str) -> dict[tuple[str, str], float]:
     """Per image and kind, the share of (present, absent) pairs in the right order; ties half."""
     margins: dict[tuple[str, str], dict[str, list[float]]] = {}
     for r in records:
-        scores = [np.nan if s is None else s for s in r["scores"][look]]
+        scores = [np.nan if s is None else s for s in r[f"{PREFIX[look]}scores"]]
         yes = r["options"].index("yes")
         key = (r["cluster"], (r.get("slices") or {}).get("absent", ""))
         margins.setdefault(key, {"yes": [], "no": []})[r["answers"][0]].append(scores[yes] - scores[1 - yes])
