@@ -21,12 +21,13 @@ FUNCTION_WORDS = frozenset(_OTHERS.split()) | _NUMBERS | _ARTICLES | _SYMMETRIC
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
-def swap_words(caption: str, rng: random.Random) -> str | None:
+def swap_words(caption: str, rng: random.Random, only: str = "") -> str | None:
     """``caption`` with two content words swapped, so that it most likely says something else; ``None`` if none can be.
 
     Words directly before another content word ("red cube") mostly are modifiers; the others are heads, or verbs in
     -ing. A modifier goes with a modifier, a head with a head; any two only where no such pair will do. Never the same
     text in other letters, nor "a dog and a cat" for "a cat and a dog", nor "burly big" for "big burly".
+    only: "modifier" or "head" for two of that kind and no others.
     """
     words = [m for m in _WORD.finditer(caption) if m[0].lower() not in FUNCTION_WORDS]
     kinds = []
@@ -34,12 +35,14 @@ def swap_words(caption: str, rng: random.Random) -> str | None:
         modifies = i + 1 < len(words) and caption[word.end() : words[i + 1].start()].isspace()
         kinds.append("verb" if word[0].endswith("ing") else "modifier" if modifies else "head")
     pairs = [(i, j) for i in range(len(words)) for j in range(i + 1, len(words))]
+    if only:
+        pairs = [(i, j) for i, j in pairs if kinds[i] == kinds[j] == only]
     rng.shuffle(pairs)
     pairs.sort(key=lambda pair: kinds[pair[0]] != kinds[pair[1]] or kinds[pair[0]] == "verb")
-    meaning = _meaning(caption)
+    before = meaning(caption)
     for i, j in pairs:
         swapped = _swap(caption, words[i], words[j])
-        if _meaning(swapped) != meaning:
+        if meaning(swapped) != before:
             return swapped
     return None
 
@@ -57,7 +60,7 @@ def _cased(word: str, place: str) -> str:
     return (word[0].upper() if capital else word[0].lower()) + word[1:]
 
 
-def _meaning(caption: str) -> list:
+def meaning(caption: str) -> list:
     """Words in order, except where order says nothing: among modifiers, and on either side of "and" or "next to"."""
     phrases: list[list[str]] = [[]]  # content words, their head last; function words and marks stand between them
     between: list[str] = [""]  # what stands before each phrase

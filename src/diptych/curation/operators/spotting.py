@@ -1,0 +1,146 @@
+"""Letters in pictures: where they are, what they say, and how well a caption fits once they are gone (T-MARS).
+
+A picture that shows its caption in letters teaches reading, not seeing (Maini et al. 2023, arXiv:2307.03132).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from diptych.curation.operators.base import Columns, Operator, arrays
+from diptych.curation.operators.models import stamp
+from diptych.curation.operators.similarity import score
+from diptych.errors import DiptychError
+
+BOXES = pa.list_(pa.list_(pa.int32()))  # x0, y0, x1, y1 each, pixels
+_LONGEST = 960  # pixels: larger pictures are read at this length
+_LETTERS = 2  # that a line must have to count as text
+_SURROUND = 0.35  # of a box's height: how far its surround reaches
+
+
+@cache
+def _reader() -> Any:
+    try:
+        from rapidocr import RapidOCR
+    except ModuleNotFoundError as error:
+        raise DiptychError("finding text in pictures needs rapidocr and onnxruntime: pip install 'diptych[ocr]'") from error
+    return RapidOCR(
+        params={
+            "Global.log_level": "error",
+            "EngineConfig.onnxruntime.intra_op_num_threads": 1,  # workers are the parallelism
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            "Det.limit_type": "max",
+            "Det.limit_side_len": _LONGEST,
+        }
+    )
+
+
+def spot(picture: np.ndarray, read: bool = True) -> tuple[list[list[int]], str]:
+    """Boxes of lines of text, and what they say from top to bottom."""
+    found = _reader()(np.ascontiguousarray(picture[..., ::-1]), use_det=True, use_rec=read, use_cls=False)
+    if found.boxes is None or not len(found.boxes):
+        return [], ""
+    height, width = picture.shape[:2]
+    said = list(found.txts or ()) if read else []
+    quads = np.asarray(found.boxes)
+    if read:  # the detector also boxes outlines of drawings, of which the reader makes a letter or a line
+        letters = [i for i, text in enumerate(said) if sum(c.isalnum() for c in text) >= _LETTERS]
+        quads, said = quads[letters], [said[i] for i in letters]
+    boxes = []
+    for quad in quads:
+        (x0, y0), (x1, y1) = np.floor(quad.min(0)), np.ceil(quad.max(0))
+        boxes.append([max(0, int(x0)), max(0, int(y0)), min(width, int(x1)), min(height, int(y1))])
+    return boxes, " ".join(said)
+
+
+def covered(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.ndarray:
+    """Pixels under any of the boxes, bool [height, width]."""
+    mask = np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def overlap(caption: str, said: str) -> float:
+    """Share of the caption's words that the picture spells; case, marks and what the reader ran together do not matter."""
+    words = re.findall(r"\w+", caption.casefold())
+    letters = re.sub(r"\W+", "", said.casefold())
+    tokens = set(re.findall(r"\w+", said.casefold()))
+    if not words:
+        return 0.0
+    return sum(word in tokens or (len(word) > 3 and word in letters) for word in words) / len(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpotting(Operator):
+    """``text_boxes``, the share of the picture that they cover (``text_area``), what they say (``spotted_text``), and the share of the caption's
+    words among it (``text_overlap``): near 1 for a picture of its own caption. ``read: false`` finds the boxes only. By RapidOCR (PP-OCR).
+    """
+
+    name = "text_spotting"
+    resources: ClassVar[Literal["cpu", "model"]] = "model"
+    inputs = ("pixels", "text")
+    outputs = {  # noqa: RUF012 - declared, never changed
+        "text_boxes": BOXES,
+        "text_area": pa.float32(),
+        "spotted_text": pa.string(),
+        "text_overlap": pa.float32(),
+    }
+    read: bool = True
+
+    def compute(self, batch: pa.RecordBatch) -> Columns:
+        pictures = arrays(batch["pixels"])
+        found = [spot(picture, self.read) for picture in pictures]
+        areas = [float(covered(boxes, *p.shape[:2]).mean()) for (boxes, _), p in zip(found, pictures, strict=True)]
+        overlaps = [overlap(caption, said) for (_, said), caption in zip(found, batch["text"].to_pylist(), strict=True)]
+        return {
+            "text_boxes": pa.array([boxes for boxes, _ in found], BOXES),
+            "text_area": areas,
+            "spotted_text": [said for _, said in found],
+            "text_overlap": overlaps if self.read else [None] * len(found),
+        }
+
+
+def without_text(picture: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:
+    """The picture with each box filled with the mean colour of its surround, other boxes left out of the mean."""
+    if not boxes:
+        return picture
+    height, width = picture.shape[:2]
+    letters = covered(boxes, height, width)
+    filled = picture.copy()
+    for x0, y0, x1, y1 in boxes:
+        reach = max(2, round(_SURROUND * (y1 - y0)))
+        window = (slice(max(0, y0 - reach), y1 + reach), slice(max(0, x0 - reach), x1 + reach))
+        surround = picture[window][~letters[window]]
+        if not len(surround):  # boxes fill it: the rest of the picture, or all of it
+            surround = picture[~letters] if not letters.all() else picture.reshape(-1, 3)
+        filled[y0:y1, x0:x1] = np.rint(surround.mean(0))
+    return filled
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedScore(Operator):
+    """``masked_clip_score``: the score of the picture without its letters with the original caption. After ``text_spotting``.
+
+    T-MARS keeps the better half: ``keep: {column: masked_clip_score, top: 0.5}``.
+    """
+
+    name = "masked_clip_score"
+    resources: ClassVar[Literal["cpu", "model"]] = "model"
+    inputs = ("pixels", "text", "text_boxes")
+    outputs = {"masked_clip_score": pa.float32()}  # noqa: RUF012 - declared, never changed
+    model: str = ""
+
+    def compute(self, batch: pa.RecordBatch) -> Columns:
+        pictures = [without_text(p, b) for p, b in zip(arrays(batch["pixels"]), batch["text_boxes"].to_pylist(), strict=True)]
+        return {"masked_clip_score": score(self.model, pictures, batch["text"].to_pylist())}
+
+    def depends(self) -> str:
+        return stamp(self.model)
