@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from diptych.cli.options import DATA
+from diptych.cli.pool import pool
 
 if TYPE_CHECKING:
     from diptych.curation.diff import Diff
@@ -36,6 +37,7 @@ app = typer.Typer(
     "`diptych curate own-photos --data folder:my/photos --out runs/photos` scores every row, decides, writes what is kept and a "
     "report; `diptych curate plans` lists the presets.",
 )
+app.command()(pool)
 
 
 @app.command()
