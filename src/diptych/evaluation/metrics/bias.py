@@ -48,6 +48,8 @@ def association(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def effect_size(x: np.ndarray, y: np.ndarray) -> float:
     """(mean s of group x − mean s of group y) / standard deviation of all s (n − 1 below), as WEAT; NaN where nothing varies."""
+    if not len(x) or not len(y):
+        return float("nan")
     every = np.concatenate([x, y])
     deviation = every.std(ddof=1) if len(every) > 1 else 0.0
     return float((np.mean(x) - np.mean(y)) / deviation) if deviation > 1e-12 else float("nan")

@@ -79,19 +79,18 @@ def bleu_counts(references: References, hypotheses: Hypotheses) -> np.ndarray:
 
 def bleu_of_counts(counts: np.ndarray) -> list[float]:
     """BLEU-1..4 of (a resample of) the rows of ``bleu_counts``."""
-    length, closest, *grams = (int(v) for v in counts.sum(0))
-    if length == 0:
-        return [0.0] * 4
-    brevity = min(0.0, 1 - closest / length)
-    matched, made = grams[:4], grams[4:]
-    values = []
-    for n in range(1, 5):
-        if min(matched[:n]) == 0:
-            values.append(0.0)  # no smoothing
-        else:
-            logs = [math.log(m / g) for m, g in zip(matched[:n], made[:n], strict=True)]
-            values.append(math.exp(brevity + math.fsum(logs) / n))
-    return values
+    return [float(v) for v in bleu_of_sums(counts.sum(0))]
+
+
+def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
+    """BLEU-1..4, float [..., 4], of column sums [..., 10] of ``bleu_counts``."""
+    sums = np.asarray(sums, dtype=np.float64)
+    length, closest, matched, made = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:10]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        brevity = np.minimum(0.0, 1 - closest / length)
+        logs = np.cumsum(np.log(matched / made), axis=-1) / np.arange(1, 5)
+        values = np.exp(brevity[..., None] + logs)
+    return np.where((matched > 0).cumprod(axis=-1) > 0, values, 0.0)  # no smoothing
 
 
 def bleu(references: References, hypotheses: Hypotheses) -> list[float]:
@@ -163,3 +162,9 @@ def cider_d(references: References, hypotheses: Hypotheses) -> float:
 
 def _mean(values: Mapping[str, float]) -> float:
     return math.fsum(values.values()) / max(1, len(values))
+
+
+def caption_scores(references: References, hypotheses: Hypotheses) -> dict[str, float]:
+    """All of them: bleu1..bleu4, rouge_l, cider."""
+    values = {f"bleu{n}": v for n, v in enumerate(bleu(references, hypotheses), 1)}
+    return {**values, "rouge_l": rouge_l(references, hypotheses), "cider": cider_d(references, hypotheses)}

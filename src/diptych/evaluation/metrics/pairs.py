@@ -79,3 +79,16 @@ def chance(k: int) -> dict[str, float]:
     group = math.factorial(k)
     sizes = [m + 2 * sum(k - j for j in range(1, m + 1)) for m in range(1, k + 1)]
     return {"text": 1 / k, "image": 1 / k, "group": group / math.prod(sizes)}
+
+
+def positive_credit(positive: np.ndarray, negatives: np.ndarray, sizes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """One right text against n wrong ones (ARO, SugarCrepe, CREPE): credit float [N], 1/m in an m-way tie at the top; was it tied, bool [N].
+
+    ``positive`` [N], ``negatives`` [N, n] of which row i uses the first ``sizes[i]``. Strict: never the argmax of a fixed
+    order, which a scorer without an opinion would win.
+    """
+    positive, negatives = lowest_if_not_finite(positive)[:, None], lowest_if_not_finite(negatives)
+    used = np.ones(negatives.shape, dtype=bool) if sizes is None else np.arange(negatives.shape[1]) < np.asarray(sizes)[:, None]
+    tied = ((negatives == positive) & used).sum(1)
+    lost = ((negatives > positive) & used).any(1)
+    return np.where(lost, 0.0, 1 / (1 + tied)), ~lost & (tied > 0)

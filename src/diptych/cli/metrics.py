@@ -1,0 +1,354 @@
+"""``diptych metrics``: numbers with intervals from predictions in files, ours or anyone's; no model is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diptych.errors import DiptychError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Judge predictions in files, each number with its 95 % interval (bootstrap over images), n, chance and controls.\n\n"
+    "A table of rows may be JSON lines, a JSON list, CSV, TSV or Parquet. `--help` of a verb shows its files.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def captions(
+    results: Annotated[Path, typer.Option(help="COCO results.")],
+    references: Annotated[Path, typer.Option(help="COCO captions.")],
+    images: Annotated[Path | None, typer.Option(help="The folder of the images, for CLIPScore.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model for CLIPScore: a run directory or `hf:NAME`.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Judge only the images that have a result.")] = False,
+    java: Annotated[
+        bool, typer.Option("--java/--no-java", help="METEOR and SPICE, where Java and pycocoevalcap are there.")
+    ] = True,
+    json_: Json = False,
+) -> None:
+    """BLEU-1..4, ROUGE-L and CIDEr-D as the COCO server has them; METEOR, SPICE, CLIPScore and RefCLIPScore on demand.
+
+    R.json: `[{"image_id": 1, "caption": "a cat on a mat"}, …]`
+
+    REFS.json: `{"annotations": [{"image_id": 1, "caption": "A cat lies on a mat."}, …], "images": [{"id": 1, "file_name": "1.jpg"}, …]}`
+
+    `diptych metrics captions --results R.json --references REFS.json --images photos/ --model runs/clip`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions import texts
+
+    if (images is None) != (model is None):
+        raise DiptychError("CLIPScore needs both --images and --model")
+    made, true = texts.read_captions(results, references, partial)
+    found, notes = texts.judge_captions(made, true), list[str]()
+    if java:
+        more, notes = texts.judge_by_java(made, true)
+        found += more
+    if images is not None and model is not None:
+        from diptych.api import load
+
+        files = texts.image_files(references, images, sorted(made))
+        found += texts.judge_by_model(load(model), images, files, made, true, _said("images"))
+    show_results(found, json_=json_, notes=notes)
+
+
+@app.command()
+def vqa(
+    questions: Annotated[Path, typer.Option(help="VQAv2 questions.")],
+    annotations: Annotated[Path, typer.Option(help="VQAv2 annotations.")],
+    results: Annotated[Path, typer.Option(help="VQAv2 results.")],
+    json_: Json = False,
+) -> None:
+    """VQA accuracy against ten human answers, as its evaluator has it, with slices by type of answer and of question.
+
+    Q.json: `{"questions": [{"question_id": 7, "image_id": 1, "question": "What is it?"}, …]}`
+
+    A.json: `{"annotations": [{"question_id": 7, "image_id": 1, "answer_type": "other", "question_type": "what is",
+    "answers": [{"answer": "cat"}, … ten of them]}, …]}`
+
+    R.json: `[{"question_id": 7, "answer": "cat"}, …]`
+
+    `diptych metrics vqa --questions Q.json --annotations A.json --results R.json`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.answers import judge_vqa
+
+    show_results(judge_vqa(questions, annotations, results), json_=json_)
+
+
+@app.command()
+def pope(
+    questions: Annotated[Path, typer.Option(help="POPE questions.")],
+    answers: Annotated[Path, typer.Option(help="What the model said.")],
+    json_: Json = False,
+) -> None:
+    """Yes/no questions about objects: accuracy, precision, recall, F1, predicted yes-ratio. What is neither yes nor no gives a band.
+
+    Q.jsonl: `{"question_id": 1, "image": "1.jpg", "text": "Is there a dog in the image?", "label": "no"}`
+
+    A.jsonl: `{"question_id": 1, "answer": "No, there is not."}`, or in the order of the questions with `question` in place of the id
+
+    `diptych metrics pope --questions coco_pope_random.json --answers A.jsonl`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.answers import judge_pope
+
+    show_results(judge_pope(questions, answers), json_=json_)
+
+
+@app.command()
+def chair(
+    captions: Annotated[Path, typer.Option(help="COCO results.")],
+    instances: Annotated[Path, typer.Option(help="COCO instances.")],
+    references: Annotated[Path | None, typer.Option(help="COCO captions: what they name is true as well.")] = None,
+    synonyms: Annotated[Path | None, typer.Option(help="A line an object: `person, man, woman`; default: for COCO's 80.")] = None,
+    json_: Json = False,
+) -> None:
+    """Objects that captions name and images do not show: CHAIR_i, CHAIR_s, and recall and length, which move them.
+
+    C.json: `[{"image_id": 1, "caption": "a cat and a dog"}, …]`
+
+    I.json: `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "category_id": 17}, …], "categories": [{"id": 17, "name": "cat"}, …]}`
+
+    `diptych metrics chair --captions C.json --instances instances_val2014.json --references captions_val2014.json`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.texts import judge_chair
+
+    show_results(judge_chair(captions, instances, references, synonyms), json_=json_)
+
+
+@app.command()
+def pairs(
+    scores: Annotated[Path, typer.Option(help="A row an item.")],
+    json_: Json = False,
+) -> None:
+    """Positive against negatives (ARO, SugarCrepe, CREPE, VL-CheckList), or 2×2 (Winoground). Ties are shared, never won.
+
+    S.jsonl: `{"id": 1, "image": "1.jpg", "positive": 0.31, "negative": 0.29, "split": "add_obj"}`; several wrong ones: `"negatives": [0.2, 0.1]`.
+    With `caption` and `negative_caption` the control "the shorter one is right" is shown.
+
+    Winoground: `{"id": 0, "c0_i0": 0.3, "c0_i1": 0.2, "c1_i0": 0.1, "c1_i1": 0.4, "tag": "Object"}`
+
+    `diptych metrics pairs --scores S.jsonl`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.scores import judge_pairs
+
+    show_results(judge_pairs(scores), json_=json_)
+
+
+@app.command()
+def retrieval(
+    similarity: Annotated[Path, typer.Option(help="A matrix, images down and captions across.")],
+    positives: Annotated[Path, typer.Option(help="For each row the columns that are right.")],
+    ks: Annotated[str, typer.Option("--k", help="Comma-separated.")] = "1,5,10",
+    json_: Json = False,
+) -> None:
+    """R@K and median rank in both directions, from a matrix that may be larger than the memory.
+
+    S.npy: numbers [images, captions], `numpy.save("S.npy", scores)`. P.json: `[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], …]`
+
+    `diptych metrics retrieval --similarity S.npy --positives P.json`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.scores import judge_retrieval
+
+    show_results(judge_retrieval(similarity, positives, _numbers(ks, int), _said("rows")), json_=json_)
+
+
+@app.command()
+def zeroshot(
+    scores: Annotated[Path, typer.Option(help="A matrix, images down and classes across.")],
+    labels: Annotated[Path, typer.Option(help="The right class of each row.")],
+    classes: Annotated[Path | None, typer.Option(help="The names of the columns.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The image of each row, where several rows are of one image.")] = None,
+    json_: Json = False,
+) -> None:
+    """Top-1, top-5 (not below six classes) and mean per-class recall of classification by names.
+
+    S.npy: numbers [N, C]. L.json: `[0, 2, 1, …]`, or names, `["cat", "bus", …]`, with C.json: `["cat", "dog", "bus"]`
+
+    `diptych metrics zeroshot --scores S.npy --labels L.json --classes C.json`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.scores import judge_zeroshot
+
+    show_results(judge_zeroshot(scores, labels, classes, images), json_=json_)
+
+
+@app.command("multiple-choice")
+def multiple_choice(
+    questions: Annotated[Path, typer.Option(help="A row a question; MMBench's tsv as it is.")],
+    answers: Annotated[Path, typer.Option(help="What the model said, or its scores of the options.")],
+    mode: Annotated[
+        str, typer.Option(help="`plain`, `circular` (every rotation must be right) or `mme` (accuracy + accuracy⁺, out of 200).")
+    ] = "plain",
+    json_: Json = False,
+) -> None:
+    """One right option among several. An answer that names none, or several, is never guessed at: it gives a band.
+
+    Q.jsonl: `{"id": 1, "image": "1.jpg", "question": "What is it?", "options": ["cat", "dog"], "answer": "A", "category": "what"}`.
+    Rotations of a question share `group`; in MMBench's files, the index modulo 1,000,000.
+    For `mme`: `image`, `category` (the subtask) and `answer` yes or no.
+
+    A.jsonl: `{"id": 1, "answer": "A. cat"}` or `{"id": 1, "scores": [0.7, 0.1]}`
+
+    `diptych metrics multiple-choice --questions mmbench_dev.tsv --answers A.jsonl --mode circular`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.answers import judge_choices
+
+    show_results(judge_choices(questions, answers, mode), json_=json_)
+
+
+@app.command()
+def selective(
+    records: Annotated[Path, typer.Option(help="A row an answer.")],
+    validation: Annotated[Path | None, typer.Option(help="The same of other items, to choose the threshold on.")] = None,
+    risks: Annotated[str, typer.Option(help="Comma-separated, for the largest coverage at a risk.")] = "0.05,0.1,0.2",
+    costs: Annotated[str, typer.Option(help="Comma-separated, what a wrong answer costs; needs --validation.")] = "1,10,100",
+    json_: Json = False,
+) -> None:
+    """Answering only when sure: area under risk-coverage, coverage at a risk, effective reliability.
+
+    R.jsonl: `{"id": 1, "image": "1.jpg", "confidence": 0.83, "correct": 1}`; `correct`: a credit in [0, 1]
+
+    `diptych metrics selective --records R.jsonl --validation V.jsonl`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.scores import judge_selective
+
+    show_results(judge_selective(records, validation, _numbers(risks, float), _numbers(costs, float)), json_=json_)
+
+
+@app.command()
+def calibration(
+    records: Annotated[Path, typer.Option(help="A row an answer.")],
+    bins: Annotated[int, typer.Option(min=1, help="Of equal width.")] = 15,
+    json_: Json = False,
+) -> None:
+    """Is 80 % sure right in 80 % of the cases? Expected calibration error, Brier score, and the bins of the diagram.
+
+    R.jsonl: `{"id": 1, "image": "1.jpg", "confidence": 0.83, "correct": 1}`; `confidence`: a probability
+
+    `diptych metrics calibration --records R.jsonl`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.scores import judge_calibration
+
+    found, diagram = judge_calibration(records, bins)
+    show_results(found, json_=json_, bins=[b for b in diagram if b.n])
+
+
+@app.command()
+def memorization(
+    target: Annotated[Path, typer.Option(help="Embeddings of the model that saw the samples.")],
+    reference: Annotated[Path, typer.Option(help="Embeddings of a model that did not.")],
+    objects: Annotated[Path, typer.Option(help="The labels of samples and public images.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Nearest public images of a caption.")] = 10,
+    json_: Json = False,
+) -> None:
+    """Déjà vu: what a model knows of a training image that its caption does not say. Gaps above 0 tell of memorisation.
+
+    T.npz and R.npz: `numpy.savez("T.npz", text=captions_of_samples, public=images_of_a_disjoint_set)`, embedded by each model.
+    O.json: `{"samples": [["cat", "sofa"], …], "public": [["dog"], …]}`
+
+    `diptych metrics memorization --target T.npz --reference R.npz --objects O.json`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.probes import judge_memorization
+
+    show_results(judge_memorization(target, reference, objects, k), json_=json_)
+
+
+@app.command()
+def frequency(
+    counts: Annotated[Path, typer.Option(help="How often each concept is in the training data.")],
+    results: Annotated[Path, typer.Option(help="A row a test item, or a row a concept.")],
+    per_decade: Annotated[int, typer.Option(min=1, help="Bins for ten times the count.")] = 2,
+    json_: Json = False,
+) -> None:
+    """Concept frequency against accuracy: raw, rank and log-binned correlation, and what ten times the data adds.
+
+    C.json: `{"cat": 12000, "okapi": 7, …}`. R.jsonl: `{"concept": "okapi", "correct": 0}`
+
+    `diptych metrics frequency --counts C.json --results R.jsonl`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.probes import judge_frequency
+
+    found, bins = judge_frequency(counts, results, per_decade)
+    show_results(found, json_=json_, bins=bins)
+
+
+@app.command()
+def bias(
+    scores: Annotated[Path, typer.Option(help="A row a score.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="For skew: the top so many.")] = 10,
+    json_: Json = False,
+) -> None:
+    """Three probes; the fields of the rows say which.
+
+    Skew of what a query retrieves: `{"query": "a photo of a doctor", "item": "1.jpg", "group": "a", "score": 0.3}`
+
+    Association of groups with one of two attributes: `{"image": "1.jpg", "group": "a", "attribute": "career", "text": "office", "score": 0.2}`
+
+    Contrast sets, which differ in the group alone: `{"set": 1, "group": "a", "query": "a kind person", "score": 0.2}`
+
+    `diptych metrics bias --scores S.jsonl -k 100`
+    """
+    from diptych.cli.results import show_results
+    from diptych.evaluation.predictions.probes import judge_bias
+
+    show_results(judge_bias(scores, k), json_=json_)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A")],
+    second: Annotated[Path, typer.Argument(metavar="B")],
+    metric: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    json_: Json = False,
+) -> None:
+    """Does A beat B on the same items? Paired permutation test, flipped by image, with Holm's correction over the metrics.
+
+    A.jsonl, B.jsonl: `{"item": "1", "cluster": "1.jpg", "correct": {"accuracy": 1}}`, as `diptych evaluate` writes them, or `"correct": 1`
+
+    `diptych metrics compare runs/clip/evaluation/records/retrieval.jsonl runs/siglip/evaluation/records/retrieval.jsonl`
+    """
+    from diptych.cli.results import show_rows
+    from diptych.evaluation.predictions.compare import compare_records
+
+    show_rows("tests", compare_records(first, second, metric), json_)
+
+
+def _numbers(text: str, kind: type) -> list:
+    try:
+        found = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found or any(v <= 0 for v in found):
+        raise DiptychError(f"expected numbers above 0 with commas between, got '{text}'")
+    return found
+
+
+def _said(what: str):
+    """Progress on stderr, for work of more than a few seconds."""
+    import sys
+    import time
+
+    began = last = time.monotonic()
+
+    def say(done: int, of: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - began > 3 and (now - last > 5 or done == of):
+            last = now
+            print(f"{done:,}/{of:,} {what}", file=sys.stderr, flush=True)
+
+    return say
