@@ -38,7 +38,8 @@ def make_folder(root: Path, n: int = 40) -> str:
     """Pictures with a text beside each: number 3 is no image, 5 has an empty text, 7 none, 11 is cut short, 30 and 31 repeat 20."""
     root.mkdir(parents=True, exist_ok=True)
     for i in range(n):
-        data = picture(20 if i in (30, 31) else i, 16 + 4 * (i % 8))
+        same = 20 if i in (30, 31) else i
+        data = picture(same, 16 + 4 * (same % 8))
         data = b"no image" if i == 3 else picture(i, 64)[:400] if i == 11 else data
         (root / f"p{i:03d}.jpg").write_bytes(data)
         if i != 7:
@@ -134,7 +135,7 @@ FULL = plan(
     "text_length",
     "image_size",
     {"curation_fixture:Mean": {}},
-    {"keep": {"column": "words", "min": 3, "reason": "few words"}},
+    {"keep": {"column": "words", "min": 4, "reason": "few words"}},
     "image_hash",
     {"curation_fixture:OnModel": {}},
     "same_image",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def _row_by_row(operator: Operator, batch: pa.RecordBatch, state: pa.Table | Non
 def reason(error: Exception) -> str:
     if isinstance(error, BrokenItem):
         return error.problem.reason
-    said = str(error) or type(error).__name__
+    said = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__  # an address in memory differs in every process
     return said if type(error).__name__ == "RowError" else f"{type(error).__name__}: {said}"
 
 

@@ -38,7 +38,7 @@ class ImageSize(Operator):
 
 def _size(file: pa.Buffer) -> tuple[int, int]:
     """Width and height as shown: a picture that its Exif data turns on its side has them swapped."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     from diptych.data.image import FORMATS
 
@@ -46,6 +46,8 @@ def _size(file: pa.Buffer) -> tuple[int, int]:
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except UnidentifiedImageError as error:
+        raise RowError(f"not an image (starts with {bytes(file[:12])!r})") from error
     except Exception as error:  # headers of hostile files raise anything
         raise RowError(f"no image that can be read: {error}") from error
     return (height, width) if turned else (width, height)
