@@ -12,16 +12,17 @@ from diptych.report.answers import Answers, TaskAnswers
 from diptych.report.explain import asks
 from diptych.report.marks import escape, figure, key
 from diptych.report.pictures import Pictures, img
-from diptych.report.records import Record, finite
+from diptych.report.records import Record, finite, own_scores
 
 PER_PAGE = 72  # pictures: more make the page slow to open and to mail
 EACH = 3  # cards of a kind and recipe
 NEAR_RANK = 3  # a right answer at this rank is a near miss
 KINDS = (("wrong", "✗ Wrong"), ("near", "≈ Nearly right"), ("right", "✓ Right"))
 QUESTIONS = ("question", "prompt", "caption", "text", "query")
-SAID = ("answer", "generated", "predicted", "prediction", "raw", "response", "parsed")
+SAID = ("said", "answer", "generated", "predicted", "prediction", "raw", "response", "parsed")
 WANTED = ("class", "label", "truth", "target", "expected", "correct_answer", "references", "answers")
 SHOWN_TEXT = 240  # letters of an answer
+MOST_PICTURES, MOST_TEXTS = 4, 6  # of a small table of scores
 
 
 def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
@@ -110,8 +111,8 @@ def _near(record: Record) -> bool:
 
 def margin(record: Record) -> float | None:
     """Between the best score and the next: small where little was missing. None without a list of scores."""
-    scores = record.get("scores")
-    if not isinstance(scores, list) or len(scores) < 2 or isinstance(scores[0], list):
+    scores = own_scores(record)
+    if len(scores) < 2 or isinstance(scores[0], list):
         return None
     values = sorted((v for s in scores if (v := finite(s)) is not None), reverse=True)
     return values[0] - values[1] if len(values) > 1 else None
@@ -151,33 +152,42 @@ def card(
 
 
 def _value(record: Record, names: Sequence[str]) -> Any:
-    return next((record[k] for k in names if record.get(k) not in (None, "", [])), None)
+    found = next((record[k] for k in names if record.get(k) not in (None, "", [])), None)
+    return found.get("correct") if isinstance(found, dict) else found
+
+
+def _texts(record: Record) -> list[str]:
+    """Captions that stand against pictures."""
+    given = record.get("captions") or record.get("texts")
+    return [str(t) for t in given] if isinstance(given, list) else []
 
 
 def _caption(record: Record, place: int) -> str:
-    captions = record.get("captions")
-    return str(captions[place - 1]) if isinstance(captions, list) and len(captions) >= place else ""
+    captions = _texts(record)
+    return captions[place - 1] if len(captions) >= place else ""
 
 
 def _scores(record: Record) -> str:
-    """k captions against k pictures: every score, the best caption of each picture in bold."""
-    scores, captions = record.get("scores"), record.get("captions")
-    if not (isinstance(scores, list) and isinstance(captions, list) and len(scores) == len(captions) <= 4):
+    """Texts against pictures: every score, the best text of each picture in bold."""
+    scores, captions = own_scores(record), _texts(record)
+    if not scores or len(scores) > MOST_PICTURES or not 1 <= len(captions) <= MOST_TEXTS:
         return ""
     if not all(isinstance(row, list) and len(row) == len(captions) for row in scores):
         return ""
-    values = np.array([[finite(v) if finite(v) is not None else np.nan for v in row] for row in scores], dtype=float)
+    values = np.array([[v if (v := finite(s)) is not None else np.nan for s in row] for row in scores], dtype=float)
+    given = np.array(record.get("fits") or [], dtype=object)
+    fits = given if given.shape == values.shape else np.eye(*values.shape)
     rows = []
     for j, caption in enumerate(captions):
         cells = []
-        for i in range(len(captions)):
+        for i in range(len(scores)):
             best = np.isfinite(values[i]).any() and values[i, j] == np.nanmax(values[i])
             written = f"{values[i, j]:.3g}"
-            cells.append(f'<td class="num">{f"<b>{written}</b>" if best else written}{" ✓" if i == j else ""}</td>')
-        rows.append(f'<tr><th scope="row">{escape(caption)}</th>{"".join(cells)}</tr>')
-    heads = "".join(f'<th scope="col">{i}</th>' for i in range(1, len(captions) + 1))
+            cells.append(f'<td class="num">{f"<b>{written}</b>" if best else written}{" ✓" if fits[i][j] else ""}</td>')
+        rows.append(f'<tr><th scope="row">{escape(_cut(caption))}</th>{"".join(cells)}</tr>')
+    heads = "".join(f'<th scope="col">{i}</th>' for i in range(1, len(scores) + 1))
     return (
-        f'<table class="small"><thead><tr><td><span class="hear">Caption</span></td>{heads}</tr></thead>'
+        f'<table class="small"><thead><tr><td><span class="hear">Text</span></td>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -187,14 +197,14 @@ def _options(gathered: TaskAnswers, a: Answers, record: Record, pictures: Pictur
     own = record.get("options") or record.get("choices")
     if isinstance(own, list):
         return [str(o) for o in own]
-    item = pictures.item(gathered.task, a, str(record["item"])) if isinstance(record.get("scores"), list) else None
+    item = pictures.item(gathered.task, a, str(record["item"])) if own_scores(record) else None
     named = item[-1] if isinstance(item, tuple) and isinstance(item[-1], list) else None
     return [str(n) for n in named] if named else []
 
 
 def _best(record: Record, options: Sequence[str]) -> str | None:
-    scores = record.get("scores")
-    if not isinstance(scores, list) or len(scores) != len(options) or any(finite(s) is None for s in scores):
+    scores = own_scores(record)
+    if len(scores) != len(options) or any(finite(s) is None for s in scores):
         return None
     return options[int(np.argmax(scores))]
 

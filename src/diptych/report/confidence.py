@@ -15,7 +15,7 @@ from diptych.evaluation.statistics import Interval, function_interval
 from diptych.report.answers import Answers, TaskAnswers
 from diptych.report.charts import Series, chart
 from diptych.report.marks import figure, key
-from diptych.report.records import Record, finite
+from diptych.report.records import Record, finite, own_scores
 
 BINS = 10
 LEAST = 30  # decisions: fewer make no diagram
@@ -61,8 +61,8 @@ def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
 
 
 def probability(record: Record) -> float | None:
-    """Of the answer given."""
-    for name in ("confidence", "probability"):
+    """Of the answer given; a ``confidence`` that is said to be no probability is none."""
+    for name in ("confidence", "probability") if record.get("probabilities") is not False else ("probability",):
         value = finite(record.get(name))
         if value is not None and 0 <= value <= 1:
             return value
@@ -75,18 +75,25 @@ def probability(record: Record) -> float | None:
 
 
 def choices(record: Record, credit: float) -> list[tuple[list[float], float]]:
-    """Scores over options with the credit of the choice: one for a list, one a picture for a square of captions."""
-    scores = record.get("scores")
-    scores = list(scores.values()) if isinstance(scores, dict) else scores
-    if not isinstance(scores, list) or len(scores) < 2:
+    """Scores over options with the credit of the choice: one for a list, one a picture for pictures against texts."""
+    scores = own_scores(record)
+    if not scores:
         return []
-    if all(isinstance(row, list) and len(row) == len(scores) for row in scores):
-        if any(finite(v) is None for row in scores for v in row):
-            return []
-        return [(row, float(c)) for row, c in zip(scores, text_credit(np.array(scores, dtype=float)), strict=True)]
-    if all(finite(v) is not None for v in scores):
-        return [([float(v) for v in scores], credit)]
-    return []
+    if not isinstance(scores[0], list):
+        return [([float(v) for v in scores], credit)] if len(scores) > 1 and all(finite(v) is not None for v in scores) else []
+    if len(scores[0]) < 2 or any(len(row) != len(scores[0]) or any(finite(v) is None for v in row) for row in scores):
+        return []
+    fits = record.get("fits")
+    if fits is not None and np.shape(fits) == np.shape(scores):
+        found = []
+        for row, right in zip(scores, fits, strict=True):
+            best = [bool(r) for v, r in zip(row, right, strict=True) if v == max(row)]
+            if any(right):
+                found.append((row, sum(best) / len(best)))
+        return found
+    if len(scores) != len(scores[0]):
+        return []
+    return [(row, float(c)) for row, c in zip(scores, text_credit(np.array(scores, dtype=float)), strict=True)]
 
 
 def from_scores(rows: Sequence[Sequence[float]], credit: np.ndarray, clusters: Sequence[str]) -> np.ndarray:

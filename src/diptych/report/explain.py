@@ -76,6 +76,8 @@ CONTROLS = {
     "longest": ("longest", "always choosing the longest text may do as well"),
     "majority": ("most frequent answer", "always giving the most frequent answer may do as well"),
     "text_only": ("text alone", "the likelihood of the text alone may do as well"),
+    "always_yes": ("always yes", "saying yes to everything may do as well"),
+    "always_no": ("always no", "saying no to everything may do as well"),
     "chance": ("chance", "guessing may do as well"),
 }
 

@@ -38,11 +38,9 @@ class Pictures:
         if named:
             return named
         item = self.item(task, answers, str(record["item"]))
-        arrays = _arrays(item)
-        if not arrays:
-            arrays = _arrays(self.item(task, answers, str(record.get("cluster", ""))))
-        if arrays:
-            return [of_array(a) for a in arrays[:MOST]]
+        shown = _shown(item) or _shown(self.item(task, answers, str(record.get("cluster", ""))))
+        if shown:
+            return [src for one in shown[:MOST] if (src := _source_of(one))]
         kept = self.comparison.items
         entry = kept.get(str(record["item"])) or kept.get(str(record.get("cluster")))
         found = thumbnail(entry.image) if entry else None
@@ -145,15 +143,25 @@ def _field(item: Any, *names: str) -> Any:
     return None
 
 
-def _arrays(item: Any) -> list[np.ndarray]:
+def _shown(item: Any) -> list[Any]:
+    """The pictures of an item: pixels, paths of files, or the bytes of files."""
     found = _field(item, "images", "image", "sample")
     if found is None and isinstance(item, tuple):
         found = next((part for part in item if _is_picture(part) or hasattr(part, "image")), None)
-    if _is_picture(found):
+    if isinstance(found, (str, bytes)) or _is_picture(found):
         return [found]
     if isinstance(found, (list, tuple)):
-        return [part for part in found if _is_picture(part)]
-    return _arrays(found) if found is not None and hasattr(found, "image") else []
+        return [part for part in found if isinstance(part, (str, bytes)) or _is_picture(part)]
+    return _shown(found) if found is not None and hasattr(found, "image") else []
+
+
+def _source_of(shown: Any) -> str:
+    from diptych.data.image import decode
+
+    if isinstance(shown, str):
+        found = thumbnail(Path(shown))
+        return found[0] if found else ""
+    return of_array(decode(shown, "picture") if isinstance(shown, bytes) else shown)
 
 
 def _is_picture(value: Any) -> bool:

@@ -86,6 +86,14 @@ def credits_of(task: str, records: Sequence[Record]) -> dict[str, Credits]:
         return {}
 
 
+def own_scores(record: Mapping[str, Any]) -> list[Any]:
+    """The scores that the model's own look at the picture gave: a list, or rows of pictures against texts; else empty."""
+    scores = record.get("scores")
+    if isinstance(scores, dict):
+        scores = scores.get("correct", list(scores.values()))
+    return scores if isinstance(scores, list) else []
+
+
 def control_names(record: Mapping[str, Any]) -> list[str]:
     """``chance`` and every other mapping that has the metrics of ``correct``: blind, shuffled, length, constant …"""
     metrics = set(record.get("correct") or {})

@@ -210,8 +210,8 @@ def _tied(records: Sequence[Record], metric: str) -> int:
 
 
 def is_unparsed(record: Record) -> bool:
-    """An answer was given and could not be read: ``parsed`` is there and null."""
-    return "parsed" in record and record["parsed"] is None
+    """An answer was given and could not be read: ``unparsed`` is true or, where that is not told, ``parsed`` is null."""
+    return bool(record["unparsed"]) if "unparsed" in record else "parsed" in record and record["parsed"] is None
 
 
 def _band(answers: Answers, metric: str, lost: Sequence[Record]) -> str:

@@ -8,12 +8,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from diptych.errors import DiptychError, nearest
 from diptych.evaluation.tasks.base import NotApplicable, Task
+from diptych.evaluation.tasks.bias import Bias
+from diptych.evaluation.tasks.bias_table import BiasTable
 from diptych.evaluation.tasks.captions import Captions
 from diptych.evaluation.tasks.choices import Choices, Mme
 from diptych.evaluation.tasks.controlled import Controlled
 from diptych.evaluation.tasks.embedding import Embedding
 from diptych.evaluation.tasks.pairs import Pairs
 from diptych.evaluation.tasks.pope import Pope
+from diptych.evaluation.tasks.priors import Priors
 from diptych.evaluation.tasks.retrieval import LargeRetrieval, Retrieval
 from diptych.evaluation.tasks.spec import Spec
 from diptych.evaluation.tasks.vqa import Vqa
@@ -34,6 +37,9 @@ TASKS: dict[str, type] = {
     "choices": Choices,
     "mme": Mme,
     "pope": Pope,
+    "priors": Priors,
+    "bias": Bias,
+    "bias-table": BiasTable,
 }
 # What every model is asked; the others test one thing more deeply.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")
