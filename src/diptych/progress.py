@@ -91,3 +91,45 @@ class TrainingDisplay:
     def __call__(self, row: dict[str, Any]) -> None:
         self.state.update(row, phase="training")
         self.display.update()
+
+
+class CountDisplay:
+    """Items done of a known number, with their rate and the time left: ``display(done)``, as often as you like.
+
+    done: taken up from an earlier run; they count as done, but not towards the rate.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "items", disable: bool = False):
+        self.label, self.total, self.first, self.unit, self.disable = label, total, done, unit, disable
+        console = Console(stderr=True)
+        self.live = console.is_terminal
+        columns = (TextColumn(label), BarColumn(bar_width=30), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
+        self.progress = Progress(*columns, TimeElapsedColumn(), console=console, refresh_per_second=4, disable=disable)
+        self.row = self.progress.add_task("", total=total, completed=done, note="")
+        self.done, self.began = done, time.monotonic()
+        self.said = self.began
+
+    def __enter__(self) -> CountDisplay:
+        if self.live:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._say()
+        if self.live:
+            self.progress.stop()
+
+    def __call__(self, done: int) -> None:
+        self.done = done
+        if not self.disable and time.monotonic() - self.said > (0.25 if self.live else QUIET_SECONDS):
+            self._say()
+
+    def _say(self) -> None:
+        self.said = time.monotonic()
+        rate = (self.done - self.first) / max(self.said - self.began, 1e-9)
+        left = f" · {(self.total - self.done) / rate:,.0f} s left" if rate and self.done < self.total else ""
+        note = f"{self.done:,} of {self.total:,} {self.unit} · {rate:,.0f}/s{left}"
+        if self.live:
+            self.progress.update(self.row, completed=self.done, note=note)
+        elif not self.disable:
+            print(f"[{self.said - self.began:5.0f} s] {self.label}: {note}", file=sys.stderr, flush=True)

@@ -109,7 +109,22 @@ def resize(image: np.ndarray, size: int, mode: Literal["crop", "squash"] = "crop
     if mode != "crop":
         raise ValueError(f"resize mode '{mode}'; valid: crop, squash")
     side = min(height, width)
+    if side == size:  # nothing to resample
+        top, left = (height - side) // 2, (width - side) // 2
+        return image[top : top + side, left : left + side]
     return _resize_box(image, size, (width - side) / 2, (height - side) / 2, side, side)
+
+
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """The whole picture with its shorter side at ``size``, antialiased; a smaller one, and one that fits, as it is."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = size / min(height, width)
+    if scale >= 1:
+        return image
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    return np.array(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC))
 
 
 def random_resized_crop(

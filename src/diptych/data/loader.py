@@ -18,6 +18,7 @@ from diptych.data import stream
 from diptych.data.negatives import swap_words
 from diptych.data.order import ENDLESS, Epochs, Mixed, Order, mixed
 from diptych.data.source import BrokenItem, Problem, Source
+from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer, normalise
 from diptych.errors import DiptychError
 
@@ -64,16 +65,16 @@ class Loader:
         self.problems: dict[str, Problem] = {}
         if len(source) == 0:
             raise DiptychError(f"{source.address}: no samples to train on")
-        weights = getattr(source, "weights", None)  # a mixture's
-        self.order: Order = Mixed(source.lengths, weights, seed) if weights else Epochs(len(source), seed)  # type: ignore[attr-defined]
+        self.order: Order = source.order(seed) if isinstance(source, Mixture) else Epochs(len(source), seed)
         self._prepare()
 
     def _prepare(self) -> None:
         """What a process must have for itself."""
         self._seen: OrderedDict[int, tuple[Sample, np.ndarray]] = OrderedDict()
-        endless = len(self.source) > ENDLESS
-        self._keep = 0 if endless or self.workers else CACHE_BYTES // (3 * self.image_size**2)
-        self._threads = None if endless or self.workers else ThreadPoolExecutor(4)
+        once = len(self.source) > ENDLESS or bool(self.workers)  # each image is drawn, or met by this process, once
+        plain = once or getattr(self.source, "instant", False)
+        self._keep = 0 if once else CACHE_BYTES // (3 * self.image_size**2)
+        self._threads = None if plain else ThreadPoolExecutor(4)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_seen", "_threads")}
@@ -88,20 +89,21 @@ class Loader:
 
     def drawn(self, samples: int) -> dict[str, int]:
         """Of the first so many samples, how many came from each source."""
-        if isinstance(self.order, Mixed):
-            return dict(zip(self.source.addresses, self.order.counts(samples), strict=True))  # type: ignore[attr-defined]
+        if isinstance(self.source, Mixture) and isinstance(self.order, Mixed):
+            return dict(zip(self.source.addresses, self.order.counts(samples), strict=True))
         return {self.source.address: samples}
 
-    def _read(self, start: int, rng: random.Random) -> tuple[Sample, np.ndarray]:
+    def _read(self, start: int, rng: random.Random | None) -> tuple[Sample, np.ndarray]:
         """The sample at ``start``, or the next that can be used, and its image at the model's size."""
-        n = len(self.source)
-        for step in range(min(n, 1000)):
-            index = (start + step) % n
+        source, n, index = self.source, len(self.source), start
+        for turn in range(min(n, 1000)):
+            if turn:
+                index = source.successor(index) if isinstance(source, Mixture) else (index + 1) % n
             seen = self._seen.get(index)  # asked once: another thread may throw it out
             if seen is not None:
                 return seen
             try:
-                sample = self.source[index]
+                sample = source[index]
                 if sample.image is None:
                     raise BrokenItem(sample.id, "no image")
             except BrokenItem as broken:
@@ -116,10 +118,10 @@ class Loader:
         first = next(iter(self.problems.values()))
         raise DiptychError(f"{self.source.address}: no usable sample among {min(n, 1000)}; first: {first.item}: {first.reason}")
 
-    def _fit(self, image: np.ndarray, rng: random.Random) -> np.ndarray:
+    def _fit(self, image: np.ndarray, rng: random.Random | None) -> np.ndarray:
         from diptych.data.image import random_resized_crop, resize
 
-        if self.augment == "crop":
+        if rng is not None:
             return random_resized_crop(image, self.image_size, rng)
         same = image.shape[:2] == (self.image_size, self.image_size)
         return image if same else resize(image, self.image_size)
@@ -153,7 +155,8 @@ class Loader:
         first = step * self.batch_size
         positions = range(first + start, first + stop)
         indices = [self.index(p) for p in positions]
-        draws = [random.Random(mixed(self.seed, p, 1)) for p in positions]
+        crop = self.augment == "crop"
+        draws = [random.Random(mixed(self.seed, p, 1)) if crop else None for p in positions]
         read = map if self._threads is None else self._threads.map  # decoding releases the interpreter; drawing scenes does not
         pairs = list(read(self._read, indices, draws))
         captions, meanings, negatives = [], [], []

@@ -8,9 +8,11 @@
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
 | ``coco:captions.json?images=DIR`` | COCO captions |
 | ``wds:shards/{000..031}.tar`` | WebDataset shards |
+| ``packed:DIRECTORY`` | what ``diptych data pack`` wrote |
+| ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
-A place is a local path or any fsspec URL. Every address takes ``?split=train|validation|test``. A bare path to a
+A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes ``?split=train|validation|test``. A bare path to a
 directory, .csv, .tsv, .jsonl, .parquet, .tar or .json is understood.
 """
 
@@ -31,6 +33,7 @@ SCHEMES = {
     "parquet": "diptych.data.sources.parquet:Parquet",
     "coco": "diptych.data.sources.coco:Coco",
     "wds": "diptych.data.sources.wds:Wds",
+    "packed": "diptych.data.sources.packed:Packed",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "wds", ".json": "coco"}
 _OWN = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)
@@ -43,6 +46,10 @@ def open_source(address: str) -> Source:
         from diptych.data.scenes import open_scenes
 
         return open_scenes(address)
+    if scheme == "mix" and mark:
+        from diptych.data.sources.mixture import open_mixture
+
+        return open_mixture(address)
     if mark and scheme in SCHEMES:
         return _open(SCHEMES[scheme], rest, address)
     bare = _scheme_of_path(address)
@@ -51,7 +58,7 @@ def open_source(address: str) -> Source:
     own = _OWN.fullmatch(address)
     if own and not rest.startswith("//") and ("." in scheme or own[2] is not None):
         return _open(own[1], own[2] or "", address)
-    known = ["scenes", *SCHEMES]
+    known = ["scenes", "mix", *SCHEMES]
     close = nearest(scheme, known) if mark else "; is the path right?"
     raise DiptychError(
         f"cannot open '{address}'{close}; known: {', '.join(k + ':' for k in known)}, package.module:Class:REST, "
@@ -66,7 +73,13 @@ def _scheme_of_path(address: str) -> str | None:
     ending = next((e for e in ENDINGS if path.lower().endswith(e)), None)
     if ending and (not re.match(r"[\w.]+:(?!//)", path) or files.exists(path)):
         return ENDINGS[ending]
-    return "folder" if not files.is_local(path) or files.is_directory(path) else None
+    if not files.is_local(path) or files.is_directory(path):
+        return (
+            "packed"
+            if files.is_local(path) and all(files.exists(files.join(path, f)) for f in ("manifest.json", "shard-00000.arrow"))
+            else "folder"
+        )
+    return None
 
 
 def _open(kind: str, rest: str, address: str) -> Source:

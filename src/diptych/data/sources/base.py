@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,9 +122,16 @@ class ListedSource(ABC):
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample_of(index, self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """The image as it is stored. Raises ``BrokenItem``."""
+        return self.image_bytes(self._entries[index])
+
+    def sample_of(self, index: int, encoded: bytes) -> Sample:
+        """The sample, given what ``encoded(index)`` returned."""
         entry = self._entries[index]
-        image = decode(self.image_bytes(entry), entry.id)
-        return Sample(entry.id, image, list(entry.captions), extra=dict(entry.extra))
+        return Sample(entry.id, decode(encoded, entry.id), list(entry.captions), extra=dict(entry.extra))
 
     def captions(self, index: int) -> list[str]:
         """Of one item, without decoding its image."""
@@ -159,17 +166,22 @@ class ListedSource(ABC):
 
         A part of very few items may be empty. A part gives itself for its own name, and refuses another.
         """
-        if name not in PARTS:
-            raise DiptychError(f"{self.address}: no split '{name}'{nearest(name, PARTS)}")
-        if self.part is not None:
-            if name == self.part:
-                return self
-            raise DiptychError(f"{self.address} is only the {self.part} part; for {name}, remove 'split={self.part}'")
-        low, high = PARTS[name]
-        chosen = [i for i, d in enumerate(self.digests()) if low <= int.from_bytes(d[:8], "big") / 2**64 < high]
+        if self.part is not None and name == self.part:
+            return self
+        chosen = split_rows(name, self.part, self.address, self.digests())
         part = copy.copy(self)
         part.part = name
         part.address = f"{self.address}{'&' if '?' in self.address else '?'}split={name}"
         part._entries = [self._entries[i] for i in chosen]
         part._digests = [self.digests()[i] for i in chosen]
         return part
+
+
+def split_rows(name: str, part: str | None, address: str, digests: Sequence[bytes]) -> list[int]:
+    """The places of the images whose hash falls into the share of the part called ``name``; ``part``: what the source is already."""
+    if name not in PARTS:
+        raise DiptychError(f"{address}: no split '{name}'{nearest(name, PARTS)}")
+    if part is not None:
+        raise DiptychError(f"{address} is only the {part} part; for {name}, remove 'split={part}'")
+    low, high = PARTS[name]
+    return [i for i, d in enumerate(digests) if low <= int.from_bytes(d[:8], "big") / 2**64 < high]

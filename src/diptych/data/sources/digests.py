@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.data.source import BrokenItem
+from diptych.data.sources.cache import cache_directory
 
 if TYPE_CHECKING:
     from diptych.data.sources.base import Entry
 
 THREADS = 8  # reading, not computing, is what takes the time
-
-
-def cache_directory() -> Path:
-    return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych")
 
 
 def digest(data: bytes) -> bytes:

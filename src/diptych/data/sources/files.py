@@ -72,8 +72,9 @@ def is_directory(url: str) -> bool:
 def open_file(url: str) -> Any:
     """A seekable binary file; a missing one is the user's to mend."""
     try:
-        if is_local(url):
-            return open(url, "rb")
+        here = url if is_local(url) else _copy(url)
+        if here:
+            return open(here, "rb")
         fs, path = filesystem(url)
         return fs.open(path, "rb")
     except FileNotFoundError as error:
@@ -84,14 +85,22 @@ def open_file(url: str) -> Any:
 
 def read(url: str, start: int = 0, length: int | None = None) -> bytes:
     """``length`` bytes from ``start``, or all. Raises ``OSError``."""
-    if is_local(url):
-        with open(url, "rb") as file:
+    here = url if is_local(url) else _copy(url)
+    if here:
+        with open(here, "rb") as file:
             file.seek(start)
             return file.read(-1 if length is None else length)
     fs, path = filesystem(url)
     if start == 0 and length is None:
         return fs.cat_file(path)
     return fs.cat_file(path, start=start, end=None if length is None else start + length)
+
+
+def _copy(url: str) -> str:
+    """Where the cache has a copy of a remote file; "" if none can be had. What lies in this process's memory needs none."""
+    from diptych.data.sources import cache
+
+    return "" if url.startswith("memory://") else cache.local_copy(url)
 
 
 def read_text(url: str) -> str:

@@ -1,0 +1,123 @@
+"""``manifest.json`` and ``problems.jsonl``: what a packing holds, what it was made of and with, and what could not be packed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from diptych.data.packing.shard import Parameters, Written
+from diptych.data.source import Problem
+from diptych.errors import DiptychError
+from diptych.files import read_json, read_jsonl, write_json, write_jsonl
+
+NAME, PROBLEMS = "manifest.json", "problems.jsonl"
+PACKAGES = ("diptych", "pyarrow", "pillow", "simplejpeg", "numpy")
+OPTIONS = {
+    "size": "--size",
+    "format": "--format",
+    "quality": "--quality",
+    "split": "--split",
+    "items": "--limit",
+    "address": "ADDRESS",
+}
+
+
+class Manifest:
+    """The state of a packing on disk; written anew after each shard, so a killed run goes on from there."""
+
+    def __init__(self, out: Path, parameters: Parameters, part: str | None, native_size: int | None, problems: list[Problem]):
+        self.out, self.parameters, self.part, self.native_size = out, parameters, part, native_size
+        self.opening = problems  # found when the source was opened
+        self.shards: dict[int, Written] = {}
+        self.seconds = 0.0
+
+    def take_up(self) -> int:
+        """Finished shards of an earlier run with the same parameters, and how many items those covered. DiptychError for other parameters."""
+        path = self.out / NAME
+        if not path.is_file():
+            others = [p.name for p in self.out.iterdir() if not p.name.startswith(".")] if self.out.is_dir() else []
+            if others:
+                raise DiptychError(f"{self.out} is not empty and holds no packing ({others[0]} …); choose another OUT")
+            return 0
+        try:
+            held = read_json(path)
+            differs = [k for k, v in asdict(self.parameters).items() if held["parameters"].get(k) != v]
+            shards, self.seconds = held["shards"], held["seconds"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DiptychError(
+                f"{path}: not a manifest of packed data ({error}); remove {self.out} or choose another OUT"
+            ) from error
+        if differs:
+            raise DiptychError(self._refusal(held["parameters"], differs))
+        problems: dict[int, list[Problem]] = {}
+        for row in read_jsonl(self.out / PROBLEMS):
+            problems.setdefault(row["shard"], []).append(Problem(row["item"], row["reason"]))
+        for shard in shards:
+            file = self.out / shard["file"]
+            if file.is_file() and file.stat().st_size == shard["bytes"]:
+                self.shards[shard["number"]] = Written(**shard, problems=problems.get(shard["number"], []))
+        return sum(self.covers(number) for number in self.shards)
+
+    def covers(self, number: int) -> int:
+        """How many items of the source a shard stands for."""
+        p = self.parameters
+        return min(p.shard_items, p.items - number * p.shard_items)
+
+    def _refusal(self, held: dict[str, Any], differs: list[str]) -> str:
+        if "fingerprint" in differs and not set(differs) & {"address", "split", "items"}:
+            return (
+                f"{self.out} was packed from {held['address']} when that held other data (fingerprint {held['fingerprint']}, "
+                f"now {self.parameters.fingerprint}); remove it or choose another OUT"
+            )
+        told = [name for name in differs if name != "fingerprint"]
+        said = ", ".join(f"{OPTIONS.get(n, n)} {held.get(n)} (now {getattr(self.parameters, n)})" for n in told)
+        return f"{self.out} was packed with other parameters: {said}; give the same, remove it, or choose another OUT"
+
+    def add(self, written: Written, seconds: float) -> None:
+        self.shards[written.number] = written
+        self.write(seconds)
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [*self.opening, *(p for _, shard in sorted(self.shards.items()) for p in shard.problems)]
+
+    def write(self, seconds: float) -> dict[str, Any]:
+        """Problems first: those of a shard that the manifest does not name yet are ignored."""
+        self.seconds = seconds
+        shards = [shard for _, shard in sorted(self.shards.items())]
+        rows: list[dict[str, Any]] = [{"item": p.item, "reason": p.reason, "shard": None} for p in self.opening]
+        rows += [{"item": p.item, "reason": p.reason, "shard": s.number} for s in shards for p in s.problems]
+        write_jsonl(self.out / PROBLEMS, rows)
+        content = self.content(shards)
+        write_json(self.out / NAME, content)
+        return content
+
+    def content(self, shards: list[Written]) -> dict[str, Any]:
+        parameters = asdict(self.parameters)
+        total = hashlib.blake2b(json.dumps(parameters, sort_keys=True).encode(), digest_size=16)
+        for shard in shards:
+            total.update(shard.blake2b.encode())
+        return {
+            "complete": sum(self.covers(s.number) for s in shards) == self.parameters.items,
+            "fingerprint": total.hexdigest(),
+            "items": sum(s.items for s in shards),
+            "broken": sum(len(s.problems) for s in shards),
+            "bytes": sum(s.bytes for s in shards),
+            "seconds": round(self.seconds, 2),
+            "part": self.part,
+            "native_size": self.native_size,
+            "parameters": parameters,
+            "versions": {name: _version(name) for name in PACKAGES},
+            "shards": [s.as_json() for s in shards],
+        }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

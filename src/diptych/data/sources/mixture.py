@@ -1,0 +1,105 @@
+"""``mix:0.7*coco:a.json+0.3*packed:b``: several sources, drawn by weight; each keeps epochs of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from diptych.batch import Sample
+from diptych.data.order import BLOCK, Mixed
+from diptych.data.source import BrokenItem, Problem, Source
+from diptych.errors import DiptychError
+
+EXPECTED = "expected mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, such as mix:0.7*coco:a.json+0.3*packed:b (in quotes on a command line)"
+
+
+def open_mixture(address: str) -> Mixture:
+    """Weights are relative. A ``+`` separates only before ``NUMBER*``, so paths may hold one."""
+    from diptych.data.sources import open_source
+
+    parts = re.split(r"\+(?=\d*\.?\d+\*)", address.removeprefix("mix:"))
+    weights, addresses = [], []
+    for part in parts:
+        weight, star, rest = part.partition("*")
+        if not star or not re.fullmatch(r"\d*\.?\d+", weight) or not rest:
+            raise DiptychError(f"'{address}': '{part}' is no WEIGHT*ADDRESS; {EXPECTED}")
+        if float(weight) == 0:
+            raise DiptychError(f"'{address}': the weight of '{rest}' is 0; leave it out")
+        if rest.startswith("mix:"):
+            raise DiptychError(f"'{address}': a mixture within a mixture; name its sources and weights here")
+        weights.append(float(weight))
+        addresses.append(rest)
+    total = sum(weights)
+    for weight, rest in zip(weights, addresses, strict=True):
+        if weight / total * BLOCK < 0.5:
+            raise DiptychError(f"'{address}': the weight of '{rest}' is below 1 in {2 * BLOCK:,} and would be rounded up")
+    return Mixture([open_source(a) for a in addresses], weights)
+
+
+class Mixture:
+    """By index, the sources one after the other; by ``order(seed)``, as training draws them. Ids begin with the number of the source."""
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+        self.sources, self.weights = list(sources), list(weights)
+        self.addresses = [source.address for source in sources]
+        self.address = "mix:" + "+".join(f"{w:g}*{a}" for w, a in zip(weights, self.addresses, strict=True))
+        self.lengths = [len(source) for source in sources]
+        self.ends = list(accumulate(self.lengths))
+        self.problems = [Problem(f"{k}/{p.item}", p.reason) for k, s in enumerate(sources, 1) for p in s.problems]
+
+    @property
+    def image_size(self) -> int | None:
+        """The sources' own size, if they agree."""
+        sizes = {getattr(source, "image_size", None) for source in self.sources}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def instant(self) -> bool:
+        return all(getattr(source, "instant", False) for source in self.sources)
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.address} has {len(self)} items; there is no number {index}")
+        index %= len(self)
+        which = bisect_right(self.ends, index)
+        return which, index - (self.ends[which] - self.lengths[which])
+
+    def __getitem__(self, index: int) -> Sample:
+        which, place = self._place(index)
+        try:
+            sample = self.sources[which][place]
+        except BrokenItem as broken:
+            raise BrokenItem(f"{which + 1}/{broken.problem.item}", broken.problem.reason) from broken
+        return replace(sample, id=f"{which + 1}/{sample.id}")
+
+    def captions(self, index: int) -> list[str]:
+        which, place = self._place(index)
+        source = self.sources[which]
+        return source.captions(place) if hasattr(source, "captions") else source[place].captions
+
+    def order(self, seed: int) -> Mixed:
+        return Mixed(self.lengths, self.weights, seed)
+
+    def successor(self, index: int) -> int:
+        """The next item of the same source, to stand in for one that is broken."""
+        which, place = self._place(index)
+        return index - place + (place + 1) % self.lengths[which]
+
+    def fingerprint(self) -> str:
+        parts = [f"{w:g} {s.fingerprint()}" for w, s in zip(self.weights, self.sources, strict=True)]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+    def split(self, name: str) -> Mixture:
+        """That part of every source; sources of which it holds nothing drop out."""
+        parts = [(source.split(name), weight) for source, weight in zip(self.sources, self.weights, strict=True)]
+        kept = [(source, weight) for source, weight in parts if len(source)]
+        if not kept:
+            raise DiptychError(f"{self.address}: no source has items in the {name} part")
+        return Mixture(*zip(*kept, strict=True))
