@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,10 +82,9 @@ def _pack(source: Source, manifest: Manifest, workers: int, progress: bool) -> d
     manifest.write(spent())
     with CountDisplay(f"packing {parameters.address}", parameters.items, done, disable=not progress) as display:
         try:
-            shards = write_shards(source, missing, parameters, out, workers, lambda seen: display(done + seen))
-            with closing(shards):
-                for written in shards:
-                    manifest.add(written, spent())
+            write_shards(
+                source, missing, parameters, out, workers, lambda w: manifest.add(w, spent()), lambda seen: display(done + seen)
+            )
         except KeyboardInterrupt:
             kept = f"{len(manifest.shards)} of {len(manifest.shards.keys() | set(missing))} shards are kept"
             raise Interrupted(f"interrupted: {kept}; the same command goes on") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -20,47 +20,66 @@ class Stopped(Exception):  # noqa: N818 - an outcome
 
 
 def write_shards(
-    source: Source, numbers: Sequence[int], parameters: Parameters, out: Path, workers: int, seen: Callable[[int], None]
-) -> Generator[Written, None, None]:
-    """Each shard as it is finished. ``seen`` is told now and then how many items were looked at in all.
+    source: Source,
+    numbers: Sequence[int],
+    parameters: Parameters,
+    out: Path,
+    workers: int,
+    finished: Callable[[Written], None],
+    seen: Callable[[int], None],
+) -> None:
+    """Each shard to ``finished`` when it is written; how many items were looked at in all to ``seen``, now and then.
 
-    Closing the iterator, Ctrl-C included, ends the workers and removes what they had not finished.
+    Whatever ends this, Ctrl-C included, ends the workers; what they were at is removed, what they had finished is handed on.
     """
     if workers <= 1 or len(numbers) <= 1:
-        yield from _in_process(source, numbers, parameters, out, seen)
+        _in_process(source, numbers, parameters, out, finished, seen)
         return
     context: Any = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     shared = _Shared(context)
     running: dict[Any, Any] = {}
-    for _ in range(min(workers, len(numbers))):
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(source, numbers, parameters, out, shared, send, os.getpid()), daemon=True)
-        process.start()
-        send.close()  # so that the pipe ends when the worker does
-        running[receive] = process
     try:
+        for _ in range(min(workers, len(numbers))):
+            receive, send = context.Pipe(duplex=False)
+            work = (source, numbers, parameters, out, shared, send, os.getpid())
+            running[receive] = context.Process(target=_work, args=work, daemon=True)
+            running[receive].start()
+            send.close()  # so that the pipe ends when the worker does
         while running:
             ready: Any
             for ready in wait(list(running), timeout=0.5):
-                try:
-                    done = ready.recv()
-                except EOFError:
+                if not _handed_on(ready, finished):
                     _ended(running.pop(ready), parameters)
-                    continue
-                if isinstance(done, BaseException):
-                    raise done
-                yield done
             seen(shared.seen.value)
     finally:
         shared.stop.value = 1
-        for process in running.values():
+        for receive, process in running.items():
             process.join(timeout=30)
             process.kill()
+            while receive.poll() and _handed_on(receive, finished):
+                pass
+
+
+def _handed_on(receive: Any, finished: Callable[[Written], None]) -> bool:
+    """Whether there was a message; False at the end of the pipe. Raises what the worker raised."""
+    try:
+        done = receive.recv()
+    except EOFError:
+        return False
+    if isinstance(done, BaseException):
+        raise done
+    finished(done)
+    return True
 
 
 def _in_process(
-    source: Source, numbers: Sequence[int], parameters: Parameters, out: Path, seen: Callable[[int], None]
-) -> Generator[Written, None, None]:
+    source: Source,
+    numbers: Sequence[int],
+    parameters: Parameters,
+    out: Path,
+    finished: Callable[[Written], None],
+    seen: Callable[[int], None],
+) -> None:
     count = 0
 
     def tick() -> None:
@@ -69,7 +88,7 @@ def _in_process(
         seen(count)
 
     for number in numbers:
-        yield write_shard(source, number, parameters, out, tick)
+        finished(write_shard(source, number, parameters, out, tick))
 
 
 class _Shared:

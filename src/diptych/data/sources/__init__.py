@@ -58,7 +58,7 @@ def open_source(address: str) -> Source:
     own = _OWN.fullmatch(address)
     if own and not rest.startswith("//") and ("." in scheme or own[2] is not None):
         return _open(own[1], own[2] or "", address)
-    known = ["scenes", "mix", *SCHEMES]
+    known = ["scenes", *SCHEMES, "mix"]
     close = nearest(scheme, known) if mark else "; is the path right?"
     raise DiptychError(
         f"cannot open '{address}'{close}; known: {', '.join(k + ':' for k in known)}, package.module:Class:REST, "
