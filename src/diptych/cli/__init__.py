@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli import curate, data, evaluate, metrics
+from diptych.cli import curate, data, evaluate, metrics, report
 from diptych.cli.options import BUDGET, DATA, BudgetOption, DataOption, SetOption
 from diptych.errors import DiptychError
 
@@ -28,6 +28,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
 app.command()(evaluate.evaluate)
+app.command()(report.report)
 
 
 @app.command()
@@ -111,18 +112,6 @@ def compare(
         if results.is_file() and results.stat().st_mtime_ns != before:
             print_table(out)
             typer.echo(f"\nreport: {out / 'report.html'}")
-
-
-@app.command()
-def report(directory: Annotated[Path, typer.Argument(help="A comparison or a run that was evaluated.")]) -> None:
-    """Write the report of a comparison or a run again, from its records."""
-    from diptych.report import build_report, print_table
-
-    if not directory.is_dir():
-        raise DiptychError(f"no such directory: {directory}")
-    page = build_report(directory)
-    print_table(directory)
-    typer.echo(f"\nreport: {page}")
 
 
 @app.command()

@@ -26,9 +26,9 @@ MOST_PICTURES, MOST_TEXTS = 4, 6  # of a small table of scores
 
 
 def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
-    """Of each recipe; ``hide``: texts of probes stay away (red team)."""
-    if asks(gathered.task) == asks("redteam"):
-        return ""  # its own section says what may be shown
+    """Of each recipe."""
+    if is_private(gathered.task):
+        return ""
     parts, left = [], PER_PAGE
     share = max(4, PER_PAGE // max(1, len(gathered.answers)))
     for a in gathered.answers:
@@ -47,6 +47,11 @@ def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
         f"the right one. No more than {PER_PAGE} pictures a page, however many records there are."
     )
     return figure("".join(parts), caption)
+
+
+def is_private(task: str) -> bool:
+    """Requests of a red team and what was said to them: its own section shows them, if asked to."""
+    return asks(task) == asks("redteam")
 
 
 def _recipe(gathered: TaskAnswers, a: Answers, pictures: Pictures, limit: int) -> tuple[str, int]:

@@ -137,3 +137,40 @@ def _written(value: float, percent: bool) -> str:
     if percent:
         return f"{100 * value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def dots(
+    rows: Sequence[tuple[str, float, float, float]],
+    *,
+    label: str,
+    span: tuple[float, float] = (0.0, 1.0),
+    reference: float | None = None,
+    index: int = 0,
+    percent: bool = True,
+) -> str:
+    """Named values with their intervals, one below the other: (name, value, low, high). ``reference``: an upright line."""
+    widest = max((len(name) for name, *_ in rows), default=0)
+    left = min(150, 16 + 7 * widest)
+    right, row, top = WIDTH - 50, 24, 6
+    height = top + row * len(rows) + 22
+    colour = f"c{index % COLOURS}"
+
+    def sx(v: float) -> float:
+        return left + (right - left) * (min(max(v, span[0]), span[1]) - span[0]) / (span[1] - span[0])
+
+    body = []
+    for tick in ticks(*span):
+        body += [line(sx(tick), top, sx(tick), height - 20, "grid")]
+        body += [text(sx(tick), height - 6, _written(tick, percent), "tick", "middle")]
+    if reference is not None:
+        body.append(line(sx(reference), top, sx(reference), height - 20, "ideal"))
+    for i, (name, value, low, high) in enumerate(rows):
+        y = top + row * i + row / 2
+        shown = name if len(name) <= 20 else name[:19] + "…"
+        body += [text(left - 8, y + 4, shown, "label", "end"), line(sx(low), y, sx(high), y, f"range {colour}")]
+        body += [dot(sx(value), y, f"point {colour}"), text(WIDTH - 2, y + 4, _figure(value, percent), "figure", "end")]
+    return svg(WIDTH, height, body, label, "chart")
+
+
+def _figure(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f}" if percent else f"{value:.2f}"

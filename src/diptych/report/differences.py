@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diptych.evaluation.statistics import PairedTest, paired_test
 from diptych.report.answers import Answers, TaskAnswers, paired
-from diptych.report.cards import card, shuffled
+from diptych.report.cards import card, is_private, shuffled
 from diptych.report.columns import SIGNIFICANT, is_share, number, p_holm
 from diptych.report.marks import escape, figure, header, key, scroller
 from diptych.report.pictures import Pictures
@@ -38,7 +38,7 @@ def differences(comparison: Comparison, gathered: TaskAnswers, pictures: Picture
     )
     table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     examples, left = [], PER_PAGE
-    for a, b in found[:PAIRS]:
+    for a, b in found[:PAIRS] if not is_private(gathered.task) else ():
         html, used = _examples(gathered, a, b, pictures, left)
         left -= used
         examples.append(html)

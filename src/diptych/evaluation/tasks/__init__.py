@@ -17,6 +17,7 @@ from diptych.evaluation.tasks.embedding import Embedding
 from diptych.evaluation.tasks.pairs import Pairs
 from diptych.evaluation.tasks.pope import Pope
 from diptych.evaluation.tasks.priors import Priors
+from diptych.evaluation.tasks.redteam import RedTeam
 from diptych.evaluation.tasks.retrieval import LargeRetrieval, Retrieval
 from diptych.evaluation.tasks.spec import Spec
 from diptych.evaluation.tasks.vqa import Vqa
@@ -40,6 +41,7 @@ TASKS: dict[str, type] = {
     "priors": Priors,
     "bias": Bias,
     "bias-table": BiasTable,
+    "redteam": RedTeam,
 }
 # What every model is asked; the others test one thing more deeply.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")

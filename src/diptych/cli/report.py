@@ -1,0 +1,39 @@
+"""``diptych report``: the page of a comparison, a run, or an evaluation of whatever model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diptych.errors import DiptychError
+
+
+def report(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            help="A comparison, a run that was evaluated, or a folder with records/*.jsonl of any model (docs/runs.md)."
+        ),
+    ],
+    images: Annotated[Path | None, typer.Option(help="Where the pictures lie that records name in `image`.")] = None,
+    probe_texts: Annotated[bool, typer.Option("--probe-texts", help="Show requests and answers of red-team probes.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Write the report again, from the records: one self-contained HTML file with a page for each task.
+
+    Needs no model, and for records alone no data. Example: `diptych report runs/theirs --images photos/`
+    """
+    from diptych.report import build_report, print_table
+
+    if not directory.is_dir():
+        raise DiptychError(f"no such directory: {directory}")
+    if images is not None and not images.is_dir():
+        raise DiptychError(f"no such directory: {images}")
+    page = build_report(directory, images, probe_texts)
+    if json_:
+        typer.echo((directory / "results.json").read_text(encoding="utf-8"))
+        return
+    print_table(directory)
+    typer.echo(f"\nreport: {page}")
