@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -66,8 +67,13 @@ def _judge(address: str, data: str | None, tasks: str | None, split: str, out: P
     source = open_source(data) if data else None
     source = source.split(split) if source is not None and split != "all" else source
 
+    told = 0.0
+
     def say(task: str) -> None:
-        typer.echo(f"{address}: {task} …", err=True)
+        nonlocal told
+        if "/" not in task or time.monotonic() - told > 5:  # how far it is, now and then
+            typer.echo(f"{address}: {task} …", err=True)
+            told = time.monotonic()
 
     folder = out or run_directory(address) / "evaluation"
     summary = judge(model, source, wanted, folder, progress=say, key=getattr(model, "key", None))

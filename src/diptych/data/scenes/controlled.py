@@ -135,6 +135,12 @@ def _positions(world: World, random: Random) -> tuple[Graph, ...]:
     return tuple(graph._replace(position=place) for place in POSITIONS)
 
 
+def _colours(world: World, random: Random) -> tuple[Graph, ...]:
+    graph = _single(world, random, tinted=True)
+    shown = [c for c in world.palette if (graph.things[0].concept, c) not in world.held_out_colours]
+    return tuple(_changed(graph, colour=c) for c in shown)
+
+
 def _sizes(world: World, random: Random) -> tuple[Graph, ...]:
     graph = _single(world, random, size="big")
     return graph, _changed(graph, size="small")
@@ -160,6 +166,7 @@ _SETS: dict[str, Callable[[World, Random], tuple[Graph, ...]]] = {
     "relative position": _relative_positions,
     "absolute size": _sizes,
     "relative size": _relative_sizes,
+    "colour": _colours,
 }
 SETS = tuple(_SETS)
 

@@ -11,16 +11,21 @@ from diptych.evaluation.tasks.base import NotApplicable, Task
 from diptych.evaluation.tasks.bias import Bias
 from diptych.evaluation.tasks.bias_table import BiasTable
 from diptych.evaluation.tasks.captions import Captions
+from diptych.evaluation.tasks.chair import Chair
 from diptych.evaluation.tasks.choices import Choices, Mme
 from diptych.evaluation.tasks.controlled import Controlled
 from diptych.evaluation.tasks.embedding import Embedding
+from diptych.evaluation.tasks.facts import Facts
+from diptych.evaluation.tasks.frequency import Frequency
+from diptych.evaluation.tasks.memorization import Memorization
 from diptych.evaluation.tasks.pairs import Pairs
 from diptych.evaluation.tasks.pope import Pope
 from diptych.evaluation.tasks.priors import Priors
 from diptych.evaluation.tasks.redteam import RedTeam
 from diptych.evaluation.tasks.retrieval import LargeRetrieval, Retrieval
 from diptych.evaluation.tasks.spec import Spec
-from diptych.evaluation.tasks.vqa import Vqa
+from diptych.evaluation.tasks.vqa import OpenAnswers, Vqa
+from diptych.evaluation.tasks.vqascore import VqaScore
 from diptych.evaluation.tasks.winoground import Winoground
 from diptych.evaluation.tasks.zeroshot import ZeroShot
 
@@ -42,6 +47,12 @@ TASKS: dict[str, type] = {
     "bias": Bias,
     "bias-table": BiasTable,
     "redteam": RedTeam,
+    "open": OpenAnswers,
+    "chair": Chair,
+    "facts": Facts,
+    "vqascore": VqaScore,
+    "memorization": Memorization,
+    "frequency": Frequency,
 }
 # What every model is asked; the others test one thing more deeply.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")

@@ -45,20 +45,22 @@ class Captions:
                 said = model.generate([*pictures, *grey.values()], self.prompt, self.max_tokens)
                 blind.update(zip(grey, said[len(pictures) :], strict=True))
                 records.add(
-                    {
-                        "item": item.id,
-                        "cluster": item.id,
-                        "generated": text,
-                        "generated_blind": blind[picture.shape],
-                        "references": item.captions,
-                    }
-                    for item, picture, text in zip(part, pictures, said, strict=False)
+                    self.record(item, text, blind[picture.shape]) for item, picture, text in zip(part, pictures, said, strict=False)
                 )
             if progress:
                 progress(f"{self.name} {min(start + self.batch, len(items))}/{len(items)}")
-        if records.folder is not None:
+        if records.folder is not None and type(self) is Captions:
             kept = ("item", "generated", "references")
             write_jsonl(records.folder / "captions.jsonl", ({k: r[k] for k in kept} for r in records.all()))
+
+    def record(self, item: Sample, generated: str, blind: str) -> Record:
+        return {
+            "item": item.id,
+            "cluster": item.id,
+            "generated": generated,
+            "generated_blind": blind,
+            "references": item.captions,
+        }
 
     def summarise(self, records: list[Record]) -> list[Result]:
         records = sorted(records, key=lambda r: str(r["item"]))

@@ -6,8 +6,9 @@ of another block. Shortest, longest: the text with the fewest or the most words,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Block:
 
 
 class Asked:
-    """Images, texts and pairs gathered for one call; the same text is asked about the same grey image but once."""
+    """Images, texts and pairs gathered for one call; no pair twice."""
 
     def __init__(self) -> None:
         self.images: list[Image] = []
@@ -42,9 +43,9 @@ class Asked:
         self._text: dict[str, int] = {}
         self._pair: dict[tuple[int, int], int] = {}
 
-    def block(self, images: list[Image], captions: list[str], blind: bool = False) -> np.ndarray:
+    def block(self, images: list[Image], captions: list[str]) -> np.ndarray:
         """Where the scores [images, captions] will be found."""
-        rows = [self._add(self._image, image.shape if blind else id(image), self.images, image) for image in images]
+        rows = [self._add(self._image, id(image), self.images, image) for image in images]
         columns = [self._add(self._text, caption, self.texts, caption) for caption in captions]
         return np.array([[self._add(self._pair, (r, c), self.pairs, (r, c)) for c in columns] for r in rows])
 
@@ -59,7 +60,10 @@ class Asked:
         return known[key]
 
 
-Credit = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # of scores and fits, both [images, texts]
+@lru_cache(maxsize=64)
+def grey(shape: tuple[int, ...]) -> Image:
+    """The same grey image for all of a size, so that it is asked about once."""
+    return blank(np.empty(shape, dtype=np.uint8))
 
 
 def best_text(scores: np.ndarray, fits: np.ndarray) -> float:
@@ -94,6 +98,10 @@ class Choosing:
         """The mean credit of random scores; that of equal ones, unless a task has more to say."""
         return self.credit(np.zeros(fits.shape), fits)
 
+    def unseen(self, images: Sequence[Image]) -> list[Image]:
+        """What is shown where nothing shall be seen."""
+        return [grey(image.shape) for image in images]
+
     def run(self, model: Model, items: list[Block], records: Records, progress: Progress | None = None) -> None:
         others = self._others(items)
         for start in range(0, len(items), self.batch):
@@ -109,7 +117,7 @@ class Choosing:
             for i in part:
                 block, other = items[i], others.get(items[i].id)
                 own = load(block)
-                blind = asked.block([blank(image) for image in own], block.texts, blind=True)
+                blind = asked.block(self.unseen(own), block.texts)
                 shuffled = asked.block(load(other), block.texts) if other else None
                 plans.append((block, asked.block(own, block.texts), blind, shuffled))
             if plans:

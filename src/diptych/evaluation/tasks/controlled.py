@@ -14,12 +14,12 @@ import numpy as np
 from diptych.capabilities import Model
 from diptych.data.source import Controlled as ControlledSource
 from diptych.data.source import Group, Source
-from diptych.evaluation.controls import blank, derangement
+from diptych.evaluation.controls import derangement
 from diptych.evaluation.metrics import pairs
 from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import mean
 from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, not_finite, shares
-from diptych.evaluation.tasks.choosing import Asked
+from diptych.evaluation.tasks.choosing import Asked, grey
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Controlled:
         for group in todo:
             other, texts = others.get(group.id), group.captions
             own = asked.block(group.images, texts)
-            blind = asked.block([blank(group.images[0])] * len(texts), texts, blind=True)
+            blind = asked.block([grey(group.images[0].shape)] * len(texts), texts)
             plans.append((group, own, blind, asked.block(other.images, texts) if other else None))
         scores = np.asarray(model.score(asked.images, asked.texts, np.array(asked.pairs)))
         records.add(

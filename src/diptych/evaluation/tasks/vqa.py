@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 
 from diptych.batch import Sample
 from diptych.data.source import BrokenItem, Problem, Source
+from diptych.evaluation.metrics.captions import rouge_l_items
 from diptych.evaluation.metrics.vqa import normalise_answer, vqa_accuracy
 from diptych.evaluation.records import Record
+from diptych.evaluation.statistics import mean
 from diptych.evaluation.tasks.asking import Asking, Question
 from diptych.evaluation.tasks.base import Items, NotApplicable
 from diptych.evaluation.tasks.published import Pictures, Row, by_id, limited, rows, unique
@@ -79,6 +81,46 @@ class Vqa(Asking):
         if len(record["answers"]) > 3:
             return vqa_accuracy(answer, record["answers"])
         return float(normalise_answer(answer) in map(normalise_answer, record["answers"]))
+
+
+@dataclass(frozen=True)
+class OpenAnswers(Vqa):
+    """Long answers, such as LLaVA-Bench's (Liu et al., arXiv:2304.08485): questions.jsonl with question_id, image, text, category,
+    and ``annotations`` with reference answers (question_id, text). An answer earns its ROUGE-L; a judge of your choice finds
+    the answers in the records.
+    """
+
+    name: str = "open"
+    prompt: str = "{question}"
+    max_tokens: int = 512
+    needs: tuple[str, ...] = ("prompt",)
+    by: str = "generate"
+
+    def items(self, source: Source) -> Items:
+        if not self.file:
+            raise NotApplicable("it reads its questions from a file: ?file=questions.jsonl")
+        return super().items(source)
+
+    def _question(self, row: Row, pictures: Pictures, answers: dict[str, Row] | None) -> Question:
+        name, image = row.text("question_id", "id"), row.text("image")
+        if answers is not None and name not in answers:
+            raise_missing(row, self.annotations)
+        said = (answers[name].text("text", "answer"),) if answers is not None else ()
+        kinds = {"category": str(row["category"])} if row.get("category") else {}
+        return Question(name, image, pictures.path(image, row.where), row.text("text", "question"), said, slices=kinds)
+
+    def parse(self, record: Record, text: str) -> str | None:
+        return text.strip() or None
+
+    def credit(self, record: Record, answer: str) -> float:
+        if not record["answers"]:
+            return 0.0
+        return rouge_l_items({"": record["answers"]}, {"": answer})[""]
+
+    def constant(self, records: list[Record]) -> float:
+        """The best of the first reference answers, given to every question."""
+        first = [r["answers"][0] for r in records[:10] if r["answers"]]
+        return max((mean([self.credit(r, a) for r in records]) for a in first), default=0.0)
 
 
 def raise_missing(row: Row, annotations: str) -> None:

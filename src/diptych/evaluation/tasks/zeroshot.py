@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.capabilities import Image, Model
-from diptych.data.source import Controlled, Source
+from diptych.data.source import Controlled, Problem, Source
 from diptych.evaluation.controls import blank, derangement
 from diptych.evaluation.metrics.ranking import recall_at, standing, undecided
 from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import function_interval, mean
 from diptych.evaluation.tasks.base import CONTROLS, Items, NotApplicable, Progress, not_finite, share, shares
+from diptych.evaluation.tasks.labels import labelled
+from diptych.evaluation.tasks.published import Pictures, pixels, rows
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this is a {}")
 
@@ -28,16 +30,42 @@ class ZeroShot:
     n: int = 200
     templates: tuple[str, ...] = TEMPLATES
     seed: int = 0
+    file: str = ""  # rows with image and label
+    images: str = ""  # the directory of its pictures
 
     def items(self, source: Source) -> Items:
         """(image, label, names of all classes) of each."""
+        if self.file:
+            return self._of_file()
         if not isinstance(source, Controlled):
-            raise NotApplicable("the source has no labelled concepts")
+            return self._of_labels(source)
         names = source.concepts()
         items = Items((image, label, names) for image, label in source.concept_samples(self.n))
         if len(items) < 2 or len(names) < 2:
             raise NotApplicable(f"needs two images and two concepts, the source has {len(items)} and {len(names)}")
         return items
+
+    def _of_file(self) -> Items:
+        pictures = Pictures(self.images, self.file)
+        found = [
+            (pictures.path(row.text("image", "file_name", "filename", "path"), row.where), row.text("label", "class"))
+            for row in rows(self.file)
+        ]
+        return self._balanced([(pixels(path, path), label) for path, label in found[: self.n or None]], [])
+
+    def _of_labels(self, source: Source) -> Items:
+        """Images that show one thing only."""
+        found = labelled(source, 5 * self.n)
+        single = [(sample.image, names[0]) for sample, names in found if len(names) == 1 and sample.image is not None]
+        if len(single) < 2:
+            raise NotApplicable("the source has no images of one labelled thing each; give ?file= with image and label")
+        return self._balanced(single[: self.n], found.problems)
+
+    def _balanced(self, found: list[tuple[Image, str]], problems: list[Problem]) -> Items:
+        names = sorted({label for _, label in found})
+        if len(names) < 2:
+            raise NotApplicable(f"needs two classes, found {', '.join(names) or 'none'}")
+        return Items([(image, names.index(label), names) for image, label in found], problems)
 
     def run(
         self, model: Model, items: list[tuple[Image, int, list[str]]], records: Records, progress: Progress | None = None

@@ -1,0 +1,145 @@
+"""Captions against what is there: CHAIR, exact facts of scenes, VQAScore."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diptych.batch import Sample
+from diptych.capabilities import FunctionModel
+from diptych.data.sources import open_source
+from diptych.errors import DiptychError
+from diptych.evaluation.run import evaluate
+from diptych.evaluation.tasks.chair import Chair
+from diptych.evaluation.tasks.facts import Facts, judge, read
+from diptych.evaluation.tasks.labels import instances
+from diptych.evaluation.tasks.vqascore import VqaScore
+from evaluation_fixture import Plain
+from test_asking import grey, save_pictures, values
+
+PLACES = [["dog", "cup"], ["cat"], ["dog", "cat", "couch"], ["cup"]]
+
+
+class Labelled(Plain):
+    """Pictures of greys 10, 20 … with objects, four of them."""
+
+    def __init__(self, labels: list[list[str]] = PLACES, size: int = 0):
+        super().__init__(size or len(labels))
+        self.labels = labels
+
+    def __getitem__(self, index: int) -> Sample:
+        labels = self.labels[index % len(self.labels)]
+        image = np.full((6, 6, 3), 10 * (index + 1) % 256, np.uint8)
+        return Sample(f"i{index}", image, [f"number {index}"], extra={"labels": labels})
+
+
+def teller(said: dict[int, str], otherwise: str = "nothing at all") -> FunctionModel:
+    return FunctionModel("teller", generate=lambda images, prompts, n: [said.get(grey(i), otherwise) for i in images])
+
+
+def test_chair_counts_what_is_made_up() -> None:
+    """Mentions: dog, cup | cat, dogs (made up) | couch | cup: 1 of 6; captions with one: 1 of 4; recalled 5 of 7."""
+    said = {10: "A dog with a cup.", 20: "a cat and two dogs", 30: "a sofa", 40: "one mug"}
+    found = evaluate(teller(said), Labelled(), [Chair()])
+    got = values(found, "chair")
+    assert got["chair_i"] == pytest.approx(1 / 6) and got["chair_s"] == 0.25
+    assert got["recall"] == pytest.approx(5 / 7) and got["mean_words"] == pytest.approx((5 + 5 + 2 + 2) / 4)
+    chair_i = next(r for r in found.results if r.metric == "chair_i")
+    assert not chair_i.higher_is_better and chair_i.controls["blind"] == 0  # silence makes nothing up: hence recall
+    assert next(r for r in found.results if r.metric == "recall").controls["blind"] == 0
+    assert chair_i.controls["shuffled"] > chair_i.value
+
+
+def test_chair_takes_labels_from_coco_instances(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["a.png", "b.png"])
+    images = [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "b.png"}]
+    captions = [{"id": i, "image_id": n, "caption": c} for i, (n, c) in enumerate([(7, "a pet"), (8, "a man")])]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    boxes = [
+        {"id": 1, "image_id": 7, "category_id": 3},
+        {"id": 2, "image_id": 8, "category_id": 3},
+        {"id": 3, "image_id": 8, "category_id": 3},
+    ]
+    known = {"images": images, "annotations": boxes, "categories": [{"id": 3, "name": "dog"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(known))
+    assert instances(f"{tmp_path}/instances.json")["8"] == ["dog", "dog"]
+    model = teller({10: "a dog and a person", 20: "a person"})
+    found = evaluate(model, open_source(f"coco:{tmp_path}/captions.json"), [Chair(labels=f"{tmp_path}/instances.json")])
+    assert values(found, "chair")["chair_i"] == pytest.approx(1 / 3)  # the man of the second caption is a person
+    boxes[0]["category_id"] = 4
+    (tmp_path / "broken.json").write_text(json.dumps(known))
+    with pytest.raises(DiptychError, match=r"broken.json, annotation 0: field 'category_id': there is no category 4"):
+        instances(f"{tmp_path}/broken.json")
+
+
+GRAPH = {
+    "things": [
+        {"count": 2, "concept": "fish", "colour": "red", "size": ""},
+        {"count": 1, "concept": "star", "colour": "blue", "size": ""},
+    ],
+    "relation": "left",
+    "position": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("caption", "wanted"),
+    [
+        ("two red fish left of a blue star", {"objects": 1, "count": 1, "colour": 1, "relation": 1, "all_true": 1, "told": 1}),
+        (
+            "a blue star to the right of two red fish",
+            {"objects": 1, "count": 1, "colour": 1, "relation": 1, "all_true": 1, "told": 1},
+        ),
+        (
+            "a picture of a blue star left of two red fish",
+            {"objects": 1, "count": 1, "colour": 1, "relation": 0, "all_true": 0, "told": 1},
+        ),
+        ("two red fish above a blue star", {"objects": 1, "count": 1, "colour": 1, "relation": 0, "all_true": 0, "told": 1}),
+        ("there are three fish and a star", {"objects": 1, "count": 0.5, "all_true": 0, "told": 0.5}),
+        ("a blue fish", {"objects": 1, "count": 0, "colour": 0, "all_true": 0, "told": 0}),
+        ("a red heart", {"objects": 0, "all_true": 0, "told": 0}),
+        ("two fish but no heart", {"objects": 1, "count": 1, "all_true": 1, "told": 0.5}),
+        ("two fish but no star", {"objects": 1, "count": 1, "all_true": 0, "told": 0.5}),
+        ("a star in the top left", {"objects": 1, "count": 1, "position": 0, "all_true": 0, "told": 0.5}),
+        ("what a day", {"all_true": 0, "told": 0}),
+    ],
+)
+def test_facts_are_read_and_judged(caption: str, wanted: dict[str, float]) -> None:
+    assert judge(read(caption), GRAPH) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("address", ["scenes:small?split=test", "scenes:full?split=test"])
+def test_every_caption_of_a_scene_is_true_of_it_and_its_negative_is_not(address: str) -> None:
+    source = open_source(address)
+    for i in range(150):
+        sample = source[i]
+        for caption, negative in zip(sample.captions, sample.negatives, strict=True):
+            assert judge(read(caption), sample.extra["graph"])["all_true"] == 1, (caption, sample.extra["graph"])
+            if negative and not {"big", "small"} & set(f"{caption} {negative}".split()):  # sizes are not judged
+                assert judge(read(negative), sample.extra["graph"])["all_true"] == 0, (negative, sample.extra["graph"])
+
+
+def test_facts_of_a_model_that_knows_the_captions() -> None:
+    source = open_source("scenes:small?split=test")
+    of = {s.image.tobytes(): s.captions[0] for s in source.retrieval(30)}
+    model = FunctionModel("knows", generate=lambda images, p, n: [of.get(i.tobytes(), "a car") for i in images])
+    found = {r.metric: r for r in evaluate(model, source, [Facts(n=30)]).results}
+    assert found["all_true"].value == found["count"].value == found["relation"].value == found["told"].value == 1
+    assert found["all_true"].controls["shuffled"] < 0.2 and found["objects"].controls["blind"] < 0.5
+    assert "scenes" in evaluate(model, Plain(), [Facts()]).skipped[0]["reason"]
+
+
+def test_vqascore_is_the_probability_of_yes() -> None:
+    def loglikelihood(images, texts, prompts):
+        assert set(texts) == {"Yes"}
+        return [np.log(0.9 if f'"number {grey(i) // 10 - 1}"' in p else 0.3) for i, p in zip(images, prompts, strict=True)]
+
+    model = FunctionModel("l", loglikelihood=loglikelihood, follows_prompts=True)
+    found = {r.metric: r for r in evaluate(model, Labelled(size=5), [VqaScore()]).results}
+    assert found["vqascore"].value == pytest.approx(0.9) and found["vqascore"].controls["shuffled"] == pytest.approx(0.3)
+    assert found["accuracy"].value == 1 and found["vqascore"].controls["blind"] == pytest.approx(0.3)
+    even = FunctionModel("c", loglikelihood=lambda i, t, p: [-1.0] * len(t), follows_prompts=True)
+    assert values(evaluate(even, Labelled(size=5), [VqaScore()]), "vqascore")["accuracy"] == 0.5
