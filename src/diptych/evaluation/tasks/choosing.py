@@ -98,10 +98,6 @@ class Choosing:
         """The mean credit of random scores; that of equal ones, unless a task has more to say."""
         return self.credit(np.zeros(fits.shape), fits)
 
-    def unseen(self, images: Sequence[Image]) -> list[Image]:
-        """What is shown where nothing shall be seen."""
-        return [grey(image.shape) for image in images]
-
     def run(self, model: Model, items: list[Block], records: Records, progress: Progress | None = None) -> None:
         others = self._others(items)
         for start in range(0, len(items), self.batch):
@@ -117,7 +113,7 @@ class Choosing:
             for i in part:
                 block, other = items[i], others.get(items[i].id)
                 own = load(block)
-                blind = asked.block(self.unseen(own), block.texts)
+                blind = asked.block([grey(image.shape) for image in own], block.texts)
                 shuffled = asked.block(load(other), block.texts) if other else None
                 plans.append((block, asked.block(own, block.texts), blind, shuffled))
             if plans:
