@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+import diptych.training.flops  # noqa: F401 - teaches torch's counter what it passes over
 from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
-from diptych.models.attention import Attention, attend, attention_bias
+from diptych.models.attention import Attention, attend, attend_plainly, attention_bias
 from diptych.models.generate import greedy
 from diptych.models.passes import ImageSide, Pass, TextSide, random_keep
 from diptych.models.vision import sincos_2d
@@ -55,12 +57,31 @@ def test_attention_equals_a_plain_reference():
             np.testing.assert_allclose(ours[b, h], weights / weights.sum(1, keepdims=True) @ v[b, h].numpy(), atol=1e-12)
 
 
-def test_written_out_attention_equals_the_fused_one():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_chosen_attention_equals_the_plain_one(dtype: torch.dtype, tolerance: float):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 6, 4) for _ in range(3))
-    bias = attention_bias(torch.ones(2, 6, dtype=torch.bool), 6, True, q)
-    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(attend(q, k, v, bias), fused, atol=1e-6, rtol=1e-5)
+    qkv = torch.randn(3, 2, 3, 6, 4)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[0, 4:] = False
+    bias = attention_bias(mask, 6, True, qkv)
+    outputs = []
+    for form, kind in ((attend_plainly, torch.float64), (attend, dtype)):
+        x = qkv.to(kind).requires_grad_()
+        y = form(*x, bias)
+        y.pow(2).sum().backward()
+        outputs.append((y.detach().float(), x.grad.float()))
+    for plain, chosen in zip(*outputs, strict=True):
+        torch.testing.assert_close(chosen, plain, atol=tolerance, rtol=tolerance)
+
+
+def test_both_forms_of_attention_count_as_many_operations():
+    counts = []
+    for form in (attend, attend_plainly):
+        q, k, v = (torch.randn(2, 3, n, 4, requires_grad=True) for n in (6, 5, 5))
+        with FlopCounterMode(display=False) as counter:
+            form(q, k, v, None).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts == [3 * 2 * 2 * (2 * 3 * 6 * 5 * 4)] * 2  # three passes' worth, two products, two operations each
 
 
 def test_cross_attention_reads_its_context():
@@ -142,6 +163,23 @@ def test_hidden_patches_are_not_looked_at():
     grid = hidden.view(3, 1, 6, 6).repeat_interleave(8, 2).repeat_interleave(8, 3)
     altered = torch.where(grid, torch.rand_like(images.pixels), images.pixels)
     torch.testing.assert_close(model.parts["vision"](altered, keep).tokens, seen)
+
+
+def test_patches_cut_out_before_the_stem_equal_those_chosen_after_it():
+    model, _ = make("clip", "parts.vision.stem=patch", "parts.vision.patch=8")
+    tower = model.parts["vision"]
+    pixels = sides(model)[0].pixels.requires_grad_()
+    keep, _ = random_keep(3, 36, 0.5, torch.device("cpu"))
+    chosen = tower.stem(pixels).flatten(2).transpose(1, 2).gather(1, keep[..., None].expand(-1, -1, tower.width))
+    cut = tower._stem_at(pixels, keep)
+    torch.testing.assert_close(cut, chosen, atol=1e-5, rtol=1e-5)
+    inputs = (pixels, tower.stem.weight)
+    for ours, plain in zip(
+        torch.autograd.grad(cut.pow(2).sum(), inputs), torch.autograd.grad(chosen.pow(2).sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+    everything = torch.arange(36).expand(3, -1)
+    torch.testing.assert_close(tower(pixels, everything).tokens, tower(pixels).tokens, atol=1e-5, rtol=1e-5)
 
 
 def test_greedy_text_is_the_likeliest_word_each_time():

@@ -16,11 +16,16 @@ from torch.utils.checkpoint import checkpoint
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(q kᵀ/√d + bias) v for [B, H, L, d] and [B, H, S, d]; ``bias`` broadcasts to [B, H, L, S].
 
-    The one place that chooses an implementation. Off the CPU torch's fused kernels win. On the CPU the backward pass of
-    the fused kernel is slow for small encoders, so there the products are written out.
+    The one place that chooses an implementation, by what the case ``attention`` of docs/benchmarks.md measures: torch's fused kernel, except
+    in bf16 on a CPU, where its backward pass is slow and the products written out take about half the time.
     """
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+    return attend_plainly(q, k, v, bias)
+
+
+def attend_plainly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """``attend``, written out."""
     logits = (q * (q.shape[-1] ** -0.5)) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias.to(logits.dtype)

@@ -50,6 +50,8 @@ class ViT(nn.Module):
     pool: ``mean`` of the tokens, or ``attention`` (one learned query, as CoCa's contrastive pooler).
     """
 
+    positions: Tensor
+
     def __init__(
         self,
         build: Build,
@@ -83,15 +85,24 @@ class ViT(nn.Module):
         return self.grid**2
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tokens:
-        if keep is not None:  # hidden patches are blanked first, so that the stem cannot leak them to their neighbours
-            seen = torch.zeros(pixels.shape[0], self.tokens, device=pixels.device, dtype=pixels.dtype).scatter_(1, keep, 1.0)
-            seen = seen.view(-1, 1, self.grid, self.grid)
-            pixels = pixels * F.interpolate(seen, scale_factor=self.patch, mode="nearest")
-        x = self.norm(self.stem(pixels).flatten(2).transpose(1, 2)) + self.positions  # [B, N, D]
-        if keep is not None:
-            x = x.gather(1, keep[..., None].expand(-1, -1, self.width))  # [B, K, D]
+        if keep is None:
+            x = self.norm(self.stem(pixels).flatten(2).transpose(1, 2)) + self.positions  # [B, N, D]
+        else:
+            x = self.norm(self._stem_at(pixels, keep)) + self.positions[keep]  # [B, K, D]
         x = self.transformer(x)
         return Tokens(x, x.mean(1) if self.pool is None else self.pool(x)[:, 0])
+
+    def _stem_at(self, pixels: Tensor, keep: Tensor) -> Tensor:
+        """The stem's output [B, K, D] at the patches ``keep`` [B, K], from those patches alone."""
+        rows, columns = keep // self.grid, keep % self.grid
+        batch = torch.arange(len(pixels), device=pixels.device)[:, None]
+        if isinstance(self.stem, nn.Conv2d):  # patches do not overlap: the others need not be looked at
+            cut = pixels.unflatten(2, (self.grid, self.patch)).unflatten(4, (self.grid, self.patch)).permute(0, 2, 4, 1, 3, 5)
+            return F.linear(cut[batch, rows, columns].flatten(2), self.stem.weight.flatten(1), self.stem.bias)
+        seen = torch.zeros(len(pixels), 1, self.grid, self.grid, device=pixels.device, dtype=pixels.dtype)
+        seen[batch, 0, rows, columns] = 1.0  # the others are blanked, or the stem would leak them to their neighbours
+        x = self.stem(pixels * F.interpolate(seen, scale_factor=self.patch, mode="nearest"))
+        return x.permute(0, 2, 3, 1)[batch, rows, columns]
 
 
 class EfficientNet(nn.Module):
