@@ -30,7 +30,13 @@ from diptych.curation.work import Outcome, Task
 from diptych.errors import DiptychError
 from diptych.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_text
 
-SHARED = ("reading the source", "reading images", "decoding images", "writing")  # costs that are no operator's own
+SHARED = (
+    "reading the source",
+    "reading shards",
+    "reading images",
+    "decoding images",
+    "writing",
+)  # costs that are no operator's own
 Progress = Callable[[str, int, int], None]  # phase, pieces done, pieces in all
 
 

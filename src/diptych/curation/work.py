@@ -79,8 +79,10 @@ class Worker:
         """Every step whose result is not there yet. Images are read and decoded once for all of them."""
         todo = [s for s in steps if not self.store.has(shard.keys.steps[s.index] or "")]
         heavy = [s for s in todo if set(s.inputs) & set(HEAVY)]
+        began = time.perf_counter()
         made: dict[int, _Columns] = {s.index: _Columns(s, len(shard)) for s in todo}
         masks = {s.index: shard.kept(s.index) if s.of == "kept" else shard.usable for s in todo}
+        outcome.seconds["reading shards"] += time.perf_counter() - began
         light = [s for s in todo if s not in heavy and not _needs(s, heavy)]
         late = [s for s in todo if s not in heavy and s not in light]
         for step in light:
@@ -91,10 +93,12 @@ class Worker:
                 shard.put(step, made[step.index].batch())
         for step in late:
             self._whole(shard, step, masks[step.index], made[step.index], outcome)
+        began = time.perf_counter()
         for step in todo:
             key = shard.keys.steps[step.index]
             assert key
             self.store.write(key, made[step.index].batch())
+        outcome.seconds["writing"] += time.perf_counter() - began
 
     def _whole(self, shard: Shard, step: Step, mask: np.ndarray, made: _Columns, outcome: Outcome) -> None:
         """A step that asks for no images, over all of the shard's rows at once."""
@@ -104,6 +108,8 @@ class Worker:
         places = np.flatnonzero(mask & _present(columns, step.inputs, len(shard)))
         batch = pa.RecordBatch.from_pydict(columns).take(pa.array(places))
         state = shard.state(step.index) if isinstance(step.operator, Reduce) else None
+        outcome.seconds["reading shards"] += time.perf_counter() - began
+        began = time.perf_counter()
         made.add(places, apply(step.operator, batch, state))
         shard.put(step, made.batch())
         outcome.seconds[step.label] += time.perf_counter() - began
