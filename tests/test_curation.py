@@ -147,6 +147,19 @@ def test_sources_of_every_kind(tmp_path, own_cache):
     assert done.manifest["kept"] == 12
 
 
+def test_a_source_without_end_needs_a_limit_and_may_go_out_packed(tmp_path, own_cache):
+    steps = {**plan("text_length", {"keep": {"column": "words", "min": 4}}), "output": {"format": "packed"}}
+    with pytest.raises(DiptychError, match=r"without end: say how many, such as --set pool.limit=10000"):
+        curate(steps, "scenes:small", tmp_path / "out", runner="inline")
+    done = curate(steps, "scenes:small", tmp_path / "out", runner="inline", workers=1, overrides=["pool.limit=12"])
+    assert done.manifest["rows"] == 12 and 0 < done.manifest["kept"] <= 12
+    packed, scenes = open_source(done.address), open_source("scenes:small")
+    firsts = [(r["row"] >> 32) * 7 + (r["row"] & 0xFFFFFFFF) for r in rows(tmp_path / "out") if r["kept"]]
+    assert len(packed) == len(firsts) == done.manifest["kept"]
+    assert [packed[i].captions for i in range(len(packed))] == [scenes[i].captions for i in firsts]
+    assert not curate(steps, "scenes:small", tmp_path / "out", runner="inline", overrides=["pool.limit=12"]).fresh
+
+
 def test_extras_of_the_source_can_decide(tmp_path):
     data = make_parquet(tmp_path / "pool", n=20)
     done = curate(plan({"keep": {"column": "extra.similarity", "min": 0.5}}), data, tmp_path / "out", runner="inline")

@@ -21,7 +21,32 @@ import numpy as np
 
 from bench.harness import ROOT, Bench
 
-WORDS = "a the red blue old small dog cat tree house street boat in on near under with and of sky grass table window bright".split()
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "blue",
+    "old",
+    "small",
+    "dog",
+    "cat",
+    "tree",
+    "house",
+    "street",
+    "boat",
+    "in",
+    "on",
+    "near",
+    "under",
+    "with",
+    "and",
+    "of",
+    "sky",
+    "grass",
+    "table",
+    "window",
+    "bright",
+]
 PLAN: dict[str, Any] = {
     "name": "bench",
     "pool": {"shard": 1000},

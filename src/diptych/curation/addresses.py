@@ -18,6 +18,7 @@ def addresses(plan: Plan, steps: Sequence[Step], shards: Sequence[ShardInfo]) ->
     An operator's result depends on the makers of its inputs; if it sees kept rows only, also on all that decided before.
     A state depends on every shard's summary, and a summary on its shard's place, since pointers name places.
     """
+    form = "parquet" if plan.output.format == "packed" else plan.output.format
     described = [step.describe() for step in steps]
     columns: list[list[str | None]] = [[] for _ in shards]
     summaries: list[list[str | None]] = [[] for _ in shards]
@@ -48,7 +49,7 @@ def addresses(plan: Plan, steps: Sequence[Step], shards: Sequence[ShardInfo]) ->
             tuple(summaries[n]),
             tuple(states),
             decided=address("decided", VERSION, n, decided[n], columns[n], [s.label for s in steps]),
-            part=address("part", VERSION, decided[n], plan.output.model_dump(), n if plan.output.format != "parquet" else None),
+            part=address("part", VERSION, decided[n], form, n if form in ("wds", "images") else None),
         )
         for n, shard in enumerate(shards)
     ]

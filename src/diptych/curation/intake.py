@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ import pyarrow as pa
 from diptych.curation.operators.base import sample_hash
 from diptych.curation.plan import Pool
 from diptych.curation.store import Store, address
+from diptych.data.order import ENDLESS
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources import files, open_source
 from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, clean, column, texts
@@ -66,7 +66,7 @@ class ShardInfo:
 def units(data: str, pool: Pool) -> list[Unit]:
     """The parts of the source at ``data``. DiptychError if there is none."""
     scheme, place, options = _parsed(data)
-    if scheme not in ("wds", "parquet") or options.get("split"):
+    if scheme not in ("wds", "parquet") or options.get("split") or pool.limit:
         return [Unit(data, "", None)]
     place = files.normal(place)
     urls = files.expand(f"{place.rstrip('/')}/*{'.tar' if scheme == 'wds' else '.parquet'}" if files.is_directory(place) else place)
@@ -162,7 +162,10 @@ def _rows(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]]:
         return unit.label + own[len(name) :] if unit.label and own.startswith(name) else own
 
     entries = source._entries if isinstance(source, ListedSource) else None
-    for i in range(len(source)):
+    items = min(len(source), pool.limit or len(source))
+    if items > ENDLESS and pool.limit is None:
+        raise DiptychError(f"{unit.address} draws its samples without end: say how many, such as --set pool.limit=10000")
+    for i in range(items):
         if entries is not None:
             reference = _reference(cast(ListedSource, source), entries[i], pool)
             yield _item(identity(entries[i].id), entries[i].captions, entries[i].extra, reference, pool)
@@ -280,11 +283,3 @@ def _row_groups(unit: Unit, pool: Pool, url: str, image: str, caption: str, ligh
                     else:
                         yield [_broken(Problem(identity, "no caption"))]
                     place, number = place + 1, number + 1
-
-
-def total(shards: list[ShardInfo]) -> int:
-    return sum(s.rows for s in shards)
-
-
-def here(out: Path) -> Store:
-    return Store(out / "store")

@@ -17,7 +17,7 @@ from diptych.curation.shards import Shard
 from diptych.files import write_atomically
 
 DECIDED = ("row", "id", "text", "kept", "reason", "reasons", "errors")
-SUFFIX = {"parquet": ".part.parquet", "images": ".images", "wds": ".tar"}
+SUFFIX = {"parquet": ".part.parquet", "packed": ".part.parquet", "images": ".images", "wds": ".tar"}
 GROUP_BYTES = 32_000_000  # of images in a Parquet row group: what reading at random reads at once
 KINDS = {b"\xff\xd8\xff": "jpg", b"\x89PN": "png", b"GIF": "gif", b"RIF": "webp", b"BM": "bmp", b"II*": "tif", b"MM\0": "tif"}
 
@@ -91,7 +91,7 @@ def _write_part(shard: Shard, kept: np.ndarray, lost: dict[int, str]) -> None:
     form, number = shard.plan.output.format, shard.keys.number
     items = _kept_items(shard, kept, lost)
     path = shard.store.path(shard.keys.part, SUFFIX[form])
-    if form == "parquet":
+    if form in ("parquet", "packed"):
         write_atomically(path, lambda p: _parquet(items, p))
     elif form == "wds":
         write_atomically(path, lambda p: _tar(items, number, p))

@@ -41,12 +41,17 @@ class Pool(Strict):
     rows: Literal["images", "captions"] = "images"  # a row an image with all its captions, or a row a caption
     shard: Annotated[int, Field(ge=1)] = 1000  # rows of a shard: the unit of work, of commit and of resume
     images: Literal["reference", "inline"] = "reference"  # inline: copied into the shards; what is no file always is
+    limit: Annotated[int, Field(ge=1)] | None = None  # the first so many items only; needed for a source without end
 
 
 class Output(Strict):
-    """parquet: images inside. images: files, and Parquet that names them. wds: tar shards. All are ready for ``train``."""
+    """parquet: images inside. images: files, and Parquet that names them. wds: tar shards. All are ready for ``train``.
 
-    format: Literal["parquet", "images", "wds"] = "parquet"
+    packed: Parquet, and beside it what ``diptych data pack`` makes of it, shorter side ``size`` pixels.
+    """
+
+    format: Literal["parquet", "images", "wds", "packed"] = "parquet"
+    size: Annotated[int, Field(ge=16)] | None = None
 
 
 class Plan(Strict):

@@ -55,6 +55,8 @@ class Curated:
 
 
 def data_address(path: Path, form: str) -> str:
+    if form == "packed":
+        return f"packed:{path}/packed"
     return f"wds:{path}/data/*.tar" if form == "wds" else f"parquet:{path}/data/*.parquet"
 
 
@@ -189,7 +191,8 @@ class _Run:
         path = self.out / "manifest.json"
         manifest = read_json(path) if path.is_file() else {}
         there = manifest.get("result") == result and all((self.out / "data" / name).exists() for name in manifest["files"])
-        return manifest if there else None
+        packed = self.plan.output.format != "packed" or not manifest.get("kept") or (self.out / "packed").is_dir()
+        return manifest if there and packed else None
 
     def _publish(self, shards: list[ShardInfo], keys: list[Keys], result: str) -> dict[str, Any]:
         """The directories change in one step each, the manifest last; parts are links into the store, not copies."""
@@ -204,9 +207,27 @@ class _Run:
         write_text(self.out / "plan.yaml", self.plan.to_yaml())
         write_json(self.out / "costs.json", self._costs())
         manifest = self._manifest(result, rows)
+        if self.plan.output.format == "packed" and manifest["kept"]:
+            self._pack(result)
         write_json(self.out / "manifest.json", manifest)
         self.progress("publishing", 1, 1)
         return manifest
+
+    def _pack(self, result: str) -> None:
+        """What is kept as ``packed:``. Stopped in the middle, the next run goes on, if the result is still the same."""
+        from diptych.data.packing import pack
+
+        mark = self.out / "packed" / ".of-result"
+        if not mark.is_file() or mark.read_text() != result:
+            shutil.rmtree(self.out / "packed", ignore_errors=True)
+            write_text(mark, result)
+        pack(
+            data_address(self.out, "parquet"),
+            self.out / "packed",
+            size=self.plan.output.size,
+            workers=self.asked[1],
+            progress=False,
+        )
 
     def _shard_record(self, shard: ShardInfo, keys: Keys) -> dict[str, Any]:
         table = self.store.read(keys.decided, ["kept", "reason", "errors"])
