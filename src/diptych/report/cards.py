@@ -42,7 +42,7 @@ def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
         return ""
     caption = (
         f"Chosen by rule: up to {EACH} of each kind, in one random order of the items that is the same for all recipes, taking the "
-        "measures in turn. Nearly right: the right answer is second or third, or part of the item is right, or the scores are "
+        "measures in turn and each picture once a kind. Nearly right: the right answer is second or third, or part of the item is right, or the scores are "
         f"closest of all mistakes. In the small tables: the score of each caption for each picture, the best of a picture bold, ✓ at "
         f"the right one. No more than {PER_PAGE} pictures a page, however many records there are."
     )
@@ -86,10 +86,11 @@ def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
             margins.setdefault(head, []).append((m, record))
     if not by_kind["near"]:  # the mistakes that were closest
         for head, found in margins.items():
-            nearest = [r for _, r in sorted(found, key=lambda pair: pair[0])[:EACH]]
+            nearest = [r for _, r in sorted(found, key=lambda pair: pair[0])[: 8 * EACH]]
             names = {r["item"] for r in nearest}
             by_kind["near"][head] = nearest
-            by_kind["wrong"][head] = [r for r in by_kind["wrong"][head] if r["item"] not in names]
+            others = [r for r in by_kind["wrong"][head] if r["item"] not in names]
+            by_kind["wrong"][head] = others or by_kind["wrong"][head]
     return {kind: list(_in_turn(groups, EACH)) for kind, groups in by_kind.items()}
 
 
@@ -100,12 +101,19 @@ def shuffled(records: Sequence[Record]) -> list[Record]:
 
 
 def _in_turn(groups: dict[str, list[Record]], n: int) -> Iterator[Record]:
+    """The groups in turn, each picture once."""
     lists = [list(g) for _, g in sorted(groups.items(), key=lambda pair: -len(pair[1]))]
+    taken: set[str] = set()
     while n and any(lists):
         for found in lists:
-            if found and n:
-                yield found.pop(0)
-                n -= 1
+            while found and n:
+                record = found.pop(0)
+                cluster = str(record.get("cluster", record["item"]))
+                if cluster not in taken:
+                    taken.add(cluster)
+                    yield record
+                    n -= 1
+                    break
 
 
 def _near(record: Record) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from diptych.evaluation.metrics.calibration import bin_sums, ece_of_sums, reliability
 from diptych.evaluation.metrics.pairs import text_credit
 from diptych.evaluation.metrics.selective import area_under_risk, risk_coverage
-from diptych.evaluation.statistics import Interval, function_interval
+from diptych.evaluation.statistics import Interval, sums_interval
 from diptych.report.answers import Answers, TaskAnswers
 from diptych.report.charts import Series, chart
 from diptych.report.marks import figure, key
@@ -124,7 +124,7 @@ def _top(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 def ece_interval(d: Decisions) -> Interval:
     sums = bin_sums(d.confidence, d.credit, BINS)
-    return function_interval(lambda index: float(ece_of_sums(sums[index].sum(0))), d.clusters, share=True, resamples=400)
+    return sums_interval(sums, ece_of_sums, d.clusters, share=True)
 
 
 def calibration(gathered: TaskAnswers) -> str:

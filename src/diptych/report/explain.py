@@ -78,6 +78,8 @@ CONTROLS = {
     "text_only": ("text alone", "the likelihood of the text alone may do as well"),
     "always_yes": ("always yes", "saying yes to everything may do as well"),
     "always_no": ("always no", "saying no to everything may do as well"),
+    "dealt": ("groups dealt at random", "so much comes by luck"),
+    "uncorrected": ("without the correction", "the correction brings nothing"),
     "chance": ("chance", "guessing may do as well"),
 }
 

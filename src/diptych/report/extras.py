@@ -57,7 +57,7 @@ def looking(comparison: Comparison, g: TaskAnswers) -> str:
         return ""
     caption = (
         "Blind: the same questions about a grey picture, so that only the wording can help. Its share of the distance from chance to "
-        "the score is what this test rewards without looking; the rest needs the picture. Below zero: the wording misleads."
+        "the score is what this test rewards without looking; the rest needs the picture."
     )
     many = f"<details><summary>{len(told)} measures</summary><ul>{''.join(told)}</ul></details>"
     return figure(many if len(told) > 6 else f"<ul>{''.join(told)}</ul>", caption)
@@ -68,9 +68,10 @@ def _looking(m: Measure) -> str:
     if blind is None or m.chance is None or not m.higher_is_better or not m.better_than_chance:
         return ""
     share = (blind - m.chance) / (m.value - m.chance)
+    part = "nothing" if share <= 0 else "all" if share >= 1 else f"{share:.0%}"
     return (
         f"chance {number(m.chance)}, blind {number(blind)}, with the picture {number(m.value)}: "
-        f"{share:.0%} of what lies above chance is there without looking."
+        f"{part} of what lies above chance is there without looking."
     )
 
 

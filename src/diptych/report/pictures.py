@@ -38,7 +38,7 @@ class Pictures:
         if named:
             return named
         item = self.item(task, answers, str(record["item"]))
-        shown = _shown(item) or _shown(self.item(task, answers, str(record.get("cluster", ""))))
+        shown = _shown(item) or _of_group(self.item(task, answers, str(record.get("cluster", ""))), record)
         if shown:
             return [src for one in shown[:MOST] if (src := _source_of(one))]
         kept = self.comparison.items
@@ -130,7 +130,7 @@ def _named(items: Iterable[Any]) -> dict[str, Any]:
     """Items by name; those without one by their place, as the tasks that have such name their records."""
     named = {}
     for i, item in enumerate(items):
-        name = _field(item, "id", "item")
+        name = next((n for part in _parts(item) if (n := _field(part, "id", "item")) is not None), None)
         named[str(name) if name is not None else f"concept-{i:05d}"] = item
     return named
 
@@ -143,16 +143,26 @@ def _field(item: Any, *names: str) -> Any:
     return None
 
 
+def _of_group(item: Any, record: Record) -> list[Any]:
+    """Of a contrast set the picture that the record speaks of, else all."""
+    shown, groups = _shown(item), next((g for part in _parts(item) if (g := _field(part, "groups")) is not None), ())
+    return [shown[groups.index(record["group"])]] if record.get("group") in groups and len(groups) == len(shown) else shown
+
+
+def _parts(item: Any) -> tuple[Any, ...]:
+    return item if isinstance(item, tuple) else (item,)
+
+
 def _shown(item: Any) -> list[Any]:
     """The pictures of an item: pixels, paths of files, or the bytes of files."""
     found = _field(item, "images", "image", "sample")
     if found is None and isinstance(item, tuple):
-        found = next((part for part in item if _is_picture(part) or hasattr(part, "image")), None)
+        found = next((part for part in item if _is_picture(part) or hasattr(part, "image") or hasattr(part, "images")), None)
     if isinstance(found, (str, bytes)) or _is_picture(found):
         return [found]
     if isinstance(found, (list, tuple)):
         return [part for part in found if isinstance(part, (str, bytes)) or _is_picture(part)]
-    return _shown(found) if found is not None and hasattr(found, "image") else []
+    return _shown(found) if hasattr(found, "image") or hasattr(found, "images") else []
 
 
 def _source_of(shown: Any) -> str:

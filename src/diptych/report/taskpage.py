@@ -117,21 +117,30 @@ def results(comparison: Comparison, g: TaskAnswers) -> str:
     tables = []
     main = [m for m in metrics if any((r.name, m) in tested for _, r, _ in of_task)]
     for some in (main, [m for m in metrics if m not in main]):
+        here = [
+            c
+            for c in controls
+            if any(_has(m, c, tested.get((r.name, m.metric), [])) for _, r, ms in of_task for m in ms if m.metric in some)
+        ]
         rows = [
-            _row(m, key(index, recipe.label), controls, tested.get((recipe.name, metric), []))
+            _row(m, key(index, recipe.label), here, tested.get((recipe.name, metric), []))
             for metric in some
             for index, recipe, ms in of_task
             for m in ms
             if m.metric == metric
         ]
-        tables.append(_table(g.task, rows, controls) if rows else "")
-    further = f"<details><summary>{len(metrics) - len(main)} further measures</summary>{tables[1]}</details>" if tables[1] else ""
+        tables.append(_table(g.task, rows, here) if rows else "")
+    further = f"<details><summary>Further measures: {len(metrics) - len(main)}</summary>{tables[1]}</details>" if tables[1] else ""
     caption = (
         "Shares in per cent, other measures in their own units, with a 95 % interval (bootstrap over clusters: items of one picture "
         "are drawn together). Under each control of the main measures: model minus control on the same items, with its interval; "
         "<b>≈</b> where the model is not shown to be better. Ties and NaNs are summed over seeds."
     )
     return figure(tables[0], caption, "wide") + further
+
+
+def _has(m: Measure, control: str, tested: Sequence[Contrast]) -> bool:
+    return control in m.controls or any(c.control == control for c in tested)
 
 
 def _table(task: str, rows: Sequence[str], controls: Sequence[str]) -> str:
