@@ -13,14 +13,26 @@ import pytest
 import torch
 from PIL import Image
 
+import cli_fixture
 import foreign_fixture as tiny
-from diptych.api import load, run_directory
+from cli_fixture import Cli
+from diptych.api import load as load_anywhere
+from diptych.api import run_directory
 from diptych.capabilities import Adapter, FunctionModel, Model
 from diptych.errors import DiptychError
 from diptych.foreign import open_model
 from foreign_fixture import images, said
 
+
+def load(address: str | Path) -> Model:
+    """On the processor, where numbers can be compared to the last digits."""
+    return load_anywhere(address, device="cpu")
+
+
 TEXTS = ["a red cat", "two dog on the left", "a picture of a green star in the blue photo"]
+
+
+cli = cli_fixture.cli
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -286,3 +298,40 @@ def test_no_server_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diptych.foreign.endpoint.time.sleep", lambda seconds: None)
     with pytest.raises(DiptychError, match=r"refused.*gave up after 2 attempts"):
         load("openai:http://127.0.0.1:9/v1?model=m&retries=1").generate(images(1))
+
+
+def test_the_command_line_judges_a_model_of_transformers_and_recomputes(made: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    told = cli(
+        "evaluate",
+        f"hf:{made['llava']}",
+        "--data",
+        "scenes:small",
+        "--tasks",
+        "vqa?n=12&by=likelihood",
+        "--json",
+        "--device",
+        "cpu",
+    )
+    assert told.code == 0, told.all
+    first = json.loads(told.out)
+    assert {r["metric"] for r in first["results"]} >= {"accuracy", "ece", "brier"} and first["results"][0]["by"] == "likelihood"
+    folder = run_directory(f"hf:{made['llava']}") / "evaluation"
+    again = cli("evaluate", "--from-records", folder, "--json")
+    assert json.loads(again.out)["results"] == first["results"]
+    assert "vqa" in cli("evaluate", "--from-records", folder).out
+    for wrong, message in ((("evaluate",), "name models to judge"), (("evaluate", f"hf:{made['llava']}"), "--data ADDRESS")):
+        outcome = cli(*wrong)
+        assert outcome.code == 1 and message in outcome.err
+
+
+def test_answers_of_an_endpoint_stand_for_it_when_it_is_gone(cli: Cli) -> None:
+    with tiny.endpoint(lambda n, body: (200, {}, said("yes"))) as asked:
+        address = f"openai:{asked.url}?model=m&retries=0"
+        assert cli("evaluate", address, "--data", "scenes:small", "--tasks", "pope?samples=4", "--out", "kept").code == 0
+        before = len(asked)
+    again = cli("evaluate", "--from-records", "kept", "--json")
+    assert again.code == 0 and before > 10
+    found = {r["metric"]: r["value"] for r in json.loads(again.out)["results"]}
+    assert found["yes_ratio"] == found["recall"] == 1 and found["accuracy"] == 0.5
+    gone = cli("evaluate", address, "--data", "scenes:small", "--tasks", "pope?samples=4", "--out", "kept")
+    assert gone.code == 0  # all answers are there: nobody is asked

@@ -46,7 +46,7 @@ def test_chair_counts_what_is_made_up() -> None:
     found = evaluate(teller(said), Labelled(), [Chair()])
     got = values(found, "chair")
     assert got["chair_i"] == pytest.approx(1 / 6) and got["chair_s"] == 0.25
-    assert got["recall"] == pytest.approx(5 / 7) and got["mean_words"] == pytest.approx((5 + 5 + 2 + 2) / 4)
+    assert got["recall"] == pytest.approx(5 / 7) and got["length"] == pytest.approx((5 + 5 + 2 + 2) / 4)
     chair_i = next(r for r in found.results if r.metric == "chair_i")
     assert not chair_i.higher_is_better and chair_i.controls["blind"] == 0  # silence makes nothing up: hence recall
     assert next(r for r in found.results if r.metric == "recall").controls["blind"] == 0

@@ -69,8 +69,7 @@ class Chair(Captions):
             at = sums_interval(counts["correct"], partial(_metric, metric), clusters, share=metric != "length")
             controls = {c: float(chair_of_counts(counts[c].sum(0))[metric]) for c in counts if c != "correct"}
             n, clustered = len(records), len(set(clusters))
-            name = "mean_words" if metric == "length" else metric
-            found.append(Result(self.name, name, at.value, at.low, at.high, n, clustered, None, higher, controls))
+            found.append(Result(self.name, metric, at.value, at.low, at.high, n, clustered, None, higher, controls))
         return found
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 arXiv:2404.04125).
 
 Zero-shot naming, with ``counts`` (a JSON file {concept: times}) or counted over the labels of ``train``, the address of
-the training data. ``correlation``: Pearson's r with log10 of the count over concepts, ``binned`` that over bins of half a
+the training data. ``correlation``: Pearson's r with log10 of the count over concepts, ``binned_correlation`` that over bins of half a
 decade, ``rank_correlation`` with the concepts never seen; ``slope``: what ten times the data adds. Intervals: over concepts.
 """
 
@@ -28,7 +28,7 @@ from diptych.evaluation.tasks.zeroshot import ZeroShot
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "correlation": law.correlation,
-    "binned": law.binned_correlation,
+    "binned_correlation": law.binned_correlation,
     "rank_correlation": law.rank_correlation,
     "slope": law.slope,
 }
@@ -65,14 +65,14 @@ class Frequency(ZeroShot):
         if any(f"concept-{i:05d}" not in records for i in range(len(items))):
             super().run(model, [item[:3] for item in items], kept, progress)
             times = {f"concept-{i:05d}": item[3] for i, item in enumerate(items)}
-            records.add({**r, "count": times[r["item"]], "cluster": r["class"]} for r in kept.all())
+            records.add({**r, "frequency": times[r["item"]], "cluster": r["class"]} for r in kept.all())
 
     def summarise(self, records: list[Record]) -> list[Result]:
         by_class: dict[str, list[Record]] = {}
         for r in sorted(records, key=lambda r: str(r["item"])):
             by_class.setdefault(r["class"], []).append(r)
         names = sorted(by_class)
-        counts = np.array([by_class[name][0]["count"] for name in names], dtype=np.float64)
+        counts = np.array([by_class[name][0]["frequency"] for name in names], dtype=np.float64)
         accuracy = {
             look: np.array([mean([r[look]["top1"] for r in by_class[name]]) for name in names])
             for look in ("correct", "blind", "shuffled")
