@@ -104,7 +104,7 @@ def test_vqa_by_candidates_for_models_that_only_score(vqa_files: Path) -> None:
 
 
 def test_gqa_and_plain_tables(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "images" if (tmp_path / "images").mkdir() is None else tmp_path, ["n1.png", "n2.png"])
+    save_pictures(tmp_path / "images", ["n1.png", "n2.png"])
     gqa = {"q1": {"question": "Is it red?", "imageId": "n1", "answer": "yes", "types": {"structural": "verify"}},
            "q2": {"question": "What is it?", "imageId": "n2", "answer": "a cat", "types": {"structural": "query"}}}  # fmt: skip
     (tmp_path / "gqa.json").write_text(json.dumps(gqa))

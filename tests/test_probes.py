@@ -112,3 +112,20 @@ def test_naming_on_ones_own_labels(tmp_path: Path) -> None:
 def test_settings_that_are_lists_are_given_again_and_again() -> None:
     assert task("zeroshot?templates=a {}&templates=one {}").templates == ("a {}", "one {}")
     assert task("pope?kinds=random").kinds == ("random",)
+
+
+def test_karpathys_json_brings_its_own_splits(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "images", ["a.png", "b.png", "c.png", "d.png"])
+    said = [{"raw": "A dog runs .", "tokens": ["a", "dog", "runs"]}, {"tokens": ["it", "runs"]}]
+    parts = {"a.png": "train", "b.png": "restval", "c.png": "val", "d.png": "test"}
+    images = [{"filename": n, "split": p, "sentences": said, "imgid": i} for i, (n, p) in enumerate(parts.items())]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [*images, {"filename": "e.png"}], "dataset": "flickr30k"}))
+    source = open_source(f"karpathy:{tmp_path}/dataset.json")
+    assert len(source) == 4 and source[0].captions == ["A dog runs .", "it runs"]
+    assert [p.reason for p in source.problems] == ["no field 'sentences'"]
+    assert [s.id for s in (source.split("train")[i] for i in range(2))] == ["a.png", "b.png"]
+    assert [len(source.split(name)) for name in ("train", "validation", "test")] == [2, 1, 1]
+    assert open_source(f"karpathy:{tmp_path}/dataset.json?split=test")[0].id == "d.png"
+    (tmp_path / "not.json").write_text('{"pictures": []}')
+    with pytest.raises(DiptychError, match="needs the list 'images'"):
+        open_source(f"karpathy:{tmp_path}/not.json")

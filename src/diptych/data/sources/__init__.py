@@ -7,6 +7,7 @@
 | ``csv:table.csv?image=file&caption=text`` | a table (.csv, .tsv) with image paths and captions; ``jsonl:`` likewise |
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
 | ``coco:captions.json?images=DIR`` | COCO captions |
+| ``karpathy:dataset_flickr30k.json?images=DIR`` | Karpathy's JSON of Flickr8k, Flickr30k, COCO, with its splits |
 | ``wds:shards/{000..031}.tar`` | WebDataset shards |
 | ``packed:DIRECTORY`` | what ``diptych data pack`` wrote |
 | ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
@@ -32,6 +33,7 @@ SCHEMES = {
     "jsonl": "diptych.data.sources.table:Table",
     "parquet": "diptych.data.sources.parquet:Parquet",
     "coco": "diptych.data.sources.coco:Coco",
+    "karpathy": "diptych.data.sources.karpathy:Karpathy",
     "wds": "diptych.data.sources.wds:Wds",
     "packed": "diptych.data.sources.packed:Packed",
 }
