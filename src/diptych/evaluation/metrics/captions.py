@@ -1,80 +1,155 @@
 """Caption metrics as the COCO evaluation server computes them (Chen et al., arXiv:1504.00325), without Java.
 
-All take ``references`` {id: [texts]} and ``hypotheses`` {id: text} as plain text; tokenising happens inside.
+All take ``references`` {id: [texts]} and ``hypotheses`` {id: text} as plain text; tokenising happens inside. ``Corpus`` does so once
+for all of them. N items, R references in all; an occurrence is an n-gram in a text.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
+from diptych.evaluation.metrics.tokens import tokenise
+
 References = Mapping[str, Sequence[str]]
 Hypotheses = Mapping[str, str]
-Ngrams = Counter[tuple[str, ...]]
-
-# What the server drops after tokenising. Its list has the brackets in capitals, but the tokens come in lower case:
-# "-lrb-" stays, and so it does here.
-PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-
-_NORMALISE = str.maketrans(
-    {"’": "'", "‘": "`", '"': "''", "“": "``", "”": "''", "–": "--", "—": "--", "…": "...", "½": "1/2", "£": "#", "€": "$"}
-)
-_SPLIT = {
-    "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "¢": "cents",
-    "cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me", "lemme": "lem me",
-}  # fmt: skip
-_ABBREVIATIONS = "mr|mrs|ms|dr|st|jr|sr|prof|etc|vs|inc|ltd|co|corp|ave|blvd|rd|ft|oz|lb|lbs|mt|approx|dept"
-_CLITIC = r"'(?:s|m|d|re|ve|ll)\b"
-_TOKEN = re.compile(
-    rf"""
-      https?://\S+ | www\.\S+ | [\w.+-]+@[\w-]+\.[\w.]+ | [#@][^\W\d]\w*    # addresses, hash tags
-    | (?:[a-z]\.)+[a-z](?![\w]) \.? | \b[a-z]\.(?!\w)                       # u.s. p.m, vitamin c.
-    | (?:{_ABBREVIATIONS})\.(?!\w) | no\.(?=\ *\d)                          # mr. etc. no. 7
-    | \d+(?:[.,:/]\d+)+                                                     # 3,000 5.00 3/4 5:30
-    | '(?:\d0s|n'|n\b|em\b|tis\b|twas\b) | o'clock\b | y'(?=all\b)          # '90s 'n' 'em
-    | {_CLITIC} | n't\b
-    | at&t\b | \w+?(?=n't\b) | \w+(?:(?:[-/_]|(?<=[^\W\d])[.!](?=[^\W\d])|'(?!(?:s|m|d|re|ve|ll|n)\b))\w+?(?=n't\b|\b))*
-    | \.\.\. | -+ | [!?]+ | '' | `` | [^\w\s]
-    """,
-    re.VERBOSE,
-)
+ORDERS = 4
 
 
-@lru_cache(maxsize=65536)
-def tokenise(text: str) -> tuple[str, ...]:
-    """Lower-case Penn Treebank tokens as Stanford CoreNLP 3.4.1 makes them, less punctuation."""
-    found = _TOKEN.findall(text.lower().translate(_NORMALISE))
-    tokens = " ".join(_SPLIT.get(token, token) for token in found).split()
-    return tuple(t for t in tokens if t not in PUNCTUATION)
+class Corpus:
+    """Generated texts with their references, as arrays: texts 0..N−1 are the hypotheses, N..N+R−1 the references."""
+
+    def __init__(self, references: References, hypotheses: Hypotheses):
+        self.ids = list(hypotheses)
+        groups = [[tokenise(text) for text in references[key]] for key in self.ids]
+        if not all(groups):
+            raise ValueError(f"'{self.ids[[bool(g) for g in groups].index(False)]}' has no reference")
+        self.made = [tokenise(hypotheses[key]) for key in self.ids]
+        self.references = groups
+        n = len(self.ids)
+        self.item = np.concatenate([np.arange(n), np.repeat(np.arange(n), [len(g) for g in groups])])  # of each text
+        texts = [*self.made, *chain.from_iterable(groups)]
+        self.length = np.array([len(t) for t in texts], dtype=np.int64)
+        self._grams = self._occurrences(texts)
+
+    def _occurrences(self, texts: list[tuple[str, ...]]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each order: text, gram and count of every gram in every text, sorted by text and gram."""
+        known: dict[str, int] = {}
+        words = np.fromiter((known.setdefault(w, len(known)) for w in chain.from_iterable(texts)), np.int64, int(self.length.sum()))
+        text = np.repeat(np.arange(len(texts)), self.length)
+        left = np.repeat(self.length, self.length) - _places(self.length)  # words from here to the end of the text
+        gram, found = words, []
+        for order in range(1, ORDERS + 1):
+            if order > 1:  # a longer gram is a shorter one and the next word
+                going = np.flatnonzero(left >= order)
+                pair = gram[going] * (len(known) + 1) + words[going + order - 1]
+                gram = np.full(len(words), -1)
+                gram[going] = np.unique(pair, return_inverse=True)[1].ravel()
+            here = left >= order
+            size = int(gram.max(initial=0)) + 1
+            key, count = np.unique(text[here] * size + gram[here], return_counts=True)
+            found.append((key // size, key % size, count))
+        return found
+
+    def bleu_counts(self) -> np.ndarray:
+        """Per item: hypothesis length, closest reference length, 4 × n-grams matched, 4 × n-grams made; int [N, 10].
+
+        Corpus BLEU is a function of the column sums, so a resample of items needs no second look at the text.
+        """
+        n = len(self.ids)
+        own = self.length[:n]
+        distance = np.abs(self.length[n:] - own[self.item[n:]])
+        best = np.lexsort((self.length[n:], distance, self.item[n:]))  # the closest, of two the shorter
+        first = np.searchsorted(self.item[n:][best], np.arange(n))
+        closest = self.length[n:][best][first] if n else own
+        matched = [self._matched(order) for order in range(ORDERS)]
+        return np.stack([own, closest, *matched, *(np.maximum(0, own - k) for k in range(ORDERS))], axis=1).astype(np.int64)
+
+    def _matched(self, order: int) -> np.ndarray:
+        """Per item, the hypothesis's grams that are in a reference, each as often as in the one that has it most; int [N]."""
+        n = len(self.ids)
+        text, gram, count = self._grams[order]
+        size = int(gram.max(initial=0)) + 1
+        ours = text < n
+        where, hit = _find(self.item[text[~ours]] * size + gram[~ours], text[ours] * size + gram[ours])
+        most = np.zeros(int(ours.sum()), dtype=np.int64)
+        np.maximum.at(most, where[hit], count[~ours][hit])
+        return np.bincount(text[ours], np.minimum(most, count[ours]), minlength=n)
+
+    def rouge_l(self, beta: float = 1.2) -> np.ndarray:
+        """ROUGE-L of each item (Lin 2004), float [N]; best precision and best recall are taken over the references separately."""
+        values = np.zeros(len(self.ids))
+        for i, (tokens, references) in enumerate(zip(self.made, self.references, strict=True)):
+            if not tokens:
+                continue
+            masks = _masks(tokens)
+            common = [_common(masks, len(tokens), r) for r in references]
+            p = max(common) / len(tokens)
+            r = max(c / max(1, len(ref)) for c, ref in zip(common, references, strict=True))
+            values[i] = (1 + beta**2) * p * r / (r + beta**2 * p) if p and r else 0.0
+        return values
+
+    def cider_d(self, sigma: float = 6.0) -> np.ndarray:
+        """CIDEr-D of each item (Vedantam et al., arXiv:1411.5726), float [N]; document frequencies from these references."""
+        n = len(self.ids)
+        of = self.item[n:]
+        bigrams = np.maximum(0, self.length - 1)  # the reference code counts bigrams as the length
+        penalty = np.exp(-((bigrams[:n][of] - bigrams[n:]) ** 2) / (2 * sigma**2))
+        total = np.zeros(len(of))
+        for text, gram, count in self._grams:
+            size = int(gram.max(initial=0)) + 1
+            ours = text < n
+            pairs = np.sort(self.item[text[~ours]] * size + gram[~ours])
+            once = pairs[np.diff(pairs, prepend=-1) > 0]  # an item's references count once
+            frequency = np.bincount(once % size, minlength=size)
+            weight = count * (math.log(max(1, n)) - np.log(np.maximum(1, frequency)))[gram]
+            norm = np.sqrt(np.bincount(text, weight**2, minlength=len(self.item)))
+            where, hit = _find(self.item[text[~ours]] * size + gram[~ours], text[ours] * size + gram[ours])
+            r, h = weight[~ours][hit], weight[ours][where[hit]]
+            dot = np.bincount(text[~ours][hit] - n, np.minimum(h, r) * r, minlength=len(of)).astype(np.float64)
+            scale = norm[:n][of] * norm[n:]
+            total += np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0)
+        sums = np.bincount(of, penalty * total, minlength=n)
+        return 10 * sums / ORDERS / np.bincount(of, minlength=n)
 
 
-def _ngrams(tokens: Sequence[str], n: int = 4) -> Ngrams:
-    return Counter(tuple(tokens[i : i + k]) for k in range(1, n + 1) for i in range(len(tokens) - k + 1))
+def _places(length: np.ndarray) -> np.ndarray:
+    """0, 1, … within each text."""
+    return np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+
+
+def _find(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each of ``wanted`` is in ``known``, which is sorted, and whether it is."""
+    if not len(known):
+        return np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=bool)
+    where = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return where, known[where] == wanted
+
+
+def _masks(tokens: Sequence[str]) -> dict[str, int]:
+    """For each word, a bit for every place where it stands."""
+    found: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        found[token] = found.get(token, 0) | 1 << i
+    return found
+
+
+def _common(masks: dict[str, int], length: int, other: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a row of the table at a time in the bits of one number (Hyyrö 2004)."""
+    row = every = (1 << length) - 1
+    for token in other:
+        mask = masks.get(token)
+        if mask:
+            both = row & mask
+            row = ((row + both) | (row - both)) & every
+    return length - row.bit_count()
 
 
 def bleu_counts(references: References, hypotheses: Hypotheses) -> np.ndarray:
-    """Per item: hypothesis length, closest reference length, 4 × n-grams matched, 4 × n-grams made; int [N, 10].
-
-    Corpus BLEU is a function of the column sums, so a resample of items needs no second look at the text.
-    """
-    rows = []
-    for key, hypothesis in hypotheses.items():
-        tokens = tokenise(hypothesis)
-        most: Ngrams = Counter()
-        for reference in references[key]:
-            most |= _ngrams(tokenise(reference))
-        length = len(tokens)
-        closest = min((abs(r - length), r) for r in (len(tokenise(t)) for t in references[key]))[1]
-        matched = [0] * 4
-        for gram, count in (_ngrams(tokens) & most).items():
-            matched[len(gram) - 1] += count
-        rows.append([length, closest, *matched, *(max(0, length - k) for k in range(4))])
-    return np.array(rows, dtype=np.int64).reshape(-1, 10)
+    return Corpus(references, hypotheses).bleu_counts()
 
 
 def bleu_of_counts(counts: np.ndarray) -> list[float]:
@@ -98,73 +173,28 @@ def bleu(references: References, hypotheses: Hypotheses) -> list[float]:
     return bleu_of_counts(bleu_counts(references, hypotheses))
 
 
-def _common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(b) + 1)
-    for x in a:
-        previous = 0
-        for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], previous + 1 if x == y else max(row[j], row[j - 1])
-    return row[-1]
-
-
-def rouge_l_items(references: References, hypotheses: Hypotheses, beta: float = 1.2) -> dict[str, float]:
-    """ROUGE-L of each item (Lin 2004); best precision and best recall are taken over the references separately."""
-    values = {}
-    for key, hypothesis in hypotheses.items():
-        tokens, best_p, best_r = tokenise(hypothesis), 0.0, 0.0
-        for reference in map(tokenise, references[key]):
-            common = _common(tokens, reference)
-            best_p = max(best_p, common / max(1, len(tokens)))
-            best_r = max(best_r, common / max(1, len(reference)))
-        f = 0.0 if not best_p or not best_r else (1 + beta**2) * best_p * best_r / (best_r + beta**2 * best_p)
-        values[key] = f
-    return values
+def rouge_l_items(references: References, hypotheses: Hypotheses) -> dict[str, float]:
+    return dict(zip(hypotheses, Corpus(references, hypotheses).rouge_l().tolist(), strict=True))
 
 
 def rouge_l(references: References, hypotheses: Hypotheses) -> float:
-    return _mean(rouge_l_items(references, hypotheses))
+    return _mean(Corpus(references, hypotheses).rouge_l())
 
 
-def cider_d_items(references: References, hypotheses: Hypotheses, sigma: float = 6.0) -> dict[str, float]:
-    """CIDEr-D of each item (Vedantam et al., arXiv:1411.5726), document frequencies from the references given."""
-    frequency: Ngrams = Counter()
-    for key in hypotheses:
-        frequency.update({gram for text in references[key] for gram in _ngrams(tokenise(text))})
-    log_n = math.log(max(1, len(hypotheses)))
-
-    def vector(text: str) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
-        weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(4)]
-        tokens = tokenise(text)
-        for gram, count in _ngrams(tokens).items():
-            weights[len(gram) - 1][gram] = count * (log_n - math.log(max(1, frequency[gram])))
-        norms = [math.sqrt(math.fsum(w * w for w in part.values())) for part in weights]
-        return weights, norms, max(0, len(tokens) - 1)  # the reference code counts bigrams as the length
-
-    values = {}
-    for key, hypothesis in hypotheses.items():
-        h, h_norm, h_length = vector(hypothesis)
-        total = 0.0
-        for text in references[key]:
-            r, r_norm, r_length = vector(text)
-            penalty = math.exp(-((h_length - r_length) ** 2) / (2 * sigma**2))
-            for n in range(4):
-                if h_norm[n] and r_norm[n]:
-                    dot = math.fsum(min(w, r[n][g]) * r[n][g] for g, w in h[n].items() if g in r[n])
-                    total += penalty * dot / (h_norm[n] * r_norm[n])
-        values[key] = 10 * total / 4 / len(references[key])
-    return values
+def cider_d_items(references: References, hypotheses: Hypotheses) -> dict[str, float]:
+    return dict(zip(hypotheses, Corpus(references, hypotheses).cider_d().tolist(), strict=True))
 
 
 def cider_d(references: References, hypotheses: Hypotheses) -> float:
-    return _mean(cider_d_items(references, hypotheses))
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return math.fsum(values.values()) / max(1, len(values))
+    return _mean(Corpus(references, hypotheses).cider_d())
 
 
 def caption_scores(references: References, hypotheses: Hypotheses) -> dict[str, float]:
     """All of them: bleu1..bleu4, rouge_l, cider."""
-    values = {f"bleu{n}": v for n, v in enumerate(bleu(references, hypotheses), 1)}
-    return {**values, "rouge_l": rouge_l(references, hypotheses), "cider": cider_d(references, hypotheses)}
+    corpus = Corpus(references, hypotheses)
+    values = {f"bleu{n}": v for n, v in enumerate(bleu_of_counts(corpus.bleu_counts()), 1)}
+    return {**values, "rouge_l": _mean(corpus.rouge_l()), "cider": _mean(corpus.cider_d())}
+
+
+def _mean(values: np.ndarray) -> float:
+    return math.fsum(values) / max(1, len(values))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,26 +55,14 @@ def judge_captions(generated: dict[str, str], references: dict[str, list[str]]) 
     keys = sorted(generated)
     generated = {k: generated[k] for k in keys}
     order = derangement(len(keys))
-    values: dict[str, dict[str, float]] = {"shuffled": {}}
+    shuffled: dict[str, float] = {}
     if order is not None:
-        others = {k: references[keys[i]] for k, i in zip(keys, order, strict=True)}
-        values["shuffled"] = metric.caption_scores(others, generated)
-    counts = metric.bleu_counts(references, generated)
-    found = [
-        of_sums(
-            "captions",
-            f"bleu{n}",
-            counts,
-            partial(_bleu, n),
-            keys,
-            controls=_of(values, f"bleu{n}"),
-        )
-        for n in (1, 2, 3, 4)
-    ]
-    rouge, cider = metric.rouge_l_items(references, generated), metric.cider_d_items(references, generated)
-    found.append(of_credits("captions", "rouge_l", [rouge[k] for k in keys], keys, controls=_of(values, "rouge_l")))
-    found.append(of_credits("captions", "cider", [cider[k] for k in keys], keys, bounded=False, controls=_of(values, "cider")))
-    return found
+        shuffled = metric.caption_scores({k: references[keys[i]] for k, i in zip(keys, order, strict=True)}, generated)
+    corpus = metric.Corpus(references, generated)
+    counts, rouge, cider = corpus.bleu_counts(), corpus.rouge_l(), corpus.cider_d()
+    found = [of_sums("captions", f"bleu{n}", counts, partial(_bleu, n), keys) for n in (1, 2, 3, 4)]
+    found += [of_credits("captions", "rouge_l", rouge, keys), of_credits("captions", "cider", cider, keys, bounded=False)]
+    return [replace(r, controls={"shuffled": shuffled[r.metric]} if shuffled else {}) for r in found]
 
 
 def _bleu(n: int, sums: np.ndarray) -> np.ndarray:
@@ -80,39 +73,64 @@ def _chair(name: str, sums: np.ndarray) -> np.ndarray:
     return objects.chair_of_counts(sums)[name]
 
 
-def _of(values: dict[str, dict[str, float]], name: str) -> dict[str, float | None]:
-    return {control: found[name] for control, found in values.items() if name in found}
-
-
 def judge_by_java(generated: dict[str, str], references: dict[str, list[str]]) -> tuple[list[Result], list[str]]:
-    """METEOR and SPICE through the known package, and why not where Java or the package is missing."""
-    import shutil
-
-    missing = []
-    if shutil.which("java") is None:
-        missing.append("Java (apt-get install default-jre-headless)")
-    try:
-        from pycocoevalcap.meteor.meteor import Meteor
-        from pycocoevalcap.spice.spice import Spice
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    except ImportError:
+    """METEOR and SPICE through the known package, and why not where Java, the package or its models are missing."""
+    missing = [] if shutil.which("java") else ["Java (apt-get install default-jre-headless)"]
+    package = importlib.util.find_spec("pycocoevalcap")
+    if package is None:
         missing.append("pycocoevalcap (pip install pycocoevalcap)")
-    if missing:
+    if missing or package is None:
         return [], [f"{name}: not computed, needs {' and '.join(missing)}" for name in ("METEOR", "SPICE")]
-    keys = sorted(generated)
-    tokenise = PTBTokenizer()
-    made = tokenise.tokenize({k: [{"caption": generated[k]}] for k in keys})
-    true = tokenise.tokenize({k: [{"caption": c} for c in references[k]] for k in keys})
-    found, notes = [], []
-    for name, scorer in (("meteor", Meteor), ("spice", Spice)):
+    notes, scorers = [], ["meteor"]
+    models = Path(next(iter(package.submodule_search_locations or [""]))) / "spice" / "lib"
+    if list(models.glob("stanford-corenlp-*-models.jar")):
+        scorers.append("spice")
+    else:  # the package would fetch 400 MB without a word
+        fetch = "python -c 'from pycocoevalcap.spice.spice import Spice; Spice()' fetches it"
+        notes.append(f"SPICE: not computed, needs Stanford CoreNLP in {models} ({fetch})")
+    keys, found = sorted(generated), []
+    for name in scorers:
         try:
-            _, items = scorer().compute_score(true, made)
+            # the package's Java programs talk on our standard streams
+            with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), _descriptor_to(2, quiet.fileno()):
+                value, credits = _by_package(name, keys, generated, references)
         except Exception as error:  # whatever Java or its models did not find
             notes.append(f"{name.upper()}: not computed, {type(error).__name__}: {str(error)[:200]}")
-            continue
-        credits = [item["All"]["f"] for item in items] if name == "spice" else [float(v) for v in items]
-        found.append(of_credits("captions", name, np.nan_to_num(credits), keys))
+        else:
+            at = of_credits("captions", name, np.nan_to_num(credits), keys)
+            # METEOR's score of a corpus is none of its means: the captions lend the interval, the corpus its centre
+            low, high = (None if end is None else end + value - (at.value or 0.0) for end in (at.low, at.high))
+            found.append(replace(at, value=value, low=low, high=high))
     return found, notes
+
+
+def _by_package(
+    name: str, keys: Sequence[str], generated: dict[str, str], references: dict[str, list[str]]
+) -> tuple[float, list[float]]:
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    made = PTBTokenizer().tokenize({k: [{"caption": generated[k]}] for k in keys})
+    true = PTBTokenizer().tokenize({k: [{"caption": c} for c in references[k]] for k in keys})
+    if name == "meteor":
+        value, scores = Meteor().compute_score(true, made)
+        return float(value), [float(v) for v in scores]
+    from pycocoevalcap.spice.spice import Spice
+
+    value, items = Spice().compute_score(true, made)
+    return float(value), [item["All"]["f"] for item in items]
+
+
+@contextlib.contextmanager
+def _descriptor_to(descriptor: int, target: int) -> Iterator[None]:
+    """Whatever child processes write to ``descriptor`` goes to ``target`` meanwhile."""
+    kept = os.dup(descriptor)
+    try:
+        os.dup2(target, descriptor)
+        yield
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
 
 
 def judge_by_model(
