@@ -73,7 +73,7 @@ class Manifest:
                 f"{self.out} was packed from {held['address']} when that held other data (fingerprint {held['fingerprint']}, "
                 f"now {self.parameters.fingerprint}); remove it or choose another OUT"
             )
-        told = [name for name in differs if name != "fingerprint"]
+        told = [name for name in differs if name != "fingerprint" and not (name == "shard_items" and "format" in differs)]
         said = ", ".join(f"{OPTIONS.get(n, n)} {held.get(n)} (now {getattr(self.parameters, n)})" for n in told)
         return f"{self.out} was packed with other parameters: {said}; give the same, remove it, or choose another OUT"
 
