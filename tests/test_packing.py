@@ -19,6 +19,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from cli_fixture import cli  # noqa: F401 - a fixture
 from diptych.batch import Sample
 from diptych.data.image import decode, shrink
 from diptych.data.loader import Loader
@@ -421,6 +422,26 @@ def test_a_manifest_that_is_none(tmp_path, content):
     put(f"{tmp_path}/manifest.json", content)
     with pytest.raises(DiptychError, match="manifest"):
         Packed(str(tmp_path))
+
+
+def test_the_command_line(cli, folder, tmp_path):  # noqa: F811
+    done = cli("data", "pack", folder, "out", "--size", 32, "--workers", 2)
+    assert done.code == 0 and "out: 40 items, 2 broken ones left out" in done.out and "--data packed:out" in done.out
+    assert "40 of 42" not in done.err and "42 of 42 items" in done.err
+    again = cli("data", "pack", folder, "out", "--size", 32, "--json")
+    assert json.loads(again.out)["items"] == 40 and not again.err
+    assert "40 items in 1 shards, all as packed" in cli("data", "verify", "packed:out").out
+    refused = cli("data", "pack", folder, "out", "--size", 48)
+    assert refused.code == 1 and refused.err.startswith("error: out was packed with other parameters: --size 32 (now 48)")
+    looked = cli("data", "inspect", "packed:out", "--json")
+    assert json.loads(looked.out)["good"] == 40
+    path = tmp_path / "out" / shard_name(0)
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 255
+    path.unlink()
+    path.write_bytes(bytes(data))
+    damaged = cli("data", "verify", "out")
+    assert damaged.code == 1 and "shard-00000.arrow: altered" in damaged.err
 
 
 def test_a_bare_path_to_packed_data_is_understood(folder, tmp_path):

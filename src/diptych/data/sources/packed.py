@@ -61,9 +61,12 @@ class Packed:
 
     def digests(self) -> list[bytes]:
         """The 16-byte hash of each item's original image."""
-        together = b"".join(d for number in range(len(self._shards)) for d in self._shard(number).digests())
-        found = [together[i : i + 16] for i in range(0, len(together), 16)]
-        return found if self._rows is None else [found[i] for i in self._rows]
+        together = self._digests()
+        rows = range(len(self)) if self._rows is None else self._rows.tolist()
+        return [together[16 * i : 16 * i + 16] for i in rows]
+
+    def _digests(self) -> bytes:
+        return b"".join(d for number in range(len(self._shards)) for d in self._shard(number).digests())
 
     def fingerprint(self) -> str:
         """Of what was packed and how."""
@@ -73,9 +76,8 @@ class Packed:
     def split(self, name: str) -> Packed:
         if self.part is not None and name == self.part:
             return self
-        rows = split_rows(name, self.part, self.address, self.digests())
         part = copy.copy(self)
-        part.part, part._rows = name, np.array(rows, dtype=np.int64)
+        part.part, part._rows = name, split_rows(name, self.part, self.address, self._digests())
         part.address = f"{self.address}{'&' if '?' in self.address else '?'}split={name}"
         return part
 
