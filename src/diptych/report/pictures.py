@@ -49,7 +49,9 @@ class Pictures:
     def _files(self, answers: Answers, record: Record) -> list[str]:
         names = record.get("images", record.get("image"))
         names = [names] if isinstance(names, str) else names if isinstance(names, list) else []
-        folders = [f for f in (self.images, answers.folder, answers.folder / "records", self.comparison.path) if f is not None]
+        folders = [
+            f for f in (self.images, answers.folder, answers.folder / "records", self.comparison.path, Path()) if f is not None
+        ]
         found = []
         for name in (n for n in names[:MOST] if isinstance(n, str)):
             path = next((f / name for f in folders if (f / name).is_file()), None)
