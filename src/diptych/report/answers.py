@@ -11,9 +11,11 @@ from statistics import fmean
 import numpy as np
 
 from diptych.errors import DiptychError
-from diptych.report.columns import classify
+from diptych.report.columns import FURTHER, classify
 from diptych.report.read import Comparison, Recipe
 from diptych.report.records import Credits, Record, control_names, credits_of, finite, read_records
+
+MOST_HEADS = 6
 
 
 @dataclass
@@ -40,6 +42,7 @@ class TaskAnswers:
 
     task: str
     answers: list[Answers]
+    lower: frozenset[str] = frozenset()  # measures of which less is better
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -48,8 +51,14 @@ class TaskAnswers:
 
     @cached_property
     def heads(self) -> list[str]:
-        """The metrics that tell whether an item went right: those of the main table, else the first."""
-        return [m for m in self.metrics if classify(self.task, m)] or self.metrics[:1]
+        """The metrics that tell whether an item went right: those of the main table, else those that are no part of another."""
+        main = [m for m in self.metrics if (place := classify(self.task, m)) and place[0] != FURTHER]
+        return main or [m for m in self.metrics if "/" not in m][:MOST_HEADS] or self.metrics[:1]
+
+    def goodness(self, a: Answers, metric: str, item: str) -> float:
+        """The credit, turned round where less is better."""
+        credit = a.credits[metric][item]
+        return 1 - credit if metric in self.lower else credit
 
     def head_of(self, a: Answers, item: str) -> str | None:
         """The metric by which an item is right or wrong; with several (directions, ranks) the first."""
@@ -79,7 +88,8 @@ def gather(comparison: Comparison, task: str) -> TaskAnswers:
             answers = Answers(recipe, index, *seeds[0])
             _fill(answers, task, [records for _, records in seeds])
             found.append(answers)
-    return TaskAnswers(task, found)
+    measures = [m for r in comparison.recipes for (of, _), m in r.measures.items() if of == task]
+    return TaskAnswers(task, found, frozenset(m.metric for m in measures if not m.higher_is_better))
 
 
 def _fill(answers: Answers, task: str, seeds: Sequence[list[Record]]) -> None:

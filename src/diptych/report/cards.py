@@ -77,7 +77,7 @@ def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
         head = gathered.head_of(a, item)
         if head is None:
             continue
-        credit = a.credits[head][item]
+        credit = gathered.goodness(a, head, item)
         if not 0 <= credit <= 1:
             continue
         kind = "right" if credit == 1 else "near" if credit > 0 or _near(record) else "wrong"

@@ -11,12 +11,18 @@ SKILLS = ("existence", "absence", "object", "attribute", "colour", "color", "siz
           "relation", "binding", "negation")  # fmt: skip
 GENERIC = {"accuracy", "acc", "credit", "score", "value", "mean", "skills", "skill", "controlled", "macro"}
 NOT_SHARES = re.compile(
-    r"cider|bleu|gap|cosine|perplexity|nll|loss|length|distance|median|correlation|of 200|mean_rank|skew|association|brier_score|seconds"
+    r"cider|bleu|gap|cosine|perplexity|nll|loss|length|distance|median|correlation|slope|of \d+|mean_rank|skew|association|"
+    r"brier_score|seconds"
 )
 TO_IMAGE = re.compile(r"t2i|text[ _.-]?(to|2)[ _.-]?image|caption[ _.-]?(to|2)[ _.-]?image|image[ _]retrieval")
 TO_TEXT = re.compile(r"i2t|image[ _.-]?(to|2)[ _.-]?(text|caption)|text[ _]retrieval")
 AT_ONE = re.compile(r"(r|recall|hit|top)[ _]?(@|_?at_?)?[ _]?1(?!\d)")
 SIGNIFICANT = 0.05
+FURTHER = "Further tasks"  # those that are judged only if asked for, with the measures that stand for them
+FURTHER_METRICS = {
+    "winoground": ("group",), "spec": ("image-to-text", "text-to-image"), "redteam": ("harmful",), "chair": ("chair_i",),
+    "bias": ("naming",), "embedding": (), "retrieval": (), "captions": (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ def classify(task: str, metric: str) -> tuple[str, str, int] | None:
     if m.startswith("cider"):
         return "Captions", "CIDEr", 60
     skill = skill_name(t, m)
+    if not skill and m in FURTHER_METRICS.get(re.split(r"[-?]", t)[0], ("accuracy",)):
+        return FURTHER, t if m == "accuracy" else f"{t}: {m.replace('_', ' ')}", 70
     if skill:
         return "Skills", skill, 30 + (SKILLS.index(skill) if skill in SKILLS else len(SKILLS))
     return None

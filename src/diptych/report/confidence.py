@@ -43,7 +43,7 @@ def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
         if head is None:
             continue
         credit = finite((record.get("correct") or {}).get(head))
-        if credit is None:
+        if credit is None or head in gathered.lower:
             continue
         sure = probability(record)
         if sure is not None:

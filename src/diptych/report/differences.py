@@ -23,8 +23,8 @@ def pairs(comparison: Comparison, gathered: TaskAnswers) -> list[tuple[Answers, 
     have = [a for a in gathered.answers if metric in a.credits]
     if not have:
         return []
-    sign = -1 if any(not m.higher_is_better for r in comparison.recipes for k, m in r.measures.items() if k[1] == metric) else 1
-    ranked = sorted(have, key=lambda a: -sign * sum(a.credits[metric].values()) / len(a.credits[metric]))
+    sign = 1 if metric in gathered.lower else -1
+    ranked = sorted(have, key=lambda a: sign * sum(a.credits[metric].values()) / len(a.credits[metric]))
     return [(ranked[0], other) for other in ranked[1:]]
 
 
@@ -93,7 +93,7 @@ def _better(gathered: TaskAnswers, one: Answers, other: Answers) -> list[dict]:
         item = str(record["item"])
         head = gathered.head_of(one, item)
         if head is not None and item in other.credits.get(head, {}):
-            gain = one.credits[head][item] - other.credits[head][item]
+            gain = gathered.goodness(one, head, item) - gathered.goodness(other, head, item)
             if gain > 0:
                 found.append((gain, record))
     return [record for _, record in sorted(found, key=lambda pair: -pair[0])[:EACH]]

@@ -66,7 +66,7 @@ def render(comparison: Comparison, images: Path | None = None, probe_texts: bool
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
     count = len(comparison.recipes)
     return [
-        ("Compared", ", ".join(r.label for r in comparison.recipes)),
+        ("Model" if comparison.single else "Compared", ", ".join(r.label for r in comparison.recipes)),
         ("Data", comparison.data),
         ("Judged on", comparison.eval_data),
         ("Data fingerprint", comparison.data_fingerprint[:16]),

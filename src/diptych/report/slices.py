@@ -7,6 +7,7 @@ from typing import Any
 
 from diptych.evaluation.statistics import Interval, mean_interval
 from diptych.report.answers import Answers, TaskAnswers
+from diptych.report.cards import is_private
 from diptych.report.columns import is_share, number
 from diptych.report.marks import COLOURS, dot, escape, figure, header, key, line, scroller, svg
 from diptych.report.records import Record
@@ -21,6 +22,8 @@ SHOWN = 4  # fields
 
 
 def slice_tables(gathered: TaskAnswers) -> str:
+    if is_private(gathered.task):
+        return ""  # kinds of harm have a table of their own
     parts = [t for name in fields(gathered)[:SHOWN] if (t := _table(gathered, name))]
     if not parts:
         return ""

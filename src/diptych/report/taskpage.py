@@ -110,7 +110,8 @@ def results(comparison: Comparison, g: TaskAnswers) -> str:
     answers = {a.recipe.name: a for a in g.answers}
     for _, recipe, _ in of_task:
         for m in main_measures(recipe, g):
-            tested[recipe.name, m.metric] = contrasts_of(m, answers.get(recipe.name))
+            known = m.metric in g.heads or not g.heads
+            tested[recipe.name, m.metric] = contrasts_of(m, answers.get(recipe.name)) if known else []
     controls = list(dict.fromkeys(c for _, _, ms in of_task for m in ms for c in m.controls))
     controls += [c.control for found in tested.values() for c in found if c.control not in (*controls, "chance")]
     controls = list(dict.fromkeys(controls))

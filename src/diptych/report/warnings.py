@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.evaluation.statistics import PairedTest, paired_test
-from diptych.report.answers import Answers, TaskAnswers, paired
+from diptych.report.answers import MOST_HEADS, Answers, TaskAnswers, paired
 from diptych.report.columns import SIGNIFICANT, interval, is_share, number
 from diptych.report.explain import control as about
 from diptych.report.read import Comparison, Measure, Recipe
@@ -58,16 +58,16 @@ def warnings(comparison: Comparison, gathered: TaskAnswers) -> list[Warned]:
     for recipe in comparison.recipes:
         measures = main_measures(recipe, gathered)
         answers = by_recipe.get(recipe.name)
-        contrasts = [c for m in measures for c in contrasts_of(m, answers)]
+        contrasts = [c for m in measures if m.metric in gathered.heads or not gathered.heads for c in contrasts_of(m, answers)]
         found += [*_close(recipe, contrasts), *_strong(recipe, measures, contrasts, answers)]
         found += [*_few(recipe, measures), *_unsure(recipe, measures, answers)]
     return found
 
 
 def main_measures(recipe: Recipe, gathered: TaskAnswers) -> list[Measure]:
-    """The task's measures that are warned about: the heads, else all that have no credits an item."""
+    """The task's measures that stand first: the heads, else the first few."""
     own = [m for (task, _), m in recipe.measures.items() if task == gathered.task]
-    return [m for m in own if m.metric in gathered.heads] or ([] if gathered.heads else own[:1])
+    return [m for m in own if m.metric in gathered.heads] or own[: MOST_HEADS if gathered.heads else 1]
 
 
 def contrasts_of(m: Measure, answers: Answers | None) -> list[Contrast]:

@@ -15,11 +15,12 @@ BY_OVERLAP = " (judged by whether the intervals overlap, as no paired test is st
 def plain_words(comparison: Comparison) -> str:
     """One paragraph: who retrieves best, who masters relation and binding, what it cost, what is missing."""
     shown = columns(comparison)
-    if not shown:
+    tasks = list(dict.fromkeys(task for r in comparison.recipes for task, _ in r.measures))
+    if not tasks:
         return "Nothing has been measured yet: no run holds an evaluation with results."
     sentences = retrieval(comparison, shown)
     if not sentences:
-        sentences = ["Retrieval was not measured."]
+        sentences = [f"Retrieval was not measured. What was: {join(tasks)}; each has a page with its controls and examples."]
     for skill in SOUGHT:
         sentences += skill_sentences(comparison, shown, skill)
     sentences += [*other_skills(comparison, shown), *overall(comparison, shown), *cost(comparison), *missing(comparison)]
