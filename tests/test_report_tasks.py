@@ -390,3 +390,14 @@ def test_cards_do_not_repeat_a_picture(tmp_path: Path) -> None:
     g = gather(load(write(tmp_path, rows)), "mine")
     for chosen in choose(g, g.answers[0]).values():
         assert len({r["cluster"] for r in chosen}) == len(chosen)
+
+
+def test_where_less_is_better_a_high_credit_is_a_mistake(tmp_path: Path) -> None:
+    rows = [{"item": f"i{i}", "correct": {"chair_s": float(i % 4 == 0)}} for i in range(80)]
+    write(tmp_path, rows, "chair")
+    result = {"task": "chair", "metric": "chair_s", "value": 0.25, "low": 0.2, "high": 0.3, "n": 80, "clusters": 80}
+    (tmp_path / "summary.json").write_text(json.dumps({"model": "m", "results": [result | {"higher_is_better": False}]}))
+    g = gather(load(tmp_path), "chair")
+    chosen = choose(g, g.answers[0])
+    assert all(r["correct"]["chair_s"] == 1 for r in chosen["wrong"]) and len(chosen["wrong"]) == EACH
+    assert all(r["correct"]["chair_s"] == 0 for r in chosen["right"]) and len(chosen["right"]) == EACH
