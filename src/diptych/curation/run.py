@@ -40,6 +40,10 @@ SHARED = (
 Progress = Callable[[str, int, int], None]  # phase, pieces done, pieces in all
 
 
+class Interrupted(DiptychError):  # noqa: N818 - an outcome, not a failure
+    """Ctrl-C or SIGTERM: what is done is kept."""
+
+
 @dataclass
 class Curated:
     """A finished result: its directory, and its manifest."""
@@ -84,6 +88,8 @@ def curate(
             return _Run(checked, data, out, runner, workers, progress or (lambda *_: None)).run()
         except OSError as error:
             raise DiptychError(explained(error)) from error
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted: what is done is kept; the same command goes on") from None
 
 
 class _Run:

@@ -16,8 +16,8 @@ from diptych.curation.operators.base import uniform
 from diptych.curation.plan import Step
 
 DRAWN = 50_000  # rows of a histogram: of more, so many are drawn
-EXAMPLES, KEPT_EXAMPLES = 8, 16
-NEAR = 4  # rows on each side of a threshold
+EXAMPLES, KEPT_EXAMPLES = 7, 14
+NEAR = 3  # rows on each side of a threshold
 GROUP = 5  # rows of a duplicate group that are shown, beside the one that was kept
 GROUPS = 6  # of each pointer: the largest
 

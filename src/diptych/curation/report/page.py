@@ -23,7 +23,7 @@ rect.left { fill: var(--c0); } rect.lost { fill: var(--c0); opacity: .22; } .lim
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem .9rem; margin: .5rem 0 1.4rem; }
 .shot { min-width: 0; font-size: .8125rem; line-height: 1.35; } .shot img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--wash); border-radius: 3px; }
 .shot .said { display: block; margin-top: .3rem; } .shot .note { display: block; } .shot.first img { outline: 2px solid var(--ink); outline-offset: 1px; }
-.lost-picture { display: grid; place-items: center; aspect-ratio: 1; background: var(--wash); font-size: .7rem; color: var(--soft); padding: .4rem; overflow: hidden; text-align: center; }
+.lost-picture { display: grid; grid-template-columns: 100%; align-items: center; overflow-wrap: anywhere; aspect-ratio: 1; background: var(--wash); font-size: .7rem; color: var(--soft); padding: .4rem; overflow: hidden; text-align: center; }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; background: var(--c0); margin-right: .35em; } .swatch.pale { opacity: .22; }
 .group { border-top: 1px solid var(--hair); padding-top: .7rem; } .edge { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
 </style>"""
@@ -82,7 +82,7 @@ def _lead(result: Result, found: Gathered) -> str:
     needed = [(reason, n) for reason, n in found.only.most_common() if n]
     if len(found.first) > 1 and needed:
         reason, n = needed[0]
-        said.append(f"**{reason}** matters most: {count(n)} would be kept but for it.")
+        said.append(f"**{reason}** matters most: it alone speaks against {count(n)}.")
     idle = [r for r in found.first if not found.only[r]]
     if idle:
         many = "reasons" if len(idle) > 1 else "reason"
@@ -107,7 +107,8 @@ def _funnel(result: Result, found: Gathered) -> str:
     ]
     caption = (
         "A row counts where it was removed <em>first</em>, so the order of the plan decides. <em>In all</em>: rows for which the reason "
-        "holds, whatever came before. <em>Alone</em>: rows that nothing else would have removed, which is what giving up the step would bring back."
+        "holds, whatever came before. <em>Alone</em>: no other reason holds for the row, so giving up the step would bring it back, unless a "
+        "step that counts rows (copies, a top fraction), which looks only at rows still kept, then took it."
     )
     return figure(drawing, caption) + "<br>" + table(["reason", "a row stays if", "first", "in all", "alone"], rows, "Reasons")
 
@@ -182,7 +183,7 @@ def _dropped(result: Result, found: Gathered, album: Album) -> str:
             note = f"{column} {value:.5g}" if isinstance(value, float) else f"{column} {value}" if value is not None else ""
             if column in found.sizes and value is not None:
                 note = f"as {result.row(value)['id']}"
-            note = note or "; ".join(row["errors"] or [])
+            note = note or next(iter(row["errors"] or []), "")
             inner.append(album.shot(row, escape(note[:120])))
         parts.append(f"<h3>{escape(reason)} <span class='note'>{count(found.first[reason])}</span></h3>{shots(inner)}")
     return "".join(parts)
