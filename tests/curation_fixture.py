@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from diptych.curation.operators.base import Operator, arrays
+from diptych.curation.operators.base import Operator, Reduce, arrays
 
 WORDS = ["red", "green", "blue", "old", "new", "tall", "small", "bright", "round", "quiet"]
 
@@ -111,6 +111,25 @@ class Deadly(Operator):
                 (Path(self.where) / f"death-{deaths}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return {"alive": [True] * batch.num_rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadlyReduce(Reduce):
+    """Kills whoever summarises."""
+
+    name = "deadly_reduce"
+    inputs = ("text",)
+    outputs = {"never": pa.bool_()}  # noqa: RUF012
+
+    def summarise(self, batch: pa.RecordBatch) -> pa.Table:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    def combine(self, summaries: Any) -> pa.Table:
+        raise AssertionError
+
+    def decide(self, batch: pa.RecordBatch, state: pa.Table) -> Any:
+        raise AssertionError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,8 @@ def test_a_worker_of_ray_that_dies_is_replaced(folder, tmp_path):
     deadly = plan({"curation_fixture:Deadly": {"at": "number 15", "where": str(tmp_path)}}, "text_length")
     assert curate(deadly, folder, tmp_path / "out", runner="ray", workers=2).manifest["kept"] == 38
     assert len(list(tmp_path.glob("death-*"))) == 1
+    killer = plan({"curation_fixture:Deadly": {"at": "number 15", "where": str(tmp_path), "times": 99}})
+    assert curate(killer, folder, tmp_path / "killer", runner="ray", workers=2).manifest["reasons"]["deadly failed"] == 1
 
 
 def test_a_second_run_does_nothing_and_changes_recompute_what_depends_on_them(folder, tmp_path):
@@ -188,10 +190,19 @@ def test_a_worker_that_dies_costs_nothing_but_time(folder, tmp_path):
     assert done.manifest["kept"] == 38 and len(list(tmp_path.glob("death-*"))) == 2
 
 
+def test_a_row_that_kills_its_worker_costs_no_other_row(folder, tmp_path):
+    killer = {"curation_fixture:Deadly": {"at": "number 15", "where": str(tmp_path), "times": 99}}
+    done = curate(plan("text_length", killer, "image_size"), folder, tmp_path / "out", workers=1)
+    found = {row["id"]: row for row in rows(tmp_path / "out")}
+    assert found["p015.jpg"]["reason"] == "deadly failed" and "killed the worker, twice" in found["p015.jpg"]["errors"][0]
+    assert done.manifest["kept"] == 35 and len(list(tmp_path.glob("death-*"))) == 3
+    assert found["p015.jpg"]["words"] == 6 and found["p015.jpg"]["width"] is not None  # what others say of it is kept
+    assert not list((tmp_path / "out/store/crumbs").iterdir())
+
+
 def test_a_shard_that_always_kills_its_worker_is_named(folder, tmp_path):
-    deadly = plan({"curation_fixture:Deadly": {"at": "number 15", "where": str(tmp_path), "times": 99}}, "text_length")
     with pytest.raises(DiptychError, match=r"shard \d: the worker died 3 times \(killed by SIGKILL\).*run again to go on"):
-        curate(deadly, folder, tmp_path / "out", workers=1)
+        curate(plan("text_length", "curation_fixture:DeadlyReduce"), folder, tmp_path / "out", workers=1)
     assert not (tmp_path / "out/manifest.json").exists() and not (tmp_path / "out/data").exists()
 
 

@@ -24,9 +24,10 @@ from diptych.curation.output import SUFFIX
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
 from diptych.curation.runners import Runner, runner
 from diptych.curation.runners.local import explained
+from diptych.curation.scoring import Outcome
 from diptych.curation.shards import Keys
 from diptych.curation.store import Store, address
-from diptych.curation.work import Outcome, Task
+from diptych.curation.work import Task
 from diptych.errors import DiptychError
 from diptych.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_text
 
@@ -120,6 +121,7 @@ class _Run:
         finally:
             if self.started:
                 self.started.close()
+                self.store.sweep()  # of workers that were stopped while they wrote
         return Curated(self.out, self._publish(shards, keys, result), fresh=True)
 
     def _map(self, phase: str, tasks: Sequence[Task], model: bool = False) -> list[tuple[Task, Any]]:

@@ -153,12 +153,14 @@ class Shard:
 
     # ---- images
 
-    def images(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, list[bytes | None], list[str | None]]]:
-        """Batches of (places in the shard, encoded files, why a file is missing), for the rows ``wanted``."""
+    def images(
+        self, wanted: np.ndarray, size: int = IMAGE_ROWS
+    ) -> Iterator[tuple[np.ndarray, list[bytes | None], list[str | None]]]:
+        """Batches of ``size`` rows: (places in the shard, encoded files, why a file is missing), for the rows ``wanted``."""
         where = self.store.read(self.keys.pool, ["url", "start", "size", "field", "stamp"]).to_pylist()
         places = np.flatnonzero(wanted)
-        for begin in range(0, len(places), IMAGE_ROWS):
-            batch = places[begin : begin + IMAGE_ROWS]
+        for begin in range(0, len(places), size):
+            batch = places[begin : begin + size]
             inline = self._inline.take(pa.array(batch)) if any(where[i]["url"] is None for i in batch) else None
             data: list[bytes | None] = []
             reasons: list[str | None] = []

@@ -164,13 +164,14 @@ def _edge(v: Values, album: Album) -> str:
     assert rule
 
     def side(rows: list[dict[str, Any]]) -> str:
-        return shots(album.shot(row, f"{rule.column} {row['value']:.5g}") for row in rows)
+        return shots(album.shot(row, f"{rule.column} {row['value'] + 0.0:.5g}") for row in rows)
 
     stays, goes = v.stays.rows(), v.goes.rows()
-    if not (stays and goes):
-        return ""
+    if not goes:
+        return f"<h3>Nearest to being dropped by {escape(rule.text())}</h3>{side(stays)}" if stays else ""
     title = f"<h3>On both sides of {escape(rule.text())}</h3>"
-    return f'{title}<div class="edge"><div><h4>Just kept</h4>{side(stays)}</div><div><h4>Just dropped</h4>{side(goes)}</div></div>'
+    kept = f"<div><h4>Just kept</h4>{side(stays)}</div>" if stays else ""
+    return f'{title}<div class="edge">{kept}<div><h4>Just dropped</h4>{side(goes)}</div></div>'
 
 
 def _dropped(result: Result, found: Gathered, album: Album) -> str:
@@ -180,7 +181,7 @@ def _dropped(result: Result, found: Gathered, album: Album) -> str:
         inner = []
         for row in found.examples[reason].rows():
             value = row.get(column) if column else None
-            note = f"{column} {value:.5g}" if isinstance(value, float) else f"{column} {value}" if value is not None else ""
+            note = f"{column} {value + 0.0:.5g}" if isinstance(value, float) else f"{column} {value}" if value is not None else ""
             if column in found.sizes and value is not None:
                 note = f"as {result.row(value)['id']}"
             note = note or next(iter(row["errors"] or []), "")

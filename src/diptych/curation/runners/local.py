@@ -1,4 +1,4 @@
-"""Local processes. One that dies costs its shard another try; a shard that kills its worker again and again is named."""
+"""Local processes. One that dies is replaced; ``deaths`` says what becomes of its shard."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from diptych.curation.work import Outcome, Task, Worker
+from diptych.curation.runners.deaths import Deaths
+from diptych.curation.scoring import Outcome
+from diptych.curation.work import Task, Worker
 from diptych.errors import DiptychError
-
-TRIES = 3  # of a task whose worker dies
 
 
 class Local:
@@ -26,7 +26,7 @@ class Local:
 
     def map(self, tasks: Sequence[Task], model: bool = False) -> Iterator[tuple[Task, Outcome]]:
         waiting = deque(tasks)
-        tries: dict[Task, int] = {}
+        deaths = Deaths(self.store)
         while waiting or any(p.task for p in self.running):
             self._assign(waiting)
             for process in self._ready():
@@ -37,10 +37,7 @@ class Local:
                 except (EOFError, ConnectionError):
                     process.join()
                     self.running.remove(process)
-                    tries[task] = tries.get(task, 0) + 1
-                    if tries[task] >= TRIES:
-                        raise DiptychError(self._obituary(task, process)) from None
-                    waiting.appendleft(task)
+                    waiting.appendleft(deaths.again(task, process.how_it_ended()))
                     continue
                 process.task = None
                 if error:
@@ -67,16 +64,6 @@ class Local:
         busy = {p.connection: p for p in self.running if p.task}
         return [busy[c] for c in wait(list(busy)) if isinstance(c, Connection)]
 
-    def _obituary(self, task: Task, process: _Process) -> str:
-        code = process.process.exitcode or 0
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        remedy = (
-            "was memory short? (--workers 1, a smaller pool.shard)"
-            if code == -signal.SIGKILL
-            else "its rows break an operator's library"
-        )
-        return f"{task.label}: the worker died {TRIES} times ({how}); {remedy}. What is done is kept: run again to go on"
-
     def close(self) -> None:
         for process in self.running:
             process.stop()
@@ -94,6 +81,10 @@ class _Process:
     def join(self) -> None:
         self.connection.close()
         self.process.join()
+
+    def how_it_ended(self) -> str:
+        code = self.process.exitcode or 0
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def stop(self) -> None:
         self.process.terminate()

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from diptych.curation.work import Outcome, Task, Worker
+from diptych.curation.runners.deaths import Deaths
+from diptych.curation.scoring import Outcome
+from diptych.curation.work import Task, Worker
 from diptych.errors import DiptychError
-
-RETRIES = 2  # of a task whose worker dies
 
 
 class Ray:
@@ -37,16 +37,18 @@ class Ray:
                 raise DiptychError(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from error
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.plan, self.store = plan, os.path.abspath(store)
-        self.task = ray.remote(num_cpus=1, max_retries=RETRIES)(_do)
-        self.actor = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(_Actor)
+        self.task = ray.remote(num_cpus=1, max_retries=0)(_do)
+        self.actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Actor)
         self.actors: list[Any] = []
+        errors = ray.exceptions
+        self.deadly = (errors.WorkerCrashedError, errors.RayActorError, errors.OutOfMemoryError)
 
     def map(self, tasks: Sequence[Task], model: bool = False) -> Iterator[tuple[Task, Outcome]]:
-        waiting = deque(tasks)
+        waiting, deaths = deque(tasks), Deaths(self.store)
         running: dict[Any, tuple[Task, Any]] = {}
         if model:
             while len(self.actors) < min(self.workers, len(tasks)):
-                self.actors.append(self.actor.remote(self.plan, self.store))
+                self._actor()
         elif self.actors:  # they hold cores and memory that tasks need
             for actor in self.actors:
                 self.ray.kill(actor)
@@ -59,21 +61,23 @@ class Ray:
                 running[started] = (task, actor)
             done, _ = self.ray.wait(list(running), num_returns=1)
             task, actor = running.pop(done[0])
+            try:
+                error, outcome = self.ray.get(done[0])
+            except self.deadly as crash:
+                waiting.appendleft(deaths.again(task, type(crash).__name__))
+                if actor is not None:
+                    self.actors.remove(actor)
+                    actor = self._actor()
+                idle.append(actor)
+                continue
+            if error:
+                raise DiptychError(f"{task.label}: {error}")
             idle.append(actor)
-            yield task, self._result(task, done[0])
+            yield task, outcome
 
-    def _result(self, task: Task, reference: Any) -> Outcome:
-        errors = self.ray.exceptions
-        try:
-            error, outcome = self.ray.get(reference)
-        except (errors.WorkerCrashedError, errors.ActorDiedError, errors.OutOfMemoryError, errors.RayActorError) as crash:
-            told = str(crash).strip().partition("\n")[0]
-            raise DiptychError(
-                f"{task.label}: the worker died {RETRIES + 1} times: {told}. What is done is kept: run again to go on"
-            ) from None
-        if error:
-            raise DiptychError(f"{task.label}: {error}")
-        return outcome
+    def _actor(self) -> Any:
+        self.actors.append(self.actor.remote(self.plan, self.store))
+        return self.actors[-1]
 
     def close(self) -> None:
         for actor in self.actors:
