@@ -58,6 +58,9 @@ class Data(Strict):
     train: str = "scenes:small"
     image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
     augment: Literal["none", "crop"] = "none"  # crop: a random crop of 60 to 100 % of the image; never a flip
+    text_mask: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of a caption's tokens hidden in training; not where they are predicted
+    )
     tokenizer: Tokenizer = Tokenizer()
     workers: Annotated[int, Field(ge=0)] = 0  # processes that read and decode; 0: the training process itself
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli import curate, data, evaluate, metrics, report
+from diptych.cli import curate, data, evaluate, metrics, report, study
 from diptych.cli.options import BUDGET, DATA, BudgetOption, DataOption, SetOption
 from diptych.errors import DiptychError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
+app.command()(study.study)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
 

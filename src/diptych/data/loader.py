@@ -58,10 +58,14 @@ class Loader:
         augment: str = "none",
         negatives: bool = False,
         workers: int = 0,
+        text_mask: float = 0.0,
     ):
         self.source, self.tokenizer, self.image_size = source, tokenizer, image_size
         self.batch_size, self.seed, self.augment, self.negatives = batch_size, seed, augment, negatives
         self.workers, self.waited = workers, 0.0
+        self.text_mask = text_mask
+        if text_mask and not hasattr(tokenizer, "mask"):
+            raise DiptychError("data.text_mask: this tokenizer has no [MASK]; use data.tokenizer.kind: bpe")
         self.problems: dict[str, Problem] = {}
         if len(source) == 0:
             raise DiptychError(f"{source.address}: no samples to train on")
@@ -168,7 +172,23 @@ class Loader:
             if self.negatives:
                 wrong = sample.negatives[k] if sample.negatives else ""
                 negatives.append(wrong or swap_words(sample.captions[k], rng) or "")
-        return self.collate([image for _, image in pairs], captions, meanings, negatives, tuple(s.id for s, _ in pairs))
+        batch = self.collate([image for _, image in pairs], captions, meanings, negatives, tuple(s.id for s, _ in pairs))
+        if self.text_mask:
+            batch.text = self._masked(batch.text, positions)
+            if batch.negatives is not None and batch.negative_rows is not None:
+                batch.negatives = self._masked(batch.negatives, [positions[int(row)] for row in batch.negative_rows])
+        return batch
+
+    def _masked(self, ids: Any, positions: Sequence[int]) -> Any:
+        """Each token but [BOS], [EOS] and [PAD] hidden with the chance ``text_mask``, so that no caption can be learned by heart
+        (after Jayaraman et al., arXiv:2402.02103). A caption and its wrong version lose the same places, or the loss would show.
+        """
+        import torch
+
+        chance = np.stack([np.random.default_rng((self.seed, p, 3)).random(self.tokenizer.max_length) for p in positions])
+        special = torch.stack([ids == i for i in (self.tokenizer.pad, self.tokenizer.bos, self.tokenizer.eos)]).any(0)
+        hidden = torch.from_numpy(chance[:, : ids.shape[1]] < self.text_mask) & ~special
+        return torch.where(hidden, self.tokenizer.mask, ids)
 
     def collate(
         self,

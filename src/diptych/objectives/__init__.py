@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from diptych.errors import DiptychError
 from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
 from diptych.objectives.generative import NextToken
@@ -42,4 +43,8 @@ def build_objectives(recipe: Recipe, model: VLM) -> nn.ModuleDict:
             for part in cls.needs:
                 model.part(part)
             built[name] = cls(model, **options)
+            if recipe.data.text_mask and getattr(built[name], "predicts_text", False):
+                raise DiptychError(
+                    f"data.text_mask hides tokens that {where} has to predict; set it to 0 or leave the objective out"
+                )
     return built

@@ -15,10 +15,12 @@ class Objective(nn.Module):
     """Subclasses take the model and keyword-only options, and return a scalar from ``forward``.
 
     couples_batch: the loss is not a mean over samples (contrast within the batch), so micro-batches cannot simply be summed.
+    predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
     needs: parts without which the objective cannot work; checked before training starts.
     """
 
     couples_batch = False
+    predicts_text = False
     needs: tuple[str, ...] = ()
 
     def __init__(self, model: VLM):

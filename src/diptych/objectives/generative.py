@@ -31,6 +31,8 @@ def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 class NextToken(Objective):
     """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss)."""
 
+    predicts_text = True
+
     def __init__(self, model: VLM):
         super().__init__(model)
         if not {"decoder", "lm"} & set(model.parts):

@@ -63,6 +63,7 @@ class MaskedWords(Objective):
     """Masked language modelling with the image whole. share: of the words hidden (0.3 in MaskVLM)."""
 
     needs = ("vision", "text", "fusion")
+    predicts_text = True
     turns = 4  # in which log_likelihood hides the words of a text
 
     def __init__(self, model: VLM, *, share: float = 0.3):

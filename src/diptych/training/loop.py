@@ -113,6 +113,7 @@ class Trainer:
             self.recipe.data.augment,
             any(getattr(o, "hard_negatives", False) for o in objectives.values()),
             self.recipe.data.workers,
+            self.recipe.data.text_mask,
         )
         loader.problems.update({p.item: p for p in s.source.problems})
         if any(isinstance(o, InfoNCE | Sigmoid) for o in objectives.values()) and len(s.source) < stage.batch_size:

@@ -200,3 +200,15 @@ def single_object(world: World, seed: int, concept: str) -> Graph:
         graph = Graph((Things(1, concept, colour, size),), "", "", other(POSITIONS, random), other(KINDS, random), seed)
         if (world.split == "heldout-combinations" and colour) or not is_held_out(graph, world):
             return graph
+
+
+def habit_pair(world: World, seed: int, concept: str) -> tuple[list[Graph], list[str]]:
+    """A scene of one object in the colour that is its concept's habit, the same in another colour, and their captions."""
+    random = Random(seed)
+    base = single_object(world, seed, concept)
+    while True:
+        colours = (world.habits[concept], other(world.palette, random, world.habits[concept]))
+        pair = [_changed(base, colour=colour) for colour in colours]
+        if not any(is_held_out(graph, world) for graph in pair):
+            style = random.choice(styles(base, world.frames))
+            return pair, [describe(graph, style) for graph in pair]

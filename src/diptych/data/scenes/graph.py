@@ -6,6 +6,8 @@ Everything else follows from a graph: ``layout`` paints it, ``language`` describ
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import accumulate
 from random import Random
 from typing import Any, NamedTuple
 
@@ -129,12 +131,25 @@ def draw_things(
 ) -> Things:
     """A random group whose concept is none of those taken."""
     names = names or world.names
-    concept = names[random.randrange(len(names))]
+    concept = _draw_concept(world, random, names)
     while any(concept == other.concept for other in taken):
-        concept = names[random.randrange(len(names))]
+        concept = _draw_concept(world, random, names)
     natural = world.natural and random.random() < world.natural
     colour = "" if natural else world.palette[random.randrange(world.colours)]
+    if colour and world.habit and random.random() < world.habit:
+        colour = world.habits[concept]
     return Things(count, concept, colour, sizes[random.randrange(len(sizes))])
+
+
+def _draw_concept(world: World, random: Random, names: tuple[str, ...]) -> str:
+    if not world.zipf:
+        return names[random.randrange(len(names))]
+    return random.choices(names, cum_weights=_cumulative(world, names))[0]
+
+
+@lru_cache(maxsize=16)
+def _cumulative(world: World, names: tuple[str, ...]) -> list[float]:
+    return list(accumulate(world.weights[name] for name in names))
 
 
 def other(options: tuple[str, ...], random: Random, *taken: str) -> str:

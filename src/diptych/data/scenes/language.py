@@ -92,6 +92,12 @@ def outline(graph: Graph, colours: bool = False) -> Graph:
     return graph._replace(things=things, relation="", side="", position="")
 
 
+def partial(graph: Graph, told: int) -> Graph:
+    """The graph as one sees it who does not mention its last groups."""
+    kept = graph.things[:told]
+    return graph._replace(things=kept, relation=graph.relation if len(kept) > 1 else "", side="")
+
+
 def lacking(graph: Graph, absent: str) -> str:
     """ "a fox but no key"."""
     return f"{_listed([phrase(things) for things in graph.things])} but no {absent}"
@@ -99,6 +105,9 @@ def lacking(graph: Graph, absent: str) -> str:
 
 def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str], list[str], list[str]]:
     """Captions, meanings and negatives of a scene; or ``only_full`` paraphrases of the full description."""
+    shown = tuple(things.concept for things in graph.things)  # of these none is absent, told or not
+    if 0 < world.told < len(graph.things):
+        graph = partial(graph, world.told)
     random = Random(graph.seed + 1)
     texts, meanings, negatives = [], [], []
     fact, wordings = meaning(graph), styles(graph, world.frames)
@@ -119,7 +128,7 @@ def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str],
             meanings.append(meaning(brief))
             negatives.append(describe(wrong, 0) if wrong else "")
     if random.random() < world.long:
-        absent = other(world.names, random, *(t.concept for t in graph.things)) if random.random() < 0.5 else ""
+        absent = other(world.names, random, *shown) if random.random() < 0.5 else ""
         tail = f", on {graph.background}" + (f" and with no {absent}" if absent else "")
         style = random.choice(wordings)
         wrong = edit(graph, world, random, SWAPS) or edit(graph, world, random, CHANGES)
@@ -128,7 +137,7 @@ def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str],
         negatives.append(describe(wrong, style) + tail if wrong else "")
     if random.random() < world.absent:
         brief = outline(graph)
-        absent = other(world.names, random, *(t.concept for t in graph.things))
+        absent = other(world.names, random, *shown)
         present = random.randrange(len(brief.things))
         wrong = brief._replace(things=tuple(t._replace(concept=absent) if i == present else t for i, t in enumerate(brief.things)))
         texts.append(lacking(brief, absent))

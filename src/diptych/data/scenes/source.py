@@ -10,14 +10,14 @@ import numpy as np
 
 from diptych.batch import Sample
 from diptych.data.scenes import language
-from diptych.data.scenes.controlled import SETS, SKILLS, attribute_set, group, single_object
+from diptych.data.scenes.controlled import SETS, SKILLS, attribute_set, group, habit_pair, single_object
 from diptych.data.scenes.graph import SWAPS, Graph, draw, edit, mix
 from diptych.data.scenes.layout import picture
 from diptych.data.scenes.world import SPLITS, World, parse
 from diptych.data.source import Group, Problem
 from diptych.errors import DiptychError, nearest
 
-_SCENES, _SINGLES, _GROUPS, _SETS = 0, 1, 2, 3  # streams of seeds that never meet
+_SCENES, _SINGLES, _GROUPS, _SETS, _HABITS = 0, 1, 2, 3, 4  # streams of seeds that never meet
 
 
 def open_scenes(address: str) -> Scenes:
@@ -109,6 +109,14 @@ class Scenes:
         names = self.world.focus
         graphs = (single_object(self.world, self._seed(_SINGLES, i), names[i % len(names)]) for i in range(n))
         return [(picture(graph, self.world.size)[0], i % len(names)) for i, graph in enumerate(graphs)]
+
+    def habit_pairs(self, n: int) -> dict[str, tuple[list[np.ndarray], list[str]]]:
+        """n pairs of pictures, each with its caption, that differ in one object's colour: its habitual one first, then another."""
+        found = {}
+        for i in range(n):
+            graphs, texts = habit_pair(self.world, self._seed(_HABITS, i), self.world.focus[i % len(self.world.focus)])
+            found[f"habit/{i}"] = [picture(graph, self.world.size)[0] for graph in graphs], texts
+        return found
 
     def retrieval(self, n: int, captions: int = 3) -> list[Sample]:
         """n scenes of which no full description is true of another; each with paraphrases of its own."""

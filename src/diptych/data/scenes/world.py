@@ -16,6 +16,7 @@ from diptych.errors import DiptychError, nearest
 FORMAT = 2  # counts up when the same address gives other scenes or captions
 SPLITS = ("train", "validation", "test", "heldout-combinations", "heldout-concepts")
 RELATIONS = ("left", "above", "front")  # the first group is left of, above or in front of the second
+_LATER = ("told", "zipf", "habit")  # options that came after the first worlds had been published
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
 
 
@@ -39,6 +40,9 @@ class World:
     long: float = 0.2
     absent: float = 0.3
     frames: int = 3  # "…", "a picture of …", "there is …": how many of these openings captions use
+    told: int = 0  # how many of a scene's groups captions speak of; 0: all
+    zipf: float = 0.0  # a concept of rank r is drawn with a chance that goes as 1 / r^zipf; 0: all alike
+    habit: float = 0.0  # chance that a coloured group has its concept's habitual colour; else, any
 
     def __post_init__(self) -> None:
         most = len(all_concepts()) * 10 // 11
@@ -46,6 +50,7 @@ class World:
             **{name: (0, 1) for name in ("placed", "counted", "trios", "short", "long", "absent")},
             **{"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)},
             **{"natural": (0, 0.9), "full": (1, 3), "frames": (1, 3), "length": (0, TRAIN_LENGTH)},
+            **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1)},
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -61,7 +66,8 @@ class World:
         return replace(self, split=name)
 
     def fingerprint(self) -> str:
-        content = {**asdict(self), "length": len(self), "format": FORMAT, **versions()}
+        given = {k: v for k, v in asdict(self).items() if v or k not in _LATER}  # unused, they leave a world what it was
+        content = {**given, "length": len(self), "format": FORMAT, **versions()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     # What there is.
@@ -89,6 +95,23 @@ class World:
     @cached_property
     def palette(self) -> tuple[str, ...]:
         return tuple(PALETTE)[: self.colours]
+
+    # How often things are drawn.
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """Of each concept, relative to the most frequent. Ranks are shuffled: the list of concepts begins with the plainest."""
+        order = sorted(self.seen + self.unseen, key=lambda name: hashlib.sha256(f"{self.seed} {name}".encode()).digest())
+        return {name: (rank + 1.0) ** -self.zipf for rank, name in enumerate(order)}
+
+    @cached_property
+    def habits(self) -> dict[str, str]:
+        """The habitual colour of each concept, one that training may show."""
+        found = {}
+        for name in self.seen + self.unseen:
+            allowed = [k for k in self.palette if (name, k) not in self.held_out_colours]
+            found[name] = allowed[hashlib.sha256(f"{self.seed} {name} habit".encode()).digest()[0] % len(allowed)]
+        return found
 
     # What is held out. Modular, so that every concept, colour and relation loses its fair share.
 

@@ -11,6 +11,7 @@
 | ``wds:shards/{000..031}.tar`` | WebDataset shards |
 | ``packed:DIRECTORY`` | what ``diptych data pack`` wrote |
 | ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
+| ``repeated:scenes:small?items=100&share=0.5`` | some of its samples again and again among fresh ones |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
 A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes ``?split=train|validation|test``. A bare path to a
@@ -36,6 +37,7 @@ SCHEMES = {
     "karpathy": "diptych.data.sources.karpathy:Karpathy",
     "wds": "diptych.data.sources.wds:Wds",
     "packed": "diptych.data.sources.packed:Packed",
+    "repeated": "diptych.data.sources.repeated:Repeated",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "wds", ".json": "coco"}
 _OWN = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)

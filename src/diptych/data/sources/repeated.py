@@ -1,0 +1,82 @@
+"""Some samples of a source again and again among fresh ones: ``repeated:scenes:medium?items=100&share=0.5``.
+
+What a model keeps of a sample that it met often, as pictures copied all over the web are, is told from what it keeps of others
+by training on this. Two disjoint sets of ``items`` samples are cut from the front of the training part: ``part=a`` repeats the
+first, ``part=b`` the second, and neither shows any of the other's. Of all samples drawn, a ``share`` are repeats; the rest is the
+base's own stream. The address of the base stands percent-encoded if it has options of its own (``repeated()`` writes it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote, unquote
+
+from diptych.data.source import Problem, Source
+from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    from diptych.batch import Sample
+
+_MILLION = 1_000_000
+
+
+def repeated(address: str, items: int, share: float, part: str = "a") -> str:
+    return f"repeated:{quote(address, safe=':/,{}*')}?items={items}&share={share:g}&part={part}"
+
+
+class Repeated:
+    """``base``: the training part of what is repeated."""
+
+    def __init__(self, place: str, *, items: int = 100, share: float = 0.5, part: Literal["a", "b"] = "a"):
+        from diptych.data.sources import open_source
+
+        whole = open_source(unquote(place))
+        self._whole, self.base = whole, whole.split("train")
+        self.items, self.part = items, part
+        self.address = repeated(whole.address, items, share, part)
+        self.problems: list[Problem] = list(self.base.problems)
+        self._parts = round(share * _MILLION)
+        if not 0 < self._parts < _MILLION:
+            raise DiptychError(f"{self.address}: share must lie between 0 and 1, not {share}")
+        if not 1 <= items <= len(self.base) // 3:
+            raise DiptychError(
+                f"{self.address}: two sets of {items} items, and others, out of {len(self.base)} training samples; take 1 to "
+                f"{len(self.base) // 3}"
+            )
+        if hasattr(self.base, "image_size"):
+            self.image_size: int = self.base.image_size
+
+    def __len__(self) -> int:
+        fresh = len(self.base) - 2 * self.items
+        return fresh * _MILLION // (_MILLION - self._parts)
+
+    def number(self, index: int) -> int:
+        """Of the base's sample that stands here. Repeats are spread evenly: after i samples, ⌊i·share⌋ were repeats."""
+        before, after = index * self._parts // _MILLION, (index + 1) * self._parts // _MILLION
+        if after > before:
+            return before % self.items + (self.items if self.part == "b" else 0)
+        return 2 * self.items + index - before
+
+    def __getitem__(self, index: int) -> Sample:
+        index = index + len(self) if index < 0 else index
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.address} has {len(self)} samples; there is no number {index}")
+        return self.base[self.number(index)]
+
+    def members(self, part: str | None = None) -> range:
+        """Numbers, in the base, of the repeated samples of a part; None: of this source's own."""
+        first = self.items if (part or self.part) == "b" else 0
+        return range(first, first + self.items)
+
+    def ordinary(self) -> range:
+        """As many of the base's samples that are not repeated: its last ones."""
+        return range(len(self.base) - self.items, len(self.base))
+
+    def fingerprint(self) -> str:
+        told = f"{self.base.fingerprint()} {self.items} {self._parts} {self.part}"
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def split(self, name: str) -> Source:
+        """What is repeated is training data; the other parts are the base's own."""
+        return self if name == "train" else self._whole.split(name)

@@ -1,0 +1,54 @@
+"""What functions measure on one trained run, in a process of its own: ``python -m diptych.study '{"study": …, "arm": …, "seed": …}'``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diptych.jobs import Job, tell
+
+
+def functions_of(study: Any, arm: str) -> list[str]:
+    """Names of the measures that are functions and are taken on this arm."""
+    return [name for name, measure in study.measures.items() if measure.function and arm in study.measured_on(name)]
+
+
+@dataclass
+class MeasureJob(Job):
+    runs: Any  # diptych.study.runs.Runs
+    arm: str
+    seed: int
+    module = "diptych.study"
+
+    def arguments(self) -> dict[str, Any]:
+        return {"study": str(self.runs.folder), "arm": self.arm, "seed": self.seed}
+
+    def done(self) -> bool:
+        return all(self.runs.kept(name, self.arm, self.seed) for name in functions_of(self.runs.study, self.arm))
+
+
+def measure(given: dict[str, Any]) -> None:
+    import torch
+
+    from diptych.errors import DiptychError
+    from diptych.registry import resolve
+    from diptych.study.runs import Runs
+    from diptych.study.schema import load_study
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    folder, arm, seed = Path(given["study"]), given["arm"], given["seed"]
+    runs = Runs(load_study(str(folder / "study.yaml")), folder)
+    names = functions_of(runs.study, arm)
+    for number, name in enumerate(names):
+        if runs.kept(name, arm, seed):
+            continue
+        tell(phase=f"measuring {name}", share=number / len(names))
+        asked = runs.study.measures[name]
+        function = resolve(str(asked.function), {}, "measure")
+        try:
+            runs.keep(name, arm, seed, function(runs, arm, seed, **asked.options))
+        except DiptychError as reason:
+            runs.keep(name, arm, seed, str(reason))
+    tell(phase="done", share=1.0)

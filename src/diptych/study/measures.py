@@ -1,0 +1,250 @@
+"""Measures that need more than one task on one model: what a model memorised, how it follows the frequency of concepts, its language prior.
+
+Each is ``function(runs, arm, seed, *, options) -> Measured``: a mean over items, so that runs can be compared item by item. Own ones:
+``module:function`` in a study's YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from diptych.errors import DiptychError
+from diptych.study.runs import ArmName, Runs
+from diptych.study.verdict import Measured
+
+if TYPE_CHECKING:
+    from diptych.batch import Sample
+    from diptych.trained import TrainedModel
+
+
+# --- memorisation ---
+
+
+def deja_vu(
+    runs: Runs,
+    arm: str,
+    seed: int,
+    *,
+    of: Literal["recall", "precision", "prg", "ppg"] = "recall",
+    reference: ArmName,
+    members: Literal["own", "ordinary"] = "own",
+    public: int = 4000,
+    neighbours: int = 5,
+    hidden: bool = True,
+) -> Measured:
+    """Déjà vu memorisation (Jayaraman et al., arXiv:2402.02103) of what the arm's data repeats, against an arm that never saw it.
+
+    The caption of a member is embedded, the ``neighbours`` nearest of ``public`` pictures that nobody trained on (the validation
+    part) are looked up, and their labels are what the model takes to be in the member's picture. ``of``: recall or precision of
+    these labels, the arm's minus the reference's, a mean over members (for recall, the area between the two recall curves); or
+    the gaps between shares of members with more and with less than the reference: prg of recall, ppg of precision.
+    members: ``own``, the repeated ones; ``ordinary``, as many others that neither repeats. hidden: only labels that the caption does
+    not give away count.
+    """
+    from diptych.evaluation.metrics.memorization import population_gap
+
+    ours = _deja_vu(runs.path(arm, seed), runs.path(arm, seed), members, public, neighbours, hidden)
+    theirs = _deja_vu(runs.path(reference, seed), runs.path(arm, seed), members, public, neighbours, hidden)
+    a, b = (found["recall" if of in ("recall", "prg") else "precision"] for found in (ours, theirs))
+    items = population_gap(a, b) if of in ("prg", "ppg") else a - b
+    return _of_items(ours["items"], items, {"ours": a.tolist(), "reference": b.tolist()})
+
+
+@lru_cache(maxsize=64)
+def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int, hidden: bool) -> dict[str, Any]:
+    """Items, recall [N] and precision [N] of the model in ``judged`` for what the run in ``own`` repeated."""
+    from diptych.data.sources import open_source
+    from diptych.data.sources.repeated import Repeated
+    from diptych.evaluation.metrics.memorization import nearest, precision_recall, predicted_objects
+    from diptych.recipe import load_recipe
+
+    source = open_source(load_recipe(str(own / "job.yaml")).data.train)
+    if not isinstance(source, Repeated):
+        raise DiptychError(f"{source.address} repeats nothing; give the arm the step derive: {{repeat: …}}")
+    queries = [source.base[i] for i in (source.members() if members == "own" else source.ordinary())]
+    told = [_told(q) if hidden else set() for q in queries]
+    kept = [i for i, q in enumerate(queries) if _labels(q) - told[i]]
+    if not kept:
+        raise DiptychError(f"{source.address}: every caption names all that its picture shows; nothing is left to remember")
+    queries, told = [queries[i] for i in kept], [told[i] for i in kept]
+    images, labels = _public(judged, source.address, public)
+    neighbours_of = nearest(_loaded(judged).embed_text([q.captions[0] for q in queries]), images, min(neighbours, len(images)))
+    predicted = [found - told[i] for i, found in enumerate(predicted_objects(neighbours_of, labels))]
+    precision, recall = precision_recall(predicted, [_labels(q) - told[i] for i, q in enumerate(queries)])
+    return {"items": [q.id for q in queries], "recall": recall, "precision": precision}
+
+
+@lru_cache(maxsize=1)  # they are large
+def _public(judged: Path, address: str, n: int) -> tuple[np.ndarray, list[set[str]]]:
+    """Embeddings and labels of pictures that nobody trained on."""
+    from diptych.data.source import usable_samples
+    from diptych.data.sources import open_source
+
+    samples = usable_samples(open_source(address).split("validation"), n)
+    if len(samples) < 2:
+        raise DiptychError(f"{address}: {len(samples)} pictures in the validation part; déjà vu looks for neighbours among them")
+    return _loaded(judged).embed_image([s.image for s in samples if s.image is not None]), [_labels(s) for s in samples]
+
+
+def _labels(sample: Sample) -> set[str]:
+    if "labels" not in sample.extra:
+        raise DiptychError(
+            f"{sample.id}: no labels; déjà vu needs to know what pictures show: a column 'labels' with a list of names"
+        )
+    return {str(label) for label in sample.extra["labels"]}
+
+
+def _told(sample: Sample) -> set[str]:
+    """Labels that the first caption names, in singular or plural."""
+    from diptych.evaluation.metrics.chair import objects_in, vocabulary
+
+    return set(objects_in(sample.captions[0], vocabulary(sorted(_labels(sample)))))
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path) -> TrainedModel:
+    from diptych.trained import TrainedModel
+
+    return TrainedModel.load(path)
+
+
+# --- frequency of concepts ---
+
+
+def frequency(
+    runs: Runs,
+    arm: str,
+    seed: int,
+    *,
+    of: Literal["slope", "r", "r_binned"] = "slope",
+    data: str,
+    counted: ArmName | None = None,
+    images: int = 10,
+    metric: str = "top1",
+) -> Measured:
+    """How accuracy on a concept follows the logarithm of how often training showed it (Udandarao et al., arXiv:2404.04125).
+
+    ``data``: where ``images`` pictures a concept are named among all concepts, its test part. ``counted``: the arm whose training
+    data is counted (default: this one; another for a control that saw all concepts alike). ``of``: the slope of accuracy against
+    log10(count), its linear correlation r, or r_binned over bins of half a decade. The items of the slope are
+    concepts, each with what it adds to the estimate (its influence), so that their spread is the slope's own.
+    """
+    from diptych.evaluation.metrics.frequency import binned_correlation, correlation, log_bins
+
+    by_name = _counts(runs, counted or arm, seed)
+    known = _accuracy(runs.path(arm, seed), data, images, metric)
+    names = [name for name in known if by_name.get(name, 0) > 0]
+    if len(names) < 5:
+        raise DiptychError(f"{len(names)} concepts of {data} occur in the training data; a law needs five at least")
+    counts, accuracy = np.array([by_name[n] for n in names]), np.array([known[n] for n in names])
+    x = np.log10(counts) - np.log10(counts).mean()
+    if np.ptp(x) < 1e-9:
+        raise DiptychError("every concept is as frequent as any other: nothing to correlate with")
+    bins = [[b.frequency, b.accuracy] for b in log_bins(counts, accuracy)]
+    more = {"names": names, "counts": counts.tolist(), "accuracy": accuracy.tolist(), "bins": bins}
+    if of == "slope":
+        slope = float(x @ accuracy / (x @ x))
+        influence = x * (accuracy - accuracy.mean() - slope * x) * len(x) / (x @ x)
+        return _of_items(names, slope + influence, more)
+    r, n = (correlation(counts, accuracy), len(names)) if of == "r" else (binned_correlation(counts, accuracy), len(bins))
+    return Measured(r, error=(1 - r * r) / np.sqrt(max(n - 3, 1)), more=more)
+
+
+_LOOKED_AT = 5000
+
+
+def _counts(runs: Runs, arm: str, seed: int) -> dict[str, float]:
+    """How many pictures of each concept the arm was shown: counted on the first 5,000, scaled to all that it drew."""
+    source = runs.source(arm, seed).split("train")
+    n = min(len(source), _LOOKED_AT)
+    found: dict[str, float] = {}
+    for i in range(n):
+        for label in _labels(source[i]):
+            found[label] = found.get(label, 0) + 1
+    drawn = runs.spent(arm, seed)["samples"]
+    return {name: count * drawn / n for name, count in found.items()}
+
+
+@lru_cache(maxsize=8)
+def _accuracy(path: Path, data: str, images: int, metric: str) -> dict[str, float]:
+    from diptych.data.source import Controlled
+    from diptych.data.sources import open_source
+    from diptych.evaluation.records import Records
+    from diptych.evaluation.tasks.zeroshot import ZeroShot
+
+    source = open_source(data).split("test")
+    if not isinstance(source, Controlled):
+        raise DiptychError(f"{data} has no labelled pictures of single concepts to name")
+    asked, records = ZeroShot(n=images * len(source.concepts())), Records()
+    asked.run(_loaded(path), asked.items(source), records)
+    by_class: dict[str, list[float]] = {}
+    for record in records.all():
+        by_class.setdefault(record["class"], []).append(record["correct"][metric])
+    return {name: float(np.mean(credits)) for name, credits in by_class.items()}
+
+
+# --- language prior ---
+
+
+def habit(
+    runs: Runs,
+    arm: str,
+    seed: int,
+    *,
+    of: Literal["habitual", "contrary", "blind"] = "contrary",
+    data: str,
+    pairs: int = 300,
+    alpha: float = 0.0,
+) -> Measured:
+    """How often a model sees the colour that is there, when language expects another (after VLind-Bench, arXiv:2406.08702).
+
+    Pictures of one object of ``data`` (scenes with an option ``habit``): with its concept's habitual colour or with another
+    (``contrary``), told from the caption that differs in the colour alone; the habitual one is always among the two. A model that
+    follows the language prior gets the habitual ones right and the contrary ones wrong. ``blind``: the credit for preferring the habitual caption of an empty
+    picture. Scores are log P(t | i) − α · log P(t | empty picture), or for similarities the same with s for log P.
+    """
+    items = _habits(data, pairs)
+    scores = _habit_scores(runs.path(arm, seed), data, pairs)
+    corrected = scores["seen"] - alpha * scores["blank"][:, None]  # [pairs, pictures: habitual and contrary, captions: likewise]
+    prefers = {
+        "habitual": corrected[:, 0, 0] - corrected[:, 0, 1],
+        "contrary": corrected[:, 1, 1] - corrected[:, 1, 0],
+        "blind": scores["blank"][:, 0] - scores["blank"][:, 1],
+    }[of]
+    credit = np.where(prefers > 0, 1.0, np.where(prefers < 0, 0.0, 0.5))
+    return _of_items(list(items), credit)
+
+
+@lru_cache(maxsize=2)
+def _habits(data: str, n: int) -> dict[str, tuple[list[np.ndarray], list[str]]]:
+    """{name: ([habitual picture, contrary picture], [habitual caption, contrary caption])}"""
+    from diptych.data.scenes.source import Scenes
+    from diptych.data.sources import open_source
+
+    source = open_source(data).split("test")
+    if not isinstance(source, Scenes) or not source.world.habit:
+        raise DiptychError(f"{data}: habits are known of scenes with the option habit only, such as scenes:medium?habit=0.9")
+    return source.habit_pairs(n)
+
+
+@lru_cache(maxsize=8)
+def _habit_scores(path: Path, data: str, n: int) -> dict[str, Any]:
+    from diptych.evaluation.controls import blank
+
+    model, items = _loaded(path), list(_habits(data, n).values())
+    images = [image for pictures, _ in items for image in pictures]
+    texts = [caption for _, captions in items for caption in captions]
+    asked = np.array([(2 * k + i, 2 * k + t) for k in range(len(items)) for i in range(2) for t in range(2)])
+    seen = np.asarray(model.score(images, texts, asked)).reshape(len(items), 2, 2)
+    empty = np.array([(0, t) for t in range(len(texts))])
+    return {"seen": seen, "blank": np.asarray(model.score([blank(images[0])], texts, empty)).reshape(len(items), 2)}
+
+
+def _of_items(names: Sequence[str], values: np.ndarray, more: dict[str, Any] | None = None) -> Measured:
+    items = {name: float(v) for name, v in zip(names, values, strict=True)}
+    return Measured(float(np.mean(values)), items, more=more or {})

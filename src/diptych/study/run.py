@@ -1,0 +1,205 @@
+"""Runs a study: derive the data, train and judge every arm and seed, measure, put the claims to the test, write the report.
+
+Everything is kept under the study's directory; a study that was interrupted, or that asks for more seeds, measures or claims
+than before, goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diptych.comparison import Judgement, RecipeJob
+from diptych.errors import DiptychError, nearest
+from diptych.evaluation.records import write_json
+from diptych.evaluation.statistics import holm
+from diptych.files import read_json, write_text
+from diptych.jobs import Job, budget_each, run_jobs, share_out, why_failed
+from diptych.recipe import Recipe, load_recipe
+from diptych.registry import check_options, option_names, resolve
+from diptych.study.derive import check_steps, derive
+from diptych.study.measure import MeasureJob, functions_of
+from diptych.study.runs import Runs
+from diptych.study.schema import Claim, Study
+from diptych.study.verdict import OPEN, Verdict, estimate, judge
+
+
+def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
+    """Do what is not done yet; returns the report. DiptychError if some runs failed, after the report on the others."""
+    from diptych.report.study import build_study_report
+
+    check_study(study)
+    runs = Runs(study, out)
+    data = {name: _data(study, name, out) for name in study.arms}
+    planned, side_by_side = plan(study, runs, data, jobs)
+    write_text(out / "study.yaml", yaml.safe_dump(study.to_data(), sort_keys=False, allow_unicode=True))
+    failed: list[Job] = run_jobs(planned, side_by_side)
+    lost = {(job.arm, job.seed) for job in failed if isinstance(job, ArmJob)}
+    runs.forget_reasons()
+    measuring = [
+        MeasureJob(job.label, job.path / "measures", job.threads, runs, job.arm, job.seed)
+        for job in planned
+        if functions_of(study, job.arm) and (job.arm, job.seed) not in lost
+    ]
+    failed += run_jobs(measuring, side_by_side)
+    found = results(runs)
+    write_json(out / "results.json", found)
+    build_study_report(out, study.to_data(), read_json(out / "results.json"), figures(runs))
+    if failed:
+        raise DiptychError(why_failed(failed, [*planned, *measuring]))
+    return out / "report.html"
+
+
+@dataclass
+class ArmJob(RecipeJob):
+    """A recipe's job that knows whose it is."""
+
+    arm: str
+    seed: int
+
+
+def check_study(study: Study) -> None:
+    """What the schema cannot know: whether recipes, tasks, functions and steps are there and take these options."""
+    from diptych.evaluation.tasks import task
+
+    for name, arm in study.arms.items():
+        check_steps(arm.derive, f"arms.{name}.derive")
+        _recipe(study, name, arm.data or study.data, 0)
+    for name, measure in study.measures.items():
+        if measure.task:
+            task(measure.task)
+        else:
+            function = resolve(str(measure.function), {}, "measure")
+            options, known = check_options(function, measure.options, f"measures.{name}"), option_names(function)
+            for option, value in options.items():
+                if "ArmName" in str(known[option].annotation) and value not in study.arms:
+                    raise DiptychError(f"measures.{name}.{option}: there is no arm '{value}'{nearest(str(value), study.arms)}")
+    for i, figure in enumerate(study.figures):
+        check_options(resolve(figure.function, {}, "figure"), figure.options, f"figures.{i}")
+
+
+def plan(study: Study, runs: Runs, data: dict[str, str], jobs: int | None) -> tuple[list[ArmJob], int]:
+    """Every arm and seed, seed by seed, so that an interrupted study has as many whole comparisons as there was time for."""
+    side_by_side, threads = share_out(jobs, len(study.arms) * study.seeds)
+    budget = budget_each(study.budget, side_by_side)
+    planned = []
+    for seed in range(study.seeds):
+        for name in study.arms:
+            recipe = _recipe(study, name, data[name], seed).model_copy(update={"budget": budget})
+            path, label = runs.path(name, seed), f"{name} s{seed}" if study.seeds > 1 else name
+            asked = path / "job.yaml"
+            if asked.is_file() and load_recipe(str(asked)) != recipe:
+                raise DiptychError(f"{path} holds a run of other settings, data or budget; choose another --out or delete it")
+            planned.append(ArmJob(label, path, threads, recipe, _judgements(runs, name), name, seed))
+    return planned, side_by_side
+
+
+def _data(study: Study, name: str, out: Path) -> str:
+    arm = study.arms[name]
+
+    def say(words: str) -> None:
+        print(f"{name}: {words}", file=sys.stderr, flush=True)
+
+    return derive(arm.data or study.data, arm.derive, out / "data", say)
+
+
+def _recipe(study: Study, name: str, data: str, seed: int) -> Recipe:
+    arm = study.arms[name]
+    try:
+        return load_recipe(arm.recipe, {**study.set, **arm.set, "data.train": data, "seed": seed})
+    except DiptychError as error:
+        raise DiptychError(f"arms.{name}: {error}") from None
+
+
+def _judgements(runs: Runs, arm: str) -> list[Judgement]:
+    """The tasks an arm is judged by, a judgement for each folder of records."""
+    found: dict[str, Judgement] = {}
+    for name, folder in runs.folders.items():
+        measure = runs.study.measures[name]
+        if arm in runs.study.measured_on(name) and measure.task:
+            judgement = found.setdefault(folder, Judgement(measure.data or runs.study.eval_data, [], folder))
+            if measure.task not in judgement.tasks:
+                judgement.tasks.append(measure.task)
+    return list(found.values())
+
+
+# --- results ---
+
+
+def results(runs: Runs) -> dict[str, Any]:
+    """What ``results.json`` holds and the report shows: measures by arm, verdicts, what was spent."""
+    study = runs.study
+    verdicts = [verdict(runs, claim) for claim in study.claims]
+    tested = [i for i, v in enumerate(verdicts) if v.p == v.p]
+    corrected = dict(zip(tested, holm([verdicts[i].p for i in tested]), strict=True))
+    return {
+        "study": study.name,
+        "title": study.title,
+        "created": time.strftime("%Y-%m-%d %H:%M"),
+        "command": shlex.join(["diptych", *sys.argv[1:]]),
+        "environment": {"cores": os.cpu_count(), "python": sys.version.split()[0]},
+        "budget": str(study.budget),
+        "seeds": study.seeds,
+        "arms": {name: {**arm.model_dump(mode="json"), "spent": _spent(runs, name)} for name, arm in study.arms.items()},
+        "measures": {name: _measure(runs, name) for name in study.measures},
+        "claims": [
+            {**claim.model_dump(mode="json"), **_told(v), "p_holm": corrected.get(i)}
+            for i, (claim, v) in enumerate(zip(study.claims, verdicts, strict=True))
+        ],
+    }
+
+
+def verdict(runs: Runs, claim: Claim) -> Verdict:
+    try:
+        a = runs.measured(claim.measure, claim.a)
+        b = runs.measured(claim.measure_b or claim.measure, claim.b) if isinstance(claim.b, str) else claim.b
+    except DiptychError as reason:
+        return Verdict(OPEN, str(reason))
+    return judge(claim, a, b, runs.study.measures[claim.measure].share)
+
+
+def _told(v: Verdict) -> dict[str, Any]:
+    d = v.difference
+    numbers = {"difference": d.value, "low": d.low, "high": d.high, "effect": d.effect, "seeds": d.seeds, "n": d.items} if d else {}
+    return {"verdict": v.verdict, "reason": v.reason, "p": v.p, **numbers}
+
+
+def _measure(runs: Runs, name: str) -> dict[str, Any]:
+    measure = runs.study.measures[name]
+    found: dict[str, Any] = {}
+    for arm in runs.study.measured_on(name):
+        try:
+            measured = runs.measured(name, arm)
+        except DiptychError as reason:
+            found[arm] = {"reason": str(reason)}
+            continue
+        e = estimate(measured, share=measure.share)
+        found[arm] = {"value": e.value, "low": e.low, "high": e.high, "n": e.items, "by_seed": [m.value for m in measured]}
+    return {"about": measure.about, "share": measure.share, "arms": found}
+
+
+def _spent(runs: Runs, arm: str) -> dict[str, float]:
+    """Means over the seeds that came through."""
+    rows = [runs.spent(arm, s) for s in range(runs.study.seeds) if (runs.path(arm, s) / "spent.json").is_file()]
+    keys = ("seconds", "samples", "flops", "parameters")
+    return {k: sum(row[k] for row in rows) / len(rows) for k in keys} if rows else {}
+
+
+def figures(runs: Runs) -> list[tuple[str, str]]:
+    """Title and HTML of each picture; the reason, where it cannot be drawn."""
+    drawn = []
+    for figure in runs.study.figures:
+        try:
+            body = resolve(figure.function, {}, "figure")(runs, **figure.options)
+        except DiptychError as reason:
+            body = f"<p>{escape(str(reason))}</p>"
+        drawn.append((figure.title, body))
+    return drawn

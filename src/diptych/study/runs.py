@@ -1,0 +1,161 @@
+"""What measures and figures may ask of a study: its trained runs, their data, and what was measured on them.
+
+A study's directory holds a run's directory ``<arm>-s<seed>`` for each arm and seed (docs/runs.md); a run keeps what functions
+measured in ``measures/<measure>.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.errors import DiptychError
+from diptych.files import read_json, write_json
+from diptych.recipe import Recipe, load_recipe
+from diptych.study.schema import Measure, Study
+from diptych.study.verdict import Measured
+
+if TYPE_CHECKING:
+    from diptych.data.source import Source
+    from diptych.trained import TrainedModel
+
+ArmName = str  # the type of a measure's option that names another arm: checked before anything is trained
+
+
+@dataclass
+class Runs:
+    """The runs of a study. ``folder``: its directory."""
+
+    study: Study
+    folder: Path
+
+    def path(self, arm: str, seed: int) -> Path:
+        if arm not in self.study.arms:
+            raise DiptychError(f"study '{self.study.name}' has no arm '{arm}'; it has {', '.join(self.study.arms)}")
+        return self.folder / f"{arm}-s{seed}"
+
+    def recipe(self, arm: str, seed: int) -> Recipe:
+        """As it was trained, every default and override spelled out."""
+        return load_recipe(str(self.path(arm, seed) / "job.yaml"))
+
+    def model(self, arm: str, seed: int) -> TrainedModel:
+        return _model(self.path(arm, seed))
+
+    def source(self, arm: str, seed: int) -> Source:
+        """What the arm trained on; its ``split("test")`` and ``split("validation")`` it never saw."""
+        from diptych.data.sources import open_source
+
+        return open_source(self.recipe(arm, seed).data.train)
+
+    def spent(self, arm: str, seed: int) -> dict[str, Any]:
+        return dict(read_json(self.path(arm, seed) / "spent.json"))
+
+    # --- measurements ---
+
+    def measured(self, name: str, arm: str) -> list[Measured]:
+        """One a seed. DiptychError with the reason if one of them is missing."""
+        return [self.one(name, arm, seed) for seed in range(self.study.seeds)]
+
+    def one(self, name: str, arm: str, seed: int) -> Measured:
+        measure = self.study.measures[name]
+        if measure.function:
+            kept = self.kept(name, arm, seed)
+            if kept is None:
+                raise DiptychError("not measured: the run failed")
+            if "reason" in kept:
+                raise DiptychError(kept["reason"])
+            return Measured(**kept["measured"])
+        return _of_records(self.path(arm, seed) / self.folders[name], measure)
+
+    @cached_property
+    def folders(self) -> dict[str, str]:
+        """Where in a run's directory the records of each task measure lie: a folder for each data, since evaluation keeps
+        one set of records a task and folder."""
+        groups: list[tuple[str | None, dict[str, str], str]] = []  # data, {task name: address}, folder
+        found: dict[str, str] = {}
+        for name, measure in self.study.measures.items():
+            if measure.task is None:
+                continue
+            data, task_name = measure.data or self.study.eval_data, _task_name(measure.task)
+            fitting = (g for g in groups if g[0] == data and g[1].get(task_name, measure.task) == measure.task)
+            group = next(fitting, None)
+            if group is None:
+                digest = hashlib.sha256(json.dumps([data, measure.task]).encode()).hexdigest()[:8]
+                group = (data, {}, f"evaluation-{digest}" if groups else "evaluation")
+                groups.append(group)
+            group[1][task_name] = measure.task
+            found[name] = group[2]
+        return found
+
+    def keep(self, name: str, arm: str, seed: int, outcome: Measured | str) -> None:
+        """What a function measured, or the reason why it could not."""
+        content = {"reason": outcome} if isinstance(outcome, str) else {"measured": asdict(outcome)}
+        write_json(self._file(name, arm, seed), {"asked": self._asked(name), **content})
+
+    def kept(self, name: str, arm: str, seed: int) -> dict[str, Any] | None:
+        """What was kept, if it was measured as the study now asks."""
+        file = self._file(name, arm, seed)
+        content = read_json(file) if file.is_file() else None
+        return content if content and content["asked"] == self._asked(name) else None
+
+    def forget_reasons(self) -> None:
+        """What could not be measured is tried again."""
+        for file in self.folder.glob("*/measures/*.json"):
+            if "reason" in read_json(file):
+                file.unlink()
+
+    def _file(self, name: str, arm: str, seed: int) -> Path:
+        return self.path(arm, seed) / "measures" / f"{name}.json"
+
+    def _asked(self, name: str) -> dict[str, Any]:
+        return self.study.measures[name].model_dump(mode="json", include={"function", "options"})
+
+
+@lru_cache(maxsize=4)
+def _model(path: Path) -> TrainedModel:
+    from diptych.trained import TrainedModel
+
+    return TrainedModel.load(path)
+
+
+def _task_name(address: str) -> str:
+    from diptych.evaluation.tasks import task
+
+    return task(address).name
+
+
+def _of_records(folder: Path, measure: Measure) -> Measured:
+    from diptych.evaluation.records import read_jsonl
+    from diptych.evaluation.tasks import task
+    from diptych.evaluation.tasks.base import credits
+
+    assert measure.task and measure.metric
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        raise DiptychError("not judged: the run failed")
+    judged, asked = read_json(summary), task(measure.task)
+    skipped = next((s["reason"] for s in judged["skipped"] if s["task"] == asked.name), None)
+    if skipped:
+        raise DiptychError(skipped)
+    file = folder / "records" / f"{asked.name}.jsonl"
+    records = read_jsonl(file) if file.is_file() else []
+    own = getattr(asked, "credits", credits)
+    if measure.control:
+        items = {r["item"]: r[measure.control][measure.metric] for r in records if measure.metric in (r.get(measure.control) or {})}
+    else:
+        items = own(records).get(measure.metric, {})
+    result = next((r for r in judged["results"] if (r["task"], r["metric"]) == (asked.name, measure.metric)), None)
+    if items:
+        clusters = {r["item"]: str(r["cluster"]) for r in records}
+        return Measured(sum(items.values()) / len(items), items, {i: clusters[i] for i in items})
+    if result is None or measure.control:
+        known = sorted({r["metric"] for r in judged["results"] if r["task"] == asked.name})
+        raise DiptychError(f"{asked.name} has no metric '{measure.metric}'; it has {', '.join(known)}")
+    if result["value"] is None:
+        raise DiptychError("not a number")
+    bounds = result["low"], result["high"]
+    return Measured(result["value"], error=None if None in bounds else (bounds[1] - bounds[0]) / 3.92)

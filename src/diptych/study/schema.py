@@ -1,0 +1,156 @@
+"""A study as data: arms × seeds × a budget, what is measured on them, what is claimed of them. See ``docs/studies.md``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from diptych.budget import Budget
+from diptych.errors import DiptychError, nearest
+from diptych.recipe import parse_override, set_dotted
+from diptych.typed import Strict, check, read_yaml
+
+Options = Annotated[dict[str, Any], Field(default_factory=dict)]
+STUDIES = Path(__file__).parent.parent / "studies"
+
+
+class Arm(Strict):
+    """One way to train. What the study says of data and settings holds for every arm that does not say otherwise."""
+
+    recipe: str
+    about: str = ""
+    data: str | None = None  # a data address; None: the study's
+    derive: Annotated[
+        dict[str, dict[str, Any]], Field(default_factory=dict)
+    ]  # steps that make other data of it, in this order: {step: options}
+    set: Options  # overrides of the recipe by dotted key
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        """``plain: clip`` is ``plain: {recipe: clip}``."""
+        return {"recipe": data} if isinstance(data, str) else data
+
+
+class Measure(Strict):
+    """A metric of a task, or a function of a trained run (``study.measures``)."""
+
+    about: str = ""  # in words, for the table
+    task: str | None = None  # a task's address, such as controlled?n=200
+    metric: str | None = None  # one of the task's
+    control: Literal["blind", "shuffled"] | None = None  # what this control got, instead of the model
+    function: str | None = None  # module:function
+    options: Options  # of the function
+    data: str | None = None  # what a task judges on; None: the study's eval_data, else the test part of the training data
+    share: bool = True  # values are shares in [0, 1], shown as percentages
+    arms: Annotated[list[str], Field(default_factory=list)]  # measured on these alone; none named: on all
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Measure:
+        if (self.task is None) == (self.function is None):
+            raise ValueError("a measure names either a task (and a metric of it) or a function")
+        if (self.task is None) != (self.metric is None):
+            raise ValueError("task and metric go together")
+        if self.function and (self.control or self.data):
+            raise ValueError("control and data belong to tasks; a function takes options")
+        return self
+
+
+class Claim(Strict):
+    """``a`` is higher than, lower than or the same as ``b`` on a measure, by at least (for same: at most) ``by``."""
+
+    claim: str  # in words
+    measure: str
+    a: str  # an arm
+    b: str | float  # another arm, or a number
+    expect: Literal["higher", "lower", "same"]
+    by: Annotated[float, Field(ge=0)] = 0.0
+    measure_b: str | None = None  # of b, where it is another one
+
+    @model_validator(mode="after")
+    def _same_by(self) -> Claim:
+        if self.expect == "same" and not self.by:
+            raise ValueError("'same' needs by: how large a difference would still count as none")
+        if self.measure_b and not isinstance(self.b, str):
+            raise ValueError("measure_b needs an arm as b")
+        return self
+
+
+class Figure(Strict):
+    """A picture of the report: ``function(study: Trained, **options)`` gives HTML (``study.figures``)."""
+
+    title: str
+    function: str
+    options: Options
+
+
+class Study(Strict):
+    name: str
+    title: str = ""
+    about: str = ""
+    cite: str = ""
+    data: str = "scenes:small"
+    eval_data: str | None = None
+    budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(samples=20_000)
+    seeds: Annotated[int, Field(ge=1)] = 3
+    set: Options  # overrides of every arm's recipe
+    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    measures: Annotated[dict[str, Measure], Field(min_length=1)]
+    claims: Annotated[list[Claim], Field(default_factory=list)]
+    figures: Annotated[list[Figure], Field(default_factory=list)]
+    quick: Options  # overrides of the study, by dotted key, for --quick
+
+    @model_validator(mode="after")
+    def _names(self) -> Study:
+        for i, claim in enumerate(self.claims):
+            for name in filter(None, (claim.measure, claim.measure_b)):
+                if name not in self.measures:
+                    raise ValueError(f"claims.{i}.measure: there is no measure '{name}'{nearest(name, self.measures)}")
+            for arm in (claim.a, claim.b):
+                if isinstance(arm, str) and arm not in self.arms:
+                    raise ValueError(f"claims.{i}: there is no arm '{arm}'{nearest(arm, self.arms)}")
+                measured = self.measures[claim.measure_b or claim.measure if arm == claim.b else claim.measure].arms
+                if isinstance(arm, str) and measured and arm not in measured:
+                    raise ValueError(f"claims.{i}: '{claim.measure}' is not measured on '{arm}' but on {', '.join(measured)}")
+        for name, measure in self.measures.items():
+            for arm in measure.arms:
+                if arm not in self.arms:
+                    raise ValueError(f"measures.{name}.arms: there is no arm '{arm}'{nearest(arm, self.arms)}")
+        for name in self.arms:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"arms.{name}: an arm's name becomes a directory's; letters, digits, - and _ only")
+        return self
+
+    def to_data(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def measured_on(self, measure: str) -> list[str]:
+        return self.measures[measure].arms or list(self.arms)
+
+
+def study_names() -> list[str]:
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def load_study(name_or_path: str, overrides: dict[str, Any] | list[str] | None = None, quick: bool = False) -> Study:
+    """Read, override and check a study, built-in by name or one's own by path.
+
+    ``quick``: with the overrides under its key ``quick``; others come after them, so they win.
+    """
+    path = STUDIES / f"{name_or_path}.yaml" if name_or_path in study_names() else Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        raise DiptychError(
+            f"there is no study '{name_or_path}'{nearest(name_or_path, study_names())}; your own: a path ending in .yaml"
+        )
+    if not path.is_file():
+        raise DiptychError(f"no study at '{path}'")
+    tree = read_yaml(path, "a study")
+    tree.setdefault("name", path.stem)
+    if isinstance(overrides, list):
+        overrides = dict(parse_override(text) for text in overrides)
+    small = tree.get("quick") if quick else None
+    for dotted, value in {**(small if isinstance(small, dict) else {}), **(overrides or {})}.items():
+        set_dotted(tree, dotted, value)
+    return check(Study, tree, str(path))

@@ -1,0 +1,141 @@
+"""Verdicts on numbers whose truth is known: constructed ones, and simulated ones with items and seeds as noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from diptych.study.schema import Claim
+from diptych.study.verdict import FAILS, HOLDS, OPEN, Measured, estimate, judge
+
+
+def claim(expect: str, by: float = 0.0) -> Claim:
+    return Claim(claim="", measure="m", a="a", b="b", expect=expect, by=by)  # type: ignore[arg-type]
+
+
+def of(values: np.ndarray) -> Measured:
+    return Measured(float(np.mean(values)), {f"i{k}": float(v) for k, v in enumerate(values)})
+
+
+def noisy(centre: float, seeds: int = 3, items: int = 200, seed: int = 0) -> list[Measured]:
+    rng = np.random.default_rng(seed)
+    return [of(centre + rng.normal(0, 0.2, items)) for _ in range(seeds)]
+
+
+@pytest.mark.parametrize(
+    ("difference", "expect", "by", "verdict"),
+    [
+        (0.3, "higher", 0.0, HOLDS),
+        (0.3, "lower", 0.0, FAILS),
+        (-0.3, "lower", 0.0, HOLDS),
+        (-0.3, "higher", 0.0, FAILS),
+        (0.0, "higher", 0.0, OPEN),
+        (0.0, "lower", 0.0, OPEN),
+        (0.0, "same", 0.1, HOLDS),
+        (0.0, "same", 0.001, OPEN),
+        (0.3, "same", 0.1, FAILS),
+        (-0.3, "same", 0.1, FAILS),
+        (0.3, "higher", 0.2, HOLDS),
+        (0.1, "higher", 0.2, FAILS),
+        (-0.1, "lower", 0.2, FAILS),
+        (-0.3, "lower", 0.2, HOLDS),
+    ],
+)
+def test_claims_with_a_clear_truth(difference: float, expect: str, by: float, verdict: str) -> None:
+    a, b = noisy(0.5 + difference, seed=1), noisy(0.5, seed=2)
+    found = judge(claim(expect, by), a, b)
+    assert found.verdict == verdict
+    assert found.difference is not None and found.difference.value == pytest.approx(difference, abs=0.05)
+    assert (found.p < 0.05) == (verdict == HOLDS or (expect != "same" and verdict == FAILS))
+
+
+def test_a_number_may_stand_for_an_arm() -> None:
+    assert judge(claim("higher"), noisy(0.7), 0.5).verdict == HOLDS
+    assert judge(claim("higher"), noisy(0.7), 0.9).verdict == FAILS
+
+
+def test_pairing_by_item_sees_what_the_means_alone_would_not() -> None:
+    hard = np.random.default_rng(0).uniform(0, 1, 100)
+    a, b = [of(hard + 0.02)] * 3, [of(hard)] * 3
+    a = [of(hard + 0.02 + np.random.default_rng(s).normal(0, 0.02, 100)) for s in range(3)]
+    assert judge(claim("higher"), a, b).verdict == HOLDS
+    renamed = [Measured(m.value, {f"other {k}": v for k, v in m.items.items()}) for m in b]
+    assert judge(claim("higher"), a, renamed).verdict == OPEN
+
+
+def test_items_of_one_cluster_are_one_observation() -> None:
+    rng = np.random.default_rng(3)
+    blocks = rng.normal(0.1, 0.5, 10)
+    values = {f"i{k}": float(blocks[k // 20]) for k in range(200)}
+    clusters = {f"i{k}": str(k // 20) for k in range(200)}
+    apart, together = Measured(float(blocks.mean()), values), Measured(float(blocks.mean()), values, clusters)
+    wide, narrow = estimate([together], 0.0), estimate([apart], 0.0)
+    assert wide.items == 10 and narrow.items == 200
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+    expected = blocks.std(ddof=1) / math.sqrt(10)
+    assert wide.error == pytest.approx(expected, rel=1e-9)
+
+
+def test_duplicated_items_in_their_cluster_narrow_nothing() -> None:
+    values = np.random.default_rng(4).uniform(0, 1, 30)
+    once = Measured(float(values.mean()), {f"i{k}": float(v) for k, v in enumerate(values)}, {f"i{k}": f"{k}" for k in range(30)})
+    twice = {f"i{k}{c}": float(v) for k, v in enumerate(values) for c in "ab"}
+    doubled = Measured(once.value, twice, {f"i{k}{c}": f"{k}" for k in range(30) for c in "ab"})
+    a, b = estimate([once]), estimate([doubled])
+    assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high))
+
+
+def test_one_seed_is_said_to_be_one() -> None:
+    found = judge(claim("higher"), noisy(0.8, seeds=1), noisy(0.5, seeds=1, seed=1))
+    assert found.verdict == HOLDS and "one seed" in found.reason
+
+
+def test_without_items_seeds_or_the_measures_own_error_decide() -> None:
+    values = [Measured(v) for v in (0.50, 0.52, 0.51)]
+    found = judge(claim("higher"), values, 0.4)
+    assert found.verdict == HOLDS and found.difference is not None
+    assert found.difference.error == pytest.approx(0.01 / math.sqrt(3))
+    assert judge(claim("higher"), values[:1], 0.4).verdict == OPEN
+    with_error = [Measured(0.5, error=0.02)]
+    assert judge(claim("higher"), with_error, 0.4).verdict == HOLDS
+    assert judge(claim("higher"), with_error, 0.47).verdict == OPEN
+    shared = estimate([Measured(v.value, error=0.05) for v in values])
+    assert shared.error == pytest.approx(math.hypot(0.05, 0.01 / math.sqrt(3)))  # items shared by the seeds do not average out
+
+
+def test_what_never_differs_is_not_certain_but_bounded() -> None:
+    same = [of(np.ones(50))] * 3
+    found = judge(claim("same", 0.1), same, same)
+    assert found.verdict == HOLDS and found.difference is not None
+    assert (found.difference.low, found.difference.high) == pytest.approx((-3.7 / 50, 3.7 / 50))
+    assert judge(claim("same", 0.05), same, same).verdict == OPEN
+    assert judge(claim("higher"), same, same).verdict == OPEN
+
+
+def test_a_measure_that_is_no_number_decides_nothing() -> None:
+    assert judge(claim("higher"), [Measured(math.nan)], 0.0).verdict == OPEN
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+@pytest.mark.parametrize(("of_seed", "of_item", "rest"), [(0.0, 0.3, 0.3), (0.05, 0.3, 0.3), (0.2, 0.1, 0.3), (0.0, 0.0, 0.4)])
+def test_error_rate_where_there_is_nothing_to_find(seeds: int, of_seed: float, of_item: float, rest: float) -> None:
+    """A claim of a difference that does not exist comes out as *holds* or *does not hold* in about 5 % of studies, never much more."""
+    if seeds == 1 and of_seed:
+        pytest.skip("one seed cannot know how seeds differ; its verdict says so")
+    rng, trials, wrong = np.random.default_rng(seeds), 600, 0
+    for _ in range(trials):
+        noise = rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_item, (1, 60)) + rng.normal(0, rest, (seeds, 60))
+        wrong += judge(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
+    assert wrong / trials < 0.05 + 3.3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_seeds_as_noise_matter() -> None:
+    """Seeds that differ by more than the items do: an interval over items alone would call chance a finding."""
+    rng, alarms = np.random.default_rng(0), {"both": 0, "items": 0}
+    for _ in range(200):
+        noise = rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 0.3, (3, 100))
+        alarms["both"] += judge(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
+        alarms["items"] += judge(claim("higher"), [of(noise.mean(0))], 0.0).verdict != OPEN
+    assert alarms["items"] > 100 > 30 > alarms["both"]
