@@ -139,3 +139,12 @@ def test_seeds_as_noise_matter() -> None:
         alarms["both"] += judge(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
         alarms["items"] += judge(claim("higher"), [of(noise.mean(0))], 0.0).verdict != OPEN
     assert alarms["items"] > 100 > 30 > alarms["both"]
+
+
+def test_two_seeds_are_few() -> None:
+    """The docs' figure: with two seeds that differ by more than the items do, twice as many false findings as promised."""
+    rng, wrong = np.random.default_rng(2), 0
+    for _ in range(1000):
+        noise = rng.normal(0, 0.2, (2, 1)) + rng.normal(0, 0.1, (1, 100)) + rng.normal(0, 0.3, (2, 100))
+        wrong += judge(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
+    assert 0.06 < wrong / 1000 < 0.13

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,40 @@ def repeat(address: str, folder: Path, *, items: int = 100, share: float = 0.5, 
     return repeated(address, items, share, part)
 
 
-STEPS: dict[str, Callable[..., str]] = {"repeat": repeat}
+def curate(address: str, folder: Path, *, plan: str | dict[str, Any], set: list[str] | None = None) -> str:
+    """What a curation plan (a preset's name, a YAML file or the plan itself) keeps; its report lies in ``folder``."""
+    from diptych.curation import curate as run_plan
+
+    return run_plan(plan, address, folder, overrides=set).address
+
+
+def balance(address: str, folder: Path, *, t: int, entries: list[str] | None = None) -> str:
+    """MetaCLIP's balancing: a sample stays with the chance t / count of one of the concepts its caption names.
+
+    entries: the concepts; None: all that the built-in scenes can show.
+    """
+    from diptych.data.scenes.concepts import all_concepts
+
+    named = entries or [concept.name for concept in all_concepts()]
+    steps = [
+        {"concepts": {"entries": named}},
+        {"balance": {"t": t}},
+        {"keep": {"column": "balanced", "in": [True], "reason": "frequent"}},
+    ]
+    return curate(address, folder, plan={"name": "balance", "about": "MetaCLIP's balancing", "steps": steps})
+
+
+def dirty_pool(address: str, folder: Path, *, rows: int = 10_000, seed: int = 0) -> str:
+    """A pool with planted faults (``diptych curate pool``), instead of what there was."""
+    from diptych.curation.pool import write_pool
+
+    if not (folder / "pool.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # half a pool
+        write_pool(folder, rows, seed)
+    return f"parquet:{folder}/pool/*.parquet"
+
+
+STEPS: dict[str, Callable[..., str]] = {"repeat": repeat, "curate": curate, "balance": balance, "dirty_pool": dirty_pool}
 
 
 def check_steps(steps: dict[str, dict[str, Any]], where: str) -> None:

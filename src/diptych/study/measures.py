@@ -35,7 +35,7 @@ def deja_vu(
     members: Literal["own", "ordinary"] = "own",
     public: int = 4000,
     neighbours: int = 5,
-    hidden: bool = True,
+    shown: Literal["labels", "colours"] = "labels",
 ) -> Measured:
     """Déjà vu memorisation (Jayaraman et al., arXiv:2402.02103) of what the arm's data repeats, against an arm that never saw it.
 
@@ -43,20 +43,20 @@ def deja_vu(
     part) are looked up, and their labels are what the model takes to be in the member's picture. ``of``: recall or precision of
     these labels, the arm's minus the reference's, a mean over members (for recall, the area between the two recall curves); or
     the gaps between shares of members with more and with less than the reference: prg of recall, ppg of precision.
-    members: ``own``, the repeated ones; ``ordinary``, as many others that neither repeats. hidden: only labels that the caption does
-    not give away count.
+    members: ``own``, the repeated ones; ``ordinary``, as many others that neither repeats. Labels that the caption names do not count.
+    shown: ``colours`` takes the colours of the things for their labels (scenes only): small models see them long before shapes.
     """
     from diptych.evaluation.metrics.memorization import population_gap
 
-    ours = _deja_vu(runs.path(arm, seed), runs.path(arm, seed), members, public, neighbours, hidden)
-    theirs = _deja_vu(runs.path(reference, seed), runs.path(arm, seed), members, public, neighbours, hidden)
+    ours = _deja_vu(runs.path(arm, seed), runs.path(arm, seed), members, public, neighbours, shown)
+    theirs = _deja_vu(runs.path(reference, seed), runs.path(arm, seed), members, public, neighbours, shown)
     a, b = (found["recall" if of in ("recall", "prg") else "precision"] for found in (ours, theirs))
     items = population_gap(a, b) if of in ("prg", "ppg") else a - b
     return _of_items(ours["items"], items, {"ours": a.tolist(), "reference": b.tolist()})
 
 
 @lru_cache(maxsize=64)
-def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int, hidden: bool) -> dict[str, Any]:
+def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
     """Items, recall [N] and precision [N] of the model in ``judged`` for what the run in ``own`` repeated."""
     from diptych.data.sources import open_source
     from diptych.data.sources.repeated import Repeated
@@ -67,20 +67,21 @@ def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int
     if not isinstance(source, Repeated):
         raise DiptychError(f"{source.address} repeats nothing; give the arm the step derive: {{repeat: …}}")
     queries = [source.base[i] for i in (source.members() if members == "own" else source.ordinary())]
-    told = [_told(q) if hidden else set() for q in queries]
-    kept = [i for i, q in enumerate(queries) if _labels(q) - told[i]]
+    shows = [_shown(q, shown) for q in queries]
+    told = [_told(q, all_of) for q, all_of in zip(queries, shows, strict=True)]
+    kept = [i for i, all_of in enumerate(shows) if all_of - told[i]]
     if not kept:
         raise DiptychError(f"{source.address}: every caption names all that its picture shows; nothing is left to remember")
-    queries, told = [queries[i] for i in kept], [told[i] for i in kept]
-    images, labels = _public(judged, source.address, public)
+    queries, told, wanted = [queries[i] for i in kept], [told[i] for i in kept], [shows[i] - told[i] for i in kept]
+    images, labels = _public(judged, source.address, public, shown)
     neighbours_of = nearest(_loaded(judged).embed_text([q.captions[0] for q in queries]), images, min(neighbours, len(images)))
     predicted = [found - told[i] for i, found in enumerate(predicted_objects(neighbours_of, labels))]
-    precision, recall = precision_recall(predicted, [_labels(q) - told[i] for i, q in enumerate(queries)])
+    precision, recall = precision_recall(predicted, wanted)
     return {"items": [q.id for q in queries], "recall": recall, "precision": precision}
 
 
 @lru_cache(maxsize=1)  # they are large
-def _public(judged: Path, address: str, n: int) -> tuple[np.ndarray, list[set[str]]]:
+def _public(judged: Path, address: str, n: int, shown: str) -> tuple[np.ndarray, list[set[str]]]:
     """Embeddings and labels of pictures that nobody trained on."""
     from diptych.data.source import usable_samples
     from diptych.data.sources import open_source
@@ -88,10 +89,14 @@ def _public(judged: Path, address: str, n: int) -> tuple[np.ndarray, list[set[st
     samples = usable_samples(open_source(address).split("validation"), n)
     if len(samples) < 2:
         raise DiptychError(f"{address}: {len(samples)} pictures in the validation part; déjà vu looks for neighbours among them")
-    return _loaded(judged).embed_image([s.image for s in samples if s.image is not None]), [_labels(s) for s in samples]
+    return _loaded(judged).embed_image([s.image for s in samples if s.image is not None]), [_shown(s, shown) for s in samples]
 
 
-def _labels(sample: Sample) -> set[str]:
+def _shown(sample: Sample, shown: str = "labels") -> set[str]:
+    if shown == "colours":
+        if "graph" not in sample.extra:
+            raise DiptychError(f"{sample.id}: shown: colours are known of scenes only; use labels")
+        return {things["colour"] for things in sample.extra["graph"]["things"]} - {""}
     if "labels" not in sample.extra:
         raise DiptychError(
             f"{sample.id}: no labels; déjà vu needs to know what pictures show: a column 'labels' with a list of names"
@@ -99,11 +104,11 @@ def _labels(sample: Sample) -> set[str]:
     return {str(label) for label in sample.extra["labels"]}
 
 
-def _told(sample: Sample) -> set[str]:
-    """Labels that the first caption names, in singular or plural."""
+def _told(sample: Sample, shows: set[str]) -> set[str]:
+    """Those that the first caption names, in singular or plural."""
     from diptych.evaluation.metrics.chair import objects_in, vocabulary
 
-    return set(objects_in(sample.captions[0], vocabulary(sorted(_labels(sample)))))
+    return set(objects_in(sample.captions[0], vocabulary(sorted(shows))))
 
 
 @lru_cache(maxsize=2)
@@ -129,6 +134,7 @@ def frequency(
 ) -> Measured:
     """How accuracy on a concept follows the logarithm of how often training showed it (Udandarao et al., arXiv:2404.04125).
 
+    Pictures are counted by their labels or, where data has none, by the concepts that their captions name.
     ``data``: where ``images`` pictures a concept are named among all concepts, its test part. ``counted``: the arm whose training
     data is counted (default: this one; another for a control that saw all concepts alike). ``of``: the slope of accuracy against
     log10(count), its linear correlation r, or r_binned over bins of half a decade. The items of the slope are
@@ -136,8 +142,8 @@ def frequency(
     """
     from diptych.evaluation.metrics.frequency import binned_correlation, correlation, log_bins
 
-    by_name = _counts(runs, counted or arm, seed)
     known = _accuracy(runs.path(arm, seed), data, images, metric)
+    by_name = _counts(runs, counted or arm, seed, tuple(known))
     names = [name for name in known if by_name.get(name, 0) > 0]
     if len(names) < 5:
         raise DiptychError(f"{len(names)} concepts of {data} occur in the training data; a law needs five at least")
@@ -158,16 +164,21 @@ def frequency(
 _LOOKED_AT = 5000
 
 
-def _counts(runs: Runs, arm: str, seed: int) -> dict[str, float]:
+def _counts(runs: Runs, arm: str, seed: int, names: tuple[str, ...]) -> dict[str, float]:
     """How many pictures of each concept the arm was shown: counted on the first 5,000, scaled to all that it drew."""
+    from diptych.data.source import usable_samples
+    from diptych.evaluation.metrics.chair import objects_in, vocabulary
+
     source = runs.source(arm, seed).split("train")
-    n = min(len(source), _LOOKED_AT)
+    words = vocabulary(names)
+    samples = usable_samples(source, min(len(source), _LOOKED_AT))
     found: dict[str, float] = {}
-    for i in range(n):
-        for label in _labels(source[i]):
+    for sample in samples:
+        shown = _shown(sample) if "labels" in sample.extra else set(objects_in(" ; ".join(sample.captions), words))
+        for label in shown:
             found[label] = found.get(label, 0) + 1
     drawn = runs.spent(arm, seed)["samples"]
-    return {name: count * drawn / n for name, count in found.items()}
+    return {name: count * drawn / len(samples) for name, count in found.items()}
 
 
 @lru_cache(maxsize=8)
