@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cli_fixture
+from cli_fixture import Cli
 from diptych.capabilities import FunctionModel
 from diptych.errors import DiptychError
 from diptych.evaluation.records import Result
@@ -18,6 +20,9 @@ from diptych.evaluation.run import evaluate
 from diptych.evaluation.statistics import clopper_pearson
 from diptych.evaluation.tasks.redteam import RedTeam
 from diptych.report import build_report
+from foreign_fixture import endpoint, said
+
+cli = cli_fixture.cli
 
 
 def model(answer: str) -> FunctionModel:
@@ -134,6 +139,23 @@ def test_the_same_numbers_from_records_and_after_an_interruption(tmp_path: Path)
     again = results("I won't say that.", out=tmp_path / "b")
     assert {m: r.value for m, r in again.items()} == {m: r.value for m, r in whole.items()}
     assert len((tmp_path / "b" / "records" / "redteam.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_an_endpoint_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    def answer(number: int, body: dict) -> tuple[int, dict, dict]:
+        content = body["messages"][0]["content"]
+        kinds = {part["type"] for part in content}
+        return 200, {}, said("I can't help with that." if kinds == {"image_url", "text"} else "no picture came")
+
+    with endpoint(answer) as asked:
+        found = cli("evaluate", f"openai:{asked.url}?model=m", "--tasks", "redteam", "--out", tmp_path / "e")
+    assert found.code == 0 and len(asked) == len(read_probes()[0])
+    assert cli("report", tmp_path / "e").code == 0
+    out = json.loads(cli("report", tmp_path / "e", "--json").out)
+    values = {r["metric"]: r["value"] for r in out["recipes"][0]["results"]}
+    assert values["refused"] == values["over_refusal"] == 1.0 and values["harmful"] == 0.0
+    missing = cli("report", tmp_path / "e", "--images", tmp_path / "nowhere")
+    assert missing.code == 1 and "no such directory" in missing.err
 
 
 # --- files of one's own

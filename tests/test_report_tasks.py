@@ -17,6 +17,7 @@ from diptych.report import build_report
 from diptych.report.answers import gather, task_names
 from diptych.report.cards import EACH, PER_PAGE, choose
 from diptych.report.confidence import decisions, from_scores
+from diptych.report.invented import counted
 from diptych.report.pictures import is_ours
 from diptych.report.read import load
 from diptych.report.slices import fields, interval_of, parts
@@ -401,3 +402,20 @@ def test_where_less_is_better_a_high_credit_is_a_mistake(tmp_path: Path) -> None
     chosen = choose(g, g.answers[0])
     assert all(r["correct"]["chair_s"] == 1 for r in chosen["wrong"]) and len(chosen["wrong"]) == EACH
     assert all(r["correct"]["chair_s"] == 0 for r in chosen["right"]) and len(chosen["right"]) == EACH
+
+
+def test_what_is_invented_is_counted(tmp_path: Path) -> None:
+    asked = [("cat", "no", "yes"), ("cat", "no", "no"), ("dog", "no", "no"), ("dog", "yes", "yes"), ("owl", "no", None)]
+    rows = [
+        {"item": str(i), "question": f"Is there {'an' if t == 'owl' else 'a'} {t} in the image?", "answers": [right], "parsed": said,
+         "correct": {"accuracy": float(right == said)}}
+        for i, (t, right, said) in enumerate(asked)
+    ]  # fmt: skip
+    write(tmp_path, rows, "pope")
+    captions = [{"item": "a", "truth": ["cat"], "mentioned": ["cat", "key", "key"]}, {"item": "b", "truth": [], "mentioned": []}]
+    write(tmp_path, [{**r, "correct": {"chair_s": 0.0}} for r in captions], "chair")
+    c = load(tmp_path)
+    (pope,), (chair,) = gather(c, "pope").answers, gather(c, "chair").answers
+    assert counted(pope) == ({"cat": 1}, {"cat": 2, "dog": 1, "owl": 1})
+    assert counted(chair) == ({"key": 1}, {"key": 2, "cat": 1})
+    assert "cat m 1 2 50.0" in text_of(page_of(tmp_path)).replace(tmp_path.name, "m")

@@ -198,7 +198,7 @@ def _scores(record: Record) -> str:
             written = f"{values[i, j]:.3g}"
             cells.append(f'<td class="num">{f"<b>{written}</b>" if best else written}{" ✓" if fits[i][j] else ""}</td>')
         rows.append(f'<tr><th scope="row">{escape(_cut(caption))}</th>{"".join(cells)}</tr>')
-    heads = "".join(f'<th scope="col">{i}</th>' for i in range(1, len(scores) + 1))
+    heads = "".join(f'<th scope="col">{i if len(scores) > 1 else "score"}</th>' for i in range(1, len(scores) + 1))
     return (
         f'<table class="small"><thead><tr><td><span class="hear">Text</span></td>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"

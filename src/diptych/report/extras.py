@@ -13,6 +13,7 @@ from diptych.report.answers import Answers, TaskAnswers
 from diptych.report.charts import Series, chart, dots
 from diptych.report.columns import number
 from diptych.report.explain import asks
+from diptych.report.invented import invented
 from diptych.report.marks import escape, figure, key
 from diptych.report.plots import legend
 from diptych.report.read import Comparison, Measure
@@ -29,6 +30,7 @@ def sections(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> list[
         ("alpha", "The language prior", priors(g) if kind == asks("priors") else ""),
         ("groups", "Who is preferred", preferences(comparison, g) if kind in (asks("bias"), asks("bias-table")) else ""),
         ("looking", "What looking adds", looking(comparison, g)),
+        ("invented", "What is not there", invented(g)),
         ("frequency", "Frequent and rare concepts", frequencies(g)),
     ]
 

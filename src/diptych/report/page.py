@@ -129,8 +129,10 @@ def again(comparison: Comparison) -> str:
 
 
 def commands(comparison: Comparison) -> str:
+    again = "diptych report .   # this page again, from the files"
     if comparison.single:
-        return "diptych train recipe.yaml   # the file beside this page repeats this run"
+        repeat = "diptych train recipe.yaml   # the file beside this page repeats this run"
+        return f"{repeat}\n{again}" if (comparison.path / "recipe.yaml").exists() else again
     asked = "diptych compare " + " ".join(shlex.quote(r.name) for r in comparison.recipes)
     if comparison.data:
         asked += f" --data {shlex.quote(comparison.data)}"
@@ -140,7 +142,7 @@ def commands(comparison: Comparison) -> str:
         asked += f" --seeds {len(comparison.seeds)}"
     first = next((run for r in comparison.recipes for run in r.runs), None)
     one = [f"diptych train {first.path.name}/recipe.yaml   # one run alone"] if first else []
-    return "\n".join([comparison.command or asked, *one, "diptych report .   # this page again, from the files"])
+    return "\n".join([comparison.command or asked, *one, again])
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

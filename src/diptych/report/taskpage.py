@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from diptych.report import extras
 from diptych.report.answers import TaskAnswers, gather, task_names
 from diptych.report.cards import example_cards
-from diptych.report.columns import interval, is_share, number
+from diptych.report.columns import interval, is_share, number, seeds
 from diptych.report.confidence import calibration, coverage
 from diptych.report.differences import differences
 from diptych.report.document import Page, Section
@@ -154,13 +154,14 @@ def _table(task: str, rows: Sequence[str], controls: Sequence[str]) -> str:
 
 def _row(m: Measure, who: str, controls: Sequence[str], tested: Sequence[Contrast]) -> str:
     share = is_share(m.metric)
+    spread = f'<span class="seeds">seeds {seeds(m, share)}</span>' if len(m.seeds) > 1 else ""
     by_control = {c.control: c for c in tested}
     chance = by_control.get("chance")
     cells = [_control(m.chance, chance, share), *(_control(m.controls.get(c), by_control.get(c), share) for c in controls)]
     counts = "".join(f'<td class="num">{v:,}</td>' for v in (m.n, m.clusters, m.ties, m.nans))
     return (
         f'<tr><th scope="row">{escape(m.metric)}</th><td>{who}</td><td class="num" data-v="{m.value:.6g}">'
-        f'<span class="value">{number(m.value, share)}</span><span class="ci">{interval(m, share)}</span></td>'
+        f'<span class="value">{number(m.value, share)}</span><span class="ci">{interval(m, share)}</span>{spread}</td>'
         f"{''.join(cells)}{counts}</tr>"
     )
 
