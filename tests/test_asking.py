@@ -143,6 +143,8 @@ def test_pope_counts_yes_as_the_positive_class(pope_file: str) -> None:
     doubtful = speaker({(10, "snowboard"): "yes", (10, "backpack"): "no", (20, "dog"): "I cannot tell", (20, "apple"): "no"})
     result = evaluate(doubtful, None, [Pope(file=pope_file)]).results[0]
     assert (result.value, result.band, result.unparsed) == (0.75, (0.75, 1.0), 1)
+    recall = next(r for r in evaluate(doubtful, None, [Pope(file=pope_file)]).results if r.metric == "recall")
+    assert (recall.value, recall.band) == (0.5, (0.5, 1.0))
 
 
 def test_pope_for_models_that_only_score(pope_file: str) -> None:
@@ -304,7 +306,7 @@ def test_a_changed_file_starts_anew(tmp_path: Path, pope_file: str) -> None:
             "line 1: field 'label': expected yes or no, found 'perhaps'",
         ),
         ("pope", '{"image": "zz.png", "text": "Is?", "label": "yes"}', "line 1: there is no picture 'zz.png'"),
-        ("vqa", '{"question_id": 1, "image": "a.png", "question": "x"}\n{"question_id": ', "line 2: broken JSON"),
+        ("vqa", '{"question_id": 1, "image": "a.png", "question": "x"}\n{"question_id": ', "line 2.*not JSON"),
         ("vqa", '{"question_id": 1, "image": "a.png", "question": "x", "answer": "y"}\n' * 2, "question '1' occurs twice"),
         (
             "choices",
@@ -335,3 +337,19 @@ def open_source_of_words():
     from evaluation_fixture import World
 
     return World()
+
+
+def test_the_wording_of_the_prompt_is_told_apart(pope_file: str) -> None:
+    """Right when asked politely, always yes otherwise: 1 and a half, three quarters in all; images stay the clusters."""
+    right = {(10, "snowboard"): "yes", (10, "backpack"): "no", (20, "dog"): "yes", (20, "apple"): "no"}
+
+    def generate(images, prompts, n):
+        polite = speaker(right).generate(images, prompts, n)
+        return [a if "Please" in p else "yes" for a, p in zip(polite, prompts, strict=True)]
+
+    asked = Pope(file=pope_file, prompts=("{question} Please answer yes or no.", "{question}"))
+    found = evaluate(FunctionModel("m", generate=generate), None, [asked])
+    got = values(found, "pope")
+    assert (got["accuracy"], got["accuracy/lowest_prompt"], got["accuracy/highest_prompt"]) == (0.75, 0.5, 1)
+    assert (found.results[0].n, found.results[0].clusters) == (8, 2)
+    assert {s["slice"]: s["value"] for s in found.results[0].slices} == {"prompt=1": 1, "prompt=2": 0.5}

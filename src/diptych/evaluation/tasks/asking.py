@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from diptych.evaluation.controls import blank, derangement
 from diptych.evaluation.metrics import calibration, selective
 from diptych.evaluation.metrics.ranking import lowest_if_not_finite
 from diptych.evaluation.records import Record, Records, Result
-from diptych.evaluation.statistics import function_interval, mean, mean_interval, sums_interval
+from diptych.evaluation.statistics import function_interval, mean, mean_interval, spread, sums_interval
 from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, not_finite, shares
 from diptych.evaluation.tasks.published import Shown, pixels
 
@@ -45,6 +45,7 @@ class Question:
     options: tuple[str, ...] = ()  # what may be answered, where that is given
     statements: tuple[str, ...] = ()  # the same as captions, for models that only score
     slices: dict[str, str] = field(default_factory=dict)
+    prompt: str = ""  # another one than the task's
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Asking:
     n: int = 0  # so many questions; 0: all, of a built-in world 300
     by: str = "auto"  # generate, likelihood or score
     prompt: str = "{question} Answer the question using a single word or phrase."
+    prompts: tuple[str, ...] = ()  # several to be asked with, instead of one: how much hangs on the wording?
     max_tokens: int = 16
-    batch: int = 32
+    batch: int = 64
     seed: int = 0
 
     # --- what a task says ---
@@ -78,7 +80,7 @@ class Asking:
         options = "\n".join(
             f"{letter}. {option}" for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", question.options, strict=False)
         )
-        return self.prompt.replace("{question}", question.text).replace("{options}", options)
+        return (question.prompt or self.prompt).replace("{question}", question.text).replace("{options}", options)
 
     def more(self, records: list[Record]) -> list[Result]:
         """Results beyond accuracy and selective prediction."""
@@ -105,27 +107,43 @@ class Asking:
 
     def run(self, model: Model, items: list[Question], records: Records, progress: Progress | None = None) -> None:
         way = self.way(model, items)
-        shown = self._shuffled(items)
+        if way != "score":
+            items = [p for q in items for p in self._worded(q)]
+        others = self._shuffled(items)
+        load = lru_cache(maxsize=128)(lambda path: pixels(path, path))  # questions about one image mostly stand together
         blind: dict[Any, Any] = {}
         for start in range(0, len(items), self.batch):
             rows = [i for i in range(start, min(start + self.batch, len(items))) if items[i].id not in records]
             if not rows:
                 continue
             asked = [items[i] for i in rows]
-            seen = [pixels(q.image, q.id) for q in asked]
+            seen = [load(q.image) if isinstance(q.image, str) else pixels(q.image, q.id) for q in asked]
             found = {"correct": self._answers(model, way, seen, asked)}
             found["blind"] = self._blind(model, way, seen, asked, blind)
-            if shown is not None:
-                others = [pixels(items[shown[i]].image, items[shown[i]].id) for i in rows]
-                found["shuffled"] = self._answers(model, way, others, asked)
+            if others:
+                strange = [others[q.cluster] for q in asked]
+                wrong = [load(q.image) if isinstance(q.image, str) else pixels(q.image, q.id) for q in strange]
+                found["shuffled"] = self._answers(model, way, wrong, asked)
             records.add(self.judge(self._record(model, way, q, {k: v[i] for k, v in found.items()})) for i, q in enumerate(asked))
             if progress:
                 progress(f"{self.name} {rows[-1] + 1}/{len(items)}")
 
-    def _shuffled(self, items: Sequence[Question]) -> np.ndarray | None:
-        """For each question, one about another image."""
-        _, labels = np.unique([q.cluster for q in items], return_inverse=True)
-        return derangement(len(items), labels, self.seed)
+    def _worded(self, question: Question) -> list[Question]:
+        """The question once for each prompt."""
+        several = enumerate(self.prompts, 1)
+        worded = [
+            replace(question, id=f"{question.id}~{i}", prompt=p, slices={**question.slices, "prompt": str(i)}) for i, p in several
+        ]
+        return worded or [question]
+
+    def _shuffled(self, items: Sequence[Question]) -> dict[str, Question]:
+        """For each image, a question about another; empty if there is but one."""
+        first: dict[str, Question] = {}
+        for q in items:
+            first.setdefault(q.cluster, q)
+        order = derangement(len(first), seed=self.seed)
+        images = list(first.values())
+        return {} if order is None else {name: images[i] for name, i in zip(first, order, strict=True)}
 
     def _answers(self, model: Model, way: str, seen: list[Image], asked: Sequence[Question]) -> list[Any]:
         """A text each, or a score for each option of each."""
@@ -139,7 +157,9 @@ class Asking:
         else:
             once = list(dict.fromkeys(text for _, text in texts))
             place = {text: j for j, text in enumerate(once)}
-            values = model.score(seen, once, np.array([(i, place[text]) for i, text in texts]))
+            shown = list({id(image): image for image in seen}.values())  # an image is encoded once
+            row = {id(image): i for i, image in enumerate(shown)}
+            values = model.score(shown, once, np.array([(row[id(seen[i])], place[text]) for i, text in texts]))
         owner = np.array([i for i, _ in texts])
         return [np.asarray(values)[owner == i] for i in range(len(asked))]
 
@@ -204,12 +224,27 @@ class Asking:
         return [record["options"][i] for i in np.flatnonzero(scores == scores.max())]
 
     def summarise(self, records: list[Record]) -> list[Result]:
-        records = sorted((self.judge(r) for r in records), key=lambda r: str(r["item"]))
+        return self.results(sorted((self.judge(r) for r in records), key=lambda r: str(r["item"])))
+
+    def results(self, records: list[Record]) -> list[Result]:
+        """From judged records, in the order of their names."""
         found = [self._with_constant(r, records) for r in shares(self.name, records)]
-        return [*found, *self.more(records), *self.selective(records)]
+        return [*found, *self.over_prompts(found), *self.more(records), *self.selective(records)]
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
         return {"accuracy": {r["item"]: r["correct"]["accuracy"] for r in map(self.judge, records)}}
+
+    def over_prompts(self, found: list[Result]) -> list[Result]:
+        """The lowest, the mean and the highest accuracy of several prompts: no interval, these are not drawn."""
+        result = next((r for r in found if r.metric == "accuracy"), None)
+        values = [s["value"] for s in (result.slices if result else []) if s["slice"].startswith("prompt=")]
+        if result is None or len(values) < 2:
+            return []
+        told = spread(values)
+        return [
+            replace(result, metric=f"accuracy/{name}_prompt", value=value, low=None, high=None, band=None, slices=[], controls={})
+            for name, value in (("lowest", told.low), ("highest", told.high))
+        ]
 
     def _with_constant(self, result: Result, records: list[Record]) -> Result:
         if result.metric != "accuracy":
@@ -219,7 +254,7 @@ class Asking:
     def constant(self, records: list[Record]) -> float:
         """What the best single answer to everything would get."""
         common = Counter(a for r in records for a in set(r["answers"]))
-        return max((mean([self.credit(r, answer) for r in records]) for answer, _ in common.most_common(20)), default=0.0)
+        return max((mean([self.credit(r, answer) for r in records]) for answer, _ in common.most_common(10)), default=0.0)
 
     def selective(self, records: list[Record]) -> list[Result]:
         """Answering only when sure, and whether a probability means what it says; only where there are scores."""

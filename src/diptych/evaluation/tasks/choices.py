@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +91,7 @@ class Choices(Asking):
         """With rotations, the circular accuracy: chance is that of a scorer without opinion, who ties in all of them."""
         if not self.circular:
             return []
-        whole = [r["item"].rpartition("@")[0] for r in records]
+        whole = [re.sub(r"@\d+", "", r["item"]) for r in records]
         cluster = {name: r["cluster"] for name, r in zip(whole, records, strict=True)}
         values = {
             look: circular([r[look]["accuracy"] for r in records], whole) for look in LOOKS if all(look in r for r in records)

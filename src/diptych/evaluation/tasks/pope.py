@@ -17,7 +17,7 @@ import numpy as np
 
 from diptych.data.scenes.concepts import article
 from diptych.data.source import Source
-from diptych.evaluation.metrics.pope import METRICS, parse_yes_no, pope_counts, pope_of_counts
+from diptych.evaluation.metrics.pope import METRICS, parse_yes_no, pope_band, pope_counts, pope_of_counts
 from diptych.evaluation.records import Record, Result
 from diptych.evaluation.statistics import mean, mean_interval, sums_interval
 from diptych.evaluation.tasks.asking import LOOKS, PREFIX, Asking, Question
@@ -93,9 +93,8 @@ class Pope(Asking):
         said = parse_yes_no(text)
         return None if said is None else YES_NO[not said]
 
-    def summarise(self, records: list[Record]) -> list[Result]:
-        records = sorted((self.judge(r) for r in records), key=lambda r: str(r["item"]))
-        accuracy = super().summarise(records)
+    def results(self, records: list[Record]) -> list[Result]:
+        accuracy = super().results(records)
         selective = [r for r in accuracy if r.metric != "accuracy"]
         base = next(r for r in accuracy if r.metric == "accuracy")
         clusters = [r["cluster"] for r in records]
@@ -104,13 +103,15 @@ class Pope(Asking):
         rights = [r["answers"][0] == "yes" for r in records]
         coin = pope_of_counts((pope_counts([True] * len(records), rights) + pope_counts([False] * len(records), rights)).sum(0) / 2)
         always = pope_of_counts(pope_counts([True] * len(records), rights).sum(0))
+        said = [None if r["unparsed"] else r["parsed"] == "yes" for r in records]
+        bands = pope_band(said, rights) if base.unparsed else {}
         found = [base]
         for metric in METRICS[1:]:
             interval = sums_interval(counts["correct"], partial(_pope, metric), clusters, share=True)
             controls = {look: float(pope_of_counts(counts[look].sum(0))[metric]) for look in looks[1:]}
             low, high = interval.low, interval.high
             found.append(
-                replace(base, metric=metric, value=interval.value, low=low, high=high, chance=float(coin[metric]), slices=[], band=None,
+                replace(base, metric=metric, value=interval.value, low=low, high=high, chance=float(coin[metric]), slices=[], band=bands.get(metric),
                         controls={**controls, "always_yes": float(always[metric])}, higher_is_better=metric != "yes_ratio")
             )  # fmt: skip
         return [*found, *self.auc(records), *selective]

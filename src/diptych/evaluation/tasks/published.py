@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diptych.capabilities import Image
 from diptych.data.image import SUFFIXES, decode
-from diptych.data.source import BrokenItem, Problem
+from diptych.data.source import BrokenItem
 from diptych.data.sources import files
 from diptych.errors import DiptychError, nearest
 
@@ -53,73 +53,32 @@ class Row(dict[str, Any]):
 
 
 def rows(path: str, inside: str = "") -> list[Row]:
-    """Rows of a .json (a list, an object of objects, which get their key as ``id``, or the list ``inside``), .jsonl, .csv, .tsv
-    or .parquet file. POPE's .json files hold JSON lines: those are understood too."""
-    from diptych.data.sources.table import read_csv
+    """Rows of a .jsonl, .csv, .tsv or .parquet file, or of a .json: a list, the list ``inside``, or an object of objects, which
+    get their key as ``id``. POPE's .json files hold JSON lines: those are understood too."""
+    from diptych.evaluation.inputs import kind_of, read_rows
 
-    ending = path.rsplit(".", 1)[-1].lower()
-    if ending == "parquet":
-        return list(_parquet(path))
-    if ending in ("csv", "tsv"):
-        problems: list[Problem] = []
-        _, found = read_csv(path, problems)
-        if problems:
-            raise DiptychError(f"{problems[0].item}: {problems[0].reason}")
-        return [_row(fields, f"{path}, line {line}") for line, fields in found]
-    text = files.read_text(path)
-    if ending in ("jsonl", "ndjson") or (ending == "json" and _is_lines(text)):
-        return list(_lines(text, path))
-    return list(_objects(_json(text, path), path, inside))
-
-
-def _json(text: str, path: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DiptychError(f"{path}: broken JSON: {error}") from error
+    file = Path(path)
+    if file.suffix.lower() != ".json" or kind_of(file) == "lines":
+        table = read_rows(file)
+        return [_row(fields, table.where(i)) for i, fields in enumerate(table.rows)]
+    whole = content(path)
+    if isinstance(whole, dict) and isinstance(whole.get(inside), list):
+        whole = whole[inside]
+    if isinstance(whole, dict):
+        whole = [{"id": key, **one} if isinstance(one, dict) else one for key, one in whole.items()]
+    if not isinstance(whole, list):
+        raise DiptychError(f"{path}: expected a list{f' or the list {inside!r}' if inside else ''}, found {type(whole).__name__}")
+    for number, one in enumerate(whole):
+        if not isinstance(one, dict):
+            raise DiptychError(f"{path}, entry {number}: expected an object, found {type(one).__name__}")
+    return [_row(one, f"{path}, entry {number}") for number, one in enumerate(whole)]
 
 
 def content(path: str) -> Any:
     """A whole .json file."""
-    return _json(files.read_text(path), path)
+    from diptych.evaluation.inputs import read_json
 
-
-def _is_lines(text: str) -> bool:
-    first, _, rest = text.lstrip().partition("\n")
-    return first.startswith("{") and first.rstrip().endswith("}") and rest.lstrip().startswith("{")
-
-
-def _lines(text: str, path: str) -> Iterator[Row]:
-    from diptych.data.sources.table import json_object
-
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _row(json_object(line, f"{path}, line {number}"), f"{path}, line {number}")
-
-
-def _objects(value: Any, path: str, inside: str) -> Iterator[Row]:
-    if inside and isinstance(value, dict) and inside in value:
-        value = value[inside]
-    if isinstance(value, dict):
-        value = [{"id": key, **one} if isinstance(one, dict) else one for key, one in value.items()]
-    if not isinstance(value, list):
-        raise DiptychError(f"{path}: expected a list{f' or the list {inside!r}' if inside else ''}, found {type(value).__name__}")
-    for number, one in enumerate(value):
-        if not isinstance(one, dict):
-            raise DiptychError(f"{path}, entry {number}: expected an object, found {type(one).__name__}")
-        yield _row(one, f"{path}, entry {number}")
-
-
-def _parquet(path: str) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
-    try:
-        with files.open_file(path) as file:
-            table = pq.read_table(file)
-    except (ValueError, OSError) as error:
-        raise DiptychError(f"{path}: not a Parquet file: {error}") from error
-    for number, fields in enumerate(table.to_pylist()):
-        yield _row(fields, f"{path}, row {number}")
+    return read_json(Path(path))
 
 
 def _row(fields: dict[str, Any], where: str) -> Row:
