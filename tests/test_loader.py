@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -130,6 +132,17 @@ def test_rows_outside_the_batch_are_refused():
 class Suicidal(Numbers):
     def __getitem__(self, i):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_noticed_at_the_next_batch_not_in_the_middle_of_a_step():
+    stream = loader(workers=2).stream(0)
+    next(stream)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.3)  # a step, which must not be torn
+    with pytest.raises(DiptychError, match="was killed"):
+        for _ in range(10):
+            next(stream)
 
 
 def test_a_killed_worker_is_named_with_the_remedy():

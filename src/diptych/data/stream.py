@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diptych.data.source import Problem
@@ -85,7 +87,8 @@ def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | No
         pin_memory=pin,
         worker_init_fn=_start_worker,
     )
-    batches = iter(feed)
+    with _own_handler(signal.SIGCHLD):
+        batches = iter(feed)
     while True:
         try:
             batch, problems, error = next(batches)
@@ -93,7 +96,7 @@ def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | No
             if "DataLoader worker" not in str(failure):
                 raise
             raise DiptychError(
-                f"a process that reads data was killed ({str(failure).splitlines()[0].strip()}); most often memory, or the space in "
+                f"a process that reads data was killed ({str(failure).splitlines()[0].strip(' .')}); most often memory, or the space in "
                 f"/dev/shm, has run out. Checkpoints are untouched: go on with --resume and fewer workers than data.workers={workers}; "
                 "with data.workers=0 all is read in the process itself"
             ) from failure
@@ -101,6 +104,18 @@ def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | No
             raise DiptychError(error)
         loader.problems.update({p.item: p for p in problems})
         yield batch
+
+
+@contextmanager
+def _own_handler(number: signal.Signals) -> Iterator[None]:
+    """Undo what torch does with a signal: its handler raises in the middle of whatever runs when a worker dies, where nobody expects it.
+    Without it, a dead worker is noticed when the next batch does not come."""
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, before if before is not None else signal.SIG_DFL)
 
 
 def timed(loader: Loader, batches: Iterator[Batch]) -> Iterator[Batch]:
