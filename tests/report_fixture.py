@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from diptych.report import build_report
 
 SKILLS = ("object", "colour", "count", "size", "position", "relation", "binding", "negation")
 RECIPES = {
@@ -30,6 +33,73 @@ PLAIN = "two things on a plain ground"
 COLOURS = {"red": "#c33", "blue": "#36c", "green": "#383", "gold": "#da2", "purple": "#849"}
 THINGS = ("disc", "box", "ring", "kite")
 RETRIEVAL = ("text-to-image/recall@1", "image-to-text/recall@1")
+
+
+VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}
+
+
+class Page(HTMLParser):
+    """Balanced tags, and what the page would fetch or run."""
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.scripts = 0
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.scripts += tag == "script"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open[-1] != tag:
+            self.wrong.append(f"</{tag}> closes {self.open[-1:] or 'nothing'} at {self.getpos()}")
+        else:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+def credits(share: float, n: int) -> list[float]:
+    """n credits of which ``share`` are 1, spread evenly."""
+    return [float(int((i + 1) * share + 1e-9) > int(i * share + 1e-9)) for i in range(n)]
+
+
+def records(n: int = 200, score: float = 0.8, chance: float = 0.5, per_cluster: int = 1, **controls: float) -> list[dict[str, Any]]:
+    """Items of one metric, ``right``; ``controls``: their shares of right answers."""
+    rng = np.random.default_rng(5)
+    columns = {"correct": credits(score, n), **{k: list(rng.permutation(credits(v, n))) for k, v in controls.items()}}
+    return [
+        {"item": f"i{i}", "cluster": f"c{i // per_cluster}", "question": f"Is it {i}?", "chance": {"right": chance}}
+        | {name: {"right": float(column[i])} for name, column in columns.items()}
+        for i in range(n)
+    ]
+
+
+def write(folder: Path, rows: list[dict[str, Any]], task: str = "mine") -> Path:
+    path = folder / "records" / f"{task}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return folder
+
+
+def page_of(folder: Path, **more: Any) -> Page:
+    return Page(build_report(folder, **more).read_text(encoding="utf-8"))
+
+
+def text_of(page: Page) -> str:
+    return " ".join(" ".join(page.text).split())
 
 
 def make_comparison(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,43 +18,9 @@ from diptych.report.examples import retrieved
 from diptych.report.plots import loss_curve, modality_gap, pca, unit
 from diptych.report.read import load
 from diptych.report.words import plain_words
-from report_fixture import ITEMS, KNOWN, RECIPES, SKILLS, make_comparison, result
+from report_fixture import ITEMS, KNOWN, RECIPES, SKILLS, Page, make_comparison, result
 
 HOSTILE = ' <script>alert(1)</script> & "quoted" \' <img src=x onerror=alert(2)>'
-VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}
-
-
-class Page(HTMLParser):
-    """Balanced tags, and what the page would fetch or run."""
-
-    def __init__(self, html: str):
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.wrong: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text: list[str] = []
-        self.scripts = 0
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.scripts += tag == "script"
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open[-1] != tag:
-            self.wrong.append(f"</{tag}> closes {self.open[-1:] or 'nothing'} at {self.getpos()}")
-        else:
-            self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in ("script", "style"):
-            self.text.append(data)
 
 
 @pytest.fixture(scope="module")

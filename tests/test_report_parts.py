@@ -9,7 +9,7 @@ import pytest
 
 from diptych.report.charts import Series, chart, decades, ticks
 from diptych.report.document import Page, Section, document
-from test_report import Page as Parsed
+from report_fixture import Page as Parsed
 
 
 def test_a_document_of_several_pages() -> None:
