@@ -107,3 +107,12 @@ def test_what_is_invented_is_counted(tmp_path: Path) -> None:
     assert counted(pope) == ({"cat": 1}, {"cat": 2, "dog": 1, "owl": 1})
     assert counted(chair) == ({"key": 1}, {"key": 2, "cat": 1})
     assert "cat m 1 2 50.0" in text_of(page_of(tmp_path)).replace(tmp_path.name, "m")
+
+
+def test_every_task_is_explained() -> None:
+    from diptych.evaluation.tasks import TASKS
+    from diptych.report.explain import asks
+
+    assert [name for name in TASKS if asks(name) is None] == []
+    assert asks("retrieval-1000") == asks("retrieval") != asks("bias-table") != asks("bias") == asks("bias-size")
+    assert asks("mine") is None

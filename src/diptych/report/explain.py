@@ -27,6 +27,56 @@ TASKS = {
         "How the vectors of pictures and texts lie to each other.",
         "No measure of quality: a model with a wide gap may retrieve well.",
     ),
+    "vqa": (
+        "Questions about pictures, answered in a word or two. Where several people answered, an answer earns more the more of them "
+        "gave it.",
+        "Many questions can be answered by what is usual. What counts is the distance to the blind and the constant answer.",
+    ),
+    "open": (
+        "Questions that ask for long answers, compared with a reference by the words they share in order (ROUGE-L).",
+        "Agreement in wording is a poor stand-in for being right or helpful: read the answers.",
+    ),
+    "choices": (
+        "One right answer among several that are named. Circular: a question counts only if it is answered rightly in every order of "
+        "its options.",
+        "A model may prefer a letter or a place. If plain is far above circular, part of the plain score is that.",
+    ),
+    "mme": (
+        "Pairs of yes/no questions about one picture, one to be affirmed and one to be denied; the stricter figure asks for both.",
+        "The total adds up unlike things; look at the parts.",
+    ),
+    "pairs": (
+        "A true sentence about a picture against false ones that differ in little.",
+        "If the false sentences are longer, or sound odd by themselves, reading is enough: look at shortest, longest and blind.",
+    ),
+    "winoground": (
+        "Two pictures and two captions of the same words in another order. Text: each picture finds its caption. Image: each caption "
+        "finds its picture. Group: all four are right.",
+        "Chance is 25, 25 and 16.7 per cent, and a score below it is no better than guessing.",
+    ),
+    "spec": (
+        "Sets of pictures that differ in one thing only (a count, a size, a place); each picture must find its caption, and each caption "
+        "its picture.",
+        "Chance depends on how many there are in a set: compare with the chance beside each number.",
+    ),
+    "facts": (
+        "What a written caption claims about things, counts, colours, relations and places, checked against the scene’s own truth.",
+        "Saying little is safe: read it together with how much of the scene was told.",
+    ),
+    "vqascore": (
+        "How probable the model finds “yes” when asked whether a caption is true of a picture; accuracy: the own caption is found more "
+        "probable than another’s.",
+        "The probability depends on the wording of the question: compare numbers of the same prompt only.",
+    ),
+    "memorization": (
+        "Déjà vu: from a caption alone, does the model know things of its training picture that the caption does not say, more often "
+        "than a model that never saw that picture?",
+        "Without such a reference model the numbers say nothing, as captions give away what usually goes together.",
+    ),
+    "frequency": (
+        "How well a concept is named, against how often training showed it.",
+        "A correlation is no cause: rare concepts may also be harder to draw or to tell from others.",
+    ),
     "pope": (
         "“Is there an X in the picture?”, half of the time about things that are not there, which are drawn at random, from what "
         "is frequent, or from what often stands beside what is there. A model that says yes to what is absent hallucinates.",
