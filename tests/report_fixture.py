@@ -94,8 +94,12 @@ def write(folder: Path, rows: list[dict[str, Any]], task: str = "mine") -> Path:
     return folder
 
 
-def page_of(folder: Path, **more: Any) -> Page:
-    return Page(build_report(folder, **more).read_text(encoding="utf-8"))
+def page_of(folder: Path, only: str = "", **more: Any) -> Page:
+    """The report; ``only``: the page of one task."""
+    html = build_report(folder, **more).read_text(encoding="utf-8")
+    if only:
+        html = html.split(f'id="task-{only}"', 1)[1].split('<div class="page"', 1)[0]
+    return Page(html)
 
 
 def text_of(page: Page) -> str:

@@ -226,6 +226,9 @@ def test_pictures_come_from_scenes_opened_again(tmp_path: Path) -> None:
     evaluate(constant(), source, ["controlled?n=4", "zeroshot?n=12"], tmp_path / "e", key="k")
     page = page_of(tmp_path / "e")
     assert sum(tag == "img" and name == "src" for tag, name, _ in page.attributes) >= 6
+    of_task = page_of(tmp_path / "e", only="zeroshot")
+    assert sum(tag == "img" for tag, name, _ in of_task.attributes if name == "src") >= 3
+    assert "Said" in text_of(of_task), "the name that scored highest"
     assert "without the picture" in text_of(page).lower()  # constant: at chance everywhere, and told so
     described = json.loads((tmp_path / "e" / "summary.json").read_text())
     (tmp_path / "e" / "summary.json").write_text(json.dumps(described | {"data_fingerprint": "other"}))

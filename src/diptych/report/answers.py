@@ -66,10 +66,20 @@ class TaskAnswers:
 
 
 def task_names(comparison: Comparison) -> list[str]:
-    """In the order of the results; then those that left only records."""
+    """The built-in tasks in their order, then others in the order of the results; also those that left only records."""
+    from diptych.evaluation.tasks import TASKS
+
+    known = {name: i for i, name in enumerate(TASKS)}
     named = [task for r in comparison.recipes for task, _ in r.measures]
     filed = [path.stem for r in comparison.recipes for run in r.runs for path in run.record_files]
-    return list(dict.fromkeys([*named, *filed]))
+
+    def place(name: str) -> int:
+        """``bias-size`` stands with ``bias``."""
+        while name and name not in known:
+            name = name.rpartition("-")[0]
+        return known.get(name, len(known))
+
+    return sorted(dict.fromkeys([*named, *filed]), key=place)
 
 
 def gather(comparison: Comparison, task: str) -> TaskAnswers:

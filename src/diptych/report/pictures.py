@@ -132,7 +132,9 @@ def _named(items: Iterable[Any]) -> dict[str, Any]:
     """Items by name; those without one by their place, as the tasks that have such name their records."""
     named = {}
     for i, item in enumerate(items):
-        name = next((n for part in _parts(item) if (n := _field(part, "id", "item")) is not None), None)
+        name = next(
+            (n for part in _parts(item) if isinstance(n := _field(part, "id", "item"), (str, int))), None
+        )  # arrays have methods
         named[str(name) if name is not None else f"concept-{i:05d}"] = item
     return named
 
