@@ -55,6 +55,7 @@ class Batch:
     negatives_mask: Tensor | None = None  # [M, T]
     negative_rows: Tensor | None = None  # [M] int64, the row whose caption each belongs to
     meaning: Tensor | None = None  # [B] int64; equal numbers, in whatever batch: captions that mean the same
+    start: int = 0  # place of the first sample in the whole batch, of which this may be a piece
     ids: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()  # the raw captions, for towers with a tokenizer of their own
     negative_captions: tuple[str, ...] = ()

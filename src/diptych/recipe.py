@@ -72,9 +72,13 @@ class Stage(Strict):
     train: list[str] | Literal["all"] = "all"  # parts that learn; the heads and temperatures of objectives always do
     objectives: dict[str, ObjectiveSpec]
     share: Annotated[float, Field(gt=0)] = 1.0  # of the budget, relative to the other stages
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: Annotated[int, Field(ge=1)] = 128  # of the whole step: all micro-batches of all processes
+    micro_batch: Annotated[int, Field(ge=1)] | None = None  # samples encoded at a time; the gradient stays that of the whole batch
+    gradient_checkpointing: bool = False  # compute blocks again in the backward pass: less memory, a third more time
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of each image's tokens left out while training (FLIP)
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices in transformer blocks; AdamW for all else
     lr: Annotated[float, Field(gt=0)] = 1e-3  # AdamW's
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate, from each block to the one below it
     muon_lr: Annotated[float, Field(gt=0)] = 3e-3  # scaled to AdamW's size of step, so the two are comparable
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # on matrices only
@@ -100,6 +104,22 @@ class Stage(Strict):
         return data
 
 
+class Checkpoints(Strict):
+    """When a run is saved, what is kept, and where a second copy goes."""
+
+    seconds: Annotated[float, Field(gt=0)] = 120.0  # of wall time between two checkpoints
+    steps: Annotated[int, Field(ge=1)] | None = None  # also every so many steps
+    keep: Annotated[int, Field(ge=1)] = 2  # the last few; the best by validation loss is kept beside them
+    mirror: str | None = None  # a directory or fsspec URL that gets a copy of each, and from which a run can go on
+
+
+class Validation(Strict):
+    """The training loss on held-out samples, with the averaged weights, now and then."""
+
+    steps: Annotated[int, Field(ge=1)] = 500
+    samples: Annotated[int, Field(ge=2)] = 512
+
+
 class Recipe(Strict):
     name: str
     about: str = ""
@@ -109,12 +129,17 @@ class Recipe(Strict):
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device multiplies it fast
     device: str = "auto"
+    compile: bool = False  # torch.compile on every part
+    sharding: Literal["none", "fsdp"] = "none"  # fsdp: processes share out weights, gradients and optimizer state
     data: Data = Data()
     embed_dim: Annotated[int, Field(ge=2)] | None = None  # width of the shared space; None: by size
     parts: dict[str, Part]
     stages: Annotated[list[Stage], Field(min_length=1)]
     budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(seconds=600.0)
-    score: Literal["similarity", "matching", "likelihood", "pseudo_likelihood"] = "similarity"
+    checkpoints: Checkpoints = Checkpoints()
+    validation: Validation | None = None
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(["tensorboard"])
+    score: Literal["similarity", "late_interaction", "matching", "likelihood", "pseudo_likelihood"] = "similarity"
 
     @model_validator(mode="after")
     def _known_parts(self) -> Recipe:
@@ -122,6 +147,8 @@ class Recipe(Strict):
             if name not in PARTS:
                 raise ValueError(f"parts.{name}: there is no such part{nearest(name, PARTS)}")
         for i, stage in enumerate(self.stages):
+            if stage.name in [other.name for other in self.stages[:i]]:
+                raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run goes on by its stage's name")
             for name in stage.train if isinstance(stage.train, list) else ():
                 if name not in self.parts:
                     raise ValueError(f"stages.{i}.train: the recipe has no part '{name}'{nearest(name, self.parts)}")

@@ -23,6 +23,7 @@ from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood
+from diptych.objectives.late import LateInteraction
 from diptych.objectives.masked import MaskedWords
 from diptych.objectives.matching import Matching
 from diptych.recipe import Recipe, load_recipe
@@ -135,6 +136,9 @@ class TrainedModel:
             if kind == "matching" and isinstance(objective, Matching):
                 head = objective
                 return lambda p, images, texts: head.logits(p.paired(images, texts))
+            if kind == "late_interaction" and isinstance(objective, LateInteraction):
+                late = objective
+                return lambda p, images, texts: late.scores(p.paired(images, texts))
             if kind == "pseudo_likelihood" and isinstance(objective, MaskedWords):
                 return objective.log_likelihood
         raise DiptychError(f"model '{self.name}' has no objective that could score by {kind}; set score: similarity or likelihood")

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli import curate, data, evaluate, metrics, report, study
-from diptych.cli.options import BUDGET, DATA, BudgetOption, DataOption, SetOption
+from diptych.cli import curate, data, evaluate, metrics, report, study, training
+from diptych.cli.options import BUDGET, DATA, SetOption
 from diptych.errors import DiptychError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
+app.command()(training.train)
 app.command()(study.study)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
@@ -45,37 +46,6 @@ def recipes() -> None:
         r = load_recipe(name)
         table.add_row(f"[bold]{name}[/]", r.paradigm, f"{r.about}\n[dim]{r.cite}[/]", r.score)
     Console().print(table)
-
-
-@app.command()
-def train(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe's name (see `diptych recipes`), a YAML file, or a run directory to repeat.")
-    ],
-    data: DataOption = None,
-    budget: BudgetOption = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's directory; default runs/<recipe>.")] = None,
-    size: Annotated[str | None, typer.Option(help="tiny, small or base.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes weights and the order of samples.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
-    set_: SetOption = None,
-) -> None:
-    """Train one recipe. Ctrl-C saves; `--resume` goes on as if nothing had happened."""
-    from diptych.api import recipe_of, with_common
-    from diptych.progress import TrainingDisplay
-    from diptych.training.loop import train as run_training
-
-    short = [f"{k}={v}" for k, v in (("size", size), ("seed", seed)) if v is not None]
-    overrides = with_common([*short, *(set_ or [])], data, budget)
-    checked, out = recipe_of(recipe, overrides, out, resume)
-    with TrainingDisplay(checked.name) as display:
-        run = run_training(checked, out, resume=resume, progress=display)
-    spent = run.spent
-    typer.echo(
-        f"{run.path}: {spent['steps']} steps, {spent['samples']:.0f} samples, {spent['seconds']:.1f} s of training, "
-        f"{spent['flops'] / 1e12:.2f} TFLOP, {spent['trainable_parameters'] / 1e6:.2f} M trainable parameters"
-    )
-    typer.echo(f"judge it: diptych evaluate {run.path}")
 
 
 @app.command()

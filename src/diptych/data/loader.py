@@ -173,6 +173,7 @@ class Loader:
                 wrong = sample.negatives[k] if sample.negatives else ""
                 negatives.append(wrong or swap_words(sample.captions[k], rng) or "")
         batch = self.collate([image for _, image in pairs], captions, meanings, negatives, tuple(s.id for s, _ in pairs))
+        batch.start = start
         if self.text_mask:
             batch.text = self._masked(batch.text, positions)
             if batch.negatives is not None and batch.negative_rows is not None:

@@ -8,7 +8,8 @@ Shapes: B batch, N image tokens, T text tokens, D width, E embedding, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
 class ImageSide:
     """A batch's images and what the model makes of them alone."""
 
-    def __init__(self, model: VLM, pixels: Tensor, keep: Tensor | None = None):
-        self.model, self.pixels, self.keep = model, pixels, keep
+    def __init__(self, model: VLM, pixels: Tensor | None, keep: Tensor | None = None):
+        self.model, self._pixels, self.keep = model, pixels, keep
+
+    @property
+    def pixels(self) -> Tensor:
+        """[B, 3, H, W]"""
+        assert self._pixels is not None, "these images are known by their encodings only"
+        return self._pixels
 
     @cached_property
     def encoding(self) -> Tokens:
@@ -36,6 +43,11 @@ class ImageSide:
     @cached_property
     def embedding(self) -> Tensor:
         return F.normalize(self.model.image_projection(self.encoding.pooled).float(), dim=-1)
+
+    @cached_property
+    def token_embedding(self) -> Tensor:
+        """Every token in the shared space: [B, N, E], unit length, float32."""
+        return F.normalize(self.model.image_projection(self.encoding.tokens).float(), dim=-1)
 
     @cached_property
     def prefix(self) -> Tensor:
@@ -48,7 +60,7 @@ class ImageSide:
 
     def rows(self, index: Tensor) -> ImageSide:
         """Some of the images, with repeats if need be; encodings are taken over, not computed again."""
-        side = ImageSide(self.model, self.pixels, None)
+        side = ImageSide(self.model, None)
         if "lm" not in self.model.parts:
             side.__dict__["encoding"] = self.encoding[index]
         elif torch.is_grad_enabled():
@@ -72,6 +84,11 @@ class TextSide:
     def embedding(self) -> Tensor:
         return F.normalize(self.model.text_projection(self.encoding.pooled).float(), dim=-1)
 
+    @cached_property
+    def token_embedding(self) -> Tensor:
+        """Every token in the shared space: [B, T, E], unit length, float32."""
+        return F.normalize(self.model.text_projection(self.encoding.tokens).float(), dim=-1)
+
     def rows(self, index: Tensor) -> TextSide:
         captions = tuple(self.captions[i] for i in index.tolist()) if self.captions else ()
         ids, mask = self.ids[index], self.mask[index]
@@ -86,12 +103,26 @@ class TextSide:
 
 
 class Pass:
-    """What objectives and scorers see of a batch."""
+    """What objectives and scorers see of a batch.
+
+    rows: the samples that this process answers for, where the batch is shared out among several; None: all.
+    """
+
+    rows: slice | None = None
 
     def __init__(self, model: VLM, images: ImageSide | None, texts: TextSide | None, batch: Batch | None = None):
         self.model = model
         self.batch = batch if batch is not None else Batch()
         self._images, self._texts = images, texts
+
+    @property
+    def alone(self) -> Pass:
+        """This process's own samples by themselves."""
+        return self
+
+    def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+        """This process's x [B, E] and meaning [B], then every other process's as they come round: (x, meaning, whether they are its own)."""
+        yield x, meaning, True
 
     @classmethod
     def of(cls, model: VLM, batch: Batch) -> Pass:
@@ -113,6 +144,18 @@ class Pass:
     def texts(self) -> TextSide:
         assert self._texts is not None, "this batch has no text"
         return self._texts
+
+    @property
+    def size(self) -> int:
+        return len(self._texts.ids) if self._texts is not None else len(self.images.pixels)
+
+    @cached_property
+    def negatives(self) -> TextSide | None:
+        """The batch's hard negative texts."""
+        batch = self.batch
+        if batch.negatives is None or batch.negatives_mask is None:
+            return None
+        return TextSide(self.model, batch.negatives, batch.negatives_mask, batch.negative_captions)
 
     # --- one modality alone ---
 
@@ -180,12 +223,20 @@ class Pass:
         """The same images beside other texts."""
         return Pass(self.model, self._images, TextSide(self.model, ids, mask, captions), self.batch)
 
-    def first(self, n: int) -> Pass:
-        """The first n samples of the batch; their texts keep the encodings already made, their images start afresh."""
-        if n == len(self.text_ids):
-            return self
-        rows = torch.arange(n, device=self.text_ids.device)
-        return Pass(self.model, ImageSide(self.model, self.images.pixels[:n]), self.texts.rows(rows))
+    def some(self, share: float) -> Tensor:
+        """Every 1/share-th sample of those that this process answers for. Which they are goes by their place in the whole batch, so that
+        pieces of it agree with it."""
+        own = range(self.size) if self.rows is None else range(self.rows.start, self.rows.stop)
+        start = self.batch.start
+        return torch.tensor(
+            [i for i in own if math.floor((start + i) * share) > math.floor((start + i - 1) * share)],
+            dtype=torch.long,
+            device=self.text_ids.device,
+        )
+
+    def restricted(self, rows: Tensor) -> Pass:
+        """These samples of the batch; their texts keep the encodings already made, their images start afresh."""
+        return Pass(self.model, ImageSide(self.model, self.images.pixels[rows]), self.texts.rows(rows))
 
     def paired(self, images: Tensor, texts: Tensor) -> Pass:
         """Image ``images[k]`` beside text ``texts[k]``, from encodings already made."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diptych.batch import Batch
 from diptych.errors import DiptychError
+from diptych.models.attention import Transformer
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.decoder import DECODER
@@ -83,6 +84,13 @@ class VLM(nn.Module):
             with torch.no_grad():
                 return part(*inputs)
         return part(*inputs)
+
+    def set_training(self, patch_dropout: float, gradient_checkpointing: bool) -> None:
+        """How a stage trains: the share of image tokens left out, and whether blocks are computed again in the backward pass."""
+        self.patch_dropout = patch_dropout
+        for module in self.modules():
+            if isinstance(module, Transformer):
+                module.checkpointing = gradient_checkpointing
 
     def draw_patches(self, batch_size: int, device: torch.device) -> Tensor | None:
         """Which image tokens [B, K] a training pass looks at, drawn anew for every image; None: all (FLIP, Li et al. 2023, §3)."""

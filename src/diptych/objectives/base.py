@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 class Objective(nn.Module):
     """Subclasses take the model and keyword-only options, and return a scalar from ``forward``.
 
-    couples_batch: the loss is not a mean over samples (contrast within the batch), so micro-batches cannot simply be summed.
+    couples: the encodings through which the samples of a batch meet in the loss (contrast within the batch), by their place in a ``Pass``:
+    ``("images.embedding", "texts.embedding")``. The engine then shows the objective those of the whole batch, however many micro-batches
+    or processes encoded them. Empty: the loss is a mean over terms that know nothing of each other.
+    gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``, ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
     needs: parts without which the objective cannot work; checked before training starts.
     """
 
-    couples_batch = False
+    couples: tuple[str, ...] = ()
+    gathers: bool = True
     predicts_text = False
     needs: tuple[str, ...] = ()
 
@@ -28,6 +32,10 @@ class Objective(nn.Module):
 
     def forward(self, p: Pass) -> Tensor:
         raise NotImplementedError
+
+    def terms(self, p: Pass) -> int:
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        return p.size
 
     def metrics(self) -> dict[str, float]:
         """Numbers worth a line in the log, such as a temperature."""

@@ -1,48 +1,85 @@
 """Contrastive objectives: pairs that belong together against the rest of the batch.
 
-Shapes: B batch, E embedding, M further texts.
+Shapes: B batch, E embedding, M further texts, R the rows that this process answers for. Losses are computed in float32, whatever the towers use.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.errors import DiptychError
 from diptych.objectives.base import Objective
+from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
     from diptych.models.passes import Pass
     from diptych.models.vlm import VLM
 
+TILED_FROM = 2**22  # entries of the logit matrix from which a loss is computed tile by tile
 
-def same_meaning(meaning: Tensor | None) -> Tensor | None:
-    """[B, B] bool, True where i ≠ j say the same: these are no negatives of each other. None if there are none."""
+
+def same_meaning(meaning: Tensor | None, rows: slice | None = None) -> Tensor | None:
+    """[R, B] bool, True where i ≠ j say the same: these are no negatives of each other. None if there are none."""
     if meaning is None:
         return None
     same = (meaning[:, None] == meaning[None, :]).fill_diagonal_(False)
+    same = same if rows is None else same[rows]
     return same if bool(same.any()) else None
 
 
 def info_nce(
-    image: Tensor, text: Tensor, scale: Tensor | float, meaning: Tensor | None = None, negatives: Tensor | None = None
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    meaning: Tensor | None = None,
+    negatives: Tensor | None = None,
+    rows: slice | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE (Oord et al. 2018; CLIP, Radford et al. 2021, figure 3).
 
     image, text: [B, E] unit vectors, row i of both belonging together; scale: 1 / temperature; meaning: [B], rows that mean the
     same are left out of each other's denominator; negatives: [M, E] texts that match no image and stand as extra columns of the
-    image-to-text side (NegCLIP, Yuksekgonul et al. 2023).
+    image-to-text side (NegCLIP, Yuksekgonul et al. 2023); rows: only these images and texts are asked, against all (a process's share).
     """
-    logits = scale * image @ text.T  # [B, B]
-    same = same_meaning(meaning)
+    own = slice(0, len(image)) if rows is None else rows
+    logits = scale * image[own] @ text.T  # [R, B]
+    back = logits.T if rows is None else scale * text[own] @ image.T  # [R, B]
+    same = same_meaning(meaning, rows)
     if same is not None:
-        logits = logits.masked_fill(same, float("-inf"))
-    columns = logits if negatives is None else torch.cat([logits, scale * image @ negatives.T], dim=1)  # [B, B + M]
-    target = torch.arange(len(image), device=image.device)
-    return (F.cross_entropy(columns, target) + F.cross_entropy(logits.T, target)) / 2
+        logits, back = logits.masked_fill(same, float("-inf")), back.masked_fill(same, float("-inf"))
+    columns = logits if negatives is None else torch.cat([logits, scale * image[own] @ negatives.T], dim=1)  # [R, B + M]
+    target = torch.arange(own.start, own.stop, device=image.device)
+    return (F.cross_entropy(columns, target) + F.cross_entropy(back, target)) / 2
+
+
+def sigmoid_sum(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float,
+    start: int | None,
+    meaning: Tensor | None = None,
+    text_meaning: Tensor | None = None,
+) -> Tensor:
+    """−Σ_ij log σ(z_ij (scale · x_i·y_j + bias)) of images [R, E] and texts [M, E]; z is 1 where j = start + i, else −1.
+
+    start: None where no text belongs to any of the images. meaning [R], text_meaning [M]: pairs of different samples that mean the same are left out.
+    """
+    logits = scale * image @ text.T + bias
+    own = torch.zeros_like(logits, dtype=torch.bool)
+    if start is not None:
+        rows = torch.arange(len(image), device=image.device)
+        own[rows, rows + start] = True
+    terms = -F.logsigmoid(torch.where(own, logits, -logits))
+    if meaning is not None and text_meaning is not None:
+        terms = terms.masked_fill((meaning[:, None] == text_meaning[None, :]) & ~own, 0.0)
+    return terms.sum()
 
 
 def sigmoid_loss(
@@ -52,32 +89,25 @@ def sigmoid_loss(
     bias: Tensor | float,
     meaning: Tensor | None = None,
     negatives: Tensor | None = None,
+    rows: slice | None = None,
 ) -> Tensor:
     """Pairwise sigmoid loss, −1/B Σ_ij log σ(z_ij (scale · x_i·y_j + bias)), z = 1 on the diagonal, else −1 (SigLIP, Zhai et al. 2023, eq. 1)."""
-    logits = scale * image @ text.T + bias
-    sign = 2 * torch.eye(len(image), device=image.device) - 1
-    terms = F.logsigmoid(sign * logits)
-    same = same_meaning(meaning)
-    if same is not None:
-        terms = terms.masked_fill(same, 0.0)
-    total = terms.sum()
+    own = slice(0, len(image)) if rows is None else rows
+    add_up = _sigmoid_sum(len(image[own]) * len(text))
+    total = add_up(image[own], text, scale, bias, own.start, None if meaning is None else meaning[own], meaning)
     if negatives is not None:
-        total = total + F.logsigmoid(-(scale * image @ negatives.T + bias)).sum()
-    return -total / len(image)
+        total = total + add_up(image[own], negatives, scale, bias, None)
+    return total / (own.stop - own.start)
 
 
-def negative_embeddings(p: Pass) -> Tensor | None:
-    """The batch's hard negative texts in the shared space, [B, E]."""
-    batch = p.batch
-    if batch.negatives is None or batch.negatives_mask is None:
-        return None
-    return p.with_text(batch.negatives, batch.negatives_mask, batch.negative_captions).text_embedding
+def _sigmoid_sum(entries: int) -> Callable[..., Tensor]:
+    return tiled_sigmoid_sum if entries >= TILED_FROM else sigmoid_sum
 
 
 class InfoNCE(Objective):
     """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100. hard_negatives: each caption's wrong twin as extra columns."""
 
-    couples_batch = True
+    couples: tuple[str, ...] = ("images.embedding", "texts.embedding")
     needs = ("vision", "text")
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False):
@@ -85,36 +115,72 @@ class InfoNCE(Objective):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.max_log_scale = math.log(max_scale)
         self.hard_negatives = hard_negatives
+        if hard_negatives:
+            self.couples = (*self.couples, "negatives.embedding")
 
     @property
     def scale(self) -> Tensor:
         return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
-        negatives = negative_embeddings(p) if self.hard_negatives else None
-        return info_nce(p.image_embedding, p.text_embedding, self.scale, p.batch.meaning, negatives)
+        negatives = p.negatives.embedding if self.hard_negatives and p.negatives is not None else None
+        tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
+        loss = tiled_info_nce if tiled else info_nce
+        with torch.autocast(p.image_embedding.device.type, enabled=False):
+            return loss(p.image_embedding, p.text_embedding, self.scale, p.batch.meaning, negatives, p.rows)
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.scale.item()}
 
 
 class Sigmoid(Objective):
-    """``sigmoid_loss`` with learned scale and bias, from 10 and −10 as in the paper."""
+    """``sigmoid_loss`` with learned scale and bias, from 10 and −10 as in the paper.
 
-    couples_batch = True
+    exchange: between processes; ``gather``: everyone gets all embeddings; ``ring``: texts go round, and no one ever holds more than two processes' share
+    (SigLIP, §3.3).
+    """
+
+    couples: tuple[str, ...] = ("images.embedding", "texts.embedding")
     needs = ("vision", "text")
 
-    def __init__(self, model: VLM, *, scale: float = 10.0, bias: float = -10.0, hard_negatives: bool = False):
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        scale: float = 10.0,
+        bias: float = -10.0,
+        hard_negatives: bool = False,
+        exchange: Literal["gather", "ring"] = "gather",
+    ):
         super().__init__(model)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.logit_bias = nn.Parameter(torch.tensor(bias))
-        self.hard_negatives = hard_negatives
+        self.hard_negatives, self.gathers = hard_negatives, exchange == "gather"
+        if hard_negatives:
+            if not self.gathers:
+                raise DiptychError("objective sigmoid: hard_negatives do not go round the ring; set exchange: gather")
+            self.couples = (*self.couples, "negatives.embedding")
 
     def forward(self, p: Pass) -> Tensor:
-        negatives = negative_embeddings(p) if self.hard_negatives else None
-        return sigmoid_loss(
-            p.image_embedding, p.text_embedding, self.logit_scale.exp(), self.logit_bias, p.batch.meaning, negatives
-        )
+        if not self.gathers:
+            return self._around(p)
+        negatives = p.negatives.embedding if self.hard_negatives and p.negatives is not None else None
+        with torch.autocast(p.image_embedding.device.type, enabled=False):
+            return sigmoid_loss(
+                p.image_embedding, p.text_embedding, self.logit_scale.exp(), self.logit_bias, p.batch.meaning, negatives, p.rows
+            )
+
+    def _around(self, p: Pass) -> Tensor:
+        """The same from this process's images and texts that come round, one process's at a time."""
+        own = p.alone
+        image, meaning = own.image_embedding, own.batch.meaning
+        add_up = _sigmoid_sum(len(image) ** 2)
+        total = image.new_zeros(())
+        with torch.autocast(image.device.type, enabled=False):
+            for text, text_meaning, mine in p.around(own.text_embedding, meaning):
+                start = 0 if mine else None
+                total = total + add_up(image, text, self.logit_scale.exp(), self.logit_bias, start, meaning, text_meaning)
+        return total / len(image)
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

@@ -41,6 +41,9 @@ class NextToken(Objective):
     def forward(self, p: Pass) -> Tensor:
         return next_token_loss(p.next_token_logits, p.text_ids[:, 1:], p.text_mask[:, 1:])
 
+    def terms(self, p: Pass) -> int:
+        return int(p.text_mask[:, 1:].sum())
+
 
 def caption_log_likelihood(p: Pass) -> Tensor:
     """log P(caption | image) in nats, summed over the tokens after [BOS], [EOS] included: [B]."""

@@ -22,17 +22,21 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
 
 
+def hidden_counts(mask: Tensor, share: float) -> Tensor:
+    """How many words ``mask_words`` hides of each text: the share of its real tokens after [BOS], rounded, at least one; [B]."""
+    return ((mask.sum(1) - 1) * share).round().long().clamp(min=1)
+
+
 def mask_words(ids: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Replace a random share of the real tokens after [BOS] by [MASK]; at least one a text.
+    """Replace a random choice of the real tokens after [BOS] by [MASK], ``hidden_counts`` of them a text.
 
     ids [B, T], mask [B, T] → masked ids [B, T], hidden [B, T] bool.
     """
     may_hide = mask.clone()
     may_hide[:, 0] = False
     noise = torch.rand(ids.shape, device=ids.device).masked_fill(~may_hide, 2.0)
-    hidden = noise < share
-    hidden |= noise == noise.min(1, keepdim=True).values
-    hidden &= may_hide
+    rank = noise.argsort(1).argsort(1)
+    hidden = (rank < hidden_counts(mask, share)[:, None]) & may_hide
     return ids.masked_fill(hidden, MASK), hidden
 
 
@@ -76,6 +80,9 @@ class MaskedWords(Objective):
         x = p.masked(text=ids).fused_text.tokens
         return F.cross_entropy(self.head(x[hidden]).float(), p.text_ids[hidden])
 
+    def terms(self, p: Pass) -> int:
+        return int(hidden_counts(p.text_mask, self.share).sum())
+
     def log_likelihood(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """Pseudo-log-likelihood of text ``texts[k]`` beside image ``images[k]``, for index tensors [P] into the batch: [P].
 
@@ -115,12 +122,15 @@ class MaskedPatches(Objective):
         self.head = nn.Linear(width, 3 * self.patch**2)
 
     def forward(self, p: Pass) -> Tensor:
-        B = max(2, round(len(p.text_ids) * self.batch_share))
-        pixels = p.images.pixels[:B]
+        rows = p.some(self.batch_share)
+        B, pixels = len(rows), p.images.pixels[rows]
         keep, hidden = random_keep(B, self.n, self.share, pixels.device)
-        seen = p.first(B).masked(image=keep).fused_image.tokens  # [B, K, D]
+        seen = p.restricted(rows).masked(image=keep).fused_image.tokens  # [B, K, D]
         x = self.token.to(seen.dtype).expand(B, self.n, -1).scatter(1, keep[..., None].expand_as(seen), seen)
         predicted = self.head(self.decoder(x + self.positions)[hidden]).float()
         target = patchify(pixels, self.patch)[hidden]
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-2).sqrt()
         return F.mse_loss(predicted, target)
+
+    def terms(self, p: Pass) -> int:
+        return len(p.some(self.batch_share))

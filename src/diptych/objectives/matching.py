@@ -36,7 +36,7 @@ class Matching(Objective):
     batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: of the mining.
     """
 
-    couples_batch = True
+    couples = ("images.embedding", "texts.embedding", "images.encoding", "texts.encoding")
     needs = ("vision", "text", "fusion")
 
     def __init__(self, model: VLM, *, batch_share: float = 1.0, sharpness: float = 20.0):
@@ -52,8 +52,8 @@ class Matching(Objective):
     def forward(self, p: Pass) -> Tensor:
         similarity = (p.image_embedding @ p.text_embedding.T).detach()
         text, image = mine_negatives(similarity, p.batch.meaning, self.sharpness)
-        own = torch.arange(max(2, round(len(text) * self.batch_share)), device=text.device)
+        own = p.some(self.batch_share)
         m = len(own)
-        triples = p.paired(torch.cat([own, own, image[:m]]), torch.cat([own, text[:m], own]))
+        triples = p.paired(torch.cat([own, own, image[own]]), torch.cat([own, text[own], own]))
         target = torch.cat([torch.ones(m), torch.zeros(2 * m)]).to(text.device)
         return F.binary_cross_entropy_with_logits(self.logits(triples), target)

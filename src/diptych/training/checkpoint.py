@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ from diptych.files import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from diptych.models.vlm import VLM
+
+BEST = "best.json"  # beside the checkpoints, names the best of them
 
 
 @dataclass
@@ -29,14 +33,16 @@ class Checkpoint:
     state: dict[str, Any]  # plain data: step, stage, spent …
 
     def save(self, root: Path, keep: int = 2) -> Path:
-        """Write ``root/step-########``; keep the last few. A full disk leaves the earlier ones as they were."""
+        """Write ``root/step-########``; keep the last few and the best. A full disk leaves the earlier ones as they were."""
         path = root / f"step-{self.state['step']:08d}"
         try:
             write_atomically(path, self._write)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise DiptychError(f"cannot write the checkpoint {path}: {error}; earlier checkpoints are intact") from error
+        best = best_checkpoint(root)
         for old in checkpoints(root)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old != best:
+                shutil.rmtree(old, ignore_errors=True)
         return path
 
     def _write(self, path: Path) -> None:
@@ -63,6 +69,32 @@ class Checkpoint:
                 torch.cuda.set_rng_state_all([v for k, v in sorted(groups["random"].items()) if k != "cpu"])
         optimizer = _unflatten_optimizers(groups["optimizer"], state.pop("optimizer"))
         return cls(groups["model"], groups["objectives"], groups["ema"], optimizer, state)
+
+
+def newest(root: Path) -> tuple[Path, Checkpoint] | None:
+    """The last checkpoint that can be read; what cannot (a disk that lost power) is named and passed over."""
+    failed: DiptychError | None = None
+    for path in reversed(checkpoints(root)):
+        try:
+            return path, Checkpoint.load(path)
+        except DiptychError as error:
+            print(f"note: {error}; trying the one before it", file=sys.stderr)
+            failed = error
+    if failed:
+        raise failed
+    return None
+
+
+def note_best(root: Path, path: Path, loss: float) -> None:
+    """Remember this checkpoint as the one with the lowest validation loss."""
+    write_json(root / BEST, {"checkpoint": path.name, "validation_loss": loss})
+
+
+def best_checkpoint(root: Path) -> Path | None:
+    """The one with the lowest validation loss, if the run validated."""
+    noted = root / BEST
+    path = root / read_json(noted)["checkpoint"] if noted.is_file() else None
+    return path if path and path.is_dir() else None
 
 
 def load_weights(path: Path, checkpoint: Checkpoint, model: VLM, objectives: nn.ModuleDict, averaged: bool = False) -> None:

@@ -1,34 +1,48 @@
-"""Floating-point operations of a training step, as torch counts them."""
+"""Floating-point operations of a training step, by torch's own formulas for its operators."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula, sdpa_flop_count
-
-from diptych.batch import Batch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
 T = TypeVar("T")
 
 
 class FlopMeter:
-    """Counts one step of each shape for real and remembers it: the count depends on nothing but shapes."""
+    """Counts one run of each kind for real and remembers it: the count depends on nothing but shapes."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool = False) -> None:
         self._known: dict[tuple, float] = {}
+        self._compiled = compiled
 
-    def step(self, stage: str, batch: Batch, run: Callable[[], T]) -> tuple[T, float]:
-        """Run forward and backward; returns its result and the operations it took."""
-        shapes = (t.shape if t is not None else None for t in (batch.pixels, batch.text, batch.negatives))
-        key = (stage, *shapes)
+    def count(self, key: tuple, run: Callable[[], T]) -> tuple[T, float]:
+        """``run()`` and the operations it took; ``key`` names what fixes them (which computation, which shapes)."""
         if key in self._known:
             return run(), self._known[key]
-        with FlopCounterMode(display=False) as counter:
+        # Compiled code hides its operations: the run that is counted is not compiled.
+        eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
+        with eager, _Counter() as counter:
             result = run()
-        self._known[key] = float(counter.get_total_flops())
+        self._known[key] = float(counter.total)
         return result, self._known[key]
+
+
+class _Counter(TorchDispatchMode):
+    """torch's ``FlopCounterMode`` without its book-keeping by module, which cannot be used without gradients."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def _count_attention_on_the_cpu() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from diptych.errors import DiptychError
 from diptych.recipe import Stage
+from diptych.training.distributed import is_sharded, like, local, whole
 
 
 def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
@@ -20,23 +23,57 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     orthogonalised steps (Jordan et al. 2024; Liu et al. 2025) and everything else, embeddings and heads included, takes AdamW's.
     """
     named = {id(p): (n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad}
-    muon = [p for n, p in named.values() if stage.optimizer == "muon" and p.ndim == 2 and "blocks." in n]
-    rest = [p for n, p in named.values() if not any(p is q for q in muon)]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": stage.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
+    below = layers_above([n for m in modules for n, _ in m.named_parameters()])
+    groups: dict[tuple[bool, bool, float, float], list[Tensor]] = {}
+    for name, p in named.values():
+        muon = stage.optimizer == "muon" and p.ndim == 2 and "blocks." in name
+        decay = stage.weight_decay if p.ndim >= 2 else 0.0
+        # Fused steps take no mixture of whole and sharded tensors.
+        groups.setdefault((muon, is_sharded(p), decay, stage.layer_decay ** below[name]), []).append(p)
+
+    def of(muon: bool, lr: float) -> list[dict[str, Any]]:
+        return [{"params": ps, "weight_decay": wd, "lr": lr * share} for (m, _, wd, share), ps in groups.items() if m == muon]
+
     members: list[torch.optim.Optimizer] = []
-    if groups:
-        members.append(torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, fused=True))
-    if muon:
-        members.append(torch.optim.Muon(muon, lr=stage.muon_lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if plain := of(False, stage.lr):
+        members.append(torch.optim.AdamW(plain, lr=stage.lr, betas=stage.betas, fused=True))
+    if orthogonal := of(True, stage.muon_lr):
+        members.append(
+            torch.optim.Muon(orthogonal, lr=stage.muon_lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
     if not members:
         raise DiptychError(
             f"stages.{stage.name}: nothing learns; every part it names is frozen and its objectives have no parameters"
         )
     return Optimizers(members)
+
+
+LAYER = re.compile(r"^(.*?)\b(?:blocks|layers?|h)\.(\d+)\.")
+
+
+def layers_above(names: Sequence[str]) -> dict[str, int]:
+    """How many layers lie between each parameter and the top of its part: 0 for what stands on the blocks or apart from any, 1 for the
+    last block's, one more for each block below, and one more than the first block's for what stands before it (embeddings, stems).
+    """
+    depth: dict[str, int] = {}
+    for name in names:
+        if found := LAYER.match(name):
+            depth[found[1]] = max(depth.get(found[1], 0), int(found[2]) + 1)
+    result = {}
+    for name in names:
+        found = LAYER.match(name)
+        inside = [d for stack, d in depth.items() if name.startswith(part_of(stack))]
+        if found:
+            result[name] = depth[found[1]] - int(found[2])
+        else:
+            on_top = not inside or any(name.startswith(stack) for stack in depth) or ".pool." in name
+            result[name] = 0 if on_top else max(inside) + 1
+    return result
+
+
+def part_of(stack: str) -> str:
+    """``parts.vision.transformer.`` → ``parts.vision.``"""
+    return ".".join(stack.split(".")[:2]) + "."
 
 
 class Optimizers:
@@ -65,11 +102,30 @@ class Optimizers:
             member.step()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [m.state_dict() for m in self.members]
+        """torch's state of each, sharded tensors put together."""
+        states = [m.state_dict() for m in self.members]
+        return [
+            {
+                **s,
+                "state": {
+                    i: {k: whole(v) if isinstance(v, Tensor) else v for k, v in slots.items()} for i, slots in s["state"].items()
+                },
+            }
+            for s in states
+        ]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """States of whole tensors; those of sharded parameters are shared out like these."""
         for member, state in zip(self.members, states, strict=True):
-            member.load_state_dict(state)
+            parameters = [p for g in member.param_groups for p in g["params"]]
+            slots = {
+                i: {
+                    k: like(v, parameters[i]) if isinstance(v, Tensor) and v.shape == parameters[i].shape else v
+                    for k, v in s.items()
+                }
+                for i, s in state["state"].items()
+            }
+            member.load_state_dict({**state, "state": slots})
 
 
 def rate_share(stage: Stage, step: int, progress: float) -> float:
@@ -83,6 +139,19 @@ def rate_share(stage: Stage, step: int, progress: float) -> float:
     return rate
 
 
+def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most ``limit``; returns the norm before. Some may be sharded, some not."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    kinds = [[g for g in grads if is_sharded(g) == kind] for kind in (False, True)]
+    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    factor = (limit / (total + 1e-6)).clamp(max=1.0)
+    for kind in kinds:
+        if kind:
+            torch._foreach_mul_(kind, factor)
+    return total
+
+
 class Averaged:
     """Exponential moving average of the trainable weights, for scoring; short at first, so that the start is forgotten."""
 
@@ -94,7 +163,7 @@ class Averaged:
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.live], 1 - decay)
+        torch._foreach_lerp_([local(x) for x in self.shadow], [local(p.detach()) for p in self.live], 1 - decay)
 
     def state(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.shadow, strict=True))
@@ -102,4 +171,19 @@ class Averaged:
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         for name, shadow in zip(self.names, self.shadow, strict=True):
-            shadow.copy_(state[name])
+            shadow.copy_(like(state[name], shadow))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages stand where the weights do, for as long as this lasts."""
+        live = [p.detach().clone() for p in self.live]
+        self._put(self.shadow)
+        try:
+            yield
+        finally:
+            self._put(live)
+
+    @torch.no_grad()
+    def _put(self, values: list[Tensor]) -> None:
+        for p, value in zip(self.live, values, strict=True):
+            p.copy_(value)

@@ -48,6 +48,11 @@ class Setup:
     objectives: nn.ModuleDict
     device: torch.device
     autocast: bool
+    given: Source | None = None  # a source that was handed over instead of the recipe's
+
+    def held_out(self) -> Source:
+        """The validation part of the data."""
+        return (self.given or open_source(self.recipe.data.train)).split("validation")
 
 
 def pick_device(name: str) -> torch.device:
@@ -88,18 +93,26 @@ def corpus_of(source: Source, n: int = CORPUS) -> list[str]:
     return captions
 
 
-def set_up(recipe: Recipe, source: Source | None = None) -> Setup:
+def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None) -> Setup:
     """Fresh weights, fixed by the recipe's seed."""
+    validation = source
     source = source or open_source(recipe.data.train).split("train")
     torch.manual_seed(recipe.seed)
     corpus = corpus_of(source)
     spec = recipe.data.tokenizer
     tokenizer = Tokenizer.train(corpus, spec.vocab_size, spec.max_length) if spec.kind == "bpe" else None
-    device = pick_device(recipe.device)
+    device = device or pick_device(recipe.device)
     model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus)
     objectives = build_objectives(recipe, model)
     return Setup(
-        recipe, source, model.tokenizer, model.to(device), objectives.to(device), device, use_bf16(recipe.precision, device)
+        recipe,
+        source,
+        model.tokenizer,
+        model.to(device),
+        objectives.to(device),
+        device,
+        use_bf16(recipe.precision, device),
+        validation,
     )
 
 

@@ -1,0 +1,211 @@
+"""Several processes that train one model: who they are, what they tell each other, how parameters are shared out.
+
+Started by ``torchrun``, ``accelerate launch`` or ``diptych train --processes N``; without any of these a cluster of one, for which every
+exchange is the identity. gloo carries CPU tensors, NCCL a GPU's.
+
+The convention for losses: each process's loss is the mean over its own samples (equal in number), and the batch's loss is the mean of these.
+So gradients are averaged over processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from diptych.errors import DiptychError
+
+BUCKET = 32 * 2**20  # bytes of gradients averaged in one exchange
+PATIENCE = timedelta(minutes=10)  # after which a process that waits for a dead one gives up
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+    ours: bool = False  # whether this run brought the processes together; else whoever did lets them go
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Everyone's x [B, …], B free to differ, in the order of ranks: [ΣB, …]. Gradients come back summed over all who used them."""
+        if self.size == 1:
+            return x
+        counts = [int(n) for n in self._all(torch.tensor([len(x)], device=self.device))]
+        return _Gather.apply(x, counts, self.rank)
+
+    def _all(self, x: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.contiguous())
+        return parts
+
+    def pass_on(self, x: Tensor) -> Tensor:
+        """Give x to the next process and take the previous one's, of the same shape; gradients go back the way they came."""
+        return _PassOn.apply(x, self.rank, self.size)
+
+    def total(self, *values: float) -> list[float]:
+        """Each value summed over all processes."""
+        return self._reduced(values, dist.ReduceOp.SUM) if self.size > 1 else list(values)
+
+    def maximum(self, value: int) -> int:
+        return int(self._reduced([value], dist.ReduceOp.MAX)[0]) if self.size > 1 else value
+
+    def _reduced(self, values: Iterable[float], how: Any) -> list[float]:
+        x = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(x, how)
+        return x.tolist()
+
+    def agree(self, value: Any) -> Any:
+        """The first process's value, for all."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """Everyone's value, for all."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value)
+        return box
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """The mean over processes of every gradient, in place. Sharded parameters have exchanged theirs already."""
+        if self.size == 1:
+            return
+        whole = [p for p in parameters if not is_sharded(p)]
+        for bucket in _buckets(whole):
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+            dist.all_reduce(flat)
+            flat /= self.size
+            for p, grad in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                p.grad = grad.view_as(p).clone() if p.grad is None else p.grad.copy_(grad.view_as(p))
+
+    def part(self) -> None:
+        """Let the others go, if it was this run that brought them together."""
+        if self.ours and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join_cluster(device: torch.device) -> Cluster:
+    """The processes that the launcher started, from its environment variables; a cluster of one if there are none."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Cluster(device=device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    return Cluster(dist.get_rank(), dist.get_world_size(), device, ours)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int], rank: int) -> Tensor:
+        ctx.rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        longest = max(counts)
+        padded = x if len(x) == longest else torch.cat([x, x.new_zeros((longest - len(x), *x.shape[1:]))])
+        flags = padded.to(torch.uint8) if padded.dtype == torch.bool else padded
+        parts = [torch.empty_like(flags) for _ in counts]
+        dist.all_gather(parts, flags.contiguous())
+        return torch.cat([p[:n] for p, n in zip(parts, counts, strict=True)]).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)  # gloo cannot scatter what it reduces
+        return grad[ctx.rows], None, None
+
+
+class _PassOn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rank: int, size: int) -> Tensor:
+        ctx.rank, ctx.size = rank, size
+        return _exchange(x, (rank + 1) % size, (rank - 1) % size)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _exchange(grad, (ctx.rank - 1) % ctx.size, (ctx.rank + 1) % ctx.size), None, None
+
+
+def _exchange(x: Tensor, to: int, of: int) -> Tensor:
+    received = torch.empty_like(x, memory_format=torch.contiguous_format)
+    sends = [dist.P2POp(dist.isend, x.contiguous(), to), dist.P2POp(dist.irecv, received, of)]
+    for work in dist.batch_isend_irecv(sends):
+        work.wait()
+    return received
+
+
+def _buckets(parameters: list[Tensor]) -> Iterable[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for p in parameters:
+        if bucket and sum(q.nbytes for q in bucket) + p.nbytes > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(p)
+    if bucket:
+        yield bucket
+
+
+# --- sharded parameters (FSDP2) ---
+
+
+def is_sharded(x: Tensor) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor)
+
+
+def whole(x: Tensor) -> Tensor:
+    """A sharded tensor put together, on every process; any other as it is."""
+    return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, in the same memory; any other as it is."""
+    return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def like(x: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor, shared out as ``model`` is."""
+    if not is_sharded(model) or is_sharded(x):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x.to(model.device), model.device_mesh, model.placements)  # type: ignore[attr-defined]
+
+
+def shard(module: nn.Module, cluster: Cluster) -> None:
+    """Share out the module's parameters, block by block (FSDP2, ``fully_shard``): each process keeps its part of the weights, gradients and optimizer state."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from diptych.models.attention import Block
+
+    if cluster.size == 1:
+        raise DiptychError("sharding: fsdp needs several processes; start with torchrun or --processes, or leave it away")
+    mesh = init_device_mesh(cluster.device.type, (cluster.size,))
+    for block in [m for m in module.modules() if isinstance(m, Block)]:
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)

@@ -1,0 +1,153 @@
+"""What a run leaves in its directory (docs/runs.md). In a cluster only the first process writes; the others' calls do nothing."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diptych.budget import Spent
+from diptych.data.source import Problem
+from diptych.errors import DiptychError
+from diptych.files import append_jsonl, read_jsonl, write_json, write_jsonl, write_text
+from diptych.objectives import Objective
+from diptych.recipe import Recipe, Stage
+from diptych.training.checkpoint import Checkpoint, best_checkpoint, checkpoints, newest, note_best
+from diptych.training.distributed import Cluster
+from diptych.training.mirror import Mirror
+from diptych.training.setup import Setup, describe
+from diptych.training.trackers import Tracker, start_trackers
+
+
+class Record:
+    def __init__(self, out: Path, recipe: Recipe, cluster: Cluster):
+        self.out, self.recipe, self.cluster = out, recipe, cluster
+        self.root = out / "checkpoints"
+        self.best: float | None = None  # lowest validation loss so far
+        self.trackers: list[Tracker] = []
+        mirror = recipe.checkpoints.mirror
+        self.mirror = Mirror(mirror, recipe.checkpoints.keep) if mirror else None
+
+    def open(self, resume: bool) -> tuple[Path, Checkpoint] | None:
+        """The checkpoint to go on from, if there is one; a run that is there already is not overwritten."""
+        found = checkpoints(self.root)
+        if found and not resume:
+            raise DiptychError(f"{self.out} holds a run already; go on with --resume, or choose another --out")
+        if resume and self.mirror and self.cluster.first:
+            there = self.mirror.steps()
+            if there and (not found or there[-1] > found[-1].name):
+                self.mirror.pull(self.root)
+        self.cluster.wait()
+        last = newest(self.root) if resume else None
+        if last:
+            self.best = last[1].state.get("best")
+        return last
+
+    def describe(self, setup: Setup, resumed: bool, step: int) -> None:
+        """What fixes the run, written before its first step; lines of the log beyond it are cut off (a run killed after its checkpoint, or before its first)."""
+        if not self.cluster.first:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        for path in (self.out, self.root):  # what a killed process left half-written
+            for rest in path.glob(".*.tmp"):
+                shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+        if resumed:
+            write_text(self.out / "recipe.yaml", self.recipe.to_yaml())  # a resumed run may have been given a larger budget
+        else:
+            describe(setup, self.out)
+        for name in ("metrics.jsonl", "validation.jsonl"):
+            log = self.out / name
+            if log.is_file():
+                write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= step])
+
+    @contextmanager
+    def tracking(self) -> Iterator[None]:
+        """Trackers are open for as long as this lasts."""
+        if self.cluster.first:
+            recipe = self.recipe
+            self.trackers = start_trackers(recipe.trackers, self.out, recipe.name, recipe.model_dump(mode="json"))
+        try:
+            yield
+        finally:
+            for tracker in self.trackers:
+                tracker.finish()
+
+    def log(
+        self,
+        step: int,
+        stage: Stage,
+        spent: Spent,
+        losses: Mapping[str, float],
+        rate: float,
+        norm: float,
+        objectives: Mapping[str, Objective],
+    ) -> dict[str, Any]:
+        """One line of metrics.jsonl, returned."""
+        values = {n: round(v, 5) for n, v in losses.items() if n != "loss"}
+        values |= {f"{n}_{k}": round(v, 5) for n, o in objectives.items() for k, v in o.metrics().items()}
+        row = {
+            "step": step,
+            "stage": stage.name,
+            "samples": int(spent.samples),
+            "seconds": round(spent.seconds, 3),
+            "flops": spent.flops,
+            "share": round(min(spent.share(self.recipe.budget), 1.0), 5),
+            "loss": round(losses["loss"], 5),
+            "losses": values,
+            "lr": rate,
+            "grad_norm": round(norm, 5),
+            "samples_per_second": round(spent.samples / max(spent.seconds, 1e-9), 2),
+        }
+        if self.cluster.first:
+            append_jsonl(self.out / "metrics.jsonl", row)
+            self._track({"loss": losses["loss"], **{f"losses/{n}": v for n, v in values.items()}, "lr": rate}, step)
+        return row
+
+    def validated(self, step: int, loss: float) -> bool:
+        """Note a validation loss; whether it is the lowest so far."""
+        better = self.best is None or loss < self.best
+        self.best = loss if better else self.best
+        if self.cluster.first:
+            append_jsonl(self.out / "validation.jsonl", {"step": step, "loss": round(loss, 6), "best": better})
+            self._track({"validation_loss": loss}, step)
+        return better
+
+    def _track(self, values: dict[str, float], step: int) -> None:
+        for tracker in self.trackers:
+            tracker.log(values, step)
+
+    def save(self, checkpoint: Checkpoint, problems: Sequence[Problem], best: float | None) -> None:
+        if self.cluster.first:
+            path = checkpoint.save(self.root, self.recipe.checkpoints.keep)
+            if best is not None:
+                note_best(self.root, path, best)
+            if self.mirror:
+                self.mirror.push(path, best_checkpoint(self.root))
+            if problems:
+                write_jsonl(self.out / "problems.jsonl", [asdict(p) for p in {p.item: p for p in problems}.values()])
+
+    def spent(self, setup: Setup, spent: Spent, finished: bool) -> dict[str, Any]:
+        """spent.json, returned."""
+        parameters = {id(p): p for m in (setup.model, setup.objectives) for p in m.parameters()}
+        cuda = setup.device.type == "cuda"
+        unit = 1 if sys.platform == "darwin" else 1024
+        row = {
+            **asdict(spent),
+            "parameters": sum(p.numel() for p in parameters.values()),
+            "trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated()
+            if cuda
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            "processes": self.cluster.size,
+            "finished": finished,
+        }
+        if self.cluster.first:
+            write_json(self.out / "spent.json", row)
+        return row

@@ -1,0 +1,52 @@
+"""The loss on held-out samples while training goes on, with the weights that would be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+
+from diptych.data.loader import Loader, mixed
+from diptych.errors import DiptychError
+from diptych.objectives import Objective
+from diptych.recipe import Recipe, Stage
+from diptych.training.distributed import Cluster
+from diptych.training.optim import Averaged
+from diptych.training.setup import Setup
+
+BATCH = 128  # samples at a time: contrast is within these, whatever the training batch
+
+
+class Validator:
+    """Fixed samples of the validation part, the same captions and masks each time; every process computes the same number."""
+
+    def __init__(self, recipe: Recipe, setup: Setup, cluster: Cluster):
+        assert recipe.validation is not None
+        self.every = recipe.validation.steps
+        self.setup, self.device = setup, cluster.device
+        source = setup.held_out()
+        if len(source) < 2:
+            raise DiptychError(
+                f"validation: {source.address} has {len(source)} validation samples; take more data or leave validation away"
+            )
+        n = min(recipe.validation.samples, len(source))
+        size = min(BATCH, n)
+        self.batches = n // size
+        self.loader = Loader(source, setup.tokenizer, setup.model.image_size, size, seed=0, negatives=True)
+
+    def loss(self, stage: Stage, objectives: Mapping[str, Objective], averaged: Averaged | None) -> float:
+        s = self.setup
+        training = s.model.training
+        state = torch.get_rng_state()
+        total = 0.0
+        s.model.eval()
+        with torch.no_grad(), averaged.in_place() if averaged else nullcontext():
+            for k in range(self.batches):
+                torch.manual_seed(mixed(k))
+                with torch.autocast(self.device.type, torch.bfloat16) if s.autocast else nullcontext():
+                    p = s.model.encode(self.loader.batch(k).to(self.device))
+                    total += sum(stage.objectives[name].weight * float(o(p)) for name, o in objectives.items())
+        s.model.train(training)
+        torch.set_rng_state(state)
+        return total / self.batches

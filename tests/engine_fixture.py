@@ -1,0 +1,62 @@
+"""A little model, its objectives and a loader, for tests of the engine; also runnable as one of several processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from diptych.data.loader import Loader
+from diptych.data.sources import open_source
+from diptych.data.text import Tokenizer
+from diptych.models.vlm import build_model
+from diptych.objectives import build_objectives
+from diptych.recipe import load_recipe
+from diptych.training.distributed import Cluster
+from diptych.training.flops import FlopMeter
+from diptych.training.setup import corpus_of
+from diptych.training.step import BatchGradient, Pieces, Share
+
+TINY = [*(f"parts.{part}.{key}" for part in ("vision", "text") for key in ("depth=1", "width=32", "heads=2")), "precision=fp32"]
+
+
+class Little:
+    """A recipe's model and loader on scenes; ``gradients`` of one step, however the batch is cut."""
+
+    def __init__(self, name: str, *overrides: str, batch_size: int = 12):
+        self.recipe = load_recipe(name, [*TINY, *overrides])
+        source = open_source("scenes:small").split("train")
+        torch.manual_seed(0)
+        self.tokenizer = Tokenizer.train(corpus_of(source, 200), 400, 32)
+        self.model = build_model(self.recipe, self.tokenizer, 48).train()
+        self.objectives = build_objectives(self.recipe, self.model).train()
+        stage = self.recipe.stages[0]
+        self.model.set_training(stage.patch_dropout, stage.gradient_checkpointing)
+        self.weights = {n: s.weight for n, s in stage.objectives.items()}
+        hard = any(getattr(o, "hard_negatives", False) for o in self.objectives.values())
+        self.loader = Loader(source, self.tokenizer, 48, batch_size, 0, negatives=hard)
+
+    def step(self, micro: int | None, cluster: Cluster | None = None):
+        cluster = cluster or Cluster()
+        for p in self.parameters().values():
+            p.grad = None
+        gradient = BatchGradient(self.model, cluster, False, 0, FlopMeter())
+        return gradient(0, Pieces(Share(self.loader, 0, cluster, micro), 0), self.objectives, self.weights)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        both = torch.nn.ModuleList([self.model, self.objectives])
+        return {n: p for n, p in both.named_parameters() if p.requires_grad}
+
+    def gradients(self, micro: int | None) -> dict[str, torch.Tensor]:
+        self.step(micro)
+        return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in self.parameters().items()}
+
+
+if __name__ == "__main__":  # a process of a cluster: train recipes into directories
+    from diptych.training.loop import train
+
+    torch.distributed.init_process_group("gloo")
+    for name, out, overrides, *resume in json.loads(sys.argv[1]):
+        train(load_recipe(name, [*TINY, *overrides]), Path(out), resume=bool(resume))

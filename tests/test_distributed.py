@@ -1,0 +1,121 @@
+"""Two processes against one: the same losses and weights, whoever holds what; checkpoints that one process can read."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diptych.errors import DiptychError
+from diptych.files import read_jsonl
+from diptych.recipe import load_recipe
+from diptych.trained import TrainedModel
+from diptych.training.checkpoint import checkpoints
+from diptych.training.distributed import Cluster
+from diptych.training.loop import train
+from engine_fixture import TINY
+
+STEPS = [
+    *(f"stages.0.{key}" for key in ("batch_size=16", "warmup=2", "optimizer=adamw", "lr=3e-4")),
+    *("budget=320 samples", "data.image_size=48"),
+]
+RECIPES = {
+    "clip": ["clip", []],
+    "siglip": ["siglip", []],
+    "ring": ["siglip", ["stages.0.objectives.sigmoid.exchange=ring"]],
+    "filip": ["filip", []],
+    "negclip": ["negclip", ["stages.0.micro_batch=4"]],
+    "coca": ["coca", ["stages.0.micro_batch=4"]],
+    "sharded": ["clip", ["sharding=fsdp", "stages.0.micro_batch=4"]],
+    "sharded-muon": ["clip", ["sharding=fsdp", "stages.0.optimizer=muon", "stages.0.muon_lr=1e-3"]],
+}
+
+
+def launch(jobs, processes=2):
+    """The jobs [(recipe, directory, overrides)] one after the other in a cluster of processes; their outputs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in range(processes):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "OMP_NUM_THREADS": "1",
+        }
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, str(Path(__file__).with_name("engine_fixture.py")), json.dumps(jobs)]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    outputs = [p.communicate(timeout=600)[0] for p in started]
+    assert [p.returncode for p in started] == [0] * processes, "\n".join(outputs)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Every recipe trained by two processes, in one pair of processes."""
+    out = tmp_path_factory.mktemp("two")
+    jobs = [[name, str(out / key), [*STEPS, *overrides]] for key, (name, overrides) in RECIPES.items()]
+    launch(jobs)
+    return out
+
+
+def last(run):
+    return checkpoints(run / "checkpoints")[-1]
+
+
+@pytest.mark.parametrize("key", list(RECIPES))
+def test_two_processes_do_what_one_does(two, tmp_path, key):
+    name, overrides = RECIPES[key]
+    overrides = [o for o in overrides if not o.startswith("sharding")]
+    train(load_recipe(name, [*TINY, *STEPS, *overrides]), tmp_path / "one")
+    ours, alone = (read_jsonl(d / "metrics.jsonl") for d in (two / key, tmp_path / "one"))
+    assert [r["step"] for r in ours] == [r["step"] for r in alone] and ours[-1]["step"] == 20
+    for a, b in zip(ours, alone, strict=True):
+        # Orthogonalised steps magnify the last digit.
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4 if "muon" in key else 1e-5), a["step"]
+        assert (
+            a["samples"] == b["samples"] and b["flops"] <= a["flops"] < 1.6 * b["flops"]
+        )  # what is compared twice is counted twice
+    for file in ("model", "ema", "objectives"):
+        mine, theirs = (load_file(last(d) / f"{file}.safetensors") for d in (two / key, tmp_path / "one"))
+        assert mine.keys() == theirs.keys()
+        for n in mine:
+            assert (mine[n] - theirs[n]).norm() <= 2e-3 * theirs[n].norm() + 1e-3, n
+
+
+def test_one_process_loads_what_a_sharded_run_saved_and_goes_on_with_it(two):
+    model = TrainedModel.load(two / "sharded")
+    assert model.embed_text(["a red fox"]).shape == (1, 128)
+    recipe = load_recipe(str(two / "sharded" / "recipe.yaml"), ["budget=352 samples", "sharding=none"])
+    run = train(recipe, two / "sharded", resume=True)
+    assert run.spent["samples"] == 352 and run.spent["processes"] == 1
+
+
+def test_a_sharded_run_goes_on_from_what_one_process_saved(tmp_path):
+    constant = [*STEPS, "stages.0.schedule=constant"]
+    train(load_recipe("clip", [*TINY, *constant, "budget=160 samples"]), tmp_path / "run")
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 10
+    launch([["clip", str(tmp_path / "run"), [*constant, "sharding=fsdp"], True]])
+    train(load_recipe("clip", [*TINY, *constant]), tmp_path / "whole")
+    a, b = (read_jsonl(tmp_path / d / "metrics.jsonl")[-1] for d in ("run", "whole"))
+    assert a["step"] == b["step"] == 20 and a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_sharding_needs_company(tmp_path):
+    with pytest.raises(DiptychError, match="needs several processes"):
+        train(load_recipe("clip", [*TINY, "sharding=fsdp", *STEPS]), tmp_path / "run")
+
+
+def test_a_cluster_of_one_changes_nothing():
+    cluster, x = Cluster(), torch.arange(3.0)
+    assert cluster.gather(x) is x and cluster.total(1.5, 2.0) == [1.5, 2.0] and cluster.agree("a") == "a" and cluster.first
