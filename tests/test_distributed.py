@@ -79,8 +79,9 @@ def test_two_processes_do_what_one_does(two, tmp_path, key):
     overrides = [o for o in overrides if not o.startswith("sharding")]
     train(load_recipe(name, [*TINY, *STEPS, *overrides]), tmp_path / "one")
     ours, alone = (read_jsonl(d / "metrics.jsonl") for d in (two / key, tmp_path / "one"))
-    assert [r["step"] for r in ours] == [r["step"] for r in alone] and ours[-1]["step"] == 20
-    for a, b in zip(ours, alone, strict=True):
+    pairs = [(a, b) for a in ours for b in alone if a["step"] == b["step"]]  # slow steps are logged more often
+    assert {1, 10, 20} <= {a["step"] for a, _ in pairs}
+    for a, b in pairs:
         # Orthogonalised steps magnify the last digit.
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4 if "muon" in key else 1e-5), a["step"]
         assert (

@@ -203,14 +203,14 @@ def test_a_mirror_that_fails_costs_nothing(tmp_path, capsys):
 
 def test_learning_rates_fall_towards_the_stem():
     trainer_names = [
-        "parts.vision.stem.weight",
-        "parts.vision.transformer.blocks.0.mlp.0.weight",
-        "parts.vision.transformer.blocks.1.mlp.0.weight",
-        "parts.vision.transformer.norm.weight",
-        "parts.text.embedding.weight",
-        "parts.text.transformer.blocks.0.mlp.0.weight",
-        "image_projection.weight",
-        "logit_scale",
+        "0.parts.vision.stem.weight",
+        "0.parts.vision.transformer.blocks.0.mlp.0.weight",
+        "0.parts.vision.transformer.blocks.1.mlp.0.weight",
+        "0.parts.vision.transformer.norm.weight",
+        "0.parts.text.embedding.weight",
+        "0.parts.text.transformer.blocks.0.mlp.0.weight",
+        "0.image_projection.weight",
+        "1.logit_scale",
     ]
     assert list(layers_above(trainer_names).values()) == [3, 2, 1, 0, 2, 1, 0, 0]
 

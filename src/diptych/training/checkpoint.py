@@ -29,7 +29,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     objectives: dict[str, Tensor]
     ema: dict[str, Tensor]  # empty when the stage keeps none
-    optimizer: list[dict[str, Any]]  # torch's state_dict of each
+    optimizer: dict[str, Tensor]  # moments and step counts, by parameter
     state: dict[str, Any]  # plain data: step, stage, spent …
 
     def save(self, root: Path, keep: int = 2) -> Path:
@@ -47,14 +47,18 @@ class Checkpoint:
 
     def _write(self, path: Path) -> None:
         path.mkdir()
-        tensors, plain = _flatten_optimizers(self.optimizer)
-        for name, group in (("model", self.model), ("objectives", self.objectives), ("ema", self.ema), ("optimizer", tensors)):
+        for name, group in (
+            ("model", self.model),
+            ("objectives", self.objectives),
+            ("ema", self.ema),
+            ("optimizer", self.optimizer),
+        ):
             save_file({k: v.detach().cpu().contiguous().clone() for k, v in group.items()}, path / f"{name}.safetensors")
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
         save_file(random, path / "random.safetensors")
-        write_json(path / "state.json", {**self.state, "optimizer": plain})
+        write_json(path / "state.json", self.state)
 
     @classmethod
     def load(cls, path: Path, restore_random: bool = True) -> Checkpoint:
@@ -67,8 +71,7 @@ class Checkpoint:
             torch.set_rng_state(groups["random"]["cpu"])
             if torch.cuda.is_available() and "cuda0" in groups["random"]:
                 torch.cuda.set_rng_state_all([v for k, v in sorted(groups["random"].items()) if k != "cpu"])
-        optimizer = _unflatten_optimizers(groups["optimizer"], state.pop("optimizer"))
-        return cls(groups["model"], groups["objectives"], groups["ema"], optimizer, state)
+        return cls(groups["model"], groups["objectives"], groups["ema"], groups["optimizer"], state)
 
 
 def newest(root: Path) -> tuple[Path, Checkpoint] | None:
@@ -126,23 +129,3 @@ def checkpoint_key(path: Path) -> str:
 def checkpoints(root: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted(p for p in root.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and (p / "state.json").is_file())
-
-
-def _flatten_optimizers(states: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[Any]]:
-    """Tensors apart from plain data, since safetensors holds tensors only."""
-    tensors = {
-        f"{n}.{i}.{k}": v
-        for n, state in enumerate(states)
-        for i, slots in state["state"].items()
-        for k, v in slots.items()
-        if isinstance(v, Tensor)
-    }
-    return tensors, [state["param_groups"] for state in states]
-
-
-def _unflatten_optimizers(tensors: dict[str, Tensor], groups: list[Any]) -> list[dict[str, Any]]:
-    states: list[dict[str, Any]] = [{"state": {}, "param_groups": g} for g in groups]
-    for key, value in tensors.items():
-        number, index, name = key.split(".", 2)
-        states[int(number)]["state"].setdefault(int(index), {})[name] = value
-    return states

@@ -164,7 +164,12 @@ class Trainer:
         averaged = Averaged(torch.nn.ModuleList([s.model, s.objectives]), stage.ema) if stage.ema else None
         first = self.step
         if self._resumed and self._resumed.state["stage"] == stage.name:
-            optimizer.load_state_dict(self._resumed.optimizer)
+            try:
+                optimizer.load_state_dict(self._resumed.optimizer)
+            except KeyError as error:
+                raise DiptychError(
+                    f"stages.{stage.name}: the run learned {error}, which is frozen now; go on as it was started"
+                ) from None
             if averaged:
                 averaged.load(self._resumed.ema)
             first = self._resumed.state["stage_first_step"]

@@ -22,8 +22,10 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     Weight decay falls on matrices only, not on biases, norms and temperatures. With ``muon`` the matrices inside transformer blocks take
     orthogonalised steps (Jordan et al. 2024; Liu et al. 2025) and everything else, embeddings and heads included, takes AdamW's.
     """
-    named = {id(p): (n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad}
-    below = layers_above([n for m in modules for n, _ in m.named_parameters()])
+    every = [(f"{k}.{n}", p) for k, m in enumerate(modules) for n, p in m.named_parameters()]
+    named = {id(p): (n, p) for n, p in reversed(every) if p.requires_grad}  # a shared parameter goes by its first name
+    named = dict(reversed(named.items()))
+    below = layers_above([n for n, _ in every])
     groups: dict[tuple[bool, bool, float, float], list[Tensor]] = {}
     for name, p in named.values():
         muon = stage.optimizer == "muon" and p.ndim == 2 and "blocks." in name
@@ -45,7 +47,7 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
         raise DiptychError(
             f"stages.{stage.name}: nothing learns; every part it names is frozen and its objectives have no parameters"
         )
-    return Optimizers(members)
+    return Optimizers(members, {n: p for n, p in named.values()})
 
 
 LAYER = re.compile(r"^(.*?)\b(?:blocks|layers?|h)\.(\d+)\.")
@@ -72,15 +74,15 @@ def layers_above(names: Sequence[str]) -> dict[str, int]:
 
 
 def part_of(stack: str) -> str:
-    """``parts.vision.transformer.`` → ``parts.vision.``"""
-    return ".".join(stack.split(".")[:2]) + "."
+    """``0.parts.vision.transformer.`` → ``0.parts.vision.``"""
+    return ".".join(stack.split(".")[:3]) + "."
 
 
 class Optimizers:
     """Several optimizers driven as one, each keeping its own peak learning rate."""
 
-    def __init__(self, members: Sequence[torch.optim.Optimizer]):
-        self.members = list(members)
+    def __init__(self, members: Sequence[torch.optim.Optimizer], names: dict[str, Tensor]):
+        self.members, self.names = list(members), names
         self._peak = [[g["lr"] for g in m.param_groups] for m in self.members]
 
     @property
@@ -101,31 +103,21 @@ class Optimizers:
         for member in self.members:
             member.step()
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """torch's state of each, sharded tensors put together."""
-        states = [m.state_dict() for m in self.members]
-        return [
-            {
-                **s,
-                "state": {
-                    i: {k: whole(v) if isinstance(v, Tensor) else v for k, v in slots.items()} for i, slots in s["state"].items()
-                },
-            }
-            for s in states
-        ]
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments and step counts as ``parameter.slot``, sharded tensors put together. Rates and decays are the recipe's, not kept here."""
+        slots = {id(p): state for m in self.members for p, state in m.state.items()}
+        return {
+            f"{n}.{k}": whole(v) for n, p in self.names.items() for k, v in slots.get(id(p), {}).items() if isinstance(v, Tensor)
+        }
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """States of whole tensors; those of sharded parameters are shared out like these."""
-        for member, state in zip(self.members, states, strict=True):
-            parameters = [p for g in member.param_groups for p in g["params"]]
-            slots = {
-                i: {
-                    k: like(v, parameters[i]) if isinstance(v, Tensor) and v.shape == parameters[i].shape else v
-                    for k, v in s.items()
-                }
-                for i, s in state["state"].items()
-            }
-            member.load_state_dict({**state, "state": slots})
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Whole tensors; those of sharded parameters are shared out like these. KeyError names a parameter that the optimizer does not have."""
+        owner = {id(p): m for m in self.members for g in m.param_groups for p in g["params"]}
+        for key, value in saved.items():
+            name, _, slot = key.rpartition(".")
+            p = self.names[name]
+            value = value.to(p.device)
+            owner[id(p)].state[p][slot] = like(value, p) if value.shape == p.shape else value
 
 
 def rate_share(stage: Stage, step: int, progress: float) -> float:
