@@ -104,6 +104,40 @@ def blip(path: Path, kind: str) -> Path:
     return _saved(getattr(transformers, kind)(config), BlipProcessor(pictures, _tokenizer("[CLS]", "[SEP]")), path)
 
 
+def blip2(path: Path, kind: str) -> Path:
+    """Over a language model that goes on from the prompt (opt), or one with an encoder of its own (t5)."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, OPTConfig, T5Config
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    torch.manual_seed(4)
+    sizes = {"vocab_size": TEXT["vocab_size"], "pad_token_id": 0, "eos_token_id": 5}
+    language = (
+        OPTConfig(
+            **sizes,
+            hidden_size=16,
+            ffn_dim=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+            max_position_embeddings=64,
+            bos_token_id=4,
+        )
+        if kind == "opt"
+        else T5Config(**sizes, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    )
+    former = {**TEXT, "encoder_hidden_size": 16}
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config=former,
+        text_config=language.to_dict(),
+        num_query_tokens=4,
+        image_token_index=SPECIAL.index("<image>"),
+    )
+    pictures = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = Blip2Processor(pictures, _tokenizer("<s>", "</s>", ends=kind == "t5"), num_query_tokens=4)
+    return _saved(Blip2ForConditionalGeneration(config), processor, path)
+
+
 TEMPLATE = (
     "{% for m in messages %}user : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} "
     "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}answer :{% endif %}"

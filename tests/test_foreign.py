@@ -166,6 +166,31 @@ def test_blip_captions_as_transformers_does(made: dict[str, Path]) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_blip2_whose_processor_places_the_image_itself(tmp_path: Path, kind: str) -> None:
+    from transformers import AutoProcessor, Blip2ForConditionalGeneration
+
+    path = tiny.blip2(tmp_path / kind, kind)
+    model, processor = Blip2ForConditionalGeneration.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
+    inputs = processor(images=Image.fromarray(images()[0]), text="what is in the picture ?", return_tensors="pt")
+    start, wanted = inputs["input_ids"].shape[1], []
+    for answer in ("red cat", "dog"):
+        ids = torch.tensor([processor.tokenizer(answer, add_special_tokens=kind == "t5")["input_ids"]])
+        with torch.no_grad():
+            if kind == "t5":
+                wanted.append(-model(**inputs, labels=ids).loss.item() * ids.shape[1])
+                continue
+            whole = torch.cat([inputs["input_ids"], ids], 1)
+            logp = model(inputs["pixel_values"], whole, attention_mask=torch.ones_like(whole)).logits[0].log_softmax(-1)
+        wanted.append(sum(logp[t - 1, whole[0, t]].item() for t in range(start, whole.shape[1])))
+    ours = load(f"hf:{path}")
+    found = ours.loglikelihood([images()[0]] * 2, ["red cat", "dog"], "what is in the picture ?")
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    said = processor.tokenizer.decode(out[0, start if kind == "opt" else 0 :], skip_special_tokens=True)
+    assert ours.generate(images()[:1], "what is in the picture ?", 4) == [said.strip()]
+
+
 def test_keys_name_weights_and_settings(made: dict[str, Path], tmp_path: Path) -> None:
     first = load(f"hf:{made['clip']}").key
     assert first and first == load(f"hf:{made['clip']}?batch=3").key

@@ -35,6 +35,7 @@ class Generative(Adapter):
         self.model, self.processor = opened.model(AutoModelForImageTextToText), opened.processor()
         self.tokenizer = self.processor.tokenizer
         self.chats = bool(getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
+        self.placeholder = "" if self.chats else self._placeholder()
         self.caption = prompt or (CAPTION if self.chats else "")
         self.key = opened.key(self.model, score, self.caption)
 
@@ -92,8 +93,20 @@ class Generative(Adapter):
         prompt = prompt or self.caption
         if self.chats:
             return self.processor.apply_chat_template(_conversation(None, prompt), add_generation_prompt=True, tokenize=False)
-        placeholder = getattr(self.processor, "image_token", None)
-        return f"{getattr(placeholder, 'content', placeholder) or ''}{prompt}"
+        return f"{self.placeholder}{prompt}"
+
+    def _placeholder(self) -> str:
+        """What a prompt without a chat template must have where the image belongs: nothing if the processor puts it there."""
+        token = getattr(self.processor, "image_token", None)
+        token = getattr(token, "content", token)
+        if not token:
+            return ""
+        blank = pil([np.full((64, 64, 3), 128, dtype=np.uint8)])
+        try:
+            ids = self.processor(images=blank, text="a", return_tensors="pt")["input_ids"]
+        except Exception:  # it asks for the placeholder in an error of its own
+            return token
+        return "" if (ids == self.tokenizer.convert_tokens_to_ids(token)).any() else token
 
     def _inputs(self, images: Sequence[Image], prompts: Sequence[str]) -> dict[str, Any]:
         """A batch as the model takes it, padded on the left."""
