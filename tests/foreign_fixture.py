@@ -138,6 +138,26 @@ def blip2(path: Path, kind: str) -> Path:
     return _saved(Blip2ForConditionalGeneration(config), processor, path)
 
 
+def paligemma(path: Path) -> Path:
+    """Looks ahead in the prompt, but not in the answer."""
+    from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor, SiglipVisionConfig
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    torch.manual_seed(5)
+    ends = {"bos_token_id": 4, "eos_token_id": 5, "pad_token_id": 0}
+    language = GemmaConfig(**TEXT, num_key_value_heads=1, head_dim=8, max_position_embeddings=256, **ends)
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(**VISION),
+        text_config=language,
+        image_token_index=SPECIAL.index("<image>"),
+        projection_dim=16,
+    )
+    pictures = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    pictures.image_seq_length = 4
+    processor = PaliGemmaProcessor(pictures, _tokenizer("<s>", "</s>", ends=False))
+    return _saved(PaliGemmaForConditionalGeneration(config), processor, path)
+
+
 TEMPLATE = (
     "{% for m in messages %}user : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} "
     "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}answer :{% endif %}"

@@ -191,6 +191,25 @@ def test_blip2_whose_processor_places_the_image_itself(tmp_path: Path, kind: str
     assert ours.generate(images()[:1], "what is in the picture ?", 4) == [said.strip()]
 
 
+def test_paligemma_does_not_see_the_end_of_its_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
+
+    path = tiny.paligemma(tmp_path / "pali")
+    model, processor = PaliGemmaForConditionalGeneration.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
+    inputs = processor(images=Image.fromarray(images()[0]), text="what ?", suffix="red cat", return_tensors="pt")
+    with torch.no_grad():
+        logp = model(**{k: v for k, v in inputs.items() if k != "labels"}).logits[0].log_softmax(-1)
+    ids, at = inputs["input_ids"][0], [i for i, label in enumerate(inputs["labels"][0]) if label >= 0][:2]
+    ours = load(f"hf:{path}")
+    found = ours.loglikelihood([images()[0]], ["red cat"], "what ?")
+    np.testing.assert_allclose(found, sum(logp[i - 1, ids[i]].item() for i in at), atol=1e-4)
+    assert len(ours.generate(images(), "what ?", 3)) == 3
+    fresh = load(f"hf:{path}")
+    monkeypatch.setattr(fresh.model.config, "model_type", "another")  # then the answer would count as prompt
+    with pytest.raises(DiptychError, match="looks ahead in its answers"):
+        fresh.loglikelihood([images()[0]], ["red cat"], "what ?")
+
+
 def test_keys_name_weights_and_settings(made: dict[str, Path], tmp_path: Path) -> None:
     first = load(f"hf:{made['clip']}").key
     assert first and first == load(f"hf:{made['clip']}?batch=3").key

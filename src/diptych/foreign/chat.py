@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diptych.capabilities import Adapter, Image, Prompt, all_pairs, prompts_for
 from diptych.errors import DiptychError
@@ -35,6 +36,7 @@ class Generative(Adapter):
         self.model, self.processor = opened.model(AutoModelForImageTextToText), opened.processor()
         self.tokenizer = self.processor.tokenizer
         self.chats = bool(getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
+        self.causal = False  # found out when first needed
         self.placeholder = "" if self.chats else self._placeholder()
         self.caption = prompt or (CAPTION if self.chats else "")
         self.key = opened.key(self.model, score, self.caption)
@@ -121,6 +123,7 @@ class Generative(Adapter):
             texts = [self._rendered(p) for p in prompts]
             inputs = self.processor(images=pil(images), text=texts, padding=True, return_tensors="pt")
         inputs = move(inputs, self.device, self.dtype)
+        inputs.pop("labels", None)
         if self.model.config.model_type in ENDS_IN_SEPARATOR:
             inputs = _open(inputs, self.tokenizer.sep_token_id)
             if self.model.config.model_type == "blip":
@@ -145,21 +148,41 @@ class Generative(Adapter):
         if self.model.config.is_encoder_decoder:
             return self._decoded(inputs, texts)
         answers = [self._answer_ids(prompt, text) for text in texts]
+        if not self.causal:
+            self._check_causal(inputs)
+        logits, ids, real = self._continued(inputs, answers)
+        logp = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        return (logp * real).sum(1).cpu().numpy()
+
+    def _continued(self, inputs: dict[str, Any], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of every token of the answers [k, T, V], the tokens and which of them are real, both [k, T]."""
         longest = max(map(len, answers))
-        ids = torch.zeros(len(texts), longest, dtype=torch.long)
-        real = torch.zeros(len(texts), longest, dtype=torch.long)
+        ids = torch.zeros(len(answers), longest, dtype=torch.long)
+        real = torch.zeros(len(answers), longest, dtype=torch.long)
         for row, answer in enumerate(answers):
             ids[row, : len(answer)], real[row, : len(answer)] = torch.tensor(answer), 1
         ids, real = ids.to(self.device), real.to(self.device)
-        shape = inputs["input_ids"].shape
+        along = {"input_ids": ids, "attention_mask": real}
+        if self.model.config.model_type == "paligemma":
+            along["token_type_ids"] = torch.ones_like(ids)  # its type 0 is the prompt, which looks ahead
+        shape, whole = inputs["input_ids"].shape, dict(inputs)
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.shape == shape:  # masks and types run along with the ids
-                more = {"input_ids": ids, "attention_mask": real}.get(name, torch.zeros_like(ids))
-                inputs[name] = torch.cat([value, more.to(value.dtype)], 1)
+                whole[name] = torch.cat([value, along.get(name, torch.zeros_like(ids)).to(value.dtype)], 1)
         with torch.inference_mode():
-            logits = self.model(**inputs).logits[:, -longest - 1 : -1].float()
-            logp = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-        return (logp * real).sum(1).cpu().numpy()
+            return self.model(**whole).logits[:, -longest - 1 : -1], ids, real
+
+    def _check_causal(self, inputs: dict[str, Any]) -> None:
+        """An answer that sees its own end has no likelihood: what comes second must not change the odds of what comes first."""
+        one = {k: v[: len(v) // len(inputs["input_ids"])] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        last = int(one["input_ids"][0, -1])
+        logits, _, _ = self._continued({k: _repeated(v, 2) for k, v in one.items()}, [[last, last], [last, max(0, last - 1)]])
+        tolerance = 1e-5 if self.dtype == torch.float32 else 1e-2
+        if not torch.allclose(logits[0, :2].float(), logits[1, :2].float(), atol=tolerance, rtol=tolerance):
+            raise DiptychError(
+                f"model '{self.name}' looks ahead in its answers, which therefore have no likelihood; use &by=generate"
+            )
+        self.causal = True
 
     def _decoded(self, inputs: dict[str, Any], texts: Sequence[str]) -> np.ndarray:
         labels = [self.tokenizer(text)["input_ids"] for text in texts]

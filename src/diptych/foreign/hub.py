@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ def load(
     "likelihood" or "yes". prompt: what asks a generative model for a caption. batch: how many at a time.
     trust_remote_code: runs code that comes with the model. Read it first.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, logging
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as GENERATIVE,
     )
@@ -45,6 +46,8 @@ def load(
     from diptych.foreign.dual import DualEncoder
     from diptych.foreign.matching import Matching
 
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()  # advice for those who write code with it, once a call
     where = pick_device(device)
     dtype = (torch.bfloat16 if where.type == "cuda" else torch.float32) if precision == "auto" else getattr(torch, precision)
     opened = Opened(name, revision, trust_remote_code, where, dtype)
@@ -84,10 +87,12 @@ class Opened:
         """``kind.from_pretrained``; what cannot be fetched or read is the user's to mend."""
         try:
             return kind.from_pretrained(self.name, **self.options, **more)
-        except (OSError, ValueError, ImportError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # configurations of others raise whatever they like
+            reason = " ".join(str(error).split()) or type(error).__name__
             if "trust_remote_code" in reason:
                 remedy = "it brings its own code: read it, then add ?trust_remote_code=true"
+            elif "torchvision" in reason.lower() or "VIDEO_PROCESSOR" in reason:
+                remedy = "its processor needs torchvision: install the build that goes with your torch"
             elif Path(self.name).is_dir():
                 remedy = "the directory must hold what save_pretrained writes for the model and its processor"
             else:
