@@ -149,7 +149,7 @@ def card(
     table = _scores(record)
     if other is not None and table and (rival := _scores(rivals[1][1])):
         table = f"<p>{key(a.index, a.recipe.label)}</p>{table}<p>{key(other.index, other.recipe.label)}</p>{rival}"
-    told = question or ("" if table else str(record.get("item")))
+    told = question or ("" if table or rows else str(record["item"]))
     alt = question or _written(_value(record, WANTED) or f"item {record['item']}")
     thumbs = "".join(
         f'<span class="thumb">{img(src, alt if len(shown) == 1 else f"picture {i} of {len(shown)}: {_caption(record, i) or alt}")}'
@@ -161,7 +161,8 @@ def card(
     pictured = f'<div class="thumbs">{thumbs}</div>' if thumbs else ""
     listed = "".join(f"<dt>{title}</dt><dd>{escape(_written(value))}</dd>" for title, value in rows)
     listed = f"<dl>{listed}</dl>" if rows else ""
-    return f'<article class="card example">{query}{pictured}{listed}{table}{of}</article>'
+    kind = " side" if len(shown) == 1 and (listed or table) else ""
+    return f'<article class="card example{kind}">{query}{pictured}<div>{listed}{table}</div>{of}</article>'
 
 
 def _value(record: Record, names: Sequence[str]) -> Any:
