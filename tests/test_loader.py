@@ -67,7 +67,10 @@ def joined(batches: list[Batch]) -> dict:
         "pixels": torch.cat([b.pixels for b in batches]),
         "text": texts("text", "text_mask"),
         "negatives": texts("negatives", "negatives_mask"),
-        "rows": torch.cat([b.negative_rows + s for b, s in zip(batches, starts, strict=False) if b.negative_rows is not None]),
+        "rows": torch.cat(
+            [torch.empty(0, dtype=torch.int64)]
+            + [b.negative_rows + s for b, s in zip(batches, starts, strict=False) if b.negative_rows is not None]
+        ),
         "meaning": torch.cat([b.meaning for b in batches]),
     }
 
@@ -98,6 +101,26 @@ def test_a_thread_ahead_gives_the_same_and_waiting_is_counted():
         assert_same(joined([plain.batch(step)]), joined([next(stream)]))
     stream.close()
     assert one.waited > 0
+
+
+def test_the_main_process_may_read_too_while_workers_do():
+    """As the second pass over a large batch does; its threads must not be taken for the workers' own."""
+    one, plain = loader(workers=2), loader()
+    one.batch(0)  # starts threads before the workers are forked
+    stream = one.stream(1)
+    for step in (1, 2):
+        assert_same(joined([plain.batch(step)]), joined([next(stream)]))
+        assert_same(joined([plain.rows(step, 3, 7)]), joined([one.rows(step, 3, 7)]))
+    stream.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory is for a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_for_a_gpu_are_page_locked(workers):
+    stream = loader(workers=workers).stream(0, ahead=True, pin=True)
+    batch = next(stream)
+    stream.close()
+    assert batch.pixels.is_pinned() and batch.text.is_pinned() and batch.to("cuda").pixels.device.type == "cuda"
 
 
 def test_meanings_and_negatives_keep_their_places_in_slices():

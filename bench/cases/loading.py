@@ -4,7 +4,7 @@ in the page cache, so this is what decoding and the reader itself cost, not the 
 webdataset reads tar shards through its shuffle buffer; `packed:` is read in a random order of the whole set. Each has the same
 JPEGs: 256 × 256 pixels, quality 90, made here with the spectrum of photographs (amplitude falling as 1/f, grey
 varying more than colour), and of the size in bytes that photographs have
-(22 kB; the central squares of COCO's, at this size and quality, have 22). `packed raw` holds their pixels.
+(about 23 kB; the central squares of COCO's, at this size and quality, have 22). `packed raw` holds their pixels.
 """
 
 from __future__ import annotations

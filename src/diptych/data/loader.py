@@ -72,13 +72,17 @@ class Loader:
         self.order: Order = source.order(seed) if isinstance(source, Mixture) else Epochs(len(source), seed)
         self._prepare()
 
-    def _prepare(self) -> None:
-        """What a process must have for itself."""
+    def _prepare(self, worker: bool = False) -> None:
+        """What a process must have for itself; a worker does with less."""
         self._seen: OrderedDict[int, tuple[Sample, np.ndarray]] = OrderedDict()
-        once = len(self.source) > ENDLESS or bool(self.workers)  # each image is drawn, or met by this process, once
+        once = worker or len(self.source) > ENDLESS  # each image is met by this process, or drawn, once
         plain = once or getattr(self.source, "instant", False)
         self._keep = 0 if once else CACHE_BYTES // (3 * self.image_size**2)
         self._threads = None if plain else ThreadPoolExecutor(4)
+
+    def in_worker(self) -> None:
+        """Called in a worker process, where threads of the parent are dead and a cache of its own would cost memory N times."""
+        self._prepare(worker=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_seen", "_threads")}
@@ -146,7 +150,7 @@ class Loader:
             batches = stream.in_workers(self, step, start, stop, micro, self.workers, pin)
         else:
             wanted = stream.slices(step, start, stop, micro)
-            batches = stream.in_thread(self, wanted) if ahead else stream.in_process(self, wanted)
+            batches = stream.in_thread(self, wanted, pin) if ahead else stream.in_process(self, wanted)
         return stream.timed(self, batches)
 
     def rows(self, step: int, start: int, stop: int) -> Batch:

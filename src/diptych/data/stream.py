@@ -34,13 +34,18 @@ def in_process(loader: Loader, wanted: Iterator[Rows]) -> Iterator[Batch]:
     return (loader.rows(*rows) for rows in wanted)
 
 
-def in_thread(loader: Loader, wanted: Iterator[Rows]) -> Iterator[Batch]:
+def in_thread(loader: Loader, wanted: Iterator[Rows], pin: bool) -> Iterator[Batch]:
     """One batch ahead: worth it where training waits for a GPU, not where it needs the same cores."""
+
+    def read(rows: Rows) -> Batch:
+        batch = loader.rows(*rows)
+        return batch.pin_memory() if pin else batch
+
     with ThreadPoolExecutor(1, "loader") as pool:
-        coming = pool.submit(loader.rows, *next(wanted))
+        coming = pool.submit(read, next(wanted))
         for rows in wanted:
             batch = coming.result()
-            coming = pool.submit(loader.rows, *rows)
+            coming = pool.submit(read, rows)
             yield batch
 
 
@@ -71,6 +76,9 @@ def _start_worker(_number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from torch.utils.data import get_worker_info
+
+    get_worker_info().dataset.loader.in_worker()  # type: ignore[union-attr]
 
 
 def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | None, workers: int, pin: bool) -> Iterator[Batch]:
