@@ -44,7 +44,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     [
         ("a.jsonl", b"", "a.jsonl: the file is empty"),
         ("a.jsonl", b"\n \n", "a.jsonl: no rows"),
-        ("a.jsonl", b'{"id": 1}\n{"id": \n', "a.jsonl, line 2, column 8: not JSON"),
+        ("a.jsonl", b'{"id": 1}\n{"id": \n', "a.jsonl, line 2, column 7: not JSON"),
         ("a.jsonl", b'{"id": 1}\n[2]\n', r"a.jsonl, line 2: expected an object, got \[2\]"),
         ("a.jsonl", b'{"id": 1}\n\n{"id": 1, "score": NaN}\n', "a.jsonl, line 3: NaN is not JSON; write null"),
         ("a.jsonl", b'{"id": 1}\n{"id": 2, "id": 3}\n', "a.jsonl, line 2: the key 'id' twice"),
@@ -68,6 +68,26 @@ def test_a_broken_file_is_refused_with_its_place(tmp_path: Path, name: str, cont
     write(tmp_path, name, content)
     with pytest.raises(DiptychError, match=message):
         read_rows(tmp_path / name, key="rows")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": 70, "score": NaN}', "line 71: NaN is not JSON"),
+        ('{"id": 70, "id": 71}', "line 71: the key 'id' twice"),
+        ('{"id": 70, "a": {"b": 1, "b": 2}}', "line 71: the key 'b' twice"),
+        ('{"id": 70}, {"id": 71}', "line 71, column 11: not JSON"),
+        ("[70]", "line 71: expected an object"),
+        ('{"id": "é"}', "line 71: not UTF-8"),
+    ],
+)
+def test_a_fault_deep_in_the_file_is_found(tmp_path: Path, line: str, message: str) -> None:
+    """Lines are read many at a time where all is well."""
+    lines = [json.dumps({"id": i, "text": "12:30"[i % 5 :]}) for i in range(200)]
+    assert len(read_rows(write(tmp_path, "a.jsonl", "\n".join(lines)))) == 200
+    lines[70] = line
+    with pytest.raises(DiptychError, match=f"a.jsonl, {message}"):
+        read_rows(write(tmp_path, "a.jsonl", "\n".join(lines).encode("latin-1")))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

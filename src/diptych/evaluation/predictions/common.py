@@ -17,7 +17,7 @@ SLICE_NAMES = ("category", "l2-category", "split", "type", "relation", "attribut
 
 
 def distinct(clusters: Sequence[Hashable]) -> int:
-    return len({str(c) for c in clusters})
+    return len(set(map(str, clusters)))
 
 
 def of_credits(
