@@ -163,4 +163,4 @@ def run(bench: Bench) -> None:
 
     contestants = {"diptych": ours, "pycocoevalcap": lambda: theirs(references, made)}
     bench.compare(f"{len(made):,} images, from texts to numbers", contestants, "pycocoevalcap", work=len(made), unit="images",
-                  rounds=3, goals={"diptych": 10})  # fmt: skip
+                  rounds=2, goals={"diptych": 10})  # fmt: skip
