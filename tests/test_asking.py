@@ -68,9 +68,7 @@ def vqa_files(tmp_path: Path) -> Path:
         {"image_id": 42, "question": "How many?", "question_id": 2},
         {"image_id": 73, "question": "What colour?", "question_id": 3},
     ]
-    (tmp_path / "questions.json").write_text(
-        json.dumps({"data_subtype": "val2014", "questions": [{**q, "data_subtype": "val2014"} for q in asked]})
-    )
+    (tmp_path / "questions.json").write_text(json.dumps({"data_subtype": "val2014", "questions": asked}))
     people = {1: ["red"] * 8 + ["pink", "Red."], 2: ["2"] * 2 + ["3"] * 8, 3: ["blue"] * 10}
     given = [
         {"question_id": q["question_id"], "image_id": q["image_id"], "question_type": "what", "answer_type": "other", "multiple_choice_answer": "x",
@@ -190,6 +188,7 @@ def test_choices_from_tables_and_parquet(tmp_path: Path) -> None:
     assert (result.value, result.n, result.clusters) == (0.5, 2, 2) and result.chance == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert result.controls["constant"] == 0.5
     rows = [
+        {"id": "v0", "question": "Open?", "options": "[]", "answer": "x", "image_1": {"bytes": png(10)}, "question_type": "open"},
         {
             "id": "v1",
             "question": "Which?",
@@ -197,7 +196,7 @@ def test_choices_from_tables_and_parquet(tmp_path: Path) -> None:
             "answer": "B",
             "image_1": {"bytes": png(10)},
             "subfield": "x",
-        }
+        },
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mmmu.parquet")
     assert evaluate(speaker({(10, "Which?"): "two"}), None, [Choices(file=f"{tmp_path}/mmmu.parquet")]).results[0].value == 1

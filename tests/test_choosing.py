@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diptych.capabilities import FunctionModel
 from diptych.data.sources import open_source
@@ -68,6 +69,25 @@ def test_pairs_in_every_published_form(tmp_path: Path, name: str) -> None:
     assert half.controls["blind"] == half.chance and half.controls["shuffled"] == half.chance
     even = evaluate(constant(), None, [asked]).results[0]
     assert even.value == pytest.approx(even.chance) and even.ties == 2
+
+
+def test_aro_shows_the_part_that_the_caption_is_about(tmp_path: Path) -> None:
+    picture = np.full((20, 20, 3), 10, np.uint8)
+    picture[5:9, 12:18] = 20
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    row = {"image_path": "a.png", "true_caption": "t", "false_caption": "f", "bbox_x": 12, "bbox_y": 5, "bbox_w": 6, "bbox_h": 4}
+    (tmp_path / "aro.json").write_text(json.dumps([row, {**row, "true_caption": "u"}]))
+    seen = []
+
+    def score(images, texts):
+        seen.extend(images)
+        return np.zeros((len(images), len(texts)))
+
+    evaluate(FunctionModel("m", score=score), None, [Pairs(file=f"{tmp_path}/aro.json")])
+    assert {(i.shape, int(i.min())) for i in seen} == {((4, 6, 3), 20), ((4, 6, 3), 128)}  # the part, and grey of its size
+    (tmp_path / "aro.json").write_text(json.dumps([{**row, "bbox_x": 30}]))
+    with pytest.raises(DiptychError, match="lies outside the picture"):
+        evaluate(constant(), None, [Pairs(file=f"{tmp_path}/aro.json")])
 
 
 def test_macro_gives_rare_relations_their_share(tmp_path: Path) -> None:

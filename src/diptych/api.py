@@ -85,10 +85,11 @@ def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget:
 
 
 def evaluate(
-    model: str | Path | Model, data: str | Source, tasks: Sequence[str] = DEFAULT, out: str | Path | None = None
+    model: str | Path | Model, data: str | Source | None, tasks: Sequence[str] = DEFAULT, out: str | Path | None = None
 ) -> Summary:
     """Judge a model, ours by path or any other with the capabilities, on the test part of the data.
 
+    data: None if all tasks read files of their own (``pope?file=…``).
     out: where summary.json and the per-item records go; default: ``evaluation/`` in the run directory (of a model that
     is not ours: in ``runs/<its address>``).
     """

@@ -14,7 +14,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diptych.data.source import Source
+from diptych.data.source import Problem, Source
+from diptych.errors import DiptychError
 from diptych.evaluation.metrics.multiple_choice import LETTERS, circular, mme_counts, mme_of_counts, parse_choice
 from diptych.evaluation.metrics.pope import parse_yes_no
 from diptych.evaluation.records import Record, Result
@@ -38,22 +39,23 @@ class Choices(Asking):
             if not all(q.options for q in found):
                 raise NotApplicable("the source's questions have no options; give ?file=")
         else:
-            found = Items(self.read())
+            found = self.read()
         return Items((r for q in found for r in self._rotations(q)), found.problems) if self.circular else found
 
-    def read(self) -> list[Question]:
+    def read(self) -> Items:
         pictures, shared = Pictures(self.images, self.file), {}
         table = rows(self.file)
         for row in table:  # SEED and MMBench keep a picture once and name the row that has it
             if isinstance(row.get("image"), str) and len(row["image"]) > 200:
                 shared[row.text("index", "id")] = row["image"]
-        found = limited((self._question(row, pictures, shared) for row in table), self.n)
+        problems = [Problem(row.text("id", "index"), why) for row in table if (why := _unfit(row))]
+        found = limited((self._question(row, pictures, shared) for row in table if not _unfit(row)), self.n)
         unique((q.id for q in found), self.file, "question")
-        return found
+        if not found:
+            raise DiptychError(f"{self.file}: no question of one picture with options")
+        return Items(found, problems)
 
     def _question(self, row: Row, pictures: Pictures, shared: dict[str, Any]) -> Question:
-        from diptych.errors import DiptychError
-
         name, options = row.text("index", "id", "question_id"), _options(row)
         answer = row.text("answer")
         if answer in options:
@@ -116,11 +118,9 @@ class Mme(Choices):
     def items(self, source: Source) -> Items:
         if not self.file:
             raise NotApplicable("MME is read from its file: ?file=MME.tsv")
-        return Items(self.read())
+        return self.read()
 
     def _question(self, row: Row, pictures: Pictures, shared: dict[str, Any]) -> Question:
-        from diptych.errors import DiptychError
-
         answer = row.text("answer").lower()
         if answer not in ("yes", "no"):
             raise DiptychError(f"{row.where}: field 'answer': expected Yes or No, found '{answer}'")
@@ -163,6 +163,13 @@ class Mme(Choices):
         return found
 
 
+def _unfit(row: Row) -> str:
+    """Why a question of MMMU cannot be asked here; "" if it can."""
+    if row.get("question_type") == "open":
+        return "an open question, without options"
+    return "needs several pictures" if row.get("image_2") is not None else ""
+
+
 def _options(row: Row) -> list[str]:
     given = row.get("options", row.get("choices"))
     if isinstance(given, str):  # MMMU writes a list as text
@@ -180,8 +187,6 @@ def _options(row: Row) -> list[str]:
             if str(row.get(letter) if row.get(letter) is not None else "").strip() not in ("", "nan")
         ]
     if not isinstance(given, list) or len(given) < 2:
-        from diptych.errors import DiptychError
-
         raise DiptychError(f"{row.where}: expected two or more options in fields A, B, … or in the list 'options'")
     return [str(o).strip() for o in given]
 

@@ -25,7 +25,7 @@ from diptych.evaluation.records import Record, Result
 from diptych.evaluation.statistics import function_interval, mean
 from diptych.evaluation.tasks.base import CONTROLS, Items, NotApplicable
 from diptych.evaluation.tasks.choosing import Block, Choosing, best_text
-from diptych.evaluation.tasks.published import Pictures, Row, content, limited, rows, unique
+from diptych.evaluation.tasks.published import Crop, Pictures, Row, content, limited, rows, unique
 
 BUILT_IN = 300
 NAMES = {
@@ -37,6 +37,7 @@ NAMES = {
 @dataclass(frozen=True)
 class Pairs(Choosing):
     name: str = "pairs"
+    crop: bool = True  # ARO and CREPE show the part of the picture that the caption is about
 
     def items(self, source: Source) -> Items:
         if not self.file:
@@ -64,7 +65,17 @@ class Pairs(Choosing):
         if isinstance(row.get("attributes"), list):
             kinds["attributes"] = " ".join(map(str, row["attributes"]))
         name = f"{row.get('id', number)}"
-        return block(name, image, pictures.path(image, row.where), truth, false, kinds)
+        return block(name, image, self._shown(row, pictures.path(image, row.where)), truth, false, kinds)
+
+    def _shown(self, row: Row, path: str) -> str | Crop:
+        for names in (("bbox_x", "bbox_y", "bbox_w", "bbox_h"), ("x", "y", "width", "height")):
+            if self.crop and all(row.get(n) not in (None, "") for n in names):
+                try:
+                    x, y, width, height = (round(float(row[n])) for n in names)
+                except (TypeError, ValueError):
+                    raise DiptychError(f"{row.where}: fields {', '.join(names)}: expected numbers") from None
+                return Crop(path, (x, y, width, height))
+        return path
 
     def _checklist(self, whole: list[Any], pictures: Pictures) -> Iterator[Block]:
         for number, entry in enumerate(whole):

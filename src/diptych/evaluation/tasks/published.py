@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,28 @@ from diptych.data.source import BrokenItem
 from diptych.data.sources import files
 from diptych.errors import DiptychError, nearest
 
-Shown = Image | str | bytes  # pixels, the path of a file, or the file's bytes
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture: x, y, width, height in pixels."""
+
+    path: str
+    box: tuple[int, int, int, int]
+
+
+Shown = Image | str | bytes | Crop  # pixels, the path of a file, the file's bytes, or a part of a file
 
 
 def pixels(shown: Shown, item: str) -> Image:
     """The picture. DiptychError names the item and what is wrong with it."""
     if isinstance(shown, np.ndarray):
         return shown
+    if isinstance(shown, Crop):
+        x, y, width, height = shown.box
+        part = pixels(shown.path, item)[max(0, y) : y + height, max(0, x) : x + width]
+        if not part.size:
+            raise DiptychError(f"{shown.path} of item {item}: the box {shown.box} lies outside the picture")
+        return part
     try:
         return decode(files.read(shown) if isinstance(shown, str) else shown, item)
     except (BrokenItem, OSError) as error:
@@ -61,7 +77,11 @@ def rows(path: str, inside: str = "") -> list[Row]:
     if file.suffix.lower() != ".json" or kind_of(file) == "lines":
         table = read_rows(file)
         return [_row(fields, table.where(i)) for i, fields in enumerate(table.rows)]
-    whole = content(path)
+    return rows_in(content(path), path, inside)
+
+
+def rows_in(whole: Any, path: str, inside: str = "") -> list[Row]:
+    """The rows of a .json that was read."""
     if isinstance(whole, dict) and isinstance(whole.get(inside), list):
         whole = whole[inside]
     if isinstance(whole, dict):

@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from diptych.batch import Sample
 from diptych.data.source import BrokenItem, Problem, Source
+from diptych.evaluation.inputs import kind_of
 from diptych.evaluation.metrics.captions import rouge_l_items
 from diptych.evaluation.metrics.vqa import normalise_answer, vqa_accuracy
 from diptych.evaluation.records import Record
 from diptych.evaluation.statistics import mean
 from diptych.evaluation.tasks.asking import Asking, Question
 from diptych.evaluation.tasks.base import Items, NotApplicable
-from diptych.evaluation.tasks.published import Pictures, Row, by_id, limited, rows, unique
+from diptych.evaluation.tasks.published import Pictures, Row, by_id, content, limited, rows, rows_in, unique
 
 BUILT_IN = 300  # questions of a source without end
 
@@ -42,12 +44,24 @@ class Vqa(Asking):
     def read(self) -> list[Question]:
         pictures = Pictures(self.images, self.file)
         answers = by_id(rows(self.annotations, "annotations"), "question_id", self.annotations) if self.annotations else None
-        found = limited((self._question(row, pictures, answers) for row in rows(self.file, "questions")), self.n)
+        table = (
+            rows(self.file, "questions") if not self.file.endswith(".json") or kind_of(Path(self.file)) == "lines" else self._read()
+        )
+        found = limited((self._question(row, pictures, answers) for row in table), self.n)
         if not self.candidates:
             return found
         common = Counter(Counter(map(normalise_answer, q.answers)).most_common(1)[0][0] for q in found)
         options = tuple(sorted(answer for answer, _ in common.most_common(self.candidates)))
         return [replace(q, options=options, statements=self._statements(q.text, options)) for q in found]
+
+    def _read(self) -> list[Row]:
+        """VQAv2 names the split of COCO once, for all its questions."""
+        whole = content(self.file)
+        table = rows_in(whole, self.file, "questions")
+        split = whole.get("data_subtype") if isinstance(whole, dict) and "questions" in whole else None
+        for row in table if split else []:
+            row.setdefault("data_subtype", split)
+        return table
 
     def _statements(self, question: str, options: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(self.statement.replace("{question}", question).replace("{answer}", o) for o in options)
