@@ -19,11 +19,14 @@ import cli_fixture
 from cli_fixture import Cli
 from diptych.capabilities import FunctionModel
 from diptych.data.scenes import open_scenes
-from diptych.data.sources.repeated import repeated
+from diptych.data.source import usable_samples
+from diptych.data.sources import open_source
+from diptych.data.sources.repeated import Repeated, repeated
 from diptych.errors import DiptychError
 from diptych.files import read_json
 from diptych.recipe import load_recipe
 from diptych.study import Measured, Runs, load_study, measures, study_names
+from diptych.study.derive import derive
 from diptych.study.run import check_study
 
 cli = cli_fixture.cli
@@ -218,6 +221,38 @@ def test_quick_and_dotted_overrides() -> None:
     assert study.arms["masked"].recipe == "siglip" and study.seeds == 2 and study.budget.samples < 2000
 
 
+def test_steps_make_data_once(tmp_path: Path) -> None:
+    plan = {"name": "long", "steps": ["text_length", {"keep": {"column": "words", "min": 4, "reason": "short"}}]}
+    steps = {"dirty_pool": {"rows": 120}, "curate": {"plan": plan}, "repeat": {"items": 5, "share": 0.25}}
+    said: list[str] = []
+    address = derive("scenes:full", steps, tmp_path / "data", said.append)
+    source = open_source(address)
+    assert isinstance(source, Repeated) and 20 < len(source.base) < 120
+    captions = [sample.captions[0] for sample in usable_samples(source, 10)]
+    assert all(len(caption.split()) >= 4 for caption in captions)
+    assert [words.partition(":")[0] for words in said] == ["dirty_pool", "curate", "repeat"]
+    assert derive("scenes:full", steps, tmp_path / "data", said.append) == address and len(said) == 3
+    changed = {**steps, "repeat": {"items": 6, "share": 0.25}}
+    assert derive("scenes:full", changed, tmp_path / "data", said.append) != address and len(said) == 4
+
+
+def test_balancing_leaves_more_of_what_is_rare(tmp_path: Path) -> None:
+    """Concepts of ordinary tables: 80 pictures of one thing, 10 of another."""
+    from PIL import Image
+
+    rows = []
+    for i in range(90):
+        Image.new("RGB", (8, 8), (i, 2 * i, 0)).save(tmp_path / f"{i}.png")
+        rows.append(json.dumps({"image": f"{i}.png", "caption": f"a {'common' if i < 80 else 'rare'} thing, number {i}"}))
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    address = derive(
+        f"jsonl:{tmp_path / 'mine.jsonl'}", {"balance": {"t": 10, "entries": ["common", "rare"]}}, tmp_path / "d", print
+    )
+    kept = open_source(address)
+    common = sum("common" in kept[i].captions[0] for i in range(len(kept)))
+    assert len(kept) - common == 10 and 2 <= common <= 22
+
+
 # --- measures on models whose truth is known ---
 
 
@@ -333,6 +368,8 @@ def test_habit_tells_a_model_that_looks_from_one_that_guesses(memory: Runs, monk
         for of, value in values.items():
             assert measures.habit(memory, "target", 0, of=of, data=data, pairs=20).value == value
         assert measures.habit(memory, "target", 0, of="contrary", data=data, pairs=20, alpha=1.0).value == corrected
+    found = measures.habit(memory, "target", 0, data=data, pairs=20)
+    assert len(set(found.clusters.values())) == 12, "a concept has one habit, however many of its pictures are asked about"
     with pytest.raises(DiptychError, match="option habit"):
         measures.habit(memory, "target", 0, data="scenes:small", pairs=2)
 

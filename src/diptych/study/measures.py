@@ -7,6 +7,7 @@ Each is ``function(runs, arm, seed, *, options) -> Measured``: a mean over items
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from diptych.study.verdict import Measured
 
 if TYPE_CHECKING:
     from diptych.batch import Sample
+    from diptych.data.source import Source
     from diptych.trained import TrainedModel
 
 
@@ -66,7 +68,7 @@ def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int
     source = open_source(load_recipe(str(own / "job.yaml")).data.train)
     if not isinstance(source, Repeated):
         raise DiptychError(f"{source.address} repeats nothing; give the arm the step derive: {{repeat: …}}")
-    queries = [source.base[i] for i in (source.members() if members == "own" else source.ordinary())]
+    queries = _readable(source.base, source.members() if members == "own" else source.ordinary())
     shows = [_shown(q, shown) for q in queries]
     told = [_told(q, all_of) for q, all_of in zip(queries, shows, strict=True)]
     kept = [i for i, all_of in enumerate(shows) if all_of - told[i]]
@@ -78,6 +80,16 @@ def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int
     predicted = [found - told[i] for i, found in enumerate(predicted_objects(neighbours_of, labels))]
     precision, recall = precision_recall(predicted, wanted)
     return {"items": [q.id for q in queries], "recall": recall, "precision": precision}
+
+
+def _readable(source: Source, numbers: Sequence[int]) -> list[Sample]:
+    from diptych.data.source import BrokenItem
+
+    found = []
+    for number in numbers:
+        with suppress(BrokenItem):  # the training skipped it too, and noted why
+            found.append(source[number])
+    return found
 
 
 @lru_cache(maxsize=1)  # they are large
@@ -228,7 +240,7 @@ def habit(
         "blind": scores["blank"][:, 0] - scores["blank"][:, 1],
     }[of]
     credit = np.where(prefers > 0, 1.0, np.where(prefers < 0, 0.0, 0.5))
-    return _of_items(list(items), credit)
+    return _of_items(list(items), credit, clusters={name: name.partition("/")[0] for name in items})  # a concept has one habit
 
 
 @lru_cache(maxsize=2)
@@ -256,6 +268,8 @@ def _habit_scores(path: Path, data: str, n: int) -> dict[str, Any]:
     return {"seen": seen, "blank": np.asarray(model.score([blank(images[0])], texts, empty)).reshape(len(items), 2)}
 
 
-def _of_items(names: Sequence[str], values: np.ndarray, more: dict[str, Any] | None = None) -> Measured:
+def _of_items(
+    names: Sequence[str], values: np.ndarray, more: dict[str, Any] | None = None, clusters: dict[str, str] | None = None
+) -> Measured:
     items = {name: float(v) for name, v in zip(names, values, strict=True)}
-    return Measured(float(np.mean(values)), items, more=more or {})
+    return Measured(float(np.mean(values)), items, clusters or {}, more=more or {})

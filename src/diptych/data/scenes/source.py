@@ -114,8 +114,9 @@ class Scenes:
         """n pairs of pictures, each with its caption, that differ in one object's colour: its habitual one first, then another."""
         found = {}
         for i in range(n):
-            graphs, texts = habit_pair(self.world, self._seed(_HABITS, i), self.world.focus[i % len(self.world.focus)])
-            found[f"habit/{i}"] = [picture(graph, self.world.size)[0] for graph in graphs], texts
+            concept = self.world.focus[i % len(self.world.focus)]
+            graphs, texts = habit_pair(self.world, self._seed(_HABITS, i), concept)
+            found[f"{concept}/{i}"] = [picture(graph, self.world.size)[0] for graph in graphs], texts
         return found
 
     def retrieval(self, n: int, captions: int = 3) -> list[Sample]:
