@@ -24,31 +24,36 @@ def main() -> int:
     for name in arguments.cases:
         if name not in names:
             parser.error(f"there is no case '{name}'{nearest(name, names)}")
-    failed = []
-    for name in arguments.cases or names:
-        began = time.monotonic()
-        print(f"{name} …", flush=True)
-        case = importlib.import_module(f"bench.cases.{name.replace('-', '_')}")
-        bench, where = Bench(name, arguments.quick), environment()
-        try:
-            case.run(bench)
-        except MissingPeer as missing:
-            print(f"  {missing}", file=sys.stderr)
-            failed.append(name)
-            continue
-        except Exception:  # the other cases are still worth having
-            traceback.print_exc()
-            failed.append(name)
-            continue
-        print(f"  {time.monotonic() - began:.0f} s", flush=True)
-        if not arguments.quick:
-            save(bench, {"about": inspect.cleandoc(case.__doc__ or "")}, where, f"python -m bench {name}")
-            write_page(names)
+    failed = [name for name in arguments.cases or names if not one(name, arguments.quick, bool(arguments.cases))]
     if not arguments.quick:
         print(f"written: {PAGE}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def one(name: str, quick: bool, named: bool) -> bool:
+    """Run one case and write what it found; False if it failed. The other cases are still worth having."""
+    began = time.monotonic()
+    bench, where = Bench(name, quick), environment()
+    print(f"{name} …", flush=True)
+    try:
+        case = importlib.import_module(f"bench.cases.{name.replace('-', '_')}")
+        if getattr(case, "SLOW", False) and not named:
+            print("  slow: runs only if named")
+            return True
+        case.run(bench)
+    except MissingPeer as missing:
+        print(f"  {missing}", file=sys.stderr)
+        return False
+    except Exception:
+        traceback.print_exc()
+        return False
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    if not quick:
+        save(bench, {"about": inspect.cleandoc(case.__doc__ or "")}, where, f"python -m bench {name}")
+        write_page(case_names())
+    return True
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ CAPTION = 16  # 14 tokens, [BOS] and [EOS]
 
 
 def run(bench: Bench) -> None:
-    n = 8 if bench.quick else 32
-    rounds = 7
+    n = 2 if bench.quick else 16
+    rounds = 5
     pixels, full, padded = images(n), token_ids(n), token_ids(n, filled=CAPTION)
     for precision in ("fp32", "bf16"):
         contestants = {
