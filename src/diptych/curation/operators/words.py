@@ -45,7 +45,7 @@ class TextQuality(Operator):
         "boilerplate": pa.bool_(),
     }
     run: int = 10
-    words: int = 2
+    words: int = 4
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
         text = batch["text"]

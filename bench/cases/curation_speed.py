@@ -1,0 +1,167 @@
+"""Rows a CPU-second of each curation operator on the dirty pool (256² JPEG, captions of about nine words), one process, one thread: the operator alone, on pictures that are
+decoded already. Then what grows with the pool: copies among a million pHashes, and MetaCLIP's matching against 500,000 entries."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numpy as np
+
+from bench.harness import Bench, rate
+from bench.pool import Pool
+from diptych.curation.apply import apply, rows_of
+from diptych.curation.operators.concepts import Balance, Matcher
+from diptych.curation.operators.duplicates import near_twins
+from diptych.curation.operators.hamming import pairs_within
+from diptych.curation.operators.semantic import normalised, semantic_twins
+
+METADATA = 100_000  # rows a CPU-second that an operator on captions and numbers alone should do
+
+
+def run(bench: Bench) -> None:
+    _operators(bench)
+    _hashes(bench, 100_000 if bench.quick else 1_000_000)
+    _concepts(bench, 50_000 if bench.quick else 500_000)
+    _meaning(bench, 2_000 if bench.quick else 20_000)
+
+
+def _operators(bench: Bench) -> None:
+    pool = Pool.make(200 if bench.quick else 1500)
+    rows = []
+    for name in ("image_size", "image_quality", "image_hash"):
+        pool.score(name)
+        rows.append([name, rate(pool.rates[name])])
+    small = 20 if bench.quick else 60
+    part = Pool(pool.place, pool.table.slice(0, small), pool.truth[:small])
+    try:
+        part.score("text_spotting")
+        rows.append(["text_spotting", rate(part.rates["text_spotting"])])
+    except Exception as error:
+        bench.note(f"text_spotting was not measured: {error}")
+    captions = pool.values("text")
+    many = rows_of(
+        {"text": captions * (10 if bench.quick else 40), "id": [str(i) for i in range(len(captions) * (10 if bench.quick else 40))]}
+    )
+    for label, name, options in (
+        ("text_length", "text_length", {}),
+        ("text_quality", "text_quality", {}),
+        ("language, py3langid", "language", {"identifier": "py3langid"}),
+        ("language, fasttext", "language", {"identifier": "fasttext"}),
+        ("language, cld2", "language", {"identifier": "cld2"}),
+        ("negatives", "negatives", {}),
+        ("same_text", "same_text", {}),
+    ):
+        from diptych.curation.operators import OPERATORS
+        from diptych.registry import resolve
+
+        operator = resolve(OPERATORS[name], {}, "operator")(**options)
+        apply(operator, many.slice(0, 100))
+        began = time.process_time()
+        apply(operator, many)
+        rows.append([label, rate(many.num_rows / (time.process_time() - began))])
+        if name in ("text_length", "text_quality", "same_text"):
+            reached = many.num_rows / (time.process_time() - began)
+            bench.goal(f"{name} ≥ {METADATA:,} rows a CPU-second", rate(reached), reached >= METADATA)
+    bench.table(["operator", "rows/CPU-s"], rows, "Operators, one row at a time in their results, many at a time in their work")
+
+
+def _hashes(bench: Bench, n: int) -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, n, dtype=np.uint64)
+    copies = rng.choice(n, n // 20, replace=False)
+    for at, copy in enumerate(copies):  # a twentieth are near copies of others, 0 to 4 bits away
+        flips = rng.choice(64, at % 5, replace=False)
+        hashes[copy] = hashes[(copy + 1) % n] ^ np.uint64(sum(1 << int(b) for b in flips))
+    rows = []
+    for distance in (0, 4, 8)[: 2 if bench.quick else 3]:
+        began = time.perf_counter()
+        cause = near_twins(hashes, np.arange(n), distance)
+        spent = time.perf_counter() - began
+        rows.append(["own index: near_image", str(distance), f"{spent:.1f} s", f"{int((cause >= 0).sum()):,}"])
+        if distance == 4:
+            bench.goal(f"copies among {n:,} pHashes at distance 4 in 2 minutes", f"{spent:.1f} s", spent < 120)
+    try:
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        data = hashes.view(np.uint8).reshape(n, 8)
+        began = time.perf_counter()
+        index = faiss.IndexBinaryMultiHash(
+            64, 4, 16
+        )  # four blocks of 16 bits; exact up to 3 bits, so one bit of a block may differ
+        index.nflip = 1
+        index.add(data)
+        found, theirs = 0, min(n, 20_000)
+        limits, _, _ = index.range_search(data[:theirs], 5)
+        found = int(limits[-1]) - theirs
+        spent = (time.perf_counter() - began) * n / theirs
+        rows.append(
+            [f"faiss IndexBinaryMultiHash (from {theirs:,} queries)", "4", f"{spent:.0f} s", f"{found:,} pairs of the queries"]
+        )
+    except ModuleNotFoundError:
+        bench.note("faiss is not installed, so it was not compared.")
+    few = np.unique(hashes[:4000])  # equal ones are grouped before the index is asked
+    i, _, _ = pairs_within(few, 4)
+    bits = np.bitwise_count(few[:, None] ^ few[None])
+    bench.note(
+        f"Of {len(few):,} different hashes, comparing all pairs finds {int(np.triu(bits <= 4, 1).sum()):,} pairs within 4 bits, the index {len(i):,}."
+    )
+    bench.table(["index", "distance", "wall time", "removed"], rows, f"{n:,} hashes")
+
+
+def _concepts(bench: Bench, n: int) -> None:
+    from diptych.models.pretrained.packages import require
+
+    (package,) = require("minilm")
+    words = [w for w in open(f"{package.__path__[0]}/model/vocab.txt", encoding="utf-8").read().split("\n") if w.isalpha()]
+    draw = random.Random(0)
+    entries = set(words)
+    while len(entries) < n:
+        entries.add(" ".join(draw.choices(words, k=draw.choice((2, 2, 3)))))
+    captions = [" ".join(draw.choices(words, k=12)) for _ in range(2_000 if bench.quick else 30_000)]
+    began = time.process_time()
+    match = Matcher(sorted(entries))
+    built = time.process_time() - began
+    began = time.process_time()
+    found = [match(caption) for caption in captions]
+    speed = len(captions) / (time.process_time() - began)
+    bench.goal(f"{n:,} entries, ≥ 20,000 captions a CPU-second", rate(speed), speed >= 20_000)
+    lists = rows_of({"concepts": [[str(i) for i in f] for f in found]})
+    balance = Balance(t=50)
+    began = time.process_time()
+    state = balance.combine(iter([balance.summarise(lists)]))
+    balance.decide(lists, state)
+    balanced = len(captions) / (time.process_time() - began)
+    rows = [
+        ["automaton built", f"{built:.1f} s", ""],
+        ["captions matched", rate(speed), f"{sum(map(len, found)) / len(found):.1f} entries a caption"],
+        ["rows balanced", rate(balanced), ""],
+    ]
+    bench.table(
+        ["MetaCLIP", "a CPU-second", ""],
+        rows,
+        f"{n:,} entries (words of MiniLM's vocabulary, alone and by twos and threes), captions of 12 words",
+    )
+
+
+def _meaning(bench: Bench, n: int) -> None:
+    rng = np.random.default_rng(0)
+    vectors = normalised(rng.normal(size=(n, 256)))
+    vectors[n // 2 : n // 2 + n // 10] = normalised(vectors[: n // 10] + 0.2 * normalised(rng.normal(size=(n // 10, 256))))
+    rows = []
+    for across in (False, True):
+        began = time.process_time()
+        cause, _ = semantic_twins(vectors, 0.05, across=across)
+        rows.append(
+            [
+                "also across clusters" if across else "inside clusters (published)",
+                f"{time.process_time() - began:.1f} s",
+                f"{int((cause >= 0).sum()):,} of {n // 10:,}",
+            ]
+        )
+    bench.table(
+        ["SemDeDup, ε = 0.05", "CPU time", "planted twins removed"],
+        rows,
+        f"{n:,} vectors of 256 numbers, uniform on the sphere (the hardest case for clusters)",
+    )
