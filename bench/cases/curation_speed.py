@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -114,7 +115,8 @@ def _concepts(bench: Bench, n: int) -> None:
     from diptych.models.pretrained.packages import require
 
     (package,) = require("minilm")
-    words = [w for w in open(f"{package.__path__[0]}/model/vocab.txt", encoding="utf-8").read().split("\n") if w.isalpha()]
+    vocabulary = (Path(package.__path__[0]) / "model" / "vocab.txt").read_text(encoding="utf-8")
+    words = [w for w in vocabulary.split("\n") if w.isalpha()]
     draw = random.Random(0)
     entries = set(words)
     while len(entries) < n:
