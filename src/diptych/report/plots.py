@@ -206,13 +206,15 @@ def pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _map_panel(index: int, recipe: Recipe, image: np.ndarray, words: np.ndarray) -> str:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     n = len(image)
     gap = modality_gap(image, words)
     flat, kept = pca(np.concatenate([image, words]))
     pick = np.linspace(0, n - 1, min(n, MAPPED)).astype(int)
     both = np.concatenate([image[pick], words[pick]])
-    near = TSNE(init="pca", perplexity=min(30, (len(both) - 1) / 3), random_state=0).fit_transform(both)
+    with threadpool_limits(1):  # so few points are not faster on several cores, and far slower on busy ones
+        near = TSNE(init="pca", perplexity=min(30, (len(both) - 1) / 3), random_state=0).fit_transform(both)
     shown = f"{len(pick)} of {n} pairs" if len(pick) < n else f"{n} pairs"
     first = _map(index, flat[pick], flat[n:][pick], f"PCA of the embeddings of {recipe.label}, modality gap {gap:.2f}")
     second = _map(index, near[: len(pick)], near[len(pick) :], f"t-SNE of the embeddings of {recipe.label}")
