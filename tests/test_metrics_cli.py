@@ -436,3 +436,31 @@ def test_table_says_what_is_beside_the_numbers(put: Put) -> None:
     text = CliRunner().invoke(app, ["metrics", "pairs", "--scores", put("S.jsonl", rows)], env={"COLUMNS": "200"}).stdout
     assert "split=[a]" in text and "0.5000" in text and "ties" in text and "no NaNs, no unparsed" in text
     assert "fewer than 10 clusters" in text
+
+
+def test_clipscore_by_a_model_that_knows_two_colours(tmp_path: Path, put: Put) -> None:
+    """Its embeddings are one axis a colour: the right colour has cosine 1, hence 2.5; the wrong one 0."""
+    from PIL import Image
+
+    from diptych.capabilities import FunctionModel
+    from diptych.evaluation.predictions.texts import image_files, judge_by_model
+
+    model = FunctionModel(
+        "colours",
+        embed_image=lambda images: np.array([[i[..., 0].mean(), i[..., 2].mean()] for i in images]),
+        embed_text=lambda texts: np.array([["red" in t, "blue" in t] for t in texts], dtype=float) + 1e-9,
+    )
+    for name, colour in (("1.png", (255, 0, 0)), ("2.png", (0, 0, 255)), ("3.png", (0, 0, 255))):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / name)
+    generated = {"1": "red", "2": "blue", "3": "red"}
+    references = {"1": ["red"], "2": ["red"], "3": ["something", "blue"]}
+    rows = {"images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2, 3)]}
+    files = image_files(Path(put("refs.json", rows)), tmp_path, list(generated))
+    assert files == image_files(Path(put("refs.json", {"images": []})), tmp_path, list(generated))  # by name
+    alone, beside = judge_by_model(model, tmp_path, files, generated, references)
+    assert (alone.metric, alone.value) == ("clipscore", pytest.approx((2.5 + 2.5 + 0) / 3))
+    assert (beside.metric, beside.value) == ("refclipscore", pytest.approx((2 * 2.5 * 1 / 3.5 + 0 + 0) / 3, abs=1e-6))
+    with pytest.raises(DiptychError, match="CLIPScore needs a model with embed_image and embed_text"):
+        judge_by_model(FunctionModel("mute", generate=lambda *_: []), tmp_path, files, generated, references)
+    with pytest.raises(DiptychError, match="1 of 1 images are not there, the first 9.png"):
+        judge_by_model(model, tmp_path, {"9": "9.png"}, {"9": "red"}, None)
