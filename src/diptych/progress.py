@@ -23,6 +23,11 @@ def describe(state: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
+def _kind(phase: str) -> str:
+    """ "judging pope 32/100" → "judging pope": a log needs no line for each count."""
+    return " ".join(phase.split()[:2])
+
+
 class JobsDisplay:
     """One row a job; the states are updated in place by whoever runs the jobs."""
 
@@ -64,7 +69,7 @@ class JobsDisplay:
                 self.progress.update(row, completed=state.get("share", 0.0), note=note)
                 if phase in ("done", "failed"):
                     self.progress.stop_task(row)
-            elif phase != self.phases[i] or (due and phase == "training"):
+            elif _kind(phase) != _kind(self.phases[i]) or (due and phase not in ("waiting", "done", "failed")):
                 print(
                     f"[{time.monotonic() - self.began:5.0f} s] {label:<14} {state.get('share', 0):4.0%} {note}",
                     file=sys.stderr,
