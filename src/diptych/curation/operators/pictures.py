@@ -60,7 +60,7 @@ def pixel_hash(picture: np.ndarray) -> bytes:
 
 def phashes(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """64-bit perceptual hashes, uint64 [N] (Zauner 2010): which of the 8 × 8 lowest frequencies of the picture at 32 × 32 pixels are
-    above their median. The same bits as ``imagehash.phash``, first bit highest.
+    above their median. The formula of ``imagehash.phash``, first bit highest.
     """
     from PIL import Image
 
