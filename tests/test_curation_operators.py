@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,3 +122,14 @@ def test_uniform_is_uniform_and_its_streams_are_independent():
         assert ((counts - 10_000) ** 2 / 10_000).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
     assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(len(a))
     np.testing.assert_array_equal(uniform(hashes[::-1], "a")[::-1], a)
+
+
+def test_pictures_in_a_column_are_given_back():
+    """A batch that is done with must not stay in memory, or a run grows with its rows."""
+    picture = np.full((300, 300, 3), 7, np.uint8)
+    references = sys.getrefcount(picture)
+    column = pixels_of([picture] * 20)
+    assert np.array_equal(arrays(column)[19], picture)
+    del column
+    gc.collect()
+    assert sys.getrefcount(picture) == references

@@ -117,7 +117,10 @@ def pixels_of(pictures: Sequence[np.ndarray]) -> pa.Array:
     """The other way: uint8 [height, width, 3] arrays to a ``pixels`` column."""
     heights = pa.array([p.shape[0] for p in pictures], pa.int32())
     widths = pa.array([p.shape[1] for p in pictures], pa.int32())
-    data = pa.array([np.ascontiguousarray(p).reshape(-1).data for p in pictures], pa.large_binary())
+    offsets = np.cumsum([0, *(p.size for p in pictures)], dtype=np.int64)
+    joined = np.concatenate([np.ascontiguousarray(p).reshape(-1) for p in pictures]) if pictures else np.zeros(0, np.uint8)
+    # From buffers: pa.array keeps each memoryview that it is given for ever (pyarrow 26), and with it the picture.
+    data = pa.Array.from_buffers(pa.large_binary(), len(pictures), [None, pa.py_buffer(offsets), pa.py_buffer(joined)])
     return pa.StructArray.from_arrays([heights, widths, data], fields=list(PIXELS))
 
 
