@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diptych.training.distributed import Cluster
-from diptych.training.step import BatchGradient, Pieces, Share
 from torch import Tensor, nn
 
 from bench.harness import Bench
@@ -20,8 +18,10 @@ from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.contrastive import info_nce
 from diptych.recipe import load_recipe
+from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
 from diptych.training.setup import corpus_of
+from diptych.training.step import BatchGradient, Pieces, Share
 
 N, PIECES = 64, 8
 

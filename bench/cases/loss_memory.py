@@ -13,10 +13,10 @@ from bench.harness import Bench, measure_memory, megabytes
 def prepare(form: str, n: int, d: int) -> Callable[[], float]:
     """Loss and gradients of ``n`` pairs by ``form``, after a small run that loads what torch loads late."""
     import torch
-    from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
     from bench.peers import open_clip
     from diptych.objectives.contrastive import info_nce
+    from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
     def loss(image: Any, text: Any, scale: Any, bias: Any) -> Any:
         if form == "info_nce, tiled":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE = 2048  # rows and columns; 16 MB of logits in float32
+TILE = 1024  # rows and columns; 4 MB of logits in float32, which stay in the cache
 NO_MEANING = -1  # of hard negatives: they share no one's meaning (meanings are not negative)
 
 
@@ -105,17 +105,16 @@ class _CrossEntropy(torch.autograd.Function):
         tile: int,
     ) -> Tensor:
         m, n = len(a), len(b)
-        scaled = a * scale
         row, column = (a.new_full((m,), float("-inf")) for _ in range(2))
         for i, j in _tiles(m, n, tile, m if both else n):
-            logits = scaled[i] @ b[j].T
+            logits = (a[i] * scale) @ b[j].T
             same = _same(i, j, start, same_a, same_b)
             if same is not None:
                 logits.masked_fill_(same, float("-inf"))
             row[i] = torch.logaddexp(row[i], torch.logsumexp(logits, 1))
             if both and j.stop <= m:
                 column[j] = torch.logaddexp(column[j], torch.logsumexp(logits, 0))
-        own = (scaled * b[start : start + m]).sum(1)
+        own = torch.einsum("md,md->m", a, b[start : start + m]) * scale
         ctx.save_for_backward(a, b, scale, row, column, *(t for t in (same_a, same_b) if t is not None))
         ctx.start, ctx.both, ctx.tile = start, both, tile
         loss = (row - own).sum()
@@ -127,11 +126,10 @@ class _CrossEntropy(torch.autograd.Function):
         a, b, scale, row, column, *same = ctx.saved_tensors
         same_a, same_b = same or (None, None)
         m, n = len(a), len(b)
-        scaled = a * scale
         for_a, for_b = torch.zeros_like(a), torch.zeros_like(b)  # before the factor scale · grad
         for i, j in _tiles(m, n, ctx.tile, m if ctx.both else n):
-            logits = scaled[i] @ b[j].T
-            share = torch.exp(logits - row[i, None])
+            logits = (a[i] * scale) @ b[j].T
+            share = (logits - row[i, None]).exp_()
             if ctx.both and j.stop <= m:
                 share += logits.sub_(column[None, j]).exp_()
             mask = _same(i, j, ctx.start, same_a, same_b)
@@ -142,8 +140,8 @@ class _CrossEntropy(torch.autograd.Function):
         own = slice(ctx.start, ctx.start + m)
         for_a.sub_(b[own], alpha=1 + ctx.both)
         for_b[own].sub_(a, alpha=1 + ctx.both)
-        for_scale = (for_a * a).sum() * grad  # every logit is scale · (a row of a) · (a row of b)
-        return for_a * (grad * scale), for_b * (grad * scale), for_scale, None, None, None, None, None
+        for_scale = torch.dot(for_a.view(-1), a.reshape(-1)) * grad  # every logit is scale · (a row of a) · (a row of b)
+        return for_a.mul_(grad * scale), for_b.mul_(grad * scale), for_scale, None, None, None, None, None
 
 
 class _SigmoidSum(torch.autograd.Function):
@@ -159,11 +157,10 @@ class _SigmoidSum(torch.autograd.Function):
         text_meaning: Tensor | None,
         tile: int,
     ) -> Tensor:
-        scaled = image * scale
         total, for_bias = image.new_zeros(()), image.new_zeros(())
         for_image, for_text = torch.zeros_like(image), torch.zeros_like(text)
         for i, j in _tiles(len(image), len(text), tile, len(text)):
-            logits = torch.addmm(bias, scaled[i], text[j].T)
+            logits = torch.addmm(bias, image[i] * scale, text[j].T)
             slope = torch.sigmoid(logits)  # of −log σ(z · logit): σ(logit), less 1 where z = 1
             total -= _own(logits, i, j, start).sum()  # softplus(x) − x is the positive's term
             terms = torch.nn.functional.softplus(logits)
@@ -176,7 +173,7 @@ class _SigmoidSum(torch.autograd.Function):
             for_image[i] += slope @ text[j]
             for_text[j] += slope.T @ image[i]
             for_bias += slope.sum()
-        ctx.save_for_backward(for_image, for_text, (for_image * image).sum(), for_bias, scale)
+        ctx.save_for_backward(for_image, for_text, torch.dot(for_image.view(-1), image.reshape(-1)), for_bias, scale)
         return total
 
     @staticmethod
