@@ -20,11 +20,11 @@ from diptych.data.loader import Loader
 from diptych.data.order import mixed
 from diptych.data.source import BrokenItem
 from diptych.data.text import Tokenizer
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, Interrupted
 from diptych.recipe import Stage, load_recipe
 from diptych.trained import TrainedModel
 from diptych.training.checkpoint import checkpoints
-from diptych.training.loop import Interrupted, Trainer, train
+from diptych.training.loop import Trainer, train
 from diptych.training.optim import Averaged, build_optimizer, rate_share
 
 FAST = ["stages.0.batch_size=16", "stages.0.warmup=2", "parts.vision.depth=1", "parts.text.depth=1", "precision=fp32"]

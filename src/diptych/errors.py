@@ -13,6 +13,10 @@ class DiptychError(Exception):
     """
 
 
+class Interrupted(DiptychError):  # noqa: N818 - an outcome, not a failure
+    """Ctrl-C or SIGTERM: what was done is kept, and the same command (``--resume`` for training) goes on. Exit status 130."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint such as ``; did you mean 'vision'?`` or, if nothing is close, the list of valid names."""
     valid = sorted(set(valid))

@@ -21,7 +21,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from diptych.budget import Budget
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, Interrupted
 
 
 @dataclass
@@ -113,8 +113,6 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
                         failed.append(job)
                 display.update()
     except KeyboardInterrupt:
-        from diptych.training.loop import Interrupted
-
         for job in running:
             assert job.process is not None
             job.process.send_signal(signal.SIGTERM)

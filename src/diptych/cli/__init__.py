@@ -13,7 +13,7 @@ import typer
 
 from diptych.cli import curate, data, evaluate, metrics, report, study, training
 from diptych.cli.options import BUDGET, DATA, SetOption
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, Interrupted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -113,7 +113,7 @@ def main() -> None:
     try:
         app()
     except DiptychError as error:
-        interrupted = type(error).__name__ == "Interrupted"
+        interrupted = isinstance(error, Interrupted)
         typer.echo(f"{'' if interrupted else 'error: '}{error}", err=True)
         sys.exit(130 if interrupted else 1)
     except OSError as error:

@@ -28,7 +28,7 @@ from diptych.curation.scoring import Outcome
 from diptych.curation.shards import Keys
 from diptych.curation.store import Store, address
 from diptych.curation.work import Task
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, Interrupted
 from diptych.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_text
 
 SHARED = (
@@ -39,10 +39,6 @@ SHARED = (
     "writing",
 )  # costs that are no operator's own
 Progress = Callable[[str, int, int], None]  # phase, pieces done, pieces in all
-
-
-class Interrupted(DiptychError):  # noqa: N818 - an outcome, not a failure
-    """Ctrl-C or SIGTERM: what is done is kept."""
 
 
 @dataclass

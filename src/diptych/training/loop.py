@@ -20,7 +20,7 @@ import torch
 from diptych.budget import Spent
 from diptych.data.loader import Loader
 from diptych.data.source import Source
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, Interrupted
 from diptych.objectives import Objective
 from diptych.recipe import Recipe, Stage
 from diptych.training.checkpoint import Checkpoint, load_weights
@@ -36,10 +36,6 @@ LOG_EVERY = 10  # steps, or
 LOG_SECONDS = 5.0  # if steps are slow
 
 Progress = Callable[[dict[str, Any]], None]
-
-
-class Interrupted(DiptychError):  # noqa: N818 - an outcome, not a failure
-    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
 
 
 @dataclass

@@ -13,12 +13,8 @@ from diptych.data.packing.manifest import Manifest
 from diptych.data.packing.shard import SHARD_ITEMS, Parameters, shard_name
 from diptych.data.packing.workers import write_shards
 from diptych.data.source import Source
-from diptych.errors import DiptychError, nearest
+from diptych.errors import DiptychError, Interrupted, nearest
 from diptych.progress import CountDisplay
-
-
-class Interrupted(DiptychError):  # noqa: N818 - an outcome, not a failure
-    """Ctrl-C: finished shards are kept."""
 
 
 def pack(
