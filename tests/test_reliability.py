@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diptych.api import load
 from diptych.batch import Sample
 from diptych.data.source import BrokenItem
 from diptych.errors import DiptychError
@@ -172,6 +173,18 @@ def test_the_best_by_validation_loss_is_kept(tmp_path, monkeypatch):
     assert best_checkpoint(root).name == "step-00000004"
     rows = read_jsonl(tmp_path / "run" / "validation.jsonl")
     assert [(r["step"], r["best"]) for r in rows] == [(2, True), (4, True), (6, False), (8, False), (10, False)]
+
+
+def test_any_checkpoint_can_be_loaded_by_its_address(tmp_path):
+    run = tmp_path / "run"
+    train(recipe("budget=64 samples", "checkpoints.steps=2", "stages.0.ema=0"), run)
+    last, first = (load(run / "checkpoints" / name).model.state_dict() for name in ("last", "step-00000002"))
+    saved = load_file(run / "checkpoints" / "step-00000002" / "model.safetensors")
+    assert all(torch.equal(first[n], saved[n]) for n in saved) and any(not torch.equal(last[n], saved[n]) for n in saved)
+    with pytest.raises(DiptychError, match="no checkpoint 'best'; a run keeps its best only with `validation`"):
+        load(run / "checkpoints" / "best")
+    with pytest.raises(DiptychError, match="did you mean 'step-00000002'"):
+        load(run / "checkpoints" / "step-2")
 
 
 def test_validation_changes_nothing_but_the_record(tmp_path):

@@ -24,13 +24,16 @@ __all__ = ["compare", "evaluate", "load", "open_source", "train"]
 
 
 def load(address: str | Path, device: str = "auto") -> Model:
-    """A model: a run directory, or one that is not ours by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
+    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), or one that is not
+    ours by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
 
     Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """
     from diptych.foreign import is_foreign, open_model
 
     path = Path(address)
+    if path.parent.name == "checkpoints" and (path.parent.parent / "recipe.yaml").is_file():
+        return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)
     if not path.is_dir() and is_foreign(str(address)):
         return open_model(str(address), device)
     if not path.is_dir():
@@ -103,7 +106,8 @@ def evaluate(
 def run_directory(address: str | Path) -> Path:
     """Where what is found out about a model goes."""
     path = Path(address)
-    return path if path.is_dir() else Path("runs") / re.sub(r"[^\w.-]+", "-", str(address)).strip("-.")
+    own = path.is_dir() and path.parent.name != "checkpoints"  # a checkpoint holds what a run needs to go on, and no more
+    return path if own else Path("runs") / re.sub(r"[^\w.-]+", "-", str(address)).strip("-.")
 
 
 def compare(

@@ -27,7 +27,7 @@ from diptych.objectives.late import LateInteraction
 from diptych.objectives.masked import MaskedWords
 from diptych.objectives.matching import Matching
 from diptych.recipe import Recipe, load_recipe
-from diptych.training.checkpoint import Checkpoint, checkpoint_key, checkpoints, load_weights
+from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint, load_weights
 from diptych.training.setup import pick_device, use_bf16
 
 CHUNK = 256  # images or texts encoded at a time
@@ -59,11 +59,9 @@ class TrainedModel:
         self.capabilities = frozenset(able)
 
     @classmethod
-    def load(cls, run: Path, device: str = "auto", averaged: bool = True) -> TrainedModel:
-        """The last checkpoint of a run; ``averaged``: its averaged weights where it keeps any."""
-        found = checkpoints(run / "checkpoints")
-        if not found:
-            raise DiptychError(f"{run}: no checkpoint; a run directory holds recipe.yaml and checkpoints/")
+    def load(cls, run: Path, device: str = "auto", averaged: bool = True, checkpoint: str = "last") -> TrainedModel:
+        """A run's model. averaged: its averaged weights where it keeps any. checkpoint: ``last``, ``best`` (by validation loss) or a name, ``step-00000500``."""
+        path = find_checkpoint(run / "checkpoints", checkpoint)
         recipe = load_recipe(str(run / "recipe.yaml"))
         own = recipe.data.tokenizer.kind == "bpe"
         tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
@@ -72,10 +70,9 @@ class TrainedModel:
         kept = None if own else kept_in(run / "tokenizer.json")
         model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=kept)
         objectives = build_objectives(recipe, model)
-        checkpoint = Checkpoint.load(found[-1], restore_random=False)
-        load_weights(found[-1], checkpoint, model, objectives, averaged)
+        load_weights(path, Checkpoint.load(path, restore_random=False), model, objectives, averaged)
         trained = cls(run.name, recipe, model.to(where), objectives.to(where), where)
-        trained.key = checkpoint_key(found[-1])
+        trained.key = checkpoint_key(path)
         return trained
 
     # --- capabilities ---

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, nearest
 from diptych.files import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -98,6 +98,19 @@ def best_checkpoint(root: Path) -> Path | None:
     noted = root / BEST
     path = root / read_json(noted)["checkpoint"] if noted.is_file() else None
     return path if path and path.is_dir() else None
+
+
+def find_checkpoint(root: Path, name: str) -> Path:
+    """The checkpoint called ``last``, ``best`` or ``step-########`` in the directory ``root`` of a run."""
+    found = {p.name: p for p in checkpoints(root)}
+    if not found:
+        raise DiptychError(f"{root.parent}: no checkpoint; a run directory holds recipe.yaml and checkpoints/")
+    best = best_checkpoint(root)
+    found |= {"last": checkpoints(root)[-1]} | ({"best": best} if best else {})
+    if name not in found:
+        why = "; a run keeps its best only with `validation`" if name == "best" else nearest(name, found)
+        raise DiptychError(f"{root} has no checkpoint '{name}'{why}")
+    return found[name]
 
 
 def load_weights(path: Path, checkpoint: Checkpoint, model: VLM, objectives: nn.ModuleDict, averaged: bool = False) -> None:
