@@ -13,8 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, Queue
@@ -22,6 +21,7 @@ from typing import Any
 
 from diptych.budget import Budget
 from diptych.errors import DiptychError, Interrupted
+from diptych.signals import terminated_like_interrupted
 
 
 @dataclass
@@ -92,7 +92,7 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
     failed: list[Job] = []
     events: Events = Queue()
     try:
-        with _terminated_like_interrupted(), JobsDisplay([(job.label, job.state) for job in planned]) as display:
+        with terminated_like_interrupted(), JobsDisplay([(job.label, job.state) for job in planned]) as display:
             while waiting or running:
                 while waiting and len(running) < side_by_side:
                     job = waiting.pop(0)
@@ -126,20 +126,6 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
 def why_failed(failed: Sequence[Job], planned: Sequence[Job]) -> str:
     lines = "\n".join(f"  {job.label}: {job.state.get('error', 'failed')} (log: {job.path / 'log.txt'})" for job in failed)
     return f"{len(failed)} of {len(planned)} runs failed:\n{lines}"
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM (``timeout``, a container that stops) saves the runs as Ctrl-C does; their processes would not hear of it."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread: whoever owns it handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _drain(events: Events) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from diptych.curation.store import Store, address
 from diptych.curation.work import Task
 from diptych.errors import DiptychError, Interrupted
 from diptych.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_text
+from diptych.signals import terminated_like_interrupted
 
 SHARED = (
     "reading the source",
@@ -80,7 +80,7 @@ def curate(
     checked = plan if isinstance(plan, Plan) else load_plan(plan, overrides)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out), _terminated_like_interrupted():
+    with _alone(out), terminated_like_interrupted():
         try:
             return _Run(checked, data, out, runner, workers, progress or (lambda *_: None)).run()
         except OSError as error:
@@ -351,20 +351,6 @@ def _alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM stops the run as Ctrl-C does: workers are stopped, what is done is kept."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread: whoever owns it handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def decisions(out: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:

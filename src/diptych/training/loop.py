@@ -9,8 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from diptych.data.source import Source
 from diptych.errors import DiptychError, Interrupted
 from diptych.objectives import Objective
 from diptych.recipe import Recipe, Stage
+from diptych.signals import handled
 from diptych.training.checkpoint import Checkpoint, load_weights
 from diptych.training.distributed import Cluster, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
@@ -101,7 +101,7 @@ class Trainer:
         total = sum(stage.share for stage in self.recipe.stages)
         end = 0.0
         try:
-            with _signals(self), self.record.tracking():
+            with handled([signal.SIGINT, signal.SIGTERM], self._ask_to_stop), self.record.tracking():
                 for stage in self.recipe.stages:
                     start, end = end, end + stage.share / total
                     if self.spent.share(self.recipe.budget) < end:
@@ -109,6 +109,12 @@ class Trainer:
             return Run(self.out, self.recipe, self.record.spent(self.setup, self.spent, finished=True))
         finally:
             self.cluster.part()
+
+    def _ask_to_stop(self, number: int, _frame: Any) -> None:
+        """Save and stop after the step in hand; a second signal stops at once."""
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = signal.Signals(number).name
 
     def _run_stage(self, stage: Stage, start: float, end: float) -> None:
         learning = self._begin(stage)
@@ -253,26 +259,6 @@ def _check_finite(step: int, losses: dict[str, float], norm: float, taken: Taken
         f"step {step}: the loss or its gradient is not finite ({parts}; gradient norm {norm:.4g}); nothing was updated. "
         f"Samples: {', '.join(taken.batch.ids[:4])} … Try a lower stages.{stage.name}.lr (now {stage.lr:g}), a longer warmup or precision: fp32."
     )
-
-
-@contextmanager
-def _signals(trainer: Trainer) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the loop to save and stop after the step in hand; a second Ctrl-C stops at once."""
-
-    def ask(number: int, _frame: Any) -> None:
-        if trainer.stop:
-            raise KeyboardInterrupt
-        trainer.stop = signal.Signals(number).name
-
-    try:
-        before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever owns it handles signals
-        before = {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def train(recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None) -> Run:

@@ -1,0 +1,27 @@
+"""Ctrl-C and SIGTERM (``timeout``, a container that stops): long work keeps what is done before it ends."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def handled(numbers: Sequence[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """``handler`` in place for as long as this lasts; nothing outside the main thread, whose owner handles signals."""
+    try:
+        before = {n: signal.signal(n, handler) for n in numbers}
+    except ValueError:
+        before = {}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def terminated_like_interrupted() -> Any:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does: processes that were started would not hear of it otherwise."""
+    return handled([signal.SIGTERM], signal.default_int_handler)
