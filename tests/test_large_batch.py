@@ -125,7 +125,7 @@ def relative_errors(ours, reference):
     return {n: ((ours[n] - g).norm() / g.norm().clamp(min=1e-9)).item() for n, g in reference.items()}
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "negclip", "filip", "coca"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "negclip", "filip", "sparc", "coca"])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(name):
     little = Little(name)
     whole = little.gradients(None)

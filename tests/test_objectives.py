@@ -10,6 +10,7 @@ import torch
 
 from diptych.objectives.contrastive import info_nce, same_meaning, sigmoid_loss
 from diptych.objectives.generative import next_token_loss, token_log_probabilities
+from diptych.objectives.grouped import grouped_loss, grouped_patches
 from diptych.objectives.masked import mask_words, patchify
 from diptych.objectives.matching import mine_negatives
 
@@ -195,3 +196,35 @@ def test_chance_level_of_an_untrained_scale():
     image = torch.tensor(unit(rng, 64, 512)).float()
     text = torch.tensor(unit(rng, 64, 512)).float()
     assert info_nce(image, text, 1.0).item() == pytest.approx(math.log(64), abs=0.05)
+
+
+def reference_sparc(image, text, lengths, scale):
+    """Section 3.2 of the paper, sample by sample and token by token."""
+    total = 0.0
+    for v, words in zip(image, (t[:n] for t, n in zip(text, lengths, strict=True)), strict=True):
+        groups = []
+        for t in words:
+            s = v @ t
+            s = (s - s.min()) / (s.max() - s.min())
+            s = np.where(s < 1 / len(v), 0.0, s)
+            groups.append((s / s.sum()) @ v)
+        c = np.array(groups) / np.linalg.norm(groups, axis=1, keepdims=True)
+        t = words / np.linalg.norm(words, axis=1, keepdims=True)
+        logits = scale * c @ t.T
+        total -= (np.diag(log_softmax(logits)).mean() + np.diag(log_softmax(logits.T)).mean()) / 2
+    return total / len(image)
+
+
+def test_grouped_tokens_equal_the_reference_and_do_not_see_padding():
+    rng = np.random.default_rng(6)
+    image, text, lengths = rng.standard_normal((4, 9, 5)), rng.standard_normal((4, 6, 5)), [6, 2, 4, 3]
+    mask = torch.arange(6)[None] < torch.tensor(lengths)[:, None]
+
+    def ours(t):
+        return grouped_loss(grouped_patches(torch.tensor(image), t), t, mask, 4.0)
+
+    assert ours(torch.tensor(text)).item() == pytest.approx(reference_sparc(image, text, lengths, 4.0), abs=1e-12)
+    changed = torch.where(mask[..., None], torch.tensor(text), torch.full((), 9.0, dtype=torch.float64))
+    assert ours(changed).item() == pytest.approx(ours(torch.tensor(text)).item(), abs=1e-12)
+    leaves = torch.tensor(image[:2, :4], requires_grad=True), torch.tensor(text[:2, :3], requires_grad=True)
+    assert torch.autograd.gradcheck(lambda i, t: grouped_loss(grouped_patches(i, t), t, mask[:2, :3], 3.0), leaves)

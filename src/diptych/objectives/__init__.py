@@ -10,6 +10,7 @@ from diptych.errors import DiptychError
 from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
 from diptych.objectives.generative import NextToken
+from diptych.objectives.grouped import GroupedTokens
 from diptych.objectives.late import LateInteraction
 from diptych.objectives.masked import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, Any] = {
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
+    "grouped_tokens": GroupedTokens,
     "late_interaction": LateInteraction,
     "matching": Matching,
     "masked_words": MaskedWords,

@@ -1,0 +1,72 @@
+"""Language-grouped patches: each caption token gathers the patches that fit it, and must be told apart from the caption's other tokens.
+
+SPARC (Bica et al. 2024, §3.2). Shapes: B batch, N image tokens, T text tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from diptych.models.passes import Pass
+    from diptych.models.vlm import VLM
+
+
+def grouped_patches(image: Tensor, text: Tensor, threshold: float | None = None) -> Tensor:
+    """One image vector for each caption token: image [B, N, E], text [B, T, E] → [B, T, E].
+
+    Similarities of a token to all patches are scaled to 0 … 1 by their least and greatest, those under ``threshold`` (None: 1/N) become 0, the rest
+    are made to add up to 1, and weigh the patches.
+    """
+    similarity = text @ image.transpose(1, 2)  # [B, T, N]
+    least, most = similarity.amin(2, keepdim=True), similarity.amax(2, keepdim=True)
+    similarity = (similarity - least) / (most - least).clamp(min=1e-12)
+    kept = similarity.masked_fill(similarity < (threshold or 1 / image.shape[1]), 0.0)
+    return kept / kept.sum(2, keepdim=True).clamp(min=1e-12) @ image
+
+
+def grouped_loss(groups: Tensor, text: Tensor, mask: Tensor, scale: Tensor | float) -> Tensor:
+    """Each token against the groups of its own caption, and each group against its tokens: the mean over samples of the mean over real tokens.
+
+    groups, text [B, T, E] (made unit vectors here); mask [B, T] bool, True at the tokens that count; scale: 1 / temperature.
+    """
+    logits = scale * F.normalize(groups, dim=-1) @ F.normalize(text, dim=-1).transpose(1, 2)  # [B, T groups, T tokens]
+    to_tokens = logits.masked_fill(~mask[:, None, :], -math.inf)
+    to_groups = logits.transpose(1, 2).masked_fill(~mask[:, None, :], -math.inf)
+    own = logits.diagonal(dim1=1, dim2=2)  # [B, T]
+    losses = (torch.logsumexp(to_tokens, 2) + torch.logsumexp(to_groups, 2)) / 2 - own
+    return ((losses * mask).sum(1) / mask.sum(1)).mean()
+
+
+class GroupedTokens(Objective):
+    """SPARC's fine-grained loss, within each sample; beside ``info_nce``, which sees whole images and captions.
+
+    threshold: below which a patch has no part in a token's group; None: 1 / the number of patches, as in the paper.
+    """
+
+    needs = ("vision", "text")
+
+    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, threshold: float | None = None):
+        super().__init__(model)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.max_log_scale, self.threshold = math.log(max_scale), threshold
+
+    @property
+    def scale(self) -> Tensor:
+        return self.logit_scale.clamp(max=self.max_log_scale).exp()
+
+    def forward(self, p: Pass) -> Tensor:
+        image = p.model.image_projection(p.image.tokens).float()
+        text = p.model.text_projection(p.text.tokens).float()
+        with torch.autocast(image.device.type, enabled=False):
+            return grouped_loss(grouped_patches(image, text, self.threshold), text, p.text_mask, self.scale)
+
+    def metrics(self) -> dict[str, float]:
+        return {"scale": self.scale.item()}
