@@ -91,6 +91,7 @@ def test_vqa_accuracy_agrees_with_an_independent_reference(data: st.DataObject) 
         ("Yes", True), ("yes, there is a dog.", True), ("No.", False), ("NO", False), ("There isn't any", False),
         ("No, there is not. Yes!", False), ("There is not a cat", False), ("Yes, no doubt", True),
         ("Yes and no", None), ("There is a dog", None), ("", None), ("maybe", None), ("I know", None),
+        ("I don't know", None), ("I am not quite sure.", None), ("No, not that I know", False),
     ],
 )  # fmt: skip
 def test_yes_no_is_never_guessed(text: str, answer: bool | None) -> None:
@@ -160,6 +161,7 @@ def test_a_synonym_of_two_objects_is_refused() -> None:
     [
         ("B", 1), ("(b)", 1), ("B. dog", 1), ("The answer is C", 2), ("Answer: (A)", 0), ("hot dog", 2), ("It is a cat.", 0),
         ("a dog", 1), ("D", None), ("A or B", None), ("", None), ("cat and dog", None), ("I think it is (A) or (B)", None),
+        ("The answer is a dog.", 1), ("Answer: a cat", 0), ("The answer is b.", 1), ("option a or option b", None),
     ],
 )  # fmt: skip
 def test_choice_is_never_guessed(text: str, choice: int | None) -> None:
@@ -183,6 +185,13 @@ def test_mme_by_hand() -> None:
     """Five of six right, two of three images whole: 100 · (5/6 + 2/3) = 150."""
     found = multiple_choice.mme([1, 1, 1, 0, 1, 1], ["i", "i", "j", "j", "k", "k"], ["count"] * 6)
     assert found == {"count": {"accuracy": 5 / 6, "accuracy_plus": 2 / 3, "score": pytest.approx(150)}}
+
+
+def test_mme_of_a_scorer_without_opinion_is_at_chance() -> None:
+    """Two coins for an image: 1/2 of the questions, 1/4 of the images. Always the same word: 1/2 and none."""
+    images, kinds = [i // 2 for i in range(12)], ["count"] * 12
+    assert multiple_choice.mme([0.5] * 12, images, kinds)["count"]["score"] == 75
+    assert multiple_choice.mme([1, 0] * 6, images, kinds)["count"]["score"] == 50
 
 
 def brute_risks(confidence: list[float], error: list[float]) -> np.ndarray:

@@ -220,6 +220,8 @@ def test_mme_adds_accuracy_and_accuracy_plus(tmp_path: Path) -> None:
     (tmp_path / "mme.tsv").write_text(head + "".join(f"{i}\t{p}\t{q}?\t{a}\texistence\n" for i, p, q, a in rows))
     model = speaker({(10, "a?"): "yes", (10, "b?"): "no", (20, "a?"): "yes", (20, "b?"): "yes"})
     assert values(evaluate(model, None, [Mme(file=f"{tmp_path}/mme.tsv")]), "mme") == {"accuracy": 0.75, "existence (of 200)": 125}
+    even = {r.metric: (r.value, r.chance) for r in evaluate(constant(), None, [Mme(file=f"{tmp_path}/mme.tsv")]).results}
+    assert even["existence (of 200)"] == (75, 75) and even["accuracy"] == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("name", ["vqa", "choices", "choices?circular=true", "pope?samples=40"])
@@ -293,6 +295,40 @@ def test_a_changed_file_starts_anew(tmp_path: Path, pope_file: str) -> None:
     Path(pope_file).write_text(Path(pope_file).read_text().replace("snowboard", "surfboard"))
     evaluate(model, None, [Pope(file=pope_file)], tmp_path / "out", key="k")
     assert before == 3 and len(asked) == 6  # shown, grey and shuffled, once for each content
+
+
+def test_a_long_file_of_images_by_class_is_judged_in_all_its_classes(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["a.png"])
+    (tmp_path / "rows.csv").write_text("image,label\n" + "".join(f"a.png,{label}\n" for label in "xxxyyyzzz"))
+    evaluate(constant(), None, [task(f"zeroshot?file={tmp_path}/rows.csv&n=3")], tmp_path / "out", key="k")
+    records = read_jsonl(tmp_path / "out" / "records" / "zeroshot.jsonl")
+    assert [r["class"] for r in records] == ["x", "y", "z"] and all(len(r["scores"]) == 3 for r in records)
+
+
+def test_records_of_others_are_not_deleted(tmp_path: Path, pope_file: str) -> None:
+    asked, out, said = [Pope(file=pope_file)], tmp_path / "out", list[str]()
+
+    def judge(name: str = "m", key: str | None = "k", **how: bool) -> None:
+        model = FunctionModel(name, generate=lambda images, prompts, max_tokens: ["yes"] * len(images))
+        evaluate(model, None, asked, out, said.append, key=key, **how)
+
+    judge()
+    with pytest.raises(DiptychError, match="out holds records of other weights; .*--overwrite"):
+        judge(key="l")
+    with pytest.raises(DiptychError, match="another model and other weights"):
+        judge(name="n", key=None)
+    kept = out / "records" / "pope.jsonl"
+    assert kept.is_file() and not any("replaced" in line for line in said)
+    judge(key="l", own=True)
+    assert any("of other weights and are replaced" in line for line in said)
+    with pytest.raises(DiptychError, match="records of other data"):
+        source = open_source("scenes:small")
+        evaluate(constant(), source, ["zeroshot?n=4"], out, key="l", own=True)
+    judge(name="n", key="o", overwrite=True)
+    (out / "state.json").unlink()
+    with pytest.raises(DiptychError, match="not named"):
+        judge(name="n", key="o")
+    assert kept.is_file()
 
 
 @pytest.mark.parametrize(

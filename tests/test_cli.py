@@ -268,6 +268,9 @@ def test_a_summary_can_be_read_on_a_narrow_terminal(cli: Cli, run: Path, monkeyp
     monkeypatch.setenv("COLUMNS", "80")
     shown = cli("evaluate", run, "--tasks", "retrieval", "--out", "here").out
     assert "image-to-text/recall@10" in shown and "…" not in shown
+    other = ("evaluate", run, "--tasks", "retrieval", "--out", "here", "--split", "train")
+    assert (refused := cli(*other)).code == 1 and "here holds records of other data" in refused.err
+    assert cli(*other, "--overwrite").code == 0
 
 
 def test_evaluate_where_nothing_can_be_judged(cli: Cli, run: Path, tmp_path: Path) -> None:

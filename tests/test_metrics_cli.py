@@ -317,6 +317,8 @@ def test_mme_by_hand(put: Put) -> None:
     files = ("multiple-choice", "--questions", put("Q.jsonl", rows), "--answers", put("A.jsonl", said), "--mode", "mme")
     found = run(*files)
     assert found["count: mme_score"]["value"] == 125 and found["color: mme_score"]["value"] == 200
+    even = put("E.jsonl", [{"id": i, "scores": [1, 1]} for i in range(6)])
+    assert all(r["value"] == r["chance"] for m, r in run(*files[:3], "--answers", even, *files[5:]).items() if ": " in m)
     assert found["mme_score, all subtasks"]["value"] == 325 and found["count: mme_score"]["chance"] == 75
 
 
@@ -385,6 +387,8 @@ def test_frequency_recovers_the_law_in_files(put: Put) -> None:
     assert values["slope per decade"] == pytest.approx(0.2) and values["raw correlation (r)"] == pytest.approx(1)
     assert [b["concepts"] for b in document["bins"]] == [1] * 5
     refused("R.jsonl, line 1: the concept 'x' is not in", *files, put("R.jsonl", [{"concept": "x", "correct": 1}]))
+    for r in run(*files, put("R.jsonl", rows[:10])).values():  # one concept: there is nothing to correlate
+        assert (r["value"], r["low"], r["high"]) == (None, None, None)
 
 
 def test_bias_by_hand(put: Put) -> None:
@@ -413,6 +417,9 @@ def test_compare_by_hand(put: Put) -> None:
     assert run("compare", first, second, "--metric", "top1")["top1"]["p_holm"] == 2 / 32
     refused("did you mean 'top1'", "compare", first, second, "--metric", "op1")
     refused("1 of the 5 ids are in .*A.jsonl but not in .*C.jsonl: 4", "compare", first, put("C.jsonl", rows[:4]))
+    table = put("D.csv", "item,correct\n1,true\n2,false\n")
+    assert run("compare", table, put("E.csv", "item,correct\n1,0\n2,0\n"))["correct"]["difference"] == 0.5
+    refused("E.csv, line 3: 'correct' must be a number", "compare", table, put("E.csv", "item,correct\n1,0\n2,nan\n"))
     moved = [{**row, "cluster": "x"} for row in rows]
     refused("C.jsonl, line 1: item '0' is of 'x' here and of '0.jpg'", "compare", first, put("C.jsonl", moved))
 

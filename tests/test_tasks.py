@@ -221,7 +221,8 @@ def test_finished_records_serve_again_only_if_all_is_the_same(tmp_path: Path, ch
     key = {"key": "other", "no key": None}.get(change, "k")
     again = Counted()
     source = World(size=20) if change == "data" else World()
-    evaluate(again.model, source, [Captions(max_tokens=5 if change == "settings" else 32)], tmp_path, key=key)
+    task = Captions(max_tokens=5 if change == "settings" else 32)
+    evaluate(again.model, source, [task], tmp_path, key=key, overwrite=True)
     assert again.asked == (0 if change == "nothing" else len(source))
 
 
@@ -240,7 +241,8 @@ def test_tasks_asked_for_one_by_one_stand_in_one_summary(tmp_path: Path) -> None
     assert {r.task for r in found.results} == {"retrieval", "captions"}
     assert found.seconds == pytest.approx(sum({r.task: r.seconds for r in found.results}.values()))
     assert told == ["retrieval", "captions", "captions 24/24"]
-    assert {r.task for r in evaluate(oracle(), World(), ["retrieval"], tmp_path, key="other").results} == {"retrieval"}
+    found = evaluate(oracle(), World(), ["retrieval"], tmp_path, key="other", overwrite=True)
+    assert {r.task for r in found.results} == {"retrieval"}
     assert not (tmp_path / "captions.jsonl").exists()  # another model's
 
 

@@ -88,19 +88,26 @@ def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget:
 
 
 def evaluate(
-    model: str | Path | Model, data: str | Source | None, tasks: Sequence[str] = DEFAULT, out: str | Path | None = None
+    model: str | Path | Model,
+    data: str | Source | None,
+    tasks: Sequence[str] = DEFAULT,
+    out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Summary:
     """Judge a model, ours by path or any other with the capabilities, on the test part of the data.
 
     data: None if all tasks read files of their own (``pope?file=…``).
     out: where summary.json and the per-item records go; default: ``evaluation/`` in the run directory (of a model that
     is not ours: in ``runs/<its address>``).
+    overwrite: delete what the folder holds of another model or of other data, which is refused otherwise.
     """
+    own = out is None
     if isinstance(model, str | Path):
         out = out or run_directory(model) / "evaluation"
         model = load(model)
     source = open_source(data).split("test") if isinstance(data, str) else data
-    return _evaluate(model, source, list(tasks), Path(out) if out else None, key=getattr(model, "key", None))
+    folder, key = Path(out) if out else None, getattr(model, "key", None)
+    return _evaluate(model, source, list(tasks), folder, key=key, own=own, overwrite=overwrite)
 
 
 def run_directory(address: str | Path) -> Path:

@@ -36,7 +36,9 @@ def run_job(given: dict[str, Any]) -> None:
         data = judgement["data"]
         source = open_source(data) if data else open_source(recipe.data.train).split("test")
         folder = path / judgement["out"]
-        evaluate(model, source, judgement["tasks"], folder, progress=lambda task: tell(phase=f"judging {task}"), key=model.key)
+        said = lambda task: tell(phase=f"judging {task}")  # noqa: E731
+        # the folder is the comparison's own: what an earlier one left there may go
+        evaluate(model, source, judgement["tasks"], folder, said, key=model.key, overwrite=True)
     tell(phase="done")
 
 

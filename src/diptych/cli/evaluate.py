@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,9 @@ def evaluate(
     from_records: Annotated[
         Path | None, typer.Option(help="Compute the numbers again from the records in this folder, without the model.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what the folder holds of another model or of other data.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Judge models on held-out items, each number with its interval, chance and controls.
@@ -50,10 +54,12 @@ def evaluate(
         _show(recompute(from_records), json_)
         return
     for address in models or []:
-        _judge(address, data, tasks, split, out, device, json_)
+        _judge(address, data, tasks, split, out, device, overwrite, json_)
 
 
-def _judge(address: str, data: str | None, tasks: str | None, split: str, out: Path | None, device: str, json_: bool) -> None:
+def _judge(
+    address: str, data: str | None, tasks: str | None, split: str, out: Path | None, device: str, overwrite: bool, json_: bool
+) -> None:
     from diptych.api import load, run_directory
     from diptych.data.sources import open_source
     from diptych.evaluation.run import evaluate as judge
@@ -71,12 +77,13 @@ def _judge(address: str, data: str | None, tasks: str | None, split: str, out: P
 
     def say(task: str) -> None:
         nonlocal told
-        if "/" not in task or time.monotonic() - told > 5:  # how far it is, now and then
+        if not re.search(r"\d/\d", task) or time.monotonic() - told > 5:  # how far it is, now and then
             typer.echo(f"{address}: {task} …", err=True)
             told = time.monotonic()
 
     folder = out or run_directory(address) / "evaluation"
-    summary = judge(model, source, wanted, folder, progress=say, key=getattr(model, "key", None))
+    key = getattr(model, "key", None)
+    summary = judge(model, source, wanted, folder, progress=say, key=key, own=out is None, overwrite=overwrite)
     _show(summary, json_)
     if not summary.results:
         reasons = "; ".join(f"{s['task']}: {s['reason']}" for s in summary.skipped)

@@ -122,8 +122,7 @@ def _score(value: Any) -> float:
 
 
 def _truth(value: Any) -> float:
-    found = {"true": 1.0, "false": 0.0}.get(str(value).lower())
-    found = _number(value) if found is None else found
+    found = _credit(value)
     if not 0 <= found <= 1:
         raise ValueError("true, false or a credit in [0, 1]")
     return found
@@ -135,6 +134,11 @@ def _list(value: Any) -> list[Any]:
     return value
 
 
+def _credit(value: Any) -> float:
+    named = {"true": 1.0, "false": 0.0}.get(str(value).lower())
+    return _number(value) if named is None else named
+
+
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "any": lambda value: value,
     "id": _id,
@@ -142,6 +146,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "number": _number,
     "score": _score,  # a number, or null: NaN, which counts as the lowest and is shown in the table
     "truth": _truth,
+    "credit": _credit,  # the same without bounds: CIDEr is one
     "list": _list,
     "texts": lambda value: [_text(v) for v in _list(value)],
     "scores": lambda value: [_score(v) for v in _list(value)],

@@ -44,16 +44,21 @@ def evaluate(
     progress: Progress | None = None,
     *,
     key: str | None = None,
+    own: bool = False,
+    overwrite: bool = False,
 ) -> Summary:
     """Run ``tasks`` and, with ``out`` (the folder that gets ``summary.json``, e.g. ``runs/clip/evaluation``), keep all.
 
     ``key`` says which weights these are (a hash of the checkpoint). With it, records that an earlier or interrupted
     call left in ``out`` are taken up if key, data and the task's settings are the same, and results of other tasks
-    stay in the summary; without it all is run anew.
+    stay in the summary; without it all is run anew. Records of another model, other weights or other data are not deleted:
+    DiptychError unless ``overwrite``, or unless ``out`` is the model's ``own`` folder and only its weights are others.
     """
     chosen = [task(t) if isinstance(t, str) else t for t in tasks]
     summary = Summary(model.name, *(("", "") if source is None else (source.address, source.fingerprint())))
-    state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint})
+    state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint}, own, overwrite)
+    if progress and state.replaced:
+        progress(f"earlier records in {out} were of other weights and are replaced")
     summary.results = state.others([t.name for t in chosen])
     summary.seconds = sum(entry["seconds"] for name, entry in state.tasks.items() if name in {r.task for r in summary.results})
     problems: dict[str, Problem] = {}
@@ -120,28 +125,42 @@ def _needs(each: Task) -> tuple[str, ...]:
     return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)
 
 
+_WORDS = {"model": "another model", "key": "other weights", "data_fingerprint": "other data"}
+
+
 class _State:
     """``state.json``: whose records these are, and which tasks are done."""
 
-    def __init__(self, out: Path | None, identity: dict[str, Any]):
+    def __init__(self, out: Path | None, identity: dict[str, Any], own: bool = False, overwrite: bool = False):
         self.out = out
         self.path = out / "state.json" if out else None
         self.tasks: dict[str, dict[str, Any]] = {}
         self.identity = identity
-        if self.path and self.path.is_file() and identity["key"] is not None:
-            stored = read_json(self.path)
-            if {k: stored.get(k) for k in identity} == identity:
-                self.tasks = stored["tasks"]
-        if self.out and not self.tasks:
+        self.replaced = False
+        if out is None:
+            return
+        stored = read_json(out / "state.json") if (out / "state.json").is_file() else {}
+        others = [k for k in identity if stored and stored.get(k) != identity[k] and not (own and k == "model")]
+        if stored and not others and identity["key"] is not None:
+            self.tasks = stored["tasks"]
+            return
+        kept = sorted((out / "records").glob("*.jsonl"))
+        self.replaced = own and others == ["key"] and bool(kept)
+        if kept and not overwrite and not self.replaced and (others or not stored):
+            what = " and ".join(_WORDS[k] for k in others) or "a model that is not named (no state.json)"
+            raise DiptychError(
+                f"{out} holds records of {what}; give another folder (--out), or --overwrite, which deletes these records"
+            )
+        if stored or overwrite:
             self._clear()
 
     def _clear(self) -> None:
         """The folder speaks of one model on one data: nothing of another's may stay beside it."""
         assert self.out is not None
-        for name in ("summary.json", "problems.jsonl", "captions.jsonl", "embeddings.npz", "state.json"):
-            (self.out / name).unlink(missing_ok=True)
         for path in (self.out / "records").glob("*.jsonl"):
             path.unlink()
+        for name in ("summary.json", "problems.jsonl", "captions.jsonl", "embeddings.npz", "state.json"):
+            (self.out / name).unlink(missing_ok=True)
 
     def others(self, chosen: Sequence[str]) -> list[Result]:
         """Results of earlier calls for tasks that are not asked for now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -20,8 +21,10 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
     start = re.match(rf"\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)", said)
     if start:
         return letters.index(start[1].upper())
-    told = set(re.findall(rf"\b(?:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([{letters}])\b", said, re.IGNORECASE))
-    told |= set(re.findall(rf"\(([{letters}])\)", said))
+    # a small letter before a word is an article: "the answer is a dog"
+    letter = rf"[{letters}]\b|[{letters.lower()}](?=\s*(?:$|[).:,]|or\b|and\b))"
+    told = set(re.findall(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", said))
+    told |= set(re.findall(rf"\(([{letters}{letters.lower()}])\)", said))
     if told:
         named = {letter.upper() for letter in told}
         return letters.index(named.pop()) if len(named) == 1 else None
@@ -66,7 +69,7 @@ def mme_counts(credits: Sequence[float], images: Sequence[Hashable]) -> tuple[li
     of: dict[Hashable, list[float]] = {}
     for credit, image in zip(credits, images, strict=True):
         of.setdefault(image, []).append(credit)
-    rows = [[len(c), sum(c), 1, min(c)] for c in of.values()]
+    rows = [[len(c), sum(c), 1, math.prod(c)] for c in of.values()]  # two ties are two coins: all right by a product
     return list(of), np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 

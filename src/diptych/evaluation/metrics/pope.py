@@ -8,19 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 
 _YES, _NO = frozenset(["yes", "yeah", "yep"]), frozenset(["no", "not", "nope"])
+_UNSURE = re.compile(r"(?:n't|\bnot) (?:\w+ )?(?:know|sure|certain|clear|tell|say|determine)\b")
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
 def parse_yes_no(text: str) -> bool | None:
     """The answer of a text's first sentence; None if it says neither or both (``Yes and no``), never a guess.
 
-    "Isn't" and its like count as no.
+    "Isn't" and its like count as no, "I don't know" and "not sure" as neither.
     """
     words = re.findall(r"[a-z']+", re.split(r"[.!?\n]", text.strip(), maxsplit=1)[0].lower().replace("’", "'"))
     yes = any(w in _YES for w in words)
     no = any(w in _NO or w.endswith("n't") for w in words)
     if words and words[0] in _YES | _NO and not (yes and no and "and" in words[:3]):
         return words[0] in _YES  # "No, there is not"; "Yes, but it is not red"
+    if _UNSURE.search(" ".join(words)):
+        return None
     return yes if yes != no else None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import DiptychError, nearest
-from diptych.evaluation.inputs import Table, match, read_rows
+from diptych.evaluation.inputs import CHECKS, Table, match, read_rows
 from diptych.evaluation.statistics import holm, mean, paired_test
 
 
@@ -68,8 +68,8 @@ def _read(table: Table, ids: list[str]) -> tuple[dict[str, dict[str, float]], di
     for i, (each, value) in enumerate(zip(ids, rows, strict=True)):
         for name, credit in (value if isinstance(value, dict) else {"correct": value}).items():
             try:
-                found.setdefault(str(name), {})[each] = float(credit)
-            except (TypeError, ValueError):
+                found.setdefault(str(name), {})[each] = CHECKS["credit"](credit)
+            except ValueError:
                 raise DiptychError(
                     f"{table.where(i)}: 'correct' must be a number or an object of numbers, got {value!r:.60}"
                 ) from None

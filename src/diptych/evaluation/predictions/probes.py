@@ -108,7 +108,7 @@ def judge_frequency(counts: Path, results: Path, per_decade: int = 2) -> tuple[l
             return function(occurrences[index], accuracy[index])
 
         at = function_interval(resampled, names) if np.isfinite(resampled(np.arange(len(names)))) else Interval(*[math.nan] * 3)
-        low, high = (at.low, at.high) if name.startswith("slope") else (max(-1, at.low), min(1, at.high))
+        low, high = (at.low, at.high) if name.startswith("slope") else np.clip([at.low, at.high], -1, 1).tolist()
         return Result("frequency", name, at.value, low, high, len(names), len(names), chance=0.0)
 
     binned = judge("binned correlation (r)", lambda c, a: frequency.binned_correlation(c, a, per_decade))

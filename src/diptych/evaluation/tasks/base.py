@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -54,6 +54,17 @@ class Task(Protocol):
     def summarise(self, records: list[Record]) -> list[Result]: ...
 
 
+def readable(source: Source, problems: list[Problem], most: int | None = None) -> Iterator[Sample]:
+    """The first ``most`` samples in their order; ``problems`` gets those that cannot be read."""
+    for index in range(len(source) if most is None else min(len(source), most)):
+        try:
+            sample = source[index]
+        except BrokenItem as broken:
+            problems.append(broken.problem)
+        else:
+            yield sample
+
+
 def retrieval_items(source: Source, n: int) -> Items:
     """The source's own choice of n samples with distinct captions, else its first n that have image and caption."""
     if hasattr(source, "retrieval"):
@@ -63,18 +74,13 @@ def retrieval_items(source: Source, n: int) -> Items:
             raise NotApplicable(str(error)) from error
     found: list[Sample] = []
     problems: list[Problem] = []
-    for i in range(len(source)):
-        if len(found) == n:
-            break
-        try:
-            sample = source[i]
-        except BrokenItem as broken:
-            problems.append(broken.problem)
-            continue
+    for sample in readable(source, problems):
         if sample.image is None or not sample.captions:
             problems.append(Problem(sample.id, "has no image" if sample.image is None else "has no caption"))
         else:
             found.append(sample)
+        if len(found) == n:
+            break
     return Items(found, problems)
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from diptych.capabilities import Model
-from diptych.data.source import BrokenItem, Problem, Source
+from diptych.data.source import Problem, Source
 from diptych.evaluation.metrics.bias import effect_size, max_skew
 from diptych.evaluation.metrics.ranking import lowest_if_not_finite
 from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import function_interval, mean
-from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, not_finite
+from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, not_finite, readable
 
 DEALS = 200
 RESAMPLES = 500
@@ -39,19 +39,14 @@ class BiasTable:
             raise NotApplicable("name sentences to rank the pictures by: bias-table?texts=a photo of a doctor&texts=…")
         found: list[Any] = []
         problems: list[Problem] = []
-        for index in range(len(source)):
-            if len(found) == self.n:
-                break
-            try:
-                sample = source[index]
-            except BrokenItem as broken:
-                problems.append(broken.problem)
-                continue
+        for sample in readable(source, problems):
             value = sample.extra.get(self.group)
             if sample.image is None or value in (None, ""):
                 problems.append(Problem(sample.id, "has no image" if sample.image is None else f"has no '{self.group}'"))
             else:
                 found.append(sample)
+            if len(found) == self.n:
+                break
         if len({str(s.extra[self.group]) for s in found}) < 2:
             raise NotApplicable(f"needs pictures of two groups; none or one is told in the column '{self.group}'")
         return Items(found, problems)

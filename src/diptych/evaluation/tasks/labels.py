@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from diptych.batch import Sample
-from diptych.data.source import BrokenItem, Problem, Source
-from diptych.evaluation.tasks.base import Items, NotApplicable
+from diptych.data.source import Problem, Source
+from diptych.evaluation.tasks.base import Items, NotApplicable, readable
 from diptych.evaluation.tasks.published import content
 
-LIMIT = 500  # samples of a source without end
+LIMIT = 500  # samples, where no number is given
 
 
 def instances(path: str) -> dict[str, list[str]]:
@@ -46,21 +46,16 @@ def labels_of(sample: Sample, known: dict[str, list[str]] | None) -> list[str] |
 
 
 def labelled(source: Source, n: int = 0, file: str = "") -> Items:
-    """(sample, its objects) of the first n samples with known objects; NotApplicable if there are none."""
+    """(sample, its objects) of the first n (0: 500) samples with known objects; NotApplicable if there are none."""
     known = instances(file) if file else None
     items: list[tuple[Sample, list[str]]] = []
     problems: list[Problem] = []
-    for index in range(min(len(source), 20 * (n or LIMIT))):
-        if len(items) == (n or LIMIT) or (not items and index == 100):
-            break
-        try:
-            sample = source[index]
-        except BrokenItem as broken:
-            problems.append(broken.problem)
-            continue
+    for seen, sample in enumerate(readable(source, problems, 20 * (n or LIMIT)), 1):
         labels = labels_of(sample, known)
         if labels and sample.image is not None:
             items.append((sample, labels))
+        if len(items) == (n or LIMIT) or (not items and seen == 100):
+            break
     if len(items) < 2:
         raise NotApplicable("no labels: its samples have no extra['labels']; give ?labels=instances.json of COCO")
     return Items(items, problems)

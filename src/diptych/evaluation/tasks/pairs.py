@@ -19,11 +19,11 @@ import numpy as np
 
 from diptych.batch import Sample
 from diptych.data.negatives import swap_words
-from diptych.data.source import BrokenItem, Problem, Source
+from diptych.data.source import Problem, Source
 from diptych.errors import DiptychError
 from diptych.evaluation.records import Record, Result
 from diptych.evaluation.statistics import function_interval, mean
-from diptych.evaluation.tasks.base import CONTROLS, Items, NotApplicable
+from diptych.evaluation.tasks.base import CONTROLS, Items, NotApplicable, readable
 from diptych.evaluation.tasks.choosing import Block, Choosing, best_text
 from diptych.evaluation.tasks.published import Crop, Pictures, Row, content, limited, rows, unique
 
@@ -91,16 +91,11 @@ class Pairs(Choosing):
     def _of_samples(self, source: Source) -> Items:
         items: list[Block] = []
         problems: list[Problem] = []
-        for index in range(len(source)):
-            if len(items) >= (self.n or BUILT_IN):
-                break
-            try:
-                sample = source[index]
-            except BrokenItem as broken:
-                problems.append(broken.problem)
-                continue
+        for sample in readable(source, problems):
             made = self._of_sample(sample)
             items += [made] if made is not None else []
+            if len(items) == (self.n or BUILT_IN):
+                break
         if len(items) < 2:
             raise NotApplicable("the data has no captions with negatives, nor any in which two words could be swapped")
         return Items(items, problems)

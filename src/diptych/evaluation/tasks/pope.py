@@ -35,7 +35,7 @@ class Pope(Asking):
     prompt: str = "{question} Please answer yes or no."
     labels: str = ""  # a COCO instances file, for data that brings captions only
     kinds: tuple[str, ...] = KINDS
-    samples: int = 100  # so many images of the data are asked about; all labels count for what is frequent
+    samples: int = 100  # so many images of the data are asked about; the labels of the first 500 tell what is frequent
     each: int = 3  # present and absent objects asked about in an image, at most
 
     def items(self, source: Source) -> Items:

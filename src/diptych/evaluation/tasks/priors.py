@@ -19,12 +19,12 @@ import numpy as np
 from diptych.batch import Sample
 from diptych.capabilities import Model
 from diptych.data.negatives import swap_words
-from diptych.data.source import BrokenItem, Problem, Source
+from diptych.data.source import Problem, Source
 from diptych.evaluation.controls import blank, derangement
 from diptych.evaluation.metrics.pairs import text_credit
 from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import mean, mean_interval
-from diptych.evaluation.tasks.base import Items, Progress, at_least_two, not_finite, shares
+from diptych.evaluation.tasks.base import Items, Progress, at_least_two, not_finite, readable, shares
 
 ALPHAS = tuple(i / 20 for i in range(21))
 
@@ -40,19 +40,14 @@ class Priors:
         """(sample, true sentence, false sentence) of each."""
         found: list[Any] = []
         problems: list[Problem] = []
-        for index in range(len(source)):
-            if len(found) == self.n:
-                break
-            try:
-                sample = source[index]
-            except BrokenItem as broken:
-                problems.append(broken.problem)
-                continue
+        for sample in readable(source, problems):
             pair = self._pair(sample)
             if pair is None:
                 problems.append(Problem(sample.id, "no picture with a caption of which a false one could be made"))
             else:
                 found.append((sample, *pair))
+            if len(found) == self.n:
+                break
         return at_least_two(Items(found, problems))
 
     def _pair(self, sample: Sample) -> tuple[str, str] | None:
@@ -118,7 +113,7 @@ class Priors:
 
 
 def credit(scores: np.ndarray) -> float:
-    """Is the first of two scores the higher one? A tie counts half, and so does what is no number."""
+    """Is the first of two scores the higher one? A tie counts half; what is no number is the lowest."""
     square = np.stack([scores, scores[::-1]])
     return float(text_credit(square)[0])
 

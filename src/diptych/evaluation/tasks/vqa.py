@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diptych.batch import Sample
-from diptych.data.source import BrokenItem, Problem, Source
+from diptych.data.source import Problem, Source
 from diptych.evaluation.inputs import kind_of
 from diptych.evaluation.metrics.captions import rouge_l_items
 from diptych.evaluation.metrics.vqa import normalise_answer, vqa_accuracy
 from diptych.evaluation.records import Record
 from diptych.evaluation.statistics import mean
 from diptych.evaluation.tasks.asking import Asking, Question
-from diptych.evaluation.tasks.base import Items, NotApplicable
+from diptych.evaluation.tasks.base import Items, NotApplicable, readable
 from diptych.evaluation.tasks.published import Pictures, Row, by_id, content, limited, rows, rows_in, unique
 
 BUILT_IN = 300  # questions of a source without end
@@ -153,18 +153,12 @@ def from_samples(source: Source, n: int, kinds: tuple[str, ...] = ()) -> Items:
     """Questions that the samples bring in ``extra["questions"]``: question, answer or answers, perhaps kind and options."""
     items: list[Question] = []
     problems: list[Problem] = []
-    most, seen = n or BUILT_IN, 0
-    for index in range(len(source)):
-        if len(items) >= most or (not items and seen == 100):
-            break
-        try:
-            sample = source[index]
-        except BrokenItem as broken:
-            problems.append(broken.problem)
-            continue
-        seen += 1
+    most = n or BUILT_IN
+    for seen, sample in enumerate(readable(source, problems), 1):
         if sample.image is not None:
             items += _of_sample(source, sample, kinds)
+        if len(items) >= most or (not items and seen == 100):
+            break
     if len({q.cluster for q in items}) < 2:
         raise NotApplicable("the source has no questions (extra['questions'] of its samples); give ?file=")
     return Items(items[:most], problems)

@@ -7,6 +7,7 @@ Shuffled: an image answers with the scores of an image of another concept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}",
 class ZeroShot:
     name: str = "zeroshot"
     needs: tuple[str, ...] = ("score",)
-    n: int = 200
+    n: int = 200  # images, of a longer file spread evenly over it; 0: all
     templates: tuple[str, ...] = TEMPLATES
     seed: int = 0
     file: str = ""  # rows with image and label
@@ -51,7 +52,8 @@ class ZeroShot:
             (pictures.path(row.text("image", "file_name", "filename", "path"), row.where), row.text("label", "class"))
             for row in rows(self.file)
         ]
-        return self._balanced([(pixels(path, path), label) for path, label in found[: self.n or None]], [])
+        names = sorted({label for _, label in found})  # of the whole file, whatever part of it is judged
+        return self._named([(pixels(path, path), label) for path, label in _spread(found, self.n)], names, [])
 
     def _of_labels(self, source: Source) -> Items:
         """Images that show one thing only."""
@@ -59,10 +61,10 @@ class ZeroShot:
         single = [(sample.image, names[0]) for sample, names in found if len(names) == 1 and sample.image is not None]
         if len(single) < 2:
             raise NotApplicable("the source has no images of one labelled thing each; give ?file= with image and label")
-        return self._balanced(single[: self.n], found.problems)
+        names = sorted({label for _, label in single})
+        return self._named(_spread(single, self.n), names, found.problems)
 
-    def _balanced(self, found: list[tuple[Image, str]], problems: list[Problem]) -> Items:
-        names = sorted({label for _, label in found})
+    def _named(self, found: list[tuple[Image, str]], names: list[str], problems: list[Problem]) -> Items:
         if len(names) < 2:
             raise NotApplicable(f"needs two classes, found {', '.join(names) or 'none'}")
         return Items([(image, names.index(label), names) for image, label in found], problems)
@@ -147,6 +149,11 @@ def prompt(template: str, name: str) -> str:
     if name[:1].lower() in "aeiou" and name[:3].lower() not in ("uni", "use", "eur", "one"):
         template = template.replace("a {}", "an {}")
     return template.format(name)
+
+
+def _spread(found: list[Any], n: int) -> list[Any]:
+    """n of a list at even distances: its order may be by class."""
+    return [found[i * len(found) // n] for i in range(n)] if 0 < n < len(found) else found
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
