@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench bench-peers setup clean
+.PHONY: demo test test-all lint bench bench-peers bench-datajuicer setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,8 +42,16 @@ bench/.peers/.ready: bench/peers.txt $(VENV)/.ready
 
 bench-peers: bench/.peers/.ready ## install what Diptych is measured against
 
-bench: bench-peers ## measure everything, write docs/benchmarks.md (20 minutes; a quiet machine)
+# data-juicer needs versions of its own, so it has an environment of its own.
+bench/.datajuicer/.ready: bench/datajuicer.txt
+	$(PYTHON) -m venv bench/.datajuicer
+	bench/.datajuicer/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/datajuicer.txt
+	@touch $@
+
+bench-datajuicer: bench/.datajuicer/.ready ## install data-juicer, pinned, for the case curation-datajuicer
+
+bench: bench-peers bench-datajuicer ## measure everything, write docs/benchmarks.md (20 minutes; a quiet machine)
 	$(BIN)/python -m bench $(CASES)
 
 clean: ## remove the environment and the demo's runs
-	rm -rf $(VENV) bench/.peers runs/demo
+	rm -rf $(VENV) bench/.peers bench/.datajuicer runs/demo

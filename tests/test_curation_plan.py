@@ -23,7 +23,7 @@ def test_presets_hold_together(name):
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        (["text_lenght"], "there is no operator 'text_lenght'; did you mean 'text_length'"),
+        (["text_lenght"], r"steps\.0: there is no operator 'text_lenght'; did you mean 'text_length'"),
         ([{"text_length": {"colour": 3}}], r"steps.0.text_length: unknown option 'colour'"),
         ([{"curation_fixture:Mean": {"wait": "long"}}], "wait: expected float, got 'long'"),
         ([{"curation_fixture:Loud": {}}], "missing option 'log'"),

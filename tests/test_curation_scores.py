@@ -79,6 +79,20 @@ def test_quality_tells_dark_light_grey_empty_and_blurred(pictures: list[np.ndarr
     assert quality(np.zeros((1, 1, 3), np.uint8))[2:4] == (0, 1)
 
 
+def test_quality_is_its_definition(pictures: list[np.ndarray]) -> None:
+    for picture in pictures[:3]:
+        picture = picture[:200, :200]  # no longer than 256, so not scaled
+        light = np.asarray(Image.fromarray(picture).convert("L")).astype(np.float64)
+        edges = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:] - 4 * light[1:-1, 1:-1]
+        share = np.histogram(light, 64, (0, 256))[0] / light.size
+        entropy = -sum(p * np.log2(p) for p in share if p)
+        saturation = (picture.max(2).astype(float) - picture.min(2)).mean() / 255
+        found = quality(picture)
+        assert found[:3] == pytest.approx((light.mean() / 255, light.std() / 255, edges.var()), rel=1e-12)
+        assert found[3] == pytest.approx(blur_effect(light), rel=1e-12)  # whole numbers in 16 bits do not overflow
+        assert found[4:] == pytest.approx((entropy, saturation), rel=1e-12)
+
+
 def test_blur_effect_is_the_papers_formula() -> None:
     light = np.random.default_rng(0).integers(0, 256, (30, 40)).astype(np.float32)
     values = []

@@ -41,7 +41,7 @@ def run(bench: Bench) -> None:
             ["identifier", "right", "English found", "English right", "texts/CPU-s"], rows, f"{label}: {len(texts):,} texts"
         )
     bench.note("py3langid is the default: the fewest errors on captions, hardly ever another language taken for English, and a model of 1 MB. cld2 where speed counts; fasttext's small model for "
-               "what DataComp-like pools were filtered with. `lingua` was tried by hand: as accurate on captions, 96 MB, about 1,100 texts/s.")  # fmt: skip
+               "what DataComp-like pools were filtered with.")  # fmt: skip
 
 
 def _sets(n: int) -> dict[str, list[tuple[str, str]]]:

@@ -18,7 +18,7 @@ SAYS_NOTHING = ("boilerplate", "short", "repetitive")  # in no language to speak
 
 
 def run(bench: Bench) -> None:
-    pool = Pool.make(600 if bench.quick else 5000)
+    pool = Pool.make(400 if bench.quick else 3000)
     for name in ("image_size", "image_quality", "image_hash"):
         pool.score(name)
     for name in ("text_length", "text_quality", "language"):
@@ -28,7 +28,7 @@ def run(bench: Bench) -> None:
     _copies(bench, pool)
     _leaks(bench, pool)
     _fit(bench, pool)
-    _letters(bench, sample, 150 if bench.quick else 700)
+    _letters(bench, sample, 100 if bench.quick else 500)
 
 
 def _row(

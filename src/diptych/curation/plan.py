@@ -281,7 +281,10 @@ def _rule(index: int, options: dict[str, Any], place: str) -> Step:
 
 
 def _operator(index: int, name: str, options: dict[str, Any], place: str) -> Step:
-    cls = resolve(name, OPERATORS, "operator")
+    try:
+        cls = resolve(name, OPERATORS, "operator")
+    except DiptychError as error:
+        raise DiptychError(f"{place}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Operator)):
         raise DiptychError(f"{place}: {name} is no operator: it is not a subclass of diptych.curation.operators.base.Operator")
     given = options.pop("as", None)
