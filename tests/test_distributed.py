@@ -83,6 +83,17 @@ def test_two_processes_do_what_one_does(two, tmp_path, key):
     compare_with_one(two, tmp_path, key)
 
 
+def test_a_process_without_terms_does_not_keep_the_others_waiting(tmp_path):
+    masked = [
+        *STEPS,
+        "stages.0.batch_size=8",
+        "budget=16 samples",
+    ]  # one sample in eight is reconstructed, and the second process has none
+    launch([["maskvlm", str(tmp_path / "two"), masked]])
+    rows = read_jsonl(tmp_path / "two" / "metrics.jsonl")
+    assert all(0 < row["losses"]["masked_patches"] < 10 for row in rows) and rows[-1]["samples"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("key", [key for key in RECIPES if key not in QUICK])
 def test_two_processes_do_what_one_does_too(tmp_path, key):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,6 +183,23 @@ def test_with_dropout_micro_batches_give_the_gradient_of_one_graph_over_all(name
     assert max(errors.values()) < 2e-5, max(errors.items(), key=lambda e: e[1])
     if name == "clip":
         assert errors["1.info_nce.logit_scale"] < 1e-5
+
+
+@pytest.mark.parametrize("without", [{1, 2, 6}, {0, 1, 2, 3, 9}, set(range(12))])
+def test_captions_without_a_hard_negative_make_pieces_unlike(without, monkeypatch):
+    little = Little("negclip")
+    whole = little.loader.rows
+
+    def rows(step, start, stop):
+        batch = whole(step, start, stop)
+        kept = [row for row in range(stop - start) if start + row not in without]
+        some = {"negatives": batch.negatives[kept], "negatives_mask": batch.negatives_mask[kept]} if kept else {}
+        return replace(batch, **(some or {"negatives": None, "negatives_mask": None}))
+
+    monkeypatch.setattr(little.loader, "rows", rows)
+    plain, pieces = little.gradients(None), little.gradients(4)
+    for name, gradient in plain.items():
+        assert (pieces[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, name
 
 
 def test_a_mean_over_tokens_is_not_a_mean_of_means():

@@ -258,6 +258,8 @@ def test_retrieval_by_hand(put: Put) -> None:
     assert run(*files, "--positives", put("P.json", {"1": [1, 2], "0": [0, 3]})) == found
     refused(r"P.json, \[1\]: expected a list of column numbers", *files, "--positives", put("P.json", [[0], "x"]))
     refused("P.json: row 1: there is no column 4", *files, "--positives", put("P.json", [[0], [4]]))
+    one_way = whole(*files, "--positives", put("P.json", [[0], [1]]))
+    assert "column→row is not judged" in one_way["notes"][0] and len(one_way["results"]) == 3
     refused("P.json: row 0 has no positive", *files, "--positives", put("P.json", [[], [1]]))
     refused("P.json: 2 rows of scores but positives for 1", *files, "--positives", put("P.json", [[0]]))
     refused("expected the keys 0 to 1", *files, "--positives", put("P.json", {"0": [1]}))

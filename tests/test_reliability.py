@@ -164,6 +164,32 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, capsys):
         newest(tmp_path / "run" / "checkpoints")
 
 
+def test_what_a_run_writes_is_not_thrown_out_for_a_later_checkpoint_that_cannot_be_read(tmp_path):
+    kept = ["checkpoints.steps=2", "checkpoints.keep=2"]
+    train(recipe("budget=64 samples", *kept), tmp_path / "run")
+    last = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    last = last.rename(last.with_name("step-00000009"))
+    (last / "model.safetensors").write_bytes(b"")
+    train(recipe("budget=64 samples", "checkpoints.keep=1"), tmp_path / "run", resume=True)
+    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000004"]
+
+
+def test_spent_says_how_much_each_source_gave(tmp_path):
+    data = "data.train=mix:1*scenes:small+3*scenes:medium"
+    train(recipe("budget=800 samples", data, "stages.0.schedule=constant"), tmp_path / "run")
+    train(recipe("budget=1600 samples", data, "stages.0.schedule=constant"), tmp_path / "run", resume=True)
+    drawn = read_json(tmp_path / "run" / "spent.json")["drawn"]
+    small, medium = (next(n for a, n in drawn.items() if f"scenes:{size}" in a) for size in ("small", "medium"))
+    assert small + medium == 1600 and abs(small - 400) < 60
+
+
+def test_the_last_stage_ends_with_the_budget(tmp_path):
+    shares = [0.7, 0.2, 0.1]  # each over their sum, added up: 1.0000000000000002
+    stages = [{"name": f"s{k}", "objectives": {"info_nce": 1}, "batch_size": 4, "share": x} for k, x in enumerate(shares)]
+    run = train(load_recipe("clip", {"stages": stages, "budget": "40 samples", "precision": "fp32"}), tmp_path / "run")
+    assert run.spent["samples"] == 40
+
+
 def test_the_best_by_validation_loss_is_kept(tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5, 4.0])
     monkeypatch.setattr("diptych.training.validation.Validator.loss", lambda *_: next(losses))

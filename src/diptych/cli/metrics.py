@@ -158,7 +158,10 @@ def retrieval(
     from diptych.cli.results import show_results
     from diptych.evaluation.predictions.scores import judge_retrieval
 
-    show_results(judge_retrieval(similarity, positives, _numbers(ks, int), _said("rows")), json_=json_)
+    results = judge_retrieval(similarity, positives, _numbers(ks, int), _said("rows"))
+    both = any(r.metric.startswith("column→row") for r in results)
+    notes = () if both else ("column→row is not judged: some columns of the matrix are right for no row, so they have no rank",)
+    show_results(results, json_=json_, notes=notes)
 
 
 @app.command()

@@ -58,10 +58,19 @@ def train(
 
 
 def _in_processes(n: int) -> None:
-    """The same command in n processes, started by torchrun; this process becomes the launcher."""
+    """The same command in n processes, started by torchrun; this process becomes the launcher, and ends with their status."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
     words = sys.argv[1:]
     at = next(i for i, word in enumerate(words) if word.startswith("--processes"))
     del words[at : at + (1 if "=" in words[at] else 2)]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", "-m", "diptych.cli"]
-    os.execv(sys.executable, [*launcher, *words])
+    try:
+        main(["--standalone", f"--nproc-per-node={n}", "-m", "diptych.cli", *words])
+    except SignalException:  # passed on to all, who have saved
+        raise SystemExit(130) from None
+    except ChildFailedError as error:  # who has said why
+        raise SystemExit(error.get_first_failure()[1].exitcode) from None
+    raise SystemExit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,8 +53,13 @@ class Matching(Objective):
     def forward(self, p: Pass) -> Tensor:
         similarity = (p.image_embedding @ p.text_embedding.T).detach()
         text, image = mine_negatives(similarity, p.batch.meaning, self.sharpness)
-        own = p.some(self.batch_share)
+        own, weight = p.some(self.batch_share), 1.0
+        if p.rows is not None:  # processes have unlike numbers of them, and their losses are averaged
+            everyones = math.floor((p.size - 1) * self.batch_share) + 1
+            weight = len(own) / everyones * p.size / (p.rows.stop - p.rows.start)
+            if not weight:  # one for nothing: no process may stay away from an exchange of gradients
+                own = own.new_tensor([p.rows.start])
         m = len(own)
         triples = p.paired(torch.cat([own, own, image[own]]), torch.cat([own, text[own], own]))
         target = torch.cat([torch.ones(m), torch.zeros(2 * m)]).to(text.device)
-        return F.binary_cross_entropy_with_logits(self.logits(triples), target)
+        return weight * F.binary_cross_entropy_with_logits(self.logits(triples), target)

@@ -40,7 +40,9 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise DiptychError(f"cannot write the checkpoint {path}: {error}; earlier checkpoints are intact") from error
         best = best_checkpoint(root)
-        for old in checkpoints(root)[:-keep]:
+        every = checkpoints(root)
+        here = every.index(path) + 1
+        for old in [*every[:here][:-keep], *every[here:]]:  # beyond it lie only those that could not be read when the run went on
             if old != best:
                 shutil.rmtree(old, ignore_errors=True)
         return path

@@ -20,9 +20,10 @@ Encodings = dict[str, Tensor | Tokens]
 
 
 def encode(p: Pass, names: Sequence[str]) -> Encodings:
-    """The named encodings of a pass, computed in the order of the names; those of a side that the batch lacks are left out."""
+    """The named encodings of a pass, computed in the order of the names; of hard negatives that the batch lacks, none, [0, E]."""
     places = [(name, *name.split(".")) for name in names]
-    return {name: getattr(side, what) for name, where, what in places if (side := getattr(p, where)) is not None}
+    none = torch.zeros((0, p.model.embed_dim), device=p.text_ids.device)
+    return {name: none if (side := getattr(p, where)) is None else getattr(side, what) for name, where, what in places}
 
 
 def tensors(encodings: Encodings) -> list[Tensor]:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,18 @@ class Trainer:
         checkpoint = self.record.open(resume)
         self.setup: Setup = set_up(recipe, source, self.cluster.device)
         self.spent = Spent()
-        self.stop: str | None = None
+        self.stop: str | None = None  # the signal that this process was given
+        self.stopping: str | None = None  # the same once all processes know: they must stop after the same step
         self.step = 0
+        self.drawn: dict[str, int] = {}  # samples by source, up to step ``_counted``
+        self._counted = 0
         self._resumed: Checkpoint | None = None
         if checkpoint:
             self._restore(*checkpoint)
+        if len(steps := set(self.cluster.collect(self.step))) > 1:
+            raise DiptychError(
+                f"processes found different checkpoints in {out} (steps {sorted(steps)}); it must be one directory that all of them see"
+            )
         self._distribute()
         self.gradient = BatchGradient(
             self.setup.model, self.cluster, self.setup.autocast, recipe.seed, FlopMeter(compiled=recipe.compile)
@@ -84,7 +92,8 @@ class Trainer:
     def _restore(self, path: Path, checkpoint: Checkpoint) -> None:
         load_weights(path, checkpoint, self.setup.model, self.setup.objectives)
         self.spent = Spent(**checkpoint.state["spent"])
-        self.step = checkpoint.state["step"]
+        self.step = self._counted = checkpoint.state["step"]
+        self.drawn = dict(checkpoint.state.get("drawn", {}))
         self._resumed = checkpoint
 
     def _distribute(self) -> None:
@@ -98,15 +107,14 @@ class Trainer:
     # --- the run ---
 
     def run(self) -> Run:
-        total = sum(stage.share for stage in self.recipe.stages)
-        end = 0.0
+        sums = [0.0, *accumulate(stage.share for stage in self.recipe.stages)]
+        bounds = pairwise(s / sums[-1] for s in sums)  # the last is 1 to the bit, or a step too many were made
         try:
             with handled([signal.SIGINT, signal.SIGTERM], self._ask_to_stop), self.record.tracking():
-                for stage in self.recipe.stages:
-                    start, end = end, end + stage.share / total
+                for stage, (start, end) in zip(self.recipe.stages, bounds, strict=True):
                     if self.spent.share(self.recipe.budget) < end:
                         self._run_stage(stage, start, end)
-            return Run(self.out, self.recipe, self.record.spent(self.setup, self.spent, finished=True))
+            return Run(self.out, self.recipe, self.record.spent(self.setup, self.spent, self.drawn, finished=True))
         finally:
             self.cluster.part()
 
@@ -139,12 +147,12 @@ class Trainer:
                     if self.cluster.size > 1
                     else time.monotonic() - saved > saving.seconds
                 )
-                if self.stop or due or (saving.steps and self.step % saving.steps == 0):
+                if self.stopping or due or (saving.steps and self.step % saving.steps == 0):
                     self._save(learning)
                     saved = time.monotonic()
-                if self.stop:
+                if self.stopping:
                     raise Interrupted(
-                        f"{self.stop}: saved at step {self.step} ({share:.0%} of the budget); go on with --resume --out {self.out}"
+                        f"{self.stopping}: saved at step {self.step} ({share:.0%} of the budget); go on with --resume --out {self.out}"
                     )
         except DiptychError as error:
             if not isinstance(error, Interrupted) and self.cluster.size == 1 and self.step > learning.first:
@@ -215,8 +223,8 @@ class Trainer:
         self.step += 1
         if learning.averaged:
             learning.averaged.update(self.step - learning.first)
-        if stopped and not self.stop:
-            self.stop = "another process was told to stop"
+        if stopped:
+            self.stopping = self.stop or "another process was told to stop"
         self.spent.seconds += self.cluster.agree(time.perf_counter() - began)
         self.spent.samples += samples
         self.spent.tokens += tokens
@@ -226,18 +234,20 @@ class Trainer:
 
     def _validate(self, validator: Validator, learning: Learning) -> None:
         """Note the loss on held-out samples; if it is the lowest so far, this checkpoint is kept as the best."""
-        loss = validator.loss(learning.stage, learning.objectives, learning.averaged)
+        loss = self.cluster.agree(validator.loss(learning.stage, learning.objectives, learning.averaged))
         if self.record.validated(self.step, loss):
             self._save(learning, best=loss)
 
     def _save(self, learning: Learning, best: float | None = None) -> None:
         s = self.setup
+        self._count_drawn(learning)
         state = {
             "step": self.step,
             "stage": learning.stage.name,
             "stage_first_step": learning.first,
             "spent": asdict(self.spent),
             "best": self.record.best,
+            "drawn": self.drawn,
         }
         checkpoint = Checkpoint(  # sharded weights are put together by all processes
             {n: whole(v) for n, v in s.model.saved_state().items()},
@@ -248,7 +258,13 @@ class Trainer:
         )
         problems = [p for found in self.cluster.collect(list(learning.loader.problems.values())) for p in found]
         self.record.save(checkpoint, problems, best)
-        self.record.spent(s, self.spent, finished=False)
+        self.record.spent(s, self.spent, self.drawn, finished=False)
+
+    def _count_drawn(self, learning: Learning) -> None:
+        """Add what each source gave since the last time."""
+        before, now = (learning.loader.drawn(step * learning.stage.batch_size) for step in (self._counted, self.step))
+        self.drawn = self.drawn | {source: self.drawn.get(source, 0) + now[source] - before[source] for source in now}
+        self._counted = self.step
 
 
 def _check_finite(step: int, losses: dict[str, float], norm: float, taken: Taken, stage: Stage) -> None:

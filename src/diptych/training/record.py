@@ -133,13 +133,14 @@ class Record:
             if problems:
                 write_jsonl(self.out / "problems.jsonl", [asdict(p) for p in {p.item: p for p in problems}.values()])
 
-    def spent(self, setup: Setup, spent: Spent, finished: bool) -> dict[str, Any]:
-        """spent.json, returned."""
+    def spent(self, setup: Setup, spent: Spent, drawn: Mapping[str, int], finished: bool) -> dict[str, Any]:
+        """spent.json, returned. drawn: samples by source."""
         parameters = {id(p): p for m in (setup.model, setup.objectives) for p in m.parameters()}
         cuda = setup.device.type == "cuda"
         unit = 1 if sys.platform == "darwin" else 1024
         row = {
             **asdict(spent),
+            "drawn": dict(drawn),
             "parameters": sum(p.numel() for p in parameters.values()),
             "trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
             "peak_memory_bytes": torch.cuda.max_memory_allocated()

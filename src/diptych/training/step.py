@@ -39,7 +39,7 @@ class Share:
         if loader.batch_size % cluster.size or share % size:
             raise DiptychError(
                 f"batch_size {loader.batch_size} cannot be dealt out evenly to {cluster.size} processes in micro-batches of {size}; "
-                "choose a multiple of both"
+                "make it a multiple of processes × micro_batch"
             )
         start = cluster.rank * share
         self.bounds = [(i, i + size) for i in range(start, start + share, size)]
@@ -92,6 +92,7 @@ class BatchGradient:
         coupled = {n: o for n, o in objectives.items() if o.couples}
         free = {n: o for n, o in objectives.items() if not o.couples}
         work = _Work(self, step, name, weights)
+        work.taken.losses = {n: torch.zeros((), device=self.cluster.device) for n in objectives}  # the same ones in every process
         if len(pieces) == 1:
             (batch,) = pieces
             work.at_once(batch, coupled, free)
@@ -154,32 +155,24 @@ class _Work:
                 texts.append(replace(batch, pixels=None))
             self._note(batch)
         totals = self._totals(counts)
-        grads: list[Tensor | None] = []
-        lengths: list[int] = []
+        dealt: list[tuple[Tensor | None, ...]] = [()] * len(pieces)
         if coupled:
-            grads, lengths = self._through_leaves(coupled, texts, first), [b.size for b in texts]
+            lengths = [[len(x) for x in tensors(piece)] for piece in first]
+            dealt = _dealt(self._through_leaves(coupled, texts, first), lengths)
         del first
-        start = 0
-        for k, batch in enumerate(pieces):
-            stop = start + (lengths[k] if lengths else 0)
-            rows = slice(start, stop)
+        for batch, grads in zip(pieces, dealt, strict=True):
 
-            def run(batch: Batch = batch, rows: slice = rows) -> None:
+            def run(batch: Batch = batch, grads: tuple[Tensor | None, ...] = grads) -> None:
                 p = self._open(batch)
                 with self.of.computing():
                     outputs = tensors(encode(p, names))
                     loss = self._free(free, p, totals)
-                heads = [
-                    (x, g[rows, : x.shape[1]] if x.ndim > 2 else g[rows])
-                    for x, g in zip(outputs, grads, strict=True)
-                    if g is not None
-                ]
+                heads = [(x, g[:, : x.shape[1]] if x.ndim > 2 else g) for x, g in zip(outputs, grads, strict=True) if g is not None]
                 heads = [(x, g) for x, g in heads if x.requires_grad]
                 ends = [x for x, _ in heads] + ([loss] if loss.requires_grad else [])
                 torch.autograd.backward(ends, [*(g for _, g in heads), *([None] if loss.requires_grad else [])])
 
             self._counted(("again", *_shapes(batch)), run)
-            start = stop
 
     # --- their steps ---
 
@@ -228,7 +221,7 @@ class _Work:
         return dict(zip(counts, self.cluster.total(*counts.values()), strict=True)) if counts else {}
 
     def _add(self, name: str, loss: Tensor) -> None:
-        self.taken.losses[name] = self.taken.losses[name] + loss if name in self.taken.losses else loss
+        self.taken.losses[name] = self.taken.losses[name] + loss
 
     def _counted(self, key: tuple, run: Callable[[], Any]) -> Any:
         result, flops = self.of.meter.count((self.name, *key), run)
@@ -251,6 +244,12 @@ def _names(coupled: Mapping[str, Objective]) -> tuple[str, ...]:
 
 def _names_gathered(coupled: Mapping[str, Objective]) -> set[str]:
     return {name for o in coupled.values() if o.gathers for name in o.couples}
+
+
+def _dealt(grads: list[Tensor | None], lengths: list[list[int]]) -> list[tuple[Tensor | None, ...]]:
+    """For each piece its rows of every tensor's gradient; ``lengths[piece][tensor]`` of them, since captions without a hard negative make pieces unlike."""
+    columns = [[None] * len(lengths) if g is None else g.split([rows[k] for rows in lengths]) for k, g in enumerate(grads)]
+    return list(zip(*columns, strict=True))
 
 
 def _shapes(batch: Batch) -> tuple:
