@@ -50,7 +50,7 @@ bench/.datajuicer/.ready: bench/datajuicer.txt
 
 bench-datajuicer: bench/.datajuicer/.ready ## install data-juicer, pinned, for the case curation-datajuicer
 
-bench: bench-peers bench-datajuicer ## measure everything, write docs/benchmarks.md (20 minutes; a quiet machine)
+bench: bench-peers ## measure everything, write docs/benchmarks.md (20 minutes; a quiet machine)
 	$(BIN)/python -m bench $(CASES)
 
 clean: ## remove the environment and the demo's runs

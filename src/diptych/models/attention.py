@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+WRITTEN_OUT = 2**19  # entries of a head's attention matrix up to which it is written out in bf16 on a CPU
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(q kᵀ/√d + bias) v for [B, H, L, d] and [B, H, S, d]; ``bias`` broadcasts to [B, H, L, S].
 
     The one place that chooses an implementation, by what the case ``attention`` of docs/benchmarks.md measures: torch's fused kernel, except
-    in bf16 on a CPU, where its backward pass is slow and the products written out take about half the time.
+    in bf16 on a CPU below about 700 tokens, where its backward pass is slow: the products written out then take 0.14 to 0.95 of its time.
     """
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] * k.shape[-2] > WRITTEN_OUT:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
     return attend_plainly(q, k, v, bias)
 
