@@ -91,7 +91,7 @@ def token_ids(n: int, length: int = 77, filled: int | None = None) -> Tensor:
 def ours(r: Recipe, pixels: Tensor, ids: Tensor) -> Learner:
     """Diptych's learner: what ``training.loop`` does for a step, without data, log and gradient clipping (open_clip's default has none)."""
     torch.manual_seed(0)
-    model: VLM = build_model(r, Words(), r.data.image_size or 224)
+    model: VLM = build_model(r, Words(max_length=r.data.tokenizer.max_length), r.data.image_size or 224)
     objectives = build_objectives(r, model)
     stage: Stage = r.stages[0]
     optimizer = build_optimizer([model, objectives], stage)

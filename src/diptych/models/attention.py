@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
 WRITTEN_OUT = 2**19  # entries of a head's attention matrix up to which it is written out in bf16 on a CPU
 
 
