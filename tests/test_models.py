@@ -12,9 +12,11 @@ from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
 from diptych.models.attention import Attention, attend, attend_plainly, attention_bias
+from diptych.models.build import SIZES, Build
 from diptych.models.generate import greedy
 from diptych.models.passes import ImageSide, Pass, TextSide, random_keep
-from diptych.models.vision import sincos_2d
+from diptych.models.text import TEXT
+from diptych.models.vision import VISION, sincos_2d
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood
@@ -270,3 +272,30 @@ def test_frozen_towers_meet_in_a_learned_space():
     loss.backward()
     learned = {n for n, p in model.named_parameters() if p.grad is not None}
     assert learned == {"image_projection.weight", "text_projection.weight"}
+
+
+@pytest.mark.parametrize("kind", ["clip", "class", "siglip"])
+def test_patches_dropped_from_a_tower_with_class_tokens(kind: str) -> None:
+    """Seeing all patches by name is seeing them all; a class token is no patch and is never dropped."""
+    torch.manual_seed(0)
+    build = Build(SIZES["tiny"], 32, None)
+    tower = VISION[kind](build, depth=2, patch=8).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    every = torch.arange(tower.tokens).expand(2, -1)
+    whole, named = tower(pixels), tower(pixels, every)
+    assert whole.tokens.shape[1] == tower.extra + tower.tokens
+    torch.testing.assert_close(whole.pooled, named.pooled)
+    few = tower(pixels, every[:, ::2])
+    assert few.tokens.shape[1] == tower.extra + tower.tokens // 2
+    blanked = pixels.clone()
+    blanked[:, :, :8, 8:16] = 9.0  # patch 1, which is not among the few
+    torch.testing.assert_close(tower(blanked, every[:, ::2]).pooled, few.pooled)
+
+
+def test_a_text_read_whole_does_not_depend_on_how_far_the_batch_was_padded() -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["a red cat", "two dogs"] * 5, 300, 12)
+    tower = TEXT["siglip"](Build(SIZES["tiny"], 32, tokenizer), depth=2).eval()
+    ids, mask = (torch.from_numpy(x) for x in tokenizer.encode_batch(["a red cat", "two dogs"]))
+    alone_ids, alone_mask = (torch.from_numpy(x) for x in tokenizer.encode_batch(["two dogs"]))
+    torch.testing.assert_close(tower(ids, mask).pooled[1:], tower(alone_ids, alone_mask).pooled)

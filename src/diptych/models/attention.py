@@ -1,11 +1,14 @@
 """Attention and transformer blocks, shared by every tower.
 
-Shapes: B batch, L queries, S keys, D width, H heads. Pre-norm blocks (Xiong et al. 2020).
+Shapes: B batch, L queries, S keys, D width, H heads. Blocks normalise before each step (Xiong et al. 2020) unless told otherwise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,13 +71,27 @@ class Attention(nn.Module):
         return self.out(attend(q, k, v, bias).transpose(1, 2).reshape(B, L, D))
 
 
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
+class QuickGELU(nn.Module):
+    """x σ(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+}
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 
 
 class Block(nn.Module):
-    """Self-attention, optionally cross-attention, and an MLP, each behind a norm and added to the stream.
+    """Self-attention, cross-attention where there is something to look at, and an MLP, each added to the stream.
 
-    dropout: of what each adds (residual dropout, Vaswani et al. 2017, §5.4).
+    hidden: width of the MLP; None: four times the stream's. dropout: of what each adds (residual dropout, Vaswani et al. 2017, §5.4).
+    post_norm: normalise the sum, as in BERT, and not what goes into each.
     """
 
     def __init__(
@@ -83,25 +100,34 @@ class Block(nn.Module):
         heads: int,
         context_width: int | None = None,
         activation: str = "gelu",
-        mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        hidden: int | None = None,
+        eps: float = 1e-5,
+        post_norm: bool = False,
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.post_norm = post_norm
+        self.norm1 = nn.LayerNorm(width, eps)
         self.attention = Attention(width, heads)
         self.cross = Attention(width, heads, context_width) if context_width else None
-        self.norm_cross = nn.LayerNorm(width) if context_width else None
-        self.norm2 = nn.LayerNorm(width)
-        hidden = int(width * mlp_ratio)
+        self.norm_cross = nn.LayerNorm(width, eps) if context_width else None
+        self.norm2 = nn.LayerNorm(width, eps)
+        hidden = hidden or 4 * width
         self.mlp = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation](), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
     ) -> Tensor:
+        look = self.cross if context is not None else None
+        if self.post_norm:
+            x = self.norm1(x + self.dropout(self.attention(x, bias=bias)))
+            if look is not None and self.norm_cross is not None:
+                x = self.norm_cross(x + self.dropout(look(x, context, context_bias)))
+            return self.norm2(x + self.dropout(self.mlp(x)))
         x = x + self.dropout(self.attention(self.norm1(x), bias=bias))
-        if self.cross is not None and self.norm_cross is not None:
-            x = x + self.dropout(self.cross(self.norm_cross(x), context, context_bias))
+        if look is not None and self.norm_cross is not None:
+            x = x + self.dropout(look(self.norm_cross(x), context, context_bias))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
@@ -122,16 +148,19 @@ class Transformer(nn.Module):
         context_width: int | None = None,
         activation: str = "gelu",
         dropout: float = 0.0,
+        hidden: int | None = None,
+        eps: float = 1e-5,
+        post_norm: bool = False,
     ):
         super().__init__()
-        blocks = [Block(width, heads, context_width, activation, dropout=dropout) for _ in range(depth)]
+        blocks = [Block(width, heads, context_width, activation, dropout, hidden, eps, post_norm) for _ in range(depth)]
         for block in blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
             for layer in (block.attention.out, block.mlp[2]):
                 assert isinstance(layer, nn.Linear)
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * max(depth, 1)) * math.sqrt(1024 / width))
                 nn.init.zeros_(layer.bias)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(width)
+        self.norm: nn.Module = nn.Identity() if post_norm else nn.LayerNorm(width, eps)
 
     def forward(
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
@@ -159,3 +188,20 @@ class AttentionPool(nn.Module):
         queries = self.queries.expand(x.shape[0], -1, -1)
         bias = attention_bias(mask, len(self.queries), False, x)
         return self.norm_out(self.attention(queries, self.norm(x), bias))
+
+
+class MapPool(nn.Module):
+    """One learned query that reads a sequence, then an MLP (SigLIP's pooling; the "MAP head" of Zhai et al. 2022, Scaling Vision Transformers)."""
+
+    def __init__(self, width: int, heads: int, activation: str = "gelu", hidden: int | None = None, eps: float = 1e-5):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.attention = Attention(width, heads)
+        self.norm = nn.LayerNorm(width, eps)
+        hidden = hidden or 4 * width
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), ACTIVATIONS[activation](), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, D] → [B, 1, D]"""
+        x = self.attention(self.query.expand(len(x), 1, -1), x)
+        return x + self.mlp(self.norm(x))

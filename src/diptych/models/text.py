@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.batch import Tokens
-from diptych.models.attention import Transformer, attention_bias
+from diptych.data.text import PAD
+from diptych.models.attention import Activation, Transformer, attention_bias
 from diptych.models.build import Build
 
 
@@ -27,7 +29,9 @@ def sinusoids(length: int, width: int, longest: float = 100.0) -> Tensor:
 class TextTransformer(nn.Module):
     """A transformer over byte-pair tokens.
 
-    causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean.
+    causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean. hidden: width of the blocks'
+    MLPs. embedding_norm: a norm on words plus positions, post_norm: after each step instead of before it (both as in BERT).
+    whole: texts are read at full length with their padding, and pooled at the very last place (SigLIP).
     Positions are learned from waves of std 0.5: beside unit-variance word vectors the usual noise of std 0.02 leaves the tower blind to
     word order for the length of a small budget, and waves make "the word before" the same step everywhere.
     """
@@ -39,21 +43,39 @@ class TextTransformer(nn.Module):
         width: int | None = None,
         depth: int | None = None,
         heads: int | None = None,
+        hidden: int | None = None,
         causal: bool = False,
         pool: Literal["eos", "bos", "mean"] = "eos",
+        whole: bool = False,
+        activation: Activation | None = None,
+        eps: float = 1e-5,
+        embedding_norm: bool = False,
+        post_norm: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
         super().__init__()
         size = build.size
         self.width = width or size.width
         self.causal = causal
-        self.pool = pool
+        self.pool, self.whole = pool, whole
         self.embedding = nn.Embedding(len(build.tokenizer), self.width)
         self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length, self.width) * 0.7)
-        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads, None, size.activation, dropout)
+        self.norm: nn.Module = nn.LayerNorm(self.width, eps) if embedding_norm else nn.Identity()
+        self.transformer = Transformer(
+            self.width,
+            depth or size.depth,
+            heads or size.heads,
+            activation=activation or size.activation,
+            dropout=dropout,
+            hidden=hidden,
+            eps=eps,
+            post_norm=post_norm,
+        )
 
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
-        x = self.embedding(ids) + self.positions[: ids.shape[1]]
+        if self.whole:
+            return self._read_whole(ids, mask)
+        x = self.norm(self.embedding(ids) + self.positions[: ids.shape[1]])
         x = self.transformer(x, attention_bias(mask, ids.shape[1], self.causal, x))  # [B, T, D]
         if self.pool == "eos":
             pooled = x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]
@@ -62,6 +84,71 @@ class TextTransformer(nn.Module):
         else:
             pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return Tokens(x, pooled, mask)
+
+    def _read_whole(self, ids: Tensor, mask: Tensor) -> Tokens:
+        ids, T = F.pad(ids, (0, len(self.positions) - ids.shape[1]), value=PAD), ids.shape[1]
+        x = self.norm(self.embedding(ids) + self.positions)
+        x = self.transformer(x, attention_bias(None, ids.shape[1], self.causal, x))
+        return Tokens(x[:, :T], x[:, -1], mask)
+
+
+class ClipText(TextTransformer):
+    """The text tower of CLIP as transformers and open_clip have it: causal, read at [EOS]."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        activation: Activation = "quick_gelu",
+        eps: float = 1e-5,
+    ):
+        super().__init__(
+            build, width=width, depth=depth, heads=heads, hidden=hidden, activation=activation, eps=eps, causal=True, pool="eos"
+        )
+
+
+class SiglipText(TextTransformer):
+    """The text tower of SigLIP as transformers has it: texts are read whole, padding and all, and pooled at the last place."""
+
+    projection = "affine"
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        activation: Activation = "gelu_tanh",
+        eps: float = 1e-6,
+    ):
+        super().__init__(build, width=width, depth=depth, heads=heads, hidden=hidden, activation=activation, eps=eps, whole=True)
+
+
+class BertText(TextTransformer):
+    """A text tower read at its first token, with a norm on its embeddings. post_norm: true in BERT and BLIP, false in FLAVA."""
+
+    projection = "affine"
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        activation: Activation = "gelu",
+        eps: float = 1e-12,
+        post_norm: bool = True,
+    ):
+        given = {"width": width, "depth": depth, "heads": heads, "hidden": hidden, "activation": activation, "eps": eps}
+        super().__init__(build, **given, post_norm=post_norm, embedding_norm=True, pool="bos")  # type: ignore[arg-type]
 
 
 class MiniLM(nn.Module):
@@ -84,4 +171,4 @@ class MiniLM(nn.Module):
         return Tokens(pooled[:, None], pooled)
 
 
-TEXT = {"transformer": TextTransformer, "minilm": MiniLM}
+TEXT = {"transformer": TextTransformer, "clip": ClipText, "siglip": SiglipText, "bert": BertText, "minilm": MiniLM}

@@ -1,7 +1,7 @@
 """Vision towers: pixels in, ``Tokens`` out.
 
-Every tower has ``width``, ``tokens(image_size) -> N`` and ``forward(pixels [B, 3, H, W], keep=None) -> Tokens``. Pixels lie in
-[-1, 1]. ``keep`` [B, K] names the only patches that are looked at (FLIP's patch dropping, masked image modelling).
+Every tower has ``width``, ``tokens`` (N, the patches), ``extra`` (class tokens, which stand before the patches) and
+``forward(pixels [B, 3, H, W], keep=None) -> Tokens``. Pixels lie in [-1, 1]. ``keep`` [B, K] names the only patches that are looked at (FLIP's patch dropping, masked image modelling).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.batch import Tokens
-from diptych.models.attention import AttentionPool, Transformer
+from diptych.models.attention import Activation, AttentionPool, MapPool, Transformer
 from diptych.models.build import Build
 
 
@@ -47,10 +47,10 @@ class ConvStem(nn.Module):
 class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al. 2021), with a convolutional stem for small images or plain patches.
 
-    pool: ``mean`` of the tokens, or ``attention`` (one learned query, as CoCa's contrastive pooler).
+    class_tokens: learned tokens that stand before the patches and gather what is seen. positions: fixed waves on the patches, or learned ones, of the class
+    tokens too. norm: on the stem's output, on its sum with the positions (CLIP), or none. pool: ``mean`` of the patches, the first ``class`` token,
+    ``attention`` (one learned query, as CoCa's contrastive pooler) or ``map`` (SigLIP's: the same, and an MLP). hidden: width of the blocks' MLPs.
     """
-
-    positions: Tensor
 
     def __init__(
         self,
@@ -59,38 +59,72 @@ class ViT(nn.Module):
         width: int | None = None,
         depth: int | None = None,
         heads: int | None = None,
+        hidden: int | None = None,
         stem: Literal["conv", "patch"] | None = None,
         patch: int | None = None,
-        pool: Literal["mean", "attention"] = "mean",
+        patch_bias: bool = True,
+        class_tokens: Annotated[int, Field(ge=0)] = 0,
+        positions: Literal["waves", "learned"] = "waves",
+        norm: Literal["stem", "sum", "none"] = "stem",
+        pool: Literal["mean", "class", "attention", "map"] = "mean",
+        activation: Activation | None = None,
+        eps: float = 1e-5,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
         super().__init__()
         size = build.size
-        self.width = width or size.width
+        self.width, heads = width or size.width, heads or size.heads
+        active: str = activation or size.activation
         stem = stem or ("conv" if build.image_size < 128 else "patch")
-        self.patch = 8 if stem == "conv" else patch or 16
+        self.patch = 8 if stem == "conv" else patch or (8 if build.image_size < 128 else 16)
         build.require(
             build.image_size % self.patch == 0, f"image_size {build.image_size} is not a multiple of the patch size {self.patch}"
         )
-        self.grid = build.image_size // self.patch
-        self.stem = ConvStem(self.width) if stem == "conv" else nn.Conv2d(3, self.width, self.patch, stride=self.patch)
+        build.require(pool != "class" or class_tokens > 0, "pool: class needs class_tokens: 1")
+        self.grid, self.extra = build.image_size // self.patch, class_tokens
+        plain = nn.Conv2d(3, self.width, self.patch, stride=self.patch, bias=patch_bias)
+        self.stem: nn.Module = ConvStem(self.width) if stem == "conv" else plain
+        self.classes = nn.Parameter(torch.randn(class_tokens, self.width) * 0.02) if class_tokens else None
+        waves = sincos_2d(self.grid, self.grid, self.width)
+        self.positions: Tensor
+        if positions == "learned":  # from waves: noise would leave the tower blind to place for the length of a small budget
+            self.positions = nn.Parameter(torch.cat([torch.zeros(class_tokens, self.width), waves]))
+        else:
+            self.register_buffer("positions", waves, persistent=False)
+        self.learned = positions == "learned"
         # Without it the stem's output starts far smaller than the positions, and what a patch shows is drowned by where it lies.
-        self.norm = nn.LayerNorm(self.width)
-        self.register_buffer("positions", sincos_2d(self.grid, self.grid, self.width), persistent=False)
-        self.transformer = Transformer(self.width, depth or size.depth, heads or size.heads, None, size.activation, dropout)
-        self.pool = AttentionPool(self.width, heads or size.heads, 1) if pool == "attention" else None
+        self.norm: nn.Module = nn.Identity() if norm == "none" else nn.LayerNorm(self.width, eps)
+        self.norm_sum = norm == "sum"
+        self.transformer = Transformer(
+            self.width, depth or size.depth, heads, activation=active, dropout=dropout, hidden=hidden, eps=eps
+        )
+        self.pooling = pool
+        self.pool: nn.Module | None = None
+        if pool == "attention":
+            self.pool = AttentionPool(self.width, heads, 1)
+        elif pool == "map":
+            self.pool = MapPool(self.width, heads, active, hidden, eps)
 
     @property
     def tokens(self) -> int:
         return self.grid**2
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tokens:
-        if keep is None:
-            x = self.norm(self.stem(pixels).flatten(2).transpose(1, 2)) + self.positions  # [B, N, D]
-        else:
-            x = self.norm(self._stem_at(pixels, keep)) + self.positions[keep]  # [B, K, D]
+        """tokens [B, extra + N or K, D]: class tokens first."""
+        x = self.stem(pixels).flatten(2).transpose(1, 2) if keep is None else self._stem_at(pixels, keep)  # [B, N or K, D]
+        if not self.norm_sum:
+            x = self.norm(x)
+        places = self.positions[self.extra :] if self.learned else self.positions
+        x = x + (places if keep is None else places[keep])
+        if self.classes is not None:
+            classes = self.classes + self.positions[: self.extra] if self.learned else self.classes
+            x = torch.cat([classes.to(x.dtype).expand(len(x), -1, -1), x], 1)
+        if self.norm_sum:
+            x = self.norm(x)
         x = self.transformer(x)
-        return Tokens(x, x.mean(1) if self.pool is None else self.pool(x)[:, 0])
+        if self.pool is not None:
+            return Tokens(x, self.pool(x)[:, 0])
+        return Tokens(x, x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1))
 
     def _stem_at(self, pixels: Tensor, keep: Tensor) -> Tensor:
         """The stem's output [B, K, D] at the patches ``keep`` [B, K], from those patches alone."""
@@ -114,6 +148,7 @@ class EfficientNet(nn.Module):
 
     native_size = 224
     packaged = ("net",)
+    extra = 0
 
     def __init__(self, build: Build, *, variant: str = "lite0", resolution: int | None = None):
         super().__init__()
@@ -141,4 +176,92 @@ class EfficientNet(nn.Module):
         return Tokens(x, x.mean(1))
 
 
-VISION = {"vit": ViT, "efficientnet": EfficientNet}
+class ClipViT(ViT):
+    """The tower of CLIP as transformers and open_clip have it (Radford et al. 2021): what a run needs that is to be exported as ``CLIPModel``."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        patch: int | None = None,
+        activation: Activation = "quick_gelu",
+        eps: float = 1e-5,
+    ):
+        given = {
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "hidden": hidden,
+            "patch": patch,
+            "activation": activation,
+            "eps": eps,
+        }
+        fixed = {"stem": "patch", "patch_bias": False, "class_tokens": 1, "positions": "learned", "norm": "sum", "pool": "class"}
+        super().__init__(build, **given, **fixed)  # type: ignore[arg-type]
+
+
+class ClassViT(ViT):
+    """A plain ViT that is read at its class token, as transformers' ViT, FLAVA's and BLIP's image encoders are."""
+
+    projection = "affine"
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        patch: int | None = None,
+        activation: Activation = "gelu",
+        eps: float = 1e-5,
+    ):
+        given = {
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "hidden": hidden,
+            "patch": patch,
+            "activation": activation,
+            "eps": eps,
+        }
+        fixed = {"stem": "patch", "class_tokens": 1, "positions": "learned", "norm": "none", "pool": "class"}
+        super().__init__(build, **given, **fixed)  # type: ignore[arg-type]
+
+
+class SiglipViT(ViT):
+    """The tower of SigLIP (Zhai et al. 2023) as transformers has it. What it pools is the embedding: there is no projection."""
+
+    projection = "none"
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        patch: int | None = None,
+        activation: Activation = "gelu_tanh",
+        eps: float = 1e-6,
+    ):
+        given = {
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "hidden": hidden,
+            "patch": patch,
+            "activation": activation,
+            "eps": eps,
+        }
+        fixed = {"stem": "patch", "positions": "learned", "norm": "none", "pool": "map"}
+        super().__init__(build, **given, **fixed)  # type: ignore[arg-type]
+
+
+VISION = {"vit": ViT, "clip": ClipViT, "class": ClassViT, "siglip": SiglipViT, "efficientnet": EfficientNet}

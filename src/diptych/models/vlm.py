@@ -54,8 +54,8 @@ class VLM(nn.Module):
         self.image_projection: nn.Module = nn.Identity()
         self.text_projection: nn.Module = nn.Identity()
         if {"vision", "text"} <= set(self.parts):
-            self.image_projection = nn.Linear(build.width_of("vision"), self.embed_dim, bias=False)
-            self.text_projection = nn.Linear(build.width_of("text"), self.embed_dim, bias=False)
+            self.image_projection = projection(self.parts["vision"], self.embed_dim, "vision")
+            self.text_projection = projection(self.parts["text"], self.embed_dim, "text")
 
     def freeze(self, names: set[str]) -> None:
         """Keep these parts as they are: no gradients, no optimizer state, evaluation mode."""
@@ -105,6 +105,16 @@ class VLM(nn.Module):
         """The weights a checkpoint must hold: all but those that a frozen part loads from its package."""
         packaged = tuple(f"parts.{n}.{p}" for n in sorted(self.fixed) for p in getattr(self.parts[n], "packaged", ()))
         return {k: v for k, v in self.state_dict().items() if not k.startswith(packaged)} if packaged else self.state_dict()
+
+
+def projection(tower: Any, embed_dim: int, name: str) -> nn.Module:
+    """Into the shared space: linear, ``affine`` or ``none``, as the tower's ``projection`` says."""
+    kind = getattr(tower, "projection", "linear")
+    if kind == "none":
+        if tower.width != embed_dim:
+            raise DiptychError(f"embed_dim: parts.{name} gives its embedding itself, which is {tower.width} wide, not {embed_dim}")
+        return nn.Identity()
+    return nn.Linear(tower.width, embed_dim, bias=kind == "affine")
 
 
 def build_part(name: str, part: Part, build: Build) -> nn.Module:

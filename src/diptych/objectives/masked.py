@@ -115,7 +115,7 @@ class MaskedPatches(Objective):
         super().__init__(model)
         self.share, self.batch_share = share, batch_share
         vision = model.part("vision")
-        self.patch, self.n, width = vision.patch, vision.tokens, vision.width
+        self.patch, self.n, self.extra, width = vision.patch, vision.tokens, vision.extra, vision.width
         self.token = nn.Parameter(torch.randn(width) * 0.02)
         self.register_buffer("positions", sincos_2d(vision.grid, vision.grid, width), persistent=False)
         self.decoder = Transformer(width, 1, 4)
@@ -125,7 +125,7 @@ class MaskedPatches(Objective):
         rows = p.some(self.batch_share)
         B, pixels = len(rows), p.images.pixels[rows]
         keep, hidden = random_keep(B, self.n, self.share, pixels.device)
-        seen = p.restricted(rows).masked(image=keep).fused_image.tokens  # [B, K, D]
+        seen = p.restricted(rows).masked(image=keep).fused_image.tokens[:, self.extra :]  # [B, K, D]
         x = self.token.to(seen.dtype).expand(B, self.n, -1).scatter(1, keep[..., None].expand_as(seen), seen)
         predicted = self.head(self.decoder(x + self.positions)[hidden]).float()
         target = patchify(pixels, self.patch)[hidden]
