@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import diptych.training.flops  # noqa: F401 - teaches torch's counter what it passes over
+from diptych.batch import Batch
 from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
@@ -299,3 +300,21 @@ def test_a_text_read_whole_does_not_depend_on_how_far_the_batch_was_padded() -> 
     ids, mask = (torch.from_numpy(x) for x in tokenizer.encode_batch(["a red cat", "two dogs"]))
     alone_ids, alone_mask = (torch.from_numpy(x) for x in tokenizer.encode_batch(["two dogs"]))
     torch.testing.assert_close(tower(ids, mask).pooled[1:], tower(alone_ids, alone_mask).pooled)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "negclip", "filip", "sparc", "coca", "maskvlm"])
+def test_losses_in_float32_leave_the_towers_their_bf16(name: str) -> None:
+    """An encoding is computed when first asked for: if that were inside a loss that switches autocast off, a tower would run in float32, at twice the time."""
+    model, objectives = make(name)
+    types: dict[str, set[torch.dtype]] = {}
+    for where, module in model.parts.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".mlp." in where:
+            module.register_forward_hook(lambda m, i, out, where=where: types.setdefault(where, set()).add(out.dtype))
+    ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(CAPTIONS))
+    texts = {"text": ids, "text_mask": mask, "negatives": ids, "negatives_mask": mask, "negative_rows": torch.arange(3)}
+    batch = Batch(pixels=torch.randn(3, 3, 48, 48), meaning=torch.arange(3), **texts)
+    for objective in objectives.values():
+        with torch.autocast("cpu", torch.bfloat16):
+            objective(model.encode(batch))
+    assert {where.split(".")[0] for where in types} >= {"vision", "text"}
+    assert set.union(*types.values()) == {torch.bfloat16}

@@ -126,8 +126,9 @@ class InfoNCE(Objective):
         negatives = p.negatives.embedding if self.hard_negatives and p.negatives is not None else None
         tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
         loss = tiled_info_nce if tiled else info_nce
-        with torch.autocast(p.image_embedding.device.type, enabled=False):
-            return loss(p.image_embedding, p.text_embedding, self.scale, p.batch.meaning, negatives, p.rows)
+        image, text = p.image_embedding, p.text_embedding  # encoded here, outside: the towers keep their precision
+        with torch.autocast(image.device.type, enabled=False):
+            return loss(image, text, self.scale, p.batch.meaning, negatives, p.rows)
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.scale.item()}
@@ -165,21 +166,20 @@ class Sigmoid(Objective):
         if not self.gathers:
             return self._around(p)
         negatives = p.negatives.embedding if self.hard_negatives and p.negatives is not None else None
-        with torch.autocast(p.image_embedding.device.type, enabled=False):
-            return sigmoid_loss(
-                p.image_embedding, p.text_embedding, self.logit_scale.exp(), self.logit_bias, p.batch.meaning, negatives, p.rows
-            )
+        image, text = p.image_embedding, p.text_embedding
+        with torch.autocast(image.device.type, enabled=False):
+            return sigmoid_loss(image, text, self.logit_scale.exp(), self.logit_bias, p.batch.meaning, negatives, p.rows)
 
     def _around(self, p: Pass) -> Tensor:
         """The same from this process's images and texts that come round, one process's at a time."""
         own = p.alone
-        image, meaning = own.image_embedding, own.batch.meaning
+        image, text, meaning = own.image_embedding, own.text_embedding, own.batch.meaning
         add_up = _sigmoid_sum(len(image) ** 2)
         total = image.new_zeros(())
         with torch.autocast(image.device.type, enabled=False):
-            for text, text_meaning, mine in p.around(own.text_embedding, meaning):
+            for other, text_meaning, mine in p.around(text, meaning):
                 start = 0 if mine else None
-                total = total + add_up(image, text, self.logit_scale.exp(), self.logit_bias, start, meaning, text_meaning)
+                total = total + add_up(image, other, self.logit_scale.exp(), self.logit_bias, start, meaning, text_meaning)
         return total / len(image)
 
     def metrics(self) -> dict[str, float]:
