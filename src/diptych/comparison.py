@@ -20,7 +20,7 @@ from diptych.data.sources import open_source
 from diptych.errors import DiptychError
 from diptych.files import read_json, write_json, write_text
 from diptych.jobs import Job, budget_each, run_jobs, share_out, why_failed
-from diptych.recipe import Recipe, load_recipe
+from diptych.recipe import Recipe, load_recipe, recipe_names
 
 ITEMS = 100  # pictures kept for the report
 
@@ -164,14 +164,38 @@ def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
             raise DiptychError(f"{job.path} holds a run of another recipe under this name; choose another --out or delete it")
 
 
+def weights_of(recipe: Recipe) -> list[str]:
+    """The packaged weights that a recipe's parts load, by their names in ``models.pretrained.WEIGHTS``."""
+    from diptych.models.vlm import KINDS
+    from diptych.registry import option_names, resolve
+
+    found = []
+    for name, part in recipe.parts.items():
+        cls = resolve(part.kind, KINDS[name], f"{name} part")
+        if hasattr(cls, "weights"):
+            defaults = {k: p.default for k, p in option_names(cls).items()}
+            found.append(cls.weights.format(**{**defaults, **part.options}))
+    return found
+
+
+def every_system(named: list[str] | None) -> list[str]:
+    """All built-in recipes whose weights are installed, and those named beside them."""
+    from diptych.models.pretrained import WEIGHTS, installed
+
+    chosen = []
+    for name in recipe_names():
+        absent = [w for w in weights_of(load_recipe(name)) if not installed(w)]
+        if absent:
+            print(f"left out: {name} needs {absent[0]} ({WEIGHTS[absent[0]].remedy})", file=sys.stderr)
+        else:
+            chosen.append(name)
+    return [*chosen, *(name for name in named or [] if name not in chosen)]
+
+
 def describe(c: Comparison, planned: list[RecipeJob], source: Any) -> None:
     from diptych.models.pretrained import WEIGHTS
 
-    used = {"efficientnet": "efficientnet-{variant}", "minilm": "minilm", "gemma": "gemma-3-270m"}
-    parts = [part for job in planned for part in job.recipe.parts.values() if part.kind in used]
-    names = sorted({used[part.kind].format(**{"variant": "lite0", **part.options}) for part in parts}) + (
-        ["openmoji"] if c.data.startswith("scenes:") else []
-    )
+    names = sorted({w for job in planned for w in weights_of(job.recipe)}) + (["openmoji"] if c.data.startswith("scenes:") else [])
     first = {job.recipe.name: job for job in reversed(planned)}
     write_json(
         c.out / "compare.json",

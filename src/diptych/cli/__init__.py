@@ -50,7 +50,11 @@ def recipes() -> None:
 
 @app.command()
 def compare(
-    recipes: Annotated[list[str], typer.Argument(help="Two or more recipes: names or YAML files.")],
+    recipes: Annotated[list[str] | None, typer.Argument(help="Two or more recipes: names or YAML files.")] = None,
+    all_systems: Annotated[
+        bool,
+        typer.Option("--all-systems", help="Every built-in recipe; those whose weights are not installed are left out, and named."),
+    ] = False,
     data: Annotated[str, typer.Option("--data", "-d", help=DATA)] = "scenes:small",
     budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET + " Seconds count on the whole machine.")] = "10m",
     seeds: Annotated[int, typer.Option(min=1, help="Repeats of each recipe.")] = 1,
@@ -67,12 +71,14 @@ def compare(
 
     Writes a table and one self-contained report.html. Interrupted? The same command goes on where it stopped.
     """
-    from diptych.comparison import Comparison, run_comparison
+    from diptych.comparison import Comparison, every_system, run_comparison
     from diptych.evaluation.tasks import DEFAULT, task
     from diptych.report import print_table
 
     names = [name.strip() for name in tasks.split(",")] if tasks else list(DEFAULT)
-    c = Comparison(recipes, data, budget, seeds, out, jobs, set_ or [], names, eval_data, title)
+    c = Comparison(
+        every_system(recipes) if all_systems else recipes or [], data, budget, seeds, out, jobs, set_ or [], names, eval_data, title
+    )
     for name in names:
         task(name)  # a wrong name shall not cost a training first
     results = out / "results.json"

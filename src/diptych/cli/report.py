@@ -19,6 +19,11 @@ def report(
     ],
     images: Annotated[Path | None, typer.Option(help="Where the pictures lie that records name in `image`.")] = None,
     probe_texts: Annotated[bool, typer.Option("--probe-texts", help="Show requests and answers of red-team probes.")] = False,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Of a comparison: also write results.md and a page a recipe, systems/<recipe>.md, into this folder."),
+    ] = None,
+    tests: Annotated[Path | None, typer.Option(help="A JUnit file of test results, for these pages.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Write the report again, from the records: one self-contained HTML file with a page for each task.
@@ -32,6 +37,10 @@ def report(
     if images is not None and not images.is_dir():
         raise DiptychError(f"no such directory: {images}")
     page = build_report(directory, images, probe_texts)
+    if markdown is not None:
+        from diptych.report.markdown import write_markdown
+
+        typer.echo(f"written: {write_markdown(directory, markdown, tests)}")
     if json_:
         typer.echo((directory / "results.json").read_text(encoding="utf-8"))
         return

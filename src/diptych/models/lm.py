@@ -89,6 +89,8 @@ class PretrainedLM(nn.Module):
 class Gemma(PretrainedLM):
     """Gemma 3 270M (Gemma Team 2025), under the Gemma Terms of Use."""
 
+    weights = "gemma-3-270m"
+
     def __init__(self, build: Build, *, trim: bool = True):
         from diptych.models.pretrained import load_gemma
 

@@ -155,6 +155,7 @@ class MiniLM(nn.Module):
     """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: a 384-d vector a sentence, remembered by text."""
 
     packaged = ("encoder",)
+    weights = "minilm"
 
     def __init__(self, build: Build):
         super().__init__()

@@ -148,6 +148,7 @@ class EfficientNet(nn.Module):
 
     native_size = 224
     packaged = ("net",)
+    weights = "efficientnet-{variant}"
     extra = 0
 
     def __init__(self, build: Build, *, variant: str = "lite0", resolution: int | None = None):

@@ -7,7 +7,7 @@ from diptych.models.pretrained.causal_lm import CausalLM, Prefix, load_causal_lm
 from diptych.models.pretrained.efficientnet import EfficientNetLite, load_efficientnet
 from diptych.models.pretrained.gemma import load_gemma
 from diptych.models.pretrained.minilm import MiniLM, load_minilm
-from diptych.models.pretrained.packages import WEIGHTS, licences, require
+from diptych.models.pretrained.packages import WEIGHTS, installed, licences, require
 
 __all__ = [
     "WEIGHTS",
@@ -15,6 +15,7 @@ __all__ = [
     "EfficientNetLite",
     "MiniLM",
     "Prefix",
+    "installed",
     "licences",
     "load_causal_lm",
     "load_efficientnet",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -84,6 +85,11 @@ def require(name: str) -> list[ModuleType]:
     except ModuleNotFoundError as error:
         missing = " and ".join(entry.packages)
         raise DiptychError(f"this recipe needs {name} ({entry.what}), from {missing}: {entry.remedy}") from error
+
+
+def installed(name: str) -> bool:
+    """Whether the packages of one entry are there, without importing them."""
+    return all(importlib.util.find_spec(module.partition(".")[0]) is not None for module in lookup(name).imports)
 
 
 def licences(names: Iterable[str]) -> dict[str, str]:
