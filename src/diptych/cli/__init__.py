@@ -75,6 +75,8 @@ def compare(
     from diptych.evaluation.tasks import DEFAULT, task
     from diptych.report import print_table
 
+    if not recipes and not all_systems:
+        raise typer.BadParameter("name recipes to compare, or give --all-systems", param_hint="recipes")
     names = [name.strip() for name in tasks.split(",")] if tasks else list(DEFAULT)
     c = Comparison(
         every_system(recipes) if all_systems else recipes or [], data, budget, seeds, out, jobs, set_ or [], names, eval_data, title
@@ -106,7 +108,7 @@ def demo(
     for name, terms in licences(names).items():
         typer.echo(f"  {name}: {terms}")
     typer.echo("")
-    compare(DEMO, "scenes:small", budget, 1, out, None, DEMO_TASKS, None, "Four paradigms, one budget", None)
+    compare(DEMO, budget=budget, out=out, tasks=DEMO_TASKS, title="Four paradigms, one budget")
 
 
 # A language model on a CPU scores a hundred pairs a second: fewer items than by default, the same for every recipe.
