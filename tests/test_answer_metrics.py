@@ -162,6 +162,7 @@ def test_a_synonym_of_two_objects_is_refused() -> None:
         ("B", 1), ("(b)", 1), ("B. dog", 1), ("The answer is C", 2), ("Answer: (A)", 0), ("hot dog", 2), ("It is a cat.", 0),
         ("a dog", 1), ("D", None), ("A or B", None), ("", None), ("cat and dog", None), ("I think it is (A) or (B)", None),
         ("The answer is a dog.", 1), ("Answer: a cat", 0), ("The answer is b.", 1), ("option a or option b", None),
+        ("**B**", 1), ("**B.** dog", 1), ("'b'", 1), ("“B”", 1), ("The answer is **C**.", 2), ("`A`", 0), ("**A** or **B**", None),
     ],
 )  # fmt: skip
 def test_choice_is_never_guessed(text: str, choice: int | None) -> None:

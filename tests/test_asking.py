@@ -21,6 +21,7 @@ from diptych.evaluation.records import plain, read_jsonl
 from diptych.evaluation.run import evaluate, recompute
 from diptych.evaluation.tasks import task
 from diptych.evaluation.tasks.choices import Choices, Mme
+from diptych.evaluation.tasks.labels import labels_in
 from diptych.evaluation.tasks.pope import Pope
 from diptych.evaluation.tasks.vqa import Vqa
 
@@ -173,6 +174,18 @@ def test_pope_is_built_from_labels() -> None:
     assert absent == ["dog"]  # the most frequent of what is not there
     worst = [q.id.rpartition("/")[2] for q in of["adversarial"] if q.cluster == "i6" and q.answers[0] == "no"]
     assert worst[0] == "cat"  # goes with dog six times
+    wider = Pope().build([("i", np.zeros((2, 2, 3), np.uint8), ["sofa"])], [*labels, *[["cup"]] * 20])
+    absent = [q.id.rpartition("/")[2] for q in wider if q.slices["absent"] == "popular" and q.answers[0] == "no"]
+    assert absent == ["cup"]  # the labels of a file speak for all its images, also those that are not asked about
+
+
+def test_pope_knows_what_is_frequent_from_the_whole_label_file(tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)]
+    notes = [{"image_id": 0, "category_id": 1}, {"image_id": 0, "category_id": 2}, {"image_id": 1, "category_id": 2}]
+    (tmp_path / "i.json").write_text(
+        json.dumps({"images": images, "annotations": notes, "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]})
+    )
+    assert sorted(labels_in(str(tmp_path / "i.json"))) == [[], ["a", "b"], ["b"]]
 
 
 def test_choices_from_tables_and_parquet(tmp_path: Path) -> None:

@@ -102,6 +102,15 @@ def test_alpha_is_not_chosen_on_the_item_itself() -> None:
         assert all(half_of(f"i{j}") != half_of(f"i{i}") for j in half), "an item may only change the α of the other half"
 
 
+def test_a_score_that_is_no_number_earns_nothing_and_is_no_prior() -> None:
+    def row(own: list, blind: list) -> dict:
+        return {"item": "i", "cluster": "i", "scores": [own], "blind_scores": [blind]}
+
+    rows = [row([None, 1.0], [0.0, 0.0]), row([1.0, None], [5.0, 0.0]), row([None, None], [0.0, 0.0]), row([2.0, 1.0], [None, 0.0])]
+    for alpha in ALPHAS:
+        assert credits_at(rows, alpha).tolist() == [0.0, 1.0, 0.5, 1.0]
+
+
 def test_priors_on_scenes_are_balanced_for_words_alone() -> None:
     found = results(constant(), open_scenes("scenes:small?split=test"), Priors(n=30))
     assert found["accuracy"].n == 30 and found["accuracy"].value == 0.5

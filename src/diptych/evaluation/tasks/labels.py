@@ -35,6 +35,11 @@ def instances(path: str) -> dict[str, list[str]]:
         raise DiptychError(f"{path}: no field {error}; a COCO instances file has it in every entry") from None
 
 
+def labels_in(path: str) -> list[list[str]]:
+    """The objects of every image of a COCO instances file."""
+    return list({id(names): names for names in instances(path).values()}.values())  # each image is in it by id and by name
+
+
 def labels_of(sample: Sample, known: dict[str, list[str]] | None) -> list[str] | None:
     """Its objects, each once; None if nothing is known."""
     if known is not None:

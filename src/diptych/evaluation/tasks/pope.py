@@ -22,7 +22,7 @@ from diptych.evaluation.records import Record, Result
 from diptych.evaluation.statistics import mean, mean_interval, sums_interval
 from diptych.evaluation.tasks.asking import LOOKS, PREFIX, Asking, Question
 from diptych.evaluation.tasks.base import Items, NotApplicable
-from diptych.evaluation.tasks.labels import frequencies, labelled
+from diptych.evaluation.tasks.labels import frequencies, labelled, labels_in
 from diptych.evaluation.tasks.published import Pictures, Row, limited, rows
 
 KINDS = ("random", "popular", "adversarial")
@@ -35,7 +35,7 @@ class Pope(Asking):
     prompt: str = "{question} Please answer yes or no."
     labels: str = ""  # a COCO instances file, for data that brings captions only
     kinds: tuple[str, ...] = KINDS
-    samples: int = 100  # so many images of the data are asked about; the labels of the first 500 tell what is frequent
+    samples: int = 100  # so many images of the data are asked about; what is frequent tells ``labels``, else the first 500 images
     each: int = 3  # present and absent objects asked about in an image, at most
 
     def items(self, source: Source) -> Items:
@@ -43,7 +43,7 @@ class Pope(Asking):
             pictures = Pictures(self.images, self.file)
             return Items(limited((self._published(row, pictures, i) for i, row in enumerate(rows(self.file))), self.n))
         found = labelled(source, 0, self.labels)
-        built = self.build([(s.id, s.image, names) for s, names in found])
+        built = self.build([(s.id, s.image, names) for s, names in found], labels_in(self.labels) if self.labels else None)
         return Items(built[: self.n] if self.n else built, found.problems)
 
     def _published(self, row: Row, pictures: Pictures, number: int) -> Question:
@@ -58,9 +58,12 @@ class Pope(Asking):
         stated = _stated(thing.removeprefix("an ").removeprefix("a ")) if thing else ()
         return Question(name, image, pictures.path(image, row.where), text, (label,), YES_NO, stated)
 
-    def build(self, images: list[tuple[str, Any, list[str]]]) -> list[Question]:
-        """(id, picture, objects) of each image → questions, balanced in every image."""
-        alone, together = frequencies([names for _, _, names in images])
+    def build(self, images: list[tuple[str, Any, list[str]]], everything: list[list[str]] | None = None) -> list[Question]:
+        """(id, picture, objects) of each image → questions, balanced in every image.
+
+        everything: the objects of all images that tell what is frequent; None: of these.
+        """
+        alone, together = frequencies(everything or [names for _, _, names in images])
         images = images[: self.samples]
         vocabulary = sorted(alone)
         if len(vocabulary) < 2:

@@ -119,19 +119,21 @@ def credit(scores: np.ndarray) -> float:
 
 
 def margins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-    """True minus false, with the picture and without, float [n] each; NaN where a score is none."""
-    both = []
-    for name in ("scores", "blind_scores"):
-        rows = np.array([[np.nan if s is None else s for s in r[name][0]] for r in records], dtype=np.float64)
-        both.append(rows[:, 0] - rows[:, 1])
-    return both[0], both[1]
+    """True minus false, with the picture and without, float [n] each. A score that is no number is the lowest, as in ``credit``; it is no prior."""
+    own, blind = (
+        np.array([[np.nan if s is None else s for s in r[name][0]] for r in records], dtype=np.float64).reshape(-1, 2)
+        for name in ("scores", "blind_scores")
+    )
+    known = np.isfinite(own)
+    margin = np.where(known, own, -1e300)  # finite, so that two of them make a tie
+    prior = blind[:, 0] - blind[:, 1]
+    return margin[:, 0] - margin[:, 1], np.where(np.isfinite(prior), prior, 0.0)
 
 
 def credits_at(records: Sequence[Record], alpha: float) -> np.ndarray:
     """Credit of each item when α of the prior is subtracted, float [n]."""
     own, blind = margins(records)
-    left = own - alpha * blind if alpha else own
-    return np.where(np.isfinite(left), (np.sign(np.nan_to_num(left)) + 1) / 2, 0.5)
+    return (np.sign(own - alpha * blind) + 1) / 2
 
 
 def half_of(cluster: str) -> int:
