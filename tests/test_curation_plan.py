@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from curation_fixture import plan
 from diptych.curation.plan import load_plan, plan_names, steps_of
+from diptych.curation.run import curate
 from diptych.errors import DiptychError
 
 
@@ -70,3 +73,10 @@ def test_overrides_reach_options_by_name_and_by_place():
     assert changed.steps[2] == {"keep": {"column": "words", "min": 4}}
     with pytest.raises(DiptychError, match="no step is called 'nothing'"):
         load_plan(base, ["steps.nothing.x=1"])
+
+
+def test_a_missing_list_is_told_before_the_source_is_read(tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(DiptychError, match=r"--set steps\.concepts\.file=FILE"):
+        curate("metaclip", "folder:nowhere", tmp_path / "out", progress=lambda phase, *_: told.append(phase))
+    assert told == []

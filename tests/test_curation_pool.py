@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from diptych.curation.explain import Result, explain
 from diptych.curation.pool import FAULTS, DirtyPool, write_pool
+from diptych.curation.run import curate, decisions
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.data.sources import open_source
@@ -119,3 +121,14 @@ def test_a_source_reads_it_and_lists_what_is_broken(made: Path, rows: dict[str, 
         except BrokenItem:
             bad += 1
     assert bad + len(source.problems) == len(of(rows, "broken"))
+
+
+def test_decisions_join_the_truth_by_the_ids_of_the_data(made: Path, tmp_path: Path) -> None:
+    truth = pq.read_table(made / "truth.parquet").to_pylist()
+    out = tmp_path / "out"
+    steps = ["text_length", {"keep": {"column": "words", "above": 0}}]
+    curate({"name": "t", "steps": steps}, f"parquet:{made / 'pool'}", out, runner="inline")
+    decided = [row for table in decisions(out, ["id", "own_id"]) for row in table.to_pylist()]
+    assert sorted(row["own_id"] for row in decided) == sorted(t["id"] for t in truth)
+    (found,) = explain(Result(out), truth[7]["id"])
+    assert found.id == next(row["id"] for row in decided if row["own_id"] == truth[7]["id"])

@@ -9,7 +9,7 @@ from diptych.curation.plan import Plan, Step
 from diptych.curation.shards import Keys
 from diptych.curation.store import address
 
-VERSION = 1  # of what is written out
+VERSION = 2  # of what is written out
 
 
 def addresses(plan: Plan, steps: Sequence[Step], shards: Sequence[ShardInfo]) -> list[Keys]:

@@ -73,17 +73,20 @@ class Result:
         return pq.read_table(found) if found else None
 
     def find(self, identity: str) -> list[int]:
-        """Places of the rows with this id; failing that, of those whose id ends with it."""
+        """Places of the rows with this id; failing that, of those which the data itself calls so; failing that, of those whose id ends with it."""
         exact: list[int] = []
+        own: list[int] = []
         ending: list[int] = []
         near: list[str] = []
         for number in self.numbers:
-            ids = self.part(number, ["id"])["id"]
+            part = self.part(number, ["id", "own_id"])
+            ids = part["id"]
+            own += [(number << 32) + i for i in pc.indices_nonzero(pc.equal(part["own_id"], identity)).to_pylist()]
             exact += [(number << 32) + i for i in pc.indices_nonzero(pc.equal(ids, identity)).to_pylist()]
             ending += [(number << 32) + i for i in pc.indices_nonzero(pc.ends_with(ids, identity)).to_pylist()]
             near += ids.slice(0, 1000).to_pylist() if len(near) < 5000 else []
-        if exact or ending:
-            return exact or ending
+        if exact or own or ending:
+            return exact or own or ending
         hint = nearest(identity, near) if len(near) > 20 or len(identity) > 2 else ""
         raise DiptychError(f"{self.path}: no row has the id '{identity}'{hint if len(hint) < 200 else ''}")
 
@@ -128,7 +131,7 @@ def _explain(result: Result, place: int) -> Explanation:
             pointed += result.pointing(rule.column, place)
         gone = gone or verdict.says == "removes"
         verdicts.append(verdict)
-    known = {"row", "id", "text", "kept", "reason", "reasons", "errors"}
+    known = {"row", "id", "own_id", "text", "kept", "reason", "reasons", "errors"}
     scores = {name: value for name, value in row.items() if name not in known}
     return Explanation(
         row["id"],

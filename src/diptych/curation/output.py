@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from diptych.curation.shards import Shard
 from diptych.files import write_atomically
 
-DECIDED = ("row", "id", "text", "kept", "reason", "reasons", "errors")
+DECIDED = ("row", "id", "own_id", "text", "kept", "reason", "reasons", "errors")
 SUFFIX = {"parquet": ".part.parquet", "packed": ".part.parquet", "images": ".images", "wds": ".tar"}
 GROUP_BYTES = 32_000_000  # of images in a Parquet row group: what reading at random reads at once
 KINDS = {b"\xff\xd8\xff": "jpg", b"\x89PN": "png", b"GIF": "gif", b"RIF": "webp", b"BM": "bmp", b"II*": "tif", b"MM\0": "tif"}
@@ -49,6 +49,7 @@ def _write_decisions(shard: Shard, removals: list[tuple[str, np.ndarray]], lost:
     columns: dict[str, pa.Array] = {
         "row": pa.array(shard.rows),
         "id": shard.light["id"],
+        "own_id": pa.array(_own_ids(shard.light["extra"].to_pylist()), pa.string()),
         "text": shard.light["text"],
         "kept": pa.array([r is None for r in first]),
         "reason": pa.array(first, pa.string()),
@@ -60,6 +61,12 @@ def _write_decisions(shard: Shard, removals: list[tuple[str, np.ndarray]], lost:
     judged = [s.rule.column for s in shard.steps if s.rule and s.rule.column]
     columns |= {name: shard.column(name) for name in judged if name not in columns}
     shard.store.write(shard.keys.decided, pa.table(columns))
+
+
+def _own_ids(extras: list[str | None]) -> list[str | None]:
+    """What the data itself calls its items, where it has a column ``id``: the source's ids name places in files."""
+    found = [json.loads(text).get("id") if text and '"id"' in text else None for text in extras]
+    return [str(v) if isinstance(v, (str, int)) else None for v in found]
 
 
 def shows(kind: pa.DataType) -> bool:

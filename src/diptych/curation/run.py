@@ -100,6 +100,8 @@ class _Run:
 
     def run(self) -> Curated:
         self.store.sweep()
+        for step in self.steps:
+            step.describe()  # a list or a model that is not there shall not cost a reading of the source first
         try:
             shards = self._shards()
             if not shards:

@@ -51,7 +51,8 @@ def entries_of(path: str) -> tuple[str, ...]:
         lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError) as error:
         raise DiptychError(
-            f"{path}: cannot read the list of concepts ({error}); expected one entry a line, or a JSON list"
+            f"{path}: cannot read the list of concepts ({error}); expected one entry a line, or a JSON list. "
+            "Name yours: --set steps.concepts.file=FILE"
         ) from error
     entries = tuple(dict.fromkeys(line for line in lines if line.strip()))
     if not entries:
