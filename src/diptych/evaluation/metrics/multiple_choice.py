@@ -17,7 +17,10 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
     """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by being,
     or naming alone, the text of one option. None if it names none or several; never a guess.
     """
-    letters, said = LETTERS[: len(options)], re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
+    letters, said = (
+        LETTERS[: len(options)],
+        re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip(),
+    )  # Markdown, quotation marks
     start = re.match(rf"\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)", said)
     if start:
         return letters.index(start[1].upper())
