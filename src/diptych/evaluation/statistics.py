@@ -162,15 +162,22 @@ def _percentiles(value: float, found: np.ndarray, level: float, clusters: int, w
 
     They lie outwards as Student's t is wider than the normal, and by √(G/(G−1)) for the variance of G clusters
     (Hesterberg, arXiv:1411.5279, section 3.2), and are shifted for skewness by the acceleration of BCa (Efron 1987), from the metric
-    ``without`` each cluster [G]; its bias correction is the acceleration too, as it is in the limit for a mean.
+    ``without`` each cluster [G]; its bias correction is the acceleration too, as it is in the limit for a mean. Where clusters weigh
+    unequally there are fewer of them in effect (Carter, Schnepel & Steigerwald 2017): as many as would give normal influences their kurtosis.
     """
     from scipy.special import ndtr, stdtrit
 
-    shift = 0.0
+    shift, effective = 0.0, float(clusters)
     if without is not None:
         off = without.mean() - without
-        shift = float((off**3).sum() / (6 * max((off**2).sum(), 1e-300) ** 1.5))
-    edge = math.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, (1 - level) / 2)
+        largest = float(np.abs(off).max())
+        if largest > 0:
+            off = off / largest
+            spread = (off**2).sum()
+            shift = float((off**3).sum() / (6 * spread**1.5))
+            normal = 3 * (clusters - 1) / (clusters + 1)  # expected of a sample's kurtosis
+            effective = min(effective, max(float(normal * spread**2 / (off**4).sum()), 2.0))
+    edge = math.sqrt(effective / (effective - 1)) * stdtrit(effective - 1, (1 - level) / 2)
     tails = []
     for z in (edge + shift, shift - edge):
         room = 1 - shift * z
