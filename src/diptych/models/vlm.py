@@ -17,6 +17,7 @@ from diptych.models.decoder import DECODER
 from diptych.models.fusion import FUSION
 from diptych.models.lm import LM
 from diptych.models.passes import Pass, random_keep
+from diptych.models.quantizer import QUANTIZER
 from diptych.models.text import TEXT
 from diptych.models.vision import VISION
 from diptych.recipe import PARTS, Part, Recipe
@@ -29,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fusion": FUSION,
     "decoder": DECODER,
     "lm": LM,
-    "quantizer": {},
+    "quantizer": QUANTIZER,
 }
 
 

@@ -14,6 +14,7 @@ from diptych.objectives.grouped import GroupedTokens
 from diptych.objectives.late import LateInteraction
 from diptych.objectives.masked import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
+from diptych.objectives.quantizing import Reconstruction
 from diptych.registry import check_options, resolve
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, Any] = {
     "masked_words": MaskedWords,
     "masked_patches": MaskedPatches,
     "next_token": NextToken,
+    "reconstruction": Reconstruction,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "build_objectives"]

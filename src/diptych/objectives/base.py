@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ class Objective(nn.Module):
     def terms(self, p: Pass) -> int:
         """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return p.size
+
+    def after_step(self, total: Callable[..., list[float]]) -> None:
+        """Called when the optimizer has stepped: what changes by other means than a gradient changes here. ``total(*values)``: their sums over processes."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers worth a line in the log, such as a temperature."""

@@ -199,7 +199,7 @@ def like(x: Tensor, model: Tensor) -> Tensor:
 def shard(module: nn.Module, cluster: Cluster) -> None:
     """Share out the module's parameters, block by block (FSDP2, ``fully_shard``): each process keeps its part of the weights, gradients and optimizer state."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     from diptych.models.attention import Block
 
@@ -208,4 +208,7 @@ def shard(module: nn.Module, cluster: Cluster) -> None:
     mesh = init_device_mesh(cluster.device.type, (cluster.size,))
     for block in [m for m in module.modules() if isinstance(m, Block)]:
         fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    replicated = {getattr(module, name) for name in getattr(module, "replicated", ())}
+    fully_shard(module, mesh=mesh, ignored_params=replicated)
+    for name in getattr(module, "called", ()):
+        register_fsdp_forward_method(module, name)

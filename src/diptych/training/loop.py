@@ -220,6 +220,8 @@ class Trainer:
         losses = {"loss": sum(weights[n] * v for n, v in parts.items()), **parts}
         _check_finite(self.step, losses, norm, taken, stage)
         optimizer.step()
+        for objective in learning.objectives.values():
+            objective.after_step(self.cluster.total)
         self.step += 1
         if learning.averaged:
             learning.averaged.update(self.step - learning.first)

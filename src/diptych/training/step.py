@@ -229,9 +229,10 @@ class _Work:
         return result
 
     def _note(self, batch: Batch) -> None:
-        vision: Any = self.of.model.parts["vision"] if "vision" in self.of.model.parts else None
-        if vision is not None and batch.pixels is not None:
-            self.taken.tokens += batch.size * vision.tokens
+        parts: Any = self.of.model.parts
+        tower = next((parts[name] for name in ("vision", "quantizer") if name in parts), None)
+        if tower is not None and batch.pixels is not None:
+            self.taken.tokens += batch.size * tower.tokens
         if batch.text_mask is not None:
             self.taken.tokens += int(batch.text_mask.sum())
         self.taken.samples += batch.size
