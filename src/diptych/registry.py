@@ -32,9 +32,9 @@ def resolve(kind: str, table: Mapping[str, Any], what: str) -> Any:
 
 
 def option_names(cls: Any) -> dict[str, inspect.Parameter]:
-    """The options a recipe may set on ``cls``: the keyword-only parameters of its constructor."""
+    """The options a recipe may set on ``cls``: the keyword-only parameters of its constructor; ``from_`` is called ``from``."""
     parameters = inspect.signature(cls.__init__ if inspect.isclass(cls) else cls).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {p.name.rstrip("_"): p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _annotation(cls: Any, name: str) -> Any:
@@ -56,13 +56,13 @@ def check_options(cls: Any, options: Mapping[str, Any], where: str) -> dict[str,
     for name, value in options.items():
         if name not in known:
             raise DiptychError(f"{where}: unknown option '{name}'{nearest(name, known)}")
-        hint = _annotation(cls, name)
+        hint = _annotation(cls, known[name].name)
         try:
-            checked[name] = TypeAdapter(hint).validate_python(value)
+            checked[known[name].name] = TypeAdapter(hint).validate_python(value)
         except ValidationError as error:
             expected = getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint).replace("typing.", "")
             raise DiptychError(f"{where}.{name}: expected {expected}, got {value!r} ({error.errors()[0]['msg']})") from None
-    missing = [n for n, p in known.items() if p.default is p.empty and n not in checked]
+    missing = [n for n, p in known.items() if p.default is p.empty and p.name not in checked]
     if missing:
         raise DiptychError(f"{where}: missing option '{missing[0]}'")
     return checked

@@ -52,7 +52,7 @@ class TrainedModel:
         self.key: str | None = None  # names the weights, so that judgements can be kept
         self.autocast = use_bf16(recipe.precision, device)
         able = {"score"}
-        if {"vision", "text"} <= set(model.parts):
+        if {"vision", "text"} <= set(model.parts) or model.embeds_by_lm:
             able |= {"embed_image", "embed_text"}
         if {"decoder", "lm"} & set(model.parts):
             able |= {"generate", "loglikelihood"}

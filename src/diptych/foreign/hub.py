@@ -12,6 +12,7 @@ import torch
 
 from diptych.capabilities import Model
 from diptych.errors import DiptychError
+from diptych.models.pretrained.hub import fetch, place
 from diptych.training.setup import pick_device
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -76,28 +77,13 @@ class Opened:
     """Where a model lies and how it is to be loaded."""
 
     def __init__(self, name: str, revision: str | None, trust: bool, device: torch.device, dtype: torch.dtype):
-        self.name, self.device, self.dtype = name, device, dtype
+        self.name, self.device, self.dtype = place(name), device, dtype
         self.options: dict[str, Any] = {"trust_remote_code": trust}
         if revision:
             self.options["revision"] = revision
-        if Path(name).expanduser().is_dir():
-            self.name = str(Path(name).expanduser())
 
     def get(self, kind: Any, **more: Any) -> Any:
-        """``kind.from_pretrained``; what cannot be fetched or read is the user's to mend."""
-        try:
-            return kind.from_pretrained(self.name, **self.options, **more)
-        except Exception as error:  # configurations of others raise whatever they like
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if "trust_remote_code" in reason:
-                remedy = "it brings its own code: read it, then add ?trust_remote_code=true"
-            elif "torchvision" in reason.lower() or "VIDEO_PROCESSOR" in reason:
-                remedy = "its processor needs torchvision: install the build that goes with your torch"
-            elif Path(self.name).is_dir():
-                remedy = "the directory must hold what save_pretrained writes for the model and its processor"
-            else:
-                remedy = f"where there is a network, `hf download {self.name} --local-dir DIR`, then hf:DIR"
-            raise DiptychError(f"hf:{self.name}: cannot be loaded ({reason[:300]}); {remedy}") from error
+        return fetch(kind, self.name, **self.options, **more)
 
     def model(self, kind: Any) -> Any:
         with warnings.catch_warnings():

@@ -41,6 +41,7 @@ class Build:
     max_length: int = 32  # of a text, in tokens
     parts: dict[str, nn.Module] = field(default_factory=dict)
     where: str = ""  # the recipe key under construction, for messages
+    frozen: bool = False  # whether the part under construction keeps its weights in every stage
     licences: list[str] = field(default_factory=list)  # pretrained parts in use
 
     def require(self, condition: bool, message: str) -> None:

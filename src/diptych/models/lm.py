@@ -1,6 +1,7 @@
 """Language models: pretrained decoders that read image tokens before the words.
 
-A sequence is [BOS], the image tokens, the caption, [EOS]. An ``lm`` part has ``width``, ``caption_logits``, ``remember``, ``continue_logits`` and ``generate``.
+A sequence is [BOS], the image tokens, the caption, [EOS]. An ``lm`` part has ``width``, ``caption_logits``, ``remember``, ``continue_logits``, ``image_state``,
+``text_state`` and ``generate``.
 Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V vocabulary.
 """
 
@@ -27,16 +28,29 @@ class Remembered(NamedTuple):
         return Remembered(self.last[index], self.past[index])
 
 
+IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
+TEXT_PROMPT, MEANS = "This sentence:", "means:"
+REMEMBERED = 50_000  # texts whose embeddings are kept, while nothing in the model learns
+
+
 class PretrainedLM(nn.Module):
-    """A causal language model of transformers. trim: keep only the vocabulary that the training captions need."""
+    """A causal language model of transformers.
+
+    trim: keep only the vocabulary that the training captions need. prompts: what is embedded is asked for as "This photo: … means:", with photo, image or
+    picture drawn at random in training, and "This sentence: … means:" (Ak et al., section 3.4). The image is then also captioned behind "This photo:", so
+    that it is read once for both.
+    """
 
     scale: Tensor
+    draws = False  # one of the prompts at random: set while the model trains, also where this part is frozen
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
-    def __init__(self, build: Build, lm: CausalLM, trim: bool):
+    def __init__(self, build: Build, lm: CausalLM, trim: bool, prompts: bool = False):
         super().__init__()
+        self.prompts = prompts
         if trim:
-            lm.trim(build.corpus, kept=build.kept)
+            said = [*IMAGE_PROMPTS, TEXT_PROMPT, MEANS] if prompts else []
+            lm.trim([*build.corpus, *said], kept=build.kept)
         self.lm = lm
         self.width = lm.width
         lm.tokenizer.max_length = build.max_length
@@ -44,18 +58,74 @@ class PretrainedLM(nn.Module):
         # Image tokens start at the size of word vectors: far larger or smaller ones would drown or be drowned.
         words = lm.embed(torch.arange(lm.vocabulary)[None]).float()
         self.register_buffer("scale", words.pow(2).mean().sqrt(), persistent=False)
+        self._openings, self._before, self._after = self._asked() if prompts else ([[]], [], [])
+        self._states: dict[bytes, Tensor] = {}
+
+    def _asked(self) -> tuple[list[list[int]], list[int], list[int]]:
+        """Ids of the prompts; of the three openings those that are as long as the first, since a batch has one length."""
+        openings = self.lm.tokenizer.pieces(IMAGE_PROMPTS)
+        before, after = self.lm.tokenizer.pieces([TEXT_PROMPT, MEANS])
+        return [o for o in openings if len(o) == len(openings[0])], before, after
+
+    @property
+    def learns(self) -> bool:
+        return any(p.requires_grad for p in self.parameters())
+
+    def _words(self, ids: list[int], rows: int, device: torch.device) -> Tensor:
+        """The same words in every row: vectors [rows, T, D]."""
+        return self.lm.embed(torch.tensor(ids, dtype=torch.long, device=device).expand(rows, -1))
 
     def _opening(self, prefix: Tensor) -> Tensor:
-        """[BOS] and the image, [B, 1 + N, D]."""
-        bos = self.lm.embed(torch.full((len(prefix), 1), self.lm.tokenizer.bos, device=prefix.device))
-        return torch.cat([bos, (prefix * self.scale).to(bos.dtype)], 1)
+        """[BOS], "This photo:" if there are prompts, and the image: [B, P + N, D]."""
+        B, device = len(prefix), prefix.device
+        which = torch.zeros(B, dtype=torch.long)
+        if self.draws and len(self._openings) > 1:
+            which = torch.randint(len(self._openings), (B,))
+        ids = torch.tensor([[self.lm.tokenizer.bos, *o] for o in self._openings], device=device)[which.to(device)]
+        before = self.lm.embed(ids)
+        return torch.cat([before, (prefix * self.scale).to(before.dtype)], 1)
+
+    def image_state(self, images: Remembered) -> Tensor:
+        """f(g(x)): the last hidden state at an [EOS] behind the image, [B, D] (Ak et al., equation 1)."""
+        words = self._words([*self._after, self.lm.tokenizer.eos], len(images.last), images.last.device)
+        seen = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+        return self.lm.hidden(words, seen, past=images.past)[:, -1]
+
+    def text_state(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """f(y): the last hidden state at a text's [EOS], [B, D]. Computed once a text while nothing here learns."""
+        if self.learns:
+            return self._text_state(ids, mask)
+        rows = [row[keep].cpu().numpy().tobytes() for row, keep in zip(ids, mask, strict=True)]
+        new = [i for i, key in enumerate(rows) if key not in self._states]
+        with torch.no_grad():
+            states = self._text_state(ids[new], mask[new]) if new else ids.new_zeros(0)
+        fresh = {rows[i]: state for i, state in zip(new, states, strict=True)}
+        found = torch.stack([fresh[key] if key in fresh else self._states[key].to(ids.device) for key in rows])
+        if len(self._states) + len(fresh) > REMEMBERED:
+            self._states.clear()
+        self._states.update((key, state.cpu()) for key, state in fresh.items())
+        return found
+
+    def _text_state(self, ids: Tensor, mask: Tensor) -> Tensor:
+        B = len(ids)
+        last = mask.sum(1) - 1  # of [EOS], which moves behind "means:"
+        before = torch.tensor(self._before, dtype=torch.long, device=ids.device).expand(B, -1)
+        room = ids.new_full((B, len(self._after)), self.lm.tokenizer.pad)
+        ids = torch.cat([ids[:, :1], before, ids[:, 1:], room], 1)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        end = last + len(self._before)
+        for k, word in enumerate([*self._after, self.lm.tokenizer.eos]):
+            ids = torch.where(place == (end + k)[:, None], word, ids)
+        end = end + len(self._after)
+        hidden = self.lm.hidden(self.lm.embed(ids), place <= end[:, None])
+        return hidden[torch.arange(B, device=ids.device), end]
 
     def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t speaks of text token t + 1."""
-        opening = self._opening(prefix)
+        opening = self._opening(prefix)  # [B, P + N, D]
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
         seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
-        return self.lm.head(self.lm.hidden(embeds, seen)[:, prefix.shape[1] :])
+        return self.lm.head(self.lm.hidden(embeds, seen)[:, opening.shape[1] - 1 :])
 
     def remember(self, prefix: Tensor) -> Remembered:
         opening = self._opening(prefix)
@@ -69,6 +139,10 @@ class PretrainedLM(nn.Module):
             words = self.lm.hidden(self.lm.embed(ids[:, 1:-1]), mask[:, 1:-1], past=images.past)
             hidden = torch.cat([hidden, words], 1)
         return self.lm.head(hidden)
+
+    def text_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Without any image: ids and mask [B, T] → [B, T − 1, V]; row t speaks of token t + 1."""
+        return self.lm.head(self.lm.hidden(self.lm.embed(ids[:, :-1]), mask[:, :-1]))
 
     def generate(self, prefix: Tensor, max_tokens: int) -> Tensor:
         """Greedy token ids [B, ≤ max_tokens], padded behind [EOS]."""
@@ -91,11 +165,25 @@ class Gemma(PretrainedLM):
 
     weights = "gemma-3-270m"
 
-    def __init__(self, build: Build, *, trim: bool = True):
+    def __init__(self, build: Build, *, trim: bool = True, prompts: bool = False):
         from diptych.models.pretrained import load_gemma
 
-        super().__init__(build, load_gemma(), trim)
+        super().__init__(build, load_gemma(dtype=precision(build)), trim, prompts)
         build.licences.append("gemma-3-270m")
+
+
+class HubLM(PretrainedLM):
+    """A causal language model of transformers: ``from: hf:NAME_OR_PATH`` or a GGUF file, such as Llama, Qwen, Gemma, SmolLM, GPT-2."""
+
+    def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False):
+        from diptych.models.pretrained import load_causal_lm
+
+        super().__init__(build, load_causal_lm(from_, precision(build)), trim, prompts)
+
+
+def precision(build: Build) -> torch.dtype:
+    """Half precision where nothing learns; small steps would be lost in its weights."""
+    return torch.bfloat16 if build.frozen else torch.float32
 
 
 COMMON = (
@@ -107,11 +195,11 @@ COMMON = (
 class RandomLM(PretrainedLM):
     """A tiny language model with random weights, for tests and for trying a recipe without the packages."""
 
-    def __init__(self, build: Build, *, width: int = 32, depth: int = 2):
+    def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False):
         from diptych.models.pretrained import CausalLM
 
         # Of fixed words, not of the corpus: a checkpoint holds neither tokenizer nor, while frozen, weights.
-        super().__init__(build, CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2), trim=False)
+        super().__init__(build, CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2), trim=False, prompts=prompts)
 
 
-LM = {"gemma": Gemma, "random": RandomLM}
+LM = {"hf": HubLM, "gemma": Gemma, "random": RandomLM}

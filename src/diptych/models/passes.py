@@ -42,6 +42,8 @@ class ImageSide:
 
     @cached_property
     def embedding(self) -> Tensor:
+        if self.model.embeds_by_lm:
+            return F.normalize(self.model.part("lm").image_state(self.remembered).float(), dim=-1)
         return F.normalize(self.model.image_projection(self.encoding.pooled).float(), dim=-1)
 
     @cached_property
@@ -82,6 +84,8 @@ class TextSide:
 
     @cached_property
     def embedding(self) -> Tensor:
+        if self.model.embeds_by_lm:
+            return F.normalize(self.model.part("lm").text_state(self.ids, self.mask).float(), dim=-1)
         return F.normalize(self.model.text_projection(self.encoding.pooled).float(), dim=-1)
 
     @cached_property
@@ -206,7 +210,9 @@ class Pass:
         """[B, T − 1, V]: row t speaks of text token t + 1, given the image and the tokens up to t."""
         if "lm" in self.model.parts:
             lm = self.model.part("lm")
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and "remembered" not in vars(
+                self.images
+            ):  # in one go, unless the image has been read already
                 return lm.caption_logits(self.images.prefix, self.text_ids, self.text_mask)
             return lm.continue_logits(self.images.remembered, self.text_ids, self.text_mask)
         return self.model.part("decoder")(self.text, self.image)[:, :-1]

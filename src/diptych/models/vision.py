@@ -265,4 +265,25 @@ class SiglipViT(ViT):
         super().__init__(build, **given, **fixed)  # type: ignore[arg-type]
 
 
-VISION = {"vit": ViT, "clip": ClipViT, "class": ClassViT, "siglip": SiglipViT, "efficientnet": EfficientNet}
+class HubTower(nn.Module):
+    """A vision tower of transformers: ``from: hf:NAME_OR_PATH``, such as CLIP's, SigLIP's, DINOv2, ViT. layer: −2 for the hidden state before the last (LLaVA)."""
+
+    packaged = ("tower",)
+
+    def __init__(self, build: Build, *, from_: str, layer: int = -1):
+        super().__init__()
+        from diptych.models.pretrained import VisionTower
+
+        self.tower = VisionTower.load(from_, layer)
+        self.width, self.tokens, self.extra = self.tower.width, self.tower.tokens, self.tower.extra
+        self.grid = int(self.tokens**0.5)
+
+    def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tokens:
+        x, pooled = self.tower(pixels)
+        if keep is not None:  # the tower has looked at all of them: this saves what comes after it only
+            patches = x[:, self.extra :].gather(1, keep[..., None].expand(-1, -1, self.width))
+            x = torch.cat([x[:, : self.extra], patches], 1)
+        return Tokens(x, pooled)
+
+
+VISION = {"hf": HubTower, "vit": ViT, "clip": ClipViT, "class": ClassViT, "siglip": SiglipViT, "efficientnet": EfficientNet}

@@ -51,7 +51,9 @@ class VLM(nn.Module):
         self.tokenizer = build.tokenizer
         self.image_size = build.image_size
         self.licences = tuple(build.licences)
-        self.embed_dim = recipe.embed_dim or build.size.embed_dim
+        self.embeds_by_lm = "lm" in self.parts and "text" not in self.parts  # the language model's states are the shared space
+        own = recipe.embed_dim or build.size.embed_dim
+        self.embed_dim = build.width_of("lm") if self.embeds_by_lm else own
         self.image_projection: nn.Module = nn.Identity()
         self.text_projection: nn.Module = nn.Identity()
         if {"vision", "text"} <= set(self.parts):
@@ -69,6 +71,8 @@ class VLM(nn.Module):
         super().train(mode)
         for name in self.frozen:
             self.parts[name].eval()
+        if "lm" in self.parts:
+            self.parts["lm"].draws = mode  # type: ignore[assignment]
         return self
 
     def part(self, name: str) -> Any:
@@ -119,7 +123,7 @@ def projection(tower: Any, embed_dim: int, name: str) -> nn.Module:
 
 
 def build_part(name: str, part: Part, build: Build) -> nn.Module:
-    build.where = f"parts.{name}"
+    build.where, build.frozen = f"parts.{name}", part.frozen
     cls = resolve(part.kind, KINDS[name], f"{name} part")
     return cls(build, **check_options(cls, part.options, build.where))
 

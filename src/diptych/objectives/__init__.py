@@ -9,7 +9,7 @@ from torch import nn
 from diptych.errors import DiptychError
 from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
-from diptych.objectives.generative import NextToken
+from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.grouped import GroupedTokens
 from diptych.objectives.late import LateInteraction
 from diptych.objectives.masked import MaskedPatches, MaskedWords
@@ -31,6 +31,7 @@ OBJECTIVES: dict[str, Any] = {
     "masked_patches": MaskedPatches,
     "next_token": NextToken,
     "reconstruction": Reconstruction,
+    "prior_next_token": PriorNextToken,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "build_objectives"]
@@ -47,7 +48,8 @@ def build_objectives(recipe: Recipe, model: VLM) -> nn.ModuleDict:
             cls = resolve(spec.kind, OBJECTIVES, "objective")
             options = check_options(cls, spec.options, where)
             for part in cls.needs:
-                model.part(part)
+                choices = part.split("|")
+                model.part(next((c for c in choices if c in model.parts), choices[0]))  # says what is missing
             built[name] = cls(model, **options)
             if recipe.data.text_mask and getattr(built[name], "predicts_text", False):
                 raise DiptychError(

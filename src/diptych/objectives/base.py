@@ -20,7 +20,7 @@ class Objective(nn.Module):
     or processes encoded them. Empty: the loss is a mean over terms that know nothing of each other.
     gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``, ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
-    needs: parts without which the objective cannot work; checked before training starts.
+    needs: parts without which the objective cannot work, ``text|lm`` being either; checked before training starts.
     """
 
     couples: tuple[str, ...] = ()

@@ -108,7 +108,7 @@ class InfoNCE(Objective):
     """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100. hard_negatives: each caption's wrong twin as extra columns."""
 
     couples: tuple[str, ...] = ("images.embedding", "texts.embedding")
-    needs = ("vision", "text")
+    needs = ("vision", "text|lm")
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False):
         super().__init__(model)
@@ -142,7 +142,7 @@ class Sigmoid(Objective):
     """
 
     couples: tuple[str, ...] = ("images.embedding", "texts.embedding")
-    needs = ("vision", "text")
+    needs = ("vision", "text|lm")
 
     def __init__(
         self,

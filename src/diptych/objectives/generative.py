@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,6 +44,34 @@ class NextToken(Objective):
 
     def terms(self, p: Pass) -> int:
         return int(p.text_mask[:, 1:].sum())
+
+
+def improbability(log_p: Tensor, alpha: float) -> Tensor:
+    """(1 − p)^α of each token's probability under a language model that sees no image: near 0 for what the words before tell."""
+    return (1 - log_p.exp()).clamp(min=0) ** alpha
+
+
+class PriorNextToken(NextToken):
+    """Captioning in which a token weighs by how little the language model expects it without the image (PRIOR, 2025: tokens that the picture decides
+    are those that a text-only reference finds improbable). The paper's reference was trained on the captions;
+    ours is the same language model on the text alone. Weights carry no gradient.
+
+    alpha: sharpness; 0 is plain captioning. The sum of weighted losses is divided by the number of tokens.
+    """
+
+    needs = ("lm",)
+
+    def __init__(self, model: VLM, *, alpha: float = 1.0):
+        super().__init__(model)
+        self.alpha = alpha
+
+    def forward(self, p: Pass) -> Tensor:
+        targets, mask = p.text_ids[:, 1:], p.text_mask[:, 1:]
+        with torch.no_grad():
+            blind = token_log_probabilities(p.model.part("lm").text_logits(p.text_ids, p.text_mask), targets)
+            weights = improbability(blind, self.alpha) * mask
+        losses = -token_log_probabilities(p.next_token_logits, targets)
+        return (weights * losses).sum() / mask.sum().clamp(min=1)
 
 
 def caption_log_likelihood(p: Pass) -> Tensor:

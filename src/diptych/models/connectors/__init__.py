@@ -1,5 +1,17 @@
 """Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class a kind."""
 
-from diptych.models.connectors.mlp import MLP
+from diptych.models.connectors.mlp import MLP, Linear
+from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
+from diptych.models.connectors.queries import CAbstractor, QFormer, Resampler
 
-CONNECTOR = {"mlp": MLP}
+CONNECTOR = {
+    "linear": Linear,
+    "mlp": MLP,
+    "average": Average,
+    "downsample": Downsample,
+    "pixel_shuffle": PixelShuffle,
+    "merge": Merge,
+    "c_abstractor": CAbstractor,
+    "q_former": QFormer,
+    "resampler": Resampler,
+}

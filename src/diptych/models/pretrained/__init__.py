@@ -8,6 +8,7 @@ from diptych.models.pretrained.efficientnet import EfficientNetLite, load_effici
 from diptych.models.pretrained.gemma import load_gemma
 from diptych.models.pretrained.minilm import MiniLM, load_minilm
 from diptych.models.pretrained.packages import WEIGHTS, installed, licences, require
+from diptych.models.pretrained.tower import VisionTower
 
 __all__ = [
     "WEIGHTS",
@@ -15,6 +16,7 @@ __all__ = [
     "EfficientNetLite",
     "MiniLM",
     "Prefix",
+    "VisionTower",
     "installed",
     "licences",
     "load_causal_lm",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from diptych.models.pretrained.packages import quiet
+from diptych.errors import DiptychError
+from diptych.models.pretrained.hub import fetch, from_gguf, place
 from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer, kept_ids, tiny_tokenizer
 
 
@@ -158,18 +160,21 @@ class CausalLM(nn.Module):
         return self
 
 
-def load_causal_lm(path: Any, dtype: torch.dtype = torch.bfloat16) -> CausalLM:
-    """Any causal language model in a local directory, as transformers saves it.
+def load_causal_lm(address: Any, dtype: torch.dtype = torch.bfloat16) -> CausalLM:
+    """Any causal language model of transformers by ``hf:NAME_OR_PATH``, or a GGUF file, which is converted once.
 
     On the CPU bf16 weights are much faster than float32, and plain attention trains a little faster than the fused kernel.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = LMTokenizer.of(AutoTokenizer.from_pretrained(path, local_files_only=True))
+    name = place(str(address))
+    if name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise DiptychError(f"{name}: there is no such file")
+        name = str(from_gguf(Path(name)))
+    tokenizer = LMTokenizer.of(fetch(AutoTokenizer, name))
     attention = "sdpa" if torch.cuda.is_available() else "eager"
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, attn_implementation=attention)
-    return CausalLM(model, tokenizer)
+    return CausalLM(fetch(AutoModelForCausalLM, name, dtype=dtype, attn_implementation=attention), tokenizer)
 
 
 def trim_vocabulary(

@@ -1,0 +1,51 @@
+"""What all connectors share: the tower's patches as a grid, without its class tokens."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from diptych.models.build import Build
+
+
+class Connector(nn.Module):
+    """Image tokens [B, extra + N, D of the tower] → [B, tokens, D of the language model].
+
+    ``grid`` is the side of the square of patches, ``tokens`` how many come out. Class tokens are left behind, as LLaVA does.
+    """
+
+    tokens: int
+
+    def __init__(self, build: Build):
+        super().__init__()
+        self.image_width, self.width = build.width_of("vision"), build.width_of("lm")
+        vision = build.parts["vision"]
+        self.extra, n = int(getattr(vision, "extra", 0)), int(vision.tokens)  # type: ignore[arg-type]
+        self.grid = math.isqrt(n)
+        build.require(self.grid**2 == n, f"the tower gives {n} patches, which are no square")
+        self.tokens = n
+
+    def patches(self, x: Tensor) -> Tensor:
+        """[B, N, D], row by row."""
+        return x[:, self.extra :]
+
+    def square(self, x: Tensor) -> Tensor:
+        """[B, D, grid, grid]"""
+        return self.patches(x).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+
+    def divided(self, build: Build, factor: int) -> int:
+        """The side of the grid after ``factor`` × ``factor`` patches became one."""
+        build.require(
+            factor >= 1 and self.grid % factor == 0, f"a grid of {self.grid} × {self.grid} patches does not divide by {factor}"
+        )
+        return self.grid // factor
+
+
+def perceptron(inside: int, outside: int, depth: int = 2, hidden: int | None = None) -> nn.Sequential:
+    """``depth`` linear layers with GELU between them."""
+    layers: list[nn.Module] = [nn.Linear(inside, hidden or outside if depth > 1 else outside)]
+    for i in range(1, depth):
+        width = outside if i == depth - 1 else hidden or outside
+        layers += [nn.GELU(), nn.Linear(layers[-1].out_features, width)]  # type: ignore[arg-type]
+    return nn.Sequential(*layers)

@@ -1,0 +1,100 @@
+"""Fewer tokens by geometry alone: neighbours averaged, laid side by side, or merged where they are alike."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.models.build import Build
+from diptych.models.connectors.base import Connector, perceptron
+
+
+class Average(Connector):
+    """Mean over ``factor`` × ``factor`` patches, then linear (the ablation of Ak et al., section 4.4)."""
+
+    def __init__(self, build: Build, *, factor: int = 2, depth: int = 1):
+        super().__init__(build)
+        self.factor = factor
+        self.tokens = self.divided(build, factor) ** 2
+        self.norm = nn.LayerNorm(self.image_width)
+        self.layers = perceptron(self.image_width, self.width, depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(self.square(x), self.factor).flatten(2).transpose(1, 2)
+        return self.layers(self.norm(x))
+
+
+def side_by_side(x: Tensor, factor: int) -> Tensor:
+    """[B, s², D] → [B, (s/f)², f²·D]: each token is f × f neighbours, row by row (space to depth)."""
+    s = int(x.shape[1] ** 0.5)
+    x = x.unflatten(1, (s // factor, factor, s // factor, factor))  # [B, y, fy, x, fx, D]
+    return x.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+
+
+class Downsample(Connector):
+    """2 × 2 neighbours laid side by side, a norm and an MLP (VILA, Lin et al. 2024)."""
+
+    def __init__(self, build: Build, *, factor: int = 2, depth: int = 2):
+        super().__init__(build)
+        self.factor = factor
+        self.tokens = self.divided(build, factor) ** 2
+        self.norm = nn.LayerNorm(factor**2 * self.image_width)
+        self.layers = perceptron(factor**2 * self.image_width, self.width, depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(self.norm(side_by_side(self.patches(x), self.factor)))
+
+
+class PixelShuffle(Connector):
+    """Space to depth and one linear layer without bias (Idefics3, Laurençon et al. 2024; SmolVLM)."""
+
+    def __init__(self, build: Build, *, factor: int = 2):
+        super().__init__(build)
+        self.factor = factor
+        self.tokens = self.divided(build, factor) ** 2
+        self.layer = nn.Linear(factor**2 * self.image_width, self.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(side_by_side(self.patches(x), self.factor))
+
+
+def merge(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Merge the r most similar pairs of tokens (ToMe, Bolya et al. 2023, section 3.1: bipartite soft matching).
+
+    x [B, N, D]; size [B, N, 1], how many patches each stands for; r at most N // 2 → [B, N − r, D] and sizes. Tokens are dealt out to two sets in
+    turn; each of the first finds its most similar in the second; the r best matches become one token, their mean weighed by size.
+    """
+    with torch.no_grad():
+        unit = F.normalize(x.float(), dim=-1)
+        best, where = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)  # [B, N/2]
+        order = best.argsort(-1, descending=True)
+        kept, gone = order[:, r:].sort(-1).values, order[:, :r]
+        target = where.gather(1, gone)[..., None]  # [B, r, 1]
+    first, second, first_size, second_size = x[:, ::2], x[:, 1::2], size[:, ::2], size[:, 1::2]
+
+    def at(v: Tensor, index: Tensor) -> Tensor:
+        return v.gather(1, index[..., None].expand(-1, -1, v.shape[-1]))
+
+    moved, moved_size = at(first * first_size, gone), at(first_size, gone)
+    total = second_size.scatter_add(1, target, moved_size)
+    summed = (second * second_size).scatter_add(1, target.expand_as(moved), moved)
+    return torch.cat([at(first, kept), summed / total], 1), torch.cat([at(first_size, kept), total], 1)
+
+
+class Merge(Connector):
+    """Tokens that are alike become one until ``tokens`` are left, then an MLP (token merging, as in SimVLG, Jian et al. 2023)."""
+
+    def __init__(self, build: Build, *, tokens: int = 16, depth: int = 2):
+        super().__init__(build)
+        build.require(1 <= tokens <= self.tokens, f"tokens must lie between 1 and the {self.tokens} of the tower, got {tokens}")
+        self.tokens = tokens
+        self.norm = nn.LayerNorm(self.image_width)
+        self.layers = perceptron(self.image_width, self.width, depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        size = torch.ones_like(x[..., :1])
+        while x.shape[1] > self.tokens:
+            x, size = merge(x, size, min(x.shape[1] - self.tokens, x.shape[1] // 2))
+        return self.layers(self.norm(x))
