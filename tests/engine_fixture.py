@@ -22,19 +22,28 @@ from diptych.training.step import BatchGradient, Pieces, Share
 TINY = [*(f"parts.{part}.{key}" for part in ("vision", "text") for key in ("depth=1", "width=32", "heads=2")), "precision=fp32"]
 
 
+def tiny(name: str) -> list[str]:
+    """``TINY``, as far as the recipe has these parts."""
+    parts = load_recipe(name).parts
+    return [o for o in TINY if not o.startswith("parts.") or o.split(".")[1] in parts]
+
+
 class Little:
     """A recipe's model and loader on scenes; ``gradients`` of one step, however the batch is cut."""
 
-    def __init__(self, name: str, *overrides: str, batch_size: int = 12):
-        self.recipe = load_recipe(name, [*TINY, *overrides])
+    def __init__(self, name: str, *overrides: str, batch_size: int = 12, stage: str = ""):
+        self.recipe = load_recipe(name, [*tiny(name), *overrides])
         source = open_source("scenes:small").split("train")
         torch.manual_seed(0)
         self.tokenizer = Tokenizer.train(corpus_of(source, 200), 400, 32)
         self.model = build_model(self.recipe, self.tokenizer, 48).train()
         self.objectives = build_objectives(self.recipe, self.model).train()
-        stage = self.recipe.stages[0]
-        self.model.set_training(stage.patch_dropout, stage.gradient_checkpointing)
-        self.weights = {n: s.weight for n, s in stage.objectives.items()}
+        chosen = next(s for s in self.recipe.stages if stage in ("", s.name))
+        if chosen.train != "all":
+            self.model.freeze(set(self.model.parts) - set(chosen.train))
+        self.model.set_training(chosen.patch_dropout, chosen.gradient_checkpointing)
+        self.weights = {n: s.weight for n, s in chosen.objectives.items()}
+        self.objectives = torch.nn.ModuleDict({n: self.objectives[n] for n in self.weights})
         hard = any(getattr(o, "hard_negatives", False) for o in self.objectives.values())
         self.loader = Loader(source, self.tokenizer, 48, batch_size, 0, negatives=hard)
 
@@ -59,4 +68,4 @@ if __name__ == "__main__":  # a process of a cluster: train recipes into directo
 
     torch.distributed.init_process_group("gloo")
     for name, out, overrides, *resume in json.loads(sys.argv[1]):
-        train(load_recipe(name, [*TINY, *overrides]), Path(out), resume=bool(resume))
+        train(load_recipe(name, [*tiny(name), *overrides]), Path(out), resume=bool(resume))

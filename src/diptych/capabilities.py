@@ -50,6 +50,32 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class Drawing(Model, Protocol):
+    """A model with the capabilities "draw" and, where it draws in codes, "reconstruct"."""
+
+    def draw(
+        self,
+        texts: Sequence[str],
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> list[Image]:
+        """One image per text, code by code: the likeliest for ``temperature`` 0, else drawn at random, fixed by ``seed``.
+
+        top_k, top_p: only among the k likeliest codes, or the likeliest that together have probability p; 0 and 1: among all.
+        guidance: how strongly the text is followed (classifier-free guidance); 1: as it was learned, 0: not at all.
+        """
+        ...
+
+    def reconstruct(self, images: Sequence[Image]) -> list[Image]:
+        """What is left of images in the model's own codes: the best that it could draw."""
+        ...
+
+
 def prompts_for(prompt: Prompt, n: int) -> list[str]:
     """A prompt for each of n images."""
     given = [prompt] * n if isinstance(prompt, str) else list(prompt)
@@ -98,6 +124,12 @@ class Adapter:
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
         self.cannot("loglikelihood")
+
+    def draw(self, texts: Sequence[str], **how: Any) -> list[Image]:
+        self.cannot("draw")
+
+    def reconstruct(self, images: Sequence[Image]) -> list[Image]:
+        self.cannot("reconstruct")
 
 
 class FunctionModel(Adapter):

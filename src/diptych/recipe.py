@@ -139,7 +139,9 @@ class Recipe(Strict):
     checkpoints: Checkpoints = Checkpoints()
     validation: Validation | None = None
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(["tensorboard"])
-    score: Literal["similarity", "late_interaction", "matching", "likelihood", "pseudo_likelihood"] = "similarity"
+    score: Literal[
+        "similarity", "late_interaction", "matching", "likelihood", "pseudo_likelihood", "image_likelihood", "image_information"
+    ] = "similarity"
 
     @model_validator(mode="after")
     def _known_parts(self) -> Recipe:

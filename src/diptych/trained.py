@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,17 @@ from torch import Tensor
 
 from diptych.capabilities import Image, Prompt, all_pairs, prompts_for
 from diptych.data.image import resize
-from diptych.data.loader import to_pixels
+from diptych.data.loader import mixed, to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
 from diptych.files import read_json
-from diptych.models.generate import greedy
+from diptych.models.generate import greedy, sample
 from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood
+from diptych.objectives.interleaved import Interleaved, image_log_likelihood
 from diptych.objectives.late import LateInteraction
 from diptych.objectives.masked import MaskedWords
 from diptych.objectives.matching import Matching
@@ -42,6 +44,23 @@ def likelihood(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
     return caption_log_likelihood(p.paired(images, texts))
 
 
+def image_likelihood(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+    """log p(image codes | text): comparable over texts, so with equal priors the largest is Bayes' choice of a class."""
+    return image_log_likelihood(p.paired(images, texts))
+
+
+def image_information(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+    """log p(image codes | text) − log p(image codes): comparable over images, too."""
+    return image_likelihood(p, images, texts) - p.images.log_prior[images]
+
+
+LIKELIHOODS: dict[str, PairScorer] = {
+    "likelihood": likelihood,
+    "image_likelihood": image_likelihood,
+    "image_information": image_information,
+}
+
+
 class TrainedModel:
     """Weights of a run behind the capabilities of ``diptych.capabilities.Model``."""
 
@@ -54,8 +73,13 @@ class TrainedModel:
         able = {"score"}
         if {"vision", "text"} <= set(model.parts) or model.embeds_by_lm:
             able |= {"embed_image", "embed_text"}
-        if {"decoder", "lm"} & set(model.parts):
+        both = [o for o in objectives.values() if isinstance(o, Interleaved)]
+        if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
             able |= {"generate", "loglikelihood"}
+        if any(o.image_first < 1 for o in both):
+            able.add("draw")
+        if "quantizer" in model.parts:
+            able.add("reconstruct")
         self.capabilities = frozenset(able)
 
     @classmethod
@@ -110,7 +134,44 @@ class TrainedModel:
                 out += [self.model.tokenizer.decode(row) for row in greedy(self.model, side, max_tokens).tolist()]
         return out
 
+    def draw(
+        self,
+        texts: Sequence[str],
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> list[Image]:
+        self._can("draw")
+        ids, mask = (torch.from_numpy(x).to(self.device) for x in self.model.tokenizer.encode_batch(list(texts)))
+        lengths = mask.sum(1)
+        out: list[Image] = [np.zeros((0, 0, 3), dtype=np.uint8)] * len(texts)
+        generator = torch.Generator(self.device)
+        for length in lengths.unique().tolist():  # captions of one length together: no padding
+            for members in (lengths == length).nonzero()[:, 0].split(CHUNK // 4):
+                generator.manual_seed(mixed(seed, int(members[0])))
+                choose = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+                with self._inference():
+                    codes = self.model.part("decoder").draw(ids[members, : length - 1], choose, guidance)
+                    for i, picture in zip(members.tolist(), self._pictures(codes), strict=True):
+                        out[i] = picture
+        return out
+
+    def reconstruct(self, images: Sequence[Image]) -> list[Image]:
+        self._can("reconstruct")
+        out: list[Image] = []
+        for start in range(0, len(images), CHUNK):
+            with self._inference():
+                out += self._pictures(self._image_side(images[start : start + CHUNK]).codes)
+        return out
+
     # --- how ---
+
+    def _pictures(self, codes: Tensor) -> list[Image]:
+        pixels = self.model.part("quantizer").decode(codes).float().clamp(-1, 1)
+        return list(((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
     def _can(self, capability: str) -> None:
         if capability not in self.capabilities:
@@ -127,8 +188,10 @@ class TrainedModel:
 
     def _pair_scorer(self) -> PairScorer:
         kind = self.recipe.score
-        if kind == "likelihood":
-            return likelihood
+        if kind.startswith("image_") and not self.model.reads_codes:
+            raise DiptychError(f"score: {kind} needs a decoder that reads image codes (kind: interleaved); set score: likelihood")
+        if kind in LIKELIHOODS:
+            return LIKELIHOODS[kind]
         for objective in self.objectives.values():
             if kind == "matching" and isinstance(objective, Matching):
                 head = objective

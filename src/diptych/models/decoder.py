@@ -1,6 +1,7 @@
 """Decoders: predict a caption's next token from what stands before it and from the image.
 
-A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, where logits at position t speak of token t + 1.
+A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, where logits at position t speak of token t + 1. One that ``reads_codes``
+takes word ids and image codes itself (``models/interleaved.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from diptych.batch import Tokens
 from diptych.models.attention import AttentionPool, Transformer, attention_bias
 from diptych.models.build import Build
+from diptych.models.interleaved import InterleavedDecoder
 
 
 class MultimodalDecoder(nn.Module):
@@ -57,4 +59,4 @@ class MultimodalDecoder(nn.Module):
         return F.linear(x * self.width**-0.5, self._embedding[0].weight, self.bias)
 
 
-DECODER = {"multimodal": MultimodalDecoder}
+DECODER = {"multimodal": MultimodalDecoder, "interleaved": InterleavedDecoder}

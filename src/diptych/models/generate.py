@@ -18,6 +18,8 @@ def greedy(model: VLM, images: ImageSide, max_tokens: int) -> Tensor:
     tokenizer = model.tokenizer
     if "lm" in model.parts:
         return model.part("lm").generate(images.prefix, max_tokens)
+    if model.reads_codes:
+        return model.part("decoder").generate(images.codes, min(max_tokens, tokenizer.max_length - 1))
     B, device = len(images.encoding.pooled), images.encoding.pooled.device
     ids = torch.full((B, 1), tokenizer.bos, device=device)
     done = torch.zeros(B, dtype=torch.bool, device=device)
@@ -31,3 +33,17 @@ def greedy(model: VLM, images: ImageSide, max_tokens: int) -> Tensor:
         if bool(done.all()):
             break
     return ids[:, 1:]
+
+
+def sample(
+    logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """One choice a row: logits [B, V] → [B]. temperature 0: the likeliest; top_k, top_p: among the k likeliest, or those that together have p."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / temperature, -1)
+    ordered, which = probabilities.sort(-1, descending=True)
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    kept = (ordered.cumsum(-1) - ordered < top_p) & (rank < (top_k or logits.shape[-1]))
+    chosen = torch.multinomial(ordered * kept, 1, generator=generator)
+    return which.gather(-1, chosen)[:, 0]

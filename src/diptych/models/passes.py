@@ -20,6 +20,7 @@ from torch import Tensor
 from diptych.batch import Batch, Tokens, floats
 
 if TYPE_CHECKING:
+    from diptych.models.interleaved import Read
     from diptych.models.lm import Remembered
     from diptych.models.vlm import VLM
 
@@ -29,6 +30,7 @@ class ImageSide:
 
     def __init__(self, model: VLM, pixels: Tensor | None, keep: Tensor | None = None):
         self.model, self._pixels, self.keep = model, pixels, keep
+        self._of: tuple[ImageSide, Tensor] | None = None  # the side that these images were taken from, and which of them
 
     @property
     def pixels(self) -> Tensor:
@@ -56,14 +58,31 @@ class ImageSide:
         return self.model.run("connector", self.encoding.tokens)
 
     @cached_property
-    def remembered(self) -> Remembered:
-        """The image as the language model remembers it."""
-        return self.model.part("lm").remember(self.prefix)
+    def codes(self) -> Tensor:
+        """[B, N]: the image in the quantizer's codes."""
+        return self.model.part("quantizer").codes(self.pixels)
+
+    @cached_property
+    def remembered(self) -> Remembered | Read:
+        """The image as the language model, or the decoder of codes, remembers it."""
+        if not self.model.reads_codes:
+            return self.model.part("lm").remember(self.prefix)
+        if self._of is not None:  # many captions on one image: it is read once
+            whole, index = self._of
+            return whole.remembered.rows(index)
+        return self.model.part("decoder").remember(self.codes)
+
+    @cached_property
+    def log_prior(self) -> Tensor:
+        """log p(codes), given no caption: [B]."""
+        return self.model.part("decoder").log_prior(self.codes)
 
     def rows(self, index: Tensor) -> ImageSide:
         """Some of the images, with repeats if need be; encodings are taken over, not computed again."""
         side = ImageSide(self.model, None)
-        if "lm" not in self.model.parts:
+        if self.model.reads_codes:
+            side.__dict__["codes"], side._of = self.codes[index], (self, index)
+        elif "lm" not in self.model.parts:
             side.__dict__["encoding"] = self.encoding[index]
         elif torch.is_grad_enabled():
             side.__dict__["prefix"] = self.prefix[index]
@@ -215,6 +234,11 @@ class Pass:
             ):  # in one go, unless the image has been read already
                 return lm.caption_logits(self.images.prefix, self.text_ids, self.text_mask)
             return lm.continue_logits(self.images.remembered, self.text_ids, self.text_mask)
+        if self.model.reads_codes:
+            decoder = self.model.part("decoder")
+            if torch.is_grad_enabled():
+                return decoder.caption_logits(self.images.codes, self.text_ids, self.text_mask)
+            return decoder.continue_logits(self.images.remembered, self.text_ids, self.text_mask)
         return self.model.part("decoder")(self.text, self.image)[:, :-1]
 
     # --- other views ---

@@ -70,10 +70,10 @@ class VectorQuantizer(nn.Module):
         self,
         build: Build,
         *,
-        vocabulary: Annotated[int, Field(ge=2)] = 512,
+        vocabulary: Annotated[int, Field(ge=2)] = 1024,
         patch: Literal[4, 8, 16] = 8,
         width: int | None = None,
-        depth: Annotated[int, Field(ge=0)] = 2,
+        depth: Annotated[int, Field(ge=0)] = 1,
         code_width: Annotated[int, Field(ge=2)] = 16,
         patience: Annotated[int, Field(ge=1)] = 20,
     ):

@@ -18,6 +18,7 @@ from diptych.models.fusion import FUSION
 from diptych.models.lm import LM
 from diptych.models.passes import Pass, random_keep
 from diptych.models.quantizer import QUANTIZER
+from diptych.models.rotary import RotaryTransformer
 from diptych.models.text import TEXT
 from diptych.models.vision import VISION
 from diptych.recipe import PARTS, Part, Recipe
@@ -82,6 +83,11 @@ class VLM(nn.Module):
             )
         return self.parts[name]
 
+    @property
+    def reads_codes(self) -> bool:
+        """Whether its decoder takes word ids and image codes instead of what towers say of them."""
+        return "decoder" in self.parts and getattr(self.parts["decoder"], "reads_codes", False)
+
     def run(self, name: str, *inputs: Any) -> Any:
         """A part's output, without a graph where the part is frozen and nothing before it learns."""
         part = self.part(name)
@@ -94,7 +100,7 @@ class VLM(nn.Module):
         """How a stage trains: the share of image tokens left out, and whether blocks are computed again in the backward pass."""
         self.patch_dropout = patch_dropout
         for module in self.modules():
-            if isinstance(module, Transformer):
+            if isinstance(module, Transformer | RotaryTransformer):
                 module.checkpointing = gradient_checkpointing
 
     def draw_patches(self, batch_size: int, device: torch.device) -> Tensor | None:

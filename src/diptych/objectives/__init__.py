@@ -11,6 +11,7 @@ from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.grouped import GroupedTokens
+from diptych.objectives.interleaved import Interleaved
 from diptych.objectives.late import LateInteraction
 from diptych.objectives.masked import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, Any] = {
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
     "grouped_tokens": GroupedTokens,
+    "interleaved": Interleaved,
     "late_interaction": LateInteraction,
     "matching": Matching,
     "masked_words": MaskedWords,

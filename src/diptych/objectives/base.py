@@ -34,7 +34,7 @@ class Objective(nn.Module):
     def forward(self, p: Pass) -> Tensor:
         raise NotImplementedError
 
-    def terms(self, p: Pass) -> int:
+    def terms(self, p: Pass) -> float:
         """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return p.size
 
