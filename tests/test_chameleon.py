@@ -307,7 +307,8 @@ def test_a_score_of_images_needs_a_decoder_of_codes():
 
 
 def test_what_can_be_done_follows_from_what_was_trained():
-    for image_first, able in ((0, {"draw"}), (1, {"generate", "loglikelihood"}), (0.5, {"draw", "generate", "loglikelihood"})):
+    writes = {"generate", "decoding", "loglikelihood"}
+    for image_first, able in ((0, {"draw"}), (1, writes), (0.5, {"draw", *writes})):
         recipe, model, objectives = make("chameleon", f"stages.1.objectives.interleaved.image_first={image_first}")
         trained = TrainedModel("m", recipe, model, objectives, torch.device("cpu"))
         assert trained.capabilities == {"score", "reconstruct"} | able
@@ -392,5 +393,5 @@ def test_pictures_of_any_size_are_reconstructed_at_the_models():
 def test_a_model_that_cannot_draw_says_what_it_can():
     recipe, model, objectives = make("chameleon", "stages.1.objectives.interleaved.image_first=1")
     trained = TrainedModel("m", recipe, model, objectives, torch.device("cpu"))
-    with pytest.raises(DiptychError, match="cannot draw; it can: generate, loglikelihood, reconstruct, score"):
+    with pytest.raises(DiptychError, match="cannot draw; it can: decoding, generate, loglikelihood, reconstruct, score"):
         trained.draw(["a key"])

@@ -14,7 +14,7 @@ from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
 from diptych.models.attention import Attention, attend, attend_plainly, attention_bias
 from diptych.models.build import SIZES, Build
-from diptych.models.generate import greedy
+from diptych.models.generate import Decoding, write
 from diptych.models.passes import ImageSide, Pass, TextSide, random_keep
 from diptych.models.text import TEXT
 from diptych.models.vision import VISION, sincos_2d
@@ -188,7 +188,7 @@ def test_patches_cut_out_before_the_stem_equal_those_chosen_after_it():
 def test_greedy_text_is_the_likeliest_word_each_time():
     model, _ = make("coca")
     images, _ = sides(model)
-    ids = greedy(model, images, 6)
+    ids = write(model, images, Decoding(max_tokens=6))
     full = torch.cat([torch.full((3, 1), model.tokenizer.bos), ids], 1)
     logits = Pass(model, images, TextSide(model, full, torch.ones_like(full, dtype=torch.bool))).next_token_logits
     for row in range(3):
@@ -264,7 +264,7 @@ def test_the_next_word_depends_on_the_image_and_on_no_later_word():
     )
     other = ImageSide(model, images.pixels.flip(0))
     assert not torch.allclose(Pass(model, other, texts).next_token_logits[0], logits[0], atol=1e-4)
-    assert greedy(model, images, 5).shape[0] == 3
+    assert write(model, images, Decoding(max_tokens=5)).shape[0] == 3
 
 
 def test_frozen_towers_meet_in_a_learned_space():

@@ -18,7 +18,8 @@ class Model(Protocol):
     """A model of ours or of others. ``capabilities`` names the methods that work; the others raise ``DiptychError``.
 
     The capability "prompt" says that ``generate`` and ``loglikelihood`` (where there are) do as a prompt says; a model
-    without it writes captions and takes the empty prompt only.
+    without it writes captions and takes the empty prompt only. "decoding" says that ``generate`` also takes the settings of
+    ``models.generate.Decoding`` by name (beams, top_p, …).
     """
 
     name: str

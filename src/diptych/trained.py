@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from diptych.data.loader import mixed, to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
 from diptych.files import read_json
-from diptych.models.generate import greedy, sample
+from diptych.models.generate import cut, decoding_of, sample, write
 from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM, build_model
@@ -75,7 +77,7 @@ class TrainedModel:
             able |= {"embed_image", "embed_text"}
         both = [o for o in objectives.values() if isinstance(o, Interleaved)]
         if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
-            able |= {"generate", "loglikelihood"}
+            able |= {"generate", "decoding", "loglikelihood"}
         if any(o.image_first < 1 for o in both):
             able.add("draw")
         if "quantizer" in model.parts:
@@ -124,14 +126,19 @@ class TrainedModel:
         aligned = np.stack([np.arange(len(images))] * 2, 1)
         return self._score_pairs(images, texts, aligned, likelihood)
 
-    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """One caption per image, greedy unless ``decoding`` (the fields of ``Decoding``: beams, temperature, top_p, …) says otherwise."""
         self._can("generate")
         self._no_prompt(prompt, len(images))
+        how = decoding_of(max_tokens=max_tokens, **decoding)
         out: list[str] = []
-        for start in range(0, len(images), CHUNK // 4):
+        size = max(1, CHUNK // 4 // how.beams)
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            rows = [zlib.crc32(image.tobytes()) for image in part] if how.samples else None  # drawn by what is seen
             with self._inference():
-                side = self._image_side(images[start : start + CHUNK // 4])
-                out += [self.model.tokenizer.decode(row) for row in greedy(self.model, side, max_tokens).tolist()]
+                ids = write(self.model, self._image_side(part), how, rows)
+            out += [cut(self.model.tokenizer.decode(row), how.stop) for row in ids.tolist()]
         return out
 
     def draw(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 WRITTEN_OUT = 2**19  # entries of a head's attention matrix up to which it is written out in bf16 on a CPU
+FLOOR = -1e4  # added to the logits of what may not be seen
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -42,14 +44,16 @@ def attention_bias(mask: Tensor | None, length: int, causal: bool, like: Tensor)
 
     mask: [B, S] bool, True at keys that may be seen. A finite number, so that a row with no visible key stays finite.
     """
-    floor = -1e4
     bias = None
     if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=torch.float32, device=like.device).masked_fill_(~mask, floor)[:, None, None]
+        bias = torch.zeros(mask.shape, dtype=torch.float32, device=like.device).masked_fill_(~mask, FLOOR)[:, None, None]
     if causal:
-        future = torch.full((length, length), floor, device=like.device).triu(1)[None, None]
+        future = torch.full((length, length), FLOOR, device=like.device).triu(1)[None, None]
         bias = future if bias is None else bias + future
     return bias
+
+
+Pair = tuple[Tensor, Tensor]  # keys and values, [B, H, S, d] each
 
 
 class Attention(nn.Module):
@@ -64,10 +68,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        return self.look(x, *self.read(x if context is None else context), bias)
+
+    def read(self, context: Tensor) -> Pair:
+        """Keys and values, [B, H, S, d] each."""
+        k, v = self.kv(context).view(*context.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def look(self, x: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``forward`` with keys and values that have been read."""
         B, L, D = x.shape
-        context = x if context is None else context
         q = self.q(x).view(B, L, self.heads, -1).transpose(1, 2)  # [B, H, L, d]
-        k, v = self.kv(context).view(B, context.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, S, d] each
         return self.out(attend(q, k, v, bias).transpose(1, 2).reshape(B, L, D))
 
 
@@ -85,6 +96,22 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
 }
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a causal transformer has read, so that it need not read it again: a cache that is never changed, so that one may be continued in many ways."""
+
+    own: tuple[Pair, ...] = ()  # of each block's own stream so far
+    seen: tuple[Pair, ...] = ()  # of what each block's cross-attention looks at
+
+    def __getitem__(self, rows: Tensor) -> Past:
+        """Rows of the batch, in the order of ``rows``."""
+        return Past(*(tuple((k[rows], v[rows]) for k, v in pairs) for pairs in (self.own, self.seen)))
+
+    @property
+    def length(self) -> int:
+        return self.own[0][0].shape[2] if self.own else 0
 
 
 class Block(nn.Module):
@@ -130,6 +157,30 @@ class Block(nn.Module):
             x = x + self.dropout(look(self.norm_cross(x), context, context_bias))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
+    def step(
+        self, x: Tensor, own: Pair | None, seen: Pair | None, bias: Tensor | None, seen_bias: Tensor | None
+    ) -> tuple[Tensor, Pair]:
+        """``forward`` of the next tokens [B, L, D] behind those in ``own``, and the keys and values that now include them."""
+
+        def of_itself(x: Tensor) -> Tensor:
+            nonlocal own
+            k, v = self.attention.read(x)
+            own = (k, v) if own is None else (torch.cat([own[0], k], 2), torch.cat([own[1], v], 2))
+            return self.attention.look(x, *own, bias)
+
+        if self.post_norm:
+            x = self.norm1(x + of_itself(x))
+            if self.cross is not None and self.norm_cross is not None and seen is not None:
+                x = self.norm_cross(x + self.cross.look(x, *seen, seen_bias))
+            x = self.norm2(x + self.mlp(x))
+        else:
+            x = x + of_itself(self.norm1(x))
+            if self.cross is not None and self.norm_cross is not None and seen is not None:
+                x = x + self.cross.look(self.norm_cross(x), *seen, seen_bias)
+            x = x + self.mlp(self.norm2(x))
+        assert own is not None
+        return x, own
+
 
 class Transformer(nn.Module):
     """A stack of blocks and a last norm.
@@ -171,6 +222,26 @@ class Transformer(nn.Module):
             else:
                 x = block(x, bias, context, context_bias)
         return self.norm(x)
+
+    def start(self, context: Tensor | None = None) -> Past:
+        """Nothing read yet, but for the context that cross-attention looks at [B, S, context width]."""
+        return Past(seen=() if context is None else tuple(block.cross.read(context) for block in self.blocks))  # type: ignore[union-attr, operator]
+
+    def step(self, x: Tensor, past: Past, bias: Tensor | None = None, context_bias: Tensor | None = None) -> tuple[Tensor, Past]:
+        """The next tokens [B, L, D] of a causal stream, without dropout: the last L rows of what ``forward`` gives for the whole of it.
+
+        bias: [B or 1, 1, L or 1, past and L], where some of the past may not be seen; the L new tokens see each other causally in any case.
+        """
+        if x.shape[1] > 1:
+            future = torch.full((x.shape[1], past.length + x.shape[1]), FLOOR, device=x.device).triu(1 + past.length)[None, None]
+            bias = future if bias is None else bias + future
+        own: list[Pair] = []
+        for i, block in enumerate(self.blocks):
+            x, pair = block.step(  # type: ignore[operator]
+                x, past.own[i] if past.own else None, past.seen[i] if past.seen else None, bias, context_bias
+            )
+            own.append(pair)
+        return self.norm(x), Past(tuple(own), past.seen)
 
 
 class AttentionPool(nn.Module):

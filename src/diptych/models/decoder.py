@@ -1,11 +1,13 @@
 """Decoders: predict a caption's next token from what stands before it and from the image.
 
 A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, where logits at position t speak of token t + 1. One that ``reads_codes``
-takes word ids and image codes itself (``models/interleaved.py``).
+takes word ids and image codes itself (``models/interleaved.py``). All write by ``start(image) -> (logits [B, V], state)`` and
+``step(ids [B], state)``, which give the same (``models/generate.py``).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -14,9 +16,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.batch import Tokens
-from diptych.models.attention import AttentionPool, Transformer, attention_bias
+from diptych.models.attention import AttentionPool, Past, Transformer, attention_bias
 from diptych.models.build import Build
 from diptych.models.interleaved import InterleavedDecoder
+
+
+@dataclass(frozen=True)
+class Written:
+    """What has been read and written so far: the text alone, and the text beside the image."""
+
+    text: Past
+    both: Past
+    bias: Tensor | None  # of the image tokens that are not there
+
+    def __getitem__(self, rows: Tensor) -> Written:
+        return Written(self.text[rows], self.both[rows], None if self.bias is None else self.bias[rows])
 
 
 class MultimodalDecoder(nn.Module):
@@ -47,16 +61,34 @@ class MultimodalDecoder(nn.Module):
         seen = self.width if queries else image_width
         self.transformer = Transformer(self.width, depth or build.size.depth, heads, seen, build.size.activation, dropout)
         self.bias = nn.Parameter(torch.zeros(len(build.tokenizer)))
-        self._embedding = [text.embedding]  # in a list: shared, not owned
+        self._text = [text]  # in a list: shared, not owned
+        self.bos = int(build.tokenizer.bos)
 
     def forward(self, text: Tokens, image: Tokens) -> Tensor:
-        x, seen = text.tokens, image.tokens
+        seen, seen_bias = self._look(image)
+        x = text.tokens
+        return self._logits(self.transformer(x, attention_bias(text.mask, x.shape[1], True, x), seen, seen_bias))
+
+    def start(self, image: Tokens) -> tuple[Tensor, Written]:
+        """Logits [B, V] over a caption's first token, and the state behind [BOS]."""
+        seen, seen_bias = self._look(image)
+        state = Written(Past(), self.transformer.start(seen), seen_bias)
+        return self.step(torch.full((len(seen),), self.bos, device=seen.device), state)
+
+    def step(self, ids: Tensor, state: Written) -> tuple[Tensor, Written]:
+        """Logits [B, V] over the token behind ``ids`` [B]."""
+        x, text = self._text[0].step(ids[:, None], state.text)
+        x, both = self.transformer.step(x, state.both, context_bias=state.bias)
+        return self._logits(x[:, -1]), Written(text, both, state.bias)
+
+    def _look(self, image: Tokens) -> tuple[Tensor, Tensor | None]:
+        """The tokens that cross-attention sees, and their bias."""
         if self.pool is not None:
-            seen = self.pool(seen, image.mask)
-        x = self.transformer(
-            x, attention_bias(text.mask, x.shape[1], True, x), seen, None if self.pool else attention_bias(image.mask, 1, False, x)
-        )
-        return F.linear(x * self.width**-0.5, self._embedding[0].weight, self.bias)
+            return self.pool(image.tokens, image.mask), None
+        return image.tokens, attention_bias(image.mask, 1, False, image.tokens)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(x * self.width**-0.5, self._text[0].embedding.weight, self.bias)
 
 
 DECODER = {"multimodal": MultimodalDecoder, "interleaved": InterleavedDecoder}

@@ -33,7 +33,7 @@ class Read(NamedTuple):
     past: Cache
 
     def rows(self, index: Tensor) -> Read:
-        return Read(self.last[index], self.past.rows(index))
+        return Read(self.last[index], self.past[index])
 
 
 class InterleavedDecoder(nn.Module):
@@ -166,20 +166,16 @@ class InterleavedDecoder(nn.Module):
 
     # --- writing and drawing ---
 
-    @torch.no_grad()
-    def generate(self, codes: Tensor, max_tokens: int) -> Tensor:
-        """The likeliest words one by one, ids [B, ≤ max_tokens], padded behind [EOS]."""
-        seen = self.remember(codes)
-        done = torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
-        out: list[Tensor] = []
-        for _ in range(max_tokens):
-            following = self.word_logits(seen.last[:, 0]).argmax(-1).masked_fill(done, self.pad)
-            out.append(following)
-            done = done | (following == self.eos)
-            if bool(done.all()):
-                break
-            seen = self.read(following[:, None], seen)
-        return torch.stack(out, 1)
+    def start(self, codes: Tensor) -> tuple[Tensor, Cache]:
+        """Logits [B, V] over a caption's first token, and what has been read: as ``models/generate.py`` wants it."""
+        return self._next(*self.hidden(self.opening(codes)))
+
+    def step(self, ids: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+        """Logits [B, V] over the token behind ``ids`` [B]."""
+        return self._next(*self.hidden(ids[:, None], past))
+
+    def _next(self, x: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+        return self.word_logits(x[:, -1]), past
 
     @torch.no_grad()
     def draw(self, ids: Tensor, choose: Callable[[Tensor], Tensor], guidance: float = 1.0) -> Tensor:

@@ -1,7 +1,7 @@
 """Language models: pretrained decoders that read image tokens before the words.
 
 A sequence is [BOS], the image tokens, the caption, [EOS]. An ``lm`` part has ``width``, ``caption_logits``, ``remember``, ``continue_logits``, ``image_state``,
-``text_state`` and ``generate``.
+``text_state``, and ``start`` and ``step`` to write by.
 Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V vocabulary.
 """
 
@@ -144,20 +144,16 @@ class PretrainedLM(nn.Module):
         """Without any image: ids and mask [B, T] → [B, T − 1, V]; row t speaks of token t + 1."""
         return self.lm.head(self.lm.hidden(self.lm.embed(ids[:, :-1]), mask[:, :-1]))
 
-    def generate(self, prefix: Tensor, max_tokens: int) -> Tensor:
-        """Greedy token ids [B, ≤ max_tokens], padded behind [EOS]."""
-        tokenizer = self.lm.tokenizer
-        hidden, past = self.remember(prefix)
-        done = torch.zeros(len(prefix), dtype=torch.bool, device=prefix.device)
-        out: list[Tensor] = []
-        for _ in range(max_tokens):
-            following = self.lm.head(hidden[:, -1]).argmax(-1).masked_fill(done, tokenizer.pad)
-            out.append(following)
-            done = done | (following == tokenizer.eos)
-            if bool(done.all()):
-                break
-            hidden, past = self.lm.step(self.lm.embed(following[:, None]), ~done[:, None], past)
-        return torch.stack(out, 1)
+    def start(self, prefix: Tensor) -> tuple[Tensor, Prefix]:
+        """Logits [B, V] over a caption's first token, and what has been read: as ``models/generate.py`` wants it."""
+        images = self.remember(prefix)
+        return self.lm.head(images.last[:, -1]), images.past
+
+    def step(self, ids: Tensor, past: Prefix) -> tuple[Tensor, Prefix]:
+        """Logits [B, V] over the token behind ``ids`` [B]."""
+        seen = torch.ones(len(ids), 1, dtype=torch.bool, device=ids.device)
+        hidden, past = self.lm.step(self.lm.embed(ids[:, None]), seen, past)
+        return self.lm.head(hidden[:, -1]), past
 
 
 class Gemma(PretrainedLM):

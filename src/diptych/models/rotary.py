@@ -6,6 +6,7 @@ Shapes: B batch, L tokens read now, S tokens read before, D width, H heads, d wi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from diptych.models.attention import attend
 
 
-class Cache(NamedTuple):
+@dataclass(frozen=True)
+class Cache:
     """Keys and values of what was read, for each block: [B, H, S, d]."""
 
     keys: tuple[Tensor, ...]
@@ -26,8 +28,8 @@ class Cache(NamedTuple):
     def length(self) -> int:
         return self.keys[0].shape[2] if self.keys else 0
 
-    def rows(self, index: Tensor) -> Cache:
-        return Cache(tuple(k[index] for k in self.keys), tuple(v[index] for v in self.values))
+    def __getitem__(self, rows: Tensor) -> Cache:
+        return Cache(tuple(k[rows] for k in self.keys), tuple(v[rows] for v in self.values))
 
 
 EMPTY = Cache((), ())

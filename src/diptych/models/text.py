@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diptych.batch import Tokens
 from diptych.data.text import PAD
-from diptych.models.attention import Activation, Transformer, attention_bias
+from diptych.models.attention import Activation, Past, Transformer, attention_bias
 from diptych.models.build import Build
 
 
@@ -84,6 +84,11 @@ class TextTransformer(nn.Module):
         else:
             pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return Tokens(x, pooled, mask)
+
+    def step(self, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past that now includes them."""
+        x = self.norm(self.embedding(ids) + self.positions[past.length : past.length + ids.shape[1]])
+        return self.transformer.step(x, past)
 
     def _read_whole(self, ids: Tensor, mask: Tensor) -> Tokens:
         ids, T = F.pad(ids, (0, len(self.positions) - ids.shape[1]), value=PAD), ids.shape[1]
