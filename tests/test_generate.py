@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,16 @@ import transformers
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
+import cli_fixture
+from cli_fixture import Cli, make_photos
+from diptych.api import evaluate, load
+from diptych.capabilities import FunctionModel
 from diptych.data.loader import to_pixels
+from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
+from diptych.evaluation.records import read_jsonl
+from diptych.evaluation.tasks import task
 from diptych.models.attention import Past, Transformer, attention_bias
 from diptych.models.generate import (
     Decoding,
@@ -33,6 +42,7 @@ from diptych.models.pretrained import CausalLM
 from diptych.models.vlm import build_model
 from diptych.recipe import load_recipe
 
+cli = cli_fixture.cli
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star and no tree"]
 
 
@@ -375,3 +385,84 @@ def test_models_write_with_beams_and_samples(name: str, overrides: list[str]):
 def test_captions_end_where_the_text_tower_does():
     model, images = make("coca", length=8)
     assert write(model, images, Decoding(max_tokens=50)).shape[1] <= 7
+
+
+# --- in use ---
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diptych.api import train
+
+    out = tmp_path_factory.mktemp("runs") / "coca"
+    small = ["stages.0.batch_size=16", *(f"parts.{p}.depth=1" for p in ("vision", "text", "decoder")), "data.image_size=48"]
+    train("coca", "scenes:small", "320 samples", out, small)
+    return out
+
+
+def test_a_trained_model_decodes_as_it_is_told(run: Path):
+    model = load(run)
+    images = [open_source("scenes:small").split("test")[i].image for i in range(3)]
+    plain, beams = model.generate(images), model.generate(images, beams=3)
+    assert len(plain) == len(beams) == 3 and plain == model.generate(images, beams=1)
+    drawn = model.generate(images, temperature=2.0, seed=1)
+    assert drawn == model.generate(images, temperature=2.0, seed=1) != model.generate(images, temperature=2.0, seed=2)
+    assert model.generate(images[::-1], temperature=2.0, seed=1) == drawn[::-1]  # by what is seen, not by place
+    first, *_, last = drawn[0].split()
+    assert model.generate(images[:1], temperature=2.0, seed=1, stop=(first,)) == [""]
+    kept = model.generate(images[:1], temperature=2.0, seed=1, stop=(last,))[0]
+    assert drawn[0].startswith(kept) and last not in kept and len(kept) < len(drawn[0])
+    with pytest.raises(DiptychError, match="unknown setting 'beam'.*beams"):
+        model.generate(images, beam=3)
+
+
+def test_tasks_decode_as_they_are_told(run: Path, tmp_path: Path):
+    source = open_source("scenes:small").split("test")
+    found = {}
+    for how in ("", "&beams=3&length_penalty=3", "&temperature=2&seed=1"):
+        folder = tmp_path / (how or "plain")
+        evaluate(load(run), source, [f"facts?n=4{how}"], folder)
+        found[how] = [r["generated"] for r in sorted(read_jsonl(folder / "records" / "facts.jsonl"), key=lambda r: r["item"])]
+    model, items = load(run), sorted(task("facts?n=4").items(source), key=lambda s: s.id)
+    images = [item.image for item in items]
+    assert found[""] == model.generate(images) and found["&beams=3&length_penalty=3"] == model.generate(
+        images, beams=3, length_penalty=3.0
+    )
+    assert found["&temperature=2&seed=1"] == model.generate(images, temperature=2.0, seed=1)
+    assert len({tuple(texts) for texts in found.values()}) == 3
+    other = FunctionModel("other", generate=lambda images, prompts, n: [""] * len(images))
+    assert evaluate(other, source, ["captions?beams=2"]).skipped == [{"task": "captions", "reason": "the model has no decoding"}]
+    with pytest.raises(DiptychError, match="choose either"):
+        task("captions?beams=2&top_p=0.9")
+    with pytest.raises(DiptychError, match="cannot be told how to decode"):
+        other.generate(images, beams=2)
+
+
+def test_the_command_line_captions(run: Path, cli: Cli, tmp_path: Path):
+    make_photos(tmp_path / "photos", 4)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
+    shown = cli("caption", run, "photos", "--beams", 2)
+    lines = [line.split("\t") for line in shown.out.splitlines()]
+    assert shown.code == 0 and [name for name, _ in lines] == [f"photos/p{i:03d}.png" for i in range(4)]
+    assert "photos/broken.png: " in shown.err
+    rows = json.loads(cli("caption", run, "photos", "photos/p001.png", "--top-p", 0.9, "--seed", 3, "--json").out)
+    assert len(rows) == 5 and [set(r) for r in rows] == [{"image", "problem"}, *[{"image", "caption"}] * 4]
+    assert len(cli("caption", run, "--data", "scenes:small", "-n", 3).out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what to caption"),
+        (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        (["."], "no images in it"),
+        (["x.png", "--beams", "2", "--top-p", "0.5"], "choose either"),
+        (["x.png", "--top-p", "0"], "above 0 and at most 1"),
+        (["broken.png"], "no picture could be captioned"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(run: Path, cli: Cli, tmp_path: Path, arguments: list[str], message: str):
+    if arguments == ["broken.png"]:
+        (tmp_path / "broken.png").write_bytes(b"no picture")
+    shown = cli("caption", run, *arguments)
+    assert shown.code == 1 and message in shown.err

@@ -42,8 +42,8 @@ class Model(Protocol):
         """
         ...
 
-    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
-        """One text per image, greedy. The empty prompt asks for a caption."""
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """One text per image, greedy unless ``decoding`` says otherwise. The empty prompt asks for a caption."""
         ...
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
@@ -120,7 +120,7 @@ class Adapter:
         found = self.loglikelihood([images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]])
         return found if pairs is not None else found.reshape(len(images), len(texts))
 
-    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
         self.cannot("generate")
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
@@ -169,7 +169,9 @@ class FunctionModel(Adapter):
         matrix = np.asarray(self._call("score", images, texts), dtype=np.float32)
         return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
 
-    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        if decoding:
+            self.cannot("be told how to decode")
         return list(self._call("generate", images, prompts_for(prompt, len(images)), max_tokens))
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:

@@ -43,7 +43,9 @@ class Generative(Adapter):
 
     # --- capabilities ---
 
-    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        if decoding:
+            self.cannot("be told how to decode")
         prompts = prompts_for(prompt, len(images))
         said = [""] * len(images)
         for rows in self._batches(prompts):

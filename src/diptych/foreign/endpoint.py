@@ -54,7 +54,9 @@ class Endpoint(Adapter):
         self.capabilities = frozenset({"generate", "prompt", *(["score"] if logprobs else [])})
         self.key = f"{self.url} {model} {prompt} {logprobs}"  # what the server does behind it, nobody knows
 
-    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32) -> list[str]:
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        if decoding:
+            self.cannot("be told how to decode")
         asked = zip(images, prompts_for(prompt, len(images)), strict=True)
         answers = self._all([(image, p or self.caption, {"max_tokens": max_tokens}) for image, p in asked])
         return [str(answer["message"].get("content") or "").strip() for answer in answers]

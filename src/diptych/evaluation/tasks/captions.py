@@ -1,12 +1,14 @@
 """Captioning, judged against the item's own captions as the COCO server does (metrics/captions.py).
 
 A record an item with the text generated from the image and from a grey one of its size. Shuffled: judged against the
-references of another item. CIDEr-D's interval keeps the document frequencies of all references.
+references of another item. CIDEr-D's interval keeps the document frequencies of all references. Texts are greedy unless the task's settings
+say otherwise: ``captions?beams=4``, ``captions?temperature=0.8&top_p=0.9``; the seed is the task's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from diptych.evaluation.statistics import Interval, function_interval, mean_inte
 from diptych.evaluation.tasks.base import Items, Progress, at_least_two, retrieval_items
 
 Scores = dict[str, Interval]
+DECODING = ("beams", "length_penalty", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,39 @@ class Captions:
     max_tokens: int = 32
     batch: int = 32
     seed: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.decoding:
+            from diptych.models.generate import decoding_of
+
+            decoding_of(max_tokens=self.max_tokens, **self.decoding)  # a wrong setting is told before anything is loaded
+            object.__setattr__(self, "needs", ("generate", "decoding"))
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What differs from greedy decoding, by the names that ``generate`` knows."""
+        given = {
+            f.name: getattr(self, f.name) for f in fields(Captions) if f.name in DECODING and getattr(self, f.name) != f.default
+        }
+        return {**given, "seed": self.seed} if given else {}
 
     def items(self, source: Source) -> Items:
         return at_least_two(retrieval_items(source, self.n))
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
-        blind: dict[tuple[int, ...], str] = {}  # greedy: one grey image of each size says it all
+        blind: dict[tuple[int, ...], str] = {}  # the same image gives the same text: one grey one of each size says it all
         for start in range(0, len(items), self.batch):
             part = [item for item in items[start : start + self.batch] if item.id not in records]
             pictures = [item.image for item in part if item.image is not None]
             grey: dict[tuple[int, ...], Image] = {p.shape: blank(p) for p in pictures if p.shape not in blind}
             if pictures:
-                said = model.generate([*pictures, *grey.values()], self.prompt, self.max_tokens)
+                said = model.generate([*pictures, *grey.values()], self.prompt, self.max_tokens, **self.decoding)
                 blind.update(zip(grey, said[len(pictures) :], strict=True))
                 records.add(
                     self.record(item, text, blind[picture.shape]) for item, picture, text in zip(part, pictures, said, strict=False)

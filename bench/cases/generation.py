@@ -1,0 +1,68 @@
+"""64 tokens of captions by CoCa's decoder (size `small`, 96 px, random weights, so that no text ends early): with the key-value cache, and reading the whole text
+again for each token. Then the widths of beam search, in tokens kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bench.harness import Bench
+from bench.models import Words
+from diptych.models.generate import Decoding, beam_search, generate
+from diptych.models.passes import ImageSide
+from diptych.models.vlm import VLM, build_model
+from diptych.recipe import load_recipe
+
+TOKENS = 64
+
+
+def reading_again(model: VLM, side: ImageSide) -> Tensor:
+    """Greedy, the plain way."""
+    image, text, decoder = side.encoding, model.part("text"), model.part("decoder")
+    ids = torch.full((len(image.pooled), 1), model.tokenizer.bos)
+    for _ in range(TOKENS):
+        logits = decoder(text(ids, torch.ones_like(ids, dtype=torch.bool)), image)[:, -1]
+        ids = torch.cat([ids, logits.argmax(-1)[:, None]], 1)
+    return ids[:, 1:]
+
+
+def run(bench: Bench) -> None:
+    torch.manual_seed(0)
+    recipe = load_recipe(
+        "coca", {"size": "small", "data.image_size": 96, "data.tokenizer.max_length": TOKENS + 1, "precision": "fp32"}
+    )
+    model = build_model(recipe, Words(4096, TOKENS + 1), 96).eval()
+    decoder = model.part("decoder")
+    with torch.inference_mode():
+        for n in (4,) if bench.quick else (1, 16, 64):
+            side = ImageSide(model, torch.rand(n, 3, 96, 96) * 2 - 1)
+            assert side.encoding is not None  # the image is encoded beforehand: all need it, and once
+
+            def cached(side: ImageSide = side) -> Tensor:
+                return generate(decoder.step, decoder.start(side.encoding), Decoding(max_tokens=TOKENS))
+
+            def again(side: ImageSide = side) -> Tensor:
+                return reading_again(model, side)
+
+            same = float((cached() == again()).float().mean())
+            bench.compare(
+                f"greedy, {n} image{'s' if n > 1 else ''}",
+                {"reading again": again, "cached": cached},
+                "reading again",
+                work=n * TOKENS,
+                unit="tokens",
+                rounds=5,
+                goals={"cached": 5} if n >= 16 else None,
+            )
+            bench.goal(f"the same tokens for {n} image{'s' if n > 1 else ''}", f"{same:.2%}", same == 1)
+        side = ImageSide(model, torch.rand(4, 3, 96, 96) * 2 - 1)
+        assert side.encoding is not None
+
+        def beams(k: int) -> Callable[[], object]:
+            how = Decoding(max_tokens=TOKENS, beams=k)
+            return lambda: beam_search(decoder.step, decoder.start(side.encoding), how)
+
+        contestants = {"1 beam": beams(1), **{f"{k} beams": beams(k) for k in (2, 4, 8)}}
+        bench.compare("beam search, 4 images", contestants, "1 beam", work=4 * TOKENS, unit="tokens", rounds=5)

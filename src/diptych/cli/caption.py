@@ -1,0 +1,144 @@
+"""``diptych caption``: texts of pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diptych.cli.options import DATA
+from diptych.errors import DiptychError
+
+if TYPE_CHECKING:
+    from diptych.capabilities import Image
+
+BATCH = 32
+
+
+def caption(
+    run: Annotated[str, typer.Argument(help="A run that writes, `runs/coca`, or another model by its address, `hf:NAME_OR_PATH`.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files, and folders of them.")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help=f"Instead of files. {DATA}")] = None,
+    split: Annotated[str, typer.Option(help="The part of --data; `all`: everything.")] = "test",
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="No more pictures than this.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="A text's greatest length.")] = 32,
+    beams: Annotated[int, typer.Option(min=1, help="The likeliest of so many hypotheses.")] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="With --beams: more favours longer texts; 0: the likeliest as it is.")
+    ] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Draw words at random; below 1: closer to the likeliest.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(max=1, help="Draw among the likeliest that together have this.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: words written before become less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends a text, and is cut off.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="Print one list as JSON.")] = False,
+) -> None:
+    """Caption pictures: a line each, its name and its text.
+
+    The likeliest word each time, unless --beams, --temperature, --top-k or --top-p say otherwise. What cannot be read is named and left out.
+    Example: `diptych caption runs/coca photos/ cat.jpg --beams 4`
+    """
+    if bool(images) == bool(data):
+        raise DiptychError("say what to caption: image files or folders, or --data ADDRESS; not both")
+    from diptych.models.generate import Decoding
+
+    given = {
+        "beams": beams,
+        "length_penalty": length_penalty,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop or ()),
+    }
+    plain = Decoding()
+    decoding: dict[str, Any] = {k: v for k, v in given.items() if v != getattr(plain, k)}
+    if Decoding(max_tokens=max_tokens, **decoding, seed=seed).samples:  # and a wrong setting is told before a model is loaded
+        decoding["seed"] = seed
+    pictures = _of_data(data, split) if data else _of_files(_listed(images or []))
+
+    from diptych.api import load
+    from diptych.cli.results import print_json
+
+    model = load(run, device)
+    if "generate" not in model.capabilities:
+        raise DiptychError(f"{run} cannot caption; it can: {', '.join(sorted(model.capabilities))}. Train coca, for one")
+    if decoding and "decoding" not in model.capabilities:
+        raise DiptychError(f"{run} decodes in its own way; leave out {', '.join('--' + k.replace('_', '-') for k in decoding)}")
+    rows: list[dict[str, str]] = []
+    done, told = 0, time.monotonic()
+    pictures = islice(pictures, limit)
+    while part := list(islice(pictures, BATCH)):
+        read = [(name, picture) for name, picture in part if not isinstance(picture, str)]
+        texts = model.generate([picture for _, picture in read], "", max_tokens, **decoding) if read else []
+        said = dict(zip([name for name, _ in read], texts, strict=True))
+        for name, picture in part:
+            if isinstance(picture, str):
+                typer.echo(f"{name}: {picture}", err=True)
+                rows.append({"image": name, "problem": picture})
+                continue
+            rows.append({"image": name, "caption": said[name]})
+            if not json_:
+                typer.echo(f"{name}\t{said[name]}")
+        done += len(read)
+        if json_ and time.monotonic() - told > 5:
+            typer.echo(f"{len(rows)} pictures …", err=True)
+            told = time.monotonic()
+    if json_:
+        print_json(rows)
+    if not done:
+        raise DiptychError("no picture could be captioned" if rows else f"{data or ', '.join(map(str, images or []))}: no pictures")
+
+
+def _listed(places: list[Path]) -> list[Path]:
+    from diptych.data.image import SUFFIXES
+
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            below = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not below:
+                raise DiptychError(f"{place}: no images in it ({' '.join(SUFFIXES)})")
+            found += below
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise DiptychError(f"{place}: no such file or folder; data at an address is given by --data")
+    return list(dict.fromkeys(found))
+
+
+def _of_files(paths: list[Path]) -> Iterator[tuple[str, Image | str]]:
+    """Name and picture, or why there is none."""
+    from diptych.data.image import decode
+    from diptych.data.source import BrokenItem
+
+    for path in paths:
+        try:
+            yield str(path), decode(path.read_bytes(), str(path))
+        except BrokenItem as broken:
+            yield str(path), broken.problem.reason
+        except OSError as error:
+            yield str(path), str(error.strerror)
+
+
+def _of_data(address: str, split: str) -> Iterator[tuple[str, Image | str]]:
+    from diptych.data.source import BrokenItem
+    from diptych.data.sources import open_source
+
+    source = open_source(address)
+    source = source if split == "all" else source.split(split)
+    for index in range(len(source)):
+        try:
+            sample = source[index]
+        except BrokenItem as broken:
+            yield broken.problem.item, broken.problem.reason
+        else:
+            yield sample.id, "has no image" if sample.image is None else sample.image
