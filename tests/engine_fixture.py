@@ -23,8 +23,8 @@ TINY = [*(f"parts.{part}.{key}" for part in ("vision", "text") for key in ("dept
 
 
 def tiny(name: str) -> list[str]:
-    """``TINY``, as far as the recipe has these parts."""
-    parts = load_recipe(name).parts
+    """``TINY``, as far as the recipe has these parts and they learn."""
+    parts = {n: part for n, part in load_recipe(name).parts.items() if not part.frozen}
     return [o for o in TINY if not o.startswith("parts.") or o.split(".")[1] in parts]
 
 

@@ -126,7 +126,7 @@ def relative_errors(ours, reference):
     return {n: ((ours[n] - g).norm() / g.norm().clamp(min=1e-9)).item() for n, g in reference.items()}
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "negclip", "filip", "sparc", "coca"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "negclip", "filip", "sparc", "llip", "coca"])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(name):
     little = Little(name)
     whole = little.gradients(None)
@@ -145,6 +145,8 @@ RANDOM = ["parts.vision.dropout=0.5", "parts.text.dropout=0.3", "stages.0.patch_
         ("siglip", RANDOM),
         ("negclip", RANDOM),
         ("filip", RANDOM),
+        ("llip", RANDOM),
+        ("nova", RANDOM[:1]),
         ("coca", RANDOM[:2]),
         (
             "maskvlm",

@@ -140,7 +140,14 @@ class Recipe(Strict):
     validation: Validation | None = None
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(["tensorboard"])
     score: Literal[
-        "similarity", "late_interaction", "matching", "likelihood", "pseudo_likelihood", "image_likelihood", "image_information"
+        "similarity",
+        "late_interaction",
+        "contextual",
+        "matching",
+        "likelihood",
+        "pseudo_likelihood",
+        "image_likelihood",
+        "image_information",
     ] = "similarity"
 
     @model_validator(mode="after")

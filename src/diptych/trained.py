@@ -25,6 +25,7 @@ from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
+from diptych.objectives.contextual import Contextual
 from diptych.objectives.generative import caption_log_likelihood
 from diptych.objectives.interleaved import Interleaved, image_log_likelihood
 from diptych.objectives.late import LateInteraction
@@ -73,7 +74,10 @@ class TrainedModel:
         self.key: str | None = None  # names the weights, so that judgements can be kept
         self.autocast = use_bf16(recipe.precision, device)
         able = {"score"}
-        if {"vision", "text"} <= set(model.parts) or model.embeds_by_lm:
+        towers = {"vision", "text"} <= set(
+            model.parts
+        ) and recipe.score != "contextual"  # where an image has no embedding without a caption
+        if towers or model.embeds_by_lm:
             able |= {"embed_image", "embed_text"}
         both = [o for o in objectives.values() if isinstance(o, Interleaved)]
         if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
@@ -206,6 +210,9 @@ class TrainedModel:
             if kind == "late_interaction" and isinstance(objective, LateInteraction):
                 late = objective
                 return lambda p, images, texts: late.scores(p.paired(images, texts))
+            if kind == "contextual" and isinstance(objective, Contextual):
+                contextual = objective
+                return lambda p, images, texts: contextual.scores(p.paired(images, texts))
             if kind == "pseudo_likelihood" and isinstance(objective, MaskedWords):
                 return objective.log_likelihood
         raise DiptychError(f"model '{self.name}' has no objective that could score by {kind}; set score: similarity or likelihood")

@@ -48,6 +48,20 @@ class ImageSide:
             return F.normalize(self.model.part("lm").image_state(self.remembered).float(), dim=-1)
         return F.normalize(self.model.image_projection(self.encoding.pooled).float(), dim=-1)
 
+    @property
+    def class_tokens(self) -> Tensor:
+        """The tower's class (or mixture) tokens, [B, K, D]."""
+        if "class_tokens" in vars(self):  # given, where a batch is put together from pieces
+            return vars(self)["class_tokens"]
+        return self.encoding.tokens[:, : self.model.part("vision").extra]
+
+    @cached_property
+    def views(self) -> Tensor:
+        """What the tower makes of random crops of the images, drawn anew each time: pooled, [B, V, D]."""
+        V = self.model.views
+        crops = random_crops(self.pixels.repeat_interleave(V, 0))
+        return self.model.run("vision", crops, None).pooled.unflatten(0, (-1, V))
+
     @cached_property
     def token_embedding(self) -> Tensor:
         """Every token in the shared space: [B, N, E], unit length, float32."""
@@ -106,6 +120,13 @@ class TextSide:
         if self.model.embeds_by_lm:
             return F.normalize(self.model.part("lm").text_state(self.ids, self.mask).float(), dim=-1)
         return F.normalize(self.model.text_projection(self.encoding.pooled).float(), dim=-1)
+
+    @property
+    def pooled(self) -> Tensor:
+        """[B, D]"""
+        if "pooled" in vars(self):
+            return vars(self)["pooled"]
+        return self.encoding.pooled
 
     @cached_property
     def token_embedding(self) -> Tensor:
@@ -279,3 +300,15 @@ def random_keep(batch_size: int, n: int, hidden_share: float, device: torch.devi
     keep = torch.rand(batch_size, n, device=device).argsort(1)[:, :k].sort(1).values
     hidden = torch.ones(batch_size, n, dtype=torch.bool, device=device).scatter_(1, keep, False)
     return keep, hidden
+
+
+def random_crops(pixels: Tensor, least: float = 0.4) -> Tensor:
+    """A random square of ``least`` to all of each image's area, scaled back to its size: [B, 3, H, W]."""
+    B, device = len(pixels), pixels.device
+    side = (least + (1 - least) * torch.rand(B, device=device)).sqrt()
+    shift = (2 * torch.rand(B, 2, device=device) - 1) * (1 - side)[:, None]
+    theta = torch.zeros(B, 2, 3, device=device)
+    theta[:, 0, 0] = theta[:, 1, 1] = side
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -157,14 +157,19 @@ class BertText(TextTransformer):
 
 
 class MiniLM(nn.Module):
-    """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: a 384-d vector a sentence, remembered by text."""
+    """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: a 384-d vector a sentence, remembered by text.
+
+    project: into the shared space by a learned map; false: its own space is the shared one.
+    """
 
     packaged = ("encoder",)
     weights = "minilm"
 
-    def __init__(self, build: Build):
+    def __init__(self, build: Build, *, project: bool = True):
         super().__init__()
         from diptych.models.pretrained import load_minilm
+
+        self.projection = "linear" if project else "none"
 
         self.encoder = load_minilm()
         self.width = 384

@@ -8,6 +8,7 @@ from torch import nn
 
 from diptych.errors import DiptychError
 from diptych.objectives.base import Objective
+from diptych.objectives.contextual import Contextual
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.grouped import GroupedTokens
@@ -16,6 +17,7 @@ from diptych.objectives.late import LateInteraction
 from diptych.objectives.masked import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
 from diptych.objectives.quantizing import Reconstruction
+from diptych.objectives.sketched import TextPrediction
 from diptych.registry import check_options, resolve
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, Any] = {
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
+    "contextual": Contextual,
+    "text_prediction": TextPrediction,
     "grouped_tokens": GroupedTokens,
     "interleaved": Interleaved,
     "late_interaction": LateInteraction,

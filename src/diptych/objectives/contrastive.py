@@ -71,10 +71,16 @@ def sigmoid_sum(
 
     start: None where no text belongs to any of the images. meaning [R], text_meaning [M]: pairs of different samples that mean the same are left out.
     """
-    logits = scale * image @ text.T + bias
+    return sigmoid_of_logits(scale * image @ text.T + bias, start, meaning, text_meaning)
+
+
+def sigmoid_of_logits(
+    logits: Tensor, start: int | None, meaning: Tensor | None = None, text_meaning: Tensor | None = None
+) -> Tensor:
+    """``sigmoid_sum`` of logits [R, M] from whatever similarity."""
     own = torch.zeros_like(logits, dtype=torch.bool)
     if start is not None:
-        rows = torch.arange(len(image), device=image.device)
+        rows = torch.arange(len(logits), device=logits.device)
         own[rows, rows + start] = True
     terms = -F.logsigmoid(torch.where(own, logits, -logits))
     if meaning is not None and text_meaning is not None:
