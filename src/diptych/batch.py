@@ -54,6 +54,9 @@ class Batch:
     negatives: Tensor | None = None  # [M, T] ids of hard negatives, of the captions that have one
     negatives_mask: Tensor | None = None  # [M, T]
     negative_rows: Tensor | None = None  # [M] int64, the row whose caption each belongs to
+    lone_pixels: Tensor | None = None  # [U, 3, height, width] images that came without a caption
+    lone_text: Tensor | None = None  # [W, T] ids of texts that came without an image
+    lone_mask: Tensor | None = None  # [W, T]
     meaning: Tensor | None = None  # [B] int64; equal numbers, in whatever batch: captions that mean the same
     start: int = 0  # place of the first sample in the whole batch, of which this may be a piece
     ids: tuple[str, ...] = ()

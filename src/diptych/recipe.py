@@ -56,12 +56,19 @@ class Tokenizer(Strict):
 
 class Data(Strict):
     train: str = "scenes:small"
+    lone_images: str | None = None  # an address; each sample is joined by an image of it, whose caption is not looked at
+    lone_texts: str | None = None  # the same for texts, whose image is not looked at
     image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
     augment: Literal["none", "crop"] = "none"  # crop: a random crop of 60 to 100 % of the image; never a flip
     text_mask: Annotated[float, Field(ge=0, lt=1)] = (
         0.0  # share of a caption's tokens hidden in training; not where they are predicted
     )
     tokenizer: Tokenizer = Tokenizer()
+
+    @property
+    def lone(self) -> tuple[str | None, str | None]:
+        return self.lone_images, self.lone_texts
+
     workers: Annotated[int, Field(ge=0)] = 0  # processes that read and decode; 0: the training process itself
 
 

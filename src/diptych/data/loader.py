@@ -63,6 +63,8 @@ class Loader:
         self.source, self.tokenizer, self.image_size = source, tokenizer, image_size
         self.batch_size, self.seed, self.augment, self.negatives = batch_size, seed, augment, negatives
         self.workers, self.waited = workers, 0.0
+        self.lone_images: Loader | None = None  # each sample is joined by an image from here, and by a text from there
+        self.lone_texts: Loader | None = None
         self.text_mask = text_mask
         if text_mask and not hasattr(tokenizer, "mask"):
             raise DiptychError("data.text_mask: this tokenizer has no [MASK]; use data.tokenizer.kind: bpe")
@@ -178,6 +180,11 @@ class Loader:
                 negatives.append(wrong or swap_words(sample.captions[k], rng) or "")
         batch = self.collate([image for _, image in pairs], captions, meanings, negatives, tuple(s.id for s, _ in pairs))
         batch.start = start
+        if self.lone_images is not None:
+            batch.lone_pixels = self.lone_images.rows(step, start, stop).pixels
+        if self.lone_texts is not None:
+            others = self.lone_texts.rows(step, start, stop)
+            batch.lone_text, batch.lone_mask = others.text, others.text_mask
         if self.text_mask:
             batch.text = self._masked(batch.text, positions)
             if batch.negatives is not None and batch.negative_rows is not None:

@@ -183,7 +183,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and a last norm.
+    """A stack of blocks and a last norm. bare: what comes out has not been through the norm, which others then apply (FLAVA).
 
     ``checkpointing`` (set by the stage that trains): keep only the blocks' inputs and compute the rest again in the backward pass
     (Chen et al. 2016), dropout included.
@@ -202,8 +202,10 @@ class Transformer(nn.Module):
         hidden: int | None = None,
         eps: float = 1e-5,
         post_norm: bool = False,
+        bare: bool = False,
     ):
         super().__init__()
+        self.bare = bare
         blocks = [Block(width, heads, context_width, activation, dropout, hidden, eps, post_norm) for _ in range(depth)]
         for block in blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
             for layer in (block.attention.out, block.mlp[2]):
@@ -221,7 +223,7 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, bias, context, context_bias, use_reentrant=False)
             else:
                 x = block(x, bias, context, context_bias)
-        return self.norm(x)
+        return x if self.bare else self.norm(x)
 
     def start(self, context: Tensor | None = None) -> Past:
         """Nothing read yet, but for the context that cross-attention looks at [B, S, context width]."""

@@ -1,18 +1,20 @@
 """Fusion: image and text tokens look at each other.
 
 A fusion part has ``width``, ``text(text, image) -> Tokens`` and ``image(image, text) -> Tokens``: the first argument's
-tokens after they have looked at the second's. The two sides are separate, so that an objective pays only for the one it asks for.
+tokens after they have looked at the second's. Where the two sides are separate, an objective pays only for the one it asks for; where they are not,
+``both(text, image)`` gives the two at once.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import nn
 
 from diptych.batch import Tokens
-from diptych.models.attention import Transformer, attention_bias
+from diptych.models.attention import Activation, Transformer, attention_bias
 from diptych.models.build import Build
 
 
@@ -51,4 +53,47 @@ class CrossModal(nn.Module):
         return Tokens(x, (x * own.mask[..., None]).sum(1) / own.mask.sum(1, keepdim=True), own.mask)
 
 
-FUSION = {"cross": CrossModal}
+class Joint(nn.Module):
+    """One encoder over the tokens of both, behind a class token of its own (FLAVA's multimodal encoder, Singh et al. 2022, §3.1)."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        activation: Activation | None = None,
+        eps: float = 1e-5,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
+        super().__init__()
+        size = build.size
+        self.width = width or size.width
+        self.from_image, self.from_text = (nn.Linear(build.width_of(part), self.width) for part in ("vision", "text"))
+        self.class_token = nn.Parameter(torch.randn(self.width) * 0.02)
+        self.transformer = Transformer(
+            self.width, depth or size.depth, heads or size.heads, None, activation or size.activation, dropout, hidden, eps
+        )
+
+    def both(self, text: Tokens, image: Tokens) -> tuple[Tokens, Tokens]:
+        """Text tokens and image tokens after they have looked at each other; both pooled as the class token."""
+        seen, said = self.from_image(image.tokens), self.from_text(text.tokens)
+        x = torch.cat([self.class_token.to(seen.dtype).expand(len(seen), 1, -1), seen, said], 1)
+        bias = None
+        if text.mask is not None:
+            real = text.mask.new_ones(len(seen), 1 + seen.shape[1])
+            bias = attention_bias(torch.cat([real, text.mask], 1), x.shape[1], False, x)
+        x = self.transformer(x, bias)
+        n = 1 + seen.shape[1]
+        return Tokens(x[:, n:], x[:, 0], text.mask), Tokens(x[:, 1:n], x[:, 0])
+
+    def text(self, text: Tokens, image: Tokens) -> Tokens:
+        return self.both(text, image)[0]
+
+    def image(self, image: Tokens, text: Tokens) -> Tokens:
+        return self.both(text, image)[1]
+
+
+FUSION = {"cross": CrossModal, "joint": Joint}

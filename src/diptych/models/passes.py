@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class ImageSide:
     """A batch's images and what the model makes of them alone."""
 
-    def __init__(self, model: VLM, pixels: Tensor | None, keep: Tensor | None = None):
-        self.model, self._pixels, self.keep = model, pixels, keep
+    def __init__(self, model: VLM, pixels: Tensor | None, keep: Tensor | None = None, hidden: Tensor | None = None):
+        self.model, self._pixels, self.keep, self.hidden = model, pixels, keep, hidden
         self._of: tuple[ImageSide, Tensor] | None = None  # the side that these images were taken from, and which of them
 
     @property
@@ -40,6 +40,8 @@ class ImageSide:
 
     @cached_property
     def encoding(self) -> Tokens:
+        if self.hidden is not None:
+            return self.model.run("vision", self.pixels, self.keep, self.hidden)
         return self.model.run("vision", self.pixels, self.keep)
 
     @cached_property
@@ -201,6 +203,19 @@ class Pass:
             return None
         return TextSide(self.model, batch.negatives, batch.negatives_mask, batch.negative_captions)
 
+    @cached_property
+    def lone_images(self) -> ImageSide | None:
+        """Images that came without a caption."""
+        return None if self.batch.lone_pixels is None else ImageSide(self.model, floats(self.batch.lone_pixels))
+
+    @cached_property
+    def lone_texts(self) -> TextSide | None:
+        """Texts that came without an image."""
+        batch = self.batch
+        return (
+            None if batch.lone_text is None or batch.lone_mask is None else TextSide(self.model, batch.lone_text, batch.lone_mask)
+        )
+
     # --- one modality alone ---
 
     @property
@@ -236,13 +251,21 @@ class Pass:
     # --- both together ---
 
     @cached_property
+    def _fused(self) -> tuple[Tokens, Tokens]:
+        return self.model.part("fusion").both(self.text, self.image)
+
+    @cached_property
     def fused_text(self) -> Tokens:
         """Text tokens [B, T, D] that have looked at the image."""
+        if hasattr(self.model.part("fusion"), "both"):
+            return self._fused[0]
         return self.model.part("fusion").text(self.text, self.image)
 
     @cached_property
     def fused_image(self) -> Tokens:
         """Image tokens [B, N, D] that have looked at the text."""
+        if hasattr(self.model.part("fusion"), "both"):
+            return self._fused[1]
         return self.model.part("fusion").image(self.image, self.text)
 
     @cached_property
@@ -264,9 +287,10 @@ class Pass:
 
     # --- other views ---
 
-    def masked(self, image: Tensor | None = None, text: Tensor | None = None) -> Pass:
-        """The same batch with only the image tokens ``image`` [B, K] looked at, or with the ids ``text`` [B, T] read instead."""
-        images = self._images if image is None else ImageSide(self.model, self.images.pixels, image)
+    def masked(self, image: Tensor | None = None, text: Tensor | None = None, hidden: Tensor | None = None) -> Pass:
+        """The same batch with only the image tokens ``image`` [B, K] looked at, or a mask token in place of those ``hidden`` [B, N], or with the
+        ids ``text`` [B, T] read instead."""
+        images = self._images if image is None and hidden is None else ImageSide(self.model, self.images.pixels, image, hidden)
         texts = self._texts if text is None else TextSide(self.model, text, self.text_mask)
         return Pass(self.model, images, texts, self.batch)
 

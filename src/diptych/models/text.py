@@ -31,7 +31,8 @@ class TextTransformer(nn.Module):
 
     causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean. hidden: width of the blocks'
     MLPs. embedding_norm: a norm on words plus positions, post_norm: after each step instead of before it (both as in BERT).
-    whole: texts are read at full length with their padding, and pooled at the very last place (SigLIP).
+    whole: texts are read at full length with their padding, and pooled at the very last place (SigLIP). bare: tokens leave before the last norm, what is
+    pooled after it (FLAVA).
     Positions are learned from waves of std 0.5: beside unit-variance word vectors the usual noise of std 0.02 leaves the tower blind to
     word order for the length of a small budget, and waves make "the word before" the same step everywhere.
     """
@@ -51,6 +52,7 @@ class TextTransformer(nn.Module):
         eps: float = 1e-5,
         embedding_norm: bool = False,
         post_norm: bool = False,
+        bare: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
         super().__init__()
@@ -70,6 +72,7 @@ class TextTransformer(nn.Module):
             hidden=hidden,
             eps=eps,
             post_norm=post_norm,
+            bare=bare,
         )
 
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
@@ -83,7 +86,7 @@ class TextTransformer(nn.Module):
             pooled = x[:, 0]
         else:
             pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return Tokens(x, pooled, mask)
+        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, mask)
 
     def step(self, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
         """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past that now includes them."""
@@ -151,9 +154,10 @@ class BertText(TextTransformer):
         activation: Activation = "gelu",
         eps: float = 1e-12,
         post_norm: bool = True,
+        bare: bool = False,
     ):
         given = {"width": width, "depth": depth, "heads": heads, "hidden": hidden, "activation": activation, "eps": eps}
-        super().__init__(build, **given, post_norm=post_norm, embedding_norm=True, pool="bos")  # type: ignore[arg-type]
+        super().__init__(build, **given, post_norm=post_norm, bare=bare, embedding_norm=True, pool="bos")  # type: ignore[arg-type]
 
 
 class MiniLM(nn.Module):

@@ -50,6 +50,7 @@ class ViT(nn.Module):
     class_tokens: learned tokens that stand before the patches and gather what is seen. positions: fixed waves on the patches, or learned ones, of the class
     tokens too. norm: on the stem's output, on its sum with the positions (CLIP), or none. pool: ``mean`` of the patches, the first ``class`` token,
     ``attention`` (one learned query, as CoCa's contrastive pooler) or ``map`` (SigLIP's: the same, and an MLP). hidden: width of the blocks' MLPs.
+    mask_token: one stands for patches that are hidden from the tower. bare: tokens leave before the last norm, what is pooled after it (FLAVA).
     """
 
     def __init__(
@@ -70,9 +71,13 @@ class ViT(nn.Module):
         activation: Activation | None = None,
         eps: float = 1e-5,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        mask_token: bool = False,
+        bare: bool = False,
     ):
         super().__init__()
         size = build.size
+        build.require(not bare or pool in ("mean", "class"), "bare: pooled by mean or class token only")
+        self.mask_token = nn.Parameter(torch.randn(width or size.width) * 0.02) if mask_token else None
         self.width, heads = width or size.width, heads or size.heads
         active: str = activation or size.activation
         stem = stem or ("conv" if build.image_size < 128 else "patch")
@@ -96,7 +101,7 @@ class ViT(nn.Module):
         self.norm: nn.Module = nn.Identity() if norm == "none" else nn.LayerNorm(self.width, eps)
         self.norm_sum = norm == "sum"
         self.transformer = Transformer(
-            self.width, depth or size.depth, heads, activation=active, dropout=dropout, hidden=hidden, eps=eps
+            self.width, depth or size.depth, heads, activation=active, dropout=dropout, hidden=hidden, eps=eps, bare=bare
         )
         self.pooling = pool
         self.pool: nn.Module | None = None
@@ -109,9 +114,12 @@ class ViT(nn.Module):
     def tokens(self) -> int:
         return self.grid**2
 
-    def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tokens:
-        """tokens [B, extra + N or K, D]: class tokens first."""
+    def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
+        """tokens [B, extra + N or K, D]: class tokens first. hidden [B, N] bool: patches in whose place stands the mask token."""
         x = self.stem(pixels).flatten(2).transpose(1, 2) if keep is None else self._stem_at(pixels, keep)  # [B, N or K, D]
+        if hidden is not None:
+            assert self.mask_token is not None and keep is None
+            x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x)
         if not self.norm_sum:
             x = self.norm(x)
         places = self.positions[self.extra :] if self.learned else self.positions
@@ -124,7 +132,8 @@ class ViT(nn.Module):
         x = self.transformer(x)
         if self.pool is not None:
             return Tokens(x, self.pool(x)[:, 0])
-        return Tokens(x, x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1))
+        pooled = x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1)
+        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled)
 
     def _stem_at(self, pixels: Tensor, keep: Tensor) -> Tensor:
         """The stem's output [B, K, D] at the patches ``keep`` [B, K], from those patches alone."""
@@ -221,6 +230,8 @@ class ClassViT(ViT):
         patch: int | None = None,
         activation: Activation = "gelu",
         eps: float = 1e-5,
+        mask_token: bool = False,
+        bare: bool = False,
     ):
         given = {
             "width": width,
@@ -232,7 +243,7 @@ class ClassViT(ViT):
             "eps": eps,
         }
         fixed = {"stem": "patch", "class_tokens": 1, "positions": "learned", "norm": "none", "pool": "class"}
-        super().__init__(build, **given, **fixed)  # type: ignore[arg-type]
+        super().__init__(build, **given, **fixed, mask_token=mask_token, bare=bare)  # type: ignore[arg-type]
 
 
 class SiglipViT(ViT):

@@ -8,6 +8,7 @@ from torch import nn
 
 from diptych.errors import DiptychError
 from diptych.objectives.base import Objective
+from diptych.objectives.codes import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.contextual import Contextual
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
 from diptych.objectives.generative import NextToken, PriorNextToken
@@ -35,6 +36,9 @@ OBJECTIVES: dict[str, Any] = {
     "matching": Matching,
     "masked_words": MaskedWords,
     "masked_patches": MaskedPatches,
+    "masked_codes": MaskedCodes,
+    "masked_text": MaskedText,
+    "masked_both": MaskedBoth,
     "next_token": NextToken,
     "reconstruction": Reconstruction,
     "prior_next_token": PriorNextToken,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,16 +35,17 @@ class Matching(Objective):
     """A two-way classifier on the fused tokens of both sides; needs a contrastive objective beside it for the mining to mean anything.
 
     batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: of the mining.
+    pooler: between the head's two layers; tanh as in BERT and FLAVA.
     """
 
     couples = ("images.embedding", "texts.embedding", "images.encoding", "texts.encoding")
     needs = ("vision", "text", "fusion")
 
-    def __init__(self, model: VLM, *, batch_share: float = 1.0, sharpness: float = 20.0):
+    def __init__(self, model: VLM, *, batch_share: float = 1.0, sharpness: float = 20.0, pooler: Literal["gelu", "tanh"] = "gelu"):
         super().__init__(model)
         self.batch_share, self.sharpness = batch_share, sharpness
         width = model.part("fusion").width
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU() if pooler == "gelu" else nn.Tanh(), nn.Linear(width, 1))
 
     def logits(self, p: Pass) -> Tensor:
         """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token."""

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from diptych.budget import Spent
-from diptych.data.loader import Loader
+from diptych.data.loader import Loader, mixed
 from diptych.data.source import Source
+from diptych.data.sources import open_source
 from diptych.errors import DiptychError, Interrupted
 from diptych.objectives import Objective
 from diptych.recipe import Recipe, Stage
@@ -164,6 +165,15 @@ class Trainer:
             self._validate(validator, learning)
         self._save(learning)
 
+    def _lone(self, address: str | None, stage: Stage, number: int) -> Loader | None:
+        """Samples of which only the image, or only the text, is looked at."""
+        if address is None:
+            return None
+        s, source = self.setup, open_source(address).split("train")
+        return Loader(
+            source, s.tokenizer, s.model.image_size, stage.batch_size, mixed(self.recipe.seed, number), s.recipe.data.augment
+        )
+
     def _begin(self, stage: Stage) -> Learning:
         s = self.setup
         names = set(s.model.parts) if stage.train == "all" else set(stage.train)
@@ -196,6 +206,7 @@ class Trainer:
             self.recipe.data.text_mask,
         )
         loader.problems.update({p.item: p for p in s.source.problems})
+        loader.lone_images, loader.lone_texts = (self._lone(address, stage, i) for i, address in enumerate(s.recipe.data.lone, 1))
         if any(o.couples for o in objectives.values()) and len(s.source) < stage.batch_size and self.cluster.first:
             print(
                 f"note: {len(s.source)} training samples for a batch of {stage.batch_size}: a batch holds the same picture more than once",

@@ -135,6 +135,7 @@ def describe(setup: Setup, out: Path) -> None:
             "bf16": setup.autocast,
             "data": setup.source.address,
             "data_fingerprint": setup.source.fingerprint(),
+            "lone": {a: open_source(a).split("train").fingerprint() for a in setup.recipe.data.lone if a},
             "packages": {p: _version(p) for p in PACKAGES},
         },
     )

@@ -152,7 +152,7 @@ class _Work:
             if coupled:
                 with torch.no_grad(), self.of.computing():
                     first.append(self._counted(("encode", *_shapes(batch)), partial(encode, p, names)))
-                texts.append(replace(batch, pixels=None))
+                texts.append(replace(batch, pixels=None, lone_pixels=None))
             self._note(batch)
         totals = self._totals(counts)
         dealt: list[tuple[Tensor | None, ...]] = [()] * len(pieces)
@@ -233,8 +233,8 @@ class _Work:
         tower = next((parts[name] for name in ("vision", "quantizer") if name in parts), None)
         if tower is not None and batch.pixels is not None:
             self.taken.tokens += batch.size * tower.tokens
-        if batch.text_mask is not None:
-            self.taken.tokens += int(batch.text_mask.sum())
+        for mask in (batch.text_mask, batch.lone_mask):
+            self.taken.tokens += 0 if mask is None else int(mask.sum())
         self.taken.samples += batch.size
         self.taken.batch = batch
 
