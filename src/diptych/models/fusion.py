@@ -16,6 +16,7 @@ from torch import nn
 from diptych.batch import Tokens
 from diptych.models.attention import Activation, Transformer, attention_bias
 from diptych.models.build import Build
+from diptych.models.gated import GatedCrossAttention
 
 
 class CrossModal(nn.Module):
@@ -96,4 +97,4 @@ class Joint(nn.Module):
         return self.both(text, image)[1]
 
 
-FUSION = {"cross": CrossModal, "joint": Joint}
+FUSION = {"cross": CrossModal, "joint": Joint, "gated": GatedCrossAttention}

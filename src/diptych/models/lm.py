@@ -42,6 +42,7 @@ class PretrainedLM(nn.Module):
     """
 
     scale: Tensor
+    gated = False  # whether layers of a fusion part look at the image, which then stands not among the words
     draws = False  # one of the prompts at random: set while the model trains, also where this part is frozen
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
@@ -76,13 +77,15 @@ class PretrainedLM(nn.Module):
         return self.lm.embed(torch.tensor(ids, dtype=torch.long, device=device).expand(rows, -1))
 
     def _opening(self, prefix: Tensor) -> Tensor:
-        """[BOS], "This photo:" if there are prompts, and the image: [B, P + N, D]."""
+        """[BOS], "This photo:" if there are prompts, and the image unless layers look at it: [B, P + N, D]."""
         B, device = len(prefix), prefix.device
         which = torch.zeros(B, dtype=torch.long)
         if self.draws and len(self._openings) > 1:
             which = torch.randint(len(self._openings), (B,))
         ids = torch.tensor([[self.lm.tokenizer.bos, *o] for o in self._openings], device=device)[which.to(device)]
         before = self.lm.embed(ids)
+        if self.gated:
+            return before
         return torch.cat([before, (prefix * self.scale).to(before.dtype)], 1)
 
     def image_state(self, images: Remembered) -> Tensor:
@@ -125,11 +128,16 @@ class PretrainedLM(nn.Module):
         opening = self._opening(prefix)  # [B, P + N, D]
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
         seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
-        return self.lm.head(self.lm.hidden(embeds, seen)[:, opening.shape[1] - 1 :])
+        hidden = self.lm.hidden(embeds, seen, seen=self._look_at(prefix))
+        return self.lm.head(hidden[:, opening.shape[1] - 1 :])
+
+    def _look_at(self, prefix: Tensor) -> Tensor | None:
+        return prefix if self.gated else None
 
     def remember(self, prefix: Tensor) -> Remembered:
         opening = self._opening(prefix)
-        hidden, past = self.lm.step(opening, torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device))
+        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
+        hidden, past = self.lm.step(opening, real, seen=self._look_at(prefix))
         return Remembered(hidden[:, -1:], past)
 
     def continue_logits(self, images: Remembered, ids: Tensor, mask: Tensor) -> Tensor:

@@ -26,17 +26,20 @@ class Prefix:
 
     layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values [B, h, P, d] of each layer
     mask: Tensor  # [B, P] bool
+    seen: Tensor | None = None  # [B, N, D] image tokens that gated layers look at
 
     def __getitem__(self, rows: Tensor) -> Prefix:
         """Rows of the batch, in the order of ``rows``."""
-        return Prefix(tuple((keys[rows], values[rows]) for keys, values in self.layers), self.mask[rows])
+        seen = None if self.seen is None else self.seen[rows]
+        return Prefix(tuple((keys[rows], values[rows]) for keys, values in self.layers), self.mask[rows], seen)
 
     def expand(self, rows: int) -> Prefix:
         """One row as many, without copying."""
         if len(self.mask) == rows:
             return self
         layers = ((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers)
-        return Prefix(tuple(layers), self.mask.expand(rows, -1))
+        seen = None if self.seen is None else self.seen.expand(rows, -1, -1)
+        return Prefix(tuple(layers), self.mask.expand(rows, -1), seen)
 
 
 class CausalLM(nn.Module):
@@ -48,6 +51,7 @@ class CausalLM(nn.Module):
     def __init__(self, model: Any, tokenizer: LMTokenizer):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.seen: Tensor | None = None  # image tokens, while gated layers may look at them
         self.tokenizer = tokenizer
         self.width = int(model.config.hidden_size)
 
@@ -67,17 +71,24 @@ class CausalLM(nn.Module):
         """
         return self.model.get_input_embeddings()(ids)
 
-    def hidden(self, embeds: Tensor, mask: Tensor, positions: Tensor | None = None, past: Prefix | None = None) -> Tensor:
+    def hidden(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor | None = None,
+        past: Prefix | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """Last hidden states [B, L, D], after the final norm.
 
         embeds [B, L, D]; mask [B, L] bool; positions [B, L], by default the count of real tokens before each;
-        past: a prefix of batch 1 or B that all rows continue.
+        past: a prefix of batch 1 or B that all rows continue; seen [B, N, D]: image tokens for gated layers, which a prefix remembers.
         """
-        return self._run(embeds, mask, positions, past, keep=False)[0]
+        return self._run(embeds, mask, positions, past, seen, keep=False)[0]
 
-    def step(self, embeds: Tensor, mask: Tensor, past: Prefix | None = None) -> tuple[Tensor, Prefix]:
+    def step(self, embeds: Tensor, mask: Tensor, past: Prefix | None = None, seen: Tensor | None = None) -> tuple[Tensor, Prefix]:
         """``hidden``, and the prefix that now includes these positions: what generation repeats."""
-        hidden, prefix = self._run(embeds, mask, None, past, keep=True)
+        hidden, prefix = self._run(embeds, mask, None, past, seen, keep=True)
         assert prefix is not None
         return hidden, prefix
 
@@ -91,7 +102,7 @@ class CausalLM(nn.Module):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _run(
-        self, embeds: Tensor, mask: Tensor, positions: Tensor | None, past: Prefix | None, keep: bool
+        self, embeds: Tensor, mask: Tensor, positions: Tensor | None, past: Prefix | None, seen: Tensor | None, keep: bool
     ) -> tuple[Tensor, Prefix | None]:
         from transformers import DynamicCache
 
@@ -99,23 +110,28 @@ class CausalLM(nn.Module):
         cache = None
         if past is not None:
             past = past.expand(len(mask))
+            seen = past.seen
             mask = torch.cat([past.mask, mask], 1)  # [B, P + L]
             cache = DynamicCache(past.layers)  # a new one each time: the model appends to it
         elif keep:
             cache = DynamicCache()  # without the config, which would drop what lies beyond a sliding window
         if positions is None:
             positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -new:]
-        out = self.model.base_model(
-            inputs_embeds=embeds.to(self.dtype),
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        self.seen = seen
+        try:
+            out = self.model.base_model(
+                inputs_embeds=embeds.to(self.dtype),
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        finally:
+            self.seen = None
         if cache is None or not keep:
             return out.last_hidden_state, None
         layers: list[Any] = cache.layers
-        return out.last_hidden_state, Prefix(tuple((layer.keys, layer.values) for layer in layers), mask)
+        return out.last_hidden_state, Prefix(tuple((layer.keys, layer.values) for layer in layers), mask, seen)
 
     @classmethod
     def random(
