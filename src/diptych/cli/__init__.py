@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli import caption, curate, data, draw, evaluate, metrics, report, study, training
+from diptych.cli import caption, curate, data, draw, evaluate, export, metrics, report, study, training
 from diptych.cli.options import BUDGET, DATA, SetOption
 from diptych.errors import DiptychError, Interrupted
 
@@ -32,6 +32,7 @@ app.command()(study.study)
 app.command()(caption.caption)
 app.command()(draw.draw)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
 app.command()(report.report)
 
 

@@ -48,8 +48,11 @@ class Tokenizer:
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
+    def to_json(self) -> str:
+        return str(self._tokenizer.to_str(pretty=False))
+
     def save(self, path: Path) -> None:
-        path.write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """ids int64 [B, T] and mask bool [B, T], T the longest of the batch rounded up to a multiple of 4."""

@@ -1,0 +1,105 @@
+"""The model card of an export: what it is, what it learned from, what it cost and what was measured, from the run's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.files import read_json
+from diptych.models.pretrained import licences
+
+if TYPE_CHECKING:
+    from diptych.exporting import Exported
+    from diptych.trained import TrainedModel
+
+USE = {
+    "transformers": """\
+```python
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("."), AutoProcessor.from_pretrained(".")
+inputs = processor(
+    images=Image.open("photo.jpg"), text=["a caption"], padding="max_length", truncation=True, return_tensors="pt"
+)
+print(model(**inputs).logits_per_image)
+```
+""",
+}
+ODDS = """\
+- A text is lower-cased, its white space reduced to single spaces and its final full stop dropped by the tokenizer itself.
+- A picture of another size than {size} × {size}: this processor scales the whole picture and cuts out the central square, Diptych scales the
+  square; pixels, and with them scores, differ a little. Pictures of that size get equal scores.
+"""
+
+
+def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
+    recipe, model = trained.recipe, trained.model
+    data = _read(run / "environment.json")
+    spent, summary = _read(run / "spent.json"), _read(run / "evaluation" / "summary.json")
+    size = model.image_size
+    count = sum(p.numel() for p in model.parameters())
+    lines = [
+        "---",
+        f"library_name: {made.format}",
+        "pipeline_tag: zero-shot-image-classification",
+        "license: other",
+        "tags: [diptych, vision-language]",
+        "---",
+        f"# {recipe.name}",
+        f"{recipe.about}. {made.architecture} with {count / 1e6:.2f} M parameters for images of {size} × {size} pixels, trained with Diptych "
+        f"{(data.get('packages') or {}).get('diptych', '')}; checkpoint `{made.checkpoint}`, weights `{made.key}`"
+        f"{', averaged' if recipe.stages[-1].ema else ''}.",
+        "## Use",
+        USE[made.format].strip(),
+        ODDS.format(size=size).strip(),
+        "## Data",
+        f"`{data.get('data', recipe.data.train)}`, fingerprint `{data.get('data_fingerprint', 'unknown')}`. "
+        f"Tokenizer: byte-level BPE of {len(model.tokenizer)} tokens, learned from its captions; texts of at most {model.tokenizer.max_length} tokens.",
+        "## Budget",
+        _budget(spent),
+        "## Measured",
+        *_measured(summary, data.get("data")),
+        "## Licences",
+        *_licences(model.licences, str(data.get("data", recipe.data.train))),
+        "## Citation",
+        f"Method: {recipe.cite or 'none given'}.",
+        "## Recipe",
+        f"```yaml\n{recipe.to_yaml().strip()}\n```",
+    ]
+    return "\n\n".join(lines[6:]).join(["\n".join(lines[:6]) + "\n\n", "\n"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _budget(spent: dict[str, Any]) -> str:
+    if not spent:
+        return "Not recorded."
+    whole = "" if spent.get("finished") else " The run was not finished."
+    return (
+        f"{spent['steps']} steps, {spent['samples']:.0f} samples, {spent['seconds']:.0f} s, {spent['flops'] / 1e12:.2f} TFLOP, "
+        f"{spent['trainable_parameters'] / 1e6:.2f} M trainable parameters.{whole}"
+    )
+
+
+def _measured(summary: dict[str, Any], data: str | None) -> list[str]:
+    results = summary.get("results") or []
+    if not results:
+        return ["Nothing yet: the run was not evaluated before it was exported."]
+    rows = ["| task | metric | value | 95 % interval | chance | items |", "|---|---|---|---|---|---|"]
+    for r in results:
+        if r["value"] is not None:
+            interval = f"{r['low']:.3f} to {r['high']:.3f}" if r["low"] is not None and r["high"] is not None else "–"
+            chance = "–" if r["chance"] is None else f"{r['chance']:.3f}"
+            rows.append(f"| {r['task']} | {r['metric']} | {r['value']:.3f} | {interval} | {chance} | {r['n']} |")
+    return [f"On the held-out part of `{summary.get('data', data)}`, by `diptych evaluate`.", "\n".join(rows)]
+
+
+def _licences(parts: Any, data: str) -> list[str]:
+    lines = [f"- {name}: {terms}" for name, terms in licences(parts).items()]
+    if data.startswith("scenes:"):
+        lines += [f"- openmoji, the sprites of the training pictures: {licences(['openmoji'])['openmoji']}"]
+    terms = "The weights were learned from the data named above; its terms apply to them."
+    return [terms, *(["\n".join(lines)] if lines else [])]

@@ -1,0 +1,263 @@
+"""What a family of other libraries' models says of itself, and how its weights and ours change into each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diptych.files import read_json, write_json
+from diptych.models.attention import QuickGELU, Transformer
+from diptych.models.text import TextTransformer
+from diptych.models.vision import ViT
+
+if TYPE_CHECKING:
+    from diptych.interop.tokenizer import Vocabulary
+    from diptych.models.vlm import VLM
+    from diptych.recipe import Recipe
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Same:
+    """Weights of ours that are weights of theirs: laid end to end along the first axis, where one side keeps in one what the other keeps apart.
+
+    view: the shape of theirs, where it is another; transposed: theirs is a matrix that stands on the other side of the product.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    view: tuple[int, ...] | None = None
+    transposed: bool = False
+
+
+def same(ours: str | Sequence[str], theirs: str | Sequence[str], **more: Any) -> Same:
+    def together(names: str | Sequence[str]) -> tuple[str, ...]:
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    return Same(together(ours), together(theirs), **more)
+
+
+def linear(ours: str | Sequence[str], theirs: str | Sequence[str]) -> list[Same]:
+    """Weight and bias of a layer, or of layers that the other side keeps in one."""
+
+    def named(names: str | Sequence[str], what: str) -> list[str]:
+        return [f"{name}.{what}" for name in ([names] if isinstance(names, str) else names)]
+
+    return [same(named(ours, what), named(theirs, what)) for what in ("weight", "bias")]
+
+
+def to_theirs(state: Mapping[str, Tensor], entries: Iterable[Same]) -> State:
+    """Our weights under their names and in their shapes."""
+    found: State = {}
+    for entry in entries:
+        whole = torch.cat([_rows(state[name]) for name in entry.ours])
+        whole = whole.T if entry.transposed else whole
+        for name, part in zip(entry.theirs, whole.chunk(len(entry.theirs)), strict=True):
+            shape = state[entry.ours[0]].shape if len(entry.ours) == len(entry.theirs) == 1 and not entry.transposed else part.shape
+            found[name] = part.reshape(entry.view or shape).contiguous()
+    return found
+
+
+def to_ours(state: Mapping[str, Tensor], entries: Iterable[Same], shapes: Mapping[str, torch.Size]) -> State:
+    """Their weights under our names; ``shapes``: of ours. What they lack is left out."""
+    found: State = {}
+    for entry in entries:
+        if not all(name in state for name in entry.theirs):
+            continue
+        whole = torch.cat([_rows(state[name]) for name in entry.theirs])
+        whole = whole.T if entry.transposed else whole
+        if len(entry.ours) == 1:
+            name = entry.ours[0]
+            found[name] = whole.reshape(shapes[name]) if whole.numel() == shapes[name].numel() else whole
+            continue
+        total = sum(shapes[name][0] for name in entry.ours)
+        share = [shapes[name][0] * len(whole) // total for name in entry.ours]
+        found |= dict(zip(entry.ours, whole.split(share), strict=True))
+    return found
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.ndim else x[None]
+
+
+BLOCK = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attention.out": "self_attn.out_proj",
+    "mlp.0": "mlp.fc1",
+    "mlp.2": "mlp.fc2",
+}
+
+
+def blocks(transformer: Transformer, ours: str, theirs: str, inside: Mapping[str, str] = BLOCK) -> list[Same]:
+    """The blocks of a tower, as transformers names them in CLIP, SigLIP and BLIP: queries, keys and values apart."""
+    entries: list[Same] = []
+    for i in range(len(transformer.blocks)):
+        here, there = f"{ours}.blocks.{i}", f"{theirs}.{i}"
+        entries += linear(f"{here}.attention.q", f"{there}.self_attn.q_proj")
+        entries += linear(f"{here}.attention.kv", [f"{there}.self_attn.k_proj", f"{there}.self_attn.v_proj"])
+        for our_name, their_name in inside.items():
+            entries += linear(f"{here}.{our_name}", f"{there}.{their_name}")
+    return entries
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a stack of blocks, read off the modules."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    activation: str  # our name
+    eps: float
+
+    @classmethod
+    def of(cls, transformer: Transformer) -> Geometry:
+        block: Any = transformer.blocks[0]
+        first, active, _ = block.mlp
+        return cls(
+            first.in_features,
+            len(transformer.blocks),
+            block.attention.heads,
+            first.out_features,
+            activation_of(active),
+            block.norm1.eps,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """As transformers names them."""
+        return {
+            "hidden_size": self.width,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.hidden,
+            "hidden_act": HIDDEN_ACT[self.activation],
+            "layer_norm_eps": self.eps,
+        }
+
+
+HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "relu": "relu"}
+
+
+def activation_of(module: nn.Module) -> str:
+    if isinstance(module, QuickGELU):
+        return "quick_gelu"
+    if isinstance(module, nn.GELU):
+        return "gelu_tanh" if module.approximate == "tanh" else "gelu"
+    return "relu"
+
+
+def options_of(config: Any) -> dict[str, Any]:
+    """The options of one of our towers with the sizes of a tower of transformers."""
+    acts = {theirs: ours for ours, theirs in HIDDEN_ACT.items()} | {"gelu_new": "gelu_tanh"}
+    return {
+        "width": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "hidden": config.intermediate_size,
+        "activation": acts.get(config.hidden_act, config.hidden_act),
+        "eps": config.layer_norm_eps,
+    }
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why a model cannot be written in a format, and the ``--set`` with which a new run could be."""
+
+    why: str
+    set: str = ""
+
+
+class Family:
+    """One file of this package: the models of another library that some of ours can be written as, and read from.
+
+    ``entries`` pairs names of our state (the model's, and the objectives' under ``objectives.``) with theirs.
+    """
+
+    name: ClassVar[str]
+    architecture: ClassVar[str]  # the class that loads what is exported
+    format: ClassVar[str] = "transformers"
+    weights: ClassVar[str] = "model.safetensors"  # the file of weights
+    end_last: ClassVar[bool] = False  # [EOS] gets the highest id, because the class looks for the highest
+    masked: ClassVar[bool] = True  # whether texts come with an attention mask
+    processor: ClassVar[str] = ""  # the class of transformers that holds tokenizer and image processor
+
+    def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
+        raise NotImplementedError
+
+    def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        raise NotImplementedError
+
+    def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The content of config.json, without ``architectures``."""
+        raise NotImplementedError
+
+    def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
+        """Everything beside the weights: configuration, tokenizer, image processor."""
+        write_processor(directory, self.processor, vocabulary.of_transformers(self.masked), model.image_size)
+        config = {"architectures": [self.architecture], "dtype": "float32", **self.config(model, vocabulary)}
+        write_json(directory / "config.json", config)
+
+    def options(self, config: Any) -> dict[str, Any]:
+        """Overrides by dotted key that give a recipe of ours the geometry of theirs."""
+        raise NotImplementedError
+
+    def settled(self, state: State, objectives: nn.ModuleDict) -> State:
+        """Our state with what is computed from it at every pass, such as a bound on a scale, done once and for all."""
+        return state
+
+
+def objective_of(objectives: nn.ModuleDict, kind: type) -> tuple[str, Any] | None:
+    """The first objective of a kind, and the name of its parameters in our state."""
+    return next(((f"objectives.{name}", o) for name, o in objectives.items() if isinstance(o, kind)), None)
+
+
+def state_of(model: VLM, objectives: nn.ModuleDict) -> State:
+    return {**model.state_dict(), **{f"objectives.{k}": v for k, v in objectives.state_dict().items()}}
+
+
+def towers(model: VLM) -> list[Misfit]:
+    """What stands in the way of two plain transformer towers and nothing else."""
+    found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in ("vision", "text")]
+    for name, kind in (("vision", ViT), ("text", TextTransformer)):
+        if name not in model.parts:
+            found.append(Misfit(f"it has no part '{name}'"))
+        elif not isinstance(model.parts[name], kind):
+            found.append(Misfit(f"parts.{name} is not a transformer of ours"))
+    return found
+
+
+def lacks(module: Any, **wanted: Any) -> list[str]:
+    """``name is value, not wanted`` for each attribute that is not as wanted."""
+    return [f"{name} is {getattr(module, name)}, not {value}" for name, value in wanted.items() if getattr(module, name) != value]
+
+
+def write_processor(directory: Path, kind: str, tokenizer: Any, image_size: int) -> None:
+    """Tokenizer and image processor of transformers: the central square, bicubic, pixels in [-1, 1], as ``data.image.resize`` gives them.
+
+    Theirs scales the whole picture and cuts the square out, ours scales the square: the same pixels where nothing is to be scaled,
+    else pixels that differ by where the grid falls.
+    """
+    import transformers
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    pictures = CLIPImageProcessorPil(
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    processor = getattr(transformers, kind)(pictures, tokenizer)
+    processor.save_pretrained(directory)
+    pictures = read_json(directory / "processor_config.json")["image_processor"]
+    write_json(directory / "preprocessor_config.json", {**pictures, "processor_class": kind})  # where version 4 looks for it
+    path = directory / "tokenizer_config.json"
+    write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})  # the name that every version knows

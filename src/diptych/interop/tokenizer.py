@@ -1,0 +1,89 @@
+"""Our byte-level BPE tokenizer as transformers' own, and the ids it has there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.data.text import BOS, EOS, PAD, SPECIALS, Tokenizer
+
+NAMES = ("pad_token", "bos_token", "eos_token", "mask_token")  # what transformers calls SPECIALS
+# What data.text.normalise does: lower case, single spaces, no full stop at the end. Python's white space is Unicode's and four control codes.
+NORMALISER = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Lowercase"},
+        {"type": "Replace", "pattern": {"Regex": r"[\s\x1c-\x1f\x85]+"}, "content": " "},
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+        {"type": "Replace", "pattern": {"Regex": r"[ .]+\z"}, "content": ""},
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer with its ids as another library wants them. end_last: [EOS] has the highest id, and what had it has that of [EOS]."""
+
+    tokenizer: Tokenizer
+    end_last: bool
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Our id of each of theirs."""
+        order = list(range(len(self.tokenizer)))
+        if self.end_last:
+            order[EOS], order[-1] = order[-1], order[EOS]
+        return order
+
+    def rows(self, embedding: Tensor) -> Tensor:
+        """The vectors of the vocabulary [V, D] in their order."""
+        return embedding[torch.tensor(self.order)]
+
+    def id(self, ours: int) -> int:
+        return self.order.index(ours)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "vocab_size": len(self.order),
+            "pad_token_id": self.id(PAD),
+            "bos_token_id": self.id(BOS),
+            "eos_token_id": self.id(EOS),
+        }
+
+    def backend(self) -> str:
+        """The JSON of the ``tokenizers`` library."""
+        tree = json.loads(self.tokenizer.to_json())
+        there = {ours: theirs for theirs, ours in enumerate(self.order)}
+        tree["model"]["vocab"] = dict(sorted(((t, there[i]) for t, i in tree["model"]["vocab"].items()), key=lambda item: item[1]))
+        tree["added_tokens"] = sorted(
+            ({**token, "id": there[token["id"]]} for token in tree["added_tokens"]), key=lambda t: t["id"]
+        )
+        tree["normalizer"] = NORMALISER
+        ends = [{"SpecialToken": {"id": SPECIALS[i], "type_id": 0}} for i in (BOS, EOS)]
+        tree["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [ends[0], {"Sequence": {"id": "A", "type_id": 0}}, ends[1]],
+            "pair": [ends[0], *({"Sequence": {"id": x, "type_id": 0}} for x in "AB"), ends[1]],
+            "special_tokens": {SPECIALS[i]: {"id": SPECIALS[i], "ids": [there[i]], "tokens": [SPECIALS[i]]} for i in (BOS, EOS)},
+        }
+        return json.dumps(tree, ensure_ascii=False)
+
+    def of_transformers(self, masked: bool = True) -> Any:
+        """A fast tokenizer. masked: whether it gives an attention mask, which SigLIP must not have."""
+        import tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer.from_str(self.backend()),
+            model_max_length=self.tokenizer.max_length,
+            split_special_tokens=True,  # "[MASK]" in a caption is text
+            model_input_names=["input_ids", "attention_mask"] if masked else ["input_ids"],
+            padding_side="right",
+            truncation_side="right",
+            **dict(zip(NAMES, SPECIALS, strict=True)),
+        )

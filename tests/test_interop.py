@@ -1,0 +1,192 @@
+"""Weights in and out: what another library computes from an export, or we from its weights, is the same to 1e-5."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cli_fixture
+from cli_fixture import Cli
+from diptych.batch import Batch
+from diptych.data.text import Tokenizer, normalise
+from diptych.errors import DiptychError
+from diptych.exporting import export
+from diptych.interop import families, family_for
+from diptych.interop.base import state_of, to_ours
+from diptych.interop.tokenizer import Vocabulary
+from diptych.models.vlm import build_model
+from diptych.objectives import build_objectives
+from diptych.recipe import load_recipe
+from diptych.trained import TrainedModel
+from diptych.training.loop import train
+
+cli = cli_fixture.cli
+TEXTS = ["a red fox", "two green keys to the left of a big yellow house and above it one more.", "", "A  [MASK] Fox. "]
+KINDS = ("clip", "siglip")
+
+
+def tiny(kind: str) -> list[str]:
+    sizes = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=" + kind, "depth=2", "width=32", "heads=2", "hidden=48")]
+    return [*sizes, "embed_dim=32", "parts.vision.patch=16", "data.tokenizer.vocab_size=320", "precision=fp32", "trackers=[]"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    for kind in KINDS:
+        recipe = load_recipe(kind, [*tiny(kind), "budget=96 samples", "stages.0.batch_size=16", "stages.0.ema=0.5"])
+        train(recipe, root / kind)
+    return {kind: root / kind for kind in KINDS}
+
+
+def pictures(size: int, n: int = 4) -> list[np.ndarray]:
+    return [np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(n)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_computes_what_the_run_does(runs: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    from transformers import AutoModel, AutoProcessor
+
+    ours = TrainedModel.load(runs[kind], "cpu")
+    made = export(runs[kind], out=tmp_path / "export")
+    model, processor = AutoModel.from_pretrained(made.path).eval(), AutoProcessor.from_pretrained(made.path)
+    assert type(model).__name__ == made.architecture and made.key == ours.key
+    images = pictures(ours.model.image_size)
+    padding = "max_length" if kind == "siglip" else True
+    inputs = processor(
+        images=[Image.fromarray(i) for i in images], text=TEXTS, padding=padding, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = model(**inputs, return_loss=True)
+    image, text = (torch.from_numpy(x) for x in (ours.embed_image(images), ours.embed_text(TEXTS)))
+    unit = torch.nn.functional.normalize
+    torch.testing.assert_close(unit(out.image_embeds, dim=-1), image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(unit(out.text_embeds, dim=-1), text, atol=1e-5, rtol=0)
+    assert (text[0] - text[1]).abs().max() > 1e-3  # texts of unlike length, each read at its own end
+    objective = next(iter(ours.objectives.values()))
+    bias = objective.logit_bias if kind == "siglip" else 0.0
+    scale = objective.logit_scale.exp()
+    torch.testing.assert_close(out.logits_per_image, (scale * image @ text.T + bias).detach(), atol=1e-4, rtol=1e-5)
+
+
+def test_an_exported_tokenizer_reads_as_ours(runs: dict[str, Path]) -> None:
+    ours = Tokenizer(runs["clip"] / "tokenizer.json", 32)
+    odd = [
+        "",
+        " . ",
+        "Ünï  códe…",
+        "a\tb\n\nc\x1fd\x85e",
+        "ends... . .",
+        "x" * 200,
+        "[EOS] [PAD]",
+        "two. red. hearts.",
+        "ÀÉ İ 漢字 🦊",
+    ]
+    for last in (True, False):
+        vocabulary = Vocabulary(ours, last)
+        theirs = vocabulary.of_transformers()
+        ids, mask = ours.encode_batch([*TEXTS, *odd])
+        for text, row, seen in zip([*TEXTS, *odd], ids, mask, strict=True):
+            found = theirs(text, truncation=True, max_length=32)["input_ids"]
+            assert [vocabulary.order[i] for i in found] == row[seen].tolist(), text
+            if last:
+                assert found.count(max(found)) == 1 and found[-1] == theirs.eos_token_id == len(ours) - 1
+    assert theirs.decode(theirs("a Red  fox.")["input_ids"], skip_special_tokens=True).strip() == normalise("a Red  fox.")
+
+
+def of_theirs(kind: str):
+    """A model of transformers with random weights, and a batch."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 48, "patch_size": 16}
+    text = {**sizes, "vocab_size": 320, "max_position_embeddings": 32, "eos_token_id": 319, "pad_token_id": 0, "bos_token_id": 1}
+    more = {"projection_dim": 24} if kind == "clip" else {}
+    if kind == "siglip":
+        text["projection_size"] = 32
+    config = {"clip": transformers.CLIPConfig, "siglip": transformers.SiglipConfig}[kind](
+        text_config=text, vision_config=vision, **more
+    )
+    model = {"clip": transformers.CLIPModel, "siglip": transformers.SiglipModel}[kind](config).eval()
+    for p in model.parameters():  # norms and biases, too, are no ones and zeros
+        p.data += 0.05 * torch.randn_like(p)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_weights_of_transformers_give_the_same_here(runs: dict[str, Path], kind: str) -> None:
+    theirs = of_theirs(kind)
+    family = next(f for f in families("transformers") if f.name == kind)
+    tokenizer = Tokenizer(runs[kind] / "tokenizer.json", 32)
+    recipe = load_recipe(kind, {**family.options(theirs.config), "precision": "fp32"})
+    model = build_model(recipe, tokenizer, 48).eval()
+    objectives = build_objectives(recipe, model).eval()
+    assert family_for("transformers", recipe, model, objectives) is family
+    vocabulary = Vocabulary(tokenizer, family.end_last)
+    state = state_of(model, objectives)
+    found = to_ours(theirs.state_dict(), family.entries(model, objectives), {k: v.shape for k, v in state.items()})
+    assert set(found) == set(state)  # everything, and nothing else
+    order = torch.tensor(vocabulary.order)
+    found["parts.text.embedding.weight"] = found["parts.text.embedding.weight"][torch.argsort(order)]
+    model.load_state_dict({k: v for k, v in found.items() if not k.startswith("objectives.")})
+    objectives.load_state_dict({k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")})
+
+    ids, mask = (torch.from_numpy(x) for x in tokenizer.encode_batch(TEXTS))
+    their_ids = torch.argsort(order)[ids]
+    if kind == "siglip":
+        their_ids = torch.nn.functional.pad(their_ids, (0, 32 - ids.shape[1]))
+    pixels = torch.rand(len(TEXTS), 3, 48, 48) * 2 - 1
+    with torch.no_grad():
+        out = theirs(input_ids=their_ids, pixel_values=pixels, return_loss=True)
+        p = model.encode(Batch(pixels, ids, mask, captions=tuple(TEXTS)))
+        loss = next(iter(objectives.values()))(p)
+    torch.testing.assert_close(p.image_embedding, out.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(p.text_embedding, out.text_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss, out.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_that_does_not_fit_is_told_why_and_how(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["a red fox"], 300, 32)
+    for name, overrides, wanted in (
+        ("clip", [], "CLIPModel: .*--set parts.vision.kind=clip --set parts.text.kind=clip"),
+        ("siglip", [], "SiglipModel: .*--set parts.vision.kind=siglip --set parts.text.kind=siglip"),
+        ("coca", [], "part 'decoder' has no place"),
+        ("filip", ["parts.vision.kind=clip", "parts.text.kind=clip"], "late_interaction"),
+    ):
+        recipe = load_recipe(name, overrides)
+        model = build_model(recipe, tokenizer, 48)
+        with pytest.raises(DiptychError, match=wanted):
+            family_for("transformers", recipe, model, build_objectives(recipe, model))
+    for name in ("flip", "negclip"):  # what it is made of counts, not its name
+        recipe = load_recipe(name, tiny("clip"))
+        model = build_model(recipe, tokenizer, 48)
+        assert family_for("transformers", recipe, model, build_objectives(recipe, model)).name == "clip"
+
+
+def test_export_from_the_command_line(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    made = json.loads(cli("export", runs["clip"], "--out", out, "--json").out)
+    assert (made["architecture"], made["path"]) == ("CLIPModel", str(out))
+    (out / "rest").write_text("x")
+    cli("export", runs["clip"], "--out", out)  # again: replaced as a whole
+    names = {p.name for p in out.iterdir()}
+    assert "rest" not in names
+    assert names == {
+        "README.md", "config.json", "export.json", "model.safetensors", "preprocessor_config.json", "processor_config.json",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    card = (out / "README.md").read_text()
+    for part in ("arXiv:2103.00020", "96 samples", "fingerprint", "not evaluated", "CC BY-SA 4.0", "AutoProcessor"):
+        assert part in card
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("x")
+    refused = cli("export", runs["clip"], "--out", mine)
+    assert refused.code == 1 and "no earlier export" in refused.err and (mine / "thesis.tex").is_file()
+    assert "did you mean 'transformers'" in cli("export", runs["clip"], "--to", "transformer").err
