@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import cli_fixture
 from cli_fixture import Cli
 from diptych.batch import Batch
+from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer, normalise
 from diptych.errors import DiptychError
 from diptych.exporting import export
@@ -21,6 +23,7 @@ from diptych.interop.base import state_of, to_ours
 from diptych.interop.tokenizer import Vocabulary
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
+from diptych.objectives.contrastive import info_nce, sigmoid_loss
 from diptych.recipe import load_recipe
 from diptych.trained import TrainedModel
 from diptych.training.loop import train
@@ -190,3 +193,56 @@ def test_export_from_the_command_line(cli: Cli, runs: dict[str, Path], tmp_path:
     refused = cli("export", runs["clip"], "--out", mine)
     assert refused.code == 1 and "no earlier export" in refused.err and (mine / "thesis.tex").is_file()
     assert "did you mean 'transformers'" in cli("export", runs["clip"], "--to", "transformer").err
+
+
+@pytest.fixture(scope="module")
+def open_clip():
+    from bench.peers import MissingPeer
+    from bench.peers import open_clip as peer
+
+    try:
+        return peer()
+    except MissingPeer as missing:
+        pytest.skip(str(missing))
+
+
+def test_an_export_computes_the_same_in_open_clip(open_clip, runs: dict[str, Path], tmp_path: Path) -> None:
+    """Needs make bench-peers."""
+    ours = TrainedModel.load(runs["clip"], "cpu")
+    made = export(runs["clip"], "open_clip", tmp_path / "export")
+    address = f"local-dir:{made.path}"
+    model, tokenise = open_clip.create_model(address).eval(), open_clip.get_tokenizer(address)
+    assert set(model.state_dict()) == set(load_file(made.path / "open_clip_model.safetensors"))
+    assert model.visual.preprocess_cfg["mean"] == model.visual.preprocess_cfg["std"] == [0.5] * 3
+    images = pictures(ours.model.image_size)
+    with torch.no_grad():
+        image, text, scale = model(to_pixels(images), tokenise(TEXTS))
+    np.testing.assert_allclose(image, ours.embed_image(images), atol=1e-5)
+    np.testing.assert_allclose(text, ours.embed_text(TEXTS), atol=1e-5)
+    assert scale.item() == pytest.approx(next(iter(ours.objectives.values())).scale.item())
+
+
+def test_losses_equal_those_of_open_clip(open_clip) -> None:
+    """Needs make bench-peers."""
+    torch.manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(6, 8), dim=-1).requires_grad_() for _ in range(2))
+    scale, bias = torch.tensor(12.0), torch.tensor(-7.0)
+    for ours, theirs in (
+        (info_nce(image, text, scale), open_clip.ClipLoss()(image, text, scale)),
+        (sigmoid_loss(image, text, scale, bias), open_clip.loss.SigLipLoss()(image, text, scale, bias)),
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        for a, b in zip(*(torch.autograd.grad(x, (image, text)) for x in (ours, theirs)), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_what_open_clip_does_not_have_is_named() -> None:
+    tokenizer = Tokenizer.train(["a red fox"], 300, 32)
+    for activation, wanted in (
+        ("relu", "activation is relu.*--set parts.vision.activation=gelu"),
+        ("gelu", "one tower has quick_gelu"),
+    ):
+        recipe = load_recipe("clip", [*tiny("clip"), f"parts.vision.activation={activation}"])
+        model = build_model(recipe, tokenizer, 48)
+        with pytest.raises(DiptychError, match=wanted):
+            family_for("open_clip", recipe, model, build_objectives(recipe, model))

@@ -10,7 +10,7 @@ import typer
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    to: Annotated[str, typer.Option("--to", help="The library that shall load it: transformers.")] = "transformers",
+    to: Annotated[str, typer.Option("--to", help="The library that shall load it: transformers or open_clip.")] = "transformers",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory; default RUN/export/FORMAT.")] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best (by validation loss) or a name such as step-00000500.")] = "last",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -25,6 +25,18 @@ inputs = processor(
 print(model(**inputs).logits_per_image)
 ```
 """,
+    "open_clip": """\
+```python
+import open_clip, torch
+from PIL import Image
+
+model, _, prepare = open_clip.create_model_and_transforms("local-dir:.")
+tokenise = open_clip.get_tokenizer("local-dir:.")
+with torch.inference_mode():
+    image, text, scale = model.eval()(prepare(Image.open("photo.jpg"))[None], tokenise(["a caption"]))
+print(scale * image @ text.T)
+```
+""",
 }
 ODDS = """\
 - A text is lower-cased, its white space reduced to single spaces and its final full stop dropped by the tokenizer itself.

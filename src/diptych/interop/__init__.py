@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
     from diptych.recipe import Recipe
 
-FAMILIES = {"transformers": ("clip", "siglip")}
+FAMILIES = {"transformers": ("clip", "siglip"), "open_clip": ("open_clip",)}
 
 
 def families(format: str) -> list[Family]:

@@ -259,5 +259,15 @@ def write_processor(directory: Path, kind: str, tokenizer: Any, image_size: int)
     processor.save_pretrained(directory)
     pictures = read_json(directory / "processor_config.json")["image_processor"]
     write_json(directory / "preprocessor_config.json", {**pictures, "processor_class": kind})  # where version 4 looks for it
+    rename_tokenizer(directory)
+
+
+def save_tokenizer(directory: Path, tokenizer: Any) -> None:
+    tokenizer.save_pretrained(directory)
+    rename_tokenizer(directory)
+
+
+def rename_tokenizer(directory: Path) -> None:
+    """Give a saved tokenizer's class the name that every version of transformers knows."""
     path = directory / "tokenizer_config.json"
-    write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})  # the name that every version knows
+    write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})
