@@ -149,6 +149,7 @@ RANDOM = ["parts.vision.dropout=0.5", "parts.text.dropout=0.3", "stages.0.patch_
         ("nova", RANDOM[:1]),
         ("flava", ["stages.1.objectives.matching.batch_share=0.5"]),
         ("coca", RANDOM[:2]),
+        ("blip", ["stages.0.patch_dropout=0.5", "stages.0.objectives.matching.batch_share=0.5"]),
         (
             "maskvlm",
             [*RANDOM[:2], "stages.0.objectives.matching.batch_share=0.5", "stages.0.objectives.masked_patches.batch_share=0.5"],

@@ -1,7 +1,7 @@
 """Decoders: predict a caption's next token from what stands before it and from the image.
 
 A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, where logits at position t speak of token t + 1. One that ``reads_codes``
-takes word ids and image codes itself (``models/interleaved.py``). All write by ``start(image) -> (logits [B, V], state)`` and
+takes word ids and image codes itself (``models/interleaved.py``); one that ``reads_words`` has ``read(ids, mask, image)`` (``models/med.py``). All write by ``start(image) -> (logits [B, V], state)`` and
 ``step(ids [B], state)``, which give the same (``models/generate.py``).
 """
 
@@ -91,4 +91,4 @@ class MultimodalDecoder(nn.Module):
         return F.linear(x * self.width**-0.5, self._text[0].embedding.weight, self.bias)
 
 
-DECODER = {"multimodal": MultimodalDecoder, "interleaved": InterleavedDecoder}
+DECODER = {"multimodal": MultimodalDecoder, "interleaved": InterleavedDecoder, "med": "diptych.models.med:MedDecoder"}

@@ -2,7 +2,7 @@
 
 A fusion part has ``width``, ``text(text, image) -> Tokens`` and ``image(image, text) -> Tokens``: the first argument's
 tokens after they have looked at the second's. Where the two sides are separate, an objective pays only for the one it asks for; where they are not,
-``both(text, image)`` gives the two at once.
+``both(text, image)`` gives the two at once. One that ``reads_words`` (``models/med.py``) has ``read(ids, mask, image) -> Tokens``, the text's side, alone.
 """
 
 from __future__ import annotations
@@ -97,4 +97,9 @@ class Joint(nn.Module):
         return self.both(text, image)[1]
 
 
-FUSION = {"cross": CrossModal, "joint": Joint, "gated": GatedCrossAttention}
+FUSION = {
+    "cross": CrossModal,
+    "joint": Joint,
+    "gated": GatedCrossAttention,
+    "med": "diptych.models.med:MedEncoder",
+}

@@ -257,9 +257,12 @@ class Pass:
     @cached_property
     def fused_text(self) -> Tokens:
         """Text tokens [B, T, D] that have looked at the image."""
-        if hasattr(self.model.part("fusion"), "both"):
+        fusion = self.model.part("fusion")
+        if hasattr(fusion, "both"):
             return self._fused[0]
-        return self.model.part("fusion").text(self.text, self.image)
+        if getattr(fusion, "reads_words", False):
+            return fusion.read(self.text_ids, self.text_mask, self.image)
+        return fusion.text(self.text, self.image)
 
     @cached_property
     def fused_image(self) -> Tokens:
@@ -283,7 +286,10 @@ class Pass:
             if torch.is_grad_enabled():
                 return decoder.caption_logits(self.images.codes, self.text_ids, self.text_mask)
             return decoder.continue_logits(self.images.remembered, self.text_ids, self.text_mask)
-        return self.model.part("decoder")(self.text, self.image)[:, :-1]
+        decoder = self.model.part("decoder")
+        if getattr(decoder, "reads_words", False):
+            return decoder.read(self.text_ids, self.text_mask, self.image)[:, :-1]
+        return decoder(self.text, self.image)[:, :-1]
 
     # --- other views ---
 

@@ -186,4 +186,11 @@ class MiniLM(nn.Module):
         return Tokens(pooled[:, None], pooled)
 
 
-TEXT = {"transformer": TextTransformer, "clip": ClipText, "siglip": SiglipText, "bert": BertText, "minilm": MiniLM}
+TEXT = {
+    "transformer": TextTransformer,
+    "clip": ClipText,
+    "siglip": SiglipText,
+    "bert": BertText,
+    "med": "diptych.models.med:MedText",
+    "minilm": MiniLM,
+}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from diptych.objectives.base import Objective
@@ -20,27 +21,29 @@ def token_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
 
 
-def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over all real tokens of the batch, so that a long caption weighs as its tokens do.
 
-    logits: [B, T, V]; targets: [B, T]; mask: [B, T] bool, True at tokens to be learned.
+    logits: [B, T, V]; targets: [B, T]; mask: [B, T] bool, True at tokens to be learned. smoothing: the share of the target that is spread over
+    the whole vocabulary (Szegedy et al. 2016, §7).
     """
-    losses = F.cross_entropy(logits[mask].float(), targets[mask], reduction="sum")
+    losses = F.cross_entropy(logits[mask].float(), targets[mask], reduction="sum", label_smoothing=smoothing)
     return losses / mask.sum().clamp(min=1)
 
 
 class NextToken(Objective):
-    """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss)."""
+    """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP smooths labels by 0.1."""
 
     predicts_text = True
 
-    def __init__(self, model: VLM):
+    def __init__(self, model: VLM, *, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0):
         super().__init__(model)
+        self.label_smoothing = label_smoothing
         if not {"decoder", "lm"} & set(model.parts):
             model.part("decoder")  # says what is missing
 
     def forward(self, p: Pass) -> Tensor:
-        return next_token_loss(p.next_token_logits, p.text_ids[:, 1:], p.text_mask[:, 1:])
+        return next_token_loss(p.next_token_logits, p.text_ids[:, 1:], p.text_mask[:, 1:], self.label_smoothing)
 
     def terms(self, p: Pass) -> int:
         return int(p.text_mask[:, 1:].sum())

@@ -35,21 +35,27 @@ class Matching(Objective):
     """A two-way classifier on the fused tokens of both sides; needs a contrastive objective beside it for the mining to mean anything.
 
     batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: of the mining.
-    pooler: between the head's two layers; tanh as in BERT and FLAVA.
+    pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for "no" and "yes" (BLIP).
     """
 
     couples = ("images.embedding", "texts.embedding", "images.encoding", "texts.encoding")
     needs = ("vision", "text", "fusion")
 
-    def __init__(self, model: VLM, *, batch_share: float = 1.0, sharpness: float = 20.0, pooler: Literal["gelu", "tanh"] = "gelu"):
+    def __init__(
+        self, model: VLM, *, batch_share: float = 1.0, sharpness: float = 20.0, pooler: Literal["gelu", "tanh", "none"] = "gelu"
+    ):
         super().__init__(model)
         self.batch_share, self.sharpness = batch_share, sharpness
         width = model.part("fusion").width
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU() if pooler == "gelu" else nn.Tanh(), nn.Linear(width, 1))
+        if pooler == "none":
+            self.head: nn.Module = nn.Linear(width, 2)
+        else:
+            self.head = nn.Sequential(nn.Linear(width, width), nn.GELU() if pooler == "gelu" else nn.Tanh(), nn.Linear(width, 1))
 
     def logits(self, p: Pass) -> Tensor:
         """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token."""
-        return self.head(p.fused_text.pooled).float()[:, 0]
+        answers = self.head(p.fused_text.pooled).float()
+        return answers[:, 0] if answers.shape[1] == 1 else answers[:, 1] - answers[:, 0]
 
     def forward(self, p: Pass) -> Tensor:
         similarity = (p.image_embedding @ p.text_embedding.T).detach()

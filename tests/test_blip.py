@@ -1,0 +1,274 @@
+"""BLIP: one text transformer in three modes, what they share, its three losses, its weights in transformers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diptych.batch import Batch
+from diptych.data.text import Tokenizer
+from diptych.errors import DiptychError
+from diptych.models.vlm import build_model
+from diptych.objectives import build_objectives
+from diptych.objectives.generative import caption_log_likelihood
+from diptych.recipe import load_recipe
+from diptych.trained import TrainedModel
+
+CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star", "a key"]
+SMALL = [f"parts.{p}.{o}" for p in ("vision", "text") for o in ("width=32", "heads=4", "depth=2")] + ["precision=fp32"]
+
+
+def make(*overrides):
+    torch.manual_seed(0)
+    recipe = load_recipe("blip", [*SMALL, *overrides])
+    model = build_model(recipe, Tokenizer.train(CAPTIONS, 400, 32), 48).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():  # opinions: nothing uniform, every norm and bias at work
+            p.add_(torch.randn_like(p) * (0.3 if "embedding" not in name else 0.0))
+    return recipe, model, build_objectives(recipe, model).eval()
+
+
+def batch_of(model, captions=CAPTIONS, pad_to=None):
+    ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
+    if pad_to:
+        ids, mask = (torch.nn.functional.pad(x, (0, pad_to - x.shape[1])) for x in (ids, mask))
+    pixels = torch.rand(len(captions), 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return Batch(pixels=pixels, text=ids, text_mask=mask)
+
+
+# --- the reference: BERT with cross-attention, written out for one caption without padding ---
+
+
+def f64(x):
+    return x.detach().double().numpy()
+
+
+def linear(layer, x):
+    return x @ f64(layer.weight).T + f64(layer.bias)
+
+
+def normed(layer, x):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + layer.eps)
+    return x * f64(layer.weight) + f64(layer.bias)
+
+
+def gelu(x):
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def attention(layer, x, context, causal):
+    width, d = x.shape[1], x.shape[1] // layer.heads
+    q, kv = linear(layer.q, x), linear(layer.kv, context)
+    out = np.zeros_like(q)
+    for h in range(layer.heads):
+        at = slice(h * d, (h + 1) * d)
+        for i in range(len(x)):
+            seen = i + 1 if causal else len(context)
+            logits = kv[:seen, at] @ q[i, at] / math.sqrt(d)
+            weights = np.exp(logits - logits.max())
+            out[i, at] = weights / weights.sum() @ kv[:seen, width:][:, at]
+    return linear(layer.out, out)
+
+
+def reference(text, ids, image, causal, own=None):
+    """One caption through the transformer. own: the blocks whose self-attention and norm after it are taken instead."""
+    x = normed(text.norm, f64(text.embedding.weight)[ids] + f64(text.positions)[: len(ids)])
+    for block, mine in zip(text.transformer.blocks, own or text.transformer.blocks, strict=True):
+        x = normed(mine.norm1, x + attention(mine.attention, x, x, causal))
+        if image is not None:
+            x = normed(block.norm_cross, x + attention(block.cross, x, image, False))
+        x = normed(block.norm2, x + linear(block.mlp[2], gelu(linear(block.mlp[0], x))))
+    return x
+
+
+def spoken(decoder, x):
+    """Logits [T, V] of the output layer."""
+    return normed(decoder.norm, gelu(linear(decoder.transform, x))) @ f64(decoder.reader.embedding.weight).T + f64(decoder.bias)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("marks", [True, False])
+def test_each_mode_is_the_reference(share, marks):
+    _, model, objectives = make(f"parts.decoder.share={share}".lower(), f"parts.text.marks={marks}".lower())
+    p = model.encode(batch_of(model))
+    text, decoder = model.part("text"), model.part("decoder")
+    words = len(model.tokenizer)
+    begin_decoder, begin_encoder = (words, words + 1) if marks else (model.tokenizer.bos,) * 2
+    matching = objectives["matching"]
+    for i in range(len(CAPTIONS)):
+        length = int(p.text_mask[i].sum())
+        ids, image = p.text_ids[i, :length].numpy(), f64(p.image.tokens[i])
+        alone = reference(text, ids, None, causal=False)
+        np.testing.assert_allclose(f64(p.text.pooled[i]), alone[0], atol=2e-5)
+        fused = reference(text, [begin_encoder, *ids[1:]], image, causal=False)
+        np.testing.assert_allclose(f64(p.fused_text.tokens[i, :length]), fused, atol=2e-5)
+        no, yes = linear(matching.head, fused[0])
+        assert matching.logits(p)[i].item() == pytest.approx(yes - no, abs=2e-5)
+        own = decoder.transformer.blocks if share else None
+        written = reference(decoder.reader, [begin_decoder, *ids[1:]], image, causal=True, own=own)
+        np.testing.assert_allclose(f64(p.next_token_logits[i, : length - 1]), spoken(decoder, written)[:-1], atol=5e-5)
+
+
+def test_the_caption_loss_is_the_smoothed_reference():
+    _, model, objectives = make()
+    p = model.encode(batch_of(model))
+    logits, total, n = f64(p.next_token_logits), 0.0, 0
+    for i in range(len(CAPTIONS)):
+        for t in range(int(p.text_mask[i].sum()) - 1):
+            row = logits[i, t]
+            log_p = row - row.max() - np.log(np.exp(row - row.max()).sum())
+            total -= 0.9 * log_p[p.text_ids[i, t + 1]] + 0.1 * log_p.mean()
+            n += 1
+    assert objectives["next_token"](p).item() == pytest.approx(total / n, rel=1e-5)
+
+
+def test_the_matching_loss_is_that_of_the_pairs_it_mined(monkeypatch):
+    """Each image beside its caption, beside a wrong one, and each caption beside a wrong image; all three of one share of the batch."""
+    _, model, objectives = make("stages.0.objectives.matching.batch_share=1")
+    p = model.encode(batch_of(model))
+    wrong_text, wrong_image = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0, 0])
+    asked = []
+
+    def mined(similarity, meaning, sharpness):
+        asked.append(similarity)
+        return wrong_text, wrong_image
+
+    monkeypatch.setattr("diptych.objectives.matching.mine_negatives", mined)
+    ours = objectives["matching"](p).item()
+    torch.testing.assert_close(asked[0], p.image_embedding @ p.text_embedding.T)
+    text, head, total = model.part("text"), objectives["matching"].head, 0.0
+    pairs = [(i, i, 1) for i in range(4)]
+    pairs += [(i, int(wrong_text[i]), 0) for i in range(4)] + [(int(wrong_image[i]), i, 0) for i in range(4)]
+    for image, caption, right in pairs:
+        ids = p.text_ids[caption, : int(p.text_mask[caption].sum())].tolist()
+        answers = linear(head, reference(text, [text.enc, *ids[1:]], f64(p.image.tokens[image]), False)[0])
+        total -= answers[right] - np.log(np.exp(answers).sum())
+    assert ours == pytest.approx(total / 12, abs=2e-5)
+
+
+# --- what each mode sees ---
+
+
+def test_a_later_word_changes_what_the_encoder_says_and_nothing_the_decoder_has_said():
+    _, model, objectives = make()
+    batch = batch_of(model)
+    other = batch.text.clone()
+    other[0, 5] = 77
+    assert other[0, 5] != batch.text[0, 5] and batch.text_mask[0, 5]
+    plain, changed = (model.encode(Batch(pixels=batch.pixels, text=t, text_mask=batch.text_mask)) for t in (batch.text, other))
+    # Row t speaks of token t + 1 from the tokens up to t: rows 0 to 4 have not read token 5.
+    assert torch.equal(plain.next_token_logits[0, :5], changed.next_token_logits[0, :5])
+    assert (plain.next_token_logits[0, 5] - changed.next_token_logits[0, 5]).abs().max() > 1e-3
+    matching = objectives["matching"]
+    assert (matching.logits(plain)[0] - matching.logits(changed)[0]).abs() > 1e-4
+    assert (plain.text.tokens[0, 0] - changed.text.tokens[0, 0]).abs().max() > 1e-4
+
+
+def test_only_the_grounded_modes_look_at_the_image():
+    _, model, objectives = make()
+    batch = batch_of(model)
+    p, q = (model.encode(Batch(pixels=x, text=batch.text, text_mask=batch.text_mask)) for x in (batch.pixels, -batch.pixels))
+    assert torch.equal(p.text.tokens, q.text.tokens)
+    assert (objectives["matching"].logits(p) - objectives["matching"].logits(q)).abs().max() > 1e-4
+    assert (p.next_token_logits - q.next_token_logits).abs().max() > 1e-3
+
+
+def test_padding_and_order_change_nothing():
+    _, model, objectives = make()
+    p, padded = (model.encode(batch_of(model, pad_to=n)) for n in (None, 28))
+    order = torch.tensor([2, 0, 3, 1])
+    mixed = p.paired(order, order)
+    for other, rows in ((padded, torch.arange(4)), (mixed, order)):
+        torch.testing.assert_close(objectives["matching"].logits(other), objectives["matching"].logits(p)[rows], atol=1e-5, rtol=0)
+        torch.testing.assert_close(caption_log_likelihood(other), caption_log_likelihood(p)[rows], atol=1e-4, rtol=0)
+        torch.testing.assert_close(other.text_embedding, p.text_embedding[rows], atol=1e-5, rtol=0)
+
+
+# --- what they share ---
+
+
+def test_encoder_and_decoder_share_all_but_self_attention():
+    _, model, _ = make()
+    text, decoder = model.part("text"), model.part("decoder")
+    for mine, theirs in zip(decoder.transformer.blocks, text.transformer.blocks, strict=True):
+        assert all(getattr(mine, n) is getattr(theirs, n) for n in ("cross", "norm_cross", "norm2", "mlp"))
+        assert mine.attention.q.weight.data_ptr() != theirs.attention.q.weight.data_ptr()
+    assert decoder.reader is text and not list(model.part("fusion").parameters())
+    assert not any("cross" in n or "mlp" in n or "embedding" in n for n, _ in decoder.named_parameters())
+    whole = sum(p.numel() for p in make("parts.decoder.share=false")[1].parameters())
+    assert whole > sum(p.numel() for p in model.parameters()) + text.embedding.weight.numel()
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_caption_loss_teaches_the_shared_weights_only_where_they_are_shared(share):
+    _, model, objectives = make(f"parts.decoder.share={share}".lower())
+    objectives["next_token"](model.encode(batch_of(model))).backward()
+    block = model.part("text").transformer.blocks[0]
+    assert block.attention.q.weight.grad is None
+    assert (block.mlp[0].weight.grad is not None) == (block.cross.kv.weight.grad is not None) == share
+
+
+def test_the_three_losses_have_the_gradient_of_finite_differences():
+    _, model, objectives = make("stages.0.objectives.matching.batch_share=1")
+    model.double()
+    objectives.double()
+    batch = batch_of(model)
+    batch.pixels = batch.pixels.double()
+    places = [
+        (model.part("text").transformer.blocks[0].cross.kv.weight, (3, 5)),
+        (model.part("text").transformer.blocks[1].mlp[0].weight, (7, 2)),
+        (model.part("decoder").transformer.blocks[0].attention.q.weight, (2, 9)),
+        (model.part("text").embedding.weight, (model.part("text").enc, 4)),
+        (model.part("vision").stem.weight, (1, 2, 0, 3)),
+    ]
+
+    def losses():
+        torch.manual_seed(3)  # the same negatives
+        p = model.encode(batch)
+        # In float64 throughout: the modules' own losses are taken in float32.
+        text, image = torch.arange(4).roll(1), torch.arange(4).roll(2)
+        every = torch.arange(4)
+        triples = p.paired(torch.cat([every, every, image]), torch.cat([every, text, every]))
+        answers = objectives["matching"].head(triples.fused_text.pooled)
+        target = torch.cat([torch.ones(4), torch.zeros(8)]).long()
+        match = torch.nn.functional.cross_entropy(answers, target)
+        mask = p.text_mask[:, 1:]
+        words = torch.nn.functional.cross_entropy(p.next_token_logits[mask], p.text_ids[:, 1:][mask], label_smoothing=0.1)
+        return match + words
+
+    losses().backward()
+    for parameter, index in places:
+        values = []
+        with torch.no_grad():
+            for step in (1e-6, -2e-6):
+                parameter[index] += step
+                values.append(losses().item())
+            parameter[index] += 1e-6
+        assert parameter.grad[index].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-8)
+
+
+# --- as a recipe ---
+
+
+def test_a_mode_without_its_text_transformer_is_refused():
+    with pytest.raises(DiptychError, match=r"parts.decoder: a mode of the text transformer; set parts.text.kind: med"):
+        make("parts.text={kind: bert, width: 32, heads: 4, depth: 2}", "parts.fusion={kind: cross}")
+
+
+def test_it_scores_by_matching_or_likelihood_and_writes():
+    images = [np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8) for i in range(3)]
+    found = {}
+    for how in ("matching", "likelihood", "similarity"):
+        recipe, model, objectives = make(f"score={how}")
+        trained = TrainedModel("blip", recipe, model, objectives, torch.device("cpu"))
+        found[how] = trained.score(images, CAPTIONS)
+        assert found[how].shape == (3, 4)
+        alone = trained.score(images[1:2], CAPTIONS[2:3])[0, 0]
+        assert found[how][1, 2] == pytest.approx(alone, abs=1e-4)
+    assert {"generate", "loglikelihood", "embed_image", "embed_text"} <= trained.capabilities
+    assert (found["likelihood"] < 0).all()
+    written = trained.generate(images, max_tokens=6)
+    assert len(written) == 3 and written == trained.generate(images, max_tokens=6)
