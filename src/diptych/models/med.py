@@ -115,6 +115,7 @@ class SharingTransformer(Transformer):
         nn.Module.__init__(self)
         self.blocks = nn.ModuleList(Sharing(block) for block in of.blocks)  # type: ignore[arg-type]
         self.norm: nn.Module = nn.Identity()
+        self.bare = of.bare
 
 
 @dataclass(frozen=True)
