@@ -58,7 +58,7 @@ def test_views_are_crops_of_their_own_image() -> None:
     torch.manual_seed(0)
     ramp = torch.linspace(0, 1, 16).expand(3, 16, 16)
     pixels = torch.stack([ramp, 5 + ramp])
-    views = random_crops(pixels.repeat_interleave(3, 0))
+    views = random_crops(pixels.repeat_interleave(3, 0), 0.4)
     assert views.shape == (6, 3, 16, 16) and bool((views[:3] <= 1.001).all()) and bool((views[3:] >= 4.999).all())
     assert bool((views[:, 0].diff(dim=2) > -1e-3).all()), "left stays left"
     spans = views[:3, 0, 0, -1] - views[:3, 0, 0, 0]

@@ -61,7 +61,7 @@ class ImageSide:
     def views(self) -> Tensor:
         """What the tower makes of random crops of the images, drawn anew each time: pooled, [B, V, D]."""
         V = self.model.views
-        crops = random_crops(self.pixels.repeat_interleave(V, 0))
+        crops = random_crops(self.pixels.repeat_interleave(V, 0), self.model.least)
         return self.model.run("vision", crops, None).pooled.unflatten(0, (-1, V))
 
     @cached_property
@@ -332,7 +332,7 @@ def random_keep(batch_size: int, n: int, hidden_share: float, device: torch.devi
     return keep, hidden
 
 
-def random_crops(pixels: Tensor, least: float = 0.4) -> Tensor:
+def random_crops(pixels: Tensor, least: float) -> Tensor:
     """A random square of ``least`` to all of each image's area, scaled back to its size: [B, 3, H, W]."""
     B, device = len(pixels), pixels.device
     side = (least + (1 - least) * torch.rand(B, device=device)).sqrt()

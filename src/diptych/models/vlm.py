@@ -42,7 +42,7 @@ class VLM(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict()
         self.patch_dropout = 0.0  # share of the image tokens left out of every training pass (FLIP); set by the stage
-        self.views = 1  # random crops of each image, for an objective that asks for them
+        self.views, self.least = 1, 1.0  # random crops of each image and their least area, for an objective that asks for them
         self.frozen: frozenset[str] = frozenset()
         for name in PARTS:
             if name in recipe.parts:

@@ -47,20 +47,20 @@ class TextPrediction(Objective):
     """From several augmented views of an image its caption's frozen embedding, and SIGReg on what the tower says of the views (NOVA).
 
     (1 − λ) · mean over views of ‖projection(view) − text‖² + λ · SIGReg, λ = ``regularity`` being the only hyperparameter. No negatives, no temperature.
-    views: random crops of 40 to 100 % of the image, never flipped, since captions say left and right.
+    views: random crops of ``least`` to all of the image's area, never flipped, since captions say left and right. Small crops lose what captions speak of.
     """
 
     couples = ("images.views", "texts.embedding")
     needs = ("vision", "text")
 
-    def __init__(self, model: VLM, *, views: int = 2, regularity: float = 0.05, directions: int = 256):
+    def __init__(self, model: VLM, *, views: int = 2, least: float = 0.8, regularity: float = 0.01, directions: int = 256):
         super().__init__(model)
         if "text" not in model.fixed or any(True for _ in model.text_projection.parameters()):
             raise DiptychError(
                 "objective text_prediction: texts that may move would meet the images at one point; take a frozen text tower with a space of "
                 "its own: parts.text: {kind: minilm, frozen: true, project: false}"
             )
-        model.views = views
+        model.views, model.least = views, least
         self.regularity, self.n = regularity, directions
 
     def forward(self, p: Pass) -> Tensor:
