@@ -84,6 +84,25 @@ def siglip(path: Path) -> Path:
     return _saved(SiglipModel(config), SiglipProcessor(pictures, _tokenizer("<s>", "</s>")), path)
 
 
+def flava(path: Path) -> Path:
+    """As its authors publish it: with all that is for pretraining only."""
+    from transformers import FlavaConfig, FlavaForPreTraining, FlavaProcessor
+    from transformers.models.flava.image_processing_pil_flava import FlavaImageProcessorPil
+
+    torch.manual_seed(6)
+    many = {k: v for k, v in VISION.items() if k not in ("image_size", "patch_size")}
+    config = FlavaConfig(
+        image_config={**VISION, "vocab_size": 32},
+        text_config={**TEXT, "max_position_embeddings": 16},
+        multimodal_config=many,
+        image_codebook_config={"num_groups": 1, "num_blocks_per_group": 1, "hidden_size": 8, "vocab_size": 32},
+        hidden_size=16,
+        projection_dim=12,
+    )
+    pictures = FlavaImageProcessorPil(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    return _saved(FlavaForPreTraining(config), FlavaProcessor(pictures, _tokenizer("[CLS]", "[SEP]")), path)
+
+
 def blip(path: Path, kind: str) -> Path:
     import transformers
     from transformers import BlipConfig, BlipProcessor

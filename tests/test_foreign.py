@@ -78,6 +78,21 @@ def test_dual_encoders_embed_as_transformers_does(made: dict[str, Path], name: s
     np.testing.assert_allclose(ours.score(images(), TEXTS, np.array([[2, 0], [0, 1]])), [cosines[2, 0], cosines[0, 1]], atol=1e-6)
 
 
+def test_flava_embeds_what_its_contrastive_loss_sees(tmp_path: Path) -> None:
+    from transformers import AutoProcessor, FlavaForPreTraining
+
+    path = tiny.flava(tmp_path / "flava")
+    model, processor = FlavaForPreTraining.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
+    pixels = processor.image_processor([Image.fromarray(i) for i in images()], return_tensors="pt")["pixel_values"]
+    inputs = processor.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        out = model(**inputs, pixel_values=pixels, input_ids_masked=inputs["input_ids"], return_loss=False)
+    scale = model.flava.logit_scale.exp().item()
+    ours = load(f"hf:{path}?batch=2")
+    assert ours.capabilities == {"embed_image", "embed_text", "score"}
+    np.testing.assert_allclose(ours.score(images(), TEXTS), out.contrastive_logits_per_image.numpy() / scale, atol=1e-5)
+
+
 def test_blip_matches_as_transformers_does(made: dict[str, Path]) -> None:
     from transformers import BlipForImageTextRetrieval, BlipProcessor
 

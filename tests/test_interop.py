@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import cli_fixture
 from cli_fixture import Cli
+from diptych.api import load
 from diptych.batch import Batch
 from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer, normalise
@@ -74,6 +75,8 @@ def test_an_export_computes_what_the_run_does(runs: dict[str, Path], tmp_path: P
     objective = next(iter(ours.objectives.values()))
     bias = objective.logit_bias if kind == "siglip" else 0.0
     scale = objective.logit_scale.exp()
+    again = load(f"hf:{made.path}", device="cpu")  # as diptych evaluate hf:PATH does
+    np.testing.assert_allclose(again.score(images, TEXTS), ours.score(images, TEXTS), atol=1e-5)
     torch.testing.assert_close(out.logits_per_image, (scale * image @ text.T + bias).detach(), atol=1e-4, rtol=1e-5)
 
 

@@ -1,9 +1,9 @@
-"""Two towers of transformers: CLIP, SigLIP, SigLIP 2, ALIGN, AltCLIP, Chinese CLIP, MetaCLIP 2."""
+"""Two towers of transformers: CLIP, SigLIP, SigLIP 2, ALIGN, AltCLIP, Chinese CLIP, MetaCLIP 2, FLAVA."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ FIXED_LENGTH = ("siglip", "siglip2")  # trained on texts padded to full length, 
 
 class DualEncoder(Adapter):
     capabilities = frozenset({"embed_image", "embed_text", "score"})
+    BESIDE: ClassVar[tuple[str, ...]] = (
+        "flava",
+    )  # model types that transformers does not list among those that classify by similarity
 
     def __init__(self, opened: Opened, batch: int):
         from transformers import AutoModel
@@ -45,5 +48,6 @@ class DualEncoder(Adapter):
             with torch.inference_mode():
                 out = getattr(self.model, method)(**inputs)
                 vectors = getattr(out, "pooler_output", out).float()  # older versions give the tensor itself
+                vectors = vectors[:, 0] if vectors.ndim == 3 else vectors  # FLAVA projects every token; the first is contrasted
                 found.append(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
         return np.concatenate(found[1:]) if len(found) > 1 else found[0]

@@ -57,7 +57,7 @@ def load(
     kind, remote = config.model_type, getattr(config, "auto_map", None) or {}
     if architecture in Matching.ARCHITECTURES:
         return Matching(opened, batch or 64, score or "matching")
-    if kind in DUAL and not architecture.endswith("ForConditionalGeneration"):
+    if kind in (*DUAL, *DualEncoder.BESIDE) and not architecture.endswith("ForConditionalGeneration"):
         _only("similarity", score, name)
         return DualEncoder(opened, batch or 64)
     if kind in GENERATIVE or "AutoModelForImageTextToText" in remote:
