@@ -92,6 +92,7 @@ def test_an_exported_tokenizer_reads_as_ours(runs: dict[str, Path]) -> None:
         "[EOS] [PAD]",
         "two. red. hearts.",
         "ÀÉ İ 漢字 🦊",
+        "ΟΔΟΣ ΣΟΦΟΣ. Σ 3Σ",
     ]
     for last in (True, False):
         vocabulary = Vocabulary(ours, last)

@@ -17,6 +17,7 @@ NAMES = ("pad_token", "bos_token", "eos_token", "mask_token")  # what transforme
 NORMALISER = {
     "type": "Sequence",
     "normalizers": [
+        {"type": "Replace", "pattern": {"Regex": r"(?<=\p{L})Σ(?!\p{L})"}, "content": "ς"},  # whose lower case depends on its place
         {"type": "Lowercase"},
         {"type": "Replace", "pattern": {"Regex": r"[\s\x1c-\x1f\x85]+"}, "content": " "},
         {"type": "Strip", "strip_left": True, "strip_right": True},
