@@ -109,6 +109,54 @@ def test_naming_on_ones_own_labels(tmp_path: Path) -> None:
     assert (found.n, found.chance) == (6, 0.5)  # images of one thing only
 
 
+def test_classes_are_named_by_templates_by_descriptions_or_both(tmp_path: Path) -> None:
+    """The class's weights by Radford et al.: texts normalised, averaged, normalised again; classes may have unlike numbers of texts."""
+    file, names = tmp_path / "cupl.json", ["cat", "owl"]
+    said = {"cat": ["It has whiskers.", "It purrs.", "A small animal."], "owl": ["A bird of the night."], "unused": ["x"]}
+    file.write_text(json.dumps(said))
+    rng, known = np.random.default_rng(0), {}
+
+    def embed(texts: list[str]) -> np.ndarray:
+        return np.stack([known.setdefault(t, rng.normal(size=5) * rng.uniform(1, 9)) for t in texts])
+
+    seen = rng.normal(size=(3, 5))
+    model = FunctionModel("e", embed_image=lambda images: seen, embed_text=embed)
+    every = {
+        "": [["a cat", "one cat"], ["an owl", "one owl"]],
+        "&descriptions": [said["cat"], said["owl"]],
+        "&both": [[*said["cat"], "a cat", "one cat"], [*said["owl"], "an owl", "one owl"]],
+    }
+    for setting, texts in every.items():
+        options = f"&descriptions={file}" * bool(setting) + "&both=true" * (setting == "&both")
+        asked = task(f"zeroshot?templates=a {{}}&templates=one {{}}{options}")
+        assert isinstance(asked, ZeroShot) and asked.texts(names) == texts
+        weights = np.zeros((5, 2))
+        for c, of_class in enumerate(texts):
+            for text in of_class:
+                vector = embed([text])[0]
+                weights[:, c] += vector / np.linalg.norm(vector) / len(of_class)
+            weights[:, c] /= np.linalg.norm(weights[:, c])
+        np.testing.assert_allclose(asked.scores(model, [np.zeros((4, 4, 3), np.uint8)] * 3, names), seen @ weights, atol=1e-6)
+    scorer = FunctionModel("s", score=lambda images, texts: [[float(len(t)) for t in texts]] * len(images))
+    found = ZeroShot(descriptions=str(file)).scores(scorer, [np.zeros((4, 4, 3), np.uint8)], names)
+    np.testing.assert_allclose(found, [[(16 + 9 + 15) / 3, 20]])
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"cats": ["x"]}', "no descriptions of the class 'cat'; did you mean 'cats'"),
+        ('{"cat": []}', "one or more sentences"),
+        ('{"cat": "x"}', "one or more sentences"),
+        ('["x"]', "expected an object"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_told(tmp_path: Path, content: str, why: str) -> None:
+    (tmp_path / "cupl.json").write_text(content)
+    with pytest.raises(DiptychError, match=why):
+        ZeroShot(descriptions=f"{tmp_path}/cupl.json").texts(["cat"])
+
+
 def test_settings_that_are_lists_are_given_again_and_again() -> None:
     assert task("zeroshot?templates=a {}&templates=one {}").templates == ("a {}", "one {}")
     assert task("pope?kinds=random").kinds == ("random",)

@@ -1,6 +1,7 @@
 """Naming the concept of an image of one object among all names (protocol: Radford et al., arXiv:2103.00020).
 
-A model that embeds gets the normalised mean of several templates, another one template through its scores.
+A model that embeds gets the normalised mean of several templates, another one template through its scores. In place of templates, sentences that describe
+each class, such as a language model writes (CuPL, Pratt et al., arXiv:2209.03320): ``descriptions``, a JSON file {class: [sentence, …]}.
 Shuffled: an image answers with the scores of an image of another concept.
 """
 
@@ -13,13 +14,14 @@ import numpy as np
 
 from diptych.capabilities import Image, Model
 from diptych.data.source import Controlled, Problem, Source
+from diptych.errors import DiptychError, nearest
 from diptych.evaluation.controls import blank, derangement
 from diptych.evaluation.metrics.ranking import recall_at, standing, undecided
 from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import function_interval, mean
 from diptych.evaluation.tasks.base import CONTROLS, Items, NotApplicable, Progress, not_finite, share, shares
 from diptych.evaluation.tasks.labels import labelled
-from diptych.evaluation.tasks.published import Pictures, pixels, rows
+from diptych.evaluation.tasks.published import Pictures, content, pixels, rows
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this is a {}")
 
@@ -33,6 +35,8 @@ class ZeroShot:
     seed: int = 0
     file: str = ""  # rows with image and label
     images: str = ""  # the directory of its pictures
+    descriptions: str = ""  # {class: [sentence, …]} as JSON
+    both: bool = False  # descriptions and templates together
 
     def items(self, source: Source) -> Items:
         """(image, label, names of all classes) of each."""
@@ -104,11 +108,34 @@ class ZeroShot:
 
     def scores(self, model: Model, images: list[Image], names: list[str]) -> np.ndarray:
         """float [N, C]"""
+        texts = self.texts(names)
+        ends = np.cumsum([len(of_class) for of_class in texts])[:-1]
+        every = [text for of_class in texts for text in of_class]
         if not {"embed_image", "embed_text"} <= model.capabilities:
-            return np.asarray(model.score(images, [prompt(self.templates[0], name) for name in names]))
-        texts = [prompt(template, name) for template in self.templates for name in names]
-        vectors = model.embed_text(texts).reshape(len(self.templates), len(names), -1)
-        return model.embed_image(images) @ _unit(_unit(vectors).mean(0)).T
+            if not self.descriptions:
+                return np.asarray(model.score(images, [of_class[0] for of_class in texts]))
+            scores = np.split(np.asarray(model.score(images, every)), ends, axis=1)
+            return np.stack([of_class.mean(1) for of_class in scores], 1)
+        classes = [of_class.mean(0) for of_class in np.split(_unit(model.embed_text(every)), ends)]
+        return model.embed_image(images) @ _unit(np.stack(classes)).T
+
+    def texts(self, names: list[str]) -> list[list[str]]:
+        """What is said of each class: names in templates, descriptions from the file, or both."""
+        templates = [[prompt(template, name) for template in self.templates] for name in names]
+        if not self.descriptions:
+            return templates
+        described = content(self.descriptions)
+        if not isinstance(described, dict):
+            raise DiptychError(
+                f"{self.descriptions}: expected an object {{class: [sentence, …]}}, found {type(described).__name__}"
+            )
+        for name in names:
+            said = described.get(name)
+            if said is None:
+                raise DiptychError(f"{self.descriptions}: no descriptions of the class '{name}'{nearest(name, described)}")
+            if not isinstance(said, list) or not said or not all(isinstance(text, str) for text in said):
+                raise DiptychError(f"{self.descriptions}: class '{name}': expected a list of one or more sentences")
+        return [[*described[name], *(more if self.both else ())] for name, more in zip(names, templates, strict=True)]
 
     def summarise(self, records: list[Record]) -> list[Result]:
         return [*shares(self.name, records), self.per_class(records)]
