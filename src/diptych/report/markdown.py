@@ -38,20 +38,21 @@ def write_markdown(directory: Path, out: Path, tests: Path | None = None) -> Pat
 
 
 def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
-    seeds = len(comparison.seeds)
+    counts = sorted({len(r.runs) for r in comparison.measured})
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     head = [
         f"# {comparison.title}",
         "",
         f"`{comparison.command}`",
         "",
-        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds} seed{'s' * (seeds > 1)}, on `{comparison.data}`; "
+        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds}, on `{comparison.data}`; "
         f"{comparison.created}; {environment(comparison)}. Written by `diptych report DIRECTORY --markdown DIRECTORY`.",
         "",
         "Per cent (CIDEr: points): mean over seeds, in brackets the 95 % interval over test items. **Bold**: the best of a column. Italic: the interval includes chance.",
         "",
     ]
-    rows = [[f"[`{r.name}`](systems/{r.name}.md)", *(cell(comparison, c, r) for c in shown)] for r in comparison.measured]
-    lines = [*head, table(["recipe", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
+    rows = [[f"[`{r.name}`](systems/{r.name}.md)", str(len(r.runs)), *(cell(comparison, c, r) for c in shown)] for r in comparison.measured]
+    lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
     lines += [
         f"Beside `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction over all pairs).",
         "",
