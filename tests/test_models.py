@@ -110,7 +110,7 @@ def test_padding_changes_nothing(name):
     if name == "maskvlm":
         for score in (
             lambda p: objectives["matching"].logits(p),
-            lambda p: objectives["masked_words"].log_likelihood(p, every, every),
+            lambda p: objectives["masked_words"].pair_scores(p, every, every),
         ):
             torch.testing.assert_close(score(short), score(long), atol=1e-4, rtol=1e-4)
 
@@ -123,7 +123,7 @@ def test_scores_of_pairs_do_not_depend_on_their_company(name):
     if name == "coca":
         score = lambda i, t: caption_log_likelihood(p.paired(i, t))  # noqa: E731
     else:
-        score = lambda i, t: objectives["masked_words"].log_likelihood(p, i, t)  # noqa: E731
+        score = lambda i, t: objectives["masked_words"].pair_scores(p, i, t)  # noqa: E731
     together = score(images, texts)
     for k in range(4):
         torch.testing.assert_close(score(images[k : k + 1], texts[k : k + 1]), together[k : k + 1], atol=1e-4, rtol=1e-4)

@@ -24,13 +24,9 @@ from diptych.models.generate import cut, decoding_of, sample, write
 from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM, build_model
-from diptych.objectives import build_objectives
-from diptych.objectives.contextual import Contextual
+from diptych.objectives import Objective, build_objectives
 from diptych.objectives.generative import caption_log_likelihood
 from diptych.objectives.interleaved import Interleaved, image_log_likelihood
-from diptych.objectives.late import LateInteraction
-from diptych.objectives.masked import MaskedWords
-from diptych.objectives.matching import Matching
 from diptych.recipe import Recipe, load_recipe
 from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint, load_weights
 from diptych.training.setup import pick_device, use_bf16
@@ -74,10 +70,9 @@ class TrainedModel:
         self.key: str | None = None  # names the weights, so that judgements can be kept
         self.autocast = use_bf16(recipe.precision, device)
         able = {"score"}
-        towers = {"vision", "text"} <= set(
-            model.parts
-        ) and recipe.score != "contextual"  # where an image has no embedding without a caption
-        if towers or model.embeds_by_lm:
+        # Under ``contextual`` an image has no embedding without a caption.
+        towers = {"vision", "text"} <= set(model.parts)
+        if (towers and recipe.score != "contextual") or model.embeds_by_lm:
             able |= {"embed_image", "embed_text"}
         both = [o for o in objectives.values() if isinstance(o, Interleaved)]
         if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
@@ -204,17 +199,8 @@ class TrainedModel:
         if kind in LIKELIHOODS:
             return LIKELIHOODS[kind]
         for objective in self.objectives.values():
-            if kind == "matching" and isinstance(objective, Matching):
-                head = objective
-                return lambda p, images, texts: head.logits(p.paired(images, texts))
-            if kind == "late_interaction" and isinstance(objective, LateInteraction):
-                late = objective
-                return lambda p, images, texts: late.scores(p.paired(images, texts))
-            if kind == "contextual" and isinstance(objective, Contextual):
-                contextual = objective
-                return lambda p, images, texts: contextual.scores(p.paired(images, texts))
-            if kind == "pseudo_likelihood" and isinstance(objective, MaskedWords):
-                return objective.log_likelihood
+            if isinstance(objective, Objective) and objective.scores_as == kind:
+                return objective.pair_scores
         raise DiptychError(f"model '{self.name}' has no objective that could score by {kind}; set score: similarity or likelihood")
 
     def _image_side(self, images: Sequence[Image]) -> ImageSide:

@@ -20,12 +20,14 @@ class Objective(nn.Module):
     or processes encoded them. Empty: the loss is a mean over terms that know nothing of each other.
     gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``, ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
+    scores_as: the recipe's ``score`` for which ``pair_scores`` judges pairs; "": it judges none.
     needs: parts without which the objective cannot work, ``text|lm`` being either; checked before training starts.
     """
 
     couples: tuple[str, ...] = ()
     gathers: bool = True
     predicts_text = False
+    scores_as = ""
     needs: tuple[str, ...] = ()
 
     def __init__(self, model: VLM):
@@ -40,6 +42,10 @@ class Objective(nn.Module):
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
         """Called when the optimizer has stepped: what changes by other means than a gradient changes here. ``total(*values)``: their sums over processes."""
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
+        raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:
         """Numbers worth a line in the log, such as a temperature."""

@@ -40,6 +40,7 @@ class Contextual(Objective):
     """
 
     couples = ("images.class_tokens", "texts.pooled", "texts.embedding")
+    scores_as = "contextual"
     needs = ("vision", "text")
 
     def __init__(self, model: VLM, *, heads: int = 4, temperature: float = 5.0, scale: float = 10.0, bias: float = -10.0):
@@ -82,6 +83,9 @@ class Contextual(Objective):
             logits = self.logit_scale.exp() * self.similarity(tokens[own].float(), pooled.float(), text) + self.logit_bias
             total = sigmoid_of_logits(logits, own.start, None if meaning is None else meaning[own], meaning)
         return total / (own.stop - own.start)
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return self.scores(p.paired(images, texts))
 
     def scores(self, p: Pass) -> Tensor:
         """How well text i fits image i as that text sees it: [B]."""

@@ -52,6 +52,7 @@ class LateInteraction(Objective):
     """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale."""
 
     couples = ("images.token_embedding", "texts.token_embedding")
+    scores_as = "late_interaction"
     needs = ("vision", "text")
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
@@ -73,6 +74,9 @@ class LateInteraction(Objective):
                 by_image = late_similarity(image[own], text, mask)[0]
                 by_text = late_similarity(image, text[own], mask[own])[1]
             return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, same_meaning(p.batch.meaning, rows))
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return self.scores(p.paired(images, texts))
 
     def scores(self, p: Pass) -> Tensor:
         """How well text i fits image i, the mean of both sides' similarities: [B]."""

@@ -68,7 +68,8 @@ class MaskedWords(Objective):
 
     needs = ("vision", "text", "fusion")
     predicts_text = True
-    turns = 4  # in which log_likelihood hides the words of a text
+    scores_as = "pseudo_likelihood"
+    turns = 4  # in which pair_scores hides the words of a text
 
     def __init__(self, model: VLM, *, share: float = 0.3):
         super().__init__(model)
@@ -83,7 +84,7 @@ class MaskedWords(Objective):
     def terms(self, p: Pass) -> int:
         return int(hidden_counts(p.text_mask, self.share).sum())
 
-    def log_likelihood(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """Pseudo-log-likelihood of text ``texts[k]`` beside image ``images[k]``, for index tensors [P] into the batch: [P].
 
         Σ_t log P(token t | image, the tokens left in sight), each token hidden once (Salazar et al. 2020). Every fourth token is hidden at a

@@ -39,6 +39,7 @@ class Matching(Objective):
     """
 
     couples = ("images.embedding", "texts.embedding", "images.encoding", "texts.encoding")
+    scores_as = "matching"
     needs = ("vision", "text", "fusion")
 
     def __init__(
@@ -56,6 +57,9 @@ class Matching(Objective):
         """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token."""
         answers = self.head(p.fused_text.pooled).float()
         return answers[:, 0] if answers.shape[1] == 1 else answers[:, 1] - answers[:, 0]
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return self.logits(p.paired(images, texts))
 
     def forward(self, p: Pass) -> Tensor:
         similarity = (p.image_embedding @ p.text_embedding.T).detach()

@@ -51,7 +51,10 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
         "Per cent (CIDEr: points): mean over seeds, in brackets the 95 % interval over test items. **Bold**: the best of a column. Italic: the interval includes chance.",
         "",
     ]
-    rows = [[f"[`{r.name}`](systems/{r.name}.md)", str(len(r.runs)), *(cell(comparison, c, r) for c in shown)] for r in comparison.measured]
+    rows = [
+        [f"[`{r.name}`](systems/{r.name}.md)", str(len(r.runs)), *(cell(comparison, c, r) for c in shown)]
+        for r in comparison.measured
+    ]
     lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
     lines += [
         f"Beside `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction over all pairs).",
