@@ -7,15 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diptych.batch import Batch
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
+from diptych.exporting import export
+from diptych.foreign import open_model
+from diptych.interop import families, family_for
+from diptych.interop.base import state_of, to_ours
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
-from diptych.objectives.generative import caption_log_likelihood
+from diptych.objectives.generative import caption_log_likelihood, next_token_loss
 from diptych.recipe import load_recipe
 from diptych.trained import TrainedModel
+from diptych.training.loop import train
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star", "a key"]
 SMALL = [f"parts.{p}.{o}" for p in ("vision", "text") for o in ("width=32", "heads=4", "depth=2")] + ["precision=fp32"]
@@ -272,3 +278,131 @@ def test_it_scores_by_matching_or_likelihood_and_writes():
     assert (found["likelihood"] < 0).all()
     written = trained.generate(images, max_tokens=6)
     assert len(written) == 3 and written == trained.generate(images, max_tokens=6)
+
+
+# --- in and out of transformers ---
+
+
+def theirs_of(kind, **text):
+    """A model of transformers with random weights."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    words = {
+        "vocab_size": 320,
+        "max_position_embeddings": 32,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "sep_token_id": 2,
+        "pad_token_id": 0,
+    }
+    config = transformers.BlipConfig(
+        vision_config={**sizes, "hidden_size": 24, "image_size": 48, "patch_size": 16},
+        text_config={**sizes, **words, **text},
+        image_text_hidden_size=20,
+    )
+    model = getattr(transformers, kind)(config).eval()
+    for p in model.parameters():  # norms and biases, too, are no ones and zeros
+        p.data += 0.1 * torch.randn_like(p)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"])
+def test_random_weights_of_transformers_give_the_same_here(kind):
+    theirs = theirs_of(kind, label_smoothing=0.1)
+    family = next(f for f in families("transformers") if f.architecture == kind)
+    tokenizer = Tokenizer.train(CAPTIONS * 50, 320, 32)
+    theirs.resize_token_embeddings(len(tokenizer))
+    theirs.config.text_config.vocab_size = len(tokenizer)
+    if kind == "BlipForConditionalGeneration":
+        theirs.text_decoder.config.vocab_size = len(tokenizer)
+    recipe = load_recipe("blip", {**family.options(theirs.config), "precision": "fp32"})
+    model = build_model(recipe, tokenizer, 48).eval()
+    objectives = build_objectives(recipe, model).eval()
+    state = state_of(model, objectives)
+    weights = theirs.state_dict()
+    found = to_ours(weights, family.entries(model, objectives), {k: v.shape for k, v in state.items()})
+    used = {name for entry in family.entries(model, objectives) for name in entry.theirs}
+    tied = {"text_decoder.cls.predictions.decoder.weight", "text_decoder.cls.predictions.decoder.bias"}
+    assert set(weights) - used <= tied  # everything of theirs has a place here
+    model.load_state_dict({k: v for k, v in found.items() if not k.startswith("objectives.")}, strict=False)
+    objectives.load_state_dict(
+        {k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")}, strict=False
+    )
+    batch = batch_of(model)
+    p = model.encode(batch)
+    given = {"pixel_values": batch.pixels, "input_ids": batch.text, "attention_mask": batch.text_mask.long()}
+    with torch.no_grad():
+        if kind == "BlipForImageTextRetrieval":
+            answers = theirs(**given).itm_score
+            torch.testing.assert_close(objectives["matching"].head(p.fused_text.pooled), answers, atol=1e-5, rtol=1e-5)
+            cosines = theirs(**given, use_itm_head=False).itm_score
+            torch.testing.assert_close(p.image_embedding @ p.text_embedding.T, cosines, atol=1e-5, rtol=0)
+        else:
+            out = theirs(**given, labels=batch.text.masked_fill(~batch.text_mask, -100))
+            torch.testing.assert_close(p.next_token_logits, out.logits[:, :-1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(objectives["next_token"](p), out.loss, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "blip"
+    train(
+        load_recipe(
+            "blip", [*SMALL, "budget=64 samples", "stages.0.batch_size=16", "data.tokenizer.vocab_size=320", "trackers=[]"]
+        ),
+        out,
+    )
+    return out
+
+
+TEXTS = ["a red fox", "two green keys to the left of a big yellow house", " a Red fox."]
+
+
+def test_an_export_matches_as_the_run_does(run, tmp_path):
+    ours = TrainedModel.load(run, "cpu")
+    images = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(3)]
+    made = export(run, out=tmp_path / "export")
+    assert made.architecture == "BlipForImageTextRetrieval"
+    np.testing.assert_allclose(open_model(f"hf:{made.path}").score(images, TEXTS), ours.score(images, TEXTS), atol=1e-5)
+    cosines = open_model(f"hf:{made.path}?score=similarity").score(images, TEXTS)
+    np.testing.assert_allclose(cosines, ours.embed_image(images) @ ours.embed_text(TEXTS).T, atol=1e-5)
+    long = "a red fox " * 40  # cut to the places that there are
+    np.testing.assert_allclose(open_model(f"hf:{made.path}").score(images, [long]), ours.score(images, [long]), atol=1e-5)
+    assert "BlipForImageTextRetrieval" in (made.path / "README.md").read_text()
+
+
+def test_an_export_writes_as_the_run_does(run, tmp_path):
+    from transformers import AutoProcessor, BlipForConditionalGeneration
+
+    ours = TrainedModel.load(run, "cpu")
+    images = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(3)]
+    made = export(run, out=tmp_path / "export", architecture="BlipForConditionalGeneration")
+    model = BlipForConditionalGeneration.from_pretrained(made.path).eval()
+    processor = AutoProcessor.from_pretrained(made.path)
+    inputs = processor(images=[Image.fromarray(i) for i in images], text=TEXTS, padding=True, truncation=True, return_tensors="pt")
+    ids, mask = (torch.from_numpy(x) for x in ours.model.tokenizer.encode_batch(TEXTS))
+    with torch.no_grad():
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        out = model(**inputs, labels=labels)
+        p = ours.model.encode(Batch(pixels=inputs["pixel_values"], text=ids, text_mask=mask))
+        T = out.logits.shape[1] - 1
+        torch.testing.assert_close(p.next_token_logits[:, :T], out.logits[:, :-1], atol=1e-5, rtol=1e-5)
+        plain = next_token_loss(
+            p.next_token_logits, ids[:, 1:], mask[:, 1:]
+        )  # smoothing belongs to the training, and is not written
+        torch.testing.assert_close(plain, out.loss, atol=1e-5, rtol=1e-5)
+        assert set(inputs["input_ids"][:, 0].tolist()) == {ours.model.part("text").dec}
+    foreign = open_model(f"hf:{made.path}")
+    assert foreign.generate(images, max_tokens=5) == ours.generate(images, max_tokens=5)
+
+
+def test_a_run_that_scores_by_likelihood_is_written_as_a_captioner():
+    recipe, model, objectives = make("score=likelihood")
+    assert family_for("transformers", recipe, model, objectives).architecture == "BlipForConditionalGeneration"
+    recipe, model, objectives = make("parts.vision.kind=vit")
+    with pytest.raises(DiptychError, match="BlipForImageTextRetrieval: parts.vision: .*--set parts.vision.kind=class"):
+        family_for("transformers", recipe, model, objectives)
+    with pytest.raises(DiptychError, match="did you mean 'BlipForImageTextRetrieval'"):
+        family_for("transformers", recipe, model, objectives, "BlipForImageTextRetrival")

@@ -13,6 +13,9 @@ def export(
     to: Annotated[str, typer.Option("--to", help="The library that shall load it: transformers or open_clip.")] = "transformers",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory; default RUN/export/FORMAT.")] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best (by validation loss) or a name such as step-00000500.")] = "last",
+    architecture: Annotated[
+        str, typer.Option("--class", help="The class, where a run can be several: BlipForConditionalGeneration.")
+    ] = "",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a run as a directory that another library loads without our code: weights, tokenizer, image processor, model card.
@@ -25,7 +28,7 @@ def export(
     from diptych.cli.results import print_json
     from diptych.exporting import export as write
 
-    made = write(run, to, out, checkpoint)
+    made = write(run, to, out, checkpoint, architecture)
     if json_:
         print_json({**asdict(made), "path": str(made.path)})
         return

@@ -30,18 +30,22 @@ class Exported:
     key: str  # a hash of the run's weights
 
 
-def export(run: Path, to: str = "transformers", out: Path | None = None, checkpoint: str = "last") -> Exported:
+def export(
+    run: Path, to: str = "transformers", out: Path | None = None, checkpoint: str = "last", architecture: str = ""
+) -> Exported:
     """Write the run's averaged weights, configuration, tokenizer, image processor and model card to ``out`` (default: RUN/export/FORMAT).
+
+    architecture: the class to be written, where a run can be several (default RUN/export/CLASS).
 
     Raises DiptychError where no class of that library computes what the model does (and names the options with which a new run would
     fit), or if ``out`` holds something else than an earlier export.
     """
     if not (run / "recipe.yaml").is_file():
         raise DiptychError(f"{run} is no run; a run is a directory that `diptych train` made")
-    out = out or run / "export" / to
+    out = out or run / "export" / (architecture or to)
     refuse_foreign(out)
     trained = TrainedModel.load(run, "cpu", checkpoint=checkpoint)
-    family = family_for(to, trained.recipe, trained.model, trained.objectives)
+    family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
     made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key))
 
     def write(directory: Path) -> None:

@@ -25,6 +25,28 @@ inputs = processor(
 print(model(**inputs).logits_per_image)
 ```
 """,
+    "BlipForImageTextRetrieval": """\
+```python
+from PIL import Image
+from transformers import AutoProcessor, BlipForImageTextRetrieval
+
+model, processor = BlipForImageTextRetrieval.from_pretrained("."), AutoProcessor.from_pretrained(".")
+inputs = processor(images=Image.open("photo.jpg"), text="a caption", return_tensors="pt")
+print(model(**inputs).itm_score.softmax(-1)[:, 1])
+inputs["input_ids"][:, 0] = processor.tokenizer.bos_token_id  # the text alone begins so
+print(model(**inputs, use_itm_head=False).itm_score)
+```
+""",
+    "BlipForConditionalGeneration": """\
+```python
+from PIL import Image
+from transformers import AutoProcessor, BlipForConditionalGeneration
+
+model, processor = BlipForConditionalGeneration.from_pretrained("."), AutoProcessor.from_pretrained(".")
+inputs = processor(images=Image.open("photo.jpg"), return_tensors="pt")
+print(processor.decode(model.generate(**inputs, max_new_tokens=30)[0], skip_special_tokens=True))
+```
+""",
     "open_clip": """\
 ```python
 import open_clip, torch
@@ -63,7 +85,7 @@ def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
         f"{(data.get('packages') or {}).get('diptych', '')}; checkpoint `{made.checkpoint}`, weights `{made.key}`"
         f"{', averaged' if recipe.stages[-1].ema else ''}.",
         "## Use",
-        USE[made.format].strip(),
+        USE.get(made.architecture, USE[made.format]).strip(),
         ODDS.format(size=size).strip(),
         "## Data",
         f"`{data.get('data', recipe.data.train)}`, fingerprint `{data.get('data_fingerprint', 'unknown')}`. "

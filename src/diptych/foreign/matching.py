@@ -41,7 +41,12 @@ class Matching(Adapter):
         found = []
         for start in range(0, len(texts), self.batch):
             with torch.inference_mode():
-                out = self.model.text_encoder(**self._tokens(texts[start : start + self.batch])).last_hidden_state
+                tokens = self._tokens(texts[start : start + self.batch])
+                if (
+                    self.processor.tokenizer.convert_ids_to_tokens(int(tokens["input_ids"][0, 0])) == "[ENC]"
+                ):  # of texts beside an image
+                    tokens["input_ids"][:, 0] = self.processor.tokenizer.bos_token_id
+                out = self.model.text_encoder(**tokens).last_hidden_state
                 found.append(normalize(self.model.text_proj(out[:, 0]), dim=-1).float().cpu())
         return torch.cat(found).numpy()
 
@@ -71,5 +76,7 @@ class Matching(Adapter):
             yield self.model.vision_model(**move(pixels, self.device, self.dtype)).last_hidden_state
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Any]:
-        tokens = self.processor.tokenizer(list(texts), padding=True, truncation=True, max_length=512, return_tensors="pt")
+        tokenizer = self.processor.tokenizer
+        longest = min(tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
         return {k: tokens[k].to(self.device) for k in ("input_ids", "attention_mask")}

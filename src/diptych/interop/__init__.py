@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from diptych.errors import DiptychError, nearest
+from diptych.interop.base import Misfit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,23 +18,29 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
     from diptych.recipe import Recipe
 
-FAMILIES = {"transformers": ("clip", "siglip"), "open_clip": ("open_clip",)}
+FAMILIES = {"transformers": ("clip", "siglip", "blip"), "open_clip": ("open_clip",)}
 
 
 def families(format: str) -> list[Family]:
     if format not in FAMILIES:
         raise DiptychError(f"there is no format '{format}'{nearest(format, FAMILIES)}")
-    return [import_module(f"diptych.interop.{name}").FAMILY for name in FAMILIES[format]]
+    modules = [import_module(f"diptych.interop.{name}") for name in FAMILIES[format]]
+    return [family for module in modules for family in getattr(module, "FAMILIES", ()) or (module.FAMILY,)]
 
 
-def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Family:
-    """The family that computes exactly what this model does, by what it is made of.
+def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDict, architecture: str = "") -> Family:
+    """The family that computes exactly what this model does, by what it is made of. architecture: that class or none, whatever the run scores by.
 
     Raises DiptychError: what stands in the way of each, and the options with which a new run would fit.
     """
     reasons = []
-    for family in families(format):
+    known = {family.architecture: family for family in families(format)}
+    if architecture and architecture not in known:
+        raise DiptychError(f"nothing is written for a class '{architecture}'{nearest(architecture, known)}")
+    for family in [known[architecture]] if architecture else known.values():
         misfits = family.misfits(recipe, model, objectives)
+        if family.scores and recipe.score not in family.scores and not architecture:
+            misfits.append(Misfit(f"it scores by {recipe.score}", f"score={family.scores[0]}"))
         if not misfits:
             return family
         remedies = " ".join(f"--set {m.set}" for m in misfits if m.set)

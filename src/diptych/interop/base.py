@@ -187,6 +187,7 @@ class Family:
     weights: ClassVar[str] = "model.safetensors"  # the file of weights
     end_last: ClassVar[bool] = False  # [EOS] gets the highest id, because the class looks for the highest
     masked: ClassVar[bool] = True  # whether texts come with an attention mask
+    scores: ClassVar[tuple[str, ...]] = ()  # by which of them the class scores, where a run may be written as one of several
     processor: ClassVar[str] = ""  # the class of transformers that holds tokenizer and image processor
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:

@@ -42,8 +42,8 @@ class Vocabulary:
         return order
 
     def rows(self, embedding: Tensor) -> Tensor:
-        """The vectors of the vocabulary [V, D] in their order."""
-        return embedding[torch.tensor(self.order)]
+        """The vectors of the vocabulary [V, D] in their order; what a model has beyond it keeps its place."""
+        return torch.cat([embedding[torch.tensor(self.order)], embedding[len(self.order) :]])
 
     def id(self, ours: int) -> int:
         return self.order.index(ours)
