@@ -341,6 +341,7 @@ def test_a_transformer_continues_what_it_has_read(post_norm: bool):
         ("coca", []),
         ("coca", ["parts.decoder.queries=4"]),
         ("coca", ["parts.text={kind: clip}"]),
+        ("coca", ["parts.vision={kind: coca, queries: 5}", "parts.text={kind: coca}", "parts.decoder={kind: coca}"]),
         ("blip", []),
         ("blip", ["parts.decoder.share=false"]),
         ("llava", ["parts.lm.kind=random", "parts.vision={kind: vit}"]),

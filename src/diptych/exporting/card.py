@@ -59,6 +59,20 @@ with torch.inference_mode():
 print(scale * image @ text.T)
 ```
 """,
+    "CoCa": """\
+```python
+import open_clip, torch
+from PIL import Image
+
+model, _, prepare = open_clip.create_model_and_transforms("local-dir:.")
+tokenise = open_clip.get_tokenizer("local-dir:.")
+with torch.inference_mode():
+    out = model.eval()(prepare(Image.open("photo.jpg"))[None], tokenise(["a caption"]))
+print(out["logit_scale"] * out["image_features"] @ out["text_features"].T)
+captions = torch.nn.functional.cross_entropy(out["logits"].transpose(1, 2), out["labels"], ignore_index=0, reduction="none")
+print(-captions.sum(1))  # log P(caption | image)
+```
+""",
 }
 ODDS = """\
 - A text is lower-cased, its white space reduced to single spaces and its final full stop dropped by the tokenizer itself.

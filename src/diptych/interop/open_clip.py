@@ -70,7 +70,7 @@ class OpenClip(Clip):
                     "image_size": model.image_size,
                     "patch_size": vision.patch,
                     "head_width": seen.width // seen.heads,
-                    **_tower(seen),
+                    **tower(seen),
                 },
                 "text_cfg": {
                     "context_length": len(text.positions),
@@ -79,7 +79,7 @@ class OpenClip(Clip):
                     "eos_id": ids["eos_token_id"],
                     "hf_tokenizer_name": "tokenizer",  # any name: of a local directory, open_clip takes what lies beside this file
                     "heads": read.heads,
-                    **_tower(read),
+                    **tower(read),
                 },
             },
             "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
@@ -90,7 +90,7 @@ class OpenClip(Clip):
         save_tokenizer(directory, vocabulary.of_transformers())
 
 
-def _tower(sizes: Geometry) -> dict[str, Any]:
+def tower(sizes: Geometry) -> dict[str, Any]:
     return {
         "width": sizes.width,
         "layers": sizes.depth,

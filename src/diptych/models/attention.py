@@ -190,6 +190,7 @@ class Transformer(nn.Module):
     """
 
     checkpointing = False
+    block: type[Block] = Block
 
     def __init__(
         self,
@@ -206,7 +207,7 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         self.bare = bare
-        blocks = [Block(width, heads, context_width, activation, dropout, hidden, eps, post_norm) for _ in range(depth)]
+        blocks = [self.block(width, heads, context_width, activation, dropout, hidden, eps, post_norm) for _ in range(depth)]
         for block in blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
             for layer in (block.attention.out, block.mlp[2]):
                 assert isinstance(layer, nn.Linear)
@@ -243,22 +244,23 @@ class Transformer(nn.Module):
                 x, past.own[i] if past.own else None, past.seen[i] if past.seen else None, bias, context_bias
             )
             own.append(pair)
-        return self.norm(x), Past(tuple(own), past.seen)
+        return x if self.bare else self.norm(x), Past(tuple(own), past.seen)
 
 
 class AttentionPool(nn.Module):
-    """Learned queries that read a sequence: ``n`` tokens out of any number (CoCa's attentional pooler)."""
+    """Learned queries that read a sequence: ``n`` tokens out of any number (CoCa's attentional pooler). norm_queries: they are normalised, too."""
 
-    def __init__(self, width: int, heads: int, n: int, context_width: int | None = None):
+    def __init__(self, width: int, heads: int, n: int, context_width: int | None = None, norm_queries: bool = False):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(n, width) * width**-0.5)
         self.norm = nn.LayerNorm(context_width or width)
+        self.norm_queries: nn.Module = nn.LayerNorm(width) if norm_queries else nn.Identity()
         self.attention = Attention(width, heads, context_width)
         self.norm_out = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, N, context width] → [B, n, width]"""
-        queries = self.queries.expand(x.shape[0], -1, -1)
+        queries = self.norm_queries(self.queries).expand(x.shape[0], -1, -1)
         bias = attention_bias(mask, len(self.queries), False, x)
         return self.norm_out(self.attention(queries, self.norm(x), bias))
 

@@ -91,4 +91,9 @@ class MultimodalDecoder(nn.Module):
         return F.linear(x * self.width**-0.5, self._text[0].embedding.weight, self.bias)
 
 
-DECODER = {"multimodal": MultimodalDecoder, "interleaved": InterleavedDecoder, "med": "diptych.models.med:MedDecoder"}
+DECODER = {
+    "multimodal": MultimodalDecoder,
+    "interleaved": InterleavedDecoder,
+    "med": "diptych.models.med:MedDecoder",
+    "coca": "diptych.models.coca:CocaDecoder",
+}

@@ -191,6 +191,7 @@ TEXT = {
     "clip": ClipText,
     "siglip": SiglipText,
     "bert": BertText,
+    "coca": "diptych.models.coca:CocaText",
     "med": "diptych.models.med:MedText",
     "minilm": MiniLM,
 }

@@ -297,4 +297,12 @@ class HubTower(nn.Module):
         return Tokens(x, pooled)
 
 
-VISION = {"hf": HubTower, "vit": ViT, "clip": ClipViT, "class": ClassViT, "siglip": SiglipViT, "efficientnet": EfficientNet}
+VISION = {
+    "hf": HubTower,
+    "vit": ViT,
+    "clip": ClipViT,
+    "class": ClassViT,
+    "siglip": SiglipViT,
+    "coca": "diptych.models.coca:CocaViT",
+    "efficientnet": EfficientNet,
+}
