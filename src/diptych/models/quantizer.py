@@ -54,7 +54,7 @@ class VectorQuantizer(nn.Module):
     """A convolutional auto-encoder through a codebook (VQ-VAE, van den Oord et al. 2017), with unit-length codes of few dimensions
     (ViT-VQGAN, Yu et al. 2022, §3.2).
 
-    patch: side of the square of pixels that one code stands for. depth: residual blocks on either side of the codebook.
+    width: None: half a tower's. patch: side of the square of pixels that one code stands for. depth: residual blocks on either side of the codebook.
     patience: steps after which a code that nothing was rounded to is dead. The codebook learns by its loss, not by moving averages, so
     its gradient adds up over micro-batches and processes like any other; dead codes are revived by splitting the busiest ones in two
     (Linde, Buzo & Gray 1980), for which counts are enough, and these add up too.
@@ -81,7 +81,7 @@ class VectorQuantizer(nn.Module):
         build.require(
             build.image_size % patch == 0, f"images of {build.image_size} pixels cannot be cut into squares of {patch}; set patch"
         )
-        self.width, self.patch, self.vocabulary, self.patience = width or build.size.width, patch, vocabulary, patience
+        self.width, self.patch, self.vocabulary, self.patience = width or build.size.width // 2, patch, vocabulary, patience
         side = build.image_size // patch
         self.grid, self.tokens = (side, side), side * side
         halvings = patch.bit_length() - 1

@@ -63,6 +63,13 @@ TASKS = {
         "What a written caption claims about things, counts, colours, relations and places, checked against the scene’s own truth.",
         "Saying little is safe: read it together with how much of the scene was told.",
     ),
+    "drawing": (
+        "Captions are drawn, half of them of combinations that training never showed. A network trained on real scenes reads the drawings, and "
+        "what it sees is compared with the caption. real/…: the same reader on the scenes themselves; codes/…: on these scenes put into the "
+        "model’s image codes and back, the best that it could draw.",
+        "The reader was trained on clean scenes: of blurred drawings it may see what is not there, or miss what is. Whether drawings are varied "
+        "or pretty is not measured.",
+    ),
     "vqascore": (
         "How probable the model finds “yes” when asked whether a caption is true of a picture; accuracy: the own caption is found more "
         "probable than another’s.",

@@ -14,6 +14,7 @@ from diptych.evaluation.tasks.captions import Captions
 from diptych.evaluation.tasks.chair import Chair
 from diptych.evaluation.tasks.choices import Choices, Mme
 from diptych.evaluation.tasks.controlled import Controlled
+from diptych.evaluation.tasks.drawing import Drawing
 from diptych.evaluation.tasks.embedding import Embedding
 from diptych.evaluation.tasks.facts import Facts
 from diptych.evaluation.tasks.frequency import Frequency
@@ -50,6 +51,7 @@ TASKS: dict[str, type] = {
     "open": OpenAnswers,
     "chair": Chair,
     "facts": Facts,
+    "drawing": Drawing,
     "vqascore": VqaScore,
     "memorization": Memorization,
     "frequency": Frequency,
