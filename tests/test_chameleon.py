@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diptych.batch import Batch
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
+from diptych.models.generate import Decoding, draw, generate
 from diptych.models.quantizer import nearest_code
 from diptych.models.rotary import EMPTY, RotaryTransformer, rotations, turn
 from diptych.models.vlm import build_model
@@ -352,17 +353,23 @@ def test_drawing_with_a_cache_is_drawing_without(guidance):
     d = model.part("decoder")
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(["two green keys", "two red keys"]))
     ids = ids[:, : int(mask.sum(1)[0]) - 1]
-    logits = []
+    seen = []
 
-    def choose(x):
-        logits.append(x)
-        return x.argmax(-1)
+    def step(drawn, state):
+        logits, state = d.step_image(drawn, state)
+        seen.append(logits)
+        return logits, state
 
     with torch.no_grad():
-        codes = d.draw(ids, choose, guidance)
+        codes = draw(model, ids, Decoding(), guidance)
+        begun = d.start_image(ids, guidance)
+        assert torch.equal(generate(step, begun, Decoding(max_tokens=d.tokens)), codes)
         plain, expected = draw_again(d, ids, guidance)
+        some = begun[1][torch.tensor([1, 0, 1])]
+        again, _ = d.step_image(codes[[1, 0, 1], 0], some)
     assert torch.equal(codes, plain)
-    torch.testing.assert_close(torch.stack(logits, 1), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.stack([begun[0], *seen], 1), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again, seen[0][[1, 0, 1]], atol=1e-5, rtol=1e-5)
     if not guidance:  # the caption is not followed at all
         assert torch.equal(codes[0], codes[1])
 
@@ -376,6 +383,7 @@ def test_pictures_come_in_order_and_are_fixed_by_the_seed():
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     likeliest = trained.draw(CAPTIONS, temperature=0)
     reversed_ = trained.draw(CAPTIONS[::-1], temperature=0)
+    assert np.array_equal(trained.draw(CAPTIONS[:1], seed=3)[0], first[0]), "whatever else is drawn"
     one_of_one = trained.draw(CAPTIONS, top_k=1, temperature=2.0)
     for a, b, c in zip(likeliest, reversed_[::-1], one_of_one, strict=True):
         assert np.array_equal(a, b) and np.array_equal(a, c)

@@ -6,7 +6,6 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from diptych.capabilities import Image, Prompt, all_pairs, prompts_for
 from diptych.data.image import resize
-from diptych.data.loader import mixed, to_pixels
+from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
 from diptych.files import read_json
-from diptych.models.generate import cut, decoding_of, sample, write
+from diptych.models.generate import cut, decoding_of, draw, write
 from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM, build_model
@@ -151,16 +150,14 @@ class TrainedModel:
         seed: int = 0,
     ) -> list[Image]:
         self._can("draw")
+        how = decoding_of(temperature=temperature, top_k=top_k or None, top_p=top_p, seed=seed)
         ids, mask = (torch.from_numpy(x).to(self.device) for x in self.model.tokenizer.encode_batch(list(texts)))
         lengths = mask.sum(1)
         out: list[Image] = [np.zeros((0, 0, 3), dtype=np.uint8)] * len(texts)
-        generator = torch.Generator(self.device)
         for length in lengths.unique().tolist():  # captions of one length together: no padding
             for members in (lengths == length).nonzero()[:, 0].split(CHUNK // 4):
-                generator.manual_seed(mixed(seed, int(members[0])))
-                choose = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
                 with self._inference():
-                    codes = self.model.part("decoder").draw(ids[members, : length - 1], choose, guidance)
+                    codes = draw(self.model, ids[members, : length - 1], how, guidance, members.tolist())
                     for i, picture in zip(members.tolist(), self._pictures(codes), strict=True):
                         out[i] = picture
         return out

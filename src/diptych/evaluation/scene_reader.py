@@ -156,7 +156,7 @@ def scene_reader(scenes: Scenes, samples: int = SAMPLES, progress: Callable[[str
     with FileLock(path.parent / f".{key}.lock"):  # two runs of a comparison may ask at once
         if not path.is_file():
             reader = train_reader(scenes, samples, progress)
-            write_atomically(path, lambda target: save_file(reader.state_dict(), target))
+            write_atomically(path, lambda target: save_file({k: v.contiguous() for k, v in reader.state_dict().items()}, target))
     with torch.random.fork_rng(devices=[]):
         reader = SceneReader(world)
     reader.load_state_dict(load_file(path))

@@ -231,6 +231,14 @@ def write(model: VLM, images: ImageSide, decoding: Decoding, rows: Sequence[int]
     return generate(writer.step, begun, decoding, **ends, rows=rows, stopped=stopped)
 
 
+@torch.no_grad()
+def draw(model: VLM, ids: Tensor, decoding: Decoding, guidance: float = 1.0, rows: Sequence[int] | None = None) -> Tensor:
+    """Image codes [B, N] for captions of one length, ids [B, t]: [BOS] words. rows: as in ``generate``."""
+    decoder = model.part("decoder")
+    decoding = replace(decoding, max_tokens=decoder.tokens)
+    return generate(decoder.step_image, decoder.start_image(ids, guidance), decoding, rows=rows)
+
+
 def cut(text: str, stop: Sequence[str]) -> str:
     """What stands before the first of the strings that end a text."""
     ends = [at for s in stop if (at := text.find(s)) >= 0]

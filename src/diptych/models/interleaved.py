@@ -13,7 +13,7 @@ Shapes: B batch, N image codes, T text tokens with [BOS] and [EOS], L tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,18 @@ class Read(NamedTuple):
         return Read(self.last[index], self.past[index])
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What was read of images that are being drawn: behind their captions and, for guidance, without them."""
+
+    seen: Cache
+    bare: Cache
+    guidance: float
+
+    def __getitem__(self, rows: Tensor) -> Drawn:
+        return Drawn(self.seen[rows], self.bare[rows], self.guidance)
+
+
 class InterleavedDecoder(nn.Module):
     """Rotary positions, RMS norms, gated MLPs, queries and keys normed, no biases, output layer of its own: Chameleon's.
 
@@ -43,7 +55,7 @@ class InterleavedDecoder(nn.Module):
     """
 
     reads_codes = True
-    called = ("hidden", "caption_logits", "remember", "continue_logits", "image_logits", "logits_at")
+    called = ("hidden", "caption_logits", "remember", "continue_logits", "image_logits", "logits_at", "start", "step")
 
     def __init__(
         self,
@@ -177,25 +189,25 @@ class InterleavedDecoder(nn.Module):
     def _next(self, x: Tensor, past: Cache) -> tuple[Tensor, Cache]:
         return self.word_logits(x[:, -1]), past
 
-    @torch.no_grad()
-    def draw(self, ids: Tensor, choose: Callable[[Tensor], Tensor], guidance: float = 1.0) -> Tensor:
-        """Codes [B, N] of images for captions of one length, ids [B, t]: [BOS] words.
+    def start_image(self, ids: Tensor, guidance: float = 1.0) -> tuple[Tensor, Drawn]:
+        """Logits [B, K] over the first code of images for captions of one length, ids [B, t]: [BOS] words; and what has been read.
 
-        choose: logits [B, K] → codes [B]. guidance: how far to go from what is likely anyway to what the caption makes likely, and beyond:
-        logits = bare + guidance · (captioned − bare), classifier-free guidance (CM3leon §3.2.2 after Ho & Salimans 2022); 1: no more than it says.
+        guidance: how far to go from what is likely anyway to what the caption makes likely, and beyond: logits = bare + guidance ·
+        (captioned − bare), classifier-free guidance (CM3leon §3.2.2 after Ho & Salimans 2022); 1: no more than it says, 0: the caption is not heard.
         """
         mark = torch.full((len(ids), 1), self.begin, device=ids.device)
-        seen = self.read(torch.cat([ids, mark], 1))
-        bare = self.read(torch.cat([ids[:, :1], mark], 1)) if guidance != 1 else None
-        out: list[Tensor] = []
-        for n in range(self.tokens):
-            logits = self.code_logits(seen.last[:, 0]).float()
-            if bare is not None:
-                without = self.code_logits(bare.last[:, 0]).float()
-                logits = without + guidance * (logits - without)
-            out.append(choose(logits))
-            if n + 1 < self.tokens:
-                following = (out[-1] + self.first_code)[:, None]
-                seen = self.read(following, seen)
-                bare = self.read(following, bare) if bare is not None else None
-        return torch.stack(out, 1)
+        return self._next_code(torch.cat([ids, mark], 1), torch.cat([ids[:, :1], mark], 1), Drawn(EMPTY, EMPTY, guidance))
+
+    def step_image(self, ids: Tensor, before: Drawn) -> tuple[Tensor, Drawn]:
+        """Logits [B, K] over the code behind the codes ``ids`` [B]."""
+        following = (ids + self.first_code)[:, None]
+        return self._next_code(following, following, before)
+
+    def _next_code(self, ids: Tensor, bare_ids: Tensor, before: Drawn) -> tuple[Tensor, Drawn]:
+        x, seen = self.hidden(ids, before.seen)
+        logits = self.code_logits(x[:, -1]).float()
+        if before.guidance == 1:
+            return logits, Drawn(seen, EMPTY, 1.0)
+        y, bare = self.hidden(bare_ids, before.bare)
+        without = self.code_logits(y[:, -1]).float()
+        return without + before.guidance * (logits - without), Drawn(seen, bare, before.guidance)

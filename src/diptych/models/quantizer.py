@@ -75,7 +75,7 @@ class VectorQuantizer(nn.Module):
         width: int | None = None,
         depth: Annotated[int, Field(ge=0)] = 1,
         code_width: Annotated[int, Field(ge=2)] = 16,
-        patience: Annotated[int, Field(ge=1)] = 20,
+        patience: Annotated[int, Field(ge=1)] = 100,
     ):
         super().__init__()
         build.require(

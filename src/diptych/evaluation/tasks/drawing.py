@@ -91,8 +91,8 @@ class Drawing:
 
     def _sheet(self, records: Records, items: list[tuple[Sample, str, Scenes]]) -> None:
         """The first drawings of either kind, each with its caption and what the reader saw."""
-        from diptych.data.sheet import contact_sheet
         from diptych.data.image import decode
+        from diptych.data.sheet import contact_sheet
 
         shown: list[Sample] = []
         by_id = {r["item"]: r for r in records.all()}
