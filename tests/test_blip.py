@@ -350,7 +350,15 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "blip"
     train(
         load_recipe(
-            "blip", [*SMALL, "budget=64 samples", "stages.0.batch_size=16", "data.tokenizer.vocab_size=320", "trackers=[]"]
+            "blip",
+            [
+                *SMALL,
+                "score=matching",
+                "budget=64 samples",
+                "stages.0.batch_size=16",
+                "data.tokenizer.vocab_size=320",
+                "trackers=[]",
+            ],
         ),
         out,
     )
