@@ -9,12 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from diptych.errors import DiptychError, nearest
-from diptych.interop.base import Misfit
+from diptych.interop.base import Family, Misfit
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from diptych.interop.base import Family
     from diptych.models.vlm import VLM
     from diptych.recipe import Recipe
 

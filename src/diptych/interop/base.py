@@ -186,9 +186,22 @@ class Family:
     format: ClassVar[str] = "transformers"
     weights: ClassVar[str] = "model.safetensors"  # the file of weights
     end_last: ClassVar[bool] = False  # [EOS] gets the highest id, because the class looks for the highest
+    starts: ClassVar[bool] = (
+        False  # a run can start from its weights: options, structure and shift are there, and name is its model_type
+    )
     masked: ClassVar[bool] = True  # whether texts come with an attention mask
     scores: ClassVar[tuple[str, ...]] = ()  # by which of them the class scores, where a run may be written as one of several
     processor: ClassVar[str] = ""  # the class of transformers that holds tokenizer and image processor
+
+    def structure(self, model: VLM) -> list[Misfit]:
+        """What of the model's towers is made otherwise than theirs, whatever its other parts and objectives."""
+        raise NotImplementedError
+
+    def left_over(self, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Weights that one side has and the other has not, where nothing may be left out."""
+        named = {name for entry in self.entries(model, objectives) for name in entry.ours if not name.startswith("objectives.")}
+        odd = sorted(named ^ set(model.state_dict()))
+        return [Misfit(f"{odd[0]} has no counterpart")] if odd else []
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
@@ -209,6 +222,10 @@ class Family:
 
     def options(self, config: Any) -> dict[str, Any]:
         """Overrides by dotted key that give a recipe of ours the geometry of theirs."""
+        raise NotImplementedError
+
+    def shift(self, state: State, shift: Tensor) -> State:
+        """Their weights with ``shift`` [D] added to what the stem says of every patch."""
         raise NotImplementedError
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
@@ -238,7 +255,15 @@ def towers(model: VLM) -> list[Misfit]:
 
 def lacks(module: Any, **wanted: Any) -> list[str]:
     """``name is value, not wanted`` for each attribute that is not as wanted."""
-    return [f"{name} is {getattr(module, name)}, not {value}" for name, value in wanted.items() if getattr(module, name) != value]
+    has = {name: getattr(module, name, None) for name in wanted}
+    return [f"{name} is {has[name]}, not {value}" for name, value in wanted.items() if has[name] != value]
+
+
+def norms_elsewhere(text: Any) -> list[str]:
+    """No norm on the embeddings, and one after the blocks."""
+    last = getattr(getattr(text, "transformer", None), "norm", None)
+    fits = isinstance(getattr(text, "norm", None), nn.Identity) and isinstance(last, nn.LayerNorm)
+    return [] if fits else ["its norms stand elsewhere"]
 
 
 def write_processor(directory: Path, kind: str, tokenizer: Any, image_size: int) -> None:

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from diptych.interop.base import Family, Geometry, Misfit, Same, blocks, lacks, linear, objective_of, options_of, same, towers
+from diptych.interop.base import (
+    Family,
+    Geometry,
+    Misfit,
+    Same,
+    blocks,
+    lacks,
+    linear,
+    norms_elsewhere,
+    objective_of,
+    options_of,
+    same,
+    towers,
+)
 from diptych.objectives.contrastive import InfoNCE
 
 if TYPE_CHECKING:
@@ -22,23 +36,27 @@ class Clip(Family):
     name = "clip"
     architecture = "CLIPModel"
     end_last = True
+    starts = True
     processor = "CLIPProcessor"
 
+    def structure(self, model: VLM) -> list[Misfit]:
+        found = []
+        if "vision" in model.parts:
+            vision = model.part("vision")
+            wrong = lacks(vision, extra=1, learned=True, norm_sum=True, pooling="class")
+            if not isinstance(getattr(vision, "stem", None), nn.Conv2d) or vision.stem.bias is not None:
+                wrong.insert(0, "its stem is not one convolution without bias")
+            if wrong:
+                found.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=clip"))
+        if "text" in model.parts:
+            text = model.part("text")
+            wrong = lacks(text, causal=True, pool="eos", whole=False) + norms_elsewhere(text)
+            if wrong:
+                found.append(Misfit(f"parts.text: {', '.join(wrong)}", "parts.text.kind=clip"))
+        return found
+
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
-        found = towers(model)
-        if found:
-            return found
-        vision, text = model.part("vision"), model.part("text")
-        wrong = lacks(vision, extra=1, learned=True, norm_sum=True, pooling="class")
-        if not isinstance(vision.stem, nn.Conv2d) or vision.stem.bias is not None:
-            wrong.insert(0, "its stem is not one convolution without bias")
-        if wrong:
-            found.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=clip"))
-        wrong = lacks(text, causal=True, pool="eos", whole=False)
-        if not isinstance(text.norm, nn.Identity) or isinstance(text.transformer.norm, nn.Identity):
-            wrong.append("its norms stand elsewhere")
-        if wrong:
-            found.append(Misfit(f"parts.text: {', '.join(wrong)}", "parts.text.kind=clip"))
+        found = towers(model) or self.structure(model)
         for side in ("image", "text"):
             layer: Any = getattr(model, f"{side}_projection")
             if not found and (not isinstance(layer, nn.Linear) or layer.bias is not None):
@@ -47,24 +65,28 @@ class Clip(Family):
             found.append(Misfit(f"it scores by {recipe.score}, not by similarity"))
         if objective_of(objectives, InfoNCE) is None:
             found.append(Misfit("no objective is an InfoNCE, which gives logits their scale"))
-        return found
+        return found or self.left_over(model, objectives)
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
-        vision, text = model.part("vision"), model.part("text")
-        found = [
-            same("parts.vision.classes", "vision_model.embeddings.class_embedding", view=(-1,)),
-            same("parts.vision.stem.weight", "vision_model.embeddings.patch_embedding.weight"),
-            same("parts.vision.positions", "vision_model.embeddings.position_embedding.weight"),
-            *linear("parts.vision.norm", "vision_model.pre_layrnorm"),
-            *blocks(vision.transformer, "parts.vision.transformer", "vision_model.encoder.layers"),
-            *linear("parts.vision.transformer.norm", "vision_model.post_layernorm"),
-            same("image_projection.weight", "visual_projection.weight"),
-            same("parts.text.embedding.weight", "text_model.embeddings.token_embedding.weight"),
-            same("parts.text.positions", "text_model.embeddings.position_embedding.weight"),
-            *blocks(text.transformer, "parts.text.transformer", "text_model.encoder.layers"),
-            *linear("parts.text.transformer.norm", "text_model.final_layer_norm"),
-            same("text_projection.weight", "text_projection.weight"),
-        ]
+        found: list[Same] = []
+        if "vision" in model.parts:
+            found += [
+                same("parts.vision.classes", "vision_model.embeddings.class_embedding", view=(-1,)),
+                same("parts.vision.stem.weight", "vision_model.embeddings.patch_embedding.weight"),
+                same("parts.vision.positions", "vision_model.embeddings.position_embedding.weight"),
+                *linear("parts.vision.norm", "vision_model.pre_layrnorm"),
+                *blocks(model.part("vision").transformer, "parts.vision.transformer", "vision_model.encoder.layers"),
+                *linear("parts.vision.transformer.norm", "vision_model.post_layernorm"),
+                same("image_projection.weight", "visual_projection.weight"),
+            ]
+        if "text" in model.parts:
+            found += [
+                same("parts.text.embedding.weight", "text_model.embeddings.token_embedding.weight"),
+                same("parts.text.positions", "text_model.embeddings.position_embedding.weight"),
+                *blocks(model.part("text").transformer, "parts.text.transformer", "text_model.encoder.layers"),
+                *linear("parts.text.transformer.norm", "text_model.final_layer_norm"),
+                same("text_projection.weight", "text_projection.weight"),
+            ]
         contrast = objective_of(objectives, InfoNCE)
         return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found
 
@@ -92,6 +114,11 @@ class Clip(Family):
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
         contrast = objective_of(objectives, InfoNCE)
         return state if contrast is None else {**state, f"{contrast[0]}.logit_scale": contrast[1].scale.detach().log()}
+
+    def shift(self, state: State, shift: Tensor) -> State:
+        """What the stem adds to every patch: it has no bias, but each patch has a position."""
+        name = "vision_model.embeddings.position_embedding.weight"
+        return {**state, name: torch.cat([state[name][:1], state[name][1:] + shift])}
 
     def options(self, config: Any) -> dict[str, Any]:
         vision, text = config.vision_config, config.text_config

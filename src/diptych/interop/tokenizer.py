@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.data.text import BOS, EOS, PAD, SPECIALS, Tokenizer
+from diptych.errors import DiptychError
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token")  # what transformers calls SPECIALS
 # What data.text.normalise does: lower case, single spaces, no full stop at the end. Python's white space is Unicode's and four control codes.
@@ -88,3 +89,36 @@ class Vocabulary:
             truncation_side="right",
             **dict(zip(NAMES, SPECIALS, strict=True)),
         )
+
+
+def adopt(theirs: Any, max_length: int = 32) -> tuple[Tokenizer, list[int | None]]:
+    """A fast tokenizer of transformers as ours, and its id of each of our ids; None: it has no such token.
+
+    Our four special tokens come first, whatever they are called there; [PAD] and [MASK] are new where they are missing or another's.
+    Raises DiptychError if it has no marks of beginning and end, which ours puts around every text.
+    """
+    tree = json.loads(theirs.backend_tokenizer.to_str())
+    vocabulary = tree["model"].get("vocab")
+    if not isinstance(vocabulary, dict):
+        raise DiptychError("it has no plain vocabulary")
+    given = {name: getattr(theirs, name, None) for name in NAMES}
+    if given["bos_token"] is None or given["eos_token"] is None:
+        raise DiptychError("it marks no beginning or no end")
+    taken = {given["bos_token"], given["eos_token"]}
+    given |= {name: None for name in ("pad_token", "mask_token") if given[name] in taken}
+    ids = {**vocabulary, **{token["content"]: token["id"] for token in tree["added_tokens"]}}
+    specials = [given[name] for name in NAMES]
+    first = len(SPECIALS)  # what made room for [EOS] in an export of ours goes back to the end
+    rest = sorted((token for token in ids if token not in specials), key=lambda token: (ids[token] < first, ids[token]))
+    order = [None if token is None else ids[token] for token in specials] + [ids[token] for token in rest]
+    names = {**{token: name for token, name in zip(specials, SPECIALS, strict=True) if token}, **{token: token for token in rest}}
+    there = {name: i for i, name in enumerate([*SPECIALS, *(names[token] for token in rest)])}
+    added = {names[token["content"]]: token for token in tree["added_tokens"]}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added |= {name: {**plain, **added.get(name, {})} for name in SPECIALS}
+    tree["model"]["vocab"] = {name: i for name, i in there.items() if name in SPECIALS or name in vocabulary}
+    tree["added_tokens"] = sorted(({**t, "content": n, "id": there[n]} for n, t in added.items()), key=lambda t: t["id"])
+    tree |= {"truncation": None, "padding": None, "post_processor": None}
+    if tree["normalizer"] == NORMALISER:  # ours does that itself
+        tree["normalizer"] = None
+    return Tokenizer(json.dumps(tree, ensure_ascii=False), max_length), order

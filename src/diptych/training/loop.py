@@ -70,7 +70,7 @@ class Trainer:
         self.cluster: Cluster = join_cluster(pick_device(recipe.device))
         self.record = Record(out, recipe, self.cluster)
         checkpoint = self.record.open(resume)
-        self.setup: Setup = set_up(recipe, source, self.cluster.device)
+        self.setup: Setup = set_up(recipe, source, self.cluster.device, saved=out if checkpoint else None)
         self.spent = Spent()
         self.stop: str | None = None  # the signal that this process was given
         self.stopping: str | None = None  # the same once all processes know: they must stop after the same step

@@ -19,10 +19,12 @@ from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
 from diptych.files import write_json, write_text
 from diptych.models.build import SIZES
+from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
 from diptych.objectives import build_objectives
 from diptych.recipe import Recipe
 from diptych.registry import resolve
+from diptych.training.start import Start, Started, open_start
 
 CORPUS = 4000  # samples whose captions the tokenizer is trained on
 PACKAGES = (
@@ -48,6 +50,7 @@ class Setup:
     objectives: nn.ModuleDict
     device: torch.device
     autocast: bool
+    started: Started | None = None  # from whose weights
     given: Source | None = None  # a source that was handed over instead of the recipe's
 
     def held_out(self) -> Source:
@@ -93,17 +96,18 @@ def corpus_of(source: Source, n: int = CORPUS) -> list[str]:
     return captions
 
 
-def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None) -> Setup:
-    """Fresh weights, fixed by the recipe's seed."""
+def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None, saved: Path | None = None) -> Setup:
+    """Weights as the recipe has them start: fresh ones, fixed by its seed, or learned ones. saved: a run that goes on, and gets its own."""
     validation = source
     source = source or open_source(recipe.data.train).split("train")
     torch.manual_seed(recipe.seed)
     corpus = corpus_of(source)
-    spec = recipe.data.tokenizer
-    tokenizer = Tokenizer.train(corpus, spec.vocab_size, spec.max_length) if spec.kind == "bpe" else None
+    start = open_start(recipe.weights) if recipe.weights and saved is None else None
+    tokenizer, kept = _words(recipe, corpus, start, saved)
     device = device or pick_device(recipe.device)
-    model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus)
+    model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
     objectives = build_objectives(recipe, model)
+    started = start.load(recipe, model, objectives) if start else None
     return Setup(
         recipe,
         source,
@@ -112,12 +116,27 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
         objectives.to(device),
         device,
         use_bf16(recipe.precision, device),
+        started,
         validation,
     )
 
 
+def _words(recipe: Recipe, corpus: list[str], start: Start | None, saved: Path | None) -> tuple[Tokenizer | None, list[int] | None]:
+    """The tokenizer, or what a language model's own keeps of its vocabulary: those of the run that goes on, of what it starts from, or of the corpus."""
+    spec, file = recipe.data.tokenizer, saved / "tokenizer.json" if saved else None
+    there = file if recipe.weights and file and file.is_file() else None
+    if recipe.weights and saved and there is None:
+        start = open_start(recipe.weights)  # a run that goes on from its mirror
+    if spec.kind == "lm":
+        return None, kept_in(there) if there else start.kept() if start else None
+    own = Tokenizer(there, spec.max_length) if there else start.tokenizer(spec.max_length) if start else None
+    return own or Tokenizer.train(corpus, spec.vocab_size, spec.max_length), None
+
+
 def describe(setup: Setup, out: Path) -> None:
     """Write what fixes the run beside it: recipe.yaml, environment.json, tokenizer.json, model.json."""
+    if setup.started:
+        print(f"note: {setup.started}", file=sys.stderr)
     write_text(out / "recipe.yaml", setup.recipe.to_yaml())
     setup.tokenizer.save(out / "tokenizer.json")
     write_json(out / "model.json", {"image_size": setup.model.image_size, "licences": setup.model.licences})
@@ -136,6 +155,7 @@ def describe(setup: Setup, out: Path) -> None:
             "data": setup.source.address,
             "data_fingerprint": setup.source.fingerprint(),
             "lone": {a: open_source(a).split("train").fingerprint() for a in setup.recipe.data.lone if a},
+            **({"weights": setup.started.plain()} if setup.started else {}),
             "packages": {p: _version(p) for p in PACKAGES},
         },
     )

@@ -67,9 +67,10 @@ def from_gguf(file: Path) -> Path:
 
 def statistics_of(name: str) -> tuple[list[float], list[float]]:
     """Mean and deviation that a vision model's pixels in [0, 1] are normalised with; ½ and ½ where its directory does not say."""
-    file = Path(name) / "preprocessor_config.json"
     if Path(name).is_dir():
-        says = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        files = (Path(name) / f"{kind}_config.json" for kind in ("preprocessor", "processor"))  # version 4's and version 5's
+        says: dict[str, Any] = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})
+        says = says.get("image_processor", says)
     else:
         from transformers import AutoImageProcessor
 
