@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from diptych.batch import Batch
 from diptych.data.text import Tokenizer
@@ -21,7 +22,10 @@ from diptych.objectives.interleaved import orders
 from diptych.objectives.quantizing import codebook_loss
 from diptych.recipe import load_recipe
 from diptych.trained import TrainedModel
-from engine_fixture import Little
+from diptych.training.checkpoint import checkpoints
+from diptych.training.loop import train
+from engine_fixture import Little, tiny
+from test_distributed import launch
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star", "a key"]
 SMALL = [
@@ -403,3 +407,20 @@ def test_a_model_that_cannot_draw_says_what_it_can():
     trained = TrainedModel("m", recipe, model, objectives, torch.device("cpu"))
     with pytest.raises(DiptychError, match="cannot draw; it can: decoding, generate, loglikelihood, reconstruct, score"):
         trained.draw(["a key"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_do_what_one_does_in_both_stages(tmp_path, sharding):
+    """The codebook and what is revived of it included: 20 steps, dead codes after three."""
+    given = [
+        *(o for o in SMALL if not o.startswith("precision")),
+        *("parts.quantizer.patience=3", "stages.0.batch_size=16", "stages.1.batch_size=16", "stages.1.optimizer=adamw"),
+        *("stages.1.lr=3e-4", "budget=320 samples"),
+    ]
+    launch([["chameleon", str(tmp_path / "two"), [*given, f"sharding={sharding}"]]])
+    train(load_recipe("chameleon", [*tiny("chameleon"), *given]), tmp_path / "one")
+    two, one = (load_file(checkpoints(tmp_path / d / "checkpoints")[-1] / "model.safetensors") for d in ("two", "one"))
+    assert two.keys() == one.keys()
+    for name in one:
+        assert (two[name].double() - one[name].double()).norm() <= 1e-3 * one[name].double().norm() + 1e-6, name
