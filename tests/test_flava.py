@@ -227,6 +227,79 @@ def test_unpaired_data_joins_the_batches_and_pieces_of_them(tmp_path: Any) -> No
     assert dp.load(run.path).embed_text(["a red fox"]).shape == (1, 128)
 
 
+def test_an_export_computes_what_the_run_does(tmp_path: Any) -> None:
+    from PIL import Image
+    from transformers import AutoModel, AutoProcessor
+
+    import diptych as dp
+    from diptych.exporting import export
+    from diptych.trained import TrainedModel
+
+    small = {
+        "stages.0.batch_size": 16, "stages.1.batch_size": 16, "parts.quantizer.width": 16, "data.tokenizer.vocab_size": 320, "precision": "fp32",
+        "trackers": [], **{f"parts.{p}.{k}": v for p in ("vision", "text", "fusion") for k, v in {"depth": 2, "width": 32, "heads": 2}.items()},
+    }  # fmt: skip
+    run = dp.train("flava", data="scenes:small", budget="96 samples", out=tmp_path / "run", set=small)
+    ours, made = TrainedModel.load(run.path, "cpu"), export(run.path, out=tmp_path / "export")
+    model, info = AutoModel.from_pretrained(made.path, output_loading_info=True)
+    assert type(model).__name__ == made.architecture == "FlavaModel"
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    texts = ["a red fox", "two green keys to the left of a big yellow house"]
+    size = ours.model.image_size
+    images = [np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(2)]
+    inputs = AutoProcessor.from_pretrained(made.path)(
+        images=[Image.fromarray(i) for i in images], text=texts, padding=True, return_tensors="pt"
+    )
+    ids, mask = (torch.from_numpy(x) for x in ours.model.tokenizer.encode_batch(texts))
+    assert torch.equal(inputs["input_ids"], ids)
+    with torch.no_grad():
+        out = model.eval()(**inputs)
+        image = model.image_projection(out.image_embeddings[:, 0])
+        text = model.text_projection(out.text_embeddings[:, 0])
+        p = ours.model.encode(Batch(pixels=inputs["pixel_values"], text=ids, text_mask=mask))
+        fused = p.fused_text.pooled
+    for found, wanted in ((image, ours.embed_image(images)), (text, ours.embed_text(texts))):
+        found = torch.nn.functional.normalize(found, dim=-1)
+        torch.testing.assert_close(found, torch.from_numpy(wanted), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.multimodal_embeddings[:, 0], fused, atol=1e-5, rtol=1e-5)
+    assert (fused[0] - fused[1]).abs().max() > 1e-3
+    torch.testing.assert_close(model.logit_scale.exp(), ours.objectives["info_nce"].scale.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_permuting_the_pairs_permutes_what_is_fused(ours: Any, given: dict[str, torch.Tensor]) -> None:
+    model, objectives = ours
+    order = torch.tensor([2, 0, 1])
+    pixels, ids, mask = given["pixels"], given["ids"], given["mask"]
+    straight = Pass(model, ImageSide(model, pixels), TextSide(model, ids, mask))
+    turned = Pass(model, ImageSide(model, pixels[order]), TextSide(model, ids[order], mask[order]))
+    logits = [objectives["matching"].logits(p) for p in (straight, turned)]
+    torch.testing.assert_close(logits[1], logits[0][order], atol=1e-5, rtol=1e-5)
+    scores = [p.image_embedding @ p.text_embedding.T for p in (straight, turned)]
+    torch.testing.assert_close(scores[1], scores[0][order][:, order], atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_through_the_joint_encoder(ours: Any, given: dict[str, torch.Tensor]) -> None:
+    """Against finite differences in float64, from both modalities through fusion and heads."""
+    from copy import deepcopy
+
+    from diptych.batch import Tokens
+
+    model, objectives = deepcopy(ours[0]).double(), deepcopy(ours[1]).double()
+    joint, both = model.part("fusion"), objectives["masked_both"]
+    mask = torch.tensor([[True, True, False]])
+    seen, said = (torch.randn(1, n, 32, dtype=torch.float64, requires_grad=True) for n in (2, 3))
+
+    def loss(seen: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+        text, image = joint.both(Tokens(said, said[:, 0], mask), Tokens(seen, seen[:, 0]))
+        ce = torch.nn.functional.cross_entropy
+        codes, words = both.image_head(image.tokens[0, 1:]), both.text_head(text.tokens[0, :2])
+        return ce(codes, torch.tensor([3])) + ce(words, torch.tensor([5, 9]))
+
+    assert torch.autograd.gradcheck(loss, (seen, said))
+    loss(seen, said).backward()
+    assert said.grad is not None and not said.grad[0, 2].any()  # padding teaches nothing
+
+
 def test_geometry_that_does_not_fit_is_refused() -> None:
     with pytest.raises(DiptychError, match="mask_token: true"):
         Little("flava", "parts.vision.mask_token=false")

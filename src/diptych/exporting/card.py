@@ -47,6 +47,19 @@ inputs = processor(images=Image.open("photo.jpg"), return_tensors="pt")
 print(processor.decode(model.generate(**inputs, max_new_tokens=30)[0], skip_special_tokens=True))
 ```
 """,
+    "FlavaModel": """\
+```python
+from PIL import Image
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("."), AutoProcessor.from_pretrained(".")
+inputs = processor(images=Image.open("photo.jpg"), text=["a caption", "another"], padding=True, truncation=True, return_tensors="pt")
+text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output[:, 0]
+image = model.get_image_features(inputs["pixel_values"]).pooler_output[:, 0]
+print(model.logit_scale.exp() * normalize(image, dim=-1) @ normalize(text, dim=-1).T)
+```
+""",
     "open_clip": """\
 ```python
 import open_clip, torch

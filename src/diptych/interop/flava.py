@@ -1,80 +1,210 @@
-"""FLAVA's weights between ``FlavaForPreTraining`` of transformers and ours.
+"""FLAVA's weights (Singh et al. 2022) between transformers and ours: ``FlavaModel`` out, ``FlavaForPreTraining`` in.
 
-Ours: ``parts.vision: {kind: class, mask_token: true, bare: true}``, ``parts.text: {kind: bert, post_norm: false, bare: true}``, ``parts.fusion: {kind: joint}``, objectives
-``info_nce``, ``masked_codes``, ``masked_text``, ``masked_both``, ``matching: {pooler: tanh}``. Their image codebook is another than our quantizer and stays behind.
+Ours: ``parts.vision: {kind: class, bare: true}``, ``parts.text: {kind: bert, post_norm: false, bare: true}``, ``parts.fusion: {kind: joint}``. The quantizer and
+the heads of the objectives serve training alone: an export has no place for them, and their image codebook is another than our quantizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from diptych.interop.base import Family, Geometry, Misfit, Same, lacks, linear, objective_of, options_of, same, to_ours
+from diptych.models.attention import Transformer
+from diptych.models.fusion import Joint
+from diptych.models.text import TextTransformer
+from diptych.models.vision import ViT
+from diptych.objectives.contrastive import InfoNCE
 
-def encoder(theirs: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A stack of ``FlavaLayer`` and its last norm (``prefix`` + "layernorm") as our ``Transformer``."""
-    found = {f"norm.{k}": theirs[f"{prefix}layernorm.{k}"] for k in ("weight", "bias")}
-    depth = 1 + max(int(name.split(".layer.")[1].split(".")[0]) for name in theirs if name.startswith(f"{prefix}encoder.layer."))
-    for i in range(depth):
-        layer, block = f"{prefix}encoder.layer.{i}.", f"blocks.{i}."
-        for k in ("weight", "bias"):
-            pairs = {
-                "norm1": "layernorm_before", "norm2": "layernorm_after", "attention.q": "attention.attention.query",
-                "attention.out": "attention.output.dense", "mlp.0": "intermediate.dense", "mlp.2": "output.dense",
-            }  # fmt: skip
-            found |= {f"{block}{ours}.{k}": theirs[f"{layer}{name}.{k}"] for ours, name in pairs.items()}
-            found[f"{block}attention.kv.{k}"] = torch.cat([theirs[f"{layer}attention.attention.{n}.{k}"] for n in ("key", "value")])
+if TYPE_CHECKING:
+    from diptych.interop.base import State
+    from diptych.interop.tokenizer import Vocabulary
+    from diptych.models.vlm import VLM
+    from diptych.recipe import Recipe
+
+TOWERS = {"vision": "image_model", "text": "text_model", "fusion": "multimodal_model"}
+INSIDE = {
+    "norm1": "layernorm_before", "norm2": "layernorm_after", "attention.q": "attention.attention.query",
+    "attention.out": "attention.output.dense", "mlp.0": "intermediate.dense", "mlp.2": "output.dense",
+}  # fmt: skip
+KINDS = "kinds"  # of tokens, which theirs tells apart: two vectors, of which only the first is ever used
+HEADS = {
+    ("masked_codes", "head"): "mim_head", ("masked_text", "head"): "mlm_head",
+    ("masked_both", "image_head"): "mmm_image_head", ("masked_both", "text_head"): "mmm_text_head",
+}  # fmt: skip
+
+
+def layers(transformer: Transformer, ours: str, theirs: str) -> list[Same]:
+    """A stack of ``FlavaLayer`` and its last norm as our ``Transformer``."""
+    found = linear(f"{ours}.transformer.norm", f"{theirs}.layernorm")
+    for i in range(len(transformer.blocks)):
+        here, there = f"{ours}.transformer.blocks.{i}", f"{theirs}.encoder.layer.{i}"
+        found += linear(f"{here}.attention.kv", [f"{there}.attention.attention.{n}" for n in ("key", "value")])
+        for our_name, their_name in INSIDE.items():
+            found += linear(f"{here}.{our_name}", f"{there}.{their_name}")
     return found
 
 
-def head(theirs: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+class Flava(Family):
+    """Its embeddings are those of the class tokens after the projections, which the class leaves to be picked and scaled to length 1.
+
+    The class has poolers that FLAVA's objectives alone use: they are written as identities, so that nothing is left to chance.
+    """
+
+    name = "flava"
+    architecture = "FlavaModel"
+    processor = "CLIPProcessor"  # theirs would hide patches for itself, and brings BERT's words
+
+    def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        kinds = {"vision": ViT, "text": TextTransformer, "fusion": Joint}
+        found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*kinds, "quantizer")]
+        found += [Misfit(f"it has no part '{name}'") for name in kinds if name not in model.parts]
+        found += [
+            Misfit(f"parts.{name} is no {kind.__name__}")
+            for name, kind in kinds.items()
+            if name in model.parts and not isinstance(model.parts[name], kind)
+        ]
+        if found:
+            return found
+        vision, text = model.part("vision"), model.part("text")
+        wrong = lacks(vision, extra=1, learned=True, pooling="class") + lacks(vision.transformer, bare=True)
+        if not isinstance(vision.stem, nn.Conv2d) or vision.stem.bias is None or not isinstance(vision.norm, nn.Identity):
+            wrong.append("its stem is not one convolution with bias and no norm")
+        if wrong:
+            found.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=class --set parts.vision.bare=true"))
+        wrong = lacks(text, causal=False, pool="bos", whole=False) + lacks(text.transformer, bare=True)
+        if isinstance(text.norm, nn.Identity) or isinstance(text.transformer.norm, nn.Identity):
+            wrong.append("its norms stand elsewhere")
+        if wrong:
+            remedy = "parts.text.kind=bert --set parts.text.post_norm=false --set parts.text.bare=true"
+            found.append(Misfit(f"parts.text: {', '.join(wrong)}", remedy))
+        for side in ("image", "text"):
+            layer: Any = getattr(model, f"{side}_projection")
+            if not found and (not isinstance(layer, nn.Linear) or layer.bias is None):
+                found.append(Misfit(f"the {side} projection is not affine"))
+        if recipe.score != "similarity":
+            found.append(Misfit(f"it scores by {recipe.score}, not by similarity"))
+        if objective_of(objectives, InfoNCE) is None:
+            found.append(Misfit("no objective is an InfoNCE, which gives logits their scale"))
+        return found
+
+    def weights_of(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """What both sides have."""
+        vision, text = model.part("vision"), model.part("text")
+        seen, said = "image_model.embeddings", "text_model.embeddings"
+        found = [
+            same("parts.vision.classes", f"{seen}.cls_token", view=(1, 1, -1)),
+            same("parts.vision.positions", f"{seen}.position_embeddings", view=(1, *vision.positions.shape)),
+            *linear("parts.vision.stem", f"{seen}.patch_embeddings.projection"),
+            same("parts.text.embedding.weight", f"{said}.word_embeddings.weight"),
+            same("parts.text.positions", f"{said}.position_embeddings.weight", view=tuple(text.positions.shape)),
+            *linear("parts.text.norm", f"{said}.LayerNorm"),
+            same("parts.fusion.class_token", "multimodal_model.cls_token", view=(1, 1, -1)),
+            *linear("parts.fusion.from_image", "image_to_mm_projection"),
+            *linear("parts.fusion.from_text", "text_to_mm_projection"),
+            *linear("image_projection", "image_projection"),
+            *linear("text_projection", "text_projection"),
+        ]
+        if vision.mask_token is not None:
+            found.append(same("parts.vision.mask_token", f"{seen}.mask_token", view=(1, 1, -1)))
+        for part, tower in TOWERS.items():
+            found += layers(model.part(part).transformer, f"parts.{part}", tower)
+        contrast = objective_of(objectives, InfoNCE)
+        return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found
+
+    def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        poolers = [e for part, tower in TOWERS.items() for e in linear(f"pooler.{part}", f"{tower}.pooler.dense")]
+        kinds = same(KINDS, "text_model.embeddings.token_type_embeddings.weight")
+        return [*self.weights_of(model, objectives), kinds, *poolers]
+
+    def settled(self, state: State, objectives: nn.ModuleDict) -> State:
+        """With the bound on the scale applied, and what theirs has and ours does without."""
+        more = {KINDS: torch.zeros(2, state["parts.text.positions"].shape[1])}
+        for part in TOWERS:
+            width = len(state[f"parts.{part}.transformer.norm.weight"])
+            more |= {f"pooler.{part}.weight": torch.eye(width), f"pooler.{part}.bias": torch.zeros(width)}
+        contrast = objective_of(objectives, InfoNCE)
+        if contrast:
+            more[f"{contrast[0]}.logit_scale"] = contrast[1].scale.detach().log()
+        return {**state, **more}
+
+    def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        vision, text, fusion = (model.part(name) for name in TOWERS)
+        return {
+            "model_type": "flava",
+            "hidden_size": fusion.width,
+            "projection_dim": model.embed_dim,
+            "image_config": {
+                **Geometry.of(vision.transformer).config(),
+                "model_type": "flava_image_model",
+                "image_size": model.image_size,
+                "patch_size": vision.patch,
+                "mask_token": vision.mask_token is not None,
+            },
+            "text_config": {
+                **Geometry.of(text.transformer).config(),
+                **vocabulary.config(),
+                "model_type": "flava_text_model",
+                "max_position_embeddings": len(text.positions),
+                "type_vocab_size": 2,
+            },
+            "multimodal_config": {**Geometry.of(fusion.transformer).config(), "model_type": "flava_multimodal_model"},
+        }
+
+    def options(self, config: Any) -> dict[str, Any]:
+        vision, text, fusion = config.image_config, config.text_config, config.multimodal_config
+        towers = {
+            "vision": {
+                "kind": "class",
+                "bare": True,
+                "patch": vision.patch_size,
+                "mask_token": vision.mask_token,
+                **options_of(vision),
+            },
+            "text": {"kind": "bert", "post_norm": False, "bare": True, **options_of(text)},
+            "fusion": {"kind": "joint", **options_of(fusion)},
+        }
+        return {
+            "data.image_size": vision.image_size,
+            "data.tokenizer.max_length": text.max_position_embeddings,
+            "embed_dim": config.projection_dim,
+            **{f"parts.{part}.{name}": value for part, options in towers.items() for name, value in options.items()},
+        }
+
+
+def head(ours: str, theirs: str) -> list[Same]:
     """A ``FlavaMaskedPredictionHead`` as our ``prediction_head``."""
     pairs = {"0": "transform.dense", "2": "transform.LayerNorm", "3": "decoder"}
-    return {f"{ours}.{k}": theirs[f"{prefix}.{name}.{k}"] for ours, name in pairs.items() for k in ("weight", "bias")}
+    return [e for mine, name in pairs.items() for e in linear(f"{ours}.{mine}", f"{theirs}.{name}")]
 
 
-def from_transformers(theirs: Mapping[str, Tensor], model: nn.Module, objectives: nn.ModuleDict) -> None:
-    """Put the weights of a ``FlavaForPreTraining`` into a model of the geometry above, in place. Raises RuntimeError if one does not fit."""
-    flava = "flava."
-    image, text, both = (f"{flava}{name}_model." for name in ("image", "text", "multimodal"))
-    parts: Any = model.parts
-    vision = {f"transformer.{k}": v for k, v in encoder(theirs, image).items()}
-    vision |= {
-        "classes": theirs[f"{image}embeddings.cls_token"][0],
-        "mask_token": theirs[f"{image}embeddings.mask_token"][0, 0],
-        "positions": theirs[f"{image}embeddings.position_embeddings"][0],
-        **{f"stem.{k}": theirs[f"{image}embeddings.patch_embeddings.projection.{k}"] for k in ("weight", "bias")},
-    }
-    words = {f"transformer.{k}": v for k, v in encoder(theirs, text).items()}
-    kinds = theirs[f"{text}embeddings.token_type_embeddings.weight"][0]  # all tokens are of the first kind: part of their positions
-    words |= {
-        "embedding.weight": theirs[f"{text}embeddings.word_embeddings.weight"],
-        "positions": theirs[f"{text}embeddings.position_embeddings.weight"] + kinds,
-        **{f"norm.{k}": theirs[f"{text}embeddings.LayerNorm.{k}"] for k in ("weight", "bias")},
-    }
-    joint = {f"transformer.{k}": v for k, v in encoder(theirs, both).items()} | {"class_token": theirs[f"{both}cls_token"][0, 0]}
-    for ours, name in (("from_image", "image_to_mm_projection"), ("from_text", "text_to_mm_projection")):
-        joint |= {f"{ours}.{k}": theirs[f"{flava}{name}.{k}"] for k in ("weight", "bias")}
-    for part, weights in (("vision", vision), ("text", words), ("fusion", joint)):
-        parts[part].load_state_dict(weights)
-    for side in ("image", "text"):
-        getattr(model, f"{side}_projection").load_state_dict(
-            {k: theirs[f"{flava}{side}_projection.{k}"] for k in ("weight", "bias")}
-        )
-    matching = {f"0.{k}": theirs[f"itm_head.pooler.dense.{k}"] for k in ("weight", "bias")}
-    for k in ("weight", "bias"):  # two logits, of which only the difference counts
-        pair = theirs[f"itm_head.seq_relationship.{k}"]
-        matching[f"2.{k}"] = pair[1:] - pair[:1]
-    loaded = {
-        ("masked_codes", "head"): head(theirs, "mim_head"), ("masked_text", "head"): head(theirs, "mlm_head"),
-        ("masked_both", "image_head"): head(theirs, "mmm_image_head"), ("masked_both", "text_head"): head(theirs, "mmm_text_head"),
-        ("matching", "head"): matching,
-    }  # fmt: skip
-    for (objective, name), weights in loaded.items():
+def from_transformers(theirs: Mapping[str, Tensor], model: VLM, objectives: nn.ModuleDict) -> None:
+    """Put the weights of a ``FlavaForPreTraining``, heads and all, into a model of its geometry, in place. Raises RuntimeError if one does not fit."""
+    state = {name.removeprefix("flava."): value for name, value in theirs.items()}
+    said = "text_model.embeddings"  # all tokens are of the first kind: part of their positions
+    state[f"{said}.position_embeddings.weight"] = (
+        state[f"{said}.position_embeddings.weight"] + state[f"{said}.token_type_embeddings.weight"][0]
+    )
+    entries = FAMILY.weights_of(model, objectives)
+    for (objective, name), there in HEADS.items():
         if objective in objectives:
-            getattr(objectives[objective], name).load_state_dict(weights)
-    if "info_nce" in objectives:
-        with torch.no_grad():
-            objectives["info_nce"].logit_scale.copy_(theirs[f"{flava}logit_scale"])  # type: ignore[operator]
+            entries += head(f"objectives.{objective}.{name}", there)
+    if "matching" in objectives:
+        entries += linear("objectives.matching.head.0", "itm_head.pooler.dense")
+        entries += linear("objectives.matching.head.2", "itm_head.yes")
+        for what in ("weight", "bias"):  # two logits, of which only the difference counts
+            no, yes = state[f"itm_head.seq_relationship.{what}"].chunk(2)
+            state[f"itm_head.yes.{what}"] = yes - no
+    whole = {**model.state_dict(), **{f"objectives.{k}": v for k, v in objectives.state_dict().items()}}
+    found = to_ours(state, entries, {k: v.shape for k, v in whole.items()})
+    wanted = {name for name in whole if not name.startswith("parts.quantizer.")}
+    if lacking := sorted(wanted - set(found)):
+        raise RuntimeError(f"the weights lack {', '.join(lacking)}")
+    model.load_state_dict({k: v for k, v in found.items() if not k.startswith("objectives.")}, strict=False)
+    objectives.load_state_dict({k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")})
+
+
+FAMILY = Flava()
