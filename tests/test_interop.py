@@ -191,6 +191,14 @@ def test_export_from_the_command_line(cli: Cli, runs: dict[str, Path], tmp_path:
     card = (out / "README.md").read_text()
     for part in ("arXiv:2103.00020", "96 samples", "fingerprint", "not evaluated", "CC BY-SA 4.0", "AutoProcessor"):
         assert part in card
+    cli("evaluate", runs["clip"], "--tasks", "retrieval?n=20")
+    cli("export", runs["clip"], "--out", out)
+    assert "| retrieval | image-to-text/recall@1 | " in (out / "README.md").read_text()
+    state = runs["clip"] / "evaluation" / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "key": "other"}))
+    cli("export", runs["clip"], "--out", out)
+    card = (out / "README.md").read_text()
+    assert "of another checkpoint" in card and "| retrieval |" not in card
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("x")

@@ -15,7 +15,7 @@ from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
 from diptych.exporting import export
-from diptych.files import read_json
+from diptych.files import read_json, write_json
 from diptych.interop.tokenizer import Vocabulary, adopt
 from diptych.models.passes import ImageSide, TextSide
 from diptych.recipe import load_recipe
@@ -131,6 +131,35 @@ def test_a_run_goes_on_though_what_it_started_from_is_gone(run: Path, tmp_path: 
     done = train(more, first.path, resume=True)
     assert done.spent["samples"] == 64
     assert TrainedModel.load(done.path, "cpu").model.tokenizer.to_json() == Tokenizer(run / "tokenizer.json", 32).to_json()
+
+
+def test_a_tokenizer_that_marks_no_beginning_stays_behind(tmp_path: Path) -> None:
+    """As the original SigLIP's: the towers are loaded, the vectors of words are not, and that is said."""
+    path = foreign_fixture.siglip(tmp_path / "siglip")
+    config = read_json(path / "tokenizer_config.json")
+    write_json(path / "tokenizer_config.json", {**config, "bos_token": None})
+    with pytest.raises(DiptychError) as refused:
+        set_up(load_recipe("siglip", [*FAST, f"weights=hf:{path}"]))
+    named = str(refused.value).split("it fits with ")[1].replace("--set ", "").split()
+    setup = set_up(load_recipe("siglip", [*FAST, f"weights=hf:{path}", *named]))
+    assert setup.started and "it marks no beginning" in str(setup.started) and len(setup.tokenizer) > 300
+    words = setup.model.part("text").embedding.weight
+    assert words.shape[0] == len(setup.tokenizer)
+
+
+def test_clips_own_kind_of_tokenizer_reads_and_writes_the_same(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(33, 127)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    write_json(tmp_path / "vocab.json", {piece: i for i, piece in enumerate(pieces)})
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    theirs = CLIPTokenizer.from_pretrained(tmp_path)
+    ours, order = adopt(theirs, 77)
+    ids, mask = ours.encode_batch(["A cat, two!", "dog"])
+    found = [[order[i] for i in row[seen]] for row, seen in zip(ids, mask, strict=True)]
+    assert found == theirs(["a cat, two!", "dog"])["input_ids"]
+    assert (ours.decode(ids[0]), order[0], order[3]) == ("a cat , two !", None, None)  # its [PAD] is its [EOS]; ours is new
 
 
 @pytest.mark.parametrize("last", [True, False])

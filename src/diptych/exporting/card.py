@@ -97,16 +97,19 @@ ODDS = """\
 def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
     recipe, model = trained.recipe, trained.model
     data = _read(run / "environment.json")
-    spent, summary = _read(run / "spent.json"), _read(run / "evaluation" / "summary.json")
+    spent, started = _read(run / "spent.json"), data.get("weights") or {}
     size = model.image_size
     count = sum(p.numel() for p in model.parameters())
-    lines = [
+    words = f"that of `{started['address']}`" if started else "learned from its captions"
+    head = [
         "---",
         f"library_name: {made.format}",
         "pipeline_tag: zero-shot-image-classification",
         "license: other",
         "tags: [diptych, vision-language]",
         "---",
+    ]
+    lines = [
         f"# {recipe.name}",
         f"{recipe.about}. {made.architecture} with {count / 1e6:.2f} M parameters for images of {size} × {size} pixels, trained with Diptych "
         f"{(data.get('packages') or {}).get('diptych', '')}; checkpoint `{made.checkpoint}`, weights `{made.key}`"
@@ -116,11 +119,12 @@ def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
         ODDS.format(size=size).strip(),
         "## Data",
         f"`{data.get('data', recipe.data.train)}`, fingerprint `{data.get('data_fingerprint', 'unknown')}`. "
-        f"Tokenizer: byte-level BPE of {len(model.tokenizer)} tokens, learned from its captions; texts of at most {model.tokenizer.max_length} tokens.",
+        f"Tokenizer: byte-level BPE of {len(model.tokenizer)} tokens, {words}; texts of at most {model.tokenizer.max_length} tokens.",
+        *([f"Training started from the weights of `{started['address']}` ({started['key']})."] if started else []),
         "## Budget",
         _budget(spent),
         "## Measured",
-        *_measured(summary, data.get("data")),
+        *_measured(run / "evaluation", made.key),
         "## Licences",
         *_licences(model.licences, str(data.get("data", recipe.data.train))),
         "## Citation",
@@ -128,7 +132,7 @@ def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
         "## Recipe",
         f"```yaml\n{recipe.to_yaml().strip()}\n```",
     ]
-    return "\n\n".join(lines[6:]).join(["\n".join(lines[:6]) + "\n\n", "\n"])
+    return "\n".join(head) + "\n\n" + "\n\n".join(lines) + "\n"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -145,8 +149,14 @@ def _budget(spent: dict[str, Any]) -> str:
     )
 
 
-def _measured(summary: dict[str, Any], data: str | None) -> list[str]:
+def _measured(folder: Path, key: str) -> list[str]:
+    """What the run's evaluation says, if it is of these weights."""
+    summary = _read(folder / "summary.json")
     results = summary.get("results") or []
+    if results and _read(folder / "state.json").get("key") != key:
+        return [
+            "Nothing of these weights: the run's evaluation is of another checkpoint. `diptych evaluate` judges this directory."
+        ]
     if not results:
         return ["Nothing yet: the run was not evaluated before it was exported."]
     rows = ["| task | metric | value | 95 % interval | chance | items |", "|---|---|---|---|---|---|"]
@@ -155,7 +165,7 @@ def _measured(summary: dict[str, Any], data: str | None) -> list[str]:
             interval = f"{r['low']:.3f} to {r['high']:.3f}" if r["low"] is not None and r["high"] is not None else "–"
             chance = "–" if r["chance"] is None else f"{r['chance']:.3f}"
             rows.append(f"| {r['task']} | {r['metric']} | {r['value']:.3f} | {interval} | {chance} | {r['n']} |")
-    return [f"On the held-out part of `{summary.get('data', data)}`, by `diptych evaluate`.", "\n".join(rows)]
+    return [f"On the held-out part of `{summary['data']}`, by `diptych evaluate`.", "\n".join(rows)]
 
 
 def _licences(parts: Any, data: str) -> list[str]:

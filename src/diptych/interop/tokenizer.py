@@ -14,6 +14,7 @@ from diptych.data.text import BOS, EOS, PAD, SPECIALS, Tokenizer
 from diptych.errors import DiptychError
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token")  # what transformers calls SPECIALS
+SPACE = "Ġ"  # how byte-level vocabularies write a space
 # What data.text.normalise does: lower case, single spaces, no full stop at the end. Python's white space is Unicode's and four control codes.
 NORMALISER = {
     "type": "Sequence",
@@ -119,6 +120,9 @@ def adopt(theirs: Any, max_length: int = 32) -> tuple[Tokenizer, list[int | None
     tree["model"]["vocab"] = {name: i for name, i in there.items() if name in SPECIALS or name in vocabulary}
     tree["added_tokens"] = sorted(({**t, "content": n, "id": there[n]} for n, t in added.items()), key=lambda t: t["id"])
     tree |= {"truncation": None, "padding": None, "post_processor": None}
+    if suffix := tree["model"].get("end_of_word_suffix"):  # CLIP's "</w>", which its own decoder leaves to be replaced
+        spaces = {"type": "Replace", "pattern": {"String": suffix}, "content": SPACE}
+        tree["decoder"] = {"type": "Sequence", "decoders": [spaces, *([tree["decoder"]] if tree["decoder"] else [])]}
     if tree["normalizer"] == NORMALISER:  # ours does that itself
         tree["normalizer"] = None
     return Tokenizer(json.dumps(tree, ensure_ascii=False), max_length), order
