@@ -21,6 +21,7 @@ from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood, next_token_loss
 from diptych.recipe import load_recipe
 from diptych.trained import TrainedModel
+from diptych.training.distributed import Cluster, shard
 from diptych.training.loop import train
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star", "a key"]
@@ -257,6 +258,18 @@ def test_the_three_losses_have_the_gradient_of_finite_differences():
 
 
 # --- as a recipe ---
+
+
+def test_parts_that_use_each_others_weights_are_not_shared_out():
+    _, model, _ = make("parts.decoder.share=false")
+    with pytest.raises(
+        DiptychError, match="fsdp cannot share out a model in which MedEncoder computes with another part's weights"
+    ):
+        shard(model.part("fusion"), Cluster())
+    with pytest.raises(DiptychError, match="fsdp needs several processes"):
+        shard(model.part("decoder"), Cluster())
+    with pytest.raises(DiptychError, match="in which MedDecoder computes"):
+        shard(make()[1].part("decoder"), Cluster())
 
 
 def test_a_mode_without_its_text_transformer_is_refused():

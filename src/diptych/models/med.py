@@ -77,6 +77,7 @@ class MedEncoder(nn.Module):
     """The image-grounded encoder, ``read(ids [B, T], mask [B, T], image) -> Tokens`` pooled at its first token. No weights of its own."""
 
     reads_words = True
+    borrows = True  # it computes with another part's weights
 
     def __init__(self, build: Build):
         super().__init__()
@@ -137,11 +138,13 @@ class MedDecoder(nn.Module):
     """
 
     reads_words = True
+    called = ("read", "start", "step")
 
     def __init__(self, build: Build, *, share: bool = True):
         super().__init__()
         text = med_text(build)
         self.width, self.share, self.dec = text.width, share, text.dec
+        self.borrows = share
         self.own = None if share else copy.deepcopy(text)
         self._text = [text]
         self.transformer = SharingTransformer(text.transformer) if share else None

@@ -203,6 +203,10 @@ def shard(module: nn.Module, cluster: Cluster) -> None:
 
     from diptych.models.attention import Block
 
+    if getattr(module, "borrows", False):
+        raise DiptychError(
+            f"sharding: fsdp cannot share out a model in which {type(module).__name__} computes with another part's weights; leave it away"
+        )
     if cluster.size == 1:
         raise DiptychError("sharding: fsdp needs several processes; start with torchrun or --processes, or leave it away")
     mesh = init_device_mesh(cluster.device.type, (cluster.size,))
