@@ -6,11 +6,21 @@ Shape legend, used everywhere: B batch, N image tokens, T text tokens, D width, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+
+IMAGE = "<image>"  # stands in a turn's text where an image is shown
+
+
+class Turn(NamedTuple):
+    """What one side says in a conversation."""
+
+    role: str  # system, user or assistant
+    text: str
 
 
 @dataclass
@@ -29,6 +39,8 @@ class Sample:
     meanings: list[str] = field(default_factory=list)
     negatives: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)  # labels, boxes, questions …: whatever the source knows
+    turns: list[Turn] = field(default_factory=list)  # a conversation about the image, or about ``images``
+    images: list[np.ndarray] = field(default_factory=list)  # of a conversation about several; ``image`` is then the first
 
 
 @dataclass
@@ -57,6 +69,8 @@ class Batch:
     lone_pixels: Tensor | None = None  # [U, 3, height, width] images that came without a caption
     lone_text: Tensor | None = None  # [W, T] ids of texts that came without an image
     lone_mask: Tensor | None = None  # [W, T]
+    learned: Tensor | None = None  # [R, T] bool: tokens of conversations to be learned; their text is -1 where an image token goes
+    positions: Tensor | None = None  # [R, T] int64, from 0 in each conversation: several may share one of R rows
     meaning: Tensor | None = None  # [B] int64; equal numbers, in whatever batch: captions that mean the same
     start: int = 0  # place of the first sample in the whole batch, of which this may be a piece
     ids: tuple[str, ...] = ()
@@ -74,6 +88,9 @@ class Batch:
 
     @property
     def size(self) -> int:
+        """Samples. Of conversations neither rows (several in one) nor images (any number in each)."""
+        if self.learned is not None:
+            return len(self.ids)
         first = self.pixels if self.pixels is not None else self.text
         assert first is not None
         return first.shape[0]

@@ -54,6 +54,14 @@ class Tokenizer(Strict):
     max_length: Annotated[int, Field(ge=4)] = 32
 
 
+class Conversations(Strict):
+    """How conversations become rows of tokens."""
+
+    max_length: Annotated[int, Field(ge=8)] = 512  # tokens of the longest, image tokens among them; of a row, if packed
+    too_long: Literal["cut", "refuse"] = "cut"  # a longer one: cut, never within an image, or refused before training starts
+    pack: bool = False  # several in a row, none of which sees another: no padding to compute
+
+
 class Data(Strict):
     train: str = "scenes:small"
     lone_images: str | None = None  # an address; each sample is joined by an image of it, whose caption is not looked at
@@ -64,6 +72,7 @@ class Data(Strict):
         0.0  # share of a caption's tokens hidden in training; not where they are predicted
     )
     tokenizer: Tokenizer = Tokenizer()
+    conversations: Conversations = Conversations()
 
     @property
     def lone(self) -> tuple[str | None, str | None]:
@@ -78,6 +87,7 @@ class Stage(Strict):
     name: str = "main"
     train: list[str] | Literal["all"] = "all"  # parts that learn; the heads and temperatures of objectives always do
     objectives: dict[str, ObjectiveSpec]
+    data: str | None = None  # an address, where the stage learns from other data than data.train
     share: Annotated[float, Field(gt=0)] = 1.0  # of the budget, relative to the other stages
     batch_size: Annotated[int, Field(ge=1)] = 128  # of the whole step: all micro-batches of all processes
     micro_batch: Annotated[int, Field(ge=1)] | None = None  # samples encoded at a time; the gradient stays that of the whole batch

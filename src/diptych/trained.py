@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.answering import Answering
+from diptych.batch import Turn
 from diptych.capabilities import Image, Prompt, all_pairs, prompts_for
+from diptych.data.conversations.turns import DESCRIBE, question
 from diptych.data.image import resize
 from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
@@ -28,7 +31,7 @@ from diptych.objectives.generative import caption_log_likelihood
 from diptych.objectives.interleaved import Interleaved, image_log_likelihood
 from diptych.recipe import Recipe, load_recipe
 from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint, load_weights
-from diptych.training.setup import pick_device, use_bf16
+from diptych.training.setup import chat_of, pick_device, use_bf16
 
 CHUNK = 256  # images or texts encoded at a time
 PAIRS = 1024  # image-text pairs scored at a time
@@ -68,6 +71,7 @@ class TrainedModel:
         self.device = device
         self.key: str | None = None  # names the weights, so that judgements can be kept
         self.autocast = use_bf16(recipe.precision, device)
+        self.answering: Answering | None = None  # where it learned from conversations
         able = {"score"}
         # Under ``contextual`` an image has no embedding without a caption.
         towers = {"vision", "text"} <= set(model.parts)
@@ -76,6 +80,9 @@ class TrainedModel:
         both = [o for o in objectives.values() if isinstance(o, Interleaved)]
         if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
             able |= {"generate", "decoding", "loglikelihood"}
+        if any(o.reads_turns for o in objectives.values()):
+            self.answering = Answering(model, chat_of(recipe, model), self._image_side, self._inference)
+            able.add("prompt")
         if any(o.image_first < 1 for o in both):
             able.add("draw")
         if "quantizer" in model.parts:
@@ -115,20 +122,28 @@ class TrainedModel:
             matrix = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
-        scores = self._score_pairs(images, texts, wanted, self._pair_scorer())
+        if self.answering and self.recipe.score == "likelihood":
+            scores = self.loglikelihood([images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]])
+        else:
+            scores = self._score_pairs(images, texts, wanted, self._pair_scorer())
         return scores if pairs is not None else scores.reshape(len(images), len(texts))
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
         self._can("loglikelihood")
+        if self.answering:
+            return self.answering.loglikelihood(images, texts, prompts_for(prompt, len(images)))
         self._no_prompt(prompt, len(images))
         aligned = np.stack([np.arange(len(images))] * 2, 1)
         return self._score_pairs(images, texts, aligned, likelihood)
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
-        """One caption per image, greedy unless ``decoding`` (the fields of ``Decoding``: beams, temperature, top_p, …) says otherwise."""
+        """One caption per image, or answer to the prompt, greedy unless ``decoding`` (the fields of ``Decoding``: beams, temperature, top_p, …) says otherwise."""
         self._can("generate")
-        self._no_prompt(prompt, len(images))
         how = decoding_of(max_tokens=max_tokens, **decoding)
+        if self.answering:
+            asked = [[question(p or DESCRIBE)] for p in prompts_for(prompt, len(images))]
+            return self.answering.converse([[image] for image in images], asked, how)
+        self._no_prompt(prompt, len(images))
         out: list[str] = []
         size = max(1, CHUNK // 4 // how.beams)
         for start in range(0, len(images), size):
@@ -138,6 +153,12 @@ class TrainedModel:
                 ids = write(self.model, self._image_side(part), how, rows)
             out += [cut(self.model.tokenizer.decode(row), how.stop) for row in ids.tolist()]
         return out
+
+    def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
+        """What the assistant says next in a conversation whose turns show the images at each ``<image>``. DiptychError unless it learned from conversations."""
+        self._can("prompt")
+        assert self.answering is not None
+        return self.answering.converse([images], [turns], decoding_of(max_tokens=max_tokens, **decoding))[0]
 
     def draw(
         self,

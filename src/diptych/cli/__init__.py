@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli import caption, curate, data, draw, evaluate, export, metrics, report, study, training
+from diptych.cli import caption, chat, curate, data, draw, evaluate, export, metrics, report, study, training
 from diptych.cli.options import BUDGET, DATA, SetOption
 from diptych.errors import DiptychError, Interrupted
 
@@ -30,6 +30,7 @@ app.add_typer(metrics.app, name="metrics")
 app.command()(training.train)
 app.command()(study.study)
 app.command()(caption.caption)
+app.command()(chat.chat)
 app.command()(draw.draw)
 app.command()(evaluate.evaluate)
 app.command()(export.export)

@@ -76,7 +76,7 @@ class Loader:
 
     def _prepare(self, worker: bool = False) -> None:
         """What a process must have for itself; a worker does with less."""
-        self._seen: OrderedDict[int, tuple[Sample, np.ndarray]] = OrderedDict()
+        self._seen: OrderedDict[int, tuple[Sample, Any]] = OrderedDict()
         once = worker or len(self.source) > ENDLESS  # each image is met by this process, or drawn, once
         plain = once or getattr(self.source, "instant", False)
         self._keep = 0 if once else CACHE_BYTES // (3 * self.image_size**2)
@@ -103,7 +103,7 @@ class Loader:
             return dict(zip(self.source.addresses, self.order.counts(samples), strict=True))
         return {self.source.address: samples}
 
-    def _read(self, start: int, rng: random.Random | None) -> tuple[Sample, np.ndarray]:
+    def _read(self, start: int, rng: random.Random | None) -> tuple[Sample, Any]:
         """The sample at ``start``, or the next that can be used, and its image at the model's size."""
         source, n, index = self.source, len(self.source), start
         for turn in range(min(n, 1000)):
@@ -114,19 +114,23 @@ class Loader:
                 return seen
             try:
                 sample = source[index]
-                if sample.image is None:
-                    raise BrokenItem(sample.id, "no image")
+                fitted = self._prepared(sample, rng)
             except BrokenItem as broken:
                 self.problems[broken.problem.item] = broken.problem
                 continue
-            fitted = self._fit(sample.image, rng)
             if self._keep and self.augment == "none":
-                self._seen[index] = (replace(sample, image=None), fitted)
+                self._seen[index] = (replace(sample, image=None, images=[]), fitted)
                 if len(self._seen) > self._keep:
                     self._seen.popitem(last=False)
             return sample, fitted
         first = next(iter(self.problems.values()))
         raise DiptychError(f"{self.source.address}: no usable sample among {min(n, 1000)}; first: {first.item}: {first.reason}")
+
+    def _prepared(self, sample: Sample, rng: random.Random | None) -> Any:
+        """What of a sample's images is kept: one, at the model's size. Raises ``BrokenItem`` for a sample that cannot be used."""
+        if sample.image is None:
+            raise BrokenItem(sample.id, "no image")
+        return self._fit(sample.image, rng)
 
     def _fit(self, image: np.ndarray, rng: random.Random | None) -> np.ndarray:
         from diptych.data.image import random_resized_crop, resize

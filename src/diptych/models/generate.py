@@ -210,16 +210,28 @@ def beam_search(step: Step, begun: Begun, decoding: Decoding, *, eos: Sequence[i
 
 
 @torch.no_grad()
-def write(model: VLM, images: ImageSide, decoding: Decoding, rows: Sequence[int] | None = None) -> Tensor:
-    """Captions: token ids [B, ≤ max_tokens] after [BOS], each padded behind its [EOS]. rows: as in ``generate``."""
+def write(
+    model: VLM,
+    images: ImageSide | None,
+    decoding: Decoding,
+    rows: Sequence[int] | None = None,
+    begun: Begun | None = None,
+    eos: Sequence[int] = (),
+) -> Tensor:
+    """Captions: token ids [B, ≤ max_tokens] after [BOS], each padded behind its [EOS]. rows: as in ``generate``.
+
+    begun: another beginning than an image's, such as a prompt that was read; eos: other tokens that end a text.
+    """
     tokenizer = model.tokenizer
     writer = model.part("lm" if "lm" in model.parts else "decoder")
-    begun = writer.start(images.prefix if "lm" in model.parts else images.codes if model.reads_codes else images.encoding)
+    if begun is None:
+        assert images is not None
+        begun = writer.start(images.prefix if "lm" in model.parts else images.codes if model.reads_codes else images.encoding)
     if "lm" not in model.parts:
         decoding = replace(
             decoding, max_tokens=min(decoding.max_tokens, tokenizer.max_length - 1)
         )  # as many as it has positions for
-    ends = {"eos": (tokenizer.eos,), "pad": tokenizer.pad}
+    ends: dict[str, Any] = {"eos": (*dict.fromkeys((tokenizer.eos, *eos)),), "pad": tokenizer.pad}
     if decoding.beams > 1:
         return beam_search(writer.step, begun, decoding, **ends)[0]
     stopped = None

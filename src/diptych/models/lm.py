@@ -7,12 +7,16 @@ Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from diptych.data.conversations.template import Chat
+from diptych.errors import DiptychError
 from diptych.models.build import Build
+from diptych.typed import Strict
 
 if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM, Prefix
@@ -30,7 +34,20 @@ class Remembered(NamedTuple):
 
 IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
 TEXT_PROMPT, MEANS = "This sentence:", "means:"
+ADAPTER = "lora_"  # in the names of adapters' weights
 REMEMBERED = 50_000  # texts whose embeddings are kept, while nothing in the model learns
+
+
+class Lora(Strict):
+    """Low-rank adapters beside the linear layers (Hu et al. 2022), through ``peft``; they alone learn and are kept in checkpoints.
+
+    targets: endings of the names of the layers that get one, such as ``q_proj``; None: all but the output layer.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] = 16.0  # the adapter's output is scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: list[str] | None = None
 
 
 class PretrainedLM(nn.Module):
@@ -46,12 +63,12 @@ class PretrainedLM(nn.Module):
     draws = False  # one of the prompts at random: set while the model trains, also where this part is frozen
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
-    def __init__(self, build: Build, lm: CausalLM, trim: bool, prompts: bool = False):
+    def __init__(self, build: Build, lm: CausalLM, trim: bool, prompts: bool = False, lora: Lora | None = None):
         super().__init__()
-        self.prompts = prompts
+        self.prompts, self.lora = prompts, lora
         if trim:
             said = [*IMAGE_PROMPTS, TEXT_PROMPT, MEANS] if prompts else []
-            lm.trim([*build.corpus, *said], kept=build.kept)
+            lm.trim([*build.corpus, *said, *template_words(lm.tokenizer)], kept=build.kept)
         self.lm = lm
         self.width = lm.width
         lm.tokenizer.max_length = build.max_length
@@ -61,12 +78,20 @@ class PretrainedLM(nn.Module):
         self.register_buffer("scale", words.pow(2).mean().sqrt(), persistent=False)
         self._openings, self._before, self._after = self._asked() if prompts else ([[]], [], [])
         self._states: dict[bytes, Tensor] = {}
+        if lora is not None:
+            adapt(lm.model, lora, build)
 
     def _asked(self) -> tuple[list[list[int]], list[int], list[int]]:
         """Ids of the prompts; of the three openings those that are as long as the first, since a batch has one length."""
         openings = self.lm.tokenizer.pieces(IMAGE_PROMPTS)
         before, after = self.lm.tokenizer.pieces([TEXT_PROMPT, MEANS])
         return [o for o in openings if len(o) == len(openings[0])], before, after
+
+    def requires_grad_(self, requires_grad: bool = True) -> PretrainedLM:
+        """With adapters only these can learn."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(requires_grad and (self.lora is None or ADAPTER in name))
+        return self
 
     @property
     def learns(self) -> bool:
@@ -152,6 +177,36 @@ class PretrainedLM(nn.Module):
         """Without any image: ids and mask [B, T] → [B, T − 1, V]; row t speaks of token t + 1."""
         return self.lm.head(self.lm.hidden(self.lm.embed(ids[:, :-1]), mask[:, :-1]))
 
+    def words_and_images(self, ids: Tensor, shown: Tensor | None) -> Tensor:
+        """Vectors [R, T, D] of ``ids`` [R, T], those below 0 being, in order, the tokens of the images ``shown`` [I, N, D]."""
+        words = self.lm.embed(ids.clamp_min(0))
+        if shown is None:
+            return words
+        return words.masked_scatter((ids < 0)[..., None], (shown * self.scale).to(words.dtype))
+
+    def answer_logits(self, ids: Tensor, shown: Tensor | None, positions: Tensor, learned: Tensor) -> Tensor:
+        """[n, V] over the n tokens of conversations that are ``learned`` [R, T]; computed for these alone."""
+        hidden = self.lm.documents(self.words_and_images(ids, shown), positions)
+        return self.lm.head(hidden[:, :-1][learned[:, 1:]])
+
+    @torch.no_grad()
+    def packs(self) -> bool:
+        """Whether documents in one row do not see each other: what transformers knows to do for most models, not for recurrent ones."""
+        device, n, training = self.scale.device, 6, self.training
+        self.eval()
+        one, other, second = (torch.arange(k, k + n, device=device) % self.lm.vocabulary for k in (3, 3 + n, 5))
+        positions = torch.arange(n, device=device).repeat(2)[None]
+        a, b = (
+            self.lm.documents(self.lm.embed(torch.cat([first, second])[None]), positions)[:, n:].float() for first in (one, other)
+        )
+        self.train(training)
+        return bool((a - b).norm() <= 1e-3 * b.norm())
+
+    def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None) -> Remembered:
+        """Prompts [B, T], padded on the left: what ``continue_logits`` and ``step`` go on from."""
+        hidden, past = self.lm.step(self.words_and_images(ids, shown), mask)
+        return Remembered(hidden[:, -1:], past)
+
     def start(self, prefix: Tensor) -> tuple[Tensor, Prefix]:
         """Logits [B, V] over a caption's first token, and what has been read: as ``models/generate.py`` wants it."""
         images = self.remember(prefix)
@@ -169,25 +224,51 @@ class Gemma(PretrainedLM):
 
     weights = "gemma-3-270m"
 
-    def __init__(self, build: Build, *, trim: bool = True, prompts: bool = False):
+    def __init__(self, build: Build, *, trim: bool = True, prompts: bool = False, lora: Lora | None = None):
         from diptych.models.pretrained import load_gemma
 
-        super().__init__(build, load_gemma(dtype=precision(build)), trim, prompts)
+        super().__init__(build, load_gemma(dtype=precision(build, lora)), trim, prompts, lora)
         build.licences.append("gemma-3-270m")
 
 
 class HubLM(PretrainedLM):
     """A causal language model of transformers: ``from: hf:NAME_OR_PATH`` or a GGUF file, such as Llama, Qwen, Gemma, SmolLM, GPT-2."""
 
-    def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False):
+    def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False, lora: Lora | None = None):
         from diptych.models.pretrained import load_causal_lm
 
-        super().__init__(build, load_causal_lm(from_, precision(build)), trim, prompts)
+        super().__init__(build, load_causal_lm(from_, precision(build, lora)), trim, prompts, lora)
 
 
-def precision(build: Build) -> torch.dtype:
-    """Half precision where nothing learns; small steps would be lost in its weights."""
-    return torch.bfloat16 if build.frozen else torch.float32
+def precision(build: Build, lora: Lora | None = None) -> torch.dtype:
+    """Half precision where nothing learns, or only adapters beside it; small steps would be lost in its weights."""
+    return torch.bfloat16 if build.frozen or lora else torch.float32
+
+
+def adapt(model: Any, lora: Lora, build: Build) -> None:
+    """Put adapters into a model of transformers, in place; they begin as nothing and are float32."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError:
+        raise DiptychError(f"{build.where}.lora needs the package peft: pip install 'diptych[lora]'") from None
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets or "all-linear", bias="none"
+    )
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:  # names that no layer has
+        raise DiptychError(f"{build.where}.lora: {error}") from None
+    for name, parameter in model.named_parameters():
+        if ADAPTER in name:
+            parameter.data = parameter.data.float()
+
+
+def template_words(tokenizer: Any) -> list[str]:
+    """What the chat template writes around anything that is said: a trimmed vocabulary has to keep it."""
+    try:
+        return Chat(tokenizer, 1).words()
+    except DiptychError:  # one that no conversation can use; it is told where there are some
+        return []
 
 
 COMMON = (
@@ -199,11 +280,13 @@ COMMON = (
 class RandomLM(PretrainedLM):
     """A tiny language model with random weights, for tests and for trying a recipe without the packages."""
 
-    def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False):
+    def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False, lora: Lora | None = None):
         from diptych.models.pretrained import CausalLM
 
         # Of fixed words, not of the corpus: a checkpoint holds neither tokenizer nor, while frozen, weights.
-        super().__init__(build, CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2), trim=False, prompts=prompts)
+        super().__init__(
+            build, CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2), trim=False, prompts=prompts, lora=lora
+        )
 
 
 LM = {"hf": HubLM, "gemma": Gemma, "random": RandomLM}

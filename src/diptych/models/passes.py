@@ -174,7 +174,7 @@ class Pass:
     def of(cls, model: VLM, batch: Batch) -> Pass:
         images = None
         if batch.pixels is not None:
-            images = ImageSide(model, floats(batch.pixels), model.draw_patches(batch.size, batch.pixels.device))
+            images = ImageSide(model, floats(batch.pixels), model.draw_patches(len(batch.pixels), batch.pixels.device))
         texts = None
         if batch.text is not None:
             assert batch.text_mask is not None
@@ -290,6 +290,14 @@ class Pass:
         if getattr(decoder, "reads_words", False):
             return decoder.read(self.text_ids, self.text_mask, self.image)[:, :-1]
         return decoder(self.text, self.image)[:, :-1]
+
+    @cached_property
+    def answer_logits(self) -> Tensor:
+        """[n, V]: of conversations, over their n learned tokens, row by row."""
+        batch = self.batch
+        assert batch.learned is not None and batch.positions is not None
+        shown = None if batch.pixels is None else self.images.prefix
+        return self.model.part("lm").answer_logits(batch.text, shown, batch.positions, batch.learned)
 
     # --- other views ---
 

@@ -15,7 +15,7 @@ from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.decoder import DECODER
 from diptych.models.fusion import FUSION
-from diptych.models.lm import LM
+from diptych.models.lm import ADAPTER, LM
 from diptych.models.passes import Pass, random_keep
 from diptych.models.quantizer import QUANTIZER
 from diptych.models.rotary import RotaryTransformer
@@ -114,9 +114,11 @@ class VLM(nn.Module):
         return Pass.of(self, batch)
 
     def saved_state(self) -> dict[str, Tensor]:
-        """The weights a checkpoint must hold: all but those that a frozen part loads from its package."""
+        """The weights a checkpoint must hold: all but those that a part loads from its package and never changes, being frozen or having adapters."""
         packaged = tuple(f"parts.{n}.{p}" for n in sorted(self.fixed) for p in getattr(self.parts[n], "packaged", ()))
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(packaged)} if packaged else self.state_dict()
+        adapted = tuple(f"parts.{n}." for n, part in self.parts.items() if getattr(part, "lora", None) is not None)
+        kept = {k: v for k, v in self.state_dict().items() if not (adapted and k.startswith(adapted) and ADAPTER not in k)}
+        return {k: v for k, v in kept.items() if not k.startswith(packaged)} if packaged else kept
 
 
 def projection(tower: Any, embed_dim: int, name: str) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from diptych.errors import DiptychError
+from diptych.objectives.answers import Answers
 from diptych.objectives.base import Objective
 from diptych.objectives.codes import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.contextual import Contextual
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from diptych.recipe import Recipe
 
 OBJECTIVES: dict[str, Any] = {
+    "answers": Answers,
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
     "contextual": Contextual,

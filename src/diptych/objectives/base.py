@@ -21,6 +21,7 @@ class Objective(nn.Module):
     gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``, ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
     scores_as: the recipe's ``score`` for which ``pair_scores`` judges pairs; "": it judges none.
+    reads_turns: it learns from conversations (``batch.learned``), not from captions.
     needs: parts without which the objective cannot work, ``text|lm`` being either; checked before training starts.
     """
 
@@ -28,6 +29,7 @@ class Objective(nn.Module):
     gathers: bool = True
     predicts_text = False
     scores_as = ""
+    reads_turns = False
     needs: tuple[str, ...] = ()
 
     def __init__(self, model: VLM):

@@ -30,7 +30,7 @@ from diptych.training.distributed import Cluster, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
 from diptych.training.optim import Averaged, Optimizers, build_optimizer, clip, rate_share
 from diptych.training.record import Record
-from diptych.training.setup import Setup, pick_device, set_up
+from diptych.training.setup import Setup, loader_of, pick_device, set_up, stage_source
 from diptych.training.step import BatchGradient, Pieces, Share, Taken
 from diptych.training.validation import Validator
 
@@ -128,7 +128,7 @@ class Trainer:
     def _run_stage(self, stage: Stage, start: float, end: float) -> None:
         learning = self._begin(stage)
         share_of_batch = Share(learning.loader, self.step, self.cluster, stage.micro_batch)
-        validator = Validator(self.recipe, self.setup, self.cluster) if self.recipe.validation else None
+        validator = Validator(self.recipe, self.setup, self.cluster, stage) if self.recipe.validation else None
         weights = {name: spec.weight for name, spec in stage.objectives.items()}
         saving = self.recipe.checkpoints
         saved = logged = time.monotonic()
@@ -194,22 +194,23 @@ class Trainer:
                 averaged.load(self._resumed.ema)
             first = self._resumed.state["stage_first_step"]
         self._resumed = None
-        loader = Loader(
-            s.source,
-            s.tokenizer,
-            s.model.image_size,
+        source = stage_source(s, stage)
+        loader = loader_of(
+            s,
+            stage,
+            source,
             stage.batch_size,
             self.recipe.seed,
             self.recipe.data.augment,
-            any(getattr(o, "hard_negatives", False) for o in objectives.values()),
-            self.recipe.data.workers,
-            self.recipe.data.text_mask,
+            negatives=any(getattr(o, "hard_negatives", False) for o in objectives.values()),
+            workers=self.recipe.data.workers,
+            text_mask=self.recipe.data.text_mask,
         )
-        loader.problems.update({p.item: p for p in s.source.problems})
+        loader.problems.update({p.item: p for p in source.problems})
         loader.lone_images, loader.lone_texts = (self._lone(address, stage, i) for i, address in enumerate(s.recipe.data.lone, 1))
-        if any(o.couples for o in objectives.values()) and len(s.source) < stage.batch_size and self.cluster.first:
+        if any(o.couples for o in objectives.values()) and len(source) < stage.batch_size and self.cluster.first:
             print(
-                f"note: {len(s.source)} training samples for a batch of {stage.batch_size}: a batch holds the same picture more than once",
+                f"note: {len(source)} training samples for a batch of {stage.batch_size}: a batch holds the same picture more than once",
                 file=sys.stderr,
             )
         s.model.train()

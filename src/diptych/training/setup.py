@@ -9,10 +9,13 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from diptych.batch import Sample
+from diptych.data.loader import Loader
 from diptych.data.source import BrokenItem, Source
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
@@ -22,9 +25,12 @@ from diptych.models.build import SIZES
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
 from diptych.objectives import build_objectives
-from diptych.recipe import Recipe
+from diptych.recipe import Recipe, Stage
 from diptych.registry import resolve
 from diptych.training.start import Start, Started, open_start
+
+if TYPE_CHECKING:
+    from diptych.data.conversations.template import Chat
 
 CORPUS = 4000  # samples whose captions the tokenizer is trained on
 PACKAGES = (
@@ -53,8 +59,10 @@ class Setup:
     started: Started | None = None  # from whose weights
     given: Source | None = None  # a source that was handed over instead of the recipe's
 
-    def held_out(self) -> Source:
-        """The validation part of the data."""
+    def held_out(self, stage: Stage) -> Source:
+        """The validation part of a stage's data."""
+        if stage.data is not None:
+            return open_source(stage.data).split("validation")
         return (self.given or open_source(self.recipe.data.train)).split("validation")
 
 
@@ -88,12 +96,71 @@ def corpus_of(source: Source, n: int = CORPUS) -> list[str]:
         raise DiptychError(f"{source.address}: no samples to train on")
     for i in range(min(n, len(source))):
         try:
-            captions += source.captions(i) if hasattr(source, "captions") else source[i].captions
+            captions += source.captions(i) if hasattr(source, "captions") else _said(source[i])
         except BrokenItem:
             continue
     if not captions:
         raise DiptychError(f"{source.address}: no captions to learn from")
     return captions
+
+
+def _said(sample: Sample) -> list[str]:
+    return sample.captions + [turn.text for turn in sample.turns]
+
+
+def loader_of(setup: Setup, stage: Stage, source: Source, batch_size: int, seed: int, augment: str, **options: Any) -> Loader:
+    """Batches of captions, or of conversations if that is what the stage's objectives read."""
+    if not reads_turns(stage, setup.objectives):
+        return Loader(source, setup.tokenizer, setup.model.image_size, batch_size, seed, augment, **options)
+    from diptych.data.conversations.loader import ConversationLoader
+
+    data = setup.recipe.data
+    return ConversationLoader(
+        source, chat_of(setup.recipe, setup.model), setup.model.image_size, batch_size, seed, augment,
+        workers=options.get("workers", 0), pack=data.conversations.pack,
+    )  # fmt: skip
+
+
+def reads_turns(stage: Stage, objectives: Any) -> bool:
+    """Whether a stage learns from conversations. DiptychError if some of its objectives do and others read captions."""
+    reads = {name: objectives[name].reads_turns for name in stage.objectives}
+    if len(set(reads.values())) > 1:
+        turns, captions = ([n for n, r in reads.items() if r is which] for which in (True, False))
+        raise DiptychError(
+            f"stages.{stage.name}: {', '.join(turns)} reads conversations, {', '.join(captions)} captions; give each a stage"
+        )
+    return any(reads.values())
+
+
+def chat_of(recipe: Recipe, model: VLM) -> Chat:
+    """The language model's chat template, for images of the connector's size. DiptychError if conversations do not fit the model."""
+    from diptych.data.conversations.template import Chat
+
+    given = recipe.data.conversations
+    context = getattr(model.part("lm").lm.model.config, "max_position_embeddings", None) or given.max_length
+    if given.max_length > context:
+        raise DiptychError(f"data.conversations.max_length is {given.max_length}, but the language model's context is {context}")
+    return Chat(model.tokenizer, model.part("connector").tokens, given.max_length, given.too_long)
+
+
+def check_data(setup: Setup) -> None:
+    """What would otherwise show in the middle of training: conversations that cannot be learned from, packed rows that see each other."""
+    from diptych.data.conversations.loader import check_conversations
+
+    recipe = setup.recipe
+    for stage in recipe.stages:
+        if not reads_turns(stage, setup.objectives):
+            continue
+        chat = chat_of(recipe, setup.model)
+        if recipe.data.conversations.pack and not setup.model.part("lm").packs():
+            raise DiptychError(
+                "data.conversations.pack: this language model does not keep conversations in one row apart; leave it at false"
+            )
+        check_conversations(stage_source(setup, stage), chat)
+
+
+def stage_source(setup: Setup, stage: Stage) -> Source:
+    return setup.source if stage.data is None else open_source(stage.data).split("train")
 
 
 def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None, saved: Path | None = None) -> Setup:
@@ -108,7 +175,7 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
     objectives = build_objectives(recipe, model)
     started = start.load(recipe, model, objectives) if start else None
-    return Setup(
+    setup = Setup(
         recipe,
         source,
         model.tokenizer,
@@ -119,6 +186,8 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
         started,
         validation,
     )
+    check_data(setup)
+    return setup
 
 
 def _words(recipe: Recipe, corpus: list[str], start: Start | None, saved: Path | None) -> tuple[Tokenizer | None, list[int] | None]:

@@ -232,7 +232,7 @@ class _Work:
         parts: Any = self.of.model.parts
         tower = next((parts[name] for name in ("vision", "quantizer") if name in parts), None)
         if tower is not None and batch.pixels is not None:
-            self.taken.tokens += batch.size * tower.tokens
+            self.taken.tokens += len(batch.pixels) * tower.tokens
         for mask in (batch.text_mask, batch.lone_mask):
             self.taken.tokens += 0 if mask is None else int(mask.sum())
         self.taken.samples += batch.size

@@ -7,13 +7,13 @@ from contextlib import nullcontext
 
 import torch
 
-from diptych.data.loader import Loader, mixed
+from diptych.data.order import mixed
 from diptych.errors import DiptychError
 from diptych.objectives import Objective
 from diptych.recipe import Recipe, Stage
 from diptych.training.distributed import Cluster
 from diptych.training.optim import Averaged
-from diptych.training.setup import Setup
+from diptych.training.setup import Setup, loader_of
 
 BATCH = 128  # samples at a time: contrast is within these, whatever the training batch
 
@@ -21,11 +21,11 @@ BATCH = 128  # samples at a time: contrast is within these, whatever the trainin
 class Validator:
     """Fixed samples of the validation part, the same captions and masks each time; every process computes the same number."""
 
-    def __init__(self, recipe: Recipe, setup: Setup, cluster: Cluster):
+    def __init__(self, recipe: Recipe, setup: Setup, cluster: Cluster, stage: Stage):
         assert recipe.validation is not None
         self.every = recipe.validation.steps
         self.setup, self.device = setup, cluster.device
-        source = setup.held_out()
+        source = setup.held_out(stage)
         if len(source) < 2:
             raise DiptychError(
                 f"validation: {source.address} has {len(source)} validation samples; take more data or leave validation away"
@@ -33,7 +33,7 @@ class Validator:
         n = min(recipe.validation.samples, len(source))
         size = min(BATCH, n)
         self.batches = n // size
-        self.loader = Loader(source, setup.tokenizer, setup.model.image_size, size, seed=0, negatives=True)
+        self.loader = loader_of(setup, stage, source, size, 0, "none", negatives=True)
 
     def loss(self, stage: Stage, objectives: Mapping[str, Objective], averaged: Averaged | None) -> float:
         s = self.setup

@@ -7,6 +7,8 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
+from diptych.batch import Turn
+from diptych.data.conversations.turns import DESCRIBE, question
 from diptych.data.scenes.concepts import article, by_name
 from diptych.data.scenes.graph import CHANGES, SWAPS, Graph, Things, edit, other
 from diptych.data.scenes.world import World
@@ -174,6 +176,22 @@ def questions(graph: Graph, world: World) -> list[dict[str, str]]:
         asked.append(("relation", f"{verb} the {a} {back} the {b}?", "no"))
         asked.append(("what-is", f"what is {forth} the {b}?", a))
     return [{"question": question, "answer": answer, "kind": kind} for kind, question, answer in asked]
+
+
+SHORT = "Answer the question using a single word or phrase."
+
+
+def conversation(graph: Graph, asked: Sequence[dict[str, str]], caption: str, most: int) -> list[Turn]:
+    """Some of a scene's questions with their answers, at most ``most``; asking for a description counts as two of them, it is so much longer.
+
+    Every other question asks for a short answer in the words that benchmarks use.
+    """
+    random = Random(graph.seed + 5)
+    pairs = [(q["question"] + random.choice(("", f" {SHORT}")), q["answer"]) for q in asked]
+    chosen = random.sample([*pairs, *[(DESCRIBE, caption)] * 2], len(pairs) + 2)
+    chosen = list(dict.fromkeys(chosen))[:most]
+    turns = [Turn(role, text) for pair in chosen for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [question(turns[0].text), *turns[1:]]
 
 
 def options(graph: Graph, world: World, asked: dict[str, str], most: int = 4) -> tuple[list[str], list[str]]:

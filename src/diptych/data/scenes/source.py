@@ -71,7 +71,9 @@ class Scenes:
     def _sample(self, graph: Graph, name: str, only_full: int = 0) -> Sample:
         image, boxes = picture(graph, self.world.size)
         texts, meanings, negatives = language.captions(graph, self.world, only_full)
-        return Sample(name, image, texts, meanings, negatives, language.extra(graph, boxes, self.world))
+        extra = language.extra(graph, boxes, self.world)
+        turns = language.conversation(graph, extra["questions"], texts[0], self.world.ask) if self.world.ask else []
+        return Sample(name, image, texts, meanings, negatives, extra, turns)
 
     def twin(self, graph: Graph | dict[str, Any]) -> Sample | None:
         """The same scene with two groups or their colours swapped; None if it has no twin the split may show.

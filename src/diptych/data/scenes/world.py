@@ -16,7 +16,7 @@ from diptych.errors import DiptychError, nearest
 FORMAT = 2  # counts up when the same address gives other scenes or captions
 SPLITS = ("train", "validation", "test", "heldout-combinations", "heldout-concepts")
 RELATIONS = ("left", "above", "front")  # the first group is left of, above or in front of the second
-_LATER = ("told", "zipf", "habit")  # options that came after the first worlds had been published
+_LATER = ("told", "zipf", "habit", "ask")  # options that came after the first worlds had been published
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
 
 
@@ -42,6 +42,7 @@ class World:
     frames: int = 3  # "…", "a picture of …", "there is …": how many of these openings captions use
     told: int = 0  # how many of a scene's groups captions speak of; 0: all
     zipf: float = 0.0  # a concept of rank r is drawn with a chance that goes as 1 / r^zipf; 0: all alike
+    ask: int = 0  # turns of a conversation about each scene: so many of its questions, answered; 0: none
     habit: float = 0.0  # chance that a coloured group has its concept's habitual colour; else, any
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class World:
             **{name: (0, 1) for name in ("placed", "counted", "trios", "short", "long", "absent")},
             **{"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)},
             **{"natural": (0, 0.9), "full": (1, 3), "frames": (1, 3), "length": (0, TRAIN_LENGTH)},
-            **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1)},
+            **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1), "ask": (0, 16)},
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:

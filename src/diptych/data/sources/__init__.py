@@ -8,6 +8,8 @@
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
 | ``coco:captions.json?images=DIR`` | COCO captions |
 | ``karpathy:dataset_flickr30k.json?images=DIR`` | Karpathy's JSON of Flickr8k, Flickr30k, COCO, with its splits |
+| ``llava:FILE.json?images=DIR`` | conversations about images in LLaVA's JSON |
+| ``chat:FILE.jsonl?images=DIR`` | conversations in a table (.jsonl, .parquet) with a column ``messages`` |
 | ``wds:shards/{000..031}.tar`` | WebDataset shards |
 | ``packed:DIRECTORY`` | what ``diptych data pack`` wrote |
 | ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
@@ -35,6 +37,8 @@ SCHEMES = {
     "parquet": "diptych.data.sources.parquet:Parquet",
     "coco": "diptych.data.sources.coco:Coco",
     "karpathy": "diptych.data.sources.karpathy:Karpathy",
+    "llava": "diptych.data.sources.llava:Conversations",
+    "chat": "diptych.data.sources.llava:Conversations",
     "wds": "diptych.data.sources.wds:Wds",
     "packed": "diptych.data.sources.packed:Packed",
     "repeated": "diptych.data.sources.repeated:Repeated",

@@ -86,6 +86,15 @@ class CausalLM(nn.Module):
         """
         return self._run(embeds, mask, positions, past, seen, keep=False)[0]
 
+    def documents(self, embeds: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states [B, L, D] of documents that stand one behind the other; none sees another.
+
+        positions [B, L] begin anew at 0 with each document, by which transformers tells them apart (with sliding windows, too).
+        Padding stands behind as more of the last document, whose tokens cannot see it.
+        """
+        out = self.model.base_model(inputs_embeds=embeds.to(self.dtype), position_ids=positions, use_cache=False)
+        return out.last_hidden_state
+
     def step(self, embeds: Tensor, mask: Tensor, past: Prefix | None = None, seen: Tensor | None = None) -> tuple[Tensor, Prefix]:
         """``hidden``, and the prefix that now includes these positions: what generation repeats."""
         hidden, prefix = self._run(embeds, mask, None, past, seen, keep=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ LATIN = 0x250  # code points below it stay single-character pieces; they include
 class LMTokenizer:
     """[BOS] pieces [EOS] around the ``tokenizers`` backend of a language model."""
 
+    template: str | None = None  # the chat template (Jinja), where the model has one
+    specials: Mapping[str, str] = {}  # bos_token, eos_token …: what a template may write
+
     def __init__(self, backend: Any, *, pad: int, bos: int, eos: int, max_length: int = 64):
         self.backend = backend
         self.pad, self.bos, self.eos = pad, bos, eos
@@ -33,7 +36,10 @@ class LMTokenizer:
         """From a fast tokenizer of transformers. A model without [BOS] or [PAD] (Qwen, GPT-2) takes [EOS] in its place."""
         eos = tokenizer.eos_token_id
         pad, bos = (eos if i is None else i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id))
-        return cls(tokenizer.backend_tokenizer, pad=pad, bos=bos, eos=eos, max_length=max_length)
+        made = cls(tokenizer.backend_tokenizer, pad=pad, bos=bos, eos=eos, max_length=max_length)
+        made.template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        made.specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        return made
 
     def __len__(self) -> int:
         return int(self.backend.get_vocab_size())
@@ -64,6 +70,10 @@ class LMTokenizer:
                 words.append(i)
         return str(self.backend.decode(self.original(words), skip_special_tokens=True)).strip()
 
+    def token(self, i: int) -> str:
+        """The piece of an id."""
+        return str(self.backend.id_to_token(*self.original([i])))
+
     def original(self, ids: list[int]) -> list[int]:
         """The same pieces under the ids of the untrimmed vocabulary."""
         return ids
@@ -81,6 +91,7 @@ class TrimmedTokenizer(LMTokenizer):
         self.new = {int(old): new for new, old in enumerate(self.kept)}
         pad, bos, eos = (self.new[i] for i in (whole.pad, whole.bos, whole.eos))
         super().__init__(whole.backend, pad=pad, bos=bos, eos=eos, max_length=whole.max_length)
+        self.template, self.specials = whole.template, whole.specials
         self.spell = lru_cache(maxsize=100_000)(self._spell)
 
     def __len__(self) -> int:

@@ -1,0 +1,179 @@
+"""Conversations in the words of a chat template, as token ids of which the answers are learned.
+
+What is learned is found turn by turn: the conversation is rendered up to each question, and with the answer; between the two lies what the model has to
+write. Prompts and answers are tokenised apart, so what a model is asked with is to the token what it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from diptych.batch import IMAGE, Turn
+from diptych.data.conversations.turns import Mistake
+from diptych.errors import DiptychError
+
+IMAGE_ID = -1  # in place of a token id: an image token goes here
+PLAIN = (  # for a language model without a template of its own
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}user: {{ m.content }}\n{% elif m.role == 'assistant' %}"
+    "assistant: {{ m.content }}{{ eos_token }}\n{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@dataclass
+class Document:
+    """A conversation as tokens; each image is a run of ``IMAGE_ID``."""
+
+    ids: list[int]
+    learned: list[bool]  # parallel to ids
+    images: int  # how many of its images it shows
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Chat:
+    """A tokenizer's chat template, or the plain one.
+
+    tokenizer: an ``LMTokenizer``; tokens: of an image; room: tokens of the longest conversation; too_long: ``cut`` (never within an image) or ``refuse``.
+    Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a conversation that cannot.
+    """
+
+    def __init__(self, tokenizer: Any, tokens: int, room: int = 512, too_long: str = "cut"):
+        self.tokenizer, self.tokens, self.room, self.too_long = tokenizer, tokens, room, too_long
+        self.template = tokenizer.template or PLAIN
+        plain = {"bos_token": tokenizer.token(tokenizer.bos), "eos_token": tokenizer.token(tokenizer.eos)}
+        self.specials = {**plain, **tokenizer.specials}
+        self.as_parts = False
+        probe = [Turn("user", "one"), Turn("assistant", "two")]
+        try:
+            if "one" not in self._written(probe):  # a template that wants lists of parts
+                self.as_parts = True
+            if "one" not in self._written(probe) or "two" not in self._written(probe):
+                raise Mistake("it does not write what is said")
+        except Mistake as mistake:
+            raise DiptychError(f"the language model's chat template cannot be used: {mistake}") from None
+
+    @cached_property
+    def writes_system(self) -> bool:
+        """Whether the template has a place for a system turn. (Gemma's refuses one, others leave it out.)"""
+        try:
+            return "three" in self._written([Turn("system", "three"), Turn("user", "one"), Turn("assistant", "two")])
+        except Mistake:
+            return False
+
+    @cached_property
+    def end(self) -> str:
+        """What stands behind an answer."""
+        return self._written([Turn("user", "one"), Turn("assistant", "two")]).rpartition("two")[2]
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        (after,) = self.tokenizer.pieces([self.end.strip() or self.end])
+        return tuple({self.tokenizer.eos, *after}) if len(after) == 1 else (self.tokenizer.eos,)
+
+    @cached_property
+    def stop(self) -> tuple[str, ...]:
+        """The string that ends an answer, where it is no token of its own."""
+        return (self.end.strip() or self.end,) if self.end and len(self.ends) == 1 and self.end.strip() != self._eos else ()
+
+    @property
+    def _eos(self) -> str:
+        return self.specials["eos_token"]
+
+    def _written(self, turns: Sequence[Turn], ask: bool = False) -> str:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        def content(text: str) -> Any:
+            return [{"type": "text", "text": text}] if self.as_parts else text
+
+        messages = [{"role": t.role, "content": content(t.text)} for t in turns]
+        try:
+            rendered, _ = render_jinja_template(  # type: ignore[misc]
+                conversations=[messages], chat_template=self.template, add_generation_prompt=ask, **self.specials
+            )
+        except TemplateError as error:
+            raise Mistake(f"the chat template refuses it: {error}") from None
+        return str(rendered[0])
+
+    def fitted(self, turns: Sequence[Turn]) -> list[Turn]:
+        """A system turn before the first question's words, where the template has no place for it."""
+        if turns[0].role != "system" or self.writes_system:
+            return list(turns)
+        if len(turns) < 2:
+            raise Mistake("a system turn alone")
+        return [Turn(turns[1].role, f"{turns[0].text}\n\n{turns[1].text}"), *turns[2:]]
+
+    def words(self) -> list[str]:
+        """All that the template itself writes."""
+        turns = self.fitted([Turn("system", "three"), Turn("user", "one"), Turn("assistant", "two")])
+        return [self._written(turns), self._written(turns[:-1], ask=True)]
+
+    def spans(self, turns: Sequence[Turn], ask: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        """The whole as text, and from where to where each answer goes; what ends the answer is part of it, line ends behind that are not."""
+        turns = self.fitted(turns)
+        whole = self._written(turns, ask)
+        found = []
+        for i, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            before, after = self._written(turns[:i], ask=True), self._written(turns[: i + 1])
+            for part, longer in ((before, after), (after, whole)):
+                if not longer.startswith(part):
+                    at = next(
+                        (k for k, (a, b) in enumerate(zip(part, longer, strict=False)) if a != b), min(len(part), len(longer))
+                    )
+                    raise Mistake(
+                        f"template mismatch at turn {i + 1}: what is rendered up to there is no beginning of the whole: "
+                        f"{part[max(at - 20, 0) : at + 20]!r} against {longer[max(at - 20, 0) : at + 20]!r}; use a template that only appends"
+                    )
+            bare = after.rstrip()
+            ended = len(bare) > len(before) and not bare.endswith(turn.text.rstrip())
+            found.append((len(before), len(bare) if ended else len(after)))
+        return whole, found
+
+    def document(self, turns: Sequence[Turn], ask: bool = False) -> Document:
+        """All of a conversation, however long. ask: it ends where an answer is to be written."""
+        whole, spans = self.spans(turns, ask)
+        pieces: list[tuple[str, bool]] = []
+        at = 0
+        for start, stop in spans:
+            pieces += [(whole[at:start], False), (whole[start:stop], True)]
+            at = stop
+        pieces.append((whole[at:], False))
+        split = [(part, learned, k > 0) for text, learned in pieces for k, part in enumerate(text.split(IMAGE))]
+        ids: list[int] = []
+        learned: list[bool] = []
+        images = 0
+        for tokens, (_, learn, shown) in zip(self.tokenizer.pieces([part for part, _, _ in split]), split, strict=True):
+            run = [IMAGE_ID] * self.tokens if shown else []
+            images += shown
+            ids += [*run, *tokens]
+            learned += [False] * len(run) + [learn] * len(tokens)
+        return Document(ids, learned, images)
+
+    def lesson(self, turns: Sequence[Turn]) -> Document:
+        """A conversation to learn from: at most ``room`` tokens of it, some of them learned."""
+        document = self.document(turns)
+        if len(document) > self.room:
+            if self.too_long == "refuse":
+                raise Mistake(
+                    f"{len(document)} tokens, longer than the context of {self.room}; "
+                    "raise data.conversations.max_length, or cut (data.conversations.too_long: cut)"
+                )
+            document = cut(document, self.room, self.tokens)
+        if not any(document.learned[1:]):
+            raise Mistake(f"no learned token at all: it has no answer within {self.room} tokens, and its loss would be exactly 0")
+        return document
+
+
+def cut(document: Document, room: int, tokens: int) -> Document:
+    """The first ``room`` tokens; an image that would be cut is left out, with all that follows."""
+    shown = document.ids[:room].count(IMAGE_ID)
+    end = room - shown % tokens if len(document) > room else len(document)
+    return Document(document.ids[:end], document.learned[:end], shown // tokens)

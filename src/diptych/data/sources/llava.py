@@ -1,0 +1,149 @@
+"""``llava:`` and ``chat:``: conversations about images, none, one or several each."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from diptych.batch import Sample, Turn
+from diptych.data.conversations.turns import Mistake, check_images, turns_of
+from diptych.data.image import decode
+from diptych.data.source import BrokenItem, Problem
+from diptych.data.sources import files
+from diptych.data.sources.base import Entry, ListedSource
+from diptych.data.sources.table import read_jsonl
+from diptych.errors import DiptychError
+
+COLUMNS = ("messages", "conversations")
+IMAGES = ("images", "image")
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for messages; fields
+
+
+class Conversations(ListedSource):
+    """A .json with LLaVA's list of ``{id, image, conversations: [{from, value}]}``, or a .jsonl or .parquet with ``messages``: ``[{role, content}]``.
+
+    ``<image>`` in a turn's text, or a part ``{type: image}`` of its content, says where an image stands. ``image`` or ``images`` holds a path (relative to ``?images=DIR``,
+    else to the file), several, or none; in Parquet also bytes or ``{bytes, path}``, which stay in memory. A conversation that contradicts itself is
+    refused, naming file and id; with ``?broken=skip`` it is left out and recorded. The first answer serves as the caption.
+    """
+
+    looked_for = "conversations"
+
+    def __init__(self, place: str, *, images: str | None = None, broken: Literal["refuse", "skip"] = "refuse"):
+        self.images, self.broken = images, broken
+        super().__init__(place)
+
+    # --- listing ---
+
+    def entries(self) -> Iterator[Entry]:
+        urls = files.expand(self.place)
+        if not urls:
+            raise DiptychError(f"{self.place}: no file has such a name")
+        seen: Counter[str] = Counter()
+        for url in urls:
+            here = files.join(files.parent(url), self.images) if self.images else files.parent(url)
+            if self.images and not files.is_directory(here):
+                here = files.normal(self.images)
+            for place, row in _rows(url):
+                name = str(row.get("id", "")) or place
+                seen[name] += 1  # LLaVA's own files use an id several times
+                name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+                try:
+                    turns = turns_of(next((row[c] for c in COLUMNS if c in row), None))
+                    where = tuple(_image(image, here) for image in _listed(next((row[c] for c in IMAGES if c in row), None)))
+                    check_images(turns, len(where))
+                except Mistake as mistake:
+                    self.problems.append(Problem(name, f"{files.name(url)}: {mistake}"))
+                    continue
+                answer = next((t.text for t in turns if t.role == "assistant"), "")
+                yield Entry(name, where, [answer], {"turns": [list(turn) for turn in turns]})
+
+    def _usable(self) -> list[Entry]:
+        entries = list(self.entries())
+        if self.problems and self.broken == "refuse":
+            first = "".join(f"\n  {p.item}: {p.reason}" for p in self.problems[:3])
+            raise DiptychError(
+                f"{self.place}: {len(self.problems)} conversations contradict themselves; mend them, or leave them out with ?broken=skip:{first}"
+            )
+        stamps = files.stamps(image for e in entries for image in e.where if isinstance(image, str))
+        return [e for e in entries if self._is_usable(e, stamps)]
+
+    def _is_usable(self, entry: Entry, stamps: Any) -> bool:
+        paths = [image for image in entry.where if isinstance(image, str)]
+        for path in paths:
+            if stamps[path] is None:
+                self.problems.append(Problem(entry.id, f"there is no file {path}"))
+                return False
+        if paths and len(paths) == len(entry.where):
+            entry.stamp = "|".join(stamps[path] for path in paths)
+        return True
+
+    # --- reading ---
+
+    def _images(self, entry: Entry) -> list[bytes]:
+        return [files.read(image) if isinstance(image, str) else image for image in entry.where]
+
+    def read(self, entry: Entry) -> bytes:
+        """What the split goes by: the images, or the words where there are none."""
+        return b"".join(self._images(entry)) or json.dumps(entry.extra["turns"]).encode()
+
+    def encoded(self, index: int) -> bytes:
+        raise DiptychError(f"{self.address}: conversations cannot be packed; train on the files as they are")
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self._entries[index]
+        try:
+            encoded = self._images(entry)
+        except Exception as error:  # remote file systems raise errors of their own
+            raise BrokenItem(entry.id, f"cannot be read: {error}") from error
+        images = [decode(data, entry.id) for data in encoded]
+        turns = [Turn(*turn) for turn in entry.extra["turns"]]
+        return Sample(entry.id, images[0] if images else None, list(entry.captions), turns=turns, images=images)
+
+    def conversation(self, index: int) -> tuple[str, list[Turn], int]:
+        """Id, turns and number of images, without reading these."""
+        entry = self._entries[index]
+        return entry.id, [Turn(*turn) for turn in entry.extra["turns"]], len(entry.where)
+
+    def captions(self, index: int) -> list[str]:
+        """All that is said: what a tokenizer has to know."""
+        return [text for _, text in self._entries[index].extra["turns"]]
+
+
+def _rows(url: str) -> Iterator[Row]:
+    name = files.name(url)
+    if url.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        with files.open_file(url) as file:
+            rows = pq.read_table(io.BytesIO(file.read())).to_pylist()
+        yield from ((f"{name}:{k}", row) for k, row in enumerate(rows))
+    elif url.endswith((".jsonl", ".ndjson")):
+        yield from ((f"{name}:{line}", row) for line, row in read_jsonl(url)[1])
+    else:
+        try:
+            content = json.loads(files.read_text(url))
+        except (ValueError, RecursionError) as error:
+            raise DiptychError(f"{url}: broken JSON: {error}") from error
+        if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+            raise DiptychError(f"{url}: expected LLaVA's list of {{id, image, conversations}}, found {type(content).__name__}")
+        yield from ((f"{name}:{k}", row) for k, row in enumerate(content))
+
+
+def _listed(images: Any) -> list[Any]:
+    return [] if images is None or images == "" else list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _image(image: Any, directory: str) -> str | bytes:
+    """The URL of an image file, or its bytes."""
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, str) or not image.strip():
+        raise Mistake(f"an image given as {type(image).__name__}; expected a path, or bytes")
+    return files.join(directory, image.strip())
