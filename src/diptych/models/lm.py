@@ -45,7 +45,7 @@ class Lora(Strict):
     """
 
     rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0  # the adapter's output is scaled by alpha / rank
+    alpha: Annotated[int, Field(ge=1)] = 16  # the adapter's output is scaled by alpha / rank
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: list[str] | None = None
 

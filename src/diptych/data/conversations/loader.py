@@ -14,7 +14,7 @@ from diptych.data.conversations.template import Chat, Document
 from diptych.data.conversations.turns import Mistake, captioned, check_images
 from diptych.data.loader import Loader, stacked
 from diptych.data.order import mixed
-from diptych.data.source import BrokenItem, Source
+from diptych.data.source import BrokenItem, Problem, Source
 from diptych.errors import DiptychError
 
 FIRST = 256  # samples looked at where looking at all would mean drawing them
@@ -69,9 +69,12 @@ class ConversationLoader(Loader):
             turns = captioned(sample.captions[rng.randrange(len(sample.captions))])
         try:
             check_images(turns, images)
-            return self.chat.lesson(turns)
+            lesson = self.chat.lesson(turns)
         except Mistake as mistake:
             raise DiptychError(f"{self.source.address}, {sample.id}: {mistake}") from None
+        if lesson.cut:
+            self.problems[sample.id] = Problem(sample.id, f"cut to {len(lesson)} of its {len(lesson) + lesson.cut} tokens")
+        return lesson
 
 
 def pictures(sample: Sample) -> list[np.ndarray]:

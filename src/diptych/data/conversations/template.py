@@ -30,6 +30,7 @@ class Document:
     ids: list[int]
     learned: list[bool]  # parallel to ids
     images: int  # how many of its images it shows
+    cut: int = 0  # tokens that did not fit
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,12 +95,12 @@ class Chat:
 
         messages = [{"role": t.role, "content": content(t.text)} for t in turns]
         try:
-            rendered, _ = render_jinja_template(  # type: ignore[misc]
+            rendered: Any = render_jinja_template(
                 conversations=[messages], chat_template=self.template, add_generation_prompt=ask, **self.specials
             )
         except TemplateError as error:
             raise Mistake(f"the chat template refuses it: {error}") from None
-        return str(rendered[0])
+        return str(rendered[0][0])
 
     def fitted(self, turns: Sequence[Turn]) -> list[Turn]:
         """A system turn before the first question's words, where the template has no place for it."""
@@ -176,4 +177,4 @@ def cut(document: Document, room: int, tokens: int) -> Document:
     """The first ``room`` tokens; an image that would be cut is left out, with all that follows."""
     shown = document.ids[:room].count(IMAGE_ID)
     end = room - shown % tokens if len(document) > room else len(document)
-    return Document(document.ids[:end], document.learned[:end], shown // tokens)
+    return Document(document.ids[:end], document.learned[:end], shown // tokens, len(document) - end)

@@ -19,7 +19,7 @@ ROLES = {
 DESCRIBE = "describe the picture."  # what the empty prompt asks, and what a caption alone answers
 
 
-class Mistake(ValueError):
+class Mistake(ValueError):  # noqa: N818 - an outcome of reading one conversation
     """What is wrong with one conversation; whoever knows its file and id says them."""
 
 
