@@ -30,8 +30,9 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     for name, p in named.values():
         muon = stage.optimizer == "muon" and p.ndim == 2 and "blocks." in name
         decay = stage.weight_decay if p.ndim >= 2 else 0.0
+        share = stage.layer_decay ** below[name] * next((r for part, r in stage.rates.items() if f".parts.{part}." in name), 1.0)
         # Fused steps take no mixture of whole and sharded tensors.
-        groups.setdefault((muon, is_sharded(p), decay, stage.layer_decay ** below[name]), []).append(p)
+        groups.setdefault((muon, is_sharded(p), decay, share), []).append(p)
 
     def of(muon: bool, lr: float) -> list[dict[str, Any]]:
         return [{"params": ps, "weight_decay": wd, "lr": lr * share} for (m, _, wd, share), ps in groups.items() if m == muon]
