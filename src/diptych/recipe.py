@@ -95,7 +95,7 @@ class Stage(Strict):
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of each image's tokens left out while training (FLIP)
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices in transformer blocks; AdamW for all else
     lr: Annotated[float, Field(gt=0)] = 1e-3  # AdamW's
-    rates: dict[str, Annotated[float, Field(gt=0)]] = {}  # parts that learn at a share of lr and muon_lr, such as {lm: 0.1}
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field({})  # parts that learn at a share of lr and muon_lr, such as {lm: 0.1}
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate, from each block to the one below it
     muon_lr: Annotated[float, Field(gt=0)] = 3e-3  # scaled to AdamW's size of step, so the two are comparable
     betas: tuple[float, float] = (0.9, 0.98)
