@@ -116,3 +116,15 @@ def test_tasks_that_ask_judge_such_a_run(run: Path, cli: Cli) -> None:  # noqa: 
     assert done.code == 0, done.all
     results = [r for r in json.loads(Path("judged/summary.json").read_text())["results"] if r["metric"] == "accuracy"]
     assert [(r["task"], r["by"], r["n"]) for r in results] == [("pope", "likelihood", 40), ("vqa", "likelihood", 40)], done.all
+
+
+def test_a_checkpoint_holds_the_adapters_and_not_what_they_adapt(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    few = [f"stages.{i}.{key}" for i in (0, 1) for key in ("batch_size=4", "warmup=0")]
+    options = [*SMALL, *few, "parts.lm={kind: random, lora: {rank: 2}}", "data.train=scenes:small?ask=2", "budget=24 samples"]
+    train(load_recipe("llava-instruct", options), tmp_path / "lora")
+    trained = load(str(tmp_path / "lora"), "cpu").model  # type: ignore[attr-defined]
+    saved = trained.saved_state()
+    of_lm = {name for name in saved if name.startswith("parts.lm.")}
+    assert of_lm and all("lora_" in name for name in of_lm)
+    assert any(saved[name].abs().max() > 0 for name in of_lm if "lora_B" in name), "they begin at 0: these have learned"
