@@ -75,13 +75,13 @@ class VectorQuantizer(nn.Module):
         width: int | None = None,
         depth: Annotated[int, Field(ge=0)] = 1,
         code_width: Annotated[int, Field(ge=2)] = 16,
-        patience: Annotated[int, Field(ge=1)] = 100,
+        patience: Annotated[int, Field(ge=1)] = 20,
     ):
         super().__init__()
         build.require(
             build.image_size % patch == 0, f"images of {build.image_size} pixels cannot be cut into squares of {patch}; set patch"
         )
-        self.width, self.patch, self.vocabulary, self.patience = width or build.size.width // 2, patch, vocabulary, patience
+        self.width, self.patch, self.vocabulary, self.patience = width or build.size.width, patch, vocabulary, patience
         side = build.image_size // patch
         self.grid, self.tokens = (side, side), side * side
         halvings = patch.bit_length() - 1
