@@ -12,6 +12,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,12 @@ def every_system(named: list[str] | None) -> list[str]:
 
     chosen = []
     for name in recipe_names():
-        absent = [w for w in weights_of(load_recipe(name)) if not installed(w)]
+        recipe = load_recipe(name)
+        absent = {w: WEIGHTS[w].remedy for w in weights_of(recipe) if not installed(w)}
+        if any("lora" in part.options for part in recipe.parts.values()) and find_spec("peft") is None:
+            absent["peft"] = "pip install 'diptych[lora]'"
         if absent:
-            print(f"left out: {name} needs {absent[0]} ({WEIGHTS[absent[0]].remedy})", file=sys.stderr)
+            print(f"left out: {name} needs {', '.join(f'{what} ({remedy})' for what, remedy in absent.items())}", file=sys.stderr)
         else:
             chosen.append(name)
     return [*chosen, *(name for name in named or [] if name not in chosen)]
