@@ -142,7 +142,7 @@ def _named(items: Iterable[Any]) -> dict[str, Any]:
 def _field(item: Any, *names: str) -> Any:
     for name in names:
         value = item.get(name) if isinstance(item, dict) else getattr(item, name, None)
-        if value is not None:
+        if value is not None and not (isinstance(value, (list, tuple)) and not value):  # a sample of one image has no list of them
             return value
     return None
 
