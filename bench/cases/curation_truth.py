@@ -13,6 +13,7 @@ import numpy as np
 from bench.harness import Bench
 from bench.pool import Pool
 from diptych.curation.pool import COPIES
+from diptych.recipe import load_recipe
 
 SAYS_NOTHING = ("boilerplate", "short", "repetitive")  # in no language to speak of
 
@@ -145,8 +146,9 @@ def _fit(bench: Bench, pool: Pool) -> None:
         rows.append([kind, f"{auc:.3f}", *found, f"{len(values):,}"])
     columns = ["fault", "chance that a sound row scores higher", "below the lowest 5 % of sound rows", "lowest 10 %", "planted"]
     bench.table(columns, rows, f"CLIPScore, {len(sound):,} sound rows")
-    bench.note("CLIPScore by a run of ours, not by a large model: `diptych train clip --data 'scenes:full?absent=0&long=0&short=0&size=48' --budget '120k samples'`. "
-               "Leaked items are sound pairs, so 0.5 is right for them.")  # fmt: skip
+    recipe = load_recipe(f"{model}/recipe.yaml") if os.path.isfile(f"{model}/recipe.yaml") else None
+    trained = f"the recipe `{recipe.name}` on `{recipe.data.train}`, {recipe.budget}" if recipe else f"`{model}`"
+    bench.note(f"CLIPScore by {trained}, not by a large model. Leaked items are sound pairs, so 0.5 is right for them.")
 
 
 def _letters(bench: Bench, pool: Pool, n: int) -> None:
