@@ -309,3 +309,16 @@ def test_geometry_that_does_not_fit_is_refused() -> None:
         from diptych.models.vision import ViT
 
         ViT(Build(SIZES["tiny"], 32, None, where="parts.vision"), pool="map", bare=True)
+
+
+def test_tokens_and_operations_of_what_has_no_partner_are_counted() -> None:
+    from diptych.training.step import _shapes
+
+    little = Little("flava", stage="main")
+    plain = little.step(None)
+    little.loader.lone_images = little.loader.lone_texts = Little("flava", stage="main").loader
+    both = little.step(None)
+    assert both.tokens == 2 * plain.tokens and both.samples == plain.samples
+    # operations are remembered by shape: a longer text without an image must not be taken for a shorter one
+    batch = both.batch
+    assert batch.lone_text is not None and _shapes(batch) != _shapes(replace(batch, lone_text=batch.lone_text[:, :-1]))

@@ -33,7 +33,6 @@ from diptych.models.generate import (
     draws_of,
     generate,
     penalise,
-    sample,
     warp,
     write,
 )
@@ -121,10 +120,11 @@ def test_repetition_is_penalised_as_in_transformers():
 
 def test_a_generator_draws_from_the_same_distribution():
     logits = torch.randn(8, generator=torch.Generator().manual_seed(1)).expand(20_000, -1)
-    drawn = sample(logits, 1.5, 5, 0.9, torch.Generator().manual_seed(0))
+    draws = torch.rand(len(logits), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = choose(logits, Decoding(temperature=1.5, top_k=5, top_p=0.9), draws)
     p = plain_distribution(logits[0].numpy(), 1.5, 5, 0.9)
     np.testing.assert_allclose(np.bincount(drawn.numpy(), minlength=8) / len(logits), p, atol=4 * np.sqrt(0.25 / len(logits)))
-    assert torch.equal(sample(logits, 0), logits.argmax(-1))
+    assert torch.equal(choose(logits, Decoding(temperature=0)), logits.argmax(-1))
 
 
 def test_draws_depend_on_the_row_and_the_seed_alone():

@@ -117,15 +117,6 @@ def choose(logits: Tensor, decoding: Decoding, draws: Tensor | None = None) -> T
     return torch.searchsorted(below, at, right=True)[:, 0]
 
 
-def sample(
-    logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, generator: torch.Generator | None = None
-) -> Tensor:
-    """``choose`` with torch's generator: logits [B, V] → [B]. temperature 0: the likeliest; top_k 0: all."""
-    decoding = Decoding(temperature=temperature, top_k=top_k or None, top_p=top_p)
-    draws = torch.rand(len(logits), dtype=torch.float64, generator=generator, device=logits.device) if decoding.samples else None
-    return choose(logits, decoding, draws)
-
-
 def draws_of(decoding: Decoding, rows: Sequence[int]) -> Tensor:
     """Draws [B, max_tokens] of a stream a row, each of its own number: no row depends on another."""
     return torch.from_numpy(

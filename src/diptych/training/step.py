@@ -231,8 +231,8 @@ class _Work:
     def _note(self, batch: Batch) -> None:
         parts: Any = self.of.model.parts
         tower = next((parts[name] for name in ("vision", "quantizer") if name in parts), None)
-        if tower is not None and batch.pixels is not None:
-            self.taken.tokens += len(batch.pixels) * tower.tokens
+        for pixels in (batch.pixels, batch.lone_pixels):
+            self.taken.tokens += 0 if tower is None or pixels is None else len(pixels) * tower.tokens
         for mask in (batch.text_mask, batch.lone_mask):
             self.taken.tokens += 0 if mask is None else int(mask.sum())
         self.taken.samples += batch.size
@@ -254,4 +254,6 @@ def _dealt(grads: list[Tensor | None], lengths: list[list[int]]) -> list[tuple[T
 
 
 def _shapes(batch: Batch) -> tuple:
-    return tuple(t.shape if t is not None else None for t in (batch.pixels, batch.text, batch.negatives))
+    return tuple(
+        t.shape if t is not None else None for t in (batch.pixels, batch.text, batch.negatives, batch.lone_pixels, batch.lone_text)
+    )
