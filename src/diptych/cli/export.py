@@ -16,6 +16,9 @@ def export(
     architecture: Annotated[
         str, typer.Option("--class", help="The class, where a run can be several: BlipForConditionalGeneration.")
     ] = "",
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="A language model's adapters apart, for peft, in OUT/adapter; else they are merged.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a run as a directory that another library loads without our code: weights, tokenizer, image processor, model card.
@@ -28,7 +31,7 @@ def export(
     from diptych.cli.results import print_json
     from diptych.exporting import export as write
 
-    made = write(run, to, out, checkpoint, architecture)
+    made = write(run, to, out, checkpoint, architecture, adapters)
     if json_:
         print_json({**asdict(made), "path": str(made.path)})
         return

@@ -11,8 +11,6 @@ from diptych.errors import DiptychError
 from diptych.exporting.card import model_card
 from diptych.files import write_atomically, write_json
 from diptych.interop import family_for
-from diptych.interop.base import Family, state_of, to_theirs
-from diptych.interop.tokenizer import Vocabulary
 from diptych.trained import TrainedModel
 
 MARK = "export.json"  # says that the directory is ours to replace
@@ -28,14 +26,21 @@ class Exported:
     run: str
     checkpoint: str
     key: str  # a hash of the run's weights
+    adapters: bool = False  # whether they lie apart
 
 
 def export(
-    run: Path, to: str = "transformers", out: Path | None = None, checkpoint: str = "last", architecture: str = ""
+    run: Path,
+    to: str = "transformers",
+    out: Path | None = None,
+    checkpoint: str = "last",
+    architecture: str = "",
+    adapters: bool = False,
 ) -> Exported:
     """Write the run's averaged weights, configuration, tokenizer, image processor and model card to ``out`` (default: RUN/export/FORMAT).
 
-    architecture: the class to be written, where a run can be several (default RUN/export/CLASS).
+    architecture: the class to be written, where a run can be several (default RUN/export/CLASS). adapters: a language model's adapters as a directory
+    of peft, ``adapter``, beside a model without them; otherwise they are merged.
 
     Raises DiptychError where no class of that library computes what the model does (and names the options with which a new run would
     fit), or if ``out`` holds something else than an earlier export.
@@ -46,11 +51,11 @@ def export(
     refuse_foreign(out)
     trained = TrainedModel.load(run, "cpu", checkpoint=checkpoint)
     family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
-    made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key))
+    made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key), adapters)
 
     def write(directory: Path) -> None:
         directory.mkdir()
-        _write(directory, family, trained)
+        family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
         (directory / "README.md").write_text(model_card(run, trained, made), encoding="utf-8")
         write_json(directory / MARK, _plain(made))
 
@@ -70,18 +75,6 @@ def _plain(made: Exported) -> dict[str, Any]:
         "run": made.run,
         "checkpoint": made.checkpoint,
         "key": made.key,
+        "adapters": made.adapters,
         "diptych": version("diptych"),
     }
-
-
-def _write(directory: Path, family: Family, trained: TrainedModel) -> None:
-    from safetensors.torch import save_file
-
-    model, objectives = trained.model, trained.objectives
-    vocabulary = Vocabulary(model.tokenizer, family.end_last)
-    state = family.settled(state_of(model, objectives), objectives)
-    state["parts.text.embedding.weight"] = vocabulary.rows(state["parts.text.embedding.weight"])
-    weights = to_theirs(state, family.entries(model, objectives))
-    weights = {name: value.detach().float().cpu().contiguous().clone() for name, value in weights.items()}
-    save_file(weights, directory / family.weights, metadata={"format": "pt"})
-    family.describe(directory, model, vocabulary)

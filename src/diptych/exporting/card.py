@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.files import read_json
 from diptych.models.pretrained import licences
+from diptych.models.pretrained.hub import place
+from diptych.models.pretrained.tokenizer import TrimmedTokenizer
 
 if TYPE_CHECKING:
     from diptych.exporting import Exported
@@ -60,6 +63,18 @@ image = model.get_image_features(inputs["pixel_values"]).pooler_output[:, 0]
 print(model.logit_scale.exp() * normalize(image, dim=-1) @ normalize(text, dim=-1).T)
 ```
 """,
+    "LlavaForConditionalGeneration": """\
+```python
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model, processor = AutoModelForImageTextToText.from_pretrained("."), AutoProcessor.from_pretrained(".")
+said = [{"role": "user", "content": [{"type": "image", "image": Image.open("photo.jpg")}QUESTION]}]
+inputs = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+written = model.generate(**inputs, max_new_tokens=30)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(written, skip_special_tokens=True)[0])
+```
+""",
     "open_clip": """\
 ```python
 import open_clip, torch
@@ -87,8 +102,10 @@ print(-captions.sum(1))  # log P(caption | image)
 ```
 """,
 }
-ODDS = """\
+LOWER = """\
 - A text is lower-cased, its white space reduced to single spaces and its final full stop dropped by the tokenizer itself.
+"""
+ODDS = """\
 - A picture of another size than {size} × {size}: this processor scales the whole picture and cuts out the central square, Diptych scales the
   square; pixels, and with them scores, differ a little. Pictures of that size get equal scores.
 """
@@ -100,11 +117,11 @@ def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
     spent, started = _read(run / "spent.json"), data.get("weights") or {}
     size = model.image_size
     count = sum(p.numel() for p in model.parameters())
-    words = f"that of `{started['address']}`" if started else "learned from its captions"
+    talks = "lm" in model.parts
     head = [
         "---",
         f"library_name: {made.format}",
-        "pipeline_tag: zero-shot-image-classification",
+        f"pipeline_tag: {'image-text-to-text' if talks else 'zero-shot-image-classification'}",
         "license: other",
         "tags: [diptych, vision-language]",
         "---",
@@ -115,24 +132,56 @@ def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
         f"{(data.get('packages') or {}).get('diptych', '')}; checkpoint `{made.checkpoint}`, weights `{made.key}`"
         f"{', averaged' if recipe.stages[-1].ema else ''}.",
         "## Use",
-        USE.get(made.architecture, USE[made.format]).strip(),
-        ODDS.format(size=size).strip(),
+        _use(trained, made),
+        (("" if talks else LOWER) + ODDS.format(size=size) + (_of_language(trained) if talks else "")).strip(),
         "## Data",
         f"`{data.get('data', recipe.data.train)}`, fingerprint `{data.get('data_fingerprint', 'unknown')}`. "
-        f"Tokenizer: byte-level BPE of {len(model.tokenizer)} tokens, {words}; texts of at most {model.tokenizer.max_length} tokens.",
+        f"Tokenizer: {_tokenizer(trained, started)}; texts of at most {model.tokenizer.max_length} tokens.",
         *([f"Training started from the weights of `{started['address']}` ({started['key']})."] if started else []),
         "## Budget",
         _budget(spent),
         "## Measured",
         *_measured(run / "evaluation", made.key),
         "## Licences",
-        *_licences(model.licences, str(data.get("data", recipe.data.train))),
+        *_licences(trained, str(data.get("data", recipe.data.train))),
         "## Citation",
         f"Method: {recipe.cite or 'none given'}.",
         "## Recipe",
         f"```yaml\n{recipe.to_yaml().strip()}\n```",
     ]
     return "\n".join(head) + "\n\n" + "\n\n".join(lines) + "\n"
+
+
+def _use(trained: TrainedModel, made: Exported) -> str:
+    text = USE.get(made.architecture, USE[made.format]).strip()
+    asked = ', {"type": "text", "text": "what is this?"}' if trained.answering else ""
+    text = text.replace("QUESTION", asked)
+    if made.adapters:
+        text += (
+            "\n\nThe run's adapters lie apart in `adapter`; without them the model is not what was trained: "
+            '`model = peft.PeftModel.from_pretrained(model, "adapter")`.'
+        )
+    return text
+
+
+def _of_language(trained: TrainedModel) -> str:
+    """What is to be known of an export with a language model."""
+    tokenizer = trained.model.tokenizer
+    if not isinstance(tokenizer, TrimmedTokenizer):
+        return ""
+    whole = tokenizer.backend.get_vocab_size()
+    return (
+        f"- The run knew {len(tokenizer)} of the {whole} pieces of its language model's vocabulary, those that its texts need. Here the vocabulary is "
+        "whole; `generation_config.json` keeps the others from being written (`suppress_tokens`), since when not to write them was never learned. "
+        "A word that none of the run's texts had is split by the whole vocabulary here, and was spelled with the known pieces there.\n"
+    )
+
+
+def _tokenizer(trained: TrainedModel, started: dict[str, Any]) -> str:
+    if "lm" in trained.model.parts:
+        return "that of the language model, and `<image>`"
+    words = f"that of `{started['address']}`" if started else "learned from its captions"
+    return f"byte-level BPE of {len(trained.model.tokenizer)} tokens, {words}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -168,9 +217,19 @@ def _measured(folder: Path, key: str) -> list[str]:
     return [f"On the held-out part of `{summary['data']}`, by `diptych evaluate`.", "\n".join(rows)]
 
 
-def _licences(parts: Any, data: str) -> list[str]:
-    lines = [f"- {name}: {terms}" for name, terms in licences(parts).items()]
+def _licences(trained: TrainedModel, data: str) -> list[str]:
+    lines = [f"- {name}: {terms}" for name, terms in licences(trained.model.licences).items()]
+    for name, part in trained.recipe.parts.items():
+        if address := part.options.get("from"):
+            lines.append(f"- {name}, made from `{address}`: {_terms(str(address))}")
     if data.startswith("scenes:"):
         lines += [f"- openmoji, the sprites of the training pictures: {licences(['openmoji'])['openmoji']}"]
     terms = "The weights were learned from the data named above; its terms apply to them."
     return [terms, *(["\n".join(lines)] if lines else [])]
+
+
+def _terms(address: str) -> str:
+    """The licence that a directory's own model card states."""
+    card = Path(place(address)) / "README.md"
+    stated = re.search(r"^license(?:_name)?: *(\S.*)$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
+    return stated[1] if stated else "its own terms, which it states nowhere here; see where it came from"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from diptych.errors import DiptychError
 from diptych.files import read_json, write_json
 from diptych.models.attention import QuickGELU, Transformer
 from diptych.models.text import TextTransformer
@@ -214,6 +215,22 @@ class Family:
         """The content of config.json, without ``architectures``."""
         raise NotImplementedError
 
+    def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> None:
+        """All that the class loads, but for the model card. adapters: where the directory will lie, if a run's adapters are to be written apart."""
+        from safetensors.torch import save_file
+
+        from diptych.interop.tokenizer import Vocabulary
+
+        if adapters:
+            raise DiptychError(f"{self.architecture} has no language model with adapters; export it without --adapters")
+        vocabulary = Vocabulary(model.tokenizer, self.end_last)
+        state = self.settled(state_of(model, objectives), objectives)
+        state["parts.text.embedding.weight"] = vocabulary.rows(state["parts.text.embedding.weight"])
+        weights = to_theirs(state, self.entries(model, objectives))
+        weights = {name: value.detach().float().cpu().contiguous().clone() for name, value in weights.items()}
+        save_file(weights, directory / self.weights, metadata={"format": "pt"})
+        self.describe(directory, model, vocabulary)
+
     def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
         """Everything beside the weights: configuration, tokenizer, image processor."""
         write_processor(directory, self.processor, vocabulary.of_transformers(self.masked), model.image_size)
@@ -267,21 +284,26 @@ def norms_elsewhere(text: Any) -> list[str]:
 
 
 def write_processor(directory: Path, kind: str, tokenizer: Any, image_size: int) -> None:
-    """Tokenizer and image processor of transformers: the central square, bicubic, pixels in [-1, 1], as ``data.image.resize`` gives them.
+    """Tokenizer and image processor of transformers, of pixels in [-1, 1]."""
+    import transformers
+
+    save_processor(directory, getattr(transformers, kind)(image_processor(image_size), tokenizer), kind)
+
+
+def image_processor(size: int, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.5,) * 3) -> Any:
+    """The central square, bicubic, as ``data.image.resize`` gives it.
 
     Theirs scales the whole picture and cuts the square out, ours scales the square: the same pixels where nothing is to be scaled,
     else pixels that differ by where the grid falls.
     """
-    import transformers
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    pictures = CLIPImageProcessorPil(
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=list(mean), image_std=list(std)
     )
-    processor = getattr(transformers, kind)(pictures, tokenizer)
+
+
+def save_processor(directory: Path, processor: Any, kind: str) -> None:
     processor.save_pretrained(directory)
     pictures = read_json(directory / "processor_config.json")["image_processor"]
     write_json(directory / "preprocessor_config.json", {**pictures, "processor_class": kind})  # where version 4 looks for it

@@ -7,6 +7,7 @@ Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
@@ -63,9 +64,11 @@ class PretrainedLM(nn.Module):
     draws = False  # one of the prompts at random: set while the model trains, also where this part is frozen
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
-    def __init__(self, build: Build, lm: CausalLM, trim: bool, prompts: bool = False, lora: Lora | None = None):
+    def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False, lora: Lora | None = None):
         super().__init__()
         self.prompts, self.lora = prompts, lora
+        self.open = open  # the model as it was made by others, each time anew
+        lm = open()
         if trim:
             said = [*IMAGE_PROMPTS, TEXT_PROMPT, MEANS] if prompts else []
             lm.trim([*build.corpus, *said, *template_words(lm.tokenizer)], kept=build.kept)
@@ -227,7 +230,8 @@ class Gemma(PretrainedLM):
     def __init__(self, build: Build, *, trim: bool = True, prompts: bool = False, lora: Lora | None = None):
         from diptych.models.pretrained import load_gemma
 
-        super().__init__(build, load_gemma(dtype=precision(build, lora)), trim, prompts, lora)
+        dtype = precision(build, lora)
+        super().__init__(build, lambda: load_gemma(dtype=dtype), trim, prompts, lora)
         build.licences.append("gemma-3-270m")
 
 
@@ -237,7 +241,8 @@ class HubLM(PretrainedLM):
     def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False, lora: Lora | None = None):
         from diptych.models.pretrained import load_causal_lm
 
-        super().__init__(build, load_causal_lm(from_, precision(build, lora)), trim, prompts, lora)
+        dtype = precision(build, lora)
+        super().__init__(build, lambda: load_causal_lm(from_, dtype), trim, prompts, lora)
 
 
 def precision(build: Build, lora: Lora | None = None) -> torch.dtype:
@@ -284,9 +289,10 @@ class RandomLM(PretrainedLM):
         from diptych.models.pretrained import CausalLM
 
         # Of fixed words, not of the corpus: a checkpoint holds neither tokenizer nor, while frozen, weights.
-        super().__init__(
-            build, CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2), trim=False, prompts=prompts, lora=lora
-        )
+        def open() -> CausalLM:
+            return CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2)
+
+        super().__init__(build, open, trim=False, prompts=prompts, lora=lora)
 
 
 LM = {"hf": HubLM, "gemma": Gemma, "random": RandomLM}

@@ -24,6 +24,7 @@ class LMTokenizer:
     """[BOS] pieces [EOS] around the ``tokenizers`` backend of a language model."""
 
     template: str | None = None  # the chat template (Jinja), where the model has one
+    given: Any = None  # the tokenizer of transformers that it was made of
     specials: Mapping[str, str] = {}  # bos_token, eos_token …: what a template may write
 
     def __init__(self, backend: Any, *, pad: int, bos: int, eos: int, max_length: int = 64):
@@ -37,6 +38,7 @@ class LMTokenizer:
         eos = tokenizer.eos_token_id
         pad, bos = (eos if i is None else i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id))
         made = cls(tokenizer.backend_tokenizer, pad=pad, bos=bos, eos=eos, max_length=max_length)
+        made.given = tokenizer
         made.template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         made.specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         return made
