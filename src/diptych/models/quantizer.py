@@ -54,7 +54,7 @@ class VectorQuantizer(nn.Module):
     """A convolutional auto-encoder through a codebook (VQ-VAE, van den Oord et al. 2017), with unit-length codes of few dimensions
     (ViT-VQGAN, Yu et al. 2022, §3.2).
 
-    width: None: half a tower's. patch: side of the square of pixels that one code stands for. depth: residual blocks on either side of the codebook.
+    width: None: a tower's. patch: side of the square of pixels that one code stands for. depth: residual blocks on either side of the codebook.
     patience: steps after which a code that nothing was rounded to is dead. The codebook learns by its loss, not by moving averages, so
     its gradient adds up over micro-batches and processes like any other; dead codes are revived by splitting the busiest ones in two
     (Linde, Buzo & Gray 1980), for which counts are enough, and these add up too.
