@@ -55,8 +55,8 @@ def export(
 
     def write(directory: Path) -> None:
         directory.mkdir()
-        family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
-        (directory / "README.md").write_text(model_card(run, trained, made), encoding="utf-8")
+        notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
+        (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
         write_json(directory / MARK, _plain(made))
 
     write_atomically(out, write)

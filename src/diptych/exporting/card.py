@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.files import read_json
 from diptych.models.pretrained import licences
 from diptych.models.pretrained.hub import place
-from diptych.models.pretrained.tokenizer import TrimmedTokenizer
 
 if TYPE_CHECKING:
     from diptych.exporting import Exported
@@ -102,16 +102,14 @@ print(-captions.sum(1))  # log P(caption | image)
 ```
 """,
 }
-LOWER = """\
-- A text is lower-cased, its white space reduced to single spaces and its final full stop dropped by the tokenizer itself.
-"""
-ODDS = """\
-- A picture of another size than {size} × {size}: this processor scales the whole picture and cuts out the central square, Diptych scales the
-  square; pixels, and with them scores, differ a little. Pictures of that size get equal scores.
-"""
+SIZES = (
+    "A picture of another size than {size} × {size}: this processor scales the whole picture and cuts out the central square, Diptych scales the "
+    "square; pixels, and with them scores, differ a little. Pictures of that size get equal scores."
+)
 
 
-def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
+def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence[str] = ()) -> str:
+    """notes: what is to be known of the use."""
     recipe, model = trained.recipe, trained.model
     data = _read(run / "environment.json")
     spent, started = _read(run / "spent.json"), data.get("weights") or {}
@@ -133,7 +131,7 @@ def model_card(run: Path, trained: TrainedModel, made: Exported) -> str:
         f"{', averaged' if recipe.stages[-1].ema else ''}.",
         "## Use",
         _use(trained, made),
-        (("" if talks else LOWER) + ODDS.format(size=size) + (_of_language(trained) if talks else "")).strip(),
+        "\n".join(f"- {note}" for note in [*notes, SIZES.format(size=size)]),
         "## Data",
         f"`{data.get('data', recipe.data.train)}`, fingerprint `{data.get('data_fingerprint', 'unknown')}`. "
         f"Tokenizer: {_tokenizer(trained, started)}; texts of at most {model.tokenizer.max_length} tokens.",
@@ -162,19 +160,6 @@ def _use(trained: TrainedModel, made: Exported) -> str:
             '`model = peft.PeftModel.from_pretrained(model, "adapter")`.'
         )
     return text
-
-
-def _of_language(trained: TrainedModel) -> str:
-    """What is to be known of an export with a language model."""
-    tokenizer = trained.model.tokenizer
-    if not isinstance(tokenizer, TrimmedTokenizer):
-        return ""
-    whole = tokenizer.backend.get_vocab_size()
-    return (
-        f"- The run knew {len(tokenizer)} of the {whole} pieces of its language model's vocabulary, those that its texts need. Here the vocabulary is "
-        "whole; `generation_config.json` keeps the others from being written (`suppress_tokens`), since when not to write them was never learned. "
-        "A word that none of the run's texts had is split by the whole vocabulary here, and was spelled with the known pieces there.\n"
-    )
 
 
 def _tokenizer(trained: TrainedModel, started: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ To add one: a file with the subclass, and its name in ``FAMILIES``. What is made
 
 from __future__ import annotations
 
+import shlex
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDic
             misfits.append(Misfit(f"it scores by {recipe.score}", f"score={family.scores[0]}"))
         if not misfits:
             return family
-        remedies = " ".join(f"--set {m.set}" for m in misfits if m.set)
+        remedies = " ".join(f"--set {shlex.quote(m.set)}" for m in misfits if m.set)
         line = f"{family.architecture}: {'; '.join(m.why for m in misfits)}"
         if remedies and all(m.set for m in misfits):
             line += f". A new run fits with {remedies}"

@@ -176,6 +176,9 @@ class Misfit:
     set: str = ""
 
 
+LOWER = "A text is lower-cased, its white space reduced to single spaces and its final full stop dropped by the tokenizer itself."
+
+
 class Family:
     """One file of this package: the models of another library that some of ours can be written as, and read from.
 
@@ -215,8 +218,11 @@ class Family:
         """The content of config.json, without ``architectures``."""
         raise NotImplementedError
 
-    def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> None:
-        """All that the class loads, but for the model card. adapters: where the directory will lie, if a run's adapters are to be written apart."""
+    def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
+        """All that the class loads; returns what the model card has to say of it, a line each.
+
+        adapters: where the directory will lie, if a run's adapters are to be written apart.
+        """
         from safetensors.torch import save_file
 
         from diptych.interop.tokenizer import Vocabulary
@@ -230,6 +236,7 @@ class Family:
         weights = {name: value.detach().float().cpu().contiguous().clone() for name, value in weights.items()}
         save_file(weights, directory / self.weights, metadata={"format": "pt"})
         self.describe(directory, model, vocabulary)
+        return [LOWER]
 
     def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
         """Everything beside the weights: configuration, tokenizer, image processor."""

@@ -35,10 +35,8 @@ class Language:
     head: Tensor
     embedding: str  # the name of the word vectors in ``state``
     tied: bool
-    tokenizer: Any
-    pad: int
-    bos: int
-    eos: int
+    tokenizer: Any  # of transformers
+    ours: LMTokenizer  # the same, as ours, untrimmed: its pad, bos and eos are the original's ids
     kept: list[int] | None
 
     @property
@@ -110,9 +108,7 @@ def whole(part: PretrainedLM, merged: bool = True) -> Language:
         f"{names[id(embedding)]}.weight".removeprefix(prefix),
         head.weight is embedding.weight,
         tokenizer_of(original.tokenizer),
-        original.tokenizer.pad,
-        original.tokenizer.bos,
-        original.tokenizer.eos,
+        original.tokenizer,
         kept,
     )
 

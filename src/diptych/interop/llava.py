@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diptych.batch import IMAGE
-from diptych.data.conversations.template import Chat
+from diptych.batch import IMAGE, Turn
+from diptych.data.conversations.template import IMAGE_ID, Chat
+from diptych.data.conversations.turns import question
+from diptych.files import read_json, write_json
 from diptych.interop import chat, language
 from diptych.interop.base import Family, Geometry, Misfit, Same, State, image_processor, save_processor, to_theirs
 from diptych.interop.siglip import Siglip
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 INSIDE = "model.language_model"
 TOWER = "parts.vision={kind: hf, from: hf:CLIP_OR_SIGLIP}"
+PROBE = [question("one two?"), Turn("assistant", "three"), Turn("user", "why?")]
 MLP_OF_IT = "parts.connector={kind: mlp, norm: false}"
 
 
@@ -86,7 +89,7 @@ class Llava(Family):
         """Of a tower of ours; the rest is not the same, but becomes it."""
         return [e for e in Siglip().entries(model, objectives) if e.ours[0].startswith("parts.vision.")]
 
-    def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> None:
+    def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
         from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
         lm, words = model.part("lm"), language.whole(model.part("lm"), merged=not adapters)
@@ -107,9 +110,9 @@ class Llava(Family):
             "vision_feature_layer": getattr(getattr(model.part("vision"), "tower", None), "layer", -1),
             "vision_feature_select_strategy": strategy,
             "tie_word_embeddings": tied,
-            "pad_token_id": words.pad,
-            "bos_token_id": words.bos,
-            "eos_token_id": words.eos,
+            "pad_token_id": words.ours.pad,
+            "bos_token_id": words.ours.bos,
+            "eos_token_id": words.ours.eos,
             "dtype": dtype,
         }
         config = LlavaConfig(**options)
@@ -122,13 +125,17 @@ class Llava(Family):
             made.tie_weights()
         talks = any(o.reads_turns for o in objectives.values())
         speaks = Chat(model.tokenizer, model.part("connector").tokens) if talks else None
-        made.generation_config = generation(words, image, [words.original(i) for i in speaks.ends] if speaks else [words.eos])
+        made.generation_config = generation(words, image, [words.original(i) for i in speaks.ends] if speaks else [words.ours.eos])
         with quiet():
             made.save_pretrained(directory)
+        says = read_json(directory / "config.json")  # which names the precision of the first weight that it finds
+        write_json(directory / "config.json", {**says, "dtype": str(dtype).removeprefix("torch.")})
         tokenizer = words.tokenizer
         tokenizer.padding_side = "left"  # the class writes behind its prompt
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(words.pad)
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(words.ours.pad)
+        if speaks and not begins(speaks):
+            without_beginning(tokenizer)
         processor = LlavaProcessor(
             image_processor(model.image_size, mean, std),
             tokenizer,
@@ -141,6 +148,7 @@ class Llava(Family):
         save_processor(directory, processor, self.processor)
         if adapters:
             language.write_adapters(directory / "adapter", lm, adapters, INSIDE)
+        return [*words_left_out(words), *(read_otherwise(processor, speaks, words) if speaks else ())]
 
     def _tower(self, model: VLM) -> tuple[dict[str, Any], State, str, list[float], list[float]]:
         """Configuration, weights, strategy (whether a token stands before the patches), mean and deviation of pixels."""
@@ -236,17 +244,58 @@ def generation(words: Language, image: int, ends: list[int]) -> Any:
         silent |= set(range(len(words.head))) - set(words.kept)
     return GenerationConfig(
         do_sample=False,
-        bos_token_id=words.bos,
+        bos_token_id=words.ours.bos,
         eos_token_id=sorted(ends),
-        pad_token_id=words.pad,
+        pad_token_id=words.ours.pad,
         suppress_tokens=sorted(silent),
     )
+
+
+def words_left_out(words: Language) -> list[str]:
+    if words.kept is None:
+        return []
+    return [
+        f"The run knew {len(words.kept)} of the {len(words.head)} pieces of its language model's vocabulary, those that its texts need. Here the vocabulary "
+        "is whole; `generation_config.json` keeps the others from being written (`suppress_tokens`), since when not to write them was never "
+        "learned. A word that none of the run's texts had is split by the whole vocabulary here, and was spelled with the known pieces there."
+    ]
+
+
+def begins(speaks: Chat) -> bool:
+    """Whether the run's conversations begin with [BOS]."""
+    return speaks.document(PROBE[:1], ask=True).ids[0] == speaks.tokenizer.bos
+
+
+def without_beginning(tokenizer: Any) -> None:
+    """Make a tokenizer leave a text as it is: no [BOS] before it that the run never saw."""
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    if getattr(tokenizer, "add_bos_token", None):
+        tokenizer.add_bos_token = False
+
+
+def read_otherwise(processor: Any, speaks: Chat, words: Language) -> list[str]:
+    """Whether a conversation is split into the same tokens here and there; the run splits the text between two images, or answers, by itself."""
+    ours = Chat(words.ours, speaks.tokens).document(PROBE, ask=True).ids
+    messages = [{"role": turn.role, "content": turn.text} for turn in PROBE]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    image = processor.image_token_id
+    theirs = processor.tokenizer(text, add_special_tokens=not text.startswith(processor.tokenizer.bos_token or " "))["input_ids"]
+    there = [i for run in theirs for i in ([IMAGE_ID] * speaks.tokens if run == image else [run])]
+    if ours == there:
+        return []
+    at = next((k for k, (a, b) in enumerate(zip(ours, there, strict=False)) if a != b), min(len(ours), len(there)))
+    return [
+        "Conversations are split into tokens a little otherwise here than in training, for instance at the "
+        f"{at + 1}th token of a conversation: answers may differ from those of `diptych chat`."
+    ]
 
 
 def template(lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
     if speaks is not None:
         return chat.of_conversations(speaks, set(tokenizer.special_tokens_map))
-    bos, eos = (tokenizer.convert_ids_to_tokens(i) for i in (words.bos, words.eos))
+    bos, eos = (tokenizer.convert_ids_to_tokens(i) for i in (words.ours.bos, words.ours.eos))
     return chat.of_captions(bos, eos, IMAGE_PROMPTS[0] if lm.prompts else "")
 
 

@@ -6,7 +6,7 @@ Every tower has ``width``, ``tokens`` (N, the patches), ``extra`` (class tokens,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -280,6 +280,15 @@ class HubTower(nn.Module):
     """A vision tower of transformers: ``from: hf:NAME_OR_PATH``, such as CLIP's, SigLIP's, DINOv2, ViT. layer: −2 for the hidden state before the last (LLaVA)."""
 
     packaged = ("tower",)
+
+    @staticmethod
+    def native_size(options: dict[str, Any]) -> int:
+        from transformers import AutoConfig
+
+        from diptych.models.pretrained.hub import fetch, place
+        from diptych.models.pretrained.tower import size_of
+
+        return size_of(fetch(AutoConfig, place(str(options.get("from")))))
 
     def __init__(self, build: Build, *, from_: str, layer: int = -1):
         super().__init__()

@@ -84,9 +84,12 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 def image_size_of(recipe: Recipe, source: Source) -> int:
     """The recipe's, else the source's own (scenes), else what the vision tower was made for, else the size's default."""
+    given = recipe.data.image_size or getattr(source, "image_size", None)
     vision = recipe.parts.get("vision")
-    native = getattr(resolve(vision.kind, KINDS["vision"], "vision part"), "native_size", None) if vision else None
-    return recipe.data.image_size or getattr(source, "image_size", None) or native or SIZES[recipe.size].image_size
+    if given or vision is None:
+        return given or SIZES[recipe.size].image_size
+    native = getattr(resolve(vision.kind, KINDS["vision"], "vision part"), "native_size", None)
+    return (native(vision.options) if callable(native) else native) or SIZES[recipe.size].image_size
 
 
 def corpus_of(source: Source, n: int = CORPUS) -> list[str]:

@@ -29,8 +29,7 @@ class VisionTower(nn.Module):
         self.layer = layer
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
-        size = getattr(config, "image_size", 224)
-        self.size = int(size[0] if isinstance(size, list | tuple) else size)
+        self.size = size_of(config)
         self.model.eval()
         with torch.no_grad():
             seen = self._tokens(torch.zeros(1, 3, self.size, self.size))[0]
@@ -66,3 +65,9 @@ class VisionTower(nn.Module):
         if x.ndim == 4:  # a feature map
             x = x.flatten(2).transpose(1, 2)
         return x, None if pooled is None else pooled.flatten(1)
+
+
+def size_of(config: Any) -> int:
+    """The side in pixels of the pictures that a model of transformers is made for."""
+    size = getattr(getattr(config, "vision_config", config), "image_size", 224)
+    return int(size[0] if isinstance(size, list | tuple) else size)
