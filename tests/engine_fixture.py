@@ -35,8 +35,9 @@ class Little:
         self.recipe = load_recipe(name, [*tiny(name), *overrides])
         source = open_source("scenes:small").split("train")
         torch.manual_seed(0)
-        self.tokenizer = Tokenizer.train(corpus_of(source, 200), 400, 32)
-        self.model = build_model(self.recipe, self.tokenizer, 48).train()
+        own = Tokenizer.train(corpus_of(source, 200), 400, 32)
+        self.model = build_model(self.recipe, own, 48).train()
+        self.tokenizer = self.model.tokenizer  # a language model brings another
         self.objectives = build_objectives(self.recipe, self.model).train()
         chosen = next(s for s in self.recipe.stages if stage in ("", s.name))
         if chosen.train != "all":

@@ -23,6 +23,7 @@ from diptych.recipe import load_recipe
 from diptych.trained import TrainedModel
 from diptych.training.distributed import Cluster, shard
 from diptych.training.loop import train
+from plain_fixture import f64, gelu, linear, normed
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star", "a key"]
 SMALL = [f"parts.{p}.{o}" for p in ("vision", "text") for o in ("width=32", "heads=4", "depth=2")] + ["precision=fp32"]
@@ -47,23 +48,6 @@ def batch_of(model, captions=CAPTIONS, pad_to=None):
 
 
 # --- the reference: BERT with cross-attention, written out for one caption without padding ---
-
-
-def f64(x):
-    return x.detach().double().numpy()
-
-
-def linear(layer, x):
-    return x @ f64(layer.weight).T + f64(layer.bias)
-
-
-def normed(layer, x):
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + layer.eps)
-    return x * f64(layer.weight) + f64(layer.bias)
-
-
-def gelu(x):
-    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
 
 
 def attention(layer, x, context, causal):

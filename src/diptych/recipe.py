@@ -19,7 +19,7 @@ from diptych.errors import DiptychError, nearest
 from diptych.typed import Strict, check, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
-PARTS = ("quantizer", "vision", "text", "lm", "connector", "fusion", "decoder")  # in the order in which they are built
+PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder")  # in the order in which they are built
 
 
 class Part(BaseModel):

@@ -73,8 +73,8 @@ class TrainedModel:
         self.autocast = use_bf16(recipe.precision, device)
         self.answering: Answering | None = None  # where it learned from conversations
         able = {"score"}
-        # Under ``contextual`` an image has no embedding without a caption.
-        towers = {"vision", "text"} <= set(model.parts)
+        # Under ``contextual`` an image has no embedding without a caption, and where queries look at it, one each.
+        towers = {"vision", "text"} <= set(model.parts) and not model.asks
         if (towers and recipe.score != "contextual") or model.embeds_by_lm:
             able |= {"embed_image", "embed_text"}
         both = [o for o in objectives.values() if isinstance(o, Interleaved)]

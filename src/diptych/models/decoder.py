@@ -1,7 +1,8 @@
 """Decoders: predict a caption's next token from what stands before it and from the image.
 
 A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, where logits at position t speak of token t + 1. One that ``reads_codes``
-takes word ids and image codes itself (``models/interleaved.py``); one that ``reads_words`` has ``read(ids, mask, image)`` (``models/med.py``). All write by ``start(image) -> (logits [B, V], state)`` and
+takes word ids and image codes itself (``models/interleaved.py``); one that ``reads_words`` has ``read(ids, mask, image)`` (``models/med.py``), one that
+``reads_queries`` has ``tell(ids, mask, looked)`` (``models/qformer.py``). All write by ``start(image) -> (logits [B, V], state)`` and
 ``step(ids [B], state)``, which give the same (``models/generate.py``).
 """
 
@@ -95,5 +96,6 @@ DECODER = {
     "multimodal": MultimodalDecoder,
     "interleaved": InterleavedDecoder,
     "med": "diptych.models.med:MedDecoder",
+    "q_former": "diptych.models.qformer:QFormerDecoder",
     "coca": "diptych.models.coca:CocaDecoder",
 }

@@ -102,4 +102,5 @@ FUSION = {
     "joint": Joint,
     "gated": GatedCrossAttention,
     "med": "diptych.models.med:MedEncoder",
+    "q_former": "diptych.models.qformer:QFormerEncoder",
 }

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.batch import Batch, Tokens, floats
+from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     from diptych.models.interleaved import Read
     from diptych.models.lm import Remembered
+    from diptych.models.qformer import Looked
     from diptych.models.vlm import VLM
 
 
@@ -40,6 +42,8 @@ class ImageSide:
 
     @cached_property
     def encoding(self) -> Tokens:
+        if self._of is not None:
+            return self._of[0].encoding[self._of[1]]
         if self.hidden is not None:
             return self.model.run("vision", self.pixels, self.keep, self.hidden)
         return self.model.run("vision", self.pixels, self.keep)
@@ -48,6 +52,8 @@ class ImageSide:
     def embedding(self) -> Tensor:
         if self.model.embeds_by_lm:
             return F.normalize(self.model.part("lm").image_state(self.remembered).float(), dim=-1)
+        if self.model.asks:
+            raise DiptychError("an image has an embedding a query here, and none that is a vector; contrast by query_contrast")
         return F.normalize(self.model.image_projection(self.encoding.pooled).float(), dim=-1)
 
     @property
@@ -70,23 +76,42 @@ class ImageSide:
         return F.normalize(self.model.image_projection(self.encoding.tokens).float(), dim=-1)
 
     @cached_property
+    def queries(self) -> Looked:
+        """What queries find in the image (BLIP-2)."""
+        if self._of is not None:
+            return self._of[0].queries[self._of[1]]
+        return self.model.part("text").look(self.encoding)
+
+    @cached_property
+    def query_embedding(self) -> Tensor:
+        """Every query in the shared space: [B, Q, E], unit length, float32."""
+        if self._of is not None:
+            return self._of[0].query_embedding[self._of[1]]
+        return F.normalize(self.model.image_projection(self.queries.tokens).float(), dim=-1)
+
+    @cached_property
     def prefix(self) -> Tensor:
-        return self.model.run("connector", self.encoding.tokens)
+        """[B, N, D]: what the language model reads of the image."""
+        if self._of is not None:
+            return self._of[0].prefix[self._of[1]]
+        return self.model.run("connector", self.queries.tokens if self.model.asks else self.encoding.tokens)
 
     @cached_property
     def codes(self) -> Tensor:
         """[B, N]: the image in the quantizer's codes."""
+        if self._of is not None:
+            return self._of[0].codes[self._of[1]]
         return self.model.part("quantizer").codes(self.pixels)
 
     @cached_property
     def remembered(self) -> Remembered | Read:
         """The image as the language model, or the decoder of codes, remembers it."""
-        if not self.model.reads_codes:
-            return self.model.part("lm").remember(self.prefix)
         if self._of is not None:  # many captions on one image: it is read once
             whole, index = self._of
             return whole.remembered.rows(index)
-        return self.model.part("decoder").remember(self.codes)
+        if self.model.reads_codes:
+            return self.model.part("decoder").remember(self.codes)
+        return self.model.part("lm").remember(self.prefix)
 
     @cached_property
     def log_prior(self) -> Tensor:
@@ -94,16 +119,9 @@ class ImageSide:
         return self.model.part("decoder").log_prior(self.codes)
 
     def rows(self, index: Tensor) -> ImageSide:
-        """Some of the images, with repeats if need be; encodings are taken over, not computed again."""
+        """Some of the images, with repeats if need be; their encodings are these images' when they are asked for, not computed again."""
         side = ImageSide(self.model, None)
-        if self.model.reads_codes:
-            side.__dict__["codes"], side._of = self.codes[index], (self, index)
-        elif "lm" not in self.model.parts:
-            side.__dict__["encoding"] = self.encoding[index]
-        elif torch.is_grad_enabled():
-            side.__dict__["prefix"] = self.prefix[index]
-        else:  # many captions on one image: it is read once
-            side.__dict__["remembered"] = self.remembered.rows(index)
+        side._of = (self, index)
         return side
 
 
@@ -250,6 +268,15 @@ class Pass:
 
     # --- both together ---
 
+    @property
+    def similarity(self) -> Tensor:
+        """[B, B] of images (rows) and texts: the cosine, or that of whichever query of the image is nearest."""
+        if self.model.asks:
+            from diptych.models.qformer import best_query
+
+            return best_query(self.images.query_embedding, self.text_embedding)
+        return self.image_embedding @ self.text_embedding.T
+
     @cached_property
     def _fused(self) -> tuple[Tokens, Tokens]:
         return self.model.part("fusion").both(self.text, self.image)
@@ -273,7 +300,7 @@ class Pass:
 
     @cached_property
     def next_token_logits(self) -> Tensor:
-        """[B, T − 1, V]: row t speaks of text token t + 1, given the image and the tokens up to t."""
+        """[B, T − 1, V]: row t speaks of text token t + 1, given the image and the tokens up to t; by the language model, where there is one."""
         if "lm" in self.model.parts:
             lm = self.model.part("lm")
             if torch.is_grad_enabled() and "remembered" not in vars(
@@ -281,12 +308,18 @@ class Pass:
             ):  # in one go, unless the image has been read already
                 return lm.caption_logits(self.images.prefix, self.text_ids, self.text_mask)
             return lm.continue_logits(self.images.remembered, self.text_ids, self.text_mask)
+        return self.decoder_logits
+
+    @cached_property
+    def decoder_logits(self) -> Tensor:
+        """``next_token_logits`` by the decoder, also beside a language model."""
+        decoder = self.model.part("decoder")
         if self.model.reads_codes:
-            decoder = self.model.part("decoder")
             if torch.is_grad_enabled():
                 return decoder.caption_logits(self.images.codes, self.text_ids, self.text_mask)
             return decoder.continue_logits(self.images.remembered, self.text_ids, self.text_mask)
-        decoder = self.model.part("decoder")
+        if getattr(decoder, "reads_queries", False):
+            return decoder.tell(self.text_ids, self.text_mask, self.images.queries)[:, :-1]
         if getattr(decoder, "reads_words", False):
             return decoder.read(self.text_ids, self.text_mask, self.image)[:, :-1]
         return decoder(self.text, self.image)[:, :-1]

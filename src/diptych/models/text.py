@@ -193,5 +193,6 @@ TEXT = {
     "bert": BertText,
     "coca": "diptych.models.coca:CocaText",
     "med": "diptych.models.med:MedText",
+    "q_former": "diptych.models.qformer:QFormerText",
     "minilm": MiniLM,
 }

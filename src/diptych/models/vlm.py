@@ -59,7 +59,7 @@ class VLM(nn.Module):
         self.image_projection: nn.Module = nn.Identity()
         self.text_projection: nn.Module = nn.Identity()
         if {"vision", "text"} <= set(self.parts):
-            self.image_projection = projection(self.parts["vision"], self.embed_dim, "vision")
+            self.image_projection = projection(self.parts["text" if self.asks else "vision"], self.embed_dim, "vision")
             self.text_projection = projection(self.parts["text"], self.embed_dim, "text")
 
     def freeze(self, names: set[str]) -> None:
@@ -88,6 +88,11 @@ class VLM(nn.Module):
     def reads_codes(self) -> bool:
         """Whether its decoder takes word ids and image codes instead of what towers say of them."""
         return "decoder" in self.parts and getattr(self.parts["decoder"], "reads_codes", False)
+
+    @property
+    def asks(self) -> bool:
+        """Whether an image is known by what queries of the text part have found in it, each with an embedding (BLIP-2)."""
+        return "text" in self.parts and hasattr(self.parts["text"], "look")
 
     def run(self, name: str, *inputs: Any) -> Any:
         """A part's output, without a graph where the part is frozen and nothing before it learns."""

@@ -15,7 +15,7 @@ from diptych.objectives.contrastive import InfoNCE, Sigmoid
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.grouped import GroupedTokens
 from diptych.objectives.interleaved import Interleaved
-from diptych.objectives.late import LateInteraction
+from diptych.objectives.late import LateInteraction, QueryContrast
 from diptych.objectives.masked import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
 from diptych.objectives.quantizing import Reconstruction
@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, Any] = {
     "grouped_tokens": GroupedTokens,
     "interleaved": Interleaved,
     "late_interaction": LateInteraction,
+    "query_contrast": QueryContrast,
     "matching": Matching,
     "masked_words": MaskedWords,
     "masked_patches": MaskedPatches,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,18 +32,28 @@ def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: fl
 
 
 class NextToken(Objective):
-    """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP smooths labels by 0.1."""
+    """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP smooths labels by 0.1.
+
+    writer: which part writes; None: the language model where there is one, else the decoder.
+    """
 
     predicts_text = True
 
-    def __init__(self, model: VLM, *, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0):
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        writer: Literal["lm", "decoder"] | None = None,
+    ):
         super().__init__(model)
         self.label_smoothing = label_smoothing
-        if not {"decoder", "lm"} & set(model.parts):
-            model.part("decoder")  # says what is missing
+        self.writer = writer or ("lm" if "lm" in model.parts else "decoder")
+        model.part(self.writer)  # says what is missing
 
     def forward(self, p: Pass) -> Tensor:
-        return next_token_loss(p.next_token_logits, p.text_ids[:, 1:], p.text_mask[:, 1:], self.label_smoothing)
+        logits = p.decoder_logits if self.writer == "decoder" else p.next_token_logits
+        return next_token_loss(logits, p.text_ids[:, 1:], p.text_mask[:, 1:], self.label_smoothing)
 
     def terms(self, p: Pass) -> int:
         return int(p.text_mask[:, 1:].sum())

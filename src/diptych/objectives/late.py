@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diptych.errors import DiptychError
+from diptych.models.qformer import best_query
 from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import same_meaning
 
@@ -87,6 +89,29 @@ class LateInteraction(Objective):
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.scale.item()}
+
+
+class QueryContrast(LateInteraction):
+    """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a text, pooled, against the image's queries, of which the nearest counts. That is the text's side of
+    ``late_similarity`` with texts of one token, in both directions."""
+
+    couples = ("images.query_embedding", "texts.embedding")
+
+    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
+        super().__init__(model, temperature=temperature, max_scale=max_scale)
+        if not model.asks:
+            raise DiptychError("objective query_contrast compares texts with queries over the image; set parts.text.kind: q_former")
+
+    def forward(self, p: Pass) -> Tensor:
+        image, text, rows = p.images.query_embedding, p.text_embedding, p.rows
+        own = rows or slice(0, len(image))
+        with torch.autocast(image.device.type, enabled=False):
+            to_text, to_image = best_query(image[own], text), best_query(image, text[own]).T
+            return late_loss(to_text * self.scale, to_image * self.scale, own.start, same_meaning(p.batch.meaning, rows))
+
+    def scores(self, p: Pass) -> Tensor:
+        """The cosine of text i and the nearest query of image i: [B]."""
+        return torch.einsum("bqe,be->bq", p.images.query_embedding, p.text_embedding).amax(1)
 
 
 def late_loss(to_text: Tensor, to_image: Tensor, start: int = 0, same: Tensor | None = None) -> Tensor:

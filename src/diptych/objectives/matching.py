@@ -35,10 +35,11 @@ class Matching(Objective):
     """A two-way classifier on the fused tokens of both sides; needs a contrastive objective beside it for the mining to mean anything.
 
     batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: of the mining.
-    pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for "no" and "yes" (BLIP).
+    pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for "no" and "yes" (BLIP; of BLIP-2's queries, whose
+    mean is pooled, that is the mean of their answers).
     """
 
-    couples = ("images.embedding", "texts.embedding", "images.encoding", "texts.encoding")
+    couples: tuple[str, ...] = ("images.embedding", "texts.embedding", "images.encoding", "texts.encoding")
     scores_as = "matching"
     needs = ("vision", "text", "fusion")
 
@@ -47,6 +48,8 @@ class Matching(Objective):
     ):
         super().__init__(model)
         self.batch_share, self.sharpness = batch_share, sharpness
+        if model.asks:
+            self.couples = ("images.query_embedding", *self.couples[1:])
         width = model.part("fusion").width
         if pooler == "none":
             self.head: nn.Module = nn.Linear(width, 2)
@@ -62,8 +65,7 @@ class Matching(Objective):
         return self.logits(p.paired(images, texts))
 
     def forward(self, p: Pass) -> Tensor:
-        similarity = (p.image_embedding @ p.text_embedding.T).detach()
-        text, image = mine_negatives(similarity, p.batch.meaning, self.sharpness)
+        text, image = mine_negatives(p.similarity.detach(), p.batch.meaning, self.sharpness)
         own, weight = p.some(self.batch_share), 1.0
         if p.rows is not None:  # processes have unlike numbers of them, and their losses are averaged
             everyones = math.floor((p.size - 1) * self.batch_share) + 1

@@ -14,4 +14,5 @@ CONNECTOR = {
     "c_abstractor": CAbstractor,
     "q_former": QFormer,
     "resampler": Resampler,
+    "queries": "diptych.models.qformer:Queries",
 }
