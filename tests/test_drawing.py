@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from typer.testing import CliRunner
 
 from diptych.capabilities import Adapter
 from diptych.cli import app
 from diptych.data.loader import to_pixels
+from diptych.data.scenes.graph import Graph, is_held_out
+from diptych.data.scenes.layout import picture
 from diptych.data.sources import open_source
 from diptych.errors import DiptychError
 from diptych.evaluation.records import Records
 from diptych.evaluation.run import evaluate, recompute
-from diptych.evaluation.scene_reader import HELD_OUT_FROM, SceneReader, scene_reader, train_reader
+from diptych.evaluation.scene_reader import (
+    HELD_OUT_FROM,
+    WIDTH,
+    SceneReader,
+    centre_loss,
+    lessons,
+    scene_reader,
+    train_reader,
+    worn,
+)
 from diptych.evaluation.tasks import task
 from diptych.evaluation.tasks.base import NotApplicable
 from diptych.evaluation.tasks.drawing import Drawing
@@ -79,6 +92,9 @@ def test_true_drawings_are_right_and_other_peoples_are_not(judged, tmp_path):
     for metric in ("all_true", "objects", "count", "colour", "relation"):
         assert results[metric].value == 1.0 and results[f"real/{metric}"].value == 1.0, metric
     assert results["all_true"].controls["shuffled"] < 0.3
+    real = np.stack([s.image for s in samples]).astype(np.float64)
+    assert results["codes/psnr"].value == pytest.approx(10 * np.log10(255**2 / ((real - 128) ** 2).mean()))
+    assert results["codes/psnr"].low < results["codes/psnr"].value < results["codes/psnr"].high
     assert results["codes/all_true"].value < 0.3, "grey pictures show nothing"
     assert {s["slice"] for s in results["all_true"].slices} == {"combination=seen", "combination=held-out"}
     pictures = sorted((tmp_path / "drawings").glob("*.png"))
@@ -122,32 +138,94 @@ def test_numbers_come_from_records_alone_and_a_model_that_cannot_draw_is_passed_
 # --- the reader ---
 
 
-def test_the_reader_reads_what_its_outputs_say():
+def mapped(reader, centres):
+    """The reader, with a map of centres (concept, y, x) in the place of what it sees; features tell the cells apart."""
+    side = reader.size // 4
+
+    def see(pixels):
+        odds = torch.full((len(pixels), len(reader.names), side, side), -9.0)
+        for concept, y, x in centres:
+            odds[:, concept, y, x] = 9.0
+            odds[:, concept, y, x + 1] = 5.0  # a bell has one top
+        return odds, torch.zeros(len(pixels), WIDTH, side, side)
+
+    reader.forward = see
+    return reader
+
+
+def test_the_reader_reads_what_its_maps_say():
     world = open_source(SCENES).split("train").world
     torch.manual_seed(0)
     reader = SceneReader(world).eval()
     fox, key = 0, 5
+    told = {fox: 3, key: 1}
+    reader.at = lambda features, rows, y, x, concepts: F.one_hot(concepts, WIDTH).float()
 
-    class Sure(torch.nn.Module):
-        def __init__(self, rows, width):
-            super().__init__()
-            self.rows, self.width = rows, width
+    class Colours(torch.nn.Module):
+        def forward(self, seen):
+            return 9.0 * F.one_hot(torch.tensor([told[int(c)] for c in seen.argmax(-1)]), len(reader.colours))
 
-        def forward(self, x):
-            out = torch.zeros(*x.shape[:-1], self.width)
-            for c, k in self.rows.items():
-                out[:, c, k] = 9.0
-            return out
+    reader.colour = Colours()
+    forth, back = torch.zeros(1, 7), torch.zeros(1, 7)
+    forth[0, 1] = back[0, 4] = 9.0  # the first above the second, and the other way round
+    reader.pair = lambda a, b, way: forth if way[0, 1] > 0 else back
+    blank = [np.zeros((48, 48, 3), dtype=np.uint8)]
+    (graph,) = mapped(reader, [(fox, 2, 2), (fox, 2, 8), (key, 9, 5)]).read(blank)
+    assert graph == {
+        "things": [
+            {"concept": world.seen[fox], "count": 2, "colour": world.palette[2]},
+            {"concept": world.seen[key], "count": 1, "colour": world.palette[0]},
+        ],
+        "relation": "above",
+        "position": "",
+    }
+    (graph,) = mapped(reader, [(fox, 9, 2), (fox, 9, 8), (key, 2, 5)]).read(blank)
+    assert [t["concept"] for t in graph["things"]] == [world.seen[key], world.seen[fox]] and graph["relation"] == "above"
+    (graph,) = mapped(reader, [(key, 8, 2)]).read(blank)
+    assert graph["position"] == "bottom left" and graph["relation"] == ""
+    (graph,) = mapped(reader, []).read(blank)
+    assert len(graph["things"]) == 1, "something is always seen"
 
-    counts = dict.fromkeys(range(len(world.seen)), 0) | {fox: 2, key: 1}
-    reader.count = Sure(counts, world.max_objects + 1)
-    reader.colour = Sure({fox: 3, key: 1}, len(reader.colours))
-    reader.pair = lambda a, b: torch.tensor([[0.0, 1.0, 0.0]])  # above, either way: a tie goes to the order of the names
-    (graph,) = reader.read([np.zeros((48, 48, 3), dtype=np.uint8)])
-    found = {t["concept"]: (t["count"], t["colour"]) for t in graph["things"]}
-    assert found == {world.seen[fox]: (2, world.palette[2]), world.seen[key]: (1, world.palette[0])}
-    assert graph["relation"] == "above" and graph["position"] == ""
-    judge(read("two red hearts"), graph)
+
+def test_the_loss_of_centres_is_the_focal_loss_of_its_paper():
+    generator = np.random.default_rng(0)
+    B, C, h, w = 2, 3, 5, 4
+    odds = generator.normal(size=(B, C, h, w))
+    rows, concepts = np.array([0, 0, 1]), np.array([1, 1, 2])
+    middles = np.array([[0.1, 0.3], [0.8, 0.9], [0.5, 0.5]])  # x, y
+    total = 0.0
+    for b in range(B):
+        for c in range(C):
+            for y in range(h):
+                for x in range(w):
+                    p = 1 / (1 + np.exp(-odds[b, c, y, x]))
+                    own = [m for r, k, m in zip(rows, concepts, middles, strict=True) if (r, k) == (b, c)]
+                    if any((int(m[1] * h), int(m[0] * w)) == (y, x) for m in own):
+                        total -= (1 - p) ** 2 * np.log(p)
+                        continue
+                    bells = [np.exp(-((y + 0.5 - m[1] * h) ** 2 + (x + 0.5 - m[0] * w) ** 2) / (2 * 0.8**2)) for m in own]
+                    total -= (1 - max(bells, default=0.0)) ** 4 * p**2 * np.log(1 - p)
+    found = centre_loss(*(torch.tensor(a) for a in (odds, rows, concepts, middles)))
+    assert float(found) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_the_reader_says_the_same_of_a_pair_either_way():
+    torch.manual_seed(0)
+    reader = SceneReader(open_source(SCENES).split("train").world).eval()
+    a, b, way = torch.randn(4, WIDTH), torch.randn(4, WIDTH), torch.randn(4, 2)
+    there, back = reader.pair(a, b, way), reader.pair(b, a, -way)
+    torch.testing.assert_close(there, back[:, [3, 4, 5, 0, 1, 2, 6]])
+
+
+def test_lessons_are_a_quarter_of_what_models_are_not_shown_and_mostly_overlap():
+    source = open_source(SCENES)
+    graphs = list(islice(lessons(source), 800))
+    held = np.mean([is_held_out(g, source.split("train").world) for g in graphs])
+    assert 0.2 < held < 0.32
+    assert np.mean([g.relation == "front" for g in graphs]) > 0.3
+    pixels = to_pixels([picture(g, 48)[0] for g in graphs[:64]])
+    changed = (worn(pixels) - pixels).abs().amax((1, 2, 3)) > 0
+    assert 0.5 < changed.float().mean() < 0.95, "a quarter stay as they are"
 
 
 def test_the_reader_never_learns_from_what_is_judged():
@@ -161,21 +239,21 @@ def test_the_reader_learns_and_is_kept(tmp_path, monkeypatch):
     source = open_source(SCENES)
     state = torch.get_rng_state()
     heard = []
-    reader = scene_reader(source, 64 * 25, heard.append)
+    reader = scene_reader(source, 32 * 50, heard.append)
     assert torch.equal(torch.get_rng_state(), state) and heard
     monkeypatch.setattr("diptych.evaluation.scene_reader.train_reader", None)  # what is kept is not trained again
-    again = scene_reader(source.split("test"), 64 * 25)
+    again = scene_reader(source.split("test"), 32 * 50)
     samples = [source.split("test")[i] for i in range(100)]
     graphs = again.read([s.image for s in samples])
     assert graphs == reader.read([s.image for s in samples])
-    pixels, truth = to_pixels([s.image for s in samples]), [s.extra["graph"] for s in samples]
+    truth = [Graph.from_dict(s.extra["graph"]) for s in samples], [s.extra["boxes"] for s in samples]
+    pixels = to_pixels([s.image for s in samples])
     fresh = SceneReader(source.split("train").world).eval()
     with torch.no_grad():
-        assert again.loss(pixels, truth) < 0.6 * fresh.loss(pixels, truth)
+        assert again.loss(pixels, *truth) < 0.5 * fresh.loss(pixels, *truth)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="it names only 43 of 100 colours right: docs/generating.md", strict=True)
 def test_the_reader_is_nearly_always_right_about_real_scenes():
     source = open_source(SCENES)
     reader = train_reader(source)
@@ -183,7 +261,8 @@ def test_the_reader_is_nearly_always_right_about_real_scenes():
         samples = source.split(split).retrieval(200)
         graphs = reader.read([s.image for s in samples])
         credits = [judge(read(s.captions[0]), g) for s, g in zip(samples, graphs, strict=True)]
-        assert np.mean([c["all_true"] for c in credits]) > 0.9, split
+        for metric, least in (("objects", 0.97), ("count", 0.97), ("colour", 0.97), ("relation", 0.93), ("all_true", 0.9)):
+            assert np.mean([c[metric] for c in credits if metric in c]) > least, (split, metric)
 
 
 # --- the verb ---

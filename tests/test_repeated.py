@@ -63,12 +63,12 @@ def test_concepts_of_a_long_tail_are_drawn_as_their_rank_says() -> None:
     weights = np.array([world.weights[n] for n in order])
     assert weights[0] == max(world.weights.values()) and len(set(weights)) == len(order)
     source = open_scenes("scenes:small?zipf=1&size=32&placed=1&counted=0")
-    found = Counter(source._graph(i).things[0].concept for i in range(4000))
+    found = Counter(source.graph(i).things[0].concept for i in range(4000))
     expected = weights / weights.sum()
     seen = np.array([found[n] for n in order]) / 4000
     assert np.abs(seen - expected).max() < 5 * np.sqrt(0.25 / 4000)
     assert order != list(world.seen), "ranks are shuffled: the first concepts are the plainest drawings"
-    uniform = Counter(open_scenes("scenes:small?size=32&placed=1&counted=0")._graph(i).things[0].concept for i in range(2400))
+    uniform = Counter(open_scenes("scenes:small?size=32&placed=1&counted=0").graph(i).things[0].concept for i in range(2400))
     assert max(uniform.values()) < 2 * min(uniform.values())
 
 
@@ -96,7 +96,7 @@ def test_captions_may_leave_groups_untold() -> None:
 
 def test_habits_colour_most_and_pairs_differ_in_colour_alone() -> None:
     source = open_scenes("scenes:small?habit=0.9&size=32")
-    things = [t for i in range(400) for t in source._graph(i).things]
+    things = [t for i in range(400) for t in source.graph(i).things]
     share = np.mean([t.colour == source.world.habits[t.concept] for t in things if t.colour])
     assert 0.85 < share < 0.97
     for (habitual, contrary), (first, second) in source.split("test").habit_pairs(24).values():

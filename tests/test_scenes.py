@@ -194,7 +194,7 @@ def test_training_never_sees_what_is_held_out(worlds, name):
     for split, number in (("train", 2500), ("validation", 300), ("test", 300)):
         part = scenes.split(split)
         for i in range(number):
-            graph = part._graph(i)
+            graph = part.graph(i)
             assert not is_held_out(graph, scenes.world) and not unseen & {things.concept for things in graph.things}
     for i in range(1000):
         sample = scenes[i]
@@ -202,8 +202,8 @@ def test_training_never_sees_what_is_held_out(worlds, name):
             assert not held_out(text, scenes), text
             assert not any(re.search(rf"\b{name}\b", text) for name in unseen)
     for i in range(300):
-        assert is_held_out(scenes.split("heldout-combinations")._graph(i), scenes.world)
-        assert unseen & {things.concept for things in scenes.split("heldout-concepts")._graph(i).things}
+        assert is_held_out(scenes.split("heldout-combinations").graph(i), scenes.world)
+        assert unseen & {things.concept for things in scenes.split("heldout-concepts").graph(i).things}
     held = scenes.world.held_out_colours
     shares = [sum((concept, colour) in held for colour in PALETTE) for concept in scenes.concepts()]
     assert max(shares) == 1 and sum(shares) >= 0.04 * len(shares) * scenes.world.colours
@@ -211,7 +211,7 @@ def test_training_never_sees_what_is_held_out(worlds, name):
 
 def test_splits_share_no_seed_and_are_fixed(worlds):
     seeds = [
-        worlds["small"].split(split)._graph(i).seed
+        worlds["small"].split(split).graph(i).seed
         for split in ("train", "validation", "test", "heldout-combinations", "heldout-concepts")
         for i in range(2000)
     ]

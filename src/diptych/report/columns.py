@@ -12,7 +12,7 @@ SKILLS = ("existence", "absence", "object", "attribute", "colour", "color", "siz
 GENERIC = {"accuracy", "acc", "credit", "score", "value", "mean", "skills", "skill", "controlled", "macro"}
 NOT_SHARES = re.compile(
     r"cider|bleu|gap|cosine|perplexity|nll|loss|length|distance|median|correlation|slope|of \d+|mean_rank|skew|association|"
-    r"brier_score|seconds"
+    r"brier_score|seconds|psnr"
 )
 TO_IMAGE = re.compile(r"t2i|text[ _.-]?(to|2)[ _.-]?image|caption[ _.-]?(to|2)[ _.-]?image|image[ _]retrieval")
 TO_TEXT = re.compile(r"i2t|image[ _.-]?(to|2)[ _.-]?(text|caption)|text[ _]retrieval")

@@ -22,7 +22,7 @@ _MARKED = {"big": 0.5, "small": 0.27}  # those whose size captions name
 _ALONE = (0.42, 0.4, 0.37, 0.36, 0.28, 0.28)  # in a group of 1, 2 … that has the picture to itself
 _SHARING = (0.38, 0.36, 0.3, 0.25, 0.24, 0.24)
 _FRONT = 0.52  # one before the other
-_CENTRES = {
+CENTRES = {
     "top left": (0.25, 0.25),
     "top right": (0.75, 0.25),
     "bottom left": (0.25, 0.75),
@@ -154,7 +154,7 @@ def place(graph: Graph, random: Random, size: int) -> list[Placed]:
     if graph.position:
         sides = [_side(first, 1, True)]
         slack = 0.06 if graph.position == "centre" else min(0.09, max(0.0, 0.25 - sides[0] / 2))
-        x, y = _CENTRES[graph.position]
+        x, y = CENTRES[graph.position]
         points = [[(x + _between(random, -slack, slack), y + _between(random, -slack, slack))]]
     elif len(graph.things) == 1:
         room = max(graph.room, first.count)

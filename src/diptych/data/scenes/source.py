@@ -51,7 +51,7 @@ class Scenes:
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
             raise IndexError(f"{self.address} has {len(self)} samples; there is no number {index}")
-        return self._sample(self._graph(index), f"{self.world.split}/{index}")
+        return self._sample(self.graph(index), f"{self.world.split}/{index}")
 
     def fingerprint(self) -> str:
         return self.world.fingerprint()
@@ -65,7 +65,7 @@ class Scenes:
     def _seed(self, *stream: int) -> int:
         return mix(self.world.seed, SPLITS.index(self.world.split), *stream)
 
-    def _graph(self, index: int) -> Graph:
+    def graph(self, index: int) -> Graph:
         return draw(self.world, self._seed(_SCENES, index))
 
     def _sample(self, graph: Graph, name: str, only_full: int = 0) -> Sample:
@@ -129,7 +129,7 @@ class Scenes:
         for index in range(len(self)):
             if len(samples) == n:
                 return samples
-            graph = self._graph(index)
+            graph = self.graph(index)
             keys = [(things.count, things.concept) for things in graph.things]
             rivals = [rival for key in keys for rival in holders.get(key, ())]
             if any(_may_be_true(graph, rival) or _may_be_true(rival, graph) for rival in rivals):

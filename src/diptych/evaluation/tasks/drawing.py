@@ -3,7 +3,7 @@
 A record an item: the caption, and what the reader sees in the drawing, in the real scene and, for a model that draws in codes, in the real scene put
 into codes and back. Metrics are those of ``facts``: is all that the caption says true of the drawing (``all_true``), its objects, count, colour,
 relation, position. ``real/…`` is the reader on the scenes themselves, which no drawing can be expected to beat; ``codes/…`` what the model's codes leave
-of that. Shuffled: another caption's drawing. Half of the captions tell of combinations that training never shows.
+of that, and ``codes/psnr`` what they leave of the pixels, in decibels. Shuffled: another caption's drawing. Half of the captions tell of combinations that training never shows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diptych.data.scenes import Scenes
 from diptych.data.source import Source
 from diptych.evaluation.controls import derangement
 from diptych.evaluation.records import Record, Records, Result
-from diptych.evaluation.statistics import mean
+from diptych.evaluation.statistics import mean, sums_interval
 from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, retrieval_items, shares
 from diptych.evaluation.tasks.facts import judge, read
 
@@ -38,7 +38,7 @@ class Drawing:
     top_p: float = 1.0
     guidance: float = 3.0
     seed: int = 0
-    reader: int = 64_000  # scenes that the reader learns from
+    reader: int = 32_000  # scenes that the reader learns from
     batch: int = 128
 
     def items(self, source: Source) -> Items:
@@ -67,8 +67,10 @@ class Drawing:
             real = [sample.image for sample, _, _ in part if sample.image is not None]
             drawn = model.draw([sample.captions[0] for sample, _, _ in part], **how, seed=self.seed + start)
             looks = {"drawn": drawn, "real": real}
+            errors: list[dict[str, float]] = [{} for _ in part]
             if "reconstruct" in model.capabilities:
                 looks["codes"] = model.reconstruct(real)
+                errors = [{"error": squared_error(a, b)} for a, b in zip(looks["codes"], real, strict=True)]
             seen = {look: reader.read(_fitted(images, reader.size)) for look, images in looks.items()}
             if records.folder is not None:
                 for (sample, _, _), picture in zip(part, drawn, strict=True):
@@ -81,6 +83,7 @@ class Drawing:
                     "graph": sample.extra["graph"],
                     "seen": {look: graphs[i] for look, graphs in seen.items()},
                     "slices": {"combination": combination},
+                    **errors[i],
                 }
                 for i, (sample, combination, _) in enumerate(part)
             )
@@ -119,10 +122,27 @@ class Drawing:
                 shuffled = [c[m] for c in others if m in c] if look == "drawn" else []
                 controls = {"shuffled": mean(shuffled)} if shuffled else {}
                 results.append(replace(found[prefix + m], controls=controls))
+        if records and all("error" in r for r in records):
+            results.append(_psnr(self.name, records))
         return results
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
         return {"all_true": {r["item"]: judge(read(r["caption"]), r["seen"]["drawn"])["all_true"] for r in records}}
+
+
+def squared_error(image: np.ndarray, real: np.ndarray) -> float:
+    """Mean over all values of two uint8 pictures, in shares of their span of 255."""
+    return float((((image.astype(np.float64) - real) / 255) ** 2).mean())
+
+
+def _psnr(task: str, records: list[Record]) -> Result:
+    """Peak signal-to-noise ratio of all pictures together."""
+    from diptych.objectives.quantizing import psnr
+
+    rows = np.array([[r["error"], 1.0] for r in records])
+    clusters = [r["cluster"] for r in records]
+    found = sums_interval(rows, lambda s: np.vectorize(psnr)(s[..., 0] / s[..., 1], 1.0), clusters)
+    return Result(task, "codes/psnr", found.value, found.low, found.high, len(records), len(set(clusters)))
 
 
 def _told(graph: dict[str, Any]) -> str:
