@@ -8,12 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diptych.batch import Batch
 from diptych.errors import DiptychError
+from diptych.exporting import export
+from diptych.foreign import open_model
+from diptych.interop import family_for
 from diptych.interop.base import State, linear, same, state_of, to_ours
 from diptych.interop.blip import vision_entries
 from diptych.interop.blip2 import qformer_entries
+from diptych.models.generate import Decoding, write
 from diptych.models.pretrained.tokenizer import tiny_tokenizer
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
@@ -33,6 +38,9 @@ SMALL = [
     "embed_dim=20",
     "precision=fp32",
 ]
+
+TOWER = "parts.vision={kind: class, frozen: true, width: 24, heads: 4, depth: 2, patch: 16, hidden: 48, eps: 1.0e-6}"
+EXPORTABLE = [TOWER, "parts.text.norm=false", "parts.text.places=false", "parts.text.queries=3"]
 
 
 def make(*overrides):
@@ -295,7 +303,7 @@ def _without(part):
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "blip2"
     few = [x for i in (0, 1) for x in (f"stages.{i}.batch_size=16", f"stages.{i}.warmup=2")]
-    train(load_recipe("blip2", [*SMALL, *few, "budget=128 samples", "trackers=[]"]), out)
+    train(load_recipe("blip2", [*SMALL, *EXPORTABLE, *few, "budget=128 samples", "trackers=[]"]), out)
     return out
 
 
@@ -353,9 +361,6 @@ def shaken(model):
     for p in model.parameters():  # norms, biases and queries, too, are no ones and zeros
         p.data += 0.1 * torch.randn_like(p)
     return model.eval()
-
-
-TOWER = "parts.vision={kind: class, frozen: true, width: 24, heads: 4, depth: 2, patch: 16, hidden: 48, eps: 1.0e-6}"
 
 
 def test_retrieval_of_transformers_is_ours():
@@ -436,3 +441,105 @@ def test_generation_of_transformers_is_ours(opt):
         torch.testing.assert_close(objectives["next_token"](p), out.loss, atol=1e-5, rtol=1e-5)
         image_states = theirs.get_image_features(batch.pixels).pooler_output
         torch.testing.assert_close(p.images.prefix * model.part("lm").scale, image_states, atol=1e-5, rtol=1e-5)
+
+
+def exported(tmp_path, *overrides):
+    """A model of ours and what transformers loads of it."""
+    from transformers import AutoProcessor, Blip2ForConditionalGeneration
+
+    recipe, model, objectives = make(*EXPORTABLE, *overrides)
+    out = tmp_path / "export"
+    out.mkdir()
+    family_for("transformers", recipe, model, objectives).write(out, model, objectives)
+    there = Blip2ForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(out)
+    assert type(processor).__name__ == "Blip2Processor"
+    return model.float(), there, processor
+
+
+def pictures(n):
+    return [np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8) for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    "lm", ["{kind: hf, from: 'hf:OPT', trim: true}", "{kind: hf, from: 'hf:OPT', trim: false}", "{kind: random}"]
+)
+def test_an_export_says_what_the_run_says(lm, opt, tmp_path):
+    model, there, processor = exported(tmp_path, f"parts.lm={lm.replace('OPT', str(opt))}")
+    images = pictures(len(CAPTIONS))
+    inputs = processor(images=[Image.fromarray(i) for i in images], text=CAPTIONS, padding=True, return_tensors="pt")
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    torch.testing.assert_close(inputs["pixel_values"], pixels, atol=1e-6, rtol=0)
+    ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(CAPTIONS))
+    p = model.encode(Batch(pixels=pixels, text=ids, text_mask=mask))
+    kept = torch.tensor(model.tokenizer.original(list(range(len(model.tokenizer)))))
+    words = slice(len(kept))  # without rows that are no words
+    with torch.no_grad():
+        logits = there(**inputs).logits
+    for i in range(len(CAPTIONS)):  # theirs is padded on the left
+        n = int(mask[i].sum()) - 1  # without [EOS], which theirs does not read
+        theirs = inputs["input_ids"][i, inputs["attention_mask"][i] == 1].tolist()
+        bos, *said = model.tokenizer.original(ids[i, :n].tolist())
+        assert theirs == [bos, *[there.config.image_token_id] * 3, *said]
+        torch.testing.assert_close(logits[i, -n:][:, kept], p.next_token_logits[i, :n, words], atol=1e-5, rtol=1e-5)
+    asked = processor(images=[Image.fromarray(i) for i in images], text=[""] * 4, return_tensors="pt")
+    written = there.generate(**asked, generation_config=there.generation_config, max_new_tokens=5)
+    ours = write(model, p.images, Decoding(max_tokens=5))
+    said = [model.tokenizer.decode(row) for row in ours.tolist()]
+    assert processor.batch_decode(written[:, asked["input_ids"].shape[1] :], skip_special_tokens=True) == said
+
+
+def test_a_pretrained_tower_goes_along(opt, tmp_path):
+    import foreign_fixture
+
+    path = foreign_fixture.blip2(tmp_path / "blip2", "opt")  # its tower: 16 wide, pictures of 32
+    more = [f"parts.vision={{kind: hf, from: 'hf:{path}', frozen: true}}", "data.image_size=32", "parts.lm.frozen=false"]
+    torch.manual_seed(0)
+    recipe = load_recipe("blip2", [*SMALL, *EXPORTABLE[1:], *more])
+    model = build_model(recipe, None, 32, CAPTIONS).eval()
+    objectives = build_objectives(recipe, model)
+    family = family_for("transformers", recipe, model, objectives)
+    (tmp_path / "export").mkdir()
+    family.write(tmp_path / "export", model, objectives)
+    from transformers import AutoProcessor, Blip2ForConditionalGeneration
+
+    there = Blip2ForConditionalGeneration.from_pretrained(tmp_path / "export").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "export")
+    images = [Image.fromarray(i[:32, :32]) for i in pictures(2)]
+    inputs = processor(images=images, text=["", ""], return_tensors="pt")
+    pixels = torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    p = model.encode(replace(batch_of(model, CAPTIONS[:2]), pixels=pixels))
+    with torch.no_grad():
+        torch.testing.assert_close(there(**inputs).logits[:, -1, :-1], p.next_token_logits[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_class_does_not_do_is_refused():
+    recipe, model, objectives = make("parts.vision={kind: vit, frozen: true}", "parts.text.places=true")
+    with pytest.raises(DiptychError) as told:
+        family_for("transformers", recipe, model, objectives, "Blip2ForConditionalGeneration")
+    for set_ in ("parts.vision.kind=class", "parts.text.norm=false", "parts.text.places=false"):
+        assert f"--set {set_}" in str(told.value)
+    for architecture in ("LlavaForConditionalGeneration", "CLIPModel", "BlipForConditionalGeneration"):
+        with pytest.raises(DiptychError, match=f"{architecture}: "):
+            family_for("transformers", recipe, model, objectives, architecture)
+    with pytest.raises(DiptychError, match="Blip2ForConditionalGeneration: it scores by matching"):
+        family_for("transformers", *make(*EXPORTABLE, "score=matching"))
+
+
+def test_an_exported_run_is_judged_as_the_run_is(run, tmp_path):
+    ours = TrainedModel.load(run, "cpu")
+    made = export(run, out=tmp_path / "export")
+    assert made.architecture == "Blip2ForConditionalGeneration"
+    card = (made.path / "README.md").read_text()
+    assert "generation_config=model.generation_config" in card and "behind [BOS]" in card and "Li et al. 2023, BLIP-2" in card
+    theirs = open_model(f"hf:{made.path}")
+    images = pictures(3)
+    assert theirs.generate(images, max_tokens=5) == ours.generate(images, max_tokens=5)
+    ids, mask = (torch.from_numpy(x) for x in ours.model.tokenizer.encode_batch(CAPTIONS[:3]))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    logits = ours.model.encode(Batch(pixels=pixels, text=ids, text_mask=mask)).next_token_logits
+    logits = torch.cat([logits, logits.mean(-1, keepdim=True)], -1)  # theirs has a row for <image>, the mean of all words'
+    log_p = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0] * mask[:, 1:]
+    n = mask.sum(1) - 2  # theirs is of the words alone, without [EOS]
+    expected = [log_p[i, : n[i]].sum().item() for i in range(3)]
+    np.testing.assert_allclose(theirs.loglikelihood(images, CAPTIONS[:3]), expected, rtol=1e-5, atol=1e-5)

@@ -75,6 +75,17 @@ written = model.generate(**inputs, max_new_tokens=30)[:, inputs["input_ids"].sha
 print(processor.batch_decode(written, skip_special_tokens=True)[0])
 ```
 """,
+    "Blip2ForConditionalGeneration": """\
+```python
+from PIL import Image
+from transformers import AutoProcessor, Blip2ForConditionalGeneration
+
+model, processor = Blip2ForConditionalGeneration.from_pretrained("."), AutoProcessor.from_pretrained(".")
+inputs = processor(images=Image.open("photo.jpg"), text="", return_tensors="pt").to(model.dtype)
+written = model.generate(**inputs, generation_config=model.generation_config, max_new_tokens=30)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(written, skip_special_tokens=True)[0])
+```
+""",
     "open_clip": """\
 ```python
 import open_clip, torch

@@ -53,8 +53,10 @@ class Generative(Adapter):
             asked = inputs["input_ids"]
             if self.model.config.model_type == "blip":
                 inputs = _closed(inputs, self.tokenizer.sep_token_id)  # its generate drops the last token
+            never = getattr(self.model.generation_config, "suppress_tokens", None)  # BLIP-2's generate does not look it up itself
+            told = {"suppress_tokens": never} if never else {}
             with torch.inference_mode():
-                out = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, num_beams=1)
+                out = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, num_beams=1, **told)
             if out.shape[1] >= asked.shape[1] and torch.equal(out[:, : asked.shape[1]], asked):
                 out = out[:, asked.shape[1] :]
             for i, text in zip(rows, self.tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
@@ -177,7 +179,8 @@ class Generative(Adapter):
     def _check_causal(self, inputs: dict[str, Any]) -> None:
         """An answer that sees its own end has no likelihood: what comes second must not change the odds of what comes first."""
         one = {k: v[: len(v) // len(inputs["input_ids"])] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-        last = int(one["input_ids"][0, -1])
+        prompt = one["input_ids"][0]
+        last = int(prompt[prompt != getattr(self.model.config, "image_token_id", None)][-1])  # an image's place is no word
         logits, _, _ = self._continued({k: _repeated(v, 2) for k, v in one.items()}, [[last, last], [last, max(0, last - 1)]])
         tolerance = 1e-5 if self.dtype == torch.float32 else 1e-2
         if not torch.allclose(logits[0, :2].float(), logits[1, :2].float(), atol=tolerance, rtol=tolerance):

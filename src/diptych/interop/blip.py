@@ -60,6 +60,18 @@ def vision_entries(vision: Any) -> list[Same]:
     return found
 
 
+def vision_misfits(vision: Any) -> list[Misfit]:
+    """How a part is otherwise than the tower of BLIP and BLIP-2."""
+    if isinstance(vision, ViT):
+        wrong = lacks(vision, extra=1, learned=True, norm_sum=False, pooling="class", mask_token=None)
+        wrong += lacks(vision.transformer, bare=False)
+        if not isinstance(vision.stem, nn.Conv2d) or vision.stem.bias is None or not isinstance(vision.norm, nn.Identity):
+            wrong.insert(0, "its stem is not one convolution without a norm")
+    else:
+        wrong = ["it is no transformer of ours"]
+    return [Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=class")] if wrong else []
+
+
 def text_entries(depth: int, theirs: str, ours: str = "parts.text", attention: str = "") -> list[Same]:
     """A ``BlipTextModel``. attention: where the blocks lie whose self-attention is taken, if not in ``ours``."""
     found = [
@@ -89,16 +101,7 @@ class _Blip(Family):
     first: ClassVar[str]  # what begins a text
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
-        found = []
-        vision: Any = model.parts["vision"] if "vision" in model.parts else None
-        if isinstance(vision, ViT):
-            wrong = lacks(vision, extra=1, learned=True, norm_sum=False, pooling="class", mask_token=None)
-            if not isinstance(vision.stem, nn.Conv2d) or vision.stem.bias is None or not isinstance(vision.norm, nn.Identity):
-                wrong.insert(0, "its stem is not one convolution without a norm")
-        else:
-            wrong = ["it is no transformer of ours"]
-        if wrong:
-            found.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=class"))
+        found = vision_misfits(model.parts["vision"] if "vision" in model.parts else None)
         for name, kind in (("text", MedText), *self.modes()):
             if name not in model.parts or not isinstance(model.parts[name], kind):
                 found.append(Misfit(f"parts.{name} is not of kind med", f"parts.{name}.kind=med"))

@@ -131,7 +131,7 @@ class Llava(Family):
         says = read_json(directory / "config.json")  # which names the precision of the first weight that it finds
         write_json(directory / "config.json", {**says, "dtype": str(dtype).removeprefix("torch.")})
         tokenizer = words.tokenizer
-        tokenizer.padding_side = "left"  # the class writes behind its prompt
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"  # the class writes behind its prompt
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(words.ours.pad)
         if speaks and not begins(speaks):
