@@ -12,9 +12,10 @@ from diptych.batch import Sample
 from diptych.capabilities import FunctionModel
 from diptych.data.sources import open_source
 from diptych.errors import DiptychError
+from diptych.evaluation.records import Result
 from diptych.evaluation.run import evaluate
 from diptych.evaluation.tasks.chair import Chair
-from diptych.evaluation.tasks.facts import Facts, judge, read
+from diptych.evaluation.tasks.facts import Facts, judge, read, statements
 from diptych.evaluation.tasks.labels import instances
 from diptych.evaluation.tasks.vqascore import VqaScore
 from evaluation_fixture import Plain
@@ -118,8 +119,82 @@ def test_every_caption_of_a_scene_is_true_of_it_and_its_negative_is_not(address:
         sample = source[i]
         for caption, negative in zip(sample.captions, sample.negatives, strict=True):
             assert judge(read(caption), sample.extra["graph"])["all_true"] == 1, (caption, sample.extra["graph"])
-            if negative and not {"big", "small"} & set(f"{caption} {negative}".split()):  # sizes are not judged
+            assert not read(caption).unread, caption
+            assert all(true for _, true in statements(read(caption), sample.extra["graph"])), caption
+            if negative:
                 assert judge(read(negative), sample.extra["graph"])["all_true"] == 0, (negative, sample.extra["graph"])
+
+
+TRIO = {
+    "things": [
+        {"count": 2, "concept": "fish", "colour": "red", "size": "big"},
+        {"count": 1, "concept": "star", "colour": "blue", "size": ""},
+        {"count": 1, "concept": "key", "colour": "green", "size": "small"},
+    ],
+    "relation": "left",
+    "side": "above",
+    "position": "",
+    "background": "wood",
+}
+
+
+@pytest.mark.parametrize(
+    ("caption", "true", "false", "undecided"),
+    [
+        ("two big red fish left of a blue star, with a small green key above them", 13, 0, 0),
+        ("two big red fish left of a blue star, with a small green key below them", 12, 1, 0),
+        ("a blue star right of two red fish, with a key above them, on wood", 11, 0, 0),
+        ("a star behind two fish, on sand", 4, 2, 0),  # relation and background are false
+        ("a small blue star", 3, 0, 1),  # of the star's size the scene says nothing
+        ("two small fish", 2, 1, 0),
+        ("a red heart", 0, 3, 0),  # it is not there: so neither is one, nor is it red
+        ("two fish and no heart", 3, 0, 0),
+        ("two fish and no star", 2, 1, 0),
+        ("two fish left of a star above a key", 7, 0, 1),  # the second relation is not understood
+        ("two fish and a flying gizmo", 2, 0, 1),
+        ("a gizmo left of two fish", 2, 0, 2),  # what stands there, and that it does
+        ("two fish, two fish, two fish", 6, 0, 0),
+        ("gibberish", 0, 0, 1),
+        ("", 0, 0, 1),
+    ],
+)
+def test_statements_are_counted_one_by_one(caption: str, true: int, false: int, undecided: int) -> None:
+    found = [holds for _, holds in statements(read(caption), TRIO)]
+    assert (found.count(True), found.count(False), found.count(None)) == (true, false, undecided), statements(read(caption), TRIO)
+
+
+def of_facts(captions: list[str], graph: dict = GRAPH) -> dict[str, Result]:
+    records = [
+        {"item": i, "cluster": i, "generated": c, "generated_blind": "", "references": [], "graph": graph}
+        for i, c in enumerate(captions)
+    ]
+    return {r.metric: r for r in Facts().summarise(records)}
+
+
+def test_precision_is_of_statements_and_its_band_of_what_was_not_read() -> None:
+    told = ["two red fish left of a blue star", "a red heart", "two fish and a flying gizmo", "what a day"]
+    found = of_facts(told)
+    assert found["precision"].value == pytest.approx(9 / 12)  # 7 of 7, 0 of 3, 2 of 2
+    assert found["precision"].unparsed == 2 and found["precision"].band == pytest.approx((9 / 14, 11 / 14))
+    assert found["unread"].value == pytest.approx(2 / 14) and not found["unread"].higher_is_better
+    assert found["all_true"].value == 1 / 4 and found["all_true"].band == (1 / 4, 3 / 4) and found["all_true"].unparsed == 2
+    assert found["objects"].band is None and found["objects"].unparsed == 0
+    clear = of_facts(told[:2])
+    assert clear["precision"].band is None and clear["unread"].value == 0
+    mute = of_facts(["", "hm"])
+    assert "precision" not in mute and mute["unread"].value == 1 and mute["all_true"].band == (0, 1)
+
+
+def test_precision_has_the_interval_of_a_bootstrap_over_captions() -> None:
+    """Against the plain one: draw captions, divide the sums."""
+    captions = ["two red fish left of a blue star", "a red heart", "two fish", "a blue fish", "three fish"] * 12
+    found = of_facts(captions)["precision"]
+    sums = np.array([(7, 7), (0, 3), (2, 2), (1, 3), (1, 2)] * 12)
+    rng = np.random.default_rng(0)
+    drawn = sums[rng.integers(len(sums), size=(4000, len(sums)))].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+    assert found.value == pytest.approx(11 / 17)
+    assert found.low == pytest.approx(low, abs=0.02) and found.high == pytest.approx(high, abs=0.02)
 
 
 def test_facts_of_a_model_that_knows_the_captions() -> None:
@@ -128,6 +203,8 @@ def test_facts_of_a_model_that_knows_the_captions() -> None:
     model = FunctionModel("knows", generate=lambda images, p, n: [of.get(i.tobytes(), "a car") for i in images])
     found = {r.metric: r for r in evaluate(model, source, [Facts(n=30)]).results}
     assert found["all_true"].value == found["count"].value == found["relation"].value == found["told"].value == 1
+    assert found["precision"].value == 1 and found["unread"].value == 0
+    assert found["precision"].controls["shuffled"] < 0.5 and found["precision"].controls["blind"] < 0.5
     assert found["all_true"].controls["shuffled"] < 0.2 and found["objects"].controls["blind"] < 0.5
     assert "scenes" in evaluate(model, Plain(), [Facts()]).skipped[0]["reason"]
 

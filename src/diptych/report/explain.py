@@ -60,8 +60,10 @@ TASKS = {
         "Chance depends on how many there are in a set: compare with the chance beside each number.",
     ),
     "facts": (
-        "What a written caption claims about things, counts, colours, relations and places, checked against the scene’s own truth.",
-        "Saying little is safe: read it together with how much of the scene was told.",
+        "What a written caption claims about things, counts, colours, relations and places, checked against the scene’s own truth. Precision: the "
+        "share of all single statements that are true.",
+        "Saying little is safe: read it together with how much of the scene was told. Precision leaves out what could not be read (unread); its band "
+        "is where it would lie if all of that was false, or all true.",
     ),
     "drawing": (
         "Captions are drawn, half of them of combinations that training never showed. A network trained on real scenes reads the drawings, and "
