@@ -172,10 +172,34 @@ def test_reading_the_image_once_for_both_losses_changes_nothing(prompts: bool) -
 
     model.eval()
     p = model.encode(batch)
+    passes: list[int] = []
+    hook = model.part("lm").lm.model.base_model.register_forward_hook(lambda *_: passes.append(1))
+    model.part("lm").text_state(batch.text, batch.text_mask), passes.clear()  # the sentences are known, and are not read again
+    assert model.part("lm").reads_both and len(passes) == 3  # the trial
+    passes.clear()
     together = gradients([("info_nce", p), ("next_token", p)])
+    assert len(passes) == 1
+    hook.remove()
+    model.captions = False
     apart = gradients([("next_token", model.encode(batch)), ("info_nce", model.encode(batch))])
     assert together[0][::-1] == pytest.approx(apart[0], abs=1e-5)
     torch.testing.assert_close(together[1], apart[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_two_continuations_of_one_beginning_in_one_sequence(family: str) -> None:
+    """Each as if it stood alone, padding and sliding windows (gemma3 random: 8) or not; the first sees nothing of the second."""
+    lm = CausalLM.random(family=family, texts=CAPTIONS * 3)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    embeds, beside = torch.randn(2, 14, lm.width), torch.randn(2, 3, lm.width)
+    mask = torch.ones(2, 14, dtype=torch.bool)
+    mask[1, 11:] = False
+    found = lm.hidden_beside(embeds, mask, beside, after=10)
+    alone = lm.hidden(embeds, mask)
+    torch.testing.assert_close(found[:, :14][mask], alone[mask], atol=1e-5, rtol=1e-5)
+    other = lm.hidden(torch.cat([embeds[:, :10], beside], 1), torch.ones(2, 13, dtype=torch.bool))
+    torch.testing.assert_close(found[:, 14:], other[:, 10:], atol=1e-5, rtol=1e-5)
+    assert lm.branches()
 
 
 def test_texts_are_remembered_only_while_nothing_learns() -> None:

@@ -8,6 +8,7 @@ Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
@@ -150,6 +151,20 @@ class PretrainedLM(nn.Module):
         end = end + len(self._after)
         hidden = self.lm.hidden(self.lm.embed(ids), place <= end[:, None])
         return hidden[torch.arange(B, device=ids.device), end]
+
+    @cached_property
+    def reads_both(self) -> bool:
+        """Whether a caption and an [EOS] can be read behind one image in one go."""
+        return not self.gated and self.lm.branches()
+
+    def caption_and_state(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """``caption_logits`` and ``image_state`` of the same images: one sequence, in which neither sees the other's words."""
+        opening = self._opening(prefix)
+        embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
+        seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
+        words = self._words([*self._after, self.lm.tokenizer.eos], len(ids), ids.device)
+        hidden = self.lm.hidden_beside(embeds, seen, words, after=opening.shape[1])
+        return self.lm.head(hidden[:, opening.shape[1] - 1 : seen.shape[1]]), hidden[:, -1]
 
     def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t speaks of text token t + 1."""

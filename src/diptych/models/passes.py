@@ -33,10 +33,15 @@ class ImageSide:
     def __init__(self, model: VLM, pixels: Tensor | None, keep: Tensor | None = None, hidden: Tensor | None = None):
         self.model, self._pixels, self.keep, self.hidden = model, pixels, keep, hidden
         self._of: tuple[ImageSide, Tensor] | None = None  # the side that these images were taken from, and which of them
+        self.beside: TextSide | None = None  # the captions
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """[B, 3, H, W], float32 in [−1, 1]"""
+        return floats(self._given)
 
     @property
-    def pixels(self) -> Tensor:
-        """[B, 3, H, W]"""
+    def _given(self) -> Tensor:
         assert self._pixels is not None, "these images are known by their encodings only"
         return self._pixels
 
@@ -44,6 +49,9 @@ class ImageSide:
     def encoding(self) -> Tokens:
         if self._of is not None:
             return self._of[0].encoding[self._of[1]]
+        features = self.model.features
+        if features is not None and self.keep is None and self.hidden is None:
+            return features(self._given, lambda new: self.model.run("vision", floats(new), None))
         if self.hidden is not None:
             return self.model.run("vision", self.pixels, self.keep, self.hidden)
         return self.model.run("vision", self.pixels, self.keep)
@@ -51,7 +59,9 @@ class ImageSide:
     @cached_property
     def embedding(self) -> Tensor:
         if self.model.embeds_by_lm:
-            return F.normalize(self.model.part("lm").image_state(self.remembered).float(), dim=-1)
+            both = self.model.captions and self.beside is not None and torch.is_grad_enabled() and self.model.part("lm").reads_both
+            state = self.read[1] if both else self.model.part("lm").image_state(self.remembered)
+            return F.normalize(state.float(), dim=-1)
         if self.model.asks:
             raise DiptychError("an image has an embedding a query here, and none that is a vector; contrast by query_contrast")
         return F.normalize(self.model.image_projection(self.encoding.pooled).float(), dim=-1)
@@ -102,6 +112,12 @@ class ImageSide:
         if self._of is not None:
             return self._of[0].codes[self._of[1]]
         return self.model.part("quantizer").codes(self.pixels)
+
+    @cached_property
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The captions' next-token logits and the images' states by the language model, in one go."""
+        assert self.beside is not None
+        return self.model.part("lm").caption_and_state(self.prefix, self.beside.ids, self.beside.mask)
 
     @cached_property
     def remembered(self) -> Remembered | Read:
@@ -192,11 +208,13 @@ class Pass:
     def of(cls, model: VLM, batch: Batch) -> Pass:
         images = None
         if batch.pixels is not None:
-            images = ImageSide(model, floats(batch.pixels), model.draw_patches(len(batch.pixels), batch.pixels.device))
+            images = ImageSide(model, batch.pixels, model.draw_patches(len(batch.pixels), batch.pixels.device))
         texts = None
         if batch.text is not None:
             assert batch.text_mask is not None
             texts = TextSide(model, batch.text, batch.text_mask, batch.captions)
+        if images is not None:
+            images.beside = texts
         return cls(model, images, texts, batch)
 
     @property
@@ -224,7 +242,7 @@ class Pass:
     @cached_property
     def lone_images(self) -> ImageSide | None:
         """Images that came without a caption."""
-        return None if self.batch.lone_pixels is None else ImageSide(self.model, floats(self.batch.lone_pixels))
+        return None if self.batch.lone_pixels is None else ImageSide(self.model, self.batch.lone_pixels)
 
     @cached_property
     def lone_texts(self) -> TextSide | None:
@@ -303,6 +321,8 @@ class Pass:
         """[B, T − 1, V]: row t speaks of text token t + 1, given the image and the tokens up to t; by the language model, where there is one."""
         if "lm" in self.model.parts:
             lm = self.model.part("lm")
+            if "read" in vars(self.images) and self.images.beside is self._texts:
+                return self.images.read[0]
             if torch.is_grad_enabled() and "remembered" not in vars(
                 self.images
             ):  # in one go, unless the image has been read already

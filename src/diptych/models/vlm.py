@@ -14,6 +14,7 @@ from diptych.models.attention import Transformer
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.decoder import DECODER
+from diptych.models.features import Features, fits
 from diptych.models.fusion import FUSION
 from diptych.models.lm import ADAPTER, LM
 from diptych.models.passes import Pass, random_keep
@@ -43,6 +44,8 @@ class VLM(nn.Module):
         self.parts = nn.ModuleDict()
         self.patch_dropout = 0.0  # share of the image tokens left out of every training pass (FLIP); set by the stage
         self.views, self.least = 1, 1.0  # random crops of each image and their least area, for an objective that asks for them
+        self.features: Features | None = None  # of a tower that never changes, remembered by image
+        self.captions = False  # whether an objective learns captions, which a language model then reads beside the image's state
         self.frozen: frozenset[str] = frozenset()
         for name in PARTS:
             if name in recipe.parts:
@@ -76,6 +79,12 @@ class VLM(nn.Module):
         if "lm" in self.parts:
             self.parts["lm"].draws = mode  # type: ignore[assignment]
         return self
+
+    def remember_features(self, images: int) -> None:
+        """If the tower is frozen and what it says of so many images fits in memory."""
+        tower: Any = self.parts["vision"] if "vision" in self.fixed else None
+        if tower is not None and fits(images, getattr(tower, "extra", 0) + tower.tokens, tower.width):
+            self.features = Features()
 
     def part(self, name: str) -> Any:
         if name not in self.parts:

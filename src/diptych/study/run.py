@@ -89,10 +89,10 @@ def check_study(study: Study) -> None:
 def plan(study: Study, runs: Runs, data: dict[str, str], jobs: int | None) -> tuple[list[ArmJob], int]:
     """Every arm and seed, seed by seed, so that an interrupted study has as many whole comparisons as there was time for."""
     side_by_side, threads = share_out(jobs, len(study.arms) * study.seeds)
-    budget = budget_each(study.budget, side_by_side)
     planned = []
     for seed in range(study.seeds):
         for name in study.arms:
+            budget = budget_each(study.arms[name].budget or study.budget, side_by_side)
             recipe = _recipe(study, name, data[name], seed).model_copy(update={"budget": budget})
             path, label = runs.path(name, seed), f"{name} s{seed}" if study.seeds > 1 else name
             asked = path / "job.yaml"

@@ -25,6 +25,7 @@ class Arm(Strict):
     derive: Annotated[
         dict[str, dict[str, Any]], Field(default_factory=dict)
     ]  # steps that make other data of it, in this order: {step: options}
+    budget: Annotated[Budget, BeforeValidator(Budget.parse)] | None = None  # None: the study's; less for what is not to learn
     set: Options  # overrides of the recipe by dotted key
 
     @model_validator(mode="before")

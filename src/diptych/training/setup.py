@@ -176,6 +176,7 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     tokenizer, kept = _words(recipe, corpus, start, saved)
     device = device or pick_device(recipe.device)
     model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
+    model.remember_features(len(source))
     objectives = build_objectives(recipe, model)
     started = start.load(recipe, model, objectives) if start else None
     setup = Setup(

@@ -12,6 +12,7 @@
 | ``chat:FILE.jsonl?images=DIR`` | conversations in a table (.jsonl, .parquet) with a column ``messages`` |
 | ``wds:shards/{000..031}.tar`` | WebDataset shards |
 | ``packed:DIRECTORY`` | what ``diptych data pack`` wrote |
+| ``openmoji:all`` | 1,900 drawings with their names, packaged: small, real, without a download |
 | ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
 | ``repeated:scenes:small?items=100&share=0.5`` | some of its samples again and again among fresh ones |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
@@ -41,6 +42,7 @@ SCHEMES = {
     "chat": "diptych.data.sources.llava:Conversations",
     "wds": "diptych.data.sources.wds:Wds",
     "packed": "diptych.data.sources.packed:Packed",
+    "openmoji": "diptych.data.sources.openmoji:OpenMoji",
     "repeated": "diptych.data.sources.repeated:Repeated",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "wds", ".json": "coco"}

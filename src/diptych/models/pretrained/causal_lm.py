@@ -95,6 +95,49 @@ class CausalLM(nn.Module):
         out = self.model.base_model(inputs_embeds=embeds.to(self.dtype), position_ids=positions, use_cache=False)
         return out.last_hidden_state
 
+    def hidden_beside(self, embeds: Tensor, mask: Tensor, beside: Tensor, after: int) -> Tensor:
+        """Last hidden states [B, L + K, D] of ``embeds`` [B, L, D], and of ``beside`` [B, K, D] as if it stood right behind the first ``after`` positions.
+
+        Neither sees the other: two continuations of one beginning, read in one go. mask [B, L] bool, padding on the right.
+        """
+        L, K = mask.shape[1], beside.shape[1]
+        x = torch.cat([embeds, beside.to(embeds.dtype)], 1)
+        place = torch.cat([torch.arange(L, device=x.device), torch.arange(after, after + K, device=x.device)])
+        own = torch.arange(L + K, device=x.device) >= L
+        looks = (place[:, None] >= place) & (own[:, None] == own) | own[:, None] & ~own & (place < after)
+        real = torch.cat([mask.bool(), mask.new_ones(len(mask), K, dtype=torch.bool)], 1)
+        looks = looks & real[:, None] | torch.eye(
+            L + K, dtype=torch.bool, device=x.device
+        )  # [B, L + K, L + K]; padding sees itself
+
+        def bias(looks: Tensor) -> Tensor:
+            return torch.zeros(looks.shape, dtype=self.dtype, device=x.device).masked_fill_(~looks, torch.finfo(self.dtype).min)[
+                :, None
+            ]
+
+        given: Any = bias(looks)
+        window = getattr(self.model.config, "sliding_window", None)
+        if window and window < L + K:
+            given = {"full_attention": given, "sliding_attention": bias(looks & (place[:, None] - place < window))}
+        out = self.model.base_model(
+            inputs_embeds=x.to(self.dtype), attention_mask=given, position_ids=place.expand(len(x), -1), use_cache=False
+        )
+        return out.last_hidden_state
+
+    @torch.no_grad()
+    def branches(self) -> bool:
+        """Whether ``hidden_beside`` is right: for most models, not for recurrent ones, nor for long sequences of some with windows. Tried on few words."""
+        try:
+            x = self.embed(torch.arange(12, device=next(self.parameters()).device)[None] % self.vocabulary)
+            mask = torch.ones(1, 8, dtype=torch.bool, device=x.device)
+            found = self.hidden_beside(x[:, :8], mask, x[:, 8:], after=5).float()
+            one = self.hidden(x[:, :8], mask).float()
+            other = self.hidden(torch.cat([x[:, :5], x[:, 8:]], 1), torch.ones(1, 9, dtype=torch.bool, device=x.device)).float()
+        except (TypeError, ValueError, RuntimeError, KeyError):
+            return False
+        expected = torch.cat([one, other[:, 5:]], 1)
+        return bool((found - expected).norm() <= 0.05 * expected.norm())  # half precision rounds; a wrong mask is far off
+
     def step(self, embeds: Tensor, mask: Tensor, past: Prefix | None = None, seen: Tensor | None = None) -> tuple[Tensor, Prefix]:
         """``hidden``, and the prefix that now includes these positions: what generation repeats."""
         hidden, prefix = self._run(embeds, mask, None, past, seen, keep=True)
