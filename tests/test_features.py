@@ -39,13 +39,13 @@ def test_images_are_known_by_their_pixels() -> None:
 
 
 def test_no_more_is_remembered_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fits(LIMIT // (17 * 8 * 4), 16, 8) and not fits(1 + LIMIT // (17 * 8 * 4), 16, 8)
     monkeypatch.setattr("diptych.models.features.LIMIT", 2 * 96)  # an image of this test takes 96 bytes
     features, pixels = Features(), torch.arange(36, dtype=torch.uint8).reshape(3, 3, 2, 2)
     for image in pixels:
         features(image[None], encode)
     assert len(features) == 2
     torch.testing.assert_close(features(pixels, encode).pooled, encode(pixels).pooled)
-    assert fits(LIMIT // (17 * 8 * 4), 16, 8) and not fits(1 + LIMIT // (17 * 8 * 4), 16, 8)
 
 
 SMALL = ["data.train=openmoji:noflags?size=32", "parts.lm.kind=random", "stages.0.batch_size=8"]

@@ -251,3 +251,17 @@ def test_inspection_writes_its_numbers_and_a_contact_sheet(tmp_path: Path) -> No
     assert json.loads((tmp_path / "out" / "inspection.json").read_text())["good"] == 3
     with Image.open(result.sheet) as sheet:
         assert sheet.width > 30
+
+
+def test_openmoji_needs_no_files() -> None:
+    source = open_source("openmoji:noflags?size=32")
+    assert isinstance(source, Source) and source.problems == []
+    samples = {s.captions[0]: s for s in (source[i] for i in range(40))}
+    assert 1500 < len(source) < 1800 and len(samples) == 40
+    assert all(s.image is not None and s.image.shape == (32, 32, 3) for s in samples.values())
+    assert len({s.image.tobytes() for s in samples.values()}) == 40  # no drawing twice
+    assert len(open_source("openmoji:all?size=32")) > len(source) + 200
+    with pytest.raises(DiptychError, match="there is openmoji:all and openmoji:noflags"):
+        open_source("openmoji:animals")
+    with pytest.raises(DiptychError, match="size"):
+        open_source("openmoji:all?size=4")

@@ -50,9 +50,7 @@ class NextToken(Objective):
         self.label_smoothing = label_smoothing
         self.writer = writer or ("lm" if "lm" in model.parts else "decoder")
         model.part(self.writer)  # says what is missing
-        model.captions = True
-        if not {"decoder", "lm"} & set(model.parts):
-            model.part("decoder")  # says what is missing
+        model.captions |= self.writer == "lm"
 
     def forward(self, p: Pass) -> Tensor:
         logits = p.decoder_logits if self.writer == "decoder" else p.next_token_logits
