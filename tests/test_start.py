@@ -122,6 +122,27 @@ def test_what_does_not_fit_is_refused_with_the_remedy(
         set_up(load_recipe("clip", [*CLIP, f"weights={run}", *overrides]))
 
 
+def test_a_part_alone_comes_without_the_words(run: Path) -> None:
+    """A tower that was learned beside texts under a language model of another tokenizer."""
+    tower = ["parts.vision={kind: clip, depth: 1, width: 32, heads: 2, hidden: 48, patch: 16, frozen: true}"]
+    blip2 = [*tower, "parts.lm={kind: random, frozen: true}", "parts.text.places=false", *FAST]
+    setup = set_up(load_recipe("blip2", [*blip2, f"weights={run}?parts=vision"]))
+    ours = TrainedModel.load(run, "cpu")
+    for name, value in ours.model.part("vision").state_dict().items():
+        torch.testing.assert_close(setup.model.part("vision").state_dict()[name], value)
+    assert setup.started and setup.started.loaded == ["parts.vision"] and "parts.text" in setup.started.fresh
+    assert setup.tokenizer is setup.model.tokenizer is setup.model.part("lm").lm.tokenizer
+    fresh = set_up(load_recipe("clip", [*CLIP, f"weights={run}?parts=vision", "data.tokenizer.vocab_size=400"]))
+    assert len(fresh.tokenizer) == 400
+    for wrong, words in (
+        (f"{run}?parts=visoin", "there is no part 'visoin'; did you mean 'vision'"),
+        (f"{run}?part=vision", "has no option 'part'; expected parts"),
+        ("hf:somewhere?parts=vision", r"a tower by parts.vision=\{kind: hf, from: 'hf:somewhere'\}"),
+    ):
+        with pytest.raises(DiptychError, match=words):
+            set_up(load_recipe("clip", [*CLIP, f"weights={wrong}"]))
+
+
 def test_a_run_goes_on_though_what_it_started_from_is_gone(run: Path, tmp_path: Path) -> None:
     origin = Path(shutil.copytree(run, tmp_path / "origin"))
     recipe = load_recipe("clip", [*CLIP, f"weights={origin}", "data.tokenizer.vocab_size=4096"])

@@ -152,7 +152,7 @@ class Recipe(Strict):
     data: Data = Data()
     embed_dim: Annotated[int, Field(ge=2)] | None = None  # width of the shared space; None: by size
     parts: dict[str, Part]
-    weights: str | None = None  # where they start: a run directory, or hf:PATH of a CLIP or SigLIP of transformers; None: fresh
+    weights: str | None = None  # where they start: a run directory (RUN?parts=vision), or hf:PATH of transformers; None: fresh
     stages: Annotated[list[Stage], Field(min_length=1)]
     budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(seconds=600.0)
     checkpoints: Checkpoints = Checkpoints()

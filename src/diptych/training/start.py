@@ -1,7 +1,7 @@
 """``weights: RUN | hf:PATH`` of a recipe: a run that starts from learned weights, ours or those of a class that ``diptych.interop`` knows.
 
 The tokenizer comes along, for the vectors of words mean nothing without it. A part either fits as a whole or is refused with the options to set;
-what has no counterpart starts fresh, and is named.
+what has no counterpart starts fresh, and is named. ``RUN?parts=vision`` takes that part alone, and the tokenizer only with a part that reads.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 import torch
 from torch import Tensor, nn
 
 from diptych.data.text import Tokenizer
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, nearest
 from diptych.files import read_json
 from diptych.interop import families
 from diptych.interop.base import Geometry, State, state_of, to_ours
@@ -25,7 +26,7 @@ from diptych.interop.tokenizer import adopt
 from diptych.models.pretrained.hub import fetch, place, statistics_of
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM
-from diptych.recipe import Recipe, load_recipe
+from diptych.recipe import PARTS, Recipe, load_recipe
 from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint
 
 
@@ -64,27 +65,46 @@ class Start(Protocol):
 
 
 def open_start(address: str) -> Start:
-    return HubStart(address) if address.startswith("hf:") else RunStart(address)
+    place, _, query = address.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    only = options.pop("parts", None)
+    if options:
+        raise DiptychError(f"weights: {place} has no option '{next(iter(options))}'; expected parts, as in {place}?parts=vision")
+    for name in only.split(",") if only is not None else ():
+        if name not in PARTS:
+            raise DiptychError(f"weights: {address}: there is no part '{name}'{nearest(name, PARTS)}")
+    if not place.startswith("hf:"):
+        return RunStart(place, only.split(",") if only else None)
+    if only:
+        raise DiptychError(f"weights: {address}: parts are taken from a run; a tower by parts.vision={{kind: hf, from: '{place}'}}")
+    return HubStart(place)
 
 
 class RunStart:
-    """A run of ours (its last checkpoint, or ``RUN/checkpoints/best``), averaged where it keeps an average."""
+    """A run of ours (its last checkpoint, or ``RUN/checkpoints/best``), averaged where it keeps an average. only: these parts and nothing else."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, only: list[str] | None = None):
         path = Path(address).expanduser()
         inside = path.parent.name == "checkpoints"
         self.address, self.run = address, path.parent.parent if inside else path
         if not (self.run / "recipe.yaml").is_file():
             raise DiptychError(f"weights: no run at '{address}'; give a run directory, or hf:PATH for a checkpoint of transformers")
         self.checkpoint = find_checkpoint(self.run / "checkpoints", path.name if inside else "last")
+        self.only = only
         self.recipe = load_recipe(str(self.run / "recipe.yaml"))
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
-        own = self.recipe.data.tokenizer.kind == "bpe"
+        own = self.recipe.data.tokenizer.kind == "bpe" and self._reads
         return Tokenizer(self.run / "tokenizer.json", max_length) if own else None
 
     def kept(self) -> list[int] | None:
-        return kept_in(self.run / "tokenizer.json") if self.recipe.data.tokenizer.kind == "lm" else None
+        own = self.recipe.data.tokenizer.kind == "lm" and self._reads
+        return kept_in(self.run / "tokenizer.json") if own else None
+
+    @property
+    def _reads(self) -> bool:
+        """Whether something comes along to which words have ids."""
+        return self.only is None or not {"text", "lm", "decoder"}.isdisjoint(self.only)
 
     def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
         saved = Checkpoint.load(self.checkpoint, restore_random=False)
@@ -95,6 +115,8 @@ class RunStart:
         started = Started(self.address, checkpoint_key(self.checkpoint))
         found: State = {}
         for name in groups(ours):
+            if self.only is not None and name not in {f"parts.{part}" for part in self.only}:
+                continue
             mine, there = _of(name, ours), _of(name, theirs)
             if mine and {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in there.items()}:
                 found |= there
