@@ -276,6 +276,29 @@ def test_the_losses_have_the_gradient_of_finite_differences(stage):
         assert parameter.grad[index].item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=close, abs=h * close)
 
 
+def test_shares_of_a_batch_average_to_the_whole():
+    _, model, objectives = make()
+    p = model.encode(replace(batch_of(model), meaning=torch.tensor([0, 1, 0, 2])))
+    whole = objectives["query_contrast"](p).item()
+    parts = []
+    for p.rows in (slice(0, 2), slice(2, 4)):
+        parts.append(objectives["query_contrast"](p).item())
+    assert sum(parts) / 2 == pytest.approx(whole, rel=1e-6) and parts[0] != pytest.approx(parts[1])
+
+
+def test_recomputed_blocks_have_the_same_gradient():
+    found = []
+    for again in (False, True):
+        _, model, objectives = make()
+        model.set_training(0.0, again)
+        p = model.encode(batch_of(model))
+        torch.manual_seed(0)
+        sum(objective(p) for objective in objectives.values()).backward()
+        found.append({n: x.grad for n, x in model.named_parameters() if x.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
 # --- as a recipe ---
 
 

@@ -14,8 +14,9 @@ from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
 from diptych.models.attention import Attention, attend, attend_plainly, attention_bias
 from diptych.models.build import SIZES, Build
+from diptych.models.drawn import random_keep
 from diptych.models.generate import Decoding, write
-from diptych.models.passes import ImageSide, Pass, TextSide, random_keep
+from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.text import TEXT
 from diptych.models.vision import VISION, sincos_2d
 from diptych.models.vlm import build_model

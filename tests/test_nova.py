@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diptych.errors import DiptychError
-from diptych.models.passes import random_crops
+from diptych.models.drawn import random_crops
 from diptych.objectives.sketched import directions, epps_pulley, sigreg
 from engine_fixture import Little
 

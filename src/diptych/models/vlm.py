@@ -14,10 +14,11 @@ from diptych.models.attention import Transformer
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.decoder import DECODER
+from diptych.models.drawn import random_keep
 from diptych.models.features import Features, fits
 from diptych.models.fusion import FUSION
 from diptych.models.lm import ADAPTER, LM
-from diptych.models.passes import Pass, random_keep
+from diptych.models.passes import Pass
 from diptych.models.quantizer import QUANTIZER
 from diptych.models.rotary import RotaryTransformer
 from diptych.models.text import TEXT

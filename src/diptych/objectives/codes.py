@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.errors import DiptychError
-from diptych.models.passes import ImageSide, TextSide, random_keep
+from diptych.models.drawn import random_keep
+from diptych.models.passes import ImageSide, TextSide
 from diptych.objectives.base import Objective
 from diptych.objectives.masked import hidden_counts, mask_words
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diptych.data.text import MASK
 from diptych.models.attention import Transformer
-from diptych.models.passes import random_keep
+from diptych.models.drawn import random_keep
 from diptych.models.vision import sincos_2d
 from diptych.objectives.base import Objective
 
