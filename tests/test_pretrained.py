@@ -125,6 +125,25 @@ def test_efficientnet_sees_a_traffic_light(efficientnet: EfficientNetLite) -> No
     assert 920 in best  # ImageNet's traffic light
 
 
+@needs("efficientnet-lite0")
+@pytest.mark.parametrize(
+    ("package", "file", "name"),
+    [("sklearn", "datasets/images/flower.jpg", 985), ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 652)],
+)
+def test_efficientnet_knows_photographs(efficientnet: EfficientNetLite, package: str, file: str, name: int) -> None:
+    """A daisy and a military uniform, in ImageNet's numbers; `python -m bench efficientnet` holds all logits against the published port."""
+    from importlib.resources import files
+
+    from PIL import Image
+
+    with Image.open(str(files(package) / file)) as opened:
+        picture = np.asarray(opened.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+    x = torch.tensor(picture).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (efficientnet.mean, efficientnet.std))
+    with torch.no_grad():
+        assert int(efficientnet.logits(((x - mean) / std)[None]).argmax()) == name
+
+
 # --- MiniLM
 
 

