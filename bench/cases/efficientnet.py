@@ -3,6 +3,7 @@ photographs that other packages carry (scikit-learn's china and flower, matplotl
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def run(bench: Bench) -> None:
         a, b = ours.logits(x.contiguous(memory_format=torch.channels_last)), theirs(x)
         off = float((a - b).abs().max() / b.abs().max())
         same = int((a.argmax(1) == b.argmax(1)).sum())
-        bench.note(f"{variant}: largest difference of a logit {off:.1e} of the largest logit; top-1 the same on {same} of {len(x)}.")
-        contestants = {"ours": lambda: ours.features(x), "reference": lambda: theirs.extract_features(x)}
+        bench.note(
+            f"{variant}: largest difference of a logit {off:.1e} of the largest logit; top-1 the same on {same} of {len(x)}."
+        )
+        contestants = {"ours": partial(ours.features, x), "reference": partial(theirs.extract_features, x)}
         bench.compare(variant, contestants, "reference", work=len(x), unit="images", rounds=3 if bench.quick else 7)
