@@ -424,3 +424,15 @@ def test_two_processes_do_what_one_does_in_both_stages(tmp_path, sharding):
     assert two.keys() == one.keys()
     for name in one:
         assert (two[name].double() - one[name].double()).norm() <= 1e-3 * one[name].double().norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("name", ["chameleon", "bayes-ar"])
+def test_an_export_is_refused_because_the_class_has_another_quantizer(name):
+    from diptych.interop import family_for
+
+    little = Little(name)
+    with pytest.raises(DiptychError, match="ChameleonForConditionalGeneration: parts.quantizer is no ChameleonVQVAE"):
+        family_for("transformers", little.recipe, little.model, little.objectives)
+    with pytest.raises(DiptychError, match="it has no decoder over words and image codes"):
+        clip = Little("clip")
+        family_for("transformers", clip.recipe, clip.model, clip.objectives, "ChameleonForConditionalGeneration")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -93,7 +94,7 @@ def reference(theirs: Any, g: dict[str, torch.Tensor], **without: Any) -> Any:
     given = {
         "input_ids": g["ids"], "input_ids_masked": g["masked"], "pixel_values": g["pixels"], "attention_mask": g["mask"].long(),
         "bool_masked_pos": g["patches"], "mim_labels": g["codes"].clone(), "mlm_labels": g["ids"].masked_fill(~g["words"], -100),
-        "itm_labels": torch.tensor([1, 1, 1]), "return_loss": True,
+        "itm_labels": torch.ones(len(g["ids"]), dtype=torch.long), "return_loss": True,
     }  # fmt: skip
     with torch.no_grad():
         return theirs(**{**given, **without})
@@ -227,29 +228,42 @@ def test_unpaired_data_joins_the_batches_and_pieces_of_them(tmp_path: Any) -> No
     assert dp.load(run.path).embed_text(["a red fox"]).shape == (1, 128)
 
 
-def test_an_export_computes_what_the_run_does(tmp_path: Any) -> None:
-    from PIL import Image
-    from transformers import AutoModel, AutoProcessor
-
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: Any) -> Any:
+    """A few steps of the recipe on a small model."""
     import diptych as dp
-    from diptych.exporting import export
-    from diptych.trained import TrainedModel
 
     small = {
         "stages.0.batch_size": 16, "stages.1.batch_size": 16, "parts.quantizer.width": 16, "data.tokenizer.vocab_size": 320, "precision": "fp32",
         "trackers": [], **{f"parts.{p}.{k}": v for p in ("vision", "text", "fusion") for k, v in {"depth": 2, "width": 32, "heads": 2}.items()},
     }  # fmt: skip
-    run = dp.train("flava", data="scenes:small", budget="96 samples", out=tmp_path / "run", set=small)
-    ours, made = TrainedModel.load(run.path, "cpu"), export(run.path, out=tmp_path / "export")
+    return dp.train("flava", data="scenes:small", budget="96 samples", out=tmp_path_factory.mktemp("flava") / "run", set=small).path
+
+
+def of_pictures(path: Any, size: int) -> tuple[list[np.ndarray], list[str], Any]:
+    """Two pictures, two texts, and what an export's processor makes of them."""
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    texts = ["a red fox", "two green keys to the left of a big yellow house"]
+    images = [np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(2)]
+    inputs = AutoProcessor.from_pretrained(path)(
+        images=[Image.fromarray(i) for i in images], text=texts, padding=True, return_tensors="pt"
+    )
+    return images, texts, inputs
+
+
+def test_an_export_computes_what_the_run_does(trained: Any, tmp_path: Any) -> None:
+    from transformers import AutoModel
+
+    from diptych.exporting import export
+    from diptych.trained import TrainedModel
+
+    ours, made = TrainedModel.load(trained, "cpu"), export(trained, out=tmp_path / "export")
     model, info = AutoModel.from_pretrained(made.path, output_loading_info=True)
     assert type(model).__name__ == made.architecture == "FlavaModel"
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    texts = ["a red fox", "two green keys to the left of a big yellow house"]
-    size = ours.model.image_size
-    images = [np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(2)]
-    inputs = AutoProcessor.from_pretrained(made.path)(
-        images=[Image.fromarray(i) for i in images], text=texts, padding=True, return_tensors="pt"
-    )
+    images, texts, inputs = of_pictures(made.path, ours.model.image_size)
     ids, mask = (torch.from_numpy(x) for x in ours.model.tokenizer.encode_batch(texts))
     assert torch.equal(inputs["input_ids"], ids)
     with torch.no_grad():
@@ -264,6 +278,68 @@ def test_an_export_computes_what_the_run_does(tmp_path: Any) -> None:
     torch.testing.assert_close(out.multimodal_embeddings[:, 0], fused, atol=1e-5, rtol=1e-5)
     assert (fused[0] - fused[1]).abs().max() > 1e-3
     torch.testing.assert_close(model.logit_scale.exp(), ours.objectives["info_nce"].scale.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_an_export_with_its_heads_computes_what_the_run_learns_by(trained: Any, tmp_path: Any) -> None:
+    from transformers import FlavaForPreTraining
+
+    from diptych.api import load
+    from diptych.exporting import export
+    from diptych.trained import TrainedModel
+
+    ours, made = TrainedModel.load(trained, "cpu"), export(trained, out=tmp_path / "export", architecture="FlavaForPreTraining")
+    theirs, info = FlavaForPreTraining.from_pretrained(made.path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and theirs.image_codebook is None
+    given_pictures, texts, inputs = of_pictures(made.path, ours.model.image_size)
+    model, objectives = ours.model, ours.objectives
+    ids, mask, pixels = inputs["input_ids"], inputs["attention_mask"].bool(), inputs["pixel_values"]
+    words = torch.zeros_like(mask)
+    words[:, 2:4] = True
+    n = model.part("vision").tokens
+    torch.manual_seed(0)
+    given = {
+        "pixels": pixels, "ids": ids, "mask": mask, "words": words, "masked": ids.masked_fill(words, model.tokenizer.mask),
+        "patches": torch.rand(2, n).argsort(1) < n // 3, "codes": model.part("quantizer").codes(pixels),
+    }  # fmt: skip
+    out = reference(theirs.eval(), given)
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    p = Pass(model, ImageSide(model, pixels), TextSide(model, ids, mask))
+    view = p.masked(text=given["masked"], hidden=given["patches"])
+    both = objectives["masked_both"]
+    with torch.no_grad():
+        codes = both.image_head(view.fused_image.tokens[:, 1:][given["patches"]])
+        said = both.text_head(view.fused_text.tokens[words])
+        torch.testing.assert_close(codes, out.mmm_image_logits, **close)
+        torch.testing.assert_close(said, out.mmm_text_logits, **close)
+        odds = objectives["matching"].logits(view)
+        torch.testing.assert_close(odds, out.itm_logits[:, 1] - out.itm_logits[:, 0], **close)
+        assert abs(float(odds[0] - odds[1])) > 1e-4
+        surprise = torch.nn.functional.cross_entropy
+        assert surprise(codes, given["codes"][given["patches"]]).item() == pytest.approx(out.loss_info.mmm_image.item(), abs=1e-5)
+        assert surprise(said, ids[words]).item() == pytest.approx(out.loss_info.mmm_text.item(), abs=1e-5)
+        assert objectives["info_nce"](p).item() == pytest.approx(out.loss_info.global_contrastive.item(), abs=1e-5)
+        alone = reference(
+            theirs, given, input_ids=None, input_ids_masked=None, attention_mask=None, mlm_labels=None, itm_labels=None
+        )
+        x = ImageSide(model, pixels, hidden=given["patches"]).encoding.tokens[:, 1:][given["patches"]]
+        torch.testing.assert_close(objectives["masked_codes"].head(normed(model.part("vision"), x)), alone.mim_logits, **close)
+        alone = reference(theirs, given, pixel_values=None, bool_masked_pos=None, mim_labels=None, itm_labels=None)
+        x = TextSide(model, given["masked"], mask).encoding.tokens[words]
+        torch.testing.assert_close(objectives["masked_text"].head(normed(model.part("text"), x)), alone.mlm_logits, **close)
+    again = load(f"hf:{made.path}", device="cpu")  # its towers alone, as diptych evaluate hf:PATH takes them
+    np.testing.assert_allclose(again.score(given_pictures, texts), ours.score(given_pictures, texts), atol=1e-5)
+    card = (made.path / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code and "FlavaForPreTraining" in code[1]
+
+
+def test_a_run_without_its_heads_is_refused_as_the_class_with_them() -> None:
+    from diptych.interop import family_for
+
+    little = Little("flava", "stages.1.objectives.matching.pooler=gelu", stage="main")
+    with pytest.raises(DiptychError, match="no matching head has a tanh inside"):
+        family_for("transformers", little.recipe, little.model, little.objectives, "FlavaForPreTraining")
+    assert family_for("transformers", little.recipe, little.model, little.objectives).architecture == "FlavaModel"
 
 
 def test_permuting_the_pairs_permutes_what_is_fused(ours: Any, given: dict[str, torch.Tensor]) -> None:

@@ -63,6 +63,18 @@ image = model.get_image_features(inputs["pixel_values"]).pooler_output[:, 0]
 print(model.logit_scale.exp() * normalize(image, dim=-1) @ normalize(text, dim=-1).T)
 ```
 """,
+    "FlavaForPreTraining": """\
+```python
+from PIL import Image
+from transformers import AutoProcessor, FlavaForPreTraining
+
+model, processor = FlavaForPreTraining.from_pretrained("."), AutoProcessor.from_pretrained(".")
+inputs = processor(images=Image.open("photo.jpg"), text=["a caption"], padding=True, truncation=True, return_tensors="pt")
+out = model(**inputs, input_ids_masked=inputs["input_ids"])  # nothing hidden: does the caption fit?
+print(out.itm_logits.softmax(-1)[:, 1], out.contrastive_logits_per_image)
+```
+Losses of hidden patches need their codes (`mim_labels`) from the run's own quantizer: `diptych.load(RUN).model.part("quantizer").codes(pixels)`.
+""",
     "LlavaForConditionalGeneration": """\
 ```python
 from PIL import Image

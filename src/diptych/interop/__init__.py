@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
     from diptych.recipe import Recipe
 
-FAMILIES = {"transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2"), "open_clip": ("open_clip", "coca")}
+FAMILIES = {"transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2", "chameleon"), "open_clip": ("open_clip", "coca")}
 
 
 def families(format: str) -> list[Family]:

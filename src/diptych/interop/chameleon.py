@@ -1,11 +1,22 @@
-"""The text side of transformers' ``ChameleonForConditionalGeneration`` as an ``interleaved`` decoder's weights."""
+"""transformers' ``ChameleonForConditionalGeneration``: its language model as an ``interleaved`` decoder's weights, and why nothing goes out.
+
+The class turns pictures into codes itself, by the encoder of a VQGAN. A run's quantizer is another network, so the class could never compute the codes
+that the run's decoder has learned; the decoders are the same (tests/test_chameleon.py).
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from diptych.interop.base import Family, Misfit
+
+if TYPE_CHECKING:
+    from diptych.models.vlm import VLM
+    from diptych.recipe import Recipe
 
 NAMES = {
     "model.embed_tokens.weight": "embedding.weight",
@@ -40,3 +51,22 @@ def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             number, inside, what = match.groups()
             found[f"transformer.blocks.{number}.{INSIDE[inside]}.{what}"] = value
     return found
+
+
+class Chameleon(Family):
+    name = "chameleon"
+    architecture = "ChameleonForConditionalGeneration"
+
+    def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Never empty."""
+        if not getattr(model.parts["decoder"] if "decoder" in model.parts else None, "reads_codes", False):
+            return [Misfit("it has no decoder over words and image codes")]
+        return [
+            Misfit(
+                "parts.quantizer is no ChameleonVQVAE, so it would give pictures other codes than the decoder knows: that is a VQGAN's encoder, with group "
+                "norms, SiLU and attention, which rounds features as they are; ours has plain convolutions and rounds them at unit length"
+            )
+        ]
+
+
+FAMILY = Chameleon()

@@ -1,12 +1,13 @@
-"""FLAVA's weights (Singh et al. 2022) between transformers and ours: ``FlavaModel`` out, ``FlavaForPreTraining`` in.
+"""FLAVA's weights (Singh et al. 2022) between transformers and ours: ``FlavaModel`` and ``FlavaForPreTraining``.
 
-Ours: ``parts.vision: {kind: class, bare: true}``, ``parts.text: {kind: bert, post_norm: false, bare: true}``, ``parts.fusion: {kind: joint}``. The quantizer and
-the heads of the objectives serve training alone: an export has no place for them, and their image codebook is another than our quantizer.
+Ours: ``parts.vision: {kind: class, bare: true}``, ``parts.text: {kind: bert, post_norm: false, bare: true}``, ``parts.fusion: {kind: joint}``. The heads of
+the objectives go into ``FlavaForPreTraining``; the quantizer into neither: the class's image codebook is DALL-E's encoder, which is another network than ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,10 @@ from diptych.models.attention import Transformer
 from diptych.models.fusion import Joint
 from diptych.models.text import TextTransformer
 from diptych.models.vision import ViT
+from diptych.objectives.base import Objective
+from diptych.objectives.codes import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.contrastive import InfoNCE
+from diptych.objectives.matching import Matching
 
 if TYPE_CHECKING:
     from diptych.interop.base import State
@@ -31,10 +35,11 @@ INSIDE = {
     "attention.out": "attention.output.dense", "mlp.0": "intermediate.dense", "mlp.2": "output.dense",
 }  # fmt: skip
 KINDS = "kinds"  # of tokens, which theirs tells apart: two vectors, of which only the first is ever used
-HEADS = {
-    ("masked_codes", "head"): "mim_head", ("masked_text", "head"): "mlm_head",
-    ("masked_both", "image_head"): "mmm_image_head", ("masked_both", "text_head"): "mmm_text_head",
-}  # fmt: skip
+HEADS: tuple[tuple[type[Objective], str, str], ...] = (
+    (MaskedCodes, "head", "mim_head"), (MaskedText, "head", "mlm_head"),
+    (MaskedBoth, "image_head", "mmm_image_head"), (MaskedBoth, "text_head", "mmm_text_head"),
+)  # fmt: skip
+ANSWER = "answer"  # of the matching head: two logits, of which only the difference counts
 
 
 def layers(transformer: Transformer, ours: str, theirs: str) -> list[Same]:
@@ -175,6 +180,66 @@ class Flava(Family):
         }
 
 
+class FlavaPreTraining(Flava):
+    """With the heads of masked modelling and matching. The codes of hidden patches are given to it (``mim_labels``), since it has no quantizer of ours.
+
+    Matching asks a tanh between its two layers, as FLAVA's has.
+    """
+
+    architecture = "FlavaForPreTraining"
+
+    def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        found = super().misfits(recipe, model, objectives)
+        found += [
+            Misfit(f"no objective is a {kind.__name__}, whose head it has")
+            for kind in dict.fromkeys(kind for kind, _, _ in HEADS)
+            if objective_of(objectives, kind) is None
+        ]
+        matching = objective_of(objectives, Matching)
+        if matching is None or not (isinstance(matching[1].head, nn.Sequential) and isinstance(matching[1].head[1], nn.Tanh)):
+            found.append(Misfit("no matching head has a tanh inside"))
+        if not found:
+            towers = [Geometry.of(model.part(name).transformer) for name in TOWERS]
+            if len({t.width for t in towers}) > 1:
+                found.append(Misfit("its towers are not of one width"))
+            if any(t.activation != "gelu" for t in towers[:2]):
+                found.append(Misfit("its towers have another activation than the heads, which is GELU"))
+        return found
+
+    def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        found = [
+            replace(entry, theirs=tuple(f"flava.{name}" for name in entry.theirs)) for entry in super().entries(model, objectives)
+        ]
+        return [*found, *heads_of(objectives, tied=True)]
+
+    def settled(self, state: State, objectives: nn.ModuleDict) -> State:
+        found = objective_of(objectives, Matching)
+        assert found is not None
+        more = {}
+        for what in ("weight", "bias"):
+            yes = state[f"{found[0]}.head.2.{what}"]
+            more[f"{ANSWER}.{what}"] = torch.cat([torch.zeros_like(yes), yes])  # no, yes
+        return {**super().settled(state, objectives), **more}
+
+    def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        found = super().config(model, vocabulary)
+        found["image_config"]["vocab_size"] = model.part("quantizer").vocabulary
+        return {**found, "init_codebook": False}
+
+
+def heads_of(objectives: nn.ModuleDict, tied: bool = False) -> list[Same]:
+    """The heads of those objectives that there are. tied: their biases under the second name that theirs has for them, too."""
+    found = []
+    for kind, ours, theirs in HEADS:
+        if objective := objective_of(objectives, kind):
+            found += head(f"{objective[0]}.{ours}", theirs)
+            found += [same(f"{objective[0]}.{ours}.3.bias", f"{theirs}.bias")] if tied else []
+    if matching := objective_of(objectives, Matching):
+        found += linear(f"{matching[0]}.head.0", "itm_head.pooler.dense")
+        found += linear(ANSWER, "itm_head.seq_relationship")
+    return found
+
+
 def head(ours: str, theirs: str) -> list[Same]:
     """A ``FlavaMaskedPredictionHead`` as our ``prediction_head``."""
     pairs = {"0": "transform.dense", "2": "transform.LayerNorm", "3": "decoder"}
@@ -188,16 +253,12 @@ def from_transformers(theirs: Mapping[str, Tensor], model: VLM, objectives: nn.M
     state[f"{said}.position_embeddings.weight"] = (
         state[f"{said}.position_embeddings.weight"] + state[f"{said}.token_type_embeddings.weight"][0]
     )
-    entries = FAMILY.weights_of(model, objectives)
-    for (objective, name), there in HEADS.items():
-        if objective in objectives:
-            entries += head(f"objectives.{objective}.{name}", there)
-    if "matching" in objectives:
-        entries += linear("objectives.matching.head.0", "itm_head.pooler.dense")
-        entries += linear("objectives.matching.head.2", "itm_head.yes")
-        for what in ("weight", "bias"):  # two logits, of which only the difference counts
+    if matching := objective_of(objectives, Matching):
+        for what in ("weight", "bias"):
             no, yes = state[f"itm_head.seq_relationship.{what}"].chunk(2)
             state[f"itm_head.yes.{what}"] = yes - no
+    entries = [*FAMILIES[0].weights_of(model, objectives), *(e for e in heads_of(objectives) if e.ours[0].split(".")[0] != ANSWER)]
+    entries += linear(f"{matching[0]}.head.2", "itm_head.yes") if matching else []
     whole = {**model.state_dict(), **{f"objectives.{k}": v for k, v in objectives.state_dict().items()}}
     found = to_ours(state, entries, {k: v.shape for k, v in whole.items()})
     wanted = {name for name in whole if not name.startswith("parts.quantizer.")}
@@ -207,4 +268,4 @@ def from_transformers(theirs: Mapping[str, Tensor], model: VLM, objectives: nn.M
     objectives.load_state_dict({k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")})
 
 
-FAMILY = Flava()
+FAMILIES = (Flava(), FlavaPreTraining())

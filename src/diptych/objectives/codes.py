@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
 
 
-def prediction_head(width: int, vocabulary: int, eps: float = 1e-12) -> nn.Sequential:
-    """A layer, then one number for each code or word: [..., D] → [..., V]."""
+def prediction_head(width: int, vocabulary: int, tower: Any) -> nn.Sequential:
+    """A layer, then one number for each code or word: [..., D] → [..., V]. Its norm is as careful as those of the tower whose tokens are told."""
+    eps = tower.transformer.norm.eps
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps), nn.Linear(width, vocabulary))
 
 
@@ -61,7 +62,8 @@ class MaskedCodes(_Codes):
 
     def __init__(self, model: VLM, *, share: float = 0.4):
         super().__init__(model, share)
-        self.head = prediction_head(model.part("vision").width, model.part("quantizer").vocabulary)
+        vision = model.part("vision")
+        self.head = prediction_head(vision.width, model.part("quantizer").vocabulary, vision)
 
     def forward(self, p: Pass) -> Tensor:
         side, vision = self._side(p), p.model.part("vision")
@@ -87,7 +89,7 @@ class MaskedText(Objective):
         super().__init__(model)
         self.share = share
         text = model.part("text")
-        self.head = prediction_head(text.width, text.embedding.num_embeddings)
+        self.head = prediction_head(text.width, text.embedding.num_embeddings, text)
 
     def forward(self, p: Pass) -> Tensor:
         side = self._side(p)
@@ -115,9 +117,9 @@ class MaskedBoth(_Codes):
     def __init__(self, model: VLM, *, share: float = 0.4, text_share: float = 0.3, batch_share: float = 1.0):
         super().__init__(model, share)
         self.text_share, self.batch_share = text_share, batch_share
-        width = model.part("fusion").width
-        self.image_head = prediction_head(width, model.part("quantizer").vocabulary)
-        self.text_head = prediction_head(width, model.part("text").embedding.num_embeddings)
+        width, text = model.part("fusion").width, model.part("text")
+        self.image_head = prediction_head(width, model.part("quantizer").vocabulary, model.part("vision"))
+        self.text_head = prediction_head(width, text.embedding.num_embeddings, text)
 
     def forward(self, p: Pass) -> Tensor:
         p = p.restricted(p.some(self.batch_share))
