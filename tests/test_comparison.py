@@ -18,6 +18,8 @@ import yaml
 import cli_fixture
 import diptych as dp
 from cli_fixture import SMALL, Cli, make_photos
+from diptych.comparison import Comparison, run_comparison
+from diptych.errors import Interrupted
 from diptych.files import read_json, read_jsonl
 from diptych.recipe import load_recipe
 
@@ -142,7 +144,9 @@ def test_too_little_to_judge_on_is_said_before_training(cli: Cli, tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_comparison_goes_on(photos: str, tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_comparison_goes_on(
+    photos: str, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "c"
     small = [*SMALL, "--set", "data.image_size=32"]
     asked = ["--data", photos, "--budget", "1600 samples", "--tasks", "retrieval", "--jobs", "1", "--out", str(out), *small]
@@ -170,3 +174,12 @@ def test_an_interrupted_comparison_goes_on(photos: str, tmp_path: Path, number: 
         assert steps == sorted(set(steps)) and steps[-1] == 100
     assert {r["name"] for r in read_json(out / "results.json")["recipes"]} == {"clip", "siglip"}
     assert read_json(out / "tests.json")
+
+    def stopped(*_: object) -> None:
+        raise Interrupted("interrupted")
+
+    monkeypatch.setattr("diptych.comparison.run_jobs", stopped)
+    more = Comparison(["clip", "siglip", "negclip"], photos, "1600 samples", out=out, jobs=1, tasks=["retrieval"], set=small[1::2])
+    with pytest.raises(Interrupted):
+        run_comparison(more)
+    assert [r["name"] for r in read_json(out / "results.json")["recipes"]][:2] == ["clip", "siglip"]  # what is there is reported

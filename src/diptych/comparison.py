@@ -18,7 +18,7 @@ from typing import Any
 
 from diptych.budget import parse_budget
 from diptych.data.sources import open_source
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, Interrupted
 from diptych.files import read_json, write_json, write_text
 from diptych.jobs import Job, budget_each, run_jobs, share_out, why_failed
 from diptych.recipe import Recipe, load_recipe, recipe_names
@@ -113,8 +113,7 @@ def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
 
 def run_comparison(c: Comparison) -> Path:
     """Run what is not done yet; returns the report. Raises DiptychError if no recipe came through, or some did not."""
-    from diptych.evaluation.run import compare_runs, save_items
-    from diptych.report import build_report
+    from diptych.evaluation.run import save_items
 
     planned, side_by_side = plan(c)
     _check_same(c, planned)
@@ -125,16 +124,28 @@ def run_comparison(c: Comparison) -> Path:
         )
     describe(c, planned, source)
     save_items(source, c.out / "items", ITEMS)
-    failed = [job for job in run_jobs(planned, side_by_side) if isinstance(job, RecipeJob)]
+    try:
+        failed = [job for job in run_jobs(planned, side_by_side) if isinstance(job, RecipeJob)]
+    except Interrupted:
+        report(c.out, planned)
+        raise
     if failed:
         _note_failures(c.out / "compare.json", failed)
-    finished = [job.path for job in planned if job.done()]
-    if finished:
-        write_json(c.out / "tests.json", compare_runs([path / "evaluation" for path in finished]))
-        build_report(c.out)
+    report(c.out, planned)
     if failed:
         raise DiptychError(why_failed(failed, planned))
     return c.out / "report.html"
+
+
+def report(out: Path, planned: list[RecipeJob]) -> None:
+    """On what has been trained and judged so far."""
+    from diptych.evaluation.run import compare_runs
+    from diptych.report import build_report
+
+    finished = [job.path for job in planned if job.done()]
+    if finished:
+        write_json(out / "tests.json", compare_runs([path / "evaluation" for path in finished]))
+        build_report(out)
 
 
 def _note_failures(path: Path, failed: list[RecipeJob]) -> None:
