@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,15 +32,30 @@ def resolve(kind: str, table: Mapping[str, Any], what: str) -> Any:
 
 
 def option_names(cls: Any) -> dict[str, inspect.Parameter]:
-    """The options a recipe may set on ``cls``: the keyword-only parameters of its constructor; ``from_`` is called ``from``."""
+    """The options a recipe may set on ``cls``: the keyword-only parameters of its constructor; ``from_`` is called ``from``.
+
+    ``**sizes: Unpack[Sizes]`` stands for the keys of the ``TypedDict`` Sizes, each None if not given.
+    """
     parameters = inspect.signature(cls.__init__ if inspect.isclass(cls) else cls).parameters.values()
-    return {p.name.rstrip("_"): p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    own = {p.name.rstrip("_"): p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return own | {n: inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in _packed(cls)}
+
+
+def _packed(cls: Any) -> dict[str, Any]:
+    """Name and type of what a constructor takes by ``Unpack``."""
+    function = cls.__init__ if inspect.isclass(cls) else cls
+    packed = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
+    if not packed or "Unpack[" not in str(function.__annotations__.get(packed[0])):
+        return {}
+    return get_type_hints(get_args(_annotation(cls, packed[0]))[0])
 
 
 def _annotation(cls: Any, name: str) -> Any:
     """The type of one parameter; read alone, since others may be annotated with names that exist for the type checker only."""
     function = cls.__init__ if inspect.isclass(cls) else cls
-    hint = function.__annotations__.get(name, Any)
+    if name not in function.__annotations__:
+        return _packed(cls).get(name, Any)
+    hint = function.__annotations__[name]
     if not isinstance(hint, str):
         return hint
     try:

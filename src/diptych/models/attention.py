@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,15 @@ def attention_bias(mask: Tensor | None, length: int, causal: bool, like: Tensor)
 
 
 Pair = tuple[Tensor, Tensor]  # keys and values, [B, H, S, d] each
+
+
+class Sizes(TypedDict, total=False):
+    """A transformer's sizes; None or absent: those of the recipe's ``size``. hidden: width of the blocks' MLPs."""
+
+    width: int | None
+    depth: int | None
+    heads: int | None
+    hidden: int | None
 
 
 class Attention(nn.Module):

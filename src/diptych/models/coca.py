@@ -7,7 +7,7 @@ embedding and whose others are what the decoder looks at, and an MLP after each 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from diptych.batch import Tokens
 from diptych.data.text import PAD
-from diptych.models.attention import ACTIVATIONS, Activation, Attention, AttentionPool, Block, Pair, Transformer, attention_bias
+from diptych.models.attention import (
+    ACTIVATIONS,
+    Activation,
+    Attention,
+    AttentionPool,
+    Block,
+    Pair,
+    Sizes,
+    Transformer,
+    attention_bias,
+)
 from diptych.models.build import Build
 from diptych.models.decoder import MultimodalDecoder
 from diptych.models.text import TextTransformer, sinusoids
@@ -33,20 +43,19 @@ class CocaViT(ClipViT):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         patch: int | None = None,
         activation: Activation = "gelu",
         pooled_width: int | None = None,
         queries: Annotated[int, Field(ge=2)] = 256,
         pool_heads: int | None = None,
+        **sizes: Unpack[Sizes],
     ):
-        super().__init__(build, width=width, depth=depth, heads=heads, hidden=hidden, patch=patch, activation=activation)
+        super().__init__(build, patch=patch, activation=activation, **sizes)
         seen, self.width = self.width, pooled_width or build.size.width
         self.transformer.norm = nn.Identity()  # the pooler has its own
-        self.read = AttentionPool(self.width, pool_heads or heads or build.size.heads, queries, seen, norm_queries=True)
+        self.read = AttentionPool(
+            self.width, pool_heads or sizes.get("heads") or build.size.heads, queries, seen, norm_queries=True
+        )
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
         x = self.read(super().forward(pixels, keep, hidden).tokens)
@@ -64,13 +73,10 @@ class CocaText(TextTransformer):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         activation: Activation = "gelu",
+        **sizes: Unpack[Sizes],
     ):
-        super().__init__(build, width=width, depth=depth, heads=heads, hidden=hidden, activation=activation, causal=True, bare=True)
+        super().__init__(build, activation=activation, causal=True, bare=True, **sizes)
         self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length + 1, self.width) * 0.7)
         self.class_token = nn.Parameter(torch.randn(self.width) * 0.02)
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.batch import Tokens
-from diptych.models.attention import Activation, Attention, Block, Past, Transformer, attention_bias
+from diptych.models.attention import Activation, Attention, Block, Past, Sizes, Transformer, attention_bias
 from diptych.models.build import Build
 from diptych.models.text import BertText
 
@@ -34,19 +35,16 @@ class MedText(BertText):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         activation: Activation = "gelu",
         eps: float = 1e-12,
         marks: bool = True,
+        **sizes: Unpack[Sizes],
     ):
-        super().__init__(build, width=width, depth=depth, heads=heads, hidden=hidden, activation=activation, eps=eps)
+        super().__init__(build, activation=activation, eps=eps, **sizes)
         seen = build.width_of("vision")
-        depth, heads = depth or build.size.depth, heads or build.size.heads
+        depth, heads = sizes.get("depth") or build.size.depth, sizes.get("heads") or build.size.heads
         self.transformer = Transformer(
-            self.width, depth, heads, seen, activation=activation, hidden=hidden, eps=eps, post_norm=True
+            self.width, depth, heads, seen, activation=activation, hidden=sizes.get("hidden"), eps=eps, post_norm=True
         )
         self.bos, words = int(build.tokenizer.bos), len(build.tokenizer)
         self.dec, self.enc = (words, words + 1) if marks else (self.bos, self.bos)

@@ -7,7 +7,7 @@ tokenizer of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diptych.batch import Tokens
 from diptych.data.text import PAD
-from diptych.models.attention import Activation, Past, Transformer, attention_bias
+from diptych.models.attention import Activation, Past, Sizes, Transformer, attention_bias
 from diptych.models.build import Build
 
 
@@ -107,16 +107,11 @@ class ClipText(TextTransformer):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         activation: Activation = "quick_gelu",
         eps: float = 1e-5,
+        **sizes: Unpack[Sizes],
     ):
-        super().__init__(
-            build, width=width, depth=depth, heads=heads, hidden=hidden, activation=activation, eps=eps, causal=True, pool="eos"
-        )
+        super().__init__(build, activation=activation, eps=eps, **sizes, causal=True, pool="eos")
 
 
 class SiglipText(TextTransformer):
@@ -128,14 +123,11 @@ class SiglipText(TextTransformer):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         activation: Activation = "gelu_tanh",
         eps: float = 1e-6,
+        **sizes: Unpack[Sizes],
     ):
-        super().__init__(build, width=width, depth=depth, heads=heads, hidden=hidden, activation=activation, eps=eps, whole=True)
+        super().__init__(build, activation=activation, eps=eps, **sizes, whole=True)
 
 
 class BertText(TextTransformer):
@@ -147,17 +139,15 @@ class BertText(TextTransformer):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         activation: Activation = "gelu",
         eps: float = 1e-12,
         post_norm: bool = True,
         bare: bool = False,
+        **sizes: Unpack[Sizes],
     ):
-        given = {"width": width, "depth": depth, "heads": heads, "hidden": hidden, "activation": activation, "eps": eps}
-        super().__init__(build, **given, post_norm=post_norm, bare=bare, embedding_norm=True, pool="bos")  # type: ignore[arg-type]
+        super().__init__(
+            build, activation=activation, eps=eps, post_norm=post_norm, bare=bare, embedding_norm=True, pool="bos", **sizes
+        )
 
 
 class MiniLM(nn.Module):

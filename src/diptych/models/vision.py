@@ -6,7 +6,7 @@ Every tower has ``width``, ``tokens`` (N, the patches), ``extra`` (class tokens,
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.batch import Tokens
-from diptych.models.attention import Activation, AttentionPool, MapPool, Transformer
+from diptych.models.attention import Activation, AttentionPool, MapPool, Sizes, Transformer
 from diptych.models.build import Build
 
 
@@ -193,25 +193,13 @@ class ClipViT(ViT):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         patch: int | None = None,
         activation: Activation = "quick_gelu",
         eps: float = 1e-5,
+        **sizes: Unpack[Sizes],
     ):
-        given = {
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            "hidden": hidden,
-            "patch": patch,
-            "activation": activation,
-            "eps": eps,
-        }
         fixed = {"stem": "patch", "patch_bias": False, "class_tokens": 1, "positions": "learned", "norm": "sum", "pool": "class"}
-        super().__init__(build, **given, **fixed)  # type: ignore[arg-type]
+        super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed)  # type: ignore[arg-type]
 
 
 class ClassViT(ViT):
@@ -223,27 +211,15 @@ class ClassViT(ViT):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         patch: int | None = None,
         activation: Activation = "gelu",
         eps: float = 1e-5,
         mask_token: bool = False,
         bare: bool = False,
+        **sizes: Unpack[Sizes],
     ):
-        given = {
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            "hidden": hidden,
-            "patch": patch,
-            "activation": activation,
-            "eps": eps,
-        }
         fixed = {"stem": "patch", "class_tokens": 1, "positions": "learned", "norm": "none", "pool": "class"}
-        super().__init__(build, **given, **fixed, mask_token=mask_token, bare=bare)  # type: ignore[arg-type]
+        super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed, mask_token=mask_token, bare=bare)  # type: ignore[arg-type]
 
 
 class SiglipViT(ViT):
@@ -255,25 +231,13 @@ class SiglipViT(ViT):
         self,
         build: Build,
         *,
-        width: int | None = None,
-        depth: int | None = None,
-        heads: int | None = None,
-        hidden: int | None = None,
         patch: int | None = None,
         activation: Activation = "gelu_tanh",
         eps: float = 1e-6,
+        **sizes: Unpack[Sizes],
     ):
-        given = {
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            "hidden": hidden,
-            "patch": patch,
-            "activation": activation,
-            "eps": eps,
-        }
         fixed = {"stem": "patch", "positions": "learned", "norm": "none", "pool": "map"}
-        super().__init__(build, **given, **fixed)  # type: ignore[arg-type]
+        super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed)  # type: ignore[arg-type]
 
 
 class HubTower(nn.Module):
