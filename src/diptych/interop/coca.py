@@ -31,7 +31,7 @@ class Coca(OpenClip):
             if name not in model.parts:
                 found.append(Misfit(f"it has no part '{name}'"))
             elif not isinstance(model.parts[name], kind):
-                found.append(Misfit(f"parts.{name} is of another geometry", f"'parts.{name}={{kind: coca}}'"))
+                found.append(Misfit(f"parts.{name} is of another geometry", f"parts.{name}={{kind: coca}}"))
         if found:
             return found
         vision, text = model.part("vision"), model.part("text")
