@@ -35,6 +35,7 @@ cli = cli_fixture.cli
 SAID = ["a big red fox left of two small blue keys", "above the yellow house", "three green hearts"]
 OFTEN = ["zebra crossing quietly", "never said in any scene"] * 9  # pieces that no corpus here needs
 SIDE = 32
+LITTLE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 16}  # fmt: skip
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
@@ -42,27 +43,45 @@ MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Language models and towers with random weights, as directories of transformers."""
+    from tokenizers import processors
     from transformers import (
+        AutoModelForCausalLM,
         CLIPConfig,
         CLIPImageProcessorPil,
         CLIPModel,
+        Dinov2Config,
+        Dinov2Model,
+        GPT2Config,
+        Qwen2Config,
         SiglipVisionConfig,
         SiglipVisionModel,
         ViTConfig,
         ViTModel,
-    )
+    )  # fmt: skip
 
     root = tmp_path_factory.mktemp("bases")
     for family in ("llama", "gemma3"):
         made = CausalLM.random(700, 32, 2, family=family, texts=[*SAID, *OFTEN])  # type: ignore[arg-type]
         loud(made.model).save_pretrained(root / family)
         tokenizer_of(made.tokenizer).save_pretrained(root / family)
+    words = tokenizer_of(made.tokenizer)
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", special_tokens=[]
+    )  # these two have no [BOS]
+    words.bos_token = None
+    for name, config in {
+        "gpt2": GPT2Config(vocab_size=len(words), n_embd=32, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=1),
+        "qwen2": Qwen2Config(**LITTLE, vocab_size=len(words) + 9, bos_token_id=None, eos_token_id=1, num_key_value_heads=1),
+    }.items():
+        loud(AutoModelForCausalLM.from_config(config)).save_pretrained(root / name)
+        words.save_pretrained(root / name)
     (root / "llama" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     text = {"vocab_size": 20, "hidden_size": 32, "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
     for name, model in {
         "clip": CLIPModel(CLIPConfig(vision_config=SIZES, text_config=text)),
         "siglip": SiglipVisionModel(SiglipVisionConfig(**SIZES)),
         "vit": ViTModel(ViTConfig(**SIZES)),
+        "dinov2": Dinov2Model(Dinov2Config(**SIZES)),
     }.items():
         loud(model).save_pretrained(root / name)
         CLIPImageProcessorPil(image_mean=MEAN, image_std=STD).save_pretrained(root / name)
@@ -146,14 +165,15 @@ OWN = "{kind: siglip, width: 32, heads: 2, depth: 2, hidden: 48, patch: 16}"
 
 @pytest.mark.parametrize(
     ("tower", "lm", "layer"),
-    [("clip", "llama", -1), ("clip", "gemma3", -2), ("siglip", "llama", -2), ("siglip", "gemma3", -1), ("vit", "llama", -1), (OWN, "gemma3", 0)],
+    [("clip", "llama", -1), ("clip", "gemma3", -2), ("siglip", "llama", -2), ("siglip", "gemma3", -1), ("vit", "gpt2", -1),
+     ("dinov2", "qwen2", -2), (OWN, "gemma3", 0)],
 )  # fmt: skip
 def test_an_export_computes_what_the_run_does(bases: Path, tmp_path: Path, tower: str, lm: str, layer: int) -> None:
     which = [f"parts.vision.layer={layer}"] if layer else []
     recipe, model, objectives = made_of("llava", [*settings(bases, tower, lm), *which])
     there, processor = written(recipe, model, objectives, tmp_path / "out")
     compare(model, there, processor)
-    assert len(model.tokenizer) < there.config.text_config.vocab_size == len(processor.tokenizer), "trimmed, and whole again"
+    assert len(model.tokenizer) < len(processor.tokenizer) <= there.config.text_config.vocab_size, "trimmed, and whole again"
     assert processor.vision_feature_select_strategy == ("full" if "siglip" in tower else "default")
     assert list(processor.image_processor.image_mean) == pytest.approx([0.5] * 3 if tower == OWN else MEAN)
     assert there.config.dtype == torch.float32  # as it was loaded
@@ -216,6 +236,7 @@ def test_adapters_are_merged_or_lie_apart_for_peft(bases: Path, tmp_path: Path, 
             for kind, name in (("average", "Average"), ("pixel_shuffle", "PixelShuffle"), ("c_abstractor, tokens: 4", "CAbstractor"),
                                ("resampler", "Resampler"), ("q_former", "QFormer"), ("merge, tokens: 3", "Merge"), ("downsample", "Downsample"))
         ),
+        ({"tower": "dinov2"}, "last state behind its norm", ["parts.vision.layer=-2"]),
         ({"fusion": "{kind: gated}"}, "part 'fusion' has no place in it", None),
     ],
 )  # fmt: skip
@@ -228,7 +249,7 @@ def test_what_does_not_fit_is_told_with_its_remedy(bases: Path, parts: dict[str,
     if remedy is None:
         assert "A new run" not in line
         return
-    if remedy[0].startswith("parts.vision"):
+    if remedy[0] == f"parts.vision={OWN}":
         assert "--set parts.vision.kind=siglip" in line
     else:
         assert all(f"--set {shlex.quote(r)}" in line for r in remedy), line
@@ -247,6 +268,17 @@ def test_pictures_are_scaled_once(bases: Path) -> None:
 def test_adapters_apart_need_adapters(bases: Path, tmp_path: Path) -> None:
     with pytest.raises(DiptychError, match="this run has no adapters"):
         written(*made_of("llava", settings(bases)), tmp_path / "out", "out")
+
+
+def test_a_quantised_language_model_is_refused_on_a_cpu(bases: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device can have it")
+    shutil.copytree(bases / "llama", tmp_path / "lm")
+    config = tmp_path / "lm" / "config.json"
+    says = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": says}))
+    with pytest.raises(DiptychError, match=r"quantised \(bitsandbytes\), which needs a CUDA device"):
+        made_of("llava", settings(bases, lm=str(tmp_path / "lm"), lora="lora: {rank: 2}"))
 
 
 # --- words and images in their order
@@ -292,6 +324,13 @@ def test_a_conversation_is_written_as_in_training(bases: Path, tmp_path: Path, f
     assert theirs["input_ids"][0].tolist() == ids and theirs["pixel_values"].shape == (1, 3, SIDE, SIDE)
 
 
+def test_a_caption_begins_as_in_training(bases: Path, tmp_path: Path) -> None:
+    recipe, model, objectives = made_of("llava", [*settings(bases), "parts.lm.prompts=true"])
+    _, processor = written(recipe, model, objectives, tmp_path / "out")
+    turns = [*messages([question("a red")]), {"role": "assistant", "content": " fox"}]
+    assert processor.apply_chat_template(turns) == "<bos>This photo:<image>a red fox<eos>"
+
+
 def test_a_tokenizer_that_looks_at_what_stands_before_is_told(bases: Path, tmp_path: Path) -> None:
     """Llama's first word gets a space: of the whole text there, of each stretch between images here."""
     from tokenizers import pre_tokenizers
@@ -309,12 +348,11 @@ def test_a_tokenizer_that_looks_at_what_stands_before_is_told(bases: Path, tmp_p
 # --- from the command line
 
 
-@pytest.mark.parametrize("prompts", [False, True])
-def test_a_run_writes_the_same_captions_as_its_export(bases: Path, tmp_path: Path, cli: Cli, prompts: bool) -> None:
+def test_a_run_writes_the_same_captions_as_its_export(bases: Path, tmp_path: Path, cli: Cli) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     few = ["data.train=scenes:small", "trackers=[]", "budget=32 samples", "stages.0.batch_size=16", "stages.0.lr=1e-2"]
-    train(load_recipe("llava", [*settings(bases), *few, f"parts.lm.prompts={str(prompts).lower()}"]), tmp_path / "run")
+    train(load_recipe("llava", [*settings(bases), *few]), tmp_path / "run")
     done = cli("export", tmp_path / "run", "--json")
     assert done.code == 0, done.all
     out = Path(json.loads(done.out)["path"])
@@ -328,8 +366,7 @@ def test_a_run_writes_the_same_captions_as_its_export(bases: Path, tmp_path: Pat
     theirs = [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
     ours = trained.generate(images, max_tokens=12)  # type: ignore[attr-defined]
     assert theirs == ours and len(ours[0]) > 5
-    opening = processor.apply_chat_template(said[0])
-    assert opening == ("<bos>This photo:<image>" if prompts else "<bos><image>")
+    assert processor.apply_chat_template(said[0]) == "<bos><image>"
     card = (out / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card and "lm, made from" in card and "apache-2.0" in card
     assert "its own terms, which it states nowhere here" in card, "of the tower"

@@ -78,6 +78,8 @@ def misfits(part: Any) -> list[Misfit]:
         found.append(Misfit("the language model's output layer has a bias"))
     if getattr(model.config, "final_logit_softcapping", None) is not None:
         found.append(Misfit("the language model caps its logits"))
+    if getattr(model.config, "quantization_config", None):
+        found.append(Misfit("the language model's weights are quantised"))
     if part.gated:
         found.append(Misfit("layers of the language model look at the image"))
     if part.lora is not None and any(ADAPTER in n for m in (head, model.get_input_embeddings()) for n, _ in m.named_parameters()):

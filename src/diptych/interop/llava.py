@@ -6,7 +6,6 @@ last layer of the projector. (Where a family scales its word vectors, as Gemma d
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
     from diptych.recipe import Recipe
 
+TIE = "tie_last_hidden_states"
 INSIDE = "model.language_model"
 TOWER = "parts.vision={kind: hf, from: hf:CLIP_OR_SIGLIP}"
 PROBE = [question("one two?"), Turn("assistant", "three"), Turn("user", "why?")]
@@ -55,13 +55,9 @@ class Llava(Family):
         vision = model.part("vision")
         if isinstance(vision, HubTower):
             tower: Any = vision.tower
-            if tower_config(tower) is None:
-                return [
-                    Misfit(
-                        f"parts.vision is a {type(tower.model).__name__}, whose tokens are not one a patch behind at most one",
-                        TOWER,
-                    )
-                ]
+            config = tower_config(tower)
+            if isinstance(config, Misfit):
+                return [config]
             if tower.size != model.image_size:
                 why = f"pictures are scaled to {model.image_size} pixels and then, within the model, to the tower's {tower.size}"
                 return [Misfit(why, f"data.image_size={tower.size}")]
@@ -118,7 +114,9 @@ class Llava(Family):
         config = LlavaConfig(**options)
         with torch.device("meta"):
             made: Any = LlavaForConditionalGeneration(config)
-        state = {f"{INSIDE}.{name}": value for name, value in words.state.items()} | {"lm_head.weight": words.head}
+        state = {f"{INSIDE}.{name}": value for name, value in words.state.items()} | {
+            "lm_head.weight": words.head if tied else words.head.clone()
+        }
         state |= projector(layers, float(lm.scale)) | named_as(made, "model.vision_tower", weights)
         made.load_state_dict({k: v.detach().cpu().contiguous() for k, v in state.items()}, strict=True, assign=True)
         if tied:
@@ -156,7 +154,7 @@ class Llava(Family):
         if isinstance(vision, HubTower):
             tower: Any = vision.tower
             config = tower_config(tower)
-            assert config is not None
+            assert not isinstance(config, Misfit)
             mean, std = (getattr(tower, name).flatten().tolist() for name in ("mean", "std"))
             return config, dict(tower.model.state_dict()), "default" if tower.extra else "full", mean, std
         config = {
@@ -164,42 +162,48 @@ class Llava(Family):
             "model_type": "siglip_vision_model",
             "image_size": model.image_size,
             "patch_size": vision.patch,
-            "tie_last_hidden_states": True,
+            TIE: True,
         }
         weights = to_theirs(model.state_dict(), self.entries(model, nn.ModuleDict()))
         weights = {name.removeprefix("vision_model."): value for name, value in weights.items()}
         return config, weights, "full", [0.5] * 3, [0.5] * 3
 
 
-def tower_config(tower: Any) -> dict[str, Any] | None:
-    """The configuration with which the class sees what our tower does: a token a patch, behind at most one; None: there is none.
+def tower_config(tower: Any) -> dict[str, Any] | Misfit:
+    """The configuration with which the class sees what our tower does: a token a patch, behind at most one.
 
     The class takes a hidden state by number. With most families the last one stands before the last norm and ours behind it; then the configuration says
-    that the two are one (``tie_last_hidden_states``).
+    that the two are one (``tie_last_hidden_states``), where the family heeds that.
     """
     from transformers import AutoModel
 
-    config: Any = copy.deepcopy(tower.model.config)
-    config = getattr(config, "vision_config", config)
+    odd = Misfit(f"parts.vision is a {type(tower.model).__name__}, whose tokens are not one a patch behind at most one", TOWER)
+    config: Any = tower.model.config
     patch = getattr(config, "patch_size", None)
     if tower.extra > 1 or not isinstance(patch, int) or (tower.size // patch) ** 2 != tower.tokens:
-        return None
+        return odd
     try:
         with torch.device("meta"):
-            known = type(AutoModel.from_config(config))
+            names = set(AutoModel.from_config(config).state_dict())
     except ValueError:  # a part that is no model by itself
-        return None
-    if known.__name__.removesuffix("Model") != type(tower.model).__name__.removesuffix("Transformer").removesuffix("Model"):
-        return None
-    pixels = torch.rand(1, 3, tower.size, tower.size, generator=torch.Generator().manual_seed(0)).to(tower.mean)
-    pixels = pixels.to(next(tower.model.parameters()).dtype)
-    with torch.no_grad():
-        seen = tower._tokens(pixels)[0]
-        states = tower.model(pixel_values=pixels, output_hidden_states=True).hidden_states
+        return odd
+    if not set(tower.model.state_dict()) <= names | {name.removeprefix("vision_model.") for name in names}:
+        return odd
+    pixels = torch.rand(1, 3, tower.size, tower.size, generator=torch.Generator().manual_seed(0))
+    pixels = pixels.to(tower.mean.device, next(tower.model.parameters()).dtype)
     says = {key: value for key, value in config.to_dict().items() if key not in ("architectures", "dtype", "transformers_version")}
-    if states[tower.layer].shape != seen.shape:
-        return None
-    return says if torch.equal(states[tower.layer], seen) else {**says, "tie_last_hidden_states": True}
+    given = getattr(config, TIE, None)
+    for tie in (given, True):
+        setattr(config, TIE, tie)
+        try:
+            with torch.no_grad():
+                states = tower.model(pixel_values=pixels, output_hidden_states=True).hidden_states
+                seen = tower._tokens(pixels)[0]
+        finally:
+            setattr(config, TIE, given)
+        if torch.equal(states[tower.layer], seen):
+            return says if tie is given else {**says, TIE: True}
+    return Misfit("the class cannot take the tower's last state behind its norm", "parts.vision.layer=-2")
 
 
 def linear_layers(connector: MLP) -> list[nn.Linear]:

@@ -233,13 +233,20 @@ def load_causal_lm(address: Any, dtype: torch.dtype = torch.bfloat16) -> CausalL
 
     On the CPU bf16 weights are much faster than float32, and plain attention trains a little faster than the fused kernel.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     name = place(str(address))
     if name.endswith(".gguf"):
         if not Path(name).is_file():
             raise DiptychError(f"{name}: there is no such file")
         name = str(from_gguf(Path(name)))
+    says = getattr(fetch(AutoConfig, name), "quantization_config", None)
+    if says and not torch.cuda.is_available():
+        kind = says.get("quant_method", "some method") if isinstance(says, dict) else type(says).__name__
+        raise DiptychError(
+            f"hf:{name}: its weights are quantised ({kind}), which needs a CUDA device and that method's package; on a CPU take the model as it was "
+            "before, which is kept in bf16 where adapters learn beside it"
+        )
     tokenizer = LMTokenizer.of(fetch(AutoTokenizer, name))
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     return CausalLM(fetch(AutoModelForCausalLM, name, dtype=dtype, attn_implementation=attention), tokenizer)
