@@ -216,6 +216,16 @@ def test_each_built_in_study_is_sound(name: str) -> None:
     assert study.seeds == 1
 
 
+def test_some_arms_alone() -> None:
+    study = load_study("joint-alignment").only(["joint", "next-token"])
+    assert list(study.arms) == ["next-token", "joint"] and study.measures["caption"].arms == ["next-token", "joint"]
+    assert "questions" not in study.measures  # of arms that are not there
+    assert study.claims and all({c.a, c.b} & {"joint", "next-token"} for c in study.claims)
+    check_study(study)
+    with pytest.raises(DiptychError, match="no arm 'joined', did you mean 'joint'|no arm 'joined'"):
+        study.only(["joined"])
+
+
 def test_quick_and_dotted_overrides() -> None:
     study = load_study("memorization", {"arms.masked.recipe": "siglip", "seeds": 2}, quick=True)
     assert study.arms["masked"].recipe == "siglip" and study.seeds == 2 and study.budget.samples < 2000

@@ -21,6 +21,9 @@ def study(
     data: DataOption = None,
     budget: BudgetOption = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Repeats of each arm.")] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Some of the arms alone, comma-separated; claims on the others are left out.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="Override any key of the study: `--set arms.plain.recipe=my.yaml`, as often as you like."),
@@ -44,6 +47,8 @@ def study(
         raise DiptychError(f"name a study ({', '.join(study_names())}) or a YAML file")
     short = [f"{k}={v}" for k, v in (("data", data), ("budget", budget), ("seeds", seeds)) if v is not None]
     asked = load_study(name, [*short, *(set_ or [])], quick)
+    if arms:
+        asked = asked.only([name.strip() for name in arms.split(",")])
     folder = out or Path("runs") / (f"{asked.name}-quick" if quick else asked.name)
     results = folder / "results.json"
     before = results.stat().st_mtime_ns if results.is_file() else None

@@ -127,6 +127,21 @@ class Study(Strict):
     def to_data(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
+    def only(self, arms: list[str]) -> Study:
+        """The study with these arms alone, and what can be measured and claimed of them. DiptychError: an arm that it does not have."""
+        for name in arms:
+            if name not in self.arms:
+                raise DiptychError(f"--arms: study '{self.name}' has no arm '{name}'{nearest(name, self.arms)}")
+        measures = {
+            name: m.model_copy(update={"arms": [a for a in m.arms if a in arms]})
+            for name, m in self.measures.items()
+            if not m.arms or set(m.arms) & set(arms)
+        }
+        claims = [c for c in self.claims if all(a in arms for a in (c.a, c.b) if isinstance(a, str))]
+        return self.model_copy(
+            update={"arms": {n: arm for n, arm in self.arms.items() if n in arms}, "measures": measures, "claims": claims}
+        )
+
     def measured_on(self, measure: str) -> list[str]:
         return self.measures[measure].arms or list(self.arms)
 
