@@ -361,12 +361,17 @@ def test_a_run_writes_the_same_captions_as_its_export(bases: Path, tmp_path: Pat
     model, processor = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32), AutoProcessor.from_pretrained(out)
     images = pictures(4)
     said = [[{"role": "user", "content": [{"type": "image", "image": Image.fromarray(i)}]}] for i in images]
-    inputs = processor.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt", padding=True)
+    inputs = processor.apply_chat_template(
+        said, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+    )
     written = model.generate(**inputs, max_new_tokens=12)[:, inputs["input_ids"].shape[1] :]
     theirs = [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
     ours = trained.generate(images, max_tokens=12)  # type: ignore[attr-defined]
     assert theirs == ours and len(ours[0]) > 5
     assert processor.apply_chat_template(said[0]) == "<bos><image>"
+    judged = load(f"hf:{out}", "cpu")
+    assert judged.generate(images, max_tokens=12) == ours, "asked nothing, as in training"
+    assert json.loads((out / "export.json").read_text())["caption"] == ""
     card = (out / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card and "lm, made from" in card and "apache-2.0" in card
     assert "its own terms, which it states nowhere here" in card, "of the tower"

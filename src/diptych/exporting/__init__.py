@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diptych.data.conversations.turns import DESCRIBE
 from diptych.errors import DiptychError
 from diptych.exporting.card import model_card
 from diptych.files import write_atomically, write_json
@@ -53,11 +54,13 @@ def export(
     family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
     made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key), adapters)
 
+    lm = "lm" in trained.model.parts  # what it is to be asked for a caption is then no matter of the class
+
     def write(directory: Path) -> None:
         directory.mkdir()
         notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
-        write_json(directory / MARK, _plain(made))
+        write_json(directory / MARK, {**_plain(made), **({"caption": DESCRIBE if trained.answering else ""} if lm else {})})
 
     write_atomically(out, write)
     return made

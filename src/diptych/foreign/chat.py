@@ -6,6 +6,7 @@ Everything that ``AutoModelForImageTextToText`` opens. Prompts go through the pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from diptych.capabilities import Adapter, Image, Prompt, all_pairs, prompts_for
 from diptych.errors import DiptychError
+from diptych.files import read_json
 from diptych.foreign.hub import Opened, move, pil
 
+MARK = "export.json"  # in a directory that `diptych export` wrote
 CAPTION = "Describe this image in one short sentence."
 ENDS_IN_SEPARATOR = ("blip", "git")  # their tokenizers close the prompt, which must stay open to go on
 YES = 'Does this figure show "{}"? Please answer yes or no.'  # VQAScore, Lin et al., arXiv:2404.01291
@@ -38,7 +41,9 @@ class Generative(Adapter):
         self.chats = bool(getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
         self.causal = False  # found out when first needed
         self.placeholder = "" if self.chats else self._placeholder()
-        self.caption = prompt or (CAPTION if self.chats else "")
+        self.exported = exported(opened.name)
+        asks = self.exported.get("caption", CAPTION if self.chats else "")
+        self.caption = prompt or asks
         self.key = opened.key(self.model, score, self.caption)
 
     # --- capabilities ---
@@ -135,12 +140,12 @@ class Generative(Adapter):
         return inputs
 
     def _answer_ids(self, prompt: str, text: str) -> list[int]:
-        """Tokens of the text as they follow the prompt: the space between the two belongs to the text."""
+        """Tokens of the text as they follow the prompt: the space between the two belongs to the text. A run of ours never saw one there."""
         before = self._rendered(prompt)
-        gap = "" if not before or before[-1].isspace() else " "
+        gap = "" if not before or before[-1].isspace() or self.exported else " "
         head = self.tokenizer(before, add_special_tokens=False)["input_ids"]
         whole = self.tokenizer(before + gap + text, add_special_tokens=False)["input_ids"]
-        joined = whole[: len(head)] == head
+        joined = whole[: len(head)] == head and not self.exported
         ids = whole[len(head) :] if joined else self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise DiptychError(f"model '{self.name}': '{text}' has no token, so it has no likelihood")
@@ -199,6 +204,13 @@ class Generative(Adapter):
             logits = self.model(**inputs, labels=target).logits.float()
             logp = logits.log_softmax(-1).gather(-1, target.clamp(min=0)[..., None])[..., 0]
         return (logp * (target >= 0)).sum(1).cpu().numpy()
+
+
+def exported(name: str) -> dict[str, Any]:
+    """What an export of a run of ours says of itself; of other models nothing."""
+    mark = Path(name) / MARK
+    says: dict[str, Any] = read_json(mark) if mark.is_file() else {}
+    return says
 
 
 def _conversation(image: Any, prompt: str) -> list[dict[str, Any]]:
