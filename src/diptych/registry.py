@@ -45,7 +45,7 @@ def _packed(cls: Any) -> dict[str, Any]:
     """Name and type of what a constructor takes by ``Unpack``."""
     function = cls.__init__ if inspect.isclass(cls) else cls
     packed = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
-    if not packed or "Unpack[" not in str(function.__annotations__.get(packed[0])):
+    if not packed or "Unpack[" not in str(getattr(function, "__annotations__", {}).get(packed[0])):
         return {}
     return get_type_hints(get_args(_annotation(cls, packed[0]))[0])
 
