@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from diptych.batch import Turn
-from diptych.capabilities import Image
+from diptych.capabilities import Example, Image
 from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import DESCRIBE, Mistake, check_images, question
 from diptych.errors import DiptychError
@@ -58,21 +58,25 @@ class Answering:
             out += [cut(self.model.tokenizer.decode(row), behind).strip() for row in ids.tolist()]
         return out
 
-    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-        """log P(text, end of answer | image, prompt) in nats, float32 [N]. An image with a prompt is read once, however many texts are tried on it."""
-        split: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        readings: dict[tuple[int, tuple[int, ...]], int] = {}
+    def loglikelihood(
+        self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Sequence[Example]]
+    ) -> np.ndarray:
+        """log P(text, end of answer | examples, image, prompt) in nats, float32 [N]. An image with a prompt is read once, however many texts are tried on it."""
+        split: dict[Any, tuple[list[int], list[int]]] = {}
+        readings: dict[Any, int] = {}
         shown: list[list[Image]] = []
         asked: list[list[int]] = []
         answers, which = [], np.empty(len(texts), dtype=np.int64)
-        for k, (image, text, prompt) in enumerate(zip(images, texts, prompts, strict=True)):
-            if (prompt, text) not in split:
-                split[prompt, text] = self._split(prompt, text)
-            before, answer = split[prompt, text]
-            key = id(image), tuple(before)
+        for k, (image, text, prompt, before_it) in enumerate(zip(images, texts, prompts, examples, strict=True)):
+            pictures = [*(e.image for e in before_it), image]
+            said = prompt, text, tuple((e.text, e.prompt) for e in before_it)
+            if said not in split:
+                split[said] = self._split(prompt, text, before_it)
+            before, answer = split[said]
+            key = tuple(map(id, pictures)), tuple(before)
             if key not in readings:
                 readings[key] = len(readings)
-                shown.append([image])
+                shown.append(pictures)
                 asked.append(before)
             which[k] = readings[key]
             answers.append(answer)
@@ -85,15 +89,8 @@ class Answering:
                 read = self._read(shown[start : start + READ], asked[start : start + READ])
                 for at in range(0, len(members), ANSWERS):
                     rows = members[at : at + ANSWERS]
-                    out[rows] = self._tried(read, which[rows] - start, [answers[i] for i in rows])
+                    out[rows] = tried(self.model, read, which[rows] - start, [answers[i] for i in rows])
         return out
-
-    def _tried(self, read: Remembered, which: np.ndarray, answers: Sequence[Sequence[int]]) -> np.ndarray:
-        device = read.last.device
-        ids, mask = _padded([[self.chat.tokenizer.pad, *answer] for answer in answers], self.chat.tokenizer.pad, left=False)
-        ids, mask = ids.to(device), mask.to(device)
-        logits = self.model.part("lm").continue_logits(read.rows(torch.from_numpy(which).to(device)), ids, mask)
-        return ((token_log_probabilities(logits, ids[:, 1:]) * mask[:, 1:]).sum(1)).cpu().numpy()
 
     def _prompt(self, turns: Sequence[Turn], images: int) -> list[int]:
         try:
@@ -107,13 +104,16 @@ class Answering:
             )
         return ids
 
-    def _split(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt and of the answer, as in training."""
+    def _split(self, prompt: str, text: str, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+        """Token ids of all that is asked with and of the answer, as in training."""
+        turns = asked_with(prompt, examples)
+        before = self._prompt(turns, len(examples) + 1) if examples else None
         try:
-            document = self.chat.document([question(prompt or DESCRIBE), Turn("assistant", text)])
+            document = self.chat.document([*turns, Turn("assistant", text)])
         except Mistake as mistake:
             raise DiptychError(f"the prompt {prompt!r} cannot be asked: {mistake}") from None
         learned = np.flatnonzero(document.learned)
+        learned = learned if before is None else learned[learned >= len(before)]  # the examples' answers are learned, too
         if not len(learned):
             raise DiptychError(f"the answer {text!r} is no token at all: it has no likelihood")
         return document.ids[: learned[0]], [document.ids[i] for i in learned]
@@ -127,12 +127,29 @@ class Answering:
         if distinct:
             order = torch.tensor([number[id(image)] for images in shown for image in images], device=device)
             prefix = self.side(list(distinct.values())).prefix[order]
-        ids, mask = _padded(prompts, self.chat.tokenizer.pad, left=True)
+        ids, mask = padded(prompts, self.chat.tokenizer.pad, left=True)
         read: Remembered = self.model.part("lm").read(ids.to(device), mask.to(device), prefix)
         return read
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def asked_with(prompt: str, examples: Sequence[Example] = ()) -> list[Turn]:
+    """A question about an image, behind examples of how such are answered."""
+    turns = []
+    for e in examples:
+        turns += [question((prompt if e.prompt is None else e.prompt) or DESCRIBE), Turn("assistant", e.text)]
+    return [*turns, question(prompt or DESCRIBE)]
+
+
+def tried(model: VLM, read: Remembered, which: np.ndarray, answers: Sequence[Sequence[int]]) -> np.ndarray:
+    """log P of answers, each behind the row ``which`` of what was read, float32."""
+    device, pad = read.last.device, model.tokenizer.pad
+    ids, mask = padded([[pad, *answer] for answer in answers], pad, left=False)
+    ids, mask = ids.to(device), mask.to(device)
+    logits = model.part("lm").continue_logits(read.rows(torch.from_numpy(which).to(device)), ids, mask)
+    return ((token_log_probabilities(logits, ids[:, 1:]) * mask[:, 1:]).sum(1)).cpu().numpy()
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """ids and mask [B, T]"""
     T = max(map(len, rows))
     ids, mask = torch.full((len(rows), T), pad), torch.zeros(len(rows), T, dtype=torch.bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,13 +13,25 @@ Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
 Prompt = str | Sequence[str]  # one for all images, or one for each
 
 
+class Example(NamedTuple):
+    """An image with what is said of it, shown before the image that is asked about."""
+
+    image: Image
+    text: str
+    prompt: str | None = None  # what it answers; None: what is asked now
+
+
+Examples = Sequence[Any]  # of (image, text) or (image, text, prompt), for all images; or a list of such a list for each image
+
+
 @runtime_checkable
 class Model(Protocol):
     """A model of ours or of others. ``capabilities`` names the methods that work; the others raise ``DiptychError``.
 
     The capability "prompt" says that ``generate`` and ``loglikelihood`` (where there are) do as a prompt says; a model
     without it writes captions and takes the empty prompt only. "decoding" says that ``generate`` also takes the settings of
-    ``models.generate.Decoding`` by name (beams, top_p, …).
+    ``models.generate.Decoding`` by name (beams, top_p, …). "examples" says that ``generate``, ``loglikelihood`` and ``score`` take ``examples``
+    (``Examples``), and behind them any prompt.
     """
 
     name: str
@@ -83,6 +95,30 @@ def prompts_for(prompt: Prompt, n: int) -> list[str]:
     if len(given) != n:
         raise DiptychError(f"{len(given)} prompts for {n} images; give one for all or one for each")
     return given
+
+
+def examples_for(examples: Examples, n: int) -> list[list[Example]]:
+    """Examples for each of n images; DiptychError for anything but pairs (or triples), or lists of them."""
+    given = list(examples)
+    single = [_is_example(e) for e in given]
+    if all(single):
+        return [[Example(*e) for e in given]] * n
+    if any(single) or not all(isinstance(row, (list, tuple)) and all(map(_is_example, row)) for row in given):
+        wrong = given[single.index(False)]
+        raise DiptychError(f"examples: expected (image, text) pairs, one list for all images or one for each; found {_told(wrong)}")
+    if len(given) != n:
+        raise DiptychError(f"{len(given)} lists of examples for {n} images; give one list for all or one for each")
+    return [[Example(*e) for e in row] for row in given]
+
+
+def _is_example(e: Any) -> bool:
+    return isinstance(e, (tuple, list)) and len(e) in (2, 3) and isinstance(e[0], np.ndarray) and isinstance(e[1], str)
+
+
+def _told(e: Any) -> str:
+    if not isinstance(e, (tuple, list)):
+        return type(e).__name__
+    return f"({', '.join(type(x).__name__ for x in e)})"
 
 
 def all_pairs(n: int, m: int) -> np.ndarray:

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.answering import Answering
+from diptych.answering import Answering, asked_with
 from diptych.batch import Turn
-from diptych.capabilities import Image, Prompt, all_pairs, prompts_for
-from diptych.data.conversations.turns import DESCRIBE, question
+from diptych.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, prompts_for
 from diptych.data.image import resize
 from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.errors import DiptychError
+from diptych.fewshot import FewShot
 from diptych.files import read_json
-from diptych.models.generate import cut, decoding_of, draw, write
+from diptych.models.generate import Decoding, cut, decoding_of, draw, write
 from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM, build_model
@@ -79,7 +79,7 @@ class TrainedModel:
             able |= {"embed_image", "embed_text"}
         both = [o for o in objectives.values() if isinstance(o, Interleaved)]
         if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
-            able |= {"generate", "decoding", "loglikelihood"}
+            able |= {"generate", "decoding", "loglikelihood", *(["examples"] if "lm" in model.parts else [])}
         if any(o.reads_turns for o in objectives.values()):
             self.answering = Answering(model, chat_of(recipe, model), self._image_side, self._inference)
             able.add("prompt")
@@ -88,6 +88,7 @@ class TrainedModel:
         if "quantizer" in model.parts:
             able.add("reconstruct")
         self.capabilities = frozenset(able)
+        self.fewshot = FewShot(model, self._image_side, self._inference)
 
     @classmethod
     def load(cls, run: Path, device: str = "auto", averaged: bool = True, checkpoint: str = "last") -> TrainedModel:
@@ -116,34 +117,56 @@ class TrainedModel:
         self._can("embed_text")
         return self._gather(texts, self._text_side, lambda side: side.embedding)
 
-    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text."""
+    def score(
+        self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
+    ) -> np.ndarray:
+        """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples: as of ``generate``."""
+        before = self._examples(examples, len(images))
+        if before and self.recipe.score != "likelihood":
+            raise DiptychError(f"model '{self.name}' scores by {self.recipe.score}, which knows no examples; score: likelihood does")
         if self.recipe.score == "similarity":
             matrix = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
-        if self.answering and self.recipe.score == "likelihood":
-            scores = self.loglikelihood([images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]])
+        if before or (self.answering and self.recipe.score == "likelihood"):
+            shown, said = [images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]]
+            scores = self.loglikelihood(shown, said, examples=[before[i] for i in wanted[:, 0]] if before else ())
         else:
             scores = self._score_pairs(images, texts, wanted, self._pair_scorer())
         return scores if pairs is not None else scores.reshape(len(images), len(texts))
 
-    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+    def loglikelihood(
+        self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "", examples: Examples = ()
+    ) -> np.ndarray:
         self._can("loglikelihood")
+        before = self._examples(examples, len(images))
+        prompts = prompts_for(prompt, len(images))
         if self.answering:
-            return self.answering.loglikelihood(images, texts, prompts_for(prompt, len(images)))
-        self._no_prompt(prompt, len(images))
+            return self.answering.loglikelihood(images, texts, prompts, before or [[]] * len(images))
+        if before:
+            return self.fewshot.loglikelihood(images, texts, prompts, before)
+        self._no_prompt(prompts)
         aligned = np.stack([np.arange(len(images))] * 2, 1)
         return self._score_pairs(images, texts, aligned, likelihood)
 
-    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
-        """One caption per image, or answer to the prompt, greedy unless ``decoding`` (the fields of ``Decoding``: beams, temperature, top_p, …) says otherwise."""
+    def generate(
+        self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, examples: Examples = (), **decoding: Any
+    ) -> list[str]:
+        """One caption per image, or answer to the prompt, greedy unless ``decoding`` (the fields of ``Decoding``: beams, temperature, top_p, …) says otherwise.
+
+        examples: (image, caption) pairs that are shown before, a list for all images or one for each; (image, answer, prompt) where each answers a prompt of its own.
+        """
         self._can("generate")
         how = decoding_of(max_tokens=max_tokens, **decoding)
+        before = self._examples(examples, len(images))
+        prompts = prompts_for(prompt, len(images))
         if self.answering:
-            asked = [[question(p or DESCRIBE)] for p in prompts_for(prompt, len(images))]
-            return self.answering.converse([[image] for image in images], asked, how)
-        self._no_prompt(prompt, len(images))
+            behind = list(zip(images, prompts, before or [[]] * len(images), strict=True))
+            shown = [[*(e.image for e in row), image] for image, _, row in behind]
+            return self.answering.converse(shown, [asked_with(p, row) for _, p, row in behind], how)
+        if before:
+            return self._written_behind(images, prompts, before, how)
+        self._no_prompt(prompts)
         out: list[str] = []
         size = max(1, CHUNK // 4 // how.beams)
         for start in range(0, len(images), size):
@@ -152,6 +175,20 @@ class TrainedModel:
             with self._inference():
                 ids = write(self.model, self._image_side(part), how, rows)
             out += [cut(self.model.tokenizer.decode(row), how.stop) for row in ids.tolist()]
+        return out
+
+    def _written_behind(
+        self, images: Sequence[Image], prompts: Sequence[str], examples: Sequence[Sequence[Example]], how: Decoding
+    ) -> list[str]:
+        out = [""] * len(images)
+        for members in self.fewshot.groups(prompts, max(1, CHUNK // 4 // how.beams)):
+            part = [images[i] for i in members]
+            rows = [zlib.crc32(image.tobytes()) for image in part] if how.samples else None
+            with self._inference():
+                read = self.fewshot.read(part, [prompts[i] for i in members], [examples[i] for i in members])
+                ids = write(self.model, None, how, rows, (self.model.part("lm").lm.head(read.last[:, -1]), read.past))
+            for i, row in zip(members, ids.tolist(), strict=True):
+                out[i] = cut(self.model.tokenizer.decode(row), how.stop)
         return out
 
     def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
@@ -201,9 +238,19 @@ class TrainedModel:
         if capability not in self.capabilities:
             raise DiptychError(f"model '{self.name}' cannot {capability}; it can: {', '.join(sorted(self.capabilities))}")
 
-    def _no_prompt(self, prompt: Prompt, n: int) -> None:
-        if any(prompts_for(prompt, n)):
-            raise DiptychError(f"model '{self.name}' writes captions only; it was not trained to follow a prompt")
+    def _no_prompt(self, prompts: Sequence[str]) -> None:
+        if any(prompts):
+            shown = "; show it examples of what is wanted" if "examples" in self.capabilities else ""
+            raise DiptychError(f"model '{self.name}' writes captions only; it was not trained to follow a prompt{shown}")
+
+    def _examples(self, examples: Examples, n: int) -> list[list[Example]]:
+        """Those of each image; empty if there are none at all."""
+        rows = examples_for(examples, n)
+        if not any(rows):
+            return []
+        if "examples" not in self.capabilities:
+            raise DiptychError(f"model '{self.name}' takes no examples: only a language model reads several images (a part 'lm')")
+        return rows
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

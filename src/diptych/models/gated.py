@@ -1,6 +1,7 @@
 """Tanh-gated cross-attention between the layers of a frozen language model (Flamingo, Alayrac et al. 2022, §2.2), as Idefics has it.
 
-The image is not read as tokens among words: words look at it. At the start the gates are closed, and the language model is what it was.
+The image is not read as tokens among words: words look at it; of several, at the last before them. At the start the gates are closed, and the language model
+is what it was.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.models.attention import Attention
+from diptych.models.attention import FLOOR, Attention
 from diptych.models.build import Build
 from diptych.models.rotary import GatedMLP
 
@@ -29,9 +30,17 @@ class GatedLayer(nn.Module):
         self.mlp = GatedMLP(width, hidden)
         self.alpha, self.beta = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """x [B, L, D], image [B, N, D] → [B, L, D]"""
-        x = x + self.alpha.tanh() * self.attention(self.norm1(x), image)
+    def forward(self, x: Tensor, image: Tensor, looks: Tensor | None = None) -> Tensor:
+        """x [B, L, D], image [B, S, D] → [B, L, D].
+
+        looks [B, L or 1, S] bool: which image tokens each position sees; one that sees none is given nothing by the attention (Idefics).
+        """
+        if looks is None:
+            found = self.attention(self.norm1(x), image)
+        else:
+            bias = torch.zeros(looks.shape, dtype=x.dtype, device=x.device).masked_fill_(~looks, FLOOR)[:, None]
+            found = self.attention(self.norm1(x), image, bias) * looks.any(-1, keepdim=True)
+        x = x + self.alpha.tanh() * found
         return x + self.beta.tanh() * self.mlp(self.norm2(x))
 
 
@@ -74,11 +83,11 @@ def _look(own: GatedLayer, lm: CausalLM) -> Any:
     seeing = [lm]  # in a list: the language model's layers do not own it
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        image = seeing[0].seen
-        if image is None:  # a text without an image
+        seen = seeing[0].seen
+        if seen is None:  # a text without an image
             return None
         x = args[0] if args else kwargs["hidden_states"]
-        looked = own(x.to(own.alpha.dtype), image.to(own.alpha.dtype)).to(x.dtype)
+        looked = own(x.to(own.alpha.dtype), seen.tokens.to(own.alpha.dtype), seen.looks).to(x.dtype)
         return ((looked, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": looked})
 
     return before

@@ -15,9 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.conversations.template import Chat
+from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.errors import DiptychError
 from diptych.models.build import Build
+from diptych.models.seen import Seen
 from diptych.typed import Strict
 
 if TYPE_CHECKING:
@@ -174,8 +175,8 @@ class PretrainedLM(nn.Module):
         hidden = self.lm.hidden(embeds, seen, seen=self._look_at(prefix))
         return self.lm.head(hidden[:, opening.shape[1] - 1 :])
 
-    def _look_at(self, prefix: Tensor) -> Tensor | None:
-        return prefix if self.gated else None
+    def _look_at(self, prefix: Tensor) -> Seen | None:
+        return Seen.one(prefix) if self.gated else None
 
     def remember(self, prefix: Tensor) -> Remembered:
         opening = self._opening(prefix)
@@ -196,15 +197,27 @@ class PretrainedLM(nn.Module):
         return self.lm.head(self.lm.hidden(self.lm.embed(ids[:, :-1]), mask[:, :-1]))
 
     def words_and_images(self, ids: Tensor, shown: Tensor | None) -> Tensor:
-        """Vectors [R, T, D] of ``ids`` [R, T], those below 0 being, in order, the tokens of the images ``shown`` [I, N, D]."""
-        words = self.lm.embed(ids.clamp_min(0))
-        if shown is None:
+        """Vectors [R, T, D] of ``ids`` [R, T], in which ids below 0 stand for the images ``shown`` [I, N, D], row by row.
+
+        Among words an image takes N places. Of a gated model it takes one, where [BOS] stands, as it does before a lone caption: it sees the image, as do the
+        words behind it.
+        """
+        words = self.lm.embed(ids.masked_fill(ids < 0, self.lm.tokenizer.bos))
+        if shown is None or self.gated:
             return words
         return words.masked_scatter((ids < 0)[..., None], (shown * self.scale).to(words.dtype))
 
+    def _last_seen(self, ids: Tensor, shown: Tensor | None, positions: Tensor | None = None) -> Seen | None:
+        """What each of ``ids`` looks at in a gated model, where ids below 0 are the places of images."""
+        return Seen.latest(ids < 0, shown, self.width, positions) if self.gated else None
+
+    def place(self, tokens: int) -> list[int]:
+        """Ids of an image of so many tokens among words, with what stands before it each time."""
+        return [IMAGE_ID, *self._openings[0]] if self.gated else [*self._openings[0], *[IMAGE_ID] * tokens]
+
     def answer_logits(self, ids: Tensor, shown: Tensor | None, positions: Tensor, learned: Tensor) -> Tensor:
         """[n, V] over the n tokens of conversations that are ``learned`` [R, T]; computed for these alone."""
-        hidden = self.lm.documents(self.words_and_images(ids, shown), positions)
+        hidden = self.lm.documents(self.words_and_images(ids, shown), positions, self._last_seen(ids, shown, positions))
         return self.lm.head(hidden[:, :-1][learned[:, 1:]])
 
     @torch.no_grad()
@@ -220,9 +233,12 @@ class PretrainedLM(nn.Module):
         self.train(training)
         return bool((a - b).norm() <= 1e-3 * b.norm())
 
-    def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None) -> Remembered:
-        """Prompts [B, T], padded on the left: what ``continue_logits`` and ``step`` go on from."""
-        hidden, past = self.lm.step(self.words_and_images(ids, shown), mask)
+    def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None, past: Prefix | None = None) -> Remembered:
+        """Words and images [B, T], padded on the left: what ``continue_logits`` and ``step`` go on from.
+
+        past: what was read before, of one row or of B; what follows then begins with an image.
+        """
+        hidden, past = self.lm.step(self.words_and_images(ids, shown), mask, past, self._last_seen(ids, shown))
         return Remembered(hidden[:, -1:], past)
 
     def start(self, prefix: Tensor) -> tuple[Tensor, Prefix]:

@@ -143,7 +143,8 @@ def chat_of(recipe: Recipe, model: VLM) -> Chat:
     context = getattr(model.part("lm").lm.model.config, "max_position_embeddings", None) or given.max_length
     if given.max_length > context:
         raise DiptychError(f"data.conversations.max_length is {given.max_length}, but the language model's context is {context}")
-    return Chat(model.tokenizer, model.part("connector").tokens, given.max_length, given.too_long)
+    tokens = 1 if model.part("lm").gated else model.part("connector").tokens  # words look at it from one place
+    return Chat(model.tokenizer, tokens, given.max_length, given.too_long)
 
 
 def check_data(setup: Setup) -> None:

@@ -7,7 +7,8 @@ Shapes: B batch, P prefix, L new positions, T text tokens, D width, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from diptych.errors import DiptychError
 from diptych.models.pretrained.hub import fetch, from_gguf, place
 from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer, kept_ids, tiny_tokenizer
+from diptych.models.seen import Seen
 
 
 @dataclass
@@ -26,7 +28,7 @@ class Prefix:
 
     layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values [B, h, P, d] of each layer
     mask: Tensor  # [B, P] bool
-    seen: Tensor | None = None  # [B, N, D] image tokens that gated layers look at
+    seen: Seen | None = None  # the image that gated layers go on looking at
 
     def __getitem__(self, rows: Tensor) -> Prefix:
         """Rows of the batch, in the order of ``rows``."""
@@ -38,7 +40,7 @@ class Prefix:
         if len(self.mask) == rows:
             return self
         layers = ((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers)
-        seen = None if self.seen is None else self.seen.expand(rows, -1, -1)
+        seen = None if self.seen is None else self.seen.expand(rows)
         return Prefix(tuple(layers), self.mask.expand(rows, -1), seen)
 
 
@@ -51,7 +53,7 @@ class CausalLM(nn.Module):
     def __init__(self, model: Any, tokenizer: LMTokenizer):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.seen: Tensor | None = None  # image tokens, while gated layers may look at them
+        self.seen: Seen | None = None  # images, while gated layers may look at them
         self.tokenizer = tokenizer
         self.width = int(model.config.hidden_size)
 
@@ -77,23 +79,33 @@ class CausalLM(nn.Module):
         mask: Tensor,
         positions: Tensor | None = None,
         past: Prefix | None = None,
-        seen: Tensor | None = None,
+        seen: Seen | None = None,
     ) -> Tensor:
         """Last hidden states [B, L, D], after the final norm.
 
         embeds [B, L, D]; mask [B, L] bool; positions [B, L], by default the count of real tokens before each;
-        past: a prefix of batch 1 or B that all rows continue; seen [B, N, D]: image tokens for gated layers, which a prefix remembers.
+        past: a prefix of batch 1 or B that all rows continue; seen: images for gated layers, of which a prefix remembers the last.
         """
         return self._run(embeds, mask, positions, past, seen, keep=False)[0]
 
-    def documents(self, embeds: Tensor, positions: Tensor) -> Tensor:
+    def documents(self, embeds: Tensor, positions: Tensor, seen: Seen | None = None) -> Tensor:
         """Last hidden states [B, L, D] of documents that stand one behind the other; none sees another.
 
         positions [B, L] begin anew at 0 with each document, by which transformers tells them apart (with sliding windows, too).
         Padding stands behind as more of the last document, whose tokens cannot see it.
         """
-        out = self.model.base_model(inputs_embeds=embeds.to(self.dtype), position_ids=positions, use_cache=False)
+        with self._looking(seen):
+            out = self.model.base_model(inputs_embeds=embeds.to(self.dtype), position_ids=positions, use_cache=False)
         return out.last_hidden_state
+
+    @contextmanager
+    def _looking(self, seen: Seen | None) -> Iterator[None]:
+        """While gated layers look at these images."""
+        self.seen = seen
+        try:
+            yield
+        finally:
+            self.seen = None
 
     def hidden_beside(self, embeds: Tensor, mask: Tensor, beside: Tensor, after: int) -> Tensor:
         """Last hidden states [B, L + K, D] of ``embeds`` [B, L, D], and of ``beside`` [B, K, D] as if it stood right behind the first ``after`` positions.
@@ -138,7 +150,7 @@ class CausalLM(nn.Module):
         expected = torch.cat([one, other[:, 5:]], 1)
         return bool((found - expected).norm() <= 0.05 * expected.norm())  # half precision rounds; a wrong mask is far off
 
-    def step(self, embeds: Tensor, mask: Tensor, past: Prefix | None = None, seen: Tensor | None = None) -> tuple[Tensor, Prefix]:
+    def step(self, embeds: Tensor, mask: Tensor, past: Prefix | None = None, seen: Seen | None = None) -> tuple[Tensor, Prefix]:
         """``hidden``, and the prefix that now includes these positions: what generation repeats."""
         hidden, prefix = self._run(embeds, mask, None, past, seen, keep=True)
         assert prefix is not None
@@ -154,7 +166,7 @@ class CausalLM(nn.Module):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _run(
-        self, embeds: Tensor, mask: Tensor, positions: Tensor | None, past: Prefix | None, seen: Tensor | None, keep: bool
+        self, embeds: Tensor, mask: Tensor, positions: Tensor | None, past: Prefix | None, seen: Seen | None, keep: bool
     ) -> tuple[Tensor, Prefix | None]:
         from transformers import DynamicCache
 
@@ -162,15 +174,14 @@ class CausalLM(nn.Module):
         cache = None
         if past is not None:
             past = past.expand(len(mask))
-            seen = past.seen
+            seen = past.seen if seen is None else seen
             mask = torch.cat([past.mask, mask], 1)  # [B, P + L]
             cache = DynamicCache(past.layers)  # a new one each time: the model appends to it
         elif keep:
             cache = DynamicCache()  # without the config, which would drop what lies beyond a sliding window
         if positions is None:
             positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -new:]
-        self.seen = seen
-        try:
+        with self._looking(seen):
             out = self.model.base_model(
                 inputs_embeds=embeds.to(self.dtype),
                 attention_mask=mask.long(),
@@ -178,12 +189,11 @@ class CausalLM(nn.Module):
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
-        finally:
-            self.seen = None
         if cache is None or not keep:
             return out.last_hidden_state, None
         layers: list[Any] = cache.layers
-        return out.last_hidden_state, Prefix(tuple((layer.keys, layer.values) for layer in layers), mask, seen)
+        kept = tuple((layer.keys, layer.values) for layer in layers)
+        return out.last_hidden_state, Prefix(kept, mask, None if seen is None else seen.last())
 
     @classmethod
     def random(

@@ -1,0 +1,336 @@
+"""Examples before the image that is asked about, and conversations of several images: among words, and where words look at images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cli_fixture import Cli, cli  # noqa: F401
+from conversations_fixture import Talker, table
+from diptych.batch import Turn
+from diptych.data.conversations.rows import laid_out
+from diptych.data.conversations.template import IMAGE_ID
+from diptych.data.conversations.turns import question
+from diptych.data.sources import open_source
+from diptych.errors import DiptychError
+from diptych.models.gated import GatedLayer
+from diptych.models.seen import Seen
+from diptych.models.vlm import build_model
+from diptych.objectives import build_objectives
+from diptych.recipe import load_recipe
+from diptych.trained import TrainedModel
+
+VIT = "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}"
+GATED = ["parts.connector={kind: resampler, tokens: 3}", "parts.fusion={kind: gated, every: 1, hidden: 32}"]
+COMMON = ["parts.lm={kind: random}", VIT, "precision=fp32"]
+OF = {
+    "frozen": COMMON,
+    "flamingo": [*COMMON, *GATED],
+    "llava-joint": ["parts.lm={kind: random, prompts: true}", *COMMON[1:], "score=likelihood"],
+}
+
+
+def opened(model: Any) -> None:
+    """Gates that let something through."""
+    for layer in model.part("fusion").layers if "fusion" in model.parts else []:
+        layer.alpha.data.fill_(1.0)
+        layer.beta.data.fill_(0.7)
+
+
+def made(name: str, *overrides: str) -> TrainedModel:
+    torch.manual_seed(0)
+    recipe = load_recipe(name, [*OF[name], *overrides])
+    model = build_model(recipe, None, 32)
+    opened(model)
+    return TrainedModel(name, recipe, model, build_objectives(recipe, model), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", params=list(OF))
+def writer(request: pytest.FixtureRequest) -> TrainedModel:
+    return made(request.param)
+
+
+@pytest.fixture(scope="module")
+def flamingo() -> TrainedModel:
+    return made("flamingo")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    source = open_source("scenes:small").split("test")
+    return [source[i].image for i in range(6)]  # type: ignore[misc]
+
+
+TEXTS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house"]
+
+
+def sequence(writer: TrainedModel, examples: list[Any], image: np.ndarray, text: str, prompt: str = "") -> torch.Tensor:
+    """log P of a text behind examples, in float64, from the whole written out by hand and read at once."""
+    model, lm = writer.model, writer.model.part("lm")
+    bos, eos = model.tokenizer.bos, model.tokenizer.eos
+    joint = lm._openings[0]
+    shown = writer._image_side([*(e[0] for e in examples), image]).prefix
+    N = shown.shape[1]
+    before = [IMAGE_ID, *joint] if lm.gated else [*joint, *[IMAGE_ID] * N]
+    ids = [] if lm.gated else [bos]
+    for _, said, *own in examples:
+        asked = own[0] if own else prompt
+        ids += [*before, *model.tokenizer.pieces([asked])[0], *model.tokenizer.pieces([f" {said}" if asked else said])[0]]
+    ids += [*before, *model.tokenizer.pieces([prompt])[0]]
+    answer = [*model.tokenizer.pieces([f" {text}" if prompt else text])[0], eos]
+    row = torch.tensor([[*ids, *answer]])
+    learned = torch.zeros(row.shape, dtype=torch.bool)
+    learned[0, len(ids) :] = True
+    positions = torch.arange(row.shape[1])[None]
+    logits = lm.answer_logits(row, shown, positions, learned)
+    return logits.double().log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()
+
+
+@torch.no_grad()
+def test_what_is_read_once_and_continued_equals_the_whole_sequence(writer: TrainedModel, pictures: list[np.ndarray]) -> None:
+    """For different numbers of examples and prompts of different lengths in one call."""
+    examples = [
+        [(pictures[0], "two green keys"), (pictures[1], "a big red house")],
+        [(pictures[0], "two green keys"), (pictures[1], "a big red house")],
+        [(pictures[2], "no fox"), (pictures[1], "red", "what colour?"), (pictures[1], "a caption", "")],
+        [],
+    ]
+    images, prompts = [pictures[3], pictures[3], pictures[4], pictures[5]], ["", "", "what is there in the picture?", "how many?"]
+    texts = ["three hearts", "one", "a key", "two"]
+    found = writer.loglikelihood(images, texts, prompts, examples)
+    for k in range(4):
+        assert found[k] == pytest.approx(float(sequence(writer, examples[k], images[k], texts[k], prompts[k])), abs=1e-4)
+
+
+@torch.no_grad()
+def test_greedy_words_are_the_likeliest_at_each_step(writer: TrainedModel, pictures: list[np.ndarray]) -> None:
+    examples = [(pictures[0], "two green keys"), (pictures[1], "a big red house")]
+    lm, tokenizer = writer.model.part("lm"), writer.model.tokenizer
+    shown = writer._image_side([pictures[0], pictures[1], pictures[2]]).prefix
+    image = lm.place(shown.shape[1])
+    ids = [] if lm.gated else [tokenizer.bos]
+    for _, said in examples:
+        ids += [*image, *tokenizer.pieces([said])[0]]
+    ids, begun = [*ids, *image], len(ids) + len(image)
+    for _ in range(6):
+        row, places = torch.tensor([ids]), torch.arange(len(ids))[None]
+        last = torch.zeros(1, len(ids) + 1, dtype=torch.bool)
+        last[0, -1] = True
+        padded = torch.cat([row, torch.tensor([[tokenizer.eos]])], 1)  # the token that is spoken of does not matter
+        following = int(lm.answer_logits(padded, shown, torch.arange(len(ids) + 1)[None], last)[0].argmax())
+        if following == tokenizer.eos:
+            break
+        ids.append(following)
+    assert writer.generate([pictures[2]], max_tokens=6, examples=examples) == [tokenizer.decode(ids[begun:])]
+    beams = writer.generate([pictures[2], pictures[3]], max_tokens=4, examples=examples, beams=2)
+    drawn = writer.generate([pictures[2], pictures[3]], max_tokens=4, examples=examples, temperature=1.0)
+    assert len(beams) == len(drawn) == 2
+
+
+@torch.no_grad()
+def test_examples_their_order_and_their_images_matter(writer: TrainedModel, pictures: list[np.ndarray]) -> None:
+    one, other = (pictures[0], "two green keys"), (pictures[1], "a big red house")
+    said = [
+        float(writer.loglikelihood([pictures[2]], ["three hearts"], examples=examples)[0])
+        for examples in ([one, other], [other, one], [(pictures[3], one[1]), other], [one, (pictures[3], other[1])], [one], [])
+    ]
+    assert len({round(value, 4) for value in said}) == len(said), said
+
+
+@torch.no_grad()
+def test_without_examples_all_is_as_ever(writer: TrainedModel, pictures: list[np.ndarray]) -> None:
+    plain = writer.loglikelihood(pictures[:3], TEXTS)
+    for none in ([], (), [[], [], []]):
+        assert np.array_equal(plain, writer.loglikelihood(pictures[:3], TEXTS, examples=none))
+        assert writer.generate(pictures[:3], max_tokens=5, examples=none) == writer.generate(pictures[:3], max_tokens=5)
+    beside = writer.loglikelihood(pictures[:3], TEXTS, examples=[[], [(pictures[4], "a key")], []])  # one with, two without
+    np.testing.assert_allclose(beside[[0, 2]], plain[[0, 2]], atol=1e-4)
+
+
+@torch.no_grad()
+def test_scores_are_likelihoods_behind_the_examples(flamingo: TrainedModel, pictures: list[np.ndarray]) -> None:
+    examples = [(pictures[4], "a key"), (pictures[5], "no fox")]
+    found = flamingo.score(pictures[:2], TEXTS, examples=examples)
+    aligned = flamingo.loglikelihood([pictures[0]] * 3, TEXTS, examples=examples)
+    np.testing.assert_allclose(found[0], aligned, atol=1e-4)
+    pairs = flamingo.score(pictures[:2], TEXTS, np.array([[1, 2], [0, 1]]), examples=[examples, examples[:1]])
+    assert pairs[0] == pytest.approx(float(flamingo.loglikelihood([pictures[1]], TEXTS[2:], examples=examples[:1])[0]), abs=1e-4)
+    assert pairs[1] == pytest.approx(float(found[0, 1]), abs=1e-4)
+
+
+def test_what_cannot_be_shown_is_refused(flamingo: TrainedModel, pictures: list[np.ndarray]) -> None:
+    image = pictures[0]
+    for examples, message in [
+        ([(image, "a key"), [(image, "a key")]], r"expected \(image, text\) pairs, .* found \(tuple\)"),
+        ([("a key", image)], r"found \(str, ndarray\)"),
+        ([[(image, "a key")]] * 2, "2 lists of examples for 1 images"),
+        ([(image, "a key " * 40_000)], r"examples and image come to \d+ tokens; the language model reads \d+: show fewer"),
+    ]:
+        with pytest.raises(DiptychError, match=message):
+            flamingo.generate([image], examples=examples)
+    with pytest.raises(DiptychError, match="not trained to follow a prompt; show it examples"):
+        flamingo.generate([image], "what is it?")
+    recipe = load_recipe("coca", ["parts.vision={kind: vit, depth: 1}", "parts.text.depth=1", "data.tokenizer.vocab_size=300"])
+    from diptych.data.text import Tokenizer
+
+    coca = build_model(recipe, Tokenizer.train(TEXTS, 300, 32), 32)
+    with pytest.raises(DiptychError, match="takes no examples: only a language model reads several images"):
+        TrainedModel("coca", recipe, coca, build_objectives(recipe, coca), torch.device("cpu")).generate([image], examples=[(image, "a key")])
+
+
+# --- which image a word looks at
+
+
+def test_the_masked_layer_equals_idefics() -> None:
+    from transformers import IdeficsConfig
+    from transformers.models.idefics.modeling_idefics import IdeficsGatedCrossAttentionLayer
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 50, "num_hidden_layers": 1}
+    config = IdeficsConfig(
+        **sizes, alpha_type="float", qk_layer_norms=False, dropout=0.0, vision_config={"embed_dim": 32}, _attn_implementation="eager"
+    )
+    theirs = IdeficsGatedCrossAttentionLayer(config, 0).eval()
+    theirs.alpha_cross_attn.data.fill_(0.7)
+    theirs.alpha_dense.data.fill_(-0.4)
+    ours = GatedLayer(32, 4, 48, config.rms_norm_eps)
+    ours.load_state_dict(from_idefics(theirs.state_dict()))
+    x, shown = torch.randn(2, 6, 32), torch.randn(3, 7, 32)
+    places = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    seen = Seen.latest(places, shown, 32)
+    each = torch.tensor([[-1, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]])  # as the processor of Idefics counts images
+    assert torch.equal(seen.which, each)
+    seen_by = torch.nn.functional.one_hot(each.clamp_min(0), 2) * (each >= 0)[..., None]  # [B, L, M], and from here on as IdeficsModel has it
+    mask = seen_by[..., None].expand(-1, -1, -1, 7).reshape(2, 6, 14)
+    mask = torch.where(mask[:, None].bool(), 0.0, torch.finfo(torch.float32).min)
+    gate = (mask == 0.0).any(dim=-1).float().squeeze(1)
+    expected = theirs(x, image_hidden_states=seen.tokens, image_attention_mask=mask, cross_attention_gate=gate)
+    torch.testing.assert_close(ours(x, seen.tokens, seen.looks), expected, atol=1e-5, rtol=1e-5)
+
+
+def from_idefics(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = {
+        "norm1.weight": "input_layernorm.weight", "norm2.weight": "post_attention_layernorm.weight", "alpha": "alpha_cross_attn", "beta": "alpha_dense",
+        "attention.q.weight": "cross_attn.q_proj.weight", "attention.out.weight": "cross_attn.o_proj.weight",
+        "mlp.gate.weight": "mlp.gate_proj.weight", "mlp.up.weight": "mlp.up_proj.weight", "mlp.down.weight": "mlp.down_proj.weight",
+    }  # fmt: skip
+    found = {name: state[key] for name, key in names.items()}
+    found["attention.kv.weight"] = torch.cat([state["cross_attn.k_proj.weight"], state["cross_attn.v_proj.weight"]])
+    width = len(found["norm1.weight"])
+    return found | {f"attention.{name}.bias": torch.zeros(n) for name, n in (("q", width), ("kv", 2 * width), ("out", width))}
+
+
+def test_the_last_image_before_a_position_by_hand() -> None:
+    """Against loops: rows of several documents, some with no image, some with images before and behind their words."""
+    rng = np.random.default_rng(0)
+    places = torch.from_numpy(rng.random((5, 40)) < 0.15)
+    places[3] = False
+    lengths = [[7, 20, 13], [40], [1, 1, 38], [9, 31], [12, 28]]
+    positions = torch.tensor([[t for n in row for t in range(n)] for row in lengths])
+    shown = torch.arange(int(places.sum()), dtype=torch.float32)[:, None, None].expand(-1, 2, 3)  # an image's number is its place
+    seen = Seen.latest(places, shown, 3, positions)
+    number = -1
+    for b in range(5):
+        last = -1
+        for t in range(40):
+            last = -1 if positions[b, t] == 0 else last
+            if places[b, t]:
+                number += 1
+                last = number
+            found = seen.tokens[b][seen.looks[b, t]]
+            assert found.shape == ((2, 3) if last >= 0 else (0, 3)) and bool((found == last).all())
+        end = seen.last()
+        assert torch.equal(end.tokens[b][end.looks[b, 0]], seen.tokens[b][seen.looks[b, -1]])
+
+
+def documents(model: TrainedModel, *turns: Turn) -> tuple[torch.Tensor, ...]:
+    """A conversation as a row of ids, what is learned of it, and its positions."""
+    assert model.model.part("lm").gated
+    from diptych.training.setup import chat_of
+
+    document = chat_of(model.recipe, model.model).document(list(turns))
+    ids, _, learned, positions = map(torch.from_numpy, laid_out([document], [[0]], 0))
+    return ids, learned, positions
+
+
+TALK = [question("what?"), Turn("assistant", "two keys"), question("and here?"), Turn("assistant", "a red fox"), Turn("user", "sure?"),
+        Turn("assistant", "yes")]  # fmt: skip
+
+
+def test_a_word_looks_at_the_last_image_only() -> None:
+    """With the language model's own attention cut off, nothing of an earlier image reaches a later word, and no later one an earlier word."""
+    model = made("flamingo", "parts.lm.depth=2")
+    lm = model.model.part("lm")
+    ids, _, positions = documents(model, *TALK)
+    second = int((ids[0] == IMAGE_ID).nonzero()[1])
+    shown = torch.randn(2, 3, lm.width, requires_grad=True)
+
+    def reached(rows: slice) -> list[bool]:
+        """Whether the hidden states of these positions depend on the first and the second image."""
+        hidden = lm.lm.documents(lm.words_and_images(ids, shown), positions, lm._last_seen(ids, shown, positions))
+        return [bool(g.any()) for g in torch.autograd.grad(hidden[0, rows].square().sum(), shown)[0]]
+
+    first = int((ids[0] == IMAGE_ID).nonzero()[0])
+    assert reached(slice(0, first)) == [False, False]
+    assert reached(slice(first, second)) == [True, False]
+    assert reached(slice(second, None)) == [True, True], "through what was said of the first"
+    for layer in lm.lm.model.base_model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+    assert reached(slice(first, second)) == [True, False]
+    assert reached(slice(second, None)) == [False, True]
+
+
+def test_a_gated_models_conversation_is_continued_as_it_is_read_whole(flamingo: TrainedModel) -> None:
+    """Left-padded prompts of no, one and two images read together, then continued from the cache."""
+    lm = flamingo.model.part("lm")
+    from diptych.training.setup import chat_of
+
+    chat = chat_of(flamingo.recipe, flamingo.model)
+    talks = [TALK, TALK[:2], [Turn("user", "hello"), Turn("assistant", "two small yellow keys")]]
+    shown = torch.randn(3, 3, lm.width)
+    images = [shown[:2], shown[2:], None]
+    whole = [chat.document(t) for t in talks]
+    rows = [d.ids[: len(d) - 3] for d in whole]
+    T = max(map(len, rows))
+    ids = torch.tensor([[flamingo.model.tokenizer.pad] * (T - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (T - len(row)) + [True] * len(row) for row in rows])
+    last = torch.tensor([[0, *d.ids[-3:], 0] for d in whole])
+    with torch.no_grad():
+        read = lm.read(ids, mask, shown)
+        found = lm.continue_logits(read, last, torch.ones_like(last, dtype=torch.bool))
+        stepped, past = [lm.lm.head(read.last[:, -1])], read.past
+        for t in range(1, 4):
+            logits, past = lm.step(last[:, t], past)
+            stepped.append(logits)
+        for k, d in enumerate(whole):
+            row, learned = torch.tensor([[*d.ids, 0]]), torch.zeros(1, len(d) + 1, dtype=torch.bool)
+            learned[0, -4:] = True
+            expected = lm.answer_logits(row, images[k], torch.arange(len(d) + 1)[None], learned)
+            torch.testing.assert_close(found[k], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(torch.stack([s[k] for s in stepped]), expected, atol=1e-5, rtol=1e-5)
+
+
+# --- learning from conversations of several images
+
+
+INSTRUCT = ["stages.1.train=[connector, fusion]", *GATED]
+
+
+def test_packed_and_padded_conversations_of_a_gated_model_learn_the_same(tmp_path: Path) -> None:
+    """Loss and gradients, at once, in pieces, and several in a row; conversations with no image among them."""
+    address = table(tmp_path)
+    talkers = [Talker(address, 6, pack, *INSTRUCT) for pack in (False, True)]
+    for talker in talkers:
+        opened(talker.model)
+    assert (talkers[1].batch().text == IMAGE_ID).sum() == 6, "a place an image"
+    loss, expected = talkers[0].gradients(None)
+    assert {n for n, g in expected.items() if g.any()} >= {"parts.fusion.layers.0.alpha", "parts.fusion.layers.1.attention.kv.weight"}
+    for talker, micro in ((talkers[0], 2), (talkers[1], None), (talkers[1], 3)):
+        other, found = talker.gradients(micro)
+        assert other == pytest.approx(loss, rel=1e-5)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
