@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from cli_fixture import Cli, cli  # noqa: F401
-from conversations_fixture import Talker, table
+from cli_fixture import Cli, cli, make_photos  # noqa: F401
+from conversations_fixture import Talker, picture, table
+from diptych.api import load
 from diptych.batch import Turn
+from diptych.capabilities import FunctionModel, examples_for, prompts_for
 from diptych.data.conversations.rows import laid_out
 from diptych.data.conversations.template import IMAGE_ID
 from diptych.data.conversations.turns import question
 from diptych.data.sources import open_source
 from diptych.errors import DiptychError
+from diptych.evaluation.run import evaluate
+from diptych.evaluation.tasks import NotApplicable, task
+from diptych.evaluation.tasks.base import retrieval_items
+from diptych.evaluation.tasks.shots import with_examples
 from diptych.models.gated import GatedLayer
 from diptych.models.seen import Seen
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.recipe import load_recipe
 from diptych.trained import TrainedModel
+from diptych.training.loop import train
 
 VIT = "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}"
 GATED = ["parts.connector={kind: resampler, tokens: 3}", "parts.fusion={kind: gated, every: 1, hidden: 32}"]
@@ -117,7 +125,7 @@ def test_greedy_words_are_the_likeliest_at_each_step(writer: TrainedModel, pictu
         ids += [*image, *tokenizer.pieces([said])[0]]
     ids, begun = [*ids, *image], len(ids) + len(image)
     for _ in range(6):
-        row, places = torch.tensor([ids]), torch.arange(len(ids))[None]
+        row = torch.tensor([ids])
         last = torch.zeros(1, len(ids) + 1, dtype=torch.bool)
         last[0, -1] = True
         padded = torch.cat([row, torch.tensor([[tokenizer.eos]])], 1)  # the token that is spoken of does not matter
@@ -179,7 +187,9 @@ def test_what_cannot_be_shown_is_refused(flamingo: TrainedModel, pictures: list[
 
     coca = build_model(recipe, Tokenizer.train(TEXTS, 300, 32), 32)
     with pytest.raises(DiptychError, match="takes no examples: only a language model reads several images"):
-        TrainedModel("coca", recipe, coca, build_objectives(recipe, coca), torch.device("cpu")).generate([image], examples=[(image, "a key")])
+        TrainedModel("coca", recipe, coca, build_objectives(recipe, coca), torch.device("cpu")).generate(
+            [image], examples=[(image, "a key")]
+        )
 
 
 # --- which image a word looks at
@@ -192,7 +202,12 @@ def test_the_masked_layer_equals_idefics() -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 50, "num_hidden_layers": 1}
     config = IdeficsConfig(
-        **sizes, alpha_type="float", qk_layer_norms=False, dropout=0.0, vision_config={"embed_dim": 32}, _attn_implementation="eager"
+        **sizes,
+        alpha_type="float",
+        qk_layer_norms=False,
+        dropout=0.0,
+        vision_config={"embed_dim": 32},
+        _attn_implementation="eager",
     )
     theirs = IdeficsGatedCrossAttentionLayer(config, 0).eval()
     theirs.alpha_cross_attn.data.fill_(0.7)
@@ -204,7 +219,9 @@ def test_the_masked_layer_equals_idefics() -> None:
     seen = Seen.latest(places, shown, 32)
     each = torch.tensor([[-1, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]])  # as the processor of Idefics counts images
     assert torch.equal(seen.which, each)
-    seen_by = torch.nn.functional.one_hot(each.clamp_min(0), 2) * (each >= 0)[..., None]  # [B, L, M], and from here on as IdeficsModel has it
+    seen_by = (
+        torch.nn.functional.one_hot(each.clamp_min(0), 2) * (each >= 0)[..., None]
+    )  # [B, L, M], and from here on as IdeficsModel has it
     mask = seen_by[..., None].expand(-1, -1, -1, 7).reshape(2, 6, 14)
     mask = torch.where(mask[:, None].bool(), 0.0, torch.finfo(torch.float32).min)
     gate = (mask == 0.0).any(dim=-1).float().squeeze(1)
@@ -328,9 +345,118 @@ def test_packed_and_padded_conversations_of_a_gated_model_learn_the_same(tmp_pat
         opened(talker.model)
     assert (talkers[1].batch().text == IMAGE_ID).sum() == 6, "a place an image"
     loss, expected = talkers[0].gradients(None)
-    assert {n for n, g in expected.items() if g.any()} >= {"parts.fusion.layers.0.alpha", "parts.fusion.layers.1.attention.kv.weight"}
+    assert {n for n, g in expected.items() if g.any()} >= {
+        "parts.fusion.layers.0.alpha",
+        "parts.fusion.layers.1.attention.kv.weight",
+    }
     for talker, micro in ((talkers[0], 2), (talkers[1], None), (talkers[1], 3)):
         other, found = talker.gradients(micro)
         assert other == pytest.approx(loss, rel=1e-5)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# --- tasks and the command line
+
+
+class Listening(FunctionModel):
+    """Notes what it is shown, and says what the last example said."""
+
+    def __init__(self, able: set[str]):
+        super().__init__("listening", generate=lambda *_: [])
+        self.capabilities = frozenset(able)
+        self.heard: list[tuple[np.ndarray, str, list[Any]]] = []
+
+    def generate(self, images, prompt="", max_tokens=32, examples=(), **decoding):
+        rows = examples_for(examples, len(images))
+        self.heard += zip(images, prompts_for(prompt, len(images)), rows, strict=True)
+        return [row[-1].text if row else "nothing" for row in rows]
+
+    def loglikelihood(self, images, texts, prompt="", examples=()):
+        rows = examples_for(examples, len(images))
+        self.heard += zip(images, prompts_for(prompt, len(images)), rows, strict=True)
+        return np.array([len(t) for t in texts], dtype=np.float32)
+
+
+def test_captions_behind_examples_of_the_training_part(tmp_path: Path) -> None:
+    source = open_source("scenes:small").split("test")
+    model = Listening({"generate", "examples"})
+    summary = evaluate(model, source, ["captions?n=6&shots=3"], tmp_path)
+    assert summary.value("captions", "cider") is not None, summary.skipped
+    shown = [tuple((e.image.tobytes(), e.text) for e in row) for _, _, row in model.heard]
+    assert len(shown) >= 7 and len(set(shown)) == 1 and len(set(shown[0])) == 3, "the same three for every item and the grey image"
+    tested = {source[i].image.tobytes() for i in range(200)}  # type: ignore[union-attr]
+    assert not tested & {image for image, _ in shown[0]}
+    record = json.loads((tmp_path / "records" / "captions.jsonl").read_text().splitlines()[0])
+    assert record["examples"] == [text for _, text in shown[0]] and record["generated"] == shown[0][-1][1]
+    assert json.loads((tmp_path / "state.json").read_text())["tasks"]["captions"]["settings"]["shots"] == 3
+    other = Listening({"generate", "examples"})
+    evaluate(other, source, ["captions?n=6&shots=3&seed=1"])
+    assert [e.text for e in other.heard[0][2]] != record["examples"], "another seed, other examples"
+    without = Listening({"generate", "score"})
+    skipped = evaluate(without, source, ["captions?n=6&shots=3", "vqa?n=20&shots=3", "pope?shots=1"]).skipped
+    assert [s["reason"].partition(":")[0] for s in skipped[:2]] == ["the model takes no examples (shots=3)"] * 2
+    assert skipped[2]["reason"] == "pope has no examples to show: leave out shots"
+
+
+@pytest.mark.parametrize("way", ["generate", "likelihood"])
+def test_questions_behind_answered_ones(way: str) -> None:
+    """A model that follows no prompts is asked all the same; the controls see the same examples."""
+    source = open_source("scenes:small").split("test")
+    model = Listening({"generate", "loglikelihood", "score", "examples"})
+    summary = evaluate(model, source, [f"vqa?n=20&shots=2&by={way}&prompt=Q: {{question}} A:"])
+    assert summary.value("vqa", "accuracy") is not None, summary.skipped
+    assert len({tuple((e.image.tobytes(), e.text, e.prompt) for e in row) for _, _, row in model.heard}) == 1
+    for e in model.heard[0][2]:
+        assert e.prompt.startswith("Q: ") and e.prompt.endswith("? A:") and e.text and "?" not in e.text
+    grey = [prompt for image, prompt, _ in model.heard if (image == 128).all()]
+    assert grey, "blind"
+    lettered = Listening({"generate", "score", "examples"})
+    evaluate(lettered, source, ["choices?n=8&shots=2"])
+    assert all(e.text in "ABCDEF" for e in lettered.heard[0][2])
+
+
+def test_an_item_that_is_judged_is_never_shown(tmp_path: Path) -> None:
+    """Even where training data itself is judged; and where there are too few others, the task says so."""
+    source = open_source(make_photos(tmp_path, 40))
+    part = source.split("train")
+    judged = retrieval_items(part, len(part) - 3)
+    chosen = task("captions?shots=3")
+    shown = with_examples(chosen, judged, part).examples
+    names = {item.image.tobytes() for item in judged}
+    assert len(shown) == 3 and not names & {e.image.tobytes() for e in shown}
+    with pytest.raises(NotApplicable, match="shots=4: the training part of the data has 3 that can be shown"):
+        with_examples(task("captions?shots=4"), judged, part)
+    test = source.split("test")
+    first, again = (with_examples(chosen, retrieval_items(test, 5), test).examples for _ in range(2))
+    assert [e.text for e in first] == [e.text for e in again]
+    mine = {part[i].image.tobytes() for i in range(len(part))}  # type: ignore[union-attr]
+    assert {e.image.tobytes() for e in first} <= mine
+    elsewhere = with_examples(task("captions?shots=2&train=scenes:small"), retrieval_items(test, 5), test).examples
+    assert not {e.image.tobytes() for e in elsewhere} & mine
+
+
+def test_a_run_captions_behind_examples_and_is_judged_so(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+    few = ["stages.0.batch_size=4", "stages.0.warmup=0", "budget=8 samples", "data.train=scenes:small"]
+    train(load_recipe("flamingo", [*OF["flamingo"], *few]), tmp_path / "run")
+    picture(tmp_path / "a.png", (200, 10, 10))
+    picture(tmp_path / "b.png", (10, 10, 200))
+    shown = ["--example", "b.png", "two blue keys", "--example", "b.png", "blue"]
+    done = cli("caption", "run", *shown, "a.png", "--max-tokens", 5, "--json")
+    assert done.code == 0, done.all
+    (said,) = json.loads(done.out)
+    blue, red = (np.full((32, 32, 3), colour, np.uint8) for colour in ((10, 10, 200), (200, 10, 10)))
+    model = load("run", "cpu")
+    assert said["caption"] == model.generate([red], max_tokens=5, examples=[(blue, "two blue keys"), (blue, "blue")])[0]
+    for wrong, message in [
+        (["--example", "b.png"], "expected a picture and its caption"),
+        (["--example", "b.png", "--json"], "expected a picture and its caption"),
+        (["--example", "c.png", "words"], "--example c.png: No such file"),
+    ]:
+        refused = cli("caption", "run", "a.png", *wrong)
+        assert refused.code != 0 and message in refused.all
+    tasks = "captions?n=4&shots=2&max_tokens=4,vqa?n=20&shots=2&max_tokens=3,vqa?n=20&shots=2&by=score&name=stated"
+    judged = cli("evaluate", "run", "--tasks", tasks, "--out", "judged")
+    assert judged.code == 0, judged.all
+    ways = {r["task"]: r["by"] for r in json.loads(Path("judged/summary.json").read_text())["results"]}
+    assert ways == {"captions": "", "vqa": "generate", "stated": "score"}

@@ -123,7 +123,9 @@ class TrainedModel:
         """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples: as of ``generate``."""
         before = self._examples(examples, len(images))
         if before and self.recipe.score != "likelihood":
-            raise DiptychError(f"model '{self.name}' scores by {self.recipe.score}, which knows no examples; score: likelihood does")
+            raise DiptychError(
+                f"model '{self.name}' scores by {self.recipe.score}, which knows no examples; score: likelihood does"
+            )
         if self.recipe.score == "similarity":
             matrix = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from diptych.cli.options import DATA
 from diptych.errors import DiptychError
@@ -25,6 +26,14 @@ def caption(
     data: Annotated[str | None, typer.Option("--data", "-d", help=f"Instead of files. {DATA}")] = None,
     split: Annotated[str, typer.Option(help="The part of --data; `all`: everything.")] = "test",
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="No more pictures than this.")] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--example",
+            metavar="IMAGE CAPTION",
+            help="A picture with its caption, shown before each; again for more. For language models.",
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="A text's greatest length.")] = 32,
     beams: Annotated[int, typer.Option(min=1, help="The likeliest of so many hypotheses.")] = 1,
     length_penalty: Annotated[
@@ -44,7 +53,7 @@ def caption(
     """Caption pictures: a line each, its name and its text.
 
     The likeliest word each time, unless --beams, --temperature, --top-k or --top-p say otherwise. What cannot be read is named and left out.
-    Example: `diptych caption runs/coca photos/ cat.jpg --beams 4`
+    Example: `diptych caption runs/coca photos/ cat.jpg --beams 4`; `diptych caption runs/flamingo cat.jpg --example dog.jpg "a dog asleep"`
     """
     if bool(images) == bool(data):
         raise DiptychError("say what to caption: image files or folders, or --data ADDRESS; not both")
@@ -63,6 +72,7 @@ def caption(
     decoding: dict[str, Any] = {k: v for k, v in given.items() if v != getattr(plain, k)}
     if Decoding(max_tokens=max_tokens, **decoding, seed=seed).samples:  # and a wrong setting is told before a model is loaded
         decoding["seed"] = seed
+    examples = _examples(example or [])
     pictures = _of_data(data, split) if data else _of_files(_listed(images or []))
 
     from diptych.api import load
@@ -71,8 +81,14 @@ def caption(
     model = load(run, device)
     if "generate" not in model.capabilities:
         raise DiptychError(f"{run} cannot caption; it can: {', '.join(sorted(model.capabilities))}. Train coca, for one")
+    if examples and "examples" not in model.capabilities:
+        raise DiptychError(
+            f"{run} takes no examples: only a language model reads several images. Train flamingo or frozen, for one"
+        )
     if decoding and "decoding" not in model.capabilities:
         raise DiptychError(f"{run} decodes in its own way; leave out {', '.join('--' + k.replace('_', '-') for k in decoding)}")
+    if examples:
+        decoding["examples"] = examples
     rows: list[dict[str, str]] = []
     done, told = 0, time.monotonic()
     pictures = islice(pictures, limit)
@@ -96,6 +112,36 @@ def caption(
         print_json(rows)
     if not done:
         raise DiptychError("no picture could be captioned" if rows else f"{data or ', '.join(map(str, images or []))}: no pictures")
+
+
+class WithExamples(TyperCommand):
+    """Reads ``--example IMAGE CAPTION``: an option of two values that may be given again, which typer has not."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        paired: list[str] = []
+        rest = iter(args)
+        for argument in rest:
+            paired.append(argument)
+            if argument == "--":
+                break
+            if argument == "--example":
+                image, caption = next(rest, None), next(rest, None)
+                if image is None or caption is None or image.startswith("--") or caption.startswith("--"):
+                    raise typer.BadParameter("expected a picture and its caption", param_hint="--example", ctx=ctx)
+                paired += [image, "--example", caption]
+        return super().parse_args(ctx, [*paired, *rest])
+
+
+def _examples(given: list[str]) -> list[tuple[Image, str]]:
+    """Pictures with their captions, from names and captions by turns."""
+    if len(given) % 2:
+        raise DiptychError("--example: expected a picture and its caption: --example dog.jpg 'a dog asleep'")
+    found = []
+    for (name, picture), caption in zip(_of_files([Path(name) for name in given[::2]]), given[1::2], strict=True):
+        if isinstance(picture, str):
+            raise DiptychError(f"--example {name}: {picture}")
+        found.append((picture, caption))
+    return found
 
 
 def _listed(places: list[Path]) -> list[Path]:

@@ -20,6 +20,7 @@ from diptych.evaluation.records import Records, Result, plain, read_jsonl, write
 from diptych.evaluation.statistics import holm, paired_test
 from diptych.evaluation.tasks import DEFAULT, TASKS, NotApplicable, Task, task
 from diptych.evaluation.tasks.base import Progress, credits, retrieval_items
+from diptych.evaluation.tasks.shots import with_examples
 from diptych.files import read_json, write_atomically
 
 
@@ -77,6 +78,8 @@ def evaluate(
                 if source is None and not getattr(each, "file", ""):
                     raise NotApplicable("there is no data for it: it reads none of its own (?file=…)")
                 items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it asks for no source
+                if getattr(each, "shots", 0):
+                    items = with_examples(each, items, source)
             except NotApplicable as reason:
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue

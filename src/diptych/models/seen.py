@@ -34,7 +34,9 @@ class Seen:
         count = places.cumsum(1)  # images so far
         which = count - 1
         if positions is not None:
-            begun = (torch.arange(places.shape[1], device=places.device) - positions).clamp_min(0)  # where each one's document begins
+            begun = (torch.arange(places.shape[1], device=places.device) - positions).clamp_min(
+                0
+            )  # where each one's document begins
             before = (count - places.long()).gather(1, begun)
             which = which.masked_fill(count <= before, -1)
         if shown is None:

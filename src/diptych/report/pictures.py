@@ -128,6 +128,22 @@ def _task_of(task: str, folder: Path) -> Any:
     return TypeAdapter(resolve(kind, {}, "task")).validate_python(settings)
 
 
+def changed_settings(task: str, folder: Path) -> dict[str, Any]:
+    """Numbers and words that a built-in task was told otherwise than usual, but for files."""
+    try:
+        asked = _task_of(task, folder)
+    except Exception:  # settings of another version
+        return {}
+    if asked is None:
+        return {}
+    usual = vars(type(asked)())
+    return {
+        k: v
+        for k, v in vars(asked).items()
+        if k not in ("name", "needs", "batch") and isinstance(v, (int, float, str)) and v != usual[k] and "/" not in str(v)
+    }
+
+
 def _named(items: Iterable[Any]) -> dict[str, Any]:
     """Items by name; those without one by their place, as the tasks that have such name their records."""
     named = {}

@@ -16,7 +16,7 @@ from diptych.report.examples import caption_examples, retrieval_examples
 from diptych.report.explain import asks
 from diptych.report.explain import control as about
 from diptych.report.marks import emphasise, escape, figure, header, key, scroller
-from diptych.report.pictures import Pictures
+from diptych.report.pictures import Pictures, changed_settings
 from diptych.report.read import Comparison, Measure
 from diptych.report.slices import slice_tables
 from diptych.report.warnings import RULES, Contrast, Warned, contrasts_of, main_measures, warnings
@@ -58,7 +58,7 @@ def _page(comparison: Comparison, g: TaskAnswers, found: list[Warned], pictures:
         ("written", "What is written", written),
         ("examples", "Examples", examples),
     ]
-    lead = f"<h2>{escape(g.task)}</h2>{_asks(g.task)}{warning_box(found)}"
+    lead = f"<h2>{escape(g.task)}</h2>{_asks(g.task)}{_settings(g)}{warning_box(found)}"
     mark = f"{len(found)} warning{'s' if len(found) > 1 else ''}" if found else ""
     return Page(f"task-{name}", g.task, [Section(f"{i}-{name}", t, b) for i, t, b in sections], lead, mark)
 
@@ -68,6 +68,18 @@ def _asks(task: str) -> str:
     if told is None:
         return ""
     return f'<p class="lead">{escape(told[0])}</p><p class="note not-meant">What it does not tell: {escape(told[1])}</p>'
+
+
+def _settings(g: TaskAnswers) -> str:
+    """What of a task was set otherwise than usual; by model, if they differ."""
+    told: dict[str, list[str]] = {}
+    for a in g.answers:
+        said = changed_settings(g.task, a.folder)
+        told.setdefault(", ".join(f"{name} = {value}" for name, value in said.items()), []).append(a.recipe.label)
+    if not any(told):
+        return ""
+    lines = [said or "as usual" if len(told) == 1 else f"{', '.join(who)}: {said or 'as usual'}" for said, who in told.items()]
+    return f'<p class="note">Settings: {escape("; ".join(lines))}</p>'
 
 
 def warning_box(found: Sequence[Warned]) -> str:

@@ -7,19 +7,22 @@
 | ``score`` | the statement that fits the image best, one statement an option | score; statements |
 
 Blind: the same about a grey image. Shuffled: about another image. Constant: the one answer that would do best for all.
+``shots``: so many training images, each with a question and its answer, are shown before, the same for every item and control, drawn by the seed. A language
+model that learned captions alone then answers, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from diptych.capabilities import Image, Model
+from diptych.batch import Sample
+from diptych.capabilities import Example, Image, Model
 from diptych.data.source import Source
 from diptych.evaluation.controls import blank, derangement
 from diptych.evaluation.metrics import calibration, selective
@@ -28,6 +31,7 @@ from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import function_interval, mean, mean_interval, spread, sums_interval
 from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, not_finite, shares
 from diptych.evaluation.tasks.published import Shown, pixels
+from diptych.evaluation.tasks.shots import check_takes, told
 
 WAYS = ("generate", "likelihood", "score")
 LOOKS = ("correct", "blind", "shuffled")  # at the image, at a grey one, at another
@@ -61,6 +65,8 @@ class Asking:
     max_tokens: int = 16
     batch: int = 64
     seed: int = 0
+    shots: int = 0
+    train: str = ""  # data whose training part the examples come from; "": that of the data
 
     # --- what a task says ---
 
@@ -74,6 +80,22 @@ class Asking:
     def credit(self, record: Record, answer: str) -> float:
         """What an answer earns, 0 to 1."""
         return float(answer in record["answers"])
+
+    def examples(self, source: Source, sample: Sample) -> Iterable[Question]:
+        """What of a training sample can be shown before a question."""
+        raise NotApplicable(f"{self.name} has no examples to show: leave out shots")
+
+    def shown(self, question: Question, way: str) -> Example:
+        """A question with its answer, as an example."""
+        assert isinstance(question.image, np.ndarray)
+        answer = Counter(question.answers).most_common(1)[0][0]
+        if way == "score":
+            if not question.statements:
+                raise NotApplicable(
+                    f"shots: the example {question.id} has no statement that could be shown; by=generate shows its answer"
+                )
+            return Example(question.image, question.statements[question.options.index(answer)], "")
+        return Example(question.image, answer, self.asked(question))
 
     def asked(self, question: Question) -> str:
         """The prompt."""
@@ -91,9 +113,11 @@ class Asking:
     def way(self, model: Model, items: Sequence[Question]) -> str:
         """The setting, or the first way that model and items allow."""
         closed, stated = all(q.options for q in items), all(q.statements for q in items)
+        check_takes(model, self.shots)
+        able = model.capabilities | ({"prompt"} if self.shots else set())  # it goes on as it was shown
         lacks = {
-            "generate": {"prompt", "generate"} - model.capabilities,
-            "likelihood": {"prompt", "loglikelihood"} - model.capabilities or (set() if closed else {"options to choose from"}),
+            "generate": {"prompt", "generate"} - able,
+            "likelihood": {"prompt", "loglikelihood"} - able or (set() if closed else {"options to choose from"}),
             "score": {"score"} - model.capabilities or (set() if stated else {"statements to score"}),
         }
         if self.by not in ("auto", *WAYS):
@@ -107,6 +131,7 @@ class Asking:
 
     def run(self, model: Model, items: list[Question], records: Records, progress: Progress | None = None) -> None:
         way = self.way(model, items)
+        before: list[Question] = getattr(items, "examples", [])
         if way != "score":
             items = [p for q in items for p in self._worded(q)]
         others = self._shuffled(items)
@@ -118,13 +143,17 @@ class Asking:
                 continue
             asked = [items[i] for i in rows]
             seen = [load(q.image) if isinstance(q.image, str) else pixels(q.image, q.id) for q in asked]
-            found = {"correct": self._answers(model, way, seen, asked)}
-            found["blind"] = self._blind(model, way, seen, asked, blind)
+            found = {"correct": self._answers(model, way, seen, asked, before)}
+            found["blind"] = self._blind(model, way, seen, asked, before, blind)
             if others:
                 strange = [others[q.cluster] for q in asked]
                 wrong = [load(q.image) if isinstance(q.image, str) else pixels(q.image, q.id) for q in strange]
-                found["shuffled"] = self._answers(model, way, wrong, asked)
-            records.add(self.judge(self._record(model, way, q, {k: v[i] for k, v in found.items()})) for i, q in enumerate(asked))
+                found["shuffled"] = self._answers(model, way, wrong, asked, before)
+            noted = {"examples": [e.id for e in before]} if before else {}
+            records.add(
+                self.judge({**self._record(model, way, q, {k: v[i] for k, v in found.items()}), **noted})
+                for i, q in enumerate(asked)
+            )
             if progress:
                 progress(f"{self.name} {rows[-1] + 1}/{len(items)}")
 
@@ -145,30 +174,41 @@ class Asking:
         images = list(first.values())
         return {} if order is None else {name: images[i] for name, i in zip(first, order, strict=True)}
 
-    def _answers(self, model: Model, way: str, seen: list[Image], asked: Sequence[Question]) -> list[Any]:
-        """A text each, or a score for each option of each."""
+    def _answers(
+        self, model: Model, way: str, seen: list[Image], asked: Sequence[Question], before: Sequence[Question]
+    ) -> list[Any]:
+        """A text each, or a score for each option of each, behind the examples ``before``, which are worded as each question is."""
+        shown = [[self.shown(replace(e, prompt=q.prompt or e.prompt), way) for e in before] for q in asked] if before else []
         if way == "generate":
-            return list(model.generate(seen, [self.asked(q) for q in asked], self.max_tokens))
+            return list(model.generate(seen, [self.asked(q) for q in asked], self.max_tokens, **told(shown)))
         texts = [(i, text) for i, q in enumerate(asked) for text in (q.options if way == "likelihood" else q.statements)]
         if way == "likelihood":
-            values = model.loglikelihood(
-                [seen[i] for i, _ in texts], [t for _, t in texts], [self.asked(asked[i]) for i, _ in texts]
-            )
+            asked_of, of = [self.asked(asked[i]) for i, _ in texts], [shown[i] for i, _ in texts] if shown else []
+            values = model.loglikelihood([seen[i] for i, _ in texts], [t for _, t in texts], asked_of, **told(of))
         else:
             once = list(dict.fromkeys(text for _, text in texts))
             place = {text: j for j, text in enumerate(once)}
-            shown = list({id(image): image for image in seen}.values())  # an image is encoded once
-            row = {id(image): i for i, image in enumerate(shown)}
-            values = model.score(shown, once, np.array([(row[id(seen[i])], place[text]) for i, text in texts]))
+            distinct = list({id(image): image for image in seen}.values())  # an image is encoded once
+            row = {id(image): i for i, image in enumerate(distinct)}
+            pairs = np.array([(row[id(seen[i])], place[text]) for i, text in texts])
+            values = model.score(distinct, once, pairs, **told(shown[0] if shown else []))
         owner = np.array([i for i, _ in texts])
         return [np.asarray(values)[owner == i] for i in range(len(asked))]
 
-    def _blind(self, model: Model, way: str, seen: list[Image], asked: Sequence[Question], known: dict[Any, Any]) -> list[Any]:
+    def _blind(
+        self,
+        model: Model,
+        way: str,
+        seen: list[Image],
+        asked: Sequence[Question],
+        before: Sequence[Question],
+        known: dict[Any, Any],
+    ) -> list[Any]:
         """Of a grey image of the same size; the same question about the same grey is put but once."""
         keys = [(image.shape, self.asked(q), q.statements) for image, q in zip(seen, asked, strict=True)]
         fresh = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         if fresh:
-            said = self._answers(model, way, [blank(seen[i]) for i in fresh.values()], [asked[i] for i in fresh.values()])
+            said = self._answers(model, way, [blank(seen[i]) for i in fresh.values()], [asked[i] for i in fresh.values()], before)
             known.update(zip(fresh, said, strict=True))
         return [known[key] for key in keys]
 

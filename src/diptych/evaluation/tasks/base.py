@@ -29,6 +29,7 @@ class Items(list[Any]):
     def __init__(self, items: Iterable[Any] = (), problems: Iterable[Problem] = ()):
         super().__init__(items)
         self.problems = list(problems)
+        self.examples: list[Any] = []  # shown before each of them
 
 
 @runtime_checkable

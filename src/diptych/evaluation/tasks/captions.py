@@ -2,7 +2,8 @@
 
 A record an item with the text generated from the image and from a grey one of its size. Shuffled: judged against the
 references of another item. CIDEr-D's interval keeps the document frequencies of all references. Texts are greedy unless the task's settings
-say otherwise: ``captions?beams=4``, ``captions?temperature=0.8&top_p=0.9``; the seed is the task's.
+say otherwise: ``captions?beams=4``, ``captions?temperature=0.8&top_p=0.9``; the seed is the task's. ``captions?shots=4``: four training images with a
+caption each are shown before, the same for every item and control, drawn by the seed; ``&train=ADDRESS`` draws them from other data.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from diptych.batch import Sample
-from diptych.capabilities import Image, Model
+from diptych.capabilities import Example, Image, Model
 from diptych.data.source import Source
 from diptych.evaluation.controls import blank, derangement
 from diptych.evaluation.metrics import captions as metric
 from diptych.evaluation.records import Record, Records, Result, write_jsonl
 from diptych.evaluation.statistics import Interval, function_interval, mean_interval
 from diptych.evaluation.tasks.base import Items, Progress, at_least_two, retrieval_items
+from diptych.evaluation.tasks.shots import check_takes, told
 
 Scores = dict[str, Interval]
 DECODING = ("beams", "length_penalty", "temperature", "top_k", "top_p", "repetition_penalty")
@@ -40,6 +42,8 @@ class Captions:
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float = 1.0
+    shots: int = 0
+    train: str = ""
 
     def __post_init__(self) -> None:
         if self.decoding:
@@ -59,17 +63,25 @@ class Captions:
     def items(self, source: Source) -> Items:
         return at_least_two(retrieval_items(source, self.n))
 
+    def examples(self, source: Source, sample: Sample) -> list[Example]:
+        """What of a training sample can be shown before an item."""
+        return [] if sample.image is None else [Example(sample.image, caption) for caption in sample.captions]
+
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        check_takes(model, self.shots)
+        examples = getattr(items, "examples", [])
+        noted = {"examples": [e.text for e in examples]} if examples else {}
         blind: dict[tuple[int, ...], str] = {}  # the same image gives the same text: one grey one of each size says it all
         for start in range(0, len(items), self.batch):
             part = [item for item in items[start : start + self.batch] if item.id not in records]
             pictures = [item.image for item in part if item.image is not None]
             grey: dict[tuple[int, ...], Image] = {p.shape: blank(p) for p in pictures if p.shape not in blind}
             if pictures:
-                said = model.generate([*pictures, *grey.values()], self.prompt, self.max_tokens, **self.decoding)
+                said = model.generate([*pictures, *grey.values()], self.prompt, self.max_tokens, **told(examples), **self.decoding)
                 blind.update(zip(grey, said[len(pictures) :], strict=True))
                 records.add(
-                    self.record(item, text, blind[picture.shape]) for item, picture, text in zip(part, pictures, said, strict=False)
+                    {**self.record(item, text, blind[picture.shape]), **noted}
+                    for item, picture, text in zip(part, pictures, said, strict=False)
                 )
             if progress:
                 progress(f"{self.name} {min(start + self.batch, len(items))}/{len(items)}")

@@ -11,9 +11,12 @@ import ast
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from diptych.batch import Sample
+from diptych.capabilities import Example
 from diptych.data.source import Problem, Source
 from diptych.errors import DiptychError
 from diptych.evaluation.metrics.multiple_choice import LETTERS, circular, mme_counts, mme_of_counts, parse_choice
@@ -23,7 +26,7 @@ from diptych.evaluation.statistics import mean, mean_interval, sums_interval
 from diptych.evaluation.tasks.asking import LOOKS, Asking, Question
 from diptych.evaluation.tasks.base import Items, NotApplicable
 from diptych.evaluation.tasks.published import Pictures, Row, Shown, embedded, limited, rows, unique
-from diptych.evaluation.tasks.vqa import from_samples
+from diptych.evaluation.tasks.vqa import from_samples, of_sample
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ class Choices(Asking):
         else:
             found = self.read()
         return Items((r for q in found for r in self._rotations(q)), found.problems) if self.circular else found
+
+    def examples(self, source: Source, sample: Sample) -> Iterable[Question]:
+        return [q for q in of_sample(source, sample) if q.options]
+
+    def shown(self, question: Question, way: str) -> Example:
+        example = super().shown(question, way)  # by its letter, where that is asked for
+        return example._replace(text=LETTERS[question.options.index(example.text)]) if way == "generate" else example
 
     def read(self) -> Items:
         pictures, shared = Pictures(self.images, self.file), {}

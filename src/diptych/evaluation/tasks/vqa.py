@@ -9,7 +9,7 @@ answers stand to choose from, as captions by ``statement``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +33,9 @@ class Vqa(Asking):
     annotations: str = ""  # VQAv2's answers, a file of their own
     candidates: int = 0
     statement: str = "{question} {answer}"
+
+    def examples(self, source: Source, sample: Sample) -> Iterable[Question]:
+        return of_sample(source, sample)
 
     def items(self, source: Source) -> Items:
         if not self.file:
@@ -156,7 +159,7 @@ def from_samples(source: Source, n: int, kinds: tuple[str, ...] = ()) -> Items:
     most = n or BUILT_IN
     for seen, sample in enumerate(readable(source, problems), 1):
         if sample.image is not None:
-            items += _of_sample(source, sample, kinds)
+            items += of_sample(source, sample, kinds)
         if len(items) >= most or (not items and seen == 100):
             break
     if len({q.cluster for q in items}) < 2:
@@ -164,7 +167,7 @@ def from_samples(source: Source, n: int, kinds: tuple[str, ...] = ()) -> Items:
     return Items(items[:most], problems)
 
 
-def _of_sample(source: Source, sample: Sample, kinds: tuple[str, ...]) -> Iterator[Question]:
+def of_sample(source: Source, sample: Sample, kinds: tuple[str, ...] = ()) -> Iterator[Question]:
     for number, asked in enumerate(sample.extra.get("questions") or []):
         kind = asked.get("kind", "")
         if kinds and kind not in kinds:
