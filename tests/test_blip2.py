@@ -302,6 +302,12 @@ def test_recomputed_blocks_have_the_same_gradient():
 # --- as a recipe ---
 
 
+def test_another_connector_reads_the_tower_itself():
+    _, model, _ = make("parts.connector={kind: mlp}")
+    p = model.encode(batch_of(model))
+    assert p.images.prefix.shape == (4, 9, model.part("lm").width) and "queries" not in vars(p.images)
+
+
 def test_a_mode_without_its_q_former_is_refused():
     for part in ("fusion", "decoder", "connector"):
         with pytest.raises(DiptychError, match=rf"parts.{part}: a mode of the Q-Former; set parts.text.kind: q_former"):

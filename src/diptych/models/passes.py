@@ -105,7 +105,8 @@ class ImageSide:
         """[B, N, D]: what the language model reads of the image."""
         if self._of is not None:
             return self._of[0].prefix[self._of[1]]
-        return self.model.run("connector", self.queries.tokens if self.model.asks else self.encoding.tokens)
+        asks = getattr(self.model.part("connector"), "reads_queries", False)
+        return self.model.run("connector", self.queries.tokens if asks else self.encoding.tokens)
 
     @cached_property
     def codes(self) -> Tensor:

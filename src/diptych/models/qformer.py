@@ -294,6 +294,8 @@ class QFormerDecoder(nn.Module):
 class Queries(nn.Module):
     """A connector: the queries [B, Q, D] through a linear layer, as soft prompts of a language model (§3.2)."""
 
+    reads_queries = True
+
     def __init__(self, build: Build):
         super().__init__()
         text = q_former(build)
