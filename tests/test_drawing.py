@@ -34,7 +34,7 @@ from diptych.evaluation.scene_reader import (
 )
 from diptych.evaluation.tasks import task
 from diptych.evaluation.tasks.base import NotApplicable
-from diptych.evaluation.tasks.drawing import Drawing
+from diptych.evaluation.tasks.drawing import Drawing, credits_of
 from diptych.evaluation.tasks.facts import judge, read
 from diptych.recipe import load_recipe
 from diptych.training.loop import train
@@ -89,7 +89,7 @@ def test_true_drawings_are_right_and_other_peoples_are_not(judged, tmp_path):
     records = Records(folder=tmp_path)
     Drawing(n=20).run(Copyist(samples), items, records)
     results = {r.metric: r for r in Drawing(n=20).summarise(records.all())}
-    for metric in ("all_true", "objects", "count", "colour", "relation"):
+    for metric in ("all_true", "objects", "count", "colour", "relation", "colours_counted"):
         assert results[metric].value == 1.0 and results[f"real/{metric}"].value == 1.0, metric
     assert results["all_true"].controls["shuffled"] < 0.3
     real = np.stack([s.image for s in samples]).astype(np.float64)
@@ -113,6 +113,22 @@ def test_drawings_of_the_wrong_captions_score_what_the_shuffled_control_does(jud
     graphs = [samples[i].extra["graph"] for i in turned]
     expected = np.mean([judge(read(s.captions[0]), g)["objects"] for s, g in zip(samples, graphs, strict=True)])
     assert found["objects"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("caption", "credit"),
+    [
+        ("two red hearts and a blue fish", 1.0),
+        ("a red key, a red fox and a blue star", 1.0),  # whatever they are
+        ("two red hearts", 0.0),
+        ("two red hearts and two blue fish", 0.0),
+        ("two red hearts and a fish", None),  # of which colour is not said
+    ],
+)
+def test_colours_are_counted_whatever_has_them(caption, credit):
+    things = [("heart", 1, "red"), ("moon", 1, "red"), ("fish", 1, "blue")]
+    graph = {"things": [dict(zip(("concept", "count", "colour"), t, strict=True)) for t in things], "relation": "", "position": ""}
+    assert credits_of(read(caption), graph).get("colours_counted") == credit
 
 
 def test_captions_of_either_half_are_what_they_say():
@@ -143,10 +159,11 @@ def mapped(reader, centres):
     side = reader.size // 4
 
     def see(pixels):
-        odds = torch.full((len(pixels), len(reader.names), side, side), -9.0)
+        odds = torch.full((len(pixels), len(reader.names) + 1, side, side), -9.0)
         for concept, y, x in centres:
-            odds[:, concept, y, x] = 9.0
-            odds[:, concept, y, x + 1] = 5.0  # a bell has one top
+            odds[:, -1, y, x] = 9.0
+            odds[:, -1, y, x + 1] = 5.0  # a bell has one top
+            odds[:, concept, y, x + 1] = -3.0  # what it is may be less sure than that it is, and stand beside
         return odds, torch.zeros(len(pixels), WIDTH, side, side)
 
     reader.forward = see

@@ -3,7 +3,7 @@
 It knows nothing of captions, so it cannot be talked into what they say. It sees combinations that models are not shown, so that it judges
 these as well, and half of its scenes somewhat blurred and noisy, as drawings are. What it gets wrong on real scenes stands beside what it says of drawings.
 
-It finds the centres of objects on a map per concept (Zhou, Wang & Krähenbühl 2019, Objects as Points, arXiv:1904.07850): a count is a number of centres, a
+It finds the centres of objects on a map of anything and one per concept (Zhou, Wang & Krähenbühl 2019, Objects as Points, arXiv:1904.07850): a count is a number of centres, a
 colour is read where the object is, and by weights that all concepts share.
 
 Shapes: B batch, C concepts, F features, h × w cells of the map, O objects.
@@ -31,12 +31,12 @@ from diptych.data.scenes.world import RELATIONS, World
 from diptych.files import write_atomically
 from diptych.training.setup import use_bf16
 
-VERSION = 2  # counts up when the network, or how it is trained, changes
+VERSION = 3  # counts up when the network, or how it is trained, changes
 SAMPLES, BATCH, RATE = 32_000, 32, 3e-3
 HELD_OUT_FROM = 2000  # scenes of held-out combinations before this one are never trained on
 WIDTH, DEPTH = 64, 5
 LARGEST = 64  # pixels; larger worlds are read at this size
-SURE = 0.5  # a centre is believed from here on
+SURE = 0.4  # a centre is believed from here on
 SPREAD = 0.8  # cells, of a centre's bell on the map
 TOLD_GROUPS = 3
 
@@ -71,7 +71,7 @@ class SceneReader(nn.Module):
         for a, b in ((3, WIDTH // 2), (WIDTH // 2, WIDTH)):
             stem += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
         self.see = nn.Sequential(*stem, *(Block(WIDTH) for _ in range(DEPTH)))
-        self.centre = nn.Conv2d(WIDTH, len(self.names), 1)
+        self.centre = nn.Conv2d(WIDTH, len(self.names) + 1, 1)  # the last: of anything
         nn.init.constant_(self.centre.bias, -4.0)  # type: ignore[arg-type]  # centres are rare
         self.gate = nn.Embedding(len(self.names), WIDTH)  # whose features these are, where objects overlap
         nn.init.normal_(self.gate.weight, 1.0, 0.3)
@@ -79,7 +79,7 @@ class SceneReader(nn.Module):
         self.relation = nn.Sequential(nn.Linear(2 * WIDTH + 2, 96), nn.ReLU(), nn.Linear(96, len(RELATIONS) + 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] → log-odds of a centre [B, C, h, w] and features [B, F, h, w]"""
+        """[B, 3, H, W] → log-odds of a centre [B, C + 1, h, w], the last of any concept, and features [B, F, h, w]"""
         x = self.see(pixels)
         return self.centre(x).float(), F.avg_pool2d(x, 3, 1, 1)
 
@@ -109,7 +109,8 @@ class SceneReader(nn.Module):
         middles = corners.float().mean(1) / self.size  # x, y
         y, x = (torch.minimum((middles[:, [1, 0]] * shape).long(), shape - 1)).T
         seen = self.at(features, rows, y, x, concepts)
-        total = centre_loss(odds, rows, concepts, middles) + F.cross_entropy(self.colour(seen), colours)
+        total = centre_loss(odds[:, :-1], rows, concepts, middles) + centre_loss(odds[:, -1:], rows, 0 * rows, middles)
+        total = total + F.cross_entropy(self.colour(seen), colours)
         of: dict[tuple[int, int], list[int]] = {}
         for k, key in enumerate(zip(rows.tolist(), concepts.tolist(), strict=True)):
             of.setdefault(key, []).append(k)
@@ -139,13 +140,16 @@ class SceneReader(nn.Module):
         return graphs
 
     def _groups(self, here: Tensor, features: Tensor) -> list[Group]:
-        """Chances of a centre [C, h, w] and features [F, h, w] of a picture → what is seen, the surest first; something always is."""
-        highest = F.max_pool2d(here[None], 3, 1, 1)[0]  # of its neighbours
-        peaks = (here == highest) & (here > SURE)
+        """Chances of a centre [C + 1, h, w] and features [F, h, w] of a picture → what is seen, the surest first; something always is.
+
+        An object is where anything is, and of the concept that is likeliest thereabouts: so blurred ones are counted, too.
+        """
+        anything, near = here[-1], F.max_pool2d(here[None], 3, 1, 1)[0]
+        peaks = (anything == near[-1]) & (anything > SURE)
         if not peaks.any():
-            peaks[torch.unravel_index(here.argmax(), here.shape)] = True
-        concepts, y, x = peaks.nonzero().T
-        sure = here[concepts, y, x]
+            peaks[torch.unravel_index(anything.argmax(), anything.shape)] = True
+        y, x = peaks.nonzero().T
+        concepts, sure = near[:-1, y, x].argmax(0), anything[y, x]
         seen = self.at(features[None], torch.zeros_like(concepts), y, x, concepts)
         colours = self.colour(seen).log_softmax(-1)
         middles = torch.stack([(x + 0.5) / here.shape[2], (y + 0.5) / here.shape[1]], 1)

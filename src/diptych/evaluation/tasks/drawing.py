@@ -2,12 +2,13 @@
 
 A record an item: the caption, and what the reader sees in the drawing, in the real scene and, for a model that draws in codes, in the real scene put
 into codes and back. Metrics are those of ``facts``: is all that the caption says true of the drawing (``all_true``), its objects, count, colour,
-relation, position. ``real/…`` is the reader on the scenes themselves, which no drawing can be expected to beat; ``codes/…`` what the model's codes leave
+relation, position; and ``colours_counted``: are there as many objects of each colour as it says, whatever they are. ``real/…`` is the reader on the scenes themselves, which no drawing can be expected to beat; ``codes/…`` what the model's codes leave
 of that, and ``codes/psnr`` what they leave of the pixels, in decibels. Shuffled: another caption's drawing. Half of the captions tell of combinations that training never shows.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +22,9 @@ from diptych.evaluation.controls import derangement
 from diptych.evaluation.records import Record, Records, Result
 from diptych.evaluation.statistics import mean, sums_interval
 from diptych.evaluation.tasks.base import Items, NotApplicable, Progress, retrieval_items, shares
-from diptych.evaluation.tasks.facts import judge, read
+from diptych.evaluation.tasks.facts import Said, judge, read
 
-METRICS = ("all_true", "objects", "count", "colour", "relation", "position")
+METRICS = ("all_true", "objects", "count", "colour", "relation", "position", "colours_counted")
 LOOKS = {"drawn": "", "real": "real/", "codes": "codes/"}  # what was read, and how its metrics are called
 HELD_OUT = "heldout-combinations"
 
@@ -110,12 +111,12 @@ class Drawing:
         records = sorted(records, key=lambda r: str(r["item"]))
         said = [read(r["caption"]) for r in records]
         order = derangement(len(records), seed=self.seed)
-        others = [] if order is None else [judge(s, records[i]["seen"]["drawn"]) for s, i in zip(said, order, strict=True)]
+        others = [] if order is None else [credits_of(s, records[i]["seen"]["drawn"]) for s, i in zip(said, order, strict=True)]
         results = []
         for look, prefix in LOOKS.items():
             if any(look not in r["seen"] for r in records):
                 continue
-            credits = [judge(s, r["seen"][look]) for s, r in zip(said, records, strict=True)]
+            credits = [credits_of(s, r["seen"][look]) for s, r in zip(said, records, strict=True)]
             rows = [{**r, "correct": {prefix + m: c[m] for m in METRICS if m in c}} for r, c in zip(records, credits, strict=True)]
             found = {r.metric: r for r in shares(self.name, rows)}
             for m in (m for m in METRICS if prefix + m in found):
@@ -128,6 +129,20 @@ class Drawing:
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
         return {"all_true": {r["item"]: judge(read(r["caption"]), r["seen"]["drawn"])["all_true"] for r in records}}
+
+
+def credits_of(said: Said, graph: dict[str, Any]) -> dict[str, float]:
+    """Those of ``facts``, and ``colours_counted`` where every group is said to have a colour."""
+    found = judge(said, graph)
+    wanted, seen = (_by_colour(things) for things in (said.things, graph["things"]))
+    return found if "" in wanted else {**found, "colours_counted": float(wanted == seen)}
+
+
+def _by_colour(things: list[dict[str, Any]]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for t in things:
+        found[t["colour"]] += t["count"]
+    return found
 
 
 def squared_error(image: np.ndarray, real: np.ndarray) -> float:
