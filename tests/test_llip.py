@@ -12,6 +12,8 @@ import diptych.objectives.contextual as contextual
 from diptych.errors import DiptychError
 from diptych.objectives.contextual import mixed_embeddings
 from diptych.objectives.contrastive import sigmoid_of_logits
+from diptych.recipe import load_recipe
+from diptych.training.setup import set_up
 from engine_fixture import Little
 
 
@@ -96,3 +98,20 @@ def test_in_pieces_of_images_it_is_the_same(llip: Any, monkeypatch: pytest.Monke
 def test_a_tower_without_mixture_tokens_is_refused() -> None:
     with pytest.raises(DiptychError, match=r"parts\.vision\.class_tokens"):
         Little("llip", "parts.vision.class_tokens=0")
+
+
+@pytest.mark.parametrize(("name", "more"), [("llip", []), ("filip", []), ("blip2", ["score=late_interaction", "parts.lm.kind=random"])])
+def test_all_pairs_at_once_score_as_pair_by_pair(name: str, more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from diptych.capabilities import all_pairs
+    from diptych.trained import TrainedModel
+
+    monkeypatch.setattr("diptych.trained.CHUNK", 2)
+    little = ["parts.vision={kind: vit, depth: 1}"] if name == "blip2" else []
+    recipe = load_recipe(name, ["data.train=scenes:small", "precision=fp32", *little, *more])
+    setup = set_up(recipe)
+    model = TrainedModel(name, recipe, setup.model, setup.objectives, setup.device)
+    samples = [setup.source[i] for i in range(5)]
+    images, texts = [s.image for s in samples[:3]], [s.captions[0] for s in samples]
+    assert "score_all" in model.capabilities
+    one_by_one = model.score(images, texts, pairs=all_pairs(3, 5)).reshape(3, 5)
+    np.testing.assert_allclose(model.score(images, texts), one_by_one, atol=1e-5)

@@ -31,7 +31,8 @@ class Model(Protocol):
     The capability "prompt" says that ``generate`` and ``loglikelihood`` (where there are) do as a prompt says; a model
     without it writes captions and takes the empty prompt only. "decoding" says that ``generate`` also takes the settings of
     ``models.generate.Decoding`` by name (beams, top_p, …). "examples" says that ``generate``, ``loglikelihood`` and ``score`` take ``examples``
-    (``Examples``), and behind them any prompt.
+    (``Examples``), and behind them any prompt. "score_all" says that ``score`` of all pairs encodes each image and text once, so that a million
+    pairs are no trouble.
     """
 
     name: str

@@ -71,12 +71,15 @@ class TrainedModel:
         self.device = device
         self.key: str | None = None  # names the weights, so that judgements can be kept
         self.autocast = use_bf16(recipe.precision, device)
+        self._scoring = next((o for o in objectives.values() if isinstance(o, Objective) and o.scores_as == recipe.score), None)
         self.answering: Answering | None = None  # where it learned from conversations
         able = {"score"}
         # Under ``contextual`` an image has no embedding without a caption, and where queries look at it, one each.
         towers = {"vision", "text"} <= set(model.parts) and not model.asks
         if (towers and recipe.score != "contextual") or model.embeds_by_lm:
             able |= {"embed_image", "embed_text"}
+        if self._scoring and self._scoring.scores_all:
+            able.add("score_all")
         both = [o for o in objectives.values() if isinstance(o, Interleaved)]
         if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
             able |= {"generate", "decoding", "loglikelihood", *(["examples"] if "lm" in model.parts else [])}
@@ -129,6 +132,8 @@ class TrainedModel:
         if self.recipe.score == "similarity":
             matrix = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
+        if pairs is None and not before and "score_all" in self.capabilities:
+            return self._score_all(images, texts)
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
         if before or (self.answering and self.recipe.score == "likelihood"):
             shown, said = [images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]]
@@ -136,6 +141,19 @@ class TrainedModel:
         else:
             scores = self._score_pairs(images, texts, wanted, self._pair_scorer())
         return scores if pairs is not None else scores.reshape(len(images), len(texts))
+
+    def _score_all(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
+        """``score``, where each side is encoded once and comparing is cheap: a million scores are no trouble."""
+        assert self._scoring is not None
+        out = np.empty((len(images), len(texts)), dtype=np.float32)
+        said = [(j, self._text_side(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
+        for i in range(0, len(images), CHUNK):
+            seen = self._image_side(images[i : i + CHUNK])
+            for j, side in said:
+                with self._inference():
+                    scores = self._scoring.all_scores(Pass(self.model, seen, side)).float().cpu().numpy()
+                out[i : i + len(scores), j : j + scores.shape[1]] = scores
+        return out
 
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "", examples: Examples = ()
@@ -265,9 +283,8 @@ class TrainedModel:
             raise DiptychError(f"score: {kind} needs a decoder that reads image codes (kind: interleaved); set score: likelihood")
         if kind in LIKELIHOODS:
             return LIKELIHOODS[kind]
-        for objective in self.objectives.values():
-            if isinstance(objective, Objective) and objective.scores_as == kind:
-                return objective.pair_scores
+        if self._scoring is not None:
+            return self._scoring.pair_scores
         raise DiptychError(f"model '{self.name}' has no objective that could score by {kind}; set score: similarity or likelihood")
 
     def _image_side(self, images: Sequence[Image]) -> ImageSide:

@@ -21,6 +21,7 @@ class Objective(nn.Module):
     gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``, ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
     scores_as: the recipe's ``score`` for which ``pair_scores`` judges pairs; "": it judges none.
+    scores_all: whether ``all_scores`` judges every image of a pass with every text, each encoded once and compared cheaply.
     reads_turns: it learns from conversations (``batch.learned``), not from captions.
     needs: parts without which the objective cannot work, ``text|lm`` being either; checked before training starts.
     """
@@ -29,6 +30,7 @@ class Objective(nn.Module):
     gathers: bool = True
     predicts_text = False
     scores_as = ""
+    scores_all = False
     reads_turns = False
     needs: tuple[str, ...] = ()
 
@@ -47,6 +49,10 @@ class Objective(nn.Module):
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
+        raise NotImplementedError
+
+    def all_scores(self, p: Pass) -> Tensor:
+        """``pair_scores`` of every image with every text, of which there may be unlike numbers: [M, N]."""
         raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:

@@ -41,6 +41,7 @@ class Contextual(Objective):
 
     couples = ("images.class_tokens", "texts.pooled", "texts.embedding")
     scores_as = "contextual"
+    scores_all = True
     needs = ("vision", "text")
 
     def __init__(self, model: VLM, *, heads: int = 4, temperature: float = 5.0, scale: float = 10.0, bias: float = -10.0):
@@ -95,6 +96,9 @@ class Contextual(Objective):
         weights = torch.softmax(torch.einsum("bnhd,bhkd->bnhk", query, key) / self.temperature, -1)
         image = F.normalize(self.out(torch.einsum("bnhk,bhkd->bnhd", weights, value).flatten(2)), dim=-1)[:, 0]
         return (image * p.text_embedding).sum(-1)
+
+    def all_scores(self, p: Pass) -> Tensor:
+        return self.similarity(p.images.class_tokens.float(), p.texts.pooled.float(), p.text_embedding)
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

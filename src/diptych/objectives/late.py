@@ -55,6 +55,7 @@ class LateInteraction(Objective):
 
     couples = ("images.token_embedding", "texts.token_embedding")
     scores_as = "late_interaction"
+    scores_all = True
     needs = ("vision", "text")
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
@@ -87,6 +88,10 @@ class LateInteraction(Objective):
         by_text = (similarity.amax(1) * p.text_mask).sum(1) / p.text_mask.sum(1)
         return (by_image + by_text) / 2
 
+    def all_scores(self, p: Pass) -> Tensor:
+        by_image, by_text = late_similarity(p.images.token_embedding, p.texts.token_embedding, p.text_mask)
+        return (by_image + by_text) / 2
+
     def metrics(self) -> dict[str, float]:
         return {"scale": self.scale.item()}
 
@@ -112,6 +117,9 @@ class QueryContrast(LateInteraction):
     def scores(self, p: Pass) -> Tensor:
         """The cosine of text i and the nearest query of image i: [B]."""
         return torch.einsum("bqe,be->bq", p.images.query_embedding, p.text_embedding).amax(1)
+
+    def all_scores(self, p: Pass) -> Tensor:
+        return best_query(p.images.query_embedding, p.text_embedding)
 
 
 def late_loss(to_text: Tensor, to_image: Tensor, start: int = 0, same: Tensor | None = None) -> Tensor:

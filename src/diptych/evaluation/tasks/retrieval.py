@@ -91,10 +91,10 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class LargeRetrieval(Retrieval):
-    """Among 1,000: a matrix of a million scores, for models that embed each side once."""
+    """Among 1,000: a matrix of a million scores, for models that encode each side once and compare cheaply, by embeddings or as they score."""
 
     name: str = "retrieval-1000"
-    needs: tuple[str, ...] = ("embed_image", "embed_text")
+    needs: tuple[str, ...] = ("score_all|embed_image", "score_all|embed_text")
     n: int = 1000
 
     def items(self, source: Source) -> Items:
@@ -104,4 +104,6 @@ class LargeRetrieval(Retrieval):
         return items
 
     def scores(self, model: Model, images: list[Any], texts: list[str]) -> np.ndarray:
+        if "score_all" in model.capabilities:
+            return super().scores(model, images, texts)
         return model.embed_image(images) @ model.embed_text(texts).T
