@@ -100,7 +100,9 @@ def test_a_tower_without_mixture_tokens_is_refused() -> None:
         Little("llip", "parts.vision.class_tokens=0")
 
 
-@pytest.mark.parametrize(("name", "more"), [("llip", []), ("filip", []), ("blip2", ["score=late_interaction", "parts.lm.kind=random"])])
+@pytest.mark.parametrize(
+    ("name", "more"), [("llip", []), ("filip", []), ("blip2", ["score=late_interaction", "parts.lm.kind=random"])]
+)
 def test_all_pairs_at_once_score_as_pair_by_pair(name: str, more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from diptych.capabilities import all_pairs
     from diptych.trained import TrainedModel
