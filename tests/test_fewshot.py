@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ from diptych.errors import DiptychError
 from diptych.evaluation.run import evaluate
 from diptych.evaluation.tasks import NotApplicable, task
 from diptych.evaluation.tasks.base import retrieval_items
-from diptych.evaluation.tasks.shots import with_examples
+from diptych.evaluation.tasks.shots import training_part, with_examples
 from diptych.models.gated import GatedLayer
 from diptych.models.seen import Seen
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.recipe import load_recipe
+from diptych.report.answers import Answers, TaskAnswers
+from diptych.report.taskpage import settings_told
 from diptych.trained import TrainedModel
 from diptych.training.loop import train
 
@@ -44,7 +47,7 @@ OF = {
 
 def opened(model: Any) -> None:
     """Gates that let something through."""
-    for layer in model.part("fusion").layers if "fusion" in model.parts else []:
+    for layer in model.part("fusion").layers if model.part("lm").gated else []:
         layer.alpha.data.fill_(1.0)
         layer.beta.data.fill_(0.7)
 
@@ -356,6 +359,37 @@ def test_packed_and_padded_conversations_of_a_gated_model_learn_the_same(tmp_pat
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_examples_of_a_model_that_learned_conversations_are_turns(gated: bool, pictures: list[np.ndarray]) -> None:
+    """Generated and scored as the conversation is that says the same; the likelihood as of the whole at once, in float64."""
+    talker = Talker("scenes:small?ask=2", 2, False, *(INSTRUCT if gated else []))
+    opened(talker.model)
+    model = TrainedModel("talker", talker.recipe, talker.model, talker.setup.objectives, torch.device("cpu"))
+    assert model.answering is not None and {"prompt", "examples"} <= model.capabilities
+    examples = [(pictures[0], "red"), (pictures[1], "yes", "is it a key?")]
+    turns = [
+        question("what colour?"),
+        Turn("assistant", "red"),
+        question("is it a key?"),
+        Turn("assistant", "yes"),
+        question("what colour?"),
+    ]
+    said = model.generate(pictures[2:3], "what colour?", 5, examples)
+    assert said == [model.converse(pictures[:3], turns, 5)]
+    found = model.loglikelihood([pictures[2]] * 2 + [pictures[3]], ["blue", "green", "blue"], "what colour?", examples)
+    for ours, image, answer in zip(found, [pictures[2]] * 2 + [pictures[3]], ["blue", "green", "blue"], strict=True):
+        document = model.answering.chat.document([*turns, Turn("assistant", answer)])
+        ids, _, learned, positions = map(torch.from_numpy, laid_out([document], [[0]], 0))
+        learned &= torch.arange(ids.shape[1]) >= len(model.answering.chat.document(turns, ask=True))
+        with torch.no_grad():
+            shown = model.answering.side([*pictures[:2], image]).prefix
+            logits = talker.model.part("lm").answer_logits(ids, shown, positions, learned)
+        expected = logits.double().log_softmax(-1).gather(1, ids[learned][:, None]).sum()
+        assert ours == pytest.approx(float(expected), abs=1e-4)
+    with pytest.raises(DiptychError, match="the conversation has grown to"):
+        model.loglikelihood(pictures[:1], ["red"], examples=[(pictures[0], "a key " * 200)])
+
+
 # --- tasks and the command line
 
 
@@ -390,6 +424,8 @@ def test_captions_behind_examples_of_the_training_part(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "records" / "captions.jsonl").read_text().splitlines()[0])
     assert record["examples"] == [text for _, text in shown[0]] and record["generated"] == shown[0][-1][1]
     assert json.loads((tmp_path / "state.json").read_text())["tasks"]["captions"]["settings"]["shots"] == 3
+    named: Any = SimpleNamespace(label="Listening")
+    assert "Settings: n = 6, shots = 3" in settings_told(TaskAnswers("captions", [Answers(named, 0, tmp_path, [])]))
     other = Listening({"generate", "examples"})
     evaluate(other, source, ["captions?n=6&shots=3&seed=1"])
     assert [e.text for e in other.heard[0][2]] != record["examples"], "another seed, other examples"
@@ -432,6 +468,8 @@ def test_an_item_that_is_judged_is_never_shown(tmp_path: Path) -> None:
     assert [e.text for e in first] == [e.text for e in again]
     mine = {part[i].image.tobytes() for i in range(len(part))}  # type: ignore[union-attr]
     assert {e.image.tobytes() for e in first} <= mine
+    mixed = open_source(f"mix:0.5*{source.address}+0.5*scenes:small").split("test")
+    assert training_part(mixed).address == f"mix:0.5*{source.address}?split=train+0.5*scenes:small?split=train"
     elsewhere = with_examples(task("captions?shots=2&train=scenes:small"), retrieval_items(test, 5), test).examples
     assert not {e.image.tobytes() for e in elsewhere} & mine
 

@@ -58,7 +58,7 @@ def _page(comparison: Comparison, g: TaskAnswers, found: list[Warned], pictures:
         ("written", "What is written", written),
         ("examples", "Examples", examples),
     ]
-    lead = f"<h2>{escape(g.task)}</h2>{_asks(g.task)}{_settings(g)}{warning_box(found)}"
+    lead = f"<h2>{escape(g.task)}</h2>{_asks(g.task)}{settings_told(g)}{warning_box(found)}"
     mark = f"{len(found)} warning{'s' if len(found) > 1 else ''}" if found else ""
     return Page(f"task-{name}", g.task, [Section(f"{i}-{name}", t, b) for i, t, b in sections], lead, mark)
 
@@ -70,7 +70,7 @@ def _asks(task: str) -> str:
     return f'<p class="lead">{escape(told[0])}</p><p class="note not-meant">What it does not tell: {escape(told[1])}</p>'
 
 
-def _settings(g: TaskAnswers) -> str:
+def settings_told(g: TaskAnswers) -> str:
     """What of a task was set otherwise than usual; by model, if they differ."""
     told: dict[str, list[str]] = {}
     for a in g.answers:

@@ -29,7 +29,8 @@ def with_examples(task: Any, items: Iterable[Any], source: Source | None) -> Ite
     judged = {name for item in found for name in _names(item)}
     rng = random.Random(f"{task.seed} shots")
     for sample in _drawn(part, rng, TRIES * task.shots):
-        choice = [] if judged & _names(sample) else list(task.examples(part, sample))
+        known = judged & {*_names(sample), PurePath(sample.id).stem}
+        choice = [] if known else list(task.examples(part, sample))
         if choice:
             found.examples.append(rng.choice(choice))
             judged |= _names(sample)
@@ -67,10 +68,8 @@ def told(examples: Sequence[Any]) -> dict[str, Any]:
 
 
 def _whole(address: str) -> str:
-    """An address without the part that it names."""
-    base, _, query = address.partition("?")
-    options = [option for option in query.split("&") if option and not re.fullmatch(r"split=[\w-]+", option)]
-    return f"{base}?{'&'.join(options)}" if options else base
+    """An address without the part that it, or what it is mixed of, names."""
+    return re.sub(r"([?&])split=[\w-]+(&?)", lambda found: found[1] if found[2] else "", address)
 
 
 def _drawn(source: Source, rng: random.Random, most: int) -> Iterator[Sample]:
@@ -92,9 +91,9 @@ def _drawn(source: Source, rng: random.Random, most: int) -> Iterator[Sample]:
 
 
 def _names(item: Any) -> set[Any]:
-    """By what an item's image is known: its id, the name of its file, its pixels where they are at hand."""
+    """By what a judged item's image is known: its name, and its pixels or the name of its file."""
     image = item.image
-    names: set[Any] = {getattr(item, "cluster", item.id), PurePath(str(item.id)).stem}
+    names: set[Any] = {getattr(item, "cluster", item.id)}
     if isinstance(image, np.ndarray):
         names.add((image.shape, image.tobytes()))
     elif isinstance(image, str):
