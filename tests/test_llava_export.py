@@ -24,7 +24,7 @@ from diptych.data.conversations.turns import question
 from diptych.errors import DiptychError
 from diptych.interop import family_for
 from diptych.interop.language import tokenizer_of, whole
-from diptych.models.pretrained import CausalLM, load_causal_lm
+from diptych.models.pretrained import CausalLM, installed, load_causal_lm
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
 from diptych.recipe import load_recipe
@@ -97,11 +97,13 @@ def loud(model: Any) -> Any:
     return model
 
 
-def settings(bases: Path, tower: str = "clip", lm: str = "llama", frozen: bool = True, lora: str = "", **more: str) -> list[str]:
+def settings(
+    bases: Path, tower: str = "clip", lm: str = "llama", frozen: bool = True, lora: str = "", lm_part: str = "", **more: str
+) -> list[str]:
     vision = tower if tower.startswith("{") else f"{{kind: hf, from: 'hf:{bases / tower}', frozen: true}}"
     rest = lora or f"frozen: {str(frozen).lower()}"
     language = f"{{kind: hf, from: 'hf:{bases / lm}', {rest}}}"
-    parts = {"vision": vision, "lm": language, "connector": "{kind: mlp, norm: false}"} | more
+    parts = {"vision": vision, "lm": lm_part or language, "connector": "{kind: mlp, norm: false}"} | more
     return [*(f"parts.{name}={value}" for name, value in parts.items()), "precision=fp32", f"data.image_size={SIDE}"]
 
 
@@ -140,8 +142,8 @@ def in_float(model: VLM) -> VLM:
     return model
 
 
-def compare(model: VLM, there: Any, processor: Any) -> None:
-    """Logits over the run's words, at each place of captions of unlike length: equal to 1e-5."""
+def compare(model: VLM, there: Any, processor: Any, size: float = 1.0) -> None:
+    """Logits over the run's words, at each place of captions of unlike length: equal to 1e-5, times the size that they have."""
     in_float(model)
     images = pictures(len(SAID))
     ids, seen = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(SAID))
@@ -157,7 +159,14 @@ def compare(model: VLM, there: Any, processor: Any) -> None:
         theirs = there(input_ids=words, attention_mask=mask, pixel_values=shown).logits[:, tokens:, kept]
     real = seen[:, 1:]
     assert ours[real].std() > 1e-2 and (ours[0, 0] - ours[1, 0]).abs().max() > 1e-4, "the image matters"
-    torch.testing.assert_close(theirs[real], ours[real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs[real], ours[real], atol=1e-5 * size, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not installed("gemma-3-270m"), reason="Gemma is not installed")
+def test_the_real_gemma(bases: Path, tmp_path: Path) -> None:
+    recipe, model, objectives = made_of("llava", settings(bases, lm_part="{kind: gemma, frozen: true}"))
+    compare(model, *written(recipe, model, objectives, tmp_path / "out"), size=24)
 
 
 OWN = "{kind: siglip, width: 32, heads: 2, depth: 2, hidden: 48, patch: 16}"
