@@ -69,8 +69,8 @@ TASKS = {
         "Captions are drawn, half of them of combinations that training never showed. A network trained on real scenes reads the drawings, and "
         "what it sees is compared with the caption. real/…: the same reader on the scenes themselves; codes/…: on these scenes put into the "
         "model’s image codes and back, the best that it could draw.",
-        "Of blurred drawings the reader may see what is not there, or miss what is: compare with codes/…. Colours counted asks nothing of shapes. Whether drawings are varied "
-        "or pretty is not measured.",
+        "Of blurred drawings the reader may see what is not there, or miss what is: compare with codes/…. Colours counted asks nothing of "
+        "shapes. Whether drawings are varied or pretty is not measured.",
     ),
     "vqascore": (
         "How probable the model finds “yes” when asked whether a caption is true of a picture; accuracy: the own caption is found more "
