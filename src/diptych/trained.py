@@ -71,7 +71,6 @@ class TrainedModel:
         self.device = device
         self.key: str | None = None  # names the weights, so that judgements can be kept
         self.autocast = use_bf16(recipe.precision, device)
-        self._scoring = next((o for o in objectives.values() if isinstance(o, Objective) and o.scores_as == recipe.score), None)
         self.answering: Answering | None = None  # where it learned from conversations
         able = {"score"}
         # Under ``contextual`` an image has no embedding without a caption, and where queries look at it, one each.
@@ -132,7 +131,7 @@ class TrainedModel:
         if self.recipe.score == "similarity":
             matrix = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
-        if pairs is None and not before and "score_all" in self.capabilities:
+        if pairs is None and not before and self._scoring is not None and self._scoring.scores_all:
             return self._score_all(images, texts)
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
         if before or (self.answering and self.recipe.score == "likelihood"):
@@ -271,6 +270,12 @@ class TrainedModel:
         if "examples" not in self.capabilities:
             raise DiptychError(f"model '{self.name}' takes no examples: only a language model reads several images (a part 'lm')")
         return rows
+
+    @property
+    def _scoring(self) -> Objective | None:
+        """The objective that scores pairs as the recipe asks; the recipe may be told another score."""
+        named = (o for o in self.objectives.values() if isinstance(o, Objective))
+        return next((o for o in named if o.scores_as == self.recipe.score), None)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
