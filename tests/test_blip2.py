@@ -342,7 +342,8 @@ def test_two_stages_then_it_scores_in_three_ways_and_writes(run):
     assert not {"embed_image", "embed_text"} & trained.capabilities and "generate" in trained.capabilities
     found = {}
     for how in ("likelihood", "matching", "late_interaction"):
-        trained.recipe.score = how
+        recipe = trained.recipe.model_copy(update={"score": how})
+        trained = TrainedModel("blip2", recipe, trained.model, trained.objectives, torch.device("cpu"))
         found[how] = trained.score(images, CAPTIONS)
         alone = trained.score(images[1:2], CAPTIONS[2:3])[0, 0]
         assert found[how].shape == (3, 4) and found[how][1, 2] == pytest.approx(alone, abs=1e-4)
