@@ -202,6 +202,21 @@ def test_two_continuations_of_one_beginning_in_one_sequence(family: str) -> None
     assert lm.branches()
 
 
+def test_reading_both_at_once_is_tried_before_the_first_step() -> None:
+    """Or its operations would be counted as a step's; with dropout on, the trial is of the model without it, and draws nothing."""
+    small = ["parts.lm.kind=random", "parts.vision={kind: vit, depth: 1}", "data.train=scenes:small"]
+    assert "reads_both" in vars(set_up(load_recipe("llava-joint", small)).model.part("lm"))
+    assert "reads_both" not in vars(set_up(load_recipe("llava", small)).model.part("lm"))
+    setup = set_up(load_recipe("llava-joint", [*small, "parts.lm={kind: random, lora: {rank: 2, dropout: 0.9}}"]))
+    lm = setup.model.train().part("lm").lm
+    for name, parameter in lm.named_parameters():  # adapters begin as nothing
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    before = torch.get_rng_state()
+    assert lm.training and lm.branches() and lm.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_texts_are_remembered_only_while_nothing_learns() -> None:
     model, _ = build("llava-joint", "parts.lm.kind=random")
     part = model.part("lm")

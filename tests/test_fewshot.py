@@ -25,7 +25,6 @@ from diptych.evaluation.run import evaluate
 from diptych.evaluation.tasks import NotApplicable, task
 from diptych.evaluation.tasks.base import retrieval_items
 from diptych.evaluation.tasks.shots import training_part, with_examples
-from diptych.models.gated import GatedLayer
 from diptych.models.seen import Seen
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
@@ -34,6 +33,7 @@ from diptych.report.answers import Answers, TaskAnswers
 from diptych.report.taskpage import settings_told
 from diptych.trained import TrainedModel
 from diptych.training.loop import train
+from gated_fixture import idefics_layers
 
 VIT = "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}"
 GATED = ["parts.connector={kind: resampler, tokens: 3}", "parts.fusion={kind: gated, every: 1, hidden: 32}"]
@@ -199,24 +199,7 @@ def test_what_cannot_be_shown_is_refused(flamingo: TrainedModel, pictures: list[
 
 
 def test_the_masked_layer_equals_idefics() -> None:
-    from transformers import IdeficsConfig
-    from transformers.models.idefics.modeling_idefics import IdeficsGatedCrossAttentionLayer
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 50, "num_hidden_layers": 1}
-    config = IdeficsConfig(
-        **sizes,
-        alpha_type="float",
-        qk_layer_norms=False,
-        dropout=0.0,
-        vision_config={"embed_dim": 32},
-        _attn_implementation="eager",
-    )
-    theirs = IdeficsGatedCrossAttentionLayer(config, 0).eval()
-    theirs.alpha_cross_attn.data.fill_(0.7)
-    theirs.alpha_dense.data.fill_(-0.4)
-    ours = GatedLayer(32, 4, 48, config.rms_norm_eps)
-    ours.load_state_dict(from_idefics(theirs.state_dict()))
+    theirs, ours = idefics_layers()
     x, shown = torch.randn(2, 6, 32), torch.randn(3, 7, 32)
     places = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
     seen = Seen.latest(places, shown, 32)
@@ -230,18 +213,6 @@ def test_the_masked_layer_equals_idefics() -> None:
     gate = (mask == 0.0).any(dim=-1).float().squeeze(1)
     expected = theirs(x, image_hidden_states=seen.tokens, image_attention_mask=mask, cross_attention_gate=gate)
     torch.testing.assert_close(ours(x, seen.tokens, seen.looks), expected, atol=1e-5, rtol=1e-5)
-
-
-def from_idefics(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    names = {
-        "norm1.weight": "input_layernorm.weight", "norm2.weight": "post_attention_layernorm.weight", "alpha": "alpha_cross_attn", "beta": "alpha_dense",
-        "attention.q.weight": "cross_attn.q_proj.weight", "attention.out.weight": "cross_attn.o_proj.weight",
-        "mlp.gate.weight": "mlp.gate_proj.weight", "mlp.up.weight": "mlp.up_proj.weight", "mlp.down.weight": "mlp.down_proj.weight",
-    }  # fmt: skip
-    found = {name: state[key] for name, key in names.items()}
-    found["attention.kv.weight"] = torch.cat([state["cross_attn.k_proj.weight"], state["cross_attn.v_proj.weight"]])
-    width = len(found["norm1.weight"])
-    return found | {f"attention.{name}.bias": torch.zeros(n) for name, n in (("q", width), ("kv", 2 * width), ("out", width))}
 
 
 def test_the_last_image_before_a_position_by_hand() -> None:

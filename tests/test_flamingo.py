@@ -9,40 +9,15 @@ import torch
 
 from diptych.batch import Batch
 from diptych.errors import DiptychError
-from diptych.models.gated import GatedLayer
 from diptych.models.vlm import build_model
 from diptych.recipe import load_recipe
+from gated_fixture import idefics_layers
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house"]
 
 
 def test_the_gated_layer_equals_idefics() -> None:
-    from transformers import IdeficsConfig
-    from transformers.models.idefics.modeling_idefics import IdeficsGatedCrossAttentionLayer
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 50, "num_hidden_layers": 1}
-    config = IdeficsConfig(
-        **sizes,
-        alpha_type="float",
-        qk_layer_norms=False,
-        dropout=0.0,
-        vision_config={"embed_dim": 32},
-        _attn_implementation="eager",
-    )
-    theirs = IdeficsGatedCrossAttentionLayer(config, 0).eval()
-    theirs.alpha_cross_attn.data.fill_(0.7)
-    theirs.alpha_dense.data.fill_(-0.4)
-    ours, state = GatedLayer(32, 4, 48, config.rms_norm_eps), theirs.state_dict()
-    weights = {
-        "norm1.weight": "input_layernorm.weight", "norm2.weight": "post_attention_layernorm.weight", "alpha": "alpha_cross_attn", "beta": "alpha_dense",
-        "attention.q.weight": "cross_attn.q_proj.weight", "attention.out.weight": "cross_attn.o_proj.weight",
-        "mlp.gate.weight": "mlp.gate_proj.weight", "mlp.up.weight": "mlp.up_proj.weight", "mlp.down.weight": "mlp.down_proj.weight",
-    }  # fmt: skip
-    found = {name: state[key] for name, key in weights.items()}
-    found["attention.kv.weight"] = torch.cat([state["cross_attn.k_proj.weight"], state["cross_attn.v_proj.weight"]])
-    found |= {f"attention.{name}.bias": torch.zeros(n) for name, n in (("q", 32), ("kv", 64), ("out", 32))}
-    ours.load_state_dict(found)
+    theirs, ours = idefics_layers()
     x, image = torch.randn(2, 5, 32), torch.randn(2, 7, 32)
     expected = theirs(x, image_hidden_states=image, cross_attention_gate=torch.ones(2, 5))
     torch.testing.assert_close(ours(x, image), expected, atol=1e-5, rtol=1e-5)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -42,18 +42,8 @@ def best_query(images: Tensor, texts: Tensor) -> Tensor:
 class QFormerBlock(Block):
     """A post-norm block in which ``mlp`` and ``norm2`` are the queries' and ``mlp_text`` and ``norm_text`` the text's."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        context_width: int | None = None,
-        activation: str = "gelu",
-        dropout: float = 0.0,
-        hidden: int | None = None,
-        eps: float = 1e-12,
-        post_norm: bool = True,
-    ):
-        super().__init__(width, heads, context_width, activation, dropout, hidden, eps, post_norm)
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
         self.mlp_text, self.norm_text = copy.deepcopy(self.mlp), copy.deepcopy(self.norm2)
 
     def forward(  # type: ignore[override]

@@ -179,6 +179,8 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
     model.remember_features(len(source))
     objectives = build_objectives(recipe, model)
+    if model.embeds_by_lm and any("images.embedding" in getattr(o, "couples", ()) for o in objectives.values()):
+        _ = model.part("lm").reads_both  # tried here, where no step's operations are counted
     started = start.load(recipe, model, objectives) if start else None
     setup = Setup(
         recipe,

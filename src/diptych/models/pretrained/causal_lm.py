@@ -118,14 +118,12 @@ class CausalLM(nn.Module):
         own = torch.arange(L + K, device=x.device) >= L
         looks = (place[:, None] >= place) & (own[:, None] == own) | own[:, None] & ~own & (place < after)
         real = torch.cat([mask.bool(), mask.new_ones(len(mask), K, dtype=torch.bool)], 1)
-        looks = looks & real[:, None] | torch.eye(
-            L + K, dtype=torch.bool, device=x.device
-        )  # [B, L + K, L + K]; padding sees itself
+        itself = torch.eye(L + K, dtype=torch.bool, device=x.device)  # padding, too, must see something
+        looks = looks & real[:, None] | itself  # [B, L + K, L + K]
 
         def bias(looks: Tensor) -> Tensor:
-            return torch.zeros(looks.shape, dtype=self.dtype, device=x.device).masked_fill_(~looks, torch.finfo(self.dtype).min)[
-                :, None
-            ]
+            zero = torch.zeros(looks.shape, dtype=self.dtype, device=x.device)
+            return zero.masked_fill_(~looks, torch.finfo(self.dtype).min)[:, None]
 
         given: Any = bias(looks)
         window = getattr(self.model.config, "sliding_window", None)
@@ -139,6 +137,8 @@ class CausalLM(nn.Module):
     @torch.no_grad()
     def branches(self) -> bool:
         """Whether ``hidden_beside`` is right: for most models, not for recurrent ones, nor for long sequences of some with windows. Tried on few words."""
+        training = self.training
+        self.eval()  # dropout would make any two readings differ
         try:
             x = self.embed(torch.arange(12, device=next(self.parameters()).device)[None] % self.vocabulary)
             mask = torch.ones(1, 8, dtype=torch.bool, device=x.device)
@@ -147,6 +147,8 @@ class CausalLM(nn.Module):
             other = self.hidden(torch.cat([x[:, :5], x[:, 8:]], 1), torch.ones(1, 9, dtype=torch.bool, device=x.device)).float()
         except (TypeError, ValueError, RuntimeError, KeyError):
             return False
+        finally:
+            self.train(training)
         expected = torch.cat([one, other[:, 5:]], 1)
         return bool((found - expected).norm() <= 0.05 * expected.norm())  # half precision rounds; a wrong mask is far off
 
