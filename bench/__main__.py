@@ -12,7 +12,7 @@ import traceback
 from bench.harness import Bench, environment
 from bench.peers import MissingPeer
 from bench.report import PAGE, case_names, save, write_page
-from diptych.errors import nearest
+from diptych.core.errors import nearest
 
 
 def main() -> int:

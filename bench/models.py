@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.peers import open_clip
-from diptych.batch import Batch
+from diptych.config.recipe import Recipe, Stage, load_recipe
+from diptych.core.batch import Batch
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
-from diptych.recipe import Recipe, Stage, load_recipe
 from diptych.training.optim import build_optimizer
 
 VOCABULARY = 49_408

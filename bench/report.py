@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, Bench
-from diptych.files import read_json, write_json, write_text
+from diptych.core.files import read_json, write_json, write_text
 
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"

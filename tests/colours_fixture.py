@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diptych.capabilities import Adapter
+from diptych.core.capabilities import Adapter
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 80, 220), "grey": (128, 128, 128)}
 NAMES = tuple(COLOURS)

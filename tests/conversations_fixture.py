@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diptych.batch import Batch
+from diptych.config.recipe import load_recipe
+from diptych.core.batch import Batch
 from diptych.data.conversations.template import Chat
 from diptych.data.sources import open_source
 from diptych.models.pretrained.tokenizer import LMTokenizer
-from diptych.recipe import load_recipe
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
+from diptych.training.gradient import BatchGradient, Pieces, Share
 from diptych.training.setup import loader_of, set_up
-from diptych.training.step import BatchGradient, Pieces, Share
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
+from diptych.config.recipe import load_recipe
 from diptych.data.loader import Loader
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
-from diptych.recipe import load_recipe
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
+from diptych.training.gradient import BatchGradient, Pieces, Share
 from diptych.training.setup import corpus_of
-from diptych.training.step import BatchGradient, Pieces, Share
 
 TINY = [*(f"parts.{part}.{key}" for part in ("vision", "text") for key in ("depth=1", "width=32", "heads=2")), "precision=fp32"]
 

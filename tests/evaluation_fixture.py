@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diptych.batch import Sample
-from diptych.capabilities import FunctionModel
+from diptych.core.batch import Sample
+from diptych.core.capabilities import FunctionModel
 from diptych.data.source import BrokenItem, Group, Problem
 
 WORDS = "amber birch cedar delta ember fjord grove heron iris jade kelp lotus maple nectar onyx pearl".split()  # noqa: SIM905

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from diptych.models.gated import GatedLayer
+from diptych.models.fusion.gated import GatedLayer
 
 
 def idefics_layers() -> tuple[Any, GatedLayer]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.harness import Bench
 from bench.models import Learner, images, ours, token_ids
-from diptych.recipe import load_recipe
+from diptych.config.recipe import load_recipe
 
 
 def learner(activation: Callable[[], nn.Module], n: int) -> Learner:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.harness import Bench, interleave
-from diptych.models.attention import attend, attend_plainly
+from diptych.models.layers.attention import attend, attend_plainly
 
 SIZES = [(128, 4, 16, 32), (128, 4, 36, 32), (64, 6, 77, 64), (16, 6, 196, 64), (4, 6, 576, 64), (2, 12, 1024, 64)]
 

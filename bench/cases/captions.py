@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.harness import Bench
 from bench.peers import MissingPeer, peer
-from diptych.evaluation.metrics import captions, tokens
+from diptych.benchmarks.metrics import captions, tokens
 
 __all__ = ["MissingPeer", "caption_sets", "run", "theirs"]
 TOLERANCE = 1e-4

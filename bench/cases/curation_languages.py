@@ -7,10 +7,10 @@ import random
 import time
 
 from bench.harness import Bench, rate
+from diptych.core.registry import resolve
 from diptych.curation.faults import SENTENCES
 from diptych.curation.operators.languages import IDENTIFIERS
 from diptych.data.scenes import open_scenes
-from diptych.registry import resolve
 
 ENGLISH = ("a picture of {a} and {b}", "{a} next to {b}")
 

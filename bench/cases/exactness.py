@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.harness import Bench
 from bench.peers import open_clip
+from diptych.config.recipe import load_recipe
 from diptych.data.loader import Loader, mixed
 from diptych.data.source import Source
 from diptych.data.sources import open_source
@@ -17,11 +18,10 @@ from diptych.data.text import Tokenizer
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.contrastive import info_nce
-from diptych.recipe import load_recipe
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
+from diptych.training.gradient import BatchGradient, Pieces, Share
 from diptych.training.setup import corpus_of
-from diptych.training.step import BatchGradient, Pieces, Share
 
 N, PIECES = 64, 8
 

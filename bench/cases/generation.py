@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bench.harness import Bench
 from bench.models import Words
-from diptych.models.generate import Decoding, beam_search, generate
+from diptych.config.recipe import load_recipe
+from diptych.inference.generate import Decoding, beam_search, generate
 from diptych.models.passes import ImageSide
 from diptych.models.vlm import VLM, build_model
-from diptych.recipe import load_recipe
 
 TOKENS = 64
 

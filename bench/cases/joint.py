@@ -10,9 +10,9 @@ import torch
 
 from bench.harness import Bench
 from bench.models import Learner
-from diptych.batch import Batch
+from diptych.config.recipe import load_recipe
+from diptych.core.batch import Batch
 from diptych.data.loader import to_pixels
-from diptych.recipe import load_recipe
 from diptych.training.optim import build_optimizer
 from diptych.training.setup import set_up
 

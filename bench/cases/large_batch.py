@@ -11,12 +11,12 @@ from bench.harness import Bench, measure_memory, megabytes
 def prepare(batch_size: int, micro: int | None) -> Callable[[], float]:
     import torch
 
+    from diptych.config.recipe import load_recipe
     from diptych.data.loader import Loader
-    from diptych.recipe import load_recipe
     from diptych.training.distributed import Cluster
     from diptych.training.flops import FlopMeter
+    from diptych.training.gradient import BatchGradient, Pieces, Share
     from diptych.training.setup import set_up
-    from diptych.training.step import BatchGradient, Pieces, Share
 
     tower = {"width": 256, "depth": 4, "heads": 4}
     recipe = load_recipe("clip", {"parts.vision": {"kind": "vit", **tower}, "parts.text": {"kind": "transformer", **tower}})

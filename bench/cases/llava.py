@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from bench.harness import Bench, measure_memory, megabytes
-from diptych.batch import Batch
-from diptych.interop.llava import FAMILY
+from diptych.config.recipe import load_recipe
+from diptych.core.batch import Batch
+from diptych.interop.families.llava import FAMILY
 from diptych.models.pretrained import CausalLM
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
-from diptych.recipe import load_recipe
 
 SIZE, WIDTH, WORDS, LEARNING = 112, 256, 4096, {"all trained": True, "connector alone": False}
 
@@ -38,7 +38,7 @@ def directories(root: Path) -> None:
     """Tower and language model with random weights, as transformers saves them."""
     from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig
 
-    from diptych.interop.language import tokenizer_of
+    from diptych.interop.families.language import tokenizer_of
 
     torch.manual_seed(0)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}

@@ -15,7 +15,7 @@ from bench.harness import Bench, measure_memory, megabytes
 
 
 def pairs(folder: str, n: int) -> Callable[[], Any]:
-    from diptych.evaluation.predictions.scores import judge_pairs
+    from diptych.benchmarks.predictions.scores import judge_pairs
 
     path = Path(folder) / "scores.jsonl"
     rng = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def pairs(folder: str, n: int) -> Callable[[], Any]:
 def retrieval(folder: str, n: int) -> Callable[[], Any]:
     import json
 
-    from diptych.evaluation.predictions.scores import judge_retrieval
+    from diptych.benchmarks.predictions.scores import judge_retrieval
 
     path, positives = Path(folder) / "similarity.npy", Path(folder) / "positives.json"
     matrix = np.lib.format.open_memmap(path, "w+", np.float32, (n, 5 * n))

@@ -9,10 +9,10 @@ import torch
 
 from bench.harness import Bench
 from bench.models import Learner
-from diptych.batch import Batch
+from diptych.config.recipe import load_recipe
+from diptych.core.batch import Batch
 from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Document
-from diptych.recipe import load_recipe
 from diptych.training.optim import build_optimizer
 from diptych.training.setup import set_up
 

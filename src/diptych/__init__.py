@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 if TYPE_CHECKING:
     from diptych.api import compare, evaluate, load, open_source, train

@@ -7,42 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.capabilities import Model
-from diptych.comparison import Comparison, run_comparison
+from diptych.benchmarks.run import Summary
+from diptych.benchmarks.run import evaluate as _evaluate
+from diptych.benchmarks.tasks import DEFAULT
+from diptych.comparison.run import Comparison, run_comparison
+from diptych.config.recipe import Recipe, load_recipe
+from diptych.core.capabilities import Model
+from diptych.core.errors import DiptychError
 from diptych.data.source import Source
 from diptych.data.sources import open_source
-from diptych.errors import DiptychError
-from diptych.evaluation.run import Summary
-from diptych.evaluation.run import evaluate as _evaluate
-from diptych.evaluation.tasks import DEFAULT
-from diptych.recipe import Recipe, load_recipe
-from diptych.trained import TrainedModel
+from diptych.inference.load import load
+from diptych.report import build_report
 from diptych.training.loop import Progress, Run
 from diptych.training.loop import train as _train
 
 __all__ = ["compare", "evaluate", "load", "open_source", "train"]
-
-
-def load(address: str | Path, device: str = "auto") -> Model:
-    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), or one that is not
-    ours by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
-
-    Raises DiptychError if there is no run, no checkpoint in it, or no such model.
-    """
-    from diptych.foreign import is_foreign, open_model
-
-    path = Path(address)
-    if path.parent.name == "checkpoints" and (path.parent.parent / "recipe.yaml").is_file():
-        return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)
-    if not path.is_dir() and is_foreign(str(address)):
-        return open_model(str(address), device)
-    if not path.is_dir():
-        raise DiptychError(
-            f"no run at '{address}'; a run is a directory that `diptych train` made, another model is hf:NAME_OR_PATH"
-        )
-    if not (path / "recipe.yaml").is_file() and (path / "config.json").is_file():
-        raise DiptychError(f"{address} is no run; a model of transformers is hf:{address}")
-    return TrainedModel.load(path, device)
 
 
 def train(
@@ -129,4 +108,5 @@ def compare(
     eval_data: str | None = None,
 ) -> Path:
     """Train recipes on the same data under the same budget, judge them on the same items, return the report's path."""
-    return run_comparison(Comparison(list(recipes), data, budget, seeds, Path(out), jobs, list(set), list(tasks), eval_data))
+    asked = Comparison(list(recipes), data, budget, seeds, Path(out), jobs, list(set), list(tasks), eval_data)
+    return run_comparison(asked, build_report)

@@ -13,7 +13,7 @@ import typer
 
 from diptych.cli import caption, chat, curate, data, draw, evaluate, export, metrics, report, study, training
 from diptych.cli.options import BUDGET, DATA, SetOption
-from diptych.errors import DiptychError, Interrupted
+from diptych.core.errors import DiptychError, Interrupted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,7 +43,7 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from diptych.recipe import load_recipe, recipe_names
+    from diptych.config.recipe import load_recipe, recipe_names
 
     table = Table("recipe", "paradigm", "what it is", "scored by", box=None, header_style="bold")
     for name in recipe_names():
@@ -75,9 +75,9 @@ def compare(
 
     Writes a table and one self-contained report.html. Interrupted? The same command goes on where it stopped.
     """
-    from diptych.comparison import Comparison, every_system, run_comparison
-    from diptych.evaluation.tasks import DEFAULT, task
-    from diptych.report import print_table
+    from diptych.benchmarks.tasks import DEFAULT, task
+    from diptych.comparison.run import Comparison, every_system, run_comparison
+    from diptych.report import build_report, print_table
 
     if not recipes and not all_systems:
         raise typer.BadParameter("name recipes to compare, or give --all-systems", param_hint="recipes")
@@ -90,7 +90,7 @@ def compare(
     results = out / "results.json"
     before = results.stat().st_mtime_ns if results.is_file() else None
     try:
-        run_comparison(c)
+        run_comparison(c, build_report)
     finally:
         if results.is_file() and results.stat().st_mtime_ns != before:
             print_table(out)

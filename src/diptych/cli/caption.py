@@ -12,10 +12,10 @@ import typer
 from typer.core import TyperCommand
 
 from diptych.cli.options import DATA
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 if TYPE_CHECKING:
-    from diptych.capabilities import Image
+    from diptych.core.capabilities import Image
 
 BATCH = 32
 
@@ -57,7 +57,7 @@ def caption(
     """
     if bool(images) == bool(data):
         raise DiptychError("say what to caption: image files or folders, or --data ADDRESS; not both")
-    from diptych.models.generate import Decoding
+    from diptych.inference.generate import Decoding
 
     given = {
         "beams": beams,
@@ -75,8 +75,8 @@ def caption(
     examples = _examples(example or [])
     pictures = _of_data(data, split) if data else _of_files(_listed(images or []))
 
-    from diptych.api import load
     from diptych.cli.results import print_json
+    from diptych.inference.load import load
 
     model = load(run, device)
     if "generate" not in model.capabilities:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 
 def chat(
@@ -32,7 +32,7 @@ def chat(
 
     Each answer knows what was said before. Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`
     """
-    from diptych.batch import Turn
+    from diptych.core.batch import Turn
     from diptych.data.conversations.turns import question
     from diptych.data.image import decode
     from diptych.data.source import BrokenItem
@@ -48,9 +48,9 @@ def chat(
         except OSError as error:
             raise DiptychError(f"{path}: {error.strerror}") from None
 
-    from diptych.api import load
     from diptych.cli.results import print_json
-    from diptych.models.generate import Decoding
+    from diptych.inference.generate import Decoding
+    from diptych.inference.load import load
 
     drawn = {k: v for k, v in {"temperature": temperature, "top_p": top_p}.items() if v is not None}
     decoding = {**drawn, "seed": seed} if Decoding(**drawn).samples else drawn  # type: ignore[arg-type]

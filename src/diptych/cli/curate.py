@@ -64,7 +64,7 @@ def run(
     import json
 
     from diptych.curation import curate
-    from diptych.curation.report import build_report
+    from diptych.report.curation import build_report
 
     with _Display() as display:
         done = curate(plan, data, out, runner=runner, workers=workers, overrides=set_, progress=display)
@@ -158,7 +158,7 @@ def _short(value: Any) -> str:
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(help="A result of `diptych curate`.")] = OUT) -> None:
     """Write the report again: funnel, histograms with thresholds, examples as pictures, duplicate groups, concepts, cost."""
-    from diptych.curation.report import build_report
+    from diptych.report.curation import build_report
 
     typer.echo(f"report: {build_report(directory)}")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from diptych.cli.options import DATA
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 app = typer.Typer(no_args_is_help=True, help="Look at data before training on it, and pack it so that training reads it fast.")
 
@@ -103,8 +103,8 @@ def pack(
 @app.command()
 def verify(address: Annotated[str, typer.Argument(help="`packed:DIRECTORY`, or the directory.")]) -> None:
     """Read every byte of packed data and compare with the hashes of its manifest."""
+    from diptych.core.progress import CountDisplay
     from diptych.data.sources.packed import Packed
-    from diptych.progress import CountDisplay
 
     packed = Packed(address.removeprefix("packed:"))
     with CountDisplay("verifying", len(packed.manifest["shards"]), unit="shards") as display:

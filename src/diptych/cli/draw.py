@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 
 def draw(
@@ -35,11 +35,11 @@ def draw(
         raise DiptychError('say what to draw: diptych draw RUN "two red hearts", or --file texts.txt')
     from PIL import Image
 
-    from diptych.api import load
-    from diptych.batch import Sample
     from diptych.cli.results import print_json
+    from diptych.core.batch import Sample
+    from diptych.core.files import write_atomically, write_json
     from diptych.data.sheet import contact_sheet
-    from diptych.files import write_atomically, write_json
+    from diptych.inference.load import load
 
     model = load(run, device)
     if "draw" not in model.capabilities:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from diptych.cli.options import DataOption
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 MODELS = (
     "Run directories, or models that are not ours: `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG`, "
@@ -44,7 +44,7 @@ def evaluate(
     Interrupted? The same command goes on where it stopped. Example: `diptych evaluate runs/clip hf:models/siglip --data
     coco:captions.json --tasks retrieval,pope`
     """
-    from diptych.evaluation.run import recompute
+    from diptych.benchmarks.run import recompute
 
     if (from_records is None) == (not models):
         raise DiptychError("name models to judge, or a folder of records with --from-records")
@@ -61,9 +61,9 @@ def _judge(
     address: str, data: str | None, tasks: str | None, split: str, out: Path | None, device: str, overwrite: bool, json_: bool
 ) -> None:
     from diptych.api import load, run_directory
+    from diptych.benchmarks.run import evaluate as judge
+    from diptych.benchmarks.tasks import chosen
     from diptych.data.sources import open_source
-    from diptych.evaluation.run import evaluate as judge
-    from diptych.evaluation.tasks import chosen
 
     wanted = chosen(tasks)  # a wrong name shall not cost the loading of a model
     model = load(address, device)
@@ -93,7 +93,7 @@ def _judge(
 def _show(summary: object, json_: bool) -> None:
     import json
 
-    from diptych.evaluation.records import plain
+    from diptych.benchmarks.records import plain
     from diptych.report import print_summary
 
     if json_:

@@ -29,7 +29,7 @@ def export(
     from dataclasses import asdict
 
     from diptych.cli.results import print_json
-    from diptych.exporting import export as write
+    from diptych.inference.export import export as write
 
     made = write(run, to, out, checkpoint, architecture, adapters)
     if json_:

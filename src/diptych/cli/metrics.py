@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,8 +38,8 @@ def captions(
 
     `diptych metrics captions --results R.json --references REFS.json --images photos/ --model runs/clip`
     """
+    from diptych.benchmarks.predictions import texts
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions import texts
 
     if (images is None) != (model is None):
         raise DiptychError("CLIPScore needs both --images and --model")
@@ -49,7 +49,7 @@ def captions(
         more, notes = texts.judge_by_java(made, true)
         found += more
     if images is not None and model is not None:
-        from diptych.api import load
+        from diptych.inference.load import load
 
         files = texts.image_files(references, images, sorted(made))
         found += texts.judge_by_model(load(model), images, files, made, true, _said("images"))
@@ -74,8 +74,8 @@ def vqa(
 
     `diptych metrics vqa --questions Q.json --annotations A.json --results R.json`
     """
+    from diptych.benchmarks.predictions.answers import judge_vqa
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.answers import judge_vqa
 
     show_results(judge_vqa(questions, annotations, results), json_=json_)
 
@@ -94,8 +94,8 @@ def pope(
 
     `diptych metrics pope --questions coco_pope_random.json --answers A.jsonl`
     """
+    from diptych.benchmarks.predictions.answers import judge_pope
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.answers import judge_pope
 
     show_results(judge_pope(questions, answers), json_=json_)
 
@@ -116,8 +116,8 @@ def chair(
 
     `diptych metrics chair --captions C.json --instances instances_val2014.json --references captions_val2014.json`
     """
+    from diptych.benchmarks.predictions.texts import judge_chair
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.texts import judge_chair
 
     show_results(judge_chair(captions, instances, references, synonyms), json_=json_)
 
@@ -136,8 +136,8 @@ def pairs(
 
     `diptych metrics pairs --scores S.jsonl`
     """
+    from diptych.benchmarks.predictions.scores import judge_pairs
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.scores import judge_pairs
 
     show_results(judge_pairs(scores), json_=json_)
 
@@ -155,8 +155,8 @@ def retrieval(
 
     `diptych metrics retrieval --similarity S.npy --positives P.json`
     """
+    from diptych.benchmarks.predictions.scores import judge_retrieval
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.scores import judge_retrieval
 
     results = judge_retrieval(similarity, positives, _numbers(ks, int), _said("rows"))
     both = any(r.metric.startswith("column→row") for r in results)
@@ -178,8 +178,8 @@ def zeroshot(
 
     `diptych metrics zeroshot --scores S.npy --labels L.json --classes C.json`
     """
+    from diptych.benchmarks.predictions.scores import judge_zeroshot
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.scores import judge_zeroshot
 
     show_results(judge_zeroshot(scores, labels, classes, images), json_=json_)
 
@@ -203,8 +203,8 @@ def multiple_choice(
 
     `diptych metrics multiple-choice --questions mmbench_dev.tsv --answers A.jsonl --mode circular`
     """
+    from diptych.benchmarks.predictions.answers import judge_choices
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.answers import judge_choices
 
     show_results(judge_choices(questions, answers, mode), json_=json_)
 
@@ -223,8 +223,8 @@ def selective(
 
     `diptych metrics selective --records R.jsonl --validation V.jsonl`
     """
+    from diptych.benchmarks.predictions.scores import judge_selective
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.scores import judge_selective
 
     show_results(judge_selective(records, validation, _numbers(risks, float), _numbers(costs, float)), json_=json_)
 
@@ -241,8 +241,8 @@ def calibration(
 
     `diptych metrics calibration --records R.jsonl`
     """
+    from diptych.benchmarks.predictions.scores import judge_calibration
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.scores import judge_calibration
 
     found, diagram = judge_calibration(records, bins)
     show_results(found, json_=json_, bins=[b for b in diagram if b.n])
@@ -263,8 +263,8 @@ def memorization(
 
     `diptych metrics memorization --target T.npz --reference R.npz --objects O.json`
     """
+    from diptych.benchmarks.predictions.probes import judge_memorization
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.probes import judge_memorization
 
     show_results(judge_memorization(target, reference, objects, k), json_=json_)
 
@@ -282,8 +282,8 @@ def frequency(
 
     `diptych metrics frequency --counts C.json --results R.jsonl`
     """
+    from diptych.benchmarks.predictions.probes import judge_frequency
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.probes import judge_frequency
 
     found, bins = judge_frequency(counts, results, per_decade)
     show_results(found, json_=json_, bins=bins)
@@ -305,8 +305,8 @@ def bias(
 
     `diptych metrics bias --scores S.jsonl -k 100`
     """
+    from diptych.benchmarks.predictions.probes import judge_bias
     from diptych.cli.results import show_results
-    from diptych.evaluation.predictions.probes import judge_bias
 
     show_results(judge_bias(scores, k), json_=json_)
 
@@ -324,8 +324,8 @@ def compare(
 
     `diptych metrics compare runs/clip/evaluation/records/retrieval.jsonl runs/siglip/evaluation/records/retrieval.jsonl`
     """
+    from diptych.benchmarks.predictions.compare import compare_records
     from diptych.cli.results import show_rows
-    from diptych.evaluation.predictions.compare import compare_records
 
     show_rows("tests", compare_records(first, second, metric), json_)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 
 def report(
@@ -38,7 +38,7 @@ def report(
         raise DiptychError(f"no such directory: {images}")
     page = build_report(directory, images, probe_texts)
     if markdown is not None:
-        from diptych.report.markdown import write_markdown
+        from diptych.report.pages.markdown import write_markdown
 
         typer.echo(f"written: {write_markdown(directory, markdown, tests)}")
     if json_:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diptych.evaluation.records import Result
+    from diptych.benchmarks.records import Result
 
 
 FEW_CLUSTERS = 10  # from here on intervals hold what they promise (docs/metrics.md)
@@ -100,6 +100,6 @@ def show_rows(title: str, rows: Sequence[Any], json_: bool) -> None:
 def print_json(value: Any) -> None:
     import json
 
-    from diptych.evaluation.records import plain
+    from diptych.benchmarks.records import plain
 
     print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from diptych.cli.options import BudgetOption, DataOption
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 
 def study(

@@ -38,7 +38,7 @@ def train(
     if processes > 1:
         _in_processes(processes)
     from diptych.api import recipe_of, with_common
-    from diptych.progress import TrainingDisplay
+    from diptych.core.progress import TrainingDisplay
     from diptych.training.loop import train as run_training
 
     short = [f"{k}={v}" for k, v in (("size", size), ("seed", seed)) if v is not None]

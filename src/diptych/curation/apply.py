@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from diptych.core.errors import DiptychError
 from diptych.curation.operators.base import Columns, Operator, Reduce
 from diptych.data.source import BrokenItem
-from diptych.errors import DiptychError
 
 
 def apply(operator: Operator, batch: pa.RecordBatch, state: pa.Table | None = None) -> pa.RecordBatch:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from diptych.core.errors import DiptychError, nearest
+from diptych.core.files import read_json
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
-from diptych.errors import DiptychError, nearest
-from diptych.files import read_json
 
 TWINS = 20  # of a group: more are counted, not listed
 

@@ -16,15 +16,16 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, write_json
 from diptych.curation.operators.base import sample_hash
 from diptych.curation.plan import Pool
 from diptych.curation.store import Store, address
 from diptych.data.order import ENDLESS
 from diptych.data.source import BrokenItem, Problem, Source
-from diptych.data.sources import files, open_source
+from diptych.data.sources import open_source
 from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, clean, column, texts
-from diptych.errors import DiptychError
-from diptych.files import read_json, write_json
+from diptych.data.storage import files
 
 VERSION = 1  # of the shards' layout
 INLINE_ABOVE = 256_000_000  # bytes of a Parquet row group's images: larger ones are copied, since each is read whole

@@ -13,11 +13,11 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diptych.core.errors import DiptychError, nearest
+from diptych.core.registry import check_options, resolve
 from diptych.curation.keep import Keep
 from diptych.curation.operators import OPERATORS
 from diptych.curation.operators.base import HEAVY, PIXELS, Operator, Reduce
-from diptych.errors import DiptychError, nearest
-from diptych.registry import check_options, resolve
 
 PLANS = Path(__file__).parent / "plans"
 BASE: dict[str, pa.DataType] = {

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_atomically, write_json
 from diptych.curation import faults
 from diptych.data.scenes import language
 from diptych.data.scenes.controlled import single_object
@@ -24,8 +26,6 @@ from diptych.data.scenes.graph import Graph, draw, mix
 from diptych.data.scenes.layout import picture
 from diptych.data.scenes.sprites import sprite
 from diptych.data.scenes.world import World, parse
-from diptych.errors import DiptychError
-from diptych.files import write_atomically, write_json
 
 FORMAT = 1  # counts up when the same call gives other rows
 SIZE = 256  # pixels of a row without fault

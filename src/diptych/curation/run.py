@@ -17,6 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_text
+from diptych.core.signals import terminated_like_interrupted
 from diptych.curation.addresses import addresses
 from diptych.curation.intake import ShardInfo, Unit, known, read_unit, units
 from diptych.curation.output import SUFFIX
@@ -27,9 +30,6 @@ from diptych.curation.scoring import Outcome
 from diptych.curation.shards import Keys
 from diptych.curation.store import Store, address
 from diptych.curation.work import Task
-from diptych.errors import DiptychError, Interrupted
-from diptych.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_text
-from diptych.signals import terminated_like_interrupted
 
 SHARED = (
     "reading the source",

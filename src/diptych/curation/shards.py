@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diptych.core.errors import DiptychError
 from diptych.curation.operators.base import PIXELS, pixels_of
 from diptych.curation.plan import Plan, Step
 from diptych.curation.store import Store
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
-from diptych.data.sources import files
-from diptych.errors import DiptychError
+from diptych.data.storage import files
 
 IMAGE_ROWS, IMAGE_BYTES = 64, 128_000_000  # of a batch with images: at most so many rows, about so many decoded bytes
 LIGHT = ("id", "item", "hash", "text", "captions", "extra", "error")

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diptych.files import write_atomically
+from diptych.core.files import write_atomically
 
 
 def address(*parts: Any) -> str:

@@ -16,10 +16,10 @@ import numpy as np
 
 from diptych.data.negatives import FUNCTION_WORDS
 from diptych.data.source import BrokenItem, Problem, Source
-from diptych.data.sources.digests import digest
+from diptych.data.storage.digests import digest
 
 if TYPE_CHECKING:
-    from diptych.batch import Sample
+    from diptych.core.batch import Sample
 
 QUANTILES = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
 SHOWN = 16  # samples on the contact sheet

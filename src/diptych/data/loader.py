@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from diptych.batch import Batch, Sample, floats
+from diptych.core.batch import Batch, Sample, floats
+from diptych.core.errors import DiptychError
 from diptych.data import stream
 from diptych.data.negatives import swap_words
 from diptych.data.order import ENDLESS, Epochs, Mixed, Order, mixed
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer, normalise
-from diptych.errors import DiptychError
 
 CACHE_BYTES = 2**30  # of decoded images kept, resized, of sources that are read again and again
 

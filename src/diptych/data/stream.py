@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
-    from diptych.batch import Batch
+    from diptych.core.batch import Batch
     from diptych.data.loader import Loader
 
 Rows = tuple[int, int, int]  # step, start, stop: what ``Loader.rows`` takes

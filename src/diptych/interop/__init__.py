@@ -9,14 +9,14 @@ import shlex
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from diptych.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, nearest
 from diptych.interop.base import Family, Misfit
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from diptych.config.recipe import Recipe
     from diptych.models.vlm import VLM
-    from diptych.recipe import Recipe
 
 FAMILIES = {"transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2", "chameleon"), "open_clip": ("open_clip", "coca")}
 

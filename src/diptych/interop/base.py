@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diptych.errors import DiptychError
-from diptych.files import read_json, write_json
-from diptych.models.attention import QuickGELU, Transformer
-from diptych.models.text import TextTransformer
-from diptych.models.vision import ViT
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, write_json
+from diptych.models.layers.attention import QuickGELU, Transformer
+from diptych.models.text.towers import TextTransformer
+from diptych.models.vision.towers import ViT
 
 if TYPE_CHECKING:
+    from diptych.config.recipe import Recipe
     from diptych.interop.tokenizer import Vocabulary
     from diptych.models.vlm import VLM
-    from diptych.recipe import Recipe
 
 State = dict[str, Tensor]
 

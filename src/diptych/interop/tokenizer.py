@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.core.errors import DiptychError
 from diptych.data.text import BOS, EOS, PAD, SPECIALS, Tokenizer
-from diptych.errors import DiptychError
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token")  # what transformers calls SPECIALS
 SPACE = "Ġ"  # how byte-level vocabularies write a space

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.batch import Batch, Tokens, floats
-from diptych.errors import DiptychError
-from diptych.models.drawn import random_crops
+from diptych.core.batch import Batch, Tokens, floats
+from diptych.core.errors import DiptychError
+from diptych.models.vision.drawn import random_crops
 
 if TYPE_CHECKING:
-    from diptych.models.interleaved import Read
-    from diptych.models.lm import Remembered
-    from diptych.models.qformer import Looked
+    from diptych.models.decoders.interleaved import Read
+    from diptych.models.fusion.qformer import Looked
+    from diptych.models.language.lm import Remembered
     from diptych.models.vlm import VLM
 
 
@@ -292,7 +292,7 @@ class Pass:
     def similarity(self) -> Tensor:
         """[B, B] of images (rows) and texts: the cosine, or that of whichever query of the image is nearest."""
         if self.model.asks:
-            from diptych.models.qformer import best_query
+            from diptych.models.fusion.qformer import best_query
 
             return best_query(self.images.query_embedding, self.text_embedding)
         return self.image_embedding @ self.text_embedding.T

@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.batch import Batch
-from diptych.errors import DiptychError
-from diptych.models.attention import Transformer
+from diptych.config.recipe import PARTS, Part, Recipe
+from diptych.core.batch import Batch
+from diptych.core.errors import DiptychError
+from diptych.core.registry import check_options, resolve
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
-from diptych.models.decoder import DECODER
-from diptych.models.drawn import random_keep
-from diptych.models.features import Features, fits
-from diptych.models.fusion import FUSION
-from diptych.models.lm import ADAPTER, LM
+from diptych.models.decoders.multimodal import DECODER
+from diptych.models.fusion.cross import FUSION
+from diptych.models.language.lm import ADAPTER, LM
+from diptych.models.layers.attention import Transformer
+from diptych.models.layers.rotary import RotaryTransformer
 from diptych.models.passes import Pass
-from diptych.models.quantizer import QUANTIZER
-from diptych.models.rotary import RotaryTransformer
-from diptych.models.text import TEXT
-from diptych.models.vision import VISION
-from diptych.recipe import PARTS, Part, Recipe
-from diptych.registry import check_options, resolve
+from diptych.models.text.towers import TEXT
+from diptych.models.vision.drawn import random_keep
+from diptych.models.vision.features import Features, fits
+from diptych.models.vision.quantizer import QUANTIZER
+from diptych.models.vision.towers import VISION
 
 KINDS: dict[str, dict[str, Any]] = {
     "vision": VISION,

@@ -6,25 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from diptych.errors import DiptychError
-from diptych.objectives.answers import Answers
+from diptych.core.errors import DiptychError
+from diptych.core.registry import check_options, resolve
 from diptych.objectives.base import Objective
-from diptych.objectives.codes import MaskedBoth, MaskedCodes, MaskedText
-from diptych.objectives.contextual import Contextual
+from diptych.objectives.chameleon import Interleaved
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
+from diptych.objectives.filip import LateInteraction, QueryContrast
+from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.generative import NextToken, PriorNextToken
-from diptych.objectives.grouped import GroupedTokens
-from diptych.objectives.interleaved import Interleaved
-from diptych.objectives.late import LateInteraction, QueryContrast
-from diptych.objectives.masked import MaskedPatches, MaskedWords
+from diptych.objectives.instruction import Answers
+from diptych.objectives.llip import Contextual
+from diptych.objectives.maskvlm import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
-from diptych.objectives.quantizing import Reconstruction
-from diptych.objectives.sketched import TextPrediction
-from diptych.registry import check_options, resolve
+from diptych.objectives.nova import TextPrediction
+from diptych.objectives.sparc import GroupedTokens
+from diptych.objectives.vqvae import Reconstruction
 
 if TYPE_CHECKING:
+    from diptych.config.recipe import Recipe
     from diptych.models.vlm import VLM
-    from diptych.recipe import Recipe
 
 OBJECTIVES: dict[str, Any] = {
     "answers": Answers,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 from diptych.objectives.base import Objective
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 

@@ -1,6 +1,6 @@
 """The report: one self-contained page, a table in text, the numbers as data."""
 
-from diptych.report.page import build_report, print_table
-from diptych.report.terminal import print_summary
+from diptych.report.pages.page import build_report, print_table
+from diptych.report.pages.terminal import print_summary
 
 __all__ = ["build_report", "print_summary", "print_table"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diptych.report.marks import escape
+from diptych.report.drawing.marks import escape
 
 GLOSSARY = {
     "R@1": "The share of queries whose right answer comes first among all candidates.",

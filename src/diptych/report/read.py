@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from diptych.budget import Budget
-from diptych.errors import DiptychError
+from diptych.config.budget import Budget
+from diptych.core.errors import DiptychError
 from diptych.report.records import finite, record_files, results_of
 
 Key = tuple[str, str]  # task, metric

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 Record = dict[str, Any]
 Credits = dict[str, float]  # of items
@@ -29,7 +29,7 @@ def finite(value: Any) -> float | None:
 
 def read_records(path: Path) -> list[Record]:
     """Every record of a file. Raises DiptychError, naming the line, for one that is broken, nameless or there twice."""
-    from diptych.evaluation.records import read_jsonl
+    from diptych.benchmarks.records import read_jsonl
 
     records = read_jsonl(path)
     seen: set[str] = set()
@@ -45,9 +45,9 @@ def read_records(path: Path) -> list[Record]:
 
 def results_of(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Results of records that came without a summary: by the task of that name, else as means of credits."""
-    from diptych.evaluation.records import plain
-    from diptych.evaluation.tasks import TASKS
-    from diptych.evaluation.tasks.base import shares
+    from diptych.benchmarks.records import plain
+    from diptych.benchmarks.tasks import TASKS
+    from diptych.benchmarks.tasks.base import shares
 
     results = []
     for path in record_files(folder):
@@ -75,7 +75,7 @@ def credits_of(task: str, records: Sequence[Record]) -> dict[str, Credits]:
                 found.setdefault(metric, {})[str(record["item"])] = v
     if found:
         return found
-    from diptych.evaluation.tasks import TASKS
+    from diptych.benchmarks.tasks import TASKS
 
     own = getattr(TASKS.get(task.partition("?")[0]), "credits", None)
     if own is None:

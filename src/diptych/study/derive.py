@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from diptych.files import read_json, write_json
-from diptych.registry import check_options, resolve
+from diptych.core.files import read_json, write_json
+from diptych.core.registry import check_options, resolve
 
 
 def repeat(address: str, folder: Path, *, items: int = 100, share: float = 0.5, part: Literal["a", "b"] = "a") -> str:

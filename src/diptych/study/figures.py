@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from diptych.errors import DiptychError
-from diptych.report.charts import Series, chart
-from diptych.report.marks import dot, escape, figure, line
-from diptych.report.plots import legend
+from diptych.core.errors import DiptychError
+from diptych.report.drawing.charts import Series, chart
+from diptych.report.drawing.marks import dot, escape, figure, line
+from diptych.report.drawing.plots import legend
 from diptych.study.runs import Runs
 
 SHOWN = 250  # pairs of a map: more hide each other, and t-SNE takes longer
@@ -15,7 +15,7 @@ SHOWN = 250  # pairs of a map: more hide each other, and t-SNE takes longer
 
 def recall_curves(runs: Runs, *, measure: str) -> str:
     """For each arm of a déjà vu measure of recall: the share of members of which at least so much is recalled."""
-    from diptych.evaluation.metrics.memorization import recall_curve
+    from diptych.benchmarks.metrics.memorization import recall_curve
 
     x = np.linspace(0, 1, 101)
     panels = []
@@ -56,7 +56,7 @@ def maps(runs: Runs, *, arms: list[str] | None = None, seed: int = 0) -> str:
     """t-SNE of the image and text embeddings of each arm (needs the task ``embedding``), and the distance of their centres."""
     from sklearn.manifold import TSNE
 
-    from diptych.evaluation.metrics.gap import modality_gap
+    from diptych.benchmarks.metrics.gap import modality_gap
 
     panels = []
     for arm in arms or runs.study.arms:

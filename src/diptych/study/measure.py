@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.jobs import Job, tell
+from diptych.comparison.jobs import Job, tell
 
 
 def functions_of(study: Any, arm: str) -> list[str]:
@@ -32,8 +32,8 @@ class MeasureJob(Job):
 def measure(given: dict[str, Any]) -> None:
     import torch
 
-    from diptych.errors import DiptychError
-    from diptych.registry import resolve
+    from diptych.core.errors import DiptychError
+    from diptych.core.registry import resolve
     from diptych.study.runs import Runs
     from diptych.study.schema import load_study
 

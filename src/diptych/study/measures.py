@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 from diptych.study.runs import ArmName, Runs
 from diptych.study.verdict import Measured
 
 if TYPE_CHECKING:
-    from diptych.batch import Sample
+    from diptych.core.batch import Sample
     from diptych.data.source import Source
-    from diptych.trained import TrainedModel
+    from diptych.inference.run import TrainedModel
 
 
 # --- memorisation ---
@@ -48,7 +48,7 @@ def deja_vu(
     members: ``own``, the repeated ones; ``ordinary``, as many others that neither repeats. Labels that the caption names do not count.
     shown: ``colours`` takes the colours of the things for their labels (scenes only): small models see them long before shapes.
     """
-    from diptych.evaluation.metrics.memorization import population_gap
+    from diptych.benchmarks.metrics.memorization import population_gap
 
     ours = _deja_vu(runs.path(arm, seed), runs.path(arm, seed), members, public, neighbours, shown)
     theirs = _deja_vu(runs.path(reference, seed), runs.path(arm, seed), members, public, neighbours, shown)
@@ -60,10 +60,10 @@ def deja_vu(
 @lru_cache(maxsize=64)
 def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
     """Items, recall [N] and precision [N] of the model in ``judged`` for what the run in ``own`` repeated."""
+    from diptych.benchmarks.metrics.memorization import nearest, precision_recall, predicted_objects
+    from diptych.config.recipe import load_recipe
     from diptych.data.sources import open_source
     from diptych.data.sources.repeated import Repeated
-    from diptych.evaluation.metrics.memorization import nearest, precision_recall, predicted_objects
-    from diptych.recipe import load_recipe
 
     source = open_source(load_recipe(str(own / "job.yaml")).data.train)
     if not isinstance(source, Repeated):
@@ -118,14 +118,14 @@ def _shown(sample: Sample, shown: str = "labels") -> set[str]:
 
 def _told(sample: Sample, shows: set[str]) -> set[str]:
     """Those that the first caption names, in singular or plural."""
-    from diptych.evaluation.metrics.chair import objects_in, vocabulary
+    from diptych.benchmarks.metrics.chair import objects_in, vocabulary
 
     return set(objects_in(sample.captions[0], vocabulary(sorted(shows))))
 
 
 @lru_cache(maxsize=2)
 def _loaded(path: Path) -> TrainedModel:
-    from diptych.trained import TrainedModel
+    from diptych.inference.run import TrainedModel
 
     return TrainedModel.load(path)
 
@@ -152,7 +152,7 @@ def frequency(
     log10(count), its linear correlation r, or r_binned over bins of half a decade. The items of the slope are
     concepts, each with what it adds to the estimate (its influence), so that their spread is the slope's own.
     """
-    from diptych.evaluation.metrics.frequency import binned_correlation, correlation, log_bins
+    from diptych.benchmarks.metrics.frequency import binned_correlation, correlation, log_bins
 
     known = _accuracy(runs.path(arm, seed), data, images, metric)
     by_name = _counts(runs, counted or arm, seed, tuple(known))
@@ -178,8 +178,8 @@ _LOOKED_AT = 5000
 
 def _counts(runs: Runs, arm: str, seed: int, names: tuple[str, ...]) -> dict[str, float]:
     """How many pictures of each concept the arm was shown: counted on the first 5,000, scaled to all that it drew."""
+    from diptych.benchmarks.metrics.chair import objects_in, vocabulary
     from diptych.data.source import usable_samples
-    from diptych.evaluation.metrics.chair import objects_in, vocabulary
 
     source = runs.source(arm, seed).split("train")
     words = vocabulary(names)
@@ -195,10 +195,10 @@ def _counts(runs: Runs, arm: str, seed: int, names: tuple[str, ...]) -> dict[str
 
 @lru_cache(maxsize=8)
 def _accuracy(path: Path, data: str, images: int, metric: str) -> dict[str, float]:
+    from diptych.benchmarks.records import Records
+    from diptych.benchmarks.tasks.zeroshot import ZeroShot
     from diptych.data.source import Controlled
     from diptych.data.sources import open_source
-    from diptych.evaluation.records import Records
-    from diptych.evaluation.tasks.zeroshot import ZeroShot
 
     source = open_source(data).split("test")
     if not isinstance(source, Controlled):
@@ -257,7 +257,7 @@ def _habits(data: str, n: int) -> dict[str, tuple[list[np.ndarray], list[str]]]:
 
 @lru_cache(maxsize=8)
 def _habit_scores(path: Path, data: str, n: int) -> dict[str, Any]:
-    from diptych.evaluation.controls import blank
+    from diptych.benchmarks.controls import blank
 
     model, items = _loaded(path), list(_habits(data, n).values())
     images = [image for pictures, _ in items for image in pictures]

@@ -17,14 +17,14 @@ from typing import Any
 
 import yaml
 
-from diptych.comparison import Judgement, RecipeJob
-from diptych.errors import DiptychError, nearest
-from diptych.evaluation.records import write_json
-from diptych.evaluation.statistics import holm
-from diptych.files import read_json, write_text
-from diptych.jobs import Job, budget_each, run_jobs, share_out, why_failed
-from diptych.recipe import Recipe, load_recipe
-from diptych.registry import check_options, option_names, resolve
+from diptych.benchmarks.records import write_json
+from diptych.benchmarks.statistics import holm
+from diptych.comparison.jobs import Job, budget_each, run_jobs, share_out, why_failed
+from diptych.comparison.run import Judgement, RecipeJob
+from diptych.config.recipe import Recipe, load_recipe
+from diptych.core.errors import DiptychError, nearest
+from diptych.core.files import read_json, write_text
+from diptych.core.registry import check_options, option_names, resolve
 from diptych.study.derive import check_steps, derive
 from diptych.study.measure import MeasureJob, functions_of
 from diptych.study.runs import Runs
@@ -34,7 +34,7 @@ from diptych.study.verdict import OPEN, Verdict, estimate, judge
 
 def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
     """Do what is not done yet; returns the report. DiptychError if some runs failed, after the report on the others."""
-    from diptych.report.study import build_study_report
+    from diptych.report.pages.study import build_study_report
 
     check_study(study)
     runs = Runs(study, out)
@@ -68,7 +68,7 @@ class ArmJob(RecipeJob):
 
 def check_study(study: Study) -> None:
     """What the schema cannot know: whether recipes, tasks, functions and steps are there and take these options."""
-    from diptych.evaluation.tasks import task
+    from diptych.benchmarks.tasks import task
 
     for name, arm in study.arms.items():
         check_steps(arm.derive, f"arms.{name}.derive")

@@ -13,15 +13,15 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.errors import DiptychError
-from diptych.files import read_json, write_json
-from diptych.recipe import Recipe, load_recipe
+from diptych.config.recipe import Recipe, load_recipe
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, write_json
 from diptych.study.schema import Measure, Study
 from diptych.study.verdict import Measured
 
 if TYPE_CHECKING:
     from diptych.data.source import Source
-    from diptych.trained import TrainedModel
+    from diptych.inference.run import TrainedModel
 
 ArmName = str  # the type of a measure's option that names another arm: checked before anything is trained
 
@@ -117,21 +117,21 @@ class Runs:
 
 @lru_cache(maxsize=4)
 def _model(path: Path) -> TrainedModel:
-    from diptych.trained import TrainedModel
+    from diptych.inference.run import TrainedModel
 
     return TrainedModel.load(path)
 
 
 def _task_name(address: str) -> str:
-    from diptych.evaluation.tasks import task
+    from diptych.benchmarks.tasks import task
 
     return task(address).name
 
 
 def _of_records(folder: Path, measure: Measure) -> Measured:
-    from diptych.evaluation.records import read_jsonl
-    from diptych.evaluation.tasks import task
-    from diptych.evaluation.tasks.base import credits
+    from diptych.benchmarks.records import read_jsonl
+    from diptych.benchmarks.tasks import task
+    from diptych.benchmarks.tasks.base import credits
 
     assert measure.task and measure.metric
     summary = folder / "summary.json"

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from diptych.budget import Budget
-from diptych.errors import DiptychError, nearest
-from diptych.recipe import parse_override, set_dotted
-from diptych.typed import Strict, check, read_yaml
+from diptych.config.budget import Budget
+from diptych.config.recipe import parse_override, set_dotted
+from diptych.config.typed import Strict, check, read_yaml
+from diptych.core.errors import DiptychError, nearest
 
 Options = Annotated[dict[str, Any], Field(default_factory=dict)]
 STUDIES = Path(__file__).parent.parent / "studies"

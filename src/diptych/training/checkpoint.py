@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diptych.errors import DiptychError, nearest
-from diptych.files import read_json, write_atomically, write_json
+from diptych.core.errors import DiptychError, nearest
+from diptych.core.files import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from diptych.models.vlm import VLM

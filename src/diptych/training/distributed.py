@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 BUCKET = 32 * 2**20  # bytes of gradients averaged in one exchange
 PATIENCE = timedelta(minutes=10)  # after which a process that waits for a dead one gives up
@@ -201,7 +201,7 @@ def shard(module: nn.Module, cluster: Cluster) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    from diptych.models.attention import Block
+    from diptych.models.layers.attention import Block
 
     if getattr(module, "borrows", False):
         raise DiptychError(

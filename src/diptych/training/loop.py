@@ -17,21 +17,21 @@ from typing import Any
 
 import torch
 
-from diptych.budget import Spent
+from diptych.config.budget import Spent
+from diptych.config.recipe import Recipe, Stage
+from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.signals import handled
 from diptych.data.loader import Loader, mixed
 from diptych.data.source import Source
 from diptych.data.sources import open_source
-from diptych.errors import DiptychError, Interrupted
 from diptych.objectives import Objective
-from diptych.recipe import Recipe, Stage
-from diptych.signals import handled
 from diptych.training.checkpoint import Checkpoint, load_weights
 from diptych.training.distributed import Cluster, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
+from diptych.training.gradient import BatchGradient, Pieces, Share, Taken
 from diptych.training.optim import Averaged, Optimizers, build_optimizer, clip, rate_share
 from diptych.training.record import Record
 from diptych.training.setup import Setup, loader_of, pick_device, set_up, stage_source
-from diptych.training.step import BatchGradient, Pieces, Share, Taken
 from diptych.training.validation import Validator
 
 LOG_EVERY = 10  # steps, or

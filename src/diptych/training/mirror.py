@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diptych.errors import DiptychError
-from diptych.files import write_atomically
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_atomically
 
 LAST = "state.json"  # a checkpoint is whole once this file is there: stores without rename get it last
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.errors import DiptychError
-from diptych.recipe import Stage
+from diptych.config.recipe import Stage
+from diptych.core.errors import DiptychError
 from diptych.training.distributed import is_sharded, like, local, whole
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from diptych.budget import Spent
+from diptych.config.budget import Spent
+from diptych.config.recipe import Recipe, Stage
+from diptych.core.errors import DiptychError
+from diptych.core.files import append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from diptych.data.source import Problem
-from diptych.errors import DiptychError
-from diptych.files import append_jsonl, read_jsonl, write_json, write_jsonl, write_text
 from diptych.objectives import Objective
-from diptych.recipe import Recipe, Stage
 from diptych.training.checkpoint import Checkpoint, best_checkpoint, checkpoints, newest, note_best
 from diptych.training.distributed import Cluster
 from diptych.training.mirror import Mirror

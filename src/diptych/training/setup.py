@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from diptych.batch import Sample
+from diptych.config.recipe import Recipe, Stage
+from diptych.core.batch import Sample
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_json, write_text
+from diptych.core.registry import resolve
 from diptych.data.loader import Loader
 from diptych.data.source import BrokenItem, Source
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
-from diptych.errors import DiptychError
-from diptych.files import write_json, write_text
 from diptych.models.build import SIZES
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
 from diptych.objectives import build_objectives
-from diptych.recipe import Recipe, Stage
-from diptych.registry import resolve
-from diptych.training.start import Start, Started, open_start
+from diptych.training.initialize import Start, Started, open_start
 
 if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat

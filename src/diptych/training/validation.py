@@ -7,10 +7,10 @@ from contextlib import nullcontext
 
 import torch
 
+from diptych.config.recipe import Recipe, Stage
+from diptych.core.errors import DiptychError
 from diptych.data.order import mixed
-from diptych.errors import DiptychError
 from diptych.objectives import Objective
-from diptych.recipe import Recipe, Stage
 from diptych.training.distributed import Cluster
 from diptych.training.optim import Averaged
 from diptych.training.setup import Setup, loader_of

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diptych.core.errors import DiptychError
 from diptych.curation.operators.base import Columns, Operator, Reduce, sample_hash, uniform
-from diptych.errors import DiptychError
 
 _PADDED = str.maketrans({**{mark: f" {mark} " for mark in ",.;:?!`"}, **dict.fromkeys("\t\n\r", " ")})
 

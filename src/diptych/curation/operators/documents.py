@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from diptych.core.registry import resolve
 from diptych.curation.operators.base import Columns, Operator
 from diptych.curation.operators.languages import IDENTIFIERS
 from diptych.curation.operators.words import character_repetition, word_repetition
 from diptych.data.negatives import FUNCTION_WORDS
-from diptych.registry import resolve
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _SPECIAL = frozenset(string.punctuation + string.digits)

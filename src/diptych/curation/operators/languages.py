@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from diptych.core.errors import DiptychError
+from diptych.core.registry import resolve
 from diptych.curation.operators.base import Columns, Operator
-from diptych.errors import DiptychError
-from diptych.registry import resolve
 
 Identify = Callable[[Sequence[str]], list[tuple[str, float]]]  # texts → (ISO 639-1 code or "und", probability) each
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from diptych.core.errors import DiptychError
 from diptych.curation.operators.base import Columns, Operator
 from diptych.curation.operators.models import stamp
-from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM
@@ -51,7 +51,7 @@ def _language_model(name: str) -> CausalLM:
     if name == "gemma":
         return load_gemma()
     if name == "random":
-        from diptych.models.lm import COMMON
+        from diptych.models.language.lm import COMMON
 
         return CausalLM.random(texts=[COMMON] * 2)
     if not Path(name).is_dir():

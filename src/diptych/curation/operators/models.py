@@ -7,15 +7,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 
 if TYPE_CHECKING:
-    from diptych.capabilities import Model
+    from diptych.core.capabilities import Model
 
 
 @lru_cache(maxsize=3)
 def load(address: str) -> Model:
-    from diptych.api import load as open_model  # the one place where curation looks up: any model that any verb takes
+    from diptych.inference.load import load as open_model
 
     return open_model(address)
 

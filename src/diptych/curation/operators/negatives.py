@@ -9,9 +9,9 @@ from typing import Literal
 
 import pyarrow as pa
 
+from diptych.core.errors import DiptychError, nearest
 from diptych.curation.operators.base import Columns, Operator
 from diptych.data.negatives import meaning, swap_words
-from diptych.errors import DiptychError, nearest
 
 Kind = Literal["nouns", "attributes", "relation"]
 KINDS: tuple[Kind, ...] = ("nouns", "attributes", "relation")

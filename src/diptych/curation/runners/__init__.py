@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from diptych.core.errors import DiptychError, nearest
 from diptych.curation.scoring import Outcome
 from diptych.curation.work import Task
-from diptych.errors import DiptychError, nearest
 
 RUNNERS = ("local", "inline", "ray")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from diptych.core.errors import DiptychError
 from diptych.curation.store import Store
 from diptych.curation.work import Task, crumb
-from diptych.errors import DiptychError
 
 TRIES = 3  # deaths that no row explains
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from diptych.core.errors import DiptychError
 from diptych.curation.runners.deaths import Deaths
 from diptych.curation.scoring import Outcome
 from diptych.curation.work import Task, Worker
-from diptych.errors import DiptychError
 
 
 class Ray:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from diptych.batch import Batch, Sample
+from diptych.core.batch import Batch, Sample
+from diptych.core.errors import DiptychError
 from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Chat, Document
 from diptych.data.conversations.turns import Mistake, captioned, check_images
 from diptych.data.loader import Loader, stacked
 from diptych.data.order import mixed
 from diptych.data.source import BrokenItem, Problem, Source
-from diptych.errors import DiptychError
 
 FIRST = 256  # samples looked at where looking at all would mean drawing them
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from diptych.batch import IMAGE, Turn
+from diptych.core.batch import IMAGE, Turn
+from diptych.core.errors import DiptychError
 from diptych.data.conversations.turns import Mistake
-from diptych.errors import DiptychError
 
 IMAGE_ID = -1  # in place of a token id: an image token goes here
 PLAIN = (  # for a language model without a template of its own

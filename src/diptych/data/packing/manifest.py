@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, read_jsonl, write_json, write_jsonl
 from diptych.data.packing.shard import Parameters, Written
 from diptych.data.source import Problem
-from diptych.errors import DiptychError
-from diptych.files import read_json, read_jsonl, write_json, write_jsonl
 
 NAME, PROBLEMS = "manifest.json", "problems.jsonl"
 PACKAGES = ("diptych", "pyarrow", "pillow", "simplejpeg", "numpy")

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from diptych.core.errors import DiptychError, Interrupted, nearest
+from diptych.core.progress import CountDisplay
 from diptych.data.order import ENDLESS
 from diptych.data.packing.manifest import Manifest
 from diptych.data.packing.shard import SHARD_ITEMS, Parameters, shard_name
 from diptych.data.packing.workers import write_shards
 from diptych.data.source import Source
-from diptych.errors import DiptychError, Interrupted, nearest
-from diptych.progress import CountDisplay
 
 
 def pack(

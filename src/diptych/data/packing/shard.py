@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from diptych.batch import Sample
+from diptych.core.batch import Sample
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_atomically
 from diptych.data.image import decode, shrink
 from diptych.data.source import BrokenItem, Problem
-from diptych.errors import DiptychError
-from diptych.files import write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

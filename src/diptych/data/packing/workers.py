@@ -10,9 +10,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from diptych.core.errors import DiptychError
 from diptych.data.packing.shard import Parameters, Written, write_shard
 from diptych.data.source import Source
-from diptych.errors import DiptychError
 
 
 class Stopped(Exception):  # noqa: N818 - an outcome

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from diptych.core.errors import DiptychError, nearest
 from diptych.data.scenes.backgrounds import KINDS
 from diptych.data.scenes.graph import POSITIONS, Graph, mix
 from diptych.data.scenes.layout import picture
 from diptych.data.scenes.world import SPLITS, World
-from diptych.errors import DiptychError, nearest
 
 ATTRIBUTES = ("colour", "size", "position", "background")
 _CONTRASTS = 7  # a stream of seeds of its own

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from diptych.batch import Sample
+from diptych.core.batch import Sample
+from diptych.core.errors import DiptychError, nearest
 from diptych.data.scenes import language
 from diptych.data.scenes.controlled import SETS, SKILLS, attribute_set, group, habit_pair, single_object
 from diptych.data.scenes.graph import SWAPS, Graph, draw, edit, mix
 from diptych.data.scenes.layout import picture
 from diptych.data.scenes.world import SPLITS, World, parse
 from diptych.data.source import Group, Problem
-from diptych.errors import DiptychError, nearest
 
 _SCENES, _SINGLES, _GROUPS, _SETS, _HABITS = 0, 1, 2, 3, 4  # streams of seeds that never meet
 

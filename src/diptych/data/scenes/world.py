@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
 
+from diptych.core.errors import DiptychError, nearest
 from diptych.data.scenes.concepts import all_concepts
 from diptych.data.scenes.sprites import PALETTE, versions
-from diptych.errors import DiptychError, nearest
 
 FORMAT = 2  # counts up when the same address gives other scenes or captions
 SPLITS = ("train", "validation", "test", "heldout-combinations", "heldout-concepts")

@@ -27,8 +27,8 @@ import re
 from typing import Any
 from urllib.parse import parse_qsl
 
+from diptych.core.errors import DiptychError, nearest
 from diptych.data.source import Source
-from diptych.errors import DiptychError, nearest
 
 SCHEMES = {
     "folder": "diptych.data.sources.folder:Folder",
@@ -77,7 +77,7 @@ def open_source(address: str) -> Source:
 
 
 def _scheme_of_path(address: str) -> str | None:
-    from diptych.data.sources import files
+    from diptych.data.storage import files
 
     path = files.normal(address.partition("?")[0])
     ending = next((e for e in ENDINGS if path.lower().endswith(e)), None)
@@ -93,7 +93,7 @@ def _scheme_of_path(address: str) -> str | None:
 
 
 def _open(kind: str, rest: str, address: str) -> Source:
-    from diptych.registry import check_options, option_names, resolve
+    from diptych.core.registry import check_options, option_names, resolve
 
     make = resolve(kind, {}, "source")
     place, options = _options(rest, {"split", *option_names(make)})

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from diptych.batch import Sample
+from diptych.core.batch import Sample
+from diptych.core.errors import DiptychError, nearest
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
-from diptych.data.sources import digests, files
-from diptych.errors import DiptychError, nearest
+from diptych.data.storage import digests, files
 
 PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the hash's range
 IMAGE_COLUMNS = ("image", "image_path", "file", "file_name", "filename", "filepath", "path", "url", "image_name")

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources import files
 from diptych.data.sources.base import Entry, ListedSource
 from diptych.data.sources.table import json_object
-from diptych.errors import DiptychError
+from diptych.data.storage import files
 
 
 class Coco(ListedSource):

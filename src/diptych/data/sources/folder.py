@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
+from diptych.core.errors import DiptychError
 from diptych.data.image import SUFFIXES
 from diptych.data.source import Problem
-from diptych.data.sources import files
 from diptych.data.sources.base import CAPTION_COLUMNS, Entry, ListedSource, texts
 from diptych.data.sources.table import json_object, table_entries
-from diptych.errors import DiptychError
+from diptych.data.storage import files
 
 TABLES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
 

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from diptych.batch import Sample, Turn
+from diptych.core.batch import Sample, Turn
+from diptych.core.errors import DiptychError
 from diptych.data.conversations.turns import Mistake, check_images, turns_of
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
-from diptych.data.sources import files
 from diptych.data.sources.base import Entry, ListedSource
 from diptych.data.sources.table import read_jsonl
-from diptych.errors import DiptychError
+from diptych.data.storage import files
 
 COLUMNS = ("messages", "conversations")
 IMAGES = ("images", "image")

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from diptych.batch import Sample
+from diptych.core.batch import Sample
+from diptych.core.errors import DiptychError
 from diptych.data.order import BLOCK, Mixed
 from diptych.data.source import BrokenItem, Problem, Source
-from diptych.errors import DiptychError
 
 EXPECTED = "expected mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, such as mix:0.7*coco:a.json+0.3*packed:b (in quotes on a command line)"
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from diptych.core.errors import DiptychError
 from diptych.data.sources.base import Entry, ListedSource
-from diptych.errors import DiptychError
 
 FLAGS, TONES = range(0x1F1E6, 0x1F200), range(0x1F3FB, 0x1F400)
 WHOLE = 2  # the status of an emoji as it should be written, in the emoji package

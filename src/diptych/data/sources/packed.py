@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from diptych.batch import Sample
+from diptych.core.batch import Sample
+from diptych.core.errors import DiptychError
 from diptych.data.packing.manifest import NAME, PROBLEMS
 from diptych.data.packing.shard import VERSION, Shard, file_hash, sample_of
 from diptych.data.source import Problem
-from diptych.data.sources import cache, files
 from diptych.data.sources.base import split_rows
-from diptych.errors import DiptychError
+from diptych.data.storage import cache, files
 
 
 class Packed:

@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources import files
 from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
-from diptych.errors import DiptychError
+from diptych.data.storage import files
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,11 +12,11 @@ import hashlib
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
+from diptych.core.errors import DiptychError
 from diptych.data.source import Problem, Source
-from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
-    from diptych.batch import Sample
+    from diptych.core.batch import Sample
 
 _MILLION = 1_000_000
 

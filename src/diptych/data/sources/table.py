@@ -9,10 +9,10 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources import files
 from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
-from diptych.errors import DiptychError
+from diptych.data.storage import files
 
 Row = tuple[int, dict[str, Any]]  # line number in the file, fields
 

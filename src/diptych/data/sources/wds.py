@@ -7,12 +7,12 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
+from diptych.core.errors import DiptychError
 from diptych.data.image import SUFFIXES
 from diptych.data.source import Problem
-from diptych.data.sources import files
 from diptych.data.sources.base import Entry, ListedSource
 from diptych.data.sources.folder import captions_of
-from diptych.errors import DiptychError
+from diptych.data.storage import files
 
 TEXTS = ("txt", "json", "cls")
 

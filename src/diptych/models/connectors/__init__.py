@@ -14,5 +14,5 @@ CONNECTOR = {
     "c_abstractor": CAbstractor,
     "q_former": QFormer,
     "resampler": Resampler,
-    "queries": "diptych.models.qformer:Queries",  # of a text part of kind q_former, which has looked at the tower's tokens
+    "queries": "diptych.models.fusion.qformer:Queries",  # of a text part of kind q_former, which has looked at the tower's tokens
 }

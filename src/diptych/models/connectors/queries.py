@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.models.attention import Attention, Transformer
 from diptych.models.build import Build
 from diptych.models.connectors.base import Connector, perceptron
+from diptych.models.layers.attention import Attention, Transformer
 
 
 class QFormer(Connector):

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
+from diptych.models.language.seen import Seen
 from diptych.models.pretrained.hub import fetch, from_gguf, place
 from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer, kept_ids, tiny_tokenizer
-from diptych.models.seen import Seen
 
 
 @dataclass

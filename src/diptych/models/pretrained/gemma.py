@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from diptych.files import write_atomically
+from diptych.core.files import write_atomically
 from diptych.models.pretrained.causal_lm import CausalLM, load_causal_lm
 from diptych.models.pretrained.packages import quiet, require
 

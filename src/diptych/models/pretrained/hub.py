@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from diptych.errors import DiptychError
-from diptych.files import write_atomically
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_atomically
 from diptych.models.pretrained.packages import quiet
 
 

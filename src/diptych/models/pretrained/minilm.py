@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.batch import Tokens
+from diptych.core.batch import Tokens
 from diptych.models.pretrained.packages import quiet, require
 
 WIDTH = 384

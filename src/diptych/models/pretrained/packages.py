@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
-from diptych.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, nearest
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.files import read_json, write_json
+from diptych.core.files import read_json, write_json
 
 SPACE = "▁"  # how SentencePiece vocabularies write a space
 LATIN = 0x250  # code points below it stay single-character pieces; they include the alphabet of byte-level vocabularies

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.errors import DiptychError
+from diptych.core.errors import DiptychError
 from diptych.models.pretrained.hub import fetch, place, statistics_of
 
 

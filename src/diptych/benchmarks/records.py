@@ -1,0 +1,117 @@
+"""What an evaluation leaves on disk (docs/runs.md): one JSON line an item, and results computed from these alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_text
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One metric of one task with what must stand beside it. None: does not apply or cannot be known."""
+
+    task: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+    chance: float | None = None
+    higher_is_better: bool = True
+    controls: Mapping[str, float | None] = field(default_factory=dict)
+    ties: int = 0
+    nans: int = 0
+    seconds: float = 0.0
+    by: str = ""  # where a task can be done in several ways: generate, likelihood or score
+    unparsed: int = 0  # answers that could not be parsed; they count as wrong
+    band: tuple[float, float] | None = None  # the value if all of these were wrong, and if all were right
+    slices: list[dict[str, Any]] = field(default_factory=list)  # {"slice": "type=count", "value", "low", "high", "n", "clusters"}
+
+
+def plain(value: Any) -> Any:
+    """``value`` as strict JSON: numpy becomes lists and numbers (7 digits), dataclasses objects, NaN and ±inf null."""
+    if hasattr(value, "__dataclass_fields__"):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return [plain(v) for v in value]
+    if isinstance(value, np.float32):
+        value = float(f"{value:.7g}")  # a float32 has no more digits than these
+    elif isinstance(value, np.generic):
+        value = value.item()
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _line(record: Record) -> str:
+    return json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    write_text(path, "".join(map(_line, records)))
+
+
+def read_jsonl(path: Path) -> list[Record]:
+    """The records of a file; a last line cut short by an interruption is left out."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for i, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if i == len(lines) - 1:  # only a line without its line end can be half a line
+                break
+            raise DiptychError(f"{path}, line {i + 1} is not JSON ({error.msg}); delete the file to evaluate anew") from None
+    return records
+
+
+class Records:
+    """The records of one task, appended to ``path`` as they come, or kept in memory only.
+
+    Opening a file that an interrupted run left takes up its records; ``folder`` is where a task may put other files.
+    """
+
+    def __init__(self, path: Path | None = None, folder: Path | None = None):
+        self.path, self.folder = path, folder
+        self._records: dict[str, Record] = {}
+        if path is not None and path.exists():
+            self._records = {r["item"]: r for r in read_jsonl(path)}
+            write_jsonl(path, self._records.values())  # so that what follows does not join half a line
+
+    def __contains__(self, item: str) -> bool:
+        return item in self._records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def all(self) -> list[Record]:
+        return list(self._records.values())
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Keep those whose item is not yet recorded."""
+        fresh = [plain(r) for r in records if r["item"] not in self._records]
+        self._records.update((r["item"], r) for r in fresh)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(map(_line, fresh)))

@@ -1,0 +1,281 @@
+"""A model through tasks on a source: records, results and what was skipped, in one folder (docs/runs.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from diptych.benchmarks.records import Records, Result, plain, read_jsonl, write_json, write_jsonl
+from diptych.benchmarks.statistics import holm, paired_test
+from diptych.benchmarks.tasks import DEFAULT, TASKS, NotApplicable, Task, task
+from diptych.benchmarks.tasks.base import Progress, credits, retrieval_items
+from diptych.benchmarks.tasks.shots import with_examples
+from diptych.core.batch import Sample
+from diptych.core.capabilities import Model
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, write_atomically
+from diptych.data.source import Problem, Source
+
+
+@dataclass
+class Summary:
+    model: str
+    data: str
+    data_fingerprint: str
+    seconds: float = 0.0
+    results: list[Result] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)  # {"task", "reason"}
+
+    def value(self, task: str, metric: str) -> float | None:
+        return next((r.value for r in self.results if (r.task, r.metric) == (task, metric)), None)
+
+
+def evaluate(
+    model: Model,
+    source: Source | None,
+    tasks: Sequence[str | Task] = DEFAULT,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    key: str | None = None,
+    own: bool = False,
+    overwrite: bool = False,
+) -> Summary:
+    """Run ``tasks`` and, with ``out`` (the folder that gets ``summary.json``, e.g. ``runs/clip/evaluation``), keep all.
+
+    ``key`` says which weights these are (a hash of the checkpoint). With it, records that an earlier or interrupted
+    call left in ``out`` are taken up if key, data and the task's settings are the same, and results of other tasks
+    stay in the summary; without it all is run anew. Records of another model, other weights or other data are not deleted:
+    DiptychError unless ``overwrite``, or unless ``out`` is the model's ``own`` folder and only its weights are others.
+    """
+    chosen = [task(t) if isinstance(t, str) else t for t in tasks]
+    summary = Summary(model.name, *(("", "") if source is None else (source.address, source.fingerprint())))
+    state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint}, own, overwrite)
+    if progress and state.replaced:
+        progress(f"earlier records in {out} were of other weights and are replaced")
+    summary.results = state.others([t.name for t in chosen])
+    summary.seconds = sum(entry["seconds"] for name, entry in state.tasks.items() if name in {r.task for r in summary.results})
+    problems: dict[str, Problem] = {}
+    for each in chosen:
+        missing = [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
+        if missing:
+            reason = " and no ".join(c.replace("|", " or ") for c in missing)
+            summary.skipped.append({"task": each.name, "reason": f"the model has no {reason}"})
+            continue
+        if progress:
+            progress(each.name)
+        started = time.perf_counter()
+        records = state.open(each)
+        if not state.finished(each):
+            try:
+                if source is None and not getattr(each, "file", ""):
+                    raise NotApplicable("there is no data for it: it reads none of its own (?file=…)")
+                items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it asks for no source
+                if getattr(each, "shots", 0):
+                    items = with_examples(each, items, source)
+            except NotApplicable as reason:
+                summary.skipped.append({"task": each.name, "reason": str(reason)})
+                continue
+            problems.update((p.item, p) for p in getattr(items, "problems", []))
+            try:
+                each.run(model, items, records, progress)
+            except NotApplicable as reason:
+                summary.skipped.append({"task": each.name, "reason": str(reason)})
+                continue
+        results = each.summarise(records.all())
+        seconds = state.close(each, time.perf_counter() - started)
+        summary.results += [replace(r, seconds=seconds) for r in results]
+        summary.seconds += seconds
+    if out is not None:
+        write_json(out / "summary.json", summary)
+        if problems:
+            write_jsonl(out / "problems.jsonl", [asdict(p) for p in problems.values()])
+    return summary
+
+
+def recompute(folder: Path) -> Summary:
+    """The results of the records in a folder, without model and data; what an interrupted task has counts as it is."""
+    from pydantic import TypeAdapter
+
+    from diptych.core.registry import resolve
+
+    if not (folder / "state.json").is_file():
+        raise DiptychError(
+            f"{folder}: no state.json; expected a folder that `diptych evaluate` wrote, such as runs/clip/evaluation"
+        )
+    state = read_json(folder / "state.json")
+    known = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    summary = Summary(state["model"], known.get("data", ""), state["data_fingerprint"], skipped=known.get("skipped", []))
+    for name, entry in state["tasks"].items():
+        path = folder / "records" / f"{name}.jsonl"
+        settings = dict(entry["settings"])
+        each = TypeAdapter(resolve(settings.pop("class"), {}, "task")).validate_python(settings)
+        records = read_jsonl(path) if path.is_file() else []
+        if records:
+            summary.results += [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
+            summary.seconds += entry["seconds"]
+    return summary
+
+
+def _needs(each: Task) -> tuple[str, ...]:
+    return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)
+
+
+_WORDS = {"model": "another model", "key": "other weights", "data_fingerprint": "other data"}
+
+
+class _State:
+    """``state.json``: whose records these are, and which tasks are done."""
+
+    def __init__(self, out: Path | None, identity: dict[str, Any], own: bool = False, overwrite: bool = False):
+        self.out = out
+        self.path = out / "state.json" if out else None
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self.identity = identity
+        self.replaced = False
+        if out is None:
+            return
+        stored = read_json(out / "state.json") if (out / "state.json").is_file() else {}
+        others = [k for k in identity if stored and stored.get(k) != identity[k] and not (own and k == "model")]
+        if stored and not others and identity["key"] is not None:
+            self.tasks = stored["tasks"]
+            return
+        kept = sorted((out / "records").glob("*.jsonl"))
+        self.replaced = own and others == ["key"] and bool(kept)
+        if kept and not overwrite and not self.replaced and (others or not stored):
+            what = " and ".join(_WORDS[k] for k in others) or "a model that is not named (no state.json)"
+            raise DiptychError(
+                f"{out} holds records of {what}; give another folder (--out), or --overwrite, which deletes these records"
+            )
+        if stored or overwrite:
+            self._clear()
+
+    def _clear(self) -> None:
+        """The folder speaks of one model on one data: nothing of another's may stay beside it."""
+        assert self.out is not None
+        for path in (self.out / "records").glob("*.jsonl"):
+            path.unlink()
+        for name in ("summary.json", "problems.jsonl", "captions.jsonl", "embeddings.npz", "state.json"):
+            (self.out / name).unlink(missing_ok=True)
+
+    def others(self, chosen: Sequence[str]) -> list[Result]:
+        """Results of earlier calls for tasks that are not asked for now."""
+        path = self.out / "summary.json" if self.out else None
+        if path is None or not path.is_file():
+            return []
+        results = [Result(**r) for r in read_json(path)["results"]]
+        return [r for r in results if r.task not in chosen and self.tasks.get(r.task, {}).get("finished")]
+
+    def open(self, each: Task) -> Records:
+        if self.out is None:
+            return Records()
+        path = self.out / "records" / f"{each.name}.jsonl"
+        settings = plain({"class": f"{type(each).__module__}:{type(each).__qualname__}", **vars(each)})
+        content = _contents(settings)
+        known = self.tasks.get(each.name, {})
+        if known.get("settings") != settings or known.get("files", {}) != content or not path.exists():
+            path.unlink(missing_ok=True)  # before the state says so: a crash between the two must not mix records
+            self.tasks[each.name] = {"settings": settings, "files": content, "seconds": 0.0, "finished": False}
+            self._write()
+        return Records(path, self.out)
+
+    def finished(self, each: Task) -> bool:
+        return bool(self.tasks.get(each.name, {}).get("finished"))
+
+    def close(self, each: Task, seconds: float) -> float:
+        """What the task took, in the call that finished it."""
+        if self.out is None:
+            return seconds
+        entry = self.tasks[each.name]
+        if not entry["finished"]:
+            entry.update(seconds=seconds, finished=True)
+            self._write()
+        return float(entry["seconds"])
+
+    def _write(self) -> None:
+        assert self.path is not None
+        write_json(self.path, {**self.identity, "tasks": self.tasks})
+
+
+def _contents(settings: dict[str, Any]) -> dict[str, str]:
+    """A hash of every file that a task's settings name: another content starts the records anew."""
+    found = {}
+    for name, value in settings.items():
+        if name != "class" and isinstance(value, str) and value and Path(value).is_file():
+            digest = hashlib.blake2b(digest_size=16)
+            with Path(value).open("rb") as file:
+                while part := file.read(1 << 22):
+                    digest.update(part)
+            found[name] = digest.hexdigest()
+    return found
+
+
+def save_items(source: Source, folder: Path, n: int = 100) -> list[Sample]:
+    """The retrieval items for the report, ``folder`` being the comparison's ``items/``: ``retrieval.jsonl``, ``images/``."""
+    from PIL import Image
+
+    items: list[Sample] = retrieval_items(source, n)
+    rows, taken = [], set()
+    for i, item in enumerate(items):
+        name = re.sub(r"[^\w.-]", "_", item.id)
+        if name in taken:
+            name = f"{name}-{i}"
+        taken.add(name)
+        assert item.image is not None
+        picture = Image.fromarray(item.image)
+        write_atomically(folder / "images" / f"{name}.png", partial(picture.save, format="PNG"))
+        rows.append({"item": item.id, "image": f"images/{name}.png", "captions": item.captions})
+    write_jsonl(folder / "retrieval.jsonl", rows)
+    return items
+
+
+def compare_runs(folders: Sequence[Path], out: Path | None = None) -> list[dict[str, Any]]:
+    """Paired tests between recipes on the items they share: the rows of ``tests.json`` (written to ``out`` if given).
+
+    ``folders``: ``…/<recipe>-s<seed>/evaluation``; credits are averaged over the seeds of a recipe.
+    Holm's correction runs over all pairs of recipes within one metric of one task.
+    """
+    seeds: dict[str, list[Path]] = {}
+    for folder in folders:
+        run = Path(folder).parent if Path(folder).name == "evaluation" else Path(folder)
+        seeds.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(folder)
+    found = {name: _credits_of(paths) for name, paths in seeds.items()}
+    metrics = sorted({key for by_metric in found.values() for key in by_metric})
+    rows: list[dict[str, Any]] = []
+    for key in metrics:
+        family = []
+        for a, b in combinations([name for name in found if key in found[name]], 2):
+            of_a, of_b = found[a][key], found[b][key]
+            shared = sorted(set(of_a) & set(of_b))
+            if not shared:
+                continue
+            test = paired_test([of_a[i][0] for i in shared], [of_b[i][0] for i in shared], [of_a[i][1] for i in shared])
+            family.append({"task": key[0], "metric": key[1], "a": a, "b": b, **asdict(test)})
+        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+            rows.append({**row, "p_holm": corrected})
+    if out is not None:
+        write_json(out, rows)
+    return rows
+
+
+def _credits_of(folders: Sequence[Path]) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
+    """{(task, metric): {item: (credit averaged over the folders, cluster)}}"""
+    gathered: dict[tuple[str, str], dict[str, tuple[list[float], str]]] = {}
+    for folder in folders:
+        for path in sorted((Path(folder) / "records").glob("*.jsonl")):
+            records = read_jsonl(path)
+            cluster = {r["item"]: str(r["cluster"]) for r in records}
+            own = getattr(TASKS.get(path.stem), "credits", None)
+            by_metric = own(TASKS[path.stem](), records) if own else credits(records)
+            for metric, by_item in by_metric.items():
+                for item, credit in by_item.items():
+                    values, _ = gathered.setdefault((path.stem, metric), {}).setdefault(item, ([], cluster[item]))
+                    values.append(credit)
+    return {k: {i: (sum(v) / len(v), c) for i, (v, c) in items.items()} for k, items in gathered.items()}

@@ -1,0 +1,1 @@
+"""Recipes trained under one budget and evaluated on the same items."""

@@ -1,0 +1,169 @@
+"""Work in processes of its own, some of it side by side, with a live display; what is done is kept when it is interrupted.
+
+Comparisons and studies run their parts so. A job is ``python -m MODULE ARGUMENTS``: it tells its progress on standard output, a
+JSON object a line (``tell``), writes what else it says into ``log.txt``, and saves and ends on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from diptych.config.budget import Budget
+from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.signals import terminated_like_interrupted
+
+
+@dataclass
+class Job:
+    """Subclasses say which ``module`` runs, with which ``arguments``, and when it is ``done``."""
+
+    label: str
+    path: Path  # its directory
+    threads: int
+    state: dict[str, Any] = field(default_factory=lambda: {"phase": "waiting", "share": 0.0}, kw_only=True)
+    process: subprocess.Popen | None = field(default=None, kw_only=True)
+    module = "diptych.comparison.job"
+
+    def arguments(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def done(self) -> bool:
+        """Whether all of its results are there."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Write what the process reads."""
+
+
+Events = Queue[tuple[Job, dict[str, Any]]]
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_out(wanted: int | None, runs: int) -> tuple[int, int]:
+    """How many jobs run side by side (None: one a core), and the threads of each."""
+    side_by_side = max(1, min(wanted or cores(), runs))
+    return side_by_side, max(1, cores() // side_by_side)
+
+
+def budget_each(budget: Budget, side_by_side: int) -> Budget:
+    """A second of budget is a second of the whole machine; a job that has a part of it gets that many times the seconds."""
+    return replace(budget, seconds=budget.seconds * side_by_side if budget.seconds else None)
+
+
+def tell(**event: Any) -> None:
+    """From within a job: what it is doing (``phase``), how far it is (``share``), why it failed (``error``)."""
+    print(json.dumps(event), flush=True)
+
+
+def main_of_job(run: Callable[[dict[str, Any]], None]) -> int:
+    """``run(arguments)`` as the main function of a job's module: an error that a user can mend goes to the one who started it."""
+    try:
+        run(json.loads(sys.argv[1]))
+    except DiptychError as error:
+        tell(phase="failed", error=str(error))
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
+    """Run those that are not done, in this order; returns those that failed. Ctrl-C and SIGTERM save every job and stop."""
+    from diptych.core.progress import JobsDisplay
+
+    waiting = [job for job in planned if not job.done()]
+    for job in planned:
+        if job not in waiting:
+            job.state = {"phase": "done", "share": 1.0}
+    running: list[Job] = []
+    failed: list[Job] = []
+    events: Events = Queue()
+    try:
+        with terminated_like_interrupted(), JobsDisplay([(job.label, job.state) for job in planned]) as display:
+            while waiting or running:
+                while waiting and len(running) < side_by_side:
+                    job = waiting.pop(0)
+                    _start(job, events)
+                    running.append(job)
+                try:
+                    job, event = events.get(timeout=0.5)
+                    job.state.update(event)
+                except Empty:
+                    pass
+                for job in [j for j in running if j.process is not None and j.process.poll() is not None]:
+                    running.remove(job)
+                    assert job.process is not None
+                    _drain(events)
+                    ok = job.process.returncode == 0 and job.done()
+                    job.state["phase"] = "done" if ok else "failed"
+                    if not ok:
+                        failed.append(job)
+                display.update()
+    except KeyboardInterrupt:
+        for job in running:
+            assert job.process is not None
+            job.process.send_signal(signal.SIGTERM)
+        for job in running:
+            assert job.process is not None
+            job.process.wait()
+        raise Interrupted("interrupted: every run was saved; the same command goes on where it stopped") from None
+    return failed
+
+
+def why_failed(failed: Sequence[Job], planned: Sequence[Job]) -> str:
+    lines = "\n".join(f"  {job.label}: {job.state.get('error', 'failed')} (log: {job.path / 'log.txt'})" for job in failed)
+    return f"{len(failed)} of {len(planned)} runs failed:\n{lines}"
+
+
+def _drain(events: Events) -> None:
+    time.sleep(0.05)  # the reader thread may hold a last line
+    while not events.empty():
+        job, event = events.get()
+        job.state.update(event)
+
+
+def _start(job: Job, events: Events) -> None:
+    job.path.mkdir(parents=True, exist_ok=True)
+    job.prepare()
+    threads = str(job.threads)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    log = (job.path / "log.txt").open("w", encoding="utf-8")
+    # A session of its own: Ctrl-C reaches this process, which then asks the runs to save.
+    job.process = subprocess.Popen(
+        [sys.executable, "-m", job.module, json.dumps(job.arguments())],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment,
+        text=True,
+        start_new_session=True,
+    )
+    job.state["phase"] = "starting"
+
+    def read() -> None:
+        assert job.process is not None and job.process.stdout is not None
+        for line in job.process.stdout:
+            try:
+                events.put((job, json.loads(line)))
+            except json.JSONDecodeError:
+                log.write(line)
+
+    threading.Thread(target=read, daemon=True).start()

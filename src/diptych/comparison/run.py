@@ -1,0 +1,235 @@
+"""The main job: recipes trained on the same stream under the same budget and judged on the same items.
+
+Each recipe and seed is a job in a process of its own. With ``jobs`` side by side on a machine of C cores each gets C / jobs threads and
+``jobs`` times the seconds, so a second of budget is always a second of the whole machine. Finished parts are kept: a comparison
+that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from diptych.comparison.jobs import Job, budget_each, run_jobs, share_out, why_failed
+from diptych.config.budget import parse_budget
+from diptych.config.recipe import Recipe, load_recipe, recipe_names
+from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.files import read_json, write_json, write_text
+from diptych.data.sources import open_source
+
+ITEMS = 100  # pictures kept for the report
+
+
+@dataclass
+class Comparison:
+    recipes: list[str]
+    data: str
+    budget: str
+    seeds: int = 1
+    out: Path = Path("runs/compare")
+    jobs: int | None = None  # None: one a core, up to the number of runs
+    set: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    eval_data: str | None = None  # None: the test part of ``data``
+    title: str = "Comparison"
+
+
+@dataclass
+class Judgement:
+    """Tasks on one data set; the records go into ``out``, a folder in the run's directory."""
+
+    data: str | None  # None: the test part of what the run trained on
+    tasks: list[str]
+    out: str = "evaluation"
+
+
+@dataclass
+class RecipeJob(Job):
+    """One recipe and seed: train, then judge."""
+
+    recipe: Recipe
+    judgements: list[Judgement]
+
+    def arguments(self) -> dict[str, Any]:
+        return {"path": str(self.path), "name": self.recipe.name, "judgements": [asdict(j) for j in self.judgements]}
+
+    def prepare(self) -> None:
+        write_text(self.path / "job.yaml", self.recipe.to_yaml())
+
+    def done(self) -> bool:
+        """Trained and judged by these tasks already? More tasks cost only themselves: evaluation keeps what it has."""
+        from diptych.benchmarks.tasks import task
+
+        if not _finished(self.path):
+            return False
+        for judgement in self.judgements:
+            summary = self.path / judgement.out / "summary.json"
+            if not summary.is_file():
+                return False
+            judged = read_json(summary)
+            names = {r["task"] for r in (*judged["results"], *judged["skipped"])}
+            if not {task(name).name for name in judgement.tasks} <= names:
+                return False
+        return True
+
+
+def _finished(path: Path) -> bool:
+    spent = path / "spent.json"
+    return spent.is_file() and bool(read_json(spent).get("finished"))
+
+
+def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
+    """Every job, checked before any starts, and how many run side by side."""
+    from diptych.benchmarks.tasks import task
+
+    if not c.recipes:
+        raise DiptychError("compare: name at least one recipe")
+    if len(set(c.recipes)) < len(c.recipes):
+        raise DiptychError("compare: a recipe is named twice; for repeats use --seeds")
+    for name in c.tasks:
+        task(name)  # a wrong name shall not cost a training first
+    budget = parse_budget(c.budget)
+    side_by_side, threads = share_out(c.jobs, len(c.recipes) * c.seeds)
+    each = budget_each(budget, side_by_side)
+    planned = []
+    for seed in range(c.seeds):
+        for name in c.recipes:
+            recipe = load_recipe(name, [f"data.train={c.data}", f"seed={seed}", *c.set]).model_copy(update={"budget": each})
+            path = c.out / f"{recipe.name}-s{seed}"
+            label = f"{recipe.name} s{seed}" if c.seeds > 1 else recipe.name
+            planned.append(RecipeJob(label, path, threads, recipe, [Judgement(c.eval_data, c.tasks)]))
+    paths = [job.path for job in planned]
+    twice = next((job for job in planned if paths.count(job.path) > 1), None)
+    if twice:
+        raise DiptychError(f"compare: two recipes have the name '{twice.recipe.name}'; give yours another `name:`")
+    return planned, side_by_side
+
+
+def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
+    """Run what is not done yet; returns the report. Raises DiptychError if no recipe came through, or some did not."""
+    from diptych.benchmarks.run import save_items
+
+    planned, side_by_side = plan(c)
+    _check_same(c, planned)
+    source = open_source(c.eval_data) if c.eval_data else open_source(c.data).split("test")
+    if len(source) < 2:
+        raise DiptychError(
+            f"{source.address} holds {len(source)} items: nothing to judge on; take more data, or name some with --eval-data"
+        )
+    describe(c, planned, source)
+    save_items(source, c.out / "items", ITEMS)
+    try:
+        failed = [job for job in run_jobs(planned, side_by_side) if isinstance(job, RecipeJob)]
+    except Interrupted:
+        summarize(c.out, planned, build_report)
+        raise
+    if failed:
+        _note_failures(c.out / "compare.json", failed)
+    summarize(c.out, planned, build_report)
+    if failed:
+        raise DiptychError(why_failed(failed, planned))
+    return c.out / "report.html"
+
+
+def summarize(out: Path, planned: list[RecipeJob], build_report: Callable[[Path], Path]) -> None:
+    """Paired tests and the report of what has been trained and evaluated so far."""
+    from diptych.benchmarks.run import compare_runs
+
+    finished = [job.path for job in planned if job.done()]
+    if finished:
+        write_json(out / "tests.json", compare_runs([path / "evaluation" for path in finished]))
+        build_report(out)
+
+
+def _note_failures(path: Path, failed: list[RecipeJob]) -> None:
+    """Why a recipe has no results, for the report."""
+    told = read_json(path)
+    for recipe in told["recipes"]:
+        reasons = [job.state.get("error", "stopped without a word") for job in failed if job.recipe.name == recipe["name"]]
+        if reasons:
+            recipe["error"] = reasons[0]
+    write_json(path, told)
+
+
+def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
+    """An earlier comparison in the same directory is continued only if it asked for the same."""
+    old = c.out / "compare.json"
+    if not old.is_file():
+        return
+    before = read_json(old)
+    for key, now in (("data", c.data), ("eval_data", c.eval_data), ("budget", c.budget), ("set", c.set)):
+        if before.get(key) != now:
+            raise DiptychError(
+                f"{c.out} holds a comparison with {key} = {before.get(key)!r}, not {now!r}; choose another --out or delete it"
+            )
+
+    for job in planned:
+        asked = job.path / "job.yaml"
+        if asked.is_file() and load_recipe(str(asked)) != job.recipe:
+            raise DiptychError(f"{job.path} holds a run of another recipe under this name; choose another --out or delete it")
+
+
+def weights_of(recipe: Recipe) -> list[str]:
+    """The packaged weights that a recipe's parts load, by their names in ``models.pretrained.WEIGHTS``."""
+    from diptych.core.registry import option_names, resolve
+    from diptych.models.vlm import KINDS
+
+    found = []
+    for name, part in recipe.parts.items():
+        cls = resolve(part.kind, KINDS[name], f"{name} part")
+        if hasattr(cls, "weights"):
+            defaults = {k: p.default for k, p in option_names(cls).items()}
+            found.append(cls.weights.format(**{**defaults, **part.options}))
+    return found
+
+
+def every_system(named: list[str] | None) -> list[str]:
+    """All built-in recipes whose weights are installed, and those named beside them."""
+    from diptych.models.pretrained import WEIGHTS, installed
+
+    chosen = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        absent = {w: WEIGHTS[w].remedy for w in weights_of(recipe) if not installed(w)}
+        if any("lora" in part.options for part in recipe.parts.values()) and find_spec("peft") is None:
+            absent["peft"] = "pip install 'diptych[lora]'"
+        if absent:
+            print(f"left out: {name} needs {', '.join(f'{what} ({remedy})' for what, remedy in absent.items())}", file=sys.stderr)
+        else:
+            chosen.append(name)
+    return [*chosen, *(name for name in named or [] if name not in chosen)]
+
+
+def describe(c: Comparison, planned: list[RecipeJob], source: Any) -> None:
+    from diptych.models.pretrained import WEIGHTS
+
+    names = sorted({w for job in planned for w in weights_of(job.recipe)}) + (["openmoji"] if c.data.startswith("scenes:") else [])
+    first = {job.recipe.name: job for job in reversed(planned)}
+    write_json(
+        c.out / "compare.json",
+        {
+            "title": c.title,
+            "created": time.strftime("%Y-%m-%d %H:%M"),
+            "command": shlex.join(["diptych", *sys.argv[1:]]),
+            "data": c.data,
+            "eval_data": c.eval_data,
+            "data_fingerprint": source.fingerprint(),
+            "budget": c.budget,
+            "seeds": c.seeds,
+            "set": c.set,
+            "jobs": len(planned),
+            "recipes": [
+                {"label": name, **first[name].recipe.model_dump(include={"name", "paradigm", "about", "cite", "score"})}
+                for name in dict.fromkeys(job.recipe.name for job in planned)
+            ],
+            "environment": {"cores": os.cpu_count(), "python": sys.version.split()[0]},
+            "licences": [{"part": n, "licence": WEIGHTS[n].licence, "source": WEIGHTS[n].source} for n in names],
+        },
+    )

@@ -1,0 +1,102 @@
+"""A budget: how much a run may spend, in seconds, samples, tokens or floating-point operations, and the meter for it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from diptych.core.errors import DiptychError
+
+SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+FORMS = "90s, 10m, 2h, 200k samples, 5M tokens, 30T flops"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The first limit reached ends the run. Seconds are training time alone: no evaluation, checkpoints or set-up."""
+
+    seconds: float | None = None
+    samples: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+
+    @classmethod
+    def parse(cls, text: Any) -> Budget:
+        """``10m``, ``90s``, ``200k samples``, ``5M tokens``, ``30T flops``; a mapping; a number of seconds."""
+        if isinstance(text, Budget):
+            return text
+        if isinstance(text, dict):
+            unknown = set(text) - {f.name for f in fields(cls)}
+            if unknown:
+                raise ValueError(f"unknown unit '{sorted(unknown)[0]}'; valid: seconds, samples, tokens, flops")
+            budget = cls(**{k: None if v is None else float(v) for k, v in text.items()})
+        elif isinstance(text, int | float) and not isinstance(text, bool):
+            budget = cls(seconds=float(text))
+        else:
+            budget = cls._from_text(str(text).strip())
+        amounts = [v for v in asdict(budget).values() if v is not None]
+        if not amounts or min(amounts) <= 0:
+            raise ValueError(f"a budget must be positive, got '{text}'; forms: {FORMS}")
+        return budget
+
+    @classmethod
+    def _from_text(cls, text: str) -> Budget:
+        match = re.fullmatch(r"([0-9.]+(?:e[+-]?\d+)?)\s*([a-zA-Z]*)\s*(samples?|tokens?|flops?)?", text)
+        try:
+            assert match
+            amount, suffix, unit = float(match[1]), match[2], match[3]
+            if unit:
+                unit = unit if unit.endswith("s") else unit + "s"
+                return cls(**{unit: amount * SUFFIXES[suffix]})
+            if suffix.rstrip("s") + "s" in ("samples", "tokens", "flops"):
+                return cls(**{suffix.rstrip("s") + "s": amount})
+            return cls(seconds=amount * SECONDS[suffix or "s"])
+        except (AssertionError, ValueError, KeyError):
+            raise ValueError(f"'{text}' is not a budget; forms: {FORMS}") from None
+
+    def scaled(self, factor: float) -> Budget:
+        return Budget(**{k: None if v is None else v * factor for k, v in asdict(self).items()})
+
+    def __str__(self) -> str:
+        parts = []
+        if self.seconds is not None:
+            parts.append(f"{self.seconds:g} s")
+        for unit in ("samples", "tokens", "flops"):
+            amount = getattr(self, unit)
+            if amount is not None:
+                parts.append(f"{human(amount)} {unit}")
+        return ", ".join(parts)
+
+
+def human(amount: float) -> str:
+    """1234567 → 1.23M."""
+    for suffix in ("E", "P", "T", "G", "M", "k"):
+        if amount >= SUFFIXES[suffix]:
+            return f"{amount / SUFFIXES[suffix]:.3g}{suffix}"
+    return f"{amount:.3g}"
+
+
+@dataclass
+class Spent:
+    """What a run has used so far; part of every checkpoint, so that a resumed run goes on counting."""
+
+    seconds: float = 0.0
+    samples: float = 0.0
+    tokens: float = 0.0  # image tokens and text tokens that entered the model
+    flops: float = 0.0  # forward and backward, as torch's counter sees them
+    steps: int = 0
+
+    def share(self, budget: Budget) -> float:
+        """How much of the budget is gone, 0 to 1 and above."""
+        shares = [getattr(self, unit) / limit for unit, limit in asdict(budget).items() if limit is not None]
+        return max(shares)
+
+
+def parse_budget(text: str) -> Budget:
+    """``Budget.parse`` for the command line."""
+    try:
+        return Budget.parse(text)
+    except ValueError as error:
+        raise DiptychError(f"--budget: {error}") from None

@@ -1,0 +1,269 @@
+"""A recipe: data × parts × objectives × stages × budget, typed, so that a mistake is named before anything runs.
+
+Kinds and options of parts and objectives are checked where they are built (``models.vlm.build``); the schema here
+checks everything else and refuses unknown keys.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from diptych.config.budget import Budget
+from diptych.config.typed import Strict, check, read_yaml
+from diptych.core.errors import DiptychError, nearest
+
+RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
+PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder")  # in the order in which they are built
+
+
+class Part(BaseModel):
+    """``kind`` and the options of that kind; ``frozen`` keeps its weights as they are in every stage."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+    frozen: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ObjectiveSpec(BaseModel):
+    """A weighted objective: ``info_nce: 1`` or ``info_nce: {weight: 1, temperature: 0.07}``."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+    weight: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Tokenizer(Strict):
+    """A byte-level BPE tokenizer trained on the training captions (``bpe``), or the language model's own (``lm``)."""
+
+    kind: Literal["bpe", "lm"] = "bpe"
+    vocab_size: Annotated[int, Field(ge=300)] = 4096
+    max_length: Annotated[int, Field(ge=4)] = 32
+
+
+class Conversations(Strict):
+    """How conversations become rows of tokens."""
+
+    max_length: Annotated[int, Field(ge=8)] = 512  # tokens of the longest, image tokens among them; of a row, if packed
+    too_long: Literal["cut", "refuse"] = "cut"  # a longer one: cut, never within an image, or refused before training starts
+    pack: bool = False  # several in a row, none of which sees another: no padding to compute
+
+
+class Data(Strict):
+    train: str = "scenes:small"
+    lone_images: str | None = None  # an address; each sample is joined by an image of it, whose caption is not looked at
+    lone_texts: str | None = None  # the same for texts, whose image is not looked at
+    image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
+    augment: Literal["none", "crop"] = "none"  # crop: a random crop of 60 to 100 % of the image; never a flip
+    text_mask: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of a caption's tokens hidden in training; not where they are predicted
+    )
+    tokenizer: Tokenizer = Tokenizer()
+    conversations: Conversations = Conversations()
+
+    @property
+    def lone(self) -> tuple[str | None, str | None]:
+        return self.lone_images, self.lone_texts
+
+    workers: Annotated[int, Field(ge=0)] = 0  # processes that read and decode; 0: the training process itself
+
+
+class Stage(Strict):
+    """One stretch of training: what learns, from which objectives, how fast, for which share of the budget."""
+
+    name: str = "main"
+    train: list[str] | Literal["all"] = "all"  # parts that learn; the heads and temperatures of objectives always do
+    objectives: dict[str, ObjectiveSpec]
+    data: str | None = None  # an address, where the stage learns from other data than data.train
+    share: Annotated[float, Field(gt=0)] = 1.0  # of the budget, relative to the other stages
+    batch_size: Annotated[int, Field(ge=1)] = 128  # of the whole step: all micro-batches of all processes
+    micro_batch: Annotated[int, Field(ge=1)] | None = None  # samples encoded at a time; the gradient stays that of the whole batch
+    gradient_checkpointing: bool = False  # compute blocks again in the backward pass: less memory, a third more time
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of each image's tokens left out while training (FLIP)
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices in transformer blocks; AdamW for all else
+    lr: Annotated[float, Field(gt=0)] = 1e-3  # AdamW's
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field({})  # parts that learn at a share of lr and muon_lr, such as {lm: 0.1}
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate, from each block to the one below it
+    muon_lr: Annotated[float, Field(gt=0)] = 3e-3  # scaled to AdamW's size of step, so the two are comparable
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05  # on matrices only
+    warmup: Annotated[int, Field(ge=0)] = 60  # steps
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.2  # wsd: the last share of the stage, over which lr falls to 0
+    clip: Annotated[float, Field(gt=0)] = 1.0  # gradient norm
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # averaged weights for scoring; 0: none
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        """``name: 1`` and ``name: {weight: 1, …}`` become full specifications."""
+        if isinstance(data, dict) and isinstance(data.get("objectives"), dict):
+            expanded = {}
+            for name, value in data["objectives"].items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    value = {"weight": float(value)}
+                if isinstance(value, dict):
+                    value = {"kind": name, **value}
+                expanded[name] = value
+            data = {**data, "objectives": expanded}
+        return data
+
+
+class Checkpoints(Strict):
+    """When a run is saved, what is kept, and where a second copy goes."""
+
+    seconds: Annotated[float, Field(gt=0)] = 120.0  # of wall time between two checkpoints
+    steps: Annotated[int, Field(ge=1)] | None = None  # also every so many steps
+    keep: Annotated[int, Field(ge=1)] = 2  # the last few; the best by validation loss is kept beside them
+    mirror: str | None = None  # a directory or fsspec URL that gets a copy of each, and from which a run can go on
+
+
+class Validation(Strict):
+    """The training loss on held-out samples, with the averaged weights, now and then."""
+
+    steps: Annotated[int, Field(ge=1)] = 500
+    samples: Annotated[int, Field(ge=2)] = 512
+
+
+class Recipe(Strict):
+    name: str
+    about: str = ""
+    cite: str = ""
+    paradigm: Literal["contrastive", "masking", "generative", "pretrained"]
+    size: Literal["tiny", "small", "base"] = "tiny"
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device multiplies it fast
+    device: str = "auto"
+    compile: bool = False  # torch.compile on every part
+    sharding: Literal["none", "fsdp"] = "none"  # fsdp: processes share out weights, gradients and optimizer state
+    data: Data = Data()
+    embed_dim: Annotated[int, Field(ge=2)] | None = None  # width of the shared space; None: by size
+    parts: dict[str, Part]
+    weights: str | None = None  # where they start: a run directory (RUN?parts=vision), or hf:PATH of transformers; None: fresh
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(seconds=600.0)
+    checkpoints: Checkpoints = Checkpoints()
+    validation: Validation | None = None
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(["tensorboard"])
+    score: Literal[
+        "similarity",
+        "late_interaction",
+        "contextual",
+        "matching",
+        "likelihood",
+        "pseudo_likelihood",
+        "image_likelihood",
+        "image_information",
+    ] = "similarity"
+
+    @model_validator(mode="after")
+    def _known_parts(self) -> Recipe:
+        for name in self.parts:
+            if name not in PARTS:
+                raise ValueError(f"parts.{name}: there is no such part{nearest(name, PARTS)}")
+        for i, stage in enumerate(self.stages):
+            if stage.name in [other.name for other in self.stages[:i]]:
+                raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run goes on by its stage's name")
+            for name in stage.train if isinstance(stage.train, list) else ():
+                if name not in self.parts:
+                    raise ValueError(f"stages.{i}.train: the recipe has no part '{name}'{nearest(name, self.parts)}")
+            for name in stage.rates:
+                if name not in self.parts:
+                    raise ValueError(f"stages.{i}.rates: the recipe has no part '{name}'{nearest(name, self.parts)}")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@cache
+def recipe_names() -> tuple[str, ...]:
+    return tuple(sorted(p.stem for p in RECIPES.glob("*/*.yaml")))
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """A built-in recipe by name, a YAML file by path, or the resolved recipe of a run directory."""
+    if name_or_path in recipe_names():  # whatever lies in the working directory: a run named after its recipe, say
+        return next(RECIPES.glob(f"*/{name_or_path}.yaml"))
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_dir():
+        path = path / "recipe.yaml" if path.is_dir() else path
+        if path.is_file():
+            return path
+        raise DiptychError(f"no recipe at '{path}'")
+    raise DiptychError(
+        f"there is no recipe '{name_or_path}'{nearest(name_or_path, recipe_names())}; your own: a path ending in .yaml"
+    )
+
+
+def load_recipe(name_or_path: str, overrides: dict[str, Any] | list[str] | None = None) -> Recipe:
+    """Read, override and check a recipe.
+
+    ``overrides``: ``{"stages.0.lr": 5e-4}`` or ``["stages.0.lr=5e-4"]``; values are read as YAML.
+    """
+    path = recipe_path(name_or_path)
+    tree = read_yaml(path, "a recipe")
+    tree.setdefault("name", path.stem if path.name != "recipe.yaml" else path.parent.name)
+    if isinstance(overrides, list):
+        overrides = dict(parse_override(text) for text in overrides)
+    for dotted, value in (overrides or {}).items():
+        set_dotted(tree, dotted, value)
+    return check_recipe(tree, str(path))
+
+
+def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain data; a mistake names file, key, what was expected and the nearest valid key."""
+    return check(Recipe, tree, where)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``key=value`` of the command line, the value read as YAML."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise DiptychError(f"--set {text}: expected key=value, such as stages.0.lr=5e-4")
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        with suppress(ValueError):  # YAML 1.1 reads 5e-4 as text
+            parsed = float(parsed)
+    return key, parsed
+
+
+def set_dotted(tree: Any, dotted: str, value: Any) -> None:
+    """Change one value in a tree of mappings and lists in place; what is not there is made."""
+    *parents, last = dotted.split(".")
+    node = tree
+    for depth, key in enumerate(parents):
+        here = ".".join(parents[: depth + 1])
+        if isinstance(node, list):
+            node = node[_index(node, key, here)]
+        elif isinstance(node, dict):
+            if not isinstance(node.get(key), dict | list):
+                node[key] = {} if node.get(key) is None else {"weight": node[key]}  # objectives: {info_nce: 1}
+            node = node[key]
+    if isinstance(node, list):
+        node[_index(node, last, dotted)] = value
+    else:
+        node[last] = value
+
+
+def _index(items: list[Any], key: str, where: str) -> int:
+    """A list position, or the ``name`` of one of its entries."""
+    for i, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name", "main") == key:
+            return i
+    if key.lstrip("-").isdigit() and -len(items) <= int(key) < len(items):
+        return int(key)
+    raise DiptychError(f"--set {where}: there is no entry '{key}' in a list of {len(items)}")

@@ -1,0 +1,216 @@
+"""What a trained model can do. Evaluation, search and serving know these names and never a class of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+
+import numpy as np
+
+from diptych.core.errors import DiptychError
+
+Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
+Prompt = str | Sequence[str]  # one for all images, or one for each
+
+
+class Example(NamedTuple):
+    """An image with what is said of it, shown before the image that is asked about."""
+
+    image: Image
+    text: str
+    prompt: str | None = None  # what it answers; None: what is asked now
+
+
+Examples = Sequence[Any]  # of (image, text) or (image, text, prompt), for all images; or a list of such a list for each image
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A model of ours or of others. ``capabilities`` names the methods that work; the others raise ``DiptychError``.
+
+    The capability "prompt" says that ``generate`` and ``loglikelihood`` (where there are) do as a prompt says; a model
+    without it writes captions and takes the empty prompt only. "decoding" says that ``generate`` also takes the settings of
+    ``models.generate.Decoding`` by name (beams, top_p, …). "examples" says that ``generate``, ``loglikelihood`` and ``score`` take ``examples``
+    (``Examples``), and behind them any prompt. "score_all" says that ``score`` of all pairs encodes each image and text once, so that a million
+    pairs are no trouble.
+    """
+
+    name: str
+    capabilities: frozenset[str]
+
+    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
+        ...
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
+        ...
+
+    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        """How well each text fits each image, float32 [N, M]; higher fits better.
+
+        With ``pairs`` (int [P, 2] of image and text indices) only those, float32 [P]. A similarity, a matching
+        log-odds or log P(text | image) per text: comparable over texts for one image and, up to the text's
+        own likelihood, over images for one text.
+        """
+        ...
+
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """One text per image, greedy unless ``decoding`` says otherwise. The empty prompt asks for a caption."""
+        ...
+
+    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+        """log P(text | image, prompt) in nats, summed over the text's tokens, for aligned pairs, float32 [N]."""
+        ...
+
+
+@runtime_checkable
+class Drawing(Model, Protocol):
+    """A model with the capabilities "draw" and, where it draws in codes, "reconstruct"."""
+
+    def draw(
+        self,
+        texts: Sequence[str],
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> list[Image]:
+        """One image per text, code by code: the likeliest for ``temperature`` 0, else drawn at random, fixed by ``seed``.
+
+        top_k, top_p: only among the k likeliest codes, or the likeliest that together have probability p; 0 and 1: among all.
+        guidance: how strongly the text is followed (classifier-free guidance); 1: as it was learned, 0: not at all.
+        """
+        ...
+
+    def reconstruct(self, images: Sequence[Image]) -> list[Image]:
+        """What is left of images in the model's own codes: the best that it could draw."""
+        ...
+
+
+def prompts_for(prompt: Prompt, n: int) -> list[str]:
+    """A prompt for each of n images."""
+    given = [prompt] * n if isinstance(prompt, str) else list(prompt)
+    if len(given) != n:
+        raise DiptychError(f"{len(given)} prompts for {n} images; give one for all or one for each")
+    return given
+
+
+def examples_for(examples: Examples, n: int) -> list[list[Example]]:
+    """Examples for each of n images; DiptychError for anything but pairs (or triples), or lists of them."""
+    given = list(examples)
+    single = [_is_example(e) for e in given]
+    if all(single):
+        return [[Example(*e) for e in given]] * n
+    if any(single) or not all(isinstance(row, (list, tuple)) and all(map(_is_example, row)) for row in given):
+        wrong = given[single.index(False)]
+        raise DiptychError(f"examples: expected (image, text) pairs, one list for all images or one for each; found {_told(wrong)}")
+    if len(given) != n:
+        raise DiptychError(f"{len(given)} lists of examples for {n} images; give one list for all or one for each")
+    return [[Example(*e) for e in row] for row in given]
+
+
+def _is_example(e: Any) -> bool:
+    return isinstance(e, (tuple, list)) and len(e) in (2, 3) and isinstance(e[0], np.ndarray) and isinstance(e[1], str)
+
+
+def _told(e: Any) -> str:
+    if not isinstance(e, (tuple, list)):
+        return type(e).__name__
+    return f"({', '.join(type(x).__name__ for x in e)})"
+
+
+def all_pairs(n: int, m: int) -> np.ndarray:
+    """Indices of every image with every text, int [n·m, 2]."""
+    return np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), -1).reshape(-1, 2)
+
+
+class Adapter:
+    """What an adapter of a model that is not ours starts from: override what the model can, and name it in ``capabilities``.
+
+    ``score`` comes by itself: cosines where the model embeds, else log P(text | image).
+    ``key`` names weights and settings, so that judgements can be kept; None: unknown, everything is judged anew.
+    """
+
+    name: str = "model"
+    capabilities: frozenset[str] = frozenset()
+    key: str | None = None
+
+    def cannot(self, what: str) -> NoReturn:
+        raise DiptychError(f"model '{self.name}' cannot {what}; it can: {', '.join(sorted(self.capabilities))}")
+
+    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        self.cannot("embed_image")
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        self.cannot("embed_text")
+
+    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        if {"embed_image", "embed_text"} <= self.capabilities:
+            matrix = self.embed_image(images) @ self.embed_text(texts).T
+            return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
+        if "loglikelihood" not in self.capabilities:
+            self.cannot("score")
+        wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
+        found = self.loglikelihood([images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]])
+        return found if pairs is not None else found.reshape(len(images), len(texts))
+
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        self.cannot("generate")
+
+    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+        self.cannot("loglikelihood")
+
+    def draw(self, texts: Sequence[str], **how: Any) -> list[Image]:
+        self.cannot("draw")
+
+    def reconstruct(self, images: Sequence[Image]) -> list[Image]:
+        self.cannot("reconstruct")
+
+
+class FunctionModel(Adapter):
+    """Plain functions as a model: ``FunctionModel("mine", score=lambda images, texts: ...)``.
+
+    ``functions`` maps capability names to callables: ``embed_image(images)``, ``embed_text(texts)``,
+    ``score(images, texts)``, ``generate(images, prompts, max_tokens)`` with a prompt per image, and
+    ``loglikelihood(images, texts)``, which gets ``prompts`` as a third argument if ``follows_prompts`` (default: if it
+    generates). What is missing of ``score`` is derived as in ``Adapter``.
+    """
+
+    def __init__(self, name: str, *, follows_prompts: bool | None = None, **functions: Callable[..., Any]):
+        self.name = name
+        able = set(functions)
+        if {"embed_image", "embed_text"} <= able or "loglikelihood" in able:
+            able.add("score")
+        if follows_prompts if follows_prompts is not None else "generate" in functions:
+            able.add("prompt")
+        self.capabilities = frozenset(able)
+        self._functions = functions
+
+    def _call(self, name: str, *args: Any) -> Any:
+        if name not in self._functions:
+            self.cannot(name)
+        return self._functions[name](*args)
+
+    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        return np.asarray(self._call("embed_image", images), dtype=np.float32)
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        return np.asarray(self._call("embed_text", texts), dtype=np.float32)
+
+    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        if "score" not in self._functions:
+            return super().score(images, texts, pairs)
+        matrix = np.asarray(self._call("score", images, texts), dtype=np.float32)
+        return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
+
+    def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        if decoding:
+            self.cannot("be told how to decode")
+        return list(self._call("generate", images, prompts_for(prompt, len(images)), max_tokens))
+
+    def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+        more = (prompts_for(prompt, len(images)),) if "prompt" in self.capabilities else ()
+        return np.asarray(self._call("loglikelihood", images, texts, *more), dtype=np.float32)

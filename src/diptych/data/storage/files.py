@@ -1,0 +1,188 @@
+"""Files by URL: plain local paths, and whatever fsspec knows (``memory://``, ``s3://``, ``https://`` …)."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from diptych.core.errors import DiptychError
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url
+
+
+def normal(url: str) -> str:
+    """A local path without ``file://`` and ``~``; any other URL as it is."""
+    url = url.removeprefix("file://")
+    return os.path.expanduser(url) if is_local(url) else url
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system for ``url``, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
+        raise DiptychError(f"{url}: {error}") from error
+
+
+def _halves(url: str) -> tuple[str, str]:
+    protocol, mark, path = url.rpartition("://")
+    return protocol + mark, path
+
+
+def parent(url: str) -> str:
+    protocol, path = _halves(url)
+    return protocol + (posixpath.dirname(path) or ("" if protocol else "."))
+
+
+def name(url: str) -> str:
+    return posixpath.basename(url.rstrip("/"))
+
+
+def join(directory: str, path: str) -> str:
+    """``path`` as seen from ``directory``; a URL or an absolute local path stands for itself."""
+    if not is_local(path) or (is_local(directory) and os.path.isabs(path)):
+        return normal(path)
+    protocol, base = _halves(directory)
+    joined = posixpath.normpath(f"{base}/{path}" if base else path)
+    return protocol + joined
+
+
+def exists(url: str) -> bool:
+    if is_local(url):
+        return os.path.exists(url)
+    fs, path = filesystem(url)
+    return fs.exists(path)
+
+
+def is_directory(url: str) -> bool:
+    if is_local(url):
+        return os.path.isdir(url)
+    fs, path = filesystem(url)
+    return fs.isdir(path)
+
+
+def open_file(url: str) -> Any:
+    """A seekable binary file; a missing one is the user's to mend."""
+    try:
+        here = url if is_local(url) else _copy(url)
+        if here:
+            return open(here, "rb")
+        fs, path = filesystem(url)
+        return fs.open(path, "rb")
+    except FileNotFoundError as error:
+        raise DiptychError(f"{url}: there is no such file") from error
+    except OSError as error:
+        raise DiptychError(f"{url}: cannot be opened: {error}") from error
+
+
+def read(url: str, start: int = 0, length: int | None = None) -> bytes:
+    """``length`` bytes from ``start``, or all. Raises ``OSError``."""
+    here = url if is_local(url) else _copy(url)
+    if here:
+        with open(here, "rb") as file:
+            file.seek(start)
+            return file.read(-1 if length is None else length)
+    fs, path = filesystem(url)
+    if start == 0 and length is None:
+        return fs.cat_file(path)
+    return fs.cat_file(path, start=start, end=None if length is None else start + length)
+
+
+def _copy(url: str) -> str:
+    """Where the cache has a copy of a remote file; "" if none can be had. What lies in this process's memory needs none."""
+    from diptych.data.storage import cache
+
+    return "" if url.startswith("memory://") else cache.local_copy(url)
+
+
+def read_text(url: str) -> str:
+    """A text file in UTF-8, or in UTF-16 with its mark; the mark is dropped."""
+    with open_file(url) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DiptychError(f"{url}, line {line}: not UTF-8 text; save the file as UTF-8") from error
+
+
+def find(directory: str) -> list[str]:
+    """Paths of all files below ``directory``, relative to it, sorted; hidden ones left out."""
+    fs, root = filesystem(directory)
+    root = root.rstrip("/")
+    paths = (path[len(root) + 1 :] for path in fs.find(root))
+    return sorted(p for p in paths if not any(part.startswith((".", "__MACOSX")) for part in p.split("/")))
+
+
+def expand(pattern: str) -> list[str]:
+    """URLs for a pattern with brace ranges (``{000..031}``, ``{a,b}``) and globs (``*``, ``[0-9]``), in order."""
+    urls: list[str] = []
+    for url in [pattern] if is_local(pattern) and os.path.exists(pattern) else braces(pattern):
+        if not re.search(r"[*\[]", url) or (is_local(url) and os.path.exists(url)):
+            urls.append(url)
+        else:
+            fs, path = filesystem(url)
+            found = sorted(fs.glob(path))
+            urls += found if is_local(url) else [fs.unstrip_protocol(f) for f in found]
+    return list(dict.fromkeys(os.path.relpath(u) if is_local(u) and not os.path.isabs(pattern) else u for u in urls))
+
+
+def braces(pattern: str) -> list[str]:
+    """``a{00..02}`` → a00, a01, a02; ``{x,y}b`` → xb, yb; several pairs multiply."""
+    match = re.search(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}", pattern)
+    if not match:
+        return [pattern]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        first, last = int(span[1]), int(span[2])
+        width = len(span[1]) if span[1].startswith("0") else 0
+        choices = [str(n).zfill(width) for n in range(first, last + 1)]
+    else:
+        choices = match[1].split(",")
+    return [rest for c in choices for rest in braces(pattern[: match.start()] + c + pattern[match.end() :])]
+
+
+def relative(urls: list[str]) -> list[str]:
+    """Names that tell ``urls`` apart: each without the directory all have in common."""
+    paths = [_halves(url)[1] for url in urls]
+    common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    return [posixpath.relpath(path, common or ".") for path in paths]
+
+
+def stamps(urls: Iterable[str]) -> dict[str, str | None]:
+    """For each file a text that changes when its content does; "" if not known; ``None`` if there is no such file."""
+    found: dict[str, str | None] = {}
+    remote: dict[str, list[str]] = defaultdict(list)
+    web: tuple[Any, str] | None = None
+    for url in urls:
+        if is_local(url):
+            found[url] = _local_stamp(url)
+        elif url.startswith(("http://", "https://")):
+            found[url] = ""  # web servers do not list; what is missing shows on reading
+            web = web or filesystem(url)  # but what cannot be read at all shows now
+        else:
+            remote[parent(url)].append(url)
+    for directory, members in remote.items():
+        fs, path = filesystem(directory)
+        try:
+            present = {posixpath.basename(e["name"]) for e in fs.ls(path, detail=True) if e["type"] == "file"}
+        except FileNotFoundError:
+            present = set()
+        found.update((url, "" if name(url) in present else None) for url in members)
+    return found
+
+
+def _local_stamp(path: str) -> str | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return None
+    return f"{os.path.abspath(path)}:{status.st_size}:{status.st_mtime_ns}" if os.path.isfile(path) else None

@@ -1,0 +1,159 @@
+"""How a run that learned from conversations is asked: by the chat template it was trained with, to the token."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from diptych.core.batch import Turn
+from diptych.core.capabilities import Example, Image
+from diptych.core.errors import DiptychError
+from diptych.data.conversations.template import Chat
+from diptych.data.conversations.turns import DESCRIBE, Mistake, check_images, question
+from diptych.inference.generate import Decoding, cut, write
+from diptych.models.language.lm import Remembered
+from diptych.models.passes import ImageSide
+from diptych.models.vlm import VLM
+from diptych.objectives.generative import token_log_probabilities
+
+READ = 64  # prompts read at a time
+ANSWERS = 128  # answers scored at a time
+
+
+class Answering:
+    """side: images as the model takes them; inference: the context in which it computes."""
+
+    def __init__(
+        self,
+        model: VLM,
+        chat: Chat,
+        side: Callable[[Sequence[Image]], ImageSide],
+        inference: Callable[[], AbstractContextManager[Any]],
+    ):
+        self.model, self.chat, self.side, self.inference = model, chat, side, inference
+
+    def converse(self, images: Sequence[Sequence[Image]], turns: Sequence[Sequence[Turn]], how: Decoding) -> list[str]:
+        """What the assistant says next in each conversation, about its images: none, one or several."""
+        decoding = replace(how, stop=(*how.stop, *self.chat.stop))
+        behind = (*decoding.stop, self.chat.end.strip()) if self.chat.end.strip() else decoding.stop
+        out: list[str] = []
+        size = max(1, READ // how.beams)
+        for start in range(0, len(images), size):
+            shown = images[start : start + size]
+            prompts = [self._prompt(t, len(i)) for t, i in zip(turns[start : start + size], shown, strict=True)]
+            rows = [
+                zlib.crc32(b"".join(i.tobytes() for i in s), zlib.crc32(repr(p).encode()))
+                for s, p in zip(shown, prompts, strict=True)
+            ]
+            with self.inference():
+                read = self._read(shown, prompts)
+                begun = self.model.part("lm").lm.head(read.last[:, -1]), read.past
+                ids = write(self.model, None, decoding, rows if how.samples else None, begun, self.chat.ends)
+            out += [cut(self.model.tokenizer.decode(row), behind).strip() for row in ids.tolist()]
+        return out
+
+    def loglikelihood(
+        self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Sequence[Example]]
+    ) -> np.ndarray:
+        """log P(text, end of answer | examples, image, prompt) in nats, float32 [N]. An image with a prompt is read once, however many texts are tried on it."""
+        split: dict[Any, tuple[list[int], list[int]]] = {}
+        readings: dict[Any, int] = {}
+        shown: list[list[Image]] = []
+        asked: list[list[int]] = []
+        answers, which = [], np.empty(len(texts), dtype=np.int64)
+        for k, (image, text, prompt, before_it) in enumerate(zip(images, texts, prompts, examples, strict=True)):
+            pictures = [*(e.image for e in before_it), image]
+            said = prompt, text, tuple((e.text, e.prompt) for e in before_it)
+            if said not in split:
+                split[said] = self._split(prompt, text, before_it)
+            before, answer = split[said]
+            key = tuple(map(id, pictures)), tuple(before)
+            if key not in readings:
+                readings[key] = len(readings)
+                shown.append(pictures)
+                asked.append(before)
+            which[k] = readings[key]
+            answers.append(answer)
+        out = np.empty(len(texts), dtype=np.float32)
+        lengths = np.array([len(a) for a in answers], dtype=np.int64)
+        for start in range(0, len(shown), READ):
+            members = np.flatnonzero((which >= start) & (which < start + READ))
+            members = members[np.argsort(lengths[members], kind="stable")]  # answers of like length together: little padding
+            with self.inference():
+                read = self._read(shown[start : start + READ], asked[start : start + READ])
+                for at in range(0, len(members), ANSWERS):
+                    rows = members[at : at + ANSWERS]
+                    out[rows] = tried(self.model, read, which[rows] - start, [answers[i] for i in rows])
+        return out
+
+    def _prompt(self, turns: Sequence[Turn], images: int) -> list[int]:
+        try:
+            check_images(turns, images)
+            ids = self.chat.document(turns, ask=True).ids
+        except Mistake as mistake:
+            raise DiptychError(f"the prompt cannot be asked: {mistake}") from None
+        if len(ids) >= self.chat.room:
+            raise DiptychError(
+                f"the conversation has grown to {len(ids)} tokens; the model was trained on at most {self.chat.room}"
+            )
+        return ids
+
+    def _split(self, prompt: str, text: str, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+        """Token ids of all that is asked with and of the answer, as in training."""
+        turns = asked_with(prompt, examples)
+        before = self._prompt(turns, len(examples) + 1) if examples else None
+        try:
+            document = self.chat.document([*turns, Turn("assistant", text)])
+        except Mistake as mistake:
+            raise DiptychError(f"the prompt {prompt!r} cannot be asked: {mistake}") from None
+        learned = np.flatnonzero(document.learned)
+        learned = learned if before is None else learned[learned >= len(before)]  # the examples' answers are learned, too
+        if not len(learned):
+            raise DiptychError(f"the answer {text!r} is no token at all: it has no likelihood")
+        return document.ids[: learned[0]], [document.ids[i] for i in learned]
+
+    def _read(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Sequence[int]]) -> Remembered:
+        """Each prompt with its images; an image in several of them is encoded once."""
+        distinct = {id(image): image for images in shown for image in images}
+        number = {key: i for i, key in enumerate(distinct)}
+        device = next(self.model.parameters()).device
+        prefix = None
+        if distinct:
+            order = torch.tensor([number[id(image)] for images in shown for image in images], device=device)
+            prefix = self.side(list(distinct.values())).prefix[order]
+        ids, mask = padded(prompts, self.chat.tokenizer.pad, left=True)
+        read: Remembered = self.model.part("lm").read(ids.to(device), mask.to(device), prefix)
+        return read
+
+
+def asked_with(prompt: str, examples: Sequence[Example] = ()) -> list[Turn]:
+    """A question about an image, behind examples of how such are answered."""
+    turns = []
+    for e in examples:
+        turns += [question((prompt if e.prompt is None else e.prompt) or DESCRIBE), Turn("assistant", e.text)]
+    return [*turns, question(prompt or DESCRIBE)]
+
+
+def tried(model: VLM, read: Remembered, which: np.ndarray, answers: Sequence[Sequence[int]]) -> np.ndarray:
+    """log P of answers, each behind the row ``which`` of what was read, float32."""
+    device, pad = read.last.device, model.tokenizer.pad
+    ids, mask = padded([[pad, *answer] for answer in answers], pad, left=False)
+    ids, mask = ids.to(device), mask.to(device)
+    logits = model.part("lm").continue_logits(read.rows(torch.from_numpy(which).to(device)), ids, mask)
+    return ((token_log_probabilities(logits, ids[:, 1:]) * mask[:, 1:]).sum(1)).cpu().numpy()
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and mask [B, T]"""
+    T = max(map(len, rows))
+    ids, mask = torch.full((len(rows), T), pad), torch.zeros(len(rows), T, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        here = slice(T - len(row), T) if left else slice(0, len(row))
+        ids[i, here], mask[i, here] = torch.tensor(row), True
+    return ids, mask

@@ -1,0 +1,83 @@
+"""``diptych export``: a run as a directory that another library loads, without any code of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_atomically, write_json
+from diptych.data.conversations.turns import DESCRIBE
+from diptych.inference.export.card import model_card
+from diptych.inference.run import TrainedModel
+from diptych.interop import family_for
+
+MARK = "export.json"  # says that the directory is ours to replace
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where it lies, what loads it and which weights it holds."""
+
+    path: Path
+    format: str
+    architecture: str
+    run: str
+    checkpoint: str
+    key: str  # a hash of the run's weights
+    adapters: bool = False  # whether they lie apart
+
+
+def export(
+    run: Path,
+    to: str = "transformers",
+    out: Path | None = None,
+    checkpoint: str = "last",
+    architecture: str = "",
+    adapters: bool = False,
+) -> Exported:
+    """Write the run's averaged weights, configuration, tokenizer, image processor and model card to ``out`` (default: RUN/export/FORMAT).
+
+    architecture: the class to be written, where a run can be several (default RUN/export/CLASS). adapters: a language model's adapters as a directory
+    of peft, ``adapter``, beside a model without them; otherwise they are merged.
+
+    Raises DiptychError where no class of that library computes what the model does (and names the options with which a new run would
+    fit), or if ``out`` holds something else than an earlier export.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise DiptychError(f"{run} is no run; a run is a directory that `diptych train` made")
+    out = out or run / "export" / (architecture or to)
+    refuse_foreign(out)
+    trained = TrainedModel.load(run, "cpu", checkpoint=checkpoint)
+    family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
+    made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key), adapters)
+
+    lm = "lm" in trained.model.parts  # what it is to be asked for a caption is then no matter of the class
+
+    def write(directory: Path) -> None:
+        directory.mkdir()
+        notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
+        (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
+        write_json(directory / MARK, {**_plain(made), **({"caption": DESCRIBE if trained.answering else ""} if lm else {})})
+
+    write_atomically(out, write)
+    return made
+
+
+def refuse_foreign(out: Path) -> None:
+    if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise DiptychError(f"{out} exists and is no earlier export (it has no {MARK}); choose another --out")
+
+
+def _plain(made: Exported) -> dict[str, Any]:
+    return {
+        "format": made.format,
+        "architecture": made.architecture,
+        "run": made.run,
+        "checkpoint": made.checkpoint,
+        "key": made.key,
+        "adapters": made.adapters,
+        "diptych": version("diptych"),
+    }

@@ -1,0 +1,53 @@
+"""Two towers of transformers: CLIP, SigLIP, SigLIP 2, ALIGN, AltCLIP, Chinese CLIP, MetaCLIP 2, FLAVA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from diptych.core.capabilities import Adapter, Image
+from diptych.inference.foreign.hub import Opened, move, pil
+
+FIXED_LENGTH = ("siglip", "siglip2")  # trained on texts padded to full length, without a mask
+
+
+class DualEncoder(Adapter):
+    capabilities = frozenset({"embed_image", "embed_text", "score"})
+    BESIDE: ClassVar[tuple[str, ...]] = (
+        "flava",
+    )  # model types that transformers does not list among those that classify by similarity
+
+    def __init__(self, opened: Opened, batch: int):
+        from transformers import AutoModel
+
+        self.name = f"hf:{opened.name}"
+        self.batch, self.device, self.dtype = batch, opened.device, opened.dtype
+        self.model, self.processor = opened.model(AutoModel), opened.processor()
+        self.key = opened.key(self.model)
+        text = getattr(self.model.config, "text_config", self.model.config)
+        self.longest = min(text.max_position_embeddings, self.processor.tokenizer.model_max_length)
+        self.padding: str | bool = "max_length" if self.model.config.model_type in FIXED_LENGTH else True
+
+    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        return self._embed(
+            images, lambda part: self.processor.image_processor(pil(part), return_tensors="pt"), "get_image_features"
+        )
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        options: dict[str, Any] = {"padding": self.padding, "truncation": True, "max_length": self.longest}
+        tokenise = self.processor.tokenizer
+        return self._embed(texts, lambda part: tokenise(list(part), **options, return_tensors="pt"), "get_text_features")
+
+    def _embed(self, items: Sequence[Any], prepare: Callable[[Any], Any], method: str) -> np.ndarray:
+        found = [np.zeros((0, 0), dtype=np.float32)]
+        for start in range(0, len(items), self.batch):
+            inputs = move(prepare(items[start : start + self.batch]), self.device, self.dtype)
+            with torch.inference_mode():
+                out = getattr(self.model, method)(**inputs)
+                vectors = getattr(out, "pooler_output", out).float()  # older versions give the tensor itself
+                vectors = vectors[:, 0] if vectors.ndim == 3 else vectors  # FLAVA projects every token; the first is contrasted
+                found.append(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
+        return np.concatenate(found[1:]) if len(found) > 1 else found[0]

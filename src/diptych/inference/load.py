@@ -1,0 +1,30 @@
+"""A model by its address: a run of ours, or one of someone else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diptych.core.capabilities import Model
+from diptych.core.errors import DiptychError
+from diptych.inference.foreign import is_foreign, open_model
+from diptych.inference.run import TrainedModel
+
+
+def load(address: str | Path, device: str = "auto") -> Model:
+    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), or one that is not
+    ours by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
+
+    Raises DiptychError if there is no run, no checkpoint in it, or no such model.
+    """
+    path = Path(address)
+    if path.parent.name == "checkpoints" and (path.parent.parent / "recipe.yaml").is_file():
+        return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)
+    if not path.is_dir() and is_foreign(str(address)):
+        return open_model(str(address), device)
+    if not path.is_dir():
+        raise DiptychError(
+            f"no run at '{address}'; a run is a directory that `diptych train` made, another model is hf:NAME_OR_PATH"
+        )
+    if not (path / "recipe.yaml").is_file() and (path / "config.json").is_file():
+        raise DiptychError(f"{address} is no run; a model of transformers is hf:{address}")
+    return TrainedModel.load(path, device)

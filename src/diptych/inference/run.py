@@ -1,0 +1,336 @@
+"""A run directory as a ``Model``: whatever its recipe, the capabilities it has."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.config.recipe import Recipe, load_recipe
+from diptych.core.batch import Turn
+from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, prompts_for
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json
+from diptych.data.image import resize
+from diptych.data.loader import to_pixels
+from diptych.data.text import Tokenizer
+from diptych.inference.chat import Answering, asked_with
+from diptych.inference.fewshot import FewShot
+from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
+from diptych.models.passes import ImageSide, Pass, TextSide
+from diptych.models.pretrained.tokenizer import kept_in
+from diptych.models.vlm import VLM, build_model
+from diptych.objectives import Objective, build_objectives
+from diptych.objectives.chameleon import Interleaved, image_log_likelihood
+from diptych.objectives.generative import caption_log_likelihood
+from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint, load_weights
+from diptych.training.setup import chat_of, pick_device, use_bf16
+
+CHUNK = 256  # images or texts encoded at a time
+PAIRS = 1024  # image-text pairs scored at a time
+
+
+PairScorer = Callable[[Pass, Tensor, Tensor], Tensor]
+
+
+def likelihood(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+    """log P(text | image) for pairs of indices into the batch."""
+    return caption_log_likelihood(p.paired(images, texts))
+
+
+def image_likelihood(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+    """log p(image codes | text): comparable over texts, so with equal priors the largest is Bayes' choice of a class."""
+    return image_log_likelihood(p.paired(images, texts))
+
+
+def image_information(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+    """log p(image codes | text) − log p(image codes): comparable over images, too."""
+    return image_likelihood(p, images, texts) - p.images.log_prior[images]
+
+
+LIKELIHOODS: dict[str, PairScorer] = {
+    "likelihood": likelihood,
+    "image_likelihood": image_likelihood,
+    "image_information": image_information,
+}
+
+
+class TrainedModel:
+    """Weights of a run behind the capabilities of ``diptych.core.capabilities.Model``."""
+
+    def __init__(self, name: str, recipe: Recipe, model: VLM, objectives: torch.nn.ModuleDict, device: torch.device):
+        self.name, self.recipe = name, recipe
+        self.model, self.objectives = model.eval(), objectives.eval()
+        self.device = device
+        self.key: str | None = None  # names the weights, so that judgements can be kept
+        self.autocast = use_bf16(recipe.precision, device)
+        self.answering: Answering | None = None  # where it learned from conversations
+        able = {"score"}
+        # Under ``contextual`` an image has no embedding without a caption, and where queries look at it, one each.
+        towers = {"vision", "text"} <= set(model.parts) and not model.asks
+        if (towers and recipe.score != "contextual") or model.embeds_by_lm:
+            able |= {"embed_image", "embed_text"}
+        if self._scoring and self._scoring.scores_all:
+            able.add("score_all")
+        both = [o for o in objectives.values() if isinstance(o, Interleaved)]
+        if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
+            able |= {"generate", "decoding", "loglikelihood", *(["examples"] if "lm" in model.parts else [])}
+        if any(o.reads_turns for o in objectives.values()):
+            self.answering = Answering(model, chat_of(recipe, model), self._image_side, self._inference)
+            able.add("prompt")
+        if any(o.image_first < 1 for o in both):
+            able.add("draw")
+        if "quantizer" in model.parts:
+            able.add("reconstruct")
+        self.capabilities = frozenset(able)
+        self.fewshot = FewShot(model, self._image_side, self._inference)
+
+    @classmethod
+    def load(cls, run: Path, device: str = "auto", averaged: bool = True, checkpoint: str = "last") -> TrainedModel:
+        """A run's model. averaged: its averaged weights where it keeps any. checkpoint: ``last``, ``best`` (by validation loss) or a name, ``step-00000500``."""
+        path = find_checkpoint(run / "checkpoints", checkpoint)
+        recipe = load_recipe(str(run / "recipe.yaml"))
+        own = recipe.data.tokenizer.kind == "bpe"
+        tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
+        where = pick_device(device)
+        torch.manual_seed(recipe.seed)
+        kept = None if own else kept_in(run / "tokenizer.json")
+        model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=kept)
+        objectives = build_objectives(recipe, model)
+        load_weights(path, Checkpoint.load(path, restore_random=False), model, objectives, averaged)
+        trained = cls(run.name, recipe, model.to(where), objectives.to(where), where)
+        trained.key = checkpoint_key(path)
+        return trained
+
+    # --- capabilities ---
+
+    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        self._can("embed_image")
+        return self._gather(images, self._image_side, lambda side: side.embedding)
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        self._can("embed_text")
+        return self._gather(texts, self._text_side, lambda side: side.embedding)
+
+    def score(
+        self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
+    ) -> np.ndarray:
+        """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples: as of ``generate``."""
+        before = self._examples(examples, len(images))
+        if before and self.recipe.score != "likelihood":
+            raise DiptychError(
+                f"model '{self.name}' scores by {self.recipe.score}, which knows no examples; score: likelihood does"
+            )
+        if self.recipe.score == "similarity":
+            matrix = self.embed_image(images) @ self.embed_text(texts).T
+            return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
+        if pairs is None and not before and self._scoring is not None and self._scoring.scores_all:
+            return self._score_all(images, texts)
+        wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
+        if before or (self.answering and self.recipe.score == "likelihood"):
+            shown, said = [images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]]
+            scores = self.loglikelihood(shown, said, examples=[before[i] for i in wanted[:, 0]] if before else ())
+        else:
+            scores = self._score_pairs(images, texts, wanted, self._pair_scorer())
+        return scores if pairs is not None else scores.reshape(len(images), len(texts))
+
+    def _score_all(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
+        """``score``, where each side is encoded once and comparing is cheap: a million scores are no trouble."""
+        assert self._scoring is not None
+        out = np.empty((len(images), len(texts)), dtype=np.float32)
+        said = [(j, self._text_side(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
+        for i in range(0, len(images), CHUNK):
+            seen = self._image_side(images[i : i + CHUNK])
+            for j, side in said:
+                with self._inference():
+                    scores = self._scoring.all_scores(Pass(self.model, seen, side)).float().cpu().numpy()
+                out[i : i + len(scores), j : j + scores.shape[1]] = scores
+        return out
+
+    def loglikelihood(
+        self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "", examples: Examples = ()
+    ) -> np.ndarray:
+        self._can("loglikelihood")
+        before = self._examples(examples, len(images))
+        prompts = prompts_for(prompt, len(images))
+        if self.answering:
+            return self.answering.loglikelihood(images, texts, prompts, before or [[]] * len(images))
+        if before:
+            return self.fewshot.loglikelihood(images, texts, prompts, before)
+        self._no_prompt(prompts)
+        aligned = np.stack([np.arange(len(images))] * 2, 1)
+        return self._score_pairs(images, texts, aligned, likelihood)
+
+    def generate(
+        self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, examples: Examples = (), **decoding: Any
+    ) -> list[str]:
+        """One caption per image, or answer to the prompt, greedy unless ``decoding`` (the fields of ``Decoding``: beams, temperature, top_p, …) says otherwise.
+
+        examples: (image, caption) pairs that are shown before, a list for all images or one for each; (image, answer, prompt) where each answers a prompt of its own.
+        """
+        self._can("generate")
+        how = decoding_of(max_tokens=max_tokens, **decoding)
+        before = self._examples(examples, len(images))
+        prompts = prompts_for(prompt, len(images))
+        if self.answering:
+            behind = list(zip(images, prompts, before or [[]] * len(images), strict=True))
+            shown = [[*(e.image for e in row), image] for image, _, row in behind]
+            return self.answering.converse(shown, [asked_with(p, row) for _, p, row in behind], how)
+        if before:
+            return self._written_behind(images, prompts, before, how)
+        self._no_prompt(prompts)
+        out: list[str] = []
+        size = max(1, CHUNK // 4 // how.beams)
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            rows = [zlib.crc32(image.tobytes()) for image in part] if how.samples else None  # drawn by what is seen
+            with self._inference():
+                ids = write(self.model, self._image_side(part), how, rows)
+            out += [cut(self.model.tokenizer.decode(row), how.stop) for row in ids.tolist()]
+        return out
+
+    def _written_behind(
+        self, images: Sequence[Image], prompts: Sequence[str], examples: Sequence[Sequence[Example]], how: Decoding
+    ) -> list[str]:
+        out = [""] * len(images)
+        for members in self.fewshot.groups(prompts, max(1, CHUNK // 4 // how.beams)):
+            part = [images[i] for i in members]
+            rows = [zlib.crc32(image.tobytes()) for image in part] if how.samples else None
+            with self._inference():
+                read = self.fewshot.read(part, [prompts[i] for i in members], [examples[i] for i in members])
+                ids = write(self.model, None, how, rows, (self.model.part("lm").lm.head(read.last[:, -1]), read.past))
+            for i, row in zip(members, ids.tolist(), strict=True):
+                out[i] = cut(self.model.tokenizer.decode(row), how.stop)
+        return out
+
+    def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
+        """What the assistant says next in a conversation whose turns show the images at each ``<image>``. DiptychError unless it learned from conversations."""
+        self._can("prompt")
+        assert self.answering is not None
+        return self.answering.converse([images], [turns], decoding_of(max_tokens=max_tokens, **decoding))[0]
+
+    def draw(
+        self,
+        texts: Sequence[str],
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> list[Image]:
+        self._can("draw")
+        how = decoding_of(temperature=temperature, top_k=top_k or None, top_p=top_p, seed=seed)
+        ids, mask = (torch.from_numpy(x).to(self.device) for x in self.model.tokenizer.encode_batch(list(texts)))
+        lengths = mask.sum(1)
+        out: list[Image] = [np.zeros((0, 0, 3), dtype=np.uint8)] * len(texts)
+        for length in lengths.unique().tolist():  # captions of one length together: no padding
+            for members in (lengths == length).nonzero()[:, 0].split(CHUNK // 4):
+                with self._inference():
+                    codes = draw(self.model, ids[members, : length - 1], how, guidance, members.tolist())
+                    for i, picture in zip(members.tolist(), self._pictures(codes), strict=True):
+                        out[i] = picture
+        return out
+
+    def reconstruct(self, images: Sequence[Image]) -> list[Image]:
+        self._can("reconstruct")
+        out: list[Image] = []
+        for start in range(0, len(images), CHUNK):
+            with self._inference():
+                out += self._pictures(self._image_side(images[start : start + CHUNK]).codes)
+        return out
+
+    # --- how ---
+
+    def _pictures(self, codes: Tensor) -> list[Image]:
+        pixels = self.model.part("quantizer").decode(codes).float().clamp(-1, 1)
+        return list(((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+
+    def _can(self, capability: str) -> None:
+        if capability not in self.capabilities:
+            raise DiptychError(f"model '{self.name}' cannot {capability}; it can: {', '.join(sorted(self.capabilities))}")
+
+    def _no_prompt(self, prompts: Sequence[str]) -> None:
+        if any(prompts):
+            shown = "; show it examples of what is wanted" if "examples" in self.capabilities else ""
+            raise DiptychError(f"model '{self.name}' writes captions only; it was not trained to follow a prompt{shown}")
+
+    def _examples(self, examples: Examples, n: int) -> list[list[Example]]:
+        """Those of each image; empty if there are none at all."""
+        rows = examples_for(examples, n)
+        if not any(rows):
+            return []
+        if "examples" not in self.capabilities:
+            raise DiptychError(f"model '{self.name}' takes no examples: only a language model reads several images (a part 'lm')")
+        return rows
+
+    @property
+    def _scoring(self) -> Objective | None:
+        """The objective that scores pairs as the recipe asks; the recipe may be told another score."""
+        named = (o for o in self.objectives.values() if isinstance(o, Objective))
+        return next((o for o in named if o.scores_as == self.recipe.score), None)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext():
+            yield
+
+    def _pair_scorer(self) -> PairScorer:
+        kind = self.recipe.score
+        if kind.startswith("image_") and not self.model.reads_codes:
+            raise DiptychError(f"score: {kind} needs a decoder that reads image codes (kind: interleaved); set score: likelihood")
+        if kind in LIKELIHOODS:
+            return LIKELIHOODS[kind]
+        if self._scoring is not None:
+            return self._scoring.pair_scores
+        raise DiptychError(f"model '{self.name}' has no objective that could score by {kind}; set score: similarity or likelihood")
+
+    def _image_side(self, images: Sequence[Image]) -> ImageSide:
+        size = self.model.image_size
+        fitted = [im if im.shape[:2] == (size, size) else resize(im, size) for im in images]
+        return ImageSide(self.model, to_pixels(fitted).to(self.device))
+
+    def _text_side(self, texts: Sequence[str]) -> TextSide:
+        ids, mask = self.model.tokenizer.encode_batch(list(texts))
+        return TextSide(self.model, torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device), tuple(texts))
+
+    def _gather(self, items: Sequence, side: Callable, read: Callable) -> np.ndarray:
+        parts = []
+        for start in range(0, len(items), CHUNK):
+            with self._inference():
+                parts.append(read(side(items[start : start + CHUNK])).float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.model.embed_dim), dtype=np.float32)
+
+    def _score_pairs(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray, scorer: PairScorer) -> np.ndarray:
+        """Pairs by blocks of images, so that no more than CHUNK images' encodings are held at a time; texts likewise."""
+        out = np.empty(len(pairs), dtype=np.float32)
+        for members in _blocks(pairs, CHUNK):
+            block = pairs[members]
+            image_ids, image_rows = np.unique(block[:, 0], return_inverse=True)
+            text_ids, text_rows = np.unique(block[:, 1], return_inverse=True)
+            with self._inference():
+                p = Pass(
+                    self.model, self._image_side([images[i] for i in image_ids]), self._text_side([texts[i] for i in text_ids])
+                )
+                lengths = p.text_mask.sum(1).cpu().numpy()[text_rows]
+                order = np.argsort(lengths, kind="stable")  # texts of like length together: little padding
+                members, image_rows, text_rows = members[order], image_rows[order], text_rows[order]
+                for start in range(0, len(block), PAIRS):
+                    rows = (torch.from_numpy(x[start : start + PAIRS]).to(self.device) for x in (image_rows, text_rows))
+                    out[members[start : start + PAIRS]] = scorer(p, *rows).float().cpu().numpy()
+        return out
+
+
+def _blocks(pairs: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Indices of pairs, so that each block touches at most ``size`` images and ``size`` texts."""
+    image_block, text_block = pairs[:, 0] // size, pairs[:, 1] // size
+    key = image_block * (math.ceil((pairs[:, 1].max(initial=0) + 1) / size) + 1) + text_block
+    order = np.argsort(key, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(key[order])) + 1) if len(order) else ()

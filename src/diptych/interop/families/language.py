@@ -1,0 +1,176 @@
+"""A run's language model as its original has it: the whole vocabulary, adapters merged or apart, the original's tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, write_json
+from diptych.interop.base import Misfit, State
+from diptych.models.language.lm import ADAPTER
+from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer
+
+if TYPE_CHECKING:
+    from diptych.models.language.lm import Lora, PretrainedLM
+
+ADAPTER_NAME = "default"  # peft's, of what is injected without a name
+
+
+@dataclass
+class Language:
+    """Configuration, weights and tokenizer of a causal language model of transformers.
+
+    state: under the names of its base class, such as ``layers.0.self_attn.q_proj.weight``; ``head`` [V, D] stands apart, and is the embedding's own
+    tensor where ``tied``. kept: the ids that the run's trimmed vocabulary had; None: all.
+    """
+
+    config: Any
+    state: State
+    head: Tensor
+    embedding: str  # the name of the word vectors in ``state``
+    tied: bool
+    tokenizer: Any  # of transformers
+    ours: LMTokenizer  # the same, as ours, untrimmed: its pad, bos and eos are the original's ids
+    kept: list[int] | None
+
+    @property
+    def learned(self) -> bool:
+        """Whether some of it is in full precision, as what learns is."""
+        return any(value.dtype == torch.float32 for value in self.state.values())
+
+    def original(self, i: int) -> int:
+        """The id of a piece in the whole vocabulary."""
+        return i if self.kept is None else self.kept[i]
+
+    def add_token(self, token: str) -> int:
+        """Give the tokenizer a special token that stands for something else than a word, and its id. Its row is the mean of the others, so that it is never the likeliest."""
+        from tokenizers import AddedToken
+
+        self.tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
+        i = int(self.tokenizer.convert_tokens_to_ids(token))
+        self.state[self.embedding] = with_row(self.state[self.embedding], i)
+        self.head = self.state[self.embedding] if self.tied else with_row(self.head, i)
+        self.config.vocab_size = len(self.head)
+        return i
+
+
+def with_row(rows: Tensor, i: int) -> Tensor:
+    """``rows`` [V, D] with the mean of them as row ``i``, which may lie beyond."""
+    mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
+    rows = torch.cat([rows, mean.expand(max(0, i + 1 - len(rows)), -1)])
+    rows[i] = mean[0]
+    return rows
+
+
+def misfits(part: Any) -> list[Misfit]:
+    """What of a language model has no place in a class of transformers that holds one and reads its states with a plain output layer."""
+    found = []
+    model, head = part.lm.model, part.lm.model.get_output_embeddings()
+    if hasattr(model.config, "vision_config"):
+        found.append(Misfit("parts.lm is itself a vision-language model"))
+    if getattr(head, "bias", None) is not None:
+        found.append(Misfit("the language model's output layer has a bias"))
+    if getattr(model.config, "final_logit_softcapping", None) is not None:
+        found.append(Misfit("the language model caps its logits"))
+    if getattr(model.config, "quantization_config", None):
+        found.append(Misfit("the language model's weights are quantised"))
+    if part.gated:
+        found.append(Misfit("layers of the language model look at the image"))
+    if part.lora is not None and any(ADAPTER in n for m in (head, model.get_input_embeddings()) for n, _ in m.named_parameters()):
+        found.append(Misfit("there are adapters on word vectors or output layer"))
+    return found
+
+
+def whole(part: PretrainedLM, merged: bool = True) -> Language:
+    """The language model of a run, opened once more for what the run left out of it: words that its corpus does not have.
+
+    What the run has of it, trained or not, takes the original's place. merged: adapters are added to what they adapt, in float32; else left out.
+    """
+    original = part.open()
+    model, own = original.model, part.lm.model
+    head, embedding = own.get_output_embeddings(), own.get_input_embeddings()
+    trimmed = part.lm.tokenizer if isinstance(part.lm.tokenizer, TrimmedTokenizer) else None
+    kept = None if trimmed is None else trimmed.kept.tolist()
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    for name, value in plain_state(own, merged).items():
+        state[name] = value if state[name].shape == value.shape else put_back(state[name], value, kept or [])
+    prefix = f"{model.base_model_prefix}."
+    names = {id(module): name for name, module in own.named_modules()}
+    at_head = f"{names[id(head)]}.weight"
+    return Language(
+        copy.deepcopy(model.config),
+        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
+        state[at_head],
+        f"{names[id(embedding)]}.weight".removeprefix(prefix),
+        head.weight is embedding.weight,
+        tokenizer_of(original.tokenizer),
+        original.tokenizer,
+        kept,
+    )
+
+
+def put_back(whole: Tensor, rows: Tensor, kept: list[int]) -> Tensor:
+    """``whole`` [V, …] with ``rows`` in the places ``kept``."""
+    filled = whole.to(rows.dtype, copy=True)
+    filled[torch.tensor(kept)] = rows
+    return filled
+
+
+def plain_state(model: Any, merged: bool) -> State:
+    """A model's weights under the names that they have without adapters."""
+    found = {n.replace(".base_layer.", "."): v.detach() for n, v in model.state_dict().items() if ADAPTER not in n}
+    if merged:
+        for name, module in model.named_modules():
+            if ADAPTER_NAME in getattr(module, "lora_A", ()):
+                weight = f"{name}.weight"
+                found[weight] = found[weight].float() + module.get_delta_weight(ADAPTER_NAME).detach().float()
+    return found
+
+
+def tokenizer_of(tokenizer: LMTokenizer) -> Any:
+    """A fast tokenizer of transformers: the one that ours was made of, or one that begins a text with [BOS]."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    if tokenizer.given is not None:
+        return tokenizer.given
+    pad, bos, eos = (tokenizer.token(i) for i in (tokenizer.pad, tokenizer.bos, tokenizer.eos))
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, pad_token=pad, bos_token=bos, eos_token=eos)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos)])
+    return made
+
+
+def write_adapters(directory: Path, part: PretrainedLM, base: str, inside: str) -> None:
+    """The run's adapters as a directory of ``peft``.
+
+    base: where the model lies that they belong to; inside: the name that it has for the language model's base class, such as ``model.language_model``.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    lora: Lora | None = part.lora
+    if lora is None:
+        raise DiptychError("this run has no adapters (parts.lm.lora); export it without --adapters")
+    own = part.lm.model
+    prefix = f"{own.base_model_prefix}."
+    weights, targets = {}, set()
+    for name, value in own.state_dict().items():
+        if ADAPTER in name:
+            place = f"{inside}.{name.removeprefix(prefix)}"
+            targets.add(place.partition(f".{ADAPTER}")[0])
+            weights[f"base_model.model.{place.replace(f'.{ADAPTER_NAME}.', '.')}"] = (
+                value.detach().float().cpu().contiguous().clone()
+            )
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(targets), bias="none")
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(str(directory))
+    path = directory / "adapter_config.json"
+    says = read_json(path)
+    write_json(path, {**says, "target_modules": sorted(says["target_modules"])})  # a set is saved in any order
+    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,307 @@
+"""transformers' ``LlavaForConditionalGeneration`` (Liu et al. 2023; 2024): a vision tower, an MLP on each of its patches, a causal language model.
+
+Written, not read. The class puts projected patches among word vectors as they are, ours first brings them to the size of word vectors: that factor goes into the
+last layer of the projector. (Where a family scales its word vectors, as Gemma does, both sides do so in the embedding, and it is no matter here.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.batch import IMAGE, Turn
+from diptych.core.files import read_json, write_json
+from diptych.data.conversations.template import IMAGE_ID, Chat
+from diptych.data.conversations.turns import question
+from diptych.interop import chat
+from diptych.interop.base import Family, Geometry, Misfit, Same, State, image_processor, save_processor, to_theirs
+from diptych.interop.families import language
+from diptych.interop.families.siglip import Siglip
+from diptych.models.connectors.mlp import MLP
+from diptych.models.language.lm import IMAGE_PROMPTS
+from diptych.models.pretrained.packages import quiet
+from diptych.models.vision.towers import HubTower, ViT
+
+if TYPE_CHECKING:
+    from diptych.config.recipe import Recipe
+    from diptych.interop.families.language import Language
+    from diptych.models.vlm import VLM
+
+TIE = "tie_last_hidden_states"
+INSIDE = "model.language_model"
+TOWER = "parts.vision={kind: hf, from: hf:CLIP_OR_SIGLIP}"
+PROBE = [question("one two?"), Turn("assistant", "three"), Turn("user", "why?")]
+MLP_OF_IT = "parts.connector={kind: mlp, norm: false}"
+
+
+class Llava(Family):
+    name = "llava"
+    architecture = "LlavaForConditionalGeneration"
+    scores = ("likelihood",)
+    processor = "LlavaProcessor"
+
+    def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        found = [Misfit(f"it has no part '{name}'") for name in ("vision", "connector", "lm") if name not in model.parts]
+        if found:
+            return found
+        for name in model.parts:
+            if name not in ("vision", "connector", "lm"):
+                found.append(Misfit(f"part '{name}' has no place in it"))
+        return found + self._vision(model) + self._connector(model.part("connector")) + language.misfits(model.part("lm"))
+
+    def _vision(self, model: VLM) -> list[Misfit]:
+        vision = model.part("vision")
+        if isinstance(vision, HubTower):
+            tower: Any = vision.tower
+            config = tower_config(tower)
+            if isinstance(config, Misfit):
+                return [config]
+            if tower.size != model.image_size:
+                why = f"pictures are scaled to {model.image_size} pixels and then, within the model, to the tower's {tower.size}"
+                return [Misfit(why, f"data.image_size={tower.size}")]
+            return []
+        if isinstance(vision, ViT):
+            return [Misfit(m.why, m.set) for m in Siglip().structure(model) if m.why.startswith("parts.vision")]
+        return [Misfit(f"parts.vision is a {type(vision).__name__}, which none of its towers is", TOWER)]
+
+    def _connector(self, connector: Any) -> list[Misfit]:
+        if not isinstance(connector, MLP):
+            return [Misfit(f"parts.connector is a {type(connector).__name__}, its projector is an MLP", MLP_OF_IT)]
+        found = []
+        if not isinstance(connector.norm, nn.Identity):
+            found.append(Misfit("its projector has no norm", "parts.connector.norm=false"))
+        layers = linear_layers(connector)
+        if len(layers) > 2:
+            found.append(Misfit(f"its projector has two layers, not {len(layers)}", "parts.connector.depth=2"))
+        elif layers[0].out_features > connector.width:
+            found.append(
+                Misfit("the middle of its projector is as wide as the language model", f"parts.connector.width={connector.width}")
+            )
+        return found
+
+    def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """Of a tower of ours; the rest is not the same, but becomes it."""
+        return [e for e in Siglip().entries(model, objectives) if e.ours[0].startswith("parts.vision.")]
+
+    def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
+        from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+        lm, words = model.part("lm"), language.whole(model.part("lm"), merged=not adapters)
+        image = words.add_token(IMAGE)
+        tower, weights, strategy, mean, std = self._tower(model)
+        vision: Any = AutoConfig.for_model(**tower)
+        tied = words.tied and words.embedding == "embed_tokens.weight"  # the only name that the class looks for
+        words.config.tie_word_embeddings = tied
+        dtype = torch.float32 if words.learned else next(iter(words.state.values())).dtype
+        vision.dtype = words.config.dtype = dtype
+        layers = linear_layers(model.part("connector"))
+        options: dict[str, Any] = {
+            "vision_config": vision,
+            "text_config": words.config,
+            "image_token_index": image,
+            "image_seq_length": model.part("connector").tokens,
+            "projector_hidden_act": "gelu" if len(layers) == 2 else "linear",
+            "vision_feature_layer": getattr(getattr(model.part("vision"), "tower", None), "layer", -1),
+            "vision_feature_select_strategy": strategy,
+            "tie_word_embeddings": tied,
+            "pad_token_id": words.ours.pad,
+            "bos_token_id": words.ours.bos,
+            "eos_token_id": words.ours.eos,
+            "dtype": dtype,
+        }
+        config = LlavaConfig(**options)
+        with torch.device("meta"):
+            made: Any = LlavaForConditionalGeneration(config)
+        state = {f"{INSIDE}.{name}": value for name, value in words.state.items()} | {
+            "lm_head.weight": words.head if tied else words.head.clone()
+        }
+        state |= projector(layers, float(lm.scale)) | named_as(made, "model.vision_tower", weights)
+        made.load_state_dict({k: v.detach().cpu().contiguous() for k, v in state.items()}, strict=True, assign=True)
+        if tied:
+            made.tie_weights()
+        talks = any(o.reads_turns for o in objectives.values())
+        speaks = Chat(model.tokenizer, model.part("connector").tokens) if talks else None
+        made.generation_config = generation(words, image, [words.original(i) for i in speaks.ends] if speaks else [words.ours.eos])
+        with quiet():
+            made.save_pretrained(directory)
+        says = read_json(directory / "config.json")  # which names the precision of the first weight that it finds
+        write_json(directory / "config.json", {**says, "dtype": str(dtype).removeprefix("torch.")})
+        tokenizer = words.tokenizer
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"  # the class writes behind its prompt
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(words.ours.pad)
+        if speaks and not begins(speaks):
+            without_beginning(tokenizer)
+        processor = LlavaProcessor(
+            image_processor(model.image_size, mean, std),
+            tokenizer,
+            patch_size=vision.patch_size,
+            vision_feature_select_strategy=strategy,
+            image_token=IMAGE,
+            num_additional_image_tokens=1 if strategy == "default" else 0,
+            chat_template=template(lm, speaks, tokenizer, words),
+        )
+        save_processor(directory, processor, self.processor)
+        if adapters:
+            language.write_adapters(directory / "adapter", lm, adapters, INSIDE)
+        return [*words_left_out(words), *(read_otherwise(processor, speaks, words) if speaks else ())]
+
+    def _tower(self, model: VLM) -> tuple[dict[str, Any], State, str, list[float], list[float]]:
+        """Configuration, weights, strategy (whether a token stands before the patches), mean and deviation of pixels."""
+        vision = model.part("vision")
+        if isinstance(vision, HubTower):
+            tower: Any = vision.tower
+            config = tower_config(tower)
+            assert not isinstance(config, Misfit)
+            mean, std = (getattr(tower, name).flatten().tolist() for name in ("mean", "std"))
+            return config, dict(tower.model.state_dict()), "default" if tower.extra else "full", mean, std
+        config = {
+            **Geometry.of(vision.transformer).config(),
+            "model_type": "siglip_vision_model",
+            "image_size": model.image_size,
+            "patch_size": vision.patch,
+            TIE: True,
+        }
+        weights = to_theirs(model.state_dict(), self.entries(model, nn.ModuleDict()))
+        weights = {name.removeprefix("vision_model."): value for name, value in weights.items()}
+        return config, weights, "full", [0.5] * 3, [0.5] * 3
+
+
+def tower_config(tower: Any) -> dict[str, Any] | Misfit:
+    """The configuration with which the class sees what our tower does: a token a patch, behind at most one.
+
+    The class takes a hidden state by number. With most families the last one stands before the last norm and ours behind it; then the configuration says
+    that the two are one (``tie_last_hidden_states``), where the family heeds that.
+    """
+    from transformers import AutoModel
+
+    odd = Misfit(f"parts.vision is a {type(tower.model).__name__}, whose tokens are not one a patch behind at most one", TOWER)
+    config: Any = tower.model.config
+    patch = getattr(config, "patch_size", None)
+    if tower.extra > 1 or not isinstance(patch, int) or (tower.size // patch) ** 2 != tower.tokens:
+        return odd
+    try:
+        with torch.device("meta"):
+            names = set(AutoModel.from_config(config).state_dict())
+    except ValueError:  # a part that is no model by itself
+        return odd
+    if not set(tower.model.state_dict()) <= names | {name.removeprefix("vision_model.") for name in names}:
+        return odd
+    pixels = torch.rand(1, 3, tower.size, tower.size, generator=torch.Generator().manual_seed(0))
+    pixels = pixels.to(tower.mean.device, next(tower.model.parameters()).dtype)
+    says = {key: value for key, value in config.to_dict().items() if key not in ("architectures", "dtype", "transformers_version")}
+    given = getattr(config, TIE, None)
+    for tie in (given, True):
+        setattr(config, TIE, tie)
+        try:
+            with torch.no_grad():
+                states = tower.model(pixel_values=pixels, output_hidden_states=True).hidden_states
+                seen = tower._tokens(pixels)[0]
+        finally:
+            setattr(config, TIE, given)
+        if torch.equal(states[tower.layer], seen):
+            return says if tie is given else {**says, TIE: True}
+    return Misfit("the class cannot take the tower's last state behind its norm", "parts.vision.layer=-2")
+
+
+def linear_layers(connector: MLP) -> list[nn.Linear]:
+    return [layer for layer in connector.layers if isinstance(layer, nn.Linear)]
+
+
+def projector(layers: list[nn.Linear], scale: float) -> State:
+    """Two layers, the second times ``scale``. A narrow middle is filled up with zeros, which GELU leaves as they are; one layer gets the identity as its second."""
+    width = layers[-1].out_features
+    first, bias = (_filled(x.detach().float(), width) for x in (layers[0].weight, layers[0].bias))
+    if len(layers) == 2:
+        second = _filled(layers[1].weight.detach().float().T, width).T
+        last = layers[1].bias.detach().float()
+    else:
+        second, last = torch.eye(width), torch.zeros(width)
+    name = "model.multi_modal_projector"
+    return {
+        f"{name}.linear_1.weight": first,
+        f"{name}.linear_1.bias": bias,
+        f"{name}.linear_2.weight": (second * scale).contiguous(),
+        f"{name}.linear_2.bias": last * scale,
+    }
+
+
+def _filled(x: Tensor, rows: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
+
+
+def named_as(made: Any, inside: str, weights: State) -> State:
+    """Weights of a tower under the names of the class, which in some versions has it one level deeper."""
+    names = set(made.state_dict())
+    deeper = "" if f"{inside}.{next(iter(weights))}" in names else ".vision_model"
+    return {f"{inside}{deeper}.{name}": value for name, value in weights.items()}
+
+
+def generation(words: Language, image: int, ends: list[int]) -> Any:
+    """Greedy, and only with words that the run could write: of the others it has never been taught when not to."""
+    from transformers import GenerationConfig
+
+    silent = {image}
+    if words.kept is not None:
+        silent |= set(range(len(words.head))) - set(words.kept)
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=words.ours.bos,
+        eos_token_id=sorted(ends),
+        pad_token_id=words.ours.pad,
+        suppress_tokens=sorted(silent),
+    )
+
+
+def words_left_out(words: Language) -> list[str]:
+    if words.kept is None:
+        return []
+    return [
+        f"The run knew {len(words.kept)} of the {len(words.head)} pieces of its language model's vocabulary, those that its texts need. Here the vocabulary "
+        "is whole; `generation_config.json` keeps the others from being written (`suppress_tokens`), since when not to write them was never "
+        "learned. A word that none of the run's texts had is split by the whole vocabulary here, and was spelled with the known pieces there."
+    ]
+
+
+def begins(speaks: Chat) -> bool:
+    """Whether the run's conversations begin with [BOS]."""
+    return speaks.document(PROBE[:1], ask=True).ids[0] == speaks.tokenizer.bos
+
+
+def without_beginning(tokenizer: Any) -> None:
+    """Make a tokenizer leave a text as it is: no [BOS] before it that the run never saw."""
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    if getattr(tokenizer, "add_bos_token", None):
+        tokenizer.add_bos_token = False
+
+
+def read_otherwise(processor: Any, speaks: Chat, words: Language) -> list[str]:
+    """Whether a conversation is split into the same tokens here and there; the run splits the text between two images, or answers, by itself."""
+    ours = Chat(words.ours, speaks.tokens).document(PROBE, ask=True).ids
+    messages = [{"role": turn.role, "content": turn.text} for turn in PROBE]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    image = processor.image_token_id
+    theirs = processor.tokenizer(text, add_special_tokens=not text.startswith(processor.tokenizer.bos_token or " "))["input_ids"]
+    there = [i for run in theirs for i in ([IMAGE_ID] * speaks.tokens if run == image else [run])]
+    if ours == there:
+        return []
+    at = next((k for k, (a, b) in enumerate(zip(ours, there, strict=False)) if a != b), min(len(ours), len(there)))
+    return [
+        "Conversations are split into tokens a little otherwise here than in training, for instance at the "
+        f"{at + 1}th token of a conversation: answers may differ from those of `diptych chat`."
+    ]
+
+
+def template(lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
+    if speaks is not None:
+        return chat.of_conversations(speaks, set(tokenizer.special_tokens_map))
+    bos, eos = (tokenizer.convert_ids_to_tokens(i) for i in (words.ours.bos, words.ours.eos))
+    return chat.of_captions(bos, eos, IMAGE_PROMPTS[0] if lm.prompts else "")
+
+
+FAMILY = Llava()

@@ -1,0 +1,87 @@
+"""transformers' ``SiglipModel`` (Zhai et al. 2023): two towers of kind ``siglip`` under the pairwise sigmoid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from diptych.interop.base import Misfit, Same, lacks, linear, norms_elsewhere, same
+from diptych.interop.families.dual import DualEncoder
+from diptych.objectives.contrastive import Sigmoid
+
+if TYPE_CHECKING:
+    from diptych.interop.base import State
+    from diptych.models.vlm import VLM
+
+
+class Siglip(DualEncoder):
+    name = "siglip"
+    architecture = "SiglipModel"
+    masked = False
+    processor = "SiglipProcessor"
+    contrast = Sigmoid
+    wanted = "the pairwise sigmoid, which gives logits their scale and bias"
+
+    def structure(self, model: VLM) -> list[Misfit]:
+        found = []
+        if "vision" in model.parts:
+            vision = model.part("vision")
+            wrong = lacks(vision, extra=0, learned=True, pooling="map")
+            if not isinstance(getattr(vision, "stem", None), nn.Conv2d) or vision.stem.bias is None:
+                wrong.insert(0, "its stem is not one convolution with bias")
+            if not isinstance(getattr(vision, "norm", None), nn.Identity):
+                wrong.append("it has a norm before its blocks")
+            if wrong:
+                found.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=siglip"))
+        if "text" in model.parts:
+            text = model.part("text")
+            wrong = lacks(text, causal=False, whole=True) + norms_elsewhere(text)
+            if wrong:
+                found.append(Misfit(f"parts.text: {', '.join(wrong)}", "parts.text.kind=siglip"))
+        return found
+
+    def projections(self, model: VLM) -> list[Misfit]:
+        found = []
+        if not isinstance(model.image_projection, nn.Identity):
+            found.append(Misfit("the image projection has no place in it", "parts.vision.kind=siglip"))
+        if not isinstance(model.text_projection, nn.Linear) or model.text_projection.bias is None:
+            found.append(Misfit("the text projection is not affine", "parts.text.kind=siglip"))
+        return found
+
+    def ends(self, model: VLM) -> dict[str, list[Same]]:
+        return {
+            "vision": [
+                *linear("parts.vision.stem", "vision_model.embeddings.patch_embedding"),
+                *pooling("parts.vision.pool", "vision_model.head"),
+            ],
+            "text": linear("text_projection", "text_model.head"),
+        }
+
+    def scale(self, prefix: str) -> list[Same]:
+        return [same(f"{prefix}.{name}", name, view=(1,)) for name in ("logit_scale", "logit_bias")]
+
+    def sizes(self, model: VLM) -> dict[str, dict[str, Any]]:
+        return {"whole": {}, "vision": {}, "text": {"projection_size": model.embed_dim}}
+
+    def embed_dim(self, config: Any) -> int:
+        return int(config.vision_config.hidden_size)
+
+    def shift(self, state: State, shift: Tensor) -> State:
+        name = "vision_model.embeddings.patch_embedding.bias"
+        return {**state, name: state[name] + shift}
+
+
+def pooling(ours: str, theirs: str) -> list[Same]:
+    """``MapPool``; theirs keeps queries, keys and values in one matrix."""
+    return [
+        same(f"{ours}.query", f"{theirs}.probe", view=(1, 1, -1)),
+        *(same([f"{ours}.attention.{n}.{w}" for n in ("q", "kv")], f"{theirs}.attention.in_proj_{w}") for w in ("weight", "bias")),
+        *linear(f"{ours}.attention.out", f"{theirs}.attention.out_proj"),
+        *linear(f"{ours}.norm", f"{theirs}.layernorm"),
+        *linear(f"{ours}.mlp.0", f"{theirs}.mlp.fc1"),
+        *linear(f"{ours}.mlp.2", f"{theirs}.mlp.fc2"),
+    ]
+
+
+FAMILY = Siglip()

@@ -1,0 +1,1 @@
+"""Parts that predict tokens."""

@@ -1,0 +1,213 @@
+"""One causal decoder over words and image codes (Chameleon Team 2024, arXiv:2405.09818; CM3leon, Yu et al. 2023, arXiv:2309.02591).
+
+Its vocabulary is the text's, then <image> and </image>, which stand around the codes of every image, then the quantizer's codes:
+
+    a caption of an image   [BOS] <image> codes </image> words [EOS]
+    an image of a caption   [BOS] words <image> codes </image> [EOS]
+
+Which tokens may follow is clear from the place. So where probabilities are asked for (not in the loss, which is the paper's) they are
+shared out among words only, or codes only, and sum to 1 over all captions, or all images.
+
+Shapes: B batch, N image codes, T text tokens with [BOS] and [EOS], L tokens of a sequence, D width, V words, K codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.models.build import Build
+from diptych.models.layers.rotary import EMPTY, Cache, RotaryTransformer
+
+NOTHING, WORD, CODE = range(3)  # what stands at a place of a sequence; the two marks around an image count as words
+
+
+class Read(NamedTuple):
+    """What the decoder keeps of a beginning, so that many endings can be tried on it."""
+
+    last: Tensor  # [B, 1, D] hidden state of its last token: it predicts the next one
+    past: Cache
+
+    def rows(self, index: Tensor) -> Read:
+        return Read(self.last[index], self.past[index])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was read of images that are being drawn: behind their captions and, for guidance, without them."""
+
+    seen: Cache
+    bare: Cache
+    guidance: float
+
+    def __getitem__(self, rows: Tensor) -> Drawn:
+        return Drawn(self.seen[rows], self.bare[rows], self.guidance)
+
+
+class InterleavedDecoder(nn.Module):
+    """Rotary positions, RMS norms, gated MLPs, queries and keys normed, no biases, output layer of its own: Chameleon's.
+
+    depth: None: twice that of a tower, since it stands for two.
+    """
+
+    reads_codes = True
+    called = ("hidden", "caption_logits", "remember", "continue_logits", "image_logits", "logits_at", "start", "step")
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        theta: float = 10_000.0,
+        eps: float = 1e-5,
+    ):
+        super().__init__()
+        size = build.size
+        build.require("quantizer" in build.parts, "needs a part 'quantizer', which the recipe does not have")
+        quantizer = build.parts["quantizer"]
+        self.width, self.tokens, self.codes = width or size.width, int(quantizer.tokens), int(quantizer.vocabulary)  # type: ignore[arg-type]
+        self.words = len(build.tokenizer)
+        self.bos, self.eos, self.pad = build.tokenizer.bos, build.tokenizer.eos, build.tokenizer.pad
+        self.begin, self.end, self.first_code = self.words, self.words + 1, self.words + 2
+        self.embedding = nn.Embedding(self.words + 2 + self.codes, self.width)
+        self.transformer = RotaryTransformer(self.width, depth or 2 * size.depth, heads or size.heads, hidden, theta, eps)
+        self.head = nn.Linear(self.width, self.words + 2 + self.codes, bias=False)
+
+    # --- sequences ---
+
+    def arrange(self, codes: Tensor, ids: Tensor, mask: Tensor, image_first: Tensor, bare: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequences [B, N + T + 2], padded behind, and what stands at each place of them (NOTHING, WORD, CODE).
+
+        codes [B, N]; ids, mask [B, T]; image_first [B] bool: caption after image; bare [B] bool: the image comes without its caption.
+        """
+        T = ids.shape[1]
+        N = codes.shape[1]
+        length = mask.sum(1).masked_fill(bare, 2)[:, None]  # [B, 1] of the text with [BOS] and [EOS]
+        place = torch.arange(N + T + 2, device=ids.device)[None]  # [1, L]
+        start = torch.where(image_first[:, None], 2, length)  # [B, 1] where codes begin
+        which = place - start
+        is_code = (which >= 0) & (which < N)
+        # Words keep their places before the image, and stand N + 2 places further on behind it.
+        word = torch.where(place < start - 1, place, place - N - 2)
+        is_word = (place < start - 1) | ((place > start + N) & (word < length))
+        out = torch.where(is_word, ids.gather(1, word.clamp(0, T - 1)), self.pad)
+        out = torch.where(is_word & (word == length - 1), self.eos, out)  # a bare image's comes before its caption's
+        out = torch.where(is_code, codes.gather(1, which.clamp(0, N - 1)) + self.first_code, out)
+        out = torch.where(which == -1, self.begin, torch.where(which == N, self.end, out))
+        kind = torch.where(is_code, CODE, torch.where(is_word | (which == -1) | (which == N), WORD, NOTHING))
+        return out, kind
+
+    # --- reading ---
+
+    def hidden(self, ids: Tensor, past: Cache = EMPTY) -> tuple[Tensor, Cache]:
+        """Tokens [B, L] that follow the past → hidden states [B, L, D], and the past with them."""
+        return self.transformer(self.embedding(ids), past)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[B, L] → logits [B, L, V + 2 + K]"""
+        return self.head(self.hidden(ids)[0])
+
+    def logits_at(self, ids: Tensor, where: Tensor) -> Tensor:
+        """Logits [M, V + 2 + K] at the places ``where`` [B, L] alone: the output layer is a large part of a small model."""
+        return self.head(self.hidden(ids)[0][where])
+
+    def word_logits(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., V]"""
+        return F.linear(x, self.head.weight[: self.words])
+
+    def code_logits(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., K]"""
+        return F.linear(x, self.head.weight[self.first_code :])
+
+    # --- captions of images ---
+
+    def opening(self, codes: Tensor) -> Tensor:
+        """[BOS] <image> codes </image>: [B, N + 3]"""
+
+        def mark(token: int) -> Tensor:
+            return torch.full((len(codes), 1), token, device=codes.device)
+
+        return torch.cat([mark(self.bos), mark(self.begin), codes + self.first_code, mark(self.end)], 1)
+
+    def caption_logits(self, codes: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """codes [B, N]; ids, mask [B, T] → [B, T − 1, V]; row t speaks of text token t + 1."""
+        x, _ = self.hidden(torch.cat([self.opening(codes), ids[:, 1:-1]], 1))
+        return self.word_logits(x[:, codes.shape[1] + 2 :])
+
+    def remember(self, codes: Tensor) -> Read:
+        return self.read(self.opening(codes))
+
+    def read(self, ids: Tensor, before: Read | None = None) -> Read:
+        """What is kept of tokens [B, L], read after ``before``."""
+        x, past = self.hidden(ids, before.past if before else EMPTY)
+        return Read(x[:, -1:], past)
+
+    def continue_logits(self, images: Read, ids: Tensor, mask: Tensor) -> Tensor:
+        """As ``caption_logits``, for images that were read before."""
+        x = images.last
+        if ids.shape[1] > 2:
+            x = torch.cat([x, self.hidden(ids[:, 1:-1], images.past)[0]], 1)
+        return self.word_logits(x)
+
+    # --- images of captions ---
+
+    def image_logits(self, codes: Tensor, ids: Tensor, mask: Tensor, bare: bool = False) -> Tensor:
+        """codes [B, N]; ids, mask [B, T] → [B, N, K]; row n speaks of code n, given the caption and the codes before it. bare: given no caption."""
+        flags = (torch.full((len(codes),), value, device=codes.device) for value in (False, bare))
+        sequence, kind = self.arrange(codes, ids, mask, *flags)
+        before = (kind == CODE).roll(-1, 1)  # the place before each code predicts it
+        if not bare:  # what lies behind the longest image is padding
+            longest = int(mask.sum(1).max()) + codes.shape[1]
+        else:
+            longest = 2 + codes.shape[1]
+        x, _ = self.hidden(sequence[:, : longest - 1])
+        return self.code_logits(x[before[:, : longest - 1]].view(*codes.shape, -1))
+
+    def log_prior(self, codes: Tensor) -> Tensor:
+        """log p(codes) without a caption, in nats: [B, N] → [B]. Means something where captions were left out in training."""
+        ids = torch.tensor([[self.bos, self.eos]], device=codes.device).expand(len(codes), 2)
+        logits = self.image_logits(codes, ids, torch.ones_like(ids, dtype=torch.bool), bare=True)
+        return -F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none").sum(1)
+
+    # --- writing and drawing ---
+
+    def start(self, codes: Tensor) -> tuple[Tensor, Cache]:
+        """Logits [B, V] over a caption's first token, and what has been read: as ``inference/generate.py`` wants it."""
+        return self._next(*self.hidden(self.opening(codes)))
+
+    def step(self, ids: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+        """Logits [B, V] over the token behind ``ids`` [B]."""
+        return self._next(*self.hidden(ids[:, None], past))
+
+    def _next(self, x: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+        return self.word_logits(x[:, -1]), past
+
+    def start_image(self, ids: Tensor, guidance: float = 1.0) -> tuple[Tensor, Drawn]:
+        """Logits [B, K] over the first code of images for captions of one length, ids [B, t]: [BOS] words; and what has been read.
+
+        guidance: how far to go from what is likely anyway to what the caption makes likely, and beyond: logits = bare + guidance ·
+        (captioned − bare), classifier-free guidance (CM3leon §3.2.2 after Ho & Salimans 2022); 1: no more than it says, 0: the caption is not heard.
+        """
+        mark = torch.full((len(ids), 1), self.begin, device=ids.device)
+        return self._next_code(torch.cat([ids, mark], 1), torch.cat([ids[:, :1], mark], 1), Drawn(EMPTY, EMPTY, guidance))
+
+    def step_image(self, ids: Tensor, before: Drawn) -> tuple[Tensor, Drawn]:
+        """Logits [B, K] over the code behind the codes ``ids`` [B]."""
+        following = (ids + self.first_code)[:, None]
+        return self._next_code(following, following, before)
+
+    def _next_code(self, ids: Tensor, bare_ids: Tensor, before: Drawn) -> tuple[Tensor, Drawn]:
+        x, seen = self.hidden(ids, before.seen)
+        logits = self.code_logits(x[:, -1]).float()
+        if before.guidance == 1:
+            return logits, Drawn(seen, EMPTY, 1.0)
+        y, bare = self.hidden(bare_ids, before.bare)
+        without = self.code_logits(y[:, -1]).float()
+        return without + before.guidance * (logits - without), Drawn(seen, bare, before.guidance)

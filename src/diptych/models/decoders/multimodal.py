@@ -1,0 +1,101 @@
+"""Decoders: predict a caption's next token from what stands before it and from the image.
+
+A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, where logits at position t speak of token t + 1. One that ``reads_codes``
+takes word ids and image codes itself (``models/decoders/interleaved.py``); one that ``reads_words`` has ``read(ids, mask, image)`` (``models/fusion/med.py``), one that
+``reads_queries`` has ``tell(ids, mask, looked)`` (``models/fusion/qformer.py``). All write by ``start(image) -> (logits [B, V], state)`` and
+``step(ids [B], state)``, which give the same (``inference/generate.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from diptych.core.batch import Tokens
+from diptych.models.build import Build
+from diptych.models.decoders.interleaved import InterleavedDecoder
+from diptych.models.layers.attention import AttentionPool, Past, Transformer, attention_bias
+
+
+@dataclass(frozen=True)
+class Written:
+    """What has been read and written so far: the text alone, and the text beside the image."""
+
+    text: Past
+    both: Past
+    bias: Tensor | None  # of the image tokens that are not there
+
+    def __getitem__(self, rows: Tensor) -> Written:
+        return Written(self.text[rows], self.both[rows], None if self.bias is None else self.bias[rows])
+
+
+class MultimodalDecoder(nn.Module):
+    """The multimodal half of CoCa's decoder (Yu et al. 2022, §3.2): causal blocks over the unimodal text tower's tokens that also look at the image.
+
+    queries: the image is read through that many pooled tokens (256 in the paper); 0: the decoder looks at all image tokens.
+    The output layer is tied to the text tower's word vectors.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        depth: int | None = None,
+        heads: int | None = None,
+        queries: int = 0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
+        super().__init__()
+        self.width, image_width = build.width_of("text"), build.width_of("vision")
+        heads = heads or build.size.heads
+        text: Any = build.parts["text"]
+        build.require(
+            bool(getattr(text, "causal", False)),
+            "a decoder over text that is not causal would see the word it must predict; set parts.text.causal: true",
+        )
+        self.pool = AttentionPool(self.width, heads, queries, image_width) if queries else None
+        seen = self.width if queries else image_width
+        self.transformer = Transformer(self.width, depth or build.size.depth, heads, seen, build.size.activation, dropout)
+        self.bias = nn.Parameter(torch.zeros(len(build.tokenizer)))
+        self._text = [text]  # in a list: shared, not owned
+        self.bos = int(build.tokenizer.bos)
+
+    def forward(self, text: Tokens, image: Tokens) -> Tensor:
+        seen, seen_bias = self._look(image)
+        x = text.tokens
+        return self._logits(self.transformer(x, attention_bias(text.mask, x.shape[1], True, x), seen, seen_bias))
+
+    def start(self, image: Tokens) -> tuple[Tensor, Written]:
+        """Logits [B, V] over a caption's first token, and the state behind [BOS]."""
+        seen, seen_bias = self._look(image)
+        state = Written(Past(), self.transformer.start(seen), seen_bias)
+        return self.step(torch.full((len(seen),), self.bos, device=seen.device), state)
+
+    def step(self, ids: Tensor, state: Written) -> tuple[Tensor, Written]:
+        """Logits [B, V] over the token behind ``ids`` [B]."""
+        x, text = self._text[0].step(ids[:, None], state.text)
+        x, both = self.transformer.step(x, state.both, context_bias=state.bias)
+        return self._logits(x[:, -1]), Written(text, both, state.bias)
+
+    def _look(self, image: Tokens) -> tuple[Tensor, Tensor | None]:
+        """The tokens that cross-attention sees, and their bias."""
+        if self.pool is not None:
+            return self.pool(image.tokens, image.mask), None
+        return image.tokens, attention_bias(image.mask, 1, False, image.tokens)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(x * self.width**-0.5, self._text[0].embedding.weight, self.bias)
+
+
+DECODER = {
+    "multimodal": MultimodalDecoder,
+    "interleaved": InterleavedDecoder,
+    "med": "diptych.models.fusion.med:MedDecoder",
+    "q_former": "diptych.models.fusion.qformer:QFormerDecoder",
+    "coca": "diptych.models.decoders.coca:CocaDecoder",
+}

@@ -1,0 +1,1 @@
+"""Parts in which image and text tokens meet."""

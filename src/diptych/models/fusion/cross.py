@@ -1,0 +1,106 @@
+"""Fusion: image and text tokens look at each other.
+
+A fusion part has ``width``, ``text(text, image) -> Tokens`` and ``image(image, text) -> Tokens``: the first argument's
+tokens after they have looked at the second's. Where the two sides are separate, an objective pays only for the one it asks for; where they are not,
+``both(text, image)`` gives the two at once. One that ``reads_words`` (``models/fusion/med.py``) has ``read(ids, mask, image) -> Tokens``, the text's side, alone.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from diptych.core.batch import Tokens
+from diptych.models.build import Build
+from diptych.models.fusion.gated import GatedCrossAttention
+from diptych.models.layers.attention import Activation, Transformer, attention_bias
+
+
+class CrossModal(nn.Module):
+    """A cross-modal encoder a side: self-attention, then attention to the other modality (MaskVLM, Kwon et al. 2023, §3.1)."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        depth: int | None = None,
+        heads: int | None = None,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
+        super().__init__()
+        image_width, text_width = build.width_of("vision"), build.width_of("text")
+        depth, heads = depth or build.size.depth, heads or build.size.heads
+        self.width = text_width
+        activation = build.size.activation
+        self.text_side = Transformer(text_width, depth, heads, image_width, activation, dropout)
+        self.image_side = Transformer(image_width, depth, heads, text_width, activation, dropout)
+
+    def text(self, text: Tokens, image: Tokens) -> Tokens:
+        return self._look(self.text_side, text, image)
+
+    def image(self, image: Tokens, text: Tokens) -> Tokens:
+        return self._look(self.image_side, image, text)
+
+    @staticmethod
+    def _look(side: Transformer, own: Tokens, other: Tokens) -> Tokens:
+        x = own.tokens
+        bias = attention_bias(own.mask, x.shape[1], False, x)
+        x = side(x, bias, other.tokens, attention_bias(other.mask, x.shape[1], False, x))
+        if own.mask is None:
+            return Tokens(x, x.mean(1))
+        return Tokens(x, (x * own.mask[..., None]).sum(1) / own.mask.sum(1, keepdim=True), own.mask)
+
+
+class Joint(nn.Module):
+    """One encoder over the tokens of both, behind a class token of its own (FLAVA's multimodal encoder, Singh et al. 2022, §3.1)."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        activation: Activation | None = None,
+        eps: float = 1e-5,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
+        super().__init__()
+        size = build.size
+        self.width = width or size.width
+        self.from_image, self.from_text = (nn.Linear(build.width_of(part), self.width) for part in ("vision", "text"))
+        self.class_token = nn.Parameter(torch.randn(self.width) * 0.02)
+        self.transformer = Transformer(
+            self.width, depth or size.depth, heads or size.heads, None, activation or size.activation, dropout, hidden, eps
+        )
+
+    def both(self, text: Tokens, image: Tokens) -> tuple[Tokens, Tokens]:
+        """Text tokens and image tokens after they have looked at each other; both pooled as the class token."""
+        seen, said = self.from_image(image.tokens), self.from_text(text.tokens)
+        x = torch.cat([self.class_token.to(seen.dtype).expand(len(seen), 1, -1), seen, said], 1)
+        bias = None
+        if text.mask is not None:
+            real = text.mask.new_ones(len(seen), 1 + seen.shape[1])
+            bias = attention_bias(torch.cat([real, text.mask], 1), x.shape[1], False, x)
+        x = self.transformer(x, bias)
+        n = 1 + seen.shape[1]
+        return Tokens(x[:, n:], x[:, 0], text.mask), Tokens(x[:, 1:n], x[:, 0])
+
+    def text(self, text: Tokens, image: Tokens) -> Tokens:
+        return self.both(text, image)[0]
+
+    def image(self, image: Tokens, text: Tokens) -> Tokens:
+        return self.both(text, image)[1]
+
+
+FUSION = {
+    "cross": CrossModal,
+    "joint": Joint,
+    "gated": GatedCrossAttention,
+    "med": "diptych.models.fusion.med:MedEncoder",
+    "q_former": "diptych.models.fusion.qformer:QFormerEncoder",
+}

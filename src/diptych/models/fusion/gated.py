@@ -1,0 +1,93 @@
+"""Tanh-gated cross-attention between the layers of a frozen language model (Flamingo, Alayrac et al. 2022, §2.2), as Idefics has it.
+
+The image is not read as tokens among words: words look at it; of several, at the last before them. At the start the gates are closed, and the language model
+is what it was.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from diptych.models.build import Build
+from diptych.models.layers.attention import FLOOR, Attention
+from diptych.models.layers.rotary import GatedMLP
+
+if TYPE_CHECKING:
+    from diptych.models.pretrained import CausalLM
+
+
+class GatedLayer(nn.Module):
+    """x + tanh(α) · attention(x to the image), then + tanh(β) · MLP; α and β start at 0."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6):
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps), nn.RMSNorm(width, eps)
+        self.attention = Attention(width, heads)
+        self.mlp = GatedMLP(width, hidden)
+        self.alpha, self.beta = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, image: Tensor, looks: Tensor | None = None) -> Tensor:
+        """x [B, L, D], image [B, S, D] → [B, L, D].
+
+        looks [B, L or 1, S] bool: which image tokens each position sees; one that sees none is given nothing by the attention (Idefics).
+        """
+        if looks is None:
+            found = self.attention(self.norm1(x), image)
+        else:
+            bias = torch.zeros(looks.shape, dtype=x.dtype, device=x.device).masked_fill_(~looks, FLOOR)[:, None]
+            found = self.attention(self.norm1(x), image, bias) * looks.any(-1, keepdim=True)
+        x = x + self.alpha.tanh() * found
+        return x + self.beta.tanh() * self.mlp(self.norm2(x))
+
+
+class GatedCrossAttention(nn.Module):
+    """A ``fusion`` part that puts a gated layer before every ``every``-th layer of the ``lm`` part, which itself stays as it is."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        every: Annotated[int, Field(ge=1)] = 2,
+        heads: int | None = None,
+        hidden: int | None = None,
+    ):
+        super().__init__()
+        self.width = build.width_of("lm")
+        part: Any = build.parts["lm"]
+        heads = heads or build.size.heads
+        build.require(self.width % heads == 0, f"heads: {heads} does not divide the language model's width {self.width}")
+        theirs = decoder_layers(part.lm)
+        build.require(every <= len(theirs), f"every: the language model has {len(theirs)} layers only")
+        part.gated = True
+        self.layers = nn.ModuleList()
+        for layer in theirs[::every]:
+            own = GatedLayer(self.width, heads, hidden or 4 * self.width)
+            self.layers.append(own)
+            layer.register_forward_pre_hook(_look(own, part.lm), with_kwargs=True)
+
+
+def decoder_layers(lm: CausalLM) -> list[nn.Module]:
+    """The blocks of a model of transformers, whatever the family calls them."""
+    base = lm.model.base_model
+    found = next((getattr(base, name) for name in ("layers", "h", "blocks") if hasattr(base, name)), None)
+    if found is None:  # the longest list of modules there is
+        found = max((m for m in base.modules() if isinstance(m, nn.ModuleList)), key=len)
+    return list(found)
+
+
+def _look(own: GatedLayer, lm: CausalLM) -> Any:
+    seeing = [lm]  # in a list: the language model's layers do not own it
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        seen = seeing[0].seen
+        if seen is None:  # a text without an image
+            return None
+        x = args[0] if args else kwargs["hidden_states"]
+        looked = own(x.to(own.alpha.dtype), seen.tokens.to(own.alpha.dtype), seen.looks).to(x.dtype)
+        return ((looked, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": looked})
+
+    return before

@@ -1,0 +1,296 @@
+"""BLIP-2's Q-Former: one transformer for learned queries and for text (Li et al. 2023, arXiv:2301.12597, §3.1 and figure 2).
+
+Self-attention is shared; queries alone look at the image, in every second block; queries and text have feed-forward layers of their own.
+
+| mode | part | who sees whom |
+|---|---|---|
+| unimodal | ``text`` | queries see each other (``look``), text sees itself (``forward``) |
+| bidirectional | ``fusion`` | queries and text see each other |
+| multimodal causal | ``decoder`` | queries see each other, text sees the queries and the text before it; it begins with [DEC] |
+
+``text`` owns the weights, the others borrow them; ``connector`` of kind ``queries`` hands the queries to a language model (§3.2). What queries are without
+text does not depend on any, so it is computed once an image and the causal text goes on from it as from a prefix.
+
+Shapes: B batch, Q queries, N image tokens, T text tokens, D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.core.batch import Tokens
+from diptych.models.build import Build
+from diptych.models.fusion.med import beginning, image_bias
+from diptych.models.layers.attention import FLOOR, Activation, Attention, Block, Pair, Past, Transformer, attention_bias
+from diptych.models.text.towers import sinusoids
+from diptych.models.vision.towers import sincos_2d
+
+
+def best_query(images: Tensor, texts: Tensor) -> Tensor:
+    """[M, K]: of unit vectors images [M, Q, E] and texts [K, E] the cosine of a text and whichever query of an image is nearest to it."""
+    return torch.einsum("mqe,ke->mkq", images, texts).amax(-1)
+
+
+class QFormerBlock(Block):
+    """A post-norm block in which ``mlp`` and ``norm2`` are the queries' and ``mlp_text`` and ``norm_text`` the text's."""
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        self.mlp_text, self.norm_text = copy.deepcopy(self.mlp), copy.deepcopy(self.norm2)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        queries: int,
+        bias: Tensor | None = None,
+        context: Tensor | None = None,
+        context_bias: Tensor | None = None,
+        own: Pair | None = None,
+    ) -> tuple[Tensor, Pair]:
+        """x [B, L, D], the first ``queries`` of which are such, and keys and values of all that self-attention has read, ``own`` first."""
+        k, v = self.attention.read(x)
+        if own is not None:
+            k, v = torch.cat([own[0], k], 2), torch.cat([own[1], v], 2)
+        x = self.norm1(x + self.attention.look(x, k, v, bias))
+        seen, said = x[:, :queries], x[:, queries:]
+        if queries:
+            if self.cross is not None and self.norm_cross is not None:
+                seen = self.norm_cross(seen + self.cross(seen, context, context_bias))
+            seen = self.norm2(seen + self.mlp(seen))
+        if said.shape[1]:
+            said = self.norm_text(said + self.mlp_text(said))
+        return torch.cat([seen, said], 1), (k, v)
+
+
+class QFormerTransformer(Transformer):
+    """Blocks for queries and text, the first and then one in ``every`` with a cross-attention of the queries to the image [B, N, image width]."""
+
+    block = QFormerBlock
+
+    def __init__(
+        self, width: int, depth: int, heads: int, image_width: int, every: int, activation: str, hidden: int | None, eps: float
+    ):
+        super().__init__(width, depth, heads, None, activation, hidden=hidden, eps=eps, post_norm=True)
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, QFormerBlock)
+            block.mlp_text.load_state_dict(block.mlp.state_dict())  # the two begin alike, as from BERT
+            if i % every == 0:
+                block.cross, block.norm_cross = Attention(width, heads, image_width), nn.LayerNorm(width, eps)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        queries: int,
+        bias: Tensor | None = None,
+        context: Tensor | None = None,
+        context_bias: Tensor | None = None,
+        past: Past | None = None,
+    ) -> tuple[Tensor, Past]:
+        """x [B, L, D] behind what ``past`` has read, and the past that now includes it. bias: over all of the past and x."""
+        own: list[Pair] = []
+        for i, block in enumerate(self.blocks):
+            given = (x, queries, bias, context, context_bias, past.own[i] if past else None)
+            if self.checkpointing and torch.is_grad_enabled():
+                x, pair = checkpoint(block, *given, use_reentrant=False)
+            else:
+                x, pair = block(*given)
+            own.append(pair)
+        return x, Past(tuple(own))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the queries have made of an image alone, and what text that goes on from them needs."""
+
+    tokens: Tensor  # [B, Q, D]
+    past: Past
+
+    def __getitem__(self, rows: Tensor) -> Looked:
+        return Looked(self.tokens[rows], self.past[rows])
+
+
+class QFormerText(nn.Module):
+    """The Q-Former with its queries and words; as a text tower it reads text alone, pooled at its first token ([BOS], the paper's [CLS]).
+
+    queries: how many. every: of that many blocks one has a cross-attention. norm: on the tower's tokens first (the paper's norm behind its ViT); false where the
+    tower ends in one. places: waves added to the tower's patches, for feature maps of convolutions, which do not tell where a patch lies. The last word is [DEC].
+    """
+
+    projection = "affine"
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        queries: Annotated[int, Field(ge=1)] = 32,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        every: Annotated[int, Field(ge=1)] = 2,
+        activation: Activation = "gelu",
+        eps: float = 1e-12,
+        norm: bool = True,
+        places: bool = False,
+    ):
+        super().__init__()
+        size = build.size
+        self.width, self.every = width or size.width, every
+        vision, image_width = build.parts.get("vision"), build.width_of("vision")
+        build.require(build.tokenizer is not None, "data.tokenizer.kind: lm needs a part 'lm', whose words are read; use bpe")
+        self.bos, self.dec = int(build.tokenizer.bos), len(build.tokenizer)
+        self.queries = nn.Parameter(torch.randn(queries, self.width) * 0.02)
+        self.embedding = nn.Embedding(self.dec + 1, self.width)
+        self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length, self.width) * 0.7)
+        self.norm = nn.LayerNorm(self.width, eps)
+        self.norm_image: nn.Module = nn.LayerNorm(image_width) if norm else nn.Identity()
+        self.places: Tensor | None
+        self.register_buffer("places", self._waves(build, vision, image_width) if places else None, persistent=False)
+        self.transformer = QFormerTransformer(
+            self.width, depth or size.depth, heads or size.heads, image_width, every, activation, hidden, eps
+        )
+
+    @staticmethod
+    def _waves(build: Build, vision: nn.Module | None, width: int) -> Tensor:
+        """[extra + N, width]: nothing on class tokens."""
+        n, extra = int(vision.tokens), int(getattr(vision, "extra", 0))  # type: ignore[union-attr, arg-type]
+        side = int(n**0.5)
+        build.require(side**2 == n and width % 4 == 0, f"places: the tower gives {n} patches {width} wide, no square of waves")
+        return F.pad(sincos_2d(side, side, width), (0, 0, extra, 0))
+
+    # --- alone ---
+
+    def forward(self, ids: Tensor, mask: Tensor, captions: object = ()) -> Tokens:
+        x, _ = self.transformer(self.embed(ids), 0, attention_bias(mask, ids.shape[1], False, self.queries))
+        return Tokens(x, x[:, 0], mask)
+
+    def look(self, image: Tokens) -> Looked:
+        """The queries over images, with no text beside them."""
+        x = self.asked(len(image.tokens))
+        return Looked(*self.transformer(x, len(self.queries), None, self.shown(image), image_bias(image)))
+
+    # --- together ---
+
+    def both(self, ids: Tensor, mask: Tensor, image: Tokens) -> tuple[Tensor, Tensor]:
+        """Queries [B, Q, D] and text [B, T, D] that see each other."""
+        Q = len(self.queries)
+        x = torch.cat([self.asked(len(ids)), self.embed(ids)], 1)
+        bias = attention_bias(F.pad(mask, (Q, 0), value=True), x.shape[1], False, x)
+        x, _ = self.transformer(x, Q, bias, self.shown(image), image_bias(image))
+        return x[:, :Q], x[:, Q:]
+
+    def tell(self, ids: Tensor, mask: Tensor | None, past: Past) -> tuple[Tensor, Past]:
+        """Text [B, L] that sees what was read before it, queries first, and itself up to each token: [B, L, D] and the past that now includes it."""
+        x = self.embed(ids, past.length - len(self.queries))
+        bias = None
+        if ids.shape[1] > 1:
+            bias = torch.full((ids.shape[1], past.length + ids.shape[1]), FLOOR, device=ids.device).triu(1 + past.length)[
+                None, None
+            ]
+        if mask is not None:
+            known = attention_bias(F.pad(mask, (past.length, 0), value=True), 1, False, x)
+            bias = known if bias is None or known is None else bias + known
+        return self.transformer(x, 0, bias, past=past)
+
+    # --- what goes in ---
+
+    def asked(self, rows: int) -> Tensor:
+        return self.norm(self.queries).expand(rows, -1, -1)
+
+    def embed(self, ids: Tensor, start: int = 0) -> Tensor:
+        """Words [B, L] at the places from ``start`` on: [B, L, D]."""
+        return self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+
+    def shown(self, image: Tokens) -> Tensor:
+        """The tower's tokens as cross-attention sees them."""
+        x = self.norm_image(image.tokens)
+        return x if self.places is None else x + self.places
+
+
+def q_former(build: Build) -> QFormerText:
+    text = build.parts.get("text")
+    build.require(isinstance(text, QFormerText), "a mode of the Q-Former; set parts.text.kind: q_former")
+    assert isinstance(text, QFormerText)
+    return text
+
+
+class QFormerEncoder(nn.Module):
+    """Queries and text beside each other, ``read(ids [B, T], mask [B, T], image) -> Tokens``: the text's tokens, pooled as the mean of the queries, since
+    matching asks every query and averages the answers of a head that is linear. No weights of its own."""
+
+    reads_words = True
+    borrows = True
+
+    def __init__(self, build: Build):
+        super().__init__()
+        text = q_former(build)
+        self.width = text.width
+        self._text = [text]  # in a list: shared, not owned
+
+    def read(self, ids: Tensor, mask: Tensor, image: Tokens) -> Tokens:
+        queries, words = self._text[0].both(ids, mask, image)
+        return Tokens(words, queries.mean(1), mask)
+
+
+class QFormerDecoder(nn.Module):
+    """Image-grounded text generation: ``tell(ids [B, T], mask [B, T], looked) -> logits [B, T, V]``, row t speaking of token t + 1.
+
+    What is its own is BERT's output layer: a transform, then the word vectors, tied. A loss on its logits teaches the queries what the text needs, for words see the image
+    through them alone.
+    """
+
+    reads_queries = True
+    borrows = True
+    called = ("tell", "start", "step")
+
+    def __init__(self, build: Build):
+        super().__init__()
+        text = q_former(build)
+        self.width, self.dec = text.width, text.dec
+        self._text = [text]
+        first = text.transformer.blocks[0]
+        self.transform = nn.Linear(self.width, self.width)
+        self.activation: nn.Module = copy.deepcopy(first.mlp[1])  # type: ignore[index, assignment]
+        self.norm = nn.LayerNorm(self.width, text.norm.eps)
+        nn.init.constant_(self.norm.weight, self.width**-0.5)  # word vectors have unit variance: the first logits are of order 1
+        self.bias = nn.Parameter(torch.zeros(self.dec))
+
+    def tell(self, ids: Tensor, mask: Tensor, looked: Looked) -> Tensor:
+        return self._logits(self._text[0].tell(beginning(ids, self.dec), mask, looked.past)[0])
+
+    def start(self, image: Tokens) -> tuple[Tensor, Past]:
+        """Logits [B, V] over a caption's first token, and the state behind [DEC]."""
+        past = self._text[0].look(image).past
+        return self.step(torch.full((len(image.tokens),), self.dec, device=image.tokens.device), past)
+
+    def step(self, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """Logits [B, V] over the token behind ``ids`` [B]."""
+        x, past = self._text[0].tell(ids[:, None], None, past)
+        return self._logits(x[:, -1]), past
+
+    def _logits(self, x: Tensor) -> Tensor:
+        words = self._text[0].embedding.weight[: self.dec]  # [DEC] is never said
+        return F.linear(self.norm(self.activation(self.transform(x))), words, self.bias)
+
+
+class Queries(nn.Module):
+    """A connector: the queries [B, Q, D] through a linear layer, as soft prompts of a language model (§3.2)."""
+
+    reads_queries = True
+
+    def __init__(self, build: Build):
+        super().__init__()
+        text = q_former(build)
+        self.tokens, self.width = len(text.queries), build.width_of("lm")
+        self.layer = nn.Linear(text.width, self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)

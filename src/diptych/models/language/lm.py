@@ -1,0 +1,329 @@
+"""Language models: pretrained decoders that read image tokens before the words.
+
+A sequence is [BOS], the image tokens, the caption, [EOS]. An ``lm`` part has ``width``, ``caption_logits``, ``remember``, ``continue_logits``, ``image_state``,
+``text_state``, and ``start`` and ``step`` to write by.
+Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from diptych.config.typed import Strict
+from diptych.core.errors import DiptychError
+from diptych.data.conversations.template import IMAGE_ID, Chat
+from diptych.models.build import Build
+from diptych.models.language.seen import Seen
+
+if TYPE_CHECKING:
+    from diptych.models.pretrained import CausalLM, Prefix
+
+
+class Remembered(NamedTuple):
+    """What a language model keeps of [BOS] and an image, so that many captions can be tried on it."""
+
+    last: Tensor  # [B, 1, D] hidden state of the last image token: it predicts the first word
+    past: Prefix
+
+    def rows(self, index: Tensor) -> Remembered:
+        return Remembered(self.last[index], self.past[index])
+
+
+IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
+TEXT_PROMPT, MEANS = "This sentence:", "means:"
+ADAPTER = "lora_"  # in the names of adapters' weights
+REMEMBERED = 50_000  # texts whose embeddings are kept, while nothing in the model learns
+
+
+class Lora(Strict):
+    """Low-rank adapters beside the linear layers (Hu et al. 2022), through ``peft``; they alone learn and are kept in checkpoints.
+
+    targets: endings of the names of the layers that get one, such as ``q_proj``; None: all but the output layer.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[int, Field(ge=1)] = 16  # the adapter's output is scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: list[str] | None = None
+
+
+class PretrainedLM(nn.Module):
+    """A causal language model of transformers.
+
+    trim: keep only the vocabulary that the training captions need. prompts: what is embedded is asked for as "This photo: … means:", with photo, image or
+    picture drawn at random in training, and "This sentence: … means:" (Ak et al., section 3.4). The image is then also captioned behind "This photo:", so
+    that it is read once for both.
+    """
+
+    scale: Tensor
+    gated = False  # whether layers of a fusion part look at the image, which then stands not among the words
+    draws = False  # one of the prompts at random: set while the model trains, also where this part is frozen
+    packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
+
+    def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False, lora: Lora | None = None):
+        super().__init__()
+        self.prompts, self.lora = prompts, lora
+        self.open = open  # the model as it was made by others, each time anew
+        lm = open()
+        if trim:
+            said = [*IMAGE_PROMPTS, TEXT_PROMPT, MEANS] if prompts else []
+            lm.trim([*build.corpus, *said, *template_words(lm.tokenizer)], kept=build.kept)
+        self.lm = lm
+        self.width = lm.width
+        lm.tokenizer.max_length = build.max_length
+        build.tokenizer = lm.tokenizer
+        # Image tokens start at the size of word vectors: far larger or smaller ones would drown or be drowned.
+        words = lm.embed(torch.arange(lm.vocabulary)[None]).float()
+        self.register_buffer("scale", words.pow(2).mean().sqrt(), persistent=False)
+        self._openings, self._before, self._after = self._asked() if prompts else ([[]], [], [])
+        self._states: dict[bytes, Tensor] = {}
+        if lora is not None:
+            adapt(lm.model, lora, build)
+
+    def _asked(self) -> tuple[list[list[int]], list[int], list[int]]:
+        """Ids of the prompts; of the three openings those that are as long as the first, since a batch has one length."""
+        openings = self.lm.tokenizer.pieces(IMAGE_PROMPTS)
+        before, after = self.lm.tokenizer.pieces([TEXT_PROMPT, MEANS])
+        return [o for o in openings if len(o) == len(openings[0])], before, after
+
+    def requires_grad_(self, requires_grad: bool = True) -> PretrainedLM:
+        """With adapters only these can learn."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(requires_grad and (self.lora is None or ADAPTER in name))
+        return self
+
+    @property
+    def learns(self) -> bool:
+        return any(p.requires_grad for p in self.parameters())
+
+    def _words(self, ids: list[int], rows: int, device: torch.device) -> Tensor:
+        """The same words in every row: vectors [rows, T, D]."""
+        return self.lm.embed(torch.tensor(ids, dtype=torch.long, device=device).expand(rows, -1))
+
+    def _opening(self, prefix: Tensor) -> Tensor:
+        """[BOS], "This photo:" if there are prompts, and the image unless layers look at it: [B, P + N, D]."""
+        B, device = len(prefix), prefix.device
+        which = torch.zeros(B, dtype=torch.long)
+        if self.draws and len(self._openings) > 1:
+            which = torch.randint(len(self._openings), (B,))
+        ids = torch.tensor([[self.lm.tokenizer.bos, *o] for o in self._openings], device=device)[which.to(device)]
+        before = self.lm.embed(ids)
+        if self.gated:
+            return before
+        return torch.cat([before, (prefix * self.scale).to(before.dtype)], 1)
+
+    def image_state(self, images: Remembered) -> Tensor:
+        """f(g(x)): the last hidden state at an [EOS] behind the image, [B, D] (Ak et al., equation 1)."""
+        words = self._words([*self._after, self.lm.tokenizer.eos], len(images.last), images.last.device)
+        seen = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+        return self.lm.hidden(words, seen, past=images.past)[:, -1]
+
+    def text_state(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """f(y): the last hidden state at a text's [EOS], [B, D]. Computed once a text while nothing here learns."""
+        if self.learns:
+            return self._text_state(ids, mask)
+        rows = [row[keep].cpu().numpy().tobytes() for row, keep in zip(ids, mask, strict=True)]
+        new = [i for i, key in enumerate(rows) if key not in self._states]
+        with torch.no_grad():
+            states = self._text_state(ids[new], mask[new]) if new else ids.new_zeros(0)
+        fresh = {rows[i]: state for i, state in zip(new, states, strict=True)}
+        found = torch.stack([fresh[key] if key in fresh else self._states[key].to(ids.device) for key in rows])
+        if len(self._states) + len(fresh) > REMEMBERED:
+            self._states.clear()
+        self._states.update((key, state.cpu()) for key, state in fresh.items())
+        return found
+
+    def _text_state(self, ids: Tensor, mask: Tensor) -> Tensor:
+        B = len(ids)
+        last = mask.sum(1) - 1  # of [EOS], which moves behind "means:"
+        before = torch.tensor(self._before, dtype=torch.long, device=ids.device).expand(B, -1)
+        room = ids.new_full((B, len(self._after)), self.lm.tokenizer.pad)
+        ids = torch.cat([ids[:, :1], before, ids[:, 1:], room], 1)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        end = last + len(self._before)
+        for k, word in enumerate([*self._after, self.lm.tokenizer.eos]):
+            ids = torch.where(place == (end + k)[:, None], word, ids)
+        end = end + len(self._after)
+        hidden = self.lm.hidden(self.lm.embed(ids), place <= end[:, None])
+        return hidden[torch.arange(B, device=ids.device), end]
+
+    @cached_property
+    def reads_both(self) -> bool:
+        """Whether a caption and an [EOS] can be read behind one image in one go."""
+        return not self.gated and self.lm.branches()
+
+    def caption_and_state(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """``caption_logits`` and ``image_state`` of the same images: one sequence, in which neither sees the other's words."""
+        opening = self._opening(prefix)
+        embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
+        seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
+        words = self._words([*self._after, self.lm.tokenizer.eos], len(ids), ids.device)
+        hidden = self.lm.hidden_beside(embeds, seen, words, after=opening.shape[1])
+        return self.lm.head(hidden[:, opening.shape[1] - 1 : seen.shape[1]]), hidden[:, -1]
+
+    def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t speaks of text token t + 1."""
+        opening = self._opening(prefix)  # [B, P + N, D]
+        embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
+        seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
+        hidden = self.lm.hidden(embeds, seen, seen=self._look_at(prefix))
+        return self.lm.head(hidden[:, opening.shape[1] - 1 :])
+
+    def _look_at(self, prefix: Tensor) -> Seen | None:
+        return Seen.one(prefix) if self.gated else None
+
+    def remember(self, prefix: Tensor) -> Remembered:
+        opening = self._opening(prefix)
+        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
+        hidden, past = self.lm.step(opening, real, seen=self._look_at(prefix))
+        return Remembered(hidden[:, -1:], past)
+
+    def continue_logits(self, images: Remembered, ids: Tensor, mask: Tensor) -> Tensor:
+        """As ``caption_logits``, for images that were read before."""
+        hidden = images.last
+        if ids.shape[1] > 2:
+            words = self.lm.hidden(self.lm.embed(ids[:, 1:-1]), mask[:, 1:-1], past=images.past)
+            hidden = torch.cat([hidden, words], 1)
+        return self.lm.head(hidden)
+
+    def text_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Without any image: ids and mask [B, T] → [B, T − 1, V]; row t speaks of token t + 1."""
+        return self.lm.head(self.lm.hidden(self.lm.embed(ids[:, :-1]), mask[:, :-1]))
+
+    def words_and_images(self, ids: Tensor, shown: Tensor | None) -> Tensor:
+        """Vectors [R, T, D] of ``ids`` [R, T], in which ids below 0 stand for the images ``shown`` [I, N, D], row by row.
+
+        Among words an image takes N places. Of a gated model it takes one, where [BOS] stands, as it does before a lone caption: it sees the image, as do the
+        words behind it.
+        """
+        words = self.lm.embed(ids.masked_fill(ids < 0, self.lm.tokenizer.bos))
+        if shown is None or self.gated:
+            return words
+        return words.masked_scatter((ids < 0)[..., None], (shown * self.scale).to(words.dtype))
+
+    def _last_seen(self, ids: Tensor, shown: Tensor | None, positions: Tensor | None = None) -> Seen | None:
+        """What each of ``ids`` looks at in a gated model, where ids below 0 are the places of images."""
+        return Seen.latest(ids < 0, shown, self.width, positions) if self.gated else None
+
+    def place(self, tokens: int) -> list[int]:
+        """Ids of an image of so many tokens among words, with what stands before it each time."""
+        return [IMAGE_ID, *self._openings[0]] if self.gated else [*self._openings[0], *[IMAGE_ID] * tokens]
+
+    def answer_logits(self, ids: Tensor, shown: Tensor | None, positions: Tensor, learned: Tensor) -> Tensor:
+        """[n, V] over the n tokens of conversations that are ``learned`` [R, T]; computed for these alone."""
+        hidden = self.lm.documents(self.words_and_images(ids, shown), positions, self._last_seen(ids, shown, positions))
+        return self.lm.head(hidden[:, :-1][learned[:, 1:]])
+
+    @torch.no_grad()
+    def packs(self) -> bool:
+        """Whether documents in one row do not see each other: what transformers knows to do for most models, not for recurrent ones."""
+        device, n, training = self.scale.device, 6, self.training
+        self.eval()
+        one, other, second = (torch.arange(k, k + n, device=device) % self.lm.vocabulary for k in (3, 3 + n, 5))
+        positions = torch.arange(n, device=device).repeat(2)[None]
+        a, b = (
+            self.lm.documents(self.lm.embed(torch.cat([first, second])[None]), positions)[:, n:].float() for first in (one, other)
+        )
+        self.train(training)
+        return bool((a - b).norm() <= 1e-3 * b.norm())
+
+    def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None, past: Prefix | None = None) -> Remembered:
+        """Words and images [B, T], padded on the left: what ``continue_logits`` and ``step`` go on from.
+
+        past: what was read before, of one row or of B; what follows then begins with an image.
+        """
+        hidden, past = self.lm.step(self.words_and_images(ids, shown), mask, past, self._last_seen(ids, shown))
+        return Remembered(hidden[:, -1:], past)
+
+    def start(self, prefix: Tensor) -> tuple[Tensor, Prefix]:
+        """Logits [B, V] over a caption's first token, and what has been read: as ``inference/generate.py`` wants it."""
+        images = self.remember(prefix)
+        return self.lm.head(images.last[:, -1]), images.past
+
+    def step(self, ids: Tensor, past: Prefix) -> tuple[Tensor, Prefix]:
+        """Logits [B, V] over the token behind ``ids`` [B]."""
+        seen = torch.ones(len(ids), 1, dtype=torch.bool, device=ids.device)
+        hidden, past = self.lm.step(self.lm.embed(ids[:, None]), seen, past)
+        return self.lm.head(hidden[:, -1]), past
+
+
+class Gemma(PretrainedLM):
+    """Gemma 3 270M (Gemma Team 2025), under the Gemma Terms of Use."""
+
+    weights = "gemma-3-270m"
+
+    def __init__(self, build: Build, *, trim: bool = True, prompts: bool = False, lora: Lora | None = None):
+        from diptych.models.pretrained import load_gemma
+
+        dtype = precision(build, lora)
+        super().__init__(build, lambda: load_gemma(dtype=dtype), trim, prompts, lora)
+        build.licences.append("gemma-3-270m")
+
+
+class HubLM(PretrainedLM):
+    """A causal language model of transformers: ``from: hf:NAME_OR_PATH`` or a GGUF file, such as Llama, Qwen, Gemma, SmolLM, GPT-2."""
+
+    def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False, lora: Lora | None = None):
+        from diptych.models.pretrained import load_causal_lm
+
+        dtype = precision(build, lora)
+        super().__init__(build, lambda: load_causal_lm(from_, dtype), trim, prompts, lora)
+
+
+def precision(build: Build, lora: Lora | None = None) -> torch.dtype:
+    """Half precision where nothing learns, or only adapters beside it; small steps would be lost in its weights."""
+    return torch.bfloat16 if build.frozen or lora else torch.float32
+
+
+def adapt(model: Any, lora: Lora, build: Build) -> None:
+    """Put adapters into a model of transformers, in place; they begin as nothing and are float32."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError:
+        raise DiptychError(f"{build.where}.lora needs the package peft: pip install 'diptych[lora]'") from None
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets or "all-linear", bias="none"
+    )
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:  # names that no layer has
+        raise DiptychError(f"{build.where}.lora: {error}") from None
+    for name, parameter in model.named_parameters():
+        if ADAPTER in name:
+            parameter.data = parameter.data.float()
+
+
+def template_words(tokenizer: Any) -> list[str]:
+    """What the chat template writes around anything that is said: a trimmed vocabulary has to keep it."""
+    try:
+        return Chat(tokenizer, 1).words()
+    except DiptychError:  # one that no conversation can use; it is told where there are some
+        return []
+
+
+COMMON = (
+    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two three four five six "
+    "red orange yellow green blue purple pink brown black white man woman people sitting standing large table street sign"
+)
+
+
+class RandomLM(PretrainedLM):
+    """A tiny language model with random weights, for tests and for trying a recipe without the packages."""
+
+    def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False, lora: Lora | None = None):
+        from diptych.models.pretrained import CausalLM
+
+        # Of fixed words, not of the corpus: a checkpoint holds neither tokenizer nor, while frozen, weights.
+        def open() -> CausalLM:
+            return CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2)
+
+        super().__init__(build, open, trim=False, prompts=prompts, lora=lora)
+
+
+LM = {"hf": HubLM, "gemma": Gemma, "random": RandomLM}

@@ -1,0 +1,159 @@
+"""Causal blocks with rotary positions, RMS norms and gated MLPs, as in Llama and, with normed queries and keys, Chameleon.
+
+Shapes: B batch, L tokens read now, S tokens read before, D width, H heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.models.layers.attention import attend
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of what was read, for each block: [B, H, S, d]."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[2] if self.keys else 0
+
+    def __getitem__(self, rows: Tensor) -> Cache:
+        return Cache(tuple(k[rows] for k in self.keys), tuple(v[rows] for v in self.values))
+
+
+EMPTY = Cache((), ())
+
+
+def rotations(start: int, length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, width] of the angles by which places start, start + 1 … are turned (Su et al. 2021, RoFormer)."""
+    frequency = theta ** (-torch.arange(0, width, 2, device=device).float() / width)
+    angles = torch.arange(start, start + length, device=device).float()[:, None] * frequency
+    angles = torch.cat([angles, angles], 1)
+    return angles.cos(), angles.sin()
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, H, L, d] with its two halves taken as real and imaginary parts, each pair turned by its angle."""
+    real, imaginary = x.chunk(2, -1)
+    return x * cos + torch.cat([-imaginary, real], -1) * sin
+
+
+def causal_bias(read: int, before: int, like: Tensor) -> Tensor | None:
+    """[1, 1, L, S + L]: a large negative number where a token would see a later one."""
+    if read == 1:
+        return None
+    future = torch.ones(read, before + read, dtype=torch.bool, device=like.device).triu(before + 1)
+    return torch.zeros(future.shape, device=like.device).masked_fill_(future, -1e4)[None, None]
+
+
+class Places(NamedTuple):
+    """Where the tokens read now stand: the same for every block."""
+
+    cos: Tensor  # [L, d]
+    sin: Tensor
+    bias: Tensor | None  # [1, 1, L, S + L]
+
+
+class HeadNorm(nn.Module):
+    """A LayerNorm of each head, with a scale and shift of its own."""
+
+    def __init__(self, heads: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, width))
+        self.bias = nn.Parameter(torch.zeros(heads, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, H, d]"""
+        return F.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
+
+
+class RotaryAttention(nn.Module):
+    """Causal self-attention. Queries and keys are normed before they meet, which keeps training with two modalities from diverging
+    (Chameleon Team 2024, §2.3.1)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.q_norm, self.k_norm = HeadNorm(heads, width // heads), HeadNorm(heads, width // heads)
+
+    def forward(self, x: Tensor, places: Places, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, L, D] → output [B, L, D], and keys and values [B, H, S + L, d] with the past's"""
+        B, L, D = x.shape
+        q, k, v = (layer(x).view(B, L, self.heads, -1) for layer in (self.q, self.k, self.v))
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        q, k = turn(q, places.cos, places.sin).to(v.dtype), turn(k, places.cos, places.sin).to(v.dtype)
+        if past:
+            k, v = torch.cat([past[0].to(k.dtype), k], 2), torch.cat([past[1].to(v.dtype), v], 2)
+        x = attend(q, k, v, places.bias)
+        return self.out(x.transpose(1, 2).reshape(B, L, D)), k, v
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate x) · up x)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class RotaryBlock(nn.Module):
+    """Attention and a gated MLP, each normed before and added to the stream."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float):
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps), nn.RMSNorm(width, eps)
+        self.attention = RotaryAttention(width, heads)
+        self.mlp = GatedMLP(width, hidden)
+
+    def forward(self, x: Tensor, places: Places, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        out, k, v = self.attention(self.norm1(x), places, past)
+        x = x + out
+        return x + self.mlp(self.norm2(x)), k, v
+
+
+class RotaryTransformer(nn.Module):
+    """A stack of causal blocks and a last norm; it reads on from what it read before. hidden: None: 8/3 of the width, in steps of 32."""
+
+    checkpointing = False
+
+    def __init__(self, width: int, depth: int, heads: int, hidden: int | None = None, theta: float = 10_000.0, eps: float = 1e-5):
+        super().__init__()
+        hidden = hidden or 32 * round(width / 12)
+        self.head_width, self.theta = width // heads, theta
+        self.blocks = nn.ModuleList(RotaryBlock(width, heads, hidden, eps) for _ in range(depth))
+        for block in self.blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
+            for layer in (block.attention.out, block.mlp.down):  # type: ignore[union-attr]
+                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * max(depth, 1)) * math.sqrt(1024 / width))  # type: ignore[union-attr, arg-type]
+        self.norm = nn.RMSNorm(width, eps)
+
+    def forward(self, x: Tensor, past: Cache = EMPTY) -> tuple[Tensor, Cache]:
+        """x [B, L, D], of what follows the past → [B, L, D] and the past with it"""
+        keys, values = [], []
+        places = Places(
+            *rotations(past.length, x.shape[1], self.head_width, self.theta, x.device), causal_bias(x.shape[1], past.length, x)
+        )
+        for i, block in enumerate(self.blocks):
+            before = (past.keys[i], past.values[i]) if past.keys else None
+            if self.checkpointing and torch.is_grad_enabled():
+                x, k, v = checkpoint(block, x, places, before, use_reentrant=False)
+            else:
+                x, k, v = block(x, places, before)
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), Cache(tuple(keys), tuple(values))

@@ -1,0 +1,188 @@
+"""Text towers: token ids in, ``Tokens`` out.
+
+Every tower has ``width`` and ``forward(ids [B, T], mask [B, T], captions) -> Tokens``; ``captions`` are the raw strings, for towers that bring a
+tokenizer of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Unpack
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from diptych.core.batch import Tokens
+from diptych.data.text import PAD
+from diptych.models.build import Build
+from diptych.models.layers.attention import Activation, Past, Sizes, Transformer, attention_bias
+
+
+def sinusoids(length: int, width: int, longest: float = 100.0) -> Tensor:
+    """Positions [length, width] of waves from 1 to ``longest`` radians (Vaswani et al. 2017, with waves as short as captions)."""
+    angles = torch.arange(length)[:, None] * longest ** (-torch.arange(width // 2) / (width // 2))
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+class TextTransformer(nn.Module):
+    """A transformer over byte-pair tokens.
+
+    causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean. hidden: width of the blocks'
+    MLPs. embedding_norm: a norm on words plus positions, post_norm: after each step instead of before it (both as in BERT).
+    whole: texts are read at full length with their padding, and pooled at the very last place (SigLIP). bare: tokens leave before the last norm, what is
+    pooled after it (FLAVA).
+    Positions are learned from waves of std 0.5: beside unit-variance word vectors the usual noise of std 0.02 leaves the tower blind to
+    word order for the length of a small budget, and waves make "the word before" the same step everywhere.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        causal: bool = False,
+        pool: Literal["eos", "bos", "mean"] = "eos",
+        whole: bool = False,
+        activation: Activation | None = None,
+        eps: float = 1e-5,
+        embedding_norm: bool = False,
+        post_norm: bool = False,
+        bare: bool = False,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
+        super().__init__()
+        size = build.size
+        self.width = width or size.width
+        self.causal = causal
+        self.pool, self.whole = pool, whole
+        self.embedding = nn.Embedding(len(build.tokenizer), self.width)
+        self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length, self.width) * 0.7)
+        self.norm: nn.Module = nn.LayerNorm(self.width, eps) if embedding_norm else nn.Identity()
+        self.transformer = Transformer(
+            self.width,
+            depth or size.depth,
+            heads or size.heads,
+            activation=activation or size.activation,
+            dropout=dropout,
+            hidden=hidden,
+            eps=eps,
+            post_norm=post_norm,
+            bare=bare,
+        )
+
+    def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
+        if self.whole:
+            return self._read_whole(ids, mask)
+        x = self.norm(self.embedding(ids) + self.positions[: ids.shape[1]])
+        x = self.transformer(x, attention_bias(mask, ids.shape[1], self.causal, x))  # [B, T, D]
+        if self.pool == "eos":
+            pooled = x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]
+        elif self.pool == "bos":
+            pooled = x[:, 0]
+        else:
+            pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, mask)
+
+    def step(self, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past that now includes them."""
+        x = self.norm(self.embedding(ids) + self.positions[past.length : past.length + ids.shape[1]])
+        return self.transformer.step(x, past)
+
+    def _read_whole(self, ids: Tensor, mask: Tensor) -> Tokens:
+        ids, T = F.pad(ids, (0, len(self.positions) - ids.shape[1]), value=PAD), ids.shape[1]
+        x = self.norm(self.embedding(ids) + self.positions)
+        x = self.transformer(x, attention_bias(None, ids.shape[1], self.causal, x))
+        return Tokens(x[:, :T], x[:, -1], mask)
+
+
+class ClipText(TextTransformer):
+    """The text tower of CLIP as transformers and open_clip have it: causal, read at [EOS]."""
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        activation: Activation = "quick_gelu",
+        eps: float = 1e-5,
+        **sizes: Unpack[Sizes],
+    ):
+        super().__init__(build, activation=activation, eps=eps, **sizes, causal=True, pool="eos")
+
+
+class SiglipText(TextTransformer):
+    """The text tower of SigLIP as transformers has it: texts are read whole, padding and all, and pooled at the last place."""
+
+    projection = "affine"
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        activation: Activation = "gelu_tanh",
+        eps: float = 1e-6,
+        **sizes: Unpack[Sizes],
+    ):
+        super().__init__(build, activation=activation, eps=eps, **sizes, whole=True)
+
+
+class BertText(TextTransformer):
+    """A text tower read at its first token, with a norm on its embeddings. post_norm: true in BERT and BLIP, false in FLAVA."""
+
+    projection = "affine"
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        activation: Activation = "gelu",
+        eps: float = 1e-12,
+        post_norm: bool = True,
+        bare: bool = False,
+        **sizes: Unpack[Sizes],
+    ):
+        super().__init__(
+            build, activation=activation, eps=eps, post_norm=post_norm, bare=bare, embedding_norm=True, pool="bos", **sizes
+        )
+
+
+class MiniLM(nn.Module):
+    """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: a 384-d vector a sentence, remembered by text.
+
+    project: into the shared space by a learned map; false: its own space is the shared one.
+    """
+
+    packaged = ("encoder",)
+    weights = "minilm"
+
+    def __init__(self, build: Build, *, project: bool = True):
+        super().__init__()
+        from diptych.models.pretrained import load_minilm
+
+        self.projection = "linear" if project else "none"
+
+        self.encoder = load_minilm()
+        self.width = 384
+        build.licences.append("minilm")
+
+    def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
+        if len(captions) != len(ids):
+            raise ValueError(f"MiniLM reads raw captions: got {len(captions)} for a batch of {len(ids)}")
+        pooled = self.encoder.embed(list(captions), ids.device)
+        return Tokens(pooled[:, None], pooled)
+
+
+TEXT = {
+    "transformer": TextTransformer,
+    "clip": ClipText,
+    "siglip": SiglipText,
+    "bert": BertText,
+    "coca": "diptych.models.decoders.coca:CocaText",
+    "med": "diptych.models.fusion.med:MedText",
+    "q_former": "diptych.models.fusion.qformer:QFormerText",
+    "minilm": MiniLM,
+}

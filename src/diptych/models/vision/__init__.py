@@ -1,0 +1,1 @@
+"""Vision towers and what belongs to images."""

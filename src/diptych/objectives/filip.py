@@ -1,0 +1,130 @@
+"""Late interaction: an image and a text are compared token by token, and only then summed up.
+
+FILIP (Yao et al. 2022, §3.1). Shapes: B batch, M images and K texts, N image tokens, T text tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.core.errors import DiptychError
+from diptych.models.fusion.qformer import best_query
+from diptych.objectives.base import Objective
+from diptych.objectives.contrastive import same_meaning
+
+if TYPE_CHECKING:
+    from diptych.models.passes import Pass
+    from diptych.models.vlm import VLM
+
+CHUNK = 2**25  # token-to-token similarities held at a time (128 MB in float32)
+
+
+def late_similarity(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Every image against every text, from unit token vectors (eq. 3–5).
+
+    image [M, N, E], text [K, T, E], mask [K, T] bool (True at real tokens) → from the image's side [M, K]: the mean over its tokens of each one's best
+    text token; from the text's side [M, K]: the mean over its real tokens of each one's best image token. Padding counts for nothing.
+    """
+    rows = max(1, CHUNK // max(1, image.shape[1] * text.shape[0] * text.shape[1]))
+    parts = []
+    for piece in image.split(rows):
+        if rows < len(image) and torch.is_grad_enabled():  # the similarities are computed again in the backward pass
+            parts.append(checkpoint(_best, piece, text, mask, use_reentrant=False))
+        else:
+            parts.append(_best(piece, text, mask))
+    by_image, by_text = zip(*parts, strict=True)
+    return torch.cat(by_image), torch.cat(by_text)
+
+
+def _best(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    (M, N, E), (K, T, _) = image.shape, text.shape
+    similarity = (image.reshape(M * N, E) @ text.reshape(K * T, E).T).view(M, N, K, T)
+    by_image = similarity.masked_fill(~mask, -math.inf).amax(3).mean(1)
+    by_text = (similarity.amax(1) * mask).sum(2) / mask.sum(1)
+    return by_image, by_text
+
+
+class LateInteraction(Objective):
+    """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale."""
+
+    couples = ("images.token_embedding", "texts.token_embedding")
+    scores_as = "late_interaction"
+    scores_all = True
+    needs = ("vision", "text")
+
+    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
+        super().__init__(model)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.max_log_scale = math.log(max_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        return self.logit_scale.clamp(max=self.max_log_scale).exp()
+
+    def forward(self, p: Pass) -> Tensor:
+        image, text, mask, rows = p.images.token_embedding, p.texts.token_embedding, p.text_mask, p.rows
+        own = rows or slice(0, len(image))
+        with torch.autocast(image.device.type, enabled=False):
+            if rows is None:
+                by_image, by_text = late_similarity(image, text, mask)
+            else:
+                by_image = late_similarity(image[own], text, mask)[0]
+                by_text = late_similarity(image, text[own], mask[own])[1]
+            return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, same_meaning(p.batch.meaning, rows))
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return self.scores(p.paired(images, texts))
+
+    def scores(self, p: Pass) -> Tensor:
+        """How well text i fits image i, the mean of both sides' similarities: [B]."""
+        similarity = torch.einsum("bne,bte->bnt", p.images.token_embedding, p.texts.token_embedding)
+        by_image = similarity.masked_fill(~p.text_mask[:, None], -math.inf).amax(2).mean(1)
+        by_text = (similarity.amax(1) * p.text_mask).sum(1) / p.text_mask.sum(1)
+        return (by_image + by_text) / 2
+
+    def all_scores(self, p: Pass) -> Tensor:
+        by_image, by_text = late_similarity(p.images.token_embedding, p.texts.token_embedding, p.text_mask)
+        return (by_image + by_text) / 2
+
+    def metrics(self) -> dict[str, float]:
+        return {"scale": self.scale.item()}
+
+
+class QueryContrast(LateInteraction):
+    """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a text, pooled, against the image's queries, of which the nearest counts. That is the text's side of
+    ``late_similarity`` with texts of one token, in both directions."""
+
+    couples = ("images.query_embedding", "texts.embedding")
+
+    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
+        super().__init__(model, temperature=temperature, max_scale=max_scale)
+        if not model.asks:
+            raise DiptychError("objective query_contrast compares texts with queries over the image; set parts.text.kind: q_former")
+
+    def forward(self, p: Pass) -> Tensor:
+        image, text, rows = p.images.query_embedding, p.text_embedding, p.rows
+        own = rows or slice(0, len(image))
+        with torch.autocast(image.device.type, enabled=False):
+            to_text, to_image = best_query(image[own], text), best_query(image, text[own]).T
+            return late_loss(to_text * self.scale, to_image * self.scale, own.start, same_meaning(p.batch.meaning, rows))
+
+    def scores(self, p: Pass) -> Tensor:
+        """The cosine of text i and the nearest query of image i: [B]."""
+        return torch.einsum("bqe,be->bq", p.images.query_embedding, p.text_embedding).amax(1)
+
+    def all_scores(self, p: Pass) -> Tensor:
+        return best_query(p.images.query_embedding, p.text_embedding)
+
+
+def late_loss(to_text: Tensor, to_image: Tensor, start: int = 0, same: Tensor | None = None) -> Tensor:
+    """Both directions' cross-entropy of logits [R, B], row i's own column being start + i; ``same`` [R, B] is left out."""
+    if same is not None:
+        to_text, to_image = to_text.masked_fill(same, -math.inf), to_image.masked_fill(same, -math.inf)
+    target = torch.arange(start, start + len(to_text), device=to_text.device)
+    return (F.cross_entropy(to_text, target) + F.cross_entropy(to_image, target)) / 2

@@ -1,0 +1,104 @@
+"""Contextual embeddings: what an image is depends on the caption that asks (Llip, Lavoie et al. 2024).
+
+Shapes: M images, K mixture tokens, N texts, D widths, H heads, E embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.core.errors import DiptychError
+from diptych.objectives.base import Objective
+from diptych.objectives.contrastive import sigmoid_of_logits
+
+if TYPE_CHECKING:
+    from diptych.models.passes import Pass
+    from diptych.models.vlm import VLM
+
+CHUNK = 2**24  # entries of contextual embeddings held at a time (64 MB in float32)
+
+
+def mixed_embeddings(query: Tensor, key: Tensor, value: Tensor, temperature: float) -> Tensor:
+    """Every image as every caption sees it: softmax over the mixture tokens of q·k / (temperature), a head at a time (section 3.2).
+
+    query [N, H, d], key and value [M, H, K, d] → [M, N, H·d], before the output layer.
+    """
+    weights = torch.softmax(torch.einsum("nhd,mhkd->mnhk", query, key) / temperature, -1)
+    return torch.einsum("mnhk,mhkd->mnhd", weights, value).flatten(2)
+
+
+class Contextual(Objective):
+    """Sigmoid loss over all pairs, image i being embedded in the light of text j for the pair (i, j) (Llip, equations 2 to 4).
+
+    Needs a tower with mixture tokens: ``parts.vision.class_tokens: K``. temperature: of the mixing. scale and bias are learned, from 10 and −10 as in SigLIP.
+    """
+
+    couples = ("images.class_tokens", "texts.pooled", "texts.embedding")
+    scores_as = "contextual"
+    scores_all = True
+    needs = ("vision", "text")
+
+    def __init__(self, model: VLM, *, heads: int = 4, temperature: float = 5.0, scale: float = 10.0, bias: float = -10.0):
+        super().__init__(model)
+        vision, text, E = model.part("vision"), model.part("text"), model.embed_dim
+        if vision.extra < 2:
+            raise DiptychError("objective contextual mixes several tokens of the image; set parts.vision.class_tokens, say to 16")
+        if E % heads:
+            raise DiptychError(f"objective contextual: {heads} heads do not divide the embedding's width {E}")
+        self.heads, self.temperature = heads, temperature
+        self.query, self.out = nn.Linear(text.width, E), nn.Linear(E, E)
+        self.key, self.value = (
+            nn.Linear(vision.width, E, bias=False),
+            nn.Linear(vision.width, E),
+        )  # the softmax would not feel a bias of the keys
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.logit_bias = nn.Parameter(torch.tensor(bias))
+
+    def similarity(self, tokens: Tensor, pooled: Tensor, text: Tensor) -> Tensor:
+        """Cosine of every text with every image as that text sees it: tokens [M, K, D], pooled [N, D'], text [N, E] unit → [M, N]."""
+        query = self.query(pooled).unflatten(1, (self.heads, -1))
+        key, value = (layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.key, self.value))
+        rows = max(1, CHUNK // max(1, text.numel()))
+        parts = []
+        for k, v in zip(key.split(rows), value.split(rows), strict=True):
+            if rows < len(key) and torch.is_grad_enabled():  # mixed again in the backward pass
+                parts.append(checkpoint(self._piece, query, k, v, text, use_reentrant=False))
+            else:
+                parts.append(self._piece(query, k, v, text))
+        return torch.cat(parts)
+
+    def _piece(self, query: Tensor, key: Tensor, value: Tensor, text: Tensor) -> Tensor:
+        image = F.normalize(self.out(mixed_embeddings(query, key, value, self.temperature)), dim=-1)
+        return torch.einsum("mne,ne->mn", image, text)
+
+    def forward(self, p: Pass) -> Tensor:
+        tokens, pooled, text, meaning = p.images.class_tokens, p.texts.pooled, p.text_embedding, p.batch.meaning
+        own = p.rows or slice(0, len(tokens))
+        with torch.autocast(text.device.type, enabled=False):
+            logits = self.logit_scale.exp() * self.similarity(tokens[own].float(), pooled.float(), text) + self.logit_bias
+            total = sigmoid_of_logits(logits, own.start, None if meaning is None else meaning[own], meaning)
+        return total / (own.stop - own.start)
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return self.scores(p.paired(images, texts))
+
+    def scores(self, p: Pass) -> Tensor:
+        """How well text i fits image i as that text sees it: [B]."""
+        query = self.query(p.texts.pooled.float()).unflatten(1, (self.heads, -1))[:, None]  # [B, 1, H, d]
+        tokens = p.images.class_tokens.float()
+        key, value = (layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.key, self.value))
+        weights = torch.softmax(torch.einsum("bnhd,bhkd->bnhk", query, key) / self.temperature, -1)
+        image = F.normalize(self.out(torch.einsum("bnhk,bhkd->bnhd", weights, value).flatten(2)), dim=-1)[:, 0]
+        return (image * p.text_embedding).sum(-1)
+
+    def all_scores(self, p: Pass) -> Tensor:
+        return self.similarity(p.images.class_tokens.float(), p.texts.pooled.float(), p.text_embedding)
+
+    def metrics(self) -> dict[str, float]:
+        return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

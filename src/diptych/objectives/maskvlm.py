@@ -1,0 +1,137 @@
+"""Masked modelling: hidden words from the image and the other words, hidden patches from the text and the other patches.
+
+MaskVLM (Kwon et al. 2023): each modality is reconstructed with the other one left whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.data.text import MASK
+from diptych.models.layers.attention import Transformer
+from diptych.models.vision.drawn import random_keep
+from diptych.models.vision.towers import sincos_2d
+from diptych.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from diptych.models.passes import Pass
+    from diptych.models.vlm import VLM
+
+
+def hidden_counts(mask: Tensor, share: float) -> Tensor:
+    """How many words ``mask_words`` hides of each text: the share of its real tokens after [BOS], rounded, at least one; [B]."""
+    return ((mask.sum(1) - 1) * share).round().long().clamp(min=1)
+
+
+def mask_words(ids: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Replace a random choice of the real tokens after [BOS] by [MASK], ``hidden_counts`` of them a text.
+
+    ids [B, T], mask [B, T] → masked ids [B, T], hidden [B, T] bool.
+    """
+    may_hide = mask.clone()
+    may_hide[:, 0] = False
+    noise = torch.rand(ids.shape, device=ids.device).masked_fill(~may_hide, 2.0)
+    rank = noise.argsort(1).argsort(1)
+    hidden = (rank < hidden_counts(mask, share)[:, None]) & may_hide
+    return ids.masked_fill(hidden, MASK), hidden
+
+
+def patchify(pixels: Tensor, patch: int) -> Tensor:
+    """[B, 3, H, W] → [B, N, 3 · patch²], row by row."""
+    B, C, H, W = pixels.shape
+    x = pixels.reshape(B, C, H // patch, patch, W // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, C * patch * patch)
+
+
+class WordHead(nn.Module):
+    """From fused text tokens to words: a layer, then the text tower's own word vectors (BERT's head)."""
+
+    def __init__(self, model: VLM):
+        super().__init__()
+        text = model.part("text")
+        self.transform = nn.Sequential(nn.Linear(text.width, text.width), nn.GELU(), nn.LayerNorm(text.width))
+        self.bias = nn.Parameter(torch.zeros(text.embedding.num_embeddings))
+        self._embedding = [text.embedding]  # in a list: shared, not owned
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., V]"""
+        x = self.transform(x) * x.shape[-1] ** -0.5
+        return F.linear(x, self._embedding[0].weight, self.bias)
+
+
+class MaskedWords(Objective):
+    """Masked language modelling with the image whole. share: of the words hidden (0.3 in MaskVLM)."""
+
+    needs = ("vision", "text", "fusion")
+    predicts_text = True
+    scores_as = "pseudo_likelihood"
+    turns = 4  # in which pair_scores hides the words of a text
+
+    def __init__(self, model: VLM, *, share: float = 0.3):
+        super().__init__(model)
+        self.share = share
+        self.head = WordHead(model)
+
+    def forward(self, p: Pass) -> Tensor:
+        ids, hidden = mask_words(p.text_ids, p.text_mask, self.share)
+        x = p.masked(text=ids).fused_text.tokens
+        return F.cross_entropy(self.head(x[hidden]).float(), p.text_ids[hidden])
+
+    def terms(self, p: Pass) -> int:
+        return int(hidden_counts(p.text_mask, self.share).sum())
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """Pseudo-log-likelihood of text ``texts[k]`` beside image ``images[k]``, for index tensors [P] into the batch: [P].
+
+        Σ_t log P(token t | image, the tokens left in sight), each token hidden once (Salazar et al. 2020). Every fourth token is hidden at a
+        time, about the share hidden in training, so that four passes do for any length.
+        """
+        place = torch.arange(p.text_ids.shape[1], device=p.text_ids.device)
+        total = torch.zeros(len(texts), device=p.text_ids.device)
+        for turn in range(self.turns):
+            hidden = p.text_mask & (place > 0) & (place % self.turns == turn)  # [B, T]
+            view = p.masked(text=p.text_ids.masked_fill(hidden, MASK)).paired(images, texts)
+            longest = view.text_ids.shape[1]  # of these texts, where the view has left the padding of others behind
+            where = hidden[texts, :longest]  # [P, T]
+            logits = self.head(view.fused_text.tokens[where]).float()
+            log_p = -F.cross_entropy(logits, p.text_ids[texts, :longest][where], reduction="none")
+            total.index_add_(0, where.nonzero()[:, 0], log_p)
+        return total
+
+
+class MaskedPatches(Objective):
+    """Masked image modelling with the text whole: pixels of hidden patches, each patch normalised (He et al. 2022).
+
+    share: of the patches hidden (0.6 in MaskVLM); batch_share: reconstruct only that part of the batch, since pixels cost much and teach slowly.
+    """
+
+    needs = ("vision", "text", "fusion")
+    positions: Tensor
+
+    def __init__(self, model: VLM, *, share: float = 0.6, batch_share: float = 1.0):
+        super().__init__(model)
+        self.share, self.batch_share = share, batch_share
+        vision = model.part("vision")
+        self.patch, self.n, self.extra, width = vision.patch, vision.tokens, vision.extra, vision.width
+        self.token = nn.Parameter(torch.randn(width) * 0.02)
+        self.register_buffer("positions", sincos_2d(vision.grid, vision.grid, width), persistent=False)
+        self.decoder = Transformer(width, 1, 4)
+        self.head = nn.Linear(width, 3 * self.patch**2)
+
+    def forward(self, p: Pass) -> Tensor:
+        rows = p.some(self.batch_share)
+        B, pixels = len(rows), p.images.pixels[rows]
+        keep, hidden = random_keep(B, self.n, self.share, pixels.device)
+        seen = p.restricted(rows).masked(image=keep).fused_image.tokens[:, self.extra :]  # [B, K, D]
+        x = self.token.to(seen.dtype).expand(B, self.n, -1).scatter(1, keep[..., None].expand_as(seen), seen)
+        predicted = self.head(self.decoder(x + self.positions)[hidden]).float()
+        target = patchify(pixels, self.patch)[hidden]
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-2).sqrt()
+        return F.mse_loss(predicted, target)
+
+    def terms(self, p: Pass) -> int:
+        return len(p.some(self.batch_share))

@@ -1,0 +1,246 @@
+"""A comparison as Markdown: ``results.md`` with every recipe, and a page a system. All of it from recipes, runs and tests on disk."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from diptych.config.recipe import load_recipe, recipe_names, recipe_path
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_text
+from diptych.report.columns import SIGNIFICANT, Column, amount, columns, interval, number, p_holm, seconds
+from diptych.report.read import Comparison, Recipe, load
+
+REFERENCE = "clip"  # what every recipe is compared with, where it is among them
+
+
+def write_markdown(directory: Path, out: Path, tests: Path | None = None) -> Path:
+    """``out/results.md`` and ``out/systems/<recipe>.md`` of a comparison.
+
+    tests: a JUnit file (``pytest --junitxml``), from which each page tells the tests that name its recipe.
+    """
+    comparison = load(directory)
+    if not comparison.measured:
+        raise DiptychError(f"{directory}: no recipe has results yet; let `diptych compare` finish one first")
+    shown = [c for c in columns(comparison) if sum(c.key in r.measures for r in comparison.recipes) > 1]
+    passed = recipe_tests(tests, [r.name for r in comparison.recipes]) if tests else {}
+    for recipe in comparison.recipes:
+        if recipe.name in recipe_names():
+            write_text(out / "systems" / f"{recipe.name}.md", system_page(comparison, recipe, shown, passed.get(recipe.name)))
+    path = out / "results.md"
+    write_text(path, results_page(comparison, shown))
+    return path
+
+
+# --- the page of all ---
+
+
+def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
+    counts = sorted({len(r.runs) for r in comparison.measured})
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+    head = [
+        f"# {comparison.title}",
+        "",
+        f"`{comparison.command}`",
+        "",
+        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds}, on `{comparison.data}`; "
+        f"{comparison.created}; {environment(comparison)}. Written by `diptych report DIRECTORY --markdown DIRECTORY`.",
+        "",
+        "Per cent (CIDEr: points): mean over seeds, in brackets the 95 % interval over test items. **Bold**: the best of a column. Italic: the interval includes chance.",
+        "",
+    ]
+    rows = [
+        [f"[`{r.name}`](systems/{r.name}.md)", str(len(r.runs)), *(cell(comparison, c, r) for c in shown)]
+        for r in comparison.measured
+    ]
+    lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
+    lines += [
+        f"Beside `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction over all pairs).",
+        "",
+    ]
+    lines += [f"- [`{r.name}`](systems/{r.name}.md): {verdict(comparison, r, shown)}" for r in comparison.measured]
+    lines += ["", "## What was spent", "", spent_table(comparison.measured)]
+    missing = [r for r in comparison.recipes if not r.measures]
+    if missing:
+        lines += ["", "## Without results", "", *(f"- `{r.name}`: {r.error or 'not run'}" for r in missing)]
+    return "\n".join(lines) + "\n"
+
+
+def environment(comparison: Comparison) -> str:
+    e = comparison.environment
+    packages = e.get("packages") or {}
+    told = [f"{e.get('cores', '?')} cores", str(e.get("platform", "")), f"Python {e.get('python', '?')}"]
+    told += [f"{name} {packages[name]}" for name in ("torch", "transformers") if packages.get(name)]
+    return ", ".join(t for t in told if t)
+
+
+def cell(comparison: Comparison, column: Column, recipe: Recipe) -> str:
+    m = recipe.measures.get(column.key)
+    if m is None:
+        return "—"
+    sign = 1 if column.higher_is_better else -1
+    best = max(sign * r.measures[column.key].value for r in comparison.measured if column.key in r.measures)
+    value = number(m.value, column.share)
+    value = f"**{value}**" if sign * m.value == best else f"*{value}*" if m.at_chance else value
+    return f"{value} [{interval(m, column.share)}]"
+
+
+def spent_table(recipes: Iterable[Recipe]) -> str:
+    heads = ["recipe", "samples", "TFLOP", "seconds", "samples/s", "parameters", "of which learn", "peak memory"]
+    rows = []
+    for r in recipes:
+        s = r.spent
+        flops = f"{s['flops'] / 1e12:.1f}" if "flops" in s else "—"
+        memory = f"{amount(s.get('peak_memory_bytes'))}B"
+        rows.append(
+            [f"`{r.name}`", amount(s.get("samples")), flops, seconds(s.get("seconds")), amount(s.get("samples_per_second")),
+             amount(s.get("parameters")), amount(s.get("trainable_parameters")), memory]
+        )  # fmt: skip
+    return table(heads, rows)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+# --- a recipe in one line ---
+
+
+def verdict(comparison: Comparison, recipe: Recipe, shown: Sequence[Column]) -> str:
+    """What it is good at and what it is not, from the paired tests alone."""
+    have = [c for c in shown if c.key in recipe.measures]
+    if not have:
+        return "not measured."
+    chance = [short(c) for c in have if recipe.measures[c.key].at_chance]
+    reference = next((r for r in comparison.measured if r.name == REFERENCE), None)
+    sentences = []
+    if reference is None or reference.name == recipe.name:
+        others = [r for r in comparison.measured if r.name != recipe.name]
+        ahead = [
+            c.name for c in have if others and all(_gain(comparison, c, recipe, r)[1] > 0 for r in others if c.key in r.measures)
+        ]
+        sentences += [f"ahead of every other at {_list(ahead)}"] if ahead else ["ahead of every other at nothing"]
+    else:
+        both = [c for c in have if c.key in reference.measures]
+        gains = {c: _gain(comparison, c, recipe, reference) for c in both}
+        better = sorted((c for c in both if gains[c][1] > 0), key=lambda c: -gains[c][0])
+        worse = sorted((c for c in both if gains[c][1] < 0), key=lambda c: gains[c][0])
+        sentences += [f"better at {_list(_by(c, gains[c][0]) for c in better)}"] if better else []
+        sentences += [f"worse at {_list(_by(c, gains[c][0]) for c in worse)}"] if worse else []
+        if not better and not worse:
+            sentences += ["no difference shown"]
+        alone = [f"{short(c)} {number(recipe.measures[c.key].value, c.share)}" for c in have if c not in both]
+        sentences += [f"beyond it: {_list(alone)}"] if alone else []
+    sentences += [f"at chance: {_list(chance)}"] if chance else []
+    return "; ".join(sentences) + "."
+
+
+def _gain(comparison: Comparison, column: Column, a: Recipe, b: Recipe) -> tuple[float, int]:
+    """How much better a is than b, and whether the paired test shows it: 1, −1 or 0 (not shown)."""
+    sign = 1 if column.higher_is_better else -1
+    gain = sign * (a.measures[column.key].value - b.measures[column.key].value)
+    p = p_holm(comparison.tests, column.key, a.name, b.name)
+    return gain, 0 if p is None or p >= SIGNIFICANT or gain == 0 else 1 if gain > 0 else -1
+
+
+def _by(column: Column, gain: float) -> str:
+    return f"{short(column)} ({'+' if gain > 0 else ''}{number(gain, column.share)})"
+
+
+def _list(names: Iterable[str], most: int = 5) -> str:
+    """The first few, which are those that matter most where there is an order."""
+    told = list(names)
+    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+
+
+def short(column: Column) -> str:
+    """A column's name where many stand side by side."""
+    if column.group.startswith("Retrieval"):
+        return f"{column.group.replace('Retrieval of ', 'R@1 of ').replace('Retrieval, ', '').replace(', R@1', '')}, {column.label}"
+    return "naming" if column.group == "Zero-shot naming" else column.label
+
+
+# --- a page a system ---
+
+
+def system_page(
+    comparison: Comparison, recipe: Recipe, shown: Sequence[Column], tests: Mapping[str, tuple[int, int]] | None
+) -> str:
+    path = recipe_path(recipe.name)
+    source = path.read_text(encoding="utf-8")
+    checked = load_recipe(recipe.name)
+    comments = [line.lstrip("# ").rstrip() for line in source.splitlines() if line.startswith("#")]
+    parts = [
+        f"`{name}`: {_spec(p.kind, {**p.options, **({'frozen': True} if p.frozen else {})})}" for name, p in checked.parts.items()
+    ]
+    stages = []
+    for stage in checked.stages:
+        losses = ", ".join(f"{o.weight:g} × {_spec(o.kind, o.options)}" for o in stage.objectives.values())
+        learns = "all parts learn" if stage.train == "all" else f"{', '.join(stage.train)} learn{'s' * (len(stage.train) == 1)}"
+        stages.append(f"`{stage.name}` ({stage.share:g} of the budget, batches of {stage.batch_size}, {learns}): {losses}")
+    lines = [f"# {recipe.name}", "", " ".join(comments) if comments else checked.about, "", f"{checked.cite}.", ""]
+    lines += ["| | |", "|---|---|", f"| paradigm | {checked.paradigm} |", f"| parts | {'<br>'.join(parts)} |"]
+    lines += [f"| stages | {'<br>'.join(stages)} |", f"| scored by | {checked.score.replace('_', ' ')} |", ""]
+    lines += ["## Measured", ""]
+    if recipe.measures:
+        lines += [f"Beside `{REFERENCE}`: {verdict(comparison, recipe, shown)}", ""]
+        others = [r for r in comparison.measured if r.name == REFERENCE and r.name != recipe.name]
+        rows = []
+        for c in (c for c in shown if c.key in recipe.measures):
+            m = recipe.measures[c.key]
+            each = " · ".join(number(v, c.share) for _, v in sorted(m.seeds.items()))
+            beside = [cell(comparison, c, r) for r in others]
+            rows.append(
+                [c.name, cell(comparison, c, recipe), each, number(m.chance, c.share) if m.chance is not None else "—", *beside]
+            )
+        lines += [table(["", f"`{recipe.name}`", "each seed", "chance", *(f"`{r.name}`" for r in others)], rows), ""]
+        lines += [spent_table([recipe, *others]), ""]
+        lines += [f"`{comparison.command}`; all recipes and what the marks mean: [results](../results.md)."]
+    else:
+        lines += [f"Nothing: {recipe.error or 'not run'}."]
+    if tests:
+        lines += [
+            "",
+            "## Tested",
+            "",
+            *(f"- `{file}`: {n} test{'s' * (n > 1)}{f', {bad} failed' if bad else ''}" for file, (n, bad) in tests.items()),
+        ]
+    lines += [
+        "",
+        "## The recipe",
+        "",
+        f"`recipes/{recipe.name}.yaml`; `diptych train {recipe.name} --data ADDRESS --budget 10m`",
+        "",
+    ]
+    body = "\n".join(line for line in source.splitlines() if not line.startswith("#"))
+    return "\n".join([*lines, "```yaml", body, "```", ""])
+
+
+def _spec(kind: str, options: Mapping[str, object]) -> str:
+    told = ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
+    return f"{kind} ({told})" if told else kind
+
+
+def recipe_tests(junit: Path, names: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
+    """{recipe: {test file: (tests that ran, of them failed)}}: those of ``test_<recipe>.py`` and those that name the recipe."""
+    try:
+        cases = list(ElementTree.parse(junit).iter("testcase"))
+    except (OSError, ElementTree.ParseError) as error:
+        raise DiptychError(f"{junit}: not a JUnit file ({error}); write one with `pytest --junitxml {junit}`") from None
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for case in cases:
+        if case.find("skipped") is not None:
+            continue
+        place = case.get("classname", "").split(".")
+        module = next((part for part in place if part.startswith("test_")), "")
+        file = f"{'/'.join(place[: place.index(module) + 1])}.py" if module else ""
+        bad = case.find("failure") is not None or case.find("error") is not None
+        words = set(re.split(r"[^a-z0-9]+", f"{module} {case.get('name', '')}".lower()))
+        for name in names:
+            if set(name.split("-")) <= words:
+                n, failed = found.setdefault(name, {}).get(file, (0, 0))
+                found[name][file] = (n + 1, failed + bad)
+    return found

@@ -1,0 +1,201 @@
+"""Examples with pictures: what retrieval brought up and what the generators wrote. Chosen by rule, never by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from diptych.report.columns import TO_IMAGE
+from diptych.report.drawing.marks import escape, figure, key
+from diptych.report.drawing.plots import unit
+from diptych.report.read import Comparison, Item, Recipe, read_jsonl
+from diptych.report.records import finite
+
+EACH = 3  # right and wrong retrievals a recipe
+PICTURES = 8  # captioned pictures
+LARGEST = 192  # pixels of a thumbnail's longer side
+SMALL_FILE = 12_000  # bytes up to which a small picture is taken as it is
+
+
+@dataclass
+class Retrieved:
+    item: str
+    query: str
+    top: list[str]  # items, best first; empty if the run did not keep them
+    rank: float  # of the right picture, from 1; between two ranks if it was tied
+
+    @property
+    def right(self) -> bool:
+        return self.rank == 1 and (not self.top or self.top[0] == self.item)
+
+
+def retrieval_examples(comparison: Comparison) -> str:
+    parts, ruled = [], False
+    for index, recipe in enumerate(comparison.recipes):
+        found = retrieved(comparison, recipe)
+        if not found:
+            continue
+        sides = "".join(_side(comparison, title, found, right) for title, right in (("✓ Right", True), ("✗ Wrong", False)))
+        share = sum(r.right for r in found) / len(found)
+        head = f"{key(index, recipe.label)} <span class='note'>{share:.0%} of {len(found)} right</span>"
+        state = " open" if len(comparison.recipes) <= 6 else ""
+        parts.append(f'<details class="recipe"{state}><summary><h3>{head}</h3></summary><div class="sides">{sides}</div></details>')
+        ruled = True
+    if not ruled:
+        return ""
+    caption = (
+        "The caption is the question; the pictures are the answers, best first; the one sought has a frame. Chosen by rule: the "
+        f"first {EACH} right and the first {EACH} wrong ones in one random order of the items that is the same for all recipes."
+    )
+    return figure("".join(parts), caption)
+
+
+def retrieved(comparison: Comparison, recipe: Recipe) -> list[Retrieved]:
+    """Caption → picture, from the first run that kept its records, else from one that kept its embeddings.
+
+    The records rank as the reported number does; the embeddings may not, if the model scores by something else.
+    """
+    for run in recipe.runs:
+        found = _from_records(comparison, run.folder / "records" / "retrieval.jsonl")
+        if not any(r.top for r in found) and run.embeddings:
+            found = _from_embeddings(comparison, run.embeddings) or found
+        if found:
+            return found
+    return []
+
+
+def _from_embeddings(comparison: Comparison, path: Path) -> list[Retrieved]:
+    items = list(comparison.items.values())
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            image, words = unit(stored["image"]), unit(stored["text"])
+    except (OSError, ValueError, KeyError):
+        return []  # the maps' section says so
+    if not len(image) == len(words) == len(items):
+        return []
+    scores = words @ image.T
+    found = []
+    for i, item in enumerate(items):
+        order = np.argsort(-scores[i], kind="stable")
+        rank = float((scores[i] > scores[i, i]).sum()) + 1
+        query = item.captions[0] if item.captions else ""
+        found.append(Retrieved(item.id, query, [items[j].id for j in order[:3]], rank))
+    return found
+
+
+def _from_records(comparison: Comparison, path: Path) -> list[Retrieved]:
+    found = []
+    for row in read_jsonl(path):
+        name = str(row.get("item"))
+        if name not in comparison.items:
+            name = name.rpartition("#")[0] or name  # a further caption of the same picture
+        item = comparison.items.get(name)
+        query = str(row.get("caption") or (item.captions[0] if item and item.captions else ""))
+        top = [str(t) for t in row.get("top") or []]
+        rank = row.get("rank")
+        if isinstance(rank, dict):
+            rank = next((v for k, v in rank.items() if TO_IMAGE.search(str(k).lower())), None)
+        rank = finite(rank)
+        if rank is None and name in top:
+            rank = float(top.index(name) + 1)
+        if rank is not None and query:
+            found.append(Retrieved(name, query, top[:3], rank))
+    return found
+
+
+def choose(found: list[Retrieved], right: bool) -> list[Retrieved]:
+    order = sorted(found, key=lambda r: r.item)
+    random.Random(0).shuffle(order)
+    return [r for r in order if r.right == right][:EACH]
+
+
+def _side(comparison: Comparison, title: str, found: list[Retrieved], right: bool) -> str:
+    cards = "".join(_card(comparison, r) for r in choose(found, right))
+    return f"<div><h4>{title}</h4>{cards or '<p class=note>None.</p>'}</div>"
+
+
+def _card(comparison: Comparison, r: Retrieved) -> str:
+    shown = []
+    for place, name in enumerate(r.top, 1):
+        right = name == r.item
+        shown.append(_thumb(comparison, name, f"{place} {'✓' if right else '✗'}", "right one" if right else "other", right))
+    if r.item not in r.top:
+        shown.append(_thumb(comparison, r.item, f"✓ rank {r.rank:g}", f"the picture sought, at rank {r.rank:g}", True))
+    query = f'<p class="query">“{escape(r.query)}”</p>'
+    return f'<article class="card">{query}<div class="thumbs">{"".join(shown)}</div></article>'
+
+
+def _thumb(comparison: Comparison, name: str, mark: str, what: str, right: bool) -> str:
+    item = comparison.items.get(name)
+    said = f"{what}: {item.captions[0]}" if item and item.captions else f"{what}: item {name}"
+    picture = _picture(item, said) or f'<span class="lost">{escape(name)}</span>'
+    return f'<span class="thumb{" sought" if right else ""}">{picture}<span class="note">{escape(mark)}</span></span>'
+
+
+def _picture(item: Item | None, said: str) -> str:
+    found = thumbnail(item.image) if item else None
+    if not found:
+        return ""
+    address, pixels = found
+    kind = ' class="sprite"' if pixels <= 96 else ""
+    return f'<img src="{address}" alt="{escape(said)}" loading="lazy"{kind}>'
+
+
+@cache
+def thumbnail(path: Path) -> tuple[str, int] | None:
+    """A data URI and the picture's longer side; None if the picture cannot be read."""
+    from PIL import Image
+
+    try:
+        raw = path.read_bytes()
+        with Image.open(io.BytesIO(raw)) as opened:
+            largest, kind = max(opened.size), opened.format
+            if largest > LARGEST or len(raw) > SMALL_FILE or kind not in ("PNG", "JPEG", "WEBP"):
+                small = opened.convert("RGB")
+                small.thumbnail((LARGEST, LARGEST))
+                out = io.BytesIO()
+                small.save(out, "JPEG", quality=80, optimize=True)
+                raw, kind = out.getvalue(), "JPEG"
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    return f"data:image/{str(kind).lower()};base64,{base64.b64encode(raw).decode()}", largest
+
+
+def caption_examples(comparison: Comparison) -> str:
+    """One picture, its references, and what each generator wrote."""
+    written: dict[str, dict[int, str]] = {}
+    references: dict[str, list[str]] = {}
+    for index, recipe in enumerate(comparison.recipes):
+        found = (read_jsonl(run.folder / "captions.jsonl") for run in recipe.runs)
+        for row in next((rows for rows in found if rows), []):
+            name = str(row.get("item"))
+            written.setdefault(name, {})[index] = str(row.get("generated", ""))
+            references.setdefault(name, [str(x) for x in row.get("references") or []])
+    if not written:
+        return ""
+    most = max(len(by) for by in written.values())
+    names = sorted(name for name, by in written.items() if len(by) == most)
+    random.Random(0).shuffle(names)
+    cards = "".join(_caption_card(comparison, name, written[name], references[name]) for name in names[:PICTURES])
+    caption = f"{min(PICTURES, len(names))} pictures drawn at random. “✓ word for word” marks a text that equals a reference."
+    return figure(f'<div class="cards captions">{cards}</div>', caption)
+
+
+def _caption_card(comparison: Comparison, name: str, written: dict[int, str], references: list[str]) -> str:
+    item = comparison.items.get(name)
+    said = references[0] if references else name
+    picture = _picture(item, said) or f'<span class="lost">{escape(name)}</span>'
+    same = {r.strip().lower() for r in references}
+    rows = []
+    for index, words in written.items():
+        exact = ' <span class="mark yes">✓ word for word</span>' if words.strip().lower() in same else ""
+        rows.append(f"<dt>{key(index, comparison.recipes[index].label)}</dt><dd>{escape(words) or '<i>nothing</i>'}{exact}</dd>")
+    listed = "".join(f"<li>{escape(r)}</li>" for r in references[:5])
+    given = f'<dt>References</dt><dd class="note"><ul>{listed}</ul></dd>' if listed else ""
+    return f'<article class="card"><div class="thumb">{picture}</div><dl>{"".join(rows)}{given}</dl></article>'

@@ -1,0 +1,221 @@
+"""What a reader must know before believing a number. Each warning has a rule, which stands on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diptych.benchmarks.statistics import PairedTest, paired_test
+from diptych.report.columns import SIGNIFICANT, interval, is_share, number
+from diptych.report.pages.explain import control as about
+from diptych.report.read import Comparison, Measure, Recipe
+from diptych.report.records import Record
+from diptych.report.sections.answers import MOST_HEADS, Answers, TaskAnswers, paired
+
+WIDE = 0.20  # an interval of a share wider than this tells little
+FEW = 30  # clusters: fewer than this
+OFTEN = 0.05  # share of items with ties, or of unparsed answers
+MOST = 0.5  # share of what lies above chance that a control has too
+
+RULES = (
+    "<b>Close to a control</b>: a paired test on the same items (signs flipped by cluster, two-sided, 5 %, uncorrected) does not "
+    "show the model to be better than the control; where no records an item are kept, the control lies inside the model’s "
+    "interval. <b>A strong control</b>: it beats chance by the same test, and has at least half of what the model has above "
+    f"chance. <b>Few items</b>: fewer than {FEW} clusters, or a 95 % interval wider than {100 * WIDE:.0f} points. <b>Ties</b>, "
+    f"<b>unread answers</b>: more than {100 * OFTEN:.0f} % of the items. <b>No numbers</b>: a score was not finite. The main "
+    "measures of the task are looked at, not the secondary ones."
+)
+
+
+@dataclass(frozen=True)
+class Warned:
+    """``kind``: control, strong, few, ties, unparsed or nans; ``words``: plain text, ``**`` around names."""
+
+    kind: str
+    recipe: str
+    metrics: tuple[str, ...]
+    words: str
+    controls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A model against a control on one metric; ``test`` is None where there are no records an item."""
+
+    metric: str
+    control: str
+    value: float
+    against: float
+    test: PairedTest | None
+    close: bool
+
+
+def warnings(comparison: Comparison, gathered: TaskAnswers) -> list[Warned]:
+    found: list[Warned] = []
+    by_recipe = {a.recipe.name: a for a in gathered.answers}
+    for recipe in comparison.recipes:
+        measures = main_measures(recipe, gathered)
+        answers = by_recipe.get(recipe.name)
+        contrasts = [c for m in measures if m.metric in gathered.heads or not gathered.heads for c in contrasts_of(m, answers)]
+        found += [*_close(recipe, contrasts), *_strong(recipe, measures, contrasts, answers)]
+        found += [*_few(recipe, measures), *_unsure(recipe, measures, answers)]
+    return found
+
+
+def main_measures(recipe: Recipe, gathered: TaskAnswers) -> list[Measure]:
+    """The task's measures that stand first: the heads, else the first few."""
+    own = [m for (task, _), m in recipe.measures.items() if task == gathered.task]
+    return [m for m in own if m.metric in gathered.heads] or own[: MOST_HEADS if gathered.heads else 1]
+
+
+def contrasts_of(m: Measure, answers: Answers | None) -> list[Contrast]:
+    """The model against every control, chance included."""
+    recorded = answers.controls.get(m.metric, {}) if answers else {}
+    names = dict.fromkeys([*m.controls, *recorded])
+    found = []
+    for name in names:
+        test = _tested(m, answers, recorded.get(name))
+        against = m.controls.get(name)
+        if against is None:
+            against = float(np.mean(list(recorded[name].values())))
+        found.append(_contrast(m, name, against, test))
+    if m.chance is not None:
+        test = _tested(m, answers, answers.chance.get(m.metric) if answers else None)
+        found.append(_contrast(m, "chance", m.chance, test))
+    return found
+
+
+def _contrast(m: Measure, name: str, against: float, test: PairedTest | None) -> Contrast:
+    sign = 1 if m.higher_is_better else -1
+    if test is not None:
+        close = test.p >= SIGNIFICANT or sign * test.difference <= 0
+    else:
+        close = m.bounded and sign * against >= sign * (m.low if sign > 0 else m.high)
+    return Contrast(m.metric, name, m.value, against, test, close)
+
+
+def _tested(m: Measure, answers: Answers | None, control: dict[str, float] | None) -> PairedTest | None:
+    if answers is None or not control:
+        return None
+    a, b, clusters, _ = paired(answers.credits.get(m.metric, {}), control, answers.cluster)
+    return paired_test(a, b, clusters) if len(a) else None
+
+
+def _close(recipe: Recipe, contrasts: Sequence[Contrast]) -> list[Warned]:
+    """One warning for all measures that are close to the same controls."""
+    by_controls: dict[tuple[str, ...], list[str]] = {}
+    for metric in dict.fromkeys(c.metric for c in contrasts):
+        near = tuple(c.control for c in contrasts if c.metric == metric and c.close)
+        if near:
+            by_controls.setdefault(near, []).append(metric)
+    found = []
+    for near, metrics in by_controls.items():
+        of = [c for c in contrasts if c.close and c.metric in metrics]
+        names = [f"{about(name)[0]} ({_values(of, name)})" for name in near]
+        against = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        values = ", ".join(f"{m} {number(next(c.value for c in of if c.metric == m), is_share(m))}" for m in metrics)
+        how = _how(of)
+        meant = "; ".join(about(name)[1] for name in near)
+        words = f"**{recipe.label}**, {values}: not shown to be better than {against}; {how}. That means: {meant}."
+        found.append(Warned("control", recipe.name, tuple(metrics), words, near))
+    return found
+
+
+def _how(contrasts: Sequence[Contrast]) -> str:
+    tests = [c.test for c in contrasts if c.test is not None]
+    if not tests:
+        return "inside the interval; there are no records an item to test"
+    ahead = [t.p for t in tests if t.difference > 0]
+    return f"smallest p {_p(min(ahead))}" if ahead else "no higher anywhere"
+
+
+def _values(contrasts: Sequence[Contrast], control: str) -> str:
+    """The control's value, or the range over the measures."""
+    values = [(c.against, is_share(c.metric)) for c in contrasts if c.control == control]
+    low, high = (number(*f(values)) for f in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2f}"
+
+
+def _strong(recipe: Recipe, measures: Sequence[Measure], contrasts: Sequence[Contrast], answers: Answers | None) -> list[Warned]:
+    found = []
+    for m in measures:
+        chance = answers.chance.get(m.metric, {}) if answers else {}
+        for c in (c for c in contrasts if c.metric == m.metric and c.control != "chance" and not c.close):
+            gain = m.value - (m.chance if m.chance is not None else m.value)
+            if not answers or not chance or gain <= 0 or not m.higher_is_better:
+                continue
+            a, b, clusters, _ = paired(answers.controls.get(m.metric, {}).get(c.control, {}), chance, answers.cluster)
+            if not len(a) or (c.against - (m.chance or 0)) < MOST * gain:
+                continue
+            if (a - b).mean() > 0 and paired_test(a, b, clusters).p < SIGNIFICANT:
+                title, _ = about(c.control)
+                share = (c.against - (m.chance or 0)) / gain
+                words = (
+                    f"{m.metric}: the control “{title}” alone reaches {number(c.against)} %, chance is {number(m.chance)} %. That is "
+                    f"{share:.0%} of what **{recipe.label}** ({number(m.value)} %) has above chance: most of this test can be "
+                    "solved without the skill it is named after."
+                )
+                found.append(Warned("strong", recipe.name, (m.metric,), words))
+    return found
+
+
+def _few(recipe: Recipe, measures: Sequence[Measure]) -> list[Warned]:
+    few = [m for m in measures if m.clusters and (m.clusters < FEW or (is_share(m.metric) and m.bounded and m.high - m.low > WIDE))]
+    if not few:
+        return []
+    told = "; ".join(
+        f"{m.metric} {number(m.value, is_share(m.metric))} [{interval(m, is_share(m.metric))}], n = {m.n}" for m in few
+    )
+    words = f"**{recipe.label}**: too few items to tell much: {told}. Take more items before you draw a conclusion."
+    return [Warned("few", recipe.name, tuple(m.metric for m in few), words)]
+
+
+def _unsure(recipe: Recipe, measures: Sequence[Measure], answers: Answers | None) -> list[Warned]:
+    """Ties, answers that could not be read, and scores that are no numbers."""
+    if answers is None:
+        return []
+    found = []
+    tied = {m.metric: n for m in measures if (n := _tied(answers.records, m.metric)) > OFTEN * max(1, m.n)}
+    if tied:
+        of = {m.metric: m.n for m in measures}
+        told = ", ".join(f"{k}: {n} of {of[k]} items" for k, n in tied.items())
+        words = (
+            f"**{recipe.label}**: ties decide {told}. A tie counts as the chance of being right by drawing lots; a model that gives "
+            "equal scores has no opinion."
+        )
+        found.append(Warned("ties", recipe.name, tuple(tied), words))
+    lost = [r for r in answers.records if is_unparsed(r)]
+    if len(lost) > OFTEN * len(answers.records):
+        told = "; ".join(f"{m.metric} between {_band(answers, m.metric, lost)}" for m in measures if m.metric in answers.credits)
+        words = (
+            f"**{recipe.label}**: {len(lost)} of {len(answers.records)} answers could not be read as an answer to the question"
+            f"{f'; if all of these were wrong … right, {told}' if told else ''}."
+        )
+        found.append(Warned("unparsed", recipe.name, tuple(m.metric for m in measures), words))
+    broken = sum(bool(r.get("nans")) for r in answers.records)
+    if broken:
+        words = f"**{recipe.label}**: {broken} of {len(answers.records)} items have scores that are no numbers (NaN or infinite)."
+        found.append(Warned("nans", recipe.name, tuple(m.metric for m in measures), words))
+    return found
+
+
+def _tied(records: Sequence[Record], metric: str) -> int:
+    return sum(bool((r.get("ties") or {}).get(metric)) for r in records)
+
+
+def is_unparsed(record: Record) -> bool:
+    """An answer was given and could not be read: ``unparsed`` is true or, where that is not told, ``parsed`` is null."""
+    return bool(record["unparsed"]) if "unparsed" in record else "parsed" in record and record["parsed"] is None
+
+
+def _band(answers: Answers, metric: str, lost: Sequence[Record]) -> str:
+    credits = answers.credits[metric]
+    names = {str(r["item"]) for r in lost}
+    low, high = (np.mean([end if item in names else c for item, c in credits.items()]) for end in (0.0, 1.0))
+    return f"{number(float(low))} and {number(float(high))} %"

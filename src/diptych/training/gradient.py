@@ -1,0 +1,259 @@
+"""One batch's gradient: the same whether it is taken at once, in micro-batches, or by several processes.
+
+Losses whose terms know nothing of each other are added up piece by piece, each piece weighed by its terms. A loss that couples the batch is
+computed once, on the encodings of all pieces, and its gradient is handed back through each piece's encoder (GradCache, Gao et al. 2021):
+pieces are encoded twice, the first time without a graph. What is drawn at random (dropout, dropped patches, masked words) is fixed by
+(seed, step, the piece's place in the batch), so that both times see the same draws, and a resumed run sees those of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.core.batch import Batch
+from diptych.core.errors import DiptychError
+from diptych.data.loader import Loader, mixed
+from diptych.models.passes import Pass
+from diptych.models.vlm import VLM
+from diptych.objectives import Objective
+from diptych.training.distributed import Cluster
+from diptych.training.flops import FlopMeter
+from diptych.training.gather import Encodings, encode, gathered, stack, tensors, with_tensors
+
+HELD = 128 * 2**20  # bytes of a batch's pixels that are kept for the second encoding; larger batches are read again
+
+
+class Share:
+    """What this process trains on of every batch of a stage, in micro-batches; one ``Pieces`` a step, in order."""
+
+    def __init__(self, loader: Loader, step: int, cluster: Cluster, micro_batch: int | None):
+        share = loader.batch_size // cluster.size
+        size = min(micro_batch or share, share)
+        if loader.batch_size % cluster.size or share % size:
+            raise DiptychError(
+                f"batch_size {loader.batch_size} cannot be dealt out evenly to {cluster.size} processes in micro-batches of {size}; "
+                "make it a multiple of processes × micro_batch"
+            )
+        start = cluster.rank * share
+        self.bounds = [(i, i + size) for i in range(start, start + share, size)]
+        self.loader, self.device = loader, cluster.device
+        self.hold = 3 * loader.image_size**2 * share <= HELD
+        gpu = cluster.device.type == "cuda"
+        self.stream = loader.stream(step, start, start + share, size, ahead=gpu, pin=gpu)
+
+    def close(self) -> None:
+        self.stream.close()  # type: ignore[attr-defined]
+
+
+class Pieces:
+    """One step's micro-batches on the device; they may be gone through twice."""
+
+    def __init__(self, share: Share, step: int):
+        self.share, self.step = share, step
+        self.held: list[Batch] | None = None
+
+    def __len__(self) -> int:
+        return len(self.share.bounds)
+
+    def __iter__(self) -> Iterator[Batch]:
+        share = self.share
+        if self.held is None:
+            self.held = []
+            for _ in share.bounds:
+                batch = next(share.stream)
+                self.held += [batch] if share.hold and len(self) > 1 else []
+                yield batch.to(share.device)
+        elif self.held:
+            yield from (batch.to(share.device) for batch in self.held)
+        else:
+            yield from (share.loader.rows(self.step, *bounds).to(share.device) for bounds in share.bounds)
+
+
+@dataclass
+class BatchGradient:
+    """Fills ``.grad`` of everything that learns; returns losses, tokens and floating-point operations of the whole batch."""
+
+    model: VLM
+    cluster: Cluster
+    autocast: bool
+    seed: int
+    meter: FlopMeter
+
+    def __call__(
+        self, step: int, pieces: Pieces, objectives: Mapping[str, Objective], weights: Mapping[str, float], name: str = ""
+    ) -> Taken:
+        coupled = {n: o for n, o in objectives.items() if o.couples}
+        free = {n: o for n, o in objectives.items() if not o.couples}
+        work = _Work(self, step, name, weights)
+        work.taken.losses = {n: torch.zeros((), device=self.cluster.device) for n in objectives}  # the same ones in every process
+        if len(pieces) == 1:
+            (batch,) = pieces
+            work.at_once(batch, coupled, free)
+        else:
+            work.in_pieces(pieces, coupled, free)
+        return work.taken
+
+    def computing(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.cluster.device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+
+@dataclass
+class Taken:
+    """This process's part of a step; summed over processes it is the batch's."""
+
+    losses: dict[str, Tensor]  # by objective, unweighted
+    batch: Batch  # the last piece, for messages
+    tokens: int = 0
+    flops: float = 0.0
+    samples: int = 0
+
+
+class _Work:
+    def __init__(self, of: BatchGradient, step: int, name: str, weights: Mapping[str, float]):
+        self.of, self.cluster, self.step, self.name, self.weights = of, of.cluster, step, name, weights
+        self.taken = Taken({}, Batch())
+
+    # --- the two ways ---
+
+    def at_once(self, batch: Batch, coupled: Mapping[str, Objective], free: Mapping[str, Objective]) -> None:
+        names = _names(coupled)
+
+        def run() -> None:
+            p = self._open(batch)
+            totals = self._totals({n: o.terms(p) for n, o in free.items()}) if self.cluster.size > 1 else None
+            with self.of.computing():
+                if self.cluster.size > 1 and coupled:
+                    alone, found = stack([batch], [encode(p, names)])
+                    whole = gathered(self.of.model, self.cluster, alone, found, _names_gathered(coupled))
+                else:
+                    whole = p
+                total = self._coupled(coupled, whole) + self._free(free, p, totals)
+            total.backward()
+
+        self._counted(("at once", *_shapes(batch)), run)
+        self._note(batch)
+
+    def in_pieces(self, pieces: Pieces, coupled: Mapping[str, Objective], free: Mapping[str, Objective]) -> None:
+        names = _names(coupled)
+        counts: dict[str, float] = dict.fromkeys(free, 0.0)
+        texts: list[Batch] = []
+        first: list[Encodings] = []
+        for batch in pieces:  # how many terms there are, and what the coupled losses need to see
+            p = self._open(batch)
+            for n, o in free.items():
+                counts[n] += o.terms(p)
+            if coupled:
+                with torch.no_grad(), self.of.computing():
+                    first.append(self._counted(("encode", *_shapes(batch)), partial(encode, p, names)))
+                texts.append(replace(batch, pixels=None, lone_pixels=None))
+            self._note(batch)
+        totals = self._totals(counts)
+        dealt: list[tuple[Tensor | None, ...]] = [()] * len(pieces)
+        if coupled:
+            lengths = [[len(x) for x in tensors(piece)] for piece in first]
+            dealt = _dealt(self._through_leaves(coupled, texts, first), lengths)
+        del first
+        for batch, grads in zip(pieces, dealt, strict=True):
+
+            def run(batch: Batch = batch, grads: tuple[Tensor | None, ...] = grads) -> None:
+                p = self._open(batch)
+                with self.of.computing():
+                    outputs = tensors(encode(p, names))
+                    loss = self._free(free, p, totals)
+                heads = [(x, g[:, : x.shape[1]] if x.ndim > 2 else g) for x, g in zip(outputs, grads, strict=True) if g is not None]
+                heads = [(x, g) for x, g in heads if x.requires_grad]
+                ends = [x for x, _ in heads] + ([loss] if loss.requires_grad else [])
+                torch.autograd.backward(ends, [*(g for _, g in heads), *([None] if loss.requires_grad else [])])
+
+            self._counted(("again", *_shapes(batch)), run)
+
+    # --- their steps ---
+
+    def _open(self, batch: Batch) -> Pass:
+        torch.manual_seed(mixed(self.of.seed, self.step, batch.start, 3))
+        return self.of.model.encode(batch)
+
+    def _through_leaves(self, coupled: Mapping[str, Objective], texts: list[Batch], pieces: list[Encodings]) -> list[Tensor | None]:
+        """The coupled losses on all pieces' encodings; their gradients with respect to these, one for each tensor."""
+        with torch.no_grad():
+            batch, joined = stack(texts, pieces)
+        leaves = [x.requires_grad_() for x in tensors(joined)]
+        found = with_tensors(joined, leaves)
+
+        def run() -> None:
+            torch.manual_seed(mixed(self.of.seed, self.step, batch.start, 4))
+            with self.of.computing():
+                whole = gathered(self.of.model, self.cluster, batch, found, _names_gathered(coupled))
+                total = self._coupled(coupled, whole)
+            total.backward()
+
+        self._counted(("couple", batch.size, batch.text.shape[1] if batch.text is not None else 0), run)
+        return [x.grad for x in leaves]
+
+    def _coupled(self, coupled: Mapping[str, Objective], whole: Pass) -> Tensor:
+        total = torch.zeros((), device=self.cluster.device)
+        for n, objective in coupled.items():
+            loss = objective(whole)
+            self._add(n, loss.detach() / self.cluster.size)
+            total = total + self.weights[n] * loss
+        return total
+
+    def _free(self, free: Mapping[str, Objective], p: Pass, totals: Mapping[str, float] | None) -> Tensor:
+        """Each loss as far as this piece has part in it; times the number of processes, since gradients are averaged over them."""
+        total = torch.zeros((), device=self.cluster.device)
+        for n, objective in free.items():
+            share = 1.0 if totals is None else objective.terms(p) / max(totals[n], 1.0)
+            if share:
+                loss = objective(p)
+                self._add(n, loss.detach() * share)
+                total = total + (self.weights[n] * share * self.cluster.size) * loss
+        return total
+
+    def _totals(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """Terms of each loss in the whole batch."""
+        return dict(zip(counts, self.cluster.total(*counts.values()), strict=True)) if counts else {}
+
+    def _add(self, name: str, loss: Tensor) -> None:
+        self.taken.losses[name] = self.taken.losses[name] + loss
+
+    def _counted(self, key: tuple, run: Callable[[], Any]) -> Any:
+        result, flops = self.of.meter.count((self.name, *key), run)
+        self.taken.flops += flops
+        return result
+
+    def _note(self, batch: Batch) -> None:
+        parts: Any = self.of.model.parts
+        tower = next((parts[name] for name in ("vision", "quantizer") if name in parts), None)
+        for pixels in (batch.pixels, batch.lone_pixels):
+            self.taken.tokens += 0 if tower is None or pixels is None else len(pixels) * tower.tokens
+        for mask in (batch.text_mask, batch.lone_mask):
+            self.taken.tokens += 0 if mask is None else int(mask.sum())
+        self.taken.samples += batch.size
+        self.taken.batch = batch
+
+
+def _names(coupled: Mapping[str, Objective]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for o in coupled.values() for name in o.couples))
+
+
+def _names_gathered(coupled: Mapping[str, Objective]) -> set[str]:
+    return {name for o in coupled.values() if o.gathers for name in o.couples}
+
+
+def _dealt(grads: list[Tensor | None], lengths: list[list[int]]) -> list[tuple[Tensor | None, ...]]:
+    """For each piece its rows of every tensor's gradient; ``lengths[piece][tensor]`` of them, since captions without a hard negative make pieces unlike."""
+    columns = [[None] * len(lengths) if g is None else g.split([rows[k] for rows in lengths]) for k, g in enumerate(grads)]
+    return list(zip(*columns, strict=True))
+
+
+def _shapes(batch: Batch) -> tuple:
+    return tuple(
+        t.shape if t is not None else None for t in (batch.pixels, batch.text, batch.negatives, batch.lone_pixels, batch.lone_text)
+    )

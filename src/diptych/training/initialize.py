@@ -1,0 +1,284 @@
+"""``weights: RUN | hf:PATH`` of a recipe: a run that starts from learned weights, ours or those of a class that ``diptych.interop`` knows.
+
+The tokenizer comes along, for the vectors of words mean nothing without it. A part either fits as a whole or is refused with the options to set;
+what has no counterpart starts fresh, and is named. ``RUN?parts=vision`` takes that part alone, and the tokenizer only with a part that reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor, nn
+
+from diptych.config.recipe import PARTS, Recipe, load_recipe
+from diptych.core.errors import DiptychError, nearest
+from diptych.core.files import read_json
+from diptych.data.text import Tokenizer
+from diptych.interop import families
+from diptych.interop.base import Geometry, State, state_of, to_ours
+from diptych.interop.tokenizer import adopt
+from diptych.models.pretrained.hub import fetch, place, statistics_of
+from diptych.models.pretrained.tokenizer import kept_in
+from diptych.models.vlm import VLM
+from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint
+
+
+@dataclass
+class Started:
+    """What a run started from: groups of weights are parts, projections and objectives."""
+
+    address: str
+    key: str  # a hash of the weights
+    loaded: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lists = (("loaded", self.loaded), ("fresh", self.fresh), ("not used", self.unused))
+        return "; ".join(
+            [f"weights: {self.address}", *(f"{what}: {', '.join(names)}" for what, names in lists if names), *self.notes]
+        )
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Start(Protocol):
+    """Where weights come from."""
+
+    address: str
+
+    def tokenizer(self, max_length: int) -> Tokenizer | None: ...
+
+    def kept(self) -> list[int] | None:
+        """The words that a language model's trimmed vocabulary kept."""
+
+    def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started: ...
+
+
+def open_start(address: str) -> Start:
+    place, _, query = address.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    only = options.pop("parts", None)
+    if options:
+        raise DiptychError(f"weights: {place} has no option '{next(iter(options))}'; expected parts, as in {place}?parts=vision")
+    for name in only.split(",") if only is not None else ():
+        if name not in PARTS:
+            raise DiptychError(f"weights: {address}: there is no part '{name}'{nearest(name, PARTS)}")
+    if not place.startswith("hf:"):
+        return RunStart(place, only.split(",") if only else None)
+    if only:
+        raise DiptychError(f"weights: {address}: parts are taken from a run; a tower by parts.vision={{kind: hf, from: '{place}'}}")
+    return HubStart(place)
+
+
+class RunStart:
+    """A run of ours (its last checkpoint, or ``RUN/checkpoints/best``), averaged where it keeps an average. only: these parts and nothing else."""
+
+    def __init__(self, address: str, only: list[str] | None = None):
+        path = Path(address).expanduser()
+        inside = path.parent.name == "checkpoints"
+        self.address, self.run = address, path.parent.parent if inside else path
+        if not (self.run / "recipe.yaml").is_file():
+            raise DiptychError(f"weights: no run at '{address}'; give a run directory, or hf:PATH for a checkpoint of transformers")
+        self.checkpoint = find_checkpoint(self.run / "checkpoints", path.name if inside else "last")
+        self.only = only
+        self.recipe = load_recipe(str(self.run / "recipe.yaml"))
+
+    def tokenizer(self, max_length: int) -> Tokenizer | None:
+        own = self.recipe.data.tokenizer.kind == "bpe" and self._reads
+        return Tokenizer(self.run / "tokenizer.json", max_length) if own else None
+
+    def kept(self) -> list[int] | None:
+        own = self.recipe.data.tokenizer.kind == "lm" and self._reads
+        return kept_in(self.run / "tokenizer.json") if own else None
+
+    @property
+    def _reads(self) -> bool:
+        """Whether something comes along to which words have ids."""
+        return self.only is None or not {"text", "lm", "decoder"}.isdisjoint(self.only)
+
+    def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
+        saved = Checkpoint.load(self.checkpoint, restore_random=False)
+        theirs = {**saved.model, **{f"objectives.{k}": v for k, v in saved.objectives.items()}}
+        for name, value in saved.ema.items():
+            theirs[name[2:] if name.startswith("0.") else f"objectives.{name[2:]}"] = value
+        ours = state_of(model, objectives)
+        started = Started(self.address, checkpoint_key(self.checkpoint))
+        found: State = {}
+        for name in groups(ours):
+            if self.only is not None and name not in {f"parts.{part}" for part in self.only}:
+                continue
+            mine, there = _of(name, ours), _of(name, theirs)
+            if mine and {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in there.items()}:
+                found |= there
+            elif mine and there and not name.startswith("objectives."):
+                self._refuse(name, mine, there, recipe, model)
+        return put(found, model, objectives, started, groups(theirs))
+
+    def _refuse(self, name: str, mine: State, there: State, recipe: Recipe, model: VLM) -> None:
+        odd = next(k for k in sorted(set(mine) | set(there)) if k not in mine or k not in there or mine[k].shape != there[k].shape)
+        here, wanted = (str(tuple(x[odd].shape)) if odd in x else "absent" for x in (mine, there))
+        settings = _differences(recipe, self.recipe, name, model.image_size, read_json(self.run / "model.json")["image_size"])
+        remedy = " ".join(f"--set {k}={_word(v)}" for k, v in settings.items()) or "the options of its recipe.yaml"
+        raise DiptychError(
+            f"weights: {self.address} does not fit {name}: {odd} is {here} here and {wanted} there; it fits with {remedy}"
+        )
+
+
+def _differences(recipe: Recipe, other: Recipe, group: str, size: int, other_size: int) -> dict[str, Any]:
+    """What ``other`` sets otherwise that may bear on the shapes of a group."""
+    found: dict[str, Any] = {}
+    if size != other_size:
+        found["data.image_size"] = other_size
+    if recipe.size != other.size:
+        found["size"] = other.size
+    if recipe.embed_dim != other.embed_dim:
+        found["embed_dim"] = other.embed_dim
+    if recipe.data.tokenizer.max_length != other.data.tokenizer.max_length:
+        found["data.tokenizer.max_length"] = other.data.tokenizer.max_length
+    name = group.removeprefix("parts.")
+    if name in recipe.parts and name in other.parts:
+        mine, theirs = ({"kind": p.kind, **p.options} for p in (recipe.parts[name], other.parts[name]))
+        found |= {f"parts.{name}.{k}": theirs.get(k) for k in {**theirs, **mine} if mine.get(k) != theirs.get(k)}
+    return found
+
+
+class HubStart:
+    """A checkpoint of transformers, of a class that our parts can be."""
+
+    def __init__(self, address: str):
+        from transformers import AutoConfig
+
+        self.address, self.name = address, place(address)
+        self.config = fetch(AutoConfig, self.name)
+        known = {f.name: f for f in families("transformers") if f.starts}
+        if self.config.model_type not in known:
+            raise DiptychError(f"weights: {address} is of type '{self.config.model_type}'; a run can start from {', '.join(known)}")
+        self.family = known[self.config.model_type]
+
+    @cached_property
+    def _adopted(self) -> tuple[Tokenizer, list[int | None]] | str:
+        from transformers import AutoTokenizer
+
+        try:
+            return adopt(fetch(AutoTokenizer, self.name))
+        except DiptychError as error:
+            return f"its tokenizer stays behind, and the vectors of its words with it: {error}"
+
+    def tokenizer(self, max_length: int) -> Tokenizer | None:
+        if isinstance(self._adopted, str):
+            return None
+        tokenizer = self._adopted[0]
+        tokenizer.max_length = max_length
+        return tokenizer
+
+    def kept(self) -> list[int] | None:
+        return None
+
+    def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
+        from transformers import AutoModel
+
+        self._check(model)
+        theirs: State = {k: v.float() for k, v in fetch(AutoModel, self.name).state_dict().items()}
+        started = Started(self.address, _digest(theirs))
+        ours = state_of(model, objectives)
+        entries = [e for e in self.family.entries(model, objectives) if all(n in ours for n in e.ours)]
+        if "vision" in model.parts:
+            theirs = self._repainted(theirs, {n: t for e in entries for n, t in zip(e.ours, e.theirs, strict=False)})
+        found = to_ours(theirs, entries, {k: v.shape for k, v in ours.items()})
+        words = "parts.text.embedding.weight"
+        if words in found:
+            vectors = found.pop(words)
+            if isinstance(self._adopted, str) or recipe.data.tokenizer.kind != "bpe":
+                started.notes.append(self._adopted if isinstance(self._adopted, str) else "its tokenizer stays behind")
+                found[words] = ours[words]
+            else:
+                order = self._adopted[1]
+                mine = [i for i, there in enumerate(order) if there is not None]
+                found[words] = ours[words].clone()
+                found[words][mine] = vectors[[i for i in order if i is not None]]
+        used = {n for e in entries for n in e.theirs}
+        return put(found, model, objectives, started, sorted({n.split(".")[0] for n in theirs if n not in used}))
+
+    def _check(self, model: VLM) -> None:
+        """Raises DiptychError with every option that must be set."""
+        wanted = self.family.options(self.config)
+        has: dict[str, Any] = {"data.image_size": model.image_size, "embed_dim": model.embed_dim}
+        wrong = {m.set.split(".")[1] for m in self.family.structure(model)}
+        for name in ("vision", "text"):
+            if name not in model.parts:
+                continue
+            part, kind = model.part(name), {} if name in wrong else {"kind": self.family.name}
+            transformer = getattr(part, "transformer", None)
+            sizes = asdict(Geometry.of(transformer)) if transformer is not None else {}
+            has |= {f"parts.{name}.{k}": v for k, v in {**sizes, "patch": getattr(part, "patch", None), **kind}.items()}
+        if "text" in model.parts:
+            has["data.tokenizer.max_length"] = model.tokenizer.max_length
+        both = {"vision", "text"} <= set(model.parts)
+        asked = [
+            k
+            for k in wanted
+            if (k.split(".")[1] in model.parts if k.startswith("parts.") else k in has and (both or k != "embed_dim"))
+        ]
+        odd = {
+            k: wanted[k]
+            for k in asked
+            if has.get(k) != wanted[k] and not (k.startswith("data.image") and "vision" not in model.parts)
+        }
+        if odd:
+            first, value = next(iter(odd.items()))
+            raise DiptychError(
+                f"weights: {self.address} does not fit: {first} is {has.get(first, 'another')} here and {value} there; "
+                f"it fits with {' '.join(f'--set {k}={_word(v)}' for k, v in odd.items())}"
+            )
+
+    def _repainted(self, theirs: State, names: dict[str, str]) -> State:
+        """Weights that see our pixels, in [−1, 1], as they saw theirs, less their mean over their deviation: the stem is scaled and shifted."""
+        mean, std = (torch.tensor(v) for v in statistics_of(self.name))
+        name = names["parts.vision.stem.weight"]
+        stem = theirs[name]
+        shift = (stem * ((0.5 - mean) / std)[:, None, None]).sum((1, 2, 3))
+        return self.family.shift({**theirs, name: stem * (0.5 / std)[:, None, None]}, shift)
+
+
+def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, theirs: Iterable[str]) -> Started:
+    """Load what was found; the rest is named."""
+    model.load_state_dict({k: v for k, v in found.items() if not k.startswith("objectives.")}, strict=False)
+    objectives.load_state_dict(
+        {k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")}, strict=False
+    )
+    started.loaded = groups(found)
+    started.fresh = [name for name in groups(state_of(model, objectives)) if name not in started.loaded]
+    started.unused = [name for name in theirs if name not in started.loaded]
+    if not started.loaded:
+        raise DiptychError(f"weights: nothing in {started.address} has a place in this recipe")
+    return started
+
+
+def groups(names: Iterable[str]) -> list[str]:
+    """Parts, projections and objectives, in order."""
+    return list(dict.fromkeys(".".join(n.split(".")[: 2 if n.startswith(("parts.", "objectives.")) else 1]) for n in names))
+
+
+def _of(group: str, state: State) -> State:
+    return {k: v for k, v in state.items() if k.startswith(f"{group}.")}
+
+
+def _word(value: Any) -> str:
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    found = hashlib.blake2b(digest_size=12)
+    for name, value in sorted(state.items()):
+        found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,241 @@
+"""The order of samples: the same for any number of ranks, micro-batches and workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from diptych.core.batch import Batch, Sample, floats
+from diptych.core.errors import DiptychError
+from diptych.data.loader import Loader
+from diptych.data.order import BLOCK, Epochs, Mixed, quotas
+from diptych.data.source import BrokenItem
+from diptych.data.text import Tokenizer
+
+TOKENIZER = Tokenizer.train([f"number {i} of many" for i in range(30)], 400, 12)
+
+
+class Numbers:
+    """n pictures with captions, meanings and some negatives; number 4 is broken."""
+
+    address, problems = "numbers:", []
+
+    def __init__(self, n=23):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i == 4:
+            raise BrokenItem("four", "made so")
+        image = np.random.default_rng(i).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+        wrong = f"number {i} of none" if i % 2 else ""
+        return Sample(str(i), image, [f"number {i} of many", f"the number {i}"], [f"m{i // 2}"] * 2, [wrong, ""])
+
+    def fingerprint(self):
+        return "numbers"
+
+    def split(self, name):
+        return self
+
+
+def loader(**options):
+    options = {"seed": 3, "augment": "crop", "negatives": True, **options}
+    return Loader(Numbers(), TOKENIZER, 16, 12, **options)
+
+
+def joined(batches: list[Batch]) -> dict:
+    """Slices of one batch put together, texts without their padding."""
+    starts = np.cumsum([0, *(b.size for b in batches)])
+
+    def texts(ids, mask):
+        pairs = [
+            (getattr(b, ids), getattr(b, mask)) for b in batches if getattr(b, ids) is not None
+        ]  # a slice may have no negatives
+        return [row[m].tolist() for rows, masks in pairs for row, m in zip(rows, masks, strict=True)]
+
+    return {
+        "ids": [i for b in batches for i in b.ids],
+        "pixels": torch.cat([b.pixels for b in batches]),
+        "text": texts("text", "text_mask"),
+        "negatives": texts("negatives", "negatives_mask"),
+        "rows": torch.cat(
+            [torch.empty(0, dtype=torch.int64)]
+            + [b.negative_rows + s for b, s in zip(batches, starts, strict=False) if b.negative_rows is not None]
+        ),
+        "meaning": torch.cat([b.meaning for b in batches]),
+    }
+
+
+def assert_same(a: dict, b: dict) -> None:
+    for name, value in a.items():
+        assert torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name], name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("ranks", "micro"), [(1, None), (2, None), (4, 2), (1, 5)])
+def test_ranks_micro_batches_and_workers_do_not_change_the_global_batch(ranks, micro, workers):
+    share = 12 // ranks
+    streams = [loader(workers=workers).stream(1, r * share, (r + 1) * share, micro) for r in range(ranks)]
+    pieces = -(-share // micro) if micro else 1
+    plain = loader()
+    for step in (1, 2):
+        read = [next(stream) for stream in streams for _ in range(pieces)]
+        assert_same(joined([plain.batch(step)]), joined(read))
+    for stream in streams:
+        stream.close()
+
+
+def test_a_thread_ahead_gives_the_same_and_waiting_is_counted():
+    one, plain = loader(), loader()
+    stream = one.stream(7, ahead=True)
+    for step in (7, 8, 9):
+        assert_same(joined([plain.batch(step)]), joined([next(stream)]))
+    stream.close()
+    assert one.waited > 0
+
+
+def test_the_main_process_may_read_too_while_workers_do():
+    """As the second pass over a large batch does; its threads must not be taken for the workers' own."""
+    one, plain = loader(workers=2), loader()
+    one.batch(0)  # starts threads before the workers are forked
+    stream = one.stream(1)
+    for step in (1, 2):
+        assert_same(joined([plain.batch(step)]), joined([next(stream)]))
+        assert_same(joined([plain.rows(step, 3, 7)]), joined([one.rows(step, 3, 7)]))
+    stream.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory is for a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_for_a_gpu_are_page_locked(workers):
+    stream = loader(workers=workers).stream(0, ahead=True, pin=True)
+    batch = next(stream)
+    stream.close()
+    assert batch.pixels.is_pinned() and batch.text.is_pinned() and batch.to("cuda").pixels.device.type == "cuda"
+
+
+def test_meanings_and_negatives_keep_their_places_in_slices():
+    whole = loader().batch(0)
+    assert whole.meaning.dtype == torch.int64 and (whole.meaning >= 0).all()
+    for row, negative in zip(whole.negative_rows.tolist(), whole.negative_captions, strict=True):
+        words = set(whole.captions[row].split())
+        assert len(words & set(negative.split())) >= 2, "a wrong version of that very caption"
+    meanings = {}
+    for step in range(4):
+        batch = loader().batch(step)
+        for name, number in zip(batch.ids, batch.meaning.tolist(), strict=True):
+            assert meanings.setdefault(int(name) // 2, number) == number
+    assert len(set(meanings.values())) == len(meanings)
+
+
+def test_broken_items_met_by_workers_are_recorded_in_the_main_process():
+    one = loader(workers=2)
+    stream = one.stream(0)
+    for _ in range(2):
+        next(stream)
+    stream.close()
+    assert [p.reason for p in one.problems.values()] == ["made so"]
+
+
+def test_rows_outside_the_batch_are_refused():
+    for start, stop in ((-1, 2), (3, 3), (0, 13)):
+        with pytest.raises(ValueError):
+            loader().rows(0, start, stop)
+
+
+class Suicidal(Numbers):
+    def __getitem__(self, i):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_noticed_at_the_next_batch_not_in_the_middle_of_a_step():
+    stream = loader(workers=2).stream(0)
+    next(stream)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.3)  # a step, which must not be torn
+    with pytest.raises(DiptychError, match="was killed"):
+        for _ in range(10):
+            next(stream)
+
+
+def test_a_killed_worker_is_named_with_the_remedy():
+    stream = Loader(Suicidal(), TOKENIZER, 16, 4, workers=1).stream(0)
+    with pytest.raises(DiptychError, match=r"was killed .*--resume and fewer workers than data.workers=1"):
+        next(stream)
+
+
+def test_an_error_in_a_worker_reads_as_it_would_without_workers():
+    class Empty(Numbers):
+        def __getitem__(self, i):
+            raise BrokenItem(str(i), "nothing here")
+
+    messages = []
+    for workers in (0, 1):
+        stream = Loader(Empty(), TOKENIZER, 16, 4, workers=workers).stream(0)
+        with pytest.raises(DiptychError) as error:
+            next(stream)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1] and "no usable sample among 23" in messages[0]
+
+
+def test_a_loader_survives_pickling_as_spawned_workers_need():
+    assert_same(joined([loader().batch(2)]), joined([pickle.loads(pickle.dumps(loader())).batch(2)]))
+
+
+def test_bytes_become_floats_once():
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert floats(pixels).min() == -1 and floats(pixels).max() == 1
+    assert floats(floats(pixels)) is not None and torch.equal(floats(floats(pixels)), floats(pixels))
+
+
+# Orders.
+
+
+def test_epochs_are_permutations_each_its_own():
+    order = Epochs(11, 5)
+    first, second = ([order[e * 11 + i] for i in range(11)] for e in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(11)) and first != second
+    assert [order[i] for i in range(11)] == first, "whatever was asked before"
+
+
+def plain_mixture(lengths, weights, seed, positions):
+    """The definition, walked from the start: each source's draws count up, and epochs follow each other."""
+    mixed, count = Mixed(lengths, weights, seed), [0] * len(lengths)
+    orders = [Epochs(n, seed, i) for i, n in enumerate(lengths)]
+    for p in range(positions):
+        index = mixed[p]
+        source = max(i for i, offset in enumerate(mixed.offsets) if offset <= index)
+        assert index - mixed.offsets[source] == orders[source][count[source]]
+        count[source] += 1
+    return count
+
+
+def test_a_mixture_draws_by_weight_and_each_source_in_epochs():
+    lengths, weights = [7, 1000, 31], [2, 1, 0.25]
+    count = plain_mixture(lengths, weights, 9, BLOCK + 1000)
+    mixed = Mixed(lengths, weights, 9)
+    assert mixed.counts(BLOCK + 1000) == count
+    assert mixed.counts(BLOCK) == quotas(weights)
+    expected = np.array(weights) / sum(weights) * (BLOCK + 1000)
+    assert np.allclose(count, expected, rtol=0.02)
+    fresh = Mixed(lengths, weights, 9)
+    assert [fresh[p] for p in (BLOCK + 5, 3, 2 * BLOCK)] == [mixed[p] for p in (BLOCK + 5, 3, 2 * BLOCK)]
+    assert [Mixed(lengths, weights, 8)[p] for p in range(50)] != [mixed[p] for p in range(50)]
+
+
+@pytest.mark.parametrize("weights", [[1], [0.7, 0.3], [1, 1, 1], [1e-9, 1], [5, 1e-7, 2, 1e-7], [1 / 7] * 7])
+def test_quotas_sum_to_the_block_and_leave_none_out(weights):
+    found = quotas(weights)
+    assert sum(found) == BLOCK and min(found) >= 1
+    shares = np.array(weights) / sum(weights) * BLOCK
+    assert np.abs(found - shares).max() <= len(weights)

@@ -1,0 +1,118 @@
+"""Mixtures: addresses, indices, parts, and the order in which training draws."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from diptych.core.batch import Sample
+from diptych.core.errors import DiptychError
+from diptych.data.loader import Loader
+from diptych.data.order import BLOCK
+from diptych.data.source import BrokenItem, Problem
+from diptych.data.sources import open_source
+from diptych.data.sources.mixture import Mixture
+from diptych.data.text import Tokenizer
+from sources_fixture import make_csv, own_cache, put  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+TOKENIZER = Tokenizer.train(["a b c"], 400, 12)
+
+
+class Plain:
+    def __init__(self, name, n=10, broken=()):
+        self.address, self.n, self.broken, self.problems = f"plain:{name}", n, broken, [Problem("x", "no caption")]
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i in self.broken:
+            raise BrokenItem(str(i), "made so")
+        return Sample(str(i), np.full((16, 16, 3), i, np.uint8), [f"{self.address} {i}"])
+
+    def fingerprint(self):
+        return self.address
+
+    def split(self, name):
+        return Plain(f"{self.address}/{name}", {"train": self.n - 1, "test": self.n // 5, "validation": 0}[name])
+
+
+def test_an_address_with_weights_options_and_plus_signs(tmp_path):
+    first = make_csv(f"{tmp_path}/c++")
+    mixture = open_source(f"mix:2*{first}+.5*scenes:small?length=30+1*scenes:full?size=48&length=7")
+    assert mixture.weights == [2, 0.5, 1] and mixture.lengths == [3, 30, 7] and len(mixture) == 40
+    assert mixture.addresses == [first, "scenes:small?length=30", "scenes:full?size=48&length=7"]
+    assert mixture[0].id == "1/a.png" and mixture[3].captions == open_source("scenes:small")[0].captions == mixture.captions(3)
+    assert mixture[-1].id.startswith("3/") and mixture.captions(0) == mixture[0].captions
+    again = open_source(mixture.address)
+    assert again.weights == mixture.weights and again.fingerprint() == mixture.fingerprint()
+    with pytest.raises(IndexError):
+        mixture[40]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("mix:", "WEIGHT\\*ADDRESS"),
+        ("mix:coco:a.json+0.3*packed:b", "expected mix:"),
+        ("mix:0*scenes:small+1*scenes:full", "weight of 'scenes:small' is 0"),
+        ("mix:1*mix:1*scenes:small", "mixture within a mixture"),
+        ("mix:0.000001*scenes:small+1*scenes:full", "below 1 in 100,800"),
+        ("mix:1*folder:nowhere", "no such directory"),
+    ],
+)
+def test_addresses_that_cannot_be_mixed(address, said):
+    with pytest.raises(DiptychError, match=said):
+        open_source(address)
+
+
+def test_parts_are_parts_of_every_source_and_empty_ones_drop_out():
+    mixture = Mixture([Plain("a"), Plain("b", 4)], [1, 3])
+    assert mixture.split("train").lengths == [9, 3] and mixture.split("train").weights == [1, 3]
+    test = mixture.split("test")
+    assert test.lengths == [2] and test.weights == [1]
+    with pytest.raises(DiptychError, match="no source has items in the validation part"):
+        mixture.split("validation")
+    assert [p.item for p in mixture.problems] == ["1/x", "2/x"]
+
+
+def test_training_draws_by_weight_and_counts_what_it_drew():
+    mixture = Mixture([Plain("a"), Plain("b", 25)], [1, 3])
+    loader = Loader(mixture, TOKENIZER, 16, 100, seed=4)
+    seen = Counter(i for step in range(20) for i in loader.batch(step).ids)
+    by_source = Counter()
+    for name, count in seen.items():
+        by_source[name[0]] += count
+    drawn = loader.drawn(2000)
+    assert drawn == {"plain:a": by_source["1"], "plain:b": by_source["2"]} and sum(drawn.values()) == 2000
+    assert abs(drawn["plain:a"] - 500) < 60
+    for source, n in (("1", 10), ("2", 25)):
+        counts = [seen[f"{source}/{i}"] for i in range(n)]
+        assert max(counts) - min(counts) <= 1, "epochs of its own: all items equally often"
+    assert loader.drawn(BLOCK) == {"plain:a": BLOCK // 4, "plain:b": 3 * BLOCK // 4}
+
+
+def test_any_slicing_of_a_mixture_gives_the_same_order():
+    def ids(pieces):
+        loader = Loader(Mixture([Plain("a"), Plain("b", 25)], [1, 3]), TOKENIZER, 16, 12, seed=1)
+        return [i for step in (0, 7) for a, b in pieces for i in loader.rows(step, a, b).ids]
+
+    assert ids([(0, 12)]) == ids([(0, 6), (6, 12)]) == ids([(k, k + 1) for k in range(12)])
+
+
+def test_a_broken_item_is_replaced_from_its_own_source():
+    mixture = Mixture([Plain("a", 10, broken=range(5, 10)), Plain("b", 10)], [1, 1])
+    loader = Loader(mixture, TOKENIZER, 16, 50)
+    found = Counter(i[0] for step in range(4) for i in loader.batch(step).ids)
+    assert found == {"1": loader.drawn(200)["plain:a"], "2": loader.drawn(200)["plain:b"]}
+    assert set(loader.problems) == {f"1/{i}" for i in range(5, 10)}
+
+
+def test_an_endless_source_mixes_with_a_short_one(tmp_path):
+    put(f"{tmp_path}/x.txt", "")
+    mixture = open_source(f"mix:1*{make_csv(f'{tmp_path}/in')}+1*scenes:small").split("train")
+    batch = Loader(mixture, TOKENIZER, 32, 20).batch(3)
+    assert {i[0] for i in batch.ids} == {"1", "2"} and batch.pixels.shape == (20, 3, 32, 32)

@@ -1,0 +1,96 @@
+"""Flamingo: the gated layer against Idefics', closed gates, open gates, and the cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from diptych.config.recipe import load_recipe
+from diptych.core.batch import Batch
+from diptych.core.errors import DiptychError
+from diptych.models.vlm import build_model
+from gated_fixture import idefics_layers
+
+CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house"]
+
+
+def test_the_gated_layer_equals_idefics() -> None:
+    theirs, ours = idefics_layers()
+    x, image = torch.randn(2, 5, 32), torch.randn(2, 7, 32)
+    expected = theirs(x, image_hidden_states=image, cross_attention_gate=torch.ones(2, 5))
+    torch.testing.assert_close(ours(x, image), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def model() -> Any:
+    torch.manual_seed(0)
+    recipe = load_recipe(
+        "flamingo", ["parts.lm.kind=random", "parts.vision={kind: vit, depth: 1}", "parts.fusion.every=1", "parts.fusion.hidden=64"]
+    )
+    return build_model(recipe, None, 32, CAPTIONS)
+
+
+def batch_for(model: Any) -> Batch:
+    ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(CAPTIONS))
+    return Batch(pixels=torch.rand(3, 3, 32, 32) * 2 - 1, text=ids, text_mask=mask, captions=tuple(CAPTIONS))
+
+
+def test_with_closed_gates_it_is_the_language_model(model: Any) -> None:
+    batch = batch_for(model)
+    real = batch.text_mask[:, 1:]
+    p = model.encode(batch)
+    torch.testing.assert_close(
+        p.next_token_logits[real], model.part("lm").text_logits(batch.text, batch.text_mask)[real], atol=1e-5, rtol=1e-5
+    )
+    p.next_token_logits[real].square().mean().backward()
+    gates = [layer.alpha for layer in model.part("fusion").layers]
+    assert all(bool(g.grad.any()) for g in gates), "a closed gate can open"
+    assert all(q.grad is None for q in model.part("lm").parameters())
+
+
+def test_open_gates_see_the_image_and_the_cache_remembers_it(model: Any) -> None:
+    for layer in model.part("fusion").layers:
+        layer.alpha.data.fill_(1.0)
+        layer.beta.data.fill_(1.0)
+    model.eval()
+    batch = batch_for(model)
+    whole = model.encode(batch).next_token_logits
+    real = batch.text_mask[:, 1:]
+    blind = model.part("lm").text_logits(batch.text, batch.text_mask)
+    assert (whole - blind)[real].abs().max() > 1e-3
+    with torch.no_grad():
+        again = model.encode(batch).next_token_logits  # the image is read once, then continued
+        torch.testing.assert_close(again[real], whole[real].detach(), atol=1e-5, rtol=1e-5)
+        swapped = torch.tensor([2, 0, 1])
+        pairs = model.encode(batch).paired(swapped, torch.arange(3))
+        other = Batch(pixels=batch.pixels[swapped], text=batch.text, text_mask=batch.text_mask)
+        torch.testing.assert_close(pairs.next_token_logits[real], model.encode(other).next_token_logits[real], atol=1e-5, rtol=1e-5)
+    assert model.part("lm").lm.seen is None
+
+
+def test_it_trains_and_writes(tmp_path: Any) -> None:
+    import numpy as np
+
+    import diptych as dp
+
+    small = {
+        "parts.lm.kind": "random", "parts.vision": {"kind": "vit", "depth": 1}, "parts.fusion": {"kind": "gated", "every": 1, "hidden": 32},
+        "stages.0.batch_size": 8, "stages.0.micro_batch": 4,
+    }  # fmt: skip
+    run = dp.train("flamingo", data="scenes:small", budget="64 samples", out=tmp_path / "run", set=small)
+    model = dp.load(run.path)
+    assert model.model.part("fusion").layers[0].alpha.item() != 0
+    assert len(model.generate([np.zeros((48, 48, 3), np.uint8)] * 2, max_tokens=4, beams=2)) == 2
+    assert model.embed_text(CAPTIONS).shape == (3, 32)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(DiptychError, match=r"every: the language model has 2 layers only"):
+        build_model(
+            load_recipe("flamingo", ["parts.lm.kind=random", "parts.vision.kind=vit", "parts.vision.frozen=false"]),
+            None,
+            32,
+            CAPTIONS,
+        )

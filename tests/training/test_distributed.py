@@ -1,0 +1,120 @@
+"""Two processes against one: the same losses and weights, whoever holds what; checkpoints that one process can read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diptych.config.recipe import load_recipe
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_jsonl
+from diptych.inference.run import TrainedModel
+from diptych.training.checkpoint import checkpoints
+from diptych.training.distributed import Cluster
+from diptych.training.loop import train
+from engine_fixture import TINY
+from launch_fixture import launch
+
+STEPS = [
+    *(f"stages.0.{key}" for key in ("batch_size=16", "warmup=2", "optimizer=adamw", "lr=3e-4")),
+    *("budget=320 samples", "data.image_size=48"),
+]
+RECIPES = {
+    "clip": ["clip", []],
+    "siglip": ["siglip", []],
+    "ring": ["siglip", ["stages.0.objectives.sigmoid.exchange=ring"]],
+    "filip": ["filip", []],
+    "negclip": ["negclip", ["stages.0.micro_batch=4"]],
+    "coca": ["coca", ["stages.0.micro_batch=4"]],
+    "sharded": ["clip", ["sharding=fsdp", "stages.0.micro_batch=4"]],
+    "sharded-muon": ["clip", ["sharding=fsdp", "stages.0.optimizer=muon", "stages.0.muon_lr=1e-3"]],
+}
+
+
+QUICK = ("clip", "ring", "filip", "sharded")
+
+
+def train_in_two(keys, out):
+    launch([[RECIPES[key][0], str(out / key), [*STEPS, *RECIPES[key][1]]] for key in keys])
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The quick recipes trained by two processes, in one pair of processes."""
+    return train_in_two(QUICK, tmp_path_factory.mktemp("two"))
+
+
+def last(run):
+    return checkpoints(run / "checkpoints")[-1]
+
+
+@pytest.mark.parametrize("key", QUICK)
+def test_two_processes_do_what_one_does(two, tmp_path, key):
+    compare_with_one(two, tmp_path, key)
+
+
+def test_a_process_without_terms_does_not_keep_the_others_waiting(tmp_path):
+    masked = [
+        *STEPS,
+        "stages.0.batch_size=8",
+        "budget=16 samples",
+    ]  # one sample in eight is reconstructed, and the second process has none
+    launch([["maskvlm", str(tmp_path / "two"), masked]])
+    rows = read_jsonl(tmp_path / "two" / "metrics.jsonl")
+    assert all(0 < row["losses"]["masked_patches"] < 10 for row in rows) and rows[-1]["samples"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [key for key in RECIPES if key not in QUICK])
+def test_two_processes_do_what_one_does_too(tmp_path, key):
+    compare_with_one(train_in_two([key], tmp_path), tmp_path, key)
+
+
+def compare_with_one(two, tmp_path, key):
+    name, overrides = RECIPES[key]
+    overrides = [o for o in overrides if not o.startswith("sharding")]
+    train(load_recipe(name, [*TINY, *STEPS, *overrides]), tmp_path / "one")
+    ours, alone = (read_jsonl(d / "metrics.jsonl") for d in (two / key, tmp_path / "one"))
+    pairs = [(a, b) for a in ours for b in alone if a["step"] == b["step"]]  # slow steps are logged more often
+    assert {1, 10, 20} <= {a["step"] for a, _ in pairs}
+    for a, b in pairs:
+        # Orthogonalised steps magnify the last digit.
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4 if "muon" in key else 1e-5), a["step"]
+        assert a["samples"] == b["samples"]
+        assert 0.9 < a["flops"] / b["flops"] < 1.6  # what is compared twice is counted twice
+    for file in ("model", "ema", "objectives"):
+        mine, theirs = (load_file(last(d) / f"{file}.safetensors") for d in (two / key, tmp_path / "one"))
+        assert mine.keys() == theirs.keys()
+        for n in mine:
+            assert (mine[n] - theirs[n]).norm() <= 2e-3 * theirs[n].norm() + 1e-3, n
+
+
+def test_one_process_loads_what_a_sharded_run_saved_and_goes_on_with_it(two):
+    model = TrainedModel.load(two / "sharded")
+    assert model.embed_text(["a red fox"]).shape == (1, 128)
+    recipe = load_recipe(str(two / "sharded" / "recipe.yaml"), ["budget=352 samples", "sharding=none"])
+    run = train(recipe, two / "sharded", resume=True)
+    assert run.spent["samples"] == 352 and run.spent["processes"] == 1
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_from_what_one_process_saved(tmp_path):
+    constant = [*STEPS, "stages.0.schedule=constant"]
+    train(load_recipe("clip", [*TINY, *constant, "budget=160 samples"]), tmp_path / "run")
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 10
+    launch([["clip", str(tmp_path / "run"), [*constant, "sharding=fsdp"], True]])
+    train(load_recipe("clip", [*TINY, *constant]), tmp_path / "whole")
+    a, b = (read_jsonl(tmp_path / d / "metrics.jsonl")[-1] for d in ("run", "whole"))
+    assert a["step"] == b["step"] == 20 and a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_sharding_needs_company(tmp_path):
+    with pytest.raises(DiptychError, match="needs several processes"):
+        train(load_recipe("clip", [*TINY, "sharding=fsdp", *STEPS]), tmp_path / "run")
+
+
+def test_a_cluster_of_one_changes_nothing():
+    cluster, x = Cluster(), torch.arange(3.0)
+    assert cluster.gather(x) is x and cluster.total(1.5, 2.0) == [1.5, 2.0] and cluster.agree("a") == "a" and cluster.first

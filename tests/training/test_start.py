@@ -1,0 +1,192 @@
+"""``weights:`` of a recipe: a run that starts from a run, or from a checkpoint of transformers, computes at its start what that computes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foreign_fixture
+from diptych.config.recipe import load_recipe
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, write_json
+from diptych.data.loader import to_pixels
+from diptych.data.text import Tokenizer
+from diptych.inference.export import export
+from diptych.inference.run import TrainedModel
+from diptych.interop.tokenizer import Vocabulary, adopt
+from diptych.models.passes import ImageSide, TextSide
+from diptych.training.loop import train
+from diptych.training.setup import Setup, set_up
+
+SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=clip", "depth=1", "width=32", "heads=2", "hidden=48")]
+FAST = ["stages.0.batch_size=16", "precision=fp32", "trackers=[]", "budget=32 samples", "device=cpu"]
+CLIP = [*SIZES, "embed_dim=24", "parts.vision.patch=16", "data.tokenizer.vocab_size=320", *FAST]
+TEXTS = ["a red fox", "two green keys to the left of a big yellow house", "a cat"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "clip"
+    train(load_recipe("clip", [*CLIP, "stages.0.ema=0.5", "stages.0.lr=0.01"]), path)
+    return path
+
+
+def embeddings(setup: Setup, images: list[np.ndarray], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    model = setup.model.eval()
+    ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(texts))
+    with torch.no_grad():
+        image, text = ImageSide(model, to_pixels(images)), TextSide(model, ids, mask, tuple(texts))
+        return image.embedding.numpy(), text.embedding.numpy()
+
+
+def pictures(size: int) -> list[np.ndarray]:
+    return [np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8) for i in range(3)]
+
+
+@pytest.mark.parametrize("of", ["run", "export"])
+def test_a_run_starts_where_another_ended(run: Path, tmp_path: Path, of: str) -> None:
+    address = str(run) if of == "run" else f"hf:{export(run, out=tmp_path / 'export').path}"
+    setup = set_up(load_recipe("clip", [*CLIP, f"weights={address}", "data.tokenizer.vocab_size=4096", "seed=7"]))
+    ours = TrainedModel.load(run, "cpu")
+    images = pictures(ours.model.image_size)
+    image, text = embeddings(setup, images, TEXTS)
+    np.testing.assert_allclose(image, ours.embed_image(images), atol=1e-6)
+    np.testing.assert_allclose(text, ours.embed_text(TEXTS), atol=1e-6)
+    assert setup.tokenizer.to_json() == ours.model.tokenizer.to_json()  # it came along
+    scales = [o["info_nce"].logit_scale.item() for o in (setup.objectives, ours.objectives)]
+    assert scales[0] == pytest.approx(scales[1])
+    assert setup.started and not setup.started.fresh and not setup.started.unused
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_run_starts_from_weights_that_see_and_read_otherwise(tmp_path: Path, kind: str) -> None:
+    """Their mean and deviation, words of their own, no [MASK]; texts and pictures as their processor gives them."""
+    from transformers import AutoModel, AutoProcessor
+
+    path = getattr(foreign_fixture, kind)(tmp_path / kind)
+    model, processor = AutoModel.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
+    with pytest.raises(DiptychError, match="it fits with") as refused:
+        set_up(load_recipe(kind, [*FAST, f"weights=hf:{path}"]))
+    named = str(refused.value).split("it fits with ")[1].replace("--set ", "").split()
+    assert {f"parts.vision.kind={kind}", f"parts.text.kind={kind}", "data.image_size=32"} <= set(named)
+    setup = set_up(load_recipe(kind, [*FAST, f"weights=hf:{path}", *named]))  # what it says is enough
+    texts = ["a red cat", "two dog on the left", "a picture of a green star in the blue photo"]
+    padding = "max_length" if kind == "siglip" else True
+    shown = [Image.fromarray(i) for i in pictures(32)]
+    inputs = processor(images=shown, text=texts, padding=padding, max_length=16, truncation=True, return_tensors="pt")
+    inputs.pop("attention_mask")
+    with torch.no_grad():
+        out = model(**inputs)
+    image, text = embeddings(setup, pictures(32), texts)
+    np.testing.assert_allclose(image, torch.nn.functional.normalize(out.image_embeds, dim=-1), atol=1e-5)
+    np.testing.assert_allclose(text, torch.nn.functional.normalize(out.text_embeds, dim=-1), atol=1e-5)
+    if kind == "clip":
+        assert model.vision_model.embeddings.patch_embedding.weight.std() != setup.model.part("vision").stem.weight.std()
+
+
+def test_what_has_no_counterpart_starts_fresh_and_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    towers = [
+        f"parts.{part}={{kind: clip, depth: 1, width: 32, heads: 2, hidden: 48{more}}}"
+        for part, more in (("vision", ", patch: 16"), ("text", ""))
+    ]
+    recipe = load_recipe("coca", [*towers, "embed_dim=24", "parts.decoder.depth=1", f"weights={run}", *FAST])
+    done = train(recipe, tmp_path / "coca")
+    said = capsys.readouterr().err
+    assert "loaded: parts.vision, parts.text" in said and "fresh: parts.decoder" in said
+    noted = read_json(done.path / "environment.json")["weights"]
+    assert noted["key"] == TrainedModel.load(run, "cpu").key and "parts.decoder" in noted["fresh"]
+    assert load_recipe(str(done.path)).weights == str(run)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["parts.vision.width=64"], r"does not fit parts.vision: .*--set parts.vision.width=32"),
+        (["parts.vision.kind=vit"], r"absent.*--set parts.vision.kind=clip"),
+        (["embed_dim=16"], r"does not fit image_projection.*--set embed_dim=24"),
+        (["data.tokenizer.max_length=16"], r"--set data.tokenizer.max_length=32"),
+        (["weights=nowhere"], "no run at 'nowhere'"),
+        (["weights=hf:nowhere/at-all"], "cannot be loaded"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_remedy(
+    run: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DiptychError, match=message):
+        set_up(load_recipe("clip", [*CLIP, f"weights={run}", *overrides]))
+
+
+def test_a_part_alone_comes_without_the_words(run: Path) -> None:
+    """A tower that was learned beside texts under a language model of another tokenizer."""
+    tower = ["parts.vision={kind: clip, depth: 1, width: 32, heads: 2, hidden: 48, patch: 16, frozen: true}"]
+    blip2 = [*tower, "parts.lm={kind: random, frozen: true}", "parts.text.places=false", *FAST]
+    setup = set_up(load_recipe("blip2", [*blip2, f"weights={run}?parts=vision"]))
+    ours = TrainedModel.load(run, "cpu")
+    for name, value in ours.model.part("vision").state_dict().items():
+        torch.testing.assert_close(setup.model.part("vision").state_dict()[name], value)
+    assert setup.started and setup.started.loaded == ["parts.vision"] and "parts.text" in setup.started.fresh
+    assert setup.tokenizer is setup.model.tokenizer is setup.model.part("lm").lm.tokenizer
+    fresh = set_up(load_recipe("clip", [*CLIP, f"weights={run}?parts=vision", "data.tokenizer.vocab_size=400"]))
+    assert len(fresh.tokenizer) == 400
+    for wrong, words in (
+        (f"{run}?parts=visoin", "there is no part 'visoin'; did you mean 'vision'"),
+        (f"{run}?part=vision", "has no option 'part'; expected parts"),
+        ("hf:somewhere?parts=vision", r"a tower by parts.vision=\{kind: hf, from: 'hf:somewhere'\}"),
+    ):
+        with pytest.raises(DiptychError, match=words):
+            set_up(load_recipe("clip", [*CLIP, f"weights={wrong}"]))
+
+
+def test_a_run_goes_on_though_what_it_started_from_is_gone(run: Path, tmp_path: Path) -> None:
+    origin = Path(shutil.copytree(run, tmp_path / "origin"))
+    recipe = load_recipe("clip", [*CLIP, f"weights={origin}", "data.tokenizer.vocab_size=4096"])
+    first = train(recipe, tmp_path / "run")
+    shutil.rmtree(origin)
+    more = load_recipe("clip", [*CLIP, f"weights={origin}", "data.tokenizer.vocab_size=4096", "budget=64 samples"])
+    done = train(more, first.path, resume=True)
+    assert done.spent["samples"] == 64
+    assert TrainedModel.load(done.path, "cpu").model.tokenizer.to_json() == Tokenizer(run / "tokenizer.json", 32).to_json()
+
+
+def test_a_tokenizer_that_marks_no_beginning_stays_behind(tmp_path: Path) -> None:
+    """As the original SigLIP's: the towers are loaded, the vectors of words are not, and that is said."""
+    path = foreign_fixture.siglip(tmp_path / "siglip")
+    config = read_json(path / "tokenizer_config.json")
+    write_json(path / "tokenizer_config.json", {**config, "bos_token": None})
+    with pytest.raises(DiptychError) as refused:
+        set_up(load_recipe("siglip", [*FAST, f"weights=hf:{path}"]))
+    named = str(refused.value).split("it fits with ")[1].replace("--set ", "").split()
+    setup = set_up(load_recipe("siglip", [*FAST, f"weights=hf:{path}", *named]))
+    assert setup.started and "it marks no beginning" in str(setup.started) and len(setup.tokenizer) > 300
+    words = setup.model.part("text").embedding.weight
+    assert words.shape[0] == len(setup.tokenizer)
+
+
+def test_clips_own_kind_of_tokenizer_reads_and_writes_the_same(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(33, 127)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    write_json(tmp_path / "vocab.json", {piece: i for i, piece in enumerate(pieces)})
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    theirs = CLIPTokenizer.from_pretrained(tmp_path)
+    ours, order = adopt(theirs, 77)
+    ids, mask = ours.encode_batch(["A cat, two!", "dog"])
+    found = [[order[i] for i in row[seen]] for row, seen in zip(ids, mask, strict=True)]
+    assert found == theirs(["a cat, two!", "dog"])["input_ids"]
+    assert (ours.decode(ids[0]), order[0], order[3]) == ("a cat , two !", None, None)  # its [PAD] is its [EOS]; ours is new
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_tokenizer_comes_back_as_it_went(run: Path, last: bool) -> None:
+    ours = Tokenizer(run / "tokenizer.json", 32)
+    vocabulary = Vocabulary(ours, last)
+    back, order = adopt(vocabulary.of_transformers())
+    assert back.to_json() == ours.to_json()
+    assert order == [vocabulary.id(i) for i in range(len(ours))]
