@@ -21,7 +21,7 @@ from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer, normalise
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
-from diptych.interop import families, family_for
+from diptych.interop import families_of, family_for
 from diptych.interop.base import state_of, to_ours
 from diptych.interop.tokenizer import Vocabulary
 from diptych.models.vlm import build_model
@@ -129,7 +129,7 @@ def of_theirs(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_weights_of_transformers_give_the_same_here(runs: dict[str, Path], kind: str) -> None:
     theirs = of_theirs(kind)
-    family = next(f for f in families("transformers") if f.name == kind)
+    family = next(f for f in families_of("transformers") if f.name == kind)
     tokenizer = Tokenizer(runs[kind] / "tokenizer.json", 32)
     recipe = load_recipe(kind, {**family.options(theirs.config), "precision": "fp32"})
     model = build_model(recipe, tokenizer, 48).eval()

@@ -16,7 +16,7 @@ from diptych.data.text import Tokenizer
 from diptych.inference.export import export
 from diptych.inference.foreign import open_model
 from diptych.inference.run import TrainedModel
-from diptych.interop import families, family_for
+from diptych.interop import families_of, family_for
 from diptych.interop.base import state_of, to_ours
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
@@ -308,7 +308,7 @@ def theirs_of(kind, **text):
 @pytest.mark.parametrize("kind", ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"])
 def test_random_weights_of_transformers_give_the_same_here(kind):
     theirs = theirs_of(kind, label_smoothing=0.1)
-    family = next(f for f in families("transformers") if f.architecture == kind)
+    family = next(f for f in families_of("transformers") if f.architecture == kind)
     tokenizer = Tokenizer.train(CAPTIONS * 50, 320, 32)
     theirs.resize_token_embeddings(len(tokenizer))
     theirs.config.text_config.vocab_size = len(tokenizer)

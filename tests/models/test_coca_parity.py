@@ -16,7 +16,7 @@ from diptych.data.loader import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
-from diptych.interop import families, family_for
+from diptych.interop import families_of, family_for
 from diptych.interop.base import state_of, to_ours, to_theirs
 from diptych.interop.tokenizer import Vocabulary
 from diptych.models.passes import ImageSide, Pass, TextSide
@@ -269,5 +269,5 @@ def test_an_exported_run_computes_the_same_in_open_clip(open_clip: Any, tmp_path
 
 
 def test_every_family_of_a_format_is_known() -> None:
-    assert [f.architecture for f in families("open_clip")] == ["CLIP", "CoCa"]
-    assert Vocabulary(Tokenizer.train(CAPTIONS, 320, LENGTH), families("open_clip")[1].end_last).order[:3] == [0, 1, 2]
+    assert [f.architecture for f in families_of("open_clip")] == ["CLIP", "CoCa"]
+    assert Vocabulary(Tokenizer.train(CAPTIONS, 320, LENGTH), families_of("open_clip")[1].end_last).order[:3] == [0, 1, 2]

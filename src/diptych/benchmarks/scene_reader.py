@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.files import write_atomically
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import to_pixels
 from diptych.data.scenes import Scenes
 from diptych.data.scenes.graph import POSITIONS, Graph
 from diptych.data.scenes.layout import CENTRES, picture

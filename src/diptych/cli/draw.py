@@ -36,7 +36,7 @@ def draw(
     from PIL import Image
 
     from diptych.cli.results import print_json
-    from diptych.core.batch import Sample
+    from diptych.core.batch import Sample, captioned
     from diptych.core.files import write_atomically, write_json
     from diptych.data.sheet import contact_sheet
     from diptych.inference.load import load
@@ -50,7 +50,9 @@ def draw(
     names = [f"{i:04d}.png" for i in range(len(every))]
     for name, picture in zip(names, pictures, strict=True):
         write_atomically(out / name, lambda path, p=picture: Image.fromarray(p).save(path, "PNG"))  # type: ignore[misc]
-    shown = [Sample(name, picture, [text]) for name, picture, text in zip(names, pictures, every, strict=True)]
+    shown = [
+        Sample(name, image=picture, text=captioned([text])) for name, picture, text in zip(names, pictures, every, strict=True)
+    ]
     sheet = contact_sheet(shown, out / "sheet.png", columns=samples if samples > 1 else 4, side=192)
     rows = [{"picture": name, "text": text} for name, text in zip(names, every, strict=True)]
     write_json(out / "drawings.json", {"model": model.name, **how, "drawings": rows})

@@ -19,15 +19,20 @@ from diptych.config.typed import Strict, check, read_yaml
 from diptych.core.errors import DiptychError, nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
-PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder")  # in the order in which they are built
+FORMAT = 2  # of recipes and runs; counts up when older programs would misread them
+PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder", "space")  # in the order in which they are built
 
 
-class Part(BaseModel):
-    """``kind`` and the options of that kind; ``frozen`` keeps its weights as they are in every stage."""
+class PartSpec(BaseModel):
+    """``kind`` and the options of that kind; ``frozen`` keeps its weights as they are in every stage.
+
+    fields: fields that it reads instead of those in its code, such as {image: video}.
+    """
 
     model_config = ConfigDict(extra="allow")
     kind: str
     frozen: bool = False
+    fields: dict[str, str] = Field(default={})
 
     @property
     def options(self) -> dict[str, Any]:
@@ -35,11 +40,12 @@ class Part(BaseModel):
 
 
 class ObjectiveSpec(BaseModel):
-    """A weighted objective: ``info_nce: 1`` or ``info_nce: {weight: 1, temperature: 0.07}``."""
+    """A weighted objective: ``info_nce: 1`` or ``info_nce: {weight: 1, temperature: 0.07}``. fields: as of ``PartSpec``."""
 
     model_config = ConfigDict(extra="allow")
     kind: str
     weight: float = 1.0
+    fields: dict[str, str] = Field(default={})
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,8 +70,9 @@ class Conversations(Strict):
 
 class Data(Strict):
     train: str = "scenes:small"
-    lone_images: str | None = None  # an address; each sample is joined by an image of it, whose caption is not looked at
-    lone_texts: str | None = None  # the same for texts, whose image is not looked at
+    # Addresses: with each sample comes an image, or a text, that has no partner.
+    unpaired: dict[Literal["image", "text"], str] = Field(default={})
+    fields: dict[str, str] = Field(default={})  # fields of one's own: {sound: package.module:SoundField}
     image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
     augment: Literal["none", "crop"] = "none"  # crop: a random crop of 60 to 100 % of the image; never a flip
     text_mask: Annotated[float, Field(ge=0, lt=1)] = (
@@ -73,10 +80,6 @@ class Data(Strict):
     )
     tokenizer: Tokenizer = Tokenizer()
     conversations: Conversations = Conversations()
-
-    @property
-    def lone(self) -> tuple[str | None, str | None]:
-        return self.lone_images, self.lone_texts
 
     workers: Annotated[int, Field(ge=0)] = 0  # processes that read and decode; 0: the training process itself
 
@@ -95,7 +98,9 @@ class Stage(Strict):
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of each image's tokens left out while training (FLIP)
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices in transformer blocks; AdamW for all else
     lr: Annotated[float, Field(gt=0)] = 1e-3  # AdamW's
-    rates: dict[str, Annotated[float, Field(gt=0)]] = Field({})  # parts that learn at a share of lr and muon_lr, such as {lm: 0.1}
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}
+    )  # parts that learn at a share of lr and muon_lr, such as {lm: 0.1}
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate, from each block to the one below it
     muon_lr: Annotated[float, Field(gt=0)] = 3e-3  # scaled to AdamW's size of step, so the two are comparable
     betas: tuple[float, float] = (0.9, 0.98)
@@ -151,29 +156,27 @@ class Recipe(Strict):
     sharding: Literal["none", "fsdp"] = "none"  # fsdp: processes share out weights, gradients and optimizer state
     data: Data = Data()
     embed_dim: Annotated[int, Field(ge=2)] | None = None  # width of the shared space; None: by size
-    parts: dict[str, Part]
+    parts: dict[str, PartSpec]
+    encodings: dict[str, str] = Field(default={})  # which part provides an encoding that several could: {text.logits: lm}
     weights: str | None = None  # where they start: a run directory (RUN?parts=vision), or hf:PATH of transformers; None: fresh
     stages: Annotated[list[Stage], Field(min_length=1)]
     budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(seconds=600.0)
     checkpoints: Checkpoints = Checkpoints()
     validation: Validation | None = None
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(["tensorboard"])
-    score: Literal[
-        "similarity",
-        "late_interaction",
-        "contextual",
-        "matching",
-        "likelihood",
-        "pseudo_likelihood",
-        "image_likelihood",
-        "image_information",
-    ] = "similarity"
+    score: str = "similarity"  # how well a text fits an image: a name in ``objectives.scores``, or package.module:Class
+    format: Literal[2] = 2
 
     @model_validator(mode="after")
     def _known_parts(self) -> Recipe:
-        for name in self.parts:
-            if name not in PARTS:
-                raise ValueError(f"parts.{name}: there is no such part{nearest(name, PARTS)}")
+        for name, part in self.parts.items():
+            if name not in PARTS and ":" not in part.kind:
+                raise ValueError(
+                    f"parts.{name}: there is no such part{nearest(name, PARTS)}; one of your own has kind: package.module:Class"
+                )
+        for name, provider in self.encodings.items():
+            if provider not in self.parts:
+                raise ValueError(f"encodings.{name}: the recipe has no part '{provider}'{nearest(provider, self.parts)}")
         for i, stage in enumerate(self.stages):
             if stage.name in [other.name for other in self.stages[:i]]:
                 raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run goes on by its stage's name")
@@ -226,7 +229,27 @@ def load_recipe(name_or_path: str, overrides: dict[str, Any] | list[str] | None 
 
 def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
     """A recipe from plain data; a mistake names file, key, what was expected and the nearest valid key."""
-    return check(Recipe, tree, where)
+    return check(Recipe, upgraded(tree, where), where)
+
+
+def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    """A recipe in today's words; those of the first edition, which had no ``format``, are understood. DiptychError for a newer one."""
+    given = tree.get("format")
+    if given == FORMAT:
+        return tree
+    if isinstance(given, int) and given > FORMAT:
+        raise DiptychError(
+            f"{where}: written by a newer Diptych (format {given}; this one reads up to {FORMAT}); upgrade with: pip install -U diptych"
+        )
+    tree = dict(tree)
+    data, parts = tree.get("data"), tree.get("parts")
+    if isinstance(data, dict) and {"lone_images", "lone_texts"} & set(data):
+        old = {"image": data.get("lone_images"), "text": data.get("lone_texts")}
+        tree["data"] = {k: v for k, v in data.items() if k not in ("lone_images", "lone_texts")}
+        tree["data"]["unpaired"] = {k: v for k, v in old.items() if v is not None} | (data.get("unpaired") or {})
+    if isinstance(parts, dict) and {"lm", "decoder"} <= set(parts):  # the language model wrote captions where there was one
+        tree.setdefault("encodings", {}).setdefault("text.logits", "lm")
+    return tree
 
 
 def parse_override(text: str) -> tuple[str, Any]:

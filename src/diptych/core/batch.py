@@ -1,12 +1,17 @@
 """The things that flow: a ``Sample`` from a source, a ``Batch`` into a model, ``Tokens`` out of a tower.
 
+Both hold named fields. A sample's fields are plain values (arrays, texts); a batch's are ``Collated``: tensors of all its samples together. What a sample has
+several of (negatives, regions, frames) is a flat list in the batch, with the row of the sample that each belongs to (``owner``).
+
 Shape legend, used everywhere: B batch, N image tokens, T text tokens, D width, H heads, E embedding, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,29 +28,120 @@ class Turn(NamedTuple):
     text: str
 
 
-@dataclass
-class Sample:
-    """One image with the texts that belong to it.
+class Captions(NamedTuple):
+    """The texts of a sample.
 
-    ``meanings`` runs parallel to ``captions``: captions with the same meaning string say the same thing, so a
-    contrastive loss does not count one as a negative of the other. A source that knows no better leaves it empty,
-    and the caption's own normalised text is its meaning.
-    ``negatives`` runs parallel to ``captions`` where the source knows a minimally wrong version of each ("" if none).
+    meanings: parallel to ``texts``; captions with the same meaning say the same thing, so a contrastive loss does not count one as a negative
+    of the other. Empty: the source knows no better, and a caption's own normalised text is its meaning.
     """
 
-    id: str
-    image: np.ndarray | None  # uint8 [height, width, 3], RGB
-    captions: list[str]
-    meanings: list[str] = field(default_factory=list)
-    negatives: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)  # labels, boxes, questions …: whatever the source knows
-    turns: list[Turn] = field(default_factory=list)  # a conversation about the image, or about ``images``
-    images: list[np.ndarray] = field(default_factory=list)  # of a conversation about several; ``image`` is then the first
+    texts: list[str]
+    meanings: list[str] = []  # noqa: RUF012 - never changed
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class of the source's list of classes."""
+
+    index: int
+    name: str
+
+
+class Region(NamedTuple):
+    """A part of the image and the phrase for it. box: left, top, right, bottom, in pixels of the sample's image."""
+
+    box: tuple[float, float, float, float]
+    phrase: str
+
+
+class Conversation(NamedTuple):
+    """Turns about images, shown in the order of the ``<image>`` marks. images: None: about the sample's one image."""
+
+    turns: list[Turn]
+    images: list[np.ndarray] | None = None
+
+
+class Video(NamedTuple):
+    """Frames, uint8 [height, width, 3], and when each is shown, in seconds from the start."""
+
+    frames: list[np.ndarray]
+    seconds: list[float]
+
+
+class Document(NamedTuple):
+    """Texts and images in their order."""
+
+    parts: list[str | np.ndarray]
+
+
+class Sample:
+    """Named fields with an id.
+
+    Built-in fields: ``image`` (uint8 [height, width, 3], RGB), ``text`` (``Captions``), ``negatives`` (a minimally wrong version of each
+    caption, "" where there is none), ``label`` (``Label``), ``regions`` (list of ``Region``), ``turns`` (``Conversation``), ``video`` (``Video``),
+    ``document`` (``Document``). A sample has those that its source knows; an image without a caption is a sample without ``text``.
+    extra: what the source knows beside the fields, as plain data (boxes, questions, a scene graph).
+    """
+
+    __slots__ = ("extra", "fields", "id")
+
+    def __init__(self, id: str, /, extra: dict[str, Any] | None = None, **fields: Any):
+        self.id = id
+        self.fields: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        self.extra = {} if extra is None else extra
+
+    def __repr__(self) -> str:
+        return f"Sample({self.id!r}, {', '.join(self.fields)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sample) and (self.id, self.fields, self.extra) == (other.id, other.fields, other.extra)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def with_(self, id: str | None = None, extra: dict[str, Any] | None = None, **fields: Any) -> Sample:
+        """The same sample with another id, other extras or other fields; a field that is None is left out."""
+        return Sample(self.id if id is None else id, self.extra if extra is None else extra, **{**self.fields, **fields})
+
+    @property
+    def image(self) -> np.ndarray | None:
+        """The picture, uint8 [height, width, 3]; None if the sample has none."""
+        return self.fields.get("image")
+
+    @property
+    def captions(self) -> list[str]:
+        """The texts; empty if there are none."""
+        text = self.fields.get("text")
+        return [] if text is None else text.texts
+
+    @property
+    def meanings(self) -> list[str]:
+        """What the captions mean (``Captions``); empty where the source does not say."""
+        text = self.fields.get("text")
+        return [] if text is None else text.meanings
+
+    @property
+    def negatives(self) -> list[str]:
+        """A wrong version of each caption, as far as the source knows one."""
+        return self.fields.get("negatives", [])
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The conversation; empty if there is none."""
+        conversation = self.fields.get("turns")
+        return [] if conversation is None else conversation.turns
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        """The images of a conversation in the order in which they are shown; else the one image, or none."""
+        conversation = self.fields.get("turns")
+        if conversation is not None and conversation.images is not None:
+            return conversation.images
+        return [] if self.image is None else [self.image]
 
 
 @dataclass
 class Tokens:
-    """What a tower says of its input."""
+    """The output of a tower: a vector for each token, and one for the whole."""
 
     tokens: Tensor  # [B, N, D]
     pooled: Tensor  # [B, D]
@@ -55,49 +151,298 @@ class Tokens:
         """Rows of the batch, in the order of ``index``."""
         return Tokens(self.tokens[index], self.pooled[index], None if self.mask is None else self.mask[index])
 
+    def trimmed(self) -> Tokens:
+        """Without the padding that no row of the batch needs."""
+        if self.mask is None or (longest := int(self.mask.sum(1).max())) == self.mask.shape[1]:
+            return self
+        return Tokens(self.tokens[:, :longest], self.pooled, self.mask[:, :longest])
+
+
+# --- fields of a batch ---
+
+
+class Collated:
+    """One field of a batch. Subclasses are dataclasses of tensors, tuples with an entry a row, and other ``Collated``.
+
+    row_wise: names of what has an entry for each row; padded: names of tensors [n, T, …] that are padded to a common T when batches are joined;
+    heavy: names of what is left out where only encodings of it are needed any more.
+    """
+
+    row_wise: ClassVar[tuple[str, ...]] = ()
+    padded: ClassVar[tuple[str, ...]] = ()
+    heavy: ClassVar[tuple[str, ...]] = ()
+    owner: Tensor | None  # [n] int64, the sample of each row; None: row i is of sample i
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.row_wise[0]))
+
+    def _map(self, change: Any) -> Self:
+        """With every tensor changed, nested ones too."""
+        changed = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Collated):
+                changed[f.name] = value._map(change)
+            elif hasattr(value, "to"):
+                changed[f.name] = change(value)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self, device: Any) -> Self:
+        """On a device."""
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory, from where a GPU fetches while the program goes on."""
+        return self._map(lambda x: x.pin_memory())
+
+    def shapes(self) -> tuple[Any, ...]:
+        """What fixes the cost of encoding it."""
+        values = [getattr(self, f.name) for f in fields(self)]  # type: ignore[arg-type]
+        return tuple(v.shapes() if isinstance(v, Collated) else tuple(v.shape) for v in values if hasattr(v, "to"))
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        """Some rows, in the order of ``rows``, with repeats if need be."""
+        picked: dict[str, Any] = {}
+        for name in self.row_wise:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                picked[name] = tuple(value[i] for i in rows.tolist()) if value else ()
+            elif value is not None:
+                picked[name] = value[rows]
+        if self.owner is not None:
+            picked["owner"] = self.owner[rows]
+        return replace(self, **picked)  # type: ignore[type-var]
+
+    def trimmed(self) -> Self:
+        """Without padding that no row needs; most fields have none."""
+        return self
+
+    def count(self, image_tokens: int) -> int:
+        """Tokens that a model reads of it; ``image_tokens`` in each image."""
+        inner = [v for f in fields(self) if isinstance(v := getattr(self, f.name), Collated)]  # type: ignore[arg-type]
+        return sum(v.count(image_tokens) for v in inner)
+
+    def light(self) -> Self | None:
+        """Without what is heavy, for where the encodings are known; None: nothing is left."""
+        return None if set(self.row_wise) <= set(self.heavy) else replace(self, **dict.fromkeys(self.heavy))  # type: ignore[type-var]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Any], sizes: Sequence[int], length: int | None = None) -> Any:
+        """Consecutive batches as one. sizes: samples in each; length: of what is padded, at least."""
+        import torch
+
+        joined: dict[str, Any] = {}
+        for name in cls.row_wise:
+            values = [getattr(p, name) for p in parts]
+            if isinstance(values[0], tuple):
+                joined[name] = tuple(x for v in values for x in v)
+            elif values[0] is not None:
+                if name in cls.padded:
+                    longest = max(length or 0, *(v.shape[1] for v in values))
+                    values = [lengthened(v, longest) for v in values]
+                joined[name] = torch.cat(values)
+        if parts[0].owner is not None:
+            offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+            joined["owner"] = torch.cat([p.owner + o for p, o in zip(parts, offsets, strict=True)])
+        return replace(parts[0], **joined)
+
+
+def lengthened(x: Tensor, length: int) -> Tensor:
+    """[n, T] or [n, T, D] → [n, length, …], zeros (the padding's id) behind."""
+    import torch.nn.functional as F
+
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, length - x.shape[1]))
+
+
+@dataclass
+class Images(Collated):
+    """Images of one size.
+
+    keep: the only patches that the tower reads (FLIP's patch dropping, masked autoencoding); hidden: patches in whose place it reads a mask token.
+    """
+
+    pixels: Tensor  # [n, 3, H, W], uint8 from a loader, or float in [−1, 1]
+    owner: Tensor | None = None
+    keep: Tensor | None = None  # [n, K] int64; None: all
+    hidden: Tensor | None = None  # [n, N] bool; None: none
+
+    row_wise = ("pixels", "keep", "hidden")
+    heavy = ("pixels", "keep", "hidden")
+
+    @cached_property
+    def floats(self) -> Tensor:
+        """[n, 3, H, W], float32 in [−1, 1]. Converted on the device, late: bytes are cheap to hold and to send."""
+        return floats(self.pixels)
+
+    def count(self, image_tokens: int) -> int:
+        return len(self) * image_tokens
+
+
+@dataclass
+class Texts(Collated):
+    """Tokenised texts."""
+
+    ids: Tensor  # [n, T] int64: [BOS] words [EOS] [PAD]…
+    mask: Tensor  # [n, T] bool, True at real tokens
+    strings: tuple[str, ...] = ()  # the texts themselves, for towers with a tokenizer of their own
+    meaning: Tensor | None = None  # [n] int64; equal numbers, in any batch: texts that mean the same
+    owner: Tensor | None = None
+
+    row_wise = ("ids", "mask", "strings", "meaning")
+    padded = ("ids", "mask")
+
+    def trimmed(self) -> Texts:
+        longest = int(self.mask.sum(1).max())
+        return self if longest == self.mask.shape[1] else replace(self, ids=self.ids[:, :longest], mask=self.mask[:, :longest])
+
+    def count(self, image_tokens: int) -> int:
+        return int(self.mask.sum())
+
+
+@dataclass
+class Labels(Collated):
+    """Classes, one for each sample, out of a list that is the same in every batch."""
+
+    index: Tensor  # [n] int64
+    classes: Texts  # all C of them, in order
+    owner: Tensor | None = None
+
+    row_wise = ("index",)
+
+
+@dataclass
+class Regions(Collated):
+    """Boxes with their phrases."""
+
+    boxes: Tensor  # [n, 4] float32: left, top, right, bottom as shares of the image's width and height
+    phrases: Texts  # n
+    owner: Tensor | None = None
+
+    row_wise = ("boxes", "phrases")
+
+    @classmethod
+    def cat(cls, parts: Sequence[Any], sizes: Sequence[int], length: int | None = None) -> Any:
+        import torch
+
+        joined = Texts.cat([p.phrases for p in parts], sizes, length)
+        return cls(torch.cat([p.boxes for p in parts]), joined, joined.owner)
+
+
+@dataclass
+class Videos(Collated):
+    """Clips as flat frames: ``frames.owner`` says which sample each belongs to."""
+
+    frames: Images
+    seconds: Tensor  # [n] float32, of each frame, from the start of its clip
+    owner: Tensor | None = None
+
+    row_wise = ("seconds", "frames")
+    heavy = ("frames", "seconds")
+
+
+@dataclass
+class Documents(Collated):
+    """Texts and images in order: ``kind`` lists the parts of all documents one after the other; the k-th text of it is the k-th of ``texts``, images likewise."""
+
+    kind: Tensor  # [n] int64: 0 a text, 1 an image
+    texts: Texts | None
+    images: Images | None
+    owner: Tensor | None = None
+
+    row_wise = ("kind",)
+
+
+@dataclass
+class Turns(Collated):
+    """Conversations in rows of tokens, of which several may share one."""
+
+    ids: Tensor  # [R, T] int64; −1 where an image token goes
+    mask: Tensor  # [R, T] bool
+    learned: Tensor  # [R, T] bool, True at tokens that are to be predicted
+    positions: Tensor  # [R, T] int64, from 0 in each conversation
+    images: Images | None = None  # of all conversations, in the order in which they are shown
+    owner: Tensor | None = None
+
+    row_wise = ("ids", "mask", "learned", "positions")
+    padded = ("ids", "mask", "learned", "positions")
+
+    def count(self, image_tokens: int) -> int:
+        return int(self.mask.sum()) + (0 if self.images is None else self.images.count(image_tokens))
+
 
 @dataclass
 class Batch:
-    """One batch on one device. ``None`` stands for what the recipe did not ask for."""
+    """Fields by name, on one device. start: place of the first sample in the whole batch, of which this may be a piece."""
 
-    pixels: Tensor | None = None  # [B, 3, height, width] uint8 from a loader; ``floats`` of it is what towers take
-    text: Tensor | None = None  # [B, T] int64 token ids: [BOS] words [EOS] [PAD]…
-    text_mask: Tensor | None = None  # [B, T] bool, True at real tokens
-    negatives: Tensor | None = None  # [M, T] ids of hard negatives, of the captions that have one
-    negatives_mask: Tensor | None = None  # [M, T]
-    negative_rows: Tensor | None = None  # [M] int64, the row whose caption each belongs to
-    lone_pixels: Tensor | None = None  # [U, 3, height, width] images that came without a caption
-    lone_text: Tensor | None = None  # [W, T] ids of texts that came without an image
-    lone_mask: Tensor | None = None  # [W, T]
-    learned: Tensor | None = None  # [R, T] bool: tokens of conversations to be learned; their text is -1 where an image token goes
-    positions: Tensor | None = None  # [R, T] int64, from 0 in each conversation: several may share one of R rows
-    meaning: Tensor | None = None  # [B] int64; equal numbers, in whatever batch: captions that mean the same
-    start: int = 0  # place of the first sample in the whole batch, of which this may be a piece
+    fields: dict[str, Any] = field(default_factory=dict)
+    size: int = 0  # samples
+    start: int = 0
     ids: tuple[str, ...] = ()
-    captions: tuple[str, ...] = ()  # the raw captions, for towers with a tokenizer of their own
-    negative_captions: tuple[str, ...] = ()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+    def get(self, name: str) -> Any:
+        """The field, or None."""
+        return self.fields.get(name)
+
+    def with_(self, **fields: Collated) -> Batch:
+        """With these fields beside or instead of its own."""
+        return replace(self, fields={**self.fields, **fields})
 
     def to(self, device: Any) -> Batch:
-        moved = {f.name: v.to(device, non_blocking=True) for f in fields(self) if hasattr(v := getattr(self, f.name), "to")}
-        return replace(self, **moved)
+        """On a device."""
+        return replace(self, fields={n: f.to(device) for n, f in self.fields.items()})
 
     def pin_memory(self) -> Batch:
-        """In page-locked memory, from where a GPU fetches while the program goes on."""
-        pinned = {f.name: v.pin_memory() for f in fields(self) if hasattr(v := getattr(self, f.name), "pin_memory")}
-        return replace(self, **pinned)
+        """In page-locked memory."""
+        return replace(self, fields={n: f.pin_memory() for n, f in self.fields.items()})
 
-    @property
-    def size(self) -> int:
-        """Samples. Of conversations neither rows (several in one) nor images (any number in each)."""
-        if self.learned is not None:
-            return len(self.ids)
-        first = self.pixels if self.pixels is not None else self.text
-        assert first is not None
-        return first.shape[0]
+    def shapes(self) -> tuple[Any, ...]:
+        """What fixes the cost of encoding it."""
+        return tuple((n, *f.shapes()) for n, f in self.fields.items())
+
+    def light(self) -> Batch:
+        """Without pixels, for where the encodings are known."""
+        return replace(self, fields={n: light for n, f in self.fields.items() if (light := f.light()) is not None})
+
+    @staticmethod
+    def cat(batches: Sequence[Batch], length: int | None = None) -> Batch:
+        """Consecutive pieces of one batch. A field that some pieces lack (no sample of theirs has it) is that of the others."""
+        sizes = [b.size for b in batches]
+        joined = {}
+        for name in dict.fromkeys(name for b in batches for name in b.fields):
+            have = [i for i, b in enumerate(batches) if name in b]
+            parts = [batches[i][name] for i in have]
+            if len(have) < len(batches):  # owners count from the first piece
+                parts = [
+                    replace(p, owner=None if p.owner is None else p.owner + sum(sizes[:i]))
+                    for p, i in zip(parts, have, strict=True)
+                ]
+                joined[name] = type(parts[0]).cat(parts, [0] * len(parts), length)
+            else:
+                joined[name] = type(parts[0]).cat(parts, sizes, length)
+        return Batch(joined, sum(sizes), batches[0].start, tuple(i for b in batches for i in b.ids))
+
+
+def captioned(texts: Sequence[str], meanings: Sequence[str] = ()) -> Captions:
+    """Captions as a sample holds them."""
+    return Captions(list(texts), list(meanings))
 
 
 def floats(pixels: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] → float32 in [-1, 1]; floats as they are. Done on the device, late: bytes are cheap to hold and to send."""
+    """uint8 [B, 3, H, W] → float32 in [-1, 1]; floats as they are."""
     import torch
 
     return pixels if pixels.is_floating_point() else pixels.to(torch.float32).mul_(1 / 127.5).sub_(1.0)
+
+
+def flat(values: Sequence[Sequence[Any]]) -> tuple[list[Any], list[int]]:
+    """Lists of several as one list, and the row that each entry belongs to."""
+    return [v for row in values for v in row], [i for i, row in enumerate(values) for _ in row]
+
+
+Fields = Mapping[str, Collated]

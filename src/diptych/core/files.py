@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from diptych.core.errors import DiptychError
+
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """``write(temporary path)``, then rename. Works for a file or, if ``write`` makes one, a directory."""
@@ -59,3 +61,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return rows
+
+
+def check_format(found: object, known: int, where: str) -> None:
+    """DiptychError if a file has a format number above the one that this program knows."""
+    if not isinstance(found, int) or found > known:
+        raise DiptychError(
+            f"{where}: written by a newer Diptych (format {found}; this one reads up to {known}); upgrade with: pip install -U diptych"
+        )

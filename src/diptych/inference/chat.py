@@ -13,12 +13,12 @@ import torch
 
 from diptych.core.batch import Turn
 from diptych.core.capabilities import Example, Image
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import DESCRIBE, Mistake, check_images, question
 from diptych.inference.generate import Decoding, cut, write
 from diptych.models.language.lm import Remembered
-from diptych.models.passes import ImageSide
 from diptych.models.vlm import VLM
 from diptych.objectives.generative import token_log_probabilities
 
@@ -27,13 +27,13 @@ ANSWERS = 128  # answers scored at a time
 
 
 class Answering:
-    """side: images as the model takes them; inference: the context in which it computes."""
+    """side: the pass over images; inference: the context in which it computes."""
 
     def __init__(
         self,
         model: VLM,
         chat: Chat,
-        side: Callable[[Sequence[Image]], ImageSide],
+        side: Callable[[Sequence[Image]], Pass],
         inference: Callable[[], AbstractContextManager[Any]],
     ):
         self.model, self.chat, self.side, self.inference = model, chat, side, inference
@@ -126,7 +126,7 @@ class Answering:
         prefix = None
         if distinct:
             order = torch.tensor([number[id(image)] for images in shown for image in images], device=device)
-            prefix = self.side(list(distinct.values())).prefix[order]
+            prefix = self.side(list(distinct.values()))["image.prefix"][order]
         ids, mask = padded(prompts, self.chat.tokenizer.pad, left=True)
         read: Remembered = self.model.part("lm").read(ids.to(device), mask.to(device), prefix)
         return read
@@ -145,7 +145,7 @@ def tried(model: VLM, read: Remembered, which: np.ndarray, answers: Sequence[Seq
     device, pad = read.last.device, model.tokenizer.pad
     ids, mask = padded([[pad, *answer] for answer in answers], pad, left=False)
     ids, mask = ids.to(device), mask.to(device)
-    logits = model.part("lm").continue_logits(read.rows(torch.from_numpy(which).to(device)), ids, mask)
+    logits = model.part("lm").continue_logits(read[torch.from_numpy(which).to(device)], ids, mask)
     return ((token_log_probabilities(logits, ids[:, 1:]) * mask[:, 1:]).sum(1)).cpu().numpy()
 
 

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 
 from diptych.core.capabilities import Example, Image
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.inference.chat import ANSWERS, READ, padded, tried
 from diptych.models.language.lm import Remembered
-from diptych.models.passes import ImageSide
 from diptych.models.vlm import VLM
 
 
 class FewShot:
-    """side: images as the model takes them; inference: the context in which it computes."""
+    """side: the pass over images; inference: the context in which it computes."""
 
     def __init__(
         self,
         model: VLM,
-        side: Callable[[Sequence[Image]], ImageSide],
+        side: Callable[[Sequence[Image]], Pass],
         inference: Callable[[], AbstractContextManager[Any]],
     ):
         self.model, self.side, self.inference = model, side, inference
@@ -49,7 +49,7 @@ class FewShot:
         heads = [before[which.index(i)] for i in range(len(number))]
         distinct = {id(image): image for image in [*(e.image for row in heads for e in row), *images]}
         place = {key: i for i, key in enumerate(distinct)}
-        shown = self.side(list(distinct.values())).prefix
+        shown = self.side(list(distinct.values()))["image.prefix"]
 
         def of(pictures: Sequence[Image]) -> torch.Tensor | None:
             return shown[torch.tensor([place[id(p)] for p in pictures], device=device)] if pictures else None

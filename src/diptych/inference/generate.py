@@ -20,7 +20,7 @@ from torch import Tensor
 from diptych.core.errors import DiptychError, nearest
 
 if TYPE_CHECKING:
-    from diptych.models.passes import ImageSide
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
@@ -203,22 +203,22 @@ def beam_search(step: Step, begun: Begun, decoding: Decoding, *, eos: Sequence[i
 @torch.no_grad()
 def write(
     model: VLM,
-    images: ImageSide | None,
+    p: Pass | None,
     decoding: Decoding,
     rows: Sequence[int] | None = None,
     begun: Begun | None = None,
     eos: Sequence[int] = (),
 ) -> Tensor:
-    """Captions: token ids [B, ≤ max_tokens] after [BOS], each padded behind its [EOS]. rows: as in ``generate``.
+    """Captions of a pass's images: token ids [B, ≤ max_tokens] after [BOS], each padded behind its [EOS]. rows: as in ``generate``.
 
     begun: another beginning than an image's, such as a prompt that was read; eos: other tokens that end a text.
     """
     tokenizer = model.tokenizer
-    writer = model.part("lm" if "lm" in model.parts else "decoder")
+    writer = model.part(model.graph.plain("text.logits").part)
     if begun is None:
-        assert images is not None
-        begun = writer.start(images.prefix if "lm" in model.parts else images.codes if model.reads_codes else images.encoding)
-    if "lm" not in model.parts:
+        assert p is not None
+        begun = writer.start(p[writer.begins_with])
+    if writer.limited:
         decoding = replace(
             decoding, max_tokens=min(decoding.max_tokens, tokenizer.max_length - 1)
         )  # as many as it has positions for

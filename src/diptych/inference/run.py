@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,22 @@ import torch
 from torch import Tensor
 
 from diptych.config.recipe import Recipe, load_recipe
-from diptych.core.batch import Turn
+from diptych.core.batch import Batch, Images, Turn
 from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, prompts_for
+from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
-from diptych.data.image import resize
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import fit_image, stacked
+from diptych.data.fields.text import tokenized
 from diptych.data.text import Tokenizer
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
-from diptych.models.passes import ImageSide, Pass, TextSide
+from diptych.models.part import Part
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import Objective, build_objectives
-from diptych.objectives.chameleon import Interleaved, image_log_likelihood
-from diptych.objectives.generative import caption_log_likelihood
+from diptych.objectives.scores import Likelihood, score_of
 from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint, load_weights
 from diptych.training.setup import chat_of, pick_device, use_bf16
 
@@ -38,28 +39,6 @@ PAIRS = 1024  # image-text pairs scored at a time
 
 
 PairScorer = Callable[[Pass, Tensor, Tensor], Tensor]
-
-
-def likelihood(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
-    """log P(text | image) for pairs of indices into the batch."""
-    return caption_log_likelihood(p.paired(images, texts))
-
-
-def image_likelihood(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
-    """log p(image codes | text): comparable over texts, so with equal priors the largest is Bayes' choice of a class."""
-    return image_log_likelihood(p.paired(images, texts))
-
-
-def image_information(p: Pass, images: Tensor, texts: Tensor) -> Tensor:
-    """log p(image codes | text) − log p(image codes): comparable over images, too."""
-    return image_likelihood(p, images, texts) - p.images.log_prior[images]
-
-
-LIKELIHOODS: dict[str, PairScorer] = {
-    "likelihood": likelihood,
-    "image_likelihood": image_likelihood,
-    "image_information": image_information,
-}
 
 
 class TrainedModel:
@@ -72,25 +51,12 @@ class TrainedModel:
         self.key: str | None = None  # names the weights, so that judgements can be kept
         self.autocast = use_bf16(recipe.precision, device)
         self.answering: Answering | None = None  # where it learned from conversations
-        able = {"score"}
-        # Under ``contextual`` an image has no embedding without a caption, and where queries look at it, one each.
-        towers = {"vision", "text"} <= set(model.parts) and not model.asks
-        if (towers and recipe.score != "contextual") or model.embeds_by_lm:
-            able |= {"embed_image", "embed_text"}
-        if self._scoring and self._scoring.scores_all:
-            able.add("score_all")
-        both = [o for o in objectives.values() if isinstance(o, Interleaved)]
-        if {"decoder", "lm"} & set(model.parts) and (not both or any(o.image_first > 0 for o in both)):
-            able |= {"generate", "decoding", "loglikelihood", *(["examples"] if "lm" in model.parts else [])}
-        if any(o.reads_turns for o in objectives.values()):
-            self.answering = Answering(model, chat_of(recipe, model), self._image_side, self._inference)
-            able.add("prompt")
-        if any(o.image_first < 1 for o in both):
-            able.add("draw")
-        if "quantizer" in model.parts:
-            able.add("reconstruct")
-        self.capabilities = frozenset(able)
-        self.fewshot = FewShot(model, self._image_side, self._inference)
+        self.scorer = score_of(recipe.score, model, self.objectives.values())
+        able = capabilities_of(model, self.objectives.values())
+        self.capabilities = able | {"score"} | ({"score_all"} if self._all_at_once else set())
+        if "prompt" in able:
+            self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
+        self.fewshot = FewShot(model, self._images, self._inference)
 
     @classmethod
     def load(cls, run: Path, device: str = "auto", averaged: bool = True, checkpoint: str = "last") -> TrainedModel:
@@ -113,11 +79,11 @@ class TrainedModel:
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
         self._can("embed_image")
-        return self._gather(images, self._image_side, lambda side: side.embedding)
+        return self._gather(images, self._images, IMAGE_EMBEDDING)
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         self._can("embed_text")
-        return self._gather(texts, self._text_side, lambda side: side.embedding)
+        return self._gather(texts, self._texts, TEXT_EMBEDDING)
 
     def score(
         self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
@@ -131,26 +97,28 @@ class TrainedModel:
         if self.recipe.score == "similarity":
             matrix = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
-        if pairs is None and not before and self._scoring is not None and self._scoring.scores_all:
+        if pairs is None and not before and self._all_at_once:
             return self._score_all(images, texts)
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
         if before or (self.answering and self.recipe.score == "likelihood"):
             shown, said = [images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]]
             scores = self.loglikelihood(shown, said, examples=[before[i] for i in wanted[:, 0]] if before else ())
         else:
-            scores = self._score_pairs(images, texts, wanted, self._pair_scorer())
+            scores = self._score_pairs(images, texts, wanted, self.scorer.pair_scores)
         return scores if pairs is not None else scores.reshape(len(images), len(texts))
 
     def _score_all(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
         """``score``, where each side is encoded once and comparing is cheap: a million scores are no trouble."""
-        assert self._scoring is not None
         out = np.empty((len(images), len(texts)), dtype=np.float32)
-        said = [(j, self._text_side(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
+        needs = [name for name in self.scorer.needed() if "." in name]
+        read = [(j, self._texts(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
         for i in range(0, len(images), CHUNK):
-            seen = self._image_side(images[i : i + CHUNK])
-            for j, side in said:
+            shown = self._images(images[i : i + CHUNK])
+            for j, text in read:
                 with self._inference():
-                    scores = self._scoring.all_scores(Pass(self.model, seen, side)).float().cpu().numpy()
+                    both = shown.batch.with_(**text.batch.fields)
+                    known = {name: p[name] for p in (shown, text) for name in needs if p.has(name)}
+                    scores = self.scorer.all_scores(Pass(self.model, both, known)).float().cpu().numpy()
                 out[i : i + len(scores), j : j + scores.shape[1]] = scores
         return out
 
@@ -166,7 +134,7 @@ class TrainedModel:
             return self.fewshot.loglikelihood(images, texts, prompts, before)
         self._no_prompt(prompts)
         aligned = np.stack([np.arange(len(images))] * 2, 1)
-        return self._score_pairs(images, texts, aligned, likelihood)
+        return self._score_pairs(images, texts, aligned, Likelihood(self.model).pair_scores)
 
     def generate(
         self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, examples: Examples = (), **decoding: Any
@@ -192,7 +160,7 @@ class TrainedModel:
             part = images[start : start + size]
             rows = [zlib.crc32(image.tobytes()) for image in part] if how.samples else None  # drawn by what is seen
             with self._inference():
-                ids = write(self.model, self._image_side(part), how, rows)
+                ids = write(self.model, self._images(part), how, rows)
             out += [cut(self.model.tokenizer.decode(row), how.stop) for row in ids.tolist()]
         return out
 
@@ -244,7 +212,7 @@ class TrainedModel:
         out: list[Image] = []
         for start in range(0, len(images), CHUNK):
             with self._inference():
-                out += self._pictures(self._image_side(images[start : start + CHUNK]).codes)
+                out += self._pictures(self._images(images[start : start + CHUNK])[IMAGE_CODES])
         return out
 
     # --- how ---
@@ -272,40 +240,30 @@ class TrainedModel:
         return rows
 
     @property
-    def _scoring(self) -> Objective | None:
-        """The objective that scores pairs as the recipe asks; the recipe may be told another score."""
-        named = (o for o in self.objectives.values() if isinstance(o, Objective))
-        return next((o for o in named if o.scores_as == self.recipe.score), None)
+    def _all_at_once(self) -> bool:
+        """Whether all images are scored with all texts cheaply, other than by their embeddings."""
+        return self.scorer.scores_all and self.recipe.score != "similarity"
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext():
             yield
 
-    def _pair_scorer(self) -> PairScorer:
-        kind = self.recipe.score
-        if kind.startswith("image_") and not self.model.reads_codes:
-            raise DiptychError(f"score: {kind} needs a decoder that reads image codes (kind: interleaved); set score: likelihood")
-        if kind in LIKELIHOODS:
-            return LIKELIHOODS[kind]
-        if self._scoring is not None:
-            return self._scoring.pair_scores
-        raise DiptychError(f"model '{self.name}' has no objective that could score by {kind}; set score: similarity or likelihood")
-
-    def _image_side(self, images: Sequence[Image]) -> ImageSide:
+    def _images(self, images: Sequence[Image]) -> Pass:
+        """The pass over images alone."""
         size = self.model.image_size
-        fitted = [im if im.shape[:2] == (size, size) else resize(im, size) for im in images]
-        return ImageSide(self.model, to_pixels(fitted).to(self.device))
+        pixels = stacked([fit_image(image, size, "none", random.Random) for image in images]).to(self.device)
+        return self.model.encode(Batch({"image": Images(pixels)}, len(images)))
 
-    def _text_side(self, texts: Sequence[str]) -> TextSide:
-        ids, mask = self.model.tokenizer.encode_batch(list(texts))
-        return TextSide(self.model, torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device), tuple(texts))
+    def _texts(self, texts: Sequence[str]) -> Pass:
+        """The pass over texts alone."""
+        return self.model.encode(Batch({"text": tokenized(self.model.tokenizer, texts).to(self.device)}, len(texts)))
 
-    def _gather(self, items: Sequence, side: Callable, read: Callable) -> np.ndarray:
+    def _gather(self, items: Sequence, of: Callable[[Any], Pass], name: Key[Tensor]) -> np.ndarray:
         parts = []
         for start in range(0, len(items), CHUNK):
             with self._inference():
-                parts.append(read(side(items[start : start + CHUNK])).float().cpu().numpy())
+                parts.append(of(items[start : start + CHUNK])[name].float().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, self.model.embed_dim), dtype=np.float32)
 
     def _score_pairs(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray, scorer: PairScorer) -> np.ndarray:
@@ -316,16 +274,29 @@ class TrainedModel:
             image_ids, image_rows = np.unique(block[:, 0], return_inverse=True)
             text_ids, text_rows = np.unique(block[:, 1], return_inverse=True)
             with self._inference():
-                p = Pass(
-                    self.model, self._image_side([images[i] for i in image_ids]), self._text_side([texts[i] for i in text_ids])
-                )
-                lengths = p.text_mask.sum(1).cpu().numpy()[text_rows]
+                shown, read = self._images([images[i] for i in image_ids]), self._texts([texts[i] for i in text_ids])
+                p = self.model.encode(shown.batch.with_(**read.batch.fields))
+                lengths = p[TEXT].mask.sum(1).cpu().numpy()[text_rows]
                 order = np.argsort(lengths, kind="stable")  # texts of like length together: little padding
                 members, image_rows, text_rows = members[order], image_rows[order], text_rows[order]
                 for start in range(0, len(block), PAIRS):
                     rows = (torch.from_numpy(x[start : start + PAIRS]).to(self.device) for x in (image_rows, text_rows))
                     out[members[start : start + PAIRS]] = scorer(p, *rows).float().cpu().numpy()
         return out
+
+
+def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
+    """What a model can do: the union of what its parts can do and what its objectives taught it.
+
+    A map into the shared space counts where an objective has trained it: the pooled vectors that no loss of FILIP reads say nothing.
+    """
+    learned = [o for o in objectives if isinstance(o, Objective)]
+    trained = {name for o in learned for name in (*o.needed(), *o.trains)}
+    able = frozenset().union(*(o.can for o in learned), *(part.can for part in model.parts.values() if isinstance(part, Part)))
+    space = model.parts["space"] if "space" in model.parts else None
+    if space is not None and any(True for _ in space.parameters()) and not {"image.embedding", "text.embedding"} <= trained:
+        able -= {"embed_image", "embed_text"}
+    return able
 
 
 def _blocks(pairs: np.ndarray, size: int) -> Iterator[np.ndarray]:

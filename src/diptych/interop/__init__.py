@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 FAMILIES = {"transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2", "chameleon"), "open_clip": ("open_clip", "coca")}
 
 
-def families(format: str) -> list[Family]:
+def families_of(format: str) -> list[Family]:
     if format not in FAMILIES:
         raise DiptychError(f"there is no format '{format}'{nearest(format, FAMILIES)}")
-    modules = [import_module(f"diptych.interop.{name}") for name in FAMILIES[format]]
+    modules = [import_module(f"diptych.interop.families.{name}") for name in FAMILIES[format]]
     return [family for module in modules for family in getattr(module, "FAMILIES", ()) or (module.FAMILY,)]
 
 
@@ -34,7 +34,7 @@ def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDic
     Raises DiptychError: what stands in the way of each, and the options with which a new run would fit.
     """
     reasons = []
-    known = {family.architecture: family for family in families(format)}
+    known = {family.architecture: family for family in families_of(format)}
     if architecture and architecture not in known:
         raise DiptychError(f"nothing is written for a class '{architecture}'{nearest(architecture, known)}")
     for family in [known[architecture]] if architecture else known.values():

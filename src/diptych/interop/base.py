@@ -268,7 +268,7 @@ def state_of(model: VLM, objectives: nn.ModuleDict) -> State:
 
 def towers(model: VLM) -> list[Misfit]:
     """What stands in the way of two plain transformer towers and nothing else."""
-    found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in ("vision", "text")]
+    found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in ("vision", "text", "space")]
     for name, kind in (("vision", ViT), ("text", TextTransformer)):
         if name not in model.parts:
             found.append(Misfit(f"it has no part '{name}'"))

@@ -31,14 +31,15 @@ SIZES = {
 
 @dataclass
 class Build:
-    """Handed to every part's constructor. ``parts`` holds those already built, in the order of ``recipe.PARTS``."""
+    """Handed to every part's constructor. ``parts`` holds those already built, in the order of ``config.recipe.PARTS``."""
 
     size: Size
     image_size: int
-    tokenizer: Any  # a part that brings its own (a language model) puts it here
+    tokenizer: Any  # None until a part that brings its own (a language model) is built
     corpus: list[str] = field(default_factory=list)  # training captions; empty when a saved tokenizer is given
     kept: list[int] | None = None  # ids that an earlier trim of a language model's vocabulary kept
     max_length: int = 32  # of a text, in tokens
+    embed_dim: int = 0  # of the shared space
     parts: dict[str, nn.Module] = field(default_factory=dict)
     where: str = ""  # the recipe key under construction, for messages
     frozen: bool = False  # whether the part under construction keeps its weights in every stage

@@ -1,17 +1,20 @@
-"""A model is the parts that its recipe names, the projections into the shared space, and the objectives' own parameters."""
+"""A model is the parts that its recipe names; what they provide makes a graph of encodings (``core.encodings``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diptych.config.recipe import PARTS, Part, Recipe
-from diptych.core.batch import Batch
+from diptych.config.recipe import PARTS, PartSpec, Recipe
+from diptych.core.batch import Batch, Images
+from diptych.core.encodings import Graph, Pass, Provider
 from diptych.core.errors import DiptychError
 from diptych.core.registry import check_options, resolve
+from diptych.data.fields import kinds_of_fields
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.decoders.multimodal import DECODER
@@ -19,7 +22,8 @@ from diptych.models.fusion.cross import FUSION
 from diptych.models.language.lm import ADAPTER, LM
 from diptych.models.layers.attention import Transformer
 from diptych.models.layers.rotary import RotaryTransformer
-from diptych.models.passes import Pass
+from diptych.models.part import Part
+from diptych.models.space import SPACE
 from diptych.models.text.towers import TEXT
 from diptych.models.vision.drawn import random_keep
 from diptych.models.vision.features import Features, fits
@@ -34,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "decoder": DECODER,
     "lm": LM,
     "quantizer": QUANTIZER,
+    "space": SPACE,
 }
 
 
@@ -44,27 +49,30 @@ class VLM(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict()
         self.patch_dropout = 0.0  # share of the image tokens left out of every training pass (FLIP); set by the stage
-        self.views, self.least = 1, 1.0  # random crops of each image and their least area, for an objective that asks for them
         self.features: Features | None = None  # of a tower that never changes, remembered by image
-        self.captions = False  # whether an objective learns captions, which a language model then reads beside the image's state
         self.frozen: frozenset[str] = frozenset()
-        for name in PARTS:
-            if name in recipe.parts:
-                self.parts[name] = build_part(name, recipe.parts[name], build)
-                build.parts[name] = self.parts[name]
-        self.fixed = {name for name, part in recipe.parts.items() if part.frozen}
+        self.image_size = build.image_size
+        specs = {name: recipe.parts[name] for name in build_order(recipe.parts)}
+        for name, spec in specs.items():
+            self._add(name, build_part(name, spec, build), build)
+        if "space" not in specs and (kind := default_space(self.parts)):
+            self._add("space", build_part("space", PartSpec(kind=kind), build), build)
+        for part in self.parts.values():
+            if isinstance(part, Part):
+                part.attach(build)
+        self.fixed = {name for name, spec in recipe.parts.items() if spec.frozen}
         self.freeze(self.fixed)
         self.tokenizer = build.tokenizer
-        self.image_size = build.image_size
         self.licences = tuple(build.licences)
-        self.embeds_by_lm = "lm" in self.parts and "text" not in self.parts  # the language model's states are the shared space
-        own = recipe.embed_dim or build.size.embed_dim
-        self.embed_dim = build.width_of("lm") if self.embeds_by_lm else own
-        self.image_projection: nn.Module = nn.Identity()
-        self.text_projection: nn.Module = nn.Identity()
-        if {"vision", "text"} <= set(self.parts):
-            self.image_projection = projection(self.parts["text" if self.asks else "vision"], self.embed_dim, "vision")
-            self.text_projection = projection(self.parts["text"], self.embed_dim, "text")
+        self.embed_dim = int(self.parts["space"].width) if "space" in self.parts else build.embed_dim  # type: ignore[arg-type]
+        self.graph = Graph(kinds_of_fields(recipe), recipe.encodings)
+        for name, part in self.parts.items():
+            self.graph.add(name, part, specs[name].fields if name in specs else None)
+
+    def _add(self, name: str, part: nn.Module, build: Build) -> None:
+        self.parts[name] = build.parts[name] = part
+        own = part.own_tokenizer if isinstance(part, Part) else None
+        build.tokenizer = build.tokenizer if own is None else own
 
     def freeze(self, names: set[str]) -> None:
         """Keep these parts as they are: no gradients, no optimizer state, evaluation mode."""
@@ -74,43 +82,51 @@ class VLM(nn.Module):
             part.train(self.training and name not in names)
 
     def train(self, mode: bool = True) -> VLM:
+        """Training or evaluation mode; frozen parts stay in evaluation mode."""
         super().train(mode)
-        for name in self.frozen:
-            self.parts[name].eval()
-        if "lm" in self.parts:
-            self.parts["lm"].draws = mode  # type: ignore[assignment]
+        for name, part in self.parts.items():
+            if name in self.frozen:
+                part.eval()
+            if isinstance(part, Part):
+                part.prepare(mode)
         return self
 
     def remember_features(self, images: int) -> None:
-        """If the tower is frozen and what it says of so many images fits in memory."""
+        """Keep the tower's output for each image, if the tower is frozen and the output for so many images fits in memory."""
         tower: Any = self.parts["vision"] if "vision" in self.fixed else None
-        if tower is not None and fits(images, getattr(tower, "extra", 0) + tower.tokens, tower.width):
+        if tower is not None and fits(images, tower.extra + tower.tokens, tower.width):
             self.features = Features()
 
     def part(self, name: str) -> Any:
+        """A part by name. DiptychError if the recipe has none."""
         if name not in self.parts:
             raise DiptychError(
                 f"the recipe has no part '{name}', which its objectives or its score need; parts: {', '.join(self.parts)}"
             )
         return self.parts[name]
 
-    @property
-    def reads_codes(self) -> bool:
-        """Whether its decoder takes word ids and image codes instead of what towers say of them."""
-        return "decoder" in self.parts and getattr(self.parts["decoder"], "reads_codes", False)
+    def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
+        """What a provider makes of its inputs, without a graph where its part is frozen and nothing before it learns."""
+        name = provider.part
+        if name not in self.frozen:
+            return provider.method(*inputs)
+        if torch.is_grad_enabled() and any(map(has_gradient, inputs)):
+            return provider.method(*inputs)
+        with torch.no_grad():
+            first = inputs[0] if inputs else None
+            if (
+                name == "vision"
+                and self.features is not None
+                and isinstance(first, Images)
+                and first.keep is None
+                and first.hidden is None
+            ):
+                return self.features(first.pixels, lambda new: provider.method(Images(new)))
+            return provider.method(*inputs)
 
-    @property
-    def asks(self) -> bool:
-        """Whether an image is known by what queries of the text part have found in it, each with an embedding (BLIP-2)."""
-        return "text" in self.parts and hasattr(self.parts["text"], "look")
-
-    def run(self, name: str, *inputs: Any) -> Any:
-        """A part's output, without a graph where the part is frozen and nothing before it learns."""
-        part = self.part(name)
-        if name in self.frozen and not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            with torch.no_grad():
-                return part(*inputs)
-        return part(*inputs)
+    def teacher(self, name: str) -> VLM:
+        """A teacher by name."""
+        raise DiptychError(f"there is no teacher '{name}'")
 
     def set_training(self, patch_dropout: float, gradient_checkpointing: bool) -> None:
         """How a stage trains: the share of image tokens left out, and whether blocks are computed again in the backward pass."""
@@ -119,14 +135,23 @@ class VLM(nn.Module):
             if isinstance(module, Transformer | RotaryTransformer):
                 module.checkpointing = gradient_checkpointing
 
-    def draw_patches(self, batch_size: int, device: torch.device) -> Tensor | None:
-        """Which image tokens [B, K] a training pass looks at, drawn anew for every image; None: all (FLIP, Li et al. 2023, §3)."""
-        if not (self.training and self.patch_dropout):
-            return None
-        return random_keep(batch_size, int(self.part("vision").tokens), self.patch_dropout, device)[0]
+    def encode(self, batch: Batch, wanted: Collection[str] = ()) -> Pass:
+        """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image (FLIP, Li et al. 2023, §3).
 
-    def encode(self, batch: Batch) -> Pass:
-        return Pass.of(self, batch)
+        wanted: the encodings that will be asked for, as far as known.
+        """
+        if self.training and self.patch_dropout:
+            n = int(self.part("vision").tokens)
+            images = {name: f for name, f in batch.fields.items() if isinstance(f, Images)}
+            batch = batch.with_(
+                **{
+                    name: replace(
+                        f, keep=random_keep(len(f), n, self.patch_dropout, f.pixels.device)[0]
+                    )  # drawn anew for every image
+                    for name, f in images.items()
+                }
+            )
+        return Pass(self, batch, wanted=wanted)
 
     def saved_state(self) -> dict[str, Tensor]:
         """The weights a checkpoint must hold: all but those that a part loads from its package and never changes, being frozen or having adapters."""
@@ -136,19 +161,32 @@ class VLM(nn.Module):
         return {k: v for k, v in kept.items() if not k.startswith(packaged)} if packaged else kept
 
 
-def projection(tower: Any, embed_dim: int, name: str) -> nn.Module:
-    """Into the shared space: linear, ``affine`` or ``none``, as the tower's ``projection`` says."""
-    kind = getattr(tower, "projection", "linear")
-    if kind == "none":
-        if tower.width != embed_dim:
-            raise DiptychError(f"embed_dim: parts.{name} gives its embedding itself, which is {tower.width} wide, not {embed_dim}")
-        return nn.Identity()
-    return nn.Linear(tower.width, embed_dim, bias=kind == "affine")
+def has_gradient(x: Any) -> bool:
+    """Whether gradients flow through a value: a tensor, or anything made of tensors."""
+    if isinstance(x, Tensor):
+        return x.requires_grad
+    if isinstance(x, tuple | list):
+        return any(map(has_gradient, x))
+    return is_dataclass(x) and any(has_gradient(getattr(x, f.name)) for f in fields(x))
 
 
-def build_part(name: str, part: Part, build: Build) -> nn.Module:
+def build_order(parts: Collection[str]) -> list[str]:
+    """Known parts in the order in which they stand on each other, then those of the user's own, then the shared space."""
+    known = [name for name in PARTS if name in parts and name != "space"]
+    return [*known, *(name for name in parts if name not in PARTS), *(["space"] if "space" in parts else [])]
+
+
+def default_space(parts: Any) -> str:
+    """The kind of shared space where the recipe names none: what the text tower asks for, or the language model's states; "": none."""
+    if {"vision", "text"} <= set(parts):
+        return str(parts["text"].space)
+    return "states" if "lm" in parts and "text" not in parts else ""
+
+
+def build_part(name: str, part: PartSpec, build: Build) -> nn.Module:
+    """A part with fresh weights, or those of its package."""
     build.where, build.frozen = f"parts.{name}", part.frozen
-    cls = resolve(part.kind, KINDS[name], f"{name} part")
+    cls = resolve(part.kind, KINDS.get(name, {}), f"{name} part")
     return cls(build, **check_options(cls, part.options, build.where))
 
 
@@ -158,8 +196,9 @@ def build_model(recipe: Recipe, tokenizer: Any, image_size: int, corpus: Sequenc
     tokenizer: None where a language model brings its own; its vocabulary is then trimmed to ``corpus``, the training captions,
     or to the ids ``kept`` of an earlier trim.
     """
-    length = recipe.data.tokenizer.max_length
-    model = VLM(recipe, Build(SIZES[recipe.size], image_size, tokenizer, list(corpus), kept, length))
+    size, length = SIZES[recipe.size], recipe.data.tokenizer.max_length
+    build = Build(size, image_size, tokenizer, list(corpus), kept, length, recipe.embed_dim or size.embed_dim)
+    model = VLM(recipe, build)
     if model.tokenizer is None:
         raise DiptychError("data.tokenizer.kind: lm needs a part 'lm', which the recipe does not have; use bpe")
     return model

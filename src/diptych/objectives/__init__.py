@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -47,11 +48,14 @@ OBJECTIVES: dict[str, Any] = {
     "prior_next_token": PriorNextToken,
 }
 
-__all__ = ["OBJECTIVES", "Objective", "build_objectives"]
+__all__ = ["OBJECTIVES", "Objective", "build_objectives", "check_needs", "fields_needed"]
 
 
 def build_objectives(recipe: Recipe, model: VLM) -> nn.ModuleDict:
-    """One module for each objective named in any stage; stages that name the same one share its parameters."""
+    """One module for each objective named in any stage; stages that name the same one share its parameters.
+
+    Raises DiptychError for what the recipe's parts cannot give an objective.
+    """
     built = nn.ModuleDict()
     for i, stage in enumerate(recipe.stages):
         for name, spec in stage.objectives.items():
@@ -60,12 +64,45 @@ def build_objectives(recipe: Recipe, model: VLM) -> nn.ModuleDict:
             where = f"stages.{i}.objectives.{name}"
             cls = resolve(spec.kind, OBJECTIVES, "objective")
             options = check_options(cls, spec.options, where)
-            for part in cls.needs:
+            for part in cls.parts:
                 choices = part.split("|")
                 model.part(next((c for c in choices if c in model.parts), choices[0]))  # says what is missing
-            built[name] = cls(model, **options)
-            if recipe.data.text_mask and getattr(built[name], "predicts_text", False):
+            objective = cls(model, **options)
+            objective.fields = spec.fields
+            model.graph.add(f"objectives.{name}", objective, spec.fields)
+            check_needs(objective, model, where)
+            built[name] = objective
+            if recipe.data.text_mask and objective.predicts_text:
                 raise DiptychError(
                     f"data.text_mask hides tokens that {where} has to predict; set it to 0 or leave the objective out"
                 )
     return built
+
+
+# The part to add for an encoding that nothing provides.
+SUGGESTED = {
+    "tokens": "vision or text", "embedding": "space, or vision and text", "fused": "fusion", "logits": "decoder or lm", "prefix": "connector",
+    "codes": "quantizer", "queries": "text of the kind q_former", "query_embedding": "text of the kind q_former", "state": "lm",
+    "kv_cache": "lm", "projected": "space, or vision and text", "token_embedding": "space, or vision and text",
+}  # fmt: skip
+
+
+def check_needs(objective: Objective, model: VLM, where: str) -> None:
+    """DiptychError unless everything that an objective needs has exactly one provider."""
+    for need in objective.needed():
+        try:
+            model.graph.leaves(need.rstrip("?"))
+        except DiptychError as error:
+            missing = str(error).partition("'")[2].partition("'")[0]
+            part = SUGGESTED.get(missing.rpartition(".")[2])
+            remedy = f"; add a part {part}" if part and "nothing provides" in str(error) else ""
+            raise DiptychError(f"{where} needs '{need}': {error}{remedy}; parts: {', '.join(model.parts)}") from None
+
+
+def fields_needed(objectives: Iterable[Objective], model: VLM) -> tuple[str, ...]:
+    """The fields of a batch that objectives read, in the order of their needs."""
+    found: dict[str, None] = {}
+    for objective in objectives:
+        for need in objective.needed():
+            found |= dict.fromkeys(sorted(model.graph.leaves(need.rstrip("?"))))
+    return tuple(found)

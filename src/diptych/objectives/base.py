@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from diptych.core.encodings import renamed
+
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
 class Objective(nn.Module):
     """Subclasses take the model and keyword-only options, and return a scalar from ``forward``.
 
-    couples: the encodings through which the samples of a batch meet in the loss (contrast within the batch), by their place in a ``Pass``:
-    ``("images.embedding", "texts.embedding")``. The engine then shows the objective those of the whole batch, however many micro-batches
-    or processes encoded them. Empty: the loss is a mean over terms that know nothing of each other.
+    needs: the encodings and fields that it reads, checked when the recipe is read; the loader collates what they come from, and nothing else.
+    parts: parts without which it cannot work, ``text|lm`` being either.
+    couples: the encodings through which the samples of a batch meet in the loss (contrast within the batch). The engine then shows the objective
+    those of the whole batch, however many micro-batches or processes encoded them. Empty: the loss is a mean over terms that know nothing of each other.
     gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``, ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
-    scores_as: the recipe's ``score`` for which ``pair_scores`` judges pairs; "": it judges none.
-    scores_all: whether ``all_scores`` judges every image of a pass with every text, each encoded once and compared cheaply.
-    reads_turns: it learns from conversations (``batch.learned``), not from captions.
-    needs: parts without which the objective cannot work, ``text|lm`` being either; checked before training starts.
+    scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it scores none.
+    scores_all: whether ``all_scores`` scores every image of a pass with every text, each encoded once and compared cheaply.
+    trains: encodings that it trains without reading them. can: capabilities that a model has learned by it.
+    fields: fields that it reads instead of those in its code, as the recipe says: {"image": "video"}.
     """
 
+    needs: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     couples: tuple[str, ...] = ()
     gathers: bool = True
     predicts_text = False
     scores_as = ""
     scores_all = False
-    reads_turns = False
-    needs: tuple[str, ...] = ()
+    trains: tuple[str, ...] = ()
 
     def __init__(self, model: VLM):
         super().__init__()
+        self.fields: Mapping[str, str] = {}
+
+    def __call__(self, p: Pass, *more: Any) -> Any:
+        return super().__call__(p.renamed(self.fields), *more)
+
+    @property
+    def can(self) -> frozenset[str]:
+        """Capabilities (``core.capabilities``) that a model has learned by it."""
+        return frozenset()
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         raise NotImplementedError
 
     def terms(self, p: Pass) -> float:
@@ -58,3 +72,27 @@ class Objective(nn.Module):
     def metrics(self) -> dict[str, float]:
         """Numbers worth a line in the log, such as a temperature."""
         return {}
+
+    # --- for the engine ---
+
+    def coupled(self) -> tuple[str, ...]:
+        """``couples``, as the batch names them."""
+        return tuple(renamed(name, self.fields) for name in self.couples)
+
+    def needed(self) -> tuple[str, ...]:
+        """``needs`` and ``couples``, as the batch names them, without repeats."""
+        return tuple(dict.fromkeys(renamed(name, self.fields) for name in (*self.couples, *self.needs)))
+
+    def count(self, p: Pass) -> float:
+        """``terms``, of a pass with the batch's names."""
+        return self.terms(p.renamed(self.fields))
+
+
+def reads(objective: Any, field: str) -> bool:
+    """Whether an objective reads a field, or something made of it."""
+    return any(need.partition(".")[0] == field for need in objective.needed())
+
+
+def learns_turns(objective: Any) -> bool:
+    """Whether an objective learns from conversations."""
+    return reads(objective, "turns")

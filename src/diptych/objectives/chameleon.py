@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from diptych.core.encodings import IMAGE_CODES, TEXT
 from diptych.models.decoders.interleaved import CODE, WORD
 from diptych.objectives.base import Objective
 from diptych.objectives.generative import token_log_probabilities
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
@@ -42,7 +43,8 @@ class Interleaved(Objective):
     out, so that the model also knows what images look like at all, which guidance and the prior correction ask it.
     """
 
-    needs = ("quantizer", "decoder")
+    parts = ("quantizer", "decoder")
+    needs = ("image.codes", "text")
     predicts_text = True
 
     def __init__(
@@ -54,18 +56,23 @@ class Interleaved(Objective):
         image_weight: Annotated[float, Field(ge=0)] = 1.0,
     ):
         super().__init__(model)
+        self._decoder = [model.part("decoder")]  # in a list: shared, not owned
         self.image_first, self.drop, self.image_weight = image_first, drop, image_weight
         self._noted: dict[str, float] = {}
+
+    @property
+    def can(self) -> frozenset[str]:
+        captions = {"generate", "decoding", "loglikelihood"} if self.image_first > 0 else set()
+        return frozenset(captions | ({"draw"} if self.image_first < 1 else set()))
 
     def orders(self, p: Pass) -> tuple[Tensor, Tensor]:
         start = p.batch.start
         first, bare = orders(range(start, start + p.size), self.image_first, self.drop)
-        return first.to(p.text_ids.device), bare.to(p.text_ids.device)
+        return first.to(p[TEXT].ids.device), bare.to(p[TEXT].ids.device)
 
     def forward(self, p: Pass) -> Tensor:
-        decoder = p.model.part("decoder")
-        codes = p.images.codes
-        sequence, kind = decoder.arrange(codes, p.text_ids, p.text_mask, *self.orders(p))
+        decoder, text = self._decoder[0], p[TEXT]
+        sequence, kind = decoder.arrange(p[IMAGE_CODES], text.ids, text.mask, *self.orders(p))
         target, kind = sequence[:, 1:], kind[:, 1:]
         counted = kind != 0
         losses = F.cross_entropy(decoder.logits_at(sequence[:, :-1], counted).float(), target[counted], reduction="none")
@@ -76,8 +83,8 @@ class Interleaved(Objective):
     def terms(self, p: Pass) -> float:
         """Words and marks count 1 each, codes ``image_weight``."""
         _, bare = self.orders(p)
-        words = p.text_mask.sum(1).masked_fill(bare, 2) + 1  # without [BOS], with the marks around the image
-        return float(words.sum()) + self.image_weight * p.size * p.model.part("decoder").tokens
+        words = p[TEXT].mask.sum(1).masked_fill(bare, 2) + 1  # without [BOS], with the marks around the image
+        return float(words.sum()) + self.image_weight * p.size * self._decoder[0].tokens
 
     def metrics(self) -> dict[str, float]:
         """Mean losses of the last piece, in nats."""
@@ -86,5 +93,4 @@ class Interleaved(Objective):
 
 def image_log_likelihood(p: Pass) -> Tensor:
     """log p(image codes | caption) in nats, summed over the codes: [B]."""
-    logits = p.model.part("decoder").image_logits(p.images.codes, p.text_ids, p.text_mask)
-    return token_log_probabilities(logits, p.images.codes).sum(1)
+    return token_log_probabilities(p["image.code_logits"], p[IMAGE_CODES]).sum(1)

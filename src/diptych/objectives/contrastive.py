@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
 from diptych.objectives.base import Objective
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 TILED_FROM = 2**22  # entries of the logit matrix from which a loss is computed tile by tile
@@ -110,11 +111,17 @@ def _sigmoid_sum(entries: int) -> Callable[..., Tensor]:
     return tiled_sigmoid_sum if entries >= TILED_FROM else sigmoid_sum
 
 
+def negatives_of(p: Pass) -> Tensor | None:
+    """Embeddings [M, E] of the batch's hard negatives; None if it has none."""
+    found = p["negatives.embedding"] if p.has("negatives.embedding") else None
+    return found if found is not None and len(found) else None
+
+
 class InfoNCE(Objective):
     """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100. hard_negatives: each caption's wrong twin as extra columns."""
 
-    couples: tuple[str, ...] = ("images.embedding", "texts.embedding")
-    needs = ("vision", "text|lm")
+    couples: tuple[str, ...] = ("image.embedding", "text.embedding")
+    needs = ("text",)
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False):
         super().__init__(model)
@@ -129,12 +136,12 @@ class InfoNCE(Objective):
         return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
-        negatives = p.negatives.embedding if self.hard_negatives and p.negatives is not None else None
+        negatives = negatives_of(p) if self.hard_negatives else None
         tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
         loss = tiled_info_nce if tiled else info_nce
-        image, text = p.image_embedding, p.text_embedding  # encoded here, outside: the towers keep their precision
+        image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # encoded here, outside: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
-            return loss(image, text, self.scale, p.batch.meaning, negatives, p.rows)
+            return loss(image, text, self.scale, p[TEXT].meaning, negatives, p.rows)
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.scale.item()}
@@ -147,8 +154,8 @@ class Sigmoid(Objective):
     (SigLIP, §3.3).
     """
 
-    couples: tuple[str, ...] = ("images.embedding", "texts.embedding")
-    needs = ("vision", "text|lm")
+    couples: tuple[str, ...] = ("image.embedding", "text.embedding")
+    needs = ("text",)
 
     def __init__(
         self,
@@ -171,15 +178,15 @@ class Sigmoid(Objective):
     def forward(self, p: Pass) -> Tensor:
         if not self.gathers:
             return self._around(p)
-        negatives = p.negatives.embedding if self.hard_negatives and p.negatives is not None else None
-        image, text = p.image_embedding, p.text_embedding
+        negatives = negatives_of(p) if self.hard_negatives else None
+        image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]
         with torch.autocast(image.device.type, enabled=False):
-            return sigmoid_loss(image, text, self.logit_scale.exp(), self.logit_bias, p.batch.meaning, negatives, p.rows)
+            return sigmoid_loss(image, text, self.logit_scale.exp(), self.logit_bias, p[TEXT].meaning, negatives, p.rows)
 
     def _around(self, p: Pass) -> Tensor:
         """The same from this process's images and texts that come round, one process's at a time."""
         own = p.alone
-        image, text, meaning = own.image_embedding, own.text_embedding, own.batch.meaning
+        image, text, meaning = own[IMAGE_EMBEDDING], own[TEXT_EMBEDDING], own[TEXT].meaning
         add_up = _sigmoid_sum(len(image) ** 2)
         total = image.new_zeros(())
         with torch.autocast(image.device.type, enabled=False):

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.core.errors import DiptychError
+from diptych.core.encodings import TEXT, TEXT_EMBEDDING
 from diptych.models.fusion.qformer import best_query
 from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import same_meaning
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 CHUNK = 2**25  # token-to-token similarities held at a time (128 MB in float32)
@@ -53,10 +53,10 @@ def _best(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 class LateInteraction(Objective):
     """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale."""
 
-    couples = ("images.token_embedding", "texts.token_embedding")
+    couples: tuple[str, ...] = ("image.token_embedding", "text.token_embedding")
     scores_as = "late_interaction"
     scores_all = True
-    needs = ("vision", "text")
+    needs = ("text",)
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
         super().__init__(model)
@@ -68,7 +68,7 @@ class LateInteraction(Objective):
         return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
-        image, text, mask, rows = p.images.token_embedding, p.texts.token_embedding, p.text_mask, p.rows
+        image, text, mask, rows = p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask, p.rows
         own = rows or slice(0, len(image))
         with torch.autocast(image.device.type, enabled=False):
             if rows is None:
@@ -76,20 +76,21 @@ class LateInteraction(Objective):
             else:
                 by_image = late_similarity(image[own], text, mask)[0]
                 by_text = late_similarity(image, text[own], mask[own])[1]
-            return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, same_meaning(p.batch.meaning, rows))
+            return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, same_meaning(p[TEXT].meaning, rows))
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
-        return self.scores(p.paired(images, texts))
+        return self.scores(p.pairs(image=images, text=texts))
 
     def scores(self, p: Pass) -> Tensor:
         """How well text i fits image i, the mean of both sides' similarities: [B]."""
-        similarity = torch.einsum("bne,bte->bnt", p.images.token_embedding, p.texts.token_embedding)
-        by_image = similarity.masked_fill(~p.text_mask[:, None], -math.inf).amax(2).mean(1)
-        by_text = (similarity.amax(1) * p.text_mask).sum(1) / p.text_mask.sum(1)
+        mask = p[TEXT].mask
+        similarity = torch.einsum("bne,bte->bnt", p["image.token_embedding"], p["text.token_embedding"])
+        by_image = similarity.masked_fill(~mask[:, None], -math.inf).amax(2).mean(1)
+        by_text = (similarity.amax(1) * mask).sum(1) / mask.sum(1)
         return (by_image + by_text) / 2
 
     def all_scores(self, p: Pass) -> Tensor:
-        by_image, by_text = late_similarity(p.images.token_embedding, p.texts.token_embedding, p.text_mask)
+        by_image, by_text = late_similarity(p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask)
         return (by_image + by_text) / 2
 
     def metrics(self) -> dict[str, float]:
@@ -100,26 +101,24 @@ class QueryContrast(LateInteraction):
     """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a text, pooled, against the image's queries, of which the nearest counts. That is the text's side of
     ``late_similarity`` with texts of one token, in both directions."""
 
-    couples = ("images.query_embedding", "texts.embedding")
+    couples = ("image.query_embedding", "text.embedding")
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
         super().__init__(model, temperature=temperature, max_scale=max_scale)
-        if not model.asks:
-            raise DiptychError("objective query_contrast compares texts with queries over the image; set parts.text.kind: q_former")
 
     def forward(self, p: Pass) -> Tensor:
-        image, text, rows = p.images.query_embedding, p.text_embedding, p.rows
+        image, text, rows = p["image.query_embedding"], p[TEXT_EMBEDDING], p.rows
         own = rows or slice(0, len(image))
         with torch.autocast(image.device.type, enabled=False):
             to_text, to_image = best_query(image[own], text), best_query(image, text[own]).T
-            return late_loss(to_text * self.scale, to_image * self.scale, own.start, same_meaning(p.batch.meaning, rows))
+            return late_loss(to_text * self.scale, to_image * self.scale, own.start, same_meaning(p[TEXT].meaning, rows))
 
     def scores(self, p: Pass) -> Tensor:
         """The cosine of text i and the nearest query of image i: [B]."""
-        return torch.einsum("bqe,be->bq", p.images.query_embedding, p.text_embedding).amax(1)
+        return torch.einsum("bqe,be->bq", p["image.query_embedding"], p[TEXT_EMBEDDING]).amax(1)
 
     def all_scores(self, p: Pass) -> Tensor:
-        return best_query(p.images.query_embedding, p.text_embedding)
+        return best_query(p["image.query_embedding"], p[TEXT_EMBEDDING])
 
 
 def late_loss(to_text: Tensor, to_image: Tensor, start: int = 0, same: Tensor | None = None) -> Tensor:

@@ -1,25 +1,27 @@
 """FLAVA's masked modelling (Singh et al. 2022, §3.2): hidden patches by their code in an image quantizer, hidden words, and both from both.
 
 A hidden patch is replaced by a mask token before the tower sees it, so that nothing of it can leak. Where there are images without captions, or texts without
-images (``data.lone_images``, ``data.lone_texts``), these are what the objectives of one modality learn from.
+images (``data.unpaired``), these are what the objectives of one modality learn from.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.batch import Images
+from diptych.core.encodings import IMAGE, IMAGE_CODES, TEXT
 from diptych.core.errors import DiptychError
-from diptych.models.passes import ImageSide, TextSide
 from diptych.models.vision.drawn import random_keep
 from diptych.objectives.base import Objective
 from diptych.objectives.maskvlm import hidden_counts, mask_words
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
@@ -34,10 +36,15 @@ def normed(tower: Any, tokens: Tensor) -> Tensor:
     return tower.transformer.norm(tokens) if tower.transformer.bare else tokens
 
 
+def alone(p: Pass, kind: str) -> str:
+    """The field that an objective of one modality reads: what comes without a partner, where there is any."""
+    return f"unpaired_{kind}" if p.has(f"unpaired_{kind}") else kind
+
+
 class _Codes(Objective):
     """What objectives on image codes share: the towers' agreement, and which patches are hidden."""
 
-    needs: tuple[str, ...] = ("vision", "quantizer")
+    parts: tuple[str, ...] = ("vision", "quantizer")
 
     def __init__(self, model: VLM, share: float):
         super().__init__(model)
@@ -51,6 +58,7 @@ class _Codes(Objective):
                 f"parts.quantizer gives {quantizer.tokens} codes an image, parts.vision {vision.tokens} patches; give both the same patch"
             )
         self.share, self.n = share, vision.tokens
+        self._vision = [vision]  # in a list: shared, not owned
 
     def hide(self, B: int, device: torch.device) -> Tensor:
         """[B, N] bool, the same number in every image."""
@@ -60,49 +68,48 @@ class _Codes(Objective):
 class MaskedCodes(_Codes):
     """Hidden patches from the other patches alone (MIM)."""
 
+    needs = ("image.tokens", "image.codes", "image", "unpaired_image?")
+
     def __init__(self, model: VLM, *, share: float = 0.4):
         super().__init__(model, share)
         vision = model.part("vision")
         self.head = prediction_head(vision.width, model.part("quantizer").vocabulary, vision)
 
     def forward(self, p: Pass) -> Tensor:
-        side, vision = self._side(p), p.model.part("vision")
-        hidden = self.hide(len(side.pixels), side.pixels.device)
-        x = ImageSide(p.model, side.pixels, hidden=hidden).encoding.tokens[:, vision.extra :]
-        return F.cross_entropy(self.head(normed(vision, x[hidden])).float(), side.codes[hidden])
+        field, vision = alone(p, "image"), self._vision[0]
+        images = p[field]
+        hidden = self.hide(len(images), images.pixels.device)
+        view = p.view(**{field: Images(images.floats, hidden=hidden)})
+        x = view[f"{field}.tokens"].tokens[:, vision.extra :]
+        return F.cross_entropy(self.head(normed(vision, x[hidden])).float(), p[f"{field}.codes"][hidden])
 
     def terms(self, p: Pass) -> int:
-        return len(self._side(p).pixels)  # each image hides the same number
-
-    @staticmethod
-    def _side(p: Pass) -> ImageSide:
-        return p.lone_images or p.images
+        return len(p[alone(p, "image")])  # each image hides the same number
 
 
 class MaskedText(Objective):
     """Hidden words from the other words alone (MLM)."""
 
-    needs = ("text",)
+    parts = ("text",)
+    needs = ("text.tokens", "text", "unpaired_text?")
     predicts_text = True
 
     def __init__(self, model: VLM, *, share: float = 0.15):
         super().__init__(model)
         self.share = share
         text = model.part("text")
+        self._text = [text]  # in a list: shared, not owned
         self.head = prediction_head(text.width, text.embedding.num_embeddings, text)
 
     def forward(self, p: Pass) -> Tensor:
-        side = self._side(p)
-        ids, hidden = mask_words(side.ids, side.mask, self.share)
-        x = TextSide(p.model, ids, side.mask).encoding.tokens
-        return F.cross_entropy(self.head(normed(p.model.part("text"), x[hidden])).float(), side.ids[hidden])
+        field = alone(p, "text")
+        text = p[field]
+        ids, hidden = mask_words(text.ids, text.mask, self.share)
+        x = p.view(**{field: replace(text, ids=ids)})[f"{field}.tokens"].tokens
+        return F.cross_entropy(self.head(normed(self._text[0], x[hidden])).float(), text.ids[hidden])
 
     def terms(self, p: Pass) -> int:
-        return int(hidden_counts(self._side(p).mask, self.share).sum())
-
-    @staticmethod
-    def _side(p: Pass) -> TextSide:
-        return p.lone_texts or p.texts
+        return int(hidden_counts(p[alone(p, "text")].mask, self.share).sum())
 
 
 class MaskedBoth(_Codes):
@@ -111,7 +118,8 @@ class MaskedBoth(_Codes):
     batch_share: the part of the batch that is masked so.
     """
 
-    needs = ("vision", "quantizer", "text", "fusion")
+    parts = ("vision", "quantizer", "text", "fusion")
+    needs = ("text.fused", "image.fused", "image.codes", "image", "text")
     predicts_text = True
 
     def __init__(self, model: VLM, *, share: float = 0.4, text_share: float = 0.3, batch_share: float = 1.0):
@@ -122,13 +130,14 @@ class MaskedBoth(_Codes):
         self.text_head = prediction_head(width, text.embedding.num_embeddings, text)
 
     def forward(self, p: Pass) -> Tensor:
-        p = p.restricted(p.some(self.batch_share))
-        ids, words = mask_words(p.text_ids, p.text_mask, self.text_share)
+        rows = p.some(self.batch_share)
+        text, pixels = p[TEXT][rows], p[IMAGE].floats[rows]
+        ids, words = mask_words(text.ids, text.mask, self.text_share)
         patches = self.hide(len(ids), ids.device)
-        view = p.masked(text=ids, hidden=patches)
-        x = view.fused_image.tokens[:, p.model.part("vision").extra :][patches]
-        image = F.cross_entropy(self.image_head(x).float(), p.images.codes[patches])
-        losses = F.cross_entropy(self.text_head(view.fused_text.tokens[words]).float(), p.text_ids[words], reduction="none")
+        view = p.view(text=replace(text, ids=ids), image=Images(pixels, hidden=patches))
+        x = view["image.fused"].tokens[:, self._vision[0].extra :][patches]
+        image = F.cross_entropy(self.image_head(x).float(), p.view(image=Images(pixels))[IMAGE_CODES][patches])
+        losses = F.cross_entropy(self.text_head(view["text.fused"].tokens[words]).float(), text.ids[words], reduction="none")
         counts = words.sum(1)
         rows = torch.arange(len(ids), device=ids.device).repeat_interleave(counts)
         return image + (losses / counts[rows]).sum() / len(ids)

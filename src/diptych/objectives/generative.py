@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from diptych.core.encodings import TEXT, TEXT_LOGITS, Key
 from diptych.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
@@ -34,7 +35,7 @@ def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: fl
 class NextToken(Objective):
     """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP smooths labels by 0.1.
 
-    writer: which part writes; None: the language model where there is one, else the decoder.
+    writer: the part whose logits these are; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are two).
     """
 
     predicts_text = True
@@ -48,16 +49,15 @@ class NextToken(Objective):
     ):
         super().__init__(model)
         self.label_smoothing = label_smoothing
-        self.writer = writer or ("lm" if "lm" in model.parts else "decoder")
-        model.part(self.writer)  # says what is missing
-        model.captions |= self.writer == "lm"
+        self.logits = Key[Tensor](f"text.logits@{writer}" if writer else "text.logits")
+        self.needs = (self.logits, "text")
 
     def forward(self, p: Pass) -> Tensor:
-        logits = p.decoder_logits if self.writer == "decoder" else p.next_token_logits
-        return next_token_loss(logits, p.text_ids[:, 1:], p.text_mask[:, 1:], self.label_smoothing)
+        text = p[TEXT]
+        return next_token_loss(p[self.logits], text.ids[:, 1:], text.mask[:, 1:], self.label_smoothing)
 
     def terms(self, p: Pass) -> int:
-        return int(p.text_mask[:, 1:].sum())
+        return int(p[TEXT].mask[:, 1:].sum())
 
 
 def improbability(log_p: Tensor, alpha: float) -> Tensor:
@@ -73,22 +73,24 @@ class PriorNextToken(NextToken):
     alpha: sharpness; 0 is plain captioning. The sum of weighted losses is divided by the number of tokens.
     """
 
-    needs = ("lm",)
+    parts = ("lm",)
 
     def __init__(self, model: VLM, *, alpha: float = 1.0):
         super().__init__(model)
         self.alpha = alpha
+        self.needs = (*self.needs, "text.blind_logits")
 
     def forward(self, p: Pass) -> Tensor:
-        targets, mask = p.text_ids[:, 1:], p.text_mask[:, 1:]
+        targets, mask = p[TEXT].ids[:, 1:], p[TEXT].mask[:, 1:]
         with torch.no_grad():
-            blind = token_log_probabilities(p.model.part("lm").text_logits(p.text_ids, p.text_mask), targets)
+            blind = token_log_probabilities(p["text.blind_logits"], targets)
             weights = improbability(blind, self.alpha) * mask
-        losses = -token_log_probabilities(p.next_token_logits, targets)
+        losses = -token_log_probabilities(p[self.logits], targets)
         return (weights * losses).sum() / mask.sum().clamp(min=1)
 
 
 def caption_log_likelihood(p: Pass) -> Tensor:
     """log P(caption | image) in nats, summed over the tokens after [BOS], [EOS] included: [B]."""
-    log_p = token_log_probabilities(p.next_token_logits, p.text_ids[:, 1:])
-    return (log_p * p.text_mask[:, 1:]).sum(1)
+    logits, text = p[TEXT_LOGITS], p[TEXT]
+    T = 1 + logits.shape[1]  # of these texts, where padding that none of them needs was left out
+    return (token_log_probabilities(logits, text.ids[:, 1:T]) * text.mask[:, 1:T]).sum(1)

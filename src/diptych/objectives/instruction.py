@@ -10,21 +10,23 @@ from torch import Tensor
 from diptych.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
 
 
 class Answers(Objective):
     """Mean cross-entropy over all learned tokens of the whole batch: a long answer weighs as its tokens do, however rows and pieces are cut."""
 
-    needs = ("lm", "connector")
+    parts = ("lm", "connector")
+    needs = ("turns.logits", "turns")
     predicts_text = True
-    reads_turns = True
+
+    @property
+    def can(self) -> frozenset[str]:
+        return frozenset({"prompt"})
 
     def forward(self, p: Pass) -> Tensor:
-        learned = p.batch.learned
-        assert learned is not None
-        return F.cross_entropy(p.answer_logits.float(), p.text_ids[:, 1:][learned[:, 1:]])
+        turns = p["turns"]
+        return F.cross_entropy(p["turns.logits"].float(), turns.ids[:, 1:][turns.learned[:, 1:]])
 
     def terms(self, p: Pass) -> int:
-        assert p.batch.learned is not None
-        return int(p.batch.learned[:, 1:].sum())
+        return int(p["turns"].learned[:, 1:].sum())

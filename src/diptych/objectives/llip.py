@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diptych.core.encodings import TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
 from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import sigmoid_of_logits
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 CHUNK = 2**24  # entries of contextual embeddings held at a time (64 MB in float32)
@@ -39,10 +40,11 @@ class Contextual(Objective):
     Needs a tower with mixture tokens: ``parts.vision.class_tokens: K``. temperature: of the mixing. scale and bias are learned, from 10 and −10 as in SigLIP.
     """
 
-    couples = ("images.class_tokens", "texts.pooled", "texts.embedding")
+    couples = ("image.class_tokens", "text.pooled", "text.embedding")
+    needs = ("text",)
     scores_as = "contextual"
     scores_all = True
-    needs = ("vision", "text")
+    parts = ("vision", "text")
 
     def __init__(self, model: VLM, *, heads: int = 4, temperature: float = 5.0, scale: float = 10.0, bias: float = -10.0):
         super().__init__(model)
@@ -78,7 +80,7 @@ class Contextual(Objective):
         return torch.einsum("mne,ne->mn", image, text)
 
     def forward(self, p: Pass) -> Tensor:
-        tokens, pooled, text, meaning = p.images.class_tokens, p.texts.pooled, p.text_embedding, p.batch.meaning
+        tokens, pooled, text, meaning = p["image.class_tokens"], p["text.pooled"], p[TEXT_EMBEDDING], p[TEXT].meaning
         own = p.rows or slice(0, len(tokens))
         with torch.autocast(text.device.type, enabled=False):
             logits = self.logit_scale.exp() * self.similarity(tokens[own].float(), pooled.float(), text) + self.logit_bias
@@ -86,19 +88,19 @@ class Contextual(Objective):
         return total / (own.stop - own.start)
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
-        return self.scores(p.paired(images, texts))
+        return self.scores(p.pairs(image=images, text=texts))
 
     def scores(self, p: Pass) -> Tensor:
         """How well text i fits image i as that text sees it: [B]."""
-        query = self.query(p.texts.pooled.float()).unflatten(1, (self.heads, -1))[:, None]  # [B, 1, H, d]
-        tokens = p.images.class_tokens.float()
+        query = self.query(p["text.pooled"].float()).unflatten(1, (self.heads, -1))[:, None]  # [B, 1, H, d]
+        tokens = p["image.class_tokens"].float()
         key, value = (layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.key, self.value))
         weights = torch.softmax(torch.einsum("bnhd,bhkd->bnhk", query, key) / self.temperature, -1)
         image = F.normalize(self.out(torch.einsum("bnhk,bhkd->bnhd", weights, value).flatten(2)), dim=-1)[:, 0]
-        return (image * p.text_embedding).sum(-1)
+        return (image * p[TEXT_EMBEDDING]).sum(-1)
 
     def all_scores(self, p: Pass) -> Tensor:
-        return self.similarity(p.images.class_tokens.float(), p.texts.pooled.float(), p.text_embedding)
+        return self.similarity(p["image.class_tokens"].float(), p["text.pooled"].float(), p[TEXT_EMBEDDING])
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

@@ -5,12 +5,15 @@ MaskVLM (Kwon et al. 2023): each modality is reconstructed with the other one le
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.batch import Images
+from diptych.core.encodings import IMAGE, TEXT
 from diptych.data.text import MASK
 from diptych.models.layers.attention import Transformer
 from diptych.models.vision.drawn import random_keep
@@ -18,7 +21,7 @@ from diptych.models.vision.towers import sincos_2d
 from diptych.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
@@ -66,7 +69,8 @@ class WordHead(nn.Module):
 class MaskedWords(Objective):
     """Masked language modelling with the image whole. share: of the words hidden (0.3 in MaskVLM)."""
 
-    needs = ("vision", "text", "fusion")
+    parts = ("vision", "text", "fusion")
+    needs = ("text.fused", "text")
     predicts_text = True
     scores_as = "pseudo_likelihood"
     turns = 4  # in which pair_scores hides the words of a text
@@ -77,12 +81,13 @@ class MaskedWords(Objective):
         self.head = WordHead(model)
 
     def forward(self, p: Pass) -> Tensor:
-        ids, hidden = mask_words(p.text_ids, p.text_mask, self.share)
-        x = p.masked(text=ids).fused_text.tokens
-        return F.cross_entropy(self.head(x[hidden]).float(), p.text_ids[hidden])
+        text = p[TEXT]
+        ids, hidden = mask_words(text.ids, text.mask, self.share)
+        x = p.view(text=replace(text, ids=ids))["text.fused"].tokens
+        return F.cross_entropy(self.head(x[hidden]).float(), text.ids[hidden])
 
     def terms(self, p: Pass) -> int:
-        return int(hidden_counts(p.text_mask, self.share).sum())
+        return int(hidden_counts(p[TEXT].mask, self.share).sum())
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """Pseudo-log-likelihood of text ``texts[k]`` beside image ``images[k]``, for index tensors [P] into the batch: [P].
@@ -90,15 +95,17 @@ class MaskedWords(Objective):
         Σ_t log P(token t | image, the tokens left in sight), each token hidden once (Salazar et al. 2020). Every fourth token is hidden at a
         time, about the share hidden in training, so that four passes do for any length.
         """
-        place = torch.arange(p.text_ids.shape[1], device=p.text_ids.device)
-        total = torch.zeros(len(texts), device=p.text_ids.device)
+        text = p[TEXT]
+        place = torch.arange(text.ids.shape[1], device=text.ids.device)
+        total = torch.zeros(len(texts), device=text.ids.device)
         for turn in range(self.turns):
-            hidden = p.text_mask & (place > 0) & (place % self.turns == turn)  # [B, T]
-            view = p.masked(text=p.text_ids.masked_fill(hidden, MASK)).paired(images, texts)
-            longest = view.text_ids.shape[1]  # of these texts, where the view has left the padding of others behind
+            hidden = text.mask & (place > 0) & (place % self.turns == turn)  # [B, T]
+            view = p.view(text=replace(text, ids=text.ids.masked_fill(hidden, MASK))).pairs(image=images, text=texts)
+            fused = view["text.fused"].tokens
+            longest = fused.shape[1]  # of these texts, where the padding of others was left out
             where = hidden[texts, :longest]  # [P, T]
-            logits = self.head(view.fused_text.tokens[where]).float()
-            log_p = -F.cross_entropy(logits, p.text_ids[texts, :longest][where], reduction="none")
+            logits = self.head(fused[where]).float()
+            log_p = -F.cross_entropy(logits, text.ids[texts, :longest][where], reduction="none")
             total.index_add_(0, where.nonzero()[:, 0], log_p)
         return total
 
@@ -109,7 +116,8 @@ class MaskedPatches(Objective):
     share: of the patches hidden (0.6 in MaskVLM); batch_share: reconstruct only that part of the batch, since pixels cost much and teach slowly.
     """
 
-    needs = ("vision", "text", "fusion")
+    parts = ("vision", "text", "fusion")
+    needs = ("image.fused", "image", "text")
     positions: Tensor
 
     def __init__(self, model: VLM, *, share: float = 0.6, batch_share: float = 1.0):
@@ -124,9 +132,10 @@ class MaskedPatches(Objective):
 
     def forward(self, p: Pass) -> Tensor:
         rows = p.some(self.batch_share)
-        B, pixels = len(rows), p.images.pixels[rows]
+        B, pixels = len(rows), p[IMAGE].floats[rows]
         keep, hidden = random_keep(B, self.n, self.share, pixels.device)
-        seen = p.restricted(rows).masked(image=keep).fused_image.tokens[:, self.extra :]  # [B, K, D]
+        view = p.pairs(image=rows, text=rows).view(image=Images(pixels, keep=keep))
+        seen = view["image.fused"].tokens[:, self.extra :]  # [B, K, D]
         x = self.token.to(seen.dtype).expand(B, self.n, -1).scatter(1, keep[..., None].expand_as(seen), seen)
         predicted = self.head(self.decoder(x + self.positions)[hidden]).float()
         target = patchify(pixels, self.patch)[hidden]

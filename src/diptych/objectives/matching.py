@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
+from diptych.models.fusion.qformer import best_query
 from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import same_meaning
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
@@ -39,17 +41,19 @@ class Matching(Objective):
     mean is pooled, that is the mean of their answers).
     """
 
-    couples: tuple[str, ...] = ("images.embedding", "texts.embedding", "images.encoding", "texts.encoding")
+    couples: tuple[str, ...] = ("image.embedding", "text.embedding", "image.tokens", "text.tokens")
     scores_as = "matching"
-    needs = ("vision", "text", "fusion")
+    parts = ("vision", "text", "fusion")
+    needs = ("text.fused", "text")
 
     def __init__(
         self, model: VLM, *, batch_share: float = 1.0, sharpness: float = 20.0, pooler: Literal["gelu", "tanh", "none"] = "gelu"
     ):
         super().__init__(model)
         self.batch_share, self.sharpness = batch_share, sharpness
-        if model.asks:
-            self.couples = ("images.query_embedding", *self.couples[1:])
+        self.queries = model.graph.gives("image.query_embedding")  # an image has several embeddings, and the nearest counts
+        if self.queries:
+            self.couples = ("image.query_embedding", *self.couples[1:])
         width = model.part("fusion").width
         if pooler == "none":
             self.head: nn.Module = nn.Linear(width, 2)
@@ -58,14 +62,19 @@ class Matching(Objective):
 
     def logits(self, p: Pass) -> Tensor:
         """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token."""
-        answers = self.head(p.fused_text.pooled).float()
+        answers = self.head(p["text.fused"].pooled).float()
         return answers[:, 0] if answers.shape[1] == 1 else answers[:, 1] - answers[:, 0]
 
+    def similarity(self, p: Pass) -> Tensor:
+        """[B, B] of images (rows) and texts: the cosine, or that of the nearest query of the image."""
+        text = p[TEXT_EMBEDDING]
+        return best_query(p["image.query_embedding"], text) if self.queries else p[IMAGE_EMBEDDING] @ text.T
+
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
-        return self.logits(p.paired(images, texts))
+        return self.logits(p.pairs(image=images, text=texts))
 
     def forward(self, p: Pass) -> Tensor:
-        text, image = mine_negatives(p.similarity.detach(), p.batch.meaning, self.sharpness)
+        text, image = mine_negatives(self.similarity(p).detach(), p[TEXT].meaning, self.sharpness)
         own, weight = p.some(self.batch_share), 1.0
         if p.rows is not None:  # processes have unlike numbers of them, and their losses are averaged
             everyones = math.floor((p.size - 1) * self.batch_share) + 1
@@ -73,6 +82,6 @@ class Matching(Objective):
             if not weight:  # one for nothing: no process may stay away from an exchange of gradients
                 own = own.new_tensor([p.rows.start])
         m = len(own)
-        triples = p.paired(torch.cat([own, own, image[own]]), torch.cat([own, text[own], own]))
+        triples = p.pairs(image=torch.cat([own, own, image[own]]), text=torch.cat([own, text[own], own]))
         target = torch.cat([torch.ones(m), torch.zeros(2 * m)]).to(text.device)
         return weight * F.binary_cross_entropy_with_logits(self.logits(triples), target)

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diptych.core.batch import Images, Tokens
+from diptych.core.encodings import TEXT, TEXT_EMBEDDING, provides
 from diptych.core.errors import DiptychError
+from diptych.models.vision.drawn import random_crops
 from diptych.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 REACH, POINTS = 5.0, 17  # where the characteristic functions are compared
@@ -50,24 +53,40 @@ class TextPrediction(Objective):
     views: random crops of ``least`` to all of the image's area, never flipped, since captions say left and right. Small crops lose what captions speak of.
     """
 
-    couples = ("images.views", "texts.embedding")
-    needs = ("vision", "text")
+    couples = ("views.pooled", "text.embedding")
+    trains = ("image.embedding",)
+    needs = ("text",)
+    parts = ("vision", "text")
 
     def __init__(self, model: VLM, *, views: int = 2, least: float = 0.8, regularity: float = 0.01, directions: int = 256):
         super().__init__(model)
-        if "text" not in model.fixed or any(True for _ in model.text_projection.parameters()):
+        space = model.part("space")
+        if "text" not in model.fixed or any(True for _ in space.text.parameters()):
             raise DiptychError(
                 "objective text_prediction: texts that may move would meet the images at one point; take a frozen text tower with a space of "
                 "its own: parts.text: {kind: minilm, frozen: true, project: false}"
             )
-        model.views, model.least = views, least
+        self._space = [space]  # in a list: shared, not owned
+        self.views, self.least = views, least
         self.regularity, self.n = regularity, directions
 
+    @provides("views", "image", kind="image")
+    def crop(self, image: Images) -> Images:
+        """Random crops of each image, drawn anew each time: V of them one after the other, for each image."""
+        V = self.views
+        owner = torch.arange(len(image), device=image.pixels.device).repeat_interleave(V)
+        return Images(random_crops(image.floats.repeat_interleave(V, 0), self.least), owner)
+
+    @provides("views.pooled", "views.tokens")
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """[B, V, D]"""
+        return tokens.pooled.unflatten(0, (-1, self.views))
+
     def forward(self, p: Pass) -> Tensor:
-        views, text = p.images.views, p.text_embedding  # [B, V, D], [B, E]
-        meaning = p.batch.meaning
+        views, text = p["views.pooled"], p[TEXT_EMBEDDING]  # [B, V, D], [B, E]
+        meaning = p[TEXT].meaning
         along = directions(views.shape[-1], self.n, 0 if meaning is None else int(meaning[0]) & 0xFFFF_FFFF).to(views.device)
-        predicted = p.model.image_projection(views).float()
+        predicted = self._space[0].image(views).float()
         with torch.autocast(text.device.type, enabled=False):
             error = (predicted - text[:, None]).square().sum(-1).mean()
             shape = sigreg(views.float().flatten(0, 1), along)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.encodings import TEXT
 from diptych.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
@@ -51,7 +52,7 @@ class GroupedTokens(Objective):
     threshold: below which a patch has no part in a token's group; None: 1 / the number of patches, as in the paper.
     """
 
-    needs = ("vision", "text")
+    needs = ("image.projected", "text.projected", "text")
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, threshold: float | None = None):
         super().__init__(model)
@@ -63,10 +64,9 @@ class GroupedTokens(Objective):
         return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
-        image = p.model.image_projection(p.image.tokens).float()
-        text = p.model.text_projection(p.text.tokens).float()
+        image, text = p["image.projected"], p["text.projected"]
         with torch.autocast(image.device.type, enabled=False):
-            return grouped_loss(grouped_patches(image, text, self.threshold), text, p.text_mask, self.scale)
+            return grouped_loss(grouped_patches(image, text, self.threshold), text, p[TEXT].mask, self.scale)
 
     def metrics(self) -> dict[str, float]:
         return {"scale": self.scale.item()}

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from diptych.core.encodings import IMAGE
 from diptych.objectives.base import Objective
 
 if TYPE_CHECKING:
-    from diptych.models.passes import Pass
+    from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
 
@@ -37,7 +38,8 @@ def perplexity(counts: Tensor) -> float:
 class Reconstruction(Objective):
     """Pixels out as pixels in, plus the terms that draw codes and features to each other. commitment: β, of the features."""
 
-    needs = ("quantizer",)
+    parts = ("quantizer",)
+    needs = ("image.quantized", "image")
 
     def __init__(self, model: VLM, *, commitment: Annotated[float, Field(ge=0)] = 0.25):
         super().__init__(model)
@@ -47,8 +49,8 @@ class Reconstruction(Objective):
         self._noted: dict[str, float] = {}
 
     def forward(self, p: Pass) -> Tensor:
-        made = p.model.run("quantizer", p.images.pixels)
-        error = F.mse_loss(made.pixels.float(), p.images.pixels)
+        made, pixels = p["image.quantized"], p[IMAGE].floats
+        error = F.mse_loss(made.pixels.float(), pixels)
         if self._quantizer[0].training:
             self._error = self._error + error.detach().cpu() * p.size
             self._samples += p.size

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diptych.core.errors import DiptychError, nearest
-from diptych.core.files import read_json, write_atomically, write_json
+from diptych.core.files import check_format, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from diptych.models.vlm import VLM
 
+FORMAT = 2  # of checkpoints; counts up when older programs would misread them
 BEST = "best.json"  # beside the checkpoints, names the best of them
 
 
@@ -60,12 +61,16 @@ class Checkpoint:
         if torch.cuda.is_available():
             random |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
         save_file(random, path / "random.safetensors")
-        write_json(path / "state.json", self.state)
+        write_json(path / "state.json", {"format": FORMAT, **self.state})
 
     @classmethod
     def load(cls, path: Path, restore_random: bool = True) -> Checkpoint:
         try:
             state = read_json(path / "state.json")
+        except Exception as error:
+            raise DiptychError(f"cannot read the checkpoint {path}: {error}") from error
+        check_format(state.get("format", 1), FORMAT, str(path))
+        try:
             groups = {n: load_file(path / f"{n}.safetensors") for n in ("model", "objectives", "ema", "optimizer", "random")}
         except Exception as error:
             raise DiptychError(f"cannot read the checkpoint {path}: {error}") from error
@@ -73,7 +78,16 @@ class Checkpoint:
             torch.set_rng_state(groups["random"]["cpu"])
             if torch.cuda.is_available() and "cuda0" in groups["random"]:
                 torch.cuda.set_rng_state_all([v for k, v in sorted(groups["random"].items()) if k != "cpu"])
+        if state.get("format", 1) < 2:
+            groups = {n: {name_of_today(k): v for k, v in group.items()} for n, group in groups.items()}
         return cls(groups["model"], groups["objectives"], groups["ema"], groups["optimizer"], state)
+
+
+def name_of_today(name: str) -> str:
+    """The name of a weight, or of an optimizer's state of it, where the first edition had another."""
+    for side in ("image", "text"):
+        name = re.sub(rf"^(0\.)?{side}_projection\.", rf"\g<1>parts.space.{side}.", name)
+    return name
 
 
 def newest(root: Path) -> tuple[Path, Checkpoint] | None:

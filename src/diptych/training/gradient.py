@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from diptych.core.batch import Batch
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.data.loader import Loader, mixed
-from diptych.models.passes import Pass
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective
 from diptych.training.distributed import Cluster
@@ -44,7 +44,7 @@ class Share:
         start = cluster.rank * share
         self.bounds = [(i, i + size) for i in range(start, start + share, size)]
         self.loader, self.device = loader, cluster.device
-        self.hold = 3 * loader.image_size**2 * share <= HELD
+        self.hold = share * sum(field.memory() for field in loader.fields.values()) <= HELD
         gpu = cluster.device.type == "cuda"
         self.stream = loader.stream(step, start, start + share, size, ahead=gpu, pin=gpu)
 
@@ -91,7 +91,7 @@ class BatchGradient:
     ) -> Taken:
         coupled = {n: o for n, o in objectives.items() if o.couples}
         free = {n: o for n, o in objectives.items() if not o.couples}
-        work = _Work(self, step, name, weights)
+        work = _Work(self, step, name, weights, tuple(dict.fromkeys(need for o in objectives.values() for need in o.needed())))
         work.taken.losses = {n: torch.zeros((), device=self.cluster.device) for n in objectives}  # the same ones in every process
         if len(pieces) == 1:
             (batch,) = pieces
@@ -116,8 +116,8 @@ class Taken:
 
 
 class _Work:
-    def __init__(self, of: BatchGradient, step: int, name: str, weights: Mapping[str, float]):
-        self.of, self.cluster, self.step, self.name, self.weights = of, of.cluster, step, name, weights
+    def __init__(self, of: BatchGradient, step: int, name: str, weights: Mapping[str, float], wanted: tuple[str, ...]):
+        self.of, self.cluster, self.step, self.name, self.weights, self.wanted = of, of.cluster, step, name, weights, wanted
         self.taken = Taken({}, Batch())
 
     # --- the two ways ---
@@ -127,38 +127,38 @@ class _Work:
 
         def run() -> None:
             p = self._open(batch)
-            totals = self._totals({n: o.terms(p) for n, o in free.items()}) if self.cluster.size > 1 else None
+            totals = self._totals({n: o.count(p) for n, o in free.items()}) if self.cluster.size > 1 else None
             with self.of.computing():
                 if self.cluster.size > 1 and coupled:
-                    alone, found = stack([batch], [encode(p, names)])
+                    alone, found = stack(self.of.model, [batch], [encode(p, names)])
                     whole = gathered(self.of.model, self.cluster, alone, found, _names_gathered(coupled))
                 else:
                     whole = p
                 total = self._coupled(coupled, whole) + self._free(free, p, totals)
             total.backward()
 
-        self._counted(("at once", *_shapes(batch)), run)
+        self._counted(("at once", *batch.shapes()), run)
         self._note(batch)
 
     def in_pieces(self, pieces: Pieces, coupled: Mapping[str, Objective], free: Mapping[str, Objective]) -> None:
         names = _names(coupled)
         counts: dict[str, float] = dict.fromkeys(free, 0.0)
-        texts: list[Batch] = []
+        light: list[Batch] = []
         first: list[Encodings] = []
         for batch in pieces:  # how many terms there are, and what the coupled losses need to see
             p = self._open(batch)
             for n, o in free.items():
-                counts[n] += o.terms(p)
+                counts[n] += o.count(p)
             if coupled:
                 with torch.no_grad(), self.of.computing():
-                    first.append(self._counted(("encode", *_shapes(batch)), partial(encode, p, names)))
-                texts.append(replace(batch, pixels=None, lone_pixels=None))
+                    first.append(self._counted(("encode", *batch.shapes()), partial(encode, p, names)))
+                light.append(batch.light())
             self._note(batch)
         totals = self._totals(counts)
         dealt: list[tuple[Tensor | None, ...]] = [()] * len(pieces)
         if coupled:
             lengths = [[len(x) for x in tensors(piece)] for piece in first]
-            dealt = _dealt(self._through_leaves(coupled, texts, first), lengths)
+            dealt = _dealt(self._through_leaves(coupled, light, first), lengths)
         del first
         for batch, grads in zip(pieces, dealt, strict=True):
 
@@ -172,18 +172,20 @@ class _Work:
                 ends = [x for x, _ in heads] + ([loss] if loss.requires_grad else [])
                 torch.autograd.backward(ends, [*(g for _, g in heads), *([None] if loss.requires_grad else [])])
 
-            self._counted(("again", *_shapes(batch)), run)
+            self._counted(("again", *batch.shapes()), run)
 
     # --- their steps ---
 
     def _open(self, batch: Batch) -> Pass:
         torch.manual_seed(mixed(self.of.seed, self.step, batch.start, 3))
-        return self.of.model.encode(batch)
+        return self.of.model.encode(batch, self.wanted)
 
-    def _through_leaves(self, coupled: Mapping[str, Objective], texts: list[Batch], pieces: list[Encodings]) -> list[Tensor | None]:
+    def _through_leaves(
+        self, coupled: Mapping[str, Objective], batches: list[Batch], pieces: list[Encodings]
+    ) -> list[Tensor | None]:
         """The coupled losses on all pieces' encodings; their gradients with respect to these, one for each tensor."""
         with torch.no_grad():
-            batch, joined = stack(texts, pieces)
+            batch, joined = stack(self.of.model, batches, pieces)
         leaves = [x.requires_grad_() for x in tensors(joined)]
         found = with_tensors(joined, leaves)
 
@@ -194,7 +196,7 @@ class _Work:
                 total = self._coupled(coupled, whole)
             total.backward()
 
-        self._counted(("couple", batch.size, batch.text.shape[1] if batch.text is not None else 0), run)
+        self._counted(("couple", batch.size, *batch.shapes()), run)
         return [x.grad for x in leaves]
 
     def _coupled(self, coupled: Mapping[str, Objective], whole: Pass) -> Tensor:
@@ -209,7 +211,7 @@ class _Work:
         """Each loss as far as this piece has part in it; times the number of processes, since gradients are averaged over them."""
         total = torch.zeros((), device=self.cluster.device)
         for n, objective in free.items():
-            share = 1.0 if totals is None else objective.terms(p) / max(totals[n], 1.0)
+            share = 1.0 if totals is None else objective.count(p) / max(totals[n], 1.0)
             if share:
                 loss = objective(p)
                 self._add(n, loss.detach() * share)
@@ -230,30 +232,21 @@ class _Work:
 
     def _note(self, batch: Batch) -> None:
         parts: Any = self.of.model.parts
-        tower = next((parts[name] for name in ("vision", "quantizer") if name in parts), None)
-        for pixels in (batch.pixels, batch.lone_pixels):
-            self.taken.tokens += 0 if tower is None or pixels is None else len(pixels) * tower.tokens
-        for mask in (batch.text_mask, batch.lone_mask):
-            self.taken.tokens += 0 if mask is None else int(mask.sum())
+        image_tokens = next((parts[name].tokens for name in ("vision", "quantizer") if name in parts), 0)
+        self.taken.tokens += sum(field.count(image_tokens) for field in batch.fields.values())
         self.taken.samples += batch.size
         self.taken.batch = batch
 
 
 def _names(coupled: Mapping[str, Objective]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for o in coupled.values() for name in o.couples))
+    return tuple(dict.fromkeys(name for o in coupled.values() for name in o.coupled()))
 
 
 def _names_gathered(coupled: Mapping[str, Objective]) -> set[str]:
-    return {name for o in coupled.values() if o.gathers for name in o.couples}
+    return {name for o in coupled.values() if o.gathers for name in o.coupled()}
 
 
 def _dealt(grads: list[Tensor | None], lengths: list[list[int]]) -> list[tuple[Tensor | None, ...]]:
     """For each piece its rows of every tensor's gradient; ``lengths[piece][tensor]`` of them, since captions without a hard negative make pieces unlike."""
     columns = [[None] * len(lengths) if g is None else g.split([rows[k] for rows in lengths]) for k, g in enumerate(grads)]
     return list(zip(*columns, strict=True))
-
-
-def _shapes(batch: Batch) -> tuple:
-    return tuple(
-        t.shape if t is not None else None for t in (batch.pixels, batch.text, batch.negatives, batch.lone_pixels, batch.lone_text)
-    )

@@ -21,7 +21,7 @@ from diptych.config.recipe import PARTS, Recipe, load_recipe
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.files import read_json
 from diptych.data.text import Tokenizer
-from diptych.interop import families
+from diptych.interop import families_of
 from diptych.interop.base import Geometry, State, state_of, to_ours
 from diptych.interop.tokenizer import adopt
 from diptych.models.pretrained.hub import fetch, place, statistics_of
@@ -160,7 +160,7 @@ class HubStart:
 
         self.address, self.name = address, place(address)
         self.config = fetch(AutoConfig, self.name)
-        known = {f.name: f for f in families("transformers") if f.starts}
+        known = {f.name: f for f in families_of("transformers") if f.starts}
         if self.config.model_type not in known:
             raise DiptychError(f"weights: {address} is of type '{self.config.model_type}'; a run can start from {', '.join(known)}")
         self.family = known[self.config.model_type]

@@ -21,9 +21,8 @@ from diptych.config.budget import Spent
 from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.core.signals import handled
-from diptych.data.loader import Loader, mixed
+from diptych.data.loader import Loader
 from diptych.data.source import Source
-from diptych.data.sources import open_source
 from diptych.objectives import Objective
 from diptych.training.checkpoint import Checkpoint, load_weights
 from diptych.training.distributed import Cluster, join_cluster, shard, whole
@@ -31,7 +30,7 @@ from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share, Taken
 from diptych.training.optim import Averaged, Optimizers, build_optimizer, clip, rate_share
 from diptych.training.record import Record
-from diptych.training.setup import Setup, loader_of, pick_device, set_up, stage_source
+from diptych.training.setup import Setup, pick_device, set_up, stage_source, training_loader
 from diptych.training.validation import Validator
 
 LOG_EVERY = 10  # steps, or
@@ -165,19 +164,10 @@ class Trainer:
             self._validate(validator, learning)
         self._save(learning)
 
-    def _lone(self, address: str | None, stage: Stage, number: int) -> Loader | None:
-        """Samples of which only the image, or only the text, is looked at."""
-        if address is None:
-            return None
-        s, source = self.setup, open_source(address).split("train")
-        return Loader(
-            source, s.tokenizer, s.model.image_size, stage.batch_size, mixed(self.recipe.seed, number), s.recipe.data.augment
-        )
-
     def _begin(self, stage: Stage) -> Learning:
         s = self.setup
-        names = set(s.model.parts) if stage.train == "all" else set(stage.train)
-        s.model.freeze({n for n in s.model.parts if n not in names or self.recipe.parts[n].frozen})
+        names = set(s.model.parts) if stage.train == "all" else {"space", *stage.train}  # the maps into the shared space are heads
+        s.model.freeze({n for n in s.model.parts if n not in names or n in s.model.fixed})
         s.model.set_training(stage.patch_dropout, stage.gradient_checkpointing)
         objectives: dict[str, Any] = {name: s.objectives[name] for name in stage.objectives}
         optimizer = build_optimizer([s.model, *objectives.values()], stage)
@@ -195,19 +185,8 @@ class Trainer:
             first = self._resumed.state["stage_first_step"]
         self._resumed = None
         source = stage_source(s, stage)
-        loader = loader_of(
-            s,
-            stage,
-            source,
-            stage.batch_size,
-            self.recipe.seed,
-            self.recipe.data.augment,
-            negatives=any(getattr(o, "hard_negatives", False) for o in objectives.values()),
-            workers=self.recipe.data.workers,
-            text_mask=self.recipe.data.text_mask,
-        )
+        loader = training_loader(s, stage, source)
         loader.problems.update({p.item: p for p in source.problems})
-        loader.lone_images, loader.lone_texts = (self._lone(address, stage, i) for i, address in enumerate(s.recipe.data.lone, 1))
         if any(o.couples for o in objectives.values()) and len(source) < stage.batch_size and self.cluster.first:
             print(
                 f"note: {len(source)} training samples for a batch of {stage.batch_size}: a batch holds the same picture more than once",

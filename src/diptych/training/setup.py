@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,14 +20,17 @@ from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_json, write_text
 from diptych.core.registry import resolve
+from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
-from diptych.data.source import BrokenItem, Source
+from diptych.data.order import mixed
+from diptych.data.source import BrokenItem, Source, usable_samples
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.models.build import SIZES
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
-from diptych.objectives import build_objectives
+from diptych.objectives import Objective, build_objectives, fields_needed
+from diptych.objectives.scores import score_of
 from diptych.training.initialize import Start, Started, open_start
 
 if TYPE_CHECKING:
@@ -111,28 +115,64 @@ def _said(sample: Sample) -> list[str]:
     return sample.captions + [turn.text for turn in sample.turns]
 
 
-def loader_of(setup: Setup, stage: Stage, source: Source, batch_size: int, seed: int, augment: str, **options: Any) -> Loader:
-    """Batches of captions, or of conversations if that is what the stage's objectives read."""
-    if not reads_turns(stage, setup.objectives):
-        return Loader(source, setup.tokenizer, setup.model.image_size, batch_size, seed, augment, **options)
-    from diptych.data.conversations.loader import ConversationLoader
-
-    data = setup.recipe.data
-    return ConversationLoader(
-        source, chat_of(setup.recipe, setup.model), setup.model.image_size, batch_size, seed, augment,
-        workers=options.get("workers", 0), pack=data.conversations.pack,
-    )  # fmt: skip
+def stage_objectives(setup: Setup, stage: Stage) -> list[Objective]:
+    """The objectives of a stage, in its order."""
+    return [setup.objectives[name] for name in stage.objectives]  # type: ignore[misc]
 
 
-def reads_turns(stage: Stage, objectives: Any) -> bool:
-    """Whether a stage learns from conversations. DiptychError if some of its objectives do and others read captions."""
-    reads = {name: objectives[name].reads_turns for name in stage.objectives}
-    if len(set(reads.values())) > 1:
-        turns, captions = ([n for n, r in reads.items() if r is which] for which in (True, False))
-        raise DiptychError(
-            f"stages.{stage.name}: {', '.join(turns)} reads conversations, {', '.join(captions)} captions; give each a stage"
-        )
-    return any(reads.values())
+def loader_of(
+    setup: Setup, stage: Stage, source: Source, batch_size: int, seed: int, augment: Any, workers: int = 0, text_mask: float = 0.0
+) -> Loader:
+    """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
+    recipe, names = setup.recipe, fields_needed(stage_objectives(setup, stage), setup.model)
+    names = tuple(name for name in names if name not in UNPAIRED)
+    check_fields(source, names, recipe, f"stages.{stage.name}")
+    chat = chat_of(recipe, setup.model) if "turns" in names else None
+    context = Context(
+        setup.tokenizer,
+        setup.model.image_size,
+        augment,
+        text_mask,
+        chat,
+        recipe.data.conversations.pack,
+        source,
+        recipe.data.fields,
+    )
+    return Loader(source, build_fields(names, context), batch_size, seed, workers)
+
+
+def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
+    """``loader_of`` for training, with what comes without a partner where the recipe has any."""
+    recipe = setup.recipe
+    data = recipe.data
+    loader = loader_of(setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask)
+    wanted = fields_needed(stage_objectives(setup, stage), setup.model)
+    for number, (name, kind) in enumerate(UNPAIRED.items(), 1):
+        if kind in data.unpaired and name in wanted:
+            other = open_source(data.unpaired[kind]).split("train")
+            context = Context(setup.tokenizer, setup.model.image_size, data.augment, source=other)
+            loader.unpaired[name] = Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number))
+    return loader
+
+
+def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: str) -> None:
+    """DiptychError if a source lacks a field that training reads. What a source has, its first usable sample shows."""
+    first = next(iter(usable_samples(source, 1)), None)
+    if first is None:
+        return  # the loader says what is wrong with each
+    have = {*first.fields, *getattr(source, "fields", ())}
+    for name in names:
+        cls = field_class(name, recipe.data.fields)
+        if name not in have and not cls.derived:
+            raise DiptychError(
+                f"{where}: its objectives read the field '{name}', which {source.address} does not have (it has: {', '.join(sorted(have))}); "
+                "take another --data, or other objectives"
+            )
+
+
+def reads_turns(stage: Stage, setup: Setup) -> bool:
+    """Whether a stage learns from conversations."""
+    return "turns" in fields_needed(stage_objectives(setup, stage), setup.model)
 
 
 def chat_of(recipe: Recipe, model: VLM) -> Chat:
@@ -149,11 +189,11 @@ def chat_of(recipe: Recipe, model: VLM) -> Chat:
 
 def check_data(setup: Setup) -> None:
     """What would otherwise show in the middle of training: conversations that cannot be learned from, packed rows that see each other."""
-    from diptych.data.conversations.loader import check_conversations
+    from diptych.data.conversations.check import check_conversations
 
     recipe = setup.recipe
     for stage in recipe.stages:
-        if not reads_turns(stage, setup.objectives):
+        if not reads_turns(stage, setup):
             continue
         chat = chat_of(recipe, setup.model)
         if recipe.data.conversations.pack and not setup.model.part("lm").packs():
@@ -179,9 +219,9 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
     model.remember_features(len(source))
     objectives = build_objectives(recipe, model)
-    if model.embeds_by_lm and any("images.embedding" in getattr(o, "couples", ()) for o in objectives.values()):
-        _ = model.part("lm").reads_both  # tried here, where no step's operations are counted
+    model.graph.settle()  # what is tried once is tried here, where no step's operations are counted
     started = start.load(recipe, model, objectives) if start else None
+    score_of(recipe.score, model, objectives.values())  # a wrong score shall not cost a training first
     setup = Setup(
         recipe,
         source,
@@ -230,7 +270,7 @@ def describe(setup: Setup, out: Path) -> None:
             "bf16": setup.autocast,
             "data": setup.source.address,
             "data_fingerprint": setup.source.fingerprint(),
-            "lone": {a: open_source(a).split("train").fingerprint() for a in setup.recipe.data.lone if a},
+            "unpaired": {a: open_source(a).split("train").fingerprint() for a in setup.recipe.data.unpaired.values()},
             **({"weights": setup.started.plain()} if setup.started else {}),
             "packages": {p: _version(p) for p in PACKAGES},
         },

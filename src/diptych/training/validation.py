@@ -33,7 +33,7 @@ class Validator:
         n = min(recipe.validation.samples, len(source))
         size = min(BATCH, n)
         self.batches = n // size
-        self.loader = loader_of(setup, stage, source, size, 0, "none", negatives=True)
+        self.loader = loader_of(setup, stage, source, size, 0, "none")
 
     def loss(self, stage: Stage, objectives: Mapping[str, Objective], averaged: Averaged | None) -> float:
         s = self.setup

@@ -7,7 +7,7 @@ that are made up; ``chair_s``: share of the captions with one. Both fall when ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
@@ -84,7 +84,7 @@ def _metric(name: str, sums: np.ndarray) -> np.ndarray:
 
 
 def _knowing(sample: Sample, labels: list[str], known: tuple[str, ...]) -> Sample:
-    return replace(sample, extra={**sample.extra, "labels": labels, "vocabulary": known})
+    return sample.with_(extra={**sample.extra, "labels": labels, "vocabulary": known})
 
 
 @lru_cache(maxsize=4)

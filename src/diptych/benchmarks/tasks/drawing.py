@@ -19,7 +19,7 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.statistics import mean, sums_interval
 from diptych.benchmarks.tasks.base import Items, NotApplicable, Progress, retrieval_items, shares
 from diptych.benchmarks.tasks.facts import Said, judge, read
-from diptych.core.batch import Sample
+from diptych.core.batch import Sample, captioned
 from diptych.core.capabilities import Drawing as Draws
 from diptych.data.scenes import Scenes
 from diptych.data.source import Source
@@ -104,7 +104,7 @@ class Drawing:
             for sample, _, _ in [item for item in items if item[1] == name][:12]:
                 picture = decode(_path(records, sample.id).read_bytes(), sample.id)
                 said = f"{name}; read as: {_told(by_id[sample.id]['seen']['drawn'])}"
-                shown.append(Sample(sample.id, picture, [sample.captions[0], said]))
+                shown.append(Sample(sample.id, image=picture, text=captioned([sample.captions[0], said])))
         contact_sheet(shown, records.folder / "drawings" / "sheet.png", columns=6, side=144)  # type: ignore[operator]
 
     def summarise(self, records: list[Record]) -> list[Result]:

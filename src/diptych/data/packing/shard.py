@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from diptych.core.batch import Sample
+from diptych.core.batch import Captions, Sample
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_atomically
 from diptych.data.image import decode, shrink
@@ -312,7 +312,8 @@ def sample_of(row: Row, format: str, path: str) -> Sample:
         image = row.image.reshape(*row.shape, 3)
     else:
         image = _decode(row)
-    return Sample(row.id, image, row.captions, row.meanings, row.negatives, json.loads(row.extra))
+    text = Captions(row.captions, row.meanings)
+    return Sample(row.id, json.loads(row.extra), image=image, text=text, negatives=row.negatives or None)
 
 
 def _decode(row: Row) -> np.ndarray:

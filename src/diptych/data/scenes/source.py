@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.batch import Sample
+from diptych.core.batch import Captions, Conversation, Sample
 from diptych.core.errors import DiptychError, nearest
 from diptych.data.scenes import language
 from diptych.data.scenes.controlled import SETS, SKILLS, attribute_set, group, habit_pair, single_object
@@ -73,7 +73,8 @@ class Scenes:
         texts, meanings, negatives = language.captions(graph, self.world, only_full)
         extra = language.extra(graph, boxes, self.world)
         turns = language.conversation(graph, extra["questions"], texts[0], self.world.ask) if self.world.ask else []
-        return Sample(name, image, texts, meanings, negatives, extra, turns)
+        conversation = Conversation(turns) if turns else None
+        return Sample(name, extra, image=image, text=Captions(texts, meanings), negatives=negatives, turns=conversation)
 
     def twin(self, graph: Graph | dict[str, Any]) -> Sample | None:
         """The same scene with two groups or their colours swapped; None if it has no twin the split may show.

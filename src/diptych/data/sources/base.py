@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.batch import Sample
+from diptych.core.batch import Sample, captioned
 from diptych.core.errors import DiptychError, nearest
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
@@ -133,7 +133,7 @@ class ListedSource(ABC):
     def sample_of(self, index: int, encoded: bytes) -> Sample:
         """The sample, given what ``encoded(index)`` returned."""
         entry = self._entries[index]
-        return Sample(entry.id, decode(encoded, entry.id), list(entry.captions), extra=dict(entry.extra))
+        return Sample(entry.id, dict(entry.extra), image=decode(encoded, entry.id), text=captioned(entry.captions))
 
     def captions(self, index: int) -> list[str]:
         """Of one item, without decoding its image."""

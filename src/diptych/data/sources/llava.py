@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from diptych.core.batch import Sample, Turn
+from diptych.core.batch import Conversation, Sample, Turn, captioned
 from diptych.core.errors import DiptychError
 from diptych.data.conversations.turns import Mistake, check_images, turns_of
 from diptych.data.image import decode
@@ -102,7 +102,8 @@ class Conversations(ListedSource):
             raise BrokenItem(entry.id, f"cannot be read: {error}") from error
         images = [decode(data, entry.id) for data in encoded]
         turns = [Turn(*turn) for turn in entry.extra["turns"]]
-        return Sample(entry.id, images[0] if images else None, list(entry.captions), turns=turns, images=images)
+        first = images[0] if images else None
+        return Sample(entry.id, image=first, text=captioned(entry.captions), turns=Conversation(turns, images))
 
     def conversation(self, index: int) -> tuple[str, list[Turn], int]:
         """Id, turns and number of images, without reading these."""

@@ -6,7 +6,6 @@ import hashlib
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 
 from diptych.core.batch import Sample
@@ -77,7 +76,7 @@ class Mixture:
             sample = self.sources[which][place]
         except BrokenItem as broken:
             raise BrokenItem(f"{which + 1}/{broken.problem.item}", broken.problem.reason) from broken
-        return replace(sample, id=f"{which + 1}/{sample.id}")
+        return sample.with_(id=f"{which + 1}/{sample.id}")
 
     def captions(self, index: int) -> list[str]:
         which, place = self._place(index)

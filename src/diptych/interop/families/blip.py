@@ -108,7 +108,7 @@ class _Blip(Family):
         found += [
             Misfit(f"part '{name}' has no place in it")
             for name in model.parts
-            if name not in ("vision", "text", "fusion", "decoder")
+            if name not in ("vision", "text", "fusion", "decoder", "space")
         ]
         return found
 
@@ -196,8 +196,8 @@ class BlipMatching(_Blip):
         return [
             *vision_entries(model.parts["vision"]),
             *text_entries(len(model.parts["text"].transformer.blocks), "text_encoder"),  # type: ignore[union-attr, arg-type]
-            *linear("image_projection", "vision_proj"),
-            *linear("text_projection", "text_proj"),
+            *linear("parts.space.image", "vision_proj"),
+            *linear("parts.space.text", "text_proj"),
             *(linear(f"{matching[0]}.head", "itm_head") if matching else ()),
         ]
 

@@ -34,6 +34,7 @@ from diptych.models.fusion.qformer import QFormerText, Queries
 from diptych.models.language.lm import IMAGE_PROMPTS
 from diptych.models.pretrained.packages import quiet
 from diptych.models.vision.towers import HubTower
+from diptych.objectives.base import learns_turns
 
 if TYPE_CHECKING:
     from diptych.config.recipe import Recipe
@@ -91,7 +92,7 @@ class Blip2(Family):
             found.append(Misfit("its Q-Former adds no places to the tower's tokens", "parts.text.places=false"))
         if not isinstance(connector, Queries):
             found.append(Misfit("parts.connector is not of kind queries", "parts.connector.kind=queries"))
-        if any(o.reads_turns for o in objectives.values()):
+        if any(map(learns_turns, objectives.values())):
             found.append(Misfit("its processor has no place for an image within a conversation, and the run learned from some"))
         return found + language.misfits(model.part("lm"))
 

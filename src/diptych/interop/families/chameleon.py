@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from diptych.interop.base import Family, Misfit
+from diptych.models.decoders.interleaved import InterleavedDecoder
 
 if TYPE_CHECKING:
     from diptych.config.recipe import Recipe
@@ -59,7 +60,7 @@ class Chameleon(Family):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Never empty."""
-        if not getattr(model.parts["decoder"] if "decoder" in model.parts else None, "reads_codes", False):
+        if not ("decoder" in model.parts and isinstance(model.parts["decoder"], InterleavedDecoder)):
             return [Misfit("it has no decoder over words and image codes")]
         return [
             Misfit(

@@ -55,9 +55,9 @@ class Clip(DualEncoder):
                 same("parts.vision.classes", "vision_model.embeddings.class_embedding", view=(-1,)),
                 same("parts.vision.stem.weight", "vision_model.embeddings.patch_embedding.weight"),
                 *linear("parts.vision.norm", "vision_model.pre_layrnorm"),
-                same("image_projection.weight", "visual_projection.weight"),
+                same("parts.space.image.weight", "visual_projection.weight"),
             ],
-            "text": [same("text_projection.weight", "text_projection.weight")],
+            "text": [same("parts.space.text.weight", "text_projection.weight")],
         }
 
     def scale(self, prefix: str) -> list[Same]:

@@ -26,7 +26,7 @@ class Coca(OpenClip):
     end_last = False
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
-        found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in PARTS]
+        found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*PARTS, "space")]
         for name, kind in PARTS.items():
             if name not in model.parts:
                 found.append(Misfit(f"it has no part '{name}'"))
@@ -58,13 +58,13 @@ class Coca(OpenClip):
             *linear("parts.vision.read.norm", "visual.attn_pool.ln_k"),
             *attention(vision.read.attention, "parts.vision.read.attention", "visual.attn_pool.attn"),
             *linear("parts.vision.read.norm_out", "visual.ln_post"),
-            same("image_projection.weight", "visual.proj", transposed=True),
+            same("parts.space.image.weight", "visual.proj", transposed=True),
             same("parts.text.embedding.weight", "text.token_embedding.weight"),
             same("parts.text.class_token", "text.cls_emb"),
             same("parts.text.positions", "text.positional_embedding"),
             *resblocks(text.transformer, "parts.text.transformer", "text.transformer.resblocks"),
             *linear("parts.text.transformer.norm", "text.ln_final"),
-            same("text_projection.weight", "text.text_projection", transposed=True),
+            same("parts.space.text.weight", "text.text_projection", transposed=True),
             *resblocks(decoder.transformer, "parts.decoder.transformer", "text_decoder.resblocks"),
             *linear("parts.decoder.transformer.norm", "text_decoder.ln_final"),
             same("parts.decoder.output.weight", "text_decoder.text_projection", transposed=True),

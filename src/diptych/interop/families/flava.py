@@ -65,7 +65,7 @@ class Flava(Family):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         kinds = {"vision": ViT, "text": TextTransformer, "fusion": Joint}
-        found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*kinds, "quantizer")]
+        found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*kinds, "quantizer", "space")]
         found += [Misfit(f"it has no part '{name}'") for name in kinds if name not in model.parts]
         found += [
             Misfit(f"parts.{name} is no {kind.__name__}")
@@ -87,7 +87,7 @@ class Flava(Family):
             remedy = "parts.text.kind=bert --set parts.text.post_norm=false --set parts.text.bare=true"
             found.append(Misfit(f"parts.text: {', '.join(wrong)}", remedy))
         for side in ("image", "text"):
-            layer: Any = getattr(model, f"{side}_projection")
+            layer: Any = getattr(model.part("space"), side)
             if not found and (not isinstance(layer, nn.Linear) or layer.bias is None):
                 found.append(Misfit(f"the {side} projection is not affine"))
         if recipe.score != "similarity":
@@ -110,8 +110,8 @@ class Flava(Family):
             same("parts.fusion.class_token", "multimodal_model.cls_token", view=(1, 1, -1)),
             *linear("parts.fusion.from_image", "image_to_mm_projection"),
             *linear("parts.fusion.from_text", "text_to_mm_projection"),
-            *linear("image_projection", "image_projection"),
-            *linear("text_projection", "text_projection"),
+            *linear("parts.space.image", "image_projection"),
+            *linear("parts.space.text", "text_projection"),
         ]
         if vision.mask_token is not None:
             found.append(same("parts.vision.mask_token", f"{seen}.mask_token", view=(1, 1, -1)))

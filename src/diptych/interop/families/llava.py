@@ -24,6 +24,7 @@ from diptych.models.connectors.mlp import MLP
 from diptych.models.language.lm import IMAGE_PROMPTS
 from diptych.models.pretrained.packages import quiet
 from diptych.models.vision.towers import HubTower, ViT
+from diptych.objectives.base import learns_turns
 
 if TYPE_CHECKING:
     from diptych.config.recipe import Recipe
@@ -48,7 +49,7 @@ class Llava(Family):
         if found:
             return found
         for name in model.parts:
-            if name not in ("vision", "connector", "lm"):
+            if name not in ("vision", "connector", "lm", "space"):
                 found.append(Misfit(f"part '{name}' has no place in it"))
         return found + self._vision(model) + self._connector(model.part("connector")) + language.misfits(model.part("lm"))
 
@@ -122,7 +123,7 @@ class Llava(Family):
         made.load_state_dict({k: v.detach().cpu().contiguous() for k, v in state.items()}, strict=True, assign=True)
         if tied:
             made.tie_weights()
-        talks = any(o.reads_turns for o in objectives.values())
+        talks = any(map(learns_turns, objectives.values()))
         speaks = Chat(model.tokenizer, model.part("connector").tokens) if talks else None
         made.generation_config = generation(words, image, [words.original(i) for i in speaks.ends] if speaks else [words.ours.eos])
         with quiet():

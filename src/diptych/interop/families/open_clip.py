@@ -48,12 +48,12 @@ class OpenClip(Clip):
             *linear("parts.vision.norm", "visual.ln_pre"),
             *resblocks(vision.transformer, "parts.vision.transformer", "visual.transformer.resblocks"),
             *linear("parts.vision.transformer.norm", "visual.ln_post"),
-            same("image_projection.weight", "visual.proj", transposed=True),
+            same("parts.space.image.weight", "visual.proj", transposed=True),
             same("parts.text.embedding.weight", "token_embedding.weight"),
             same("parts.text.positions", "positional_embedding"),
             *resblocks(text.transformer, "parts.text.transformer", "transformer.resblocks"),
             *linear("parts.text.transformer.norm", "ln_final"),
-            same("text_projection.weight", "text_projection", transposed=True),
+            same("parts.space.text.weight", "text_projection", transposed=True),
         ]
         contrast = objective_of(objectives, InfoNCE)
         return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found

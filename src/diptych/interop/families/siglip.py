@@ -43,9 +43,9 @@ class Siglip(DualEncoder):
 
     def projections(self, model: VLM) -> list[Misfit]:
         found = []
-        if not isinstance(model.image_projection, nn.Identity):
+        if not isinstance(model.part("space").image, nn.Identity):
             found.append(Misfit("the image projection has no place in it", "parts.vision.kind=siglip"))
-        if not isinstance(model.text_projection, nn.Linear) or model.text_projection.bias is None:
+        if not isinstance(model.part("space").text, nn.Linear) or model.part("space").text.bias is None:
             found.append(Misfit("the text projection is not affine", "parts.text.kind=siglip"))
         return found
 
@@ -55,7 +55,7 @@ class Siglip(DualEncoder):
                 *linear("parts.vision.stem", "vision_model.embeddings.patch_embedding"),
                 *pooling("parts.vision.pool", "vision_model.head"),
             ],
-            "text": linear("text_projection", "text_model.head"),
+            "text": linear("parts.space.text", "text_model.head"),
         }
 
     def scale(self, prefix: str) -> list[Same]:

@@ -6,10 +6,13 @@ import math
 
 from torch import Tensor, nn
 
+from diptych.core.batch import Tokens
+from diptych.core.encodings import provides
 from diptych.models.build import Build
+from diptych.models.part import Part
 
 
-class Connector(nn.Module):
+class Connector(Part):
     """Image tokens [B, extra + N, D of the tower] → [B, tokens, D of the language model].
 
     ``grid`` is the side of the square of patches, ``tokens`` how many come out. Class tokens are left behind, as LLaVA does.
@@ -25,6 +28,11 @@ class Connector(nn.Module):
         self.grid = math.isqrt(n)
         build.require(self.grid**2 == n, f"the tower gives {n} patches, which are no square")
         self.tokens = n
+
+    @provides("{image}.prefix", "{image}.tokens")
+    def prefix(self, image: Tokens) -> Tensor:
+        """What the language model reads of an image, [B, tokens, D]."""
+        return self(image.tokens)
 
     def patches(self, x: Tensor) -> Tensor:
         """[B, N, D], row by row."""

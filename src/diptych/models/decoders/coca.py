@@ -29,6 +29,7 @@ from diptych.models.layers.attention import (
     Transformer,
     attention_bias,
 )
+from diptych.models.part import Part
 from diptych.models.text.towers import TextTransformer, sinusoids
 from diptych.models.vision.towers import ClipViT
 
@@ -156,7 +157,7 @@ class CocaDecoder(MultimodalDecoder):
         activation: Activation = "gelu",
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
-        nn.Module.__init__(self)
+        Part.__init__(self)
         self.width, image_width = build.width_of("text"), build.width_of("vision")
         text: Any = build.parts["text"]
         build.require(isinstance(text, CocaText), "stands on a text tower of its kind; set parts.text.kind: coca")

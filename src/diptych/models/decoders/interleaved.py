@@ -14,25 +14,28 @@ Shapes: B batch, N image codes, T text tokens with [BOS] and [EOS], L tokens of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.core.batch import Texts
+from diptych.core.encodings import provides
 from diptych.models.build import Build
 from diptych.models.layers.rotary import EMPTY, Cache, RotaryTransformer
+from diptych.models.part import Part
 
 NOTHING, WORD, CODE = range(3)  # what stands at a place of a sequence; the two marks around an image count as words
 
 
-class Read(NamedTuple):
+@dataclass(frozen=True)
+class Read:
     """What the decoder keeps of a beginning, so that many endings can be tried on it."""
 
     last: Tensor  # [B, 1, D] hidden state of its last token: it predicts the next one
     past: Cache
 
-    def rows(self, index: Tensor) -> Read:
+    def __getitem__(self, index: Tensor) -> Read:
         return Read(self.last[index], self.past[index])
 
 
@@ -48,13 +51,14 @@ class Drawn:
         return Drawn(self.seen[rows], self.bare[rows], self.guidance)
 
 
-class InterleavedDecoder(nn.Module):
+class InterleavedDecoder(Part):
     """Rotary positions, RMS norms, gated MLPs, queries and keys normed, no biases, output layer of its own: Chameleon's.
 
     depth: None: twice that of a tower, since it stands for two.
     """
 
-    reads_codes = True
+    begins_with = "image.codes"
+    limited = True
     called = ("hidden", "caption_logits", "remember", "continue_logits", "image_logits", "logits_at", "start", "step")
 
     def __init__(
@@ -136,12 +140,29 @@ class InterleavedDecoder(nn.Module):
 
         return torch.cat([mark(self.bos), mark(self.begin), codes + self.first_code, mark(self.end)], 1)
 
+    @provides("text.logits", "image.codes", "text")
+    def logits(self, codes: Tensor, text: Texts) -> Tensor:
+        """[B, T − 1, V]: row t predicts token t + 1."""
+        return self.caption_logits(codes, text.ids, text.mask)
+
+    @provides("text.logits", "image.kv_cache", "text", paired=True)
+    def logits_from_cache(self, images: Read, text: Texts) -> Tensor:
+        """As ``logits``, for images that were read before."""
+        return self.continue_logits(images, text.ids, text.mask)
+
+    @provides("image.code_logits", "image.codes", "text")
+    def codes_given_text(self, codes: Tensor, text: Texts) -> Tensor:
+        """[B, N, K]: row n predicts code n, given the caption and the codes before it."""
+        return self.image_logits(codes, text.ids, text.mask)
+
     def caption_logits(self, codes: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """codes [B, N]; ids, mask [B, T] → [B, T − 1, V]; row t speaks of text token t + 1."""
         x, _ = self.hidden(torch.cat([self.opening(codes), ids[:, 1:-1]], 1))
         return self.word_logits(x[:, codes.shape[1] + 2 :])
 
+    @provides("image.kv_cache", "image.codes")
     def remember(self, codes: Tensor) -> Read:
+        """Keys and values of the image, so that many captions can be tried on it."""
         return self.read(self.opening(codes))
 
     def read(self, ids: Tensor, before: Read | None = None) -> Read:
@@ -170,6 +191,7 @@ class InterleavedDecoder(nn.Module):
         x, _ = self.hidden(sequence[:, : longest - 1])
         return self.code_logits(x[before[:, : longest - 1]].view(*codes.shape, -1))
 
+    @provides("image.log_prior", "image.codes")
     def log_prior(self, codes: Tensor) -> Tensor:
         """log p(codes) without a caption, in nats: [B, N] → [B]. Means something where captions were left out in training."""
         ids = torch.tensor([[self.bos, self.eos]], device=codes.device).expand(len(codes), 2)

@@ -1,9 +1,7 @@
 """Decoders: predict a caption's next token from what stands before it and from the image.
 
-A decoder has ``forward(text: Tokens, image: Tokens) -> logits [B, T, V]``, where logits at position t speak of token t + 1. One that ``reads_codes``
-takes word ids and image codes itself (``models/decoders/interleaved.py``); one that ``reads_words`` has ``read(ids, mask, image)`` (``models/fusion/med.py``), one that
-``reads_queries`` has ``tell(ids, mask, looked)`` (``models/fusion/qformer.py``). All write by ``start(image) -> (logits [B, V], state)`` and
-``step(ids [B], state)``, which give the same (``inference/generate.py``).
+A decoder provides ``text.logits``: row t predicts token t + 1. It generates from the encoding that ``begins_with`` names, by ``start(encoding) -> (logits [B, V],
+state)`` and ``step(ids [B], state)``, which give the same logits (``inference/generate.py``).
 """
 
 from __future__ import annotations
@@ -17,9 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
+from diptych.core.encodings import provides
 from diptych.models.build import Build
 from diptych.models.decoders.interleaved import InterleavedDecoder
 from diptych.models.layers.attention import AttentionPool, Past, Transformer, attention_bias
+from diptych.models.part import Part
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,16 @@ class Written:
         return Written(self.text[rows], self.both[rows], None if self.bias is None else self.bias[rows])
 
 
-class MultimodalDecoder(nn.Module):
+class MultimodalDecoder(Part):
     """The multimodal half of CoCa's decoder (Yu et al. 2022, §3.2): causal blocks over the unimodal text tower's tokens that also look at the image.
 
     queries: the image is read through that many pooled tokens (256 in the paper); 0: the decoder looks at all image tokens.
     The output layer is tied to the text tower's word vectors.
     """
+
+    begins_with = "image.tokens"
+    can = frozenset({"generate", "decoding", "loglikelihood"})
+    limited = True
 
     def __init__(
         self,
@@ -64,6 +68,11 @@ class MultimodalDecoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(build.tokenizer)))
         self._text = [text]  # in a list: shared, not owned
         self.bos = int(build.tokenizer.bos)
+
+    @provides("text.logits", "text.tokens", "image.tokens")
+    def logits(self, text: Tokens, image: Tokens) -> Tensor:
+        """[B, T − 1, V]: row t predicts token t + 1."""
+        return self(text, image)[:, :-1]
 
     def forward(self, text: Tokens, image: Tokens) -> Tensor:
         seen, seen_bias = self._look(image)

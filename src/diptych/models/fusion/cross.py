@@ -1,8 +1,7 @@
-"""Fusion: image and text tokens look at each other.
+"""Fusion: attention between image and text tokens.
 
-A fusion part has ``width``, ``text(text, image) -> Tokens`` and ``image(image, text) -> Tokens``: the first argument's
-tokens after they have looked at the second's. Where the two sides are separate, an objective pays only for the one it asks for; where they are not,
-``both(text, image)`` gives the two at once. One that ``reads_words`` (``models/fusion/med.py``) has ``read(ids, mask, image) -> Tokens``, the text's side, alone.
+A fusion part provides ``text.fused`` and, where it has one, ``image.fused``: a side's tokens after attention to the other's. Where the two sides are separate
+computations, an objective pays only for the one that it needs.
 """
 
 from __future__ import annotations
@@ -14,12 +13,14 @@ from pydantic import Field
 from torch import nn
 
 from diptych.core.batch import Tokens
+from diptych.core.encodings import provides
 from diptych.models.build import Build
 from diptych.models.fusion.gated import GatedCrossAttention
 from diptych.models.layers.attention import Activation, Transformer, attention_bias
+from diptych.models.part import Part
 
 
-class CrossModal(nn.Module):
+class CrossModal(Part):
     """A cross-modal encoder a side: self-attention, then attention to the other modality (MaskVLM, Kwon et al. 2023, §3.1)."""
 
     def __init__(
@@ -38,10 +39,14 @@ class CrossModal(nn.Module):
         self.text_side = Transformer(text_width, depth, heads, image_width, activation, dropout)
         self.image_side = Transformer(image_width, depth, heads, text_width, activation, dropout)
 
+    @provides("text.fused", "text.tokens", "image.tokens")
     def text(self, text: Tokens, image: Tokens) -> Tokens:
+        """Text tokens [B, T, D] after attention to the image."""
         return self._look(self.text_side, text, image)
 
+    @provides("image.fused", "image.tokens", "text.tokens")
     def image(self, image: Tokens, text: Tokens) -> Tokens:
+        """Image tokens [B, N, D] after attention to the text."""
         return self._look(self.image_side, image, text)
 
     @staticmethod
@@ -54,7 +59,7 @@ class CrossModal(nn.Module):
         return Tokens(x, (x * own.mask[..., None]).sum(1) / own.mask.sum(1, keepdim=True), own.mask)
 
 
-class Joint(nn.Module):
+class Joint(Part):
     """One encoder over the tokens of both, behind a class token of its own (FLAVA's multimodal encoder, Singh et al. 2022, §3.1)."""
 
     def __init__(
@@ -78,8 +83,9 @@ class Joint(nn.Module):
             self.width, depth or size.depth, heads or size.heads, None, activation or size.activation, dropout, hidden, eps
         )
 
+    @provides(("text.fused", "image.fused"), "text.tokens", "image.tokens")
     def both(self, text: Tokens, image: Tokens) -> tuple[Tokens, Tokens]:
-        """Text tokens and image tokens after they have looked at each other; both pooled as the class token."""
+        """Text tokens and image tokens after attention to each other; both pooled as the class token."""
         seen, said = self.from_image(image.tokens), self.from_text(text.tokens)
         x = torch.cat([self.class_token.to(seen.dtype).expand(len(seen), 1, -1), seen, said], 1)
         bias = None
@@ -89,12 +95,6 @@ class Joint(nn.Module):
         x = self.transformer(x, bias)
         n = 1 + seen.shape[1]
         return Tokens(x[:, n:], x[:, 0], text.mask), Tokens(x[:, 1:n], x[:, 0])
-
-    def text(self, text: Tokens, image: Tokens) -> Tokens:
-        return self.both(text, image)[0]
-
-    def image(self, image: Tokens, text: Tokens) -> Tokens:
-        return self.both(text, image)[1]
 
 
 FUSION = {

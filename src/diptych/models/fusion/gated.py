@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diptych.models.build import Build
 from diptych.models.layers.attention import FLOOR, Attention
 from diptych.models.layers.rotary import GatedMLP
+from diptych.models.part import Part
 
 if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM
@@ -44,7 +45,7 @@ class GatedLayer(nn.Module):
         return x + self.beta.tanh() * self.mlp(self.norm2(x))
 
 
-class GatedCrossAttention(nn.Module):
+class GatedCrossAttention(Part):
     """A ``fusion`` part that puts a gated layer before every ``every``-th layer of the ``lm`` part, which itself stays as it is."""
 
     def __init__(
@@ -62,12 +63,15 @@ class GatedCrossAttention(nn.Module):
         build.require(self.width % heads == 0, f"heads: {heads} does not divide the language model's width {self.width}")
         theirs = decoder_layers(part.lm)
         build.require(every <= len(theirs), f"every: the language model has {len(theirs)} layers only")
+        self.every = every
+        self.layers = nn.ModuleList(GatedLayer(self.width, heads, hidden or 4 * self.width) for _ in theirs[::every])
+
+    def attach(self, build: Build) -> None:
+        """The layers hook into the language model, which from now on gives images to them."""
+        part: Any = build.parts["lm"]
         part.gated = True
-        self.layers = nn.ModuleList()
-        for layer in theirs[::every]:
-            own = GatedLayer(self.width, heads, hidden or 4 * self.width)
-            self.layers.append(own)
-            layer.register_forward_pre_hook(_look(own, part.lm), with_kwargs=True)
+        for own, layer in zip(self.layers, decoder_layers(part.lm)[:: self.every], strict=True):
+            layer.register_forward_pre_hook(_look(own, part.lm), with_kwargs=True)  # type: ignore[arg-type]
 
 
 def decoder_layers(lm: CausalLM) -> list[nn.Module]:

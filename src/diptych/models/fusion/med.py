@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core.batch import Tokens
+from diptych.core.batch import Texts, Tokens
+from diptych.core.encodings import provides
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, Attention, Block, Past, Sizes, Transformer, attention_bias
+from diptych.models.part import Part
 from diptych.models.text.towers import BertText
 
 
@@ -71,17 +73,21 @@ def med_text(build: Build) -> MedText:
     return text
 
 
-class MedEncoder(nn.Module):
+class MedEncoder(Part):
     """The image-grounded encoder, ``read(ids [B, T], mask [B, T], image) -> Tokens`` pooled at its first token. No weights of its own."""
 
-    reads_words = True
-    borrows = True  # it computes with another part's weights
+    borrows = True
 
     def __init__(self, build: Build):
         super().__init__()
         text = med_text(build)
         self.width = text.width
         self._text = [text]  # in a list: shared, not owned
+
+    @provides("text.fused", "text", "image.tokens")
+    def fused(self, text: Texts, image: Tokens) -> Tokens:
+        """Text tokens [B, T, D] after attention to the image."""
+        return self.read(text.ids, text.mask, image)
 
     def read(self, ids: Tensor, mask: Tensor, image: Tokens) -> Tokens:
         text = self._text[0]
@@ -128,15 +134,17 @@ class Spoken:
         return Spoken(self.past[rows], None if self.bias is None else self.bias[rows])
 
 
-class MedDecoder(nn.Module):
+class MedDecoder(Part):
     """The image-grounded decoder, ``read(ids [B, T], mask [B, T], image) -> logits [B, T, V]``: row t speaks of token t + 1.
 
     share: all but self-attention with the encoder, as in the paper; false: a transformer of its own, as the classes of transformers hold it.
     The output layer is BERT's: a transform, then the word vectors, tied.
     """
 
-    reads_words = True
     called = ("read", "start", "step")
+    begins_with = "image.tokens"
+    can = frozenset({"generate", "decoding", "loglikelihood"})
+    limited = True
 
     def __init__(self, build: Build, *, share: bool = True):
         super().__init__()
@@ -161,6 +169,11 @@ class MedDecoder(nn.Module):
     @property
     def blocks(self) -> Transformer:
         return self.transformer or self.reader.transformer
+
+    @provides("text.logits", "text", "image.tokens")
+    def logits(self, text: Texts, image: Tokens) -> Tensor:
+        """[B, T − 1, V]: row t predicts token t + 1."""
+        return self.read(text.ids, text.mask, image)[:, :-1]
 
     def read(self, ids: Tensor, mask: Tensor, image: Tokens) -> Tensor:
         x = self.reader.embed(beginning(ids, self.dec))

@@ -26,10 +26,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.core.batch import Tokens
+from diptych.core.batch import Texts, Tokens
+from diptych.core.encodings import provides
 from diptych.models.build import Build
 from diptych.models.fusion.med import beginning, image_bias
 from diptych.models.layers.attention import FLOOR, Activation, Attention, Block, Pair, Past, Transformer, attention_bias
+from diptych.models.part import Part, TextTower
 from diptych.models.text.towers import sinusoids
 from diptych.models.vision.towers import sincos_2d
 
@@ -117,7 +119,7 @@ class Looked:
         return Looked(self.tokens[rows], self.past[rows])
 
 
-class QFormerText(nn.Module):
+class QFormerText(TextTower):
     """The Q-Former with its queries and words; as a text tower it reads text alone, pooled at its first token ([BOS], the paper's [CLS]).
 
     queries: how many. every: of that many blocks one has a cross-attention. norm: on the tower's tokens first (the paper's norm behind its ViT); false where the
@@ -125,6 +127,7 @@ class QFormerText(nn.Module):
     """
 
     projection = "affine"
+    space = "queries"
 
     def __init__(
         self,
@@ -172,6 +175,7 @@ class QFormerText(nn.Module):
         x, _ = self.transformer(self.embed(ids), 0, attention_bias(mask, ids.shape[1], False, self.queries))
         return Tokens(x, x[:, 0], mask)
 
+    @provides("{image}.queries", "{image}.tokens")
     def look(self, image: Tokens) -> Looked:
         """The queries over images, with no text beside them."""
         x = self.asked(len(image.tokens))
@@ -222,11 +226,10 @@ def q_former(build: Build) -> QFormerText:
     return text
 
 
-class QFormerEncoder(nn.Module):
+class QFormerEncoder(Part):
     """Queries and text beside each other, ``read(ids [B, T], mask [B, T], image) -> Tokens``: the text's tokens, pooled as the mean of the queries, since
     matching asks every query and averages the answers of a head that is linear. No weights of its own."""
 
-    reads_words = True
     borrows = True
 
     def __init__(self, build: Build):
@@ -235,21 +238,28 @@ class QFormerEncoder(nn.Module):
         self.width = text.width
         self._text = [text]  # in a list: shared, not owned
 
+    @provides("text.fused", "text", "image.tokens")
+    def fused(self, text: Texts, image: Tokens) -> Tokens:
+        """Text tokens [B, T, D]; pooled: the mean of the queries."""
+        return self.read(text.ids, text.mask, image)
+
     def read(self, ids: Tensor, mask: Tensor, image: Tokens) -> Tokens:
         queries, words = self._text[0].both(ids, mask, image)
         return Tokens(words, queries.mean(1), mask)
 
 
-class QFormerDecoder(nn.Module):
+class QFormerDecoder(Part):
     """Image-grounded text generation: ``tell(ids [B, T], mask [B, T], looked) -> logits [B, T, V]``, row t speaking of token t + 1.
 
     What is its own is BERT's output layer: a transform, then the word vectors, tied. A loss on its logits teaches the queries what the text needs, for words see the image
     through them alone.
     """
 
-    reads_queries = True
     borrows = True
     called = ("tell", "start", "step")
+    begins_with = "image.queries"
+    can = frozenset({"generate", "decoding", "loglikelihood"})
+    limited = True
 
     def __init__(self, build: Build):
         super().__init__()
@@ -263,13 +273,17 @@ class QFormerDecoder(nn.Module):
         nn.init.constant_(self.norm.weight, self.width**-0.5)  # word vectors have unit variance: the first logits are of order 1
         self.bias = nn.Parameter(torch.zeros(self.dec))
 
+    @provides("text.logits", "text", "image.queries")
+    def logits(self, text: Texts, queries: Looked) -> Tensor:
+        """[B, T − 1, V]: row t predicts token t + 1."""
+        return self.tell(text.ids, text.mask, queries)[:, :-1]
+
     def tell(self, ids: Tensor, mask: Tensor, looked: Looked) -> Tensor:
         return self._logits(self._text[0].tell(beginning(ids, self.dec), mask, looked.past)[0])
 
-    def start(self, image: Tokens) -> tuple[Tensor, Past]:
+    def start(self, queries: Looked) -> tuple[Tensor, Past]:
         """Logits [B, V] over a caption's first token, and the state behind [DEC]."""
-        past = self._text[0].look(image).past
-        return self.step(torch.full((len(image.tokens),), self.dec, device=image.tokens.device), past)
+        return self.step(torch.full((len(queries.tokens),), self.dec, device=queries.tokens.device), queries.past)
 
     def step(self, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Logits [B, V] over the token behind ``ids`` [B]."""
@@ -281,16 +295,19 @@ class QFormerDecoder(nn.Module):
         return F.linear(self.norm(self.activation(self.transform(x))), words, self.bias)
 
 
-class Queries(nn.Module):
+class Queries(Part):
     """A connector: the queries [B, Q, D] through a linear layer, as soft prompts of a language model (§3.2)."""
-
-    reads_queries = True
 
     def __init__(self, build: Build):
         super().__init__()
         text = q_former(build)
         self.tokens, self.width = len(text.queries), build.width_of("lm")
         self.layer = nn.Linear(text.width, self.width)
+
+    @provides("{image}.prefix", "{image}.queries")
+    def prefix(self, queries: Looked) -> Tensor:
+        """What the language model reads of an image, [B, Q, D]."""
+        return self(queries.tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)

@@ -8,30 +8,35 @@ Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.config.typed import Strict
+from diptych.core.batch import Texts, Turns
+from diptych.core.encodings import provides
 from diptych.core.errors import DiptychError
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
 from diptych.models.language.seen import Seen
+from diptych.models.part import Part
 
 if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM, Prefix
 
 
-class Remembered(NamedTuple):
+@dataclass(frozen=True)
+class Remembered:
     """What a language model keeps of [BOS] and an image, so that many captions can be tried on it."""
 
     last: Tensor  # [B, 1, D] hidden state of the last image token: it predicts the first word
     past: Prefix
 
-    def rows(self, index: Tensor) -> Remembered:
+    def __getitem__(self, index: Tensor) -> Remembered:
         return Remembered(self.last[index], self.past[index])
 
 
@@ -53,7 +58,7 @@ class Lora(Strict):
     targets: list[str] | None = None
 
 
-class PretrainedLM(nn.Module):
+class PretrainedLM(Part):
     """A causal language model of transformers.
 
     trim: keep only the vocabulary that the training captions need. prompts: what is embedded is asked for as "This photo: … means:", with photo, image or
@@ -64,6 +69,8 @@ class PretrainedLM(nn.Module):
     scale: Tensor
     gated = False  # whether layers of a fusion part look at the image, which then stands not among the words
     draws = False  # one of the prompts at random: set while the model trains, also where this part is frozen
+    begins_with = "image.prefix"
+    can = frozenset({"generate", "decoding", "loglikelihood", "examples"})
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
     def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False, lora: Lora | None = None):
@@ -77,7 +84,6 @@ class PretrainedLM(nn.Module):
         self.lm = lm
         self.width = lm.width
         lm.tokenizer.max_length = build.max_length
-        build.tokenizer = lm.tokenizer
         # Image tokens start at the size of word vectors: far larger or smaller ones would drown or be drowned.
         words = lm.embed(torch.arange(lm.vocabulary)[None]).float()
         self.register_buffer("scale", words.pow(2).mean().sqrt(), persistent=False)
@@ -92,15 +98,19 @@ class PretrainedLM(nn.Module):
         before, after = self.lm.tokenizer.pieces([TEXT_PROMPT, MEANS])
         return [o for o in openings if len(o) == len(openings[0])], before, after
 
+    @property
+    def own_tokenizer(self) -> Any:
+        """What the whole model reads texts with."""
+        return self.lm.tokenizer
+
+    def prepare(self, stage_training: bool) -> None:
+        self.draws = stage_training
+
     def requires_grad_(self, requires_grad: bool = True) -> PretrainedLM:
         """With adapters only these can learn."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(requires_grad and (self.lora is None or ADAPTER in name))
         return self
-
-    @property
-    def learns(self) -> bool:
-        return any(p.requires_grad for p in self.parameters())
 
     def _words(self, ids: list[int], rows: int, device: torch.device) -> Tensor:
         """The same words in every row: vectors [rows, T, D]."""
@@ -118,11 +128,17 @@ class PretrainedLM(nn.Module):
             return before
         return torch.cat([before, (prefix * self.scale).to(before.dtype)], 1)
 
+    @provides("{image}.state", "{image}.kv_cache")
     def image_state(self, images: Remembered) -> Tensor:
         """f(g(x)): the last hidden state at an [EOS] behind the image, [B, D] (Ak et al., equation 1)."""
         words = self._words([*self._after, self.lm.tokenizer.eos], len(images.last), images.last.device)
         seen = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
         return self.lm.hidden(words, seen, past=images.past)[:, -1]
+
+    @provides("{text}.state", "{text}")
+    def state_of(self, text: Texts) -> Tensor:
+        """f(y): [B, D]"""
+        return self.text_state(text.ids, text.mask)
 
     def text_state(self, ids: Tensor, mask: Tensor) -> Tensor:
         """f(y): the last hidden state at a text's [EOS], [B, D]. Computed once a text while nothing here learns."""
@@ -158,6 +174,11 @@ class PretrainedLM(nn.Module):
         """Whether a caption and an [EOS] can be read behind one image in one go."""
         return not self.gated and self.lm.branches()
 
+    @provides(("text.logits", "image.state"), "image.prefix", "text", together="reads_both")
+    def logits_and_state(self, prefix: Tensor, text: Texts) -> tuple[Tensor, Tensor]:
+        """The captions' next-token logits and the images' states, in one pass."""
+        return self.caption_and_state(prefix, text.ids, text.mask)
+
     def caption_and_state(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """``caption_logits`` and ``image_state`` of the same images: one sequence, in which neither sees the other's words."""
         opening = self._opening(prefix)
@@ -166,6 +187,26 @@ class PretrainedLM(nn.Module):
         words = self._words([*self._after, self.lm.tokenizer.eos], len(ids), ids.device)
         hidden = self.lm.hidden_beside(embeds, seen, words, after=opening.shape[1])
         return self.lm.head(hidden[:, opening.shape[1] - 1 : seen.shape[1]]), hidden[:, -1]
+
+    @provides("text.logits", "image.prefix", "text")
+    def logits(self, prefix: Tensor, text: Texts) -> Tensor:
+        """[B, T − 1, V]: row t predicts token t + 1, given the image and the tokens up to t."""
+        return self.caption_logits(prefix, text.ids, text.mask)
+
+    @provides("text.logits", "image.kv_cache", "text", paired=True)
+    def logits_from_cache(self, images: Remembered, text: Texts) -> Tensor:
+        """As ``logits``, for images that were read before."""
+        return self.continue_logits(images, text.ids, text.mask)
+
+    @provides("text.blind_logits", "text")
+    def logits_without_image(self, text: Texts) -> Tensor:
+        """[B, T − 1, V]: row t predicts token t + 1 from the text alone."""
+        return self.text_logits(text.ids, text.mask)
+
+    @provides("turns.logits", "turns", "turns.images.prefix?")
+    def logits_of_turns(self, turns: Turns, shown: Tensor | None) -> Tensor:
+        """[n, V] over the n learned tokens of conversations, row by row."""
+        return self.answer_logits(turns.ids, shown, turns.positions, turns.learned)
 
     def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t speaks of text token t + 1."""
@@ -178,6 +219,7 @@ class PretrainedLM(nn.Module):
     def _look_at(self, prefix: Tensor) -> Seen | None:
         return Seen.one(prefix) if self.gated else None
 
+    @provides("{image}.kv_cache", "{image}.prefix")
     def remember(self, prefix: Tensor) -> Remembered:
         opening = self._opening(prefix)
         real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)

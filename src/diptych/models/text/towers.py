@@ -1,7 +1,6 @@
 """Text towers: token ids in, ``Tokens`` out.
 
-Every tower has ``width`` and ``forward(ids [B, T], mask [B, T], captions) -> Tokens``; ``captions`` are the raw strings, for towers that bring a
-tokenizer of their own.
+What every tower has is written at ``models.part.TextTower``.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from diptych.core.batch import Tokens
 from diptych.data.text import PAD
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, Past, Sizes, Transformer, attention_bias
+from diptych.models.part import TextTower
 
 
 def sinusoids(length: int, width: int, longest: float = 100.0) -> Tensor:
@@ -26,7 +26,7 @@ def sinusoids(length: int, width: int, longest: float = 100.0) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(TextTower):
     """A transformer over byte-pair tokens.
 
     causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean. hidden: width of the blocks'
@@ -150,7 +150,7 @@ class BertText(TextTransformer):
         )
 
 
-class MiniLM(nn.Module):
+class MiniLM(TextTower):
     """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: a 384-d vector a sentence, remembered by text.
 
     project: into the shared space by a learned map; false: its own space is the shared one.

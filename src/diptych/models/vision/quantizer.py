@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from diptych.core.batch import Images
+from diptych.core.encodings import provides
 from diptych.models.build import Build
+from diptych.models.part import Part
 
 
 class Quantized(NamedTuple):
@@ -50,7 +53,7 @@ class Residual(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Part):
     """A convolutional auto-encoder through a codebook (VQ-VAE, van den Oord et al. 2017), with unit-length codes of few dimensions
     (ViT-VQGAN, Yu et al. 2022, §3.2).
 
@@ -60,6 +63,7 @@ class VectorQuantizer(nn.Module):
     (Linde, Buzo & Gray 1980), for which counts are enough, and these add up too.
     """
 
+    can = frozenset({"reconstruct"})
     replicated = ("codebook",)  # revived as a whole, so never shared out among processes
     called = ("codes", "decode")  # beside ``forward``
     idle: Tensor
@@ -112,6 +116,16 @@ class VectorQuantizer(nn.Module):
         """[B, 3, H, W] → unit vectors [B, N, C], float32"""
         x = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
         return F.normalize(x.flatten(2).transpose(1, 2).float(), dim=-1)
+
+    @provides("{image}.codes", "{image}")
+    def encode(self, image: Images) -> Tensor:
+        """[B, N] int64"""
+        return self.codes(image.floats)
+
+    @provides("{image}.quantized", "{image}")
+    def quantize(self, image: Images) -> Quantized:
+        """Codes, features and the reconstruction, with gradients."""
+        return self(image.floats)
 
     @torch.no_grad()
     def codes(self, pixels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Vision towers: pixels in, ``Tokens`` out.
 
-Every tower has ``width``, ``tokens`` (N, the patches), ``extra`` (class tokens, which stand before the patches) and
-``forward(pixels [B, 3, H, W], keep=None) -> Tokens``. Pixels lie in [-1, 1]. ``keep`` [B, K] names the only patches that are looked at (FLIP's patch dropping, masked image modelling).
+What every tower has is written at ``models.part.VisionTower``. ``keep`` [B, K] names the only patches that are read (FLIP's patch dropping, masked image
+modelling).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diptych.core.batch import Tokens
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, AttentionPool, MapPool, Sizes, Transformer
+from diptych.models.part import VisionTower
 
 
 def sincos_2d(side_y: int, side_x: int, width: int) -> Tensor:
@@ -44,7 +45,7 @@ class ConvStem(nn.Module):
         return self.conv3(F.relu(self.conv2(x)))
 
 
-class ViT(nn.Module):
+class ViT(VisionTower):
     """Vision transformer (Dosovitskiy et al. 2021), with a convolutional stem for small images or plain patches.
 
     class_tokens: learned tokens that stand before the patches and gather what is seen. positions: fixed waves on the patches, or learned ones, of the class
@@ -87,6 +88,7 @@ class ViT(nn.Module):
         )
         build.require(pool != "class" or class_tokens > 0, "pool: class needs class_tokens: 1")
         self.grid, self.extra = build.image_size // self.patch, class_tokens
+        self.tokens = self.grid**2
         plain = nn.Conv2d(3, self.width, self.patch, stride=self.patch, bias=patch_bias)
         self.stem: nn.Module = ConvStem(self.width) if stem == "conv" else plain
         self.classes = nn.Parameter(torch.randn(class_tokens, self.width) * 0.02) if class_tokens else None
@@ -109,10 +111,6 @@ class ViT(nn.Module):
             self.pool = AttentionPool(self.width, heads, 1)
         elif pool == "map":
             self.pool = MapPool(self.width, heads, active, hidden, eps)
-
-    @property
-    def tokens(self) -> int:
-        return self.grid**2
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
         """tokens [B, extra + N or K, D]: class tokens first. hidden [B, N] bool: patches in whose place stands the mask token."""
@@ -148,7 +146,7 @@ class ViT(nn.Module):
         return x.permute(0, 2, 3, 1)[batch, rows, columns]
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(VisionTower):
     """EfficientNet-Lite with its ImageNet weights, frozen: an h × w feature map as tokens.
 
     resolution: the side to which images are scaled before the tower sees them (a multiple of 32). None: 224, the native one, or 128
@@ -158,7 +156,6 @@ class EfficientNet(nn.Module):
     native_size = 224
     packaged = ("net",)
     weights = "efficientnet-{variant}"
-    extra = 0
 
     def __init__(self, build: Build, *, variant: str = "lite0", resolution: int | None = None):
         super().__init__()
@@ -168,12 +165,8 @@ class EfficientNet(nn.Module):
         build.require(resolution % 32 == 0, f"resolution {resolution} is not a multiple of 32")
         self.net = load_efficientnet(variant)
         self.width = 1280
-        self.resolution = resolution
+        self.resolution, self.tokens = resolution, (resolution // 32) ** 2
         build.licences.append(f"efficientnet-{variant}")
-
-    @property
-    def tokens(self) -> int:
-        return (self.resolution // 32) ** 2
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tokens:
         if pixels.shape[-1] != self.resolution:
@@ -240,7 +233,7 @@ class SiglipViT(ViT):
         super().__init__(build, patch=patch, activation=activation, eps=eps, **sizes, **fixed)  # type: ignore[arg-type]
 
 
-class HubTower(nn.Module):
+class HubTower(VisionTower):
     """A vision tower of transformers: ``from: hf:NAME_OR_PATH``, such as CLIP's, SigLIP's, DINOv2, ViT. layer: −2 for the hidden state before the last (LLaVA)."""
 
     packaged = ("tower",)

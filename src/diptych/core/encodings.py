@@ -1,0 +1,427 @@
+"""Encodings by name, each with one provider.
+
+A part says what it computes and from what; a ``Pass`` is a memo table over that graph for one batch:
+
+    class TextTower(Part):
+        @provides("{text}.tokens", "{text}")           # for every field of the kind "text": text, negatives, label.classes, …
+        def encode(self, text: Texts) -> Tokens: ...
+
+    p = model.encode(batch)
+    p["image.embedding"]                # computed when first asked for, once
+    p.view(text=masked)                 # a field replaced; what does not depend on it is shared
+    p.pairs(image=rows, text=rows)      # rows next to rows, from encodings already made
+
+Names are ``<field>.<encoding>``; a teacher's are ``<teacher>:<field>.<encoding>``; ``<name>@<part>`` asks one part where several provide it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.batch import Batch, Collated, Images, Texts, Tokens
+from diptych.core.errors import DiptychError, nearest
+
+T = TypeVar("T")
+
+
+class Key(str, Generic[T]):
+    """The name of an encoding or a field, with its type: ``p[Key[Tensor]("image.embedding")]`` is a ``Tensor`` to mypy. A plain string is ``Any``."""
+
+    __slots__ = ()
+
+
+IMAGE = Key[Images]("image")
+TEXT = Key[Texts]("text")
+IMAGE_TOKENS, TEXT_TOKENS = Key[Tokens]("image.tokens"), Key[Tokens]("text.tokens")
+IMAGE_EMBEDDING, TEXT_EMBEDDING = Key[Tensor]("image.embedding"), Key[Tensor]("text.embedding")
+TEXT_LOGITS = Key[Tensor]("text.logits")
+IMAGE_CODES = Key[Tensor]("image.codes")
+
+
+class Declaration(NamedTuple):
+    """What a method computes (``outputs``) and from what. See ``provides``."""
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    paired: bool
+    together: str
+    kind: str
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def provides(
+    outputs: str | tuple[str, ...], *inputs: str, paired: bool = False, together: str = "", kind: str = ""
+) -> Callable[[F], F]:
+    """Mark a method as the provider of encodings.
+
+    outputs: one name, or several that the method returns as a tuple. inputs: names of fields and encodings, in the order of its parameters; one that ends
+    in ``?`` is None where the batch lacks it. ``{image}`` stands for each field of that kind in turn.
+    paired: the form for rows next to rows without gradients, where what depends on one field alone is computed once; another provider is the plain form.
+    together: the name of an attribute of the part; where it is true, and all outputs are wanted in a training pass, this one call replaces several.
+    kind: the kind of field that the output is (``image`` for random crops of the image, say), so that towers serve it.
+    """
+    names = (outputs,) if isinstance(outputs, str) else outputs
+
+    def mark(method: F) -> F:
+        declared = getattr(method, "provided", ())
+        method.provided = (*declared, Declaration(names, inputs, paired, together, kind))  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def declarations(cls: type) -> dict[str, tuple[Declaration, ...]]:
+    """Methods of a class that provide something, in the order of its definition; an override keeps its base's declaration."""
+    found: dict[str, tuple[Declaration, ...]] = {}
+    for base in reversed(cls.__mro__):
+        for name, method in vars(base).items():
+            if declared := getattr(method, "provided", ()):
+                found[name] = declared
+    return found
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute encodings: a method of a part or an objective."""
+
+    part: str  # its name in messages and after ``@``: vision, text, objectives.text_prediction
+    method: Callable[..., Any]
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    paired: bool = False
+    together: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a provider of several may be used."""
+        return bool(getattr(getattr(self.method, "__self__", None), self.together, False))
+
+
+def renamed(name: str, fields: Mapping[str, str]) -> str:
+    """A name of an encoding for other fields: {"image": "video"} makes image.tokens video.tokens."""
+    if not fields:
+        return name
+    field, dot, rest = name.partition(".")
+    return fields.get(field, field) + dot + rest
+
+
+class Graph:
+    """Who provides what, from what. Built and checked once, when the model is built.
+
+    fields: the kind of each field that a batch may have. choices: {encoding: part} where several provide it.
+    """
+
+    def __init__(self, fields: Mapping[str, str], choices: Mapping[str, str] | None = None):
+        self.fields = dict(fields)
+        self.choices = dict(choices or {})
+        self.teachers: dict[str, Graph] = {}
+        self._table: dict[str, list[Provider]] = {}
+        self._leaves: dict[str, frozenset[str]] = {}
+        self._declared: list[tuple[str, nn.Module, Mapping[str, str]]] = []
+
+    def add(self, part: str, owner: nn.Module, names: Mapping[str, str] | None = None) -> None:
+        """What a part or an objective provides, for the fields that exist so far. names: fields that it is to read instead of others."""
+        self._declared.append((part, owner, names or {}))
+        for declared in declarations(type(owner)).values():
+            for d in declared:
+                if d.kind:
+                    self.fields |= {renamed(name, names or {}): d.kind for name in d.outputs}
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._table, self._leaves = {}, {}
+        for part, owner, names in self._declared:
+            for method, declared in declarations(type(owner)).items():
+                for d in declared:
+                    for outputs, inputs in self._expanded(d, names):
+                        provider = Provider(part, getattr(owner, method), outputs, inputs, d.paired, d.together)
+                        for output in outputs:
+                            self._table.setdefault(output, []).append(provider)
+
+    def _expanded(self, d: Declaration, names: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Outputs and inputs for each field that a declaration speaks of."""
+        slot = next((m[1] for name in (*d.outputs, *d.inputs) if (m := re.match(r"\{(\w+)\}", name))), None)
+        if slot is None:
+            yield tuple(renamed(n, names) for n in d.outputs), tuple(renamed(n, names) for n in d.inputs)
+            return
+        for field, kind in self.fields.items():
+            if kind == slot:
+                yield (
+                    tuple(n.replace(f"{{{slot}}}", field) for n in d.outputs),
+                    tuple(n.replace(f"{{{slot}}}", field) for n in d.inputs),
+                )
+
+    def settle(self) -> None:
+        """Ask every provider of several encodings whether it may be used, which some find out by trying."""
+        for providers in self._table.values():
+            for provider in providers:
+                _ = provider.together and provider.ready
+
+    # --- looking up ---
+
+    def names(self) -> list[str]:
+        """All encodings that something provides."""
+        return list(self._table)
+
+    def gives(self, name: str) -> bool:
+        """Whether an encoding can be computed from fields."""
+        try:
+            self.leaves(name)
+        except DiptychError:
+            return False
+        return True
+
+    def candidates(self, name: str) -> tuple[list[Provider], str]:
+        """The providers of an encoding, of the part that is named after ``@`` or chosen by the recipe, and its plain name."""
+        plain, _, part = name.partition("@")
+        part = part or self.choices.get(plain, "")
+        found = self._table.get(plain, [])
+        return ([p for p in found if p.part == part] if part else found), plain
+
+    def plain(self, name: str) -> Provider:
+        """The provider of an encoding by itself. DiptychError if there is none, or more than one."""
+        found = [p for p in self.candidates(name)[0] if not p.paired and not p.together]
+        parts = list(dict.fromkeys(p.part for p in found))
+        if len(parts) > 1:
+            one = " or ".join(f"encodings: {{'{name}': {part}}}" for part in parts)
+            raise DiptychError(f"parts {', '.join(parts)} all provide '{name}'; name one of them in the recipe: {one}")
+        if not found:
+            raise DiptychError(f"nothing provides '{name}'{nearest(name, [*self._table, *self.fields])}")
+        return found[0]
+
+    def parent(self, name: str) -> str:
+        """The field of a batch that a name lies in: video for video.frames; "" if it is no field."""
+        if name not in self.fields or name in self._table:
+            return ""
+        root = name.partition(".")[0]
+        return root if root in self.fields else name
+
+    def leaves(self, name: str) -> frozenset[str]:
+        """The fields of a batch that an encoding depends on. DiptychError if it cannot be computed."""
+        if name not in self._leaves:
+            self._leaves[name] = self._find_leaves(name, ())
+        return self._leaves[name]
+
+    def _find_leaves(self, name: str, path: tuple[str, ...]) -> frozenset[str]:
+        if name in path:
+            raise DiptychError(f"'{name}' needs itself: {' ← '.join((*path, name))}")
+        teacher, colon, rest = name.partition(":")
+        if colon:
+            if teacher not in self.teachers:
+                raise DiptychError(
+                    f"there is no teacher '{teacher}'{nearest(teacher, self.teachers)}; declare it under `teachers:`"
+                )
+            return self.teachers[teacher].leaves(rest)
+        if field := self.parent(name):
+            return frozenset({field})
+        try:
+            inputs = self.plain(name).inputs
+        except DiptychError as error:
+            raise DiptychError(
+                f"{error}, which '{path[-1]}' needs" if path and "nothing provides" in str(error) else str(error)
+            ) from None
+        return frozenset().union(*(self._find_leaves(i.rstrip("?"), (*path, name)) for i in inputs))
+
+    def pick(self, name: str, paired: bool, wanted: Collection[str]) -> Provider:
+        """The provider to use: the form for pairs, a call that gives several wanted encodings at once, or the plain one."""
+        for p in self.candidates(name)[0]:
+            if (paired and p.paired) or (p.together and set(p.outputs) <= set(wanted) and p.ready):
+                return p
+        return self.plain(name)
+
+
+class Computes(Protocol):
+    """What a pass needs of a model."""
+
+    graph: Graph
+
+    def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any: ...
+
+    def teacher(self, name: str) -> Computes: ...
+
+
+class Pass:
+    """What objectives and scorers see of a batch.
+
+    given: encodings that are known already; what is neither given nor computable from the batch cannot be asked for.
+    wanted: all that will be asked of the pass, as far as it is known: a part may then compute several encodings at once.
+    rows: the samples that this process answers for, where the batch is split among several; None: all.
+    """
+
+    rows: slice | None = None
+
+    def __init__(
+        self,
+        model: Computes,
+        batch: Batch,
+        given: Mapping[str, Any] | None = None,
+        wanted: Collection[str] = (),
+        base: Pass | None = None,
+    ):
+        self.model, self.batch, self.wanted = model, batch, frozenset(wanted)
+        self.given = dict(given or {})
+        self.base = base
+        self.changed: frozenset[str] = frozenset()  # fields that differ from the base's
+        self.selected: dict[str, Tensor] = {}  # of these, those that are rows of the base's
+        self.names: Mapping[str, str] = {}
+        self.memo: dict[tuple[str, bool], Any] = {}
+
+    # --- asking ---
+
+    @overload
+    def __getitem__(self, name: Key[T]) -> T: ...
+
+    @overload
+    def __getitem__(self, name: str) -> Any: ...
+
+    def __getitem__(self, name: str) -> Any:
+        return self._get(renamed(name, self.names))
+
+    def has(self, name: str) -> bool:
+        """Whether the batch has what an encoding depends on, or the encoding is given."""
+        return self._has(renamed(name, self.names))
+
+    def _has(self, name: str) -> bool:
+        if name in self.given:
+            return True
+        if self.base is not None:
+            return self.base._has(name) or name in self.batch
+        return all(leaf in self.batch for leaf in self.model.graph.leaves(name))
+
+    def _get(self, name: str) -> Any:
+        if name in self.given:
+            return self.given[name]
+        if self.base is not None and not (self.model.graph.leaves(name) & self.changed):
+            return self.base._get(name)
+        # An encoding made without gradients does not serve where they are wanted; the other way round it does.
+        for mode in (True,) if torch.is_grad_enabled() else (False, True):
+            if (name, mode) in self.memo:
+                return self.memo[name, mode]
+        return self._make(name)
+
+    def _make(self, name: str) -> Any:
+        graph = self.model.graph
+        leaves = graph.leaves(name)
+        if self.base is not None and len(leaves) == 1 and (leaf := next(iter(leaves))) in self.selected:
+            return self._note(name, self.base._get(name)[self.selected[leaf]])
+        if field := graph.parent(name):
+            return self._field(name, field)
+        if ":" in name:
+            teacher, _, rest = name.partition(":")
+            with torch.no_grad():
+                value = self._taught(teacher)._get(rest)
+            self.memo[name, True] = self.memo[name, False] = value  # a constant, whoever asks
+            return value
+        paired = bool(self.selected) and not torch.is_grad_enabled()
+        wanted = self.wanted if torch.is_grad_enabled() and not self.selected else ()
+        provider = graph.pick(name, paired, wanted)
+        inputs = [self._input(i) for i in provider.inputs]
+        if paired and len(leaves) > 1:  # scoring need not carry others' padding
+            inputs = [x.trimmed() if isinstance(x, Texts | Tokens) else x for x in inputs]
+        made = self.model.compute(provider, inputs)
+        if len(provider.outputs) > 1:
+            for output, value in zip(provider.outputs, made, strict=True):
+                self._note(output, value)
+            return self.memo[name.partition("@")[0], torch.is_grad_enabled()]
+        return self._note(name, made)
+
+    def _taught(self, teacher: str) -> Pass:
+        key = f"{teacher}:", True
+        if key not in self.memo:
+            self.memo[key] = _Taught(self.model.teacher(teacher), self)
+        return self.memo[key]
+
+    def _field(self, name: str, field: str) -> Any:
+        if field not in self.batch:
+            raise DiptychError(f"this batch has no '{field}'")
+        value = self.batch[field]
+        for inner in name.split(".")[1:]:
+            value = getattr(value, inner)
+        return value
+
+    def _input(self, name: str) -> Any:
+        if not name.endswith("?"):
+            return self._get(name)
+        field = name.rstrip("?").rpartition(".")[0]
+        there = self._has(field) and (field not in self.model.graph.fields or self._get(field) is not None)
+        return self._get(name.rstrip("?")) if there else None
+
+    def _note(self, name: str, value: Any) -> Any:
+        self.memo[name, torch.is_grad_enabled()] = value
+        return value
+
+    # --- other passes over the same batch ---
+
+    def view(self, **fields: Collated) -> Pass:
+        """The same batch with these fields replaced; encodings that do not depend on them are shared, whichever pass asks first."""
+        real = {renamed(name, self.names): value for name, value in fields.items()}
+        view = self._based()
+        view.batch = self.batch.with_(**real)
+        view.changed = frozenset(real)
+        return view
+
+    def pairs(self, **rows: Tensor) -> Pass:
+        """Row ``image[k]`` next to row ``text[k]`` (index tensors by field), from encodings already made where they depend on one of these fields alone."""
+        pairs = self._based()
+        pairs.selected = {renamed(name, self.names): index for name, index in rows.items()}
+        pairs.changed = frozenset(pairs.selected)
+        return pairs
+
+    def _based(self) -> Pass:
+        made = Pass(self.model, self.batch, wanted=self.wanted, base=self)
+        made.names = self.names
+        return made
+
+    def renamed(self, fields: Mapping[str, str]) -> Pass:
+        """The same pass for an objective that reads other fields than those in its code: {"image": "video"}."""
+        if not fields:
+            return self
+        other = copy.copy(self)  # shares the memo
+        other.names = fields
+        return other
+
+    # --- samples ---
+
+    @property
+    def size(self) -> int:
+        """Samples."""
+        return self.batch.size
+
+    def some(self, share: float) -> Tensor:
+        """Every 1/share-th sample of those that this process answers for, int64. Which they are depends on their place in the whole batch, so that
+        pieces of it agree with it."""
+        own = range(self.size) if self.rows is None else range(self.rows.start, self.rows.stop)
+        start = self.batch.start
+        chosen = [i for i in own if math.floor((start + i) * share) > math.floor((start + i - 1) * share)]
+        device = next((x.device for f in self.batch.fields.values() for x in vars(f).values() if isinstance(x, Tensor)), None)
+        return torch.tensor(chosen, dtype=torch.long, device=device)
+
+    @property
+    def alone(self) -> Pass:
+        """This process's own samples by themselves."""
+        return self
+
+    def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+        """This process's x [B, E] and meaning [B], then those of each other process as they come round the ring: (x, meaning, whether they are its own)."""
+        yield x, meaning, True
+
+
+class _Taught(Pass):
+    """A teacher's encodings of the fields of a student's pass."""
+
+    def __init__(self, model: Computes, student: Pass):
+        super().__init__(model, student.batch)
+        self.student = student
+
+    def _field(self, name: str, field: str) -> Any:
+        return self.student._get(name)

@@ -1,0 +1,176 @@
+"""What a field kind is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from diptych.core.batch import Collated, Sample, floats
+from diptych.data.order import mixed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from diptych.data.source import Problem, Source
+
+NOTHING_TO_PACK: dict[str, Any] = {}
+
+
+@dataclass
+class Context:
+    """What fields may need to be built.
+
+    tokenizer: for texts. text_mask: share of a caption's tokens hidden in training. augment: see ``Loader``. chat: the language model's chat template, for
+    conversations. own: the recipe's own fields.
+    """
+
+    tokenizer: Any = None
+    image_size: int = 224
+    augment: Any = "none"
+    text_mask: float = 0.0
+    chat: Any = None
+    pack: bool = False
+    source: Source | None = None
+    own: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Draw:
+    """A sample at its place in the stream, with what is drawn at random for it there: a function of (seed, position) alone."""
+
+    seed: int
+    position: int
+    sample: Sample  # without what was fitted
+    fitted: dict[str, Any]  # by field
+
+    def stream(self, stream: int) -> random.Random:
+        """Random numbers of one of several independent streams."""
+        return random.Random(mixed(self.seed, self.position, stream))
+
+    @cached_property
+    def words(self) -> random.Random:
+        """Random numbers about the text."""
+        return self.stream(2)
+
+    @cached_property
+    def caption(self) -> int:
+        """Which of the sample's captions is read here."""
+        return self.words.randrange(len(self.sample.captions))
+
+
+class Field:
+    """One field kind. Subclasses say how a value becomes part of a batch; what they leave out has a sensible default.
+
+    kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with their kinds.
+    drawn: whether ``fit`` draws at random, so that its result must not be kept. optional: a batch may lack it.
+    columns: names of what ``pack`` writes.
+    """
+
+    kind: ClassVar[str] = ""
+    inner: ClassVar[Mapping[str, str]] = {}
+    optional: ClassVar[bool] = False
+    derived: ClassVar[bool] = False  # made from other fields where a source has none
+    drawn = False
+
+    def __init__(self, name: str):
+        self.name = name
+        self.note: Callable[[Problem], None] = (
+            ignore  # records what is wrong with an item that is used all the same; set by the loader
+        )
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> Field:
+        """The field of this name for a loader."""
+        return cls(name)
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Any:
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented. Raises ``BrokenItem`` if it cannot be used."""
+        raise NotImplementedError
+
+    def collate(self, rows: Sequence[Draw]) -> Collated | None:
+        """A batch of it; None if no sample has any."""
+        raise NotImplementedError
+
+    def rest(self, sample: Sample) -> Sample:
+        """The sample as it is kept beside what was fitted: without what is large."""
+        return sample.with_(**{self.name: None}) if self.name in sample.fields else sample
+
+    def memory(self) -> int:
+        """Memory that one fitted value takes, about."""
+        return 0
+
+    # --- packing ---
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
+        return {}
+
+    @classmethod
+    def pack(cls, value: Any, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]) -> dict[str, Any]:
+        """A value as a row of these columns. scale: a picture at the packed size; store: a picture as bytes."""
+        return {}
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Any:
+        """The value again. load(bytes, height, width): a picture."""
+        return None
+
+    # --- controls and pictures ---
+
+    @classmethod
+    def blank(cls, value: Any) -> Any:
+        """A value of the same shape that says nothing: the blind control."""
+        return value
+
+    @classmethod
+    def shuffle(cls, values: Sequence[Any], rng: random.Random) -> list[Any]:
+        """Values dealt out anew, none to its own sample if there are two or more: the shuffled control."""
+        order = list(range(len(values)))
+        rng.shuffle(order)
+        cycle = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: nobody keeps its own
+        return [values[cycle[i]] for i in range(len(values))]
+
+    @classmethod
+    def draw(cls, value: Any) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
+        return [str(value)]
+
+
+def ignore(problem: Problem) -> None:
+    """Nobody wants to know."""
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """A picture of the same size, all middle grey."""
+    import numpy as np
+
+    return np.full_like(image, 128)
+
+
+def fit_image(
+    image: np.ndarray, size: int, augment: Any, rng: Callable[[], random.Random], captions: Sequence[str] = ()
+) -> np.ndarray:
+    """A picture at the model's size, uint8 [size, size, 3]; augmented if asked for."""
+    from diptych.data.image import random_resized_crop, resize
+
+    if augment == "crop":
+        return random_resized_crop(image, size, rng())
+    return image if image.shape[:2] == (size, size) else resize(image, size)
+
+
+def stacked(images: Sequence[np.ndarray]) -> Any:
+    """uint8 [H, W, 3] images of one size → uint8 tensor [B, 3, H, W], a quarter of what floats take; channels last in memory."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def to_pixels(images: Sequence[np.ndarray]) -> Any:
+    """uint8 [H, W, 3] images of one size → float tensor [B, 3, H, W] in [-1, 1]."""
+    return floats(stacked(images))

@@ -1,0 +1,90 @@
+"""Documents: texts and images in order, any number of each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diptych.core.batch import Document, Documents, Images, Sample, flat
+from diptych.data.fields.base import Context, Draw, Field, fit_image, grey, stacked
+from diptych.data.fields.text import tokenized, valid
+from diptych.data.source import BrokenItem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class DocumentField(Field):
+    """``Document`` → ``Documents``: the order of the parts, all texts, all images; each with owner rows."""
+
+    kind = "document"
+    inner = {"texts": "text", "images": "image"}  # noqa: RUF012 - never changed
+
+    def __init__(self, name: str, tokenizer: Any, size: int, augment: Any = "none"):
+        super().__init__(name)
+        self.tokenizer, self.size, self.augment, self.drawn = tokenizer, size, augment, augment != "none"
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> DocumentField:
+        return cls(name, context.tokenizer, context.image_size, context.augment)
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Document:
+        document: Document | None = sample.fields.get(self.name)
+        if document is None or not document.parts:
+            raise BrokenItem(sample.id, f"no {self.name}")
+        numbers = rng() if self.drawn else None
+        return Document(
+            [
+                p if isinstance(p, str) else fit_image(p, self.size, self.augment, lambda: numbers or random.Random())
+                for p in document.parts
+            ]
+        )
+
+    def collate(self, rows: Sequence[Draw]) -> Documents:
+        import torch
+
+        parts, owners = flat([row.fitted[self.name].parts for row in rows])
+        kind = torch.tensor([0 if isinstance(p, str) else 1 for p in parts])
+        owner = torch.tensor(owners)
+        words, pictures = [p for p in parts if isinstance(p, str)], [p for p in parts if not isinstance(p, str)]
+        texts = tokenized(self.tokenizer, words, owner=owner[kind == 0]) if words else None
+        images = Images(stacked(pictures), owner[kind == 1]) if pictures else None
+        return Documents(kind, texts, images, owner)
+
+    def memory(self) -> int:
+        return 2 * 3 * self.size**2
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        import pyarrow as pa
+
+        part = pa.struct({"text": pa.string(), "image": pa.large_binary(), "height": pa.int32(), "width": pa.int32()})
+        return {"document": pa.list_(part)}
+
+    @classmethod
+    def pack(
+        cls, value: Document, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]
+    ) -> dict[str, Any]:
+        parts: list[dict[str, Any]] = []
+        for p in value.parts:
+            if isinstance(p, str):
+                parts.append({"text": valid(p), "image": None, "height": 0, "width": 0})
+            else:
+                image = scale(p)
+                parts.append({"text": None, "image": store(image), "height": image.shape[0], "width": image.shape[1]})
+        return {"document": parts}
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Document:
+        return Document([load(p["image"], p["height"], p["width"]) if p["text"] is None else p["text"] for p in row["document"]])
+
+    @classmethod
+    def blank(cls, value: Document) -> Document:
+        return Document([p if isinstance(p, str) else grey(p) for p in value.parts])
+
+    @classmethod
+    def draw(cls, value: Document) -> list[Any]:
+        return list(value.parts)

@@ -1,0 +1,71 @@
+"""One picture a sample."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diptych.core.batch import Images, Sample
+from diptych.data.fields.base import Context, Draw, Field, fit_image, grey, stacked
+from diptych.data.source import BrokenItem
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+
+class ImageField(Field):
+    """uint8 [height, width, 3] → ``Images``, one a sample."""
+
+    kind = "image"
+
+    def __init__(self, name: str, size: int, augment: Any = "none"):
+        super().__init__(name)
+        self.size, self.augment, self.drawn = size, augment, augment != "none"
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> ImageField:
+        return cls(name, context.image_size, context.augment)
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> np.ndarray:
+        image = sample.fields.get(self.name)
+        if image is None:
+            raise BrokenItem(sample.id, f"no {self.name}")
+        return fit_image(image, self.size, self.augment, rng, sample.captions)
+
+    def collate(self, rows: Sequence[Draw]) -> Images:
+        return Images(stacked([row.fitted[self.name] for row in rows]))
+
+    def memory(self) -> int:
+        return 3 * self.size**2
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        import pyarrow as pa
+
+        return {
+            "image": pa.large_binary(),
+            "height": pa.int32(),
+            "width": pa.int32(),
+            "source_height": pa.int32(),
+            "source_width": pa.int32(),
+        }
+
+    @classmethod
+    def pack(cls, value: Any, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]) -> dict[str, Any]:
+        image = scale(value)
+        sizes = dict(zip(("height", "width", "source_height", "source_width"), (*image.shape[:2], *value.shape[:2]), strict=True))
+        return {"image": store(image), **sizes}
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Any:
+        return load(row["image"], row["height"], row["width"])
+
+    @classmethod
+    def blank(cls, value: Any) -> Any:
+        return grey(value)
+
+    @classmethod
+    def draw(cls, value: Any) -> list[Any]:
+        return [value]

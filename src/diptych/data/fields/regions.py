@@ -1,0 +1,86 @@
+"""Boxes with phrases: any number a sample."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diptych.core.batch import Region, Regions, Sample, flat
+from diptych.data.fields.base import Context, Draw, Field
+from diptych.data.fields.text import tokenized, valid
+from diptych.data.source import BrokenItem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Box = tuple[float, float, float, float]
+
+
+def cropped(box: Box, height: int, width: int) -> Box | None:
+    """A box of a picture as shares of its central square, which is what a model sees; None if less than a quarter of it is left."""
+    side = min(height, width)
+    x0, y0 = (width - side) / 2, (height - side) / 2
+    left, right = (np.clip((edge - x0) / side, 0, 1) for edge in (box[0], box[2]))
+    top, bottom = (np.clip((edge - y0) / side, 0, 1) for edge in (box[1], box[3]))
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    if area <= 0 or (right - left) * (bottom - top) * side**2 < area / 4:
+        return None
+    return float(left), float(top), float(right), float(bottom)
+
+
+class RegionsField(Field):
+    """A list of ``Region`` → ``Regions`` with owner rows. Boxes follow the central crop; with random crops they are refused (``Loader``)."""
+
+    kind = "regions"
+    inner = {"phrases": "text"}  # noqa: RUF012 - never changed
+
+    def __init__(self, name: str, tokenizer: Any):
+        super().__init__(name)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> RegionsField:
+        return cls(name, context.tokenizer)
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[Region]:
+        regions: list[Region] = sample.fields.get(self.name, [])
+        if sample.image is None or not regions:
+            raise BrokenItem(sample.id, f"no {self.name}")
+        height, width = sample.image.shape[:2]
+        seen = [Region(box, r.phrase) for r in regions if (box := cropped(r.box, height, width)) is not None]
+        if not seen:
+            raise BrokenItem(sample.id, f"no {self.name} within the central square")
+        return seen
+
+    def collate(self, rows: Sequence[Draw]) -> Regions:
+        import torch
+
+        regions, owners = flat([row.fitted[self.name] for row in rows])
+        owner = torch.tensor(owners)
+        phrases = tokenized(self.tokenizer, [r.phrase for r in regions], owner=owner)
+        return Regions(torch.tensor([r.box for r in regions], dtype=torch.float32), phrases, owner)
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        import pyarrow as pa
+
+        return {"boxes": pa.list_(pa.list_(pa.float32(), 4)), "phrases": pa.list_(pa.string())}
+
+    @classmethod
+    def pack(cls, value: list[Region], scale: Any, store: Any) -> dict[str, Any]:
+        return {"boxes": [list(r.box) for r in value], "phrases": [valid(r.phrase) for r in value]}
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any], load: Any) -> list[Region]:
+        return [Region(tuple(box), phrase) for box, phrase in zip(row["boxes"], row["phrases"], strict=True)]
+
+    @classmethod
+    def blank(cls, value: list[Region]) -> list[Region]:
+        return [Region(r.box, "") for r in value]
+
+    @classmethod
+    def draw(cls, value: list[Region]) -> list[Any]:
+        return [f"{r.phrase} [{', '.join(f'{edge:.0f}' for edge in r.box)}]" for r in value]

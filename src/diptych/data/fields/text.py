@@ -1,0 +1,159 @@
+"""Captions, and wrong versions of them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diptych.core.batch import Captions, Sample, Texts
+from diptych.core.errors import DiptychError
+from diptych.data.fields.base import Context, Draw, Field
+from diptych.data.negatives import swap_words
+from diptych.data.source import BrokenItem
+from diptych.data.text import normalise
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def meaning_number(meaning: str) -> int:
+    """63 bits of a hash: equal in every slice of a batch and on every rank, unlike a number counted up."""
+    return int.from_bytes(hashlib.blake2b(meaning.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
+
+
+def tokenized(tokenizer: Any, strings: Sequence[str], **more: Any) -> Texts:
+    """Strings as a batch of texts."""
+    import torch
+
+    ids, mask = tokenizer.encode_batch(list(strings))
+    return Texts(torch.from_numpy(ids), torch.from_numpy(mask), tuple(strings), **more)
+
+
+class _Words(Field):
+    """What captions and their negatives share: a tokenizer, and tokens that are hidden in training."""
+
+    kind = "text"
+
+    def __init__(self, name: str, tokenizer: Any, hidden: float = 0.0):
+        super().__init__(name)
+        if hidden and not hasattr(tokenizer, "mask"):
+            raise DiptychError("data.text_mask: this tokenizer has no [MASK]; use data.tokenizer.kind: bpe")
+        self.tokenizer, self.hidden = tokenizer, hidden
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> _Words:
+        return cls(name, context.tokenizer, context.text_mask)
+
+    def masked(self, ids: Any, rows: Sequence[Draw]) -> Any:
+        """Each token but [BOS], [EOS] and [PAD] hidden with the probability ``text_mask``, so that no caption can be memorised
+        (after Jayaraman et al., arXiv:2402.02103). A caption and its wrong version lose the same places, or the loss would show.
+        """
+        import torch
+
+        chance = np.stack([np.random.default_rng((row.seed, row.position, 3)).random(self.tokenizer.max_length) for row in rows])
+        special = torch.stack([ids == i for i in (self.tokenizer.pad, self.tokenizer.bos, self.tokenizer.eos)]).any(0)
+        hidden = torch.from_numpy(chance[:, : ids.shape[1]] < self.hidden) & ~special
+        return torch.where(hidden, self.tokenizer.mask, ids)
+
+    def rest(self, sample: Sample) -> Sample:
+        return sample  # texts are small, and other fields read them
+
+
+class TextField(_Words):
+    """``Captions`` → ``Texts``: one of the captions of each sample, drawn anew each time."""
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
+        if not sample.captions:
+            raise BrokenItem(sample.id, "no caption")
+
+    def collate(self, rows: Sequence[Draw]) -> Texts:
+        import torch
+
+        strings = [row.sample.captions[row.caption] for row in rows]
+        meanings = [
+            row.sample.meanings[row.caption] if row.sample.meanings else normalise(s) for row, s in zip(rows, strings, strict=True)
+        ]
+        texts = tokenized(self.tokenizer, strings, meaning=torch.tensor([meaning_number(m) for m in meanings]))
+        if self.hidden:
+            texts.ids = self.masked(texts.ids, rows)
+        return texts
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        import pyarrow as pa
+
+        return {"captions": pa.list_(pa.string()), "meanings": pa.list_(pa.string())}
+
+    @classmethod
+    def pack(cls, value: Captions, scale: Any, store: Any) -> dict[str, Any]:
+        return {"captions": list(map(valid, value.texts)), "meanings": list(map(valid, value.meanings))}
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any], load: Any) -> Captions:
+        return Captions(row["captions"], row["meanings"])
+
+    @classmethod
+    def blank(cls, value: Captions) -> Captions:
+        return Captions([""] * len(value.texts))
+
+    @classmethod
+    def draw(cls, value: Captions) -> list[Any]:
+        return list(value.texts)
+
+
+class NegativesField(_Words):
+    """A wrong version of the caption that is read: the source's, or the caption with two words swapped. ``Texts`` with owner rows; captions for which there is
+    none have no row."""
+
+    optional = True
+    derived = True
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
+        return None
+
+    def collate(self, rows: Sequence[Draw]) -> Texts | None:
+        import torch
+
+        wrong = []
+        for row in rows:
+            k = row.caption  # drawn first: the stream of random numbers is the text's
+            known = row.sample.negatives[k] if row.sample.negatives else ""
+            wrong.append(known or swap_words(row.sample.captions[k], row.words) or "")
+        owners = [i for i, text in enumerate(wrong) if text]
+        if not owners:
+            return None
+        texts = tokenized(self.tokenizer, [wrong[i] for i in owners], owner=torch.tensor(owners))
+        if self.hidden:
+            texts.ids = self.masked(texts.ids, [rows[i] for i in owners])
+        return texts
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        import pyarrow as pa
+
+        return {"negatives": pa.list_(pa.string())}
+
+    @classmethod
+    def pack(cls, value: list[str], scale: Any, store: Any) -> dict[str, Any]:
+        return {"negatives": list(map(valid, value))}
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any], load: Any) -> list[str]:
+        return list(row["negatives"])
+
+    @classmethod
+    def blank(cls, value: list[str]) -> list[str]:
+        return [""] * len(value)
+
+    @classmethod
+    def draw(cls, value: list[str]) -> list[Any]:
+        return [f"✗ {text}" for text in value if text]
+
+
+def valid(text: str) -> str:
+    """Without half surrogates, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()

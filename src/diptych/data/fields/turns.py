@@ -1,0 +1,111 @@
+"""Conversations about images: none, one or several each."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diptych.core.batch import Conversation, Images, Sample, Turn, Turns
+from diptych.core.errors import DiptychError
+from diptych.data.conversations.rows import best_fit, laid_out
+from diptych.data.conversations.template import Chat, Document
+from diptych.data.conversations.turns import Mistake, captioned, check_images
+from diptych.data.fields.base import Context, Draw, Field, fit_image, grey, stacked
+from diptych.data.source import BrokenItem, Problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class TurnsField(Field):
+    """``Conversation`` → ``Turns``. A sample with captions alone becomes a request to describe its image.
+
+    pack: several conversations share a row of ``chat.room`` tokens. Packing is within what a batch is asked for, so it holds the same samples, packed or not.
+    """
+
+    kind = "turns"
+    inner = {"images": "image"}  # noqa: RUF012 - never changed
+    derived = True
+
+    def __init__(self, name: str, chat: Chat, size: int, augment: Any = "none", pack: bool = False, where: str = ""):
+        super().__init__(name)
+        self.where = where
+        self.chat, self.size, self.augment, self.packs = chat, size, augment, pack
+        self.drawn = augment != "none"
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> TurnsField:
+        if context.chat is None:
+            raise DiptychError("conversations need a language model with a chat template: a part 'lm'")
+        return cls(
+            name, context.chat, context.image_size, context.augment, context.pack, f"{getattr(context.source, 'address', '')}, "
+        )
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:
+        if not sample.turns and (sample.image is None or not sample.captions):
+            raise BrokenItem(sample.id, "neither a conversation nor an image with a caption")
+        numbers = rng() if self.drawn else random.Random()
+        return [fit_image(image, self.size, self.augment, lambda: numbers) for image in sample.images]
+
+    def rest(self, sample: Sample) -> Sample:
+        turns = Conversation(sample.turns, []) if sample.turns else None
+        return sample.with_(image=None, turns=turns)
+
+    def collate(self, rows: Sequence[Draw]) -> Turns:
+        import torch
+
+        lessons = [self._lesson(row) for row in rows]
+        lengths = [len(lesson) for lesson in lessons]
+        packed = best_fit(lengths, self.chat.room) if self.packs else [[i] for i in range(len(lessons))]
+        ids, mask, learned, places = map(torch.from_numpy, laid_out(lessons, packed, self.chat.tokenizer.pad))
+        shown = [image for row in packed for i in row for image in rows[i].fitted[self.name][: lessons[i].images]]
+        return Turns(ids, mask, learned, places, Images(stacked(shown)) if shown else None)
+
+    def _lesson(self, row: Draw) -> Document:
+        sample, turns = row.sample, row.sample.turns
+        if not turns:
+            turns = captioned(sample.captions[row.caption])
+        try:
+            check_images(turns, len(row.fitted[self.name]))
+            lesson = self.chat.lesson(turns)
+        except Mistake as mistake:
+            raise DiptychError(f"{self.where}{sample.id}: {mistake}") from None
+        if lesson.cut:
+            self.note(Problem(sample.id, f"cut to {len(lesson)} of its {len(lesson) + lesson.cut} tokens"))
+        return lesson
+
+    def memory(self) -> int:
+        return 3 * self.size**2
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        import pyarrow as pa
+
+        image = pa.struct({"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32()})
+        return {"turns": pa.string(), "turn_images": pa.list_(image)}
+
+    @classmethod
+    def pack(
+        cls, value: Conversation, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]
+    ) -> dict[str, Any]:
+        pictures = None if value.images is None else [scale(image) for image in value.images]
+        rows = None if pictures is None else [{"image": store(p), "height": p.shape[0], "width": p.shape[1]} for p in pictures]
+        return {"turns": json.dumps([list(t) for t in value.turns]), "turn_images": rows}
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Conversation:
+        pictures = row["turn_images"]
+        images = None if pictures is None else [load(p["image"], p["height"], p["width"]) for p in pictures]
+        return Conversation([Turn(*t) for t in json.loads(row["turns"])], images)
+
+    @classmethod
+    def blank(cls, value: Conversation) -> Conversation:
+        return Conversation(value.turns, None if value.images is None else [grey(image) for image in value.images])
+
+    @classmethod
+    def draw(cls, value: Conversation) -> list[Any]:
+        return [*(value.images or []), *(f"{turn.role}: {turn.text}" for turn in value.turns)]

@@ -1,0 +1,99 @@
+"""Clips: frames with the time at which each is shown."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diptych.core.batch import Images, Sample, Video, Videos, flat
+from diptych.data.fields.base import Context, Draw, Field, fit_image, grey, stacked
+from diptych.data.source import BrokenItem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FRAMES = 8  # of a clip that a model sees
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """``wanted`` places out of ``count``, evenly spread, each in the middle of its share; all of them if there are not more."""
+    if count <= wanted:
+        return list(range(count))
+    return [int((i + 0.5) * count / wanted) for i in range(wanted)]
+
+
+class VideoField(Field):
+    """``Video`` → ``Videos``: flat frames at the model's size; ``video.frames`` is an image field, whose owner rows say which clip a frame belongs to."""
+
+    kind = "video"
+    inner = {"frames": "image"}  # noqa: RUF012 - never changed
+
+    def __init__(self, name: str, size: int, augment: Any = "none", frames: int = FRAMES):
+        super().__init__(name)
+        self.size, self.augment, self.frames, self.drawn = size, augment, frames, augment != "none"
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> VideoField:
+        return cls(name, context.image_size, context.augment)
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Video:
+        video: Video | None = sample.fields.get(self.name)
+        if video is None or not video.frames:
+            raise BrokenItem(sample.id, f"no {self.name}")
+        chosen = spread(len(video.frames), self.frames)
+        state = rng().getstate() if self.drawn else None
+
+        def same() -> random.Random:
+            """The same numbers for every frame: a clip is cropped as one."""
+            again = random.Random()
+            again.setstate(state)  # type: ignore[arg-type]
+            return again
+
+        frames = [fit_image(video.frames[i], self.size, self.augment, same, sample.captions) for i in chosen]
+        return Video(frames, [video.seconds[i] for i in chosen])
+
+    def collate(self, rows: Sequence[Draw]) -> Videos:
+        import torch
+
+        clips: list[Video] = [row.fitted[self.name] for row in rows]
+        frames, owners = flat([clip.frames for clip in clips])
+        owner = torch.tensor(owners)
+        seconds = torch.tensor([s for clip in clips for s in clip.seconds], dtype=torch.float32)
+        return Videos(Images(stacked(frames), owner), seconds, owner)
+
+    def memory(self) -> int:
+        return 3 * self.size**2 * self.frames
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        import pyarrow as pa
+
+        sizes = pa.list_(pa.int32())
+        return {
+            "frames": pa.list_(pa.large_binary()),
+            "frame_heights": sizes,
+            "frame_widths": sizes,
+            "seconds": pa.list_(pa.float32()),
+        }
+
+    @classmethod
+    def pack(cls, value: Video, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]) -> dict[str, Any]:
+        frames = [scale(frame) for frame in value.frames]
+        heights, widths = ([frame.shape[axis] for frame in frames] for axis in (0, 1))
+        return {"frames": [store(f) for f in frames], "frame_heights": heights, "frame_widths": widths, "seconds": value.seconds}
+
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Video:
+        frames = [load(*frame) for frame in zip(row["frames"], row["frame_heights"], row["frame_widths"], strict=True)]
+        return Video(frames, list(row["seconds"]))
+
+    @classmethod
+    def blank(cls, value: Video) -> Video:
+        return Video([grey(frame) for frame in value.frames], value.seconds)
+
+    @classmethod
+    def draw(cls, value: Video) -> list[Any]:
+        return [value.frames[i] for i in spread(len(value.frames), FRAMES)]

@@ -1,0 +1,128 @@
+"""The shared space of images and texts: where both have an embedding.
+
+Shapes: B batch, N and T tokens, Q queries, D width, E embedding. Embeddings have unit length and are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.core.batch import Tokens
+from diptych.core.encodings import provides
+from diptych.core.errors import DiptychError
+from diptych.models.build import Build
+from diptych.models.part import Part
+
+
+def unit(x: Tensor) -> Tensor:
+    """[..., E], unit length, float32"""
+    return F.normalize(x.float(), dim=-1)
+
+
+def projection(tower: Any, embed_dim: int, name: str) -> nn.Module:
+    """Into the shared space: linear, ``affine`` or ``none``, as the tower's ``projection`` says."""
+    if tower.projection == "none":
+        if tower.width != embed_dim:
+            raise DiptychError(f"embed_dim: parts.{name} gives its embedding itself, which is {tower.width} wide, not {embed_dim}")
+        return nn.Identity()
+    return nn.Linear(tower.width, embed_dim, bias=tower.projection == "affine")
+
+
+class LinearSpace(Part):
+    """A linear map for each tower (CLIP, Radford et al. 2021, figure 3). ``image`` and ``text`` are the maps; a tower that is not there has none."""
+
+    image: nn.Module
+    text: nn.Module
+    can = frozenset({"embed_image", "embed_text"})
+
+    def __init__(self, build: Build):
+        super().__init__()
+        self.width = build.embed_dim
+        if "vision" in build.parts:
+            self.image = projection(self._image_tower(build), self.width, "vision")
+        if "text" in build.parts:
+            self.text = projection(build.parts["text"], self.width, "text")
+
+    def _image_tower(self, build: Build) -> Any:
+        return build.parts["vision"]
+
+    @provides("{image}.embedding", "{image}.tokens")
+    def image_embedding(self, tokens: Tokens) -> Tensor:
+        """[B, E]"""
+        return unit(self.image(tokens.pooled))
+
+    @provides("{video}.embedding", "{video}.tokens")
+    def video_embedding(self, tokens: Tokens) -> Tensor:
+        """[B, E]"""
+        return unit(self.image(tokens.pooled))
+
+    @provides("{image}.projected", "{image}.tokens")
+    def image_projected(self, tokens: Tokens) -> Tensor:
+        """Every token in the shared space, not normalised: [B, N, E], float32."""
+        return self.image(tokens.tokens).float()
+
+    @provides("{image}.token_embedding", "{image}.projected")
+    def image_token_embedding(self, projected: Tensor) -> Tensor:
+        """[B, N, E]"""
+        return F.normalize(projected, dim=-1)
+
+    @provides("{text}.embedding", "{text}.tokens")
+    def text_embedding(self, tokens: Tokens) -> Tensor:
+        """[B, E]"""
+        return unit(self.text(tokens.pooled))
+
+    @provides("{text}.projected", "{text}.tokens")
+    def text_projected(self, tokens: Tokens) -> Tensor:
+        """[B, T, E], float32, not normalised"""
+        return self.text(tokens.tokens).float()
+
+    @provides("{text}.token_embedding", "{text}.projected")
+    def text_token_embedding(self, projected: Tensor) -> Tensor:
+        """[B, T, E]"""
+        return F.normalize(projected, dim=-1)
+
+
+class QuerySpace(Part):
+    """An image has an embedding for each query of the text part over it, and none that is a single vector (BLIP-2, Li et al. 2023, §3.1)."""
+
+    def __init__(self, build: Build):
+        super().__init__()
+        self.width = build.embed_dim
+        self.image = projection(build.parts["text"], self.width, "vision")
+        self.text = projection(build.parts["text"], self.width, "text")
+
+    @provides("{image}.query_embedding", "{image}.queries")
+    def query_embedding(self, queries: Any) -> Tensor:
+        """[B, Q, E]"""
+        return unit(self.image(queries.tokens))
+
+    @provides("{text}.embedding", "{text}.tokens")
+    def text_embedding(self, tokens: Tokens) -> Tensor:
+        """[B, E]"""
+        return unit(self.text(tokens.pooled))
+
+
+class StateSpace(Part):
+    """The language model's own states at [EOS] are the shared space (Ak et al., equation 1)."""
+
+    can = frozenset({"embed_image", "embed_text"})
+
+    def __init__(self, build: Build):
+        super().__init__()
+        self.width = build.width_of("lm")
+
+    @provides("{image}.embedding", "{image}.state")
+    def image_embedding(self, state: Tensor) -> Tensor:
+        """[B, E]"""
+        return unit(state)
+
+    @provides("{text}.embedding", "{text}.state")
+    def text_embedding(self, state: Tensor) -> Tensor:
+        """[B, E]"""
+        return unit(state)
+
+
+SPACE = {"linear": LinearSpace, "queries": QuerySpace, "states": StateSpace}

@@ -1,0 +1,122 @@
+"""How well a text fits an image: the scores that a recipe may name (``score:``).
+
+Most belong to an objective, which then is the score too (``scores_as``): late_interaction, contextual, matching, pseudo_likelihood. Those here need encodings
+alone. One of your own is ``package.module:Class``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from diptych.core.encodings import IMAGE_EMBEDDING, TEXT_EMBEDDING, Pass
+from diptych.core.errors import DiptychError, nearest
+from diptych.core.registry import resolve
+from diptych.objectives.base import Objective
+from diptych.objectives.chameleon import image_log_likelihood
+from diptych.objectives.generative import caption_log_likelihood
+
+if TYPE_CHECKING:
+    from diptych.models.vlm import VLM
+
+
+class Score:
+    """Subclasses take the model. needs: encodings and fields that it reads. scores_all: whether ``all_scores`` is cheap (``Objective``)."""
+
+    needs: tuple[str, ...] = ()
+    scores_all = False
+
+    def __init__(self, model: VLM):
+        pass
+
+    def needed(self) -> tuple[str, ...]:
+        """``needs``."""
+        return self.needs
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
+        raise NotImplementedError
+
+    def all_scores(self, p: Pass) -> Tensor:
+        """Every image with every text, [M, N]."""
+        raise NotImplementedError
+
+
+class Similarity(Score):
+    """The cosine of the two embeddings."""
+
+    needs = ("image.embedding", "text.embedding")
+    scores_all = True
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return (p[IMAGE_EMBEDDING][images] * p[TEXT_EMBEDDING][texts]).sum(-1)
+
+    def all_scores(self, p: Pass) -> Tensor:
+        return p[IMAGE_EMBEDDING] @ p[TEXT_EMBEDDING].T
+
+
+class Likelihood(Score):
+    """log P(text | image) in nats."""
+
+    needs = ("text.logits", "text")
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return caption_log_likelihood(p.pairs(image=images, text=texts))
+
+
+class ImageLikelihood(Score):
+    """log p(image codes | text): comparable over texts, so with equal priors the largest is Bayes' choice of a class."""
+
+    needs: tuple[str, ...] = ("image.code_logits", "image.codes")
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return image_log_likelihood(p.pairs(image=images, text=texts))
+
+
+class ImageInformation(ImageLikelihood):
+    """log p(image codes | text) − log p(image codes): comparable over images, too."""
+
+    needs = ("image.code_logits", "image.codes", "image.log_prior")
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        return super().pair_scores(p, images, texts) - p["image.log_prior"][images]
+
+
+SCORES: dict[str, Any] = {
+    "similarity": Similarity,
+    "likelihood": Likelihood,
+    "image_likelihood": ImageLikelihood,
+    "image_information": ImageInformation,
+}
+BY_OBJECTIVE = {
+    "late_interaction": "late_interaction or query_contrast",
+    "contextual": "contextual",
+    "matching": "matching",
+    "pseudo_likelihood": "masked_words",
+}
+
+
+def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | Objective:
+    """What scores pairs as the recipe asks. DiptychError if nothing in the recipe can."""
+    for objective in objectives:
+        if isinstance(objective, Objective) and objective.scores_as == name:
+            return objective
+    if name in BY_OBJECTIVE:
+        raise DiptychError(
+            f"score: {name} needs the objective {BY_OBJECTIVE[name]}, which the recipe does not have; set score: similarity or likelihood"
+        )
+    if name not in SCORES and ":" not in name:
+        raise DiptychError(
+            f"score: there is no score '{name}'{nearest(name, [*SCORES, *BY_OBJECTIVE])}; your own: package.module:Class"
+        )
+    score: Score = resolve(name, SCORES, "score")(model)
+    for need in score.needed():
+        try:
+            model.graph.leaves(need)
+        except DiptychError as error:
+            raise DiptychError(
+                f"score: {name} cannot be computed: {error}; set score: similarity or likelihood, or add what is missing"
+            ) from None
+    return score
