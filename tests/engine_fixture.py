@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from diptych.config.recipe import load_recipe
-from diptych.data.loader import Loader
+from diptych.data.loader import loader_for
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.models.vlm import build_model
@@ -46,7 +46,7 @@ class Little:
         self.weights = {n: s.weight for n, s in chosen.objectives.items()}
         self.objectives = torch.nn.ModuleDict({n: self.objectives[n] for n in self.weights})
         hard = any(getattr(o, "hard_negatives", False) for o in self.objectives.values())
-        self.loader = Loader(source, self.tokenizer, 48, batch_size, 0, negatives=hard)
+        self.loader = loader_for(source, self.tokenizer, 48, batch_size, 0, negatives=hard)
 
     def step(self, micro: int | None, cluster: Cluster | None = None):
         cluster = cluster or Cluster()

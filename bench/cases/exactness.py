@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.harness import Bench
 from bench.peers import open_clip
 from diptych.config.recipe import load_recipe
-from diptych.data.loader import Loader, mixed
+from diptych.data.loader import loader_for, mixed
 from diptych.data.source import Source
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
@@ -52,7 +52,7 @@ def ours(dropout: float, patch_dropout: float) -> list[dict[str, Tensor]]:
     model = build_model(recipe, tokenizer, 48).train()
     objectives = build_objectives(recipe, model).train()
     model.set_training(patch_dropout, False)
-    loader = Loader(source, tokenizer, 48, N, 0)
+    loader = loader_for(source, tokenizer, 48, N, 0)
 
     gradient = BatchGradient(model, Cluster(), False, 0, FlopMeter())
     gradient(0, Pieces(Share(loader, 0, Cluster(), N // PIECES), 0), objectives, {"info_nce": 1.0})
@@ -64,7 +64,7 @@ def ours(dropout: float, patch_dropout: float) -> list[dict[str, Tensor]]:
     for piece in Pieces(Share(loader, 0, Cluster(), N // PIECES), 0):
         torch.manual_seed(mixed(0, 0, piece.start, 3))  # training.step's seed of this piece
         p = model.encode(piece)
-        passes.append((p.image_embedding, p.text_embedding))  # in this order
+        passes.append((p["image.embedding"], p["text.embedding"]))  # in this order
     image, text = (torch.cat(x) for x in zip(*passes, strict=True))
     info_nce(image, text, objectives["info_nce"].scale, loader.batch(0).meaning).backward()
     return [found, gradients(model, objectives)]
@@ -77,10 +77,10 @@ def theirs(patch_dropout: float) -> list[dict[str, Tensor]]:
     vision = oc.CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=8, image_size=48, patch_dropout=patch_dropout)
     model = oc.CLIP(64, vision, oc.CLIPTextCfg(context_length=32, vocab_size=1001, width=64, heads=2, layers=2)).train()
     source, tokenizer = data()
-    batch = Loader(source, tokenizer, 48, N, 0).batch(0).to("cpu")
-    ids = F.pad(batch.text, (0, 32 - batch.text.shape[1]))
+    batch = loader_for(source, tokenizer, 48, N, 0).batch(0).to("cpu")
+    ids = F.pad(batch["text"].ids, (0, 32 - batch.text.shape[1]))
     ids[ids == tokenizer.eos] = 1000  # open_clip pools at the highest id
-    pieces = list(zip((batch.pixels / 127.5 - 1).chunk(PIECES), ids.chunk(PIECES), strict=True))
+    pieces = list(zip((batch["image"].pixels / 127.5 - 1).chunk(PIECES), ids.chunk(PIECES), strict=True))
     criterion = oc.ClipLoss()
 
     torch.manual_seed(1)

@@ -11,8 +11,7 @@ import torch
 from bench.harness import Bench
 from bench.models import Learner
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import to_pixels
 from diptych.training.optim import build_optimizer
 from diptych.training.setup import set_up
 
@@ -27,7 +26,7 @@ def learner(name: str, n: int, *overrides: str) -> Learner:
     captions = [sample.captions[0] for sample in samples]
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     pixels = to_pixels([sample.image for sample in samples if sample.image is not None])
-    batch = Batch(pixels=pixels, text=ids, text_mask=mask, captions=tuple(captions))
+    batch = batch_of(pixels=pixels, text=ids, text_mask=mask, captions=tuple(captions))
     model.train()
 
     def loss() -> torch.Tensor:

@@ -12,7 +12,7 @@ def prepare(batch_size: int, micro: int | None) -> Callable[[], float]:
     import torch
 
     from diptych.config.recipe import load_recipe
-    from diptych.data.loader import Loader
+    from diptych.data.loader import loader_for
     from diptych.training.distributed import Cluster
     from diptych.training.flops import FlopMeter
     from diptych.training.gradient import BatchGradient, Pieces, Share
@@ -25,7 +25,7 @@ def prepare(batch_size: int, micro: int | None) -> Callable[[], float]:
     gradient = BatchGradient(s.model, Cluster(), True, 0, FlopMeter())
 
     def step(size: int, micro: int | None) -> float:
-        loader = Loader(s.source, s.tokenizer, s.model.image_size, size, 0)
+        loader = loader_for(s.source, s.tokenizer, s.model.image_size, size, 0)
         taken = gradient(0, Pieces(Share(loader, 0, Cluster(), micro), 0), s.objectives, {"info_nce": 1.0})
         return float(taken.losses["info_nce"])
 

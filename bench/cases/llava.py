@@ -87,7 +87,7 @@ def batch_of(n: int, bos: int, eos: int, pad: int) -> Batch:
     seen = torch.arange(ids.shape[1]) < lengths[:, None]
     ids[:, 0] = bos
     ids = ids.masked_fill(~seen, pad).scatter(1, lengths[:, None] - 1, eos)
-    return Batch(pixels=torch.rand(n, 3, SIZE, SIZE, generator=draw) * 2 - 1, text=ids, text_mask=seen)
+    return batch_of(pixels=torch.rand(n, 3, SIZE, SIZE, generator=draw) * 2 - 1, text=ids, text_mask=seen)
 
 
 class Contestant:
@@ -106,21 +106,21 @@ class Contestant:
 
     def _inputs(self) -> dict[str, Tensor]:
         """As a processor lays them out; nothing is to be learned at [BOS], images and padding."""
-        ids, seen = self.batch.text, self.batch.text_mask
-        assert ids is not None and seen is not None and self.batch.pixels is not None
+        ids, seen = self.batch["text"].ids, self.batch["text"].mask
+        assert ids is not None and seen is not None and self.batch["image"].pixels is not None
         shown = ids.new_full((len(ids), (SIZE // 14) ** 2), self.image)
         whole, mask = torch.cat([ids[:, :1], shown, ids[:, 1:]], 1), torch.cat([seen[:, :1], shown > 0, seen[:, 1:]], 1)
         labels = whole.masked_fill(~mask | (whole == self.image), -100)
         labels[:, 0] = -100
-        return {"input_ids": whole, "attention_mask": mask.long(), "pixel_values": self.batch.pixels, "labels": labels}
+        return {"input_ids": whole, "attention_mask": mask.long(), "pixel_values": self.batch["image"].pixels, "labels": labels}
 
     def logits(self) -> Tensor:
         with torch.no_grad():
             if self.who == "diptych":
-                logits = self.model.encode(self.batch).next_token_logits
+                logits = self.model.encode(self.batch)["text.logits"]
             else:
                 logits = self.model(**self.inputs).logits[:, -self.batch.text.shape[1] : -1, :WORDS]  # type: ignore[union-attr]
-        return logits[self.batch.text_mask[:, 1:]]  # type: ignore[index]
+        return logits[self.batch["text"].mask[:, 1:]]  # type: ignore[index]
 
     def forward_backward(self) -> Tensor:
         self.model.zero_grad(set_to_none=True)

@@ -31,7 +31,7 @@ def batch(some: list[Document], packed: bool) -> Batch:
     rows = best_fit([len(d) for d in some], ROOM) if packed else [[i] for i in range(len(some))]
     text, mask, learned, positions = map(torch.from_numpy, laid_out(some, rows, 0))
     ids = tuple(map(str, range(len(some))))
-    return Batch(text=text, text_mask=mask, learned=learned, positions=positions, ids=ids)
+    return batch_of(text=text, text_mask=mask, learned=learned, positions=positions, ids=ids)
 
 
 def run(bench: Bench) -> None:

@@ -129,7 +129,7 @@ class Distance(Objective):
         self.power = power
 
     def forward(self, p):
-        return (p.image_embedding - p.text_embedding).norm(dim=-1).pow(self.power).mean()
+        return (p["image.embedding"] - p["text.embedding"]).norm(dim=-1).pow(self.power).mean()
 """
     )
     monkeypatch.syspath_prepend(str(tmp_path))

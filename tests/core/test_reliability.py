@@ -248,7 +248,7 @@ def test_learning_rates_fall_towards_the_stem():
         "0.parts.vision.transformer.norm.weight",
         "0.parts.text.embedding.weight",
         "0.parts.text.transformer.blocks.0.mlp.0.weight",
-        "0.image_projection.weight",
+        "0.parts.space.image.weight",
         "1.logit_scale",
     ]
     assert list(layers_above(trainer_names).values()) == [3, 2, 1, 0, 2, 1, 0, 0]
@@ -263,7 +263,7 @@ def test_a_stage_with_layer_decay_builds_such_groups(tmp_path):
     assert rates[id(names["parts.vision.transformer.blocks.1.mlp.0.weight"])] == 0.5
     assert rates[id(names["parts.vision.transformer.blocks.0.mlp.0.weight"])] == 0.25
     assert rates[id(names["parts.vision.stem.conv1.weight"])] == 0.125
-    assert rates[id(names["image_projection.weight"])] == 1.0
+    assert rates[id(names["parts.space.image.weight"])] == 1.0
     optimizer.set_rate(0.5)
     assert optimizer.members[0].param_groups[0]["lr"] in (0.0625, 0.125, 0.25, 0.5)
 

@@ -7,7 +7,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diptych.core.errors import DiptychError
-from diptych.data.loader import Loader
+from diptych.data.loader import loader_for
 from diptych.data.packing import pack
 from diptych.data.source import BrokenItem
 from diptych.data.sources import open_source
@@ -124,7 +124,7 @@ def test_a_vanished_remote_file_is_a_reason_not_the_end(remote):
     Remote.store.pop(f"/bucket/data/{NAMES[0]}")
     with pytest.raises(BrokenItem, match=r"a\.png: cannot be read"):
         source[0]
-    loader = Loader(source, Tokenizer.train(["a"], 400, 12), 16, 3)
+    loader = loader_for(source, Tokenizer.train(["a"], 400, 12), 16, 3)
     assert loader.batch(0).size == 3 and "cannot be read" in loader.problems[NAMES[0]].reason
 
 

@@ -14,7 +14,7 @@ import torch
 
 from diptych.core.batch import Batch, Sample, floats
 from diptych.core.errors import DiptychError
-from diptych.data.loader import Loader
+from diptych.data.loader import loader_for
 from diptych.data.order import BLOCK, Epochs, Mixed, quotas
 from diptych.data.source import BrokenItem
 from diptych.data.text import Tokenizer
@@ -49,7 +49,7 @@ class Numbers:
 
 def loader(**options):
     options = {"seed": 3, "augment": "crop", "negatives": True, **options}
-    return Loader(Numbers(), TOKENIZER, 16, 12, **options)
+    return loader_for(Numbers(), TOKENIZER, 16, 12, **options)
 
 
 def joined(batches: list[Batch]) -> dict:
@@ -64,14 +64,14 @@ def joined(batches: list[Batch]) -> dict:
 
     return {
         "ids": [i for b in batches for i in b.ids],
-        "pixels": torch.cat([b.pixels for b in batches]),
+        "pixels": torch.cat([b["image"].pixels for b in batches]),
         "text": texts("text", "text_mask"),
         "negatives": texts("negatives", "negatives_mask"),
         "rows": torch.cat(
             [torch.empty(0, dtype=torch.int64)]
             + [b.negative_rows + s for b, s in zip(batches, starts, strict=False) if b.negative_rows is not None]
         ),
-        "meaning": torch.cat([b.meaning for b in batches]),
+        "meaning": torch.cat([b["text"].meaning for b in batches]),
     }
 
 
@@ -120,19 +120,19 @@ def test_batches_for_a_gpu_are_page_locked(workers):
     stream = loader(workers=workers).stream(0, ahead=True, pin=True)
     batch = next(stream)
     stream.close()
-    assert batch.pixels.is_pinned() and batch.text.is_pinned() and batch.to("cuda").pixels.device.type == "cuda"
+    assert batch["image"].pixels.is_pinned() and batch.text.is_pinned() and batch.to("cuda").pixels.device.type == "cuda"
 
 
 def test_meanings_and_negatives_keep_their_places_in_slices():
     whole = loader().batch(0)
-    assert whole.meaning.dtype == torch.int64 and (whole.meaning >= 0).all()
+    assert whole["text"].meaning.dtype == torch.int64 and (whole["text"].meaning >= 0).all()
     for row, negative in zip(whole.negative_rows.tolist(), whole.negative_captions, strict=True):
         words = set(whole.captions[row].split())
         assert len(words & set(negative.split())) >= 2, "a wrong version of that very caption"
     meanings = {}
     for step in range(4):
         batch = loader().batch(step)
-        for name, number in zip(batch.ids, batch.meaning.tolist(), strict=True):
+        for name, number in zip(batch.ids, batch["text"].meaning.tolist(), strict=True):
             assert meanings.setdefault(int(name) // 2, number) == number
     assert len(set(meanings.values())) == len(meanings)
 
@@ -169,7 +169,7 @@ def test_a_worker_that_dies_is_noticed_at_the_next_batch_not_in_the_middle_of_a_
 
 
 def test_a_killed_worker_is_named_with_the_remedy():
-    stream = Loader(Suicidal(), TOKENIZER, 16, 4, workers=1).stream(0)
+    stream = loader_for(Suicidal(), TOKENIZER, 16, 4, workers=1).stream(0)
     with pytest.raises(DiptychError, match=r"was killed .*--resume and fewer workers than data.workers=1"):
         next(stream)
 
@@ -181,7 +181,7 @@ def test_an_error_in_a_worker_reads_as_it_would_without_workers():
 
     messages = []
     for workers in (0, 1):
-        stream = Loader(Empty(), TOKENIZER, 16, 4, workers=workers).stream(0)
+        stream = loader_for(Empty(), TOKENIZER, 16, 4, workers=workers).stream(0)
         with pytest.raises(DiptychError) as error:
             next(stream)
         messages.append(str(error.value))

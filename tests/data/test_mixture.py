@@ -9,7 +9,7 @@ import pytest
 
 from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
-from diptych.data.loader import Loader
+from diptych.data.loader import loader_for
 from diptych.data.order import BLOCK
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.sources import open_source
@@ -81,7 +81,7 @@ def test_parts_are_parts_of_every_source_and_empty_ones_drop_out():
 
 def test_training_draws_by_weight_and_counts_what_it_drew():
     mixture = Mixture([Plain("a"), Plain("b", 25)], [1, 3])
-    loader = Loader(mixture, TOKENIZER, 16, 100, seed=4)
+    loader = loader_for(mixture, TOKENIZER, 16, 100, seed=4)
     seen = Counter(i for step in range(20) for i in loader.batch(step).ids)
     by_source = Counter()
     for name, count in seen.items():
@@ -97,7 +97,7 @@ def test_training_draws_by_weight_and_counts_what_it_drew():
 
 def test_any_slicing_of_a_mixture_gives_the_same_order():
     def ids(pieces):
-        loader = Loader(Mixture([Plain("a"), Plain("b", 25)], [1, 3]), TOKENIZER, 16, 12, seed=1)
+        loader = loader_for(Mixture([Plain("a"), Plain("b", 25)], [1, 3]), TOKENIZER, 16, 12, seed=1)
         return [i for step in (0, 7) for a, b in pieces for i in loader.rows(step, a, b).ids]
 
     assert ids([(0, 12)]) == ids([(0, 6), (6, 12)]) == ids([(k, k + 1) for k in range(12)])
@@ -105,7 +105,7 @@ def test_any_slicing_of_a_mixture_gives_the_same_order():
 
 def test_a_broken_item_is_replaced_from_its_own_source():
     mixture = Mixture([Plain("a", 10, broken=range(5, 10)), Plain("b", 10)], [1, 1])
-    loader = Loader(mixture, TOKENIZER, 16, 50)
+    loader = loader_for(mixture, TOKENIZER, 16, 50)
     found = Counter(i[0] for step in range(4) for i in loader.batch(step).ids)
     assert found == {"1": loader.drawn(200)["plain:a"], "2": loader.drawn(200)["plain:b"]}
     assert set(loader.problems) == {f"1/{i}" for i in range(5, 10)}
@@ -114,5 +114,5 @@ def test_a_broken_item_is_replaced_from_its_own_source():
 def test_an_endless_source_mixes_with_a_short_one(tmp_path):
     put(f"{tmp_path}/x.txt", "")
     mixture = open_source(f"mix:1*{make_csv(f'{tmp_path}/in')}+1*scenes:small").split("train")
-    batch = Loader(mixture, TOKENIZER, 32, 20).batch(3)
-    assert {i[0] for i in batch.ids} == {"1", "2"} and batch.pixels.shape == (20, 3, 32, 32)
+    batch = loader_for(mixture, TOKENIZER, 32, 20).batch(3)
+    assert {i[0] for i in batch.ids} == {"1", "2"} and batch["image"].pixels.shape == (20, 3, 32, 32)

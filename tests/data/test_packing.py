@@ -23,7 +23,7 @@ from cli_fixture import cli  # noqa: F401 - a fixture
 from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
 from diptych.data.image import decode, shrink
-from diptych.data.loader import Loader
+from diptych.data.loader import loader_for
 from diptych.data.packing import pack as run_pack
 from diptych.data.packing.shard import ROWS, shard_name
 from diptych.data.source import BrokenItem
@@ -108,7 +108,7 @@ def test_every_format_can_be_packed(make, root, tmp_path):  # noqa: F811
     packed = Packed(str(tmp_path / "out"))
     for i in range(len(source)):
         a, b = source[i], packed[i]
-        assert (a.id, a.captions, a.extra) == (b.id, b.captions, b.extra) and np.array_equal(a.image, b.image)
+        assert (a.id, a["text"].strings, a.extra) == (b.id, b["text"].strings, b.extra) and np.array_equal(a.image, b.image)
     assert packed.digests() == source.digests()
 
 
@@ -141,7 +141,7 @@ def test_scenes_need_a_limit_and_keep_their_meanings_negatives_and_boxes(tmp_pat
     assert packed.image_size == source.image_size == 48 and len(packed) == 20
     for i in range(20):
         a, b = source[i], packed[i]
-        assert (a.id, a.captions, a.meanings, a.negatives) == (b.id, b.captions, b.meanings, b.negatives)
+        assert (a.id, a["text"].strings, a.meanings, a.negatives) == (b.id, b["text"].strings, b.meanings, b.negatives)
         assert np.array_equal(a.image, b.image) and json.loads(json.dumps(a.extra)) == b.extra
     assert len(packed.split("train")) + len(packed.split("validation")) + len(packed.split("test")) == 20
 
@@ -206,11 +206,11 @@ def test_reading_from_workers_gives_the_same_batches(folder, tmp_path):
     pack(folder, tmp_path / "out", size=32, shard_items=16)
     tokenizer = Tokenizer.train(["photo number of them"], 400, 12)
     for source in (Packed(str(tmp_path / "out")), open_source(f"mix:2*packed:{tmp_path}/out+1*{folder}")):
-        plain = Loader(source, tokenizer, 32, 8, augment="crop")
-        stream = Loader(source, tokenizer, 32, 8, augment="crop", workers=2).stream(3)
+        plain = loader_for(source, tokenizer, 32, 8, augment="crop")
+        stream = loader_for(source, tokenizer, 32, 8, augment="crop", workers=2).stream(3)
         for step in (3, 4, 5):
             a, b = plain.batch(step), next(stream)
-            assert a.ids == b.ids and a.captions == b.captions and a.pixels.equal(b.pixels)
+            assert a.ids == b.ids and a["text"].strings == b["text"].strings and a["image"].pixels.equal(b["image"].pixels)
         stream.close()
     copy = pickle.loads(pickle.dumps(Packed(str(tmp_path / "out"))))
     assert np.array_equal(copy[7].image, Packed(str(tmp_path / "out"))[7].image)

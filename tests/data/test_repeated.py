@@ -11,7 +11,7 @@ import torch
 from cli_fixture import make_photos
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
-from diptych.data.loader import Loader
+from diptych.data.loader import loader_for
 from diptych.data.scenes import open_scenes
 from diptych.data.sources import open_source
 from diptych.data.sources.repeated import Repeated, repeated
@@ -113,12 +113,14 @@ def tokenizer() -> Tokenizer:
 
 def test_hidden_tokens_have_their_share_and_spare_the_marks(tokenizer: Tokenizer) -> None:
     source = open_scenes("scenes:small?size=32")
-    plain, masked = (Loader(source, tokenizer, 32, 256, negatives=True, text_mask=share).batch(3) for share in (0.0, 0.3))
-    words = (plain.text != tokenizer.bos) & (plain.text != tokenizer.eos) & (plain.text != tokenizer.pad)
-    hidden = masked.text == tokenizer.mask
-    assert (masked.text == plain.text)[~hidden].all() and not (hidden & ~words).any()
+    plain, masked = (loader_for(source, tokenizer, 32, 256, negatives=True, text_mask=share).batch(3) for share in (0.0, 0.3))
+    words = (
+        (plain["text.tokens"] != tokenizer.bos) & (plain["text.tokens"] != tokenizer.eos) & (plain["text.tokens"] != tokenizer.pad)
+    )
+    hidden = masked["text"].ids == tokenizer.mask
+    assert (masked["text"].ids == plain["text.tokens"])[~hidden].all() and not (hidden & ~words).any()
     assert abs(hidden.sum() / words.sum() - 0.3) < 4 * np.sqrt(0.21 / int(words.sum()))
-    assert torch.equal(masked.text_mask, plain.text_mask) and torch.equal(masked.meaning, plain.meaning)
+    assert torch.equal(masked["text"].mask, plain["text"].mask) and torch.equal(masked["text"].meaning, plain["text"].meaning)
     assert masked.negatives is not None and (masked.negatives == tokenizer.mask).any()
     row = int(masked.negative_rows[0])
     width = min(masked.text.shape[1], masked.negatives.shape[1])
@@ -128,7 +130,7 @@ def test_hidden_tokens_have_their_share_and_spare_the_marks(tokenizer: Tokenizer
 
 def test_hidden_tokens_are_a_function_of_the_step(tokenizer: Tokenizer) -> None:
     source = open_scenes("scenes:small?size=32")
-    one, two = (Loader(source, tokenizer, 32, 16, seed=1, text_mask=0.5) for _ in range(2))
+    one, two = (loader_for(source, tokenizer, 32, 16, seed=1, text_mask=0.5) for _ in range(2))
     one.batch(0)
     assert torch.equal(one.batch(7).text, two.batch(7).text) and not torch.equal(one.batch(8).text, two.batch(7).text)
     halves = [two.rows(7, 0, 8).text, two.rows(7, 8, 16).text]

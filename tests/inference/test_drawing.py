@@ -33,7 +33,7 @@ from diptych.cli import app
 from diptych.config.recipe import load_recipe
 from diptych.core.capabilities import Adapter
 from diptych.core.errors import DiptychError
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import to_pixels
 from diptych.data.scenes.graph import Graph, is_held_out
 from diptych.data.scenes.layout import picture
 from diptych.data.sources import open_source

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diptych.models.passes import ImageSide, Pass, TextSide
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
@@ -21,7 +22,7 @@ from diptych.benchmarks.tasks import task
 from diptych.config.recipe import load_recipe
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import to_pixels
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.inference.generate import (
@@ -37,7 +38,6 @@ from diptych.inference.generate import (
     write,
 )
 from diptych.models.layers.attention import Past, Transformer, attention_bias
-from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.pretrained import CausalLM
 from diptych.models.vlm import build_model
 
@@ -353,7 +353,7 @@ def test_cached_logits_equal_those_of_reading_everything(name: str, overrides: l
     ids = torch.randint(4, len(model.tokenizer), (3, 20), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = model.tokenizer.bos
     with torch.no_grad():
-        whole = Pass(model, images, TextSide(model, ids, torch.ones_like(ids, dtype=torch.bool))).next_token_logits
+        whole = Pass(model, images, TextSide(model, ids, torch.ones_like(ids, dtype=torch.bool)))["text.logits"]
         writer = model.part("lm" if "lm" in model.parts else "decoder")
         logits, state = writer.start(read(model, images))
         found = [logits]
@@ -376,7 +376,7 @@ def test_models_write_with_beams_and_samples(name: str, overrides: list[str]):
         full = torch.cat([torch.full((3, 1), model.tokenizer.bos), ids, torch.full((3, 1), model.tokenizer.pad)], 1)
         with torch.no_grad():
             p = Pass(model, images, TextSide(model, full, torch.ones_like(full, dtype=torch.bool)))
-            logp = p.next_token_logits.float().log_softmax(-1)[:, : ids.shape[1]].gather(2, ids[..., None])[..., 0]
+            logp = p["text.logits"].float().log_softmax(-1)[:, : ids.shape[1]].gather(2, ids[..., None])[..., 0]
         real = ids != model.tokenizer.pad
         return (logp * real).sum(1) / real.sum(1)
 

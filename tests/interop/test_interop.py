@@ -17,7 +17,7 @@ from diptych.api import load
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer, normalise
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
@@ -153,8 +153,8 @@ def test_random_weights_of_transformers_give_the_same_here(runs: dict[str, Path]
         out = theirs(input_ids=their_ids, pixel_values=pixels, return_loss=True)
         p = model.encode(Batch(pixels, ids, mask, captions=tuple(TEXTS)))
         loss = next(iter(objectives.values()))(p)
-    torch.testing.assert_close(p.image_embedding, out.image_embeds, atol=1e-5, rtol=0)
-    torch.testing.assert_close(p.text_embedding, out.text_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(p["image.embedding"], out.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(p["text.embedding"], out.text_embeds, atol=1e-5, rtol=0)
     torch.testing.assert_close(loss, out.loss, atol=1e-5, rtol=1e-5)
 
 

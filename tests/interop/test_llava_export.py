@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 import cli_fixture
+from batch_fixture import batch_of
 from cli_fixture import Cli
 from conversations_fixture import CHATML, GEMMA, LLAMA3, VICUNA
 from diptych.api import load
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch, Turn
+from diptych.core.batch import Turn
 from diptych.core.errors import DiptychError
 from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import question
@@ -148,7 +149,7 @@ def compare(model: VLM, there: Any, processor: Any, size: float = 1.0) -> None:
     images = pictures(len(SAID))
     ids, seen = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(SAID))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    ours = model.encode(Batch(pixels=pixels, text=ids, text_mask=seen, captions=tuple(SAID))).next_token_logits
+    ours = model.encode(batch_of(pixels=pixels, text=ids, text_mask=seen, captions=tuple(SAID)))["text.logits"]
     shown = processor.image_processor([Image.fromarray(i) for i in images], return_tensors="pt")["pixel_values"]
     tokens = model.part("connector").tokens
     words = torch.tensor([model.tokenizer.original(row) for row in ids.tolist()])

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
 from diptych.data.text import Tokenizer
 from diptych.inference.export import export
@@ -44,7 +43,7 @@ def batch_of(model, captions=CAPTIONS, pad_to=None):
     if pad_to:
         ids, mask = (torch.nn.functional.pad(x, (0, pad_to - x.shape[1])) for x in (ids, mask))
     pixels = torch.rand(len(captions), 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return Batch(pixels=pixels, text=ids, text_mask=mask)
+    return batch_of(pixels=pixels, text=ids, text_mask=mask)
 
 
 # --- the reference: BERT with cross-attention, written out for one caption without padding ---
@@ -90,28 +89,28 @@ def test_each_mode_is_the_reference(share, marks):
     begin_decoder, begin_encoder = (words, words + 1) if marks else (model.tokenizer.bos,) * 2
     matching = objectives["matching"]
     for i in range(len(CAPTIONS)):
-        length = int(p.text_mask[i].sum())
-        ids, image = p.text_ids[i, :length].numpy(), f64(p.image.tokens[i])
+        length = int(p["text"].mask[i].sum())
+        ids, image = p["text"].ids[i, :length].numpy(), f64(p["image.tokens"].tokens[i])
         alone = reference(text, ids, None, causal=False)
-        np.testing.assert_allclose(f64(p.text.pooled[i]), alone[0], atol=2e-5)
+        np.testing.assert_allclose(f64(p["text.tokens"].pooled[i]), alone[0], atol=2e-5)
         fused = reference(text, [begin_encoder, *ids[1:]], image, causal=False)
-        np.testing.assert_allclose(f64(p.fused_text.tokens[i, :length]), fused, atol=2e-5)
+        np.testing.assert_allclose(f64(p["text.fused"].tokens[i, :length]), fused, atol=2e-5)
         no, yes = linear(matching.head, fused[0])
         assert matching.logits(p)[i].item() == pytest.approx(yes - no, abs=2e-5)
         own = decoder.transformer.blocks if share else None
         written = reference(decoder.reader, [begin_decoder, *ids[1:]], image, causal=True, own=own)
-        np.testing.assert_allclose(f64(p.next_token_logits[i, : length - 1]), spoken(decoder, written)[:-1], atol=5e-5)
+        np.testing.assert_allclose(f64(p["text.logits"][i, : length - 1]), spoken(decoder, written)[:-1], atol=5e-5)
 
 
 def test_the_caption_loss_is_the_smoothed_reference():
     _, model, objectives = make()
     p = model.encode(batch_of(model))
-    logits, total, n = f64(p.next_token_logits), 0.0, 0
+    logits, total, n = f64(p["text.logits"]), 0.0, 0
     for i in range(len(CAPTIONS)):
-        for t in range(int(p.text_mask[i].sum()) - 1):
+        for t in range(int(p["text"].mask[i].sum()) - 1):
             row = logits[i, t]
             log_p = row - row.max() - np.log(np.exp(row - row.max()).sum())
-            total -= 0.9 * log_p[p.text_ids[i, t + 1]] + 0.1 * log_p.mean()
+            total -= 0.9 * log_p[p["text"].ids[i, t + 1]] + 0.1 * log_p.mean()
             n += 1
     assert objectives["next_token"](p).item() == pytest.approx(total / n, rel=1e-5)
 
@@ -129,13 +128,13 @@ def test_the_matching_loss_is_that_of_the_pairs_it_mined(monkeypatch):
 
     monkeypatch.setattr("diptych.objectives.matching.mine_negatives", mined)
     ours = objectives["matching"](p).item()
-    torch.testing.assert_close(asked[0], p.image_embedding @ p.text_embedding.T)
+    torch.testing.assert_close(asked[0], p["image.embedding"] @ p["text.embedding"].T)
     text, head, total = model.part("text"), objectives["matching"].head, 0.0
     pairs = [(i, i, 1) for i in range(4)]
     pairs += [(i, int(wrong_text[i]), 0) for i in range(4)] + [(int(wrong_image[i]), i, 0) for i in range(4)]
     for image, caption, right in pairs:
-        ids = p.text_ids[caption, : int(p.text_mask[caption].sum())].tolist()
-        answers = linear(head, reference(text, [text.enc, *ids[1:]], f64(p.image.tokens[image]), False)[0])
+        ids = p["text"].ids[caption, : int(p["text"].mask[caption].sum())].tolist()
+        answers = linear(head, reference(text, [text.enc, *ids[1:]], f64(p["image.tokens"].tokens[image]), False)[0])
         total -= answers[right] - np.log(np.exp(answers).sum())
     assert ours == pytest.approx(total / 12, abs=2e-5)
 
@@ -148,34 +147,40 @@ def test_a_later_word_changes_what_the_encoder_says_and_nothing_the_decoder_has_
     batch = batch_of(model)
     other = batch.text.clone()
     other[0, 5] = 77
-    assert other[0, 5] != batch.text[0, 5] and batch.text_mask[0, 5]
-    plain, changed = (model.encode(Batch(pixels=batch.pixels, text=t, text_mask=batch.text_mask)) for t in (batch.text, other))
+    assert other[0, 5] != batch["text"].ids[0, 5] and batch["text"].mask[0, 5]
+    plain, changed = (
+        model.encode(batch_of(pixels=batch["image"].pixels, text=t, text_mask=batch["text"].mask))
+        for t in (batch["text"].ids, other)
+    )
     # Row t speaks of token t + 1 from the tokens up to t: rows 0 to 4 have not read token 5.
-    assert torch.equal(plain.next_token_logits[0, :5], changed.next_token_logits[0, :5])
-    assert (plain.next_token_logits[0, 5] - changed.next_token_logits[0, 5]).abs().max() > 1e-3
+    assert torch.equal(plain["text.logits"][0, :5], changed["text.logits"][0, :5])
+    assert (plain["text.logits"][0, 5] - changed["text.logits"][0, 5]).abs().max() > 1e-3
     matching = objectives["matching"]
     assert (matching.logits(plain)[0] - matching.logits(changed)[0]).abs() > 1e-4
-    assert (plain.text.tokens[0, 0] - changed.text.tokens[0, 0]).abs().max() > 1e-4
+    assert (plain["text.tokens"].tokens[0, 0] - changed["text.tokens"].tokens[0, 0]).abs().max() > 1e-4
 
 
 def test_only_the_grounded_modes_look_at_the_image():
     _, model, objectives = make()
     batch = batch_of(model)
-    p, q = (model.encode(Batch(pixels=x, text=batch.text, text_mask=batch.text_mask)) for x in (batch.pixels, -batch.pixels))
-    assert torch.equal(p.text.tokens, q.text.tokens)
+    p, q = (
+        model.encode(batch_of(pixels=x, text=batch["text"].ids, text_mask=batch["text"].mask))
+        for x in (batch["image"].pixels, -batch["image"].pixels)
+    )
+    assert torch.equal(p["text.tokens"].tokens, q["text.tokens"].tokens)
     assert (objectives["matching"].logits(p) - objectives["matching"].logits(q)).abs().max() > 1e-4
-    assert (p.next_token_logits - q.next_token_logits).abs().max() > 1e-3
+    assert (p["text.logits"] - q["text.logits"]).abs().max() > 1e-3
 
 
 def test_padding_and_order_change_nothing():
     _, model, objectives = make()
     p, padded = (model.encode(batch_of(model, pad_to=n)) for n in (None, 28))
     order = torch.tensor([2, 0, 3, 1])
-    mixed = p.paired(order, order)
+    mixed = p.pairs(image=order, text=order)
     for other, rows in ((padded, torch.arange(4)), (mixed, order)):
         torch.testing.assert_close(objectives["matching"].logits(other), objectives["matching"].logits(p)[rows], atol=1e-5, rtol=0)
         torch.testing.assert_close(caption_log_likelihood(other), caption_log_likelihood(p)[rows], atol=1e-4, rtol=0)
-        torch.testing.assert_close(other.text_embedding, p.text_embedding[rows], atol=1e-5, rtol=0)
+        torch.testing.assert_close(other["text.embedding"], p["text.embedding"][rows], atol=1e-5, rtol=0)
 
 
 # --- what they share ---
@@ -207,7 +212,7 @@ def test_the_three_losses_have_the_gradient_of_finite_differences():
     model.double()
     objectives.double()
     batch = batch_of(model)
-    batch.pixels = batch.pixels.double()
+    batch["image"].pixels = batch["image"].pixels.double()
     places = [
         (model.part("text").transformer.blocks[0].cross.kv.weight, (3, 5)),
         (model.part("text").transformer.blocks[1].mlp[0].weight, (7, 2)),
@@ -223,11 +228,11 @@ def test_the_three_losses_have_the_gradient_of_finite_differences():
         text, image = torch.arange(4).roll(1), torch.arange(4).roll(2)
         every = torch.arange(4)
         triples = p.paired(torch.cat([every, every, image]), torch.cat([every, text, every]))
-        answers = objectives["matching"].head(triples.fused_text.pooled)
+        answers = objectives["matching"].head(triples["text.fused"].pooled)
         target = torch.cat([torch.ones(4), torch.zeros(8)]).long()
         match = torch.nn.functional.cross_entropy(answers, target)
-        mask = p.text_mask[:, 1:]
-        words = torch.nn.functional.cross_entropy(p.next_token_logits[mask], p.text_ids[:, 1:][mask], label_smoothing=0.1)
+        mask = p["text"].mask[:, 1:]
+        words = torch.nn.functional.cross_entropy(p["text.logits"][mask], p["text"].ids[:, 1:][mask], label_smoothing=0.1)
         return match + words
 
     losses().backward()
@@ -329,16 +334,16 @@ def test_random_weights_of_transformers_give_the_same_here(kind):
     )
     batch = batch_of(model)
     p = model.encode(batch)
-    given = {"pixel_values": batch.pixels, "input_ids": batch.text, "attention_mask": batch.text_mask.long()}
+    given = {"pixel_values": batch["image"].pixels, "input_ids": batch["text"].ids, "attention_mask": batch["text"].mask.long()}
     with torch.no_grad():
         if kind == "BlipForImageTextRetrieval":
             answers = theirs(**given).itm_score
-            torch.testing.assert_close(objectives["matching"].head(p.fused_text.pooled), answers, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(objectives["matching"].head(p["text.fused"].pooled), answers, atol=1e-5, rtol=1e-5)
             cosines = theirs(**given, use_itm_head=False).itm_score
-            torch.testing.assert_close(p.image_embedding @ p.text_embedding.T, cosines, atol=1e-5, rtol=0)
+            torch.testing.assert_close(p["image.embedding"] @ p["text.embedding"].T, cosines, atol=1e-5, rtol=0)
         else:
-            out = theirs(**given, labels=batch.text.masked_fill(~batch.text_mask, -100))
-            torch.testing.assert_close(p.next_token_logits, out.logits[:, :-1], atol=1e-5, rtol=1e-5)
+            out = theirs(**given, labels=batch.text.masked_fill(~batch["text"].mask, -100))
+            torch.testing.assert_close(p["text.logits"], out.logits[:, :-1], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(objectives["next_token"](p), out.loss, atol=1e-5, rtol=1e-5)
 
 
@@ -391,12 +396,10 @@ def test_an_export_writes_as_the_run_does(run, tmp_path):
     with torch.no_grad():
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
         out = model(**inputs, labels=labels)
-        p = ours.model.encode(Batch(pixels=inputs["pixel_values"], text=ids, text_mask=mask))
+        p = ours.model.encode(batch_of(pixels=inputs["pixel_values"], text=ids, text_mask=mask))
         T = out.logits.shape[1] - 1
-        torch.testing.assert_close(p.next_token_logits[:, :T], out.logits[:, :-1], atol=1e-5, rtol=1e-5)
-        plain = next_token_loss(
-            p.next_token_logits, ids[:, 1:], mask[:, 1:]
-        )  # smoothing belongs to the training, and is not written
+        torch.testing.assert_close(p["text.logits"][:, :T], out.logits[:, :-1], atol=1e-5, rtol=1e-5)
+        plain = next_token_loss(p["text.logits"], ids[:, 1:], mask[:, 1:])  # smoothing belongs to the training, and is not written
         torch.testing.assert_close(plain, out.loss, atol=1e-5, rtol=1e-5)
         assert set(inputs["input_ids"][:, 0].tolist()) == {ours.model.part("text").dec}
     foreign = open_model(f"hf:{made.path}")

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
 from diptych.inference.export import export
 from diptych.inference.foreign import open_model
@@ -58,7 +57,7 @@ def batch_of(model, captions=CAPTIONS, pad_to=None):
     if pad_to:
         ids, mask = (torch.nn.functional.pad(x, (0, pad_to - x.shape[1])) for x in (ids, mask))
     pixels = torch.rand(len(captions), 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return Batch(pixels=pixels, text=ids, text_mask=mask)
+    return batch_of(pixels=pixels, text=ids, text_mask=mask)
 
 
 # --- the reference: queries and text in one sequence under one mask, written out for one sample without padding ---
@@ -119,26 +118,26 @@ def test_each_mode_is_the_reference():
     p = model.encode(batch_of(model))
     text, decoder, head = model.part("text"), model.part("decoder"), objectives["matching"].head
     for i in range(len(CAPTIONS)):
-        n = int(p.text_mask[i].sum())
-        ids, image = p.text_ids[i, :n].numpy(), f64(p.image.tokens[i])
+        n = int(p["text"].mask[i].sum())
+        ids, image = p["text"].ids[i, :n].numpy(), f64(p["image.tokens"].tokens[i])
         queries, words = reference(text, ids, image, "unimodal")
-        np.testing.assert_allclose(f64(p.images.queries.tokens[i]), queries, atol=2e-5)
-        np.testing.assert_allclose(f64(p.text.tokens[i, :n]), words, atol=2e-5)
+        np.testing.assert_allclose(f64(p["image.queries"].tokens[i]), queries, atol=2e-5)
+        np.testing.assert_allclose(f64(p["text.tokens"].tokens[i, :n]), words, atol=2e-5)
         queries, words = reference(text, ids, image, "bidirectional")
-        np.testing.assert_allclose(f64(p.fused_text.tokens[i, :n]), words, atol=2e-5)
+        np.testing.assert_allclose(f64(p["text.fused"].tokens[i, :n]), words, atol=2e-5)
         no, yes = plain(head, queries).mean(0)  # every query is asked
         assert objectives["matching"].logits(p)[i].item() == pytest.approx(yes - no, abs=2e-5)
         _, words = reference(text, [text.dec, *ids[1:]], image, "causal")
         said = normed(decoder.norm, gelu(plain(decoder.transform, words)))
         logits = said @ f64(text.embedding.weight)[:-1].T + f64(decoder.bias)
-        np.testing.assert_allclose(f64(p.decoder_logits[i, : n - 1]), logits[:-1], atol=5e-5)
+        np.testing.assert_allclose(f64(p["text.logits@decoder"][i, : n - 1]), logits[:-1], atol=5e-5)
 
 
 def test_the_contrast_takes_the_nearest_query():
     _, model, objectives = make()
     p = model.encode(batch_of(model))
-    queries = unit(plain(model.image_projection, f64(p.images.queries.tokens)))
-    words = unit(plain(model.text_projection, f64(p.text.tokens[:, 0])))
+    queries = unit(plain(model.part("space").image, f64(p["image.queries"].tokens)))
+    words = unit(plain(model.part("space").text, f64(p["text.tokens"].tokens[:, 0])))
     similarity = np.array([[max(query @ word for query in image) for word in words] for image in queries])
     np.testing.assert_allclose(f64(p.similarity), similarity, atol=1e-6)
     logits = similarity / 0.07
@@ -184,46 +183,46 @@ def test_queries_see_the_text_in_the_bidirectional_mode_alone():
     batch = batch_of(model)
     other = batch.text.clone()
     other[0, 3] = 77
-    assert other[0, 3] != batch.text[0, 3] and batch.text_mask[0, 3]
-    plain, changed = (model.encode(replace(batch, text=t)) for t in (batch.text, other))
+    assert other[0, 3] != batch["text"].ids[0, 3] and batch["text"].mask[0, 3]
+    plain, changed = (model.encode(replace(batch, text=t)) for t in (batch["text"].ids, other))
     text = model.part("text")
     for p in (plain, changed):  # what the causal mode goes on from is what the queries are alone
-        assert torch.equal(p.images.queries.tokens, plain.images.queries.tokens)
-    queries = [text.both(p.text_ids, p.text_mask, p.image)[0] for p in (plain, changed)]
+        assert torch.equal(p["image.queries"].tokens, plain["image.queries"].tokens)
+    queries = [text.both(p["text"].ids, p["text"].mask, p["image.tokens"])[0] for p in (plain, changed)]
     assert (queries[0][0] - queries[1][0]).abs().max() > 1e-4 and torch.equal(queries[0][1:], queries[1][1:])
     # Row t speaks of token t + 1 from the tokens up to t: rows 0 to 2 have not read token 3.
     for logits in ("decoder_logits", "next_token_logits"):
         a, b = getattr(plain, logits)[0], getattr(changed, logits)[0]
         assert torch.equal(a[:3], b[:3]) and (a[3] - b[3]).abs().max() > 1e-4, logits
-    assert (plain.text.tokens[0, 0] - changed.text.tokens[0, 0]).abs().max() > 1e-4
+    assert (plain["text.tokens"].tokens[0, 0] - changed["text.tokens"].tokens[0, 0]).abs().max() > 1e-4
     assert (objectives["matching"].logits(plain)[0] - objectives["matching"].logits(changed)[0]).abs() > 1e-5
 
 
 def test_words_see_the_image_through_the_queries_alone():
     _, model, _ = make()
     batch = batch_of(model)
-    p, q = (model.encode(replace(batch, pixels=x)) for x in (batch.pixels, -batch.pixels))
-    assert torch.equal(p.text.tokens, q.text.tokens)
+    p, q = (model.encode(replace(batch, pixels=x)) for x in (batch["image"].pixels, -batch["image"].pixels))
+    assert torch.equal(p["text.tokens"].tokens, q["text.tokens"].tokens)
     for logits in ("decoder_logits", "next_token_logits"):
         assert (getattr(p, logits) - getattr(q, logits)).abs().max() > 1e-3
-    q.images.__dict__["queries"] = p.images.queries  # the same queries over another image: the same words
-    assert torch.equal(p.decoder_logits, model.encode(batch).decoder_logits)
-    assert torch.equal(q.next_token_logits if "prefix" not in vars(q.images) else p.next_token_logits, p.next_token_logits)
+    q.images.__dict__["queries"] = p["image.queries"]  # the same queries over another image: the same words
+    assert torch.equal(p["text.logits@decoder"], model.encode(batch)["text.logits@decoder"])
+    assert torch.equal(q["text.logits"] if "prefix" not in vars(q.images) else p["text.logits"], p["text.logits"])
 
 
 def test_padding_and_order_change_nothing():
     _, model, objectives = make()
     p, padded = (model.encode(batch_of(model, pad_to=n)) for n in (None, 28))
     order = torch.tensor([2, 0, 3, 1])
-    mixed = p.paired(order, order)
-    real = p.text_mask[:, 1:]
+    mixed = p.pairs(image=order, text=order)
+    real = p["text"].mask[:, 1:]
     for other, rows in ((padded, torch.arange(4)), (mixed, order)):
         torch.testing.assert_close(objectives["matching"].logits(other), objectives["matching"].logits(p)[rows], atol=1e-5, rtol=0)
         torch.testing.assert_close(caption_log_likelihood(other), caption_log_likelihood(p)[rows], atol=1e-4, rtol=0)
-        torch.testing.assert_close(other.text_embedding, p.text_embedding[rows], atol=1e-5, rtol=0)
-        torch.testing.assert_close(other.images.query_embedding, p.images.query_embedding[rows], atol=1e-5, rtol=0)
-        said = other.decoder_logits[:, : real.shape[1]][real[rows]]
-        torch.testing.assert_close(said, p.decoder_logits[rows][real[rows]], atol=2e-5, rtol=0)
+        torch.testing.assert_close(other["text.embedding"], p["text.embedding"][rows], atol=1e-5, rtol=0)
+        torch.testing.assert_close(other["image.query_embedding"], p["image.query_embedding"][rows], atol=1e-5, rtol=0)
+        said = other["text.logits@decoder"][:, : real.shape[1]][real[rows]]
+        torch.testing.assert_close(said, p["text.logits@decoder"][rows][real[rows]], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("stage", ["represent", "speak"])
@@ -232,7 +231,7 @@ def test_the_losses_have_the_gradient_of_finite_differences(stage):
     model.double()
     objectives.double()
     batch = batch_of(model)
-    batch.pixels = batch.pixels.double()
+    batch["image"].pixels = batch["image"].pixels.double()
     text = model.part("text")
     places = [
         (text.queries, (1, 5)),
@@ -242,7 +241,7 @@ def test_the_losses_have_the_gradient_of_finite_differences(stage):
         (text.transformer.blocks[0].mlp_text[2].weight, (7, 2)),
         (text.embedding.weight, (text.dec, 4)),
         (text.norm_image.weight, (5,)),
-        (model.image_projection.weight, (3, 4)),
+        (model.part("space").image.weight, (3, 4)),
     ]
     h, close = 1e-6, 1e-4
     if stage == "speak":  # the language model's norms compute in float32
@@ -251,18 +250,18 @@ def test_the_losses_have_the_gradient_of_finite_differences(stage):
     def losses():
         # In float64 throughout: the modules' own losses are taken in float32.
         p = model.encode(batch)
-        mask = p.text_mask[:, 1:]
-        logits = p.next_token_logits if stage == "speak" else p.decoder_logits
-        spoken = torch.nn.functional.cross_entropy(logits[mask], p.text_ids[:, 1:][mask])
+        mask = p["text"].mask[:, 1:]
+        logits = p["text.logits"] if stage == "speak" else p["text.logits@decoder"]
+        spoken = torch.nn.functional.cross_entropy(logits[mask], p["text"].ids[:, 1:][mask])
         if stage == "speak":
             return spoken
         every = torch.arange(4)
-        images = torch.nn.functional.normalize(model.image_projection(p.images.queries.tokens), dim=-1)
-        words = torch.nn.functional.normalize(model.text_projection(p.text.pooled), dim=-1)
+        images = torch.nn.functional.normalize(model.part("space").image(p["image.queries"].tokens), dim=-1)
+        words = torch.nn.functional.normalize(model.part("space").text(p["text.tokens"].pooled), dim=-1)
         contrast = torch.nn.functional.cross_entropy(torch.einsum("mqe,ke->mkq", images, words).amax(-1) * 5, every)
         triples = p.paired(torch.cat([every, every, every.roll(2)]), torch.cat([every, every.roll(1), every]))
         target = torch.cat([torch.ones(4), torch.zeros(8)]).long()
-        match = torch.nn.functional.cross_entropy(objectives["matching"].head(triples.fused_text.pooled), target)
+        match = torch.nn.functional.cross_entropy(objectives["matching"].head(triples["text.fused"].pooled), target)
         return contrast + match + spoken
 
     losses().backward()
@@ -305,7 +304,7 @@ def test_recomputed_blocks_have_the_same_gradient():
 def test_another_connector_reads_the_tower_itself():
     _, model, _ = make("parts.connector={kind: mlp}")
     p = model.encode(batch_of(model))
-    assert p.images.prefix.shape == (4, 9, model.part("lm").width) and "queries" not in vars(p.images)
+    assert p["image.prefix"].shape == (4, 9, model.part("lm").width) and "queries" not in vars(p.images)
 
 
 def test_a_mode_without_its_q_former_is_refused():
@@ -317,7 +316,7 @@ def test_a_mode_without_its_q_former_is_refused():
         build_objectives(recipe, build_model(recipe, make()[1].tokenizer, 48))
     _, model, _ = make()
     with pytest.raises(DiptychError, match="an image has an embedding a query here"):
-        _ = model.encode(batch_of(model)).image_embedding
+        _ = model.encode(batch_of(model))["image.embedding"]
     with pytest.raises(DiptychError, match="in which QFormerDecoder computes with another part's weights"):
         shard(model.part("decoder"), Cluster())
 
@@ -358,11 +357,11 @@ def test_without_a_language_model_the_decoder_writes():
     trained_images = torch.rand(2, 3, 48, 48) * 2 - 1
     p = model.encode(replace(batch_of(model, CAPTIONS[:2]), pixels=trained_images))
     decoder = model.part("decoder")
-    logits, state = decoder.start(p.image)
-    for t in range(p.text_ids.shape[1] - 1):  # step by step what the whole caption gives at once
-        real = p.text_mask[:, t]  # behind its end a caption has nothing to say
-        torch.testing.assert_close(logits[real], p.next_token_logits[:, t][real], atol=2e-5, rtol=1e-5)
-        logits, state = decoder.step(p.text_ids[:, t + 1], state[torch.arange(2)])
+    logits, state = decoder.start(p["image.tokens"])
+    for t in range(p["text"].ids.shape[1] - 1):  # step by step what the whole caption gives at once
+        real = p["text"].mask[:, t]  # behind its end a caption has nothing to say
+        torch.testing.assert_close(logits[real], p["text.logits"][:, t][real], atol=2e-5, rtol=1e-5)
+        logits, state = decoder.step(p["text"].ids[:, t + 1], state[torch.arange(2)])
 
 
 # --- in and out of transformers ---
@@ -412,14 +411,14 @@ def test_retrieval_of_transformers_is_ours():
     assert load(theirs.state_dict(), entries, model, objectives) == set(theirs.state_dict())
     batch = batch_of(model)
     p = model.encode(batch)
-    given = {"pixel_values": batch.pixels, "input_ids": batch.text, "attention_mask": batch.text_mask.long()}
+    given = {"pixel_values": batch["image"].pixels, "input_ids": batch["text"].ids, "attention_mask": batch["text"].mask.long()}
     with torch.no_grad():
         answers = theirs(**given, use_image_text_matching_head=True).logits_per_image
-        torch.testing.assert_close(objectives["matching"].head(p.fused_text.pooled), answers, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(objectives["matching"].head(p["text.fused"].pooled), answers, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(p.similarity, theirs(**given).logits_per_image, atol=1e-5, rtol=0)
-        image = theirs.vision_model(batch.pixels).last_hidden_state
+        image = theirs.vision_model(batch["image"].pixels).last_hidden_state
         query = theirs.qformer(theirs.query_tokens.expand(4, -1, -1), encoder_hidden_states=image).last_hidden_state
-        torch.testing.assert_close(p.images.queries.tokens, query, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(p["image.queries"].tokens, query, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -461,16 +460,16 @@ def test_generation_of_transformers_is_ours(opt):
     batch = batch_of(model)
     p = model.encode(batch)
     shown = torch.full((4, 3), image)
-    ids = torch.cat([batch.text[:, :1], shown, batch.text[:, 1:]], 1)
-    mask = torch.cat([torch.ones(4, 4, dtype=torch.bool), batch.text_mask[:, 1:]], 1)
+    ids = torch.cat([batch["text"].ids[:, :1], shown, batch["text"].ids[:, 1:]], 1)
+    mask = torch.cat([torch.ones(4, 4, dtype=torch.bool), batch["text"].mask[:, 1:]], 1)
     with torch.no_grad():
         labels = ids.masked_fill(~mask, -100).index_fill(1, torch.arange(4), -100)
-        out = theirs(pixel_values=batch.pixels, input_ids=ids, attention_mask=mask.long(), labels=labels)
-        real = batch.text_mask[:, 1:]
-        torch.testing.assert_close(p.next_token_logits[real], out.logits[:, 3:-1][real], atol=1e-5, rtol=1e-5)
+        out = theirs(pixel_values=batch["image"].pixels, input_ids=ids, attention_mask=mask.long(), labels=labels)
+        real = batch["text"].mask[:, 1:]
+        torch.testing.assert_close(p["text.logits"][real], out.logits[:, 3:-1][real], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(objectives["next_token"](p), out.loss, atol=1e-5, rtol=1e-5)
-        image_states = theirs.get_image_features(batch.pixels).pooler_output
-        torch.testing.assert_close(p.images.prefix * model.part("lm").scale, image_states, atol=1e-5, rtol=1e-5)
+        image_states = theirs.get_image_features(batch["image"].pixels).pooler_output
+        torch.testing.assert_close(p["image.prefix"] * model.part("lm").scale, image_states, atol=1e-5, rtol=1e-5)
 
 
 def exported(tmp_path, *overrides):
@@ -501,7 +500,7 @@ def test_an_export_says_what_the_run_says(lm, opt, tmp_path):
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     torch.testing.assert_close(inputs["pixel_values"], pixels, atol=1e-6, rtol=0)
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(CAPTIONS))
-    p = model.encode(Batch(pixels=pixels, text=ids, text_mask=mask))
+    p = model.encode(batch_of(pixels=pixels, text=ids, text_mask=mask))
     kept = torch.tensor(model.tokenizer.original(list(range(len(model.tokenizer)))))
     words = slice(len(kept))  # without rows that are no words
     with torch.no_grad():
@@ -511,7 +510,7 @@ def test_an_export_says_what_the_run_says(lm, opt, tmp_path):
         theirs = inputs["input_ids"][i, inputs["attention_mask"][i] == 1].tolist()
         bos, *said = model.tokenizer.original(ids[i, :n].tolist())
         assert theirs == [bos, *[there.config.image_token_id] * 3, *said]
-        torch.testing.assert_close(logits[i, -n:][:, kept], p.next_token_logits[i, :n, words], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[i, -n:][:, kept], p["text.logits"][i, :n, words], atol=1e-5, rtol=1e-5)
     asked = processor(images=[Image.fromarray(i) for i in images], text=[""] * 4, return_tensors="pt")
     written = there.generate(**asked, generation_config=there.generation_config, max_new_tokens=5)
     ours = write(model, p.images, Decoding(max_tokens=5))
@@ -540,7 +539,7 @@ def test_a_pretrained_tower_goes_along(opt, tmp_path):
     pixels = torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
     p = model.encode(replace(batch_of(model, CAPTIONS[:2]), pixels=pixels))
     with torch.no_grad():
-        torch.testing.assert_close(there(**inputs).logits[:, -1, :-1], p.next_token_logits[:, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(there(**inputs).logits[:, -1, :-1], p["text.logits"][:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_what_the_class_does_not_do_is_refused():
@@ -567,7 +566,7 @@ def test_an_exported_run_is_judged_as_the_run_is(run, tmp_path):
     assert theirs.generate(images, max_tokens=5) == ours.generate(images, max_tokens=5)
     ids, mask = (torch.from_numpy(x) for x in ours.model.tokenizer.encode_batch(CAPTIONS[:3]))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    logits = ours.model.encode(Batch(pixels=pixels, text=ids, text_mask=mask)).next_token_logits
+    logits = ours.model.encode(batch_of(pixels=pixels, text=ids, text_mask=mask))["text.logits"]
     logits = torch.cat([logits, logits.mean(-1, keepdim=True)], -1)  # theirs has a row for <image>, the mean of all words'
     log_p = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0] * mask[:, 1:]
     n = mask.sum(1) - 2  # theirs is of the words alone, without [EOS]

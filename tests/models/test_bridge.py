@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
@@ -136,7 +137,7 @@ def test_any_language_model_from_a_directory(family: str, tmp_path: Path) -> Non
 def batch_for(model: Any, captions: list[str] = CAPTIONS) -> Batch:
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     torch.manual_seed(1)
-    return Batch(pixels=torch.rand(len(captions), 3, 32, 32) * 2 - 1, text=ids, text_mask=mask, captions=tuple(captions))
+    return batch_of(pixels=torch.rand(len(captions), 3, 32, 32) * 2 - 1, text=ids, text_mask=mask, captions=tuple(captions))
 
 
 @pytest.mark.parametrize("prompts", [False, True])
@@ -150,12 +151,12 @@ def test_the_shared_space_is_the_last_hidden_state_at_eos(prompts: bool) -> None
     for i, caption in enumerate(CAPTIONS):
         words = [tokenizer.bos, *sentence, *tokenizer.pieces([caption])[0], *means, tokenizer.eos]
         state = lm.hidden(lm.embed(torch.tensor([words])), torch.ones(1, len(words), dtype=torch.bool))[0, -1]
-        torch.testing.assert_close(p.text_embedding[i], torch.nn.functional.normalize(state, dim=0), atol=1e-5, rtol=1e-4)
-        image = p.images.prefix[i : i + 1] * part.scale
+        torch.testing.assert_close(p["text.embedding"][i], torch.nn.functional.normalize(state, dim=0), atol=1e-5, rtol=1e-4)
+        image = p["image.prefix"][i : i + 1] * part.scale
         before, after = (lm.embed(torch.tensor([ids])) for ids in ([tokenizer.bos, *opening], [*means, tokenizer.eos]))
         whole = torch.cat([before, image, after], 1)
         state = lm.hidden(whole, torch.ones(whole.shape[:2], dtype=torch.bool))[0, -1]
-        torch.testing.assert_close(p.image_embedding[i], torch.nn.functional.normalize(state, dim=0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(p["image.embedding"][i], torch.nn.functional.normalize(state, dim=0), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prompts", [False, True])
@@ -174,7 +175,10 @@ def test_reading_the_image_once_for_both_losses_changes_nothing(prompts: bool) -
     p = model.encode(batch)
     passes: list[int] = []
     hook = model.part("lm").lm.model.base_model.register_forward_hook(lambda *_: passes.append(1))
-    model.part("lm").text_state(batch.text, batch.text_mask), passes.clear()  # the sentences are known, and are not read again
+    (
+        model.part("lm").text_state(batch["text"].ids, batch["text"].mask),
+        passes.clear(),
+    )  # the sentences are known, and are not read again
     assert model.part("lm").reads_both and len(passes) == 3  # the trial
     passes.clear()
     together = gradients([("info_nce", p), ("next_token", p)])
@@ -221,16 +225,16 @@ def test_texts_are_remembered_only_while_nothing_learns() -> None:
     model, _ = build("llava-joint", "parts.lm.kind=random")
     part = model.part("lm")
     batch = batch_for(model)
-    first = model.encode(batch).text_embedding
+    first = model.encode(batch)["text.embedding"]
     assert len(part._states) == 3 and not first.requires_grad
     calls: list[int] = []
     part.lm.model.register_forward_hook(lambda *_: calls.append(1))
     longer = batch_for(model, [*CAPTIONS[::-1], "a new one"])
-    again = model.encode(longer).text_embedding
+    again = model.encode(longer)["text.embedding"]
     torch.testing.assert_close(again[:3].flip(0), first, atol=1e-6, rtol=1e-5)
     assert len(part._states) == 4
     model.freeze(set())
-    learning = model.encode(batch).text_embedding
+    learning = model.encode(batch)["text.embedding"]
     assert learning.requires_grad
     torch.testing.assert_close(learning, first, atol=1e-5, rtol=1e-4)
 
@@ -259,12 +263,12 @@ def test_prior_weighs_by_what_the_text_alone_does_not_tell() -> None:
         x = x.detach().numpy().astype(np.float64)
         return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
 
-    blind, seen = log_softmax(lm.text_logits(batch.text, batch.text_mask)), log_softmax(p.next_token_logits)
+    blind, seen = log_softmax(lm.text_logits(batch["text"].ids, batch["text"].mask)), log_softmax(p["text.logits"])
     total, n = 0.0, 0
     for b in range(3):
         for t in range(batch.text.shape[1] - 1):
-            if batch.text_mask[b, t + 1]:
-                word = int(batch.text[b, t + 1])
+            if batch["text"].mask[b, t + 1]:
+                word = int(batch["text"].ids[b, t + 1])
                 total -= (1 - np.exp(blind[b, t, word])) ** 2 * seen[b, t, word]
                 n += 1
     loss = objectives["prior_next_token"](model.encode(batch))

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
 from diptych.data.text import Tokenizer
 from diptych.inference.generate import Decoding, draw, generate
@@ -46,7 +45,7 @@ def batch_of(model, captions=CAPTIONS, start=0):
     generator = torch.Generator().manual_seed(0)
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     pixels = torch.rand(len(captions), 3, 48, 48, generator=generator) * 2 - 1
-    return Batch(pixels=pixels, text=ids, text_mask=mask, start=start)
+    return batch_of(pixels=pixels, text=ids, text_mask=mask, start=start)
 
 
 # --- sequences ---
@@ -58,9 +57,9 @@ def test_sequences_are_those_written_out_by_hand():
     batch = batch_of(model)
     codes = torch.arange(36).view(4, 9) + 2
     first, bare = torch.tensor([True, False, False, False]), torch.tensor([False, False, True, False])
-    sequence, kind = d.arrange(codes, batch.text, batch.text_mask, first, bare)
+    sequence, kind = d.arrange(codes, batch["text"].ids, batch["text"].mask, first, bare)
     for i in range(4):
-        text = batch.text[i, : int(batch.text_mask[i].sum())].tolist()
+        text = batch["text"].ids[i, : int(batch["text"].mask[i].sum())].tolist()
         image = [d.begin, *(int(c) + d.first_code for c in codes[i]), d.end]
         whole = [*text[:1], *image, *text[1:]] if first[i] else [*(text[:1] if bare[i] else text[:-1]), *image, d.eos]
         rest = sequence.shape[1] - len(whole)
@@ -91,7 +90,7 @@ def test_the_loss_is_the_weighted_mean_of_the_reference():
     p = model.encode(batch_of(model))
     first, bare = objective.orders(p)
     assert first.any() and bare.any() and (~first & ~bare).any()
-    sequence, kind = d.arrange(p.images.codes, p.text_ids, p.text_mask, first, bare)
+    sequence, kind = d.arrange(p["image.codes"], p["text"].ids, p["text"].mask, first, bare)
     logits = d(sequence).detach().double().numpy()
     total = weight = 0.0
     for i, t in itertools.product(range(4), range(sequence.shape[1] - 1)):
@@ -116,7 +115,7 @@ def test_the_loss_has_the_gradient_of_finite_differences():
             for step in (1e-6, -2e-6):
                 parameter[index] += step
                 # The loss is taken in float32 under training: here the same sum in float64.
-                sequence, kind = d.arrange(p.images.codes, p.text_ids, p.text_mask, *loss.orders(p))
+                sequence, kind = d.arrange(p["image.codes"], p["text"].ids, p["text"].mask, *loss.orders(p))
                 counted = kind[:, 1:] != 0
                 values.append(F.cross_entropy(d.logits_at(sequence[:, :-1], counted), sequence[:, 1:][counted]).item())
             parameter[index] += 1e-6
@@ -127,7 +126,7 @@ def test_permuting_the_batch_permutes_the_logits_and_padding_changes_nothing():
     _, model, _ = make()
     p = model.encode(batch_of(model))
     order = torch.tensor([2, 0, 3, 1])
-    codes, ids, mask = p.images.codes, p.text_ids, p.text_mask
+    codes, ids, mask = p["image.codes"], p["text"].ids, p["text"].mask
     d = model.part("decoder")
     longer_ids, longer_mask = F.pad(ids, (0, 5), value=d.pad), F.pad(mask, (0, 5))
     with torch.no_grad():
@@ -193,14 +192,14 @@ def test_captions_on_a_remembered_image_have_the_same_logits():
     _, model, _ = make()
     p = model.encode(batch_of(model))
     with torch.enable_grad():
-        afresh = p.next_token_logits
+        afresh = p["text.logits"]
     pairs = torch.tensor([0, 0, 1, 3, 3]), torch.tensor([1, 0, 2, 2, 3])
     with torch.no_grad():
-        remembered = model.encode(batch_of(model)).next_token_logits
+        remembered = model.encode(batch_of(model))["text.logits"]
         torch.testing.assert_close(remembered, afresh.detach(), atol=1e-5, rtol=1e-5)
         some = model.encode(batch_of(model)).paired(*pairs)
-        again = model.part("decoder").caption_logits(p.images.codes[pairs[0]], p.text_ids[pairs[1]], p.text_mask[pairs[1]])
-        torch.testing.assert_close(some.next_token_logits, again[:, : some.next_token_logits.shape[1]], atol=1e-5, rtol=1e-5)
+        again = model.part("decoder").caption_logits(p["image.codes"][pairs[0]], p["text"].ids[pairs[1]], p["text"].mask[pairs[1]])
+        torch.testing.assert_close(some["text.logits"], again[:, : some["text.logits"].shape[1]], atol=1e-5, rtol=1e-5)
 
 
 # --- parity ---
@@ -230,7 +229,7 @@ def test_logits_and_loss_are_those_of_transformers():
     d.load_state_dict(decoder_weights(theirs.state_dict()))
     p = model.encode(batch_of(model))
     sequence, kind = d.arrange(
-        p.images.codes, p.text_ids, p.text_mask, torch.tensor([True, False] * 2), torch.zeros(4, dtype=torch.bool)
+        p["image.codes"], p["text"].ids, p["text"].mask, torch.tensor([True, False] * 2), torch.zeros(4, dtype=torch.bool)
     )
     with torch.no_grad():
         words = d(sequence)[..., : d.first_code]

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diptych.models.passes import ImageSide, Pass, TextSide
 
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
 from diptych.interop import families_of, family_for
 from diptych.interop.base import state_of, to_ours, to_theirs
 from diptych.interop.tokenizer import Vocabulary
-from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.training.loop import train
@@ -104,22 +104,22 @@ def test_the_two_halves_equal_the_reference() -> None:
     _, model, _ = build()
     p = read(model)
     text, decoder, pool = model.part("text"), model.part("decoder"), model.part("vision").read
-    patches = super(type(model.part("vision")), model.part("vision")).forward(p.images.pixels).tokens
+    patches = super(type(model.part("vision")), model.part("vision")).forward(p["image"].floats).tokens
     for i in range(len(CAPTIONS)):
-        n = int(p.text_mask[i].sum())
-        x = np.concatenate([f64(text.embedding(p.text_ids[i])), f64(text.class_token)[None]]) + f64(text.positions)
+        n = int(p["text"].mask[i].sum())
+        x = np.concatenate([f64(text.embedding(p["text"].ids[i])), f64(text.class_token)[None]]) + f64(text.positions)
         seen = np.tril(np.ones((LENGTH + 1, LENGTH + 1), dtype=bool))
         seen[:, n + 1 :] = False  # the words, and the first place of the padding: open_clip's mask
         for block in text.transformer.blocks:
             h = normed(block.norm1, x)
             x = x + attended(block.attention, h, h, seen)
             x = x + mlp(block.mlp, normed(block.norm2, x))
-        np.testing.assert_allclose(f64(p.text.tokens[i, :n]), x[:n], atol=1e-5)
-        np.testing.assert_allclose(f64(p.text.pooled[i]), normed(text.transformer.norm, x[-1]), atol=1e-5)
+        np.testing.assert_allclose(f64(p["text.tokens"].tokens[i, :n]), x[:n], atol=1e-5)
+        np.testing.assert_allclose(f64(p["text.tokens"].pooled[i]), normed(text.transformer.norm, x[-1]), atol=1e-5)
         image = normed(pool.norm, f64(patches[i]))
         queries = normed(pool.norm_queries, f64(pool.queries))
         image = normed(pool.norm_out, attended(pool.attention, queries, image, np.ones((5, len(image)), dtype=bool)))
-        np.testing.assert_allclose(f64(p.image.pooled[i]), image[0], atol=1e-5)
+        np.testing.assert_allclose(f64(p["image.tokens"].pooled[i]), image[0], atol=1e-5)
         y, image = x[:n], image[1:]
         for block in decoder.transformer.blocks:
             h = normed(block.norm1, y)
@@ -131,20 +131,20 @@ def test_the_two_halves_equal_the_reference() -> None:
             y = y + looked
             y = y + mlp(block.mlp_cross, normed(block.norm_mlp, y))
         logits = normed(decoder.transformer.norm, y) @ f64(decoder.output.weight).T
-        np.testing.assert_allclose(f64(p.next_token_logits[i, : n - 1]), logits[:-1], atol=1e-5)
+        np.testing.assert_allclose(f64(p["text.logits"][i, : n - 1]), logits[:-1], atol=1e-5)
 
 
 def test_padding_changes_nothing_and_a_later_word_only_what_comes_after_it() -> None:
     _, model, _ = build()
     short, full = read(model, CAPTIONS[:1], 8), read(model, CAPTIONS[:1])
-    torch.testing.assert_close(short.text_embedding, full.text_embedding, atol=1e-6, rtol=0)
-    torch.testing.assert_close(short.next_token_logits, full.next_token_logits[:, :7], atol=1e-5, rtol=0)
-    ids = full.text_ids.clone()
+    torch.testing.assert_close(short["text.embedding"], full["text.embedding"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(short["text.logits"], full["text.logits"][:, :7], atol=1e-5, rtol=0)
+    ids = full["text"].ids.clone()
     ids[0, 3] = 70
-    other = full.with_text(ids, full.text_mask)
-    torch.testing.assert_close(other.next_token_logits[:, :3], full.next_token_logits[:, :3], atol=1e-6, rtol=0)
-    assert (other.next_token_logits[:, 3] - full.next_token_logits[:, 3]).abs().max() > 1e-3
-    assert (other.text_embedding - full.text_embedding).abs().max() > 1e-3
+    other = full.with_text(ids, full["text"].mask)
+    torch.testing.assert_close(other["text.logits"][:, :3], full["text.logits"][:, :3], atol=1e-6, rtol=0)
+    assert (other["text.logits"][:, 3] - full["text.logits"][:, 3]).abs().max() > 1e-3
+    assert (other["text.embedding"] - full["text.embedding"]).abs().max() > 1e-3
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
@@ -224,12 +224,12 @@ def test_outputs_losses_and_gradients_equal_open_clips(open_clip: Any, pooled_as
     assert all(torch.equal(back[name], value) for name, value in theirs.state_dict().items())
 
     p = read(model)
-    out = theirs(p.images.pixels, p.text_ids)
+    out = theirs(p["image"].floats, p["text"].ids)
     close = {"atol": 1e-5, "rtol": 0}
-    torch.testing.assert_close(p.image_embedding, out["image_features"], **close)
-    torch.testing.assert_close(p.text_embedding, out["text_features"], **close)
-    real = p.text_mask[:, :-1]
-    torch.testing.assert_close(p.next_token_logits[real], out["logits"][real], **close)
+    torch.testing.assert_close(p["image.embedding"], out["image_features"], **close)
+    torch.testing.assert_close(p["text.embedding"], out["text_features"], **close)
+    real = p["text"].mask[:, :-1]
+    torch.testing.assert_close(p["text.logits"][real], out["logits"][real], **close)
     del out["logit_scale"]
     losses = open_clip.loss.CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)(**out, logit_scale=theirs.logit_scale.exp())
     ours = [objectives["info_nce"](p), 2 * objectives["next_token"](p)]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch, Tokens
+from diptych.core.batch import Tokens
 from diptych.models.vision.features import LIMIT, Features, fits
 from diptych.training.setup import set_up
 
@@ -60,7 +61,7 @@ def test_only_a_tower_that_never_changes_is_remembered() -> None:
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     plain = model.part("vision")(pixels / 127.5 - 1, None).tokens
     for _ in range(2):
-        torch.testing.assert_close(model.encode(Batch(pixels=pixels)).image.tokens, plain)
+        torch.testing.assert_close(model.encode(batch_of(pixels=pixels)).image.tokens, plain)
     assert len(frozen.model.features) == 2
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
@@ -34,17 +35,17 @@ def model() -> Any:
 
 def batch_for(model: Any) -> Batch:
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(CAPTIONS))
-    return Batch(pixels=torch.rand(3, 3, 32, 32) * 2 - 1, text=ids, text_mask=mask, captions=tuple(CAPTIONS))
+    return batch_of(pixels=torch.rand(3, 3, 32, 32) * 2 - 1, text=ids, text_mask=mask, captions=tuple(CAPTIONS))
 
 
 def test_with_closed_gates_it_is_the_language_model(model: Any) -> None:
     batch = batch_for(model)
-    real = batch.text_mask[:, 1:]
+    real = batch["text"].mask[:, 1:]
     p = model.encode(batch)
     torch.testing.assert_close(
-        p.next_token_logits[real], model.part("lm").text_logits(batch.text, batch.text_mask)[real], atol=1e-5, rtol=1e-5
+        p["text.logits"][real], model.part("lm").text_logits(batch["text"].ids, batch["text"].mask)[real], atol=1e-5, rtol=1e-5
     )
-    p.next_token_logits[real].square().mean().backward()
+    p["text.logits"][real].square().mean().backward()
     gates = [layer.alpha for layer in model.part("fusion").layers]
     assert all(bool(g.grad.any()) for g in gates), "a closed gate can open"
     assert all(q.grad is None for q in model.part("lm").parameters())
@@ -56,17 +57,17 @@ def test_open_gates_see_the_image_and_the_cache_remembers_it(model: Any) -> None
         layer.beta.data.fill_(1.0)
     model.eval()
     batch = batch_for(model)
-    whole = model.encode(batch).next_token_logits
-    real = batch.text_mask[:, 1:]
-    blind = model.part("lm").text_logits(batch.text, batch.text_mask)
+    whole = model.encode(batch)["text.logits"]
+    real = batch["text"].mask[:, 1:]
+    blind = model.part("lm").text_logits(batch["text"].ids, batch["text"].mask)
     assert (whole - blind)[real].abs().max() > 1e-3
     with torch.no_grad():
-        again = model.encode(batch).next_token_logits  # the image is read once, then continued
+        again = model.encode(batch)["text.logits"]  # the image is read once, then continued
         torch.testing.assert_close(again[real], whole[real].detach(), atol=1e-5, rtol=1e-5)
         swapped = torch.tensor([2, 0, 1])
         pairs = model.encode(batch).paired(swapped, torch.arange(3))
-        other = Batch(pixels=batch.pixels[swapped], text=batch.text, text_mask=batch.text_mask)
-        torch.testing.assert_close(pairs.next_token_logits[real], model.encode(other).next_token_logits[real], atol=1e-5, rtol=1e-5)
+        other = batch_of(pixels=batch["image"].pixels[swapped], text=batch["text"].ids, text_mask=batch["text"].mask)
+        torch.testing.assert_close(pairs["text.logits"][real], model.encode(other)["text.logits"][real], atol=1e-5, rtol=1e-5)
     assert model.part("lm").lm.seen is None
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diptych.models.passes import ImageSide, Pass, TextSide
 
-from diptych.core.batch import Batch
+from batch_fixture import batch_of
 from diptych.core.errors import DiptychError
 from diptych.interop.families.flava import from_transformers
 from diptych.models.build import SIZES, Build
-from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.objectives.flava import normed
 from engine_fixture import Little
 
@@ -106,21 +106,21 @@ def test_encoders_and_losses_of_pairs_equal_transformers(theirs: Any, ours: Any,
     close = {"atol": 1e-5, "rtol": 1e-5}
     p = Pass(model, ImageSide(model, g["pixels"]), TextSide(model, g["ids"], g["mask"]))
     vision, text = model.part("vision"), model.part("text")
-    torch.testing.assert_close(normed(vision, p.image.tokens), out.image_embeddings, **close)
+    torch.testing.assert_close(normed(vision, p["image.tokens"].tokens), out.image_embeddings, **close)
     real = g["mask"]
-    torch.testing.assert_close(normed(text, p.text.tokens)[real], out.text_embeddings[real], **close)
+    torch.testing.assert_close(normed(text, p["text.tokens"].tokens)[real], out.text_embeddings[real], **close)
     view = p.masked(text=g["masked"], hidden=g["patches"])
     fused = out.multimodal_masked_embeddings
-    torch.testing.assert_close(view.fused_image.tokens, fused[:, 1:18], **close)
-    torch.testing.assert_close(view.fused_text.tokens[real], fused[:, 18:][real], **close)
-    torch.testing.assert_close(view.fused_text.pooled, fused[:, 0], **close)
+    torch.testing.assert_close(view["image.fused"].tokens, fused[:, 1:18], **close)
+    torch.testing.assert_close(view["text.fused"].tokens[real], fused[:, 18:][real], **close)
+    torch.testing.assert_close(view["text.fused"].pooled, fused[:, 0], **close)
     # losses
     both = objectives["masked_both"]
-    codes = both.image_head(view.fused_image.tokens[:, 1:][g["patches"]])
+    codes = both.image_head(view["image.fused"].tokens[:, 1:][g["patches"]])
     assert torch.nn.functional.cross_entropy(codes, g["codes"][g["patches"]]).item() == pytest.approx(
         out.loss_info.mmm_image.item(), abs=1e-5
     )
-    words = both.text_head(view.fused_text.tokens[g["words"]])
+    words = both.text_head(view["text.fused"].tokens[g["words"]])
     assert torch.nn.functional.cross_entropy(words, g["ids"][g["words"]]).item() == pytest.approx(
         out.loss_info.mmm_text.item(), abs=1e-5
     )
@@ -166,15 +166,15 @@ def test_padding_changes_nothing(ours: Any, given: dict[str, torch.Tensor]) -> N
     g = given
     short = Pass(model, ImageSide(model, g["pixels"][2:]), TextSide(model, g["ids"][2:, :4], g["mask"][2:, :4]))
     whole = Pass(model, ImageSide(model, g["pixels"]), TextSide(model, g["ids"], g["mask"]))
-    torch.testing.assert_close(short.fused_text.tokens[0], whole.fused_text.tokens[2, :4], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(short.fused_image.tokens[0], whole.fused_image.tokens[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(short["text.fused"].tokens[0], whole["text.fused"].tokens[2, :4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(short["image.fused"].tokens[0], whole["image.fused"].tokens[2], atol=1e-5, rtol=1e-5)
 
 
 def test_mean_of_pairs_equals_the_reference(ours: Any, given: dict[str, torch.Tensor]) -> None:
     """NumPy, float64, with what the objective draws drawn again."""
     model, objectives = ours
     objective = objectives["masked_both"]
-    batch = Batch(pixels=given["pixels"], text=given["ids"], text_mask=given["mask"])
+    batch = batch_of(pixels=given["pixels"], text=given["ids"], text_mask=given["mask"])
     torch.manual_seed(5)
     loss = objective(model.encode(batch)).item()
     torch.manual_seed(5)
@@ -182,10 +182,10 @@ def test_mean_of_pairs_equals_the_reference(ours: Any, given: dict[str, torch.Te
 
     p = model.encode(batch)
     p = p.restricted(p.some(objective.batch_share))
-    ids, words = mask_words(p.text_ids, p.text_mask, objective.text_share)
+    ids, words = mask_words(p["text"].ids, p["text"].mask, objective.text_share)
     patches = objective.hide(len(ids), ids.device)
     view = p.masked(text=ids, hidden=patches)
-    codes = model.part("quantizer").codes(p.images.pixels).numpy()
+    codes = model.part("quantizer").codes(p["image"].floats).numpy()
 
     def surprise(logits: torch.Tensor, target: int) -> float:
         x = logits.detach().numpy().astype(np.float64)
@@ -193,8 +193,14 @@ def test_mean_of_pairs_equals_the_reference(ours: Any, given: dict[str, torch.Te
 
     total = 0.0
     for i in range(len(ids)):
-        seen = [surprise(objective.image_head(view.fused_image.tokens[i, 1 + n]), codes[i, n]) for n in range(16) if patches[i, n]]
-        said = [surprise(objective.text_head(view.fused_text.tokens[i, t]), int(p.text_ids[i, t])) for t in range(9) if words[i, t]]
+        seen = [
+            surprise(objective.image_head(view["image.fused"].tokens[i, 1 + n]), codes[i, n]) for n in range(16) if patches[i, n]
+        ]
+        said = [
+            surprise(objective.text_head(view["text.fused"].tokens[i, t]), int(p["text"].ids[i, t]))
+            for t in range(9)
+            if words[i, t]
+        ]
         total += np.mean(seen) + np.mean(said)
     assert loss == pytest.approx(total / len(ids), rel=1e-5)
 
@@ -202,8 +208,8 @@ def test_mean_of_pairs_equals_the_reference(ours: Any, given: dict[str, torch.Te
 def test_what_has_no_partner_teaches_its_own_encoder_alone() -> None:
     little = Little("flava", stage="main")
     batch = next(iter(little.loader.stream(0)))
-    assert batch.text is not None and batch.text_mask is not None and batch.pixels is not None
-    lone = replace(batch, lone_pixels=batch.pixels.flip(0), lone_text=batch.text, lone_mask=batch.text_mask)
+    assert batch["text"].ids is not None and batch["text"].mask is not None and batch["image"].pixels is not None
+    lone = replace(batch, lone_pixels=batch["image"].pixels.flip(0), lone_text=batch["text"].ids, lone_mask=batch["text"].mask)
     for name, mine, other in (("masked_codes", "vision", "text"), ("masked_text", "text", "vision")):
         little.model.zero_grad()
         little.objectives[name](little.model.encode(lone)).backward()
@@ -212,7 +218,7 @@ def test_what_has_no_partner_teaches_its_own_encoder_alone() -> None:
     torch.manual_seed(0)
     alone = little.objectives["masked_codes"](little.model.encode(lone))
     torch.manual_seed(0)
-    swapped = little.objectives["masked_codes"](little.model.encode(replace(batch, pixels=batch.pixels.flip(0))))
+    swapped = little.objectives["masked_codes"](little.model.encode(replace(batch, pixels=batch["image"].pixels.flip(0))))
     torch.testing.assert_close(alone, swapped)
 
 
@@ -268,10 +274,10 @@ def test_an_export_computes_what_the_run_does(trained: Any, tmp_path: Any) -> No
     assert torch.equal(inputs["input_ids"], ids)
     with torch.no_grad():
         out = model.eval()(**inputs)
-        image = model.image_projection(out.image_embeddings[:, 0])
-        text = model.text_projection(out.text_embeddings[:, 0])
-        p = ours.model.encode(Batch(pixels=inputs["pixel_values"], text=ids, text_mask=mask))
-        fused = p.fused_text.pooled
+        image = model.part("space").image(out.image_embeddings[:, 0])
+        text = model.part("space").text(out.text_embeddings[:, 0])
+        p = ours.model.encode(batch_of(pixels=inputs["pixel_values"], text=ids, text_mask=mask))
+        fused = p["text.fused"].pooled
     for found, wanted in ((image, ours.embed_image(images)), (text, ours.embed_text(texts))):
         found = torch.nn.functional.normalize(found, dim=-1)
         torch.testing.assert_close(found, torch.from_numpy(wanted), atol=1e-5, rtol=0)
@@ -307,8 +313,8 @@ def test_an_export_with_its_heads_computes_what_the_run_learns_by(trained: Any, 
     view = p.masked(text=given["masked"], hidden=given["patches"])
     both = objectives["masked_both"]
     with torch.no_grad():
-        codes = both.image_head(view.fused_image.tokens[:, 1:][given["patches"]])
-        said = both.text_head(view.fused_text.tokens[words])
+        codes = both.image_head(view["image.fused"].tokens[:, 1:][given["patches"]])
+        said = both.text_head(view["text.fused"].tokens[words])
         torch.testing.assert_close(codes, out.mmm_image_logits, **close)
         torch.testing.assert_close(said, out.mmm_text_logits, **close)
         odds = objectives["matching"].logits(view)
@@ -350,7 +356,7 @@ def test_permuting_the_pairs_permutes_what_is_fused(ours: Any, given: dict[str, 
     turned = Pass(model, ImageSide(model, pixels[order]), TextSide(model, ids[order], mask[order]))
     logits = [objectives["matching"].logits(p) for p in (straight, turned)]
     torch.testing.assert_close(logits[1], logits[0][order], atol=1e-5, rtol=1e-5)
-    scores = [p.image_embedding @ p.text_embedding.T for p in (straight, turned)]
+    scores = [p["image.embedding"] @ p["text.embedding"].T for p in (straight, turned)]
     torch.testing.assert_close(scores[1], scores[0][order][:, order], atol=1e-5, rtol=1e-5)
 
 

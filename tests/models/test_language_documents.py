@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from batch_fixture import batch_of
 from conversations_fixture import Talker, chat, table
 from diptych.core.batch import Batch
 from diptych.data.conversations.rows import best_fit, laid_out
@@ -71,7 +72,7 @@ def test_the_loss_is_that_of_transformers_one_conversation_at_a_time(talkers: tu
             words = lm.lm.embed(ids.clamp_min(0)[None]).clone()
             if images:
                 pixels = torch.stack([torch.from_numpy(i).permute(2, 0, 1).float() / 127.5 - 1 for i in images])
-                prefix = talker.model.encode(Batch(pixels=pixels)).images.prefix
+                prefix = talker.model.encode(batch_of(pixels=pixels))["image.prefix"]
                 words[0, ids < 0] = prefix.flatten(0, 1) * lm.scale
             learned = torch.tensor(document.learned)
             learned[0] = False
@@ -108,22 +109,27 @@ def test_micro_batches_are_exact(which: int, micro: int, talkers: tuple[Talker, 
 def test_one_conversation_in_a_row_knows_nothing_of_the_others(talkers: tuple[Talker, Talker]) -> None:
     talker = talkers[1]
     batch = talker.batch()
-    assert batch.text is not None and batch.positions is not None and batch.learned is not None and batch.text_mask is not None
+    assert (
+        batch["text"].ids is not None
+        and batch.positions is not None
+        and batch.learned is not None
+        and batch["text"].mask is not None
+    )
     lm = talker.model.part("lm").eval()
-    shown = talker.model.encode(batch).images.prefix
-    hidden = lm.lm.documents(lm.words_and_images(batch.text, shown), batch.positions)
-    r = max(range(len(batch.text)), key=lambda r: int((batch.positions[r] == 0).sum()))  # type: ignore[index]
-    starts = [*torch.nonzero(batch.positions[r] == 0).flatten().tolist(), int(batch.text_mask[r].sum())]
+    shown = talker.model.encode(batch)["image.prefix"]
+    hidden = lm.lm.documents(lm.words_and_images(batch["text"].ids, shown), batch.positions)
+    r = max(range(len(batch["text"].ids)), key=lambda r: int((batch.positions[r] == 0).sum()))  # type: ignore[index]
+    starts = [*torch.nonzero(batch.positions[r] == 0).flatten().tolist(), int(batch["text"].mask[r].sum())]
     assert len(starts) > 3
     for first, end in pairwise(starts):
         changed = batch.text.clone()
         words = changed[r, first:end] >= 0
         changed[r, first:end][words] = (changed[r, first:end][words] + 7) % lm.lm.vocabulary
-        changed[r, first:end] = torch.where(words, changed[r, first:end], batch.text[r, first:end])
+        changed[r, first:end] = torch.where(words, changed[r, first:end], batch["text"].ids[r, first:end])
         again = lm.lm.documents(lm.words_and_images(changed, shown), batch.positions)
-        elsewhere = torch.ones_like(batch.text_mask)
+        elsewhere = torch.ones_like(batch["text"].mask)
         elsewhere[r, first:end] = False
-        elsewhere &= batch.text_mask
+        elsewhere &= batch["text"].mask
         torch.testing.assert_close(again[elsewhere], hidden[elsewhere], atol=1e-6, rtol=1e-6)
         assert (again[r, first:end] - hidden[r, first:end]).abs().max() > 1e-3
     talker.model.train()
@@ -134,12 +140,12 @@ def test_each_image_stands_where_its_conversation_shows_it(talkers: tuple[Talker
     padded, packed = talkers[0].batch(), talkers[1].batch()
     N = talkers[0].model.part("connector").tokens
     for batch in (padded, packed):
-        assert batch.pixels is not None and batch.text is not None
-        assert int((batch.text < 0).sum()) == N * len(batch.pixels) == 6 * N
+        assert batch["image"].pixels is not None and batch["text"].ids is not None
+        assert int((batch["text"].ids < 0).sum()) == N * len(batch["image"].pixels) == 6 * N
 
     def colours(batch: Batch) -> list[tuple[float, ...]]:
-        assert batch.pixels is not None
-        return sorted(tuple(np.round(image.float().mean((1, 2)).tolist(), 3)) for image in batch.pixels)
+        assert batch["image"].pixels is not None
+        return sorted(tuple(np.round(image.float().mean((1, 2)).tolist(), 3)) for image in batch["image"].pixels)
 
     assert colours(padded) == colours(packed)
     talker, marks = talkers[0], torch.arange(6.0)[:, None, None].expand(6, N, talkers[0].model.part("lm").width) + 1
@@ -158,7 +164,7 @@ def test_a_batch_is_the_same_whenever_it_is_drawn(address: str) -> None:
 
 def test_what_was_cut_is_recorded(address: str) -> None:
     talker = Talker(address)
-    longest = int(talker.batch().text_mask.sum(1).max())  # type: ignore[union-attr]
+    longest = int(talker.batch()["text"].mask.sum(1).max())  # type: ignore[union-attr]
     assert not talker.loader.problems
     talker.loader.chat.room = longest - 3  # type: ignore[attr-defined]
     talker.batch()

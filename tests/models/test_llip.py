@@ -61,7 +61,7 @@ def llip() -> Any:
 def test_permuting_the_batch_permutes_the_similarities(llip: Any) -> None:
     little, p = llip
     objective = little.objectives["contextual"]
-    tokens, pooled, text = p.images.class_tokens, p.texts.pooled, p.text_embedding
+    tokens, pooled, text = p["image.class_tokens"], p["text.pooled"], p["text.embedding"]
     whole = objective.similarity(tokens, pooled, text)
     order = torch.randperm(len(text))
     torch.testing.assert_close(objective.similarity(tokens[order], pooled[order], text[order]), whole[order][:, order])
@@ -73,9 +73,9 @@ def test_permuting_the_batch_permutes_the_similarities(llip: Any) -> None:
 def test_an_image_is_another_to_each_caption(llip: Any) -> None:
     little, p = llip
     objective = little.objectives["contextual"]
-    query = objective.query(p.texts.pooled).unflatten(1, (objective.heads, -1))
+    query = objective.query(p["text.pooled"]).unflatten(1, (objective.heads, -1))
     key, value = (
-        layer(p.images.class_tokens[:1]).unflatten(2, (objective.heads, -1)).transpose(1, 2)
+        layer(p["image.class_tokens"][:1]).unflatten(2, (objective.heads, -1)).transpose(1, 2)
         for layer in (objective.key, objective.value)
     )
     seen = mixed_embeddings(query, key, value, objective.temperature)[0]
@@ -85,7 +85,7 @@ def test_an_image_is_another_to_each_caption(llip: Any) -> None:
 def test_in_pieces_of_images_it_is_the_same(llip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     little, p = llip
     objective = little.objectives["contextual"]
-    inputs = [x.detach().requires_grad_() for x in (p.images.class_tokens, p.texts.pooled, p.text_embedding)]
+    inputs = [x.detach().requires_grad_() for x in (p["image.class_tokens"], p["text.pooled"], p["text.embedding"])]
     plain = objective.similarity(*inputs)
     grads = torch.autograd.grad(plain.square().sum(), inputs)
     monkeypatch.setattr(contextual, "CHUNK", 2 * inputs[2].numel())

@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diptych.models.passes import ImageSide, Pass, TextSide
 from torch.utils.flop_counter import FlopCounterMode
 
 import diptych.training.flops  # noqa: F401 - teaches torch's counter what it passes over
+from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.inference.generate import Decoding, write
 from diptych.models.build import SIZES, Build
 from diptych.models.layers.attention import Attention, attend, attend_plainly, attention_bias
-from diptych.models.passes import ImageSide, Pass, TextSide
 from diptych.models.text.towers import TEXT
 from diptych.models.vision.drawn import random_keep
 from diptych.models.vision.towers import VISION, sincos_2d
@@ -104,7 +104,7 @@ def test_positions_tell_patches_apart():
 def test_padding_changes_nothing(name):
     model, objectives = make(name)
     short, long = Pass(model, *sides(model)), Pass(model, *sides(model, pad_to=32))
-    torch.testing.assert_close(short.text_embedding, long.text_embedding, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(short["text.embedding"], long["text.embedding"], atol=1e-5, rtol=1e-5)
     every = torch.arange(3)
     if name == "coca":
         torch.testing.assert_close(caption_log_likelihood(short), caption_log_likelihood(long), atol=1e-4, rtol=1e-5)
@@ -122,7 +122,7 @@ def test_scores_of_pairs_do_not_depend_on_their_company(name):
     p = Pass(model, *sides(model))
     images, texts = torch.tensor([0, 0, 2, 1]), torch.tensor([1, 0, 2, 0])
     if name == "coca":
-        score = lambda i, t: caption_log_likelihood(p.paired(i, t))  # noqa: E731
+        score = lambda i, t: caption_log_likelihood(p.pairs(image=i, text=t))  # noqa: E731
     else:
         score = lambda i, t: objectives["masked_words"].pair_scores(p, i, t)  # noqa: E731
     together = score(images, texts)
@@ -142,18 +142,18 @@ def test_every_encoding_is_computed_at_most_once():
     assert calls == {"vision": 1, "text": 2}, "images once; texts once whole and once masked"
     calls.update(vision=0, text=0)
     p = Pass(model, *sides(model))
-    p.masked(text=p.text_ids).image  # noqa: B018 - the first to ask is a view
-    p.image_embedding  # noqa: B018
+    p.masked(text=p["text"].ids).image  # noqa: B018 - the first to ask is a view
+    p["image.embedding"]
     assert calls["vision"] == 1, "a view shares what it has in common, whoever asks first"
 
 
 def test_a_decoder_sees_no_later_word():
     model, _ = make("coca")
     images, texts = sides(model)
-    logits = Pass(model, images, texts).next_token_logits
+    logits = Pass(model, images, texts)["text.logits"]
     changed = texts.ids.clone()
     changed[:, 6:] = 9
-    after = Pass(model, images, TextSide(model, changed, texts.mask)).next_token_logits
+    after = Pass(model, images, TextSide(model, changed, texts.mask))["text.logits"]
     torch.testing.assert_close(after[:, :6], logits[:, :6], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(after[0, 6:], logits[0, 6:], atol=1e-3)
 
@@ -191,7 +191,7 @@ def test_greedy_text_is_the_likeliest_word_each_time():
     images, _ = sides(model)
     ids = write(model, images, Decoding(max_tokens=6))
     full = torch.cat([torch.full((3, 1), model.tokenizer.bos), ids], 1)
-    logits = Pass(model, images, TextSide(model, full, torch.ones_like(full, dtype=torch.bool))).next_token_logits
+    logits = Pass(model, images, TextSide(model, full, torch.ones_like(full, dtype=torch.bool)))["text.logits"]
     for row in range(3):
         for t in range(ids.shape[1]):
             assert ids[row, t] == logits[row, t].argmax()
@@ -214,7 +214,7 @@ def test_frozen_parts_keep_no_gradient_and_stay_in_evaluation_mode():
 def test_what_a_recipe_lacks_is_named():
     model, _ = make("clip")
     with pytest.raises(DiptychError, match="no part 'fusion'"):
-        Pass(model, *sides(model)).fused_text  # noqa: B018
+        Pass(model, *sides(model))["text.fused"]
 
 
 def test_tokenizer_round_trip_limits_and_unknown_text():
@@ -235,9 +235,11 @@ def llava():
 def test_captions_tried_on_a_remembered_image_score_as_when_read_whole():
     model, _ = llava()
     images, texts = torch.tensor([0, 2, 2, 1]), torch.tensor([2, 0, 1, 1])
-    whole = caption_log_likelihood(Pass(model, *sides(model)).paired(images, texts))  # gradients on: the image is read each time
+    whole = caption_log_likelihood(
+        Pass(model, *sides(model)).pairs(image=images, text=texts)
+    )  # gradients on: the image is read each time
     with torch.no_grad():
-        remembered = caption_log_likelihood(Pass(model, *sides(model)).paired(images, texts))
+        remembered = caption_log_likelihood(Pass(model, *sides(model)).pairs(image=images, text=texts))
     torch.testing.assert_close(remembered, whole.detach(), atol=1e-4, rtol=1e-5)
 
 
@@ -256,15 +258,15 @@ def test_a_frozen_language_model_passes_gradients_on_to_the_connector_alone():
 def test_the_next_word_depends_on_the_image_and_on_no_later_word():
     model, _ = llava()
     images, texts = sides(model)
-    logits = Pass(model, images, texts).next_token_logits
+    logits = Pass(model, images, texts)["text.logits"]
     assert logits.shape == (3, texts.ids.shape[1] - 1, len(model.tokenizer))
     changed = texts.ids.clone()
     changed[:, 5:-1] = changed[:, 5:-1].flip(1)
     torch.testing.assert_close(
-        Pass(model, images, TextSide(model, changed, texts.mask)).next_token_logits[:, :5], logits[:, :5], atol=1e-4, rtol=1e-4
+        Pass(model, images, TextSide(model, changed, texts.mask))["text.logits"][:, :5], logits[:, :5], atol=1e-4, rtol=1e-4
     )
     other = ImageSide(model, images.pixels.flip(0))
-    assert not torch.allclose(Pass(model, other, texts).next_token_logits[0], logits[0], atol=1e-4)
+    assert not torch.allclose(Pass(model, other, texts)["text.logits"][0], logits[0], atol=1e-4)
     assert write(model, images, Decoding(max_tokens=5)).shape[0] == 3
 
 
@@ -273,7 +275,7 @@ def test_frozen_towers_meet_in_a_learned_space():
     loss = objectives["info_nce"](Pass(model, *sides(model)))
     loss.backward()
     learned = {n for n, p in model.named_parameters() if p.grad is not None}
-    assert learned == {"image_projection.weight", "text_projection.weight"}
+    assert learned == {"parts.space.image.weight", "parts.space.text.weight"}
 
 
 @pytest.mark.parametrize("kind", ["clip", "class", "siglip"])
@@ -313,7 +315,7 @@ def test_losses_in_float32_leave_the_towers_their_bf16(name: str) -> None:
             module.register_forward_hook(lambda m, i, out, where=where: types.setdefault(where, set()).add(out.dtype))
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(CAPTIONS))
     texts = {"text": ids, "text_mask": mask, "negatives": ids, "negatives_mask": mask, "negative_rows": torch.arange(3)}
-    batch = Batch(pixels=torch.randn(3, 3, 48, 48), meaning=torch.arange(3), **texts)
+    batch = batch_of(pixels=torch.randn(3, 3, 48, 48), meaning=torch.arange(3), **texts)
     for objective in objectives.values():
         with torch.autocast("cpu", torch.bfloat16):
             objective(model.encode(batch))

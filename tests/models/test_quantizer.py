@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from diptych.config.recipe import check_recipe
 from diptych.core.errors import DiptychError, Interrupted
-from diptych.data.loader import Loader
+from diptych.data.loader import loader_for
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.models.build import SIZES, Build
@@ -144,7 +144,7 @@ def test_micro_batches_give_gradient_and_counts_of_the_whole_batch(micro):
     given = recipe("1k samples")
     source = open_source("scenes:small").split("train")
     tokenizer = Tokenizer.train(["a red fox", "two keys"], 300, 16)
-    loader = Loader(source, tokenizer, 48, 12, 0)
+    loader = loader_for(source, tokenizer, 48, 12, 0)
     found = []
     for size in (None, micro):
         torch.manual_seed(0)

@@ -238,7 +238,7 @@ def test_dropped_patches_cost_nothing_and_change_from_step_to_step():
     first, second = (little.model.encode(batch).images for _ in range(2))
     assert first.encoding.tokens.shape[1] == 18 and not torch.equal(first.keep, second.keep)
     little.model.eval()
-    assert little.model.encode(batch).images.encoding.tokens.shape[1] == 36
+    assert little.model.encode(batch)["image.tokens"].tokens.shape[1] == 36
 
 
 def test_the_untrained_late_loss_is_that_of_chance():

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diptych.models.passes import ImageSide, TextSide
 from PIL import Image
 
 import foreign_fixture
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
-from diptych.data.loader import to_pixels
+from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
 from diptych.interop.tokenizer import Vocabulary, adopt
-from diptych.models.passes import ImageSide, TextSide
 from diptych.training.loop import train
 from diptych.training.setup import Setup, set_up
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from diptych.config.recipe import Stage, load_recipe
 from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError, Interrupted
-from diptych.data.loader import Loader
+from diptych.data.loader import loader_for
 from diptych.data.order import mixed
 from diptych.data.source import BrokenItem
 from diptych.data.text import Tokenizer
@@ -68,7 +68,7 @@ def test_one_seed_fixes_a_run_and_another_changes_it(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(recipe("48 samples", f"seed={seed}"), tmp_path / name)
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    assert not torch.equal(weights(tmp_path / "a")["image_projection.weight"], weights(tmp_path / "c")["image_projection.weight"])
+    assert not torch.equal(weights(tmp_path / "a")["parts.space.image.weight"], weights(tmp_path / "c")["parts.space.image.weight"])
 
 
 @pytest.mark.parametrize("name", ["clip", "maskvlm"])  # maskvlm draws random masks: the random state must be restored too
@@ -150,7 +150,7 @@ def test_flops_are_those_of_the_matrices():
 def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path):
     trainer = Trainer(recipe(), tmp_path / "run")
     with torch.no_grad():
-        trainer.setup.model.image_projection.weight.fill_(math.nan)
+        trainer.setup.model.part("space").image.weight.fill_(math.nan)
     before = {k: v.clone() for k, v in trainer.setup.model.state_dict().items()}
     with pytest.raises(DiptychError, match=r"not finite.*nothing was updated.*lr"):
         trainer.run()
@@ -204,7 +204,7 @@ def test_a_trained_run_loads_with_averaged_weights(tmp_path):
 
 def test_the_loader_gives_the_same_batch_for_the_same_step():
     tokenizer = Tokenizer.train([f"the number {i}" for i in range(11)], 400, 12)
-    loaders = [Loader(Little(), tokenizer, 16, 4, seed=s) for s in (0, 0, 1)]
+    loaders = [loader_for(Little(), tokenizer, 16, 4, seed=s) for s in (0, 0, 1)]
     assert loaders[0].batch(5).captions == loaders[1].batch(5).captions
     assert loaders[0].batch(5).captions != loaders[2].batch(5).captions
     loaders[1].batch(0)
@@ -215,11 +215,11 @@ def test_the_loader_gives_the_same_batch_for_the_same_step():
 
 def test_a_broken_item_is_recorded_and_replaced():
     tokenizer = Tokenizer.train([f"the number {i}" for i in range(11)], 400, 12)
-    loader = Loader(Little(), tokenizer, 16, 11)
+    loader = loader_for(Little(), tokenizer, 16, 11)
     batch = loader.batch(0)
-    assert batch.pixels.shape == (11, 3, 16, 16) and batch.size == 11
+    assert batch["image"].pixels.shape == (11, 3, 16, 16) and batch.size == 11
     assert [p.reason for p in loader.problems.values()] == ["made so"]
-    assert batch.meaning.unique().numel() >= 10
+    assert batch["text"].meaning.unique().numel() >= 10
 
 
 def test_an_image_that_is_kept_is_not_decoded_again():
@@ -231,14 +231,14 @@ def test_an_image_that_is_kept_is_not_decoded_again():
             return super().__getitem__(i)
 
     tokenizer = Tokenizer.train([f"the number {i}" for i in range(11)], 400, 12)
-    loader = Loader(Counting(), tokenizer, 16, 11)
+    loader = loader_for(Counting(), tokenizer, 16, 11)
     first = loader.batch(0)
     assert set(reads) == set(range(11))
     reads.clear()
     again = loader.batch(0)
     assert reads == [4], "only the broken one is tried again"
-    assert torch.equal(first.pixels, again.pixels) and first.captions == again.captions
-    assert not torch.equal(*(Loader(Little(), tokenizer, 16, 11, augment="crop").batch(s).pixels for s in (0, 1)))
+    assert torch.equal(first["image"].pixels, again["image"].pixels) and first["text"].strings == again["text"].strings
+    assert not torch.equal(*(loader_for(Little(), tokenizer, 16, 11, augment="crop").batch(s).pixels for s in (0, 1)))
 
 
 def test_mixed_numbers_do_not_repeat():
