@@ -108,7 +108,7 @@ class VLM(nn.Module):
     def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
         """What a provider makes of its inputs, without a graph where its part is frozen and nothing before it learns."""
         name = provider.part
-        if name not in self.frozen:
+        if name not in self.frozen or getattr(self.parts[name], "borrows", False):  # weights that are another's may learn
             return provider.method(*inputs)
         if torch.is_grad_enabled() and any(map(has_gradient, inputs)):
             return provider.method(*inputs)
