@@ -198,8 +198,8 @@ def every_system(named: list[str] | None) -> list[str]:
     for name in recipe_names():
         recipe = load_recipe(name)
         absent = {w: WEIGHTS[w].remedy for w in weights_of(recipe) if not installed(w)}
-        if any("lora" in part.options for part in recipe.parts.values()) and find_spec("peft") is None:
-            absent["peft"] = "pip install 'diptych[lora]'"
+        if any(adapter.kind == "lora" for adapter in recipe.adapters.values()) and find_spec("peft") is None:
+            absent["peft"] = "pip install 'diptych[adapt]'"
         if absent:
             print(f"left out: {name} needs {', '.join(f'{what} ({remedy})' for what, remedy in absent.items())}", file=sys.stderr)
         else:

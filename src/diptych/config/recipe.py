@@ -39,6 +39,26 @@ class PartSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
+class AdapterSpec(BaseModel):
+    """``kind`` and the options of that kind. part: that it is put into; None: the part of the adapter's own name."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+    part: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class TeacherSpec(Strict):
+    """A moving average of the model (``decay``; ``of``: of these parts) or another model (``from``: a run directory, or hf:NAME for a vision tower)."""
+
+    of: list[str] | Literal["all"] = "all"
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    from_: str | None = Field(default=None, alias="from")
+
+
 class ObjectiveSpec(BaseModel):
     """A weighted objective: ``info_nce: 1`` or ``info_nce: {weight: 1, temperature: 0.07}``. fields: as of ``PartSpec``."""
 
@@ -157,6 +177,8 @@ class Recipe(Strict):
     data: Data = Data()
     embed_dim: Annotated[int, Field(ge=2)] | None = None  # width of the shared space; None: by size
     parts: dict[str, PartSpec]
+    adapters: dict[str, AdapterSpec] = Field(default={})  # small weights inside parts that stay as they are
+    teachers: dict[str, TeacherSpec] = Field(default={})  # frozen or averaged models whose encodings objectives ask for
     encodings: dict[str, str] = Field(default={})  # which part provides an encoding that several could: {text.logits: lm}
     weights: str | None = None  # where they start: a run directory (RUN?parts=vision), or hf:PATH of transformers; None: fresh
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -174,15 +196,21 @@ class Recipe(Strict):
                 raise ValueError(
                     f"parts.{name}: there is no such part{nearest(name, PARTS)}; one of your own has kind: package.module:Class"
                 )
+        for name, adapter in self.adapters.items():
+            if (adapter.part or name) not in self.parts:
+                raise ValueError(
+                    f"adapters.{name}: the recipe has no part '{adapter.part or name}'{nearest(adapter.part or name, self.parts)}"
+                )
         for name, provider in self.encodings.items():
             if provider not in self.parts:
                 raise ValueError(f"encodings.{name}: the recipe has no part '{provider}'{nearest(provider, self.parts)}")
         for i, stage in enumerate(self.stages):
             if stage.name in [other.name for other in self.stages[:i]]:
                 raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run goes on by its stage's name")
+            known = [*self.parts, *(f"adapters.{name}" for name in self.adapters)]
             for name in stage.train if isinstance(stage.train, list) else ():
-                if name not in self.parts:
-                    raise ValueError(f"stages.{i}.train: the recipe has no part '{name}'{nearest(name, self.parts)}")
+                if name not in known:
+                    raise ValueError(f"stages.{i}.train: the recipe has no part '{name}'{nearest(name, known)}")
             for name in stage.rates:
                 if name not in self.parts:
                     raise ValueError(f"stages.{i}.rates: the recipe has no part '{name}'{nearest(name, self.parts)}")
@@ -247,9 +275,32 @@ def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
         old = {"image": data.get("lone_images"), "text": data.get("lone_texts")}
         tree["data"] = {k: v for k, v in data.items() if k not in ("lone_images", "lone_texts")}
         tree["data"]["unpaired"] = {k: v for k, v in old.items() if v is not None} | (data.get("unpaired") or {})
-    if isinstance(parts, dict) and {"lm", "decoder"} <= set(parts):  # the language model wrote captions where there was one
+    saved = {"device", "checkpoints", "precision"} <= set(tree)  # a run's, with everything written out
+    if (
+        saved and isinstance(parts, dict) and {"lm", "decoder"} <= set(parts)
+    ):  # the language model wrote captions where there was one
         tree.setdefault("encodings", {}).setdefault("text.logits", "lm")
+    if isinstance(parts, dict) and isinstance(parts.get("lm"), dict) and "lora" in parts["lm"]:
+        _lora_as_adapter(tree)
     return tree
+
+
+def _lora_as_adapter(tree: dict[str, Any]) -> None:
+    """``parts.lm.lora`` of the first edition is ``adapters.lm``; where the stages trained the part, they train the adapter."""
+    parts = dict(tree["parts"])
+    options = parts["lm"]["lora"]
+    parts["lm"] = {k: v for k, v in parts["lm"].items() if k != "lora"}
+    tree["parts"] = parts
+    if not isinstance(options, dict):
+        return
+    tree["adapters"] = {**(tree.get("adapters") or {}), "lm": {"kind": "lora", **options}}
+    if isinstance(tree.get("stages"), list):
+        tree["stages"] = [
+            {**s, "train": ["adapters.lm" if n == "lm" else n for n in s["train"]]}
+            if isinstance(s, dict) and isinstance(s.get("train"), list)
+            else s
+            for s in tree["stages"]
+        ]
 
 
 def parse_override(text: str) -> tuple[str, Any]:

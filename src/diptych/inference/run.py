@@ -69,7 +69,7 @@ class TrainedModel:
         torch.manual_seed(recipe.seed)
         kept = None if own else kept_in(run / "tokenizer.json")
         model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=kept)
-        objectives = build_objectives(recipe, model)
+        objectives = build_objectives(recipe, model, training=False)
         load_weights(path, Checkpoint.load(path, restore_random=False), model, objectives, averaged)
         trained = cls(run.name, recipe, model.to(where), objectives.to(where), where)
         trained.key = checkpoint_key(path)

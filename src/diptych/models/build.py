@@ -42,6 +42,7 @@ class Build:
     embed_dim: int = 0  # of the shared space
     parts: dict[str, nn.Module] = field(default_factory=dict)
     where: str = ""  # the recipe key under construction, for messages
+    adapted: bool = False  # whether the part under construction gets an adapter
     frozen: bool = False  # whether the part under construction keeps its weights in every stage
     licences: list[str] = field(default_factory=list)  # pretrained parts in use
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -30,6 +31,14 @@ class Part(nn.Module):
     can: frozenset[str] = frozenset()  # capabilities (``core.capabilities``) that a model has by it
     begins_with: str = ""  # of a part that generates text: the encoding that its ``start`` takes
     limited: bool = False  # it has no more positions than the tokenizer's longest text
+    takes_prompts: bool = False  # whether learned vectors may join its tokens (``adapters.prompt``)
+    read_directly: tuple[str, ...] = ()  # linear layers whose weights it uses without calling them: nothing can be put beside these
+    prompts: Sequence[Any] = ()
+
+    @property
+    def adapted_root(self) -> nn.Module:
+        """The module whose linear layers adapters join."""
+        return self
 
     @property
     def learns(self) -> bool:

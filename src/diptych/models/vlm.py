@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from diptych.config.recipe import PARTS, PartSpec, Recipe
 from diptych.core.batch import Batch, Images
 from diptych.core.encodings import Graph, Pass, Provider
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
 from diptych.data.fields import kinds_of_fields
+from diptych.models.adapters import build_adapter
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.decoders.multimodal import DECODER
 from diptych.models.fusion.cross import FUSION
-from diptych.models.language.lm import ADAPTER, LM
+from diptych.models.language.lm import LM
 from diptych.models.layers.attention import Transformer
 from diptych.models.layers.rotary import RotaryTransformer
 from diptych.models.part import Part
 from diptych.models.space import SPACE
+from diptych.models.teachers import Teacher
 from diptych.models.text.towers import TEXT
 from diptych.models.vision.drawn import random_keep
 from diptych.models.vision.features import Features, fits
@@ -53,33 +55,59 @@ class VLM(nn.Module):
         self.frozen: frozenset[str] = frozenset()
         self.image_size = build.image_size
         specs = {name: recipe.parts[name] for name in build_order(recipe.parts)}
+        self.adapters = nn.ModuleDict()
+        self.teachers = nn.ModuleDict()
+        self.field_names = {name: spec.fields for name, spec in specs.items()}
         for name, spec in specs.items():
+            adapters = {n: a for n, a in recipe.adapters.items() if (a.part or n) == name}
+            build.adapted = bool(adapters)
             self._add(name, build_part(name, spec, build), build)
+            for n, a in adapters.items():
+                self.adapters[n] = build_adapter(n, a, build)
         if "space" not in specs and (kind := default_space(self.parts)):
             self._add("space", build_part("space", PartSpec(kind=kind), build), build)
         for part in self.parts.values():
             if isinstance(part, Part):
                 part.attach(build)
         self.fixed = {name for name, spec in recipe.parts.items() if spec.frozen}
+        self.unchanging = self.fixed | {self.part_of(n) for n in self.adapters if not _trains_base(recipe, self.part_of(n))}
         self.freeze(self.fixed)
         self.tokenizer = build.tokenizer
         self.licences = tuple(build.licences)
         self.embed_dim = int(self.parts["space"].width) if "space" in self.parts else build.embed_dim  # type: ignore[arg-type]
         self.graph = Graph(kinds_of_fields(recipe), recipe.encodings)
         for name, part in self.parts.items():
-            self.graph.add(name, part, specs[name].fields if name in specs else None)
+            self.graph.add(name, part, self.field_names.get(name))
 
     def _add(self, name: str, part: nn.Module, build: Build) -> None:
         self.parts[name] = build.parts[name] = part
         own = part.own_tokenizer if isinstance(part, Part) else None
         build.tokenizer = build.tokenizer if own is None else own
 
-    def freeze(self, names: set[str]) -> None:
-        """Keep these parts as they are: no gradients, no optimizer state, evaluation mode."""
-        self.frozen = frozenset(names)
+    def freeze(self, names: Collection[str]) -> None:
+        """Keep these parts and adapters (``adapters.<name>``) as they are: no gradients, no optimizer state. Parts of which nothing learns are in evaluation mode."""
         for name, part in self.parts.items():
             part.requires_grad_(name not in names)
-            part.train(self.training and name not in names)
+        for name, adapter in self.adapters.items():
+            for p in adapter.own():  # type: ignore[operator]
+                p.requires_grad_(f"adapters.{name}" not in names)
+        learning = {self.part_of(name) for name in self.adapters if f"adapters.{name}" not in names}
+        self.frozen = frozenset(n for n in self.parts if n in names and n not in learning)
+        for name, part in self.parts.items():
+            part.train(self.training and name not in self.frozen)
+
+    def part_of(self, adapter: str) -> str:
+        """The part that an adapter is put into."""
+        part = self.adapters[adapter].part
+        return next(name for name, other in self.parts.items() if other is part)
+
+    def train_only(self, names: Collection[str] | str) -> None:
+        """Train these parts and adapters; ``all``: everything but frozen parts and parts that have an adapter. The maps into the shared space are heads, which
+        always learn unless the recipe freezes them."""
+        everything = {*self.parts, *(f"adapters.{n}" for n in self.adapters)}
+        adapted = {self.part_of(n) for n in self.adapters}
+        learning = everything - adapted if names == "all" else {"space", *names}
+        self.freeze((everything - learning) | self.fixed)
 
     def train(self, mode: bool = True) -> VLM:
         """Training or evaluation mode; frozen parts stay in evaluation mode."""
@@ -93,7 +121,7 @@ class VLM(nn.Module):
 
     def remember_features(self, images: int) -> None:
         """Keep the tower's output for each image, if the tower is frozen and the output for so many images fits in memory."""
-        tower: Any = self.parts["vision"] if "vision" in self.fixed else None
+        tower: Any = self.parts["vision"] if "vision" in self.fixed and not self.parts["vision"].prompts else None
         if tower is not None and fits(images, tower.extra + tower.tokens, tower.width):
             self.features = Features()
 
@@ -124,9 +152,21 @@ class VLM(nn.Module):
                 return self.features(first.pixels, lambda new: provider.method(Images(new)))
             return provider.method(*inputs)
 
-    def teacher(self, name: str) -> VLM:
-        """A teacher by name."""
-        raise DiptychError(f"there is no teacher '{name}'")
+    def teacher(self, name: str) -> Teacher:
+        """A teacher by name. DiptychError if there is none."""
+        if name not in self.teachers:
+            raise DiptychError(f"there is no teacher '{name}'{nearest(name, self.teachers)}")
+        return self.teachers[name]  # type: ignore[return-value]
+
+    def add_teacher(self, name: str, teacher: Teacher) -> None:
+        """Let objectives ask for a teacher's encodings."""
+        self.teachers[name] = teacher
+        self.graph.teachers[name] = teacher.graph
+
+    def update_teachers(self, decay: float | None = None) -> None:
+        """Averaged teachers follow the weights as they are now; ``decay`` 0 copies them."""
+        for teacher in self.teachers.values():
+            teacher.follow(self.parts, decay)  # type: ignore[operator]
 
     def set_training(self, patch_dropout: float, gradient_checkpointing: bool) -> None:
         """How a stage trains: the share of image tokens left out, and whether blocks are computed again in the backward pass."""
@@ -154,11 +194,29 @@ class VLM(nn.Module):
         return Pass(self, batch, wanted=wanted)
 
     def saved_state(self) -> dict[str, Tensor]:
-        """The weights a checkpoint must hold: all but those that a part loads from its package and never changes, being frozen or having adapters."""
-        packaged = tuple(f"parts.{n}.{p}" for n in sorted(self.fixed) for p in getattr(self.parts[n], "packaged", ()))
-        adapted = tuple(f"parts.{n}." for n, part in self.parts.items() if getattr(part, "lora", None) is not None)
-        kept = {k: v for k, v in self.state_dict().items() if not (adapted and k.startswith(adapted) and ADAPTER not in k)}
-        return {k: v for k, v in kept.items() if not k.startswith(packaged)} if packaged else kept
+        """The weights a checkpoint must hold: all but those that a part loads from its package and that never change, and those of teachers that come from
+        elsewhere."""
+        packaged = tuple(f"parts.{n}.{p}" for n in sorted(self.unchanging) for p in getattr(self.parts[n], "packaged", ()))
+        others = tuple(f"teachers.{n}." for n, teacher in self.teachers.items() if teacher.decay is None)
+        left_out = (*packaged, *others)
+        return {k: v for k, v in self.state_dict().items() if not (left_out and k.startswith(left_out)) or self.adapter_owns(k)}
+
+    def adapter_owns(self, name: str) -> bool:
+        """Whether a name of the state dict is an adapter's weight."""
+        return name.startswith("adapters.") or any(
+            adapter.owns(name, f"parts.{self.part_of(n)}.")  # type: ignore[operator]
+            for n, adapter in self.adapters.items()
+        )
+
+    def merge_adapters(self, but: str = "") -> None:
+        """Put what adapters have learned into their parts' weights, those of the part ``but`` left out. DiptychError for one that cannot be merged."""
+        for name in [n for n in self.adapters if self.part_of(n) != but]:
+            self.adapters.pop(name).merge()  # type: ignore[operator]
+
+
+def _trains_base(recipe: Recipe, part: str) -> bool:
+    """Whether a stage trains a part itself, beside its adapter."""
+    return not recipe.parts[part].frozen and any(part in stage.train for stage in recipe.stages if isinstance(stage.train, list))
 
 
 def has_gradient(x: Any) -> bool:

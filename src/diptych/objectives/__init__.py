@@ -51,10 +51,10 @@ OBJECTIVES: dict[str, Any] = {
 __all__ = ["OBJECTIVES", "Objective", "build_objectives", "check_needs", "fields_needed"]
 
 
-def build_objectives(recipe: Recipe, model: VLM) -> nn.ModuleDict:
+def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.ModuleDict:
     """One module for each objective named in any stage; stages that name the same one share its parameters.
 
-    Raises DiptychError for what the recipe's parts cannot give an objective.
+    training: False: for scoring alone, without the teachers that some need. Raises DiptychError for what the recipe's parts cannot give an objective.
     """
     built = nn.ModuleDict()
     for i, stage in enumerate(recipe.stages):
@@ -70,7 +70,7 @@ def build_objectives(recipe: Recipe, model: VLM) -> nn.ModuleDict:
             objective = cls(model, **options)
             objective.fields = spec.fields
             model.graph.add(f"objectives.{name}", objective, spec.fields)
-            check_needs(objective, model, where)
+            check_needs(objective, model, where, training)
             built[name] = objective
             if recipe.data.text_mask and objective.predicts_text:
                 raise DiptychError(
@@ -87,9 +87,11 @@ SUGGESTED = {
 }  # fmt: skip
 
 
-def check_needs(objective: Objective, model: VLM, where: str) -> None:
+def check_needs(objective: Objective, model: VLM, where: str, training: bool = True) -> None:
     """DiptychError unless everything that an objective needs has exactly one provider."""
     for need in objective.needed():
+        if ":" in need and not training:
+            continue
         try:
             model.graph.leaves(need.rstrip("?"))
         except DiptychError as error:

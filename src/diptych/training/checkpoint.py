@@ -137,6 +137,8 @@ def load_weights(path: Path, checkpoint: Checkpoint, model: VLM, objectives: nn.
     state = {f"0.{k}": v for k, v in checkpoint.model.items()} | {f"1.{k}": v for k, v in checkpoint.objectives.items()}
     if averaged:
         state |= checkpoint.ema
+    if not model.teachers:  # for scoring
+        state = {k: v for k, v in state.items() if not k.startswith("0.teachers.")}
     try:
         missing, unexpected = nn.ModuleList([model, objectives]).load_state_dict(state, strict=False)
     except RuntimeError as error:  # sizes

@@ -166,8 +166,7 @@ class Trainer:
 
     def _begin(self, stage: Stage) -> Learning:
         s = self.setup
-        names = set(s.model.parts) if stage.train == "all" else {"space", *stage.train}  # the maps into the shared space are heads
-        s.model.freeze({n for n in s.model.parts if n not in names or n in s.model.fixed})
+        s.model.train_only(stage.train)
         s.model.set_training(stage.patch_dropout, stage.gradient_checkpointing)
         objectives: dict[str, Any] = {name: s.objectives[name] for name in stage.objectives}
         optimizer = build_optimizer([s.model, *objectives.values()], stage)
@@ -213,6 +212,7 @@ class Trainer:
         optimizer.step()
         for objective in learning.objectives.values():
             objective.after_step(self.cluster.total)
+        self.setup.model.update_teachers()
         self.step += 1
         if learning.averaged:
             learning.averaged.update(self.step - learning.first)

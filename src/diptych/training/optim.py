@@ -28,7 +28,7 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     below = layers_above([n for n, _ in every])
     groups: dict[tuple[bool, bool, float, float], list[Tensor]] = {}
     for name, p in named.values():
-        muon = stage.optimizer == "muon" and p.ndim == 2 and "blocks." in name
+        muon = stage.optimizer == "muon" and p.ndim == 2 and "blocks." in name and "lora_" not in name
         decay = stage.weight_decay if p.ndim >= 2 else 0.0
         share = stage.layer_decay ** below[name] * next((r for part, r in stage.rates.items() if f".parts.{part}." in name), 1.0)
         # Fused steps take no mixture of whole and sharded tensors.

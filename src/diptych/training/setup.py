@@ -32,6 +32,7 @@ from diptych.models.vlm import KINDS, VLM, build_model
 from diptych.objectives import Objective, build_objectives, fields_needed
 from diptych.objectives.scores import score_of
 from diptych.training.initialize import Start, Started, open_start
+from diptych.training.teachers import add_teachers
 
 if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat
@@ -218,9 +219,11 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     device = device or pick_device(recipe.device)
     model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
     model.remember_features(len(source))
+    add_teachers(recipe, model)
     objectives = build_objectives(recipe, model)
     model.graph.settle()  # what is tried once is tried here, where no step's operations are counted
     started = start.load(recipe, model, objectives) if start else None
+    model.update_teachers(decay=0.0)  # from the weights that the model starts with
     score_of(recipe.score, model, objectives.values())  # a wrong score shall not cost a training first
     setup = Setup(
         recipe,

@@ -51,6 +51,7 @@ def export(
     out = out or run / "export" / (architecture or to)
     refuse_foreign(out)
     trained = TrainedModel.load(run, "cpu", checkpoint=checkpoint)
+    trained.model.merge_adapters(but="lm")  # whose adapters may lie apart
     family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
     made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key), adapters)
 

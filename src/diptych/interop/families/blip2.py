@@ -118,7 +118,7 @@ class Blip2(Family):
     def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
         from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
-        lm, words = model.part("lm"), language.whole(model.part("lm"), merged=not adapters)
+        words = language.whole(model.part("lm"), merged=not adapters)
         image = words.add_token(IMAGE)
         for name in ("bos", "eos", "pad"):  # with which the class begins and ends
             setattr(words.config, f"{name}_token_id", getattr(words.ours, name))
@@ -147,7 +147,7 @@ class Blip2(Family):
         processor = Blip2Processor(image_processor(model.image_size, mean, std), self._tokenizer(model, words))
         save_processor(directory, processor, self.processor)
         if adapters:
-            language.write_adapters(directory / "adapter", lm, adapters, inside(made))
+            language.write_adapters(directory / "adapter", model, adapters, inside(made))
         return [ORDER, *words_left_out(words), WRITING]
 
     def _state(self, model: VLM, words: Language, made: Any) -> State:
@@ -191,7 +191,7 @@ class Blip2(Family):
         from tokenizers import processors
 
         tokenizer = words.tokenizer
-        asked = words.ours.pieces([IMAGE_PROMPTS[0]])[0] if model.part("lm").prompts else []
+        asked = words.ours.pieces([IMAGE_PROMPTS[0]])[0] if model.part("lm").prompted else []
         shown = [tokenizer.convert_tokens_to_ids(IMAGE)] * model.part("connector").tokens
         opening = [words.ours.bos, *asked, *shown]
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

@@ -13,13 +13,14 @@ from torch import Tensor
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
 from diptych.interop.base import Misfit, State
-from diptych.models.language.lm import ADAPTER
+from diptych.models.adapters.lora import MARK as ADAPTER
+from diptych.models.adapters.lora import NAME as ADAPTER_NAME
+from diptych.models.adapters.lora import Lora
 from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer
 
 if TYPE_CHECKING:
-    from diptych.models.language.lm import Lora, PretrainedLM
-
-ADAPTER_NAME = "default"  # peft's, of what is injected without a name
+    from diptych.models.language.lm import PretrainedLM
+    from diptych.models.vlm import VLM
 
 
 @dataclass
@@ -82,7 +83,7 @@ def misfits(part: Any) -> list[Misfit]:
         found.append(Misfit("the language model's weights are quantised"))
     if part.gated:
         found.append(Misfit("layers of the language model look at the image"))
-    if part.lora is not None and any(ADAPTER in n for m in (head, model.get_input_embeddings()) for n, _ in m.named_parameters()):
+    if any(ADAPTER in n for m in (head, model.get_input_embeddings()) for n, _ in m.named_parameters()):
         found.append(Misfit("there are adapters on word vectors or output layer"))
     return found
 
@@ -146,7 +147,12 @@ def tokenizer_of(tokenizer: LMTokenizer) -> Any:
     return made
 
 
-def write_adapters(directory: Path, part: PretrainedLM, base: str, inside: str) -> None:
+def lora_of(model: VLM) -> Lora | None:
+    """The low-rank adapters of the language model; None: it has none."""
+    return next((a for a in model.adapters.values() if isinstance(a, Lora) and a.part is model.part("lm")), None)
+
+
+def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
     """The run's adapters as a directory of ``peft``.
 
     base: where the model lies that they belong to; inside: the name that it has for the language model's base class, such as ``model.language_model``.
@@ -154,10 +160,10 @@ def write_adapters(directory: Path, part: PretrainedLM, base: str, inside: str) 
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    lora: Lora | None = part.lora
+    lora = lora_of(model)
     if lora is None:
-        raise DiptychError("this run has no adapters (parts.lm.lora); export it without --adapters")
-    own = part.lm.model
+        raise DiptychError("this run has no adapters on its language model (adapters.lm); export it without --adapters")
+    own = model.part("lm").lm.model
     prefix = f"{own.base_model_prefix}."
     weights, targets = {}, set()
     for name, value in own.state_dict().items():

@@ -147,7 +147,7 @@ class Llava(Family):
         )
         save_processor(directory, processor, self.processor)
         if adapters:
-            language.write_adapters(directory / "adapter", lm, adapters, INSIDE)
+            language.write_adapters(directory / "adapter", model, adapters, INSIDE)
         return [*words_left_out(words), *(read_otherwise(processor, speaks, words) if speaks else ())]
 
     def _tower(self, model: VLM) -> tuple[dict[str, Any], State, str, list[float], list[float]]:
@@ -302,7 +302,7 @@ def template(lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> s
     if speaks is not None:
         return chat.of_conversations(speaks, set(tokenizer.special_tokens_map))
     bos, eos = (tokenizer.convert_ids_to_tokens(i) for i in (words.ours.bos, words.ours.eos))
-    return chat.of_captions(bos, eos, IMAGE_PROMPTS[0] if lm.prompts else "")
+    return chat.of_captions(bos, eos, IMAGE_PROMPTS[0] if lm.prompted else "")
 
 
 FAMILY = Llava()

@@ -59,6 +59,7 @@ class InterleavedDecoder(Part):
 
     begins_with = "image.codes"
     limited = True
+    read_directly = ("head",)
     called = ("hidden", "caption_logits", "remember", "continue_logits", "image_logits", "logits_at", "start", "step")
 
     def __init__(

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from diptych.config.typed import Strict
 from diptych.core.batch import Texts, Turns
 from diptych.core.encodings import provides
 from diptych.core.errors import DiptychError
@@ -42,20 +40,7 @@ class Remembered:
 
 IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
 TEXT_PROMPT, MEANS = "This sentence:", "means:"
-ADAPTER = "lora_"  # in the names of adapters' weights
 REMEMBERED = 50_000  # texts whose embeddings are kept, while nothing in the model learns
-
-
-class Lora(Strict):
-    """Low-rank adapters beside the linear layers (Hu et al. 2022), through ``peft``; they alone learn and are kept in checkpoints.
-
-    targets: endings of the names of the layers that get one, such as ``q_proj``; None: all but the output layer.
-    """
-
-    rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[int, Field(ge=1)] = 16  # the adapter's output is scaled by alpha / rank
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: list[str] | None = None
 
 
 class PretrainedLM(Part):
@@ -73,9 +58,9 @@ class PretrainedLM(Part):
     can = frozenset({"generate", "decoding", "loglikelihood", "examples"})
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
-    def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False, lora: Lora | None = None):
+    def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False):
         super().__init__()
-        self.prompts, self.lora = prompts, lora
+        self.prompted = prompts
         self.open = open  # the model as it was made by others, each time anew
         lm = open()
         if trim:
@@ -89,8 +74,6 @@ class PretrainedLM(Part):
         self.register_buffer("scale", words.pow(2).mean().sqrt(), persistent=False)
         self._openings, self._before, self._after = self._asked() if prompts else ([[]], [], [])
         self._states: dict[bytes, Tensor] = {}
-        if lora is not None:
-            adapt(lm.model, lora, build)
 
     def _asked(self) -> tuple[list[list[int]], list[int], list[int]]:
         """Ids of the prompts; of the three openings those that are as long as the first, since a batch has one length."""
@@ -106,11 +89,9 @@ class PretrainedLM(Part):
     def prepare(self, stage_training: bool) -> None:
         self.draws = stage_training
 
-    def requires_grad_(self, requires_grad: bool = True) -> PretrainedLM:
-        """With adapters only these can learn."""
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(requires_grad and (self.lora is None or ADAPTER in name))
-        return self
+    @property
+    def adapted_root(self) -> Any:
+        return self.lm.model
 
     def _words(self, ids: list[int], rows: int, device: torch.device) -> Tensor:
         """The same words in every row: vectors [rows, T, D]."""
@@ -300,45 +281,27 @@ class Gemma(PretrainedLM):
 
     weights = "gemma-3-270m"
 
-    def __init__(self, build: Build, *, trim: bool = True, prompts: bool = False, lora: Lora | None = None):
+    def __init__(self, build: Build, *, trim: bool = True, prompts: bool = False):
         from diptych.models.pretrained import load_gemma
 
-        dtype = precision(build, lora)
-        super().__init__(build, lambda: load_gemma(dtype=dtype), trim, prompts, lora)
+        dtype = precision(build)
+        super().__init__(build, lambda: load_gemma(dtype=dtype), trim, prompts)
         build.licences.append("gemma-3-270m")
 
 
 class HubLM(PretrainedLM):
     """A causal language model of transformers: ``from: hf:NAME_OR_PATH`` or a GGUF file, such as Llama, Qwen, Gemma, SmolLM, GPT-2."""
 
-    def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False, lora: Lora | None = None):
+    def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False):
         from diptych.models.pretrained import load_causal_lm
 
-        dtype = precision(build, lora)
-        super().__init__(build, lambda: load_causal_lm(from_, dtype), trim, prompts, lora)
+        dtype = precision(build)
+        super().__init__(build, lambda: load_causal_lm(from_, dtype), trim, prompts)
 
 
-def precision(build: Build, lora: Lora | None = None) -> torch.dtype:
+def precision(build: Build) -> torch.dtype:
     """Half precision where nothing learns, or only adapters beside it; small steps would be lost in its weights."""
-    return torch.bfloat16 if build.frozen or lora else torch.float32
-
-
-def adapt(model: Any, lora: Lora, build: Build) -> None:
-    """Put adapters into a model of transformers, in place; they begin as nothing and are float32."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError:
-        raise DiptychError(f"{build.where}.lora needs the package peft: pip install 'diptych[lora]'") from None
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets or "all-linear", bias="none"
-    )
-    try:
-        inject_adapter_in_model(config, model)
-    except ValueError as error:  # names that no layer has
-        raise DiptychError(f"{build.where}.lora: {error}") from None
-    for name, parameter in model.named_parameters():
-        if ADAPTER in name:
-            parameter.data = parameter.data.float()
+    return torch.bfloat16 if build.frozen or build.adapted else torch.float32
 
 
 def template_words(tokenizer: Any) -> list[str]:
@@ -358,14 +321,14 @@ COMMON = (
 class RandomLM(PretrainedLM):
     """A tiny language model with random weights, for tests and for trying a recipe without the packages."""
 
-    def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False, lora: Lora | None = None):
+    def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False):
         from diptych.models.pretrained import CausalLM
 
         # Of fixed words, not of the corpus: a checkpoint holds neither tokenizer nor, while frozen, weights.
         def open() -> CausalLM:
             return CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2)
 
-        super().__init__(build, open, trim=False, prompts=prompts, lora=lora)
+        super().__init__(build, open, trim=False, prompts=prompts)
 
 
 LM = {"hf": HubLM, "gemma": Gemma, "random": RandomLM}

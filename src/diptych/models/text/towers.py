@@ -75,11 +75,14 @@ class TextTransformer(TextTower):
             bare=bare,
         )
 
+    takes_prompts = True
+
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
         if self.whole:
             return self._read_whole(ids, mask)
-        x = self.norm(self.embedding(ids) + self.positions[: ids.shape[1]])
-        x = self.transformer(x, attention_bias(mask, ids.shape[1], self.causal, x))  # [B, T, D]
+        words, seen = self._prompted(self.embedding(ids), mask)
+        x = self.norm(words + self.positions[: words.shape[1]])
+        x = self._words(self.transformer(x, attention_bias(seen, words.shape[1], self.causal, x)))  # [B, T, D]
         if self.pool == "eos":
             pooled = x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]
         elif self.pool == "bos":
@@ -88,16 +91,30 @@ class TextTransformer(TextTower):
             pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, mask)
 
+    def _prompted(self, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Word vectors [B, T, D] with learned ones behind the first, and the mask with them."""
+        for prompt in self.prompts:
+            context = prompt(len(words), words.dtype)
+            words = torch.cat([words[:, :1], context, words[:, 1:]], 1)
+            mask = None if mask is None else torch.cat([mask[:, :1], mask.new_ones(len(mask), context.shape[1]), mask[:, 1:]], 1)
+        return words, mask
+
+    def _words(self, x: Tensor) -> Tensor:
+        """What belongs to the words, without the prompts."""
+        n = sum(len(prompt.vectors) for prompt in self.prompts)
+        return torch.cat([x[:, :1], x[:, 1 + n :]], 1) if n else x
+
     def step(self, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
         """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past that now includes them."""
         x = self.norm(self.embedding(ids) + self.positions[past.length : past.length + ids.shape[1]])
         return self.transformer.step(x, past)
 
     def _read_whole(self, ids: Tensor, mask: Tensor) -> Tokens:
-        ids, T = F.pad(ids, (0, len(self.positions) - ids.shape[1]), value=PAD), ids.shape[1]
-        x = self.norm(self.embedding(ids) + self.positions)
-        x = self.transformer(x, attention_bias(None, ids.shape[1], self.causal, x))
-        return Tokens(x[:, :T], x[:, -1], mask)
+        n = sum(len(prompt.vectors) for prompt in self.prompts)
+        ids, T = F.pad(ids, (0, len(self.positions) - n - ids.shape[1]), value=PAD), ids.shape[1]
+        x = self.norm(self._prompted(self.embedding(ids), None)[0] + self.positions)
+        x = self.transformer(x, attention_bias(None, x.shape[1], self.causal, x))
+        return Tokens(self._words(x)[:, :T], x[:, -1], mask)
 
 
 class ClipText(TextTransformer):

@@ -112,6 +112,9 @@ class ViT(VisionTower):
         elif pool == "map":
             self.pool = MapPool(self.width, heads, active, hidden, eps)
 
+    takes_prompts = True
+    hides = True
+
     def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
         """tokens [B, extra + N or K, D]: class tokens first. hidden [B, N] bool: patches in whose place stands the mask token."""
         x = self.stem(pixels).flatten(2).transpose(1, 2) if keep is None else self._stem_at(pixels, keep)  # [B, N or K, D]
@@ -127,7 +130,13 @@ class ViT(VisionTower):
             x = torch.cat([classes.to(x.dtype).expand(len(x), -1, -1), x], 1)
         if self.norm_sum:
             x = self.norm(x)
+        n = 0
+        for prompt in self.prompts:
+            learned = prompt(len(x), x.dtype)
+            n += learned.shape[1]
+            x = torch.cat([x[:, : self.extra], learned, x[:, self.extra :]], 1)
         x = self.transformer(x)
+        x = torch.cat([x[:, : self.extra], x[:, self.extra + n :]], 1) if n else x
         if self.pool is not None:
             return Tokens(x, self.pool(x)[:, 0])
         pooled = x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1)

@@ -1,0 +1,34 @@
+"""Adapters: a few weights beside or inside a part that itself stays as it is.
+
+``adapters: {vision: {kind: lora, rank: 4}, text: {kind: prompt, tokens: 16}}`` in a recipe; trained by name (``train: [adapters.text]``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diptych.core.errors import DiptychError
+from diptych.core.registry import check_options, resolve
+from diptych.models.adapters.base import Adapter
+from diptych.models.adapters.lora import Lora
+from diptych.models.adapters.prompt import Prompt
+from diptych.models.part import Part
+
+if TYPE_CHECKING:
+    from diptych.config.recipe import AdapterSpec
+    from diptych.models.build import Build
+
+ADAPTERS: dict[str, Any] = {"lora": Lora, "prompt": Prompt}
+
+__all__ = ["ADAPTERS", "Adapter", "build_adapter"]
+
+
+def build_adapter(name: str, spec: AdapterSpec, build: Build) -> Adapter:
+    """An adapter on its part, which exists already. DiptychError if the part has no place for it."""
+    where = f"adapters.{name}"
+    part = build.parts[spec.part or name]
+    if not isinstance(part, Part):
+        raise DiptychError(f"{where}: parts.{spec.part or name} ({type(part).__name__}) is no Part, so nothing can be put into it")
+    cls = resolve(spec.kind, ADAPTERS, "adapter")
+    adapter: Adapter = cls(part, build, where, **check_options(cls, spec.options, where))
+    return adapter

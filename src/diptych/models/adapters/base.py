@@ -1,0 +1,45 @@
+"""What an adapter is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from diptych.core.errors import DiptychError
+
+if TYPE_CHECKING:
+    from diptych.models.build import Build
+    from diptych.models.part import Part
+
+
+class Adapter(nn.Module):
+    """Subclasses take the part, the ``Build``, the recipe's key for messages, and keyword-only options.
+
+    Parameters are its own, or lie within the part under names that contain ``mark`` (as ``peft`` puts them).
+    """
+
+    mark: str = ""
+
+    def __init__(self, part: Part, build: Build, where: str):
+        super().__init__()
+        self.where = where
+        self._part = [part]  # in a list: the part is not the adapter's
+
+    @property
+    def part(self) -> Part:
+        """The part that it adapts."""
+        return self._part[0]
+
+    def own(self) -> list[nn.Parameter]:
+        """Its parameters, wherever they lie."""
+        within = [p for n, p in self.part.named_parameters() if self.mark and self.mark in n]
+        return [*within, *self.parameters()]
+
+    def owns(self, name: str, prefix: str) -> bool:
+        """Whether a name of the model's state dict is one of its weights; ``prefix``: of its part there, such as ``parts.text.``."""
+        return bool(self.mark) and name.startswith(prefix) and self.mark in name
+
+    def merge(self) -> None:
+        """Put what was learned into the part's own weights and vanish. DiptychError if that cannot be done."""
+        raise DiptychError(f"{self.where}: it cannot be merged into the weights of its part")

@@ -1,0 +1,73 @@
+"""Teachers: a frozen or averaged copy of the model, or another model, whose encodings objectives can ask for by ``<teacher>:<field>.<encoding>``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from diptych.core.encodings import Graph, Provider
+from diptych.core.errors import DiptychError, nearest
+
+if TYPE_CHECKING:
+    from diptych.models.vlm import VLM
+
+
+class Teacher(nn.Module):
+    """Parts that no gradient reaches, in evaluation mode. decay: of a moving average of the student's weights; None: they never change."""
+
+    def __init__(self, parts: nn.ModuleDict, graph: Graph, decay: float | None = None):
+        super().__init__()
+        self.parts, self.graph, self.decay = parts, graph, decay
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Evaluation mode, always."""
+        return super().train(False)
+
+    def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
+        """What a provider makes of its inputs, without a graph."""
+        with torch.no_grad():
+            return provider.method(*inputs)
+
+    def teacher(self, name: str) -> Teacher:
+        """A teacher has none."""
+        raise DiptychError(f"a teacher has no teacher '{name}'")
+
+    @torch.no_grad()
+    def follow(self, student: Mapping[str, nn.Module], decay: float | None = None) -> None:
+        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student."""
+        m = self.decay if decay is None else decay
+        if m is None:
+            return
+        for name, part in self.parts.items():
+            for mine, theirs in zip(part.parameters(), student[name].parameters(), strict=True):
+                if mine is not theirs:
+                    mine.lerp_(theirs.to(mine.dtype), 1 - m)
+            for own, other in zip(part.buffers(), student[name].buffers(), strict=True):
+                if own is not other:
+                    own.copy_(other)
+
+
+def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where: str) -> Teacher:
+    """A copy of a model's parts, which follows them; parts not in ``of`` are the student's own."""
+    names = set(model.parts) if of == "all" else set(of)
+    for name in names:
+        if name not in model.parts:
+            raise DiptychError(f"{where}.of: the recipe has no part '{name}'{nearest(name, model.parts)}")
+    shared: dict[int, Any] = {id(part): part for name, part in model.parts.items() if name not in names}
+    memo: dict[int, Any] = dict(shared)
+    parts = copy.deepcopy(model.parts, memo)
+    own = nn.ModuleDict({name: parts[name] for name in names})
+    graph = Graph(model.graph.fields, model.graph.choices)
+    for name in model.parts:
+        graph.add(name, parts[name] if name in names else model.parts[name], model.field_names.get(name))
+    return Teacher(own, graph, decay)
+
+
+def frozen_teacher(other: VLM) -> Teacher:
+    """Another model as a teacher."""
+    return Teacher(other.parts, other.graph)

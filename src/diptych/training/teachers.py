@@ -1,0 +1,71 @@
+"""From ``teachers:`` of a recipe to models whose encodings objectives can ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diptych.config.recipe import PartSpec, Recipe, TeacherSpec, load_recipe
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json
+from diptych.data.text import Tokenizer
+from diptych.models.pretrained.tokenizer import kept_in
+from diptych.models.teachers import averaged_teacher, frozen_teacher
+from diptych.models.vlm import VLM, build_model
+from diptych.objectives import build_objectives
+from diptych.training.checkpoint import Checkpoint, find_checkpoint, load_weights
+
+
+def add_teachers(recipe: Recipe, model: VLM) -> None:
+    """Build the teachers of a recipe, before its objectives are. DiptychError for one that does not fit the model."""
+    for name, spec in recipe.teachers.items():
+        where = f"teachers.{name}"
+        if spec.from_ is None:
+            model.add_teacher(name, averaged_teacher(model, spec.of, spec.decay, where))
+        else:
+            other = hub_tower(spec, model) if spec.from_.startswith("hf:") else run_model(spec.from_, where)
+            check_fit(other, model, f"{where}.from: {spec.from_}")
+            model.add_teacher(name, frozen_teacher(other.eval()))
+
+
+def run_model(address: str, where: str) -> VLM:
+    """The model of a run, with its averaged weights where it keeps any."""
+    run = Path(address).expanduser()
+    if not (run / "recipe.yaml").is_file():
+        raise DiptychError(
+            f"{where}.from: there is no run at '{address}'; give a run directory, or hf:NAME for a vision tower of transformers"
+        )
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    own = recipe.data.tokenizer.kind == "bpe"
+    tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
+    model = build_model(
+        recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=None if own else kept_in(run / "tokenizer.json")
+    )
+    path = find_checkpoint(run / "checkpoints", "last")
+    load_weights(
+        path, Checkpoint.load(path, restore_random=False), model, build_objectives(recipe, model, training=False), averaged=True
+    )
+    return model
+
+
+def hub_tower(spec: TeacherSpec, model: VLM) -> VLM:
+    """A vision tower of transformers as a model of its own."""
+    recipe = Recipe(
+        name="teacher",
+        paradigm="pretrained",
+        parts={"vision": PartSpec(kind="hf", frozen=True, **{"from": spec.from_})},  # type: ignore[arg-type]
+        stages=[{"objectives": {}}],  # type: ignore[list-item]
+    )
+    return build_model(recipe, model.tokenizer, model.image_size)
+
+
+def check_fit(other: VLM, model: VLM, where: str) -> None:
+    """DiptychError if a teacher would read the batch's pixels or token ids as something else."""
+    if "vision" in other.parts and other.image_size != model.image_size:
+        raise DiptychError(
+            f"{where}: it reads images of {other.image_size} pixels, this model of {model.image_size}; set data.image_size={other.image_size}"
+        )
+    reads_text = not {"text", "lm", "decoder"}.isdisjoint(other.parts)
+    if reads_text and other.tokenizer is not model.tokenizer and other.tokenizer.to_json() != model.tokenizer.to_json():
+        raise DiptychError(
+            f"{where}: its token ids mean other words than this model's; start this run with that tokenizer: weights: {where.rpartition(' ')[2]}?parts=text"
+        )
