@@ -20,6 +20,7 @@ from diptych.config.typed import Strict
 from diptych.core.batch import Texts, Turns
 from diptych.core.encodings import provides
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
 from diptych.models.language.seen import Seen
@@ -325,15 +326,12 @@ def precision(build: Build, lora: Lora | None = None) -> torch.dtype:
 
 def adapt(model: Any, lora: Lora, build: Build) -> None:
     """Put adapters into a model of transformers, in place; they begin as nothing and are float32."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError:
-        raise DiptychError(f"{build.where}.lora needs the package peft: pip install 'diptych[lora]'") from None
-    config = LoraConfig(
+    peft = need("peft", extra="adapt", what=f"{build.where}.lora")
+    config = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets or "all-linear", bias="none"
     )
     try:
-        inject_adapter_in_model(config, model)
+        peft.inject_adapter_in_model(config, model)
     except ValueError as error:  # names that no layer has
         raise DiptychError(f"{build.where}.lora: {error}") from None
     for name, parameter in model.named_parameters():
