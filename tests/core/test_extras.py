@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import without_extras_fixture
 from PIL import Image
 
 import diptych
+import without_extras_fixture
 from diptych.core import extras
 from diptych.core.errors import DiptychError
 
@@ -78,7 +78,9 @@ def test_every_named_extra_holds_the_package() -> None:
 
 def test_need() -> None:
     assert extras.need("json", extra="scenes", what="this").dumps([]) == "[]"
-    with pytest.raises(DiptychError, match=r"^parts\.lm\.lora needs .* no_such_thing, .*not installed: pip install 'diptych\[adapt\]'$"):
+    with pytest.raises(
+        DiptychError, match=r"^parts\.lm\.lora needs .* no_such_thing, .*not installed: pip install 'diptych\[adapt\]'$"
+    ):
         extras.need("no_such_thing.part", extra="adapt", what="parts.lm.lora")
     with pytest.raises(DiptychError, match=r"no_such_thing, which is not installed: pip install no_such_thing$"):
         extras.need("no_such_thing", extra=None, what="this")
