@@ -1,7 +1,8 @@
 """Augmentation of training images, by ``config/augment.py``. Every function here is pure: its randomness comes from the generator given.
 
 Operations take and return float32 images [height, width, 3] in [0, 1], RGB. Their definitions are those of torchvision's v2 transforms for
-float images. An augmented image is rounded to uint8 once, at the end; torchvision, given uint8, rounds down after each operation.
+float images (within 2e-6; within 1e-4 where grey levels enter, since torchvision writes 0.2989 for 0.299). An augmented image is rounded to
+uint8 once, at the end; torchvision, given uint8, rounds down after each operation.
 """
 
 from __future__ import annotations
@@ -70,17 +71,18 @@ def _blend(image: np.ndarray, other: np.ndarray | np.float32, factor: float) -> 
 
 def hue(image: np.ndarray, shift: float) -> np.ndarray:
     """The hue of HSV shifted by a share of the colour circle (0.5: the complementary colour); value and saturation stay."""
-    value, low = image.max(axis=-1), image.min(axis=-1)
+    r, g, b = (np.ascontiguousarray(image[..., i]) for i in range(3))  # whole planes: five times as fast as pixels of three
+    value, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
     chroma = value - low
-    r, g, b = np.moveaxis(image, -1, 0)
     divisor = np.where(chroma > 0, chroma, np.float32(1))
-    sextant = np.where(value == r, (g - b) / divisor, np.where(value == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor))
-    sextant = sextant + np.float32(6 * shift)  # where chroma is 0 it has no effect
-    channels = []
-    for offset in (5, 3, 1):
-        k = np.mod(sextant + offset, np.float32(6))
-        channels.append(value - chroma * np.clip(np.minimum(k, 4 - k), 0, 1))
-    return np.stack(channels, axis=-1).astype(np.float32, copy=False)
+    sextant = np.where(value == r, g - b, np.where(value == g, b - r, r - g)) / divisor  # of no effect where chroma is 0
+    sextant += np.where(value == r, np.float32(0), np.where(value == g, np.float32(2), np.float32(4)))
+    turned = np.empty(image.shape, np.float32)
+    for i, offset in enumerate((5, 3, 1)):
+        k = sextant + np.float32(6 * shift + offset)
+        k -= 6 * np.floor(k / 6)
+        turned[..., i] = value - chroma * np.clip(np.minimum(k, 4 - k), 0, 1)
+    return turned
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -94,14 +96,22 @@ def gaussian_blur(image: np.ndarray, sigma: float, radius: int) -> np.ndarray:
     sigma and radius in pixels. The radius is cut to the image's shorter side minus 1.
     """
     radius = min(radius, min(image.shape[:2]) - 1)
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).astype(np.float32)
-    for axis in (0, 1):
-        n = image.shape[axis]
-        padded = np.pad(image, [(radius, radius) if a == axis else (0, 0) for a in range(3)], mode="reflect")
-        rows = [np.take(padded, range(i, i + n), axis=axis) if axis else padded[i : i + n] for i in range(2 * radius + 1)]
-        image = sum((weight * row for weight, row in zip(kernel, rows, strict=True)), np.zeros_like(image))
-    return image
+    height, width = image.shape[:2]
+    rows = _blurring(height, sigma, radius) @ image.reshape(height, -1)  # [H, W · 3]
+    columns = np.ascontiguousarray(rows.reshape(image.shape).swapaxes(0, 1)).reshape(width, -1)  # [W, H · 3]
+    blurred = (_blurring(width, sigma, radius) @ columns).reshape(width, height, 3)
+    return np.ascontiguousarray(blurred.swapaxes(0, 1))
+
+
+def _blurring(n: int, sigma: float, radius: int) -> np.ndarray:
+    """The convolution along n pixels as a matrix, float32 [n, n]: for image sizes a matrix product is faster than a loop over the kernel."""
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+    sources = np.abs(np.arange(n)[:, None] + offsets)  # reflected at the first pixel
+    sources = np.where(sources >= n, 2 * (n - 1) - sources, sources)  # and at the last
+    matrix = np.zeros((n, n))
+    np.add.at(matrix, (np.arange(n)[:, None], sources), kernel / kernel.sum())
+    return matrix.astype(np.float32)
 
 
 def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
