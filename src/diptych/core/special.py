@@ -1,7 +1,8 @@
 """Distribution functions that confidence intervals and tests need, in float64, without SciPy.
 
-The incomplete beta function is Lentz's evaluation of its continued fraction (Press et al. 2007, Numerical Recipes, section 6.4).
-Against scipy.special the relative error is below 1e-9 for parameters up to 1,000 and 1e-8 up to 100,000 (tests/core/test_special.py).
+The incomplete beta function is Lentz's evaluation of its continued fraction (Press et al. 2007, Numerical Recipes, 6.4).
+Against scipy.special the relative error is below 1e-9 for parameters up to 1,000 and 1e-8 up to 100,000
+(tests/core/test_special.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Augmentation of training images, by ``config/augment.py``. Every function here is pure: its randomness comes from the generator given.
+"""Augmentation of training images, by ``config/augment.py``. Every function is pure: its randomness comes from the generator given.
 
-Operations take and return float32 images [height, width, 3] in [0, 1], RGB. Their definitions are those of torchvision's v2 transforms for
-float images (within 2e-6; within 1e-4 where grey levels enter, since torchvision writes 0.2989 for 0.299). An augmented image is rounded to
-uint8 once, at the end; torchvision, given uint8, rounds down after each operation.
+Operations take and return float32 images [height, width, 3] in [0, 1], RGB. Their definitions are those of torchvision's v2
+transforms for float images: within 2e-6, or 1e-4 where grey levels enter, since torchvision writes 0.2989 for 0.299. An augmented
+image is rounded to uint8 once, at the end; torchvision, given uint8, rounds down after each operation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GREY = np.array((0.299, 0.587, 0.114), np.float32)  # luma of ITU-R BT.601
 
 # --- Which captions speak of left or right ---
 
-# English, German, French and Spanish, as whole words. Other senses count too (a right answer, a French "droit"): the image is then not flipped.
+# English, German, French and Spanish, as whole words. Other senses count too (a right answer): the image is then not flipped.
 _SIDES = re.compile(
     r"\b(?:(?:left|right)(?:s|most|wards?|hand(?:ed|er)?)?"
     r"|(?:links|rechts)\w*|(?:link|recht)(?:e[mnrs]?)(?:hand)?"
@@ -104,7 +104,7 @@ def gaussian_blur(image: np.ndarray, sigma: float, radius: int) -> np.ndarray:
 
 
 def _blurring(n: int, sigma: float, radius: int) -> np.ndarray:
-    """The convolution along n pixels as a matrix, float32 [n, n]: for image sizes a matrix product is faster than a loop over the kernel."""
+    """The convolution along n pixels as a matrix, float32 [n, n]. One matrix product is faster than a loop over the kernel."""
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     sources = np.abs(np.arange(n)[:, None] + offsets)  # reflected at the first pixel
@@ -192,8 +192,8 @@ OPERATIONS: Mapping[str, Any] = {"jitter": Jitter, "grey": Grey, "blur": Blur, "
 class Augmenter:
     """Crop or central square, flip, then the operations of ``Augment`` in its order.
 
-    spec: the checked settings. size: side of the output in pixels. draws: whether anything is random; if not, the output of an image
-    is always the same and may be cached.
+    spec: the checked settings. size: side of the output in pixels.
+    draws: whether anything is random; if not, the output of an image is always the same and may be cached.
     """
 
     def __init__(self, spec: Augment, size: int):
@@ -216,7 +216,7 @@ class Augmenter:
         """One view: uint8 [H, W, 3] → uint8 [size, size, 3].
 
         rng: seeded for this sample; the result depends on nothing else. It is advanced by as many draws for every ``captions``.
-        captions: all captions of the sample; if one of them speaks of left or right (``speaks_of_sides``), the image is not flipped.
+        captions: all captions of the sample; if one speaks of left or right (``speaks_of_sides``), the image is not flipped.
         """
         crop = self.spec.crop
         image = random_resized_crop(image, self.size, rng, crop.scale, crop.ratio) if crop else resize(image, self.size)
@@ -230,7 +230,7 @@ class Augmenter:
         return image if floats is before else np.rint(np.clip(floats, 0, 1) * 255).astype(np.uint8)
 
     def views(self, image: np.ndarray, rng: random.Random, captions: Sequence[str] = ()) -> list[np.ndarray]:
-        """``spec.views`` independently drawn views, each as from ``__call__``; the first is what ``__call__`` returns for this ``rng``."""
+        """``spec.views`` views, drawn one after the other as by ``__call__``, so the first is what ``__call__`` returns."""
         return [self(image, rng, captions) for _ in range(self.spec.views)]
 
 
