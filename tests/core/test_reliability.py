@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from diptych.api import load
 from diptych.config.recipe import Stage, load_recipe
+from diptych.core import extras
 from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, read_jsonl
@@ -268,10 +269,14 @@ def test_a_stage_with_layer_decay_builds_such_groups(tmp_path):
     assert optimizer.members[0].param_groups[0]["lr"] in (0.0625, 0.125, 0.25, 0.5)
 
 
-def test_trackers_that_are_not_installed_are_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(DiptychError, match="mlflow is not installed"):
+def test_trackers_that_are_not_installed_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(extras, "installed", lambda module: False)
+    with pytest.raises(DiptychError, match=r"trackers: mlflow is not installed .* pip install 'diptych\[trackers\]' mlflow"):
         start_trackers(["mlflow"], tmp_path, "p", {})
+    with pytest.raises(DiptychError, match=r"trackers: tensorboard is not installed .* pip install 'diptych\[trackers\]'$"):
+        Trainer(recipe("trackers=[tensorboard]"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert start_trackers(None, tmp_path, "p", {}) == [] and capsys.readouterr().err.count("TensorBoard is not installed") == 1
     assert flat({"a": {"b": [1, {"c": 2}]}, "d": None}) == {"a.b.0": 1, "a.b.1.c": 2, "d": None}
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diptych.core.special import beta_quantile, normal_cdf, student_quantile
+
 RESAMPLES = 2000
 DRAWS = 10_000
 BUNDLES = 5000  # kinds of clusters that a resample draws from at the most
@@ -33,11 +35,9 @@ def mean(values: Sequence[float] | np.ndarray) -> float:
 
 def clopper_pearson(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Exact interval of a share seen in n trials; at 0 of n about [0, 3.7/n] (the "rule of three", two-sided)."""
-    from scipy.special import betaincinv
-
     tail, hits = (1 - level) / 2, value * n
-    low = 0.0 if hits <= 0 else float(betaincinv(hits, n - hits + 1, tail))
-    high = 1.0 if hits >= n else float(betaincinv(hits + 1, n - hits, 1 - tail))
+    low = 0.0 if hits <= 0 else beta_quantile(hits, n - hits + 1, tail)
+    high = 1.0 if hits >= n else beta_quantile(hits + 1, n - hits, 1 - tail)
     return low, high
 
 
@@ -165,8 +165,6 @@ def _percentiles(value: float, found: np.ndarray, level: float, clusters: int, w
     ``without`` each cluster [G]; its bias correction is the acceleration too, as it is in the limit for a mean. Where clusters weigh
     unequally there are fewer of them in effect (Carter, Schnepel & Steigerwald 2017): as many as would give normal influences their kurtosis.
     """
-    from scipy.special import ndtr, stdtrit
-
     shift, effective = 0.0, float(clusters)
     if without is not None:
         off = without.mean() - without
@@ -177,11 +175,11 @@ def _percentiles(value: float, found: np.ndarray, level: float, clusters: int, w
             shift = float((off**3).sum() / (6 * spread**1.5))
             normal = 3 * (clusters - 1) / (clusters + 1)  # expected of a sample's kurtosis
             effective = min(effective, max(float(normal * spread**2 / (off**4).sum()), 2.0))
-    edge = math.sqrt(effective / (effective - 1)) * stdtrit(effective - 1, (1 - level) / 2)
+    edge = math.sqrt(effective / (effective - 1)) * student_quantile(effective - 1, (1 - level) / 2)
     tails = []
     for z in (edge + shift, shift - edge):
         room = 1 - shift * z
-        tails.append(float(ndtr(shift + z / room)) if room > 0 else float(z > 0))
+        tails.append(normal_cdf(shift + z / room) if room > 0 else float(z > 0))
     low, high = np.quantile(found, tails)
     return Interval(value, float(low), float(high))
 

@@ -106,7 +106,7 @@ def demo(
     from diptych.models.pretrained import licences, require
 
     names = ["efficientnet-lite0", "gemma-3-270m", "openmoji"]
-    for name in names[:2]:
+    for name in names:
         require(name)
     typer.echo("The demo uses, beside our own code:")
     for name, terms in licences(names).items():

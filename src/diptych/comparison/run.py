@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from diptych.comparison.jobs import Job, budget_each, run_jobs, share_out, why_failed
 from diptych.config.budget import parse_budget
 from diptych.config.recipe import Recipe, load_recipe, recipe_names
+from diptych.core import extras
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
@@ -198,8 +198,8 @@ def every_system(named: list[str] | None) -> list[str]:
     for name in recipe_names():
         recipe = load_recipe(name)
         absent = {w: WEIGHTS[w].remedy for w in weights_of(recipe) if not installed(w)}
-        if any(adapter.kind == "lora" for adapter in recipe.adapters.values()) and find_spec("peft") is None:
-            absent["peft"] = "pip install 'diptych[adapt]'"
+        if any(adapter.kind == "lora" for adapter in recipe.adapters.values()) and not extras.installed("peft"):
+            absent["peft"] = extras.install("adapt")
         if absent:
             print(f"left out: {name} needs {', '.join(f'{what} ({remedy})' for what, remedy in absent.items())}", file=sys.stderr)
         else:

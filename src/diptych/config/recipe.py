@@ -185,7 +185,8 @@ class Recipe(Strict):
     budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(seconds=600.0)
     checkpoints: Checkpoints = Checkpoints()
     validation: Validation | None = None
-    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(["tensorboard"])
+    # None: TensorBoard where it is installed. A tracker that is named here must be installed.
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] | None = None
     score: str = "similarity"  # how well a text fits an image: a name in ``objectives.scores``, or package.module:Class
     format: Literal[2] = 2
 

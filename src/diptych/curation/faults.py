@@ -10,6 +10,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
+from diptych.core.extras import need
 from diptych.data.scenes.concepts import by_name
 from diptych.data.scenes.graph import Graph
 
@@ -43,10 +44,8 @@ BOILERPLATE = (
 @cache
 def _names(language: str) -> dict[str, str]:
     """Concept to its name in another language, where ``emoji`` has one."""
-    import emoji
-    from emoji.unicode_codes import load_from_json
-
-    load_from_json(language)
+    emoji, codes = (need(name, extra="scenes", what="a made pool") for name in ("emoji", "emoji.unicode_codes"))
+    codes.load_from_json(language)
     found = {}
     for name, concept in by_name().items():
         mark = chr(int(concept.code, 16))
@@ -127,6 +126,7 @@ def written(caption: str, size: int, random: Random) -> np.ndarray:
     """The caption as a picture: letters on an even ground."""
     from diptych.data.sheet import font
 
+    need("matplotlib", extra="report", what="a made pool (its font)")  # Pillow's own font would change the pixels
     ground = tuple(random.randrange(200, 256) for _ in range(3))
     ink = tuple(random.randrange(0, 90) for _ in range(3))
     if random.random() < 0.3:

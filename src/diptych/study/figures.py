@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.report.drawing.charts import Series, chart
 from diptych.report.drawing.marks import dot, escape, figure, line
 from diptych.report.drawing.plots import legend
@@ -54,8 +55,7 @@ def frequency_plot(runs: Runs, *, measure: str) -> str:
 
 def maps(runs: Runs, *, arms: list[str] | None = None, seed: int = 0) -> str:
     """t-SNE of the image and text embeddings of each arm (needs the task ``embedding``), and the distance of their centres."""
-    from sklearn.manifold import TSNE
-
+    manifold = need("sklearn.manifold", extra="report", what="the figure maps (t-SNE)")
     from diptych.benchmarks.metrics.gap import modality_gap
 
     panels = []
@@ -66,7 +66,7 @@ def maps(runs: Runs, *, arms: list[str] | None = None, seed: int = 0) -> str:
         with np.load(file, allow_pickle=False) as stored:
             image, text = stored["image"][:SHOWN], stored["text"][:SHOWN]
         both = np.concatenate([image, text]).astype(np.float64)
-        flat = TSNE(init="pca", perplexity=min(30.0, (len(both) - 1) / 3), random_state=0).fit_transform(both)
+        flat = manifold.TSNE(init="pca", perplexity=min(30.0, (len(both) - 1) / 3), random_state=0).fit_transform(both)
         n = len(image)
         series = [Series("image", flat[:n, 0], flat[:n, 1], 0, "points"), Series("text", flat[n:, 0], flat[n:, 1], 1, "points")]
         label = f"{arm}: modality gap {modality_gap(image, text):.2f}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.core.special import normal_cdf, normal_quantile, student_cdf, student_quantile
 from diptych.study.schema import Claim
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold", "cannot tell"
@@ -111,15 +112,11 @@ def _one_sided(found: Estimate, bound: float, above: bool) -> float:
 
 
 def _t_below(t: float, freedom: float) -> float:
-    from scipy.special import ndtr, stdtr
-
-    return float(ndtr(t) if math.isinf(freedom) else stdtr(freedom, t))
+    return normal_cdf(t) if math.isinf(freedom) else student_cdf(freedom, t)
 
 
 def _t_quantile(freedom: float, share: float = 0.975) -> float:
-    from scipy.special import ndtri, stdtrit
-
-    return float(ndtri(share) if math.isinf(freedom) else stdtrit(freedom, share))
+    return normal_quantile(share) if math.isinf(freedom) else student_quantile(freedom, share)
 
 
 def _shifted(run: Measured, by: float) -> Measured:

@@ -23,7 +23,7 @@ from diptych.training.checkpoint import Checkpoint, best_checkpoint, checkpoints
 from diptych.training.distributed import Cluster
 from diptych.training.mirror import Mirror
 from diptych.training.setup import Setup, describe
-from diptych.training.trackers import Tracker, start_trackers
+from diptych.training.trackers import Tracker, check_trackers, start_trackers
 
 
 class Record:
@@ -32,6 +32,7 @@ class Record:
         self.root = out / "checkpoints"
         self.best: float | None = None  # lowest validation loss so far
         self.trackers: list[Tracker] = []
+        check_trackers(recipe.trackers)  # before anything is read or built
         mirror = recipe.checkpoints.mirror
         self.mirror = Mirror(mirror, recipe.checkpoints.keep) if mirror else None
 

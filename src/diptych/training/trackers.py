@@ -1,12 +1,15 @@
-"""Where a run's numbers go beside metrics.jsonl: TensorBoard, and what accelerate speaks to (Weights & Biases, MLflow, trackio)."""
+"""Where a run's metrics go beside metrics.jsonl: TensorBoard, and through accelerate to Weights & Biases, MLflow and trackio."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from diptych.core import extras
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 
 BY_ACCELERATE = {"wandb": "WandBTracker", "mlflow": "MLflowTracker", "trackio": "TrackioTracker"}
 
@@ -19,6 +22,7 @@ class Tracker(Protocol):
 
 class TensorBoard:
     def __init__(self, out: Path):
+        need("tensorboard", extra="trackers", what="trackers: tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(out / "tensorboard"))
@@ -33,16 +37,17 @@ class TensorBoard:
 
 class _OfAccelerate:
     def __init__(self, kind: str, project: str, config: dict[str, Any]):
+        accelerate = need("accelerate", extra="trackers", what=f"trackers: {kind}")
+        tracking = need("accelerate.tracking", extra="trackers", what=f"trackers: {kind}")
+        accelerate.PartialState()  # its trackers read from it which process they are in
         try:
-            from accelerate import PartialState, tracking
-
-            PartialState()  # its trackers ask it which process they are in
             self.tracker: Any = getattr(tracking, BY_ACCELERATE[kind])(project)
             for start in ("start", "store_init_configuration"):  # older releases start in the constructor
                 if hasattr(self.tracker, start):
                     getattr(self.tracker, start)(*([config] if start != "start" else []))
         except ImportError as error:
-            raise DiptychError(f"trackers: {kind} is not installed ({error}); pip install 'diptych[trackers]' {kind}") from error
+            remedy = extras.install("trackers", kind)
+            raise DiptychError(f"trackers: {kind} cannot be imported ({error}): {remedy}") from error
 
     def log(self, values: dict[str, float], step: int) -> None:
         self.tracker.log(values, step=step)
@@ -51,10 +56,34 @@ class _OfAccelerate:
         self.tracker.finish()
 
 
-def start_trackers(names: Sequence[str], out: Path, project: str, recipe: dict[str, Any]) -> list[Tracker]:
-    """``recipe``: plain data; its leaves by dotted key are the run's configuration."""
-    config = flat(recipe)
-    return [TensorBoard(out) if name == "tensorboard" else _OfAccelerate(name, project, config) for name in names]
+def check_trackers(names: Sequence[str] | None) -> list[str]:
+    """The trackers of a run: those that the recipe names or, for None, TensorBoard if it is installed.
+
+    Nothing is imported. Raises DiptychError for a named tracker that is not installed.
+    """
+    if names is None:
+        return ["tensorboard"] if extras.installed("tensorboard") else []
+    for name in names:
+        packages = ["tensorboard"] if name == "tensorboard" else ["accelerate", name]
+        missing = [package for package in packages if not extras.installed(package)]
+        if missing:
+            remedy = extras.install("trackers", *(m for m in missing if m not in ("tensorboard", "accelerate")))
+            raise DiptychError(f"trackers: {name} is not installed (no package {' or '.join(missing)}): {remedy}")
+    return list(names)
+
+
+def start_trackers(names: Sequence[str] | None, out: Path, project: str, recipe: dict[str, Any]) -> list[Tracker]:
+    """Trackers of a run, open for writing. ``names``: see ``check_trackers``.
+
+    out: the run's directory. project: the name under which a service files the run.
+    recipe: plain data; its leaves by dotted key are the run's configuration.
+    """
+    chosen, config = check_trackers(names), flat(recipe)
+    if names is None and not chosen:
+        print(
+            f"note: TensorBoard is not installed, metrics go to metrics.jsonl only ({extras.install('trackers')})", file=sys.stderr
+        )
+    return [TensorBoard(out) if name == "tensorboard" else _OfAccelerate(name, project, config) for name in chosen]
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.curation.operators.base import Columns, Operator, Reduce, sample_hash, uniform
 
 _PADDED = str.maketrans({**{mark: f" {mark} " for mark in ",.;:?!`"}, **dict.fromkeys("\t\n\r", " ")})
@@ -28,10 +29,7 @@ class Matcher:
     """Which of very many entries occur in a text: one pass of an Aho-Corasick automaton (Aho & Corasick 1975), however many they are."""
 
     def __init__(self, entries: Sequence[str]):
-        try:
-            import ahocorasick_rs
-        except ModuleNotFoundError as error:
-            raise DiptychError("concept matching needs ahocorasick-rs: pip install 'diptych[curate]'") from error
+        ahocorasick_rs = need("ahocorasick_rs", extra="curate", what="the operator concepts")
         kind, form = ahocorasick_rs.MatchKind.Standard, ahocorasick_rs.Implementation.ContiguousNFA
         spaced = [f" {entry} " for entry in entries]
         self._automaton: Any = ahocorasick_rs.AhoCorasick(spaced, matchkind=kind, implementation=form, store_patterns=False)

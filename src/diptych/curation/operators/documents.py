@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from diptych.core.extras import need
 from diptych.core.registry import resolve
 from diptych.curation.operators.base import Columns, Operator
 from diptych.curation.operators.languages import IDENTIFIERS
@@ -131,13 +132,12 @@ def assign(similarity: np.ndarray, least: float = -np.inf) -> np.ndarray:
     The assignment with the greatest sum in which no sentence has two pictures (Zhu et al. 2023, arXiv:2304.06939), by ``scipy.optimize``. Pictures
     whose best similarity is below ``least`` take no part; where there are more pictures than sentences some get none.
     """
-    from scipy.optimize import linear_sum_assignment
-
     similarity = np.asarray(similarity, np.float64)
     place = np.full(len(similarity), -1, np.int64)
     if similarity.size:
         takes_part = np.flatnonzero(similarity.max(1) >= least)
-        rows, columns = linear_sum_assignment(similarity[takes_part], maximize=True)
+        optimize = need("scipy.optimize", extra="curate", what="the operator assign_images")
+        rows, columns = optimize.linear_sum_assignment(similarity[takes_part], maximize=True)
         place[takes_part[rows]] = columns
     return place
 

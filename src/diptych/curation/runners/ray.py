@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.curation.runners.deaths import Deaths
 from diptych.curation.scoring import Outcome
 from diptych.curation.work import Task, Worker
@@ -20,10 +21,7 @@ class Ray:
     """Joins the cluster at ``RAY_ADDRESS``, or starts a local one."""
 
     def __init__(self, workers: int | None, plan: dict[str, Any], store: str):
-        try:
-            import ray
-        except ImportError:
-            raise DiptychError("the runner 'ray' needs Ray: pip install 'diptych[ray]'") from None
+        ray = need("ray", extra="ray", what="the runner 'ray'")
         self.ray = ray
         self.own = not ray.is_initialized()
         if self.own:

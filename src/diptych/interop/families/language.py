@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.core.files import read_json, write_json
 from diptych.interop.base import Misfit, State
 from diptych.models.adapters.lora import MARK as ADAPTER
@@ -157,7 +158,6 @@ def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
 
     base: where the model lies that they belong to; inside: the name that it has for the language model's base class, such as ``model.language_model``.
     """
-    from peft import LoraConfig
     from safetensors.torch import save_file
 
     lora = lora_of(model)
@@ -173,7 +173,10 @@ def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
             weights[f"base_model.model.{place.replace(f'.{ADAPTER_NAME}.', '.')}"] = (
                 value.detach().float().cpu().contiguous().clone()
             )
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(targets), bias="none")
+    peft = need("peft", extra="adapt", what="diptych export --adapters")
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(targets), bias="none"
+    )
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(str(directory))
     path = directory / "adapter_config.json"

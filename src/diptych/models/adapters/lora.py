@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.models.adapters.base import Adapter
 
 if TYPE_CHECKING:
@@ -41,15 +42,12 @@ class Lora(Adapter):
         super().__init__(part, build, where)
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
         root = part.adapted_root
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ModuleNotFoundError:
-            raise DiptychError(f"{where} needs the package peft: pip install 'diptych[adapt]'") from None
-        config = LoraConfig(
+        peft = need("peft", extra="adapt", what=where)
+        config = peft.LoraConfig(
             r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets or linear_layers(part), bias="none"
         )
         try:
-            inject_adapter_in_model(config, root)
+            peft.inject_adapter_in_model(config, root)
         except ValueError as error:  # names that no layer has
             raise DiptychError(f"{where}: {error}") from None
         for p in self.own():

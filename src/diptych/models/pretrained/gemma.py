@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from diptych.core.extras import need
 from diptych.core.files import write_atomically
 from diptych.models.pretrained.causal_lm import CausalLM, load_causal_lm
 from diptych.models.pretrained.packages import quiet, require
@@ -57,9 +58,9 @@ def convert(package: Any, target: Path) -> None:
 
 def read_gguf(path: Path) -> Any:
     """A bf16 ``Gemma3ForCausalLM`` from a GGUF file."""
-    import gguf
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+    gguf = need("gguf", extra="weights", what=NAME)
     reader = gguf.GGUFReader(path)
     says = {key.removeprefix("gemma3."): field.contents() for key, field in reader.fields.items() if key.startswith("gemma3.")}
     embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")

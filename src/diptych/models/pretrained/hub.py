@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.core.files import write_atomically
 from diptych.models.pretrained.packages import quiet
 
@@ -49,6 +50,7 @@ def from_gguf(file: Path) -> Path:
     from filelock import FileLock
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    need("gguf", extra="weights", what=f"hf:{file}")
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
     directory = cache() / f"gguf-{digest}"

