@@ -91,7 +91,7 @@ class Augment(Strict):
     grey: Chance = 0.0
     blur: Blur | None = None
     solarize: Solarize | None = None
-    also: list[Operation] = Field([])
+    also: list[Operation] = Field(default=[])
     mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of Beta(alpha, alpha), on whole batches (arXiv:1710.09412); 0: none
     views: Annotated[int, Field(ge=1)] = 1  # independently augmented copies of each image
 

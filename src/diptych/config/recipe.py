@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from diptych.config.augment import Augment
 from diptych.config.budget import Budget
 from diptych.config.typed import Strict, check, read_yaml
 from diptych.core.errors import DiptychError, nearest
@@ -54,6 +55,7 @@ class AdapterSpec(BaseModel):
 class TeacherSpec(Strict):
     """A moving average of the model (``decay``; ``of``: of these parts) or another model (``from``: a run directory, or hf:NAME for a vision tower)."""
 
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
     of: list[str] | Literal["all"] = "all"
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     from_: str | None = Field(default=None, alias="from")
@@ -94,7 +96,8 @@ class Data(Strict):
     unpaired: dict[Literal["image", "text"], str] = Field(default={})
     fields: dict[str, str] = Field(default={})  # fields of one's own: {sound: package.module:SoundField}
     image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
-    augment: Literal["none", "crop"] = "none"  # crop: a random crop of 60 to 100 % of the image; never a flip
+    augment: Augment = Augment()  # of ``image``; a preset (none, crop, simclr) or operations (config/augment.py)
+    views: Augment = Augment(preset="simclr", views=2)  # type: ignore[call-arg] # of the field ``views``: several a sample
     text_mask: Annotated[float, Field(ge=0, lt=1)] = (
         0.0  # share of a caption's tokens hidden in training; not where they are predicted
     )
@@ -218,7 +221,7 @@ class Recipe(Strict):
         return self
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 @cache

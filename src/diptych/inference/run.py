@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,8 +19,9 @@ from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pair
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
-from diptych.data.fields.base import fit_image, stacked
+from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
+from diptych.data.image import resize
 from diptych.data.text import Tokenizer
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.fewshot import FewShot
@@ -251,8 +251,7 @@ class TrainedModel:
 
     def _images(self, images: Sequence[Image]) -> Pass:
         """The pass over images alone."""
-        size = self.model.image_size
-        pixels = stacked([fit_image(image, size, "none", random.Random) for image in images]).to(self.device)
+        pixels = stacked([resize(image, self.model.image_size) for image in images]).to(self.device)
         return self.model.encode(Batch({"image": Images(pixels)}, len(images)))
 
     def _texts(self, texts: Sequence[str]) -> Pass:

@@ -53,7 +53,7 @@ class TextPrediction(Objective):
     views: random crops of ``least`` to all of the image's area, never flipped, since captions say left and right. Small crops lose what captions speak of.
     """
 
-    couples = ("views.pooled", "text.embedding")
+    couples = ("crops.pooled", "text.embedding")
     trains = ("image.embedding",)
     needs = ("text",)
     parts = ("vision", "text")
@@ -70,20 +70,20 @@ class TextPrediction(Objective):
         self.views, self.least = views, least
         self.regularity, self.n = regularity, directions
 
-    @provides("views", "image", kind="image")
+    @provides("crops", "image", kind="image")
     def crop(self, image: Images) -> Images:
         """Random crops of each image, drawn anew each time: V of them one after the other, for each image."""
         V = self.views
         owner = torch.arange(len(image), device=image.pixels.device).repeat_interleave(V)
         return Images(random_crops(image.floats.repeat_interleave(V, 0), self.least), owner)
 
-    @provides("views.pooled", "views.tokens")
+    @provides("crops.pooled", "crops.tokens")
     def pooled(self, tokens: Tokens) -> Tensor:
         """[B, V, D]"""
         return tokens.pooled.unflatten(0, (-1, self.views))
 
     def forward(self, p: Pass) -> Tensor:
-        views, text = p["views.pooled"], p[TEXT_EMBEDDING]  # [B, V, D], [B, E]
+        views, text = p["crops.pooled"], p[TEXT_EMBEDDING]  # [B, V, D], [B, E]
         meaning = p[TEXT].meaning
         along = directions(views.shape[-1], self.n, 0 if meaning is None else int(meaning[0]) & 0xFFFF_FFFF).to(views.device)
         predicted = self._space[0].image(views).float()

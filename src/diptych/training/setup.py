@@ -135,9 +135,10 @@ def loader_of(
         augment,
         text_mask,
         chat,
-        recipe.data.conversations.pack,
-        source,
-        recipe.data.fields,
+        pack=recipe.data.conversations.pack,
+        views=recipe.data.views,
+        source=source,
+        own=recipe.data.fields,
     )
     return Loader(source, build_fields(names, context), batch_size, seed, workers)
 

@@ -3,6 +3,7 @@
 | field | a sample's value | in a batch | kind for towers |
 |---|---|---|---|
 | ``image`` | uint8 [height, width, 3] | ``Images`` | image |
+| ``views`` | made of ``image`` | ``Images``, several a sample with owner rows (``data.views``) | image |
 | ``text`` | ``Captions`` | ``Texts``, one caption a sample | text |
 | ``negatives`` | a wrong version of each caption | ``Texts`` with owner rows | text |
 | ``label`` | ``Label`` | ``Labels``; ``label.classes`` is a text field | label |
@@ -24,7 +25,7 @@ from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import resolve
 from diptych.data.fields.base import Context, Draw, Field
 from diptych.data.fields.document import DocumentField
-from diptych.data.fields.image import ImageField
+from diptych.data.fields.image import ImageField, ViewsField
 from diptych.data.fields.label import LabelField
 from diptych.data.fields.regions import RegionsField
 from diptych.data.fields.text import NegativesField, TextField
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 FIELDS: dict[str, Any] = {
     "image": ImageField,
+    "views": ViewsField,
     "text": TextField,
     "negatives": NegativesField,
     "label": LabelField,

@@ -24,7 +24,7 @@ NOTHING_TO_PACK: dict[str, Any] = {}
 class Context:
     """What fields may need to be built.
 
-    tokenizer: for texts. text_mask: share of a caption's tokens hidden in training. augment: see ``Loader``. chat: the language model's chat template, for
+    tokenizer: for texts. text_mask: share of a caption's tokens hidden in training. augment: of images, views: of the field ``views`` (``data.augment``). chat: the language model's chat template, for
     conversations. own: the recipe's own fields.
     """
 
@@ -34,6 +34,7 @@ class Context:
     text_mask: float = 0.0
     chat: Any = None
     pack: bool = False
+    views: Any = "simclr"
     source: Source | None = None
     own: Mapping[str, str] = field(default_factory=dict)
 
@@ -150,17 +151,6 @@ def grey(image: np.ndarray) -> np.ndarray:
     import numpy as np
 
     return np.full_like(image, 128)
-
-
-def fit_image(
-    image: np.ndarray, size: int, augment: Any, rng: Callable[[], random.Random], captions: Sequence[str] = ()
-) -> np.ndarray:
-    """A picture at the model's size, uint8 [size, size, 3]; augmented if asked for."""
-    from diptych.data.image import random_resized_crop, resize
-
-    if augment == "crop":
-        return random_resized_crop(image, size, rng())
-    return image if image.shape[:2] == (size, size) else resize(image, size)
 
 
 def stacked(images: Sequence[np.ndarray]) -> Any:

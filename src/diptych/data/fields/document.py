@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diptych.core.batch import Document, Documents, Images, Sample, flat
-from diptych.data.fields.base import Context, Draw, Field, fit_image, grey, stacked
+from diptych.data.augment import augmenter
+from diptych.data.fields.base import Context, Draw, Field, grey, stacked
 from diptych.data.fields.text import tokenized, valid
 from diptych.data.source import BrokenItem
 
@@ -25,7 +26,8 @@ class DocumentField(Field):
 
     def __init__(self, name: str, tokenizer: Any, size: int, augment: Any = "none"):
         super().__init__(name)
-        self.tokenizer, self.size, self.augment, self.drawn = tokenizer, size, augment, augment != "none"
+        self.tokenizer, self.size, self.augment = tokenizer, size, augmenter(augment, size)
+        self.drawn = self.augment.draws
 
     @classmethod
     def build(cls, name: str, context: Context) -> DocumentField:
@@ -35,13 +37,8 @@ class DocumentField(Field):
         document: Document | None = sample.fields.get(self.name)
         if document is None or not document.parts:
             raise BrokenItem(sample.id, f"no {self.name}")
-        numbers = rng() if self.drawn else None
-        return Document(
-            [
-                p if isinstance(p, str) else fit_image(p, self.size, self.augment, lambda: numbers or random.Random())
-                for p in document.parts
-            ]
-        )
+        numbers, words = rng(), [p for p in document.parts if isinstance(p, str)]
+        return Document([p if isinstance(p, str) else self.augment(p, numbers, words) for p in document.parts])
 
     def collate(self, rows: Sequence[Draw]) -> Documents:
         import torch

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diptych.core.batch import Images, Sample
-from diptych.data.fields.base import Context, Draw, Field, fit_image, grey, stacked
+from diptych.core.batch import Images, Sample, flat
+from diptych.data.augment import augmenter
+from diptych.data.fields.base import Context, Draw, Field, grey, stacked
 from diptych.data.source import BrokenItem
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class ImageField(Field):
 
     def __init__(self, name: str, size: int, augment: Any = "none"):
         super().__init__(name)
-        self.size, self.augment, self.drawn = size, augment, augment != "none"
+        self.size, self.augment = size, augmenter(augment, size)
+        self.drawn = self.augment.draws
 
     @classmethod
     def build(cls, name: str, context: Context) -> ImageField:
@@ -32,7 +34,7 @@ class ImageField(Field):
         image = sample.fields.get(self.name)
         if image is None:
             raise BrokenItem(sample.id, f"no {self.name}")
-        return fit_image(image, self.size, self.augment, rng, sample.captions)
+        return self.augment(image, rng(), sample.captions)
 
     def collate(self, rows: Sequence[Draw]) -> Images:
         return Images(stacked([row.fitted[self.name] for row in rows]))
@@ -69,3 +71,27 @@ class ImageField(Field):
     @classmethod
     def draw(cls, value: Any) -> list[Any]:
         return [value]
+
+
+class ViewsField(ImageField):
+    """Several augmented views of ``image`` → ``Images`` with owner rows: those of a sample stand one after the other."""
+
+    derived = True
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> ViewsField:
+        return cls(name, context.image_size, context.views)
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:  # type: ignore[override]
+        if sample.image is None:
+            raise BrokenItem(sample.id, "no image")
+        return self.augment.views(sample.image, rng(), sample.captions)
+
+    def collate(self, rows: Sequence[Draw]) -> Images:
+        import torch
+
+        views, owners = flat([row.fitted[self.name] for row in rows])
+        return Images(stacked(views), torch.tensor(owners))
+
+    def memory(self) -> int:
+        return super().memory() * self.augment.spec.views

@@ -11,10 +11,11 @@ import numpy as np
 
 from diptych.core.batch import Conversation, Images, Sample, Turn, Turns
 from diptych.core.errors import DiptychError
+from diptych.data.augment import augmenter
 from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Chat, Document
 from diptych.data.conversations.turns import Mistake, captioned, check_images
-from diptych.data.fields.base import Context, Draw, Field, fit_image, grey, stacked
+from diptych.data.fields.base import Context, Draw, Field, grey, stacked
 from diptych.data.source import BrokenItem, Problem
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class TurnsField(Field):
     def __init__(self, name: str, chat: Chat, size: int, augment: Any = "none", pack: bool = False, where: str = ""):
         super().__init__(name)
         self.where = where
-        self.chat, self.size, self.augment, self.packs = chat, size, augment, pack
-        self.drawn = augment != "none"
+        self.chat, self.size, self.augment, self.packs = chat, size, augmenter(augment, size), pack
+        self.drawn = self.augment.draws
 
     @classmethod
     def build(cls, name: str, context: Context) -> TurnsField:
@@ -48,8 +49,8 @@ class TurnsField(Field):
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:
         if not sample.turns and (sample.image is None or not sample.captions):
             raise BrokenItem(sample.id, "neither a conversation nor an image with a caption")
-        numbers = rng() if self.drawn else random.Random()
-        return [fit_image(image, self.size, self.augment, lambda: numbers) for image in sample.images]
+        numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
+        return [self.augment(image, numbers, words) for image in sample.images]
 
     def rest(self, sample: Sample) -> Sample:
         turns = Conversation(sample.turns, []) if sample.turns else None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diptych.core.batch import Images, Sample, Video, Videos, flat
-from diptych.data.fields.base import Context, Draw, Field, fit_image, grey, stacked
+from diptych.data.augment import augmenter
+from diptych.data.fields.base import Context, Draw, Field, grey, stacked
 from diptych.data.source import BrokenItem
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class VideoField(Field):
 
     def __init__(self, name: str, size: int, augment: Any = "none", frames: int = FRAMES):
         super().__init__(name)
-        self.size, self.augment, self.frames, self.drawn = size, augment, frames, augment != "none"
+        self.size, self.augment, self.frames = size, augmenter(augment, size), frames
+        self.drawn = self.augment.draws
 
     @classmethod
     def build(cls, name: str, context: Context) -> VideoField:
@@ -44,15 +46,9 @@ class VideoField(Field):
         if video is None or not video.frames:
             raise BrokenItem(sample.id, f"no {self.name}")
         chosen = spread(len(video.frames), self.frames)
-        state = rng().getstate() if self.drawn else None
-
-        def same() -> random.Random:
-            """The same numbers for every frame: a clip is cropped as one."""
-            again = random.Random()
-            again.setstate(state)  # type: ignore[arg-type]
-            return again
-
-        frames = [fit_image(video.frames[i], self.size, self.augment, same, sample.captions) for i in chosen]
+        frames = [
+            self.augment(video.frames[i], rng(), sample.captions) for i in chosen
+        ]  # the same numbers each time: a clip is cropped as one
         return Video(frames, [video.seconds[i] for i in chosen])
 
     def collate(self, rows: Sequence[Draw]) -> Videos:
