@@ -75,9 +75,9 @@ class ObjectiveSpec(BaseModel):
 
 
 class Tokenizer(Strict):
-    """A byte-level BPE tokenizer trained on the training captions (``bpe``), or the language model's own (``lm``)."""
+    """A byte-level BPE tokenizer trained on the training captions (``bpe``), the language model's own (``lm``), or ``package.module:Class``."""
 
-    kind: Literal["bpe", "lm"] = "bpe"
+    kind: str = "bpe"
     vocab_size: Annotated[int, Field(ge=300)] = 4096
     max_length: Annotated[int, Field(ge=4)] = 32
 
@@ -119,7 +119,7 @@ class Stage(Strict):
     micro_batch: Annotated[int, Field(ge=1)] | None = None  # samples encoded at a time; the gradient stays that of the whole batch
     gradient_checkpointing: bool = False  # compute blocks again in the backward pass: less memory, a third more time
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of each image's tokens left out while training (FLIP)
-    optimizer: Literal["muon", "adamw"] = "muon"  # muon: for the matrices in transformer blocks; AdamW for all else
+    optimizer: str = "muon"  # for the matrices in transformer blocks, AdamW for all else; adamw; or package.module:function
     lr: Annotated[float, Field(gt=0)] = 1e-3  # AdamW's
     rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}
@@ -129,7 +129,7 @@ class Stage(Strict):
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05  # on matrices only
     warmup: Annotated[int, Field(ge=0)] = 60  # steps
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    schedule: str = "wsd"  # or cosine, constant, package.module:function
     decay: Annotated[float, Field(ge=0, le=1)] = 0.2  # wsd: the last share of the stage, over which lr falls to 0
     clip: Annotated[float, Field(gt=0)] = 1.0  # gradient norm
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # averaged weights for scoring; 0: none

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from diptych.core.registry import resolve
 
 SPECIALS = ("[PAD]", "[BOS]", "[EOS]", "[MASK]")
 PAD, BOS, EOS, MASK = range(4)
@@ -73,3 +76,16 @@ class Tokenizer:
             if i not in (PAD, BOS, MASK):
                 words.append(i)
         return self._tokenizer.decode(words).strip()
+
+
+TOKENIZERS: dict[str, Any] = {
+    "bpe": Tokenizer
+}  # classes with ``train``, ``encode_batch``, ``decode``, ``to_json`` and ``save`` as ``Tokenizer`` has them
+
+
+def tokenizer_class(kind: str) -> type[Tokenizer] | None:
+    """The class of ``data.tokenizer.kind``; None: the language model brings its own. DiptychError for an unknown one."""
+    if kind == "lm":
+        return None
+    found: type[Tokenizer] = resolve(kind, {**TOKENIZERS, "lm": None}, "tokenizer")
+    return found

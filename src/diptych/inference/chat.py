@@ -18,7 +18,7 @@ from diptych.core.errors import DiptychError
 from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import DESCRIBE, Mistake, check_images, question
 from diptych.inference.generate import Decoding, cut, write
-from diptych.models.language.lm import Remembered
+from diptych.models.layers.cache import Prefix
 from diptych.models.vlm import VLM
 from diptych.objectives.generative import token_log_probabilities
 
@@ -53,7 +53,7 @@ class Answering:
             ]
             with self.inference():
                 read = self._read(shown, prompts)
-                begun = self.model.part("lm").lm.head(read.last[:, -1]), read.past
+                begun = self.model.part("lm").lm.head(read.last[:, -1]), read.cache
                 ids = write(self.model, None, decoding, rows if how.samples else None, begun, self.chat.ends)
             out += [cut(self.model.tokenizer.decode(row), behind).strip() for row in ids.tolist()]
         return out
@@ -118,7 +118,7 @@ class Answering:
             raise DiptychError(f"the answer {text!r} is no token at all: it has no likelihood")
         return document.ids[: learned[0]], [document.ids[i] for i in learned]
 
-    def _read(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Sequence[int]]) -> Remembered:
+    def _read(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Sequence[int]]) -> Prefix:
         """Each prompt with its images; an image in several of them is encoded once."""
         distinct = {id(image): image for images in shown for image in images}
         number = {key: i for i, key in enumerate(distinct)}
@@ -128,7 +128,7 @@ class Answering:
             order = torch.tensor([number[id(image)] for images in shown for image in images], device=device)
             prefix = self.side(list(distinct.values()))["image.prefix"][order]
         ids, mask = padded(prompts, self.chat.tokenizer.pad, left=True)
-        read: Remembered = self.model.part("lm").read(ids.to(device), mask.to(device), prefix)
+        read: Prefix = self.model.part("lm").read(ids.to(device), mask.to(device), prefix)
         return read
 
 
@@ -140,7 +140,7 @@ def asked_with(prompt: str, examples: Sequence[Example] = ()) -> list[Turn]:
     return [*turns, question(prompt or DESCRIBE)]
 
 
-def tried(model: VLM, read: Remembered, which: np.ndarray, answers: Sequence[Sequence[int]]) -> np.ndarray:
+def tried(model: VLM, read: Prefix, which: np.ndarray, answers: Sequence[Sequence[int]]) -> np.ndarray:
     """log P of answers, each behind the row ``which`` of what was read, float32."""
     device, pad = read.last.device, model.tokenizer.pad
     ids, mask = padded([[pad, *answer] for answer in answers], pad, left=False)

@@ -17,7 +17,7 @@ from diptych.core.capabilities import Example, Image
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.inference.chat import ANSWERS, READ, padded, tried
-from diptych.models.language.lm import Remembered
+from diptych.models.layers.cache import Prefix
 from diptych.models.vlm import VLM
 
 
@@ -40,7 +40,7 @@ class FewShot:
             members = np.flatnonzero(lengths == length)
             yield from (members[at : at + size] for at in range(0, len(members), size))
 
-    def read(self, images: Sequence[Image], prompts: Sequence[str], examples: Sequence[Sequence[Example]]) -> Remembered:
+    def read(self, images: Sequence[Image], prompts: Sequence[str], examples: Sequence[Sequence[Example]]) -> Prefix:
         """Examples, image and prompt of each row, as far as the words that follow. All prompts have one length in tokens."""
         lm, device = self.model.part("lm"), next(self.model.parameters()).device
         before = [tuple(_resolved(e, prompt) for e in row) for row, prompt in zip(examples, prompts, strict=True)]
@@ -61,10 +61,10 @@ class FewShot:
         past = None
         if any(begun):
             ids, mask = padded(begun, self.model.tokenizer.pad, left=True)
-            past = lm.read(ids.to(device), mask.to(device), of([e.image for row in heads for e in row])).past
+            past = lm.read(ids.to(device), mask.to(device), of([e.image for row in heads for e in row])).cache
             past = past[torch.tensor(which, device=device)] if len(heads) > 1 else past
         ids, mask = padded(tails, self.model.tokenizer.pad, left=True)
-        found: Remembered = lm.read(ids.to(device), mask.to(device), of(images), past)
+        found: Prefix = lm.read(ids.to(device), mask.to(device), of(images), past)
         return found
 
     def loglikelihood(

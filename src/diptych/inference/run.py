@@ -22,7 +22,7 @@ from diptych.core.files import read_json
 from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import resize
-from diptych.data.text import Tokenizer
+from diptych.data.text import tokenizer_class
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
@@ -63,8 +63,8 @@ class TrainedModel:
         """A run's model. averaged: its averaged weights where it keeps any. checkpoint: ``last``, ``best`` (by validation loss) or a name, ``step-00000500``."""
         path = find_checkpoint(run / "checkpoints", checkpoint)
         recipe = load_recipe(str(run / "recipe.yaml"))
-        own = recipe.data.tokenizer.kind == "bpe"
-        tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
+        own = tokenizer_class(recipe.data.tokenizer.kind)
+        tokenizer = own(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
         where = pick_device(device)
         torch.manual_seed(recipe.seed)
         kept = None if own else kept_in(run / "tokenizer.json")
@@ -173,7 +173,7 @@ class TrainedModel:
             rows = [zlib.crc32(image.tobytes()) for image in part] if how.samples else None
             with self._inference():
                 read = self.fewshot.read(part, [prompts[i] for i in members], [examples[i] for i in members])
-                ids = write(self.model, None, how, rows, (self.model.part("lm").lm.head(read.last[:, -1]), read.past))
+                ids = write(self.model, None, how, rows, (self.model.part("lm").lm.head(read.last[:, -1]), read.cache))
             for i, row in zip(members, ids.tolist(), strict=True):
                 out[i] = cut(self.model.tokenizer.decode(row), how.stop)
         return out

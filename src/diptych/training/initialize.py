@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diptych.config.recipe import PARTS, Recipe, load_recipe
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.files import read_json
-from diptych.data.text import Tokenizer
+from diptych.data.text import Tokenizer, tokenizer_class
 from diptych.interop import families_of
 from diptych.interop.base import Geometry, State, state_of, to_ours
 from diptych.interop.tokenizer import adopt
@@ -94,8 +94,8 @@ class RunStart:
         self.recipe = load_recipe(str(self.run / "recipe.yaml"))
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
-        own = self.recipe.data.tokenizer.kind == "bpe" and self._reads
-        return Tokenizer(self.run / "tokenizer.json", max_length) if own else None
+        own = tokenizer_class(self.recipe.data.tokenizer.kind) if self._reads else None
+        return own(self.run / "tokenizer.json", max_length) if own else None
 
     def kept(self) -> list[int] | None:
         own = self.recipe.data.tokenizer.kind == "lm" and self._reads

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,42 +14,66 @@ from torch import Tensor, nn
 
 from diptych.config.recipe import Stage
 from diptych.core.errors import DiptychError
+from diptych.core.registry import resolve
 from diptych.training.distributed import is_sharded, like, local, whole
 
 
-def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
-    """What learns in ``modules``, each parameter once, under the stage's optimizer.
+@dataclass(frozen=True)
+class Learned:
+    """A parameter that learns, and how: its weight decay, and its learning rate as a share of the stage's."""
 
-    Weight decay falls on matrices only, not on biases, norms and temperatures. With ``muon`` the matrices inside transformer blocks take
-    orthogonalised steps (Jordan et al. 2024; Liu et al. 2025) and everything else, embeddings and heads included, takes AdamW's.
-    """
+    name: str
+    parameter: Tensor
+    weight_decay: float
+    share: float
+
+
+def adamw(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov & Hutter 2019) with the stage's ``lr`` and ``betas``."""
+    groups: dict[tuple[bool, float, float], list[Tensor]] = {}
+    for p in learned:  # fused steps take no mixture of whole and sharded tensors
+        groups.setdefault((is_sharded(p.parameter), p.weight_decay, p.share), []).append(p.parameter)
+    made = [{"params": ps, "weight_decay": wd, "lr": stage.lr * share} for (_, wd, share), ps in groups.items()]
+    return [torch.optim.AdamW(made, lr=stage.lr, betas=stage.betas, fused=True)] if made else []
+
+
+def muon(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer]:
+    """Orthogonalised steps (Jordan et al. 2024; Liu et al. 2025) with ``muon_lr`` for the matrices inside transformer blocks, AdamW for everything else,
+    embeddings, heads and adapters included."""
+    matrices = [p for p in learned if p.parameter.ndim == 2 and "blocks." in p.name and "lora_" not in p.name]
+    chosen = {id(p) for p in matrices}
+    members = adamw([p for p in learned if id(p) not in chosen], stage)
+    groups: dict[tuple[bool, float, float], list[Tensor]] = {}
+    for p in matrices:
+        groups.setdefault((is_sharded(p.parameter), p.weight_decay, p.share), []).append(p.parameter)
+    made = [{"params": ps, "weight_decay": wd, "lr": stage.muon_lr * share} for (_, wd, share), ps in groups.items()]
+    if made:
+        members.append(torch.optim.Muon(made, lr=stage.muon_lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return members
+
+
+# (learned, stage) → optimizers; one of your own is package.module:function.
+OPTIMIZERS: dict[str, Any] = {"muon": muon, "adamw": adamw}
+
+
+def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
+    """What learns in ``modules``, each parameter once, under the stage's optimizer. Weight decay falls on matrices only, not on biases, norms and
+    temperatures. DiptychError if nothing learns."""
     every = [(f"{k}.{n}", p) for k, m in enumerate(modules) for n, p in m.named_parameters()]
     named = {id(p): (n, p) for n, p in reversed(every) if p.requires_grad}  # a shared parameter goes by its first name
     named = dict(reversed(named.items()))
     below = layers_above([n for n, _ in every])
-    groups: dict[tuple[bool, bool, float, float], list[Tensor]] = {}
-    for name, p in named.values():
-        muon = stage.optimizer == "muon" and p.ndim == 2 and "blocks." in name and "lora_" not in name
-        decay = stage.weight_decay if p.ndim >= 2 else 0.0
-        share = stage.layer_decay ** below[name] * next((r for part, r in stage.rates.items() if f".parts.{part}." in name), 1.0)
-        # Fused steps take no mixture of whole and sharded tensors.
-        groups.setdefault((muon, is_sharded(p), decay, share), []).append(p)
 
-    def of(muon: bool, lr: float) -> list[dict[str, Any]]:
-        return [{"params": ps, "weight_decay": wd, "lr": lr * share} for (m, _, wd, share), ps in groups.items() if m == muon]
+    def share(name: str) -> float:
+        of_part = next((rate for part, rate in stage.rates.items() if f".parts.{part}." in name), 1.0)
+        return float(stage.layer_decay ** below[name] * of_part)
 
-    members: list[torch.optim.Optimizer] = []
-    if plain := of(False, stage.lr):
-        members.append(torch.optim.AdamW(plain, lr=stage.lr, betas=stage.betas, fused=True))
-    if orthogonal := of(True, stage.muon_lr):
-        members.append(
-            torch.optim.Muon(orthogonal, lr=stage.muon_lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
-    if not members:
+    learned = [Learned(n, p, stage.weight_decay if p.ndim >= 2 else 0.0, share(n)) for n, p in named.values()]
+    if not learned:
         raise DiptychError(
             f"stages.{stage.name}: nothing learns; every part it names is frozen and its objectives have no parameters"
         )
-    return Optimizers(members, {n: p for n, p in named.values()})
+    return Optimizers(resolve(stage.optimizer, OPTIMIZERS, "optimizer")(learned, stage), {n: p for n, p in named.values()})
 
 
 LAYER = re.compile(r"^(.*?)\b(?:blocks|layers?|h)\.(\d+)\.")
@@ -121,15 +146,29 @@ class Optimizers:
             owner[id(p)].state[p][slot] = like(value, p) if value.shape == p.shape else value
 
 
+def wsd(stage: Stage, progress: float) -> float:
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM, §4): constant, then linearly to 0 over the last ``stage.decay`` of the budget."""
+    return max((1 - progress) / stage.decay, 0.0) if progress > 1 - stage.decay else 1.0
+
+
+def cosine(stage: Stage, progress: float) -> float:
+    """Half a cosine down to 0 (Loshchilov & Hutter 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def constant(stage: Stage, progress: float) -> float:
+    """1, always."""
+    return 1.0
+
+
+# (stage, progress from 0 to 1) → share of the peak learning rate, without the warm-up; one of your own is package.module:function.
+SCHEDULES: dict[str, Any] = {"wsd": wsd, "cosine": cosine, "constant": constant}
+
+
 def rate_share(stage: Stage, step: int, progress: float) -> float:
     """Share of the peak learning rate at ``step``, with ``progress`` (0 to 1) of the stage's budget spent: warm-up by steps, the rest by budget."""
-    rate = min(1.0, (step + 1) / max(stage.warmup, 1))
-    progress = min(max(progress, 0.0), 1.0)
-    if stage.schedule == "cosine":
-        return rate * 0.5 * (1 + math.cos(math.pi * progress))
-    if stage.schedule == "wsd" and progress > 1 - stage.decay:
-        return rate * max((1 - progress) / stage.decay, 0.0)
-    return rate
+    schedule = resolve(stage.schedule, SCHEDULES, "schedule")
+    return float(min(1.0, (step + 1) / max(stage.warmup, 1)) * schedule(stage, min(max(progress, 0.0), 1.0)))
 
 
 def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:

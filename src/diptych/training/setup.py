@@ -25,13 +25,14 @@ from diptych.data.loader import Loader
 from diptych.data.order import mixed
 from diptych.data.source import BrokenItem, Source, usable_samples
 from diptych.data.sources import open_source
-from diptych.data.text import Tokenizer
+from diptych.data.text import Tokenizer, tokenizer_class
 from diptych.models.build import SIZES
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
 from diptych.objectives import Objective, build_objectives, fields_needed
 from diptych.objectives.scores import score_of
 from diptych.training.initialize import Start, Started, open_start
+from diptych.training.optim import OPTIMIZERS, SCHEDULES
 from diptych.training.teachers import add_teachers
 
 if TYPE_CHECKING:
@@ -205,6 +206,13 @@ def check_data(setup: Setup) -> None:
         check_conversations(stage_source(setup, stage), chat)
 
 
+def check_names(recipe: Recipe) -> None:
+    """DiptychError for an optimizer or a schedule that does not exist, in any stage: the last shall not cost the first its training."""
+    for stage in recipe.stages:
+        resolve(stage.optimizer, OPTIMIZERS, "optimizer")
+        resolve(stage.schedule, SCHEDULES, "schedule")
+
+
 def stage_source(setup: Setup, stage: Stage) -> Source:
     return setup.source if stage.data is None else open_source(stage.data).split("train")
 
@@ -212,6 +220,7 @@ def stage_source(setup: Setup, stage: Stage) -> Source:
 def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None, saved: Path | None = None) -> Setup:
     """Weights as the recipe has them start: fresh ones, fixed by its seed, or learned ones. saved: a run that goes on, and gets its own."""
     validation = source
+    check_names(recipe)
     source = source or open_source(recipe.data.train).split("train")
     torch.manual_seed(recipe.seed)
     corpus = corpus_of(source)
@@ -249,8 +258,10 @@ def _words(recipe: Recipe, corpus: list[str], start: Start | None, saved: Path |
         start = open_start(recipe.weights)  # a run that goes on from its mirror
     if spec.kind == "lm":
         return None, kept_in(there) if there else start.kept() if start else None
-    own = Tokenizer(there, spec.max_length) if there else start.tokenizer(spec.max_length) if start else None
-    return own or Tokenizer.train(corpus, spec.vocab_size, spec.max_length), None
+    cls = tokenizer_class(spec.kind)
+    assert cls is not None
+    own = cls(there, spec.max_length) if there else start.tokenizer(spec.max_length) if start else None
+    return own or cls.train(corpus, spec.vocab_size, spec.max_length), None
 
 
 def describe(setup: Setup, out: Path) -> None:

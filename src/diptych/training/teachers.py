@@ -7,7 +7,7 @@ from pathlib import Path
 from diptych.config.recipe import PartSpec, Recipe, TeacherSpec, load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
-from diptych.data.text import Tokenizer
+from diptych.data.text import tokenizer_class
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.teachers import averaged_teacher, frozen_teacher
 from diptych.models.vlm import VLM, build_model
@@ -35,8 +35,8 @@ def run_model(address: str, where: str) -> VLM:
             f"{where}.from: there is no run at '{address}'; give a run directory, or hf:NAME for a vision tower of transformers"
         )
     recipe = load_recipe(str(run / "recipe.yaml"))
-    own = recipe.data.tokenizer.kind == "bpe"
-    tokenizer = Tokenizer(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
+    own = tokenizer_class(recipe.data.tokenizer.kind)
+    tokenizer = own(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
     model = build_model(
         recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=None if own else kept_in(run / "tokenizer.json")
     )

@@ -24,11 +24,11 @@ from diptych.models.layers.attention import (
     Attention,
     AttentionPool,
     Block,
-    Pair,
     Sizes,
     Transformer,
-    attention_bias,
 )
+from diptych.models.layers.cache import Pair
+from diptych.models.layers.masks import attention_bias
 from diptych.models.part import Part
 from diptych.models.text.towers import TextTransformer, sinusoids
 from diptych.models.vision.towers import ClipViT

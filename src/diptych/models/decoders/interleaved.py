@@ -22,33 +22,20 @@ from torch import Tensor, nn
 from diptych.core.batch import Texts
 from diptych.core.encodings import provides
 from diptych.models.build import Build
-from diptych.models.layers.rotary import EMPTY, Cache, RotaryTransformer
+from diptych.models.layers.cache import EMPTY, Indexed, KVCache, Prefix
+from diptych.models.layers.rotary import RotaryTransformer
 from diptych.models.part import Part
 
 NOTHING, WORD, CODE = range(3)  # what stands at a place of a sequence; the two marks around an image count as words
 
 
 @dataclass(frozen=True)
-class Read:
-    """What the decoder keeps of a beginning, so that many endings can be tried on it."""
-
-    last: Tensor  # [B, 1, D] hidden state of its last token: it predicts the next one
-    past: Cache
-
-    def __getitem__(self, index: Tensor) -> Read:
-        return Read(self.last[index], self.past[index])
-
-
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(Indexed):
     """What was read of images that are being drawn: behind their captions and, for guidance, without them."""
 
-    seen: Cache
-    bare: Cache
+    seen: KVCache
+    bare: KVCache
     guidance: float
-
-    def __getitem__(self, rows: Tensor) -> Drawn:
-        return Drawn(self.seen[rows], self.bare[rows], self.guidance)
 
 
 class InterleavedDecoder(Part):
@@ -111,7 +98,7 @@ class InterleavedDecoder(Part):
 
     # --- reading ---
 
-    def hidden(self, ids: Tensor, past: Cache = EMPTY) -> tuple[Tensor, Cache]:
+    def hidden(self, ids: Tensor, past: KVCache = EMPTY) -> tuple[Tensor, KVCache]:
         """Tokens [B, L] that follow the past → hidden states [B, L, D], and the past with them."""
         return self.transformer(self.embedding(ids), past)
 
@@ -147,7 +134,7 @@ class InterleavedDecoder(Part):
         return self.caption_logits(codes, text.ids, text.mask)
 
     @provides("text.logits", "image.kv_cache", "text", paired=True)
-    def logits_from_cache(self, images: Read, text: Texts) -> Tensor:
+    def logits_from_cache(self, images: Prefix, text: Texts) -> Tensor:
         """As ``logits``, for images that were read before."""
         return self.continue_logits(images, text.ids, text.mask)
 
@@ -162,20 +149,20 @@ class InterleavedDecoder(Part):
         return self.word_logits(x[:, codes.shape[1] + 2 :])
 
     @provides("image.kv_cache", "image.codes")
-    def remember(self, codes: Tensor) -> Read:
+    def remember(self, codes: Tensor) -> Prefix:
         """Keys and values of the image, so that many captions can be tried on it."""
         return self.read(self.opening(codes))
 
-    def read(self, ids: Tensor, before: Read | None = None) -> Read:
+    def read(self, ids: Tensor, before: Prefix | None = None) -> Prefix:
         """What is kept of tokens [B, L], read after ``before``."""
-        x, past = self.hidden(ids, before.past if before else EMPTY)
-        return Read(x[:, -1:], past)
+        x, past = self.hidden(ids, before.cache if before else EMPTY)
+        return Prefix(x[:, -1:], past)
 
-    def continue_logits(self, images: Read, ids: Tensor, mask: Tensor) -> Tensor:
+    def continue_logits(self, images: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
         """As ``caption_logits``, for images that were read before."""
         x = images.last
         if ids.shape[1] > 2:
-            x = torch.cat([x, self.hidden(ids[:, 1:-1], images.past)[0]], 1)
+            x = torch.cat([x, self.hidden(ids[:, 1:-1], images.cache)[0]], 1)
         return self.word_logits(x)
 
     # --- images of captions ---
@@ -201,15 +188,15 @@ class InterleavedDecoder(Part):
 
     # --- writing and drawing ---
 
-    def start(self, codes: Tensor) -> tuple[Tensor, Cache]:
+    def start(self, codes: Tensor) -> tuple[Tensor, KVCache]:
         """Logits [B, V] over a caption's first token, and what has been read: as ``inference/generate.py`` wants it."""
         return self._next(*self.hidden(self.opening(codes)))
 
-    def step(self, ids: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+    def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         """Logits [B, V] over the token behind ``ids`` [B]."""
         return self._next(*self.hidden(ids[:, None], past))
 
-    def _next(self, x: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+    def _next(self, x: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         return self.word_logits(x[:, -1]), past
 
     def start_image(self, ids: Tensor, guidance: float = 1.0) -> tuple[Tensor, Drawn]:

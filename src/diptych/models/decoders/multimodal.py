@@ -6,7 +6,6 @@ state)`` and ``step(ids [B], state)``, which give the same logits (``inference/g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -18,20 +17,10 @@ from diptych.core.batch import Tokens
 from diptych.core.encodings import provides
 from diptych.models.build import Build
 from diptych.models.decoders.interleaved import InterleavedDecoder
-from diptych.models.layers.attention import AttentionPool, Past, Transformer, attention_bias
+from diptych.models.layers.attention import AttentionPool, Transformer
+from diptych.models.layers.cache import DecoderState
+from diptych.models.layers.masks import attention_bias, padding_bias
 from diptych.models.part import Part
-
-
-@dataclass(frozen=True)
-class Written:
-    """What has been read and written so far: the text alone, and the text beside the image."""
-
-    text: Past
-    both: Past
-    bias: Tensor | None  # of the image tokens that are not there
-
-    def __getitem__(self, rows: Tensor) -> Written:
-        return Written(self.text[rows], self.both[rows], None if self.bias is None else self.bias[rows])
 
 
 class MultimodalDecoder(Part):
@@ -79,23 +68,23 @@ class MultimodalDecoder(Part):
         x = text.tokens
         return self._logits(self.transformer(x, attention_bias(text.mask, x.shape[1], True, x), seen, seen_bias))
 
-    def start(self, image: Tokens) -> tuple[Tensor, Written]:
+    def start(self, image: Tokens) -> tuple[Tensor, DecoderState]:
         """Logits [B, V] over a caption's first token, and the state behind [BOS]."""
         seen, seen_bias = self._look(image)
-        state = Written(Past(), self.transformer.start(seen), seen_bias)
+        state = DecoderState(self.transformer.start(seen), seen_bias)
         return self.step(torch.full((len(seen),), self.bos, device=seen.device), state)
 
-    def step(self, ids: Tensor, state: Written) -> tuple[Tensor, Written]:
+    def step(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Logits [B, V] over the token behind ``ids`` [B]."""
         x, text = self._text[0].step(ids[:, None], state.text)
-        x, both = self.transformer.step(x, state.both, context_bias=state.bias)
-        return self._logits(x[:, -1]), Written(text, both, state.bias)
+        x, both = self.transformer.step(x, state.cache, context_bias=state.bias)
+        return self._logits(x[:, -1]), DecoderState(both, state.bias, text)
 
     def _look(self, image: Tokens) -> tuple[Tensor, Tensor | None]:
         """The tokens that cross-attention sees, and their bias."""
         if self.pool is not None:
             return self.pool(image.tokens, image.mask), None
-        return image.tokens, attention_bias(image.mask, 1, False, image.tokens)
+        return image.tokens, padding_bias(image.mask)
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(x * self.width**-0.5, self._text[0].embedding.weight, self.bias)

@@ -16,7 +16,8 @@ from diptych.core.batch import Tokens
 from diptych.core.encodings import provides
 from diptych.models.build import Build
 from diptych.models.fusion.gated import GatedCrossAttention
-from diptych.models.layers.attention import Activation, Transformer, attention_bias
+from diptych.models.layers.attention import Activation, Transformer
+from diptych.models.layers.masks import attention_bias
 from diptych.models.part import Part
 
 

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.models.build import Build
-from diptych.models.layers.attention import FLOOR, Attention
+from diptych.models.layers.attention import Attention
+from diptych.models.layers.masks import bias_of
 from diptych.models.layers.rotary import GatedMLP
 from diptych.models.part import Part
 
@@ -39,7 +40,7 @@ class GatedLayer(nn.Module):
         if looks is None:
             found = self.attention(self.norm1(x), image)
         else:
-            bias = torch.zeros(looks.shape, dtype=x.dtype, device=x.device).masked_fill_(~looks, FLOOR)[:, None]
+            bias = bias_of(looks, x.dtype)[:, None]
             found = self.attention(self.norm1(x), image, bias) * looks.any(-1, keepdim=True)
         x = x + self.alpha.tanh() * found
         return x + self.beta.tanh() * self.mlp(self.norm2(x))

@@ -12,7 +12,6 @@ The first two are the same weights; the decoder shares all but self-attention wi
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -22,7 +21,9 @@ from torch import Tensor, nn
 from diptych.core.batch import Texts, Tokens
 from diptych.core.encodings import provides
 from diptych.models.build import Build
-from diptych.models.layers.attention import Activation, Attention, Block, Past, Sizes, Transformer, attention_bias
+from diptych.models.layers.attention import Activation, Attention, Block, Sizes, Transformer
+from diptych.models.layers.cache import DecoderState
+from diptych.models.layers.masks import attention_bias, padding_bias
 from diptych.models.part import Part
 from diptych.models.text.towers import BertText
 
@@ -63,7 +64,8 @@ def beginning(ids: Tensor, mark: int) -> Tensor:
 
 
 def image_bias(image: Tokens) -> Tensor | None:
-    return attention_bias(image.mask, 1, False, image.tokens)
+    """Of image tokens that are padding."""
+    return padding_bias(image.mask)
 
 
 def med_text(build: Build) -> MedText:
@@ -123,17 +125,6 @@ class SharingTransformer(Transformer):
         self.bare = of.bare
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """What has been read and written so far, and the bias of the image tokens that are not there."""
-
-    past: Past
-    bias: Tensor | None
-
-    def __getitem__(self, rows: Tensor) -> Spoken:
-        return Spoken(self.past[rows], None if self.bias is None else self.bias[rows])
-
-
 class MedDecoder(Part):
     """The image-grounded decoder, ``read(ids [B, T], mask [B, T], image) -> logits [B, T, V]``: row t speaks of token t + 1.
 
@@ -180,16 +171,16 @@ class MedDecoder(Part):
         x = self.blocks(x, attention_bias(mask, ids.shape[1], True, x), image.tokens, image_bias(image))
         return self._logits(x)
 
-    def start(self, image: Tokens) -> tuple[Tensor, Spoken]:
+    def start(self, image: Tokens) -> tuple[Tensor, DecoderState]:
         """Logits [B, V] over a caption's first token, and the state behind [DEC]."""
-        state = Spoken(self.blocks.start(image.tokens), image_bias(image))
+        state = DecoderState(self.blocks.start(image.tokens), image_bias(image))
         return self.step(torch.full((len(image.tokens),), self.dec, device=image.tokens.device), state)
 
-    def step(self, ids: Tensor, state: Spoken) -> tuple[Tensor, Spoken]:
+    def step(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Logits [B, V] over the token behind ``ids`` [B]."""
-        x = self.reader.embed(ids[:, None], state.past.length)
-        x, past = self.blocks.step(x, state.past, context_bias=state.bias)
-        return self._logits(x[:, -1]), Spoken(past, state.bias)
+        x = self.reader.embed(ids[:, None], state.cache.length)
+        x, past = self.blocks.step(x, state.cache, context_bias=state.bias)
+        return self._logits(x[:, -1]), DecoderState(past, state.bias)
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self.norm(self.activation(self.transform(x))), self.reader.embedding.weight, self.bias)

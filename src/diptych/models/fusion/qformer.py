@@ -30,7 +30,9 @@ from diptych.core.batch import Texts, Tokens
 from diptych.core.encodings import provides
 from diptych.models.build import Build
 from diptych.models.fusion.med import beginning, image_bias
-from diptych.models.layers.attention import FLOOR, Activation, Attention, Block, Pair, Past, Transformer, attention_bias
+from diptych.models.layers.attention import Activation, Attention, Block, Transformer
+from diptych.models.layers.cache import Indexed, KVCache, Pair, appended
+from diptych.models.layers.masks import attention_bias, causal_bias, joined, padding_bias
 from diptych.models.part import Part, TextTower
 from diptych.models.text.towers import sinusoids
 from diptych.models.vision.towers import sincos_2d
@@ -58,9 +60,7 @@ class QFormerBlock(Block):
         own: Pair | None = None,
     ) -> tuple[Tensor, Pair]:
         """x [B, L, D], the first ``queries`` of which are such, and keys and values of all that self-attention has read, ``own`` first."""
-        k, v = self.attention.read(x)
-        if own is not None:
-            k, v = torch.cat([own[0], k], 2), torch.cat([own[1], v], 2)
+        k, v = appended(own, *self.attention.read(x))
         x = self.norm1(x + self.attention.look(x, k, v, bias))
         seen, said = x[:, :queries], x[:, queries:]
         if queries:
@@ -94,8 +94,8 @@ class QFormerTransformer(Transformer):
         bias: Tensor | None = None,
         context: Tensor | None = None,
         context_bias: Tensor | None = None,
-        past: Past | None = None,
-    ) -> tuple[Tensor, Past]:
+        past: KVCache | None = None,
+    ) -> tuple[Tensor, KVCache]:
         """x [B, L, D] behind what ``past`` has read, and the past that now includes it. bias: over all of the past and x."""
         own: list[Pair] = []
         for i, block in enumerate(self.blocks):
@@ -105,18 +105,15 @@ class QFormerTransformer(Transformer):
             else:
                 x, pair = block(*given)
             own.append(pair)
-        return x, Past(tuple(own))
+        return x, KVCache(tuple(own))
 
 
 @dataclass(frozen=True)
-class Looked:
+class Looked(Indexed):
     """What the queries have made of an image alone, and what text that goes on from them needs."""
 
     tokens: Tensor  # [B, Q, D]
-    past: Past
-
-    def __getitem__(self, rows: Tensor) -> Looked:
-        return Looked(self.tokens[rows], self.past[rows])
+    past: KVCache
 
 
 class QFormerText(TextTower):
@@ -191,17 +188,11 @@ class QFormerText(TextTower):
         x, _ = self.transformer(x, Q, bias, self.shown(image), image_bias(image))
         return x[:, :Q], x[:, Q:]
 
-    def tell(self, ids: Tensor, mask: Tensor | None, past: Past) -> tuple[Tensor, Past]:
+    def tell(self, ids: Tensor, mask: Tensor | None, past: KVCache) -> tuple[Tensor, KVCache]:
         """Text [B, L] that sees what was read before it, queries first, and itself up to each token: [B, L, D] and the past that now includes it."""
         x = self.embed(ids, past.length - len(self.queries))
-        bias = None
-        if ids.shape[1] > 1:
-            bias = torch.full((ids.shape[1], past.length + ids.shape[1]), FLOOR, device=ids.device).triu(1 + past.length)[
-                None, None
-            ]
-        if mask is not None:
-            known = attention_bias(F.pad(mask, (past.length, 0), value=True), 1, False, x)
-            bias = known if bias is None or known is None else bias + known
+        padding = None if mask is None else padding_bias(F.pad(mask, (past.length, 0), value=True))
+        bias = joined(causal_bias(ids.shape[1], past.length, ids.device), padding)
         return self.transformer(x, 0, bias, past=past)
 
     # --- what goes in ---
@@ -281,11 +272,11 @@ class QFormerDecoder(Part):
     def tell(self, ids: Tensor, mask: Tensor, looked: Looked) -> Tensor:
         return self._logits(self._text[0].tell(beginning(ids, self.dec), mask, looked.past)[0])
 
-    def start(self, queries: Looked) -> tuple[Tensor, Past]:
+    def start(self, queries: Looked) -> tuple[Tensor, KVCache]:
         """Logits [B, V] over a caption's first token, and the state behind [DEC]."""
         return self.step(torch.full((len(queries.tokens),), self.dec, device=queries.tokens.device), queries.past)
 
-    def step(self, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
+    def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         """Logits [B, V] over the token behind ``ids`` [B]."""
         x, past = self._text[0].tell(ids[:, None], None, past)
         return self._logits(x[:, -1]), past

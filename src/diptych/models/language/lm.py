@@ -8,7 +8,6 @@ Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +20,11 @@ from diptych.core.errors import DiptychError
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
 from diptych.models.language.seen import Seen
+from diptych.models.layers.cache import KVCache, Prefix
 from diptych.models.part import Part
 
 if TYPE_CHECKING:
-    from diptych.models.pretrained import CausalLM, Prefix
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """What a language model keeps of [BOS] and an image, so that many captions can be tried on it."""
-
-    last: Tensor  # [B, 1, D] hidden state of the last image token: it predicts the first word
-    past: Prefix
-
-    def __getitem__(self, index: Tensor) -> Remembered:
-        return Remembered(self.last[index], self.past[index])
+    from diptych.models.pretrained import CausalLM
 
 
 IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
@@ -110,11 +99,11 @@ class PretrainedLM(Part):
         return torch.cat([before, (prefix * self.scale).to(before.dtype)], 1)
 
     @provides("{image}.state", "{image}.kv_cache")
-    def image_state(self, images: Remembered) -> Tensor:
+    def image_state(self, images: Prefix) -> Tensor:
         """f(g(x)): the last hidden state at an [EOS] behind the image, [B, D] (Ak et al., equation 1)."""
         words = self._words([*self._after, self.lm.tokenizer.eos], len(images.last), images.last.device)
         seen = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-        return self.lm.hidden(words, seen, past=images.past)[:, -1]
+        return self.lm.hidden(words, seen, past=images.cache)[:, -1]
 
     @provides("{text}.state", "{text}")
     def state_of(self, text: Texts) -> Tensor:
@@ -175,7 +164,7 @@ class PretrainedLM(Part):
         return self.caption_logits(prefix, text.ids, text.mask)
 
     @provides("text.logits", "image.kv_cache", "text", paired=True)
-    def logits_from_cache(self, images: Remembered, text: Texts) -> Tensor:
+    def logits_from_cache(self, images: Prefix, text: Texts) -> Tensor:
         """As ``logits``, for images that were read before."""
         return self.continue_logits(images, text.ids, text.mask)
 
@@ -201,17 +190,17 @@ class PretrainedLM(Part):
         return Seen.one(prefix) if self.gated else None
 
     @provides("{image}.kv_cache", "{image}.prefix")
-    def remember(self, prefix: Tensor) -> Remembered:
+    def remember(self, prefix: Tensor) -> Prefix:
         opening = self._opening(prefix)
         real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
         hidden, past = self.lm.step(opening, real, seen=self._look_at(prefix))
-        return Remembered(hidden[:, -1:], past)
+        return Prefix(hidden[:, -1:], past)
 
-    def continue_logits(self, images: Remembered, ids: Tensor, mask: Tensor) -> Tensor:
+    def continue_logits(self, images: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
         """As ``caption_logits``, for images that were read before."""
         hidden = images.last
         if ids.shape[1] > 2:
-            words = self.lm.hidden(self.lm.embed(ids[:, 1:-1]), mask[:, 1:-1], past=images.past)
+            words = self.lm.hidden(self.lm.embed(ids[:, 1:-1]), mask[:, 1:-1], past=images.cache)
             hidden = torch.cat([hidden, words], 1)
         return self.lm.head(hidden)
 
@@ -256,20 +245,20 @@ class PretrainedLM(Part):
         self.train(training)
         return bool((a - b).norm() <= 1e-3 * b.norm())
 
-    def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None, past: Prefix | None = None) -> Remembered:
+    def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None, past: KVCache | None = None) -> Prefix:
         """Words and images [B, T], padded on the left: what ``continue_logits`` and ``step`` go on from.
 
         past: what was read before, of one row or of B; what follows then begins with an image.
         """
         hidden, past = self.lm.step(self.words_and_images(ids, shown), mask, past, self._last_seen(ids, shown))
-        return Remembered(hidden[:, -1:], past)
+        return Prefix(hidden[:, -1:], past)
 
-    def start(self, prefix: Tensor) -> tuple[Tensor, Prefix]:
+    def start(self, prefix: Tensor) -> tuple[Tensor, KVCache]:
         """Logits [B, V] over a caption's first token, and what has been read: as ``inference/generate.py`` wants it."""
         images = self.remember(prefix)
-        return self.lm.head(images.last[:, -1]), images.past
+        return self.lm.head(images.last[:, -1]), images.cache
 
-    def step(self, ids: Tensor, past: Prefix) -> tuple[Tensor, Prefix]:
+    def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         """Logits [B, V] over the token behind ``ids`` [B]."""
         seen = torch.ones(len(ids), 1, dtype=torch.bool, device=ids.device)
         hidden, past = self.lm.step(self.lm.embed(ids[:, None]), seen, past)

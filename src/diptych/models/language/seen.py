@@ -11,9 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diptych.models.layers.cache import Indexed
+
 
 @dataclass
-class Seen:
+class Seen(Indexed):
     """Images beside the words of a row, and which of them each position sees."""
 
     images: Tensor  # [B, M, N, D]
@@ -65,9 +67,6 @@ class Seen:
         which = self.which[:, -1]
         rows = torch.arange(len(which), device=which.device)
         return Seen(self.images[rows, which.clamp_min(0)][:, None], which.clamp_max(0)[:, None])
-
-    def __getitem__(self, rows: Tensor) -> Seen:
-        return Seen(self.images[rows], None if self.which is None else self.which[rows])
 
     def expand(self, rows: int) -> Seen:
         return Seen(self.images.expand(rows, -1, -1, -1), None if self.which is None else self.which.expand(rows, -1))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypedDict
 
@@ -16,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diptych.models.layers.cache import KVCache, Pair, appended
+from diptych.models.layers.masks import attention_bias, causal_bias, joined
+
 WRITTEN_OUT = 2**19  # entries of a head's attention matrix up to which it is written out in bf16 on a CPU
-FLOOR = -1e4  # added to the logits of what may not be seen
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,23 +38,6 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tens
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
     return torch.softmax(logits, dim=-1) @ v
-
-
-def attention_bias(mask: Tensor | None, length: int, causal: bool, like: Tensor) -> Tensor | None:
-    """An additive bias [B or 1, 1, L or 1, S]: a large negative number where attention is not allowed.
-
-    mask: [B, S] bool, True at keys that may be seen. A finite number, so that a row with no visible key stays finite.
-    """
-    bias = None
-    if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=torch.float32, device=like.device).masked_fill_(~mask, FLOOR)[:, None, None]
-    if causal:
-        future = torch.full((length, length), FLOOR, device=like.device).triu(1)[None, None]
-        bias = future if bias is None else bias + future
-    return bias
-
-
-Pair = tuple[Tensor, Tensor]  # keys and values, [B, H, S, d] each
 
 
 class Sizes(TypedDict, total=False):
@@ -107,22 +91,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 
 
-@dataclass(frozen=True)
-class Past:
-    """What a causal transformer has read, so that it need not read it again: a cache that is never changed, so that one may be continued in many ways."""
-
-    own: tuple[Pair, ...] = ()  # of each block's own stream so far
-    seen: tuple[Pair, ...] = ()  # of what each block's cross-attention looks at
-
-    def __getitem__(self, rows: Tensor) -> Past:
-        """Rows of the batch, in the order of ``rows``."""
-        return Past(*(tuple((k[rows], v[rows]) for k, v in pairs) for pairs in (self.own, self.seen)))
-
-    @property
-    def length(self) -> int:
-        return self.own[0][0].shape[2] if self.own else 0
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention where there is something to look at, and an MLP, each added to the stream.
 
@@ -173,8 +141,7 @@ class Block(nn.Module):
 
         def of_itself(x: Tensor) -> Tensor:
             nonlocal own
-            k, v = self.attention.read(x)
-            own = (k, v) if own is None else (torch.cat([own[0], k], 2), torch.cat([own[1], v], 2))
+            own = appended(own, *self.attention.read(x))
             return self.attention.look(x, *own, bias)
 
         if self.post_norm:
@@ -235,25 +202,25 @@ class Transformer(nn.Module):
                 x = block(x, bias, context, context_bias)
         return x if self.bare else self.norm(x)
 
-    def start(self, context: Tensor | None = None) -> Past:
+    def start(self, context: Tensor | None = None) -> KVCache:
         """Nothing read yet, but for the context that cross-attention looks at [B, S, context width]."""
-        return Past(seen=() if context is None else tuple(block.cross.read(context) for block in self.blocks))  # type: ignore[union-attr, operator]
+        return KVCache(cross=() if context is None else tuple(block.cross.read(context) for block in self.blocks))  # type: ignore[union-attr, operator]
 
-    def step(self, x: Tensor, past: Past, bias: Tensor | None = None, context_bias: Tensor | None = None) -> tuple[Tensor, Past]:
+    def step(
+        self, x: Tensor, past: KVCache, bias: Tensor | None = None, context_bias: Tensor | None = None
+    ) -> tuple[Tensor, KVCache]:
         """The next tokens [B, L, D] of a causal stream, without dropout: the last L rows of what ``forward`` gives for the whole of it.
 
         bias: [B or 1, 1, L or 1, past and L], where some of the past may not be seen; the L new tokens see each other causally in any case.
         """
-        if x.shape[1] > 1:
-            future = torch.full((x.shape[1], past.length + x.shape[1]), FLOOR, device=x.device).triu(1 + past.length)[None, None]
-            bias = future if bias is None else bias + future
+        bias = joined(bias, causal_bias(x.shape[1], past.length, x.device))
         own: list[Pair] = []
         for i, block in enumerate(self.blocks):
             x, pair = block.step(  # type: ignore[operator]
-                x, past.own[i] if past.own else None, past.seen[i] if past.seen else None, bias, context_bias
+                x, past.own[i] if past.own else None, past.cross[i] if past.cross else None, bias, context_bias
             )
             own.append(pair)
-        return x if self.bare else self.norm(x), Past(tuple(own), past.seen)
+        return x if self.bare else self.norm(x), KVCache(tuple(own), past.cross)
 
 
 class AttentionPool(nn.Module):

@@ -6,7 +6,6 @@ Shapes: B batch, L tokens read now, S tokens read before, D width, H heads, d wi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,24 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.models.layers.attention import attend
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of what was read, for each block: [B, H, S, d]."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-    @property
-    def length(self) -> int:
-        return self.keys[0].shape[2] if self.keys else 0
-
-    def __getitem__(self, rows: Tensor) -> Cache:
-        return Cache(tuple(k[rows] for k in self.keys), tuple(v[rows] for v in self.values))
-
-
-EMPTY = Cache((), ())
+from diptych.models.layers.cache import EMPTY, KVCache, Pair, appended
+from diptych.models.layers.masks import causal_bias
 
 
 def rotations(start: int, length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -47,14 +30,6 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B, H, L, d] with its two halves taken as real and imaginary parts, each pair turned by its angle."""
     real, imaginary = x.chunk(2, -1)
     return x * cos + torch.cat([-imaginary, real], -1) * sin
-
-
-def causal_bias(read: int, before: int, like: Tensor) -> Tensor | None:
-    """[1, 1, L, S + L]: a large negative number where a token would see a later one."""
-    if read == 1:
-        return None
-    future = torch.ones(read, before + read, dtype=torch.bool, device=like.device).triu(before + 1)
-    return torch.zeros(future.shape, device=like.device).masked_fill_(future, -1e4)[None, None]
 
 
 class Places(NamedTuple):
@@ -88,14 +63,13 @@ class RotaryAttention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.q_norm, self.k_norm = HeadNorm(heads, width // heads), HeadNorm(heads, width // heads)
 
-    def forward(self, x: Tensor, places: Places, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, places: Places, past: Pair | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, L, D] → output [B, L, D], and keys and values [B, H, S + L, d] with the past's"""
         B, L, D = x.shape
         q, k, v = (layer(x).view(B, L, self.heads, -1) for layer in (self.q, self.k, self.v))
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
         q, k = turn(q, places.cos, places.sin).to(v.dtype), turn(k, places.cos, places.sin).to(v.dtype)
-        if past:
-            k, v = torch.cat([past[0].to(k.dtype), k], 2), torch.cat([past[1].to(v.dtype), v], 2)
+        k, v = appended(past, k, v)
         x = attend(q, k, v, places.bias)
         return self.out(x.transpose(1, 2).reshape(B, L, D)), k, v
 
@@ -121,7 +95,7 @@ class RotaryBlock(nn.Module):
         self.attention = RotaryAttention(width, heads)
         self.mlp = GatedMLP(width, hidden)
 
-    def forward(self, x: Tensor, places: Places, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, places: Places, past: Pair | None = None) -> tuple[Tensor, Tensor, Tensor]:
         out, k, v = self.attention(self.norm1(x), places, past)
         x = x + out
         return x + self.mlp(self.norm2(x)), k, v
@@ -142,18 +116,18 @@ class RotaryTransformer(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * max(depth, 1)) * math.sqrt(1024 / width))  # type: ignore[union-attr, arg-type]
         self.norm = nn.RMSNorm(width, eps)
 
-    def forward(self, x: Tensor, past: Cache = EMPTY) -> tuple[Tensor, Cache]:
+    def forward(self, x: Tensor, past: KVCache = EMPTY) -> tuple[Tensor, KVCache]:
         """x [B, L, D], of what follows the past → [B, L, D] and the past with it"""
-        keys, values = [], []
+        own: list[Pair] = []
         places = Places(
-            *rotations(past.length, x.shape[1], self.head_width, self.theta, x.device), causal_bias(x.shape[1], past.length, x)
+            *rotations(past.length, x.shape[1], self.head_width, self.theta, x.device),
+            causal_bias(x.shape[1], past.length, x.device),
         )
         for i, block in enumerate(self.blocks):
-            before = (past.keys[i], past.values[i]) if past.keys else None
+            before = past.own[i] if past.own else None
             if self.checkpointing and torch.is_grad_enabled():
                 x, k, v = checkpoint(block, x, places, before, use_reentrant=False)
             else:
                 x, k, v = block(x, places, before)
-            keys.append(k)
-            values.append(v)
-        return self.norm(x), Cache(tuple(keys), tuple(values))
+            own.append((k, v))
+        return self.norm(x), KVCache(tuple(own))

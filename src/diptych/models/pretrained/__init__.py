@@ -3,7 +3,7 @@
 ``packages.WEIGHTS`` is the table of them with their licences; the loaders give frozen modules.
 """
 
-from diptych.models.pretrained.causal_lm import CausalLM, Prefix, load_causal_lm, trim_vocabulary
+from diptych.models.pretrained.causal_lm import CausalLM, load_causal_lm, trim_vocabulary
 from diptych.models.pretrained.efficientnet import EfficientNetLite, load_efficientnet
 from diptych.models.pretrained.gemma import load_gemma
 from diptych.models.pretrained.minilm import MiniLM, load_minilm
@@ -15,7 +15,6 @@ __all__ = [
     "CausalLM",
     "EfficientNetLite",
     "MiniLM",
-    "Prefix",
     "VisionTower",
     "installed",
     "licences",

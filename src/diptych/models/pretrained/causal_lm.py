@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,30 +17,9 @@ from torch import Tensor, nn
 
 from diptych.core.errors import DiptychError
 from diptych.models.language.seen import Seen
+from diptych.models.layers.cache import KVCache
 from diptych.models.pretrained.hub import fetch, from_gguf, place
 from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer, kept_ids, tiny_tokenizer
-
-
-@dataclass
-class Prefix:
-    """What a model remembers of positions it has read; it is never changed, so one prefix serves any number of continuations."""
-
-    layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values [B, h, P, d] of each layer
-    mask: Tensor  # [B, P] bool
-    seen: Seen | None = None  # the image that gated layers go on looking at
-
-    def __getitem__(self, rows: Tensor) -> Prefix:
-        """Rows of the batch, in the order of ``rows``."""
-        seen = None if self.seen is None else self.seen[rows]
-        return Prefix(tuple((keys[rows], values[rows]) for keys, values in self.layers), self.mask[rows], seen)
-
-    def expand(self, rows: int) -> Prefix:
-        """One row as many, without copying."""
-        if len(self.mask) == rows:
-            return self
-        layers = ((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.layers)
-        seen = None if self.seen is None else self.seen.expand(rows)
-        return Prefix(tuple(layers), self.mask.expand(rows, -1), seen)
 
 
 class CausalLM(nn.Module):
@@ -78,7 +56,7 @@ class CausalLM(nn.Module):
         embeds: Tensor,
         mask: Tensor,
         positions: Tensor | None = None,
-        past: Prefix | None = None,
+        past: KVCache | None = None,
         seen: Seen | None = None,
     ) -> Tensor:
         """Last hidden states [B, L, D], after the final norm.
@@ -152,13 +130,13 @@ class CausalLM(nn.Module):
         expected = torch.cat([one, other[:, 5:]], 1)
         return bool((found - expected).norm() <= 0.05 * expected.norm())  # half precision rounds; a wrong mask is far off
 
-    def step(self, embeds: Tensor, mask: Tensor, past: Prefix | None = None, seen: Seen | None = None) -> tuple[Tensor, Prefix]:
+    def step(self, embeds: Tensor, mask: Tensor, past: KVCache | None = None, seen: Seen | None = None) -> tuple[Tensor, KVCache]:
         """``hidden``, and the prefix that now includes these positions: what generation repeats."""
         hidden, prefix = self._run(embeds, mask, None, past, seen, keep=True)
         assert prefix is not None
         return hidden, prefix
 
-    def prefix_cache(self, embeds: Tensor, mask: Tensor) -> Prefix:
+    def prefix_cache(self, embeds: Tensor, mask: Tensor) -> KVCache:
         return self.step(embeds, mask)[1]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -168,17 +146,18 @@ class CausalLM(nn.Module):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _run(
-        self, embeds: Tensor, mask: Tensor, positions: Tensor | None, past: Prefix | None, seen: Seen | None, keep: bool
-    ) -> tuple[Tensor, Prefix | None]:
+        self, embeds: Tensor, mask: Tensor, positions: Tensor | None, past: KVCache | None, seen: Seen | None, keep: bool
+    ) -> tuple[Tensor, KVCache | None]:
         from transformers import DynamicCache
 
         new, mask = mask.shape[1], mask.bool()
         cache = None
         if past is not None:
             past = past.expand(len(mask))
-            seen = past.seen if seen is None else seen
+            seen = past.images if seen is None else seen
+            assert past.mask is not None
             mask = torch.cat([past.mask, mask], 1)  # [B, P + L]
-            cache = DynamicCache(past.layers)  # a new one each time: the model appends to it
+            cache = DynamicCache(past.own)  # a new one each time: the model appends to it
         elif keep:
             cache = DynamicCache()  # without the config, which would drop what lies beyond a sliding window
         if positions is None:
@@ -195,7 +174,7 @@ class CausalLM(nn.Module):
             return out.last_hidden_state, None
         layers: list[Any] = cache.layers
         kept = tuple((layer.keys, layer.values) for layer in layers)
-        return out.last_hidden_state, Prefix(kept, mask, None if seen is None else seen.last())
+        return out.last_hidden_state, KVCache(kept, mask=mask, images=None if seen is None else seen.last())
 
     @classmethod
     def random(

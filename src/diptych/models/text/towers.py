@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from diptych.core.batch import Tokens
 from diptych.data.text import PAD
 from diptych.models.build import Build
-from diptych.models.layers.attention import Activation, Past, Sizes, Transformer, attention_bias
+from diptych.models.layers.attention import Activation, Sizes, Transformer
+from diptych.models.layers.cache import KVCache
+from diptych.models.layers.masks import attention_bias
 from diptych.models.part import TextTower
 
 
@@ -104,7 +106,7 @@ class TextTransformer(TextTower):
         n = sum(len(prompt.vectors) for prompt in self.prompts)
         return torch.cat([x[:, :1], x[:, 1 + n :]], 1) if n else x
 
-    def step(self, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
+    def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past that now includes them."""
         x = self.norm(self.embedding(ids) + self.positions[past.length : past.length + ids.shape[1]])
         return self.transformer.step(x, past)

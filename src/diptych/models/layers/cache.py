@@ -1,0 +1,75 @@
+"""The key-value cache: what a causal model has read, so that it need not read it again.
+
+No cache is ever changed, so one may be continued in many ways. Shapes: B batch, H heads, S positions, d width of a head, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor]  # keys and values, [B, H, S, d] each
+
+
+class Indexed:
+    """A frozen dataclass of tensors with a row for each sequence, and of others like it: ``x[rows]`` is that of these rows, with repeats if need be."""
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        return replace(self, **{f.name: _rows(getattr(self, f.name), rows) for f in fields(self)})  # type: ignore[type-var, arg-type]
+
+
+def _rows(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rows(v, rows) for v in value)
+    return value[rows] if isinstance(value, Tensor | Indexed) else value
+
+
+@dataclass(frozen=True)
+class KVCache(Indexed):
+    """Keys and values of every block."""
+
+    own: tuple[Pair, ...] = ()  # of the blocks' own stream so far
+    cross: tuple[Pair, ...] = ()  # of what cross-attention reads
+    mask: Tensor | None = None  # [B, S] bool, where padding was read; None: there was none
+    images: Any = None  # what gated layers go on reading (``language.seen.Seen``)
+
+    @property
+    def length(self) -> int:
+        """Positions read."""
+        return int(self.own[0][0].shape[2]) if self.own else 0
+
+    def expand(self, rows: int) -> KVCache:
+        """One row as many, without copying."""
+        if not self.own or len(self.own[0][0]) == rows:
+            return self
+        own = tuple((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.own)
+        mask = None if self.mask is None else self.mask.expand(rows, -1)
+        return replace(self, own=own, mask=mask, images=None if self.images is None else self.images.expand(rows))
+
+
+EMPTY = KVCache()
+
+
+@dataclass(frozen=True)
+class Prefix(Indexed):
+    """A beginning that many endings can be tried on: the hidden state [B, 1, D] of its last token, which predicts the next one, and its cache."""
+
+    last: Tensor
+    cache: KVCache
+
+
+@dataclass(frozen=True)
+class DecoderState(Indexed):
+    """What a decoder over images has read and written so far."""
+
+    cache: KVCache
+    bias: Tensor | None = None  # of image tokens that are padding
+    text: KVCache = EMPTY  # of the text tower below it, if it has one
+
+
+def appended(before: Pair | None, k: Tensor, v: Tensor) -> Pair:
+    """Keys and values behind those read before."""
+    return (k, v) if before is None else (torch.cat([before[0].to(k.dtype), k], 2), torch.cat([before[1].to(v.dtype), v], 2))
