@@ -21,7 +21,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -95,16 +95,22 @@ class Provider:
     """One way to compute encodings: a method of a part or an objective."""
 
     part: str  # its name in messages and after ``@``: vision, text, objectives.text_prediction
-    method: Callable[..., Any]
+    owner: nn.Module
+    name: str  # of the method
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     paired: bool = False
     together: str = ""
 
     @property
+    def method(self) -> Callable[..., Any]:
+        """The method as it is now: sharding and compiling put their own in its place."""
+        return cast(Callable[..., Any], getattr(self.owner, self.name))
+
+    @property
     def ready(self) -> bool:
         """Whether a provider of several may be used."""
-        return bool(getattr(getattr(self.method, "__self__", None), self.together, False))
+        return bool(getattr(self.owner, self.together, False))
 
 
 def renamed(name: str, fields: Mapping[str, str]) -> str:
@@ -144,7 +150,7 @@ class Graph:
             for method, declared in declarations(type(owner)).items():
                 for d in declared:
                     for outputs, inputs in self._expanded(d, names):
-                        provider = Provider(part, getattr(owner, method), outputs, inputs, d.paired, d.together)
+                        provider = Provider(part, owner, method, outputs, inputs, d.paired, d.together)
                         for output in outputs:
                             self._table.setdefault(output, []).append(provider)
 

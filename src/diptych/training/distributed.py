@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from diptych.core.encodings import declarations
 from diptych.core.errors import DiptychError
 
 BUCKET = 32 * 2**20  # bytes of gradients averaged in one exchange
@@ -209,10 +210,12 @@ def shard(module: nn.Module, cluster: Cluster) -> None:
         )
     if cluster.size == 1:
         raise DiptychError("sharding: fsdp needs several processes; start with torchrun or --processes, or leave it away")
+    if not any(True for _ in module.parameters()):
+        return
     mesh = init_device_mesh(cluster.device.type, (cluster.size,))
     for block in [m for m in module.modules() if isinstance(m, Block)]:
         fully_shard(block, mesh=mesh)
     replicated = {getattr(module, name) for name in getattr(module, "replicated", ())}
     fully_shard(module, mesh=mesh, ignored_params=replicated)
-    for name in getattr(module, "called", ()):
+    for name in dict.fromkeys((*getattr(module, "called", ()), *declarations(type(module)))):  # beside ``forward``
         register_fsdp_forward_method(module, name)
