@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diptych.core.batch import Sample
 from diptych.core.capabilities import FunctionModel
+from diptych.core.sample import Sample
 from diptych.data.source import BrokenItem, Group, Problem
 
 WORDS = "amber birch cedar delta ember fjord grove heron iris jade kelp lotus maple nectar onyx pearl".split()  # noqa: SIM905

@@ -190,7 +190,7 @@ def test_a_strangers_task_and_source_through_the_command_line(
 
         import numpy as np
 
-        from diptych.core.batch import Sample
+        from diptych.core.sample import Sample
         from diptych.benchmarks.tasks.base import shares
 
         class Greys:

@@ -14,9 +14,9 @@ from diptych.benchmarks.run import evaluate
 from diptych.benchmarks.tasks import task
 from diptych.benchmarks.tasks.bias import Bias, mean_skew
 from diptych.benchmarks.tasks.priors import ALPHAS, Priors, corrected, credits_at, half_of
-from diptych.core.batch import Sample
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.scenes.contrast import ATTRIBUTES, contrast_sets
 from diptych.data.scenes.source import open_scenes
 from diptych.data.source import Problem

@@ -15,9 +15,9 @@ from diptych.benchmarks.tasks.chair import Chair
 from diptych.benchmarks.tasks.facts import Facts, judge, read, statements
 from diptych.benchmarks.tasks.labels import instances
 from diptych.benchmarks.tasks.vqascore import VqaScore
-from diptych.core.batch import Sample
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.sources import open_source
 from evaluation_fixture import Plain
 

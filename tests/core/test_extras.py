@@ -150,7 +150,10 @@ FEATURES = {  # code that needs a package, and the remedy that its error names
     "assign": (f"{OPERATORS}.documents import assign as f; f(np.eye(2))", "'diptych[curate]'"),
     "spotting": (f"{OPERATORS}.spotting import _reader as f; f()", "'diptych[ocr]'"),
     "ray": ("from diptych.curation.runners.ray import Ray; Ray(1, {}, 'store')", "'diptych[ray]'"),
-    "lora": ("from diptych.models.adapters.lora import Lora; from diptych.models.part import Part; Lora(Part(), None, \"adapters.lm\")", "'diptych[adapt]'"),
+    "lora": (
+        'from diptych.models.adapters.lora import Lora; from diptych.models.part import Part; Lora(Part(), None, "adapters.lm")',
+        "'diptych[adapt]'",
+    ),
     "open_clip": ("load('open_clip:ViT-B-32')", "open_clip_torch"),
     "tensorboard": ("train('clip', 'folder:pictures', out='t', set=['trackers=[tensorboard]'])", "'diptych[trackers]'"),
     "wandb": ("train('clip', 'folder:pictures', out='t', set=['trackers=[wandb]'])", "'diptych[trackers]' wandb"),

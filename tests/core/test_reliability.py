@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from diptych.api import load
 from diptych.config.recipe import Stage, load_recipe
 from diptych.core import extras
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, read_jsonl
+from diptych.core.sample import Sample
 from diptych.data.source import BrokenItem
 from diptych.training.checkpoint import best_checkpoint, checkpoints, newest
 from diptych.training.loop import Trainer, train

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diptych.data.conversations.loader import check_conversations
 
 from conversations_fixture import (
     CHATML,
@@ -23,9 +24,8 @@ from conversations_fixture import (
     table,
 )
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Turn
 from diptych.core.errors import DiptychError
-from diptych.data.conversations.loader import check_conversations
+from diptych.core.sample import Turn
 from diptych.data.conversations.template import IMAGE_ID
 from diptych.data.conversations.turns import Mistake, turns_of
 from diptych.data.sources import open_source

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.core.batch import Batch, Sample, floats
+from diptych.core.batch import Batch, floats
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.loader import loader_for
 from diptych.data.order import BLOCK, Epochs, Mixed, quotas
 from diptych.data.source import BrokenItem

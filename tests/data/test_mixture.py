@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.loader import loader_for
 from diptych.data.order import BLOCK
 from diptych.data.source import BrokenItem, Problem

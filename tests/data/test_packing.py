@@ -20,8 +20,8 @@ import simplejpeg
 from PIL import Image
 
 from cli_fixture import cli  # noqa: F401 - a fixture
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.image import decode, shrink
 from diptych.data.loader import loader_for
 from diptych.data.packing import pack as run_pack

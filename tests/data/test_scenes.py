@@ -10,8 +10,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.scenes import Scenes, open_scenes
 from diptych.data.scenes.concepts import all_concepts, article, by_name
 from diptych.data.scenes.graph import Graph, Things, is_held_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from diptych.core.batch import Sample
+from diptych.core.sample import Sample
 from diptych.data.scenes import open_scenes
 from diptych.data.sheet import contact_sheet
 

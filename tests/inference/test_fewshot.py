@@ -19,9 +19,9 @@ from diptych.benchmarks.tasks import NotApplicable, task
 from diptych.benchmarks.tasks.base import retrieval_items
 from diptych.benchmarks.tasks.shots import training_part, with_examples
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Turn
 from diptych.core.capabilities import FunctionModel, examples_for, prompts_for
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Turn
 from diptych.data.conversations.rows import laid_out
 from diptych.data.conversations.template import IMAGE_ID
 from diptych.data.conversations.turns import question

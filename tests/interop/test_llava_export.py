@@ -20,8 +20,8 @@ from cli_fixture import Cli
 from conversations_fixture import CHATML, GEMMA, LLAMA3, VICUNA
 from diptych.api import load
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Turn
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Turn
 from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import question
 from diptych.interop import family_for

@@ -13,8 +13,8 @@ from cli_fixture import Cli, cli  # noqa: F401
 from conversations_fixture import SMALL, picture
 from diptych.api import load
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Turn
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Turn
 from diptych.data.conversations.rows import laid_out
 from diptych.data.conversations.turns import question
 from diptych.data.sources import open_source

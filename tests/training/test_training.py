@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from diptych.config.recipe import Stage, load_recipe
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.sample import Sample
 from diptych.data.loader import loader_for
 from diptych.data.order import mixed
 from diptych.data.source import BrokenItem

@@ -17,10 +17,10 @@ from diptych.benchmarks.statistics import holm, paired_test
 from diptych.benchmarks.tasks import DEFAULT, TASKS, NotApplicable, Task, task
 from diptych.benchmarks.tasks.base import Progress, credits, retrieval_items
 from diptych.benchmarks.tasks.shots import with_examples
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_atomically
+from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
 

@@ -32,7 +32,7 @@ def chat(
 
     Each answer knows what was said before. Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`
     """
-    from diptych.core.batch import Turn
+    from diptych.core.sample import Turn
     from diptych.data.conversations.turns import question
     from diptych.data.image import decode
     from diptych.data.source import BrokenItem

@@ -36,8 +36,8 @@ def draw(
     from PIL import Image
 
     from diptych.cli.results import print_json
-    from diptych.core.batch import Sample, captioned
     from diptych.core.files import write_atomically, write_json
+    from diptych.core.sample import Sample, captioned
     from diptych.data.sheet import contact_sheet
     from diptych.inference.load import load
 

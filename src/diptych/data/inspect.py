@@ -19,7 +19,7 @@ from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.storage.digests import digest
 
 if TYPE_CHECKING:
-    from diptych.core.batch import Sample
+    from diptych.core.sample import Sample
 
 QUANTILES = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
 SHOWN = 16  # samples on the contact sheet

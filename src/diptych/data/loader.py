@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from diptych.core.batch import Batch, Sample
+from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data import stream
 from diptych.data.fields import UNPAIRED, Context, Draw, Field, build_fields
 from diptych.data.order import ENDLESS, Epochs, Mixed, Order, mixed

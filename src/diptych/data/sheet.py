@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 
 _PAPER, _INK, _FAINT, _MARK = (250, 249, 246), (32, 34, 40), (112, 116, 126), (225, 40, 120)
 

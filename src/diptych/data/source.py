@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
 
-    from diptych.core.batch import Sample
+    from diptych.core.sample import Sample
 
 
 @dataclass(frozen=True)

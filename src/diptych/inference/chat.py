@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from diptych.core.batch import Turn
 from diptych.core.capabilities import Example, Image
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Turn
 from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import DESCRIBE, Mistake, check_images, question
 from diptych.inference.generate import Decoding, cut, write

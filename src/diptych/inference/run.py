@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from diptych.config.recipe import Recipe, load_recipe
-from diptych.core.batch import Batch, Images, Turn
+from diptych.core.batch import Batch, Images
 from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, prompts_for
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
+from diptych.core.sample import Turn
 from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import resize

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from diptych.core.batch import IMAGE
+from diptych.core.sample import IMAGE
 
 if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from diptych.core.batch import Images, Texts, Tokens
-from diptych.core.encodings import provides
+from diptych.core.graph import provides
 
 if TYPE_CHECKING:
     from diptych.models.build import Build

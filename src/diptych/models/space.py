@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
-from diptych.core.encodings import provides
 from diptych.core.errors import DiptychError
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.part import Part
 

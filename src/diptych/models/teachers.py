@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from diptych.core.encodings import Graph, Provider
 from diptych.core.errors import DiptychError, nearest
+from diptych.core.graph import Graph, Provider
 
 if TYPE_CHECKING:
     from diptych.models.vlm import VLM

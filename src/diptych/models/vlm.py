@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from diptych.config.recipe import PARTS, PartSpec, Recipe
 from diptych.core.batch import Batch, Images
-from diptych.core.encodings import Graph, Pass, Provider
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError, nearest
+from diptych.core.graph import Graph, Provider
 from diptych.core.registry import check_options, resolve
 from diptych.data.fields import kinds_of_fields
 from diptych.models.adapters import build_adapter

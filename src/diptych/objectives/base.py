@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from diptych.core.encodings import renamed
+from diptych.core.graph import renamed
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass

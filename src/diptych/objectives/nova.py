@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from diptych.core.batch import Images, Tokens
-from diptych.core.encodings import TEXT, TEXT_EMBEDDING, provides
+from diptych.core.encodings import TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
+from diptych.core.graph import provides
 from diptych.models.vision.drawn import random_crops
 from diptych.objectives.base import Objective
 

@@ -19,7 +19,7 @@ from diptych.study.runs import ArmName, Runs
 from diptych.study.verdict import Measured
 
 if TYPE_CHECKING:
-    from diptych.core.batch import Sample
+    from diptych.core.sample import Sample
     from diptych.data.source import Source
     from diptych.inference.run import TrainedModel
 

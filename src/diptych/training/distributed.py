@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diptych.core.encodings import declarations
 from diptych.core.errors import DiptychError
+from diptych.core.graph import declarations
 
 BUCKET = 32 * 2**20  # bytes of gradients averaged in one exchange
 PATIENCE = timedelta(minutes=10)  # after which a process that waits for a dead one gives up

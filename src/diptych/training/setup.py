@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from diptych.config.recipe import Recipe, Stage
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_json, write_text
 from diptych.core.registry import resolve
+from diptych.core.sample import Sample
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
 from diptych.data.order import mixed

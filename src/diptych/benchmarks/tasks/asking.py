@@ -29,8 +29,8 @@ from diptych.benchmarks.statistics import function_interval, mean, mean_interval
 from diptych.benchmarks.tasks.base import Items, NotApplicable, Progress, not_finite, shares
 from diptych.benchmarks.tasks.published import Shown, pixels
 from diptych.benchmarks.tasks.shots import check_takes, told
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Example, Image, Model
+from diptych.core.sample import Sample
 from diptych.data.source import Source
 
 WAYS = ("generate", "likelihood", "score")

@@ -9,9 +9,9 @@ import numpy as np
 
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.statistics import mean, mean_interval
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.source import BrokenItem, Problem, Source
 
 Progress = Callable[[str], None]  # told what is being done: a task's name, for a slow one "captions 32/64"

@@ -19,8 +19,8 @@ from diptych.benchmarks.records import Record, Records, Result, write_jsonl
 from diptych.benchmarks.statistics import Interval, function_interval, mean_interval
 from diptych.benchmarks.tasks.base import Items, Progress, at_least_two, retrieval_items
 from diptych.benchmarks.tasks.shots import check_takes, told
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Example, Image, Model
+from diptych.core.sample import Sample
 from diptych.data.source import Source
 
 Scores = dict[str, Interval]

@@ -19,7 +19,7 @@ from diptych.benchmarks.statistics import sums_interval
 from diptych.benchmarks.tasks.base import Items
 from diptych.benchmarks.tasks.captions import Captions
 from diptych.benchmarks.tasks.labels import labelled
-from diptych.core.batch import Sample
+from diptych.core.sample import Sample
 from diptych.data.source import Source
 
 METRICS = {"chair_i": False, "chair_s": False, "recall": True, "length": True}  # is higher better?

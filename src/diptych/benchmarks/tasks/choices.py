@@ -23,9 +23,9 @@ from diptych.benchmarks.tasks.asking import LOOKS, Asking, Question
 from diptych.benchmarks.tasks.base import Items, NotApplicable
 from diptych.benchmarks.tasks.published import Pictures, Row, Shown, embedded, limited, rows, unique
 from diptych.benchmarks.tasks.vqa import from_samples, of_sample
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Example
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
 

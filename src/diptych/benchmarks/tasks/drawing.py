@@ -19,8 +19,8 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.statistics import mean, sums_interval
 from diptych.benchmarks.tasks.base import Items, NotApplicable, Progress, retrieval_items, shares
 from diptych.benchmarks.tasks.facts import Said, judge, read
-from diptych.core.batch import Sample, captioned
 from diptych.core.capabilities import Drawing as Draws
+from diptych.core.sample import Sample, captioned
 from diptych.data.scenes import Scenes
 from diptych.data.source import Source
 

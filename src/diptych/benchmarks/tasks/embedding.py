@@ -17,9 +17,9 @@ from diptych.benchmarks.metrics.gap import modality_gap, separability
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.statistics import Interval, function_interval, mean, mean_interval
 from diptych.benchmarks.tasks.base import Items, Progress, at_least_two, images_of, not_finite, retrieval_items
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Model
 from diptych.core.files import write_atomically
+from diptych.core.sample import Sample
 from diptych.data.source import Source
 
 

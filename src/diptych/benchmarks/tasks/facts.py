@@ -24,7 +24,7 @@ from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.statistics import mean, sums_interval
 from diptych.benchmarks.tasks.base import Items, NotApplicable, shares
 from diptych.benchmarks.tasks.captions import Captions
-from diptych.core.batch import Sample
+from diptych.core.sample import Sample
 from diptych.data.scenes.backgrounds import KINDS
 from diptych.data.scenes.concepts import by_name
 from diptych.data.scenes.language import NUMBERS

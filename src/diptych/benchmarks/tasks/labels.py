@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from diptych.benchmarks.tasks.base import Items, NotApplicable, readable
 from diptych.benchmarks.tasks.published import content
-from diptych.core.batch import Sample
+from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
 LIMIT = 500  # samples, where no number is given

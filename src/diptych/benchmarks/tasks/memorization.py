@@ -20,8 +20,8 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.statistics import mean, mean_interval
 from diptych.benchmarks.tasks.base import Items, NotApplicable, Progress
 from diptych.benchmarks.tasks.labels import labelled
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Model
+from diptych.core.sample import Sample
 from diptych.data.source import Source
 
 

@@ -22,8 +22,8 @@ from diptych.benchmarks.statistics import function_interval, mean
 from diptych.benchmarks.tasks.base import CONTROLS, Items, NotApplicable, readable
 from diptych.benchmarks.tasks.choosing import Block, Choosing, best_text
 from diptych.benchmarks.tasks.published import Crop, Pictures, Row, content, limited, rows, unique
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.negatives import swap_words
 from diptych.data.source import Problem, Source
 

@@ -21,8 +21,8 @@ from diptych.benchmarks.metrics.pairs import text_credit
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.statistics import mean, mean_interval
 from diptych.benchmarks.tasks.base import Items, Progress, at_least_two, not_finite, readable, shares
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Model
+from diptych.core.sample import Sample
 from diptych.data.negatives import swap_words
 from diptych.data.source import Problem, Source
 

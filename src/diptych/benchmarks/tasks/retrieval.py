@@ -24,8 +24,8 @@ from diptych.benchmarks.tasks.base import (
     retrieval_items,
     shares,
 )
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Model
+from diptych.core.sample import Sample
 from diptych.data.source import Source
 
 TO_TEXT, TO_IMAGE = "image-to-text", "text-to-image"

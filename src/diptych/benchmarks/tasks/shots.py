@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from diptych.benchmarks.tasks.base import Items, NotApplicable
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.source import BrokenItem, Source
 
 TRIES = 100  # training samples looked at for each example

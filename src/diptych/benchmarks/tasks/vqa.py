@@ -21,7 +21,7 @@ from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tasks.asking import Asking, Question
 from diptych.benchmarks.tasks.base import Items, NotApplicable, readable
 from diptych.benchmarks.tasks.published import Pictures, Row, by_id, content, limited, rows, rows_in, unique
-from diptych.core.batch import Sample
+from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
 BUILT_IN = 300  # questions of a source without end

@@ -14,8 +14,8 @@ from diptych.benchmarks.controls import derangement
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.tasks.base import Items, Progress, at_least_two, images_of, retrieval_items, shares
 from diptych.benchmarks.tasks.choosing import grey
-from diptych.core.batch import Sample
 from diptych.core.capabilities import Model
+from diptych.core.sample import Sample
 from diptych.data.source import Source
 
 

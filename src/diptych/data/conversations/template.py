@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from diptych.core.batch import IMAGE, Turn
 from diptych.core.errors import DiptychError
+from diptych.core.sample import IMAGE, Turn
 from diptych.data.conversations.turns import Mistake
 
 IMAGE_ID = -1  # in place of a token id: an image token goes here

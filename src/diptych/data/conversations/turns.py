@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diptych.core.batch import IMAGE, Turn
+from diptych.core.sample import IMAGE, Turn
 
 ROLES = {
     "system": "system",

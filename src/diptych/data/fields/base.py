@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diptych.core.batch import Collated, Sample, floats
+from diptych.core.batch import Collated, floats
+from diptych.core.sample import Sample
 from diptych.data.order import mixed
 
 if TYPE_CHECKING:

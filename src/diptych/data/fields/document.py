@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.core.batch import Document, Documents, Images, Sample, flat
+from diptych.core.batch import Documents, Images
+from diptych.core.sample import Document, Sample, flat
 from diptych.data.augment import augmenter
 from diptych.data.fields.base import Context, Draw, Field, grey, stacked
 from diptych.data.fields.text import tokenized, valid

@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diptych.core.batch import Images, Sample, flat
+from diptych.core.batch import Images
+from diptych.core.sample import Sample, flat
 from diptych.data.augment import augmenter
 from diptych.data.fields.base import Context, Draw, Field, grey, stacked
 from diptych.data.source import BrokenItem

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diptych.core.batch import Label, Labels, Sample
+from diptych.core.batch import Labels
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Label, Sample
 from diptych.data.fields.base import Context, Draw, Field
 from diptych.data.fields.text import tokenized
 from diptych.data.source import BrokenItem

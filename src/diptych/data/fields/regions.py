@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.core.batch import Region, Regions, Sample, flat
+from diptych.core.batch import Regions
+from diptych.core.sample import Region, Sample, flat
 from diptych.data.fields.base import Context, Draw, Field
 from diptych.data.fields.text import tokenized, valid
 from diptych.data.source import BrokenItem

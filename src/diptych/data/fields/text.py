@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.core.batch import Captions, Sample, Texts
+from diptych.core.batch import Texts
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Captions, Sample
 from diptych.data.fields.base import Context, Draw, Field
 from diptych.data.negatives import swap_words
 from diptych.data.source import BrokenItem

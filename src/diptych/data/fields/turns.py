@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.core.batch import Conversation, Images, Sample, Turn, Turns
+from diptych.core.batch import Images, Turns
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Conversation, Sample, Turn
 from diptych.data.augment import augmenter
 from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Chat, Document

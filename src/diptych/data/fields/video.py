@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.core.batch import Images, Sample, Video, Videos, flat
+from diptych.core.batch import Images, Videos
+from diptych.core.sample import Sample, Video, flat
 from diptych.data.augment import augmenter
 from diptych.data.fields.base import Context, Draw, Field, grey, stacked
 from diptych.data.source import BrokenItem

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from diptych.core.batch import Captions, Sample
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_atomically
+from diptych.core.sample import Captions, Sample
 from diptych.data.image import decode, shrink
 from diptych.data.source import BrokenItem, Problem
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from diptych.core.batch import Turn
+from diptych.core.sample import Turn
 from diptych.data.conversations.turns import DESCRIBE, question
 from diptych.data.scenes.concepts import article, by_name
 from diptych.data.scenes.graph import CHANGES, SWAPS, Graph, Things, edit, other

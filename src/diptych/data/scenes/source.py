@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.batch import Captions, Conversation, Sample
 from diptych.core.errors import DiptychError, nearest
+from diptych.core.sample import Captions, Conversation, Sample
 from diptych.data.scenes import language
 from diptych.data.scenes.controlled import SETS, SKILLS, attribute_set, group, habit_pair, single_object
 from diptych.data.scenes.graph import SWAPS, Graph, draw, edit, mix

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.batch import Sample, captioned
 from diptych.core.errors import DiptychError, nearest
+from diptych.core.sample import Sample, captioned
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.storage import digests, files

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from diptych.core.batch import Conversation, Sample, Turn, captioned
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Conversation, Sample, Turn, captioned
 from diptych.data.conversations.turns import Mistake, check_images, turns_of
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem

@@ -8,8 +8,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.order import BLOCK, Mixed
 from diptych.data.source import BrokenItem, Problem, Source
 

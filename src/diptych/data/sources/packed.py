@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.batch import Sample
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
 from diptych.data.packing.manifest import NAME, PROBLEMS
 from diptych.data.packing.shard import VERSION, Shard, file_hash, sample_of
 from diptych.data.source import Problem

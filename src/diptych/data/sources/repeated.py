@@ -16,7 +16,7 @@ from diptych.core.errors import DiptychError
 from diptych.data.source import Problem, Source
 
 if TYPE_CHECKING:
-    from diptych.core.batch import Sample
+    from diptych.core.sample import Sample
 
 _MILLION = 1_000_000
 

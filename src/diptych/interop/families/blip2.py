@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from diptych.core.batch import IMAGE
 from diptych.core.files import read_json, write_json
+from diptych.core.sample import IMAGE
 from diptych.interop.base import (
     Family,
     Geometry,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diptych.core.batch import IMAGE, Turn
 from diptych.core.files import read_json, write_json
+from diptych.core.sample import IMAGE, Turn
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.data.conversations.turns import question
 from diptych.interop import chat

@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
-from diptych.core.encodings import provides
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.part import Part
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.batch import Texts
-from diptych.core.encodings import provides
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.layers.cache import EMPTY, Indexed, KVCache, Prefix
 from diptych.models.layers.rotary import RotaryTransformer

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
-from diptych.core.encodings import provides
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.decoders.interleaved import InterleavedDecoder
 from diptych.models.layers.attention import AttentionPool, Transformer

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from diptych.core.batch import Tokens
-from diptych.core.encodings import provides
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.fusion.gated import GatedCrossAttention
 from diptych.models.layers.attention import Activation, Transformer

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.core.batch import Texts, Tokens
-from diptych.core.encodings import provides
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, Attention, Block, Sizes, Transformer
 from diptych.models.layers.cache import DecoderState

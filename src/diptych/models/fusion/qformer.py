@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.core.batch import Texts, Tokens
-from diptych.core.encodings import provides
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.fusion.med import beginning, image_bias
 from diptych.models.layers.attention import Activation, Attention, Block, Transformer

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from diptych.core.batch import Texts, Turns
-from diptych.core.encodings import provides
 from diptych.core.errors import DiptychError
+from diptych.core.graph import provides
 from diptych.data.conversations.template import IMAGE_ID, Chat
 from diptych.models.build import Build
 from diptych.models.language.seen import Seen

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.batch import Images
-from diptych.core.encodings import provides
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.part import Part
 

@@ -1,0 +1,215 @@
+"""Who provides which encoding, from what.
+
+A method says what it computes by ``@provides(output, *inputs)``; a ``Graph`` collects what the parts of a model provide, and is checked when the model is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, cast
+
+from torch import nn
+
+from diptych.core.errors import DiptychError, nearest
+
+
+class Declaration(NamedTuple):
+    """What a method computes (``outputs``) and from what. See ``provides``."""
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    paired: bool
+    together: str
+    kind: str
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def provides(
+    outputs: str | tuple[str, ...], *inputs: str, paired: bool = False, together: str = "", kind: str = ""
+) -> Callable[[F], F]:
+    """Mark a method as the provider of encodings.
+
+    outputs: one name, or several that the method returns as a tuple. inputs: names of fields and encodings, in the order of its parameters; one that ends
+    in ``?`` is None where the batch lacks it. ``{image}`` stands for each field of that kind in turn.
+    paired: the form for rows next to rows without gradients, where what depends on one field alone is computed once; another provider is the plain form.
+    together: the name of an attribute of the part; where it is true, and all outputs are wanted in a training pass, this one call replaces several.
+    kind: the kind of field that the output is (``image`` for random crops of the image, say), so that towers serve it.
+    """
+    names = (outputs,) if isinstance(outputs, str) else outputs
+
+    def mark(method: F) -> F:
+        declared = getattr(method, "provided", ())
+        method.provided = (*declared, Declaration(names, inputs, paired, together, kind))  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def declarations(cls: type) -> dict[str, tuple[Declaration, ...]]:
+    """Methods of a class that provide something, in the order of its definition; an override keeps its base's declaration."""
+    found: dict[str, tuple[Declaration, ...]] = {}
+    for base in reversed(cls.__mro__):
+        for name, method in vars(base).items():
+            if declared := getattr(method, "provided", ()):
+                found[name] = declared
+    return found
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute encodings: a method of a part or an objective."""
+
+    part: str  # its name in messages and after ``@``: vision, text, objectives.text_prediction
+    owner: nn.Module
+    name: str  # of the method
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    paired: bool = False
+    together: str = ""
+
+    @property
+    def method(self) -> Callable[..., Any]:
+        """The method as it is now: sharding and compiling put their own in its place."""
+        return cast(Callable[..., Any], getattr(self.owner, self.name))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a provider of several may be used."""
+        return bool(getattr(self.owner, self.together, False))
+
+
+def renamed(name: str, fields: Mapping[str, str]) -> str:
+    """A name of an encoding for other fields: {"image": "video"} makes image.tokens video.tokens."""
+    if not fields:
+        return name
+    field, dot, rest = name.partition(".")
+    return fields.get(field, field) + dot + rest
+
+
+class Graph:
+    """Who provides what, from what. Built and checked once, when the model is built.
+
+    fields: the kind of each field that a batch may have. choices: {encoding: part} where several provide it.
+    """
+
+    def __init__(self, fields: Mapping[str, str], choices: Mapping[str, str] | None = None):
+        self.fields = dict(fields)
+        self.choices = dict(choices or {})
+        self.teachers: dict[str, Graph] = {}
+        self._table: dict[str, list[Provider]] = {}
+        self._leaves: dict[str, frozenset[str]] = {}
+        self._declared: list[tuple[str, nn.Module, Mapping[str, str]]] = []
+
+    def add(self, part: str, owner: nn.Module, names: Mapping[str, str] | None = None) -> None:
+        """What a part or an objective provides, for the fields that exist so far. names: fields that it is to read instead of others."""
+        self._declared.append((part, owner, names or {}))
+        for declared in declarations(type(owner)).values():
+            for d in declared:
+                if d.kind:
+                    self.fields |= {renamed(name, names or {}): d.kind for name in d.outputs}
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._table, self._leaves = {}, {}
+        for part, owner, names in self._declared:
+            for method, declared in declarations(type(owner)).items():
+                for d in declared:
+                    for outputs, inputs in self._expanded(d, names):
+                        provider = Provider(part, owner, method, outputs, inputs, d.paired, d.together)
+                        for output in outputs:
+                            self._table.setdefault(output, []).append(provider)
+
+    def _expanded(self, d: Declaration, names: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Outputs and inputs for each field that a declaration speaks of."""
+        slot = next((m[1] for name in (*d.outputs, *d.inputs) if (m := re.match(r"\{(\w+)\}", name))), None)
+        if slot is None:
+            yield tuple(renamed(n, names) for n in d.outputs), tuple(renamed(n, names) for n in d.inputs)
+            return
+        for field, kind in self.fields.items():
+            if kind == slot:
+                yield (
+                    tuple(n.replace(f"{{{slot}}}", field) for n in d.outputs),
+                    tuple(n.replace(f"{{{slot}}}", field) for n in d.inputs),
+                )
+
+    def settle(self) -> None:
+        """Ask every provider of several encodings whether it may be used, which some find out by trying."""
+        for providers in self._table.values():
+            for provider in providers:
+                _ = provider.together and provider.ready
+
+    # --- looking up ---
+
+    def names(self) -> list[str]:
+        """All encodings that something provides."""
+        return list(self._table)
+
+    def gives(self, name: str) -> bool:
+        """Whether an encoding can be computed from fields."""
+        try:
+            self.leaves(name)
+        except DiptychError:
+            return False
+        return True
+
+    def candidates(self, name: str) -> tuple[list[Provider], str]:
+        """The providers of an encoding, of the part that is named after ``@`` or chosen by the recipe, and its plain name."""
+        plain, _, part = name.partition("@")
+        part = part or self.choices.get(plain, "")
+        found = self._table.get(plain, [])
+        return ([p for p in found if p.part == part] if part else found), plain
+
+    def plain(self, name: str) -> Provider:
+        """The provider of an encoding by itself. DiptychError if there is none, or more than one."""
+        found = [p for p in self.candidates(name)[0] if not p.paired and not p.together]
+        parts = list(dict.fromkeys(p.part for p in found))
+        if len(parts) > 1:
+            one = " or ".join(f"encodings: {{'{name}': {part}}}" for part in parts)
+            raise DiptychError(f"parts {', '.join(parts)} all provide '{name}'; name one of them in the recipe: {one}")
+        if not found:
+            raise DiptychError(f"nothing provides '{name}'{nearest(name, [*self._table, *self.fields])}")
+        return found[0]
+
+    def parent(self, name: str) -> str:
+        """The field of a batch that a name lies in: video for video.frames; "" if it is no field."""
+        if name not in self.fields or name in self._table:
+            return ""
+        root = name.partition(".")[0]
+        return root if root in self.fields else name
+
+    def leaves(self, name: str) -> frozenset[str]:
+        """The fields of a batch that an encoding depends on. DiptychError if it cannot be computed."""
+        if name not in self._leaves:
+            self._leaves[name] = self._find_leaves(name, ())
+        return self._leaves[name]
+
+    def _find_leaves(self, name: str, path: tuple[str, ...]) -> frozenset[str]:
+        if name in path:
+            raise DiptychError(f"'{name}' needs itself: {' ← '.join((*path, name))}")
+        teacher, colon, rest = name.partition(":")
+        if colon:
+            if teacher not in self.teachers:
+                raise DiptychError(
+                    f"there is no teacher '{teacher}'{nearest(teacher, self.teachers)}; declare it under `teachers:`"
+                )
+            return self.teachers[teacher].leaves(rest)
+        if field := self.parent(name):
+            return frozenset({field})
+        try:
+            inputs = self.plain(name).inputs
+        except DiptychError as error:
+            raise DiptychError(
+                f"{error}, which '{path[-1]}' needs" if path and "nothing provides" in str(error) else str(error)
+            ) from None
+        return frozenset().union(*(self._find_leaves(i.rstrip("?"), (*path, name)) for i in inputs))
+
+    def pick(self, name: str, paired: bool, wanted: Collection[str]) -> Provider:
+        """The provider to use: the form for pairs, a call that gives several wanted encodings at once, or the plain one."""
+        for p in self.candidates(name)[0]:
+            if (paired and p.paired) or (p.together and set(p.outputs) <= set(wanted) and p.ready):
+                return p
+        return self.plain(name)

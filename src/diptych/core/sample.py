@@ -1,0 +1,140 @@
+"""A ``Sample`` from a source: named fields of plain values (arrays, texts)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IMAGE = "<image>"  # stands in a turn's text where an image is shown
+
+
+class Turn(NamedTuple):
+    """What one side says in a conversation."""
+
+    role: str  # system, user or assistant
+    text: str
+
+
+class Captions(NamedTuple):
+    """The texts of a sample.
+
+    meanings: parallel to ``texts``; captions with the same meaning say the same thing, so a contrastive loss does not count one as a negative
+    of the other. Empty: the source knows no better, and a caption's own normalised text is its meaning.
+    """
+
+    texts: list[str]
+    meanings: list[str] = []  # noqa: RUF012 - never changed
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class of the source's list of classes."""
+
+    index: int
+    name: str
+
+
+class Region(NamedTuple):
+    """A part of the image and the phrase for it. box: left, top, right, bottom, in pixels of the sample's image."""
+
+    box: tuple[float, float, float, float]
+    phrase: str
+
+
+class Conversation(NamedTuple):
+    """Turns about images, shown in the order of the ``<image>`` marks. images: None: about the sample's one image."""
+
+    turns: list[Turn]
+    images: list[np.ndarray] | None = None
+
+
+class Video(NamedTuple):
+    """Frames, uint8 [height, width, 3], and when each is shown, in seconds from the start."""
+
+    frames: list[np.ndarray]
+    seconds: list[float]
+
+
+class Document(NamedTuple):
+    """Texts and images in their order."""
+
+    parts: list[str | np.ndarray]
+
+
+class Sample:
+    """Named fields with an id.
+
+    Built-in fields: ``image`` (uint8 [height, width, 3], RGB), ``text`` (``Captions``), ``negatives`` (a minimally wrong version of each
+    caption, "" where there is none), ``label`` (``Label``), ``regions`` (list of ``Region``), ``turns`` (``Conversation``), ``video`` (``Video``),
+    ``document`` (``Document``). A sample has those that its source knows; an image without a caption is a sample without ``text``.
+    extra: what the source knows beside the fields, as plain data (boxes, questions, a scene graph).
+    """
+
+    __slots__ = ("extra", "fields", "id")
+
+    def __init__(self, id: str, /, extra: dict[str, Any] | None = None, **fields: Any):
+        self.id = id
+        self.fields: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        self.extra = {} if extra is None else extra
+
+    def __repr__(self) -> str:
+        return f"Sample({self.id!r}, {', '.join(self.fields)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sample) and (self.id, self.fields, self.extra) == (other.id, other.fields, other.extra)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def with_(self, id: str | None = None, extra: dict[str, Any] | None = None, **fields: Any) -> Sample:
+        """The same sample with another id, other extras or other fields; a field that is None is left out."""
+        return Sample(self.id if id is None else id, self.extra if extra is None else extra, **{**self.fields, **fields})
+
+    @property
+    def image(self) -> np.ndarray | None:
+        """The picture, uint8 [height, width, 3]; None if the sample has none."""
+        return self.fields.get("image")
+
+    @property
+    def captions(self) -> list[str]:
+        """The texts; empty if there are none."""
+        text = self.fields.get("text")
+        return [] if text is None else text.texts
+
+    @property
+    def meanings(self) -> list[str]:
+        """What the captions mean (``Captions``); empty where the source does not say."""
+        text = self.fields.get("text")
+        return [] if text is None else text.meanings
+
+    @property
+    def negatives(self) -> list[str]:
+        """A wrong version of each caption, as far as the source knows one."""
+        return self.fields.get("negatives", [])
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The conversation; empty if there is none."""
+        conversation = self.fields.get("turns")
+        return [] if conversation is None else conversation.turns
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        """The images of a conversation in the order in which they are shown; else the one image, or none."""
+        conversation = self.fields.get("turns")
+        if conversation is not None and conversation.images is not None:
+            return conversation.images
+        return [] if self.image is None else [self.image]
+
+
+def captioned(texts: Sequence[str], meanings: Sequence[str] = ()) -> Captions:
+    """Captions as a sample holds them."""
+    return Captions(list(texts), list(meanings))
+
+
+def flat(values: Sequence[Sequence[Any]]) -> tuple[list[Any], list[int]]:
+    """Lists of several as one list, and the row that each entry belongs to."""
+    return [v for row in values for v in row], [i for i, row in enumerate(values) for _ in row]
