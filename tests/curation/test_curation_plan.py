@@ -54,7 +54,7 @@ def test_unknown_keys_get_the_nearest(tmp_path):
         load_plan(str(path))
     assert "unknown key 'abuot'; did you mean 'about'" in str(error.value)
     assert "unknown key 'pool.shards'; did you mean 'shard'" in str(error.value)
-    with pytest.raises(DiptychError, match="no plan 'own-photo'; did you mean 'own-photos'"):
+    with pytest.raises(DiptychError, match="there is no plan 'own-photo'; did you mean 'own-photos'"):
         load_plan("own-photo")
 
 
@@ -71,7 +71,7 @@ def test_overrides_reach_options_by_name_and_by_place():
     assert changed.output.format == "wds" and changed.pool.shard == 5
     assert changed.steps[1] == {"curation_fixture:Mean": {"wait": 0.2}}
     assert changed.steps[2] == {"keep": {"column": "words", "min": 4}}
-    with pytest.raises(DiptychError, match="no step is called 'nothing'"):
+    with pytest.raises(DiptychError, match="there is no entry 'nothing'"):
         load_plan(base, ["steps.nothing.x=1"])
 
 

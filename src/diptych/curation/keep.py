@@ -21,18 +21,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from diptych.config.typed import Strict
 from diptych.curation.operators.base import uniform
 
 Share = Annotated[float, Field(gt=0, le=1)]
 BOUNDS = {"min": "≥", "above": ">", "max": "≤", "below": "<"}
 
 
-class Keep(BaseModel):
+class Keep(Strict):
     """One rule. Exactly one way to decide."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
+    model_config = ConfigDict(populate_by_name=True, frozen=True)
     column: str | None = None
     min: float | None = None
     max: float | None = None

@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from diptych.config.library import Library
+from diptych.config.overrides import Overrides
+from diptych.config.typed import Strict, check
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
 from diptych.curation.keep import Keep
@@ -29,10 +32,6 @@ BASE: dict[str, pa.DataType] = {
     "image": pa.binary(),
     "pixels": PIXELS,
 }
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class Pool(Strict):
@@ -122,110 +121,24 @@ def _plain(value: Any) -> Any:
 
 # ---- reading
 
+LIBRARY = Library(Plan, "plan", PLANS, saved_as="plan.yaml")
+
 
 @cache
 def plan_names() -> tuple[str, ...]:
-    return tuple(sorted(p.stem for p in PLANS.glob("*.yaml")))
+    """The names of the built-in plans, sorted."""
+    return LIBRARY.names()
 
 
-def load_plan(name_or_path: str | Path | Mapping[str, Any], overrides: list[str] | None = None) -> Plan:
-    """A preset by name, a YAML file by path, the plan of a result by its directory, or plain data; checked."""
-    if isinstance(name_or_path, Mapping):
-        tree, where = dict(name_or_path), "plan"
-    else:
-        path = _path(str(name_or_path))
-        where = str(path)
-        try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DiptychError(f"{path}: not valid YAML: {error}") from None
-        if not isinstance(tree, dict):
-            raise DiptychError(f"{path}: a plan is a mapping of keys, got {type(tree).__name__}")
-        tree.setdefault("name", path.parent.name if path.name == "plan.yaml" else path.stem)
-    for override in overrides or []:
-        _override(tree, override)
-    plan = _checked(tree, where)
+def load_plan(source: str | Path | Mapping[str, Any], overrides: Overrides = None) -> Plan:
+    """A plan by name, by path, by the directory of a result or as plain data; checked together with its steps.
+
+    Raises DiptychError naming the file, the key, what was expected and the nearest valid key.
+    """
+    tree, where = LIBRARY.read(source)
+    plan = LIBRARY.check(tree, where, overrides)
     steps_of(plan, where)
     return plan
-
-
-def _path(name: str) -> Path:
-    if name in plan_names():
-        return PLANS / f"{name}.yaml"
-    path = Path(name)
-    if path.is_dir():
-        path = path / "plan.yaml"
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        raise DiptychError(f"no plan at '{path}'")
-    raise DiptychError(f"there is no plan '{name}'{nearest(name, plan_names())}; your own: a path ending in .yaml")
-
-
-def _checked(tree: Mapping[str, Any], where: str) -> Plan:
-    try:
-        return Plan.model_validate(tree)
-    except ValidationError as error:
-        raise DiptychError(_told(error, Plan, where)) from None
-
-
-def _told(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key '{place}'{nearest(str(problem['loc'][-1]), _keys_at(model, problem['loc'][:-1]))}")
-        elif problem["type"] == "missing":
-            lines.append(f"missing key '{place}'")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place}: {message}; got {str(problem['input'])[:80]!r}" if place else message)
-    return f"{where}: " + f"\n{where}: ".join(lines)
-
-
-def _keys_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        kind = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        model = kind if hasattr(kind, "model_fields") else model
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    """``output.format=wds``, ``steps.text_length.option=3``, ``steps.3.keep.above=5``: values are read as YAML."""
-    dotted, sign, value = text.partition("=")
-    if not sign or not dotted:
-        raise DiptychError(f"--set {text}: expected key=value, such as output.format=wds")
-    *parents, last = dotted.split(".")
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        node = _child(node, part, ".".join(parents[: depth + 1]))
-    if not isinstance(node, dict):
-        raise DiptychError(f"--set {dotted}: there is no such key")
-    parsed = yaml.safe_load(value)
-    node[last] = _number(parsed) if isinstance(parsed, str) else parsed
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)  # YAML 1.1 reads 5e-4 as text
-    except ValueError:
-        return text
-
-
-def _child(node: Any, part: str, where: str) -> Any:
-    if isinstance(node, list):
-        for i, item in enumerate(node):
-            name, options = (item, None) if isinstance(item, str) else next(iter(item.items()))
-            if part in (str(i), name) or (isinstance(options, dict) and options.get("as") == part):
-                if isinstance(item, str) or (part != str(i) and options is None):
-                    node[i] = {name: {}}
-                return node[i] if part == str(i) and not isinstance(item, str) else node[i][name]
-        raise DiptychError(f"--set {where}: no step is called '{part}'")
-    if isinstance(node, dict):
-        if node.get(part) is None:
-            node[part] = {}
-        return node[part]
-    raise DiptychError(f"--set {where}: there is no such key")
 
 
 # ---- the steps, checked against each other
@@ -273,10 +186,7 @@ def _split(written: str | dict[str, Any], place: str) -> tuple[str, dict[str, An
 
 
 def _rule(index: int, options: dict[str, Any], place: str) -> Step:
-    try:
-        rule = Keep.model_validate(options)
-    except ValidationError as error:
-        raise DiptychError(_told(error, Keep, f"{place}.keep")) from None
+    rule = check(Keep, options, f"{place}.keep")
     return Step(index, rule.label(), rule=rule, of=rule.of)
 
 

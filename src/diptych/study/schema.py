@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from diptych.config.budget import Budget
-from diptych.config.recipe import parse_override, set_dotted
-from diptych.config.typed import Strict, check, read_yaml
+from diptych.config.library import Library
+from diptych.config.overrides import Overrides, parse_overrides
+from diptych.config.typed import Strict
 from diptych.core.errors import DiptychError, nearest
 
 Options = Annotated[dict[str, Any], Field(default_factory=dict)]
@@ -146,27 +147,21 @@ class Study(Strict):
         return self.measures[measure].arms or list(self.arms)
 
 
+LIBRARY = Library(Study, "study", STUDIES, shorthands={"arms": "recipe"})  # ``plain: clip`` is ``plain: {recipe: clip}``
+
+
 def study_names() -> list[str]:
-    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    """The names of the built-in studies, sorted."""
+    return list(LIBRARY.names())
 
 
-def load_study(name_or_path: str, overrides: dict[str, Any] | list[str] | None = None, quick: bool = False) -> Study:
-    """Read, override and check a study, built-in by name or one's own by path.
+def load_study(name_or_path: str, overrides: Overrides = None, quick: bool = False) -> Study:
+    """A study by name or path, read, overridden and checked.
 
-    ``quick``: with the overrides under its key ``quick``; others come after them, so they win.
+    quick: apply the overrides under its key ``quick`` first.
+
+    Raises DiptychError naming the file, the key, what was expected and the nearest valid key.
     """
-    path = STUDIES / f"{name_or_path}.yaml" if name_or_path in study_names() else Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        raise DiptychError(
-            f"there is no study '{name_or_path}'{nearest(name_or_path, study_names())}; your own: a path ending in .yaml"
-        )
-    if not path.is_file():
-        raise DiptychError(f"no study at '{path}'")
-    tree = read_yaml(path, "a study")
-    tree.setdefault("name", path.stem)
-    if isinstance(overrides, list):
-        overrides = dict(parse_override(text) for text in overrides)
-    small = tree.get("quick") if quick else None
-    for dotted, value in {**(small if isinstance(small, dict) else {}), **(overrides or {})}.items():
-        set_dotted(tree, dotted, value)
-    return check(Study, tree, str(path))
+    tree, where = LIBRARY.read(name_or_path)
+    smaller = tree.get("quick") if quick else None
+    return LIBRARY.check(tree, where, {**(smaller if isinstance(smaller, dict) else {}), **parse_overrides(overrides)})
