@@ -245,7 +245,7 @@ def test_side_measures_stay_out_of_the_main_table() -> None:
 
 def test_loss_curve_is_a_share_of_the_budget(known: Path) -> None:
     recipe = next(r for r in load(known).recipes if r.name == "llava")
-    x, y, stages = loss_curve(recipe.runs[0], None)
+    x, y, stages = loss_curve(recipe.runs[0].files.metrics(), None)
     assert 0 < x[0] < 0.02 and 0.98 < x[-1] <= 1 and y[0] > 4 > 1 > y[-1]
     assert [(round(place, 1), name) for place, name in stages] == [(0.4, "main")]
 
@@ -265,7 +265,7 @@ def test_retrieval_examples_rank_by_records_else_by_embeddings(known: Path) -> N
     wrong = next(r for r in coca if not r.right)
     assert wrong.rank == 3 and wrong.top[2] == wrong.item
     llava = next(r for r in c.recipes if r.name == "llava")
-    with np.load(llava.runs[0].path / "evaluation" / "embeddings.npz") as stored:
+    with np.load(llava.runs[0].evaluation.path / "embeddings.npz") as stored:
         best = (stored["text"] @ stored["image"].T).argmax(1)
     assert [r.top[0] for r in retrieved(c, llava)] == [f"i{i:03}" for i in best]
 

@@ -17,16 +17,15 @@ def run_job(given: dict[str, Any]) -> None:
 
     from diptych.benchmarks.run import evaluate
     from diptych.config.recipe import load_recipe
-    from diptych.core.files import read_json
     from diptych.data.sources import open_source
     from diptych.inference.run import TrainedModel
     from diptych.training.loop import train
+    from diptych.training.run_files import RunFiles
 
     path = Path(given["path"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     recipe = load_recipe(str(path / "job.yaml"))
-    spent = path / "spent.json"
-    if not (spent.is_file() and read_json(spent).get("finished")):
+    if not RunFiles(path).finished():
         tell(phase="setting up")
         train(recipe, path, resume=True, progress=lambda row: tell(phase="training", **row))
     tell(phase="judging", share=1.0)

@@ -23,6 +23,7 @@ from diptych.core import extras
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
+from diptych.training.run_files import RunFiles
 
 ITEMS = 100  # pictures kept for the report
 
@@ -67,22 +68,16 @@ class RecipeJob(Job):
         """Trained and judged by these tasks already? More tasks cost only themselves: evaluation keeps what it has."""
         from diptych.benchmarks.tasks import task
 
-        if not _finished(self.path):
-            return False
-        for judgement in self.judgements:
-            summary = self.path / judgement.out / "summary.json"
-            if not summary.is_file():
-                return False
-            judged = read_json(summary)
-            names = {r["task"] for r in (*judged["results"], *judged["skipped"])}
-            if not {task(name).name for name in judgement.tasks} <= names:
-                return False
-        return True
+        run = RunFiles(self.path)
+        return run.finished() and all(
+            {task(name).name for name in judgement.tasks} <= run.evaluation(judgement.out).tasks() for judgement in self.judgements
+        )
 
-
-def _finished(path: Path) -> bool:
-    spent = path / "spent.json"
-    return spent.is_file() and bool(read_json(spent).get("finished"))
+    def check_same(self) -> None:
+        """Raises DiptychError if the directory holds a run of another recipe, budget or data."""
+        requested = RunFiles(self.path).requested()
+        if requested and requested != self.recipe:
+            raise DiptychError(f"{self.path} holds a run of other settings, data or budget; choose another --out or delete it")
 
 
 def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
@@ -169,11 +164,8 @@ def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
             raise DiptychError(
                 f"{c.out} holds a comparison with {key} = {before.get(key)!r}, not {now!r}; choose another --out or delete it"
             )
-
     for job in planned:
-        asked = job.path / "job.yaml"
-        if asked.is_file() and load_recipe(str(asked)) != job.recipe:
-            raise DiptychError(f"{job.path} holds a run of another recipe under this name; choose another --out or delete it")
+        job.check_same()
 
 
 def weights_of(recipe: Recipe) -> list[str]:

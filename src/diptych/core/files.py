@@ -7,7 +7,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from diptych.core.errors import DiptychError
+
+Content = TypeVar("Content")
 
 from diptych.core.errors import DiptychError
 
@@ -37,7 +41,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_json_or(path: Path, default: Content) -> Content:
+    """The content of a JSON file, or ``default`` if there is no file. Raises DiptychError if it is broken or of another type."""
+    if not path.is_file():
+        return default
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DiptychError(f"{path} could not be read ({error})") from None
+    if not isinstance(content, type(default)):
+        raise DiptychError(f"{path} could not be read (expected {type(default).__name__}, got {type(content).__name__})")
+    return content
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
@@ -50,16 +68,20 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a last line cut off by a crash is left out."""
+    """The rows of a JSONL file, none if there is no file; a last line without its line end, cut off by a crash, is left out.
+
+    Raises DiptychError for any other line that is not JSON.
+    """
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []  # not splitlines: texts hold U+2028
     rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if not line:
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise DiptychError(f"{path}, line {number} is not JSON ({error}); repair or delete the file") from None
     return rows
 
 

@@ -1,23 +1,17 @@
-"""Files of records (docs/runs.md): strict reading, and what a record says of metrics and controls."""
+"""What records (docs/runs.md) say of metrics and controls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.training.run_files import EvaluationFiles, Record
 
-Record = dict[str, Any]
 Credits = dict[str, float]  # of items
 # Mappings from metric to number that are no controls.
 NO_CONTROLS = {"correct", "chance", "ties", "rank", "slices", "weights"}
-
-
-def record_files(folder: Path) -> list[Path]:
-    """``records/<task>.jsonl``."""
-    return sorted((folder / "records").glob("*.jsonl"))
 
 
 def finite(value: Any) -> float | None:
@@ -27,41 +21,25 @@ def finite(value: Any) -> float | None:
     return float(value)
 
 
-def read_records(path: Path) -> list[Record]:
-    """Every record of a file. Raises DiptychError, naming the line, for one that is broken, nameless or there twice."""
-    from diptych.benchmarks.records import read_jsonl
-
-    records = read_jsonl(path)
-    seen: set[str] = set()
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or "item" not in record:
-            raise DiptychError(f'{path}, record {number}: expected an object with "item"')
-        name = str(record["item"])
-        if name in seen:
-            raise DiptychError(f"{path}, record {number}: item '{name}' is there twice")
-        seen.add(name)
-    return records
-
-
-def results_of(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Results of records that came without a summary: by the task of that name, else as means of credits."""
+def results_of(evaluation: EvaluationFiles, notes: list[str]) -> list[dict[str, Any]]:
+    """Results of records that came without a summary: by the task of that name, else as means of credits. ``notes`` get problems."""
     from diptych.benchmarks.records import plain
     from diptych.benchmarks.tasks import TASKS
     from diptych.benchmarks.tasks.base import shares
 
     results = []
-    for path in record_files(folder):
+    for task, path in evaluation.record_files().items():
         try:
-            records = [{**r, "cluster": r.get("cluster", r["item"])} for r in read_records(path)]
+            records = [{**r, "cluster": r.get("cluster", r["item"])} for r in evaluation.records(task)]
         except DiptychError as error:
             notes.append(f"{error}; these records are missing here.")
             continue
-        found = shares(path.stem, records)
-        if not found and path.stem in TASKS:
+        found = shares(task, records)
+        if not found and task in TASKS:
             try:
-                found = TASKS[path.stem]().summarise(records)
+                found = TASKS[task]().summarise(records)
             except (KeyError, TypeError, ValueError) as error:
-                notes.append(f"{path}: no records of the task '{path.stem}' ({type(error).__name__}: {error})")
+                notes.append(f"{path}: no records of the task '{task}' ({type(error).__name__}: {error})")
         results += [plain(r) for r in found]
     return results
 

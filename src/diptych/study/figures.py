@@ -60,11 +60,10 @@ def maps(runs: Runs, *, arms: list[str] | None = None, seed: int = 0) -> str:
 
     panels = []
     for arm in arms or runs.study.arms:
-        file = runs.path(arm, seed) / "evaluation" / "embeddings.npz"
-        if not file.is_file():
+        stored = runs.files(arm, seed).evaluation().embeddings()
+        if stored is None:
             raise DiptychError(f"{arm}: no embeddings; let one of the measures be of the task embedding")
-        with np.load(file, allow_pickle=False) as stored:
-            image, text = stored["image"][:SHOWN], stored["text"][:SHOWN]
+        image, text = (vectors[:SHOWN] for vectors in stored)
         both = np.concatenate([image, text]).astype(np.float64)
         flat = manifold.TSNE(init="pca", perplexity=min(30.0, (len(both) - 1) / 3), random_state=0).fit_transform(both)
         n = len(image)

@@ -50,22 +50,22 @@ def deja_vu(
     """
     from diptych.benchmarks.metrics.memorization import population_gap
 
-    ours = _deja_vu(runs.path(arm, seed), runs.path(arm, seed), members, public, neighbours, shown)
-    theirs = _deja_vu(runs.path(reference, seed), runs.path(arm, seed), members, public, neighbours, shown)
+    data = runs.recipe(arm, seed).data.train
+    ours = _deja_vu(runs.path(arm, seed), data, members, public, neighbours, shown)
+    theirs = _deja_vu(runs.path(reference, seed), data, members, public, neighbours, shown)
     a, b = (found["recall" if of in ("recall", "prg") else "precision"] for found in (ours, theirs))
     items = population_gap(a, b) if of in ("prg", "ppg") else a - b
     return _of_items(ours["items"], items, {"ours": a.tolist(), "reference": b.tolist()})
 
 
 @lru_cache(maxsize=64)
-def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
-    """Items, recall [N] and precision [N] of the model in ``judged`` for what the run in ``own`` repeated."""
+def _deja_vu(judged: Path, data: str, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
+    """Items, recall [N] and precision [N] of the model in ``judged`` for what ``data`` repeats."""
     from diptych.benchmarks.metrics.memorization import nearest, precision_recall, predicted_objects
-    from diptych.config.recipe import load_recipe
     from diptych.data.sources import open_source
     from diptych.data.sources.repeated import Repeated
 
-    source = open_source(load_recipe(str(own / "job.yaml")).data.train)
+    source = open_source(data)
     if not isinstance(source, Repeated):
         raise DiptychError(f"{source.address} repeats nothing; give the arm the step derive: {{repeat: …}}")
     queries = _readable(source.base, source.members() if members == "own" else source.ordinary())

@@ -95,10 +95,9 @@ def plan(study: Study, runs: Runs, data: dict[str, str], jobs: int | None) -> tu
             budget = budget_each(study.arms[name].budget or study.budget, side_by_side)
             recipe = _recipe(study, name, data[name], seed).model_copy(update={"budget": budget})
             path, label = runs.path(name, seed), f"{name} s{seed}" if study.seeds > 1 else name
-            asked = path / "job.yaml"
-            if asked.is_file() and load_recipe(str(asked)) != recipe:
-                raise DiptychError(f"{path} holds a run of other settings, data or budget; choose another --out or delete it")
-            planned.append(ArmJob(label, path, threads, recipe, _judgements(runs, name), name, seed))
+            job = ArmJob(label, path, threads, recipe, _judgements(runs, name), name, seed)
+            job.check_same()
+            planned.append(job)
     return planned, side_by_side
 
 
@@ -188,7 +187,7 @@ def _measure(runs: Runs, name: str) -> dict[str, Any]:
 
 def _spent(runs: Runs, arm: str) -> dict[str, float]:
     """Means over the seeds that came through."""
-    rows = [runs.spent(arm, s) for s in range(runs.study.seeds) if (runs.path(arm, s) / "spent.json").is_file()]
+    rows = [row for s in range(runs.study.seeds) if (row := runs.spent(arm, s))]
     keys = ("seconds", "samples", "flops", "parameters")
     return {k: sum(row[k] for row in rows) / len(rows) for k in keys} if rows else {}
 

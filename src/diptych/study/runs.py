@@ -13,11 +13,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.config.recipe import Recipe, load_recipe
+from diptych.config.recipe import Recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
 from diptych.study.schema import Measure, Study
 from diptych.study.verdict import Measured
+from diptych.training.run_files import EvaluationFiles, RunFiles
 
 if TYPE_CHECKING:
     from diptych.data.source import Source
@@ -38,9 +39,16 @@ class Runs:
             raise DiptychError(f"study '{self.study.name}' has no arm '{arm}'; it has {', '.join(self.study.arms)}")
         return self.folder / f"{arm}-s{seed}"
 
+    def files(self, arm: str, seed: int) -> RunFiles:
+        """The files that training and evaluation left."""
+        return RunFiles(self.path(arm, seed))
+
     def recipe(self, arm: str, seed: int) -> Recipe:
-        """As it was trained, every default and override spelled out."""
-        return load_recipe(str(self.path(arm, seed) / "job.yaml"))
+        """The recipe that was trained, with every default and override. Raises DiptychError if the run was not started."""
+        recipe = self.files(arm, seed).requested()
+        if recipe is None:
+            raise DiptychError(f"{self.path(arm, seed)}: no job.yaml; the run was not started")
+        return recipe
 
     def model(self, arm: str, seed: int) -> TrainedModel:
         return _model(self.path(arm, seed))
@@ -52,7 +60,8 @@ class Runs:
         return open_source(self.recipe(arm, seed).data.train)
 
     def spent(self, arm: str, seed: int) -> dict[str, Any]:
-        return dict(read_json(self.path(arm, seed) / "spent.json"))
+        """Seconds, samples, FLOPs … of the training."""
+        return self.files(arm, seed).spent()
 
     # --- measurements ---
 
@@ -69,7 +78,7 @@ class Runs:
             if "reason" in kept:
                 raise DiptychError(kept["reason"])
             return Measured(**kept["measured"])
-        return _of_records(self.path(arm, seed) / self.folders[name], measure)
+        return _of_records(self.files(arm, seed).evaluation(self.folders[name]), measure)
 
     @cached_property
     def folders(self) -> dict[str, str]:
@@ -128,33 +137,29 @@ def _task_name(address: str) -> str:
     return task(address).name
 
 
-def _of_records(folder: Path, measure: Measure) -> Measured:
-    from diptych.benchmarks.records import read_jsonl
+def _of_records(evaluation: EvaluationFiles, measure: Measure) -> Measured:
     from diptych.benchmarks.tasks import task
     from diptych.benchmarks.tasks.base import credits
 
     assert measure.task and measure.metric
-    summary = folder / "summary.json"
-    if not summary.is_file():
+    measured_task = task(measure.task)
+    name = measured_task.name
+    if not evaluation.summary():
         raise DiptychError("not judged: the run failed")
-    judged, asked = read_json(summary), task(measure.task)
-    skipped = next((s["reason"] for s in judged["skipped"] if s["task"] == asked.name), None)
-    if skipped:
-        raise DiptychError(skipped)
-    file = folder / "records" / f"{asked.name}.jsonl"
-    records = read_jsonl(file) if file.is_file() else []
-    own = getattr(asked, "credits", credits)
+    if reason := evaluation.skipped().get(name):
+        raise DiptychError(reason)
+    records = evaluation.records(name)
     if measure.control:
         items = {r["item"]: r[measure.control][measure.metric] for r in records if measure.metric in (r.get(measure.control) or {})}
     else:
-        items = own(records).get(measure.metric, {})
-    result = next((r for r in judged["results"] if (r["task"], r["metric"]) == (asked.name, measure.metric)), None)
+        items = getattr(measured_task, "credits", credits)(records).get(measure.metric, {})
     if items:
         clusters = {r["item"]: str(r["cluster"]) for r in records}
         return Measured(sum(items.values()) / len(items), items, {i: clusters[i] for i in items})
+    results = {r["metric"]: r for r in evaluation.results() if r["task"] == name}
+    result = results.get(measure.metric)
     if result is None or measure.control:
-        known = sorted({r["metric"] for r in judged["results"] if r["task"] == asked.name})
-        raise DiptychError(f"{asked.name} has no metric '{measure.metric}'; it has {', '.join(known)}")
+        raise DiptychError(f"{name} has no metric '{measure.metric}'; it has {', '.join(sorted(results))}")
     if result["value"] is None:
         raise DiptychError("not a number")
     bounds = result["low"], result["high"]

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
 from diptych.report.drawing.marks import escape
 from diptych.report.read import Comparison, Run
-from diptych.report.records import Record
 from diptych.report.sections.answers import Answers
 from diptych.report.sections.examples import LARGEST, thumbnail
+from diptych.training.run_files import EvaluationFiles, Record
 
 MOST = 4  # pictures of one item
 
@@ -50,7 +49,9 @@ class Pictures:
         names = record.get("images", record.get("image"))
         names = [names] if isinstance(names, str) else names if isinstance(names, list) else []
         folders = [
-            f for f in (self.images, answers.folder, answers.folder / "records", self.comparison.path, Path()) if f is not None
+            f
+            for f in (self.images, answers.evaluation.path, answers.evaluation.path / "records", self.comparison.path, Path())
+            if f is not None
         ]
         found = []
         for name in (n for n in names[:MOST] if isinstance(n, str)):
@@ -61,15 +62,17 @@ class Pictures:
 
     def item(self, task: str, answers: Answers, name: str) -> Any:
         """What the task asked about, from the data opened again; None if that cannot be."""
-        key = (answers.folder, task)
+        key = (answers.evaluation.path, task)
         if key not in self._items:
-            run = next(run for run in answers.recipe.runs if run.folder == answers.folder)
-            shared = next((k for k in self._items if k[1] == task and self._data_of(k[0]) == self._data_of(run.folder)), None)
+            run = next(run for run in answers.recipe.runs if run.evaluation.path == answers.evaluation.path)
+            shared = next(
+                (k for k in self._items if k[1] == task and self._data_of(k[0]) == self._data_of(run.evaluation.path)), None
+            )
             self._items[key] = self._items[shared] if shared else self._opened(task, run)
         return self._items[key].get(name)
 
     def _data_of(self, folder: Path) -> str:
-        return next((run.data_fingerprint for r in self.comparison.recipes for run in r.runs if run.folder == folder), "")
+        return next((run.data_fingerprint for r in self.comparison.recipes for run in r.runs if run.evaluation.path == folder), "")
 
     def forget(self) -> None:
         """Lets go of the items: pictures are large."""
@@ -81,7 +84,7 @@ class Pictures:
 
     def _opened(self, task: str, run: Run) -> dict[str, Any]:
         try:
-            asked = _task_of(task, run.folder)
+            asked = _task_of(task, run.evaluation)
             if asked is None:
                 return {}
             return _named(asked.items(self._source(run)))
@@ -114,24 +117,23 @@ def is_ours(address: str) -> bool:
     return not mark or scheme == "scenes" or scheme in SCHEMES
 
 
-def _task_of(task: str, folder: Path) -> Any:
+def _task_of(task: str, evaluation: EvaluationFiles) -> Any:
     """The built-in task with the settings its records were made with."""
     from pydantic import TypeAdapter
 
     from diptych.core.registry import resolve
 
-    path = folder / "state.json"
-    settings = dict(read_json(path)["tasks"].get(task, {}).get("settings", {})) if path.is_file() else {}
+    settings = evaluation.settings(task)
     kind = str(settings.pop("class", ""))
     if not kind.startswith("diptych."):
         return None
     return TypeAdapter(resolve(kind, {}, "task")).validate_python(settings)
 
 
-def changed_settings(task: str, folder: Path) -> dict[str, Any]:
+def changed_settings(task: str, evaluation: EvaluationFiles) -> dict[str, Any]:
     """Numbers and words that a built-in task was told otherwise than usual, but for files."""
     try:
-        asked = _task_of(task, folder)
+        asked = _task_of(task, evaluation)
     except Exception:  # settings of another version
         return {}
     if asked is None:

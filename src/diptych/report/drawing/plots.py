@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from diptych.core.extras import need
 from diptych.report.columns import Column, columns, number
 from diptych.report.drawing.charts import ticks
 from diptych.report.drawing.marks import COLOURS, cross, diamond, dot, escape, figure, key, line, svg, text
-from diptych.report.read import Comparison, Recipe, Run, parse_budget
+from diptych.report.read import Comparison, Recipe, Run, parse_budget, readable
 from diptych.report.records import finite
 
 POINTS = 160  # of a curve: more are not seen
@@ -38,7 +39,8 @@ def loss_curves(comparison: Comparison) -> str:
     budget = parse_budget(comparison.budget)
     parts = []
     for index, recipe in enumerate(comparison.recipes):
-        curves = [(run, curve) for run in recipe.runs if len((curve := loss_curve(run, budget))[0]) > 1]
+        logs = ((run, readable(run.files.metrics, [], comparison.notes)) for run in recipe.runs)
+        curves = [(run, curve) for run, log in logs if len((curve := loss_curve(log, budget))[0]) > 1]
         if curves:
             parts.append((index, recipe, _loss_panel(index, recipe, curves)))
     if not parts:
@@ -51,9 +53,9 @@ def loss_curves(comparison: Comparison) -> str:
     return figure(panels(parts), caption)
 
 
-def loss_curve(run: Run, budget: Budget | None) -> tuple[np.ndarray, np.ndarray, list[tuple[float, str]]]:
+def loss_curve(log: Sequence[dict[str, Any]], budget: Budget | None) -> tuple[np.ndarray, np.ndarray, list[tuple[float, str]]]:
     """Share of the run's budget, loss (means of bins), and where each further stage begins."""
-    rows = [r for r in run.read_jsonl("metrics.jsonl") if finite(r.get("loss")) is not None]
+    rows = [r for r in log if finite(r.get("loss")) is not None]
     unit, limit = "seconds", None
     if budget:
         unit, limit = next((u, v) for u, v in vars(budget).items() if v is not None)
@@ -163,15 +165,10 @@ def _skill_panel(index: int, recipe: Recipe, skills: list[Column]) -> str:
 def embedding_maps(comparison: Comparison) -> str:
     parts = []
     for index, recipe in enumerate(comparison.recipes):
-        run = next((run for run in recipe.runs if run.embeddings), None)
-        if run is None or run.embeddings is None:
+        stored = next((e for run in recipe.runs if (e := readable(run.evaluation.embeddings, None, comparison.notes))), None)
+        if stored is None:
             continue
-        try:
-            with np.load(run.embeddings, allow_pickle=False) as stored:
-                image, words = unit(stored["image"]), unit(stored["text"])
-        except (OSError, ValueError, KeyError) as error:
-            comparison.notes.append(f"{run.path.name}/evaluation/embeddings.npz could not be read ({error}); its map is missing.")
-            continue
+        image, words = map(unit, stored)
         if len(image) == len(words) >= 3:
             parts.append((index, recipe, _map_panel(index, recipe, image, words)))
     if not parts:

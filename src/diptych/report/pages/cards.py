@@ -11,8 +11,9 @@ import numpy as np
 from diptych.report.drawing.marks import escape, figure, key
 from diptych.report.drawing.pictures import Pictures, img
 from diptych.report.pages.explain import asks
-from diptych.report.records import Record, finite, own_scores
+from diptych.report.records import finite, own_scores
 from diptych.report.sections.answers import Answers, TaskAnswers
+from diptych.training.run_files import Record
 
 PER_PAGE = 72  # pictures: more make the page slow to open and to mail
 EACH = 3  # cards of a kind and recipe

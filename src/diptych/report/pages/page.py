@@ -107,7 +107,7 @@ def absences(comparison: Comparison) -> list[str]:
         lost = [str(s) for s in every if s not in {run.seed for run in r.runs if run.results}]
         if lost:
             found.append(f"{r.label}: no results for seed {', '.join(lost)}; its means are over the others.")
-        for task, reason in {str(s.get("task")): str(s.get("reason")) for run in r.runs for s in run.skipped}.items():
+        for task, reason in {task: why for run in r.runs for task, why in run.skipped.items()}.items():
             skipped.setdefault(f"{task}: {reason}", []).append(r.label)
     return found + [f"{', '.join(labels)} skipped {what}" for what, labels in skipped.items()]
 
@@ -142,7 +142,7 @@ def commands(comparison: Comparison) -> str:
     if len(comparison.seeds) > 1:
         asked += f" --seeds {len(comparison.seeds)}"
     first = next((run for r in comparison.recipes for run in r.runs), None)
-    one = [f"diptych train {first.path.name}/recipe.yaml   # one run alone"] if first else []
+    one = [f"diptych train {first.files.path.name}/recipe.yaml   # one run alone"] if first else []
     return "\n".join([comparison.command or asked, *one, again])
 
 

@@ -74,7 +74,7 @@ def settings_told(g: TaskAnswers) -> str:
     """What of a task was set otherwise than usual; by model, if they differ."""
     told: dict[str, list[str]] = {}
     for a in g.answers:
-        said = changed_settings(g.task, a.folder)
+        said = changed_settings(g.task, a.evaluation)
         told.setdefault(", ".join(f"{name} = {value}" for name, value in said.items()), []).append(a.recipe.label)
     if not any(told):
         return ""

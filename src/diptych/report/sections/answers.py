@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
 from diptych.report.columns import FURTHER, classify
-from diptych.report.read import Comparison, Recipe
-from diptych.report.records import Credits, Record, control_names, credits_of, finite, read_records
+from diptych.report.read import Comparison, Recipe, readable
+from diptych.report.records import Credits, control_names, credits_of, finite
+from diptych.training.run_files import EvaluationFiles, Record
 
 MOST_HEADS = 6
 
@@ -24,7 +23,7 @@ class Answers:
 
     recipe: Recipe
     index: int  # place in the comparison, which gives the colour
-    folder: Path  # the evaluation the records lie in
+    evaluation: EvaluationFiles  # that the records are from
     records: list[Record]
     credits: dict[str, Credits] = field(default_factory=dict)  # {metric: {item: credit}}, means over seeds
     controls: dict[str, dict[str, Credits]] = field(default_factory=dict)  # {metric: {control: {item: credit}}}
@@ -71,7 +70,7 @@ def task_names(comparison: Comparison) -> list[str]:
 
     known = {name: i for i, name in enumerate(TASKS)}
     named = [task for r in comparison.recipes for task, _ in r.measures]
-    filed = [path.stem for r in comparison.recipes for run in r.runs for path in run.record_files]
+    filed = [task for r in comparison.recipes for run in r.runs for task in run.evaluation.record_files()]
 
     def place(name: str) -> int:
         """``bias-size`` stands with ``bias``."""
@@ -88,12 +87,8 @@ def gather(comparison: Comparison, task: str) -> TaskAnswers:
     for index, recipe in enumerate(comparison.recipes):
         seeds = []
         for run in recipe.runs:
-            path = next((p for p in run.record_files if p.stem == task), None)
-            try:
-                if path is not None and (records := read_records(path)):
-                    seeds.append((run.folder, records))
-            except DiptychError as error:
-                comparison.notes.append(f"{error}; these records are missing here.")
+            if records := readable(run.evaluation.records, [], comparison.notes, task):
+                seeds.append((run.evaluation, records))
         if seeds:
             answers = Answers(recipe, index, *seeds[0])
             _fill(answers, task, [records for _, records in seeds])

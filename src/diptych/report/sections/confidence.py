@@ -14,8 +14,9 @@ from diptych.benchmarks.metrics.selective import area_under_risk, risk_coverage
 from diptych.benchmarks.statistics import Interval, sums_interval
 from diptych.report.drawing.charts import Series, chart
 from diptych.report.drawing.marks import figure, key
-from diptych.report.records import Record, finite, own_scores
+from diptych.report.records import finite, own_scores
 from diptych.report.sections.answers import Answers, TaskAnswers
+from diptych.training.run_files import Record
 
 BINS = 10
 LEAST = 30  # decisions: fewer make no diagram

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 from diptych.report.columns import TO_IMAGE
 from diptych.report.drawing.marks import escape, figure, key
 from diptych.report.drawing.plots import unit
-from diptych.report.read import Comparison, Item, Recipe, read_jsonl
+from diptych.report.read import Comparison, Item, Recipe, Run, readable
 from diptych.report.records import finite
+from diptych.training.run_files import Record
 
 EACH = 3  # right and wrong retrievals a recipe
 PICTURES = 8  # captioned pictures
@@ -62,21 +64,20 @@ def retrieved(comparison: Comparison, recipe: Recipe) -> list[Retrieved]:
     The records rank as the reported number does; the embeddings may not, if the model scores by something else.
     """
     for run in recipe.runs:
-        found = _from_records(comparison, run.folder / "records" / "retrieval.jsonl")
-        if not any(r.top for r in found) and run.embeddings:
-            found = _from_embeddings(comparison, run.embeddings) or found
+        found = _from_records(comparison, readable(run.evaluation.records, [], [], "retrieval"))
+        if not any(r.top for r in found):
+            found = _from_embeddings(comparison, run) or found
         if found:
             return found
     return []
 
 
-def _from_embeddings(comparison: Comparison, path: Path) -> list[Retrieved]:
+def _from_embeddings(comparison: Comparison, run: Run) -> list[Retrieved]:
     items = list(comparison.items.values())
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            image, words = unit(stored["image"]), unit(stored["text"])
-    except (OSError, ValueError, KeyError):
-        return []  # the maps' section says so
+    stored = readable(run.evaluation.embeddings, None, [])  # the maps' section says what is broken
+    if stored is None:
+        return []
+    image, words = map(unit, stored)
     if not len(image) == len(words) == len(items):
         return []
     scores = words @ image.T
@@ -89,9 +90,9 @@ def _from_embeddings(comparison: Comparison, path: Path) -> list[Retrieved]:
     return found
 
 
-def _from_records(comparison: Comparison, path: Path) -> list[Retrieved]:
+def _from_records(comparison: Comparison, records: Sequence[Record]) -> list[Retrieved]:
     found = []
-    for row in read_jsonl(path):
+    for row in records:
         name = str(row.get("item"))
         if name not in comparison.items:
             name = name.rpartition("#")[0] or name  # a further caption of the same picture
@@ -172,7 +173,7 @@ def caption_examples(comparison: Comparison) -> str:
     written: dict[str, dict[int, str]] = {}
     references: dict[str, list[str]] = {}
     for index, recipe in enumerate(comparison.recipes):
-        found = (read_jsonl(run.folder / "captions.jsonl") for run in recipe.runs)
+        found = (readable(run.evaluation.captions, [], comparison.notes) for run in recipe.runs)
         for row in next((rows for rows in found if rows), []):
             name = str(row.get("item"))
             written.setdefault(name, {})[index] = str(row.get("generated", ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
 from diptych.report.columns import interval, number
 from diptych.report.drawing.marks import escape, figure, header, key, scroller
 from diptych.report.read import Comparison, Recipe
@@ -65,9 +64,8 @@ def _known(g: TaskAnswers) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
 
     titles = {h.name: (h.title, h.about) for h in taxonomy().values()}
     prompts: dict[str, str] = {}
-    for folder in dict.fromkeys(a.folder for a in g.answers):
-        state = folder / "state.json"
-        settings = read_json(state)["tasks"].get(g.task, {}).get("settings", {}) if state.is_file() else {}
+    for evaluation in dict.fromkeys(a.evaluation for a in g.answers):
+        settings = evaluation.settings(g.task)
         try:
             probes, known = read_probes(str(settings.get("file", SAMPLE)))
         except DiptychError:

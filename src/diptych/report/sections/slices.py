@@ -9,9 +9,9 @@ from diptych.benchmarks.statistics import Interval, mean_interval
 from diptych.report.columns import is_share, number
 from diptych.report.drawing.marks import COLOURS, dot, escape, figure, header, key, line, scroller, svg
 from diptych.report.pages.cards import is_private
-from diptych.report.records import Record
 from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.report.sections.warnings import FEW
+from diptych.training.run_files import Record
 
 NAMES = (
     "skill", "slice", "class", "label", "group", "attribute", "kind", "type", "category", "subtask", "split", "relation",

@@ -11,8 +11,8 @@ from diptych.benchmarks.statistics import PairedTest, paired_test
 from diptych.report.columns import SIGNIFICANT, interval, is_share, number
 from diptych.report.pages.explain import control as about
 from diptych.report.read import Comparison, Measure, Recipe
-from diptych.report.records import Record
 from diptych.report.sections.answers import MOST_HEADS, Answers, TaskAnswers, paired
+from diptych.training.run_files import Record
 
 WIDE = 0.20  # an interval of a share wider than this tells little
 FEW = 30  # clusters: fewer than this
