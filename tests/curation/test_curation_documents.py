@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.core.errors import DiptychError
-from diptych.curation.apply import apply, rows_of
+from diptych.curation.engine.apply import apply, rows_of
 from diptych.curation.operators.documents import OBELICS, AssignImages, DocumentLimits, assign, image_reason, table, text_reason
-from diptych.curation.operators.negatives import Negatives, negative, turn_relation
+from diptych.curation.operators.text.negatives import Negatives, negative, turn_relation
 from diptych.data.negatives import meaning
 
 GOOD = "The old bridge over the river was built in the spring, and it is still one of the best places to see the town from."

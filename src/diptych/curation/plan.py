@@ -19,7 +19,7 @@ from diptych.config.typed import Strict, check
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
 from diptych.curation.keep import Keep
-from diptych.curation.operators import OPERATORS
+from diptych.curation.operators import OPERATORS, OPERATORS_PACKAGE
 from diptych.curation.operators.base import HEAVY, PIXELS, Operator, Reduce
 
 PLANS = Path(__file__).parent / "plans"
@@ -100,13 +100,19 @@ class Step:
         assert self.operator
         return {
             "operator": self.operator.name,
-            "class": f"{type(self.operator).__module__}:{type(self.operator).__qualname__}",
+            "class": _class_name(type(self.operator)),
             "version": self.operator.version,
             "options": {f.name: _plain(getattr(self.operator, f.name)) for f in dataclasses.fields(self.operator)},
             "of": self.of,
             "as": self.prefix.removesuffix("_"),
             "depends": self.operator.depends(),
         }
+
+
+def _class_name(cls: type[Operator]) -> str:
+    """``module:Class``; for built-in operators the package, so that results stay valid when a file moves."""
+    package = OPERATORS_PACKAGE if cls.__module__.startswith(f"{OPERATORS_PACKAGE}.") else cls.__module__
+    return f"{package}:{cls.__qualname__}"
 
 
 def _plain(value: Any) -> Any:

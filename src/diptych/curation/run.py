@@ -20,16 +20,16 @@ import pyarrow.parquet as pq
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.core.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_text
 from diptych.core.signals import terminated_like_interrupted
-from diptych.curation.addresses import addresses
-from diptych.curation.intake import ShardInfo, Unit, known, read_unit, units
-from diptych.curation.output import SUFFIX
+from diptych.curation.engine.addresses import addresses
+from diptych.curation.engine.intake import ShardInfo, Unit, known, read_unit, units
+from diptych.curation.engine.output import SUFFIX
+from diptych.curation.engine.scoring import Outcome
+from diptych.curation.engine.shards import Keys
+from diptych.curation.engine.store import Store, address
+from diptych.curation.engine.work import Task
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
 from diptych.curation.runners import Runner, runner
 from diptych.curation.runners.local import explained
-from diptych.curation.scoring import Outcome
-from diptych.curation.shards import Keys
-from diptych.curation.store import Store, address
-from diptych.curation.work import Task
 
 SHARED = (
     "reading the source",

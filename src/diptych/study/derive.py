@@ -49,7 +49,7 @@ def balance(address: str, folder: Path, *, t: int, entries: list[str] | None = N
 
 def dirty_pool(address: str, folder: Path, *, rows: int = 10_000, seed: int = 0) -> str:
     """A pool with planted faults (``diptych curate pool``), instead of what there was."""
-    from diptych.curation.pool import write_pool
+    from diptych.curation.dirty_pool.pool import write_pool
 
     if not (folder / "pool.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)  # half a pool

@@ -14,8 +14,8 @@ import pyarrow as pa
 from diptych.core.extras import need
 from diptych.core.registry import resolve
 from diptych.curation.operators.base import Columns, Operator
-from diptych.curation.operators.languages import IDENTIFIERS
-from diptych.curation.operators.words import character_repetition, word_repetition
+from diptych.curation.operators.text.language import IDENTIFIERS
+from diptych.curation.operators.text.quality import character_repetition, word_repetition
 from diptych.data.negatives import FUNCTION_WORDS
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")

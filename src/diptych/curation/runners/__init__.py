@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from diptych.core.errors import DiptychError, nearest
-from diptych.curation.scoring import Outcome
-from diptych.curation.work import Task
+from diptych.curation.engine.scoring import Outcome
+from diptych.curation.engine.work import Task
 
 RUNNERS = ("local", "inline", "ray")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diptych.core.errors import DiptychError
-from diptych.curation.store import Store
-from diptych.curation.work import Task, crumb
+from diptych.curation.engine.store import Store
+from diptych.curation.engine.work import Task, crumb
 
 TRIES = 3  # deaths that no row explains
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diptych.curation.scoring import Outcome
-from diptych.curation.work import Task, Worker
+from diptych.curation.engine.scoring import Outcome
+from diptych.curation.engine.work import Task, Worker
 
 
 class Inline:

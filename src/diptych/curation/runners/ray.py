@@ -12,9 +12,9 @@ from typing import Any
 
 from diptych.core.errors import DiptychError
 from diptych.core.extras import need
+from diptych.curation.engine.scoring import Outcome
+from diptych.curation.engine.work import Task, Worker
 from diptych.curation.runners.deaths import Deaths
-from diptych.curation.scoring import Outcome
-from diptych.curation.work import Task, Worker
 
 
 class Ray:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from diptych.core.errors import DiptychError
+from diptych.curation.engine.shards import Keys, Shard
+from diptych.curation.engine.store import Store
 from diptych.curation.explain import Result
-from diptych.curation.shards import Keys, Shard
-from diptych.curation.store import Store
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.report.drawing.marks import escape

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diptych.curation.apply import apply
+from diptych.curation.engine.apply import apply
+from diptych.curation.engine.shards import IMAGE_ROWS, Shard, decoded
 from diptych.curation.operators.base import HEAVY, Reduce
 from diptych.curation.plan import Step
-from diptych.curation.shards import IMAGE_ROWS, Shard, decoded
 
 KILLER = "killed the worker, twice"
 IMAGES = -1  # stands for all steps that ask for images: it may have been the decoder

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from diptych.core.extras import need
-from diptych.curation.operators.twins import Mode, prune
+from diptych.curation.operators.duplicates.pruning import Mode, prune
 
 KeepRule = Literal["first", "hard", "easy", "random", "best"]
 _CELLS = 1 << 24  # similarities at a time: 64 MB

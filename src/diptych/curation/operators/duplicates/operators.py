@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from diptych.curation.operators.base import Columns, Reduce
-from diptych.curation.operators.hamming import pairs_within
-from diptych.curation.operators.semantic import KeepRule, normalised, semantic_twins
-from diptych.curation.operators.twins import KEPT, Mode, prune, same
-from diptych.curation.operators.words import normalised as normalised_text
+from diptych.curation.operators.duplicates.hamming import pairs_within
+from diptych.curation.operators.duplicates.pruning import KEPT, Mode, prune, same
+from diptych.curation.operators.duplicates.semantic import KeepRule, normalised, semantic_twins
+from diptych.curation.operators.text.quality import normalised as normalised_text
 
 
 @dataclass(frozen=True, kw_only=True)

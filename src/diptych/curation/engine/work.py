@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from diptych.curation.intake import Unit, read_unit
+from diptych.curation.engine.intake import Unit, read_unit
+from diptych.curation.engine.output import write
+from diptych.curation.engine.scoring import Outcome, Scoring, present, shown
+from diptych.curation.engine.shards import Keys, Shard
+from diptych.curation.engine.store import Store
 from diptych.curation.operators.base import Reduce
-from diptych.curation.output import write
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
-from diptych.curation.scoring import Outcome, Scoring, present, shown
-from diptych.curation.shards import Keys, Shard
-from diptych.curation.store import Store
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diptych.curation.intake import ShardInfo
+from diptych.curation.engine.intake import ShardInfo
+from diptych.curation.engine.shards import Keys
+from diptych.curation.engine.store import address
 from diptych.curation.plan import Plan, Step
-from diptych.curation.shards import Keys
-from diptych.curation.store import address
 
 VERSION = 2  # of what is written out
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
+from diptych.curation.engine.store import Store, address
 from diptych.curation.operators.base import sample_hash
 from diptych.curation.plan import Pool
-from diptych.curation.store import Store, address
 from diptych.data.order import ENDLESS
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources import open_source

@@ -20,7 +20,7 @@ import pyarrow as pa
 from diptych.core.errors import DiptychError
 from diptych.core.extras import need
 from diptych.core.files import write_atomically, write_json
-from diptych.curation import faults
+from diptych.curation.dirty_pool import faults
 from diptych.data.scenes import language
 from diptych.data.scenes.controlled import single_object
 from diptych.data.scenes.graph import Graph, draw, mix

@@ -16,9 +16,9 @@ from diptych.curation.operators.base import Columns, Operator
 Identify = Callable[[Sequence[str]], list[tuple[str, float]]]  # texts → (ISO 639-1 code or "und", probability) each
 
 IDENTIFIERS: Mapping[str, str] = {
-    "py3langid": "diptych.curation.operators.languages:py3langid",
-    "fasttext": "diptych.curation.operators.languages:fasttext",
-    "cld2": "diptych.curation.operators.languages:cld2",
+    "py3langid": "diptych.curation.operators.text.language:py3langid",
+    "fasttext": "diptych.curation.operators.text.language:fasttext",
+    "cld2": "diptych.curation.operators.text.language:cld2",
 }
 UNDETERMINED = "und"
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diptych.core.files import write_atomically
-from diptych.curation.shards import Shard
+from diptych.curation.engine.shards import Shard
 
 DECIDED = ("row", "id", "own_id", "text", "kept", "reason", "reasons", "errors")
 SUFFIX = {"parquet": ".part.parquet", "packed": ".part.parquet", "images": ".images", "wds": ".tar"}

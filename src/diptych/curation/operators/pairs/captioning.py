@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from diptych.curation.operators.base import Columns, Operator, arrays
 from diptych.curation.operators.models import able, stamp
-from diptych.curation.operators.similarity import score
+from diptych.curation.operators.pairs.similarity import score
 
 # Phrases that name the medium and not what it shows; longer ones first, so that what is left of them does not remain.
 MEDIUM = (

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diptych.core.errors import DiptychError
+from diptych.curation.engine.store import Store
 from diptych.curation.operators.base import PIXELS, pixels_of
 from diptych.curation.plan import Plan, Step
-from diptych.curation.store import Store
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.data.storage import files

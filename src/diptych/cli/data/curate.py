@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from diptych.cli.data.pool import pool
 from diptych.cli.options import DATA
-from diptych.cli.pool import pool
 
 if TYPE_CHECKING:
     from diptych.curation.diff import Diff

@@ -17,7 +17,7 @@ import pyarrow as pa
 from diptych.core.extras import need
 from diptych.curation.operators.base import Columns, Operator, arrays
 from diptych.curation.operators.models import stamp
-from diptych.curation.operators.similarity import score
+from diptych.curation.operators.pairs.similarity import score
 
 BOXES = pa.list_(pa.list_(pa.int32()))  # x0, y0, x1, y1 each, pixels
 _LONGEST = 960  # pixels: larger pictures are read at this length

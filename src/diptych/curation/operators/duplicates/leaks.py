@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from diptych.curation.operators.base import Columns, Operator
-from diptych.curation.operators.hamming import nearest_within
-from diptych.curation.operators.pictures import phashes, pixel_hash
-from diptych.curation.operators.words import normalised
+from diptych.curation.operators.duplicates.hamming import nearest_within
+from diptych.curation.operators.images.quality import phashes, pixel_hash
+from diptych.curation.operators.text.quality import normalised
 
 _WORD = re.compile(r"\w+")
 

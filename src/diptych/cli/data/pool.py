@@ -18,7 +18,7 @@ def pool(
     Example: `diptych curate pool runs/pool --n 10000`, then `diptych curate strict --data parquet:runs/pool/pool --out runs/clean`.
     """
     from diptych.core.files import read_json
-    from diptych.curation.pool import FAULTS, write_pool
+    from diptych.curation.dirty_pool.pool import FAULTS, write_pool
 
     write_pool(out, n, seed)
     counts = read_json(out / "pool.json")["faults"]

@@ -1,0 +1,1 @@
+"""Operators on the picture alone: size, quality, letters in it."""

@@ -1,0 +1,1 @@
+"""Operators on the text alone: length, quality, language, perplexity, concepts, hard negatives."""
