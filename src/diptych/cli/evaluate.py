@@ -73,17 +73,17 @@ def _judge(
     source = open_source(data) if data else None
     source = source.split(split) if source is not None and split != "all" else source
 
-    told = 0.0
+    last_report = 0.0
 
-    def say(task: str) -> None:
-        nonlocal told
-        if not re.search(r"\d/\d", task) or time.monotonic() - told > 5:  # how far it is, now and then
+    def report_progress(task: str) -> None:
+        nonlocal last_report
+        if not re.search(r"\d/\d", task) or time.monotonic() - last_report > 5:  # how far it is, now and then
             typer.echo(f"{address}: {task} …", err=True)
-            told = time.monotonic()
+            last_report = time.monotonic()
 
     folder = out or run_directory(address) / "evaluation"
     key = getattr(model, "key", None)
-    summary = judge(model, source, wanted, folder, progress=say, key=key, own=out is None, overwrite=overwrite)
+    summary = judge(model, source, wanted, folder, progress=report_progress, key=key, own=out is None, overwrite=overwrite)
     _show(summary, json_)
     if not summary.results:
         reasons = "; ".join(f"{s['task']}: {s['reason']}" for s in summary.skipped)

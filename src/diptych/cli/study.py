@@ -46,14 +46,14 @@ def study(
     if name is None:
         raise DiptychError(f"name a study ({', '.join(study_names())}) or a YAML file")
     short = [f"{k}={v}" for k, v in (("data", data), ("budget", budget), ("seeds", seeds)) if v is not None]
-    asked = load_study(name, [*short, *(set_ or [])], quick)
+    chosen = load_study(name, [*short, *(set_ or [])], quick)
     if arms:
-        asked = asked.only([name.strip() for name in arms.split(",")])
-    folder = out or Path("runs") / (f"{asked.name}-quick" if quick else asked.name)
+        chosen = chosen.only([name.strip() for name in arms.split(",")])
+    folder = out or Path("runs") / (f"{chosen.name}-quick" if quick else chosen.name)
     results = folder / "results.json"
     before = results.stat().st_mtime_ns if results.is_file() else None
     try:
-        run_study(asked, folder, jobs)
+        run_study(chosen, folder, jobs)
     finally:
         if results.is_file() and results.stat().st_mtime_ns != before:
             if json_:

@@ -145,12 +145,12 @@ def summarize(out: Path, planned: list[RecipeJob], build_report: Callable[[Path]
 
 def _note_failures(path: Path, failed: list[RecipeJob]) -> None:
     """Why a recipe has no results, for the report."""
-    told = read_json(path)
-    for recipe in told["recipes"]:
+    content = read_json(path)
+    for recipe in content["recipes"]:
         reasons = [job.state.get("error", "stopped without a word") for job in failed if job.recipe.name == recipe["name"]]
         if reasons:
             recipe["error"] = reasons[0]
-    write_json(path, told)
+    write_json(path, content)
 
 
 def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
@@ -173,13 +173,13 @@ def weights_of(recipe: Recipe) -> list[str]:
     from diptych.core.registry import option_names, resolve
     from diptych.models.vlm import KINDS
 
-    found = []
+    names = []
     for name, part in recipe.parts.items():
         cls = resolve(part.kind, KINDS[name], f"{name} part")
         if hasattr(cls, "weights"):
             defaults = {k: p.default for k, p in option_names(cls).items()}
-            found.append(cls.weights.format(**{**defaults, **part.options}))
-    return found
+            names.append(cls.weights.format(**{**defaults, **part.options}))
+    return names
 
 
 def every_system(named: list[str] | None) -> list[str]:

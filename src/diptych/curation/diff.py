@@ -62,31 +62,31 @@ def diff(a: Result, b: Result) -> Diff:
         dropped=dict(dropped.most_common()),
         gained=dict(gained.most_common()),
         moved=dict(moved.most_common()),
-        plan=_plans(a, b),
+        plan=_plan_differences(a, b),
         examples=dict(examples),
     )
 
 
-def _plans(a: Result, b: Result) -> list[str]:
+def _plan_differences(a: Result, b: Result) -> list[str]:
     """Sentences: what one plan has and the other has not, or has otherwise."""
-    found = []
+    differences = []
     for name in ("errors", "seed", "pool"):
         x, y = (r.plan.model_dump(mode="json")[name] for r in (a, b))
         if x != y:
-            found.append(f"{name}: {x} → {y}")
+            differences.append(f"{name}: {x} → {y}")
     if a.manifest["data"] != b.manifest["data"]:
-        found.append(f"data: {a.manifest['data']} → {b.manifest['data']}")
+        differences.append(f"data: {a.manifest['data']} → {b.manifest['data']}")
     first, second = ({_identity(step): step for step in r.manifest["steps"]} for r in (a, b))
     for name, step in first.items():
         if name not in second:
-            found.append(f"gone: {_told(step)}")
+            differences.append(f"gone: {_describe(step)}")
         elif step != second[name]:
-            found.append(f"changed: {name}: {_changes(step, second[name])}")
-    found += [f"new: {_told(step)}" for name, step in second.items() if name not in first]
+            differences.append(f"changed: {name}: {_changes(step, second[name])}")
+    differences += [f"new: {_describe(step)}" for name, step in second.items() if name not in first]
     common = [n for n in first if n in second]
     if common != [n for n in second if n in first]:
-        found.append("the order of the steps")
-    return found
+        differences.append("the order of the steps")
+    return differences
 
 
 def _identity(step: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def _identity(step: dict[str, Any]) -> str:
     return f"keep {rule.get('column', '')} {way}".replace("  ", " ")
 
 
-def _told(step: dict[str, Any]) -> str:
+def _describe(step: dict[str, Any]) -> str:
     return f"{step['operator']} {step['options'] or ''}".strip() if "operator" in step else f"keep {step['keep']}"
 
 

@@ -69,8 +69,8 @@ class Result:
         return self.part(place >> 32).slice(place & 0xFFFFFFFF, 1).to_pylist()[0]
 
     def state(self, step: Step) -> pa.Table | None:
-        found = next((self.path / "states").glob(f"{step.index:02d}-*.parquet"), None)
-        return pq.read_table(found) if found else None
+        path = next((self.path / "states").glob(f"{step.index:02d}-*.parquet"), None)
+        return pq.read_table(path) if path else None
 
     def find(self, identity: str) -> list[int]:
         """Places of the rows with this id; failing that, of those which the data itself calls so; failing that, of those whose id ends with it."""
@@ -92,11 +92,11 @@ class Result:
 
     def pointing(self, column: str, place: int) -> list[str]:
         """Ids of the rows whose pointer ``column`` holds ``place``."""
-        found: list[str] = []
+        ids: list[str] = []
         for number in self.numbers:
             table = self.part(number, ["id", column])
-            found += table.filter(pc.equal(table[column], place))["id"].to_pylist()
-        return found
+            ids += table.filter(pc.equal(table[column], place))["id"].to_pylist()
+        return ids
 
 
 def explain(result: Result, identity: str) -> list[Explanation]:
@@ -119,9 +119,9 @@ def _explain(result: Result, place: int) -> Explanation:
         absent = f"no {rule.column}"
         missing = absent in reasons and value is None and rule.way != "unique"
         removes = step.label in reasons and not missing
-        asked = not (gone and rule.counts_all and rule.of == "kept") and "unusable" not in reasons
+        applies = not (gone and rule.counts_all and rule.of == "kept") and "unusable" not in reasons
         verdict = Verdict(rule.text(), absent if missing else step.label, value, "removes" if removes or missing else "keeps")
-        if not asked:
+        if not applies:
             verdict.says = "not asked"
         verdict.threshold = rule.threshold(result.state(step)) if rule.counts_all else None
         if rule.way == "unique" and rule.column:

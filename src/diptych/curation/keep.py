@@ -69,8 +69,8 @@ class Keep(Strict):
     @property
     def way(self) -> Literal["range", "in", "not_in", "top", "bottom", "unique", "random"]:
         ways: tuple[Any, ...] = ("top", "bottom", "unique", "random", "not_in")
-        found = next((w for w in ways if getattr(self, w) is not None), None)
-        return found or ("in" if self.in_ is not None else "range")
+        way = next((w for w in ways if getattr(self, w) is not None), None)
+        return way or ("in" if self.in_ is not None else "range")
 
     @property
     def counts_all(self) -> bool:
@@ -142,13 +142,13 @@ class Keep(Strict):
         wanted = self.in_ if self.way == "in" else self.not_in
         if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
             inner = pc.is_in(values.flatten(), value_set=pa.array(wanted, values.type.value_type))
-            found = np.zeros(len(values), dtype=bool)
+            matches = np.zeros(len(values), dtype=bool)
             parents = pc.list_parent_indices(values).to_numpy()
-            found[parents[inner.to_numpy(zero_copy_only=False)]] = True
+            matches[parents[inner.to_numpy(zero_copy_only=False)]] = True
         else:
-            found = np.array(pc.is_in(values, value_set=pa.array(wanted, values.type)).to_numpy(zero_copy_only=False))
+            matches = np.array(pc.is_in(values, value_set=pa.array(wanted, values.type)).to_numpy(zero_copy_only=False))
         null = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
-        return (found if self.way == "in" else ~found) & ~null
+        return (matches if self.way == "in" else ~matches) & ~null
 
     # ---- two passes, for top and bottom: 24 bytes a row
 

@@ -171,8 +171,8 @@ def steps_of(plan: Plan, where: str = "plan") -> list[Step]:
             raise DiptychError(f"{place}: '{step.label}' takes two passes over whole shards and may not ask for images")
         for column, kind in step.outputs.items():
             if column in known:
-                said = f"already made by '{maker[column]}'" if column in maker else "every row has one already"
-                raise DiptychError(f"{place}: column '{column}' {said}; rename with `as: NAME`, which puts NAME_ before it")
+                reason = f"already made by '{maker[column]}'" if column in maker else "every row has one already"
+                raise DiptychError(f"{place}: column '{column}' {reason}; rename with `as: NAME`, which puts NAME_ before it")
             known[column], maker[column] = kind, step.label
         steps.append(step)
     return steps

@@ -128,12 +128,12 @@ class _Run:
         self.progress(phase, 0, len(tasks))
         if self.started is None:
             self.started = runner(*self.asked, self.plan.model_dump(mode="json"), str(self.store.root))
-        found = []
+        results = []
         for task, outcome in self.started.map(tasks, model):
             self._spend(outcome)
-            found.append((task, outcome.value))
-            self.progress(phase, len(found), len(tasks))
-        return found
+            results.append((task, outcome.value))
+            self.progress(phase, len(results), len(tasks))
+        return results
 
     def _spend(self, outcome: Outcome) -> None:
         """Written down at once, so that what a killed run had spent is counted too."""
@@ -144,17 +144,17 @@ class _Run:
 
     def _shards(self) -> list[ShardInfo]:
         parts = units(self.data, self.plan.pool)
-        found: dict[Unit, list[ShardInfo]] = {u: s for u in parts if (s := known(u, self.store)) is not None}
-        tasks = [Task("read", u.address, unit=u) for u in parts if u not in found]
+        shards_by_unit: dict[Unit, list[ShardInfo]] = {u: s for u in parts if (s := known(u, self.store)) is not None}
+        tasks = [Task("read", u.address, unit=u) for u in parts if u not in shards_by_unit]
         if len(tasks) == 1 and tasks[0].unit and not tasks[0].unit.key and self.asked[0] != "ray":
             # A listing that must be looked at each time: not worth a process, unless it is large.
             self.progress("reading the source", 0, 1)
             began = time.perf_counter()
-            found[tasks[0].unit] = read_unit(tasks[0].unit, self.plan.pool, self.store)
+            shards_by_unit[tasks[0].unit] = read_unit(tasks[0].unit, self.plan.pool, self.store)
             self._spend(Outcome(seconds={"reading the source": time.perf_counter() - began}))
         else:
-            found |= {task.unit: shards for task, shards in self._map("reading the source", tasks) if task.unit}
-        return [shard for u in parts for shard in found[u]]
+            shards_by_unit |= {task.unit: shards for task, shards in self._map("reading the source", tasks) if task.unit}
+        return [shard for u in parts for shard in shards_by_unit[u]]
 
     # ---- the steps
 

@@ -70,13 +70,13 @@ def derive(address: str, steps: dict[str, dict[str, Any]], folder: Path, progres
     for name, given in steps.items():
         step = resolve(name, STEPS, "step")
         options = check_options(step, given, name)
-        asked = {"data": address, "step": name, "options": options}
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        request = {"data": address, "step": name, "options": options}
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()[:12]
         note = folder / f"{name.rpartition(':')[2]}-{digest}.json"
         if note.is_file():
             address = read_json(note)["address"]
             continue
         progress(f"{name}: {address}")
         address = step(address, note.with_suffix(""), **options)
-        write_json(note, {**json.loads(json.dumps(asked, default=str)), "address": address})
+        write_json(note, {**json.loads(json.dumps(request, default=str)), "address": address})
     return address

@@ -21,10 +21,13 @@ def recall_curves(runs: Runs, *, measure: str) -> str:
     x = np.linspace(0, 1, 101)
     panels = []
     for arm in runs.study.measured_on(measure):
-        found = runs.measured(measure, arm)
-        ours, theirs = (np.concatenate([m.more[who] for m in found]) for who in ("ours", "reference"))
-        series = [Series(arm, x, recall_curve(ours, x), 0), Series("reference", x, recall_curve(theirs, x), 1, "dashed")]
-        label = f"{arm}: mean recall {ours.mean():.2f}, reference {theirs.mean():.2f}"
+        measured = runs.measured(measure, arm)
+        arm_recall, reference_recall = (np.concatenate([m.more[who] for m in measured]) for who in ("ours", "reference"))
+        series = [
+            Series(arm, x, recall_curve(arm_recall, x), 0),
+            Series("reference", x, recall_curve(reference_recall, x), 1, "dashed"),
+        ]
+        label = f"{arm}: mean recall {arm_recall.mean():.2f}, reference {reference_recall.mean():.2f}"
         drawn = chart(series, "recall", "share of members", label=label, x_range=(0, 1), y_range=(0, 1))
         panels.append((arm, drawn))
     signs = legend(
@@ -39,11 +42,11 @@ def frequency_plot(runs: Runs, *, measure: str) -> str:
     """For each arm of a measure of frequency: accuracy on each concept against how often training showed it."""
     panels = []
     for i, arm in enumerate(runs.study.measured_on(measure)):
-        found = runs.measured(measure, arm)
-        counts, accuracy = (np.mean([m.more[k] for m in found], axis=0) for k in ("counts", "accuracy"))
-        bins = np.array(found[0].more["bins"])
+        measured = runs.measured(measure, arm)
+        counts, accuracy = (np.mean([m.more[k] for m in measured], axis=0) for k in ("counts", "accuracy"))
+        bins = np.array(measured[0].more["bins"])
         series = [Series(arm, counts, accuracy, i, "points"), Series("bins", bins[:, 0], bins[:, 1], i, "line")]
-        slope = float(np.mean([m.value for m in found]))
+        slope = float(np.mean([m.value for m in measured]))
         label = f"{arm}: {len(counts)} concepts, ten times the frequency adds {100 * slope:.1f} points"
         panels.append((arm, chart(series, "times shown in training", "accuracy", label=label, log_x=True, y_range=(0, 1))))
     signs = legend(

@@ -45,10 +45,10 @@ def measure(given: dict[str, Any]) -> None:
         if runs.kept(name, arm, seed):
             continue
         tell(phase=f"measuring {name}", share=number / len(names))
-        asked = runs.study.measures[name]
-        function = resolve(str(asked.function), {}, "measure")
+        spec = runs.study.measures[name]
+        function = resolve(str(spec.function), {}, "measure")
         try:
-            runs.keep(name, arm, seed, function(runs, arm, seed, **asked.options))
+            runs.keep(name, arm, seed, function(runs, arm, seed, **spec.options))
         except DiptychError as reason:
             runs.keep(name, arm, seed, str(reason))
     tell(phase="done", share=1.0)

@@ -51,15 +51,15 @@ def deja_vu(
     from diptych.benchmarks.metrics.memorization import population_gap
 
     data = runs.recipe(arm, seed).data.train
-    ours = _deja_vu(runs.path(arm, seed), data, members, public, neighbours, shown)
-    theirs = _deja_vu(runs.path(reference, seed), data, members, public, neighbours, shown)
-    a, b = (found["recall" if of in ("recall", "prg") else "precision"] for found in (ours, theirs))
+    of_arm = _deja_vu(runs.path(arm, seed), data, members, public, neighbours, shown)
+    of_reference = _deja_vu(runs.path(reference, seed), data, members, public, neighbours, shown)
+    a, b = (scores["recall" if of in ("recall", "prg") else "precision"] for scores in (of_arm, of_reference))
     items = population_gap(a, b) if of in ("prg", "ppg") else a - b
-    return _of_items(ours["items"], items, {"ours": a.tolist(), "reference": b.tolist()})
+    return _of_items(of_arm["items"], items, {"ours": a.tolist(), "reference": b.tolist()})
 
 
 @lru_cache(maxsize=64)
-def _deja_vu(judged: Path, data: str, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
+def _deja_vu(run: Path, data: str, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
     """Items, recall [N] and precision [N] of the model in ``judged`` for what ``data`` repeats."""
     from diptych.benchmarks.metrics.memorization import nearest, precision_recall, predicted_objects
     from diptych.data.sources import open_source
@@ -68,32 +68,32 @@ def _deja_vu(judged: Path, data: str, members: str, public: int, neighbours: int
     source = open_source(data)
     if not isinstance(source, Repeated):
         raise DiptychError(f"{source.address} repeats nothing; give the arm the step derive: {{repeat: …}}")
-    queries = _readable(source.base, source.members() if members == "own" else source.ordinary())
-    shows = [_shown(q, shown) for q in queries]
-    told = [_told(q, all_of) for q, all_of in zip(queries, shows, strict=True)]
-    kept = [i for i, all_of in enumerate(shows) if all_of - told[i]]
+    queries = _usable(source.base, source.members() if members == "own" else source.ordinary())
+    shows = [_labels(q, shown) for q in queries]
+    named = [_named_in_caption(q, all_of) for q, all_of in zip(queries, shows, strict=True)]
+    kept = [i for i, all_of in enumerate(shows) if all_of - named[i]]
     if not kept:
         raise DiptychError(f"{source.address}: every caption names all that its picture shows; nothing is left to remember")
-    queries, told, wanted = [queries[i] for i in kept], [told[i] for i in kept], [shows[i] - told[i] for i in kept]
-    images, labels = _public(judged, source.address, public, shown)
-    neighbours_of = nearest(_loaded(judged).embed_text([q.captions[0] for q in queries]), images, min(neighbours, len(images)))
-    predicted = [found - told[i] for i, found in enumerate(predicted_objects(neighbours_of, labels))]
+    queries, named, wanted = [queries[i] for i in kept], [named[i] for i in kept], [shows[i] - named[i] for i in kept]
+    images, labels = _public(run, source.address, public, shown)
+    neighbours_of = nearest(_loaded(run).embed_text([q.captions[0] for q in queries]), images, min(neighbours, len(images)))
+    predicted = [labels_near - named[i] for i, labels_near in enumerate(predicted_objects(neighbours_of, labels))]
     precision, recall = precision_recall(predicted, wanted)
     return {"items": [q.id for q in queries], "recall": recall, "precision": precision}
 
 
-def _readable(source: Source, numbers: Sequence[int]) -> list[Sample]:
+def _usable(source: Source, numbers: Sequence[int]) -> list[Sample]:
     from diptych.data.source import BrokenItem
 
-    found = []
+    samples = []
     for number in numbers:
         with suppress(BrokenItem):  # the training skipped it too, and noted why
-            found.append(source[number])
-    return found
+            samples.append(source[number])
+    return samples
 
 
 @lru_cache(maxsize=1)  # they are large
-def _public(judged: Path, address: str, n: int, shown: str) -> tuple[np.ndarray, list[set[str]]]:
+def _public(run: Path, address: str, n: int, shown: str) -> tuple[np.ndarray, list[set[str]]]:
     """Embeddings and labels of pictures that nobody trained on."""
     from diptych.data.source import usable_samples
     from diptych.data.sources import open_source
@@ -101,10 +101,10 @@ def _public(judged: Path, address: str, n: int, shown: str) -> tuple[np.ndarray,
     samples = usable_samples(open_source(address).split("validation"), n)
     if len(samples) < 2:
         raise DiptychError(f"{address}: {len(samples)} pictures in the validation part; déjà vu looks for neighbours among them")
-    return _loaded(judged).embed_image([s.image for s in samples if s.image is not None]), [_shown(s, shown) for s in samples]
+    return _loaded(run).embed_image([s.image for s in samples if s.image is not None]), [_labels(s, shown) for s in samples]
 
 
-def _shown(sample: Sample, shown: str = "labels") -> set[str]:
+def _labels(sample: Sample, shown: str = "labels") -> set[str]:
     if shown == "colours":
         if "graph" not in sample.extra:
             raise DiptychError(f"{sample.id}: shown: colours are known of scenes only; use labels")
@@ -116,7 +116,7 @@ def _shown(sample: Sample, shown: str = "labels") -> set[str]:
     return {str(label) for label in sample.extra["labels"]}
 
 
-def _told(sample: Sample, shows: set[str]) -> set[str]:
+def _named_in_caption(sample: Sample, shows: set[str]) -> set[str]:
     """Those that the first caption names, in singular or plural."""
     from diptych.benchmarks.metrics.chair import objects_in, vocabulary
 
@@ -184,13 +184,13 @@ def _counts(runs: Runs, arm: str, seed: int, names: tuple[str, ...]) -> dict[str
     source = runs.source(arm, seed).split("train")
     words = vocabulary(names)
     samples = usable_samples(source, min(len(source), _LOOKED_AT))
-    found: dict[str, float] = {}
+    counts: dict[str, float] = {}
     for sample in samples:
-        shown = _shown(sample) if "labels" in sample.extra else set(objects_in(" ; ".join(sample.captions), words))
+        shown = _labels(sample) if "labels" in sample.extra else set(objects_in(" ; ".join(sample.captions), words))
         for label in shown:
-            found[label] = found.get(label, 0) + 1
+            counts[label] = counts.get(label, 0) + 1
     drawn = runs.spent(arm, seed)["samples"]
-    return {name: count * drawn / len(samples) for name, count in found.items()}
+    return {name: count * drawn / len(samples) for name, count in counts.items()}
 
 
 @lru_cache(maxsize=8)
@@ -203,8 +203,8 @@ def _accuracy(path: Path, data: str, images: int, metric: str) -> dict[str, floa
     source = open_source(data).split("test")
     if not isinstance(source, Controlled):
         raise DiptychError(f"{data} has no labelled pictures of single concepts to name")
-    asked, records = ZeroShot(n=images * len(source.concepts())), Records()
-    asked.run(_loaded(path), asked.items(source), records)
+    task, records = ZeroShot(n=images * len(source.concepts())), Records()
+    task.run(_loaded(path), task.items(source), records)
     by_class: dict[str, list[float]] = {}
     for record in records.all():
         by_class.setdefault(record["class"], []).append(record["correct"][metric])
@@ -262,8 +262,8 @@ def _habit_scores(path: Path, data: str, n: int) -> dict[str, Any]:
     model, items = _loaded(path), list(_habits(data, n).values())
     images = [image for pictures, _ in items for image in pictures]
     texts = [caption for _, captions in items for caption in captions]
-    asked = np.array([(2 * k + i, 2 * k + t) for k in range(len(items)) for i in range(2) for t in range(2)])
-    seen = np.asarray(model.score(images, texts, asked)).reshape(len(items), 2, 2)
+    pairs = np.array([(2 * k + i, 2 * k + t) for k in range(len(items)) for i in range(2) for t in range(2)])
+    seen = np.asarray(model.score(images, texts, pairs)).reshape(len(items), 2, 2)
     empty = np.array([(0, t) for t in range(len(texts))])
     return {"seen": seen, "blank": np.asarray(model.score([blank(images[0])], texts, empty)).reshape(len(items), 2)}
 

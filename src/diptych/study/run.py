@@ -29,7 +29,7 @@ from diptych.study.derive import check_steps, derive
 from diptych.study.measure import MeasureJob, functions_of
 from diptych.study.runs import Runs
 from diptych.study.schema import Claim, Study
-from diptych.study.verdict import OPEN, Verdict, estimate, judge
+from diptych.study.verdict import OPEN, Verdict, decide, estimate
 
 
 def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
@@ -50,8 +50,8 @@ def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
         if functions_of(study, job.arm) and (job.arm, job.seed) not in lost
     ]
     failed += run_jobs(measuring, side_by_side)
-    found = results(runs)
-    write_json(out / "results.json", found)
+    content = results(runs)
+    write_json(out / "results.json", content)
     build_study_report(out, study.to_data(), read_json(out / "results.json"), figures(runs))
     if failed:
         raise DiptychError(why_failed(failed, [*planned, *measuring]))
@@ -104,10 +104,10 @@ def plan(study: Study, runs: Runs, data: dict[str, str], jobs: int | None) -> tu
 def _data(study: Study, name: str, out: Path) -> str:
     arm = study.arms[name]
 
-    def say(words: str) -> None:
+    def report_progress(words: str) -> None:
         print(f"{name}: {words}", file=sys.stderr, flush=True)
 
-    return derive(arm.data or study.data, arm.derive, out / "data", say)
+    return derive(arm.data or study.data, arm.derive, out / "data", report_progress)
 
 
 def _recipe(study: Study, name: str, data: str, seed: int) -> Recipe:
@@ -120,14 +120,14 @@ def _recipe(study: Study, name: str, data: str, seed: int) -> Recipe:
 
 def _judgements(runs: Runs, arm: str) -> list[Judgement]:
     """The tasks an arm is judged by, a judgement for each folder of records."""
-    found: dict[str, Judgement] = {}
+    by_folder: dict[str, Judgement] = {}
     for name, folder in runs.folders.items():
         measure = runs.study.measures[name]
         if arm in runs.study.measured_on(name) and measure.task:
-            judgement = found.setdefault(folder, Judgement(measure.data or runs.study.eval_data, [], folder))
-            if measure.task not in judgement.tasks:
-                judgement.tasks.append(measure.task)
-    return list(found.values())
+            evaluation = by_folder.setdefault(folder, Judgement(measure.data or runs.study.eval_data, [], folder))
+            if measure.task not in evaluation.tasks:
+                evaluation.tasks.append(measure.task)
+    return list(by_folder.values())
 
 
 # --- results ---
@@ -150,7 +150,7 @@ def results(runs: Runs) -> dict[str, Any]:
         "arms": {name: {**arm.model_dump(mode="json"), "spent": _spent(runs, name)} for name, arm in study.arms.items()},
         "measures": {name: _measure(runs, name) for name in study.measures},
         "claims": [
-            {**claim.model_dump(mode="json"), **_told(v), "p_holm": corrected.get(i)}
+            {**claim.model_dump(mode="json"), **_as_data(v), "p_holm": corrected.get(i)}
             for i, (claim, v) in enumerate(zip(study.claims, verdicts, strict=True))
         ],
     }
@@ -162,10 +162,10 @@ def verdict(runs: Runs, claim: Claim) -> Verdict:
         b = runs.measured(claim.measure_b or claim.measure, claim.b) if isinstance(claim.b, str) else claim.b
     except DiptychError as reason:
         return Verdict(OPEN, str(reason))
-    return judge(claim, a, b, runs.study.measures[claim.measure].share)
+    return decide(claim, a, b, runs.study.measures[claim.measure].share)
 
 
-def _told(v: Verdict) -> dict[str, Any]:
+def _as_data(v: Verdict) -> dict[str, Any]:
     d = v.difference
     numbers = {"difference": d.value, "low": d.low, "high": d.high, "effect": d.effect, "seeds": d.seeds, "n": d.items} if d else {}
     return {"verdict": v.verdict, "reason": v.reason, "p": v.p, **numbers}
@@ -173,16 +173,16 @@ def _told(v: Verdict) -> dict[str, Any]:
 
 def _measure(runs: Runs, name: str) -> dict[str, Any]:
     measure = runs.study.measures[name]
-    found: dict[str, Any] = {}
+    by_arm: dict[str, Any] = {}
     for arm in runs.study.measured_on(name):
         try:
             measured = runs.measured(name, arm)
         except DiptychError as reason:
-            found[arm] = {"reason": str(reason)}
+            by_arm[arm] = {"reason": str(reason)}
             continue
         e = estimate(measured, share=measure.share)
-        found[arm] = {"value": e.value, "low": e.low, "high": e.high, "n": e.items, "by_seed": [m.value for m in measured]}
-    return {"about": measure.about, "share": measure.share, "arms": found}
+        by_arm[arm] = {"value": e.value, "low": e.low, "high": e.high, "n": e.items, "by_seed": [m.value for m in measured]}
+    return {"about": measure.about, "share": measure.share, "arms": by_arm}
 
 
 def _spent(runs: Runs, arm: str) -> dict[str, float]:

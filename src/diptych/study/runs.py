@@ -85,7 +85,7 @@ class Runs:
         """Where in a run's directory the records of each task measure lie: a folder for each data, since evaluation keeps
         one set of records a task and folder."""
         groups: list[tuple[str | None, dict[str, str], str]] = []  # data, {task name: address}, folder
-        found: dict[str, str] = {}
+        folders: dict[str, str] = {}
         for name, measure in self.study.measures.items():
             if measure.task is None:
                 continue
@@ -97,8 +97,8 @@ class Runs:
                 group = (data, {}, f"evaluation-{digest}" if groups else "evaluation")
                 groups.append(group)
             group[1][task_name] = measure.task
-            found[name] = group[2]
-        return found
+            folders[name] = group[2]
+        return folders
 
     def keep(self, name: str, arm: str, seed: int, outcome: Measured | str) -> None:
         """What a function measured, or the reason why it could not."""

@@ -82,33 +82,33 @@ def estimate(runs: Sequence[Measured], minus: Sequence[Measured] | float = 0.0, 
     return _of([Measured(a.value - b.value, error=e) for a, b, e in zip(runs, minus, both, strict=True)], share)
 
 
-def judge(claim: Claim, a: Sequence[Measured], b: Sequence[Measured] | float, share: bool = True) -> Verdict:
+def decide(claim: Claim, a: Sequence[Measured], b: Sequence[Measured] | float, share: bool = True) -> Verdict:
     """*Holds here* if the whole interval lies where the claim says, *does not hold* if all of it lies elsewhere."""
-    found = estimate(a, b, share)
-    if not math.isfinite(found.value):
+    difference = estimate(a, b, share)
+    if not math.isfinite(difference.value):
         return Verdict(OPEN, "not a number in every run", None)
-    if math.isnan(found.low):
-        return Verdict(OPEN, "one seed, and a measure without items: its spread is not known", found)
-    low, high, by = found.low, found.high, claim.by
+    if math.isnan(difference.low):
+        return Verdict(OPEN, "one seed, and a measure without items: its spread is not known", difference)
+    low, high, by = difference.low, difference.high, claim.by
     if claim.expect == "same":
-        p = max(_one_sided(found, -by, above=True), _one_sided(found, by, above=False))
+        p = max(_one_sided(difference, -by, above=True), _one_sided(difference, by, above=False))
         held, failed = -by < low and high < by, low >= by or high <= -by
     elif claim.expect == "higher":
-        p = found.p(by)
+        p = difference.p(by)
         held, failed = low > by, high < by or (high == by and low < high)
     else:
-        p = found.p(-by)
+        p = difference.p(-by)
         held, failed = high < -by, low > -by or (low == -by and low < high)
     verdict = HOLDS if held else FAILS if failed else OPEN
-    reason = "" if found.seeds > 1 else "one seed: true of these runs; another seed may differ"
-    return Verdict(verdict, reason, found, p)
+    reason = "" if difference.seeds > 1 else "one seed: true of these runs; another seed may differ"
+    return Verdict(verdict, reason, difference, p)
 
 
-def _one_sided(found: Estimate, bound: float, above: bool) -> float:
-    if not found.error > 0:
+def _one_sided(difference: Estimate, bound: float, above: bool) -> float:
+    if not difference.error > 0:
         return math.nan
-    t = (found.value - bound) / found.error
-    return float(_t_below(-t if above else t, found.freedom))
+    t = (difference.value - bound) / difference.error
+    return float(_t_below(-t if above else t, difference.freedom))
 
 
 def _t_below(t: float, freedom: float) -> float:

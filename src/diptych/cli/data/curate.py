@@ -74,11 +74,13 @@ def run(
     if json_:
         typer.echo(json.dumps(done.manifest, indent=1, ensure_ascii=False))
         return
-    told = done.manifest
-    typer.echo(f"{out}: {told['kept']:,} of {told['rows']:,} rows kept{'' if done.fresh else ' (nothing to do: it was all there)'}")
-    for reason, count in told["reasons"].items():
+    manifest = done.manifest
+    typer.echo(
+        f"{out}: {manifest['kept']:,} of {manifest['rows']:,} rows kept{'' if done.fresh else ' (nothing to do: it was all there)'}"
+    )
+    for reason, count in manifest["reasons"].items():
         typer.echo(f"  {count:>9,}  {reason}")
-    if told["kept"]:
+    if manifest["kept"]:
         typer.echo(f"train on it: diptych train clip --data '{done.address}'")
     if page.is_file():
         typer.echo(f"report: {page}")
@@ -113,17 +115,17 @@ def explain(
     import json
 
     from diptych.curation.explain import Result
-    from diptych.curation.explain import explain as ask
+    from diptych.curation.explain import explain as explain_row
 
-    found = ask(Result(out), identity)
+    explanations = explain_row(Result(out), identity)
     if json_:
-        typer.echo(json.dumps([dataclasses.asdict(e) for e in found], indent=1, ensure_ascii=False, default=str))
+        typer.echo(json.dumps([dataclasses.asdict(e) for e in explanations], indent=1, ensure_ascii=False, default=str))
         return
-    for explanation in found:
-        _tell(explanation)
+    for explanation in explanations:
+        _print_explanation(explanation)
 
 
-def _tell(e: Explanation) -> None:
+def _print_explanation(e: Explanation) -> None:
     typer.echo(f"{e.id}: {'kept' if e.kept else f'dropped: {e.reason}'}")
     if e.text:
         typer.echo(f"  “{e.text}”")
@@ -141,8 +143,8 @@ def _tell(e: Explanation) -> None:
         elif v.rule.startswith("no "):
             value = "none"
         typer.echo(f"  {sign} {v.rule}{threshold}: {value}")
-    judged = {v.rule.split(" ")[0] for v in e.verdicts}
-    rest = {k: v for k, v in e.scores.items() if k not in judged and v is not None}
+    shown = {v.rule.split(" ")[0] for v in e.verdicts}
+    rest = {k: v for k, v in e.scores.items() if k not in shown and v is not None}
     if rest:
         typer.echo("  also: " + ", ".join(f"{k} {_short(v)}" for k, v in rest.items()))
     if e.pointed_at_by:
@@ -176,14 +178,14 @@ def diff(
     from diptych.curation.diff import diff as compare
     from diptych.curation.explain import Result
 
-    found = compare(Result(a), Result(b))
+    difference = compare(Result(a), Result(b))
     if json_:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(dataclasses.asdict(difference), indent=1, ensure_ascii=False))
         return
-    _tell_diff(found, a, b)
+    _print_diff(difference, a, b)
 
 
-def _tell_diff(d: Diff, a: Path, b: Path) -> None:
+def _print_diff(d: Diff, a: Path, b: Path) -> None:
     typer.echo(f"rows {d.rows[0]:,} → {d.rows[1]:,}, kept {d.kept[0]:,} → {d.kept[1]:,}")
     for line in d.plan or ["the plans are the same"]:
         typer.echo(f"  {line}")

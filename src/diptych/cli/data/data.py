@@ -46,15 +46,15 @@ def inspect(
     """Count, measure and decode everything: sizes, caption lengths, duplicates, broken items with reasons."""
     import json
 
-    from diptych.data.inspect import inspect as look
+    from diptych.data.inspect import inspect as inspect_source
     from diptych.data.inspect import print_inspection
 
-    found = look(address, out, limit=limit, progress=not json_)
+    inspection = inspect_source(address, out, limit=limit, progress=not json_)
     if json_:
-        typer.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(inspection.to_dict(), indent=1, ensure_ascii=False))
     else:
-        print_inspection(found)
-    if not found.good:
+        print_inspection(inspection)
+    if not inspection.good:
         raise DiptychError(f"{address}: no usable item")
 
 

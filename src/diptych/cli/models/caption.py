@@ -90,24 +90,24 @@ def caption(
     if examples:
         decoding["examples"] = examples
     rows: list[dict[str, str]] = []
-    done, told = 0, time.monotonic()
+    done, last_report = 0, time.monotonic()
     pictures = islice(pictures, limit)
     while part := list(islice(pictures, BATCH)):
         read = [(name, picture) for name, picture in part if not isinstance(picture, str)]
         texts = model.generate([picture for _, picture in read], "", max_tokens, **decoding) if read else []
-        said = dict(zip([name for name, _ in read], texts, strict=True))
+        caption_of = dict(zip([name for name, _ in read], texts, strict=True))
         for name, picture in part:
             if isinstance(picture, str):
                 typer.echo(f"{name}: {picture}", err=True)
                 rows.append({"image": name, "problem": picture})
                 continue
-            rows.append({"image": name, "caption": said[name]})
+            rows.append({"image": name, "caption": caption_of[name]})
             if not json_:
-                typer.echo(f"{name}\t{said[name]}")
+                typer.echo(f"{name}\t{caption_of[name]}")
         done += len(read)
-        if json_ and time.monotonic() - told > 5:
+        if json_ and time.monotonic() - last_report > 5:
             typer.echo(f"{len(rows)} pictures …", err=True)
-            told = time.monotonic()
+            last_report = time.monotonic()
     if json_:
         print_json(rows)
     if not done:
@@ -136,29 +136,29 @@ def _examples(given: list[str]) -> list[tuple[Image, str]]:
     """Pictures with their captions, from names and captions by turns."""
     if len(given) % 2:
         raise DiptychError("--example: expected a picture and its caption: --example dog.jpg 'a dog asleep'")
-    found = []
+    examples = []
     for (name, picture), caption in zip(_of_files([Path(name) for name in given[::2]]), given[1::2], strict=True):
         if isinstance(picture, str):
             raise DiptychError(f"--example {name}: {picture}")
-        found.append((picture, caption))
-    return found
+        examples.append((picture, caption))
+    return examples
 
 
 def _listed(places: list[Path]) -> list[Path]:
     from diptych.data.image import SUFFIXES
 
-    found: list[Path] = []
+    paths: list[Path] = []
     for place in places:
         if place.is_dir():
             below = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not below:
                 raise DiptychError(f"{place}: no images in it ({' '.join(SUFFIXES)})")
-            found += below
+            paths += below
         elif place.is_file():
-            found.append(place)
+            paths.append(place)
         else:
             raise DiptychError(f"{place}: no such file or folder; data at an address is given by --data")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(paths))
 
 
 def _of_files(paths: list[Path]) -> Iterator[tuple[str, Image | str]]:

@@ -64,23 +64,23 @@ def chat(
         raise DiptychError(f"{run} answers single questions about one picture: give one image and --prompt, and no --system")
 
     turns = [Turn("system", system)] if system else []
-    told = sys.stdin.isatty()
+    interactive = sys.stdin.isatty()
     while True:
         try:
-            asked = prompt if prompt is not None else input("> " if told else "").strip()
+            message = prompt if prompt is not None else input("> " if interactive else "").strip()
         except EOFError:
             return
-        if not asked:
+        if not message:
             return
         first = not any(turn.role == "user" for turn in turns)
-        turns.append(question(asked, len(shown) if first else 0))
+        turns.append(question(message, len(shown) if first else 0))
         if converse is None:
-            answer = model.generate(shown, asked, max_tokens, **decoding)[0]
+            answer = model.generate(shown, message, max_tokens, **decoding)[0]
         else:
             answer = converse(shown, turns, max_tokens, **decoding)
         turns.append(Turn("assistant", answer))
         if json_:
-            print_json({"images": [str(path) for path in images], "prompt": asked, "answer": answer})
+            print_json({"images": [str(path) for path in images], "prompt": message, "answer": answer})
         else:
             typer.echo(answer)
         if prompt is not None:

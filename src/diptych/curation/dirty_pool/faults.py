@@ -46,13 +46,13 @@ def _names(language: str) -> dict[str, str]:
     """Concept to its name in another language, where ``emoji`` has one."""
     emoji, codes = (need(name, extra="scenes", what="a made pool") for name in ("emoji", "emoji.unicode_codes"))
     codes.load_from_json(language)
-    found = {}
+    names = {}
     for name, concept in by_name().items():
         mark = chr(int(concept.code, 16))
         entry = emoji.EMOJI_DATA.get(mark) or emoji.EMOJI_DATA.get(mark + "\ufe0f") or {}
         if language in entry:
-            found[name] = entry[language].strip(":").replace("_", " ")
-    return found
+            names[name] = entry[language].strip(":").replace("_", " ")
+    return names
 
 
 def foreign(graph: Graph, random: Random) -> tuple[str, str]:

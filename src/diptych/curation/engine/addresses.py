@@ -19,28 +19,28 @@ def addresses(plan: Plan, steps: Sequence[Step], shards: Sequence[ShardInfo]) ->
     A state depends on every shard's summary, and a summary on its shard's place, since pointers name places.
     """
     form = "parquet" if plan.output.format == "packed" else plan.output.format
-    described = [step.describe() for step in steps]
+    descriptions = [step.describe() for step in steps]
     columns: list[list[str | None]] = [[] for _ in shards]
     summaries: list[list[str | None]] = [[] for _ in shards]
     states: list[str | None] = []
     decided = [address("all", shard.key, plan.errors) for shard in shards]
     maker = {name: step.index for step in steps for name in step.outputs}
-    for step, told in zip(steps, described, strict=True):
+    for step, description in zip(steps, descriptions, strict=True):
         reads = [[columns[n][maker[name]] if name in maker else name for name in step.inputs] for n in range(len(shards))]
         sees = [(shard.key, decided[n] if step.of == "kept" else None) for n, shard in enumerate(shards)]
         place = [n if step.two_passes or "row" in step.inputs else None for n in range(len(shards))]
         state = None
         for n in range(len(shards)):
-            summaries[n].append(address("summary", told, reads[n], sees[n], place[n]) if step.two_passes else None)
+            summaries[n].append(address("summary", description, reads[n], sees[n], place[n]) if step.two_passes else None)
         if step.two_passes:
-            state = address("state", told, [s[-1] for s in summaries])
+            state = address("state", description, [s[-1] for s in summaries])
         states.append(state)
         for n in range(len(shards)):
-            key = address("columns", told, reads[n], sees[n], place[n], state) if step.operator else None
+            key = address("columns", description, reads[n], sees[n], place[n], state) if step.operator else None
             columns[n].append(key)
             if step.rule or plan.errors == "drop":
                 salt = (plan.seed, step.label) if step.rule and step.rule.random is not None else None
-                decided[n] = address(decided[n], told, reads[n], state, key, salt)
+                decided[n] = address(decided[n], description, reads[n], state, key, salt)
     return [
         Keys(
             n,

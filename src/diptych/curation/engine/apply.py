@@ -52,8 +52,8 @@ def _row_by_row(operator: Operator, batch: pa.RecordBatch, state: pa.Table | Non
 def reason(error: Exception) -> str:
     if isinstance(error, BrokenItem):
         return error.problem.reason
-    said = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__  # an address in memory differs in every process
-    return said if type(error).__name__ == "RowError" else f"{type(error).__name__}: {said}"
+    message = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__  # an address in memory differs in every process
+    return message if type(error).__name__ == "RowError" else f"{type(error).__name__}: {message}"
 
 
 def _checked(operator: Operator, columns: Columns, rows: int, errors: Sequence[str | None]) -> pa.RecordBatch:

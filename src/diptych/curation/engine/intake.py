@@ -146,9 +146,9 @@ def _cut(rows: Iterator[list[dict[str, Any]]], n: int) -> Iterator[pa.Table]:
 def _rows(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]]:
     """The rows of each item of the unit."""
     if unit.label and unit.address.startswith("parquet:"):
-        found = _parquet(unit, pool)
-        if found is not None:
-            yield from found
+        rows = _parquet(unit, pool)
+        if rows is not None:
+            yield from rows
             return
     try:
         source = open_source(unit.address)
@@ -177,14 +177,15 @@ def _rows(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]]:
 
 
 def _item(identity: str, captions: list[str], extra: dict[str, Any], image: dict[str, Any], pool: Pool) -> list[dict[str, Any]]:
-    said = _utf8(json.dumps(extra, ensure_ascii=False, sort_keys=True, default=str)) if extra else None
+    extra_json = _utf8(json.dumps(extra, ensure_ascii=False, sort_keys=True, default=str)) if extra else None
     identity = _utf8(identity)
     if pool.rows == "captions" and len(captions) > 1:
         split = [(f"{identity}#{n}", [caption]) for n, caption in enumerate(captions, 1)]
     else:
         split = [(identity, captions)]
     return [
-        {"id": i, "item": identity, "hash": sample_hash(i), "text": c[0], "captions": c, "extra": said, **image} for i, c in split
+        {"id": i, "item": identity, "hash": sample_hash(i), "text": c[0], "captions": c, "extra": extra_json, **image}
+        for i, c in split
     ]
 
 

@@ -58,15 +58,15 @@ def _write_decisions(shard: Shard, removals: list[tuple[str, np.ndarray]], lost:
     }
     for step in shard.steps:
         columns |= {name: shard.column(name) for name, kind in step.outputs.items() if shows(kind)}
-    judged = [s.rule.column for s in shard.steps if s.rule and s.rule.column]
-    columns |= {name: shard.column(name) for name in judged if name not in columns}
+    rule_columns = [s.rule.column for s in shard.steps if s.rule and s.rule.column]
+    columns |= {name: shard.column(name) for name in rule_columns if name not in columns}
     shard.store.write(shard.keys.decided, pa.table(columns))
 
 
 def _own_ids(extras: list[str | None]) -> list[str | None]:
     """What the data itself calls its items, where it has a column ``id``: the source's ids name places in files."""
-    found = [json.loads(text).get("id") if text and '"id"' in text else None for text in extras]
-    return [str(v) if isinstance(v, (str, int)) else None for v in found]
+    own_ids = [json.loads(text).get("id") if text and '"id"' in text else None for text in extras]
+    return [str(v) if isinstance(v, (str, int)) else None for v in own_ids]
 
 
 def shows(kind: pa.DataType) -> bool:
@@ -82,15 +82,15 @@ def shows(kind: pa.DataType) -> bool:
 
 
 def _errors(shard: Shard, lost: dict[int, str]) -> list[list[str]]:
-    found: list[list[str]] = [[e] if e else [] for e in shard.light["error"].to_pylist()]
+    errors_by_row: list[list[str]] = [[e] if e else [] for e in shard.light["error"].to_pylist()]
     for i, error in lost.items():
-        found[i].append(error)
+        errors_by_row[i].append(error)
     for step in shard.steps:
         if step.operator and (errors := shard.errors(step.index)).null_count < len(errors):
             for i, error in enumerate(errors.to_pylist()):
                 if error:
-                    found[i].append(f"{step.label}: {error}")
-    return found
+                    errors_by_row[i].append(f"{step.label}: {error}")
+    return errors_by_row
 
 
 def _write_part(shard: Shard, kept: np.ndarray, lost: dict[int, str]) -> None:
@@ -148,9 +148,12 @@ def kind_of(data: bytes) -> str:
 def _tar(items: Iterator[dict[str, Any]], number: int, path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         for n, item in enumerate(items):
-            told = {"id": item["id"], "captions": item["captions"], **(json.loads(item["extra"]) if item["extra"] else {})}
-            told["captions"] = item["captions"]  # whatever the extras say
-            for suffix, data in ((kind_of(item["image"]), item["image"]), ("json", json.dumps(told, ensure_ascii=False).encode())):
+            metadata = {"id": item["id"], "captions": item["captions"], **(json.loads(item["extra"]) if item["extra"] else {})}
+            metadata["captions"] = item["captions"]  # whatever the extras say
+            for suffix, data in (
+                (kind_of(item["image"]), item["image"]),
+                ("json", json.dumps(metadata, ensure_ascii=False).encode()),
+            ):
                 member = tarfile.TarInfo(f"{number:05d}-{n:06d}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))

@@ -114,10 +114,10 @@ class Scoring:
             parts = decoded(data) if pixels else iter([([i for i, d in enumerate(data) if d is not None], None, {})])
             while True:
                 began = time.perf_counter()
-                found = next(parts, None)
-                if found is None:
+                part = next(parts, None)
+                if part is None:
                     break
-                there, pictures, broken = found
+                there, pictures, broken = part
                 if pixels:
                     self.outcome.seconds["decoding images"] += time.perf_counter() - began
                     self.outcome.rows["decoding images"] += len(there)

@@ -115,7 +115,7 @@ class Shard:
 
     def reasons(self, before: int) -> list[tuple[str, np.ndarray]]:
         """(reason, rows it removes, whoever removed them before) of each step before ``before``; unusable items first."""
-        found = [("unusable", ~self.usable)]
+        reasons = [("unusable", ~self.usable)]
         kept = self.usable.copy()
         for step in self.steps[:before]:
             if step.rule:
@@ -127,8 +127,8 @@ class Shard:
                 continue
             for reason, removed in removals:
                 kept &= ~removed
-                found.append((reason, removed))
-        return found
+                reasons.append((reason, removed))
+        return reasons
 
     def _removed(self, step: Step, kept: np.ndarray) -> list[tuple[str, np.ndarray]]:
         rule = step.rule
@@ -165,17 +165,17 @@ class Shard:
             data: list[bytes | None] = []
             reasons: list[str | None] = []
             for n, i in enumerate(batch):
-                found, reason = None, None
+                content, reason = None, None
                 if where[i]["url"] is None:
                     assert inline is not None
-                    found = inline[n].as_py()
-                    reason = "the row holds no image" if found is None else None
+                    content = inline[n].as_py()
+                    reason = "the row holds no image" if content is None else None
                 else:
                     try:
-                        found = fetch(where[i])
+                        content = fetch(where[i])
                     except OSError as error:
                         reason = f"cannot be read: {error}"
-                data.append(found)
+                data.append(content)
                 reasons.append(reason)
             yield batch, data, reasons
 

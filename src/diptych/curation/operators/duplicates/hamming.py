@@ -54,7 +54,7 @@ def _near(unique: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of places in ``unique`` (which holds no hash twice) within ``distance``, each once."""
     blocks, same = plan(len(unique), distance)
     masks = _masks(blocks)
-    found = []
+    codes_by_block = []
     for chosen in combinations(range(blocks), same):
         mask = np.bitwise_or.reduce(masks[list(chosen)])
         key = unique & mask
@@ -69,9 +69,9 @@ def _near(unique: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
                 i = order[at[start : start + _CHUNK]]
                 j = order[at[start : start + _CHUNK] + step]
                 near = np.bitwise_count(unique[i] ^ unique[j]) <= distance
-                found.append(np.minimum(i, j)[near] * len(unique) + np.maximum(i, j)[near])
+                codes_by_block.append(np.minimum(i, j)[near] * len(unique) + np.maximum(i, j)[near])
             step += 1
-    codes = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    codes = np.unique(np.concatenate(codes_by_block)) if codes_by_block else np.empty(0, np.int64)
     return codes // len(unique), codes % len(unique)
 
 

@@ -92,11 +92,11 @@ class Leaks(Operator):
         place, bits = nearest_within(hashes, known.hashes, self.distance)
         exact = np.array([known.pixels.get(h, -1) for h in batch["pixel_hash"].to_pylist()], np.int64)
         place, bits = np.where(exact >= 0, exact, place), np.where(exact >= 0, 0, bits)
-        said = [self._text(text, known) for text in batch["text"].to_pylist()]
+        text_matches = [self._text(text, known) for text in batch["text"].to_pylist()]
         return {
             "leaked_image": _named(place, known.ids),
             "leaked_image_bits": pa.array(bits, mask=place < 0, type=pa.int32()),
-            "leaked_text": _named(said, known.ids),
+            "leaked_text": _named(text_matches, known.ids),
         }
 
     def _text(self, text: str, known: Reference) -> int:

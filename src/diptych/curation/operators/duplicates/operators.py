@@ -56,10 +56,10 @@ class Duplicates(Reduce):
     def combine(self, summaries: Iterator[pa.Table]) -> pa.Table:
         table = pa.concat_tables(list(summaries)).combine_chunks()
         rows = table["row"].to_numpy()
-        found = self.twins(_whole(table["key"]), np.lexsort((rows, table["late"].to_numpy())))
-        gone = found[self.pointer] != KEPT
+        causes = self.twins(_whole(table["key"]), np.lexsort((rows, table["late"].to_numpy())))
+        gone = causes[self.pointer] != KEPT
         state: dict[str, Any] = {"row": rows[gone]}
-        for name, values in found.items():
+        for name, values in causes.items():
             state[name] = rows[values[gone]] if name == self.pointer else values[gone]
         return pa.table(state).sort_by("row")
 
@@ -150,8 +150,8 @@ def near_twins(hashes: np.ndarray, order: np.ndarray, distance: int, mode: Mode 
     place[alone] = np.arange(len(alone))
     i, j, bits = pairs_within(hashes[alone], distance)
     inner = order[cause[order] == KEPT]
-    found = prune(place[inner], i, j, -bits, mode)
-    cause[alone[found != KEPT]] = alone[found[found != KEPT]]
+    causes = prune(place[inner], i, j, -bits, mode)
+    cause[alone[causes != KEPT]] = alone[causes[causes != KEPT]]
     lost = np.flatnonzero((cause != KEPT) & (cause[cause] != KEPT))
     if mode == "kept" and len(lost):  # a copy of what went itself points on to the one that stays
         cause[lost] = cause[cause[lost]]

@@ -112,7 +112,7 @@ def _pairs(
     """Pairs above the threshold that share a cluster, or of which one visits the other's; each once."""
     order = np.argsort(home, kind="stable")
     members = np.split(order, np.searchsorted(home[order], np.arange(1, k)))
-    found = [np.empty((0,), np.int64)]
+    pair_codes = [np.empty((0,), np.int64)]
     n = len(vectors)
     for own, visitors in zip(members, guests, strict=True):
         others = np.concatenate([own, visitors])
@@ -122,8 +122,8 @@ def _pairs(
             rows, columns = np.nonzero(vectors[part] @ vectors[others].T > threshold)
             a, b = part[rows], others[columns]
             a, b = np.minimum(a, b), np.maximum(a, b)
-            found.append((a * n + b)[a != b])
-    codes = np.unique(np.concatenate(found))
+            pair_codes.append((a * n + b)[a != b])
+    codes = np.unique(np.concatenate(pair_codes))
     i, j = codes // n, codes % n
     return i, j, np.einsum("pe,pe->p", vectors[i], vectors[j]) if len(codes) < 1e6 else _cosines(vectors, i, j)
 

@@ -42,20 +42,20 @@ def _reader() -> Any:
 
 def spot(picture: np.ndarray, read: bool = True) -> tuple[list[list[int]], str]:
     """Boxes of lines of text, and what they say from top to bottom."""
-    found = _reader()(np.ascontiguousarray(picture[..., ::-1]), use_det=True, use_rec=read, use_cls=False)
-    if found.boxes is None or not len(found.boxes):
+    result = _reader()(np.ascontiguousarray(picture[..., ::-1]), use_det=True, use_rec=read, use_cls=False)
+    if result.boxes is None or not len(result.boxes):
         return [], ""
     height, width = picture.shape[:2]
-    said = list(found.txts or ()) if read else []
-    quads = np.asarray(found.boxes)
+    texts = list(result.txts or ()) if read else []
+    quads = np.asarray(result.boxes)
     if read:  # the detector also boxes outlines of drawings, of which the reader makes a letter or a line
-        letters = [i for i, text in enumerate(said) if sum(c.isalnum() for c in text) >= _LETTERS]
-        quads, said = quads[letters], [said[i] for i in letters]
+        letters = [i for i, text in enumerate(texts) if sum(c.isalnum() for c in text) >= _LETTERS]
+        quads, texts = quads[letters], [texts[i] for i in letters]
     boxes = []
     for quad in quads:
         (x0, y0), (x1, y1) = np.floor(quad.min(0)), np.ceil(quad.max(0))
         boxes.append([max(0, int(x0)), max(0, int(y0)), min(width, int(x1)), min(height, int(y1))])
-    return boxes, " ".join(said)
+    return boxes, " ".join(texts)
 
 
 def covered(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.ndarray:
@@ -66,11 +66,11 @@ def covered(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.ndarr
     return mask
 
 
-def overlap(caption: str, said: str) -> float:
+def overlap(caption: str, spotted: str) -> float:
     """Share of the caption's words that the picture spells; case, marks and what the reader ran together do not matter."""
     words = re.findall(r"\w+", caption.casefold())
-    letters = re.sub(r"\W+", "", said.casefold())
-    tokens = set(re.findall(r"\w+", said.casefold()))
+    letters = re.sub(r"\W+", "", spotted.casefold())
+    tokens = set(re.findall(r"\w+", spotted.casefold()))
     if not words:
         return 0.0
     return sum(word in tokens or (len(word) > 3 and word in letters) for word in words) / len(words)
@@ -95,14 +95,14 @@ class TextSpotting(Operator):
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
         pictures = arrays(batch["pixels"])
-        found = [spot(picture, self.read) for picture in pictures]
-        areas = [float(covered(boxes, *p.shape[:2]).mean()) for (boxes, _), p in zip(found, pictures, strict=True)]
-        overlaps = [overlap(caption, said) for (_, said), caption in zip(found, batch["text"].to_pylist(), strict=True)]
+        spotted = [spot(picture, self.read) for picture in pictures]
+        areas = [float(covered(boxes, *p.shape[:2]).mean()) for (boxes, _), p in zip(spotted, pictures, strict=True)]
+        overlaps = [overlap(caption, text) for (_, text), caption in zip(spotted, batch["text"].to_pylist(), strict=True)]
         return {
-            "text_boxes": pa.array([boxes for boxes, _ in found], BOXES),
+            "text_boxes": pa.array([boxes for boxes, _ in spotted], BOXES),
             "text_area": areas,
-            "spotted_text": [said for _, said in found],
-            "text_overlap": overlaps if self.read else [None] * len(found),
+            "spotted_text": [text for _, text in spotted],
+            "text_overlap": overlaps if self.read else [None] * len(spotted),
         }
 
 

@@ -71,14 +71,14 @@ class Sieve(Operator):
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
         pictures, n = arrays(batch["pixels"]), batch.num_rows
-        said = able(self.model, "generate").generate([v for p in pictures for v in views(p, self.k)], "", self.max_tokens)
+        captions = able(self.model, "generate").generate([v for p in pictures for v in views(p, self.k)], "", self.max_tokens)
         web = sentence_vectors([without_medium(text) for text in batch["text"].to_pylist()])
-        made = sentence_vectors([without_medium(text) for text in said]).reshape(n, -1, web.shape[1])
-        similarity = np.einsum("ne,nke->nk", web, made)
+        caption_vectors = sentence_vectors([without_medium(text) for text in captions]).reshape(n, -1, web.shape[1])
+        similarity = np.einsum("ne,nke->nk", web, caption_vectors)
         best = similarity.argmax(1)
         return {
             "sieve_score": similarity.max(1),
-            "sieve_caption": [said[i * made.shape[1] + int(b)] for i, b in enumerate(best)],
+            "sieve_caption": [captions[i * caption_vectors.shape[1] + int(b)] for i, b in enumerate(best)],
         }
 
     def depends(self) -> str:

@@ -57,12 +57,12 @@ class Embed(Operator):
         return {f"{side}_embedding": pa.list_(pa.float32()) for side in self.of}
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
-        found = {}
+        columns = {}
         for side in self.of:
             model = able(self.model, f"embed_{side}")
             vectors = model.embed_image(arrays(batch["pixels"])) if side == "image" else model.embed_text(batch["text"].to_pylist())
-            found[f"{side}_embedding"] = pa.array(list(vectors.astype(np.float32)), pa.list_(pa.float32()))
-        return found
+            columns[f"{side}_embedding"] = pa.array(list(vectors.astype(np.float32)), pa.list_(pa.float32()))
+        return columns
 
     def depends(self) -> str:
         return stamp(self.model)

@@ -38,8 +38,8 @@ class Language(Operator):
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
         identify: Identify = resolve(self.identifier, IDENTIFIERS, "language identifier")
-        found = identify(batch["text"].to_pylist())
-        return {"language": [code for code, _ in found], "language_probability": [p for _, p in found]}
+        languages = identify(batch["text"].to_pylist())
+        return {"language": [code for code, _ in languages], "language_probability": [p for _, p in languages]}
 
     def depends(self) -> str:
         from importlib.metadata import PackageNotFoundError, version
@@ -65,11 +65,11 @@ def _fasttext() -> Any:
 
 def fasttext(texts: Sequence[str]) -> list[tuple[str, float]]:
     detect = _fasttext().detect
-    found = []
+    languages = []
     for text in texts:
-        said = detect(text, k=1) if text.strip() else None
-        found.append((said[0]["lang"], min(1.0, float(said[0]["score"]))) if said else (UNDETERMINED, 0.0))
-    return found
+        prediction = detect(text, k=1) if text.strip() else None
+        languages.append((prediction[0]["lang"], min(1.0, float(prediction[0]["score"]))) if prediction else (UNDETERMINED, 0.0))
+    return languages
 
 
 @cache
@@ -85,12 +85,12 @@ def py3langid(texts: Sequence[str]) -> list[tuple[str, float]]:
 
 def cld2(texts: Sequence[str]) -> list[tuple[str, float]]:
     module = _package("cld2", "pycld2")
-    found = []
+    languages = []
     for text in texts:
         try:
             _, _, ((_, code, percent, _), *_) = module.detect(text, bestEffort=True)
         except module.error:  # bytes that are no text
             code, percent = "un", 0
         code = code.split("-")[0]
-        found.append((UNDETERMINED if code == "un" else code, percent / 100))
-    return found
+        languages.append((UNDETERMINED if code == "un" else code, percent / 100))
+    return languages

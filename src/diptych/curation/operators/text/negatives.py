@@ -30,9 +30,9 @@ _EQUAL = frozenset(
 
 def turn_relation(caption: str, rng: random.Random) -> str | None:
     """``caption`` with one relation turned into its opposite; ``None`` if it has none, or if both its sides are the same thing."""
-    found = list(_RELATION.finditer(caption))
-    rng.shuffle(found)
-    for match in found:
+    matches = list(_RELATION.finditer(caption))
+    rng.shuffle(matches)
+    for match in matches:
         before, after = caption[: match.start()], caption[match.end() :]
         if set(match[0].lower().split()) & _EQUAL and after.strip() and meaning(_last(before)) == meaning(_first(after)):
             continue
@@ -80,6 +80,6 @@ class Negatives(Operator):
         for text, own in zip(batch["text"].to_pylist(), batch["hash"].to_pylist(), strict=True):
             rng = random.Random(own ^ self.seed)
             kinds = rng.sample(self.kinds, len(self.kinds))
-            found = ((negative(text, kind, rng), kind) for kind in kinds)  # type: ignore[arg-type]
-            made.append(next(((false, kind) for false, kind in found if false), (None, None)))
+            candidates = ((negative(text, kind, rng), kind) for kind in kinds)  # type: ignore[arg-type]
+            made.append(next(((false, kind) for false, kind in candidates if false), (None, None)))
         return {"negative": [false for false, _ in made], "negative_kind": [kind for _, kind in made]}

@@ -71,12 +71,12 @@ def perplexities(lm: CausalLM, texts: Sequence[str], rows: int = 32) -> tuple[np
         chosen = order[start : start + rows]
         ids, mask = (torch.from_numpy(a) for a in lm.tokenizer.encode_batch([texts[i] for i in chosen], LONGEST + 2))
         lengths = mask.sum(1) - 2  # without [BOS] and [EOS]
-        said = torch.arange(1, ids.shape[1])[None] <= lengths[:, None]  # targets that are words
+        is_word = torch.arange(1, ids.shape[1])[None] <= lengths[:, None]  # targets that are words
         with torch.inference_mode():
             hidden = lm.hidden(lm.embed(ids[:, :-1]), mask[:, :-1])
             total = torch.zeros(len(chosen), dtype=torch.float64)
             for row, (h, target, keep) in enumerate(
-                zip(hidden, ids[:, 1:], said, strict=True)
+                zip(hidden, ids[:, 1:], is_word, strict=True)
             ):  # a wide vocabulary: one text's logits at a time
                 if keep.any():
                     total[row] = token_log_probabilities(lm.head(h[keep])[None], target[keep][None]).double().sum()
