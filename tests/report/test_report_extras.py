@@ -111,8 +111,8 @@ def test_what_is_invented_is_counted(tmp_path: Path) -> None:
 
 def test_every_task_is_explained() -> None:
     from diptych.benchmarks.tasks import TASKS
-    from diptych.report.pages.explain import asks
+    from diptych.report.pages.explain import explain_task
 
-    assert [name for name in TASKS if asks(name) is None] == []
-    assert asks("retrieval-1000") == asks("retrieval") != asks("bias-table") != asks("bias") == asks("bias-size")
-    assert asks("mine") is None
+    assert [name for name in TASKS if explain_task(name) is None] == []
+    assert explain_task("retrieval-1000") == explain_task("retrieval") != explain_task("bias-table") != explain_task("bias") == explain_task("bias-size")
+    assert explain_task("mine") is None

@@ -87,13 +87,13 @@ def skill_name(task: str, metric: str) -> str:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    found: dict[Key, Column] = {}
+    by_key: dict[Key, Column] = {}
     for recipe in comparison.recipes:
         for key, measure in recipe.measures.items():
             place = classify(*key)
-            if place and key not in found:
-                found[key] = Column(key, *place, chance=measure.chance, higher_is_better=measure.higher_is_better)
-    return sorted(found.values(), key=lambda c: (c.order // 10 if c.order < 30 else 3 + c.order // 60, c.group, c.order))
+            if place and key not in by_key:
+                by_key[key] = Column(key, *place, chance=measure.chance, higher_is_better=measure.higher_is_better)
+    return sorted(by_key.values(), key=lambda c: (c.order // 10 if c.order < 30 else 3 + c.order // 60, c.group, c.order))
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def standing(comparison: Comparison, key: Key) -> Standing:
 
 def p_holm(tests: list[Test], key: Key, a: str, b: str) -> float | None:
     """The largest where a pair was tested more than once (once a seed, say)."""
-    found = [t.p_holm for t in tests if (t.task, t.metric) == key and {t.a, t.b} == {a, b} and t.p_holm is not None]
-    return max(found) if found else None
+    values = [t.p_holm for t in tests if (t.task, t.metric) == key and {t.a, t.b} == {a, b} and t.p_holm is not None]
+    return max(values) if values else None
 
 
 def overlap(a: Measure, b: Measure) -> bool:

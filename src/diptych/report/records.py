@@ -34,25 +34,25 @@ def results_of(evaluation: EvaluationFiles, notes: list[str]) -> list[dict[str, 
         except DiptychError as error:
             notes.append(f"{error}; these records are missing here.")
             continue
-        found = shares(task, records)
-        if not found and task in TASKS:
+        task_results = shares(task, records)
+        if not task_results and task in TASKS:
             try:
-                found = TASKS[task]().summarise(records)
+                task_results = TASKS[task]().summarise(records)
             except (KeyError, TypeError, ValueError) as error:
                 notes.append(f"{path}: no records of the task '{task}' ({type(error).__name__}: {error})")
-        results += [plain(r) for r in found]
+        results += [plain(r) for r in task_results]
     return results
 
 
 def credits_of(task: str, records: Sequence[Record]) -> dict[str, Credits]:
     """{metric: {item: credit}}: the records' own credits, else what the task makes of them (captions)."""
-    found: dict[str, Credits] = {}
+    credits: dict[str, Credits] = {}
     for record in records:
         for metric, value in (record.get("correct") or {}).items():
             if (v := finite(value)) is not None:
-                found.setdefault(metric, {})[str(record["item"])] = v
-    if found:
-        return found
+                credits.setdefault(metric, {})[str(record["item"])] = v
+    if credits:
+        return credits
     from diptych.benchmarks.tasks import TASKS
 
     own = getattr(TASKS.get(task.partition("?")[0]), "credits", None)

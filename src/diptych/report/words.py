@@ -113,22 +113,22 @@ def among(comparison: Comparison, column: Column, above: Sequence[Recipe]) -> st
 def split_seeds(column: Column, above: Sequence[Recipe]) -> str:
     """A mean over seeds hides that only some of them learned it."""
     split = [r for r in above if r.measures[column.key].seeds_at_chance]
-    told = [
+    parts = [
         f"**{r.label}** is at chance in {len(r.measures[column.key].seeds_at_chance)} of {len(r.measures[column.key].seeds)} seeds"
         for r in split
     ]
-    return f" (but {join(told)})" if told else ""
+    return f" (but {join(parts)})" if parts else ""
 
 
 def blind(column: Column, recipes: Sequence[Recipe]) -> list[str]:
     """Without the picture nobody should beat chance; if one does, the captions give the answer away."""
-    told = [
+    parts = [
         f"**{r.label}** {number(m.controls['blind'])} %"
         for r in recipes
         if (m := r.measures[column.key]).controls.get("blind", 0) > blind_limit(m)
     ]
     what = f"Careful: even without the picture {column.label} comes out above chance"
-    return [f"{what} ({', '.join(told)}), so part of that score is wording."] if told else []
+    return [f"{what} ({', '.join(parts)}), so part of that score is wording."] if parts else []
 
 
 def blind_limit(m: Measure) -> float:
@@ -142,11 +142,11 @@ def other_skills(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
         return []
     weak = {r.label: [c.label for c in rest if c.key in r.measures and not r.measures[c.key].better_than_chance]
             for r in comparison.measured}  # fmt: skip
-    told = [f"**{label}** ({', '.join(skills)})" for label, skills in weak.items() if skills]
+    parts = [f"**{label}** ({', '.join(skills)})" for label, skills in weak.items() if skills]
     kinds = f"the other {len(rest)} skills" if len(rest) > 1 else f"{rest[0].label}"
-    if not told:
+    if not parts:
         return [f"On {kinds} all recipes are above chance."]
-    return [f"On {kinds}, not above chance: {join(told)}."]
+    return [f"On {kinds}, not above chance: {join(parts)}."]
 
 
 def overall(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
@@ -170,8 +170,8 @@ def overall(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for label, on in won.items():
         alike.setdefault(join(on), []).append(f"**{label}**")
-    told = "; ".join(f"{join(who)} for {on}" for on, who in alike.items())
-    return [f"No recipe leads everywhere; first or tied for first: {told}."]
+    parts = "; ".join(f"{join(who)} for {on}" for on, who in alike.items())
+    return [f"No recipe leads everywhere; first or tied for first: {parts}."]
 
 
 def cost(comparison: Comparison) -> list[str]:
@@ -180,8 +180,8 @@ def cost(comparison: Comparison) -> list[str]:
         return []
     times = [r.spent["seconds"] for r in have]
     low, high = min(times), max(times)
-    told = seconds(low) if high - low < 0.02 * high or seconds(low) == seconds(high) else f"{seconds(low)} to {seconds(high)}"
-    sentence = f"Training took {told} a run"
+    duration = seconds(low) if high - low < 0.02 * high or seconds(low) == seconds(high) else f"{seconds(low)} to {seconds(high)}"
+    sentence = f"Training took {duration} a run"
     speeds = sorted((r for r in have if r.spent.get("samples_per_second")), key=lambda r: -r.spent["samples_per_second"])
     if len(speeds) > 1:
         fast, slow = speeds[0], speeds[-1]
@@ -199,17 +199,19 @@ def cost(comparison: Comparison) -> list[str]:
 def missing(comparison: Comparison) -> list[str]:
     absent = [r for r in comparison.recipes if not r.measures]
     cut = [r for r in comparison.recipes if r.spent.get("finished") is False and r.measures]
-    said = [f"No results from {join([f'**{r.label}**' + (f' ({r.error})' if r.error else '') for r in absent])}."] if absent else []
-    return said + ([f"Not finished: {names(cut)}."] if cut else [])
+    sentences = (
+        [f"No results from {join([f'**{r.label}**' + (f' ({r.error})' if r.error else '') for r in absent])}."] if absent else []
+    )
+    return sentences + ([f"Not finished: {names(cut)}."] if cut else [])
 
 
 def values(column: Column, recipes: Sequence[Recipe], with_interval: bool = False) -> str:
-    told = []
+    parts = []
     for r in recipes:
         m = r.measures[column.key]
         around = f" [{interval(m, column.share)}]" if with_interval else ""
-        told.append(f"**{r.label}** {number(m.value, column.share)}{' %' if column.share else ''}{around}")
-    return join(told)
+        parts.append(f"**{r.label}** {number(m.value, column.share)}{' %' if column.share else ''}{around}")
+    return join(parts)
 
 
 def names(recipes: Sequence[Recipe]) -> str:

@@ -11,7 +11,7 @@ def build_report(result: str | Path) -> Path:
     from diptych.curation.explain import Result
     from diptych.report.curation.page import render
 
-    found = Result(result)
-    page = found.path / "report.html"
-    write_text(page, render(found))
+    curated = Result(result)
+    page = curated.path / "report.html"
+    write_text(page, render(curated))
     return page

@@ -26,8 +26,8 @@ def funnel(rows: int, steps: Sequence[tuple[str, int]]) -> str:
             f'<rect class="lost" x="{left + remaining * scale:.1f}" y="{y:.1f}" width="{(before - remaining) * scale:.1f}" height="{bar}"/>'
         )
         body.append(f'<rect class="left" x="{left}" y="{y:.1f}" width="{remaining * scale:.1f}" height="{bar}"/>')
-        said = f"{remaining:,}" + (f"  (−{removed:,})" if removed else "")
-        body.append(text(left + before * scale + 8, y + 14, said, "tick strong"))
+        label_text = f"{remaining:,}" + (f"  (−{removed:,})" if removed else "")
+        body.append(text(left + before * scale + 8, y + 14, label_text, "tick strong"))
         y += bar + gap
     label = f"Of {rows:,} rows {remaining:,} are left: " + ", ".join(f"{reason} removes {n:,}" for reason, n in steps)
     return svg(width, y, body, label, "funnel")
@@ -65,16 +65,16 @@ def histogram(values: np.ndarray, kept: np.ndarray, thresholds: Sequence[float],
         if k:
             body.append(f'<rect class="left" x="{x:.1f}" y="{sy(k):.1f}" width="{w:.1f}" height="{sy(0) - sy(k):.1f}"/>')
     for tick in ticks(float(edges[0]), float(edges[-1])):
-        said = f"{tick:,.0f}" if abs(tick) >= 1000 else f"{tick:.3g}"
+        number_text = f"{tick:,.0f}" if abs(tick) >= 1000 else f"{tick:.3g}"
         more = "+" if clipped and tick >= high - 1e-9 else ""
-        body.append(text(sx(tick), height - 10, said + more, "tick", "middle"))
+        body.append(text(sx(tick), height - 10, number_text + more, "tick", "middle"))
     for threshold in thresholds:
         x = sx(float(np.clip(threshold, edges[0], edges[-1])))
         anchor = "end" if x > width * 0.7 else "start"
-        said = f"{threshold:,.0f}" if abs(threshold) >= 1000 else f"{threshold:.4g}"
+        number_text = f"{threshold:,.0f}" if abs(threshold) >= 1000 else f"{threshold:.4g}"
         body += [
             line(x, top - 6, x, height - bottom, "limit"),
-            text(x + (-4 if anchor == "end" else 4), top - 8, said, "tick strong", anchor),
+            text(x + (-4 if anchor == "end" else 4), top - 8, number_text, "tick strong", anchor),
         ]
     return svg(width, height, body, label, "chart")
 

@@ -70,32 +70,32 @@ class Gathered:
 
 
 def gather(result: Result) -> Gathered:
-    found = Gathered(values=_values(result))
+    gathered = Gathered(values=_values(result))
     share = min(1.0, DRAWN / max(1, result.manifest["rows"]))
     pointers = [s.rule.column for s in result.steps if s.rule and s.rule.way == "unique" and s.rule.column]
     texts = _text_columns(result)
     for number in result.numbers:
         table = result.part(number)
         kept = np.asarray(table["kept"].to_numpy(), dtype=bool)
-        _reasons(table, found)
+        _reasons(table, gathered)
         drawn = uniform(table["row"].to_numpy().astype(np.uint64), "histogram") < share
-        for values in found.values:
+        for values in gathered.values:
             _numbers(table, values, kept, drawn)
-        _examples(table, found)
+        _examples(table, gathered)
         for column in pointers:
-            _groups(table, column, found)
+            _groups(table, column, gathered)
         for column in texts:
             flat, parents = _flat(table[column].combine_chunks())
-            found.before.setdefault(column, Counter()).update(flat)
-            found.after.setdefault(column, Counter()).update(v for v, i in zip(flat, parents, strict=True) if kept[i])
+            gathered.before.setdefault(column, Counter()).update(flat)
+            gathered.after.setdefault(column, Counter()).update(v for v, i in zip(flat, parents, strict=True) if kept[i])
         for errors in table["errors"].to_pylist():
-            found.errors.update(errors or [])
-    return found
+            gathered.errors.update(errors or [])
+    return gathered
 
 
 def _values(result: Result) -> list[Values]:
     """The columns with a threshold. Two rules on one column are two thresholds in one picture if both are ranges."""
-    found: dict[str, Values] = {}
+    by_column: dict[str, Values] = {}
     for step in result.steps:
         if not step.rule or step.rule.way not in ("range", "top", "bottom") or not step.rule.column:
             continue
@@ -107,11 +107,11 @@ def _values(result: Result) -> list[Values]:
             limits = [threshold] if threshold is not None else []
         name = rule.column
         assert name
-        if name in found:
-            found[name].threshold += limits
+        if name in by_column:
+            by_column[name].threshold += limits
         else:
-            found[name] = Values(step, limits)
-    return list(found.values())
+            by_column[name] = Values(step, limits)
+    return list(by_column.values())
 
 
 def _text_columns(result: Result) -> list[str]:
@@ -133,13 +133,13 @@ def _flat(column: pa.Array) -> tuple[list[str], list[int]]:
     return column.flatten().to_pylist(), pc.list_parent_indices(column).to_pylist()
 
 
-def _reasons(table: pa.Table, found: Gathered) -> None:
+def _reasons(table: pa.Table, gathered: Gathered) -> None:
     for first, every in zip(table["reason"].to_pylist(), table["reasons"].to_pylist(), strict=True):
         if first:
-            found.first[first] += 1
-            found.alone.update(every)
+            gathered.first[first] += 1
+            gathered.alone.update(every)
             if len(every) == 1:
-                found.only[first] += 1
+                gathered.only[first] += 1
 
 
 def _numbers(table: pa.Table, values: Values, kept: np.ndarray, drawn: np.ndarray) -> None:
@@ -162,19 +162,19 @@ def _numbers(table: pa.Table, values: Values, kept: np.ndarray, drawn: np.ndarra
             (values.goes if removed else values.stays).offer(float(distance[i]), {**row, "value": numbers[i]})
 
 
-def _examples(table: pa.Table, found: Gathered) -> None:
+def _examples(table: pa.Table, gathered: Gathered) -> None:
     rank = uniform(table["row"].to_numpy().astype(np.uint64), "examples")
     reasons = table["reason"].to_pylist()
     for i in np.argsort(rank, kind="stable"):
         reason = reasons[i] or ""
-        rows = found.examples.setdefault(reason, Rows(KEPT_EXAMPLES if reason == "" else EXAMPLES))
+        rows = gathered.examples.setdefault(reason, Rows(KEPT_EXAMPLES if reason == "" else EXAMPLES))
         if rows.accepts(float(rank[i])):
             rows.offer(float(rank[i]), _row(table, int(i)))
 
 
-def _groups(table: pa.Table, column: str, found: Gathered) -> None:
-    groups = found.groups.setdefault(column, {})
-    sizes = found.sizes.setdefault(column, Counter())
+def _groups(table: pa.Table, column: str, gathered: Gathered) -> None:
+    groups = gathered.groups.setdefault(column, {})
+    sizes = gathered.sizes.setdefault(column, Counter())
     pointing = table.filter(table[column].is_valid())
     for row, target in zip(pointing["row"].to_pylist(), pointing[column].to_pylist(), strict=True):
         sizes[target] += 1

@@ -30,25 +30,25 @@ rect.left { fill: var(--c0); } rect.lost { fill: var(--c0); opacity: .22; } .lim
 
 
 def render(result: Result) -> str:
-    found = gather(result)
-    wanted = [row["row"] for rows in found.examples.values() for row in rows.rows()]
-    wanted += [row["row"] for v in found.values for rows in (v.stays, v.goes) for row in rows.rows()]
-    for column, sizes in found.sizes.items():
-        wanted += [row for target, _ in largest(sizes) for row in (target, *found.groups[column][target])]
+    gathered = gather(result)
+    wanted = [row["row"] for rows in gathered.examples.values() for row in rows.rows()]
+    wanted += [row["row"] for v in gathered.values for rows in (v.stays, v.goes) for row in rows.rows()]
+    for column, sizes in gathered.sizes.items():
+        wanted += [row for target, _ in largest(sizes) for row in (target, *gathered.groups[column][target])]
     album = Album(result, wanted)
     manifest = result.manifest
     sections = [
-        Section("funnel", "What each step removes", _funnel(result, found)),
-        Section("scores", "Scores and their thresholds", _scores(found, album)),
+        Section("funnel", "What each step removes", _funnel(result, gathered)),
+        Section("scores", "Scores and their thresholds", _scores(gathered, album)),
         Section(
             "kept",
             "Examples of what is kept",
-            shots(album.shot(row) for row in found.examples[""].rows()) if "" in found.examples else "",
+            shots(album.shot(row) for row in gathered.examples[""].rows()) if "" in gathered.examples else "",
         ),
-        Section("dropped", "Examples of what is dropped", _dropped(result, found, album)),
-        Section("groups", "Duplicate groups", _groups(result, found, album)),
-        Section("words", "Languages and concepts, before and after", _words(found)),
-        Section("errors", "What could not be used or scored", _errors(found)),
+        Section("dropped", "Examples of what is dropped", _dropped(result, gathered, album)),
+        Section("groups", "Duplicate groups", _groups(result, gathered, album)),
+        Section("words", "Languages and concepts, before and after", _words(gathered)),
+        Section("errors", "What could not be used or scored", _errors(gathered)),
         Section("cost", "What it cost", _cost(result)),
         Section("again", "The plan, and how to go on", _again(result)),
     ]
@@ -59,7 +59,7 @@ def render(result: Result) -> str:
         ("Kept", f"{manifest['kept']:,}"),
         ("Result", manifest["result"][:16]),
     ]
-    lead = f'{STYLE}<p class="lead">{emphasise(_lead(result, found))}</p>'
+    lead = f'{STYLE}<p class="lead">{emphasise(_lead(result, gathered))}</p>'
     about = " ".join(x for x in (result.plan.about, result.plan.cite) if x)
     lead += f'<p class="note">{link(about)}</p>' if about else ""
     return document(f"Curation: {manifest['plan']}", facts, [Page("curation", "Curation", sections, lead)])
@@ -73,36 +73,42 @@ def count(rows: int) -> str:
     return f"{rows:,} {'row' if rows == 1 else 'rows'}"
 
 
-def _lead(result: Result, found: Gathered) -> str:
+def _lead(result: Result, gathered: Gathered) -> str:
     rows, kept = result.manifest["rows"], result.manifest["kept"]
-    said = [f"Of **{rows:,}** rows **{kept:,}** are kept ({share(kept, rows)})."]
-    if found.first:
-        reason, n = found.first.most_common(1)[0]
-        said.append(f"Most are removed as **{reason}**: {n:,} ({share(n, rows)}).")
-    needed = [(reason, n) for reason, n in found.only.most_common() if n]
-    if len(found.first) > 1 and needed:
+    sentences = [f"Of **{rows:,}** rows **{kept:,}** are kept ({share(kept, rows)})."]
+    if gathered.first:
+        reason, n = gathered.first.most_common(1)[0]
+        sentences.append(f"Most are removed as **{reason}**: {n:,} ({share(n, rows)}).")
+    needed = [(reason, n) for reason, n in gathered.only.most_common() if n]
+    if len(gathered.first) > 1 and needed:
         reason, n = needed[0]
-        said.append(f"**{reason}** matters most: it alone speaks against {count(n)}.")
-    idle = [r for r in found.first if not found.only[r]]
+        sentences.append(f"**{reason}** matters most: it alone speaks against {count(n)}.")
+    idle = [r for r in gathered.first if not gathered.only[r]]
     if idle:
         many = "reasons" if len(idle) > 1 else "reason"
-        said.append(f"The {many} {', '.join(f'**{r}**' for r in idle)} removed only rows that another would have removed too.")
-    pointers = sum(sum(s.values()) for s in found.sizes.values())
+        sentences.append(f"The {many} {', '.join(f'**{r}**' for r in idle)} removed only rows that another would have removed too.")
+    pointers = sum(sum(s.values()) for s in gathered.sizes.values())
     if pointers:
-        groups = sum(len(s) for s in found.sizes.values())
-        said.append(f"{pointers:,} rows repeat one of {groups:,} others; each group keeps one.")
-    if found.errors:
-        said.append(f"{sum(found.errors.values()):,} times something could not be read or scored; those rows carry the reason.")
-    return " ".join(said)
+        groups = sum(len(s) for s in gathered.sizes.values())
+        sentences.append(f"{pointers:,} rows repeat one of {groups:,} others; each group keeps one.")
+    if gathered.errors:
+        sentences.append(
+            f"{sum(gathered.errors.values()):,} times something could not be read or scored; those rows carry the reason."
+        )
+    return " ".join(sentences)
 
 
-def _funnel(result: Result, found: Gathered) -> str:
-    order = _order(result, found)
+def _funnel(result: Result, gathered: Gathered) -> str:
+    order = _order(result, gathered)
     if not order:
         return "<p>Nothing was removed.</p>"
-    drawing = funnel(result.manifest["rows"], [(reason, found.first[reason]) for reason in order])
+    drawing = funnel(result.manifest["rows"], [(reason, gathered.first[reason]) for reason in order])
     rows = [
-        [escape(reason), escape(_condition(result, reason)), *(f"{c[reason]:,}" for c in (found.first, found.alone, found.only))]
+        [
+            escape(reason),
+            escape(_condition(result, reason)),
+            *(f"{c[reason]:,}" for c in (gathered.first, gathered.alone, gathered.only)),
+        ]
         for reason in order
     ]
     caption = (
@@ -113,12 +119,12 @@ def _funnel(result: Result, found: Gathered) -> str:
     return figure(drawing, caption) + "<br>" + table(["reason", "a row stays if", "first", "in all", "alone"], rows, "Reasons")
 
 
-def _order(result: Result, found: Gathered) -> list[str]:
+def _order(result: Result, gathered: Gathered) -> list[str]:
     """Reasons in the order of the plan."""
     order = ["unusable"]
     for step in result.steps:
         order += [step.label, f"no {step.rule.column}"] if step.rule else [f"{step.label} failed"]
-    return [r for r in dict.fromkeys([*order, *found.first]) if found.first[r]]
+    return [r for r in dict.fromkeys([*order, *gathered.first]) if gathered.first[r]]
 
 
 def _condition(result: Result, reason: str) -> str:
@@ -133,19 +139,19 @@ def _condition(result: Result, reason: str) -> str:
     return {"unusable": "it has a caption and an image", "unreadable image": "its image can be read"}.get(reason, "")
 
 
-def _scores(found: Gathered, album: Album) -> str:
+def _scores(gathered: Gathered, album: Album) -> str:
     panels, edges = [], []
-    for v in found.values:
+    for v in gathered.values:
         values = np.concatenate(v.values) if v.values else np.zeros(0)
         if not len(values):
             continue
         rule = v.step.rule
         assert rule and rule.column
         kept = np.concatenate(v.kept)
-        told = (
+        label = (
             f"{rule.column}: median {np.median(values):.4g}, from {values.min():.4g} to {values.max():.4g}; threshold {v.threshold}"
         )
-        drawn = histogram(values, kept, v.threshold, told)
+        drawn = histogram(values, kept, v.threshold, label)
         panels.append(
             f'<div class="panel"><h3>{escape(rule.column)} <span class="note">{escape(rule.text())}</span></h3>{drawn}</div>'
         )
@@ -174,25 +180,25 @@ def _edge(v: Values, album: Album) -> str:
     return f'{title}<div class="edge">{kept}<div><h4>Just dropped</h4>{side(goes)}</div></div>'
 
 
-def _dropped(result: Result, found: Gathered, album: Album) -> str:
+def _dropped(result: Result, gathered: Gathered, album: Album) -> str:
     parts = []
-    for reason in _order(result, found):
+    for reason in _order(result, gathered):
         column = next((s.rule.column for s in result.steps if s.rule and s.label == reason), None)
         inner = []
-        for row in found.examples[reason].rows():
+        for row in gathered.examples[reason].rows():
             value = row.get(column) if column else None
             note = f"{column} {value + 0.0:.5g}" if isinstance(value, float) else f"{column} {value}" if value is not None else ""
-            if column in found.sizes and value is not None:
+            if column in gathered.sizes and value is not None:
                 note = f"as {result.row(value)['id']}"
             note = note or next(iter(row["errors"] or []), "")
             inner.append(album.shot(row, escape(note[:120])))
-        parts.append(f"<h3>{escape(reason)} <span class='note'>{count(found.first[reason])}</span></h3>{shots(inner)}")
+        parts.append(f"<h3>{escape(reason)} <span class='note'>{count(gathered.first[reason])}</span></h3>{shots(inner)}")
     return "".join(parts)
 
 
-def _groups(result: Result, found: Gathered, album: Album) -> str:
+def _groups(result: Result, gathered: Gathered, album: Album) -> str:
     parts = []
-    for column, sizes in found.sizes.items():
+    for column, sizes in gathered.sizes.items():
         if not sizes:
             continue
         parts.append(
@@ -202,8 +208,8 @@ def _groups(result: Result, found: Gathered, album: Album) -> str:
             first = result.row(target)
             state = "kept" if first["kept"] else f"itself dropped later: {first['reason']}"
             inner = [album.shot(first, escape(state), "first")]
-            inner += [album.shot(result.row(row), escape(result.row(row)["id"])) for row in found.groups[column][target]]
-            more = size - len(found.groups[column][target])
+            inner += [album.shot(result.row(row), escape(result.row(row)["id"])) for row in gathered.groups[column][target]]
+            more = size - len(gathered.groups[column][target])
             rest = f'<p class="note">and {more:,} more</p>' if more else ""
             parts.append(
                 f'<div class="group"><p class="note">{size + 1:,} alike, in favour of {escape(first["id"])}</p>{shots(inner)}{rest}</div>'
@@ -211,33 +217,33 @@ def _groups(result: Result, found: Gathered, album: Album) -> str:
     return "".join(parts)
 
 
-def _words(found: Gathered) -> str:
+def _words(gathered: Gathered) -> str:
     parts = []
-    for column, before in found.before.items():
+    for column, before in gathered.before.items():
         if not before:
             continue
-        after = found.after.get(column, Counter())
+        after = gathered.after.get(column, Counter())
         top = [name for name, _ in sorted(before.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES]]
         label = f"{column}: {len(before):,} values before, {len(after):,} after; most frequent {top[0]}"
         drawn = before_after(top, [before[n] for n in top], [after[n] for n in top], label)
-        said = f"{len(before):,} different before, {len(after):,} after"
+        caption = f"{len(before):,} different before, {len(after):,} after"
         if len(before) > NAMES:
             head = sorted(before, key=lambda n: -before[n])[: max(1, len(before) // 100)]
             was, now = (sum(c[n] for n in head) / max(1, c.total()) for c in (before, after))
-            said += f"; the most frequent hundredth makes up {share(round(1e4 * was), 10_000)} of the mentions before, {share(round(1e4 * now), 10_000)} after"
+            caption += f"; the most frequent hundredth makes up {share(round(1e4 * was), 10_000)} of the mentions before, {share(round(1e4 * now), 10_000)} after"
             lost = [n for n in before if not after[n]]
             if lost:
                 some = ", ".join(sorted(lost, key=lambda n: (-before[n], n))[:8])
-                said += f"; {len(lost):,} are gone altogether, such as {some}"
-        parts.append(f"<h3>{escape(column)}</h3>{figure(drawn, escape(said) + '.')}<br>")
+                caption += f"; {len(lost):,} are gone altogether, such as {some}"
+        parts.append(f"<h3>{escape(column)}</h3>{figure(drawn, escape(caption) + '.')}<br>")
     return "".join(parts)
 
 
-def _errors(found: Gathered) -> str:
-    if not found.errors:
+def _errors(gathered: Gathered) -> str:
+    if not gathered.errors:
         return ""
-    rows = [[escape(reason[:200]), f"{count:,}"] for reason, count in found.errors.most_common(12)]
-    more = f"<p class='note'>and {len(found.errors) - 12:,} other messages</p>" if len(found.errors) > 12 else ""
+    rows = [[escape(reason[:200]), f"{count:,}"] for reason, count in gathered.errors.most_common(12)]
+    more = f"<p class='note'>and {len(gathered.errors) - 12:,} other messages</p>" if len(gathered.errors) > 12 else ""
     return table(["reason", "rows"], rows, "Errors") + more
 
 
@@ -261,11 +267,11 @@ def _cost(result: Result) -> str:
 
 
 def _again(result: Result) -> str:
-    asked = f"diptych curate {result.path}/plan.yaml --data {shlex.quote(result.manifest['data'])} --out {result.path}"
+    command = f"diptych curate {result.path}/plan.yaml --data {shlex.quote(result.manifest['data'])} --out {result.path}"
     some = next((s for s in result.manifest["shards"] if s["rows"]), None)
     row = result.row(some["shard"] << 32)["id"] if some else "ID"
     lines = [
-        f"{asked}   # again: does nothing unless plan or data changed",
+        f"{command}   # again: does nothing unless plan or data changed",
         f"diptych curate explain {shlex.quote(row)} --out {result.path}   # why was this row kept or dropped",
         f"diptych curate diff {result.path} OTHER   # what changed between two results, and why",
     ]

@@ -127,10 +127,10 @@ def decades(low: float, high: float) -> list[float]:
     """Powers of ten between the two; where there are fewer than two, 1, 2 and 5 times each."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5)):
-        found = [f * 10.0**e for e in exponents for f in factors if low * (1 - 1e-9) <= f * 10.0**e <= high * (1 + 1e-9)]
-        if len(found) >= 2:
+        ticks = [f * 10.0**e for e in exponents for f in factors if low * (1 - 1e-9) <= f * 10.0**e <= high * (1 + 1e-9)]
+        if len(ticks) >= 2:
             break
-    return found
+    return ticks
 
 
 def _written(value: float, percent: bool) -> str:

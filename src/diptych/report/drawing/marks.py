@@ -23,11 +23,11 @@ def emphasise(text: str) -> str:
 
 def link(text: str) -> str:
     """Escaped text in which web addresses and arXiv numbers are plain links, for citations and sources."""
-    told = []
+    parts = []
     for i, part in enumerate(re.split(r"(https?://[^\s<>\"'()]+|arXiv:\d{4}\.\d{4,5})", text)):
         address = part.replace("arXiv:", "https://arxiv.org/abs/")
-        told.append(f'<a href="{escape(address)}" rel="noreferrer">{escape(part)}</a>' if i % 2 else escape(part))
-    return "".join(told)
+        parts.append(f'<a href="{escape(address)}" rel="noreferrer">{escape(part)}</a>' if i % 2 else escape(part))
+    return "".join(parts)
 
 
 def svg(width: float, height: float, body: Iterable[str], label: str, kind: str = "") -> str:

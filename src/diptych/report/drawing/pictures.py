@@ -42,8 +42,8 @@ class Pictures:
             return [src for one in shown[:MOST] if (src := _source_of(one))]
         kept = self.comparison.items
         entry = kept.get(str(record["item"])) or kept.get(str(record.get("cluster")))
-        found = thumbnail(entry.image) if entry else None
-        return [found[0]] if found else []
+        picture = thumbnail(entry.image) if entry else None
+        return [picture[0]] if picture else []
 
     def _files(self, answers: Answers, record: Record) -> list[str]:
         names = record.get("images", record.get("image"))
@@ -53,12 +53,12 @@ class Pictures:
             for f in (self.images, answers.evaluation.path, answers.evaluation.path / "records", self.comparison.path, Path())
             if f is not None
         ]
-        found = []
+        sources = []
         for name in (n for n in names[:MOST] if isinstance(n, str)):
             path = next((f / name for f in folders if (f / name).is_file()), None)
             if path is not None and (shown := thumbnail(path)):
-                found.append(shown[0])
-        return found
+                sources.append(shown[0])
+        return sources
 
     def item(self, task: str, answers: Answers, name: str) -> Any:
         """What the task asked about, from the data opened again; None if that cannot be."""
@@ -84,10 +84,10 @@ class Pictures:
 
     def _opened(self, task: str, run: Run) -> dict[str, Any]:
         try:
-            asked = _task_of(task, run.evaluation)
-            if asked is None:
+            built_in = _task_of(task, run.evaluation)
+            if built_in is None:
                 return {}
-            return _named(asked.items(self._source(run)))
+            return _named(built_in.items(self._source(run)))
         except Exception as error:  # whatever another version, another machine or a lost file may cause: only pictures lack
             self.notes.append(f"{task}: no pictures from the data ({error or type(error).__name__}).")
             return {}
@@ -133,16 +133,16 @@ def _task_of(task: str, evaluation: EvaluationFiles) -> Any:
 def changed_settings(task: str, evaluation: EvaluationFiles) -> dict[str, Any]:
     """Numbers and words that a built-in task was told otherwise than usual, but for files."""
     try:
-        asked = _task_of(task, evaluation)
+        built_in = _task_of(task, evaluation)
     except Exception:  # settings of another version
         return {}
-    if asked is None:
+    if built_in is None:
         return {}
-    usual = vars(type(asked)())
+    defaults = vars(type(built_in)())
     return {
         k: v
-        for k, v in vars(asked).items()
-        if k not in ("name", "needs", "batch") and isinstance(v, (int, float, str)) and v != usual[k] and "/" not in str(v)
+        for k, v in vars(built_in).items()
+        if k not in ("name", "needs", "batch") and isinstance(v, (int, float, str)) and v != defaults[k] and "/" not in str(v)
     }
 
 
@@ -177,22 +177,22 @@ def _parts(item: Any) -> tuple[Any, ...]:
 
 def _shown(item: Any) -> list[Any]:
     """The pictures of an item: pixels, paths of files, or the bytes of files."""
-    found = _field(item, "images", "image", "sample")
-    if found is None and isinstance(item, tuple):
-        found = next((part for part in item if _is_picture(part) or hasattr(part, "image") or hasattr(part, "images")), None)
-    if isinstance(found, (str, bytes)) or _is_picture(found):
-        return [found]
-    if isinstance(found, (list, tuple)):
-        return [part for part in found if isinstance(part, (str, bytes)) or _is_picture(part)]
-    return _shown(found) if hasattr(found, "image") or hasattr(found, "images") else []
+    shown = _field(item, "images", "image", "sample")
+    if shown is None and isinstance(item, tuple):
+        shown = next((part for part in item if _is_picture(part) or hasattr(part, "image") or hasattr(part, "images")), None)
+    if isinstance(shown, (str, bytes)) or _is_picture(shown):
+        return [shown]
+    if isinstance(shown, (list, tuple)):
+        return [part for part in shown if isinstance(part, (str, bytes)) or _is_picture(part)]
+    return _shown(shown) if hasattr(shown, "image") or hasattr(shown, "images") else []
 
 
 def _source_of(shown: Any) -> str:
     from diptych.data.image import decode
 
     if isinstance(shown, str):
-        found = thumbnail(Path(shown))
-        return found[0] if found else ""
+        picture = thumbnail(Path(shown))
+        return picture[0] if picture else ""
     return of_array(decode(shown, "picture") if isinstance(shown, bytes) else shown)
 
 
@@ -215,7 +215,7 @@ def of_array(image: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def img(src: str, said: str) -> str:
+def img(src: str, alt: str) -> str:
     """``said``: what the picture shows, for those who do not see it."""
     small = ' class="sprite"' if src.startswith("data:image/png") else ""
-    return f'<img src="{src}" alt="{escape(re.sub(chr(10), " ", said))}" loading="lazy"{small}>'
+    return f'<img src="{src}" alt="{escape(re.sub(chr(10), " ", alt))}" loading="lazy"{small}>'

@@ -138,7 +138,7 @@ def _skill_panel(index: int, recipe: Recipe, skills: list[Column]) -> str:
 
     body = [line(sx(v), top, sx(v), height - 20, "grid") for v in (0, 0.5, 1)]
     body += [text(sx(v), height - 6, f"{v:.0%}", "tick", "middle") for v in (0, 0.5, 1)]
-    told = []
+    values = []
     for place, column in enumerate(skills):
         y = top + row * place + row / 2
         m = recipe.measures.get(column.key)
@@ -155,8 +155,8 @@ def _skill_panel(index: int, recipe: Recipe, skills: list[Column]) -> str:
         body.append(line(sx(m.low), y, sx(m.high), y, f"range {colour}"))
         body.append(dot(sx(m.value), y, f"hollow {colour}" if m.at_chance else f"point {colour}"))
         body.append(text(width - 2, y + 4, f"{'≈ ' if m.at_chance else ''}{number(m.value)}", "figure", "end"))
-        told.append(f"{column.label} {number(m.value)}{' (at chance)' if m.at_chance else ''}")
-    return svg(width, height, body, f"Skills of {recipe.label} in per cent: {', '.join(told)}", "skills")
+        values.append(f"{column.label} {number(m.value)}{' (at chance)' if m.at_chance else ''}")
+    return svg(width, height, body, f"Skills of {recipe.label} in per cent: {', '.join(values)}", "skills")
 
 
 # ---- maps

@@ -10,7 +10,7 @@ import numpy as np
 
 from diptych.report.drawing.marks import escape, figure, key
 from diptych.report.drawing.pictures import Pictures, img
-from diptych.report.pages.explain import asks
+from diptych.report.pages.explain import explain_task
 from diptych.report.records import finite, own_scores
 from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.training.run_files import Record
@@ -52,7 +52,7 @@ def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
 
 def is_private(task: str) -> bool:
     """Requests of a red team and what was said to them: its own section shows them, if asked to."""
-    return asks(task) == asks("redteam")
+    return explain_task(task) == explain_task("redteam")
 
 
 def _recipe(gathered: TaskAnswers, a: Answers, pictures: Pictures, limit: int) -> tuple[str, int]:
@@ -86,8 +86,8 @@ def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
         if kind == "wrong" and (m := margin(record)) is not None:
             margins.setdefault(head, []).append((m, record))
     if not by_kind["near"]:  # the mistakes that were closest
-        for head, found in margins.items():
-            nearest = [r for _, r in sorted(found, key=lambda pair: pair[0])[: 8 * EACH]]
+        for head, by_margin in margins.items():
+            nearest = [r for _, r in sorted(by_margin, key=lambda pair: pair[0])[: 8 * EACH]]
             names = {r["item"] for r in nearest}
             by_kind["near"][head] = nearest
             others = [r for r in by_kind["wrong"][head] if r["item"] not in names]
@@ -106,9 +106,9 @@ def _in_turn(groups: dict[str, list[Record]], n: int) -> Iterator[Record]:
     lists = [list(g) for _, g in sorted(groups.items(), key=lambda pair: -len(pair[1]))]
     taken: set[str] = set()
     while n and any(lists):
-        for found in lists:
-            while found and n:
-                record = found.pop(0)
+        for records in lists:
+            while records and n:
+                record = records.pop(0)
                 cluster = str(record.get("cluster", record["item"]))
                 if cluster not in taken:
                     taken.add(cluster)
@@ -142,15 +142,15 @@ def card(
     options = _options(gathered, a, record, pictures)
     rivals = [(a, record)] if other is None else [(a, record), (other, other.by_item.get(str(record["item"]), {}))]
     for who, own in rivals:
-        said = _value(own, SAID) or (_best(own, options) if options else None)
-        if said is not None:
-            rows.append((key(who.index, who.recipe.label) if other else "Said", said))
+        answer = _value(own, SAID) or (_best(own, options) if options else None)
+        if answer is not None:
+            rows.append((key(who.index, who.recipe.label) if other else "Said", answer))
     if (wanted := _value(record, WANTED)) is not None:
         rows.append(("Wanted", wanted))
     table = _scores(record)
     if other is not None and table and (rival := _scores(rivals[1][1])):
         table = f"<p>{key(a.index, a.recipe.label)}</p>{table}<p>{key(other.index, other.recipe.label)}</p>{rival}"
-    told = question or ("" if table or rows else str(record["item"]))
+    query_text = question or ("" if table or rows else str(record["item"]))
     alt = question or _written(_value(record, WANTED) or f"item {record['item']}")
     thumbs = "".join(
         f'<span class="thumb">{img(src, alt if len(shown) == 1 else f"picture {i} of {len(shown)}: {_caption(record, i) or alt}")}'
@@ -158,7 +158,7 @@ def card(
         for i, src in enumerate(shown, 1)
     )
     of = f'<p class="note">{escape(head)}, item {escape(record["item"])}</p>' if head else ""
-    query = f'<p class="query">{escape(_cut(told))}</p>' if told else ""
+    query = f'<p class="query">{escape(_cut(query_text))}</p>' if query_text else ""
     pictured = f'<div class="thumbs">{thumbs}</div>' if thumbs else ""
     listed = "".join(f"<dt>{title}</dt><dd>{escape(_written(value))}</dd>" for title, value in rows)
     listed = f"<dl>{listed}</dl>" if rows else ""
@@ -167,8 +167,8 @@ def card(
 
 
 def _value(record: Record, names: Sequence[str]) -> Any:
-    found = next((record[k] for k in names if record.get(k) not in (None, "", [])), None)
-    return found.get("correct") if isinstance(found, dict) else found
+    value = next((record[k] for k in names if record.get(k) not in (None, "", [])), None)
+    return value.get("correct") if isinstance(value, dict) else value
 
 
 def _texts(record: Record) -> list[str]:

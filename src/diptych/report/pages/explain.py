@@ -143,7 +143,7 @@ CONTROLS = {
 }
 
 
-def asks(task: str) -> tuple[str, str] | None:
+def explain_task(task: str) -> tuple[str, str] | None:
     """Of a task or one of its variants: ``retrieval-1000`` is retrieval, ``pope-popular`` is POPE."""
     name = task.partition("?")[0]
     while name:

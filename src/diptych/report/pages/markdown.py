@@ -71,9 +71,9 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
 def environment(comparison: Comparison) -> str:
     e = comparison.environment
     packages = e.get("packages") or {}
-    told = [f"{e.get('cores', '?')} cores", str(e.get("platform", "")), f"Python {e.get('python', '?')}"]
-    told += [f"{name} {packages[name]}" for name in ("torch", "transformers") if packages.get(name)]
-    return ", ".join(t for t in told if t)
+    facts = [f"{e.get('cores', '?')} cores", str(e.get("platform", "")), f"Python {e.get('python', '?')}"]
+    facts += [f"{name} {packages[name]}" for name in ("torch", "transformers") if packages.get(name)]
+    return ", ".join(t for t in facts if t)
 
 
 def cell(comparison: Comparison, column: Column, recipe: Recipe) -> str:
@@ -152,8 +152,8 @@ def _by(column: Column, gain: float) -> str:
 
 def _list(names: Iterable[str], most: int = 5) -> str:
     """The first few, which are those that matter most where there is an order."""
-    told = list(names)
-    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def short(column: Column) -> str:
@@ -192,9 +192,15 @@ def system_page(
         for c in (c for c in shown if c.key in recipe.measures):
             m = recipe.measures[c.key]
             each = " · ".join(number(v, c.share) for _, v in sorted(m.seeds.items()))
-            beside = [cell(comparison, c, r) for r in others]
+            other_cells = [cell(comparison, c, r) for r in others]
             rows.append(
-                [c.name, cell(comparison, c, recipe), each, number(m.chance, c.share) if m.chance is not None else "—", *beside]
+                [
+                    c.name,
+                    cell(comparison, c, recipe),
+                    each,
+                    number(m.chance, c.share) if m.chance is not None else "—",
+                    *other_cells,
+                ]
             )
         lines += [table(["", f"`{recipe.name}`", "each seed", "chance", *(f"`{r.name}`" for r in others)], rows), ""]
         lines += [spent_table([recipe, *others]), ""]
@@ -220,8 +226,8 @@ def system_page(
 
 
 def _spec(kind: str, options: Mapping[str, object]) -> str:
-    told = ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
-    return f"{kind} ({told})" if told else kind
+    listed = ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
+    return f"{kind} ({listed})" if listed else kind
 
 
 def recipe_tests(junit: Path, names: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
@@ -230,7 +236,7 @@ def recipe_tests(junit: Path, names: Sequence[str]) -> dict[str, dict[str, tuple
         cases = list(ElementTree.parse(junit).iter("testcase"))
     except (OSError, ElementTree.ParseError) as error:
         raise DiptychError(f"{junit}: not a JUnit file ({error}); write one with `pytest --junitxml {junit}`") from None
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+    counts: dict[str, dict[str, tuple[int, int]]] = {}
     for case in cases:
         if case.find("skipped") is not None:
             continue
@@ -241,6 +247,6 @@ def recipe_tests(junit: Path, names: Sequence[str]) -> dict[str, dict[str, tuple
         words = set(re.split(r"[^a-z0-9]+", f"{module} {case.get('name', '')}".lower()))
         for name in names:
             if set(name.split("-")) <= words:
-                n, failed = found.setdefault(name, {}).get(file, (0, 0))
-                found[name][file] = (n + 1, failed + bad)
-    return found
+                n, failed = counts.setdefault(name, {}).get(file, (0, 0))
+                counts[name][file] = (n + 1, failed + bad)
+    return counts

@@ -88,8 +88,8 @@ def words(comparison: Comparison, warning: str) -> str:
         more = " ".join(x for x in (f"Scores by {r.score}." if r.score else "", r.cite) if x)
         about = f"{escape(r.about)} " if r.about else ""
         rows.append(f"<dt>{key(index, r.label, r.paradigm)}</dt><dd>{about}<span class='note'>{link(more)}</span></dd>")
-    told = any(r.about or r.cite or r.score for r in comparison.recipes)
-    recipes = f'<details><summary>The recipes</summary><dl class="recipes">{"".join(rows)}</dl></details>' if told else ""
+    described = any(r.about or r.cite or r.score for r in comparison.recipes)
+    recipes = f'<details><summary>The recipes</summary><dl class="recipes">{"".join(rows)}</dl></details>' if described else ""
     notes = "".join(f"<li>{escape(n)}</li>" for n in [*comparison.notes, *absences(comparison)])
     warned = f'<aside class="notes"><h3>Not measured</h3><ul>{notes}</ul></aside>' if notes else ""
     return f'<p class="lead">{emphasise(plain_words(comparison))}</p>{warning}{warned}{recipes}'
@@ -97,19 +97,19 @@ def words(comparison: Comparison, warning: str) -> str:
 
 def absences(comparison: Comparison) -> list[str]:
     """What a reader would otherwise look for in vain."""
-    found = []
+    sentences = []
     skipped: dict[str, list[str]] = {}  # what and why → by whom
     every = sorted({s for r in comparison.recipes for s in (run.seed for run in r.runs)})
     for r in comparison.recipes:
         if not r.measures:
-            found.append(f"{r.label}: no results{f' ({r.error})' if r.error else ''}.")
+            sentences.append(f"{r.label}: no results{f' ({r.error})' if r.error else ''}.")
             continue
         lost = [str(s) for s in every if s not in {run.seed for run in r.runs if run.results}]
         if lost:
-            found.append(f"{r.label}: no results for seed {', '.join(lost)}; its means are over the others.")
+            sentences.append(f"{r.label}: no results for seed {', '.join(lost)}; its means are over the others.")
         for task, reason in {task: why for run in r.runs for task, why in run.skipped.items()}.items():
             skipped.setdefault(f"{task}: {reason}", []).append(r.label)
-    return found + [f"{', '.join(labels)} skipped {what}" for what, labels in skipped.items()]
+    return sentences + [f"{', '.join(labels)} skipped {what}" for what, labels in skipped.items()]
 
 
 def again(comparison: Comparison) -> str:
@@ -134,16 +134,16 @@ def commands(comparison: Comparison) -> str:
     if comparison.single:
         repeat = "diptych train recipe.yaml   # the file beside this page repeats this run"
         return f"{repeat}\n{again}" if (comparison.path / "recipe.yaml").exists() else again
-    asked = "diptych compare " + " ".join(shlex.quote(r.name) for r in comparison.recipes)
+    compare = "diptych compare " + " ".join(shlex.quote(r.name) for r in comparison.recipes)
     if comparison.data:
-        asked += f" --data {shlex.quote(comparison.data)}"
+        compare += f" --data {shlex.quote(comparison.data)}"
     if comparison.budget:
-        asked += f" --budget {shlex.quote(str(comparison.budget))}"
+        compare += f" --budget {shlex.quote(str(comparison.budget))}"
     if len(comparison.seeds) > 1:
-        asked += f" --seeds {len(comparison.seeds)}"
+        compare += f" --seeds {len(comparison.seeds)}"
     first = next((run for r in comparison.recipes for run in r.runs), None)
     one = [f"diptych train {first.files.path.name}/recipe.yaml   # one run alone"] if first else []
-    return "\n".join([comparison.command or asked, *one, again])
+    return "\n".join([comparison.command or compare, *one, again])
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

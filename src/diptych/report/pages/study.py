@@ -84,12 +84,12 @@ def markdown(results: dict[str, Any]) -> str:
     for name, measure in results["measures"].items():
         cells = [interval(measure["arms"].get(arm, {}), measure["share"]) for arm in arms]
         lines.append(f"| {name}{', %' if measure['share'] else ''} | " + " | ".join(cells) + " |")
-    told: dict[str, list[str]] = {}  # reason → where
+    reasons: dict[str, list[str]] = {}  # reason → where
     for name, measure in results["measures"].items():
         for arm, entry in measure["arms"].items():
             if "reason" in entry:
-                told.setdefault(entry["reason"], []).append(f"{name} of {arm}")
-    lines += ["", *(f"Not measured: {', '.join(where)}: {reason}." for reason, where in told.items())] if told else []
+                reasons.setdefault(entry["reason"], []).append(f"{name} of {arm}")
+    lines += ["", *(f"Not measured: {', '.join(where)}: {reason}." for reason, where in reasons.items())] if reasons else []
     return "\n".join(lines) + "\n"
 
 

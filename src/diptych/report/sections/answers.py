@@ -83,7 +83,7 @@ def task_names(comparison: Comparison) -> list[str]:
 
 def gather(comparison: Comparison, task: str) -> TaskAnswers:
     """Records that cannot be read become a note of the comparison."""
-    found = []
+    all_answers = []
     for index, recipe in enumerate(comparison.recipes):
         seeds = []
         for run in recipe.runs:
@@ -92,9 +92,9 @@ def gather(comparison: Comparison, task: str) -> TaskAnswers:
         if seeds:
             answers = Answers(recipe, index, *seeds[0])
             _fill(answers, task, [records for _, records in seeds])
-            found.append(answers)
+            all_answers.append(answers)
     measures = [m for r in comparison.recipes for (of, _), m in r.measures.items() if of == task]
-    return TaskAnswers(task, found, frozenset(m.metric for m in measures if not m.higher_is_better))
+    return TaskAnswers(task, all_answers, frozenset(m.metric for m in measures if not m.higher_is_better))
 
 
 def _fill(answers: Answers, task: str, seeds: Sequence[list[Record]]) -> None:
@@ -110,14 +110,14 @@ def _fill(answers: Answers, task: str, seeds: Sequence[list[Record]]) -> None:
                 for metric, value in (record.get(kind) or {}).items():
                     if metric in metrics and (v := finite(value)) is not None:
                         values.setdefault((kind, metric, item), []).append(v)
-    for (kind, metric, item), found in values.items():
+    for (kind, metric, item), credits in values.items():
         if kind == "correct":
             by = answers.credits.setdefault(metric, {})
         elif kind == "chance":
             by = answers.chance.setdefault(metric, {})
         else:
             by = answers.controls.setdefault(metric, {}).setdefault(kind, {})
-        by[item] = fmean(found)
+        by[item] = fmean(credits)
 
 
 def paired(a: Credits, b: Credits, cluster: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:

@@ -36,7 +36,7 @@ class Decisions:
 
 def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
     """From probabilities that the records hold, else from their scores over options."""
-    told: list[tuple[float, float, str]] = []
+    stated: list[tuple[float, float, str]] = []
     scored: list[tuple[list[float], float, str]] = []
     for record in a.records:
         item = str(record["item"])
@@ -48,11 +48,11 @@ def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
             continue
         sure = probability(record)
         if sure is not None:
-            told.append((sure, credit, a.cluster[item]))
+            stated.append((sure, credit, a.cluster[item]))
         else:
             scored += [(row, c, a.cluster[item]) for row, c in choices(record, credit)]
-    if len(told) >= LEAST:
-        sure_of, credits, clusters = zip(*told, strict=True)
+    if len(stated) >= LEAST:
+        sure_of, credits, clusters = zip(*stated, strict=True)
         return Decisions(np.array(sure_of), np.array(credits), list(clusters), False)
     if len(scored) < LEAST:
         return None
@@ -86,12 +86,12 @@ def choices(record: Record, credit: float) -> list[tuple[list[float], float]]:
         return []
     fits = record.get("fits")
     if fits is not None and np.shape(fits) == np.shape(scores):
-        found = []
+        credits = []
         for row, right in zip(scores, fits, strict=True):
             best = [bool(r) for v, r in zip(row, right, strict=True) if v == max(row)]
             if any(right):
-                found.append((row, sum(best) / len(best)))
-        return found
+                credits.append((row, sum(best) / len(best)))
+        return credits
     if len(scores) != len(scores[0]):
         return []
     return [(row, float(c)) for row, c in zip(scores, text_credit(np.array(scores, dtype=float)), strict=True)]
@@ -147,19 +147,19 @@ def calibration(gathered: TaskAnswers) -> str:
             [b.accuracy + h for b, h in zip(bins, half, strict=True)],
         )
         v = ece_interval(d)
-        said = f"ECE {100 * v.value:.1f} points [{100 * v.low:.1f}–{100 * v.high:.1f}]"
-        told = "; ".join(f"{b.n} answers at {b.confidence:.0%}, {b.accuracy:.0%} right" for b in bins)
+        value_text = f"ECE {100 * v.value:.1f} points [{100 * v.low:.1f}–{100 * v.high:.1f}]"
+        bins_text = "; ".join(f"{b.n} answers at {b.confidence:.0%}, {b.accuracy:.0%} right" for b in bins)
         drawn = chart(
             [points],
             "how sure, %",
             "right, %",
-            label=f"Reliability of {a.recipe.label}: {said}. {told}",
+            label=f"Reliability of {a.recipe.label}: {value_text}. {bins_text}",
             x_range=(0, 1),
             y_range=(0, 1),
             percent=(True, True),
             diagonal=True,
         )
-        parts.append(_panel(a, f"<b>{said}</b> <span class='note'>{len(d.credit):,} answers</span>", drawn))
+        parts.append(_panel(a, f"<b>{value_text}</b> <span class='note'>{len(d.credit):,} answers</span>", drawn))
     if not parts:
         return ""
     caption = (
@@ -185,13 +185,13 @@ def coverage(gathered: TaskAnswers) -> str:
         share, risk = risk_coverage(d.confidence, d.credit)
         area, error = area_under_risk(d.confidence, d.credit), float(1 - d.credit.mean())
         half = float(risk[max(0, len(risk) // 2 - 1)])
-        said = f"AUC {100 * area:.1f}"
+        value_text = f"AUC {100 * area:.1f}"
         drawn = chart(
             [Series(a.recipe.label, share, risk, a.index)],
             "answered, % (the surest first)",
             "wrong of these, %",
             label=(
-                f"Risk against coverage of {a.recipe.label}: {said} (without knowledge of its own errors {100 * error:.1f}); "
+                f"Risk against coverage of {a.recipe.label}: {value_text} (without knowledge of its own errors {100 * error:.1f}); "
                 f"answering the surest half {100 * half:.1f} % are wrong, answering all {100 * error:.1f} %"
             ),
             x_range=(0, 1),
@@ -199,7 +199,7 @@ def coverage(gathered: TaskAnswers) -> str:
             percent=(True, True),
             level=error,
         )
-        note = f"<b>{said}</b> <span class='note'>knowing nothing: {100 * error:.1f}; surest half: {100 * half:.1f} % wrong</span>"
+        note = f"<b>{value_text}</b> <span class='note'>knowing nothing: {100 * error:.1f}; surest half: {100 * half:.1f} % wrong</span>"
         parts.append(_panel(a, note, drawn))
     if not parts:
         return ""

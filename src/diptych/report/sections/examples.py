@@ -40,12 +40,12 @@ class Retrieved:
 def retrieval_examples(comparison: Comparison) -> str:
     parts, ruled = [], False
     for index, recipe in enumerate(comparison.recipes):
-        found = retrieved(comparison, recipe)
-        if not found:
+        queries = retrieved(comparison, recipe)
+        if not queries:
             continue
-        sides = "".join(_side(comparison, title, found, right) for title, right in (("✓ Right", True), ("✗ Wrong", False)))
-        share = sum(r.right for r in found) / len(found)
-        head = f"{key(index, recipe.label)} <span class='note'>{share:.0%} of {len(found)} right</span>"
+        sides = "".join(_side(comparison, title, queries, right) for title, right in (("✓ Right", True), ("✗ Wrong", False)))
+        share = sum(r.right for r in queries) / len(queries)
+        head = f"{key(index, recipe.label)} <span class='note'>{share:.0%} of {len(queries)} right</span>"
         state = " open" if len(comparison.recipes) <= 6 else ""
         parts.append(f'<details class="recipe"{state}><summary><h3>{head}</h3></summary><div class="sides">{sides}</div></details>')
         ruled = True
@@ -64,11 +64,11 @@ def retrieved(comparison: Comparison, recipe: Recipe) -> list[Retrieved]:
     The records rank as the reported number does; the embeddings may not, if the model scores by something else.
     """
     for run in recipe.runs:
-        found = _from_records(comparison, readable(run.evaluation.records, [], [], "retrieval"))
-        if not any(r.top for r in found):
-            found = _from_embeddings(comparison, run) or found
-        if found:
-            return found
+        queries = _from_records(comparison, readable(run.evaluation.records, [], [], "retrieval"))
+        if not any(r.top for r in queries):
+            queries = _from_embeddings(comparison, run) or queries
+        if queries:
+            return queries
     return []
 
 
@@ -81,17 +81,17 @@ def _from_embeddings(comparison: Comparison, run: Run) -> list[Retrieved]:
     if not len(image) == len(words) == len(items):
         return []
     scores = words @ image.T
-    found = []
+    queries = []
     for i, item in enumerate(items):
         order = np.argsort(-scores[i], kind="stable")
         rank = float((scores[i] > scores[i, i]).sum()) + 1
         query = item.captions[0] if item.captions else ""
-        found.append(Retrieved(item.id, query, [items[j].id for j in order[:3]], rank))
-    return found
+        queries.append(Retrieved(item.id, query, [items[j].id for j in order[:3]], rank))
+    return queries
 
 
 def _from_records(comparison: Comparison, records: Sequence[Record]) -> list[Retrieved]:
-    found = []
+    queries = []
     for row in records:
         name = str(row.get("item"))
         if name not in comparison.items:
@@ -106,18 +106,18 @@ def _from_records(comparison: Comparison, records: Sequence[Record]) -> list[Ret
         if rank is None and name in top:
             rank = float(top.index(name) + 1)
         if rank is not None and query:
-            found.append(Retrieved(name, query, top[:3], rank))
-    return found
+            queries.append(Retrieved(name, query, top[:3], rank))
+    return queries
 
 
-def choose(found: list[Retrieved], right: bool) -> list[Retrieved]:
-    order = sorted(found, key=lambda r: r.item)
+def choose(queries: list[Retrieved], right: bool) -> list[Retrieved]:
+    order = sorted(queries, key=lambda r: r.item)
     random.Random(0).shuffle(order)
     return [r for r in order if r.right == right][:EACH]
 
 
-def _side(comparison: Comparison, title: str, found: list[Retrieved], right: bool) -> str:
-    cards = "".join(_card(comparison, r) for r in choose(found, right))
+def _side(comparison: Comparison, title: str, queries: list[Retrieved], right: bool) -> str:
+    cards = "".join(_card(comparison, r) for r in choose(queries, right))
     return f"<div><h4>{title}</h4>{cards or '<p class=note>None.</p>'}</div>"
 
 
@@ -134,18 +134,18 @@ def _card(comparison: Comparison, r: Retrieved) -> str:
 
 def _thumb(comparison: Comparison, name: str, mark: str, what: str, right: bool) -> str:
     item = comparison.items.get(name)
-    said = f"{what}: {item.captions[0]}" if item and item.captions else f"{what}: item {name}"
-    picture = _picture(item, said) or f'<span class="lost">{escape(name)}</span>'
+    alt = f"{what}: {item.captions[0]}" if item and item.captions else f"{what}: item {name}"
+    picture = _picture(item, alt) or f'<span class="lost">{escape(name)}</span>'
     return f'<span class="thumb{" sought" if right else ""}">{picture}<span class="note">{escape(mark)}</span></span>'
 
 
-def _picture(item: Item | None, said: str) -> str:
-    found = thumbnail(item.image) if item else None
-    if not found:
+def _picture(item: Item | None, alt: str) -> str:
+    encoded = thumbnail(item.image) if item else None
+    if not encoded:
         return ""
-    address, pixels = found
+    address, pixels = encoded
     kind = ' class="sprite"' if pixels <= 96 else ""
-    return f'<img src="{address}" alt="{escape(said)}" loading="lazy"{kind}>'
+    return f'<img src="{address}" alt="{escape(alt)}" loading="lazy"{kind}>'
 
 
 @cache
@@ -173,8 +173,8 @@ def caption_examples(comparison: Comparison) -> str:
     written: dict[str, dict[int, str]] = {}
     references: dict[str, list[str]] = {}
     for index, recipe in enumerate(comparison.recipes):
-        found = (readable(run.evaluation.captions, [], comparison.notes) for run in recipe.runs)
-        for row in next((rows for rows in found if rows), []):
+        by_run = (readable(run.evaluation.captions, [], comparison.notes) for run in recipe.runs)
+        for row in next((rows for rows in by_run if rows), []):
             name = str(row.get("item"))
             written.setdefault(name, {})[index] = str(row.get("generated", ""))
             references.setdefault(name, [str(x) for x in row.get("references") or []])
@@ -190,8 +190,8 @@ def caption_examples(comparison: Comparison) -> str:
 
 def _caption_card(comparison: Comparison, name: str, written: dict[int, str], references: list[str]) -> str:
     item = comparison.items.get(name)
-    said = references[0] if references else name
-    picture = _picture(item, said) or f'<span class="lost">{escape(name)}</span>'
+    alt = references[0] if references else name
+    picture = _picture(item, alt) or f'<span class="lost">{escape(name)}</span>'
     same = {r.strip().lower() for r in references}
     rows = []
     for index, words in written.items():

@@ -12,7 +12,7 @@ from diptych.report.columns import number
 from diptych.report.drawing.charts import Series, chart, dots
 from diptych.report.drawing.marks import escape, figure, key
 from diptych.report.drawing.plots import legend
-from diptych.report.pages.explain import asks
+from diptych.report.pages.explain import explain_task
 from diptych.report.read import Comparison, Measure
 from diptych.report.records import finite
 from diptych.report.sections import harm
@@ -24,11 +24,15 @@ CONCEPTS = 5  # fewer show no law
 
 def sections(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> list[tuple[str, str, str]]:
     """(id, title, HTML) of each; empty HTML where the task has nothing of the kind."""
-    kind = asks(g.task)
+    kind = explain_task(g.task)
     return [
-        ("harms", "Kinds of harm", harm.harms(comparison, g, probe_texts) if kind == asks("redteam") else ""),
-        ("alpha", "The language prior", priors(g) if kind == asks("priors") else ""),
-        ("groups", "Who is preferred", preferences(comparison, g) if kind in (asks("bias"), asks("bias-table")) else ""),
+        ("harms", "Kinds of harm", harm.harms(comparison, g, probe_texts) if kind == explain_task("redteam") else ""),
+        ("alpha", "The language prior", priors(g) if kind == explain_task("priors") else ""),
+        (
+            "groups",
+            "Who is preferred",
+            preferences(comparison, g) if kind in (explain_task("bias"), explain_task("bias-table")) else "",
+        ),
         ("looking", "What looking adds", looking(comparison, g)),
         ("invented", "What is not there", invented(g)),
         ("frequency", "Frequent and rare concepts", frequencies(g)),
@@ -49,20 +53,20 @@ def panels(parts: Iterable[str], caption: str) -> str:
 
 def looking(comparison: Comparison, g: TaskAnswers) -> str:
     """How much of each main measure is there without the picture, in a sentence a model."""
-    told = []
+    lines = []
     for recipe in comparison.recipes:
         for metric in g.heads:
             m = recipe.measures.get((g.task, metric))
-            if m is not None and (said := _looking(m)):
-                told.append(f"<li><b>{escape(recipe.label)}</b>, {escape(metric)}: {said}</li>")
-    if not told:
+            if m is not None and (sentence := _looking(m)):
+                lines.append(f"<li><b>{escape(recipe.label)}</b>, {escape(metric)}: {sentence}</li>")
+    if not lines:
         return ""
     caption = (
         "Blind: the same questions about a grey picture, so that only the wording can help. Its share of the distance from chance to "
         "the score is what this test rewards without looking; the rest needs the picture."
     )
-    many = f"<details><summary>{len(told)} measures</summary><ul>{''.join(told)}</ul></details>"
-    return figure(many if len(told) > 6 else f"<ul>{''.join(told)}</ul>", caption)
+    many = f"<details><summary>{len(lines)} measures</summary><ul>{''.join(lines)}</ul></details>"
+    return figure(many if len(lines) > 6 else f"<ul>{''.join(lines)}</ul>", caption)
 
 
 def _looking(m: Measure) -> str:
@@ -88,17 +92,17 @@ def priors(g: TaskAnswers) -> str:
         curve = [mean(credits_at(rows, alpha)) for alpha in ALPHAS]
         blind = mean([r["blind"]["accuracy"] for r in rows])
         best, honest = ALPHAS[int(np.argmax(curve))], mean(corrected(rows))
-        said = f"plain {number(curve[0])}, prior alone {number(blind)}, corrected {number(honest)} %"
+        value_text = f"plain {number(curve[0])}, prior alone {number(blind)}, corrected {number(honest)} %"
         drawn = chart(
             [Series(a.recipe.label, ALPHAS, curve, a.index)],
             "α, how much of the prior is subtracted",
             "right, %",
-            label=f"{a.recipe.label}: {said}; highest at α = {best:g}",
+            label=f"{a.recipe.label}: {value_text}; highest at α = {best:g}",
             y_range=(0, 1),
             percent=(False, True),
             level=blind,
         )
-        parts.append(panel(a, f"<b>{escape(said)}</b>", drawn))
+        parts.append(panel(a, f"<b>{escape(value_text)}</b>", drawn))
     caption = (
         "Share of pictures for which the true sentence scores higher than the false one, when α times the score without a picture is "
         "subtracted; dashes: the score without a picture alone. “Corrected” chooses α on one half of the items for the other, so it "
@@ -115,14 +119,14 @@ def preferences(comparison: Comparison, g: TaskAnswers) -> str:
     """Preference of each group on contrast sets; association of each group with each sentence on a table."""
     parts, signed = [], False
     for index, recipe in enumerate(comparison.recipes):
-        found = [m for (task, _), m in recipe.measures.items() if task == g.task and m.bounded]
-        liked = [m for m in found if m.metric.startswith("preference/")]
+        measures = [m for (task, _), m in recipe.measures.items() if task == g.task and m.bounded]
+        liked = [m for m in measures if m.metric.startswith("preference/")]
         drawn = ""
         if liked:
             rows = [(m.metric.partition("/")[2], m.value, m.low, m.high) for m in liked]
             drawn = dots(rows, label=_told(recipe.label, rows, True), reference=liked[0].chance, index=index)
         by_text: dict[str, list[Measure]] = {}
-        for m in (m for m in found if m.metric.startswith("association/")):
+        for m in (m for m in measures if m.metric.startswith("association/")):
             by_text.setdefault(m.metric.split("/", 2)[2], []).append(m)
         for words, ms in by_text.items():
             signed = True
@@ -177,7 +181,7 @@ def frequencies(g: TaskAnswers) -> str:
         bins = frequency.log_bins(counts, accuracy)
         raw, binned = frequency.correlation(counts, accuracy), frequency.binned_correlation(counts, accuracy)
         gain = frequency.slope(counts, accuracy)
-        said = f"r {raw:.2f} over concepts, {binned:.2f} over bins" if np.isfinite(raw) else "does not vary"
+        value_text = f"r {raw:.2f} over concepts, {binned:.2f} over bins" if np.isfinite(raw) else "does not vary"
         gained = f"; ten times the data: {100 * gain:+.1f} points" if np.isfinite(gain) else ""
         points = Series("concepts", counts, accuracy, 6, "points")
         means = Series(a.recipe.label, [b.frequency for b in bins], [b.accuracy for b in bins], a.index, "both")
@@ -185,13 +189,13 @@ def frequencies(g: TaskAnswers) -> str:
             [points, means],
             "times seen in training",
             "right, %",
-            label=f"{a.recipe.label}: accuracy against frequency of {len(counts)} concepts: {said}{gained}",
+            label=f"{a.recipe.label}: accuracy against frequency of {len(counts)} concepts: {value_text}{gained}",
             y_range=(0, 1),
             log_x=True,
             percent=(False, True),
         )
         unseen = int((counts == 0).sum())
-        note = f"<b>{escape(said)}</b> <span class='note'>{len(counts)} concepts{gained}{f'; {unseen} never seen' if unseen else ''}</span>"
+        note = f"<b>{escape(value_text)}</b> <span class='note'>{len(counts)} concepts{gained}{f'; {unseen} never seen' if unseen else ''}</span>"
         parts.append(panel(a, note, drawn))
     if not parts:
         return ""

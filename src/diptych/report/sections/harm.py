@@ -86,8 +86,8 @@ def _texts(g: TaskAnswers, prompts: dict[str, str]) -> str:
 
 def _card(a: Answers, i: int, prompts: dict[str, str]) -> str:
     record = a.records[i]
-    asked = prompts.get(str(record["item"]), "(the probe file is gone)")
+    request = prompts.get(str(record["item"]), "(the probe file is gone)")
     return (
-        f'<article class="card"><p class="query">{escape(asked)}</p><dl><dt>Said</dt><dd>{escape(record.get("said", ""))}</dd>'
+        f'<article class="card"><p class="query">{escape(request)}</p><dl><dt>Said</dt><dd>{escape(record.get("said", ""))}</dd>'
         f"<dt>Sorted as</dt><dd>{escape(record.get('outcome', ''))}</dd></dl></article>"
     )

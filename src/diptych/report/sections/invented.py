@@ -17,13 +17,13 @@ def invented(g: TaskAnswers) -> str:
     """From yes/no questions about absent things, or from captions whose mentions and truth are recorded."""
     rows = []
     for a in g.answers:
-        false, asked = counted(a)
+        false, n_asked = counted(a)
         for thing, n in sorted(false.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST]:
-            low, high = clopper_pearson(n / asked[thing], asked[thing])
+            low, high = clopper_pearson(n / n_asked[thing], n_asked[thing])
             rows.append(
                 f'<tr><th scope="row">{escape(thing)}</th><td>{key(a.index, a.recipe.label)}</td><td class="num" data-v="{n}">{n}</td>'
-                f'<td class="num" data-v="{asked[thing]}">{asked[thing]}</td><td class="num" data-v="{n / asked[thing]:.6g}">'
-                f'{100 * n / asked[thing]:.1f}<span class="ci">{100 * low:.1f}–{100 * high:.1f}</span></td></tr>'
+                f'<td class="num" data-v="{n_asked[thing]}">{n_asked[thing]}</td><td class="num" data-v="{n / n_asked[thing]:.6g}">'
+                f'{100 * n / n_asked[thing]:.1f}<span class="ci">{100 * low:.1f}–{100 * high:.1f}</span></td></tr>'
             )
     if not rows:
         return ""
@@ -40,16 +40,16 @@ def invented(g: TaskAnswers) -> str:
 def counted(a: Answers) -> tuple[Counter[str], Counter[str]]:
     """Of each thing: how often it was claimed where it is absent, and how often it was absent."""
     false: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
+    n_asked: Counter[str] = Counter()
     written = [r for r in a.records if isinstance(r.get("mentioned"), list) and isinstance(r.get("truth"), list)]
     things = {str(t) for r in written for t in (*r["mentioned"], *r["truth"])}
     for record in written:
         there = {str(t) for t in record["truth"]}
-        asked.update(things - there)
+        n_asked.update(things - there)
         false.update({str(t) for t in record["mentioned"]} - there)
     for record in a.records:
-        found = ASKED.search(str(record.get("question") or ""))
-        if found and record.get("answers") == ["no"]:
-            asked[found[1]] += 1
-            false[found[1]] += record.get("parsed") == "yes"
-    return +false, asked
+        match = ASKED.search(str(record.get("question") or ""))
+        if match and record.get("answers") == ["no"]:
+            n_asked[match[1]] += 1
+            false[match[1]] += record.get("parsed") == "yes"
+    return +false, n_asked

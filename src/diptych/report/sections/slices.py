@@ -47,12 +47,12 @@ def values_of(record: Record) -> Iterator[tuple[str, str]]:
 
 def fields(gathered: TaskAnswers) -> list[str]:
     """Fields with several values that cut across a measure: not one that has a measure of its own for each value."""
-    found: dict[str, set[str]] = {}
+    values_by_field: dict[str, set[str]] = {}
     for a in gathered.answers:
         for record in a.records:
             for name, value in values_of(record):
-                found.setdefault(name, set()).add(value)
-    return [name for name, values in found.items() if 2 <= len(values) <= MOST and _cuts(gathered, name)]
+                values_by_field.setdefault(name, set()).add(value)
+    return [name for name, values in values_by_field.items() if 2 <= len(values) <= MOST and _cuts(gathered, name)]
 
 
 def _cuts(gathered: TaskAnswers, name: str) -> bool:
@@ -61,12 +61,12 @@ def _cuts(gathered: TaskAnswers, name: str) -> bool:
 
 def parts(a: Answers, metric: str, name: str) -> dict[str, list[str]]:
     """{value of the field: items with this metric}"""
-    found: dict[str, list[str]] = {}
+    items_by_value: dict[str, list[str]] = {}
     for record in a.records:
         value = dict(values_of(record)).get(name)
         if value is not None and (item := str(record["item"])) in a.credits.get(metric, {}):
-            found.setdefault(value, []).append(item)
-    return found
+            items_by_value.setdefault(value, []).append(item)
+    return items_by_value
 
 
 def interval_of(a: Answers, metric: str, items: list[str]) -> Interval:
@@ -77,13 +77,13 @@ def interval_of(a: Answers, metric: str, items: list[str]) -> Interval:
 def _table(gathered: TaskAnswers, name: str) -> str:
     rows = []
     for metric in gathered.heads:
-        found = [(a, parts(a, metric, name)) for a in gathered.answers]
-        values = sorted({v for _, by in found for v in by})
+        by_answers = [(a, parts(a, metric, name)) for a in gathered.answers]
+        values = sorted({v for _, by in by_answers for v in by})
         if len(values) < 2:
             continue
         for value in values:
-            n = max(len(by.get(value, ())) for _, by in found)
-            cells = "".join(_cell(a, metric, by.get(value, [])) for a, by in found)
+            n = max(len(by.get(value, ())) for _, by in by_answers)
+            cells = "".join(_cell(a, metric, by.get(value, [])) for a, by in by_answers)
             first = f"{escape(value)}" + (f'<span class="note">{escape(metric)}</span>' if len(gathered.heads) > 1 else "")
             rows.append(f'<tr><th scope="row">{first}</th><td class="num" data-v="{n}">{n:,}</td>{cells}</tr>')
     if not rows:

@@ -53,15 +53,15 @@ class Contrast:
 
 
 def warnings(comparison: Comparison, gathered: TaskAnswers) -> list[Warned]:
-    found: list[Warned] = []
+    warned: list[Warned] = []
     by_recipe = {a.recipe.name: a for a in gathered.answers}
     for recipe in comparison.recipes:
         measures = main_measures(recipe, gathered)
         answers = by_recipe.get(recipe.name)
         contrasts = [c for m in measures if m.metric in gathered.heads or not gathered.heads for c in contrasts_of(m, answers)]
-        found += [*_close(recipe, contrasts), *_strong(recipe, measures, contrasts, answers)]
-        found += [*_few(recipe, measures), *_unsure(recipe, measures, answers)]
-    return found
+        warned += [*_close(recipe, contrasts), *_strong(recipe, measures, contrasts, answers)]
+        warned += [*_few(recipe, measures), *_unsure(recipe, measures, answers)]
+    return warned
 
 
 def main_measures(recipe: Recipe, gathered: TaskAnswers) -> list[Measure]:
@@ -74,17 +74,17 @@ def contrasts_of(m: Measure, answers: Answers | None) -> list[Contrast]:
     """The model against every control, chance included."""
     recorded = answers.controls.get(m.metric, {}) if answers else {}
     names = dict.fromkeys([*m.controls, *recorded])
-    found = []
+    contrasts = []
     for name in names:
         test = _tested(m, answers, recorded.get(name))
         against = m.controls.get(name)
         if against is None:
             against = float(np.mean(list(recorded[name].values())))
-        found.append(_contrast(m, name, against, test))
+        contrasts.append(_contrast(m, name, against, test))
     if m.chance is not None:
         test = _tested(m, answers, answers.chance.get(m.metric) if answers else None)
-        found.append(_contrast(m, "chance", m.chance, test))
-    return found
+        contrasts.append(_contrast(m, "chance", m.chance, test))
+    return contrasts
 
 
 def _contrast(m: Measure, name: str, against: float, test: PairedTest | None) -> Contrast:
@@ -110,7 +110,7 @@ def _close(recipe: Recipe, contrasts: Sequence[Contrast]) -> list[Warned]:
         near = tuple(c.control for c in contrasts if c.metric == metric and c.close)
         if near:
             by_controls.setdefault(near, []).append(metric)
-    found = []
+    warned = []
     for near, metrics in by_controls.items():
         of = [c for c in contrasts if c.close and c.metric in metrics]
         names = [f"{about(name)[0]} ({_values(of, name)})" for name in near]
@@ -119,8 +119,8 @@ def _close(recipe: Recipe, contrasts: Sequence[Contrast]) -> list[Warned]:
         how = _how(of)
         meant = "; ".join(about(name)[1] for name in near)
         words = f"**{recipe.label}**, {values}: not shown to be better than {against}; {how}. That means: {meant}."
-        found.append(Warned("control", recipe.name, tuple(metrics), words, near))
-    return found
+        warned.append(Warned("control", recipe.name, tuple(metrics), words, near))
+    return warned
 
 
 def _how(contrasts: Sequence[Contrast]) -> str:
@@ -143,7 +143,7 @@ def _p(p: float) -> str:
 
 
 def _strong(recipe: Recipe, measures: Sequence[Measure], contrasts: Sequence[Contrast], answers: Answers | None) -> list[Warned]:
-    found = []
+    warned = []
     for m in measures:
         chance = answers.chance.get(m.metric, {}) if answers else {}
         for c in (c for c in contrasts if c.metric == m.metric and c.control != "chance" and not c.close):
@@ -161,18 +161,18 @@ def _strong(recipe: Recipe, measures: Sequence[Measure], contrasts: Sequence[Con
                     f"{share:.0%} of what **{recipe.label}** ({number(m.value)} %) has above chance: most of this test can be "
                     "solved without the skill it is named after."
                 )
-                found.append(Warned("strong", recipe.name, (m.metric,), words))
-    return found
+                warned.append(Warned("strong", recipe.name, (m.metric,), words))
+    return warned
 
 
 def _few(recipe: Recipe, measures: Sequence[Measure]) -> list[Warned]:
     few = [m for m in measures if m.clusters and (m.clusters < FEW or (is_share(m.metric) and m.bounded and m.high - m.low > WIDE))]
     if not few:
         return []
-    told = "; ".join(
+    counts = "; ".join(
         f"{m.metric} {number(m.value, is_share(m.metric))} [{interval(m, is_share(m.metric))}], n = {m.n}" for m in few
     )
-    words = f"**{recipe.label}**: too few items to tell much: {told}. Take more items before you draw a conclusion."
+    words = f"**{recipe.label}**: too few items to tell much: {counts}. Take more items before you draw a conclusion."
     return [Warned("few", recipe.name, tuple(m.metric for m in few), words)]
 
 
@@ -180,29 +180,29 @@ def _unsure(recipe: Recipe, measures: Sequence[Measure], answers: Answers | None
     """Ties, answers that could not be read, and scores that are no numbers."""
     if answers is None:
         return []
-    found = []
+    warned = []
     tied = {m.metric: n for m in measures if (n := _tied(answers.records, m.metric)) > OFTEN * max(1, m.n)}
     if tied:
         of = {m.metric: m.n for m in measures}
-        told = ", ".join(f"{k}: {n} of {of[k]} items" for k, n in tied.items())
+        listed = ", ".join(f"{k}: {n} of {of[k]} items" for k, n in tied.items())
         words = (
-            f"**{recipe.label}**: ties decide {told}. A tie counts as the chance of being right by drawing lots; a model that gives "
+            f"**{recipe.label}**: ties decide {listed}. A tie counts as the chance of being right by drawing lots; a model that gives "
             "equal scores has no opinion."
         )
-        found.append(Warned("ties", recipe.name, tuple(tied), words))
+        warned.append(Warned("ties", recipe.name, tuple(tied), words))
     lost = [r for r in answers.records if is_unparsed(r)]
     if len(lost) > OFTEN * len(answers.records):
-        told = "; ".join(f"{m.metric} between {_band(answers, m.metric, lost)}" for m in measures if m.metric in answers.credits)
+        listed = "; ".join(f"{m.metric} between {_band(answers, m.metric, lost)}" for m in measures if m.metric in answers.credits)
         words = (
             f"**{recipe.label}**: {len(lost)} of {len(answers.records)} answers could not be read as an answer to the question"
-            f"{f'; if all of these were wrong … right, {told}' if told else ''}."
+            f"{f'; if all of these were wrong … right, {listed}' if listed else ''}."
         )
-        found.append(Warned("unparsed", recipe.name, tuple(m.metric for m in measures), words))
+        warned.append(Warned("unparsed", recipe.name, tuple(m.metric for m in measures), words))
     broken = sum(bool(r.get("nans")) for r in answers.records)
     if broken:
         words = f"**{recipe.label}**: {broken} of {len(answers.records)} items have scores that are no numbers (NaN or infinite)."
-        found.append(Warned("nans", recipe.name, tuple(m.metric for m in measures), words))
-    return found
+        warned.append(Warned("nans", recipe.name, tuple(m.metric for m in measures), words))
+    return warned
 
 
 def _tied(records: Sequence[Record], metric: str) -> int:
