@@ -35,10 +35,10 @@ def test_presets_hold_together(name):
             "steps.1: no step before this one makes a column 'word'; did you mean 'words'",
         ),
         ([{"keep": {"column": "words", "min": 3}}, "text_length"], "no step before this one makes a column 'words'"),
-        (["text_length", "text_length"], "'text_length' comes twice; tell them apart with `as: NAME`"),
+        (["text_length", "text_length"], "'text_length' comes twice; name one with `as: NAME`"),
         ([{"keep": {"column": "text", "mim": 3}}], "unknown key 'mim'; did you mean 'min'"),
-        ([{"text_length": {}, "image_size": {}}], "expected one operator or `keep` a step, got text_length, image_size"),
-        ([{"curation_fixture:plan": {}}], "is no operator"),
+        ([{"text_length": {}, "image_size": {}}], "expected one operator or `keep` in each step, got text_length, image_size"),
+        ([{"curation_fixture:plan": {}}], "is not an operator"),
         ([{"text_length": {"of": "some"}}], "of: expected kept or all, got 'some'"),
     ],
 )

@@ -114,5 +114,11 @@ def test_every_task_is_explained() -> None:
     from diptych.report.pages.explain import explain_task
 
     assert [name for name in TASKS if explain_task(name) is None] == []
-    assert explain_task("retrieval-1000") == explain_task("retrieval") != explain_task("bias-table") != explain_task("bias") == explain_task("bias-size")
+    assert (
+        explain_task("retrieval-1000")
+        == explain_task("retrieval")
+        != explain_task("bias-table")
+        != explain_task("bias")
+        == explain_task("bias-size")
+    )
     assert explain_task("mine") is None

@@ -1,4 +1,4 @@
-"""A recipe: data × parts × objectives × stages × budget, typed, so that a mistake is named before anything runs.
+"""The schema of a recipe: data × parts × objectives × stages × budget. Mistakes are reported before anything runs.
 
 Kinds and options of parts and objectives are checked where they are built (``models.vlm.build``); the schema here
 checks everything else and refuses unknown keys.
@@ -38,6 +38,7 @@ class PartSpec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """The options of its kind."""
         return dict(self.model_extra or {})
 
 
@@ -72,6 +73,7 @@ class ObjectiveSpec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """The options of its kind."""
         return dict(self.model_extra or {})
 
 
@@ -92,6 +94,8 @@ class Conversations(Strict):
 
 
 class Data(Strict):
+    """The training data, and how images and texts become tensors."""
+
     train: str = "scenes:small"
     # Addresses: with each sample comes an image, or a text, that has no partner.
     unpaired: dict[Literal["image", "text"], str] = Field(default={})
@@ -156,18 +160,20 @@ class Checkpoints(Strict):
 
     seconds: Annotated[float, Field(gt=0)] = 120.0  # of wall time between two checkpoints
     steps: Annotated[int, Field(ge=1)] | None = None  # also every so many steps
-    keep: Annotated[int, Field(ge=1)] = 2  # the last few; the best by validation loss is kept beside them
-    mirror: str | None = None  # a directory or fsspec URL that gets a copy of each, and from which a run can go on
+    keep: Annotated[int, Field(ge=1)] = 2  # the last few; the best by validation loss is kept as well
+    mirror: str | None = None  # a directory or fsspec URL for a copy of each, from which a run can resume
 
 
 class Validation(Strict):
-    """The training loss on held-out samples, with the averaged weights, now and then."""
+    """How often the training loss on held-out samples is computed, with the averaged weights."""
 
     steps: Annotated[int, Field(ge=1)] = 500
     samples: Annotated[int, Field(ge=2)] = 512
 
 
 class Recipe(Strict):
+    """A complete recipe."""
+
     name: str
     about: str = ""
     cite: str = ""
@@ -222,6 +228,7 @@ class Recipe(Strict):
         return self
 
     def to_yaml(self) -> str:
+        """The recipe as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 

@@ -1,4 +1,4 @@
-"""A plan: which operators score, which rules decide, in which order; typed, so that a mistake is named before anything runs."""
+"""The schema of a plan: which operators score, which rules decide, in which order. Mistakes are reported before anything runs."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ BASE: dict[str, pa.DataType] = {
 class Pool(Strict):
     """How the source becomes rows and shards."""
 
-    rows: Literal["images", "captions"] = "images"  # a row an image with all its captions, or a row a caption
+    rows: Literal["images", "captions"] = "images"  # one row for each image with all its captions, or for each caption
     shard: Annotated[int, Field(ge=1)] = 1000  # rows of a shard: the unit of work, of commit and of resume
-    images: Literal["reference", "inline"] = "reference"  # inline: copied into the shards; what is no file always is
-    limit: Annotated[int, Field(ge=1)] | None = None  # the first so many items only; needed for a source without end
+    images: Literal["reference", "inline"] = "reference"  # inline: copied into the shards, as images without files always are
+    limit: Annotated[int, Field(ge=1)] | None = None  # only the first items; required for an endless source
 
 
 class Output(Strict):
-    """parquet: images inside. images: files, and Parquet that names them. wds: tar shards. All are ready for ``train``.
+    """The format of the kept rows, all ready for ``train``.
 
-    packed: Parquet, and beside it what ``diptych data pack`` makes of it, shorter side ``size`` pixels.
+    parquet: with the images inside. images: files, and Parquet with their names. wds: tar shards. packed: Parquet, and the result
+    of ``diptych data pack`` with ``size`` pixels on the shorter side.
     """
 
     format: Literal["parquet", "images", "wds", "packed"] = "parquet"
@@ -54,25 +55,28 @@ class Output(Strict):
 
 
 class Plan(Strict):
+    """Operators and rules in order, and how rows are read and step_data."""
+
     name: str
     about: str = ""
     cite: str = ""
-    seed: int = 0  # of the rules that leave it to chance
+    seed: int = 0  # of random rules
     errors: Literal["drop", "keep"] = "drop"  # rows that an operator could not score
     pool: Pool = Pool()
     output: Output = Output()
     steps: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
 
     def to_yaml(self) -> str:
+        """The plan as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)
 class Step:
-    """An operator or a rule at its place in the plan."""
+    """An operator or a rule at its position in the plan."""
 
     index: int
-    label: str  # unique; of an operator its name or its ``as``
+    label: str  # unique; for an operator its name or its ``as``
     operator: Operator | None = None
     rule: Keep | None = None
     prefix: str = ""  # before the names of its outputs
@@ -80,6 +84,7 @@ class Step:
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads."""
         if self.operator:
             return self.operator.inputs
         assert self.rule
@@ -87,14 +92,16 @@ class Step:
 
     @property
     def outputs(self) -> dict[str, pa.DataType]:
+        """Names and types of the columns that it adds."""
         return {self.prefix + name: kind for name, kind in self.operator.outputs.items()} if self.operator else {}
 
     @property
     def two_passes(self) -> bool:
+        """Whether the result for a row depends on other rows."""
         return isinstance(self.operator, Reduce) or (self.rule is not None and self.rule.counts_all)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that its result depends on beside its inputs."""
+        """Everything that its result depends on, except its inputs, as plain data."""
         if self.rule:
             return {"keep": self.rule.model_dump(mode="json", by_alias=True, exclude_none=True)}
         assert self.operator
@@ -151,24 +158,27 @@ def load_plan(source: str | Path | Mapping[str, Any], overrides: Overrides = Non
 
 
 def steps_of(plan: Plan, where: str = "plan") -> list[Step]:
-    """Operators made, options checked, columns traced: each input must be a base column or come from an earlier step."""
+    """The checked steps of a plan.
+
+    Raises DiptychError for an unknown operator or option, or an input that is neither a base column nor an earlier step's output.
+    """
     known: dict[str, pa.DataType] = dict(BASE)
     maker: dict[str, str] = {}
     steps: list[Step] = []
-    for index, written in enumerate(plan.steps):
+    for index, step_data in enumerate(plan.steps):
         place = f"{where}: steps.{index}"
-        name, options = _split(written, place)
+        name, options = _split(step_data, place)
         step = _rule(index, options, place) if name == "keep" else _operator(index, name, options, place)
         if any(step.label == s.label and s.operator for s in steps) and step.operator:
-            raise DiptychError(f"{place}: '{step.label}' comes twice; tell them apart with `as: NAME`")
+            raise DiptychError(f"{place}: '{step.label}' comes twice; name one with `as: NAME`")
         for column in step.inputs:
             if column not in known and not column.startswith("extra."):
                 later = ", ".join(sorted(known.keys() - {*HEAVY, "row", "hash"}))
                 raise DiptychError(
-                    f"{place}: no step before this one makes a column '{column}'{nearest(column, known)}; there are {later}"
+                    f"{place}: no step before this one makes a column '{column}'{nearest(column, known)}; available: {later}"
                 )
         if step.two_passes and any(column in HEAVY for column in step.inputs):
-            raise DiptychError(f"{place}: '{step.label}' takes two passes over whole shards and may not ask for images")
+            raise DiptychError(f"{place}: '{step.label}' takes two passes over whole shards and cannot read images")
         for column, kind in step.outputs.items():
             if column in known:
                 reason = f"already made by '{maker[column]}'" if column in maker else "every row has one already"
@@ -178,12 +188,14 @@ def steps_of(plan: Plan, where: str = "plan") -> list[Step]:
     return steps
 
 
-def _split(written: str | dict[str, Any], place: str) -> tuple[str, dict[str, Any]]:
-    if isinstance(written, str):
-        return written, {}
-    if len(written) != 1:
-        raise DiptychError(f"{place}: expected one operator or `keep` a step, got {', '.join(map(str, written)) or 'nothing'}")
-    name, options = next(iter(written.items()))
+def _split(step_data: str | dict[str, Any], place: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(step_data, str):
+        return step_data, {}
+    if len(step_data) != 1:
+        raise DiptychError(
+            f"{place}: expected one operator or `keep` in each step, got {', '.join(map(str, step_data)) or 'nothing'}"
+        )
+    name, options = next(iter(step_data.items()))
     if options is None:
         return name, {}
     if not isinstance(options, dict):
@@ -202,7 +214,7 @@ def _operator(index: int, name: str, options: dict[str, Any], place: str) -> Ste
     except DiptychError as error:
         raise DiptychError(f"{place}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Operator)):
-        raise DiptychError(f"{place}: {name} is no operator: it is not a subclass of diptych.curation.operators.base.Operator")
+        raise DiptychError(f"{place}: {name} is not an operator: it must be a subclass of diptych.curation.operators.base.Operator")
     given = options.pop("as", None)
     of = options.pop("of", "kept" if issubclass(cls, Reduce) else "all")
     if of not in ("kept", "all"):

@@ -1,7 +1,7 @@
-"""What measures and figures may ask of a study: its trained runs, their data, and what was measured on them.
+"""The trained runs of a study, their data and their measurements: the interface for measures and figures.
 
-A study's directory holds a run's directory ``<arm>-s<seed>`` for each arm and seed (docs/runs.md); a run keeps what functions
-measured in ``measures/<measure>.json``.
+A study's directory holds a run ``<arm>-s<seed>`` for each arm and seed (docs/runs.md); results of measures that are functions
+are in ``measures/<measure>.json`` of the run.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Runs:
     folder: Path
 
     def path(self, arm: str, seed: int) -> Path:
+        """The directory of a run. Raises DiptychError for an arm that the study does not have."""
         if arm not in self.study.arms:
             raise DiptychError(f"study '{self.study.name}' has no arm '{arm}'; it has {', '.join(self.study.arms)}")
         return self.folder / f"{arm}-s{seed}"
@@ -51,10 +52,11 @@ class Runs:
         return recipe
 
     def model(self, arm: str, seed: int) -> TrainedModel:
+        """The trained model, with its averaged weights."""
         return _model(self.path(arm, seed))
 
     def source(self, arm: str, seed: int) -> Source:
-        """What the arm trained on; its ``split("test")`` and ``split("validation")`` it never saw."""
+        """The data of the arm; its ``split("test")`` and ``split("validation")`` were not trained on."""
         from diptych.data.sources import open_source
 
         return open_source(self.recipe(arm, seed).data.train)
@@ -66,10 +68,11 @@ class Runs:
     # --- measurements ---
 
     def measured(self, name: str, arm: str) -> list[Measured]:
-        """One a seed. DiptychError with the reason if one of them is missing."""
+        """The measurements of an arm, one for each seed. Raises DiptychError with the reason if one is missing."""
         return [self.one(name, arm, seed) for seed in range(self.study.seeds)]
 
     def one(self, name: str, arm: str, seed: int) -> Measured:
+        """The measurement of one run. Raises DiptychError with the reason if it is missing."""
         measure = self.study.measures[name]
         if measure.function:
             kept = self.kept(name, arm, seed)
@@ -82,8 +85,10 @@ class Runs:
 
     @cached_property
     def folders(self) -> dict[str, str]:
-        """Where in a run's directory the records of each task measure lie: a folder for each data, since evaluation keeps
-        one set of records a task and folder."""
+        """``{measure: evaluation folder in a run's directory}`` for measures of tasks.
+
+        Different data, or different options of one task, need different folders: a folder holds one set of records of a task.
+        """
         groups: list[tuple[str | None, dict[str, str], str]] = []  # data, {task name: address}, folder
         folders: dict[str, str] = {}
         for name, measure in self.study.measures.items():
@@ -101,18 +106,18 @@ class Runs:
         return folders
 
     def keep(self, name: str, arm: str, seed: int, outcome: Measured | str) -> None:
-        """What a function measured, or the reason why it could not."""
+        """Saves the result of a measure that is a function, or the reason why there is none."""
         content = {"reason": outcome} if isinstance(outcome, str) else {"measured": asdict(outcome)}
-        write_json(self._file(name, arm, seed), {"asked": self._asked(name), **content})
+        write_json(self._file(name, arm, seed), {"asked": self._definition(name), **content})
 
     def kept(self, name: str, arm: str, seed: int) -> dict[str, Any] | None:
-        """What was kept, if it was measured as the study now asks."""
+        """The saved result, if the study still defines the measure in the same way."""
         file = self._file(name, arm, seed)
         content = read_json(file) if file.is_file() else None
-        return content if content and content["asked"] == self._asked(name) else None
+        return content if content and content["asked"] == self._definition(name) else None
 
     def forget_reasons(self) -> None:
-        """What could not be measured is tried again."""
+        """Deletes the saved reasons, so that these measures are tried again."""
         for file in self.folder.glob("*/measures/*.json"):
             if "reason" in read_json(file):
                 file.unlink()
@@ -120,7 +125,7 @@ class Runs:
     def _file(self, name: str, arm: str, seed: int) -> Path:
         return self.path(arm, seed) / "measures" / f"{name}.json"
 
-    def _asked(self, name: str) -> dict[str, Any]:
+    def _definition(self, name: str) -> dict[str, Any]:
         return self.study.measures[name].model_dump(mode="json", include={"function", "options"})
 
 
@@ -145,7 +150,7 @@ def _of_records(evaluation: EvaluationFiles, measure: Measure) -> Measured:
     measured_task = task(measure.task)
     name = measured_task.name
     if not evaluation.summary():
-        raise DiptychError("not judged: the run failed")
+        raise DiptychError("not evaluated: the run failed")
     if reason := evaluation.skipped().get(name):
         raise DiptychError(reason)
     records = evaluation.records(name)

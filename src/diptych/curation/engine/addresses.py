@@ -1,4 +1,4 @@
-"""Before anything is computed: the address of every result of a plan on a list of shards."""
+"""The address of every result of a plan on a list of shards, known before anything is computed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from diptych.curation.engine.shards import Keys
 from diptych.curation.engine.store import address
 from diptych.curation.plan import Plan, Step
 
-VERSION = 2  # of what is written out
+VERSION = 2  # of the output format
 
 
 def addresses(plan: Plan, steps: Sequence[Step], shards: Sequence[ShardInfo]) -> list[Keys]:
-    """For each shard, where its results are.
+    """The addresses of the results of each shard.
 
-    An operator's result depends on the makers of its inputs; if it sees kept rows only, also on all that decided before.
-    A state depends on every shard's summary, and a summary on its shard's place, since pointers name places.
+    An operator's result depends on the operators of its inputs and, if it sees kept rows only, on all decisions before it.
+    A state depends on every shard's summary, and a summary on its shard's position, since pointers are positions.
     """
     form = "parquet" if plan.output.format == "packed" else plan.output.format
     descriptions = [step.describe() for step in steps]

@@ -1,4 +1,4 @@
-"""An operator on rows, so that one bad row never costs another."""
+"""Applies an operator to rows, so that a bad row does not affect others."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from diptych.data.source import BrokenItem
 def apply(operator: Operator, batch: pa.RecordBatch, state: pa.Table | None = None) -> pa.RecordBatch:
     """The outputs of ``operator`` for every row of ``batch``, and ``error``: why a row has none.
 
-    A batch that raises is tried again row by row. ``DiptychError`` is for the user to mend, so it stops all;
-    so do errors that say nothing of a row: no memory, an operator that breaks its own declaration.
+    A batch that raises is tried again row by row. Errors that do not belong to a row stop everything: DiptychError, no memory,
+    an operator whose outputs differ from its declaration.
     """
     if batch.num_rows == 0:
         return _checked(operator, {name: pa.array([], kind) for name, kind in operator.outputs.items()}, 0, [])
@@ -50,6 +50,7 @@ def _row_by_row(operator: Operator, batch: pa.RecordBatch, state: pa.Table | Non
 
 
 def reason(error: Exception) -> str:
+    """The error of a row as text."""
     if isinstance(error, BrokenItem):
         return error.problem.reason
     message = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__  # an address in memory differs in every process
@@ -57,7 +58,7 @@ def reason(error: Exception) -> str:
 
 
 def _checked(operator: Operator, columns: Columns, rows: int, errors: Sequence[str | None]) -> pa.RecordBatch:
-    """The columns as declared; an operator that returns others is at fault, whatever the row."""
+    """The columns as declared. Raises DiptychError if an operator returns others."""
     declared: Mapping[str, pa.DataType] = operator.outputs
     if set(columns) != set(declared):
         raise DiptychError(f"operator '{operator.name}' returned {sorted(columns)}, but declares {sorted(declared)}")
@@ -79,7 +80,7 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 def reduce(operator: Reduce, shards: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Both passes over shards in memory; the plain form of what ``curation.run`` does shard by shard."""
+    """The outputs for each shard after both passes in memory: the simple form of what ``curation.run`` does with the store."""
 
     def summaries() -> Iterator[pa.Table]:
         return (operator.summarise(shard) for shard in shards)
@@ -89,7 +90,7 @@ def reduce(operator: Reduce, shards: Sequence[pa.RecordBatch]) -> list[pa.Record
 
 
 def rows_of(columns: Mapping[str, Any]) -> pa.RecordBatch:
-    """Rows to try an operator on: ``id``, ``row`` and ``hash`` are added where they are not given; ``pixels`` may be arrays."""
+    """A batch to try an operator on: ``id``, ``row`` and ``hash`` are added if missing; ``pixels`` may be arrays."""
     from diptych.curation.operators.base import PIXELS, pixels_of, sample_hash
 
     given = dict(columns)

@@ -1,7 +1,7 @@
-"""From an address to shards of rows, with images by reference: a shard says where each image's bytes lie.
+"""Reads a source into shards of rows, with images by reference: a row names the file and the position of its image.
 
-A source is read unit by unit: a tar or Parquet file is one, any other source as a whole. Only one unit's listing is in
-memory at a time, in a worker. Every item that the source names becomes a row, also those that cannot be used: these say why.
+A source is read unit by unit: a tar or Parquet file is one, any other source is one as a whole. A worker holds the listing of one
+unit at a time. Every item becomes a row; items that cannot be used carry the reason.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, Lis
 from diptych.data.storage import files
 
 VERSION = 1  # of the shards' layout
-INLINE_ABOVE = 256_000_000  # bytes of a Parquet row group's images: larger ones are copied, since each is read whole
+INLINE_ABOVE = 256_000_000  # bytes of a Parquet row group's images: larger groups are copied, since a group is read as a whole
 
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # unique in its source
-        ("item", pa.string()),  # rows of one item are one image's
+        ("item", pa.string()),  # rows of one item share an image
         ("hash", pa.uint64()),
         ("text", pa.string()),
         ("captions", pa.list_(pa.string())),
@@ -51,21 +51,23 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a source that is read in one go."""
+    """A part of a source that is read at once."""
 
     address: str
-    label: str  # how the source tells its files apart; ids begin with it
+    label: str  # identifies the file in the source; the prefix of ids
     key: str | None  # known before reading, if the file's stamp is
 
 
 @dataclass(frozen=True)
 class ShardInfo:
+    """A shard: its address in the store and its number of rows."""
+
     key: str
     rows: int
 
 
 def units(data: str, pool: Pool) -> list[Unit]:
-    """The parts of the source at ``data``. DiptychError if there is none."""
+    """The parts of the source at ``data``. Raises DiptychError if there is none."""
     scheme, place, options = _parsed(data)
     if scheme not in ("wds", "parquet") or options.get("split") or pool.limit:
         return [Unit(data, "", None)]
@@ -101,7 +103,7 @@ def _parsed(data: str) -> tuple[str, str, dict[str, str]]:
 
 
 def read_unit(unit: Unit, pool: Pool, store: Store) -> list[ShardInfo]:
-    """Writes the unit's shards into ``store``, unless they are there, and lists them."""
+    """The unit's shards, written into ``store`` unless they exist."""
     index = store.path(unit.key, ".json") if unit.key else None
     if index and index.is_file():
         return [ShardInfo(**s) for s in read_json(index)]
@@ -132,7 +134,7 @@ def _digest(table: pa.Table) -> str:
 
 
 def _cut(rows: Iterator[list[dict[str, Any]]], n: int) -> Iterator[pa.Table]:
-    """Tables of n rows, or a few more: the rows of one item stay together."""
+    """Tables of n rows or slightly more, since the rows of one item stay together."""
     held: list[dict[str, Any]] = []
     for item in rows:
         held += item
@@ -153,7 +155,7 @@ def _rows(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]]:
     try:
         source = open_source(unit.address)
     except DiptychError as error:
-        if "empty data set" in str(error) and unit.label:  # a shard of which nothing can be used costs the others nothing
+        if "empty data set" in str(error) and unit.label:  # an unusable file does not affect the others
             yield [_broken(Problem(unit.label, str(error).partition("empty data set: ")[2]))]
             return
         raise
@@ -165,7 +167,7 @@ def _rows(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]]:
     entries = source._entries if isinstance(source, ListedSource) else None
     items = min(len(source), pool.limit or len(source))
     if items > ENDLESS and pool.limit is None:
-        raise DiptychError(f"{unit.address} draws its samples without end: say how many, such as --set pool.limit=10000")
+        raise DiptychError(f"{unit.address} draws samples without end: limit them, such as --set pool.limit=10000")
     for i in range(items):
         if entries is not None:
             reference = _reference(cast(ListedSource, source), entries[i], pool)
@@ -195,12 +197,12 @@ def _broken(problem: Problem) -> dict[str, Any]:
 
 
 def _utf8(text: str) -> str:
-    """File names may hold bytes that are no text; Arrow's strings may not."""
+    """Valid UTF-8: file names may hold other bytes, Arrow strings may not."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _reference(source: ListedSource, entry: Entry, pool: Pool) -> dict[str, Any]:
-    """Where the image's bytes lie, or the bytes."""
+    """The columns that locate the image's bytes, or hold them."""
     where = entry.where if isinstance(entry.where, str) else entry.where[0] if isinstance(entry.where, tuple) else None
     if pool.images == "inline" or where is None or where != _utf8(where):
         try:
@@ -225,7 +227,7 @@ def _stamp(url: str) -> str:
 
 
 def _sample(source: Source, i: int, pool: Pool) -> list[dict[str, Any]]:
-    """An item of a source that has pixels and no files, such as ``scenes:``: kept as PNG."""
+    """The rows of an item of a source without files, such as ``scenes:``; its image is stored as PNG."""
     from PIL import Image
 
     try:
@@ -240,7 +242,7 @@ def _sample(source: Source, i: int, pool: Pool) -> list[dict[str, Any]]:
 
 
 def _parquet(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]] | None:
-    """A Parquet file with images inside, a row group at a time; ``None`` if its images are paths."""
+    """The rows of a Parquet file that contains images; ``None`` if its images are paths."""
     import pyarrow.types as kinds
 
     from diptych.data.sources.parquet import open_parquet

@@ -1,4 +1,4 @@
-"""What comes out: for every row what was decided and why, and the rows that are kept, ready for ``train``."""
+"""The output: the decision on every row with its reason, and the kept rows, ready for ``train``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from diptych.curation.engine.shards import Shard
 
 DECIDED = ("row", "id", "own_id", "text", "kept", "reason", "reasons", "errors")
 SUFFIX = {"parquet": ".part.parquet", "packed": ".part.parquet", "images": ".images", "wds": ".tar"}
-GROUP_BYTES = 32_000_000  # of images in a Parquet row group: what reading at random reads at once
+GROUP_BYTES = 32_000_000  # of images in a Parquet row group, which random access reads at once
 KINDS = {b"\xff\xd8\xff": "jpg", b"\x89PN": "png", b"GIF": "gif", b"RIF": "webp", b"BM": "bmp", b"II*": "tif", b"MM\0": "tif"}
 
 
 def write(shard: Shard) -> None:
-    """Both, the decisions last: where they are, the part is."""
+    """Writes the kept rows, then the decisions: where decisions exist, so do the rows."""
     if shard.store.has(shard.keys.decided) and shard.store.has(shard.keys.part, SUFFIX[shard.plan.output.format]):
         return
     removals = shard.reasons(len(shard.steps))
@@ -37,7 +37,7 @@ def write(shard: Shard) -> None:
 
 
 def _write_decisions(shard: Shard, removals: list[tuple[str, np.ndarray]], lost: dict[int, str]) -> None:
-    """``DECIDED`` and every score. ``reason`` is the first that removed a row; ``reasons`` are all that would have."""
+    """Writes ``DECIDED`` and every score. ``reason``: the first that removed a row; ``reasons``: all that would remove it."""
     n = len(shard)
     first: list[str | None] = [None] * n
     every: list[list[str]] = [[] for _ in range(n)]
@@ -64,13 +64,13 @@ def _write_decisions(shard: Shard, removals: list[tuple[str, np.ndarray]], lost:
 
 
 def _own_ids(extras: list[str | None]) -> list[str | None]:
-    """What the data itself calls its items, where it has a column ``id``: the source's ids name places in files."""
+    """The ids in the data's own column ``id``, if it has one: ids of the source are positions in files."""
     own_ids = [json.loads(text).get("id") if text and '"id"' in text else None for text in extras]
     return [str(v) if isinstance(v, (str, int)) else None for v in own_ids]
 
 
 def shows(kind: pa.DataType) -> bool:
-    """Whether a person can make something of such a column: no embeddings, no hashes of bytes."""
+    """Whether a column is readable for people: no embeddings, no hashes."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.types.is_string(kind.value_type) or pa.types.is_integer(kind.value_type)
     return not (
@@ -94,7 +94,7 @@ def _errors(shard: Shard, lost: dict[int, str]) -> list[list[str]]:
 
 
 def _write_part(shard: Shard, kept: np.ndarray, lost: dict[int, str]) -> None:
-    """The rows that are kept, images byte for byte as they were; fills in ``lost``: those whose image cannot be read."""
+    """Writes the kept rows with their unchanged image files; adds rows with unreadable images to ``lost``."""
     form, number = shard.plan.output.format, shard.keys.number
     items = _kept_items(shard, kept, lost)
     path = shard.store.path(shard.keys.part, SUFFIX[form])
@@ -107,7 +107,7 @@ def _write_part(shard: Shard, kept: np.ndarray, lost: dict[int, str]) -> None:
 
 
 def _kept_items(shard: Shard, kept: np.ndarray, lost: dict[int, str]) -> Iterator[dict[str, Any]]:
-    """id, captions, image, extra of every image of which a row is kept; its kept captions together."""
+    """id, image, extra and kept captions of every image with a kept row."""
     names, captions, extras = (shard.light[c] for c in ("item", "captions", "extra"))
     held: dict[str, Any] | None = None
     for places, data, reasons in shard.images(kept):
@@ -142,6 +142,7 @@ def _parquet(items: Iterator[dict[str, Any]], path: Path) -> None:
 
 
 def kind_of(data: bytes) -> str:
+    """The file name suffix of an encoded image."""
     return KINDS.get(data[:3]) or KINDS.get(data[:2], "jpg")
 
 
@@ -149,7 +150,7 @@ def _tar(items: Iterator[dict[str, Any]], number: int, path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         for n, item in enumerate(items):
             metadata = {"id": item["id"], "captions": item["captions"], **(json.loads(item["extra"]) if item["extra"] else {})}
-            metadata["captions"] = item["captions"]  # whatever the extras say
+            metadata["captions"] = item["captions"]  # not those of the extras
             for suffix, data in (
                 (kind_of(item["image"]), item["image"]),
                 ("json", json.dumps(metadata, ensure_ascii=False).encode()),
@@ -160,7 +161,7 @@ def _tar(items: Iterator[dict[str, Any]], number: int, path: Path) -> None:
 
 
 def _images(items: Iterator[dict[str, Any]], number: int, path: Path) -> None:
-    """``images/00000/000000.jpg`` … and ``part-00000.parquet`` with their names beside them."""
+    """Writes ``images/00000/000000.jpg`` … and ``part-00000.parquet`` with their names."""
     folder = f"images/{number:05d}"
     (path / folder).mkdir(parents=True)
     rows = []

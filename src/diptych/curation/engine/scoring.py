@@ -1,4 +1,4 @@
-"""One shard through neighbouring operators: images are read and decoded once for all of them."""
+"""Scores one shard with adjacent operators: images are read and decoded once for all of them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from diptych.curation.operators.base import HEAVY, Reduce
 from diptych.curation.plan import Step
 
 KILLER = "killed the worker, twice"
-IMAGES = -1  # stands for all steps that ask for images: it may have been the decoder
+IMAGES = -1  # all steps that need images: the decoder may have been the cause
 
 
 @dataclass
 class Outcome:
-    """What a task found, and what it cost by operator: seconds, rows."""
+    """The value of a task and its cost by operator: seconds and rows."""
 
     value: Any = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -31,9 +31,10 @@ class Outcome:
 
 
 class Scoring:
-    """Every step whose result is not there yet.
+    """Computes every step whose result does not exist yet.
 
-    ``crumb``: go row by row and say there at which, since a worker died over this shard. ``blamed``: (row, step) to leave out.
+    crumb: work row by row and write the current row into this file, since a worker died in this shard.
+    blamed: (row, step) to skip.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Scoring:
         outcome.seconds["reading shards"] += time.perf_counter() - began
 
     def run(self) -> None:
+        """Computes the steps and writes their columns into the store."""
         heavy = [s for s in self.todo if _heavy(s)]
         late = [s for s in self.todo if s not in heavy and _needs(s, heavy)]
         for step in self.todo:
@@ -79,7 +81,7 @@ class Scoring:
         self.crumb.write_text(f"{place} {step}")
 
     def _whole(self, step: Step) -> None:
-        """A step that asks for no images, over all of the shard's rows at once."""
+        """Computes a step without images over all rows of the shard at once."""
         assert step.operator
         made = self.made[step.index]
         began = time.perf_counter()
@@ -100,7 +102,7 @@ class Scoring:
         self.outcome.rows[step.label] += len(places)
 
     def _images(self, steps: Sequence[Step]) -> None:
-        """Steps that ask for images, batch by batch."""
+        """Computes the steps that need images, batch by batch."""
         wanted = np.logical_or.reduce([self.masks[s.index] for s in steps])
         pixels = any("pixels" in s.inputs for s in steps)
         began = time.perf_counter()
@@ -136,7 +138,7 @@ class Scoring:
         pictures: pa.Array | None,
         broken: dict[int, str],
     ) -> None:
-        """Some rows through all steps. ``there``: positions in ``places`` of the decoded ``pictures``; ``broken``: why others have none."""
+        """Computes all steps for some rows. there: positions in ``places`` of the decoded ``pictures``; broken: why others have none."""
         for step in steps:
             assert step.operator
             began = time.perf_counter()
@@ -144,7 +146,7 @@ class Scoring:
             if "pixels" in step.inputs:
                 self._fail(step, {int(places[i]): reason for i, reason in broken.items()})
                 chosen = [i for i in there if mask[places[i]]]
-            else:  # broken pictures have a file all the same
+            else:  # broken pictures still have a file
                 chosen = [i for i in sorted([*there, *broken]) if mask[places[i]]]
             rows = places[chosen]
             columns: dict[str, pa.Array] = {}
@@ -174,18 +176,18 @@ def _heavy(step: Step) -> bool:
 
 
 def _needs(step: Step, others: Sequence[Step]) -> bool:
-    """Whether a step reads what others make."""
+    """Whether a step reads outputs of the others."""
     return any(name in other.outputs for name in step.inputs for other in others)
 
 
 def shown(step: Step) -> list[str]:
-    """The columns of a step's batches."""
+    """Names of the columns that a step receives."""
     always = ("row", "id", "hash") if step.two_passes else ("id", "hash")
     return list(dict.fromkeys([*always, *step.inputs]))
 
 
 def present(columns: dict[str, pa.Array], names: Sequence[str], rows: int) -> np.ndarray:
-    """True where none of the named columns is null."""
+    """Boolean [rows], true where none of the named columns is null."""
     present = np.ones(rows, dtype=bool)
     for name in names:
         if columns[name].null_count:
@@ -194,7 +196,7 @@ def present(columns: dict[str, pa.Array], names: Sequence[str], rows: int) -> np
 
 
 class _Columns:
-    """The outputs of one step, filled in piece by piece."""
+    """The outputs of one step, collected piece by piece."""
 
     def __init__(self, step: Step, rows: int):
         self.step, self.n = step, rows
@@ -213,7 +215,7 @@ class _Columns:
         self.failed.update(reasons)
 
     def values(self, name: str, rows: np.ndarray) -> pa.Array:
-        """Of rows in the piece that was added last, null for others."""
+        """Values of rows in the piece that was added last; null for others."""
         known = {int(place): i for i, place in enumerate(self.places[-1])} if self.places else {}
         index = pa.array([known.get(int(row)) for row in rows], pa.int64())
         return self.pieces[-1][name].take(index) if self.pieces else pa.nulls(len(rows), self.step.outputs[name])

@@ -1,4 +1,4 @@
-"""A shard as a worker sees it: its rows, the columns computed so far, who is still kept, and its images when asked for."""
+"""A shard as a worker sees it: its rows, the columns computed so far, which rows are still kept, and images on demand."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.data.storage import files
 
-IMAGE_ROWS, IMAGE_BYTES = 64, 128_000_000  # of a batch with images: at most so many rows, about so many decoded bytes
+IMAGE_ROWS, IMAGE_BYTES = 64, 128_000_000  # limits of a batch with images: rows, and about so many decoded bytes
 LIGHT = ("id", "item", "hash", "text", "captions", "extra", "error")
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Where the results for one shard are, step by step; ``None`` for a rule, which is cheap and not stored."""
+    """The addresses of the results for one shard, by step; ``None`` for a rule, which is cheap and not stored."""
 
     number: int  # the shard's place in the pool
     pool: str
     steps: tuple[str | None, ...]  # columns of operators
     summaries: tuple[str | None, ...]  # first passes
     states: tuple[str | None, ...]  # of all shards
-    decided: str  # what is kept, why, and the scores
-    part: str  # the rows that are kept, as written out
+    decided: str  # decisions with reasons and scores
+    part: str  # the kept rows in the output format
 
 
 class Shard:
+    """The rows of one shard, with columns and images read on demand."""
+
     def __init__(self, plan: Plan, steps: Sequence[Step], store: Store, keys: Keys):
         self.plan, self.steps, self.store, self.keys = plan, steps, store, keys
         self._columns: dict[str, pa.Array] = {}
@@ -47,6 +49,7 @@ class Shard:
 
     @cached_property
     def light(self) -> pa.RecordBatch:
+        """The rows without images."""
         return _batch(self.store.read(self.keys.pool, list(LIGHT)))
 
     def __len__(self) -> int:
@@ -54,27 +57,29 @@ class Shard:
 
     @property
     def rows(self) -> np.ndarray:
-        """The places of its rows in the pool, int64."""
+        """The positions of the rows in the pool, int64."""
         return (self.keys.number << 32) + np.arange(len(self), dtype=np.int64)
 
     @property
     def hashes(self) -> np.ndarray:
+        """The hashes of the rows' ids, uint64."""
         return self.light["hash"].to_numpy()
 
     @cached_property
     def usable(self) -> np.ndarray:
-        """False for items that the source itself could not use."""
+        """Boolean, false for items that the source could not read."""
         return np.asarray(pc.is_null(self.light["error"]).to_numpy(zero_copy_only=False))
 
     # ---- columns
 
     def put(self, step: Step, columns: pa.RecordBatch) -> None:
-        """What was just computed, as if it had been read."""
+        """Makes columns that were just computed available without reading the store."""
         for name in step.outputs:
             self._columns[name] = columns[name]
         self._errors[step.index] = columns["error"]
 
     def column(self, name: str) -> pa.Array:
+        """A column by name: of the source, an extra, or an operator's output."""
         if name not in self._columns:
             if name == "row":
                 self._columns[name] = pa.array(self.rows)
@@ -89,7 +94,7 @@ class Shard:
         return self._columns[name]
 
     def errors(self, index: int) -> pa.Array:
-        """For each row, why the operator of a step gave nothing."""
+        """The reason for each row that the operator of a step could not score, else null."""
         if index not in self._errors:
             key = self.keys.steps[index]
             assert key
@@ -97,6 +102,7 @@ class Shard:
         return self._errors[index]
 
     def state(self, index: int) -> pa.Table:
+        """The state of a two-pass step."""
         if index not in self._states:
             key = self.keys.states[index]
             assert key
@@ -114,7 +120,7 @@ class Shard:
     # ---- decisions
 
     def reasons(self, before: int) -> list[tuple[str, np.ndarray]]:
-        """(reason, rows it removes, whoever removed them before) of each step before ``before``; unusable items first."""
+        """(reason, boolean rows that it removes, even if removed before) of each step before ``before``; unusable items first."""
         reasons = [("unusable", ~self.usable)]
         kept = self.usable.copy()
         for step in self.steps[:before]:
@@ -146,6 +152,7 @@ class Shard:
         return removed
 
     def kept(self, before: int) -> np.ndarray:
+        """Boolean, true for rows that no step before ``before`` removes."""
         kept = np.ones(len(self), dtype=bool)
         for _, removed in self.reasons(before):
             kept &= ~removed
@@ -156,7 +163,7 @@ class Shard:
     def images(
         self, wanted: np.ndarray, size: int = IMAGE_ROWS
     ) -> Iterator[tuple[np.ndarray, list[bytes | None], list[str | None]]]:
-        """Batches of ``size`` rows: (places in the shard, encoded files, why a file is missing), for the rows ``wanted``."""
+        """Batches of at most ``size`` of the ``wanted`` rows: (positions in the shard, encoded files, why a file is missing)."""
         where = self.store.read(self.keys.pool, ["url", "start", "size", "field", "stamp"]).to_pylist()
         places = np.flatnonzero(wanted)
         for begin in range(0, len(places), size):
@@ -184,7 +191,7 @@ class Shard:
         return self.store.columns(self.keys.pool, ["image"])["image"]
 
     def picture(self, place: int) -> np.ndarray | None:
-        """One decoded image, or ``None``."""
+        """One decoded image, uint8 [height, width, 3]; ``None`` if it cannot be read."""
         mask = np.zeros(len(self), dtype=bool)
         mask[place] = True
         for _, data, _ in self.images(mask):
@@ -197,7 +204,7 @@ class Shard:
 
 
 def decoded(data: list[bytes | None]) -> Iterator[tuple[list[int], pa.Array, dict[int, str]]]:
-    """Pictures of a batch, cut where they grow too large: their places in it, ``pixels``, and why others have none."""
+    """Decoded pictures of a batch, split by memory: positions in the batch, ``pixels``, and why others have none."""
     held = 0
     places: list[int] = []
     pictures: list[np.ndarray] = []
@@ -216,11 +223,14 @@ def decoded(data: list[bytes | None]) -> Iterator[tuple[list[int], pa.Array, dic
 
 
 def fetch(where: dict[str, Any]) -> bytes:
-    """The bytes that a row refers to. OSError: this image cannot be read; DiptychError: its file is gone or is another."""
+    """The image bytes that a row refers to.
+
+    Raises OSError if this image cannot be read, DiptychError if its file was removed or changed.
+    """
     url, stamp = where["url"], where["stamp"]
     if stamp and (now := files.stamps([url])[url]) != stamp:
-        what = "has changed" if now else "has vanished"
-        raise DiptychError(f"{url} {what} since the run began; run again: the source is read anew, and what still holds is kept")
+        what = "has changed" if now else "was removed"
+        raise DiptychError(f"{url} {what} since the run began; run again: the source is read again, and valid results are kept")
     if where["field"] is not None:
         column = _row_group(url, where["start"], where["field"], stamp)
         value = column[where["size"]].as_py()
@@ -249,7 +259,7 @@ def _read_state(root: str, key: str) -> pa.Table:
 
 
 def read_state(store: Store, key: str) -> pa.Table:
-    """States may be large and serve every shard of a worker."""
+    """The state of a two-pass step; cached, since it may be large and serves every shard of a worker."""
     return _read_state(str(store.root), key)
 
 

@@ -22,7 +22,7 @@ from diptych.curation.plan import Plan, Step, load_plan, steps_of
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work. ``label`` says which, to people."""
+    """One piece of work. ``label``: its name in messages."""
 
     kind: Literal["read", "score", "summarise", "combine", "write"]
     label: str
@@ -31,26 +31,27 @@ class Task:
     steps: tuple[int, ...] = ()
     summaries: tuple[str, ...] = ()
     state: str = ""
-    careful: bool = False  # row by row, since a worker died over it
-    blamed: tuple[tuple[int, int], ...] = ()  # (row, step) that killed a worker twice: left out, with that as the reason
+    careful: bool = False  # row by row, since a worker died in it
+    blamed: tuple[tuple[int, int], ...] = ()  # (row, step) that killed a worker twice: skipped, with that as the reason
 
 
 def crumb(store: Store, task: Task) -> Path:
-    """The file that says which row a careful worker is at."""
+    """The path of the file in which a careful worker notes its current row."""
     assert task.keys
     return store.root / "crumbs" / f"{task.keys.number}-{'-'.join(map(str, task.steps))}"
 
 
 class Worker:
-    """Does tasks. Made once in every process, so that models are loaded once."""
+    """Carries out tasks. Created once in every process, so that models are loaded once."""
 
     def __init__(self, plan: dict[str, Any], store: str):
-        pa.set_cpu_count(1)  # each worker has its core: threads that wait for each other cost more than they give
+        pa.set_cpu_count(1)  # each worker has one core
         self.plan: Plan = load_plan(plan)
         self.steps: list[Step] = steps_of(self.plan)
         self.store = Store(Path(store))
 
     def do(self, task: Task) -> Outcome:
+        """The outcome of a task."""
         outcome = Outcome()
         began = time.perf_counter()
         if task.kind == "read":

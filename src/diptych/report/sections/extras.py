@@ -124,7 +124,7 @@ def preferences(comparison: Comparison, g: TaskAnswers) -> str:
         drawn = ""
         if liked:
             rows = [(m.metric.partition("/")[2], m.value, m.low, m.high) for m in liked]
-            drawn = dots(rows, label=_told(recipe.label, rows, True), reference=liked[0].chance, index=index)
+            drawn = dots(rows, label=_label(recipe.label, rows, True), reference=liked[0].chance, index=index)
         by_text: dict[str, list[Measure]] = {}
         for m in (m for m in measures if m.metric.startswith("association/")):
             by_text.setdefault(m.metric.split("/", 2)[2], []).append(m)
@@ -134,7 +134,7 @@ def preferences(comparison: Comparison, g: TaskAnswers) -> str:
             reach = max(0.5, *(abs(v) for _, *vs in rows for v in vs))
             drawn += f'<p class="query">“{escape(words)}”</p>' + dots(
                 rows,
-                label=_told(f"{recipe.label}, {words}", rows, False),
+                label=_label(f"{recipe.label}, {words}", rows, False),
                 span=(-reach, reach),
                 reference=0.0,
                 index=index,
@@ -156,7 +156,7 @@ def preferences(comparison: Comparison, g: TaskAnswers) -> str:
     return panels(parts, caption)
 
 
-def _told(who: str, rows: list[tuple[str, float, float, float]], percent: bool) -> str:
+def _label(who: str, rows: list[tuple[str, float, float, float]], percent: bool) -> str:
     values = ", ".join(f"{name} {100 * v:.1f} %" if percent else f"{name} {v:.2f}" for name, v, *_ in rows)
     return f"{who}: {values}"
 
