@@ -151,7 +151,7 @@ def test_sources_of_every_kind(tmp_path, own_cache):
 
 def test_a_source_without_end_needs_a_limit_and_may_go_out_packed(tmp_path, own_cache):
     steps = {**plan("text_length", {"keep": {"column": "words", "min": 4}}), "output": {"format": "packed"}}
-    with pytest.raises(DiptychError, match=r"without end: say how many, such as --set pool.limit=10000"):
+    with pytest.raises(DiptychError, match=r"without end: limit them, such as --set pool.limit=10000"):
         curate(steps, "scenes:small", tmp_path / "out", runner="inline")
     done = curate(steps, "scenes:small", tmp_path / "out", runner="inline", workers=1, overrides=["pool.limit=12"])
     assert done.manifest["rows"] == 12 and 0 < done.manifest["kept"] <= 12
@@ -212,7 +212,7 @@ def test_a_source_that_vanishes_is_named_and_the_next_run_reads_what_there_is(tm
     curate(steps, data, tmp_path / "whole", runner="inline")
     thief = plan("text_length", {"curation_thief:Thief": {"path": str(tmp_path / "pool/001.parquet")}}, "image_size")
     sys.modules["curation_thief"] = _thief()
-    with pytest.raises(DiptychError, match=r"001.parquet has vanished since the run began; run again"):
+    with pytest.raises(DiptychError, match=r"001.parquet was removed since the run began; run again"):
         curate(thief, data, tmp_path / "out", runner="inline")
     assert not (tmp_path / "out/data").exists()
     assert curate(thief, data, tmp_path / "out", runner="inline").manifest["rows"] == 10

@@ -65,7 +65,7 @@ def test_documents_lose_parts_and_are_judged_by_the_rest() -> None:
     for row, (_, _, texts, images, reason) in list(zip(found, cases, strict=True))[:5]:
         assert (row["kept_texts"], row["kept_images"], row["document_reason"]) == (texts, images, reason)
     assert found[5]["document_reason"] is not None
-    assert DocumentLimits().judge([GOOD], [image], lambda texts: [("fr", 0.99)])[2] == "not English"
+    assert DocumentLimits().filter_document([GOOD], [image], lambda texts: [("fr", 0.99)])[2] == "not English"
     assert dict(table())["document: most words"] == "2000" and dict(table())["images"] == "(1, 30)"
 
 

@@ -1,4 +1,4 @@
-"""What changed between two results, and why."""
+"""The differences between two results, and their reasons."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ EXAMPLES = 5
 
 @dataclass
 class Diff:
+    """The differences between two results."""
+
     rows: tuple[int, int]
     kept: tuple[int, int]
-    only: tuple[int, int]  # rows that the other pool does not have
+    only: tuple[int, int]  # rows that the other pool lacks
     dropped: dict[str, int]  # kept before, now removed: by the reason now
     gained: dict[str, int]  # removed before, now kept: by the reason then
     moved: dict[str, int]  # removed in both, for another reason: "before → now"
@@ -24,7 +26,7 @@ class Diff:
 
 
 def diff(a: Result, b: Result) -> Diff:
-    """Rows are matched by id. Memory grows with the ids of ``a``."""
+    """The differences between two results; rows are matched by id. Memory grows with the ids of ``a``."""
     before: dict[str, str | None] = {}
     for number in a.numbers:
         table = a.part(number, ["id", "reason"])
@@ -68,7 +70,7 @@ def diff(a: Result, b: Result) -> Diff:
 
 
 def _plan_differences(a: Result, b: Result) -> list[str]:
-    """Sentences: what one plan has and the other has not, or has otherwise."""
+    """The differences of the plans, one sentence each."""
     differences = []
     for name in ("errors", "seed", "pool"):
         x, y = (r.plan.model_dump(mode="json")[name] for r in (a, b))
@@ -90,7 +92,7 @@ def _plan_differences(a: Result, b: Result) -> list[str]:
 
 
 def _identity(step: dict[str, Any]) -> str:
-    """What makes two steps the same step with other options: an operator's name, a rule's column and way."""
+    """The identity of a step, independent of its options: an operator's name, a rule's column and way."""
     if "operator" in step:
         return step["as"] or step["operator"]
     rule = step["keep"]

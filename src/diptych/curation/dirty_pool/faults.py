@@ -1,4 +1,4 @@
-"""What can be wrong with a row: one function a fault. Pictures are uint8 [height, width, 3]; all chance comes from the given ``Random``."""
+"""The faults of a row, one function each. Pictures are uint8 [height, width, 3]; all randomness comes from the given ``Random``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diptych.core.extras import need
 from diptych.data.scenes.concepts import by_name
 from diptych.data.scenes.graph import Graph
 
-# "{a}" and "{b}" are names of things; two ways to say it in each language of PyPI's ``emoji`` but English.
+# "{a}" and "{b}" are names of objects; two sentences in each language of PyPI's ``emoji`` except English.
 SENTENCES = {
     "ar": ("صورة {a} و{b}", "يوجد {a} بجانب {b}"),
     "de": ("ein Bild von {a} und {b}", "hier sieht man {a} neben {b}"),
@@ -43,7 +43,7 @@ BOILERPLATE = (
 
 @cache
 def _names(language: str) -> dict[str, str]:
-    """Concept to its name in another language, where ``emoji`` has one."""
+    """``{concept: name in another language}``, where ``emoji`` has one."""
     emoji, codes = (need(name, extra="scenes", what="a made pool") for name in ("emoji", "emoji.unicode_codes"))
     codes.load_from_json(language)
     names = {}
@@ -56,7 +56,7 @@ def _names(language: str) -> dict[str, str]:
 
 
 def foreign(graph: Graph, random: Random) -> tuple[str, str]:
-    """A true caption in another language, and its code."""
+    """A true caption in another language, and the code of the language."""
     language = random.choice(sorted(SENTENCES))
     names = _names(language)
     known = [names[t.concept] for t in graph.things if t.concept in names]
@@ -67,17 +67,19 @@ def foreign(graph: Graph, random: Random) -> tuple[str, str]:
 
 
 def boilerplate(random: Random) -> str:
+    """A stock phrase."""
     return random.choice(BOILERPLATE).format(n=random.randrange(100, 10_000))
 
 
 def repetitive(caption: str, random: Random) -> str:
+    """The caption with repetitions."""
     words = caption.split()
     few = " ".join(words[-random.randint(1, 3) :])
     return " ".join([few] * random.randint(5, 9))
 
 
 def short(graph: Graph, random: Random) -> str:
-    """One or two words, or next to no letters."""
+    """A caption of one or two words, or with hardly any letters."""
     concept = graph.things[0].concept.split()[-1]
     return random.choice([concept, f"the {concept}", "..", "a b c", "?", "4 u"])
 
@@ -86,23 +88,26 @@ def short(graph: Graph, random: Random) -> str:
 
 
 def jpeg(picture: np.ndarray, quality: int = 92) -> bytes:
+    """The picture as a JPEG file."""
     import simplejpeg
 
     return simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality, "RGB", "420" if quality < 90 else "444")
 
 
 def png(picture: np.ndarray) -> bytes:
+    """The picture as a PNG file."""
     sink = io.BytesIO()
     Image.fromarray(picture).save(sink, "PNG", compress_level=1)
     return sink.getvalue()
 
 
 def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The picture scaled to a size."""
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def cropped(picture: np.ndarray, random: Random) -> np.ndarray:
-    """4 to 14 % off each axis."""
+    """The picture without 4 to 14 % of each axis."""
     height, width = picture.shape[:2]
     down, across = (round(side * (0.04 + 0.1 * random.random())) for side in (height, width))
     top, left = random.randint(0, down), random.randint(0, across)
@@ -110,7 +115,7 @@ def cropped(picture: np.ndarray, random: Random) -> np.ndarray:
 
 
 def recoloured(picture: np.ndarray, random: Random) -> np.ndarray:
-    """Other saturation, brightness and contrast, and a tint."""
+    """The picture with other saturation, brightness and contrast, and a tint."""
     image = Image.fromarray(picture)
     for change, low, high in (
         (ImageEnhance.Color, 0.3, 1.8),
@@ -123,7 +128,7 @@ def recoloured(picture: np.ndarray, random: Random) -> np.ndarray:
 
 
 def written(caption: str, size: int, random: Random) -> np.ndarray:
-    """The caption as a picture: letters on an even ground."""
+    """A picture of the caption: text on a uniform background."""
     from diptych.data.sheet import font
 
     need("matplotlib", extra="report", what="a made pool (its font)")  # Pillow's own font would change the pixels
@@ -140,33 +145,38 @@ def written(caption: str, size: int, random: Random) -> np.ndarray:
 
 
 def tiny(picture: np.ndarray, random: Random) -> np.ndarray:
+    """The picture at a few pixels."""
     return resized(picture, random.randint(20, 150), random.randint(20, 150))
 
 
 def huge(picture: np.ndarray, random: Random) -> np.ndarray:
+    """The picture at a very large size."""
     return resized(picture, random.randint(2600, 3600), random.randint(2600, 3600))
 
 
 def banner(picture: np.ndarray, random: Random) -> np.ndarray:
-    """More than three times as long as wide, or the other way round, and no side below 200 pixels."""
+    """The picture with an aspect above 3 and no side below 200 pixels."""
     long = round(210 * (3.2 + 2 * random.random()))
     return resized(picture, *((long, 210) if random.random() < 0.7 else (210, long)))
 
 
 def dark(picture: np.ndarray, random: Random) -> np.ndarray:
+    """The picture almost black."""
     return np.rint(picture * (0.04 + 0.1 * random.random())).astype(np.uint8)
 
 
 def light(picture: np.ndarray, random: Random) -> np.ndarray:
+    """The picture almost white."""
     return 255 - np.rint((255.0 - picture) * (0.03 + 0.08 * random.random())).astype(np.uint8)
 
 
 def blurred(picture: np.ndarray, random: Random) -> np.ndarray:
+    """The picture blurred."""
     return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(3 + 5 * random.random())))
 
 
 def empty(picture: np.ndarray, random: Random) -> np.ndarray:
-    """One colour, or the next to nothing of a placeholder."""
+    """A picture of one colour, or an almost empty placeholder."""
     flat = np.empty_like(picture)
     flat[:] = [random.randrange(60, 220) for _ in range(3)]
     if random.random() < 0.5:
@@ -175,11 +185,12 @@ def empty(picture: np.ndarray, random: Random) -> np.ndarray:
 
 
 def grey(picture: np.ndarray, random: Random) -> np.ndarray:
+    """The picture without colour."""
     return np.repeat(np.asarray(Image.fromarray(picture).convert("L"))[..., None], 3, axis=2)
 
 
 def broken(picture: np.ndarray, random: Random) -> bytes:
-    """Bytes that are no whole picture."""
+    """The bytes of a damaged picture file."""
     kind = random.randrange(5)
     if kind == 0:
         data = jpeg(picture)

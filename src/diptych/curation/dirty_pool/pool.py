@@ -1,8 +1,8 @@
-"""A dirty pool with known truth: scenes and sprites in which every fault was planted, to measure what a plan finds.
+"""A dirty pool with known truth: scenes and sprites with planted faults, to measure what a plan finds.
 
-``pool/*.parquet`` is what a curator gets: id, image, caption, url. ``truth.parquet`` is what only the judge may see: a row each with its faults,
-the id of its original or of the evaluation item that leaked, language, meaning and concepts. ``evaluation/*.parquet`` holds the evaluation
-set of which some items leaked.
+``pool/*.parquet`` is the input of a plan: id, image, caption, url. ``truth.parquet`` is for evaluation only: the fault of each row, the
+id of its original or of the evaluation item that leaked, language, meaning and concepts. ``evaluation/*.parquet`` is the evaluation
+set, of which some items leaked.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from diptych.data.scenes.layout import picture
 from diptych.data.scenes.sprites import sprite
 from diptych.data.scenes.world import World, parse
 
-FORMAT = 1  # counts up when the same call gives other rows
-SIZE = 256  # pixels of a row without fault
+FORMAT = 1  # increases when the same call gives other rows
+SIZE = 256  # pixels of a picture without fault
 WORLD = "scenes:full?absent=0&long=0&short=0"
 SHARD = 1000
-SPRITES = 0.5  # share of the sound rows that show one thing, which one by Zipf's law: a few are everywhere, most are rare
+SPRITES = 0.5  # share of the sound rows that show one object, drawn by Zipf's law: a few are frequent, most are rare
 ZIPF = 1.2
 EVALUATION_SHARE = 0.05  # size of the evaluation set, of n
 
@@ -54,7 +54,7 @@ TRUTH = pa.schema(
         ("language", pa.string()),
         ("meaning", pa.string()),  # what the picture shows
         ("concepts", pa.list_(pa.string())),  # in the picture
-        ("sprite", pa.bool_()),  # shows one thing, drawn by Zipf's law
+        ("sprite", pa.bool_()),  # shows one object, drawn by Zipf's law
     ]
 )
 ROWS = pa.schema([("id", pa.string()), ("image", pa.binary()), ("caption", pa.string()), ("url", pa.string())])
@@ -62,20 +62,20 @@ ROWS = pa.schema([("id", pa.string()), ("image", pa.binary()), ("caption", pa.st
 
 @dataclass(frozen=True)
 class Spec:
-    """A row before it is painted."""
+    """A row before its picture is drawn."""
 
     seed: int  # of its picture
     own: int  # of its fault
     fault: str | None = None
-    twin: int | None = None  # place of its original, or number of the evaluation item
+    twin: int | None = None  # position of its original, or number of the evaluation item
 
 
 class DirtyPool:
-    """The rows of the pool; ``row(i)`` depends on n, seed and i alone."""
+    """The rows of the pool; ``row(i)`` depends on n, seed and i only."""
 
     def __init__(self, n: int, seed: int = 0):
         if n < 100:
-            raise DiptychError(f"a pool of {n} rows is too small to plant every fault in; at least 100")
+            raise DiptychError(f"a pool of {n} rows is too small for every fault; at least 100")
         self.n, self.seed = n, seed
         self.world = parse(WORLD)
         self.held_out = self.world.with_split("test")
@@ -96,7 +96,7 @@ class DirtyPool:
             self.specs.append(Spec(mix(seed, 3, i if twin is None or fault in LEAKS else twin), mix(seed, 4, i), fault, twin))
 
     def graph(self, seed: int) -> tuple[Graph, bool]:
-        """What a picture shows, and whether it is a sprite's."""
+        """The graph of a picture, and whether it is a sprite."""
         random = Random(seed)
         if random.random() >= SPRITES:
             return draw(self.world, seed), False
@@ -109,7 +109,7 @@ class DirtyPool:
         return graph, _caption(graph, self.held_out, 0)
 
     def row(self, i: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The row as a curator gets it, and the truth."""
+        """The row of the pool, and the truth about it."""
         spec = self.specs[i]
         random = Random(spec.own)
         if spec.fault in LEAKS:
@@ -157,7 +157,7 @@ def _evaluation_id(i: int) -> str:
 
 
 def _caption(graph: Graph, world: World, number: int) -> str:
-    """One of the scene's full descriptions, in three words or more."""
+    """One of the scene's full descriptions with at least three words."""
     texts = language.captions(graph, world, 3)[0]
     caption = texts[number % len(texts)]
     return caption if len(caption.split()) > 2 else f"a picture of {caption}"
@@ -189,7 +189,7 @@ def _repacked(file: bytes) -> bytes:
 
 
 def write_pool(out: Path, n: int = 10_000, seed: int = 0, progress: bool = True) -> Path:
-    """Writes the pool, the evaluation set and the truth under ``out``; the same call gives the same bytes."""
+    """The directory ``out``, with the pool, the evaluation set and the truth; the same call gives the same bytes."""
     from rich.console import Console
     from rich.progress import track
 
@@ -207,7 +207,7 @@ def write_pool(out: Path, n: int = 10_000, seed: int = 0, progress: bool = True)
         made = [pool.row(i) for i in rows]
         truths += [truth for _, truth in made]
         _write(out / "pool" / f"{number:05d}.parquet", pa.Table.from_pylist([row for row, _ in made], ROWS))
-        sprite.cache_clear()  # a wide world at this size: a gigabyte of drawings otherwise
+        sprite.cache_clear()  # the drawings would take a gigabyte
     _write(out / "truth.parquet", pa.Table.from_pylist(truths, TRUTH))
     counts = {fault: sum(t["fault"] == fault for t in truths) for fault in FAULTS}
     write_json(out / "pool.json", {"rows": n, "seed": seed, "format": FORMAT, "faults": counts, "world": pool.world.fingerprint()})

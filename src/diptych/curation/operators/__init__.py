@@ -1,4 +1,4 @@
-"""The operators by name; anyone's own by ``package.module:Class``."""
+"""The built-in operators by name; your own: ``package.module:Class``."""
 
 OPERATORS_PACKAGE = "diptych.curation.operators"
 _OPERATORS = {

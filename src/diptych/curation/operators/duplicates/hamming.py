@@ -1,7 +1,7 @@
 """All pairs of 64-bit hashes within a Hamming distance, without comparing all pairs.
 
-If two hashes differ in at most d bits and are cut into m > d blocks, then at least m − d blocks are equal (pigeonhole). So for each
-choice of m − d blocks the hashes are sorted by those blocks alone, and only neighbours that agree in them are compared
+If two hashes differ in at most d bits and are cut into m > d blocks, then at least m − d blocks are equal (pigeonhole). So for
+each choice of m − d blocks the hashes are sorted by those blocks only, and only neighbours that agree in them are compared
 (multi-index hashing: Norouzi, Punjani & Fleet, CVPR 2012). The result is exact.
 """
 
@@ -17,7 +17,7 @@ _CHUNK = 1 << 22  # comparisons at a time
 
 
 def plan(n: int, distance: int) -> tuple[int, int]:
-    """How to cut: (blocks m, equal blocks m − d), the cheapest for n hashes that are spread evenly."""
+    """(blocks m, equal blocks m − d): the cheapest division for n uniformly distributed hashes."""
     best, chosen = float("inf"), (distance + 1, 1)
     for same in range(1, 5):
         blocks = distance + same
@@ -32,10 +32,10 @@ def plan(n: int, distance: int) -> tuple[int, int]:
 
 
 def pairs_within(hashes: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``hashes`` uint64 [N] → (i, j, bits that differ) of every pair i < j within ``distance``, ordered by (i, j).
+    """(i, j, differing bits) of every pair i < j of ``hashes`` (uint64 [N]) within ``distance``, ordered by (i, j).
 
-    Equal hashes are grouped first, so a thousand copies of one picture cost what one does; of c equal ones the c − 1 pairs with the first
-    are given, and neighbours of theirs are paired with the first alone.
+    Equal hashes are grouped first, so a thousand copies cost as much as one: c equal hashes give the c − 1 pairs with the first, and
+    their neighbours are paired with the first only.
     """
     unique, first, inverse = np.unique(np.asarray(hashes, np.uint64), return_index=True, return_inverse=True)
     a, b = np.empty(0, np.int64), np.empty(0, np.int64)
@@ -51,7 +51,7 @@ def pairs_within(hashes: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndar
 
 
 def _near(unique: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of places in ``unique`` (which holds no hash twice) within ``distance``, each once."""
+    """Pairs of positions in ``unique`` (no hash twice) within ``distance``, each once."""
     blocks, same = plan(len(unique), distance)
     masks = _masks(blocks)
     codes_by_block = []
@@ -81,7 +81,7 @@ def _masks(blocks: int) -> np.ndarray:
 
 
 def nearest_within(hashes: np.ndarray, reference: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each hash the place of the nearest reference within ``distance`` (−1: none) and the bits that differ, int64 [N] each."""
+    """The position of the nearest reference within ``distance`` (−1: none) and the differing bits, int64 [N] each."""
     hashes, reference = np.asarray(hashes, np.uint64), np.asarray(reference, np.uint64)
     place, bits = np.full(len(hashes), -1, np.int64), np.full(len(hashes), BITS + 1, np.int64)
     if not len(reference) or not len(hashes):

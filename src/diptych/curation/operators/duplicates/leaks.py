@@ -1,4 +1,4 @@
-"""Items of an evaluation set in the pool: a model that trained on them has seen the answers."""
+"""Items of evaluation sets in the pool: a model trained on them knows the answers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Reference:
-    """What is remembered of the evaluation sets."""
+    """Hashes and n-grams of the evaluation sets."""
 
     ids: tuple[str, ...]
-    pixels: Mapping[bytes, int]  # pixel hash to place
+    pixels: Mapping[bytes, int]  # pixel hash: position
     hashes: np.ndarray  # pHashes, uint64 [N]
     texts: Mapping[str, int]
     runs: Mapping[str, int]  # of words
@@ -32,7 +32,7 @@ class Reference:
 
 @lru_cache(maxsize=2)
 def reference(against: tuple[str, ...], run: int) -> Reference:
-    """Every item of the data at these addresses; what cannot be decoded is left out."""
+    """The reference of the data at these addresses; items that cannot be decoded are left out."""
     from diptych.data.source import BrokenItem
     from diptych.data.sources import open_source
 
@@ -62,17 +62,17 @@ def reference(against: tuple[str, ...], run: int) -> Reference:
 
 
 def word_runs(text: str, n: int) -> list[str]:
-    """Runs of n words, case and marks ignored."""
+    """The n-grams of n words, without case and punctuation."""
     words = _WORD.findall(text.casefold())
     return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaks(Operator):
-    """``leaked_image``: the id of the evaluation item with the same pixels or a pHash within ``distance`` bits; ``leaked_text``: of the item with the same
-    caption, or with the same run of ``run`` words. Null where there is none. After ``image_hash``.
+    """``leaked_image`` and ``leaked_text``: ids of the evaluation items that a row repeats; null if none. After ``image_hash``.
 
-    against: addresses of evaluation sets. Short captions recur without having leaked, so texts of fewer than ``run`` words are not judged.
+    An image leaks with the same pixels or a pHash within ``distance`` bits; a text with the same caption or a common n-gram of ``run``
+    words. against: addresses of evaluation sets. Short captions recur by chance, so texts of fewer than ``run`` words are not checked.
     """
 
     name = "leaks"

@@ -1,4 +1,4 @@
-"""Of rows that are copies of each other one stays; every other points to the row that caused its removal."""
+"""Duplicates: of rows that are copies of each other one stays; the others point to the row that caused their removal."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from diptych.curation.operators.text.quality import normalised as normalised_tex
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates(Reduce):
-    """What all duplicate finders share: a row's pointer is null if it stays, else the ``row`` of its twin.
+    """The base of the operators that find duplicates: a row's pointer is null if it stays, else the ``row`` of its duplicate.
 
-    prefer: a column of numbers; of several twins the one with the highest stays (with ``-`` before the name: the lowest), such as
-    ``shorter_side`` or ``clip_score``. Without it, and in a tie, the first in the pool.
+    prefer: a column of numbers, such as ``shorter_side`` or ``clip_score``; of several duplicates the one with the highest value
+    stays (with ``-`` before the name: the lowest). Without it, and in a tie, the first in the pool.
     """
 
     pointer: ClassVar[str]
-    of: ClassVar[tuple[str, ...]]  # columns that say what is equal
+    of: ClassVar[tuple[str, ...]]  # columns that are compared
     prefer: str = ""
 
     @property
@@ -40,11 +40,11 @@ class Duplicates(Reduce):
 
     @abstractmethod
     def keys(self, batch: pa.RecordBatch) -> pa.Array:
-        """What is compared, as small as it can be, one value a row."""
+        """The values that are compared, one for each row, as small as possible."""
 
     @abstractmethod
     def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
-        """Output columns, the pointer as a place in ``keys`` (−1: stays)."""
+        """Output columns; the pointer is a position in ``keys`` (−1: stays)."""
 
     def summarise(self, batch: pa.RecordBatch) -> pa.Table:
         preference = np.zeros(batch.num_rows)
@@ -78,7 +78,7 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 @dataclass(frozen=True, kw_only=True)
 class SameImage(Duplicates):
-    """Exact copies: equal decoded pixels, whatever the files. After ``image_hash``."""
+    """Exact copies: equal decoded pixels, in any files. After ``image_hash``."""
 
     name = "same_image"
     pointer = "same_image_as"
@@ -93,7 +93,10 @@ class SameImage(Duplicates):
 
 @dataclass(frozen=True, kw_only=True)
 class SameText(Duplicates):
-    """Equal captions but for letter case, white space and outer punctuation; with ``url`` a column of addresses, equal pairs of both (LAION)."""
+    """Equal captions, except for letter case, white space and outer punctuation.
+
+    url: a column of addresses; then pairs of caption and address must be equal (LAION).
+    """
 
     name = "same_text"
     pointer = "same_text_as"
@@ -118,9 +121,10 @@ class SameText(Duplicates):
 
 @dataclass(frozen=True, kw_only=True)
 class NearImage(Duplicates):
-    """Pictures that look alike: 64-bit pHash within ``distance`` bits (0 exact, ≤ 4 safe, ≤ 8 aggressive), by an index. After ``image_hash``.
+    """Similar pictures: 64-bit pHash within ``distance`` bits (0 exact, ≤ 4 safe, ≤ 8 aggressive). After ``image_hash``.
 
-    mode: ``kept`` or ``published``, see ``twins.prune``. Pictures without any contrast have no hash worth the name: let ``image_quality`` speak first.
+    mode: ``kept`` or ``published``, see ``pruning.prune``. Hashes of pictures without contrast are meaningless: remove those with
+    ``image_quality`` first.
     """
 
     name = "near_image"
@@ -144,7 +148,7 @@ class NearImage(Duplicates):
 
 def near_twins(hashes: np.ndarray, order: np.ndarray, distance: int, mode: Mode = "kept") -> np.ndarray:
     """Pointers (−1: stays) among 64-bit hashes, uint64 [N]."""
-    cause = same(hashes.tolist(), order)  # first the equal ones, so that only one of each is looked for
+    cause = same(hashes.tolist(), order)  # equal hashes first, so that each is searched once
     alone = np.flatnonzero(cause == KEPT)
     place = np.full(len(hashes), -1, np.int64)
     place[alone] = np.arange(len(alone))
@@ -153,17 +157,17 @@ def near_twins(hashes: np.ndarray, order: np.ndarray, distance: int, mode: Mode 
     causes = prune(place[inner], i, j, -bits, mode)
     cause[alone[causes != KEPT]] = alone[causes[causes != KEPT]]
     lost = np.flatnonzero((cause != KEPT) & (cause[cause] != KEPT))
-    if mode == "kept" and len(lost):  # a copy of what went itself points on to the one that stays
+    if mode == "kept" and len(lost):  # a copy of a removed item points to the one that stays
         cause[lost] = cause[cause[lost]]
     return cause
 
 
 @dataclass(frozen=True, kw_only=True)
 class SameMeaning(Duplicates):
-    """SemDeDup on a column of embeddings, by default ``image_embedding``: cosine above 1 − ``epsilon``. See ``semantic.semantic_twins``.
+    """SemDeDup on a column of embeddings, by default ``image_embedding``: cosine above 1 − ``epsilon``. See ``semantic_twins``.
 
-    keep: ``hard`` (as published: the one farthest from its cluster's centre stays), ``easy``, ``random``, ``first`` or ``best`` (by ``prefer``).
-    Holds all embeddings in memory: 2 bytes a number.
+    keep: ``hard`` (as published: the one farthest from its cluster's centre stays), ``easy``, ``random``, ``first`` or ``best`` (by
+    ``prefer``). Holds all embeddings in memory, 2 bytes for each number.
     """
 
     name = "same_meaning"

@@ -1,4 +1,4 @@
-"""SemDeDup (Abbas et al. 2023, arXiv:2303.09540): of items that mean the same, by their embeddings, one stays.
+"""SemDeDup (Abbas et al. 2023, arXiv:2303.09540): of items with close embeddings one stays.
 
 Shapes: N items, E embedding, K clusters.
 """
@@ -17,13 +17,13 @@ _CELLS = 1 << 24  # similarities at a time: 64 MB
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
-    """Rows of unit length, float32 [N, E]; rows of zeros stay."""
+    """The rows scaled to unit length, float32 [N, E]; rows of zeros are unchanged."""
     vectors = np.asarray(vectors, np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def clusters(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """Centres of k-means, float32 [K, E], by scikit-learn in small batches."""
+    """The centres of k-means, float32 [K, E], by scikit-learn in small batches."""
     cluster = need("sklearn.cluster", extra="curate", what="clustering of embeddings (SemDeDup)")
     k = min(k, len(vectors))
     fit = cluster.MiniBatchKMeans(k, random_state=seed, batch_size=max(1024, 2 * k), max_iter=20, n_init=1, reassignment_ratio=0)
@@ -41,12 +41,12 @@ def semantic_twins(
     priority: np.ndarray | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``vectors`` float [N, E] → (cause int64 [N], similarity float32 [N]): −1 if the item stays, else the twin that caused its removal.
+    """(cause int64 [N], similarity float32 [N]) of ``vectors`` [N, E]: −1 if an item stays, else the twin that caused its removal.
 
-    Two items are twins if their cosine is above 1 − ε. k: clusters, by default √N. keep: who of the twins stays: the ``first``, the one
-    farthest from its centre (``hard``, as published) or nearest to it (``easy``), a ``random`` one, or the ``best`` by ``priority`` [N].
-    mode: see ``twins.prune``. across: also find twins that k-means put into different clusters (the published code does not): an item
-    within reach of the border to another cluster visits that cluster too, so the result is that of comparing all pairs.
+    Two items are twins if their cosine is above 1 − ε. k: clusters, by default √N. keep: the twin that stays: the ``first``, the one
+    farthest from its centre (``hard``, as published) or nearest to it (``easy``), a ``random`` one, or the ``best`` by ``priority``
+    [N]. mode: see ``pruning.prune``. across: also find twins in different clusters (the published code does not): an item near the
+    border to another cluster is compared with that cluster too, so the result equals a comparison of all pairs.
     """
     vectors = normalised(vectors)
     n = len(vectors)
@@ -73,10 +73,10 @@ def _order(keep: KeepRule, distance: np.ndarray, priority: np.ndarray | None, se
 
 
 def _assign(vectors: np.ndarray, centres: np.ndarray, reach: float) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """Cluster of each item, the visitors of each cluster, and each item's distance to its centre.
+    """The cluster of each item, the visitors of each cluster, and each item's distance to its centre.
 
-    y lies beyond the bisector between x's centre c and its own c'. x is (‖x−c'‖² − ‖x−c‖²) / 2‖c−c'‖ away from that plane, so if x and y
-    are within ``reach`` of each other, so is x of the plane: then x visits c'.
+    If y belongs to another centre c', it lies beyond the bisecting plane between c' and x's centre c. The distance of x to that plane
+    is (‖x−c'‖² − ‖x−c‖²) / 2‖c−c'‖, so if x and y are within ``reach``, x is within ``reach`` of the plane: then x visits c'.
     """
     k = len(centres)
     norms = (centres**2).sum(1)
@@ -109,7 +109,7 @@ def _runs(columns: np.ndarray, rows: np.ndarray) -> tuple[list[int], list[np.nda
 def _pairs(
     vectors: np.ndarray, home: np.ndarray, guests: list[np.ndarray], k: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs above the threshold that share a cluster, or of which one visits the other's; each once."""
+    """Pairs above the threshold in a common cluster, or with one visiting the other's; each once."""
     order = np.argsort(home, kind="stable")
     members = np.split(order, np.searchsorted(home[order], np.arange(1, k)))
     pair_codes = [np.empty((0,), np.int64)]

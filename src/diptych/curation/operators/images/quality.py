@@ -1,4 +1,4 @@
-"""Numbers from pixels: what is wrong with a picture, and hashes by which copies are found.
+"""Quality measures from pixels, and hashes that identify copies.
 
 Shapes: N pictures, each uint8 [height, width, 3]; L luminance, float32 [height, width], 0..255.
 """
@@ -15,17 +15,17 @@ import pyarrow as pa
 
 from diptych.curation.operators.base import Columns, Operator, arrays
 
-SIDE = 256  # pixels: quality is measured on pictures no longer than this, so that the numbers of large and small ones compare
+SIDE = 256  # pixels: larger pictures are scaled to this length, so that measures of all sizes are comparable
 _HASH_SIDE, _KEPT = 32, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageQuality(Operator):
-    """Dark, light, blurred, empty or grey: one number for each, measured on the picture scaled to at most 256 pixels.
+    """Measures for dark, light, blurred, empty or grey pictures, on the picture scaled to at most 256 pixels.
 
-    brightness: mean luminance, 0 black … 1 white. contrast: its standard deviation, 0 … 0.5. sharpness: variance of the Laplacian of the
-    luminance (0..255). blur: 0 sharp … 1 blurred, whatever the picture shows (Crete et al. 2007, "The blur effect"). entropy: of the luminance's
-    histogram in 64 steps, 0 … 6 bits. saturation: mean of (max − min) of the channels, 0 grey … 1.
+    brightness: mean luminance, 0 black … 1 white. contrast: its standard deviation, 0 … 0.5. sharpness: variance of the Laplacian
+    of the luminance (0..255). blur: 0 sharp … 1 blurred, largely independent of the content (Crete et al. 2007, "The blur effect").
+    entropy: of the luminance's histogram in 64 steps, 0 … 6 bits. saturation: mean of (max − min) of the channels, 0 grey … 1.
     """
 
     name = "image_quality"
@@ -42,7 +42,7 @@ class ImageQuality(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageHash(Operator):
-    """``pixel_hash``: equal for equal decoded pictures, whatever their files. ``phash``: 64 bits, near for pictures that look alike."""
+    """``pixel_hash``: equal for equal decoded pictures in any files. ``phash``: 64 bits, close for similar pictures."""
 
     name = "image_hash"
     inputs = ("pixels",)
@@ -60,8 +60,10 @@ def pixel_hash(picture: np.ndarray) -> bytes:
 
 
 def phashes(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """64-bit perceptual hashes, uint64 [N] (Zauner 2010): which of the 8 × 8 lowest frequencies of the picture at 32 × 32 pixels are
-    above their median. The formula of ``imagehash.phash``, first bit highest.
+    """64-bit perceptual hashes, uint64 [N] (Zauner 2010).
+
+    A bit is set for each of the 8 × 8 lowest frequencies of the picture at 32 × 32 pixels that is above their median; as in
+    ``imagehash.phash``, first bit highest.
     """
     from PIL import Image
 
@@ -71,7 +73,7 @@ def phashes(pictures: Sequence[np.ndarray]) -> np.ndarray:
     small = np.stack([np.asarray(Image.fromarray(p).convert("L").resize(size, filter_)) for p in pictures]).astype(np.float64)
     wave = _cosines()
     low = (wave @ small @ wave.T).reshape(len(small), -1)  # [N, 64]
-    low[np.abs(low) < 1e-6] = 0  # an even picture has no frequencies, only rounding errors
+    low[np.abs(low) < 1e-6] = 0  # a uniform picture has no frequencies, only rounding errors
     bits = low > np.median(low, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
 
@@ -84,7 +86,7 @@ def _cosines() -> np.ndarray:
 
 
 def quality(picture: np.ndarray) -> tuple[float, float, float, float, float, float]:
-    """brightness, contrast, sharpness, blur, entropy, saturation of one picture. Sums of whole numbers, so exact."""
+    """brightness, contrast, sharpness, blur, entropy, saturation of one picture; exact, since sums are of integers."""
     from PIL import Image, ImageChops
 
     image = Image.fromarray(picture)
@@ -101,7 +103,7 @@ def quality(picture: np.ndarray) -> tuple[float, float, float, float, float, flo
 
 
 def _moments(histogram: Sequence[int]) -> tuple[float, float, float]:
-    """Mean and standard deviation of the values, as shares of 255, and entropy in bits of their histogram in 64 steps; ``histogram``: 256 counts."""
+    """Mean and standard deviation, as shares of 255, and entropy in bits in 64 steps, of a ``histogram`` of 256 counts."""
     counts = np.array(histogram)
     value, n = np.arange(256), int(counts.sum())
     first, second = int(counts @ value), int(counts @ value**2)
@@ -120,10 +122,11 @@ def _laplacian_variance(light: np.ndarray) -> float:
 
 
 def blur_effect(light: np.ndarray, width: int = 9) -> float:
-    """How little a picture changes when it is blurred again (Crete, Dolmiere, Ladret & Nicolas 2007); the blurrier of the two axes.
+    """The blur effect, 0 … 1: how little a picture changes when it is blurred again, the larger value of the two axes.
 
-    ``light`` [height, width], signed. width: of the blur, odd. 1 for an even picture, and for one too small to tell. Neighbours of a running mean
-    differ by the two values that enter and leave its window, over ``width``, so nothing needs to be blurred.
+    Crete, Dolmiere, Ladret & Nicolas 2007. light: [height, width], signed. width: of the blur, odd. 1 for a uniform picture and for
+    one smaller than the window. Neighbours of a running mean differ by the two values that enter and leave its window, divided by
+    ``width``, so no picture is actually blurred.
     """
     if min(light.shape) <= width:
         return 1.0

@@ -1,4 +1,4 @@
-"""How large the picture is, from the header of its file: nothing is decoded."""
+"""The size of the picture from the header of its file; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diptych.curation.operators.base import Columns, Operator, RowError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSize(Operator):
-    """Width, height and the shorter side in pixels, the aspect (longer side by shorter), and the file's size in bytes."""
+    """Width, height and shorter side in pixels, the aspect (longer side / shorter side), and the file's size in bytes."""
 
     name = "image_size"
     inputs = ("image",)
@@ -37,7 +37,7 @@ class ImageSize(Operator):
 
 
 def _size(file: pa.Buffer) -> tuple[int, int]:
-    """Width and height as shown: a picture that its Exif data turns on its side has them swapped."""
+    """Width and height as displayed: swapped if the Exif data rotates the picture."""
     from PIL import Image, UnidentifiedImageError
 
     from diptych.data.image import FORMATS
@@ -48,6 +48,6 @@ def _size(file: pa.Buffer) -> tuple[int, int]:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except UnidentifiedImageError as error:
         raise RowError(f"not an image (starts with {bytes(file[:12])!r})") from error
-    except Exception as error:  # headers of hostile files raise anything
-        raise RowError(f"no image that can be read: {error}") from error
+    except Exception as error:  # headers of malicious files raise anything
+        raise RowError(f"the image cannot be read: {error}") from error
     return (height, width) if turned else (width, height)

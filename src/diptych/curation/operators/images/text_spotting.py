@@ -1,6 +1,6 @@
-"""Letters in pictures: where they are, what they say, and how well a caption fits once they are gone (T-MARS).
+"""Text in pictures: where it is, what it reads, and how well the caption fits without it (T-MARS).
 
-A picture that shows its caption in letters teaches reading, not seeing (Maini et al. 2023, arXiv:2307.03132).
+A picture that spells its caption teaches reading, not seeing (Maini et al. 2023, arXiv:2307.03132).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from diptych.curation.operators.models import stamp
 from diptych.curation.operators.pairs.similarity import score
 
 BOXES = pa.list_(pa.list_(pa.int32()))  # x0, y0, x1, y1 each, pixels
-_LONGEST = 960  # pixels: larger pictures are read at this length
-_LETTERS = 2  # that a line must have to count as text
-_SURROUND = 0.35  # of a box's height: how far its surround reaches
+_LONGEST = 960  # pixels: larger pictures are scaled to this length
+_LETTERS = 2  # a line needs at least so many to count as text
+_SURROUND = 0.35  # width of the surround, as a share of the box's height
 
 
 @cache
@@ -41,14 +41,14 @@ def _reader() -> Any:
 
 
 def spot(picture: np.ndarray, read: bool = True) -> tuple[list[list[int]], str]:
-    """Boxes of lines of text, and what they say from top to bottom."""
+    """The boxes of lines of text, and the text from top to bottom."""
     result = _reader()(np.ascontiguousarray(picture[..., ::-1]), use_det=True, use_rec=read, use_cls=False)
     if result.boxes is None or not len(result.boxes):
         return [], ""
     height, width = picture.shape[:2]
     texts = list(result.txts or ()) if read else []
     quads = np.asarray(result.boxes)
-    if read:  # the detector also boxes outlines of drawings, of which the reader makes a letter or a line
+    if read:  # the detector also finds outlines of drawings, which read as single letters
         letters = [i for i, text in enumerate(texts) if sum(c.isalnum() for c in text) >= _LETTERS]
         quads, texts = quads[letters], [texts[i] for i in letters]
     boxes = []
@@ -67,7 +67,7 @@ def covered(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.ndarr
 
 
 def overlap(caption: str, spotted: str) -> float:
-    """Share of the caption's words that the picture spells; case, marks and what the reader ran together do not matter."""
+    """The share of the caption's words that the picture spells; case, punctuation and missing spaces do not matter."""
     words = re.findall(r"\w+", caption.casefold())
     letters = re.sub(r"\W+", "", spotted.casefold())
     tokens = set(re.findall(r"\w+", spotted.casefold()))
@@ -78,8 +78,10 @@ def overlap(caption: str, spotted: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpotting(Operator):
-    """``text_boxes``, the share of the picture that they cover (``text_area``), what they say (``spotted_text``), and the share of the caption's
-    words among it (``text_overlap``): near 1 for a picture of its own caption. ``read: false`` finds the boxes only. By RapidOCR (PP-OCR).
+    """Text in the picture, by RapidOCR (PP-OCR): ``text_boxes``, ``text_area``, ``spotted_text``, ``text_overlap``.
+
+    text_area: the share of the picture that the boxes cover. text_overlap: the share of the caption's words in the spotted text,
+    near 1 for a picture of its own caption. ``read: false`` finds the boxes only.
     """
 
     name = "text_spotting"
@@ -107,7 +109,7 @@ class TextSpotting(Operator):
 
 
 def without_text(picture: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:
-    """The picture with each box filled with the mean colour of its surround, other boxes left out of the mean."""
+    """The picture with each box filled with the mean colour of its surround, which excludes other boxes."""
     if not boxes:
         return picture
     height, width = picture.shape[:2]
@@ -117,7 +119,7 @@ def without_text(picture: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndar
         reach = max(2, round(_SURROUND * (y1 - y0)))
         window = (slice(max(0, y0 - reach), y1 + reach), slice(max(0, x0 - reach), x1 + reach))
         surround = picture[window][~letters[window]]
-        if not len(surround):  # boxes fill it: the rest of the picture, or all of it
+        if not len(surround):  # boxes fill the surround: use the rest of the picture, or all of it
             surround = picture[~letters] if not letters.all() else picture.reshape(-1, 3)
         filled[y0:y1, x0:x1] = np.rint(surround.mean(0))
     return filled
@@ -125,7 +127,7 @@ def without_text(picture: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndar
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedScore(Operator):
-    """``masked_clip_score``: the score of the picture without its letters with the original caption. After ``text_spotting``.
+    """``masked_clip_score``: the score of the picture without its text with the original caption. After ``text_spotting``.
 
     T-MARS keeps the better half: ``keep: {column: masked_clip_score, top: 0.5}``.
     """

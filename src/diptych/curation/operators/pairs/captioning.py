@@ -1,4 +1,4 @@
-"""What a captioner says of a picture, against what the web says: Sieve, recaptioning, CapFilt."""
+"""Captions of a captioning model next to those of the web: Sieve, recaptioning, CapFilt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diptych.curation.operators.base import Columns, Operator, arrays
 from diptych.curation.operators.models import able, stamp
 from diptych.curation.operators.pairs.similarity import score
 
-# Phrases that name the medium and not what it shows; longer ones first, so that what is left of them does not remain.
+# Phrases that name the medium, not the content; longer ones first, so that no part of them remains.
 MEDIUM = (
     "there is a picture of", "there is a photo of", "there is an image of", "this is a picture of", "this is a photo of",
     "this is an image of", "a close up picture of", "a close up photo of", "a black and white photo of", "a black and white photograph of",
@@ -27,12 +27,12 @@ _MEDIUM = re.compile(r"\b(?:" + "|".join(re.escape(p) for p in sorted(MEDIUM, ke
 
 
 def without_medium(text: str) -> str:
-    """The text without medium phrases, cut out on word boundaries only ("photo office" keeps its "photo of"); all of it if nothing else is left."""
+    """The text without medium phrases, at word boundaries ("photo office" is unchanged); the whole text if nothing else is left."""
     return " ".join(_MEDIUM.sub(" ", text).split()).strip(" ,;:.-") or text
 
 
 def views(picture: np.ndarray, k: int) -> list[np.ndarray]:
-    """k views of a picture: all of it, then its corners and centre at four fifths, then those mirrored."""
+    """k views of a picture: the whole, then its corners and centre at four fifths, then those mirrored."""
     height, width = picture.shape[:2]
     h, w = max(1, height * 4 // 5), max(1, width * 4 // 5)
     corners = [(0, 0), (0, width - w), (height - h, 0), (height - h, width - w), ((height - h) // 2, (width - w) // 2)]
@@ -55,10 +55,10 @@ def sentence_vectors(texts: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Sieve(Operator):
-    """``sieve_score``: how near the caption comes to the nearest of k captions that a captioner gives, as sentences (Mahmoud et al. 2024, arXiv:2310.02110).
+    """``sieve_score``: the similarity of the caption to the nearest of k generated captions (Mahmoud et al. 2024, arXiv:2310.02110).
 
-    Medium phrases are cut from both first. The k captions are greedy ones of k views of the picture, where the paper samples k of one view: the
-    same row gets the same score every time. ``fuse`` with ``{sieve_score: 0.5, clip_score: 0.5}`` makes the paper's score.
+    Medium phrases are removed from both. The k captions are greedy ones of k views of the picture; the paper samples k captions of
+    one view, which would give other scores each time. The paper's score is ``fuse`` with ``{sieve_score: 0.5, clip_score: 0.5}``.
     """
 
     name = "sieve"
@@ -86,15 +86,15 @@ class Sieve(Operator):
 
 
 def shear(extended: str, original: str) -> str:
-    """The extended caption cut to as many words as the original has, as in "text shearing" (Liu et al. 2023, arXiv:2311.18765)."""
+    """The extended caption cut to the number of words of the original: "text shearing" (Liu et al. 2023, arXiv:2311.18765)."""
     return " ".join(extended.split()[: max(1, len(original.split()))])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recaption(Operator):
-    """``synthetic_text``: what a captioner says of the picture; ``sheared_text``: that, no longer than the original caption.
+    """``synthetic_text``: a generated caption of the picture; ``sheared_text``: the same, no longer than the original caption.
 
-    prompt: asked of models that follow one.
+    prompt: for models that follow one.
     """
 
     name = "recaption"
@@ -115,10 +115,10 @@ class Recaption(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class CapFilt(Operator):
-    """BLIP's filter (Li et al. 2022, arXiv:2201.12086): the web's caption and the captioner's are judged apart, each stays if it matches the picture.
+    """BLIP's filter (Li et al. 2022, arXiv:2201.12086): keeps each of the web's and the generated caption that matches the picture.
 
-    ``web_match``, ``synthetic_match``: the matcher's scores; ``matched_captions``: those of at least ``threshold`` (of a matching head, log-odds: 0
-    is "as likely as not"), the web's first; null if none. After ``recaption``.
+    ``web_match``, ``synthetic_match``: scores of the matching model; ``matched_captions``: those of at least ``threshold`` (log-odds
+    for a matching head: 0 is even odds), the web's first; null if none. After ``recaption``.
     """
 
     name = "capfilt"

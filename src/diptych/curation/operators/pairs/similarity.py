@@ -1,4 +1,4 @@
-"""How well picture and text fit, by any model that can tell, and the vectors by which items of one meaning are found."""
+"""The similarity of picture and text by any model that scores pairs, and embeddings for finding items of equal meaning."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from diptych.curation.operators.models import able, stamp
 
 @dataclass(frozen=True, kw_only=True)
 class ClipScore(Operator):
-    """``clip_score``: the model's score of each picture with its caption; of CLIP-like models the cosine (Hessel et al. 2021, without their factor 2.5).
+    """``clip_score``: the model's score of each picture with its caption; for CLIP-like models the cosine.
 
-    model: a run directory, ``hf:NAME`` or what else ``diptych evaluate`` takes.
+    Hessel et al. 2021, without their factor 2.5. model: a run directory, ``hf:NAME`` or any other address for ``diptych evaluate``.
     """
 
     name = "clip_score"
@@ -34,14 +34,14 @@ class ClipScore(Operator):
 
 
 def score(address: str, pictures: list[np.ndarray], texts: list[str]) -> np.ndarray:
-    """Of aligned pairs, float32 [N]."""
+    """The scores of aligned pairs, float32 [N]."""
     each = np.arange(len(texts))
     return able(address, "score").score(pictures, texts, np.stack([each, each], 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Operator):
-    """``image_embedding`` and ``text_embedding``: unit vectors of the model; ``of`` names the sides that are wanted."""
+    """``image_embedding`` and ``text_embedding``: unit vectors of the model; ``of`` names the modalities."""
 
     name = "embed"
     resources: ClassVar[Literal["cpu", "model"]] = "model"

@@ -1,4 +1,4 @@
-"""MetaCLIP (Xu et al. 2024, arXiv:2309.16671): match texts to a list of concepts, then draw frequent concepts less often."""
+"""MetaCLIP (Xu et al. 2024, arXiv:2309.16671): match texts to a list of concepts, then sample frequent concepts less often."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PADDED = str.maketrans({**{mark: f" {mark} " for mark in ",.;:?!`"}, **dict.fro
 
 
 def padded(text: str) -> str:
-    """The text with spaces at its ends and around punctuation, so that whole words can be found by their spaces."""
+    """The text with spaces at its ends and around punctuation, so that whole words are found by their spaces."""
     return f" {text} ".translate(_PADDED)
 
 
 class Matcher:
-    """Which of very many entries occur in a text: one pass of an Aho-Corasick automaton (Aho & Corasick 1975), however many they are."""
+    """Finds which of many entries occur in a text, in one pass of an Aho-Corasick automaton (Aho & Corasick 1975)."""
 
     def __init__(self, entries: Sequence[str]):
         ahocorasick_rs = need("ahocorasick_rs", extra="curate", what="the operator concepts")
@@ -35,13 +35,13 @@ class Matcher:
         self._automaton: Any = ahocorasick_rs.AhoCorasick(spaced, matchkind=kind, implementation=form, store_patterns=False)
 
     def __call__(self, text: str) -> list[int]:
-        """Places of the entries in the list, ascending, each once; case counts."""
+        """Positions of the matching entries in the list, ascending, each once; case-sensitive."""
         return sorted({match[0] for match in self._automaton.find_matches_as_indexes(padded(text), overlapping=True)})
 
 
 @lru_cache(maxsize=4)
 def entries_of(path: str) -> tuple[str, ...]:
-    """One entry a line, or a JSON list; the first of equal ones counts."""
+    """The entries in a file, without repetitions: one on each line, or a JSON list. Raises DiptychError if there is none."""
     import json
 
     try:
@@ -65,7 +65,7 @@ def _matcher(entries: tuple[str, ...]) -> Matcher:
 
 @dataclass(frozen=True, kw_only=True)
 class Concepts(Operator):
-    """``concepts``: the entries that occur in the caption as whole words, each once, in the order of the list.
+    """``concepts``: the entries that occur in the caption as whole words, in the order of the list.
 
     entries: a list of concepts, or ``file``: one entry a line (or a JSON list). Plain substrings of the padded text, case included.
     """
@@ -93,7 +93,7 @@ class Concepts(Operator):
 
 
 def keep_probability(counts: Sequence[int], t: float) -> float:
-    """1 − Π(1 − min(1, t / count)) over the matched entries; 0 for none."""
+    """The probability 1 − Π(1 − min(1, t / count)) over the matched entries that a row stays; 0 for none."""
     missed = 1.0
     for c in counts:
         missed *= 1 - min(1.0, t / c)
@@ -110,7 +110,7 @@ class _Counted(Reduce):
 
     def combine(self, summaries: Iterator[pa.Table]) -> pa.Table:
         total: pa.Table | None = None
-        for table in summaries:  # one shard after the other: memory grows with the number of concepts, not of rows
+        for table in summaries:  # one shard at a time: memory grows with the number of concepts, not of rows
             total = table if total is None else _counts(pa.concat_tables([total, table]))
         assert total is not None
         return total.sort_by([("count", "descending"), ("concept", "ascending")])
@@ -122,10 +122,10 @@ def _counts(table: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Balance(_Counted):
-    """MetaCLIP's balancing. p = min(1, t / count) for each concept; a row stays if any of its concepts' draws with that p says so.
+    """MetaCLIP's balancing: each concept of a row keeps it with probability p = min(1, t / count).
 
-    keep_probability: 1 − Π(1 − p). balanced: the outcome; each draw depends on the row, the concept and the seed alone. The rarest of a row's
-    concepts and its count are given too. The state is the table of counts: concept, count.
+    keep_probability: 1 − Π(1 − p). balanced: the outcome; each draw depends on the row, the concept and the seed only. The rarest
+    concept of a row and its count are outputs too. The state is a table of counts: concept, count.
     """
 
     name = "balance"

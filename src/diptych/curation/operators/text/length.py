@@ -1,4 +1,4 @@
-"""How long the text is."""
+"""The length of the text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diptych.curation.operators.base import Columns, Operator
 
 @dataclass(frozen=True, kw_only=True)
 class TextLength(Operator):
-    """Characters, and words between white space, of the caption."""
+    """``characters`` and ``words`` (separated by white space) of the caption."""
 
     name = "text_length"
     inputs = ("text",)
@@ -21,5 +21,5 @@ class TextLength(Operator):
     def compute(self, batch: pa.RecordBatch) -> Columns:
         text = batch["text"]
         words = pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(text)))
-        empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0)  # splitting nothing gives one piece
+        empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0)  # splitting an empty text gives one piece
         return {"characters": pc.utf8_length(text), "words": pc.if_else(empty, 0, words)}

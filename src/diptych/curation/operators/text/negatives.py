@@ -1,4 +1,4 @@
-"""Captions that are false by one change: nouns, attributes or the two sides of a relation in each other's place."""
+"""Hard negatives: captions made false by one change, which swaps nouns, attributes or the two sides of a relation."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _OTHER = {a: b for pair in reversed(OPPOSITES) for a, b in (pair, pair[::-1])}
 _RELATION = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, _OTHER), key=len, reverse=True)) + r")\b", re.IGNORECASE)
 _EQUAL = frozenset(
     ["above", "below", "left", "right", "front", "behind", "over", "under", "before", "after"]
-)  # "a fox above a fox": either way round it is the same
+)  # "a fox above a fox" stays the same when swapped
 
 
 def turn_relation(caption: str, rng: random.Random) -> str | None:
-    """``caption`` with one relation turned into its opposite; ``None`` if it has none, or if both its sides are the same thing."""
+    """``caption`` with one relation reversed; ``None`` if it has none, or if both sides are the same."""
     matches = list(_RELATION.finditer(caption))
     rng.shuffle(matches)
     for match in matches:
@@ -42,7 +42,7 @@ def turn_relation(caption: str, rng: random.Random) -> str | None:
 
 
 def _last(text: str) -> str:
-    """What stands directly before a relation, without the frame before it ("there is", "a picture of")."""
+    """The phrase directly before a relation, without a frame such as "there is" or "a picture of"."""
     return re.split(r"\b(?:is|are|of|and|that|which)\b|[,.;]", text)[-1]
 
 
@@ -51,7 +51,7 @@ def _first(text: str) -> str:
 
 
 def negative(caption: str, kind: Kind, rng: random.Random) -> str | None:
-    """A false version of one kind, or ``None``; never one that means the same."""
+    """A false version of the caption of one kind, or ``None``; never one with the same meaning."""
     if kind == "relation":
         return turn_relation(caption, rng)
     return swap_words(caption, rng, only={"nouns": "head", "attributes": "modifier"}[kind])
@@ -59,7 +59,7 @@ def negative(caption: str, kind: Kind, rng: random.Random) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Negatives(Operator):
-    """``negative``: the caption with one change that makes it false, and ``negative_kind``: which; null where no change gives another meaning.
+    """``negative``: the caption with one change that makes it false; ``negative_kind``: which change. Null if there is none.
 
     Of ``kinds`` the first that can be had, in an order that the row's hash shuffles; ``seed`` draws others.
     """

@@ -1,4 +1,4 @@
-"""How much a language model is surprised by a caption."""
+"""The perplexity of a caption under a language model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from diptych.curation.operators.models import stamp
 if TYPE_CHECKING:
     from diptych.models.pretrained import CausalLM
 
-LONGEST = 256  # tokens that count
+LONGEST = 256  # tokens of a text that are used
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(Operator):
-    """``perplexity``: exp of the mean of −log P over the caption's tokens, after [BOS] and without [EOS]; ``tokens``: how many (at most 256 count).
+    """``perplexity``: exp of the mean −log P of the caption's tokens, after [BOS] and without [EOS]; ``tokens``: their number.
 
     lm: ``gemma`` (Gemma 3 270M, see its terms), ``random`` (to try a plan without weights), or a directory that transformers loads.
     """
@@ -60,7 +60,7 @@ def _language_model(name: str) -> CausalLM:
 
 
 def perplexities(lm: CausalLM, texts: Sequence[str], rows: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Perplexity float64 [N] and tokens that count int32 [N] of each text; texts of like length share a batch."""
+    """Perplexity, float64 [N], and number of used tokens, int32 [N], of each text; texts of similar length share a batch."""
     import torch
 
     from diptych.objectives.generative import token_log_probabilities
@@ -77,7 +77,7 @@ def perplexities(lm: CausalLM, texts: Sequence[str], rows: int = 32) -> tuple[np
             total = torch.zeros(len(chosen), dtype=torch.float64)
             for row, (h, target, keep) in enumerate(
                 zip(hidden, ids[:, 1:], is_word, strict=True)
-            ):  # a wide vocabulary: one text's logits at a time
+            ):  # the vocabulary is large: logits of one text at a time
                 if keep.any():
                     total[row] = token_log_probabilities(lm.head(h[keep])[None], target[keep][None]).double().sum()
         values[chosen] = torch.exp(-total / lengths.clamp(min=1)).numpy()

@@ -1,4 +1,4 @@
-"""What is wrong with a text: repetition, odd characters, phrases that say nothing of the picture."""
+"""Quality measures of a text: repetition, special characters, stock phrases that do not describe the picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from diptych.curation.operators.base import Columns, Operator
 
-# Texts that a camera, a shop or a page template wrote; RE2, case ignored, on the trimmed text.
+# Texts written by a camera, a shop or a page template; RE2, case-insensitive, on the trimmed text.
 BOILERPLATE = (
     r"^(img|dsc|dscn|dcim|pxl|image|photo|picture|pic|screenshot|screen shot|scan|untitled|file|unnamed|no ?name)[\s_\-#.:()]*\d*\)?"
     r"(\.(jpe?g|png|gif|webp|bmp|tiff?))?$",
@@ -30,10 +30,10 @@ BOILERPLATE = (
 class TextQuality(Operator):
     """Repetition and special characters of the caption, 0 … 1 each, and whether it is a stock phrase.
 
-    character_repetition: share of the most frequent runs of ``run`` characters among all, as in the ROOTS corpus (Laurençon et al. 2022): of k
-    different runs the √k most frequent, if they come more than once. word_repetition: share of the runs of ``words`` words that come more than
-    once, case ignored. special_characters: share of characters that are neither letters, digits, marks nor white space.
-    boilerplate: bool, see ``BOILERPLATE``.
+    character_repetition: the share of the √k most frequent of k different n-grams of ``run`` characters, if they occur more than
+    once, as in the ROOTS corpus (Laurençon et al. 2022). word_repetition: the share of n-grams of ``words`` words that occur more
+    than once, case-insensitive. special_characters: the share of characters that are neither letters, digits, punctuation nor
+    white space. boilerplate: bool, see ``BOILERPLATE``.
     """
 
     name = "text_quality"
@@ -61,11 +61,13 @@ class TextQuality(Operator):
 
 
 def is_boilerplate(text: pa.Array) -> pa.Array:
+    """Boolean, true for stock phrases."""
     pattern = "|".join(f"(?:{p})" for p in BOILERPLATE)
     return pc.match_substring_regex(pc.utf8_trim_whitespace(text), pattern, ignore_case=True)
 
 
 def character_repetition(text: str, run: int) -> float:
+    """The share of repeated n-grams of ``run`` characters, see ``TextQuality``."""
     runs = [text[i : i + run] for i in range(len(text) - run + 1)]
     if len(set(runs)) == len(runs):
         return 0.0
@@ -75,6 +77,7 @@ def character_repetition(text: str, run: int) -> float:
 
 
 def word_repetition(text: str, run: int) -> float:
+    """The share of repeated n-grams of ``run`` words, see ``TextQuality``."""
     words = text.lower().split()
     runs = list(zip(*(words[i:] for i in range(run)), strict=False))
     if len(set(runs)) == len(runs):
@@ -83,7 +86,7 @@ def word_repetition(text: str, run: int) -> float:
 
 
 def normalised(text: str) -> str:
-    """The text without what does not change what it says: letter case, white space, punctuation at its ends."""
+    """The text without letter case, repeated white space and punctuation at its ends."""
     return " ".join(text.casefold().split()).strip(" .,;:!?\"'")
 
 
@@ -91,5 +94,5 @@ _DIGITS = re.compile(r"\d+")
 
 
 def template(text: str) -> str:
-    """``normalised`` with numbers made equal: "IMG 17" and "img 203" come from one template."""
+    """``normalised`` with numbers replaced: "IMG 17" and "img 203" have the same template."""
     return _DIGITS.sub("0", normalised(text))
