@@ -1,4 +1,4 @@
-"""Reads what runs and comparisons left on disk (docs/runs.md). A part that is missing or broken becomes a note, not a stop."""
+"""Loads comparisons, runs and evaluations for the report (docs/runs.md). A missing or broken file becomes a note, not an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNTED = ("seconds", "samples", "tokens", "flops", "steps", "parameters", "trai
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of one recipe: means over its seeds, and the seeds one by one."""
+    """One metric of one recipe: means over its seeds, and the value of each seed."""
 
     task: str
     metric: str
@@ -39,14 +39,16 @@ class Measure:
     nans: int
     seeds: dict[int, float]
     seeds_at_chance: tuple[int, ...] = ()
-    bounded: bool = True  # False: a seed came without its interval, so nothing is claimed
+    bounded: bool = True  # False: a seed has no interval, so nothing is claimed
 
     @property
     def at_chance(self) -> bool:
+        """Whether the interval includes chance."""
         return self.bounded and self.chance is not None and self.low <= self.chance <= self.high
 
     @property
     def better_than_chance(self) -> bool:
+        """Whether the whole interval is better than chance; true if there is no chance level."""
         if self.chance is None or not self.bounded:
             return self.chance is None
         return self.low > self.chance if self.higher_is_better else self.high < self.chance
@@ -69,6 +71,8 @@ class Run:
 
 @dataclass
 class Recipe:
+    """A recipe of a comparison with its runs and their means."""
+
     name: str
     label: str
     paradigm: str = ""
@@ -83,6 +87,8 @@ class Recipe:
 
 @dataclass
 class Item:
+    """An item of the comparison's retrieval set, with its picture."""
+
     id: str
     image: Path
     captions: list[str]
@@ -105,6 +111,8 @@ class Test:
 
 @dataclass
 class Comparison:
+    """Everything that a report shows."""
+
     path: Path
     title: str
     created: str = ""
@@ -123,10 +131,12 @@ class Comparison:
 
     @property
     def measured(self) -> list[Recipe]:
+        """The recipes with results."""
         return [r for r in self.recipes if r.measures]
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds of all runs."""
         return sorted({run.seed for recipe in self.recipes for run in recipe.runs})
 
 
@@ -223,7 +233,7 @@ def _evaluation(path: Path, notes: list[str]) -> Comparison:
 def _recipe(
     entry: dict[str, Any], seeds: Iterable[tuple[int, RunFiles]], notes: list[str], alone: EvaluationFiles | None = None
 ) -> Recipe:
-    """A recipe with its runs. alone: the evaluation, where it does not lie in a run's directory."""
+    """A recipe with its runs. alone: the evaluation, if it is not in a run's directory."""
     recipe = Recipe(**{k: str(entry.get(k) or "") for k in ("name", "label", "paradigm", "about", "cite", "score", "error")})  # type: ignore[arg-type]
     for seed, files in seeds:
         evaluation = alone or files.evaluation()
@@ -251,7 +261,7 @@ def _measures(runs: list[Run]) -> dict[Key, Measure]:
 
 
 def _measure(key: Key, pairs: list[tuple[int, dict[str, Any]]]) -> Measure:
-    """The interval is the mean of the seeds' intervals: it speaks of the draw of test items; the seeds stand beside it."""
+    """Means over seeds. The interval is the mean of the seeds' intervals: it covers the draw of test items, not the seeds."""
     results = [r for _, r in pairs]
 
     def mean(name: str) -> float:
@@ -312,7 +322,7 @@ def _tests(rows: Any, names: set[str]) -> list[Test]:
 
 
 def _licences(given: Any) -> list[dict[str, Any]]:
-    """A list of {"part", "licence", "source"}, or a mapping from parts to terms."""
+    """``[{"part", "licence", "source"}]``, also from a mapping of parts to terms."""
     if isinstance(given, dict):
         return [{"part": part, "licence": terms} for part, terms in given.items()]
     return [x for x in given or [] if isinstance(x, dict)]
@@ -328,7 +338,7 @@ def _items(directory: Path, notes: list[str]) -> dict[str, Item]:
 
 
 def parse_budget(budget: Any) -> Budget | None:
-    """A budget as it was written; None if it is not one."""
+    """A budget; None if the value is not one."""
     try:
         return Budget.parse(budget)
     except (ValueError, TypeError):

@@ -9,20 +9,20 @@ from typing import Any
 from diptych.core.errors import DiptychError
 from diptych.training.run_files import EvaluationFiles, Record
 
-Credits = dict[str, float]  # of items
-# Mappings from metric to number that are no controls.
+Credits = dict[str, float]  # {item: credit}
+# Mappings from metric to number that are not controls.
 NO_CONTROLS = {"correct", "chance", "ties", "rank", "slices", "weights"}
 
 
 def finite(value: Any) -> float | None:
-    """A number that can be shown, or None."""
+    """The value as a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def results_of(evaluation: EvaluationFiles, notes: list[str]) -> list[dict[str, Any]]:
-    """Results of records that came without a summary: by the task of that name, else as means of credits. ``notes`` get problems."""
+    """The results of records without a summary: means of credits, else by the task of that name. ``notes`` get problems."""
     from diptych.benchmarks.records import plain
     from diptych.benchmarks.tasks import TASKS
     from diptych.benchmarks.tasks.base import shares
@@ -45,7 +45,7 @@ def results_of(evaluation: EvaluationFiles, notes: list[str]) -> list[dict[str, 
 
 
 def credits_of(task: str, records: Sequence[Record]) -> dict[str, Credits]:
-    """{metric: {item: credit}}: the records' own credits, else what the task makes of them (captions)."""
+    """{metric: {item: credit}}: the records' own credits, else those that the task computes (captions)."""
     credits: dict[str, Credits] = {}
     for record in records:
         for metric, value in (record.get("correct") or {}).items():
@@ -65,7 +65,7 @@ def credits_of(task: str, records: Sequence[Record]) -> dict[str, Credits]:
 
 
 def own_scores(record: Mapping[str, Any]) -> list[Any]:
-    """The scores that the model's own look at the picture gave: a list, or rows of pictures against texts; else empty."""
+    """The scores with the item's own picture: a list, or a matrix of pictures × texts; else empty."""
     scores = record.get("scores")
     if isinstance(scores, dict):
         scores = scores.get("correct", list(scores.values()))
@@ -73,7 +73,7 @@ def own_scores(record: Mapping[str, Any]) -> list[Any]:
 
 
 def control_names(record: Mapping[str, Any]) -> list[str]:
-    """``chance`` and every other mapping that has the metrics of ``correct``: blind, shuffled, length, constant …"""
+    """Names of the controls in a record: every mapping with the metrics of ``correct`` (blind, shuffled, length …), and chance."""
     metrics = set(record.get("correct") or {})
     alike = [k for k, v in record.items() if k not in NO_CONTROLS and isinstance(v, dict) and v and set(v) <= metrics]
     return [*alike, "chance"]

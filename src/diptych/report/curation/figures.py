@@ -1,4 +1,4 @@
-"""The drawings of a curation report: funnel, histograms with their thresholds, counts before and after."""
+"""The figures of a curation report: funnel, histograms with thresholds, counts before and after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 48
 
 
 def funnel(rows: int, steps: Sequence[tuple[str, int]]) -> str:
-    """Bars of what is left after each reason: (reason, rows that it removed)."""
+    """An SVG of the rows that are left after each (reason, rows that it removed)."""
     width, bar, gap, left, right = 760, 20, 8, 250, 150
     body, remaining, y = [], rows, 4.0
     for reason, removed in [("all rows", 0), *steps]:
@@ -34,7 +34,7 @@ def funnel(rows: int, steps: Sequence[tuple[str, int]]) -> str:
 
 
 def histogram(values: np.ndarray, kept: np.ndarray, thresholds: Sequence[float], label: str) -> str:
-    """Stacked: rows kept in the end below, rows dropped above; thresholds as upright lines."""
+    """An SVG histogram: kept rows below, dropped rows stacked above; thresholds as vertical lines."""
     width, height, left, right, top, bottom = 340, 190, 44, 12, 22, 28
     low, high, clipped = _span(values, thresholds)
     whole = bool(np.all(values == np.round(values)))
@@ -80,7 +80,7 @@ def histogram(values: np.ndarray, kept: np.ndarray, thresholds: Sequence[float],
 
 
 def _span(values: np.ndarray, thresholds: Sequence[float]) -> tuple[float, float, bool]:
-    """From the least to the 99th percentile, thresholds included; what lies beyond is counted at the end."""
+    """The range from the minimum to the 99th percentile, with the thresholds; values beyond are counted at the end."""
     high_all = float(values.max())
     high = max(float(np.quantile(values, 0.99)), *thresholds) if thresholds else float(np.quantile(values, 0.99))
     high = high_all if high >= 0.8 * high_all or high_all <= high else high
@@ -89,7 +89,7 @@ def _span(values: np.ndarray, thresholds: Sequence[float]) -> tuple[float, float
 
 
 def before_after(names: Sequence[str], before: Sequence[int], after: Sequence[int], label: str) -> str:
-    """A bar a name: its whole length is what there was, the full part what is left."""
+    """An SVG with a bar for each name: its length is the count before, the filled part the count after."""
     width, bar, gap, left, right = 520, 15, 6, 150, 110
     peak, y, body = max(1, *before), 2.0, []
     for name, was, now in zip(names, before, after, strict=True):
@@ -105,7 +105,7 @@ def before_after(names: Sequence[str], before: Sequence[int], after: Sequence[in
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> str:
-    """Cells are HTML; the first of each row is its head."""
+    """An HTML table; cells are HTML, the first of each row is its heading."""
     from diptych.report.drawing.marks import scroller
 
     top = "".join(f'<th scope="col"><span class="plain">{escape(h)}</span></th>' for h in head)

@@ -1,4 +1,4 @@
-"""One walk over the decisions: everything that the page shows, and no more of it than a page can show."""
+"""Collects in one pass over the decisions what the page shows, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from diptych.curation.explain import Result
 from diptych.curation.operators.base import uniform
 from diptych.curation.plan import Step
 
-DRAWN = 50_000  # rows of a histogram: of more, so many are drawn
+DRAWN = 50_000  # rows of a histogram: a sample, if there are more
 EXAMPLES, KEPT_EXAMPLES = 7, 14
 NEAR = 3  # rows on each side of a threshold
-GROUP = 5  # rows of a duplicate group that are shown, beside the one that was kept
+GROUP = 5  # rows of a duplicate group that are shown, besides the one that was kept
 GROUPS = 6  # of each pointer: the largest
 
 
 @dataclass
 class Rows:
-    """At most n rows, those with the lowest rank."""
+    """The n rows with the lowest rank."""
 
     n: int
     heap: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
 
     def offer(self, rank: float, row: dict[str, Any]) -> None:
+        """Adds a row if its rank is low enough."""
         item = (-rank, -row["row"], row)
         if len(self.heap) < self.n:
             heapq.heappush(self.heap, item)
@@ -37,15 +38,17 @@ class Rows:
             heapq.heapreplace(self.heap, item)
 
     def accepts(self, rank: float) -> bool:
+        """Whether a row of this rank would be added."""
         return len(self.heap) < self.n or -rank > self.heap[0][0]
 
     def rows(self) -> list[dict[str, Any]]:
+        """The rows by rank."""
         return [row for *_, row in sorted(self.heap, key=lambda item: (-item[0], -item[1]))]
 
 
 @dataclass
 class Values:
-    """A numeric column that a rule judges: a sample of its values, and whether each row was kept in the end."""
+    """A numeric column of a rule: a sample of its values, and whether each row was kept in the end."""
 
     step: Step
     threshold: list[float]
@@ -57,9 +60,11 @@ class Values:
 
 @dataclass
 class Gathered:
+    """Counts, samples and examples of a result."""
+
     first: Counter[str] = field(default_factory=Counter)  # removed by this reason first
-    alone: Counter[str] = field(default_factory=Counter)  # this reason would remove, whatever the others say
-    only: Counter[str] = field(default_factory=Counter)  # no other reason would
+    alone: Counter[str] = field(default_factory=Counter)  # removed by this reason, regardless of others
+    only: Counter[str] = field(default_factory=Counter)  # removed by no other reason
     values: list[Values] = field(default_factory=list)
     examples: dict[str, Rows] = field(default_factory=dict)  # by reason; "": kept
     groups: dict[str, dict[int, list[int]]] = field(default_factory=dict)  # pointer column → kept row → rows that point at it
@@ -70,6 +75,7 @@ class Gathered:
 
 
 def gather(result: Result) -> Gathered:
+    """The counts, samples and examples of a result."""
     gathered = Gathered(values=_values(result))
     share = min(1.0, DRAWN / max(1, result.manifest["rows"]))
     pointers = [s.rule.column for s in result.steps if s.rule and s.rule.way == "unique" and s.rule.column]
@@ -94,7 +100,7 @@ def gather(result: Result) -> Gathered:
 
 
 def _values(result: Result) -> list[Values]:
-    """The columns with a threshold. Two rules on one column are two thresholds in one picture if both are ranges."""
+    """The columns with a threshold. Two range rules on one column give two thresholds in one figure."""
     by_column: dict[str, Values] = {}
     for step in result.steps:
         if not step.rule or step.rule.way not in ("range", "top", "bottom") or not step.rule.column:
@@ -124,7 +130,7 @@ def _text_columns(result: Result) -> list[str]:
 
 
 def _flat(column: pa.Array) -> tuple[list[str], list[int]]:
-    """Values that are there, and the row of each."""
+    """The non-null values, and the row of each."""
     if not pa.types.is_list(column.type):
         present = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
         return column.drop_null().to_pylist(), present.tolist()
@@ -190,5 +196,5 @@ def _row(table: pa.Table, i: int) -> dict[str, Any]:
 
 
 def largest(sizes: Counter[int]) -> Iterator[tuple[int, int]]:
-    """(row that was kept, rows that point at it) of the largest groups."""
+    """(kept row, number of rows that point to it) of the largest groups."""
     yield from heapq.nsmallest(GROUPS, sizes.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -1,4 +1,4 @@
-"""The sections of the page."""
+"""The sections of the curation report."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ rect.left { fill: var(--c0); } rect.lost { fill: var(--c0); opacity: .22; } .lim
 
 
 def render(result: Result) -> str:
+    """The page, HTML."""
     gathered = gather(result)
     wanted = [row["row"] for rows in gathered.examples.values() for row in rows.rows()]
     wanted += [row["row"] for v in gathered.values for rows in (v.stays, v.goes) for row in rows.rows()]
@@ -66,10 +67,12 @@ def render(result: Result) -> str:
 
 
 def share(n: int, of: int) -> str:
+    """A share in per cent as text."""
     return f"{100 * n / of:.3g} %" if of else "none"
 
 
 def count(rows: int) -> str:
+    """A number of rows as text."""
     return f"{rows:,} {'row' if rows == 1 else 'rows'}"
 
 
@@ -82,7 +85,7 @@ def _lead(result: Result, gathered: Gathered) -> str:
     needed = [(reason, n) for reason, n in gathered.only.most_common() if n]
     if len(gathered.first) > 1 and needed:
         reason, n = needed[0]
-        sentences.append(f"**{reason}** matters most: it alone speaks against {count(n)}.")
+        sentences.append(f"**{reason}** matters most: it is the only reason against {count(n)}.")
     idle = [r for r in gathered.first if not gathered.only[r]]
     if idle:
         many = "reasons" if len(idle) > 1 else "reason"
@@ -114,7 +117,7 @@ def _funnel(result: Result, gathered: Gathered) -> str:
     caption = (
         "A row counts where it was removed <em>first</em>, so the order of the plan decides. <em>In all</em>: rows for which the reason "
         "holds, whatever came before. <em>Alone</em>: no other reason holds for the row, so giving up the step would bring it back, unless a "
-        "step that counts rows (copies, a top fraction), which looks only at rows still kept, then took it."
+        "step that counts rows (copies, a top fraction), which considers only rows still kept."
     )
     return figure(drawing, caption) + "<br>" + table(["reason", "a row stays if", "first", "in all", "alone"], rows, "Reasons")
 

@@ -1,5 +1,8 @@
-"""The pictures of a task's items, for the examples: from the files a record names, from what the comparison kept, or from
-the data itself, opened again and checked by its fingerprint."""
+"""The pictures of a task's items, for the examples.
+
+They come from the files that a record names, from the comparison's ``items/``, or from the data, opened again and checked by its
+fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ MOST = 4  # pictures of one item
 
 
 class Pictures:
-    """Finds pictures; what cannot be found is said once, in ``notes``."""
+    """Finds the pictures of items; missing ones are reported once, in ``notes``."""
 
     def __init__(self, comparison: Comparison, images: Path | None = None):
         self.comparison, self.images = comparison, images
@@ -32,7 +35,7 @@ class Pictures:
         self._items: dict[tuple[Path, str], dict[str, Any]] = {}
 
     def of(self, task: str, answers: Answers, record: Record) -> list[str]:
-        """``src`` of each picture of an item, at most four; empty where there are none."""
+        """The ``src`` of each picture of an item, at most four; empty if there are none."""
         named = self._files(answers, record)
         if named:
             return named
@@ -61,7 +64,7 @@ class Pictures:
         return sources
 
     def item(self, task: str, answers: Answers, name: str) -> Any:
-        """What the task asked about, from the data opened again; None if that cannot be."""
+        """The item of the task, from the data opened again; None if that is impossible."""
         key = (answers.evaluation.path, task)
         if key not in self._items:
             run = next(run for run in answers.recipe.runs if run.evaluation.path == answers.evaluation.path)
@@ -75,7 +78,7 @@ class Pictures:
         return next((run.data_fingerprint for r in self.comparison.recipes for run in r.runs if run.evaluation.path == folder), "")
 
     def forget(self) -> None:
-        """Lets go of the items: pictures are large."""
+        """Releases the items, since pictures are large."""
         self._items.clear()
 
     @cached_property
@@ -88,7 +91,7 @@ class Pictures:
             if built_in is None:
                 return {}
             return _named(built_in.items(self._source(run)))
-        except Exception as error:  # whatever another version, another machine or a lost file may cause: only pictures lack
+        except Exception as error:  # any problem with another version or a lost file costs only the pictures
             self.notes.append(f"{task}: no pictures from the data ({error or type(error).__name__}).")
             return {}
 
@@ -99,16 +102,16 @@ class Pictures:
             return None
         if run.data not in self._sources:
             if not is_ours(run.data):
-                raise DiptychError(f"'{run.data}' is not opened for a report: it lies elsewhere, or its code is not ours")
+                raise DiptychError(f"'{run.data}' is not opened for a report: it is remote, or its code is not built in")
             source = open_source(run.data)
             if source.fingerprint() != run.data_fingerprint:
-                raise DiptychError(f"'{run.data}' holds other data now")
+                raise DiptychError(f"'{run.data}' now holds other data")
             self._sources[run.data] = source
         return self._sources[run.data]
 
 
 def is_ours(address: str) -> bool:
-    """Of a built-in format and on this machine: a report that came by mail shall run no code and call no server."""
+    """Whether data has a built-in format and is local: a report of foreign files must not run code or call a server."""
     from diptych.data.sources import SCHEMES
 
     if "://" in address:
@@ -118,7 +121,7 @@ def is_ours(address: str) -> bool:
 
 
 def _task_of(task: str, evaluation: EvaluationFiles) -> Any:
-    """The built-in task with the settings its records were made with."""
+    """The built-in task with the settings of its records; None for other tasks."""
     from pydantic import TypeAdapter
 
     from diptych.core.registry import resolve
@@ -131,7 +134,7 @@ def _task_of(task: str, evaluation: EvaluationFiles) -> Any:
 
 
 def changed_settings(task: str, evaluation: EvaluationFiles) -> dict[str, Any]:
-    """Numbers and words that a built-in task was told otherwise than usual, but for files."""
+    """The settings of a built-in task that differ from the defaults, except files."""
     try:
         built_in = _task_of(task, evaluation)
     except Exception:  # settings of another version
@@ -147,12 +150,12 @@ def changed_settings(task: str, evaluation: EvaluationFiles) -> dict[str, Any]:
 
 
 def _named(items: Iterable[Any]) -> dict[str, Any]:
-    """Items by name; those without one by their place, as the tasks that have such name their records."""
+    """Items by name; those without one by their position, as in the records of such tasks."""
     named = {}
     for i, item in enumerate(items):
         name = next(
             (n for part in _parts(item) if isinstance(n := _field(part, "id", "item"), (str, int))), None
-        )  # arrays have methods
+        )  # arrays have methods of these names
         named[str(name) if name is not None else f"concept-{i:05d}"] = item
     return named
 
@@ -160,13 +163,15 @@ def _named(items: Iterable[Any]) -> dict[str, Any]:
 def _field(item: Any, *names: str) -> Any:
     for name in names:
         value = item.get(name) if isinstance(item, dict) else getattr(item, name, None)
-        if value is not None and not (isinstance(value, (list, tuple)) and not value):  # a sample of one image has no list of them
+        if value is not None and not (
+            isinstance(value, (list, tuple)) and not value
+        ):  # a sample with one image has no list of images
             return value
     return None
 
 
 def _of_group(item: Any, record: Record) -> list[Any]:
-    """Of a contrast set the picture that the record speaks of, else all."""
+    """The pictures of an item; of a contrast set only the record's picture."""
     shown, groups = _shown(item), next((g for part in _parts(item) if (g := _field(part, "groups")) is not None), ())
     return [shown[groups.index(record["group"])]] if record.get("group") in groups and len(groups) == len(shown) else shown
 
@@ -176,7 +181,7 @@ def _parts(item: Any) -> tuple[Any, ...]:
 
 
 def _shown(item: Any) -> list[Any]:
-    """The pictures of an item: pixels, paths of files, or the bytes of files."""
+    """The pictures of an item: pixels, paths or contents of files."""
     shown = _field(item, "images", "image", "sample")
     if shown is None and isinstance(item, tuple):
         shown = next((part for part in item if _is_picture(part) or hasattr(part, "image") or hasattr(part, "images")), None)
@@ -201,7 +206,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def of_array(image: np.ndarray) -> str:
-    """A data URI: small drawings as they are, larger pictures as a small JPEG."""
+    """A data URI of a picture: small drawings as PNG, larger pictures as a small JPEG."""
     from PIL import Image
 
     picture, out = Image.fromarray(image), io.BytesIO()
@@ -216,6 +221,6 @@ def of_array(image: np.ndarray) -> str:
 
 
 def img(src: str, alt: str) -> str:
-    """``said``: what the picture shows, for those who do not see it."""
+    """An ``img`` element. alt: a description for screen readers."""
     small = ' class="sprite"' if src.startswith("data:image/png") else ""
     return f'<img src="{src}" alt="{escape(re.sub(chr(10), " ", alt))}" loading="lazy"{small}>'

@@ -1,4 +1,4 @@
-"""Examples of a task with pictures: wrong, nearly right and right, chosen by rule and never by hand."""
+"""Examples of a task with pictures: wrong, nearly right and right, chosen by a fixed rule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_PICTURES, MOST_TEXTS = 4, 6  # of a small table of scores
 
 
 def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
-    """Of each recipe."""
+    """Examples of each recipe, HTML."""
     if is_private(gathered.task):
         return ""
     parts, left = [], PER_PAGE
@@ -51,7 +51,7 @@ def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
 
 
 def is_private(task: str) -> bool:
-    """Requests of a red team and what was said to them: its own section shows them, if asked to."""
+    """Whether a task is a red team's: its own section shows requests and answers, on request only."""
     return explain_task(task) == explain_task("redteam")
 
 
@@ -70,7 +70,7 @@ def _recipe(gathered: TaskAnswers, a: Answers, pictures: Pictures, limit: int) -
 
 
 def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
-    """Up to ``EACH`` records that are wrong, nearly right and right, the heads in turn."""
+    """Up to ``EACH`` wrong, nearly right and right records, alternating between the main metrics."""
     by_kind: dict[str, dict[str, list[Record]]] = {kind: {} for kind, _ in KINDS}
     margins: dict[str, list[tuple[float, Record]]] = {}
     for record in shuffled(a.records):
@@ -85,7 +85,7 @@ def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
         by_kind[kind].setdefault(head, []).append(record)
         if kind == "wrong" and (m := margin(record)) is not None:
             margins.setdefault(head, []).append((m, record))
-    if not by_kind["near"]:  # the mistakes that were closest
+    if not by_kind["near"]:  # the closest mistakes
         for head, by_margin in margins.items():
             nearest = [r for _, r in sorted(by_margin, key=lambda pair: pair[0])[: 8 * EACH]]
             names = {r["item"] for r in nearest}
@@ -102,7 +102,7 @@ def shuffled(records: Sequence[Record]) -> list[Record]:
 
 
 def _in_turn(groups: dict[str, list[Record]], n: int) -> Iterator[Record]:
-    """The groups in turn, each picture once."""
+    """Records of the groups in alternation, each picture once."""
     lists = [list(g) for _, g in sorted(groups.items(), key=lambda pair: -len(pair[1]))]
     taken: set[str] = set()
     while n and any(lists):
@@ -124,7 +124,7 @@ def _near(record: Record) -> bool:
 
 
 def margin(record: Record) -> float | None:
-    """Between the best score and the next: small where little was missing. None without a list of scores."""
+    """The difference between the best score and the next; None without a list of scores."""
     scores = own_scores(record)
     if len(scores) < 2 or isinstance(scores[0], list):
         return None
@@ -135,7 +135,7 @@ def margin(record: Record) -> float | None:
 def card(
     gathered: TaskAnswers, a: Answers, record: Record, shown: Sequence[str], pictures: Pictures, other: Answers | None = None
 ) -> str:
-    """One item: what was asked, what was said (by another model too, if given), what was wanted, with its pictures."""
+    """One item, HTML: the question, the answer (also of another model, if given), the correct answer, and its pictures."""
     question = next((str(record[k]) for k in QUESTIONS if isinstance(record.get(k), str) and record[k]), "")
     head = gathered.head_of(a, str(record["item"]))
     rows: list[tuple[str, Any]] = []
@@ -172,7 +172,7 @@ def _value(record: Record, names: Sequence[str]) -> Any:
 
 
 def _texts(record: Record) -> list[str]:
-    """Captions that stand against pictures."""
+    """The captions that are scored against pictures."""
     given = record.get("captions") or record.get("texts")
     return [str(t) for t in given] if isinstance(given, list) else []
 
@@ -183,7 +183,7 @@ def _caption(record: Record, place: int) -> str:
 
 
 def _scores(record: Record) -> str:
-    """Texts against pictures: every score, the best text of each picture in bold."""
+    """The scores of texts × pictures, HTML, with the best text of each picture in bold."""
     scores, captions = own_scores(record), _texts(record)
     if not scores or len(scores) > MOST_PICTURES or not 1 <= len(captions) <= MOST_TEXTS:
         return ""
@@ -208,7 +208,7 @@ def _scores(record: Record) -> str:
 
 
 def _options(gathered: TaskAnswers, a: Answers, record: Record, pictures: Pictures) -> list[str]:
-    """What the model chose from, by the record or by the task's own item (image, label, names)."""
+    """The options of the model, from the record or from the task's item (image, label, names)."""
     own = record.get("options") or record.get("choices")
     if isinstance(own, list):
         return [str(o) for o in own]

@@ -1,8 +1,8 @@
-"""What a task asks, what a control takes away, and what neither of them can tell: the words of the pages."""
+"""Explanations on the pages: what each task measures, what its numbers do not mean, and what each control removes."""
 
 from __future__ import annotations
 
-# What it asks; what the number does not mean.
+# What the task measures; what the number does not mean.
 TASKS = {
     "retrieval": (
         "For each caption the model picks its picture among all pictures of the set, and for each picture its caption. Recall at K "
@@ -144,7 +144,7 @@ CONTROLS = {
 
 
 def explain_task(task: str) -> tuple[str, str] | None:
-    """Of a task or one of its variants: ``retrieval-1000`` is retrieval, ``pope-popular`` is POPE."""
+    """What a task or one of its variants measures, and what its number does not mean; None for other tasks."""
     name = task.partition("?")[0]
     while name:
         if name in TASKS:

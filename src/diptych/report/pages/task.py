@@ -28,7 +28,7 @@ KINDS = {
 
 
 def task_pages(comparison: Comparison, pictures: Pictures, probe_texts: bool = False) -> tuple[list[Page], dict[str, list[Warned]]]:
-    """The pages, and the warnings of each by the page's id. ``probe_texts``: show what a red team asked."""
+    """The pages, and the warnings by the page's id. probe_texts: show the requests of red-team probes."""
     pages, warned = [], {}
     for task in task_names(comparison):
         gathered = gather(comparison, task)
@@ -68,12 +68,12 @@ def _lead(task: str) -> str:
     if explanation is None:
         return ""
     return (
-        f'<p class="lead">{escape(explanation[0])}</p><p class="note not-meant">What it does not tell: {escape(explanation[1])}</p>'
+        f'<p class="lead">{escape(explanation[0])}</p><p class="note not-meant">What it does not show: {escape(explanation[1])}</p>'
     )
 
 
 def settings_note(g: TaskAnswers) -> str:
-    """What of a task was set otherwise than usual; by model, if they differ."""
+    """The settings that differ from the defaults, HTML; by model, if they differ."""
     labels_by_settings: dict[str, list[str]] = {}
     for a in g.answers:
         changed = changed_settings(g.task, a.evaluation)
@@ -88,6 +88,7 @@ def settings_note(g: TaskAnswers) -> str:
 
 
 def warning_box(task_warnings: Sequence[Warned]) -> str:
+    """The warnings of a page, HTML."""
     if not task_warnings:
         return ""
     listed = "".join(f'<li data-kind="{w.kind}">{emphasise(w.words)}</li>' for w in task_warnings)
@@ -96,7 +97,7 @@ def warning_box(task_warnings: Sequence[Warned]) -> str:
 
 
 def summary(pages: Sequence[Page], warned: dict[str, list[Warned]], labels: dict[str, str]) -> str:
-    """For the overview: which pages warn of what."""
+    """The pages with warnings, HTML, for the overview."""
     rows = []
     for page in pages:
         kinds: dict[str, list[str]] = {}
@@ -119,6 +120,7 @@ def summary(pages: Sequence[Page], warned: dict[str, list[Warned]], labels: dict
 
 
 def results(comparison: Comparison, g: TaskAnswers) -> str:
+    """The table of results with every control, HTML."""
     of_task = [(i, r, [m for k, m in r.measures.items() if k[0] == g.task]) for i, r in enumerate(comparison.recipes)]
     metrics = list(dict.fromkeys(m.metric for _, _, ms in of_task for m in ms))
     if not metrics:

@@ -1,4 +1,4 @@
-"""How sure a model was, and whether it was right to be: reliability diagrams, risk against coverage."""
+"""The calibration of models: reliability diagrams, and risk against coverage."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.training.run_files import Record
 
 BINS = 10
-LEAST = 30  # decisions: fewer make no diagram
-GRID = np.logspace(-2.5, 2, 46)  # temperatures tried, in standard deviations of the scores
+LEAST = 30  # decisions: fewer give no diagram
+GRID = np.logspace(-2.5, 2, 46)  # temperatures to try, in standard deviations of the scores
 FITTED_ON = 2000  # decisions that a temperature is fitted on, at the most
 
 
 @dataclass
 class Decisions:
-    """What a model chose, how surely, and whether rightly: ``confidence`` and ``credit`` float [n] in [0, 1]."""
+    """The choices of a model: ``confidence`` and ``credit``, float [n] in [0, 1]."""
 
     confidence: np.ndarray
     credit: np.ndarray
     clusters: list[str]
-    fitted: bool  # the confidence is made of scores, by a temperature that was fitted
+    fitted: bool  # the confidence comes from scores with a fitted temperature
 
 
 def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
-    """From probabilities that the records hold, else from their scores over options."""
+    """The decisions of a recipe, from probabilities in the records, else from scores over options; None if there are too few."""
     stated: list[tuple[float, float, str]] = []
     scored: list[tuple[list[float], float, str]] = []
     for record in a.records:
@@ -62,7 +62,7 @@ def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
 
 
 def probability(record: Record) -> float | None:
-    """Of the answer given; a ``confidence`` that is said to be no probability is none."""
+    """The probability of the answer in a record; None without one, also for a ``confidence`` that is marked as no probability."""
     for name in ("confidence", "probability") if record.get("probabilities") is not False else ("probability",):
         value = finite(record.get(name))
         if value is not None and 0 <= value <= 1:
@@ -76,7 +76,7 @@ def probability(record: Record) -> float | None:
 
 
 def choices(record: Record, credit: float) -> list[tuple[list[float], float]]:
-    """Scores over options with the credit of the choice: one for a list, one a picture for pictures against texts."""
+    """(scores over options, credit of the choice): one for a list, one for each picture for pictures × texts."""
     scores = own_scores(record)
     if not scores:
         return []
@@ -98,10 +98,10 @@ def choices(record: Record, credit: float) -> list[tuple[list[float], float]]:
 
 
 def from_scores(rows: Sequence[Sequence[float]], credit: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
-    """Softmax of scores over a temperature; float [n].
+    """The confidence of choices by the softmax of scores over a temperature; float [n].
 
-    Each half of the clusters gets the temperature that fits the other half best (least squared error), so no decision
-    helps to judge itself.
+    Each half of the clusters gets the temperature that fits the other half best (least squared error), so that no decision
+    contributes to its own confidence.
     """
     width = max(map(len, rows))
     scores = np.full((len(rows), width), -np.inf)
@@ -129,6 +129,7 @@ def ece_interval(d: Decisions) -> Interval:
 
 
 def calibration(gathered: TaskAnswers) -> str:
+    """Reliability diagrams, HTML."""
     parts, fitted = [], False
     for a in gathered.answers:
         d = decisions(gathered, a)
@@ -177,6 +178,7 @@ def calibration(gathered: TaskAnswers) -> str:
 
 
 def coverage(gathered: TaskAnswers) -> str:
+    """Risk against coverage, HTML."""
     parts = []
     for a in gathered.answers:
         d = decisions(gathered, a)
@@ -205,7 +207,7 @@ def coverage(gathered: TaskAnswers) -> str:
         return ""
     caption = (
         "If the model might keep silent where it is least sure: how many of the answers it gives are wrong. A model that knows when "
-        "it errs has a curve that falls to the left; dashes: a confidence that says nothing. AUC: the mean risk over all coverages, in "
+        "it errs has a curve that falls to the left; dashes: an uninformative confidence. AUC: the mean risk over all coverages, in "
         "per cent; lower is better."
     )
     return figure(f'<div class="panels">{"".join(parts)}</div>', caption)

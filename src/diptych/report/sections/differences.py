@@ -1,4 +1,4 @@
-"""Two models on the same items: how often only one of them is right, and where."""
+"""Pairs of models on the same items: how often only one of them is right, with examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PER_PAGE = 36  # pictures
 
 
 def pairs(comparison: Comparison, gathered: TaskAnswers) -> list[tuple[Answers, Answers]]:
-    """The best model of the task's first measure against each of the others."""
+    """The best model by the task's first metric with each of the others."""
     if len(gathered.answers) < 2:
         return []
     metric = gathered.heads[0] if gathered.heads else ""
@@ -29,6 +29,7 @@ def pairs(comparison: Comparison, gathered: TaskAnswers) -> list[tuple[Answers, 
 
 
 def differences(comparison: Comparison, gathered: TaskAnswers, pictures: Pictures) -> str:
+    """The table of pairs, with examples, HTML."""
     chosen = pairs(comparison, gathered)
     if not chosen:
         return ""

@@ -1,4 +1,4 @@
-"""Examples with pictures: what retrieval brought up and what the generators wrote. Chosen by rule, never by hand."""
+"""Examples with pictures: retrieved images and generated captions, chosen by a fixed rule."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ from diptych.training.run_files import Record
 EACH = 3  # right and wrong retrievals a recipe
 PICTURES = 8  # captioned pictures
 LARGEST = 192  # pixels of a thumbnail's longer side
-SMALL_FILE = 12_000  # bytes up to which a small picture is taken as it is
+SMALL_FILE = 12_000  # bytes up to which a small picture is embedded unchanged
 
 
 @dataclass
 class Retrieved:
+    """A text query with the images that a model ranked first."""
+
     item: str
     query: str
-    top: list[str]  # items, best first; empty if the run did not keep them
+    top: list[str]  # items, best first; empty if the run did not save them
     rank: float  # of the right picture, from 1; between two ranks if it was tied
 
     @property
     def right(self) -> bool:
+        """Whether the right image is first."""
         return self.rank == 1 and (not self.top or self.top[0] == self.item)
 
 
 def retrieval_examples(comparison: Comparison) -> str:
+    """Right and wrong retrievals of each recipe, HTML."""
     parts, ruled = [], False
     for index, recipe in enumerate(comparison.recipes):
         queries = retrieved(comparison, recipe)
@@ -59,9 +63,9 @@ def retrieval_examples(comparison: Comparison) -> str:
 
 
 def retrieved(comparison: Comparison, recipe: Recipe) -> list[Retrieved]:
-    """Caption → picture, from the first run that kept its records, else from one that kept its embeddings.
+    """Caption → image queries of the first run with records, else of one with embeddings.
 
-    The records rank as the reported number does; the embeddings may not, if the model scores by something else.
+    The records have the ranks of the reported metric; embeddings may rank differently, if the model scores in another way.
     """
     for run in recipe.runs:
         queries = _from_records(comparison, readable(run.evaluation.records, [], [], "retrieval"))
@@ -74,7 +78,7 @@ def retrieved(comparison: Comparison, recipe: Recipe) -> list[Retrieved]:
 
 def _from_embeddings(comparison: Comparison, run: Run) -> list[Retrieved]:
     items = list(comparison.items.values())
-    stored = readable(run.evaluation.embeddings, None, [])  # the maps' section says what is broken
+    stored = readable(run.evaluation.embeddings, None, [])  # the section of maps reports broken files
     if stored is None:
         return []
     image, words = map(unit, stored)
@@ -111,6 +115,7 @@ def _from_records(comparison: Comparison, records: Sequence[Record]) -> list[Ret
 
 
 def choose(queries: list[Retrieved], right: bool) -> list[Retrieved]:
+    """The first right or wrong queries in a random order that is the same for all recipes."""
     order = sorted(queries, key=lambda r: r.item)
     random.Random(0).shuffle(order)
     return [r for r in order if r.right == right][:EACH]
@@ -150,7 +155,7 @@ def _picture(item: Item | None, alt: str) -> str:
 
 @cache
 def thumbnail(path: Path) -> tuple[str, int] | None:
-    """A data URI and the picture's longer side; None if the picture cannot be read."""
+    """The data URI of a small picture and its longer side in pixels; None if the file cannot be read."""
     from PIL import Image
 
     try:
@@ -169,7 +174,7 @@ def thumbnail(path: Path) -> tuple[str, int] | None:
 
 
 def caption_examples(comparison: Comparison) -> str:
-    """One picture, its references, and what each generator wrote."""
+    """Pictures with their references and the caption of each model, HTML."""
     written: dict[str, dict[int, str]] = {}
     references: dict[str, list[str]] = {}
     for index, recipe in enumerate(comparison.recipes):

@@ -1,4 +1,4 @@
-"""Sections that only some tasks have: what looking adds to reading, groups, frequency of concepts."""
+"""Sections of some tasks: the gain from the picture, groups, frequency of concepts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from diptych.report.sections import harm
 from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.report.sections.invented import invented
 
-CONCEPTS = 5  # fewer show no law
+CONCEPTS = 5  # fewer show no trend
 
 
 def sections(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> list[tuple[str, str, str]]:
-    """(id, title, HTML) of each; empty HTML where the task has nothing of the kind."""
+    """(id, title, HTML) of each section; empty HTML if the task does not have it."""
     kind = explain_task(g.task)
     return [
         ("harms", "Kinds of harm", harm.harms(comparison, g, probe_texts) if kind == explain_task("redteam") else ""),
@@ -52,7 +52,7 @@ def panels(parts: Iterable[str], caption: str) -> str:
 
 
 def looking(comparison: Comparison, g: TaskAnswers) -> str:
-    """How much of each main measure is there without the picture, in a sentence a model."""
+    """How much of each main metric a model reaches without the picture, a sentence for each model, HTML."""
     lines = []
     for recipe in comparison.recipes:
         for metric in g.heads:
@@ -82,6 +82,7 @@ def _looking(m: Measure) -> str:
 
 
 def priors(g: TaskAnswers) -> str:
+    """The effect of correcting for the language prior, HTML."""
     from diptych.benchmarks.tasks.priors import ALPHAS, corrected, credits_at
 
     parts = []
@@ -116,7 +117,7 @@ def priors(g: TaskAnswers) -> str:
 
 
 def preferences(comparison: Comparison, g: TaskAnswers) -> str:
-    """Preference of each group on contrast sets; association of each group with each sentence on a table."""
+    """The preference for each group on contrast sets, and the association of each group with each sentence, HTML."""
     parts, signed = [], False
     for index, recipe in enumerate(comparison.recipes):
         measures = [m for (task, _), m in recipe.measures.items() if task == g.task and m.bounded]
@@ -165,7 +166,7 @@ def _label(who: str, rows: list[tuple[str, float, float, float]], percent: bool)
 
 
 def frequencies(g: TaskAnswers) -> str:
-    """Accuracy on a concept against how often training showed it; records carry ``frequency`` and a concept."""
+    """Accuracy on a concept against its frequency in training, HTML, from records with ``frequency`` and a concept."""
     parts = []
     for a in g.answers:
         by_concept: dict[str, tuple[float, list[float]]] = {}

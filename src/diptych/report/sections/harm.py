@@ -1,4 +1,4 @@
-"""The red-team section: refusal and harm rates per kind of harm. Requests and answers are shown only when asked for."""
+"""The red-team section: refusal and harm rates for each kind of harm; requests and answers only on request."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ TEXTS = 60  # probes whose texts are shown
 
 
 def harms(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> str:
+    """The table of harms, HTML."""
     names = list(dict.fromkeys(str(r.get("harm")) for a in g.answers for r in a.records if r.get("harm")))
     titles, prompts = _known(g)
     rows = "".join(
@@ -59,7 +60,7 @@ def _row(task: str, who: str, recipe: Recipe, name: str, title: str, about: str)
 
 
 def _known(g: TaskAnswers) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """Titles of harms and the requests, from the file the probes came from, or of the built-in taxonomy if it is gone."""
+    """Titles of harms and the requests, from the file of the probes; without it, from the built-in taxonomy."""
     from diptych.benchmarks.redteam.probes import SAMPLE, read_probes, taxonomy
 
     titles = {h.name: (h.title, h.about) for h in taxonomy().values()}

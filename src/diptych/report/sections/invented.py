@@ -1,4 +1,4 @@
-"""Hallucination: which things a model says are there although they are not."""
+"""Hallucination: objects that a model reports although they are absent."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from diptych.benchmarks.statistics import clopper_pearson
 from diptych.report.drawing.marks import escape, figure, header, key, scroller
 from diptych.report.sections.answers import Answers, TaskAnswers
 
-MOST = 10  # things a model
+MOST = 10  # objects for each model
 ASKED = re.compile(r"\bis there (?:an? |any )?(.+?)(?: in the (?:image|picture|photo))?\?", re.IGNORECASE)
 
 
 def invented(g: TaskAnswers) -> str:
-    """From yes/no questions about absent things, or from captions whose mentions and truth are recorded."""
+    """The most frequently invented objects, HTML, from yes/no questions or from captions with recorded mentions."""
     rows = []
     for a in g.answers:
         false, n_asked = counted(a)
@@ -38,7 +38,7 @@ def invented(g: TaskAnswers) -> str:
 
 
 def counted(a: Answers) -> tuple[Counter[str], Counter[str]]:
-    """Of each thing: how often it was claimed where it is absent, and how often it was absent."""
+    """For each object, how often it was reported where it is absent, and how often it was absent."""
     false: Counter[str] = Counter()
     n_asked: Counter[str] = Counter()
     written = [r for r in a.records if isinstance(r.get("mentioned"), list) and isinstance(r.get("truth"), list)]

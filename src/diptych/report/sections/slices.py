@@ -1,4 +1,4 @@
-"""The same measure on parts of the items: each part with its n and its interval."""
+"""A metric on parts of the items, each with its n and its interval."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ NAMES = (
     "skill", "slice", "class", "label", "group", "attribute", "kind", "type", "category", "subtask", "split", "relation",
     "strategy", "question_type", "answer_type", "sampling", "harm", "subject", "topic", "level", "source", "language",
 )  # fmt: skip
-MOST = 40  # values of one field: more are no slices but names
+MOST = 40  # values of one field: more are names, not slices
 SHOWN = 4  # fields
 
 
 def slice_tables(gathered: TaskAnswers) -> str:
+    """A table for each field of the records, HTML."""
     if is_private(gathered.task):
-        return ""  # kinds of harm have a table of their own
+        return ""  # kinds of harm have their own table
     parts = [t for name in fields(gathered)[:SHOWN] if (t := _table(gathered, name))]
     if not parts:
         return ""
@@ -36,7 +37,7 @@ def slice_tables(gathered: TaskAnswers) -> str:
 
 
 def values_of(record: Record) -> Iterator[tuple[str, str]]:
-    """(field, value) of what a record may be sorted by."""
+    """(field, value) pairs that group a record."""
     for name in NAMES:
         if isinstance(record.get(name), (str, bool, int)):
             yield name, str(record[name])
@@ -46,7 +47,7 @@ def values_of(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def fields(gathered: TaskAnswers) -> list[str]:
-    """Fields with several values that cut across a measure: not one that has a measure of its own for each value."""
+    """Fields with several values, except those with a separate metric for each value."""
     values_by_field: dict[str, set[str]] = {}
     for a in gathered.answers:
         for record in a.records:
@@ -60,7 +61,7 @@ def _cuts(gathered: TaskAnswers, name: str) -> bool:
 
 
 def parts(a: Answers, metric: str, name: str) -> dict[str, list[str]]:
-    """{value of the field: items with this metric}"""
+    """{value of the field: items with this metric}."""
     items_by_value: dict[str, list[str]] = {}
     for record in a.records:
         value = dict(values_of(record)).get(name)
@@ -70,6 +71,7 @@ def parts(a: Answers, metric: str, name: str) -> dict[str, list[str]]:
 
 
 def interval_of(a: Answers, metric: str, items: list[str]) -> Interval:
+    """The mean with its interval over items."""
     credits = a.credits[metric]
     return mean_interval([credits[i] for i in items], [a.cluster[i] for i in items], share=is_share(metric))
 

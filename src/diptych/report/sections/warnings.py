@@ -1,4 +1,4 @@
-"""What a reader must know before believing a number. Each warning has a rule, which stands on the page."""
+"""Warnings about the reliability of numbers. Each has a fixed rule, which the page shows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from diptych.report.read import Comparison, Measure, Recipe
 from diptych.report.sections.answers import MOST_HEADS, Answers, TaskAnswers, paired
 from diptych.training.run_files import Record
 
-WIDE = 0.20  # an interval of a share wider than this tells little
+WIDE = 0.20  # an interval of a share wider than this is uninformative
 FEW = 30  # clusters: fewer than this
 OFTEN = 0.05  # share of items with ties, or of unparsed answers
-MOST = 0.5  # share of what lies above chance that a control has too
+MOST = 0.5  # share of the gain over chance that a control reaches too
 
 RULES = (
     "<b>Close to a control</b>: a paired test on the same items (signs flipped by cluster, two-sided, 5 %, uncorrected) does not "
@@ -31,7 +31,7 @@ RULES = (
 
 @dataclass(frozen=True)
 class Warned:
-    """``kind``: control, strong, few, ties, unparsed or nans; ``words``: plain text, ``**`` around names."""
+    """A warning. kind: control, strong, few, ties, unparsed or nans. words: plain text with ``**`` around names."""
 
     kind: str
     recipe: str
@@ -42,7 +42,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A model against a control on one metric; ``test`` is None where there are no records an item."""
+    """A model compared with a control on one metric. test: None without records of items."""
 
     metric: str
     control: str
@@ -53,6 +53,7 @@ class Contrast:
 
 
 def warnings(comparison: Comparison, gathered: TaskAnswers) -> list[Warned]:
+    """The warnings of a task."""
     warned: list[Warned] = []
     by_recipe = {a.recipe.name: a for a in gathered.answers}
     for recipe in comparison.recipes:
@@ -65,13 +66,13 @@ def warnings(comparison: Comparison, gathered: TaskAnswers) -> list[Warned]:
 
 
 def main_measures(recipe: Recipe, gathered: TaskAnswers) -> list[Measure]:
-    """The task's measures that stand first: the heads, else the first few."""
+    """The main metrics of a task, else the first few."""
     own = [m for (task, _), m in recipe.measures.items() if task == gathered.task]
     return [m for m in own if m.metric in gathered.heads] or own[: MOST_HEADS if gathered.heads else 1]
 
 
 def contrasts_of(m: Measure, answers: Answers | None) -> list[Contrast]:
-    """The model against every control, chance included."""
+    """The comparisons of a model with every control and with chance."""
     recorded = answers.controls.get(m.metric, {}) if answers else {}
     names = dict.fromkeys([*m.controls, *recorded])
     contrasts = []
@@ -104,7 +105,7 @@ def _tested(m: Measure, answers: Answers | None, control: dict[str, float] | Non
 
 
 def _close(recipe: Recipe, contrasts: Sequence[Contrast]) -> list[Warned]:
-    """One warning for all measures that are close to the same controls."""
+    """One warning for all metrics that are close to the same controls."""
     by_controls: dict[tuple[str, ...], list[str]] = {}
     for metric in dict.fromkeys(c.metric for c in contrasts):
         near = tuple(c.control for c in contrasts if c.metric == metric and c.close)
@@ -132,7 +133,7 @@ def _how(contrasts: Sequence[Contrast]) -> str:
 
 
 def _values(contrasts: Sequence[Contrast], control: str) -> str:
-    """The control's value, or the range over the measures."""
+    """The control's value, or its range over the metrics."""
     values = [(c.against, is_share(c.metric)) for c in contrasts if c.control == control]
     low, high = (number(*f(values)) for f in (min, max))
     return low if low == high else f"{low} to {high}"
@@ -172,12 +173,12 @@ def _few(recipe: Recipe, measures: Sequence[Measure]) -> list[Warned]:
     counts = "; ".join(
         f"{m.metric} {number(m.value, is_share(m.metric))} [{interval(m, is_share(m.metric))}], n = {m.n}" for m in few
     )
-    words = f"**{recipe.label}**: too few items to tell much: {counts}. Take more items before you draw a conclusion."
+    words = f"**{recipe.label}**: too few items for a conclusion: {counts}. Evaluate on more items."
     return [Warned("few", recipe.name, tuple(m.metric for m in few), words)]
 
 
 def _unsure(recipe: Recipe, measures: Sequence[Measure], answers: Answers | None) -> list[Warned]:
-    """Ties, answers that could not be read, and scores that are no numbers."""
+    """Warnings of ties, unparsed answers, and scores that are not numbers."""
     if answers is None:
         return []
     warned = []
@@ -186,7 +187,7 @@ def _unsure(recipe: Recipe, measures: Sequence[Measure], answers: Answers | None
         of = {m.metric: m.n for m in measures}
         listed = ", ".join(f"{k}: {n} of {of[k]} items" for k, n in tied.items())
         words = (
-            f"**{recipe.label}**: ties decide {listed}. A tie counts as the chance of being right by drawing lots; a model that gives "
+            f"**{recipe.label}**: ties decide {listed}. A tie counts as the probability of a random choice being right; a model that gives "
             "equal scores has no opinion."
         )
         warned.append(Warned("ties", recipe.name, tuple(tied), words))
@@ -210,7 +211,7 @@ def _tied(records: Sequence[Record], metric: str) -> int:
 
 
 def is_unparsed(record: Record) -> bool:
-    """An answer was given and could not be read: ``unparsed`` is true or, where that is not told, ``parsed`` is null."""
+    """Whether an answer could not be parsed: ``unparsed`` is true or, without that key, ``parsed`` is null."""
     return bool(record["unparsed"]) if "unparsed" in record else "parsed" in record and record["parsed"] is None
 
 
