@@ -201,7 +201,7 @@ def test_a_row_that_kills_its_worker_costs_no_other_row(folder, tmp_path):
 
 
 def test_a_shard_that_always_kills_its_worker_is_named(folder, tmp_path):
-    with pytest.raises(DiptychError, match=r"shard \d: the worker died 3 times \(killed by SIGKILL\).*run again to go on"):
+    with pytest.raises(DiptychError, match=r"shard \d: the worker died 3 times \(killed by SIGKILL\).*run again to resume"):
         curate(plan("text_length", "curation_fixture:DeadlyReduce"), folder, tmp_path / "out", workers=1)
     assert not (tmp_path / "out/manifest.json").exists() and not (tmp_path / "out/data").exists()
 
@@ -258,7 +258,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path):
     for runner in ("inline", "local"):
         asked = [sys.executable, str(tmp_path / "script.py"), data, str(tmp_path / runner), runner]
         failed = subprocess.run(asked, capture_output=True, text=True, timeout=60)
-        assert failed.returncode == 1 and "make room and run again" in failed.stderr, failed.stderr
+        assert failed.returncode == 1 and "free space and run again" in failed.stderr, failed.stderr
         assert "Traceback" not in failed.stderr
         assert not (tmp_path / runner / "data").exists() and not list((tmp_path / runner).rglob("*.tmp"))
         for path in (tmp_path / runner / "store").rglob("*.parquet"):
@@ -369,4 +369,4 @@ def test_the_command_line_says_what_is_wrong(cli, folder):
     assert "there is no runner 'rey'; did you mean 'ray'" in cli("curate", "own-photos", "-d", folder, "--runner", "rey").err
     missing = cli("curate", "own-photos", "-d", "folder:/nowhere", "--runner", "inline")
     assert missing.code == 1 and "no such directory" in missing.err
-    assert "no result of `diptych curate`" in cli("curate", "report", "nothing").err
+    assert "not a result of `diptych curate`" in cli("curate", "report", "nothing").err

@@ -169,7 +169,7 @@ def test_without_tests_overlap_decides_and_is_said(tmp_path: Path) -> None:
     (path / "tests.json").unlink()
     words = words_of(path)
     assert "CLIP 92.0 % and SigLIP 91.1 % are tied at the top" in words
-    assert "judged by whether the intervals overlap" in words
+    assert "by the overlap of the intervals" in words
 
 
 def test_a_significant_test_outranks_overlapping_intervals(tmp_path: Path) -> None:

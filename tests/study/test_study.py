@@ -143,7 +143,7 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(here: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, words = process.communicate(timeout=60)
-    assert process.returncode == 130 and "goes on" in words
+    assert process.returncode == 130 and "continues where it stopped" in words
     assert not read_json(here / "cut" / "plain-s0" / "spent.json")["finished"] and not (here / "cut" / "results.json").exists()
     for out in ("cut", "whole"):
         process = start(out)

@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="**Diptych**: choose, train, judge and compare vision-language models on your data, under your budget.\n\n"
+    help="**Diptych**: choose, train, evaluate and compare vision-language models on your data, under your budget.\n\n"
     "Start with `diptych demo`, then `diptych data inspect folder:my/photos`, then "
     "`diptych compare clip siglip coca --data folder:my/photos --budget 10m`.",
 )
@@ -40,7 +40,7 @@ app.command()(compare.demo)
 
 
 def main() -> None:
-    """Entry point. Exit status: 0 done, 1 a problem the user can mend, 2 wrong usage, 130 interrupted and saved."""
+    """Entry point. Exit status: 0 done, 1 a problem that the user can fix, 2 wrong usage, 130 interrupted and saved."""
     try:
         app()
     except DiptychError as error:

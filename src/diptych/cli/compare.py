@@ -28,23 +28,23 @@ def compare(
     recipes: Annotated[list[str] | None, typer.Argument(help="Two or more recipes: names or YAML files.")] = None,
     all_systems: Annotated[
         bool,
-        typer.Option("--all-systems", help="Every built-in recipe; those whose weights are not installed are left out, and named."),
+        typer.Option("--all-systems", help="Every built-in recipe, except those whose weights are not installed."),
     ] = False,
     data: Annotated[str, typer.Option("--data", "-d", help=DATA)] = "scenes:small",
     budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET + " Seconds count on the whole machine.")] = "10m",
     seeds: Annotated[int, typer.Option(min=1, help="Repeats of each recipe.")] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/compare"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; default one a core. Each gets its share of the cores.")
+        int | None, typer.Option(min=1, help="Runs at a time; default one for each core. Each gets its share of the cores.")
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that fit the data and the model.")] = None,
-    eval_data: Annotated[str | None, typer.Option(help="Judge on all of this instead of the test part of --data.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Evaluate on all of this instead of the test part of --data.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "Comparison",
     set_: SetOption = None,
 ) -> None:
-    """Train recipes on the same data under the same budget and judge them on the same items.
+    """Train recipes on the same data under the same budget and evaluate them on the same items.
 
-    Writes a table and one self-contained report.html. Interrupted? The same command goes on where it stopped.
+    Writes a table and one self-contained report.html. Interrupted? The same command continues where it stopped.
     """
     from diptych.benchmarks.tasks import DEFAULT, task
     from diptych.comparison.run import Comparison, every_system, run_comparison
@@ -57,7 +57,7 @@ def compare(
         every_system(recipes) if all_systems else recipes or [], data, budget, seeds, out, jobs, set_ or [], names, eval_data, title
     )
     for name in names:
-        task(name)  # a wrong name shall not cost a training first
+        task(name)  # a wrong name is refused before training
     results = out / "results.json"
     before = results.stat().st_mtime_ns if results.is_file() else None
     try:
@@ -72,19 +72,19 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/demo"),
     budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET)] = "88s",
 ) -> None:
-    """The main job in ten minutes: the four paradigms on the built-in world under one budget, with a report."""
+    """Compare the four paradigms on the built-in scenes under one budget in ten minutes, with a report."""
     from diptych.models.pretrained import licences, require
 
     names = ["efficientnet-lite0", "gemma-3-270m", "openmoji"]
     for name in names:
         require(name)
-    typer.echo("The demo uses, beside our own code:")
+    typer.echo("The demo uses, besides our own code:")
     for name, terms in licences(names).items():
         typer.echo(f"  {name}: {terms}")
     typer.echo("")
     compare(DEMO, budget=budget, out=out, tasks=DEMO_TASKS, title="Four paradigms, one budget")
 
 
-# A language model on a CPU scores a hundred pairs a second: fewer items than by default, the same for every recipe.
+# A language model on a CPU scores about a hundred pairs a second, so the demo uses fewer items than by default.
 DEMO_TASKS = "retrieval?n=50,retrieval-1000,zeroshot,controlled?n=50,captions?n=32,embedding"
 DEMO = ["llava", "maskvlm", "coca", "clip", "negclip"]

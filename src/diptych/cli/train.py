@@ -20,20 +20,21 @@ def train(
     budget: BudgetOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's directory; default runs/<recipe>.")] = None,
     size: Annotated[str | None, typer.Option(help="tiny, small or base.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes weights and the order of samples.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Fixes initial weights and the order of samples.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
     processes: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Processes on this machine that share out every batch; on several machines: `torchrun … -m diptych.cli train`.",
+            help="Processes on this machine that share every batch; on several machines: `torchrun … -m diptych.cli train`.",
         ),
     ] = 1,
     set_: SetOption = None,
 ) -> None:
-    """Train one recipe. Ctrl-C saves; `--resume` goes on as if nothing had happened.
+    """Train one recipe. Ctrl-C saves; `--resume` continues exactly where it stopped.
 
-    Batches larger than memory: `--set stages.0.batch_size=4096 --set stages.0.micro_batch=64` gives the exact gradient of 4,096 samples in the memory of 64.
+    Batches larger than memory: `--set stages.0.batch_size=4096 --set stages.0.micro_batch=64` gives the exact gradient of 4,096
+    samples in the memory of 64.
     """
     if processes > 1:
         _in_processes(processes)
@@ -44,7 +45,7 @@ def train(
     short = [f"{k}={v}" for k, v in (("size", size), ("seed", seed)) if v is not None]
     overrides = with_common([*short, *(set_ or [])], data, budget)
     checked, out = recipe_of(recipe, overrides, out, resume)
-    if int(os.environ.get("RANK", "0")):  # the first process speaks for all
+    if int(os.environ.get("RANK", "0")):  # only the first process prints
         run_training(checked, out, resume=resume)
         return
     with TrainingDisplay(checked.name) as display:
@@ -54,11 +55,11 @@ def train(
         f"{run.path}: {spent['steps']} steps, {spent['samples']:.0f} samples, {spent['seconds']:.1f} s of training, "
         f"{spent['flops'] / 1e12:.2f} TFLOP, {spent['trainable_parameters'] / 1e6:.2f} M trainable parameters"
     )
-    typer.echo(f"judge it: diptych evaluate {run.path}")
+    typer.echo(f"evaluate it: diptych evaluate {run.path}")
 
 
 def _in_processes(n: int) -> None:
-    """The same command in n processes, started by torchrun; this process becomes the launcher, and ends with their status."""
+    """Runs the same command in n processes by torchrun; this process becomes the launcher and exits with their status."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
@@ -69,8 +70,8 @@ def _in_processes(n: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
     try:
         main(["--standalone", f"--nproc-per-node={n}", "-m", "diptych.cli", *words])
-    except SignalException:  # passed on to all, who have saved
+    except SignalException:  # passed on to all processes, which have saved
         raise SystemExit(130) from None
-    except ChildFailedError as error:  # who has said why
+    except ChildFailedError as error:  # the process has printed why
         raise SystemExit(error.get_first_failure()[1].exitcode) from None
     raise SystemExit(0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diptych.curation.explain import Explanation
 
 OUT = Path("runs/curate")
-ResultOption = Annotated[Path, typer.Option("--out", "-o", help="The result's directory.")]
+ResultOption = Annotated[Path, typer.Option("--out", "-o", help="The directory of the result.")]
 
 
 class PlanFirst(TyperGroup):
@@ -33,7 +33,7 @@ app = typer.Typer(
     cls=PlanFirst,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="From a raw pool to data worth training on, with a reason for every removal.\n\n"
+    help="From a raw pool to training data, with a reason for every removal.\n\n"
     "`diptych curate own-photos --data folder:my/photos --out runs/photos` scores every row, decides, writes what is kept and a "
     "report; `diptych curate plans` lists the presets.",
 )
@@ -48,7 +48,7 @@ def run(
     runner: Annotated[
         str, typer.Option(help="local processes; ray (starts one, or joins RAY_ADDRESS); inline: this process.")
     ] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: one for each core.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="Override a key: `--set output.format=wds --set steps.image_size.of=kept`."),
@@ -56,7 +56,7 @@ def run(
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Score, decide, write. Interrupted or killed? The same command goes on. Done? It does nothing.
+    """Score, decide, write. Interrupted or killed? The same command resumes. Done? It does nothing.
 
     `diptych curate datacomp-basic --data "wds:shards/{000..031}.tar" --out runs/basic`, then
     `diptych train clip --data "parquet:runs/basic/data/*.parquet"`.
@@ -76,7 +76,7 @@ def run(
         return
     manifest = done.manifest
     typer.echo(
-        f"{out}: {manifest['kept']:,} of {manifest['rows']:,} rows kept{'' if done.fresh else ' (nothing to do: it was all there)'}"
+        f"{out}: {manifest['kept']:,} of {manifest['rows']:,} rows kept{'' if done.fresh else ' (nothing to do: the result exists)'}"
     )
     for reason, count in manifest["reasons"].items():
         typer.echo(f"  {count:>9,}  {reason}")
@@ -110,7 +110,7 @@ def explain(
     out: ResultOption = OUT,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Why was this row kept or dropped: by which threshold, because of which twin."""
+    """Explain why a row was kept or dropped: by which rule and threshold, because of which duplicate."""
     import dataclasses
     import json
 
@@ -139,7 +139,7 @@ def _print_explanation(e: Explanation) -> None:
             state = "kept" if v.twin["kept"] else f"dropped: {v.twin['reason']}"
             value = f"{v.twin['id']} ({state}) “{v.twin['text']}”"
         elif v.says == "not asked":
-            value = f"{value}; not asked, since the row was gone before"
+            value = f"{value}; not applied, since the row was removed before"
         elif v.rule.startswith("no "):
             value = "none"
         typer.echo(f"  {sign} {v.rule}{threshold}: {value}")
@@ -149,7 +149,7 @@ def _print_explanation(e: Explanation) -> None:
         typer.echo("  also: " + ", ".join(f"{k} {_short(v)}" for k, v in rest.items()))
     if e.pointed_at_by:
         more = f" and {len(e.pointed_at_by) - 5} more" if len(e.pointed_at_by) > 5 else ""
-        typer.echo(f"  in its favour were removed: {', '.join(e.pointed_at_by[:5])}{more}")
+        typer.echo(f"  removed as its duplicates: {', '.join(e.pointed_at_by[:5])}{more}")
 
 
 def _short(value: Any) -> str:
@@ -159,7 +159,7 @@ def _short(value: Any) -> str:
 
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(help="A result of `diptych curate`.")] = OUT) -> None:
-    """Write the report again: funnel, histograms with thresholds, examples as pictures, duplicate groups, concepts, cost."""
+    """Write the report again: funnel, histograms with thresholds, examples, duplicate groups, concepts, cost."""
     from diptych.report.curation import build_report
 
     typer.echo(f"report: {build_report(directory)}")
@@ -171,7 +171,7 @@ def diff(
     b: Annotated[Path, typer.Argument(help="Another.")],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What changed between two results, and why."""
+    """Show what changed between two results, and why."""
     import dataclasses
     import json
 
@@ -207,7 +207,7 @@ def _print_diff(d: Diff, a: Path, b: Path) -> None:
 
 
 class _Display:
-    """A bar a phase on a terminal, a line a phase in a log."""
+    """Shows progress: a bar for each phase on a terminal, a line for each phase in a log."""
 
     def __enter__(self) -> _Display:
         from rich.console import Console

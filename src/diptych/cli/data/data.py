@@ -1,4 +1,4 @@
-"""``diptych data``: look at data before training on it, and pack it for training."""
+"""``diptych data``: inspect data before training, and pack it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from diptych.cli.options import DATA
 from diptych.core.errors import DiptychError
 
-app = typer.Typer(no_args_is_help=True, help="Look at data before training on it, and pack it so that training reads it fast.")
+app = typer.Typer(no_args_is_help=True, help="Inspect data before training, and pack it so that training reads it fast.")
 
 
 @app.command()
@@ -79,7 +79,7 @@ def pack(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
-    """Resize images once and store them in memory-mapped Arrow, with captions, labels and boxes beside them.
+    """Resize images once and store them in memory-mapped Arrow, with captions, labels and boxes.
 
     Read it as `packed:OUT`. Killed, interrupted or out of disk? The same command goes on with what is missing. Example:
 
@@ -94,7 +94,7 @@ def pack(
     if json_:
         typer.echo(json.dumps(done, indent=1, ensure_ascii=False))
         return
-    broken = f", {done['broken']:,} broken ones left out (problems.jsonl says why)" if done["broken"] else ""
+    broken = f", {done['broken']:,} broken ones left out (reasons in problems.jsonl)" if done["broken"] else ""
     shards, size_ = len(done["shards"]), done["bytes"] / 1e6
     typer.echo(f"{out}: {done['items']:,} items{broken}, {shards} shard{'s' if shards != 1 else ''}, {size_:,.1f} MB")
     typer.echo(f"train on it: diptych train clip --data packed:{out}")

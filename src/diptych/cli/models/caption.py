@@ -1,4 +1,4 @@
-"""``diptych caption``: texts of pictures."""
+"""``diptych caption``: captions for pictures."""
 
 from __future__ import annotations
 
@@ -42,21 +42,22 @@ def caption(
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Draw words at random; below 1: closer to the likeliest.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(max=1, help="Draw among the likeliest that together have this.")] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: words written before become less likely.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends a text, and is cut off.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k likeliest words.")] = None,
+    top_p: Annotated[float | None, typer.Option(max=1, help="Sample from the likeliest words with this total probability.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: words that occurred before become less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends a text; it is not part of it.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print one list as JSON.")] = False,
 ) -> None:
-    """Caption pictures: a line each, its name and its text.
+    """Caption pictures: one line for each, with its name and its text.
 
-    The likeliest word each time, unless --beams, --temperature, --top-k or --top-p say otherwise. What cannot be read is named and left out.
-    Example: `diptych caption runs/coca photos/ cat.jpg --beams 4`; `diptych caption runs/flamingo cat.jpg --example dog.jpg "a dog asleep"`
+    Greedy decoding, unless --beams, --temperature, --top-k or --top-p are given. Unreadable files are reported and left out.
+    Example: `diptych caption runs/coca photos/ cat.jpg --beams 4`;
+    `diptych caption runs/flamingo cat.jpg --example dog.jpg "a dog asleep"`
     """
     if bool(images) == bool(data):
-        raise DiptychError("say what to caption: image files or folders, or --data ADDRESS; not both")
+        raise DiptychError("name either image files and folders or --data ADDRESS")
     from diptych.inference.generate import Decoding
 
     given = {
@@ -70,7 +71,7 @@ def caption(
     }
     plain = Decoding()
     decoding: dict[str, Any] = {k: v for k, v in given.items() if v != getattr(plain, k)}
-    if Decoding(max_tokens=max_tokens, **decoding, seed=seed).samples:  # and a wrong setting is told before a model is loaded
+    if Decoding(max_tokens=max_tokens, **decoding, seed=seed).samples:  # a wrong setting is refused before a model is loaded
         decoding["seed"] = seed
     examples = _examples(example or [])
     pictures = _of_data(data, split) if data else _of_files(_listed(images or []))

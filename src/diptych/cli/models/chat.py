@@ -1,4 +1,4 @@
-"""``diptych chat``: talk with a run about pictures."""
+"""``diptych chat``: a conversation with a model about pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def chat(
     ],
     images: Annotated[list[Path], typer.Argument(help="The pictures to talk about, in this order.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this, print the answer, and end.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the model is told before the first question.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message before the first question.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="An answer's greatest length.")] = 128,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Draw words at random; below 1: closer to the likeliest.")
@@ -30,7 +30,7 @@ def chat(
 ) -> None:
     """Talk with a model about pictures: a line a question, an empty line or Ctrl-D ends.
 
-    Each answer knows what was said before. Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`
+    Each answer takes the conversation so far into account. Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`
     """
     from diptych.core.batch import Turn
     from diptych.data.conversations.turns import question

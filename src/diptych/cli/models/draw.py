@@ -1,4 +1,4 @@
-"""``diptych draw``: pictures of texts."""
+"""``diptych draw``: pictures for texts."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from diptych.core.errors import DiptychError
 
 def draw(
     run: Annotated[str, typer.Argument(help="A run that draws: `runs/chameleon`, `runs/bayes-ar`.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="What to draw, a picture each.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="What to draw, one picture for each.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory for the pictures and sheet.png.")] = Path("drawings"),
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="More texts, one a line.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="More texts, one on each line.")] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Pictures of each text.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest code each time; 1: as learned; more: wilder.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0: the likeliest code each time; 1: as learned; above 1: more random.")
+    ] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Only among the k likeliest codes; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Only among the likeliest codes that together have this.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Only among the likeliest codes with this total probability.")
+    ] = 1.0,
     guidance: Annotated[
         float, typer.Option(min=0, help="How strongly the text is followed (classifier-free guidance); 1: as learned.")
     ] = 3.0,
-    seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print the list of pictures as JSON.")] = False,
 ) -> None:
-    """Draw texts, a PNG each, and all of them on one sheet.
+    """Draw texts as PNG files, and all of them on one sheet.
 
     Example: `diptych draw runs/chameleon "two red hearts" "a blue fox above a green key" -n 4 --out drawings`
     """
     wanted = [*(texts or []), *_lines(file)]
     if not wanted:
-        raise DiptychError('say what to draw: diptych draw RUN "two red hearts", or --file texts.txt')
+        raise DiptychError('name the texts to draw: diptych draw RUN "two red hearts", or --file texts.txt')
     from PIL import Image
 
     from diptych.cli.results import print_json

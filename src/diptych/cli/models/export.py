@@ -1,4 +1,4 @@
-"""``diptych export``."""
+"""``diptych export``: a run in the format of another library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    to: Annotated[str, typer.Option("--to", help="The library that shall load it: transformers or open_clip.")] = "transformers",
+    to: Annotated[str, typer.Option("--to", help="The library that will load it: transformers or open_clip.")] = "transformers",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory; default RUN/export/FORMAT.")] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best (by validation loss) or a name such as step-00000500.")] = "last",
     architecture: Annotated[
@@ -37,4 +37,4 @@ def export(
         return
     typer.echo(f"{made.path}: {made.architecture} of {made.format}, weights {made.key} ({made.checkpoint})")
     if made.format == "transformers":
-        typer.echo(f"judge it: diptych evaluate hf:{made.path} --data …")
+        typer.echo(f"evaluate it: diptych evaluate hf:{made.path} --data …")
