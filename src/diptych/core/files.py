@@ -13,8 +13,6 @@ from diptych.core.errors import DiptychError
 
 Content = TypeVar("Content")
 
-from diptych.core.errors import DiptychError
-
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """``write(temporary path)``, then rename. Works for a file or, if ``write`` makes one, a directory."""
