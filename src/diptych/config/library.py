@@ -1,4 +1,4 @@
-"""Named configurations: built-in ones by name, the user's own by path; recipes, curation plans and studies are read through this."""
+"""Named configurations, built-in or by path: recipes, curation plans and studies are read, overridden and checked here."""
 
 from __future__ import annotations
 

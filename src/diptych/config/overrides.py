@@ -37,7 +37,7 @@ def set_dotted(tree: Any, dotted: str, value: Any, shorthands: Mapping[str, str]
 
     An entry of a list is named by its position, by its ``name``, or, a step of a plan, by its operator or its ``as``.
 
-    shorthands: ``{"objectives": "weight"}`` says that a scalar ``info_nce: 1`` under ``objectives`` means ``info_nce: {weight: 1}``.
+    shorthands: with ``{"objectives": "weight"}`` a scalar ``info_nce: 1`` under ``objectives`` means ``info_nce: {weight: 1}``.
 
     Raises DiptychError if the key leads through an entry that a list does not have, or through a value that is no mapping.
     """

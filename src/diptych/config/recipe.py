@@ -55,7 +55,10 @@ class AdapterSpec(BaseModel):
 
 
 class TeacherSpec(Strict):
-    """A moving average of the model (``decay``; ``of``: of these parts) or another model (``from``: a run directory, or hf:NAME for a vision tower)."""
+    """A moving average of the model (``decay``; ``of``: of these parts), or another model.
+
+    ``from``: a run directory, or hf:NAME for a vision tower.
+    """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
     of: list[str] | Literal["all"] = "all"
@@ -233,13 +236,14 @@ class Recipe(Strict):
 
 
 def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
-    """A recipe in today's words; those of the first edition, which had no ``format``, are understood. DiptychError for a newer one."""
+    """A recipe in the current format, from this or the first edition, which had no ``format``. Raises DiptychError for a newer one."""
     given = tree.get("format")
     if given == FORMAT:
         return tree
     if isinstance(given, int) and given > FORMAT:
         raise DiptychError(
-            f"{where}: written by a newer Diptych (format {given}; this one reads up to {FORMAT}); upgrade with: pip install -U diptych"
+            f"{where}: written by a newer Diptych (format {given}; this one reads up to {FORMAT}); "
+            "upgrade with: pip install -U diptych"
         )
     tree = dict(tree)
     data, parts = tree.get("data"), tree.get("parts")

@@ -79,7 +79,7 @@ class Result:
         return pq.read_table(path) if path else None
 
     def find(self, identity: str) -> list[int]:
-        """The rows with this id; if there are none, those with it in the data's own ``id`` column; if none, those whose id ends with it.
+        """The rows with this id; else those with it in the data's own ``id`` column; else those whose id ends with it.
 
         Raises DiptychError if there is no such row.
         """

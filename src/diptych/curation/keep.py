@@ -58,7 +58,8 @@ class Keep(Strict):
             ways.append("a range")
         if len(ways) != 1:
             raise ValueError(
-                f"expected one way to decide (min/max/above/below, in, not_in, top, bottom, unique or random), got {', '.join(ways) or 'none'}"
+                "expected one way to decide (min/max/above/below, in, not_in, top, bottom, unique or random), "
+                f"got {', '.join(ways) or 'none'}"
             )
         if self.column is None and (self.random is None or self.random is True):
             raise ValueError("name the column that decides: column: NAME")

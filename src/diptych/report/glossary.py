@@ -7,11 +7,11 @@ from diptych.report.drawing.marks import escape
 GLOSSARY = {
     "R@1": "The share of queries whose right answer comes first among all candidates.",
     "Interval": (
-        "The values that are compatible with the random choice of test items (95 %, bootstrap over pictures). The effect of a new training "
-        "seed is separate; the values of the seeds show it."
+        "The values that are compatible with the random choice of test items (95 %, bootstrap over pictures). The effect of a new "
+        "training seed is separate; the values of the seeds show it."
     ),
     "Chance": (
-        "The result of guessing. A value whose interval includes chance is no evidence of the skill, even if it is higher than others."
+        "The result of guessing. A value whose interval includes chance is no evidence of the skill, even if others are lower."
     ),
     "Blind": "The same questions without the picture. Correct answers here can be guessed from the wording.",
     "Shuffled": "The same questions with another item’s picture. Correct answers here do not come from the picture.",
@@ -25,7 +25,8 @@ GLOSSARY = {
         "(“a red cup and a blue hat” or the reverse). A bag of words cannot tell these apart."
     ),
     "CIDEr": (
-        "The agreement of a generated caption with the references, with more weight on rare words; 0: nothing in common, higher is better."
+        "The agreement of a generated caption with the references, with more weight on rare words; 0: nothing in common; higher is "
+        "better."
     ),
     "Modality gap": "The distance between the centres of the image and the text embeddings.",
 }

@@ -170,6 +170,11 @@ def readable(read: Callable[..., Content], default: Any, notes: list[str], *argu
         return default
 
 
+def _texts(content: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """These entries as text; empty if they are missing."""
+    return {key: str(content.get(key) or "") for key in keys}
+
+
 def _comparison(path: Path, notes: list[str]) -> Comparison:
     meta: dict[str, Any] = readable(read_json_or, {}, notes, path / "compare.json", {})
     directories = run_directories(path)
@@ -182,7 +187,7 @@ def _comparison(path: Path, notes: list[str]) -> Comparison:
     return Comparison(
         path=path,
         title=str(meta.get("title") or path.name),
-        **{k: str(meta.get(k) or "") for k in ("created", "data", "eval_data", "data_fingerprint", "command")},  # type: ignore[arg-type]
+        **_texts(meta, "created", "data", "eval_data", "data_fingerprint", "command"),
         budget=meta.get("budget"),
         recipes=recipes,
         tests=_tests(tests, {r.name for r in recipes}),
@@ -234,7 +239,7 @@ def _recipe(
     entry: dict[str, Any], seeds: Iterable[tuple[int, RunFiles]], notes: list[str], alone: EvaluationFiles | None = None
 ) -> Recipe:
     """A recipe with its runs. alone: the evaluation, if it is not in a run's directory."""
-    recipe = Recipe(**{k: str(entry.get(k) or "") for k in ("name", "label", "paradigm", "about", "cite", "score", "error")})  # type: ignore[arg-type]
+    recipe = Recipe(**_texts(entry, "name", "label", "paradigm", "about", "cite", "score", "error"))
     for seed, files in seeds:
         evaluation = alone or files.evaluation()
         summary = readable(evaluation.summary, {}, notes)

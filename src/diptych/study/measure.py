@@ -1,4 +1,7 @@
-"""The measures of one trained run that are functions, in their own process: ``python -m diptych.study '{"study": …, "arm": …, "seed": …}'``."""
+"""The measures of one trained run that are functions, in their own process.
+
+``python -m diptych.study '{"study": …, "arm": …, "seed": …}'``
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Measures that are more than one task on one model: memorisation, dependence on concept frequency, language prior.
 
-Each is ``function(runs, arm, seed, *, options) -> Measured``: a mean over items, so that runs can be compared item by item. Your own:
-``module:function`` in a study's YAML.
+Each is ``function(runs, arm, seed, *, options) -> Measured``: a mean over items, so that runs can be compared item by item.
+Your own: ``module:function`` in a study's YAML.
 """
 
 from __future__ import annotations

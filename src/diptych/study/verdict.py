@@ -142,7 +142,7 @@ def _of(runs: Sequence[Measured], share: bool) -> Estimate:
 
 
 def _clustered(runs: Sequence[Measured]) -> np.ndarray:
-    """[seeds, clusters]: the contribution of each cluster to a run's mean, linearised (ratio estimator); row means are run means."""
+    """[seeds, clusters]: the contribution of each cluster to a run's mean, linearised (ratio estimator), with the runs' means."""
     names = list(runs[0].items)
     clusters = {c: i for i, c in enumerate(dict.fromkeys(runs[0].clusters.get(n, n) for n in names))}
     where = np.array([clusters[runs[0].clusters.get(n, n)] for n in names])
@@ -178,7 +178,7 @@ def _crossed(table: np.ndarray, value: float, share: bool) -> Estimate:
 
 
 def _of_values(runs: Sequence[Measured], value: float) -> Estimate:
-    """The estimate without common items: the spread over seeds and the runs' own error, which seeds may share: it does not shrink."""
+    """The estimate without common items, from the spread over seeds and the runs' own error, which more seeds do not reduce."""
     S = len(runs)
     own = [run.error for run in runs if run.error is not None and math.isfinite(run.error)]
     shared = float(np.mean(np.square(own))) if len(own) == S else 0.0

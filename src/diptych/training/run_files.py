@@ -1,6 +1,6 @@
 """What training and evaluation left in a run's directory (docs/runs.md), read here for everything that comes after them.
 
-A file that does not exist is empty; one that cannot be read raises DiptychError, which names it. Imports neither torch nor any part.
+A file that does not exist is empty; an unreadable one raises DiptychError, which names it. Needs neither torch nor models.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def run(
         return
     manifest = done.manifest
     typer.echo(
-        f"{out}: {manifest['kept']:,} of {manifest['rows']:,} rows kept{'' if done.fresh else ' (nothing to do: the result exists)'}"
+        f"{out}: {manifest['kept']:,} of {manifest['rows']:,} rows kept"
+        + ("" if done.fresh else " (nothing to do: the result exists)")
     )
     for reason, count in manifest["reasons"].items():
         typer.echo(f"  {count:>9,}  {reason}")

@@ -30,7 +30,8 @@ def chat(
 ) -> None:
     """Talk with a model about pictures: a line a question, an empty line or Ctrl-D ends.
 
-    Each answer takes the conversation so far into account. Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`
+    Each answer takes the conversation so far into account.
+    Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`
     """
     from diptych.core.batch import Turn
     from diptych.data.conversations.turns import question

@@ -23,7 +23,8 @@ def export(
 ) -> None:
     """Write a run as a directory that another library loads without our code: weights, tokenizer, image processor, model card.
 
-    Example: `diptych train clip --set parts.vision.kind=clip --set parts.text.kind=clip`, then `diptych export runs/clip --to transformers`
+    Example: `diptych train clip --set parts.vision.kind=clip --set parts.text.kind=clip`, then
+    `diptych export runs/clip --to transformers`
     and `AutoModel.from_pretrained("runs/clip/export/transformers")`.
     """
     from dataclasses import asdict

@@ -1,8 +1,8 @@
 """A dirty pool with known truth: scenes and sprites with planted faults, to measure what a plan finds.
 
-``pool/*.parquet`` is the input of a plan: id, image, caption, url. ``truth.parquet`` is for evaluation only: the fault of each row, the
-id of its original or of the evaluation item that leaked, language, meaning and concepts. ``evaluation/*.parquet`` is the evaluation
-set, of which some items leaked.
+``pool/*.parquet`` is the input of a plan: id, image, caption, url. ``truth.parquet`` is for evaluation only: the fault of each row,
+the id of its original or of the evaluation item that leaked, language, meaning and concepts. ``evaluation/*.parquet`` is the
+evaluation set, of which some items leaked.
 """
 
 from __future__ import annotations

@@ -138,7 +138,10 @@ class Scoring:
         pictures: pa.Array | None,
         broken: dict[int, str],
     ) -> None:
-        """Computes all steps for some rows. there: positions in ``places`` of the decoded ``pictures``; broken: why others have none."""
+        """Computes all steps for some rows.
+
+        there: positions in ``places`` of the decoded ``pictures``. broken: why others have none.
+        """
         for step in steps:
             assert step.operator
             began = time.perf_counter()

@@ -89,7 +89,8 @@ class DocumentLimits(Operator):
     """OBELICS' filters: pictures and paragraphs that violate a limit are removed, then the rest of the document is checked.
 
     texts: a column of lists of paragraphs; images: a column of lists of {width, height}. ``kept_texts``, ``kept_images``: positions
-    of those that are kept; ``document_reason``: the limit that the document violates, null if it is kept. identifier: as in ``language``.
+    of those that are kept; ``document_reason``: the limit that the document violates, null if it is kept. identifier: as in
+    ``language``.
     """
 
     name = "document_limits"
@@ -152,7 +153,10 @@ class AssignImages(Operator):
     """
 
     name = "assign_images"
-    outputs = {"sentence_of_image": pa.list_(pa.int32()), "image_similarity": pa.list_(pa.float32())}  # noqa: RUF012 - declared, never changed
+    outputs = {  # noqa: RUF012 - declared, never changed
+        "sentence_of_image": pa.list_(pa.int32()),
+        "image_similarity": pa.list_(pa.float32()),
+    }
     images: str = "extra.image_embeddings"
     sentences: str = "extra.sentence_embeddings"
     least: float = 0.15

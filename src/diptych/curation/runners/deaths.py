@@ -1,4 +1,4 @@
-"""Recovery when a worker dies: try the shard again row by row; skip a row that kills a worker twice; in the end, fail with a message.
+"""Recovery when a worker dies: try the shard again row by row, skip a row that kills a worker twice, in the end fail with a message.
 
 A worker that goes row by row notes its current row in a file, so that the parent knows which row killed it.
 """
@@ -40,8 +40,8 @@ class Deaths:
         history.last = at
         if history.deaths - 2 * len(history.blamed) >= TRIES:
             raise DiptychError(
-                f"{task.label}: the worker died {history.deaths} times ({how}), perhaps for lack of memory (--workers 1, a smaller pool.shard). "
-                "Finished work is kept: run again to resume"
+                f"{task.label}: the worker died {history.deaths} times ({how}), perhaps for lack of memory "
+                "(--workers 1, a smaller pool.shard). Finished work is kept: run again to resume"
             )
         return replace(task, careful=task.kind == "score", blamed=history.blamed)
 

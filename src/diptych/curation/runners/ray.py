@@ -1,4 +1,4 @@
-"""Tasks run on Ray: remote tasks for operators on a core, actors for those that load a model. The store must be shared by all nodes."""
+"""Tasks run on Ray: as remote tasks, or as actors if they load a model. All nodes must share the store."""
 
 from __future__ import annotations
 

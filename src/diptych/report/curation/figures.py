@@ -23,7 +23,8 @@ def funnel(rows: int, steps: Sequence[tuple[str, int]]) -> str:
             text(left - 10, y + 14, reason if len(reason) < 38 else reason[:37] + "…", "strong" if not removed else "", "end")
         )
         body.append(
-            f'<rect class="lost" x="{left + remaining * scale:.1f}" y="{y:.1f}" width="{(before - remaining) * scale:.1f}" height="{bar}"/>'
+            f'<rect class="lost" x="{left + remaining * scale:.1f}" y="{y:.1f}" '
+            f'width="{(before - remaining) * scale:.1f}" height="{bar}"/>'
         )
         body.append(f'<rect class="left" x="{left}" y="{y:.1f}" width="{remaining * scale:.1f}" height="{bar}"/>')
         label_text = f"{remaining:,}" + (f"  (−{removed:,})" if removed else "")

@@ -21,11 +21,15 @@ STYLE = """<style>
 .funnel { width: 100%; max-width: 50rem; height: auto; } .chart.wide { width: 100%; max-width: 34rem; height: auto; }
 rect.left { fill: var(--c0); } rect.lost { fill: var(--c0); opacity: .22; } .limit { stroke: var(--c1); stroke-width: 2; }
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem .9rem; margin: .5rem 0 1.4rem; }
-.shot { min-width: 0; font-size: .8125rem; line-height: 1.35; } .shot img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--wash); border-radius: 3px; }
-.shot .said { display: block; margin-top: .3rem; } .shot .note { display: block; } .shot.first img { outline: 2px solid var(--ink); outline-offset: 1px; }
-.lost-picture { display: grid; grid-template-columns: 100%; align-items: center; overflow-wrap: anywhere; aspect-ratio: 1; background: var(--wash); font-size: .7rem; color: var(--soft); padding: .4rem; overflow: hidden; text-align: center; }
-.swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; background: var(--c0); margin-right: .35em; } .swatch.pale { opacity: .22; }
-.group { border-top: 1px solid var(--hair); padding-top: .7rem; } .edge { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
+.shot { min-width: 0; font-size: .8125rem; line-height: 1.35; }
+.shot img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--wash); border-radius: 3px; }
+.shot .said { display: block; margin-top: .3rem; } .shot .note { display: block; }
+.shot.first img { outline: 2px solid var(--ink); outline-offset: 1px; }
+.lost-picture { display: grid; grid-template-columns: 100%; align-items: center; overflow-wrap: anywhere; aspect-ratio: 1;
+  background: var(--wash); font-size: .7rem; color: var(--soft); padding: .4rem; overflow: hidden; text-align: center; }
+.swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; background: var(--c0); margin-right: .35em; }
+.swatch.pale { opacity: .22; } .group { border-top: 1px solid var(--hair); padding-top: .7rem; }
+.edge { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
 </style>"""
 
 
@@ -115,9 +119,10 @@ def _funnel(result: Result, gathered: Gathered) -> str:
         for reason in order
     ]
     caption = (
-        "A row counts where it was removed <em>first</em>, so the order of the plan decides. <em>In all</em>: rows for which the reason "
-        "holds, whatever came before. <em>Alone</em>: no other reason holds for the row, so giving up the step would bring it back, unless a "
-        "step that counts rows (copies, a top fraction), which considers only rows still kept."
+        "<em>First</em>: rows that the step removed first, so the order of the plan matters. <em>In all</em>: rows for which the "
+        "reason holds, including rows removed before; steps that count rows (copies, a top fraction) consider only rows still kept. "
+        "<em>Alone</em>: rows for which no other reason holds; without the step they would be kept, unless a step that counts rows "
+        "then removes them."
     )
     return figure(drawing, caption) + "<br>" + table(["reason", "a row stays if", "first", "in all", "alone"], rows, "Reasons")
 
@@ -162,8 +167,8 @@ def _scores(gathered: Gathered, album: Album) -> str:
     if not panels:
         return ""
     caption = (
-        '<span class="swatch"></span>kept in the end <span class="swatch pale"></span>dropped, by this or another rule; upright line: the threshold. '
-        "A threshold in the middle of a hill is a decision about many similar rows: look at the rows on both sides of it, below."
+        '<span class="swatch"></span>kept in the end <span class="swatch pale"></span>dropped, by this or another rule; vertical '
+        "line: the threshold. A threshold in a dense region decides about many similar rows: compare the rows on both sides, below."
     )
     return figure(f'<div class="panels">{"".join(panels)}</div>', caption) + "<br>" + "".join(edges)
 
@@ -204,9 +209,8 @@ def _groups(result: Result, gathered: Gathered, album: Album) -> str:
     for column, sizes in gathered.sizes.items():
         if not sizes:
             continue
-        parts.append(
-            f"<h3>{escape(column)} <span class='note'>{len(sizes):,} groups, {count(sizes.total())} removed; the largest:</span></h3>"
-        )
+        note = f"{len(sizes):,} groups, {count(sizes.total())} removed; the largest:"
+        parts.append(f"<h3>{escape(column)} <span class='note'>{note}</span></h3>")
         for target, size in largest(sizes):
             first = result.row(target)
             state = "kept" if first["kept"] else f"itself dropped later: {first['reason']}"
@@ -214,9 +218,8 @@ def _groups(result: Result, gathered: Gathered, album: Album) -> str:
             inner += [album.shot(result.row(row), escape(result.row(row)["id"])) for row in gathered.groups[column][target]]
             more = size - len(gathered.groups[column][target])
             rest = f'<p class="note">and {more:,} more</p>' if more else ""
-            parts.append(
-                f'<div class="group"><p class="note">{size + 1:,} alike, in favour of {escape(first["id"])}</p>{shots(inner)}{rest}</div>'
-            )
+            note = f"{size + 1:,} similar rows, of which {escape(first['id'])} stays"
+            parts.append(f'<div class="group"><p class="note">{note}</p>{shots(inner)}{rest}</div>')
     return "".join(parts)
 
 
@@ -233,11 +236,12 @@ def _words(gathered: Gathered) -> str:
         if len(before) > NAMES:
             head = sorted(before, key=lambda n: -before[n])[: max(1, len(before) // 100)]
             was, now = (sum(c[n] for n in head) / max(1, c.total()) for c in (before, after))
-            caption += f"; the most frequent hundredth makes up {share(round(1e4 * was), 10_000)} of the mentions before, {share(round(1e4 * now), 10_000)} after"
+            shares = [share(round(1e4 * part), 10_000) for part in (was, now)]
+            caption += f"; the most frequent hundredth has {shares[0]} of the mentions before, {shares[1]} after"
             lost = [n for n in before if not after[n]]
             if lost:
                 some = ", ".join(sorted(lost, key=lambda n: (-before[n], n))[:8])
-                caption += f"; {len(lost):,} are gone altogether, such as {some}"
+                caption += f"; {len(lost):,} no longer occur, such as {some}"
         parts.append(f"<h3>{escape(column)}</h3>{figure(drawn, escape(caption) + '.')}<br>")
     return "".join(parts)
 
@@ -263,8 +267,8 @@ def _cost(result: Result) -> str:
             [escape(name), f"{cost['seconds']:.3g}", share(round(1e4 * cost["seconds"] / total), 10_000), f"{cost['rows']:,}", rate]
         )
     caption = (
-        f"Seconds of worker time, {costs['workers']} workers ({escape(costs['runner'])}), {escape(costs['date'])}; all calls on this directory together. "
-        "Images are read and decoded once for all operators that go together."
+        f"Seconds of worker time, {costs['workers']} workers ({escape(costs['runner'])}), {escape(costs['date'])}; over all calls on "
+        "this directory. Images are read and decoded once for adjacent operators."
     )
     return figure(table(["operator", "seconds", "share", "rows", "rows/s"], rows, "Cost"), caption)
 
@@ -278,5 +282,5 @@ def _again(result: Result) -> str:
         f"diptych curate explain {shlex.quote(row)} --out {result.path}   # why was this row kept or dropped",
         f"diptych curate diff {result.path} OTHER   # what changed between two results, and why",
     ]
-    plan = f"<details><summary><h3>The plan, every default spelled out</h3></summary><pre><code>{escape(result.plan.to_yaml())}</code></pre></details>"
+    plan = f"<details><summary><h3>The plan with every default</h3></summary><pre><code>{escape(result.plan.to_yaml())}</code></pre></details>"
     return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>{plan}"

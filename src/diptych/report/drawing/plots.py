@@ -126,7 +126,7 @@ def skill_profiles(comparison: Comparison) -> str:
     )
     caption = (
         "A skill is learned when its dot is clear of the chance tick <em>and</em> of the diamond and the cross: "
-        "a diamond right of chance means that wording alone gives answers away."
+        "a diamond right of chance means that the wording gives answers away."
     )
     return signs + figure(panels(parts), caption)
 

@@ -42,10 +42,10 @@ def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
     if not parts:
         return ""
     caption = (
-        f"Chosen by rule: up to {EACH} of each kind, in one random order of the items that is the same for all recipes, taking the "
-        "measures in turn and each picture once a kind. Nearly right: the right answer is second or third, or part of the item is right, or the scores are "
-        f"closest of all mistakes. In the small tables: the score of each caption for each picture, the best of a picture bold, ✓ at "
-        f"the right one. No more than {PER_PAGE} pictures a page, however many records there are."
+        f"Chosen by a fixed rule: up to {EACH} of each kind, in a random order of the items that is the same for all recipes, "
+        "alternating between the metrics, each picture once for each kind. Nearly right: the right answer is second or third, or "
+        "part of the item is right, or the scores are the closest of all mistakes. Small tables: the score of each caption for each "
+        f"picture, the best of a picture bold, ✓ at the right one. At most {PER_PAGE} pictures on a page."
     )
     return figure("".join(parts), caption)
 

@@ -46,10 +46,12 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
         "",
         f"`{comparison.command}`",
         "",
-        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds}, on `{comparison.data}`; "
-        f"{comparison.created}; {environment(comparison)}. Written by `diptych report DIRECTORY --markdown DIRECTORY`.",
+        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds}, on "
+        f"`{comparison.data}`; {comparison.created}; {environment(comparison)}. Written by "
+        "`diptych report DIRECTORY --markdown DIRECTORY`.",
         "",
-        "Per cent (CIDEr: points): mean over seeds, in brackets the 95 % interval over test items. **Bold**: the best of a column. Italic: the interval includes chance.",
+        "Per cent (CIDEr: points): mean over seeds, in brackets the 95 % interval over test items. **Bold**: the best of a column. "
+        "Italic: the interval includes chance.",
         "",
     ]
     rows = [
@@ -58,7 +60,8 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     ]
     lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
     lines += [
-        f"Compared with `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction over all pairs).",
+        f"Compared with `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction over "
+        "all pairs).",
         "",
     ]
     lines += [f"- [`{r.name}`](systems/{r.name}.md): {verdict(comparison, r, shown)}" for r in comparison.measured]

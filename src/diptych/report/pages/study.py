@@ -12,11 +12,11 @@ from diptych.report.drawing.document import Page, Section, document
 from diptych.report.drawing.marks import dot, escape, header, key, line, link, scroller, svg
 
 MARKS = {"holds here": "✓", "does not hold": "✗", "cannot tell": "?"}
-_READING = """<p>A claim says that an arm is higher than, lower than or the same as another on a measure. It <b>holds here</b> if the whole
-95 % interval of the difference lies where the claim says, <b>does not hold</b> if all of it lies elsewhere, and else it <b>cannot be
-told</b>. The interval covers another draw of items and, with two seeds or more, another seed of the training: both count as random.
-With one seed it covers the items only. p is that of the claim's own test, two-sided; Holm's correction is over the claims of this page. The effect size
-is the difference divided by its spread over items. Nothing here says how it would be with other data or a larger budget.</p>"""
+_READING = """<p>A claim states that an arm is higher than, lower than or the same as another on a measure. It <b>holds here</b> if the
+whole 95 % interval of the difference agrees with the claim, <b>does not hold</b> if none of it does; otherwise the verdict is <b>cannot
+tell</b>. The interval covers the choice of items and, with at least two seeds, of the training seed; both count as random. With one
+seed it covers the items only. p is that of the claim's own test, two-sided; Holm's correction is over the claims of this page. The
+effect size is the difference divided by its spread over items. The verdicts do not extend to other data or larger budgets.</p>"""
 
 
 def build_study_report(folder: Path, study: dict[str, Any], results: dict[str, Any], figures: Sequence[tuple[str, str]]) -> None:

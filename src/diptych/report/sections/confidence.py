@@ -164,15 +164,14 @@ def calibration(gathered: TaskAnswers) -> str:
     if not parts:
         return ""
     caption = (
-        f"Answers sorted by how sure the model was into {BINS} bins, and how many in each were right; the dashes are perfect "
-        "calibration: of what it is 80 % sure of, 80 % is right. Below them it is too sure. ECE (expected calibration error) is the "
-        "mean distance from the dashes; with few answers luck alone makes it some points."
+        f"The share of right answers in {BINS} bins of confidence; the dashes are perfect calibration: of the answers with 80 % "
+        "confidence 80 % are right. Below the dashes the model is overconfident. ECE (expected calibration error) is the mean "
+        "distance from the dashes; with few answers chance alone makes it some points."
     )
     if fitted:
         caption += (
-            " These models give scores and not probabilities: they were turned into such by a softmax whose one temperature was fitted "
-            "on the other half of the items. So the diagram shows whether the <em>order</em> and shape of the scores can be trusted, "
-            "not whether the raw scores can."
+            " These models give scores, not probabilities: a softmax with one temperature, fitted on the other half of the items, "
+            "converts them. So the diagram shows whether the <em>order</em> and shape of the scores are reliable, not the raw scores."
         )
     return figure(f'<div class="panels">{"".join(parts)}</div>', caption)
 
@@ -193,7 +192,7 @@ def coverage(gathered: TaskAnswers) -> str:
             "answered, % (the surest first)",
             "wrong of these, %",
             label=(
-                f"Risk against coverage of {a.recipe.label}: {value_text} (without knowledge of its own errors {100 * error:.1f}); "
+                f"Risk against coverage of {a.recipe.label}: {value_text} (uninformed {100 * error:.1f}); "
                 f"answering the surest half {100 * half:.1f} % are wrong, answering all {100 * error:.1f} %"
             ),
             x_range=(0, 1),
@@ -201,14 +200,15 @@ def coverage(gathered: TaskAnswers) -> str:
             percent=(True, True),
             level=error,
         )
-        note = f"<b>{value_text}</b> <span class='note'>knowing nothing: {100 * error:.1f}; surest half: {100 * half:.1f} % wrong</span>"
+        without = f"uninformed: {100 * error:.1f}; most confident half: {100 * half:.1f} % wrong"
+        note = f"<b>{value_text}</b> <span class='note'>{without}</span>"
         parts.append(_panel(a, note, drawn))
     if not parts:
         return ""
     caption = (
-        "If the model might keep silent where it is least sure: how many of the answers it gives are wrong. A model that knows when "
-        "it errs has a curve that falls to the left; dashes: an uninformative confidence. AUC: the mean risk over all coverages, in "
-        "per cent; lower is better."
+        "The share of wrong answers (risk), if the model answers only the questions of highest confidence (coverage). If confidence "
+        "predicts errors, the curve falls to the left; dashes: an uninformative confidence. AUC: the mean risk over all coverages, "
+        "in per cent; lower is better."
     )
     return figure(f'<div class="panels">{"".join(parts)}</div>', caption)
 

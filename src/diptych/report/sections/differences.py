@@ -44,9 +44,9 @@ def differences(comparison: Comparison, gathered: TaskAnswers, pictures: Picture
         left -= used
         examples.append(html)
     caption = (
-        "A is the best of the task’s first measure. Difference in points with its 95 % interval, p of a test in which each cluster’s "
-        "difference may change its sign (two-sided); Holm’s correction over all pairs of one measure where the comparison stored it. "
-        f"Below, up to {EACH} items a direction, drawn at random from those where one model earns more than the other."
+        "A is the best model by the task’s first metric. Difference in points with its 95 % interval; p of a sign-flip test over "
+        "clusters (two-sided), with Holm’s correction over all pairs of one metric, if the comparison stored it. "
+        f"Below, up to {EACH} items for each direction, drawn at random from those where one model scores higher than the other."
     )
     return figure(scroller(table, "Differences between models, scrolls sideways") + "".join(examples), caption, "wide")
 

@@ -62,8 +62,8 @@ def looking(comparison: Comparison, g: TaskAnswers) -> str:
     if not lines:
         return ""
     caption = (
-        "Blind: the same questions about a grey picture, so that only the wording can help. Its share of the distance from chance to "
-        "the score is what this test rewards without looking; the rest needs the picture."
+        "Blind: the same questions about a grey picture, so that only the wording helps. Its share of the gain over chance is what "
+        "this test rewards without the picture; the rest needs the picture."
     )
     many = f"<details><summary>{len(lines)} measures</summary><ul>{''.join(lines)}</ul></details>"
     return figure(many if len(lines) > 6 else f"<ul>{''.join(lines)}</ul>", caption)
@@ -105,10 +105,10 @@ def priors(g: TaskAnswers) -> str:
         )
         parts.append(panel(a, f"<b>{escape(value_text)}</b>", drawn))
     caption = (
-        "Share of pictures for which the true sentence scores higher than the false one, when α times the score without a picture is "
-        "subtracted; dashes: the score without a picture alone. “Corrected” chooses α on one half of the items for the other, so it "
-        "can be lower than the best point of the curve. If the dashes are far from 50, the false sentences sound unlikely by "
-        "themselves, and the plain score rewards reading."
+        "The share of pictures for which the true sentence scores higher than the false one after subtracting α times the score "
+        "without a picture; dashes: the score without a picture. “Corrected” chooses α on one half of the items for the other, so "
+        "it can be below the best point of the curve. If the dashes are far from 50, the false sentences are unlikely by themselves, "
+        "and the plain score rewards reading."
     )
     return panels(parts, caption)
 
@@ -145,8 +145,8 @@ def preferences(comparison: Comparison, g: TaskAnswers) -> str:
             parts.append(f'<div class="panel"><h3>{key(index, recipe.label)}</h3>{drawn}</div>')
     if signed:
         caption = (
-            "Mean score of the group’s pictures for a sentence that names no group, less that of the others, in standard deviations. "
-            "An interval that leaves out 0 (dashes) is a difference between these pictures, for whatever reason."
+            "The mean score of the group’s pictures for a sentence that names no group, minus that of the others, in standard "
+            "deviations. An interval without 0 (dashes) is a difference between these pictures, of unknown cause."
         )
     else:
         caption = (
@@ -196,7 +196,8 @@ def frequencies(g: TaskAnswers) -> str:
             percent=(False, True),
         )
         unseen = int((counts == 0).sum())
-        note = f"<b>{escape(value_text)}</b> <span class='note'>{len(counts)} concepts{gained}{f'; {unseen} never seen' if unseen else ''}</span>"
+        never = f"; {unseen} not in training" if unseen else ""
+        note = f"<b>{escape(value_text)}</b> <span class='note'>{len(counts)} concepts{gained}{never}</span>"
         parts.append(panel(a, note, drawn))
     if not parts:
         return ""
@@ -205,8 +206,8 @@ def frequencies(g: TaskAnswers) -> str:
         (["<path class='curve c0' d='M1 8L25 8'/>"], "mean of a bin"),
     )
     caption = (
-        "Each concept by how often training showed it, on a logarithmic scale, with the means of bins of half a power of ten. A straight "
-        "rise is the log-linear law: each step costs ten times the data. The correlation over bins is always the higher one, as "
+        "Accuracy on each concept by its frequency in training, on a logarithmic scale, with means of bins of half a power of ten. "
+        "A straight rise is the log-linear law: each step costs ten times the data. The correlation over bins is higher, since "
         "averaging hides the scatter. It is a correlation: rare concepts may also be harder to draw or to name."
     )
     return signs + panels(parts, caption)

@@ -21,20 +21,21 @@ def invented(g: TaskAnswers) -> str:
         for thing, n in sorted(false.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST]:
             low, high = clopper_pearson(n / n_asked[thing], n_asked[thing])
             rows.append(
-                f'<tr><th scope="row">{escape(thing)}</th><td>{key(a.index, a.recipe.label)}</td><td class="num" data-v="{n}">{n}</td>'
+                f'<tr><th scope="row">{escape(thing)}</th><td>{key(a.index, a.recipe.label)}</td>'
+                f'<td class="num" data-v="{n}">{n}</td>'
                 f'<td class="num" data-v="{n_asked[thing]}">{n_asked[thing]}</td><td class="num" data-v="{n / n_asked[thing]:.6g}">'
                 f'{100 * n / n_asked[thing]:.1f}<span class="ci">{100 * low:.1f}–{100 * high:.1f}</span></td></tr>'
             )
     if not rows:
         return ""
-    heads = header("Thing", first=True) + "".join(header(h) for h in ("Model", "Said to be there", "Of", "Per cent"))
+    heads = header("Object", first=True) + "".join(header(h) for h in ("Model", "Reported", "Of", "Per cent"))
     table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     caption = (
-        f"The {MOST} things that each model most often claimed although they are absent. Of: questions about it where it is absent, or, for "
-        "written captions, captions of pictures without it. Interval: exact, as if these were independent; picked as the largest of many, "
-        "the top of such a list is always partly luck."
+        f"The {MOST} objects that each model most often reported although they are absent. Of: questions about absent ones, or, for "
+        "captions, captions of pictures without the object. Interval: exact, assuming independence; the top of a list of the largest "
+        "of many values is always partly chance."
     )
-    return figure(scroller(table, "Things that are not there, scrolls sideways"), caption, "wide")
+    return figure(scroller(table, "Absent objects, scrolls sideways"), caption, "wide")
 
 
 def counted(a: Answers) -> tuple[Counter[str], Counter[str]]:

@@ -29,9 +29,9 @@ def slice_tables(gathered: TaskAnswers) -> str:
     if not parts:
         return ""
     caption = (
-        f"Per cent where the measure is a share, with its 95 % interval (bootstrap over clusters). n: items. Fewer than {FEW} items: "
-        "grey, and no ground to tell one part from another. The intervals are not corrected for the number of parts: of twenty "
-        "parts, one will stand out by luck."
+        "Per cent for shares, with the 95 % interval (bootstrap over clusters). n: items. "
+        f"Parts of fewer than {FEW} items are grey: too few to compare. The intervals are not corrected for the number of parts: of "
+        "twenty parts, one stands out by chance."
     )
     return figure("".join(parts), caption, "wide")
 

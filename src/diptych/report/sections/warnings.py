@@ -21,11 +21,11 @@ MOST = 0.5  # share of the gain over chance that a control reaches too
 
 RULES = (
     "<b>Close to a control</b>: a paired test on the same items (signs flipped by cluster, two-sided, 5 %, uncorrected) does not "
-    "show the model to be better than the control; where no records an item are kept, the control lies inside the model’s "
-    "interval. <b>A strong control</b>: it beats chance by the same test, and has at least half of what the model has above "
+    "show the model to be better than the control; without records of items, the control is inside the model’s interval. "
+    "<b>A strong control</b>: it beats chance by the same test, and reaches at least half of the model’s gain over "
     f"chance. <b>Few items</b>: fewer than {FEW} clusters, or a 95 % interval wider than {100 * WIDE:.0f} points. <b>Ties</b>, "
-    f"<b>unread answers</b>: more than {100 * OFTEN:.0f} % of the items. <b>No numbers</b>: a score was not finite. The main "
-    "measures of the task are looked at, not the secondary ones."
+    f"<b>unread answers</b>: more than {100 * OFTEN:.0f} % of the items. <b>No numbers</b>: a score was not finite. Only the main "
+    "metrics of the task are checked."
 )
 
 
@@ -119,7 +119,7 @@ def _close(recipe: Recipe, contrasts: Sequence[Contrast]) -> list[Warned]:
         values = ", ".join(f"{m} {number(next(c.value for c in of if c.metric == m), is_share(m))}" for m in metrics)
         how = _how(of)
         meant = "; ".join(about(name)[1] for name in near)
-        words = f"**{recipe.label}**, {values}: not shown to be better than {against}; {how}. That means: {meant}."
+        words = f"**{recipe.label}**, {values}: not shown to be better than {against}; {how}. So {meant}."
         warned.append(Warned("control", recipe.name, tuple(metrics), words, near))
     return warned
 
@@ -127,9 +127,9 @@ def _close(recipe: Recipe, contrasts: Sequence[Contrast]) -> list[Warned]:
 def _how(contrasts: Sequence[Contrast]) -> str:
     tests = [c.test for c in contrasts if c.test is not None]
     if not tests:
-        return "inside the interval; there are no records an item to test"
-    ahead = [t.p for t in tests if t.difference > 0]
-    return f"smallest p {_p(min(ahead))}" if ahead else "no higher anywhere"
+        return "inside the interval; there are no records of items for a test"
+    better = [t.p for t in tests if t.difference > 0]
+    return f"smallest p {_p(min(better))}" if better else "not higher on any metric"
 
 
 def _values(contrasts: Sequence[Contrast], control: str) -> str:
@@ -158,9 +158,9 @@ def _strong(recipe: Recipe, measures: Sequence[Measure], contrasts: Sequence[Con
                 title, _ = about(c.control)
                 share = (c.against - (m.chance or 0)) / gain
                 words = (
-                    f"{m.metric}: the control “{title}” alone reaches {number(c.against)} %, chance is {number(m.chance)} %. That is "
-                    f"{share:.0%} of what **{recipe.label}** ({number(m.value)} %) has above chance: most of this test can be "
-                    "solved without the skill it is named after."
+                    f"{m.metric}: the control “{title}” alone reaches {number(c.against)} %, chance is {number(m.chance)} %. "
+                    f"That is {share:.0%} of the gain of **{recipe.label}** ({number(m.value)} %) over chance: most of this test can "
+                    "be solved without the skill that it is named after."
                 )
                 warned.append(Warned("strong", recipe.name, (m.metric,), words))
     return warned
@@ -187,21 +187,21 @@ def _unsure(recipe: Recipe, measures: Sequence[Measure], answers: Answers | None
         of = {m.metric: m.n for m in measures}
         listed = ", ".join(f"{k}: {n} of {of[k]} items" for k, n in tied.items())
         words = (
-            f"**{recipe.label}**: ties decide {listed}. A tie counts as the probability of a random choice being right; a model that gives "
-            "equal scores has no opinion."
+            f"**{recipe.label}**: ties decide {listed}. A tie counts as the probability of a random choice being right; a model with "
+            "equal scores does not choose."
         )
         warned.append(Warned("ties", recipe.name, tuple(tied), words))
     lost = [r for r in answers.records if is_unparsed(r)]
     if len(lost) > OFTEN * len(answers.records):
         listed = "; ".join(f"{m.metric} between {_band(answers, m.metric, lost)}" for m in measures if m.metric in answers.credits)
         words = (
-            f"**{recipe.label}**: {len(lost)} of {len(answers.records)} answers could not be read as an answer to the question"
+            f"**{recipe.label}**: {len(lost)} of {len(answers.records)} answers could not be parsed"
             f"{f'; if all of these were wrong … right, {listed}' if listed else ''}."
         )
         warned.append(Warned("unparsed", recipe.name, tuple(m.metric for m in measures), words))
     broken = sum(bool(r.get("nans")) for r in answers.records)
     if broken:
-        words = f"**{recipe.label}**: {broken} of {len(answers.records)} items have scores that are no numbers (NaN or infinite)."
+        words = f"**{recipe.label}**: {broken} of {len(answers.records)} items have scores that are not numbers (NaN or infinite)."
         warned.append(Warned("nans", recipe.name, tuple(m.metric for m in measures), words))
     return warned
 

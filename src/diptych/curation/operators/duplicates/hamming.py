@@ -34,8 +34,8 @@ def plan(n: int, distance: int) -> tuple[int, int]:
 def pairs_within(hashes: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(i, j, differing bits) of every pair i < j of ``hashes`` (uint64 [N]) within ``distance``, ordered by (i, j).
 
-    Equal hashes are grouped first, so a thousand copies cost as much as one: c equal hashes give the c − 1 pairs with the first, and
-    their neighbours are paired with the first only.
+    Equal hashes are grouped first, so a thousand copies cost as much as one: c equal hashes give the c − 1 pairs with the first,
+    and their neighbours are paired with the first only.
     """
     unique, first, inverse = np.unique(np.asarray(hashes, np.uint64), return_index=True, return_inverse=True)
     a, b = np.empty(0, np.int64), np.empty(0, np.int64)

@@ -71,8 +71,9 @@ def word_runs(text: str, n: int) -> list[str]:
 class Leaks(Operator):
     """``leaked_image`` and ``leaked_text``: ids of the evaluation items that a row repeats; null if none. After ``image_hash``.
 
-    An image leaks with the same pixels or a pHash within ``distance`` bits; a text with the same caption or a common n-gram of ``run``
-    words. against: addresses of evaluation sets. Short captions recur by chance, so texts of fewer than ``run`` words are not checked.
+    An image leaks with the same pixels or a pHash within ``distance`` bits; a text with the same caption or a common n-gram of
+    ``run`` words. against: addresses of evaluation sets. Short captions recur by chance, so texts of fewer than ``run`` words are
+    not checked.
     """
 
     name = "leaks"

@@ -43,10 +43,10 @@ def semantic_twins(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(cause int64 [N], similarity float32 [N]) of ``vectors`` [N, E]: −1 if an item stays, else the twin that caused its removal.
 
-    Two items are twins if their cosine is above 1 − ε. k: clusters, by default √N. keep: the twin that stays: the ``first``, the one
-    farthest from its centre (``hard``, as published) or nearest to it (``easy``), a ``random`` one, or the ``best`` by ``priority``
-    [N]. mode: see ``pruning.prune``. across: also find twins in different clusters (the published code does not): an item near the
-    border to another cluster is compared with that cluster too, so the result equals a comparison of all pairs.
+    Two items are twins if their cosine is above 1 − ε. k: clusters, by default √N. keep: the twin that stays: the ``first``, the
+    one farthest from its centre (``hard``, as published) or nearest to it (``easy``), a ``random`` one, or the ``best`` by
+    ``priority`` [N]. mode: see ``pruning.prune``. across: also find twins in different clusters (the published code does not): an
+    item near the border to another cluster is compared with that cluster too, so the result equals a comparison of all pairs.
     """
     vectors = normalised(vectors)
     n = len(vectors)
@@ -75,8 +75,8 @@ def _order(keep: KeepRule, distance: np.ndarray, priority: np.ndarray | None, se
 def _assign(vectors: np.ndarray, centres: np.ndarray, reach: float) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """The cluster of each item, the visitors of each cluster, and each item's distance to its centre.
 
-    If y belongs to another centre c', it lies beyond the bisecting plane between c' and x's centre c. The distance of x to that plane
-    is (‖x−c'‖² − ‖x−c‖²) / 2‖c−c'‖, so if x and y are within ``reach``, x is within ``reach`` of the plane: then x visits c'.
+    If y belongs to another centre c', it lies beyond the bisecting plane between c' and x's centre c. The distance of x to that
+    plane is (‖x−c'‖² − ‖x−c‖²) / 2‖c−c'‖, so if x and y are within ``reach``, x is within ``reach`` of the plane: x visits c'.
     """
     k = len(centres)
     norms = (centres**2).sum(1)

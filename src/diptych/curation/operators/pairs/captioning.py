@@ -55,9 +55,9 @@ def sentence_vectors(texts: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Sieve(Operator):
-    """``sieve_score``: the similarity of the caption to the nearest of k generated captions (Mahmoud et al. 2024, arXiv:2310.02110).
+    """``sieve_score``: the similarity of the caption to the nearest of k generated captions.
 
-    Medium phrases are removed from both. The k captions are greedy ones of k views of the picture; the paper samples k captions of
+    Mahmoud et al. 2024, arXiv:2310.02110. Medium phrases are removed from both. The k captions are greedy ones of k views of the picture; the paper samples k captions of
     one view, which would give other scores each time. The paper's score is ``fuse`` with ``{sieve_score: 0.5, clip_score: 0.5}``.
     """
 
@@ -117,8 +117,8 @@ class Recaption(Operator):
 class CapFilt(Operator):
     """BLIP's filter (Li et al. 2022, arXiv:2201.12086): keeps each of the web's and the generated caption that matches the picture.
 
-    ``web_match``, ``synthetic_match``: scores of the matching model; ``matched_captions``: those of at least ``threshold`` (log-odds
-    for a matching head: 0 is even odds), the web's first; null if none. After ``recaption``.
+    ``web_match``, ``synthetic_match``: scores of the matching model; ``matched_captions``: those of at least ``threshold``
+    (log-odds for a matching head: 0 is even odds), the web's first; null if none. After ``recaption``.
     """
 
     name = "capfilt"
