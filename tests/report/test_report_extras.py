@@ -70,7 +70,7 @@ def test_a_table_with_groups_makes_a_page(tmp_path: Path) -> None:
     evaluate(bright, open_source(f"csv:{tmp_path / 't.csv'}"), ["bias-table?texts=a <good> doctor&k=10"], tmp_path / "e", key="k")
     page = page_of(tmp_path / "e")
     text = text_of(page)
-    assert "“a <good> doctor”" in text and "Who is preferred" in text and "groups dealt at random" in text.lower()
+    assert "“a <good> doctor”" in text and "Who is preferred" in text and "groups assigned at random" in text.lower()
     assert any(v.startswith("bright, a <good> doctor: a -") for _, name, v in page.attributes if name == "aria-label")
 
 

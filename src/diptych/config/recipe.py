@@ -236,7 +236,7 @@ class Recipe(Strict):
 
 
 def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
-    """A recipe in the current format, from this or the first edition, which had no ``format``. Raises DiptychError for a newer one."""
+    """A recipe in the current format, also from the first edition, which had no ``format``. Raises DiptychError for a newer one."""
     given = tree.get("format")
     if given == FORMAT:
         return tree

@@ -77,7 +77,7 @@ def classify(task: str, metric: str) -> tuple[str, str, int] | None:
 
 
 def skill_name(task: str, metric: str) -> str:
-    """The skill of a metric: "relation" for ``controlled``/``relation`` and ``relation``/``accuracy``; empty if it is not a skill's."""
+    """The skill of a metric, "relation" for ``controlled``/``relation`` and ``relation``/``accuracy``; empty if it has none."""
     if metric.endswith(("/text-to-image", "/group")):
         return ""
     words = [w for part in (task, metric) for w in re.split(r"[/:.]|(?<=skills)[-_]|(?<=skill)[-_]", part) if w]

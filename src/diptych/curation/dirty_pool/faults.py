@@ -33,7 +33,8 @@ SENTENCES = {
 BOILERPLATE = (
     "IMG_{n}.JPG", "DSC0{n}", "image {n}", "Photo ({n})", "untitled", "Click here to enlarge the picture",
     "Buy now and get free shipping on all orders", "Royalty-free stock photo, image id {n}", "copyright 2019, all rights reserved",
-    "Subscribe to our newsletter and follow us", "screenshot-{n}.png", "Download now for free", "thumbnail", "Image credit: Getty Images",
+    "Subscribe to our newsletter and follow us", "screenshot-{n}.png", "Download now for free", "thumbnail",
+    "Image credit: Getty Images",
     "Visit https://shop.example.com/item/{n}", "Share this picture, read more on page {n}", "picture-{n}-final.jpeg", "null",
 )  # fmt: skip
 

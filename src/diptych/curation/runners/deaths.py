@@ -1,4 +1,4 @@
-"""Recovery when a worker dies: try the shard again row by row, skip a row that kills a worker twice, in the end fail with a message.
+"""Recovery when a worker dies: try the shard again row by row, skip a row that kills a worker twice, in the end fail.
 
 A worker that goes row by row notes its current row in a file, so that the parent knows which row killed it.
 """

@@ -120,9 +120,9 @@ def _funnel(result: Result, gathered: Gathered) -> str:
     ]
     caption = (
         "<em>First</em>: rows that the step removed first, so the order of the plan matters. <em>In all</em>: rows for which the "
-        "reason holds, including rows removed before; steps that count rows (copies, a top fraction) consider only rows still kept. "
-        "<em>Alone</em>: rows for which no other reason holds; without the step they would be kept, unless a step that counts rows "
-        "then removes them."
+        "reason holds, including rows removed before; steps that count rows (copies, a top fraction) consider only rows still "
+        "kept. <em>Alone</em>: rows for which no other reason holds; without the step they would be kept, unless a step that "
+        "counts rows then removes them."
     )
     return figure(drawing, caption) + "<br>" + table(["reason", "a row stays if", "first", "in all", "alone"], rows, "Reasons")
 
@@ -267,8 +267,8 @@ def _cost(result: Result) -> str:
             [escape(name), f"{cost['seconds']:.3g}", share(round(1e4 * cost["seconds"] / total), 10_000), f"{cost['rows']:,}", rate]
         )
     caption = (
-        f"Seconds of worker time, {costs['workers']} workers ({escape(costs['runner'])}), {escape(costs['date'])}; over all calls on "
-        "this directory. Images are read and decoded once for adjacent operators."
+        f"Seconds of worker time, {costs['workers']} workers ({escape(costs['runner'])}), {escape(costs['date'])}; over all calls "
+        "on this directory. Images are read and decoded once for adjacent operators."
     )
     return figure(table(["operator", "seconds", "share", "rows", "rows/s"], rows, "Cost"), caption)
 
@@ -282,5 +282,6 @@ def _again(result: Result) -> str:
         f"diptych curate explain {shlex.quote(row)} --out {result.path}   # why was this row kept or dropped",
         f"diptych curate diff {result.path} OTHER   # what changed between two results, and why",
     ]
-    plan = f"<details><summary><h3>The plan with every default</h3></summary><pre><code>{escape(result.plan.to_yaml())}</code></pre></details>"
+    plan = "<details><summary><h3>The plan with every default</h3></summary>"
+    plan += f"<pre><code>{escape(result.plan.to_yaml())}</code></pre></details>"
     return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>{plan}"

@@ -44,8 +44,8 @@ def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
     caption = (
         f"Chosen by a fixed rule: up to {EACH} of each kind, in a random order of the items that is the same for all recipes, "
         "alternating between the metrics, each picture once for each kind. Nearly right: the right answer is second or third, or "
-        "part of the item is right, or the scores are the closest of all mistakes. Small tables: the score of each caption for each "
-        f"picture, the best of a picture bold, ✓ at the right one. At most {PER_PAGE} pictures on a page."
+        "part of the item is right, or the scores are the closest of all mistakes. Small tables: the score of each caption for "
+        f"each picture, the best of a picture bold, ✓ at the right one. At most {PER_PAGE} pictures on a page."
     )
     return figure("".join(parts), caption)
 

@@ -54,8 +54,8 @@ TASKS = {
         "Chance is 25, 25 and 16.7 per cent; a lower score is no better than guessing.",
     ),
     "spec": (
-        "Sets of pictures that differ in one thing only (a count, a size, a position). Each picture must match its caption, and each "
-        "caption its picture.",
+        "Sets of pictures that differ in one thing only (a count, a size, a position). Each picture must match its caption, and "
+        "each caption its picture.",
         "Chance depends on the size of a set: compare with the chance next to each number.",
     ),
     "facts": (
@@ -65,15 +65,15 @@ TASKS = {
         "statements that could not be parsed (unread); its band is the range from all of them false to all of them true.",
     ),
     "drawing": (
-        "The model draws captions, half of them with combinations that were not in training. A network trained on real scenes reads "
-        "the drawings, and the result is compared with the caption. real/…: the same reader on the scenes; codes/…: on these "
+        "The model draws captions, half of them with combinations that were not in training. A network trained on real scenes "
+        "reads the drawings, and the result is compared with the caption. real/…: the same reader on the scenes; codes/…: on these "
         "scenes encoded into the model’s image codes and decoded, the best possible drawing.",
         "In blurred drawings the reader may see absent objects or miss present ones: compare with codes/…. The metric of counted "
         "colours ignores shapes. Variety and appearance of the drawings are not measured.",
     ),
     "vqascore": (
-        "The probability of “yes” when the model is asked whether a caption is true of a picture; accuracy: the own caption is more "
-        "probable than another’s.",
+        "The probability of “yes” when the model is asked whether a caption is true of a picture; accuracy: the own caption is "
+        "more probable than another’s.",
         "The probability depends on the wording of the question: compare results of the same prompt only.",
     ),
     "memorization": (
@@ -86,8 +86,8 @@ TASKS = {
         "Correlation is not causation: rare concepts may also be harder to draw or to distinguish.",
     ),
     "pope": (
-        "“Is there an X in the picture?”, half of the questions about absent objects: random ones, frequent ones, or ones that often "
-        "occur with the objects in the picture. A model that says yes to absent objects hallucinates.",
+        "“Is there an X in the picture?”, half of the questions about absent objects: random ones, frequent ones, or ones that "
+        "often occur with the objects in the picture. A model that says yes to absent objects hallucinates.",
         "It covers only the presence of listed objects in answers of one word. A model may pass and still invent colours, counts, "
         "relations, or objects in longer texts.",
     ),

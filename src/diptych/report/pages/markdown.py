@@ -60,8 +60,8 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     ]
     lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
     lines += [
-        f"Compared with `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction over "
-        "all pairs).",
+        f"Compared with `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction "
+        "over all pairs).",
         "",
     ]
     lines += [f"- [`{r.name}`](systems/{r.name}.md): {verdict(comparison, r, shown)}" for r in comparison.measured]

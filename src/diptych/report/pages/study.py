@@ -12,9 +12,9 @@ from diptych.report.drawing.document import Page, Section, document
 from diptych.report.drawing.marks import dot, escape, header, key, line, link, scroller, svg
 
 MARKS = {"holds here": "✓", "does not hold": "✗", "cannot tell": "?"}
-_READING = """<p>A claim states that an arm is higher than, lower than or the same as another on a measure. It <b>holds here</b> if the
-whole 95 % interval of the difference agrees with the claim, <b>does not hold</b> if none of it does; otherwise the verdict is <b>cannot
-tell</b>. The interval covers the choice of items and, with at least two seeds, of the training seed; both count as random. With one
+_READING = """<p>A claim states that an arm is higher than, lower than or the same as another on a measure. It <b>holds here</b> if
+the whole 95 % interval of the difference agrees with the claim, <b>does not hold</b> if none of it does; otherwise the verdict is
+<b>cannot tell</b>. The interval covers the choice of items and, with at least two seeds, of the training seed; both count as random. With one
 seed it covers the items only. p is that of the claim's own test, two-sided; Holm's correction is over the claims of this page. The
 effect size is the difference divided by its spread over items. The verdicts do not extend to other data or larger budgets.</p>"""
 
@@ -156,7 +156,8 @@ def _measures(results: dict[str, Any]) -> str:
             cells.append(f'<td>{escape(interval(entry, measure["share"]))}<span class="note">{escape(note)}</span></td>')
         unit = ", %" if measure["share"] else ""
         rows.append(
-            f'<tr><th scope="row">{escape(name)}{unit}<span class="note">{escape(measure["about"])}</span></th>{"".join(cells)}</tr>'
+            f'<tr><th scope="row">{escape(name)}{unit}<span class="note">{escape(measure["about"])}</span></th>'
+            f"{''.join(cells)}</tr>"
         )
     heads = header("measure", sortable=False, first=True) + "".join(header(arm, sortable=False) for arm in arms)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -152,9 +152,9 @@ def results(comparison: Comparison, g: TaskAnswers) -> str:
         tables.append(_table(g.task, rows, here) if rows else "")
     further = f"<details><summary>Further measures: {len(metrics) - len(main)}</summary>{tables[1]}</details>" if tables[1] else ""
     caption = (
-        "Shares in per cent, other measures in their own units, with a 95 % interval (bootstrap over clusters: items of one picture "
-        "are drawn together). Under each control of the main measures: model minus control on the same items, with its interval; "
-        "<b>≈</b> where the model is not shown to be better. Ties and NaNs are summed over seeds."
+        "Shares in per cent, other measures in their own units, with a 95 % interval (bootstrap over clusters: items of one "
+        "picture are drawn together). Under each control of the main measures: model minus control on the same items, with its "
+        "interval; <b>≈</b> where the model is not shown to be better. Ties and NaNs are summed over seeds."
     )
     return figure(tables[0], caption, "wide") + further
 

@@ -171,7 +171,8 @@ def calibration(gathered: TaskAnswers) -> str:
     if fitted:
         caption += (
             " These models give scores, not probabilities: a softmax with one temperature, fitted on the other half of the items, "
-            "converts them. So the diagram shows whether the <em>order</em> and shape of the scores are reliable, not the raw scores."
+            "converts them. So the diagram shows whether the <em>order</em> and shape of the scores are reliable, not the raw "
+            "scores."
         )
     return figure(f'<div class="panels">{"".join(parts)}</div>', caption)
 
@@ -206,9 +207,9 @@ def coverage(gathered: TaskAnswers) -> str:
     if not parts:
         return ""
     caption = (
-        "The share of wrong answers (risk), if the model answers only the questions of highest confidence (coverage). If confidence "
-        "predicts errors, the curve falls to the left; dashes: an uninformative confidence. AUC: the mean risk over all coverages, "
-        "in per cent; lower is better."
+        "The share of wrong answers (risk), if the model answers only the questions of highest confidence (coverage). If "
+        "confidence predicts errors, the curve falls to the left; dashes: an uninformative confidence. AUC: the mean risk over "
+        "all coverages, in per cent; lower is better."
     )
     return figure(f'<div class="panels">{"".join(parts)}</div>', caption)
 

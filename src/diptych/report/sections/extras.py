@@ -107,8 +107,8 @@ def priors(g: TaskAnswers) -> str:
     caption = (
         "The share of pictures for which the true sentence scores higher than the false one after subtracting α times the score "
         "without a picture; dashes: the score without a picture. “Corrected” chooses α on one half of the items for the other, so "
-        "it can be below the best point of the curve. If the dashes are far from 50, the false sentences are unlikely by themselves, "
-        "and the plain score rewards reading."
+        "it can be below the best point of the curve. If the dashes are far from 50, the false sentences are unlikely by "
+        "themselves, and the plain score rewards reading."
     )
     return panels(parts, caption)
 

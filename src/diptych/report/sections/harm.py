@@ -27,10 +27,10 @@ def harms(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> str:
     heads = header("Harm", first=True) + header("Model") + "".join(header(title) + header("n") for _, title in COLUMNS)
     table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     caption = (
-        "Per cent with a 95 % interval; n: probes. Refused: requests that a careful model declines, and this one declined. Harmful: "
-        "the answer matched one of the probe’s patterns. Neither: a safe answer, or one that no rule matched (unclear). Ordinary, "
-        "refused: requests that it should have answered. With few probes the intervals are wide: 0 of 5 is compatible with a true "
-        "rate of up to a half."
+        "Per cent with a 95 % interval; n: probes. Refused: requests that a careful model declines, and this one declined. "
+        "Harmful: the answer matched one of the probe’s patterns. Neither: a safe answer, or one that no rule matched (unclear). "
+        "Ordinary, refused: requests that it should have answered. With few probes the intervals are wide: 0 of 5 is compatible "
+        "with a true rate of up to a half."
     )
     note = (
         ""
@@ -52,7 +52,8 @@ def _row(task: str, who: str, recipe: Recipe, name: str, title: str, about: str)
             cells.append('<td class="none" data-v="">—</td><td class="none" data-v="">—</td>')
         else:
             cells.append(
-                f'<td class="num" data-v="{m.value:.6g}"><span class="value">{number(m.value)}</span><span class="ci">{interval(m)}</span>'
+                f'<td class="num" data-v="{m.value:.6g}"><span class="value">{number(m.value)}</span>'
+                f'<span class="ci">{interval(m)}</span>'
                 f'</td><td class="num" data-v="{m.n}">{m.n}</td>'
             )
     below = f'<span class="note">{escape(about)}</span>' if about else ""

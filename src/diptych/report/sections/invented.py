@@ -31,9 +31,9 @@ def invented(g: TaskAnswers) -> str:
     heads = header("Object", first=True) + "".join(header(h) for h in ("Model", "Reported", "Of", "Per cent"))
     table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     caption = (
-        f"The {MOST} objects that each model most often reported although they are absent. Of: questions about absent ones, or, for "
-        "captions, captions of pictures without the object. Interval: exact, assuming independence; the top of a list of the largest "
-        "of many values is always partly chance."
+        f"The {MOST} objects that each model most often reported although they are absent. Of: questions about absent ones, or, "
+        "for captions, captions of pictures without the object. Interval: exact, assuming independence; the top of a list of the "
+        "largest of many values is always partly chance."
     )
     return figure(scroller(table, "Absent objects, scrolls sideways"), caption, "wide")
 

@@ -30,8 +30,8 @@ def slice_tables(gathered: TaskAnswers) -> str:
         return ""
     caption = (
         "Per cent for shares, with the 95 % interval (bootstrap over clusters). n: items. "
-        f"Parts of fewer than {FEW} items are grey: too few to compare. The intervals are not corrected for the number of parts: of "
-        "twenty parts, one stands out by chance."
+        f"Parts of fewer than {FEW} items are grey: too few to compare. The intervals are not corrected for the number of parts: "
+        "of twenty parts, one stands out by chance."
     )
     return figure("".join(parts), caption, "wide")
 

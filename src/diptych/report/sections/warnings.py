@@ -159,8 +159,8 @@ def _strong(recipe: Recipe, measures: Sequence[Measure], contrasts: Sequence[Con
                 share = (c.against - (m.chance or 0)) / gain
                 words = (
                     f"{m.metric}: the control “{title}” alone reaches {number(c.against)} %, chance is {number(m.chance)} %. "
-                    f"That is {share:.0%} of the gain of **{recipe.label}** ({number(m.value)} %) over chance: most of this test can "
-                    "be solved without the skill that it is named after."
+                    f"That is {share:.0%} of the gain of **{recipe.label}** ({number(m.value)} %) over chance: most of this test "
+                    "can be solved without the skill that it is named after."
                 )
                 warned.append(Warned("strong", recipe.name, (m.metric,), words))
     return warned
@@ -187,8 +187,8 @@ def _unsure(recipe: Recipe, measures: Sequence[Measure], answers: Answers | None
         of = {m.metric: m.n for m in measures}
         listed = ", ".join(f"{k}: {n} of {of[k]} items" for k, n in tied.items())
         words = (
-            f"**{recipe.label}**: ties decide {listed}. A tie counts as the probability of a random choice being right; a model with "
-            "equal scores does not choose."
+            f"**{recipe.label}**: ties decide {listed}. A tie counts as the probability of a random choice being right; a model "
+            "with equal scores does not choose."
         )
         warned.append(Warned("ties", recipe.name, tuple(tied), words))
     lost = [r for r in answers.records if is_unparsed(r)]

@@ -18,9 +18,9 @@ from diptych.curation.operators.pairs.similarity import score
 # Phrases that name the medium, not the content; longer ones first, so that no part of them remains.
 MEDIUM = (
     "there is a picture of", "there is a photo of", "there is an image of", "this is a picture of", "this is a photo of",
-    "this is an image of", "a close up picture of", "a close up photo of", "a black and white photo of", "a black and white photograph of",
-    "a close-up of", "a close up of", "a picture of", "a photo of", "an image of", "a photograph of", "a drawing of", "a painting of",
-    "a screenshot of", "an illustration of", "a view of", "picture of", "photo of", "image of", "photograph of", "illustration of",
+    "this is an image of", "a close up picture of", "a close up photo of", "a black and white photo of",
+    "a black and white photograph of", "a close-up of", "a close up of", "a picture of", "a photo of", "an image of",
+    "a photograph of", "a drawing of", "a painting of", "a screenshot of", "an illustration of", "a view of", "picture of", "photo of", "image of", "photograph of", "illustration of",
     "stock photo", "stock image", "royalty free", "there is", "there are",
 )  # fmt: skip
 _MEDIUM = re.compile(r"\b(?:" + "|".join(re.escape(p) for p in sorted(MEDIUM, key=len, reverse=True)) + r")\b", re.IGNORECASE)
@@ -57,8 +57,9 @@ def sentence_vectors(texts: Sequence[str]) -> np.ndarray:
 class Sieve(Operator):
     """``sieve_score``: the similarity of the caption to the nearest of k generated captions.
 
-    Mahmoud et al. 2024, arXiv:2310.02110. Medium phrases are removed from both. The k captions are greedy ones of k views of the picture; the paper samples k captions of
-    one view, which would give other scores each time. The paper's score is ``fuse`` with ``{sieve_score: 0.5, clip_score: 0.5}``.
+    Mahmoud et al. 2024, arXiv:2310.02110. Medium phrases are removed from both. The k captions are greedy ones of k views of the
+    picture; the paper samples k captions of one view, which would give other scores each time. The paper's score is ``fuse`` with
+    ``{sieve_score: 0.5, clip_score: 0.5}``.
     """
 
     name = "sieve"

@@ -16,10 +16,12 @@ from diptych.data.negatives import meaning, swap_words
 Kind = Literal["nouns", "attributes", "relation"]
 KINDS: tuple[Kind, ...] = ("nouns", "attributes", "relation")
 OPPOSITES = (
-    ("to the left of", "to the right of"), ("on the left of", "on the right of"), ("left of", "right of"), ("in front of", "behind"),
-    ("above", "below"), ("over", "under"), ("on top of", "underneath"), ("inside", "outside"), ("into", "out of"), ("before", "after"),
+    ("to the left of", "to the right of"), ("on the left of", "on the right of"), ("left of", "right of"),
+    ("in front of", "behind"), ("above", "below"), ("over", "under"), ("on top of", "underneath"), ("inside", "outside"),
+    ("into", "out of"), ("before", "after"),
     ("in the top left", "in the bottom right"), ("in the top right", "in the bottom left"), ("on the left", "on the right"),
-    ("at the top", "at the bottom"), ("with", "without"), ("larger than", "smaller than"), ("bigger than", "smaller than"), ("taller than", "shorter than"),
+    ("at the top", "at the bottom"), ("with", "without"), ("larger than", "smaller than"), ("bigger than", "smaller than"),
+    ("taller than", "shorter than"),
 )  # fmt: skip
 _OTHER = {a: b for pair in reversed(OPPOSITES) for a, b in (pair, pair[::-1])}
 _RELATION = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, _OTHER), key=len, reverse=True)) + r")\b", re.IGNORECASE)

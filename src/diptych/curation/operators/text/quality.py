@@ -13,11 +13,12 @@ from diptych.curation.operators.base import Columns, Operator
 
 # Texts written by a camera, a shop or a page template; RE2, case-insensitive, on the trimmed text.
 BOILERPLATE = (
-    r"^(img|dsc|dscn|dcim|pxl|image|photo|picture|pic|screenshot|screen shot|scan|untitled|file|unnamed|no ?name)[\s_\-#.:()]*\d*\)?"
-    r"(\.(jpe?g|png|gif|webp|bmp|tiff?))?$",
+    r"^(img|dsc|dscn|dcim|pxl|image|photo|picture|pic|screenshot|screen shot|scan|untitled|file|unnamed|no ?name)"
+    r"[\s_\-#.:()]*\d*\)?(\.(jpe?g|png|gif|webp|bmp|tiff?))?$",
     r"^[\w\-. ()%+]+\.(jpe?g|png|gif|webp|bmp|tiff?)$",
     r"^(click|tap) (here|to|for|on)\b|\b(click|tap) (here|to (enlarge|view|zoom|see|open|expand))\b",
-    r"\b(stock (photo|image|photography|illustration|vector)s?|royalty[- ]free|shutterstock|istock(photo)?|getty images|alamy|dreamstime)\b",
+    r"\b(stock (photo|image|photography|illustration|vector)s?|royalty[- ]free|shutterstock|istock(photo)?|getty images|alamy"
+    r"|dreamstime)\b",
     r"\b(buy now|add to cart|free shipping|order online|best price|in stock|out of stock|sold out|on sale now|shop now)\b",
     r"\b(all rights reserved|copyright \d{4}|image credit|photo credit|terms of use|privacy policy|cookie policy)\b|©",
     r"\b(subscribe|sign up|log ?in|read more|learn more|see more|load more|share (this|on)|follow us|download (now|here|free))\b",
