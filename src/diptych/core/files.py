@@ -31,10 +31,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Writes data as JSON, atomically."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file, atomically."""
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
@@ -57,11 +59,13 @@ def read_json_or(path: Path, default: Content) -> Content:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Appends a row to a JSONL file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes rows as a JSONL file, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -38,10 +38,12 @@ class Column:
 
     @property
     def share(self) -> bool:
+        """Whether the metric is a share."""
         return is_share(self.key[1])
 
     @property
     def name(self) -> str:
+        """Group and label."""
         return f"{self.group}: {self.label}"
 
 
@@ -110,6 +112,7 @@ class Standing:
 
     @property
     def ranked(self) -> list[Recipe]:
+        """All recipes, best first."""
         return self.tied + self.behind
 
 

@@ -27,6 +27,7 @@ class RunFiles:
 
     @property
     def recipe_file(self) -> Path:
+        """The path of the resolved recipe."""
         return self.path / "recipe.yaml"
 
     def exists(self) -> bool:

@@ -105,6 +105,7 @@ class DirtyPool:
         return single_object(self.world, seed, random.choices(names, weights.tolist())[0]), True
 
     def evaluation(self, number: int) -> tuple[Graph, str]:
+        """The scene and the caption of an evaluation item."""
         graph = draw(self.held_out, mix(self.seed, 5, number))
         return graph, _caption(graph, self.held_out, 0)
 

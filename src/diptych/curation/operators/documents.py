@@ -118,6 +118,7 @@ class DocumentLimits(Operator):
     def filter_document(
         self, texts: Sequence[str | None], images: Sequence[dict[str, Any]], identify: Any, limits: Limits = OBELICS
     ) -> tuple[list[int], list[int], str | None]:
+        """Positions of the kept texts and images, and the limit that the document violates (None: it is kept)."""
         kept = [i for i, text in enumerate(texts) if text and text_reason(text, limits.paragraph) is None]
         shown = [i for i, image in enumerate(images) if image and image_reason(image["width"], image["height"], limits) is None]
         low, high = limits.images

@@ -41,6 +41,7 @@ class Page:
 
     @property
     def shown(self) -> list[Section]:
+        """The sections with a body."""
         return [s for s in self.sections if s.body]
 
 

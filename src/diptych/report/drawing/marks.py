@@ -67,6 +67,7 @@ def cross(x: float, y: float, kind: str, size: float = 3.5) -> str:
 
 
 def section(identifier: str, title: str, body: str) -> str:
+    """A section with a heading, HTML; empty without a body."""
     if not body:
         return ""
     head = f'<h2 id="{identifier}-h">{escape(title)}</h2>'

@@ -96,6 +96,7 @@ def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
 
 
 def shuffled(records: Sequence[Record]) -> list[Record]:
+    """The records in a random order that is always the same."""
     order = sorted(records, key=lambda r: str(r["item"]))
     random.Random(0).shuffle(order)
     return order

@@ -124,6 +124,7 @@ def _top(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def ece_interval(d: Decisions) -> Interval:
+    """The expected calibration error with its interval."""
     sums = bin_sums(d.confidence, d.credit, BINS)
     return sums_interval(sums, ece_of_sums, d.clusters, share=True)
 

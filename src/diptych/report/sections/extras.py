@@ -40,10 +40,12 @@ def sections(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> list[
 
 
 def panel(a: Answers, note: str, drawn: str) -> str:
+    """The panel of one recipe, HTML."""
     return f'<div class="panel"><h3>{key(a.index, a.recipe.label)}</h3><p class="gap">{note}</p>{drawn}</div>'
 
 
 def panels(parts: Iterable[str], caption: str) -> str:
+    """Panels with a caption, HTML; empty without panels."""
     inner = "".join(parts)
     return figure(f'<div class="panels">{inner}</div>', caption) if inner else ""
 
