@@ -65,7 +65,7 @@ def _evaluate_one(
     from diptych.benchmarks.tasks import chosen
     from diptych.data.sources import open_source
 
-    wanted = chosen(tasks)  # a wrong name shall not cost the loading of a model
+    wanted = chosen(tasks)  # a wrong name is refused before the model is loaded
     model = load(address, device)
     data = data or getattr(getattr(getattr(model, "recipe", None), "data", None), "train", None)
     if data is None and any(getattr(task, "file", "") == "" for task in wanted):

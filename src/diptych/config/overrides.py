@@ -1,4 +1,4 @@
-"""Overrides of a configuration by dotted key: ``--set stages.0.lr=5e-4`` for recipes, plans and studies alike."""
+"""Overrides of a configuration by dotted key: ``--set stages.0.lr=5e-4`` for recipes, plans and studies."""
 
 from __future__ import annotations
 

@@ -171,10 +171,10 @@ def overall(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
     if everywhere:
         verb = "leads or ties" if len(everywhere) == 1 else "lead or tie"
         return [f"Taken together, {join([f'**{t}**' for t in everywhere])} {verb} for first on all {len(main)} of these measures."]
-    alike: dict[str, list[str]] = {}
+    by_columns: dict[str, list[str]] = {}
     for label, on in won.items():
-        alike.setdefault(join(on), []).append(f"**{label}**")
-    parts = "; ".join(f"{join(who)} for {on}" for on, who in alike.items())
+        by_columns.setdefault(join(on), []).append(f"**{label}**")
+    parts = "; ".join(f"{join(who)} for {on}" for on, who in by_columns.items())
     return [f"No recipe leads everywhere; first or tied for first: {parts}."]
 
 

@@ -124,7 +124,9 @@ def spent_table(comparison: Comparison) -> str:
     )
     limit = parse_budget(comparison.budget)
     longest = max(r.spent.get("seconds", 0) for r in comparison.recipes)
-    caption = "Means a run. Time is training alone, without evaluation or set-up; FLOPs: forward and backward as torch counts them."
+    caption = (
+        "Means over runs. Time: training only, without evaluation and set-up; FLOPs: forward and backward, as torch counts them."
+    )
     if limit and limit.seconds and longest > 1.3 * limit.seconds:
         caption += " Runs went side by side: a second of budget is one of the whole machine, so each had more of its own."
     return figure(scroller(table, "What each recipe spent, scrolls sideways"), caption, "wide")

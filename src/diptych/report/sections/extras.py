@@ -79,7 +79,7 @@ def _looking(m: Measure) -> str:
     part = "nothing" if share <= 0 else "all" if share >= 1 else f"{share:.0%}"
     return (
         f"chance {number(m.chance)}, blind {number(blind)}, with the picture {number(m.value)}: "
-        f"{part} of what lies above chance is there without looking."
+        f"{part} of the gain over chance does not need the picture."
     )
 
 
@@ -152,9 +152,9 @@ def preferences(comparison: Comparison, g: TaskAnswers) -> str:
         )
     else:
         caption = (
-            "The share of sets in which the picture of this group fits the right words best, though the words do not speak of it; "
-            "dashes: no preference. An interval that leaves out the dashes is a preference. With many groups one interval in "
-            "twenty leaves them out by luck."
+            "The share of sets in which the picture of this group fits the right words best, although they do not mention it; "
+            "dashes: no preference. An interval without the dashes is a preference. With many groups one interval in twenty "
+            "excludes them by chance."
         )
     return panels(parts, caption)
 

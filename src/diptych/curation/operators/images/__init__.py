@@ -1,1 +1,1 @@
-"""Operators on the picture alone: size, quality, letters in it."""
+"""Operators on the picture: size, quality, text in it."""

@@ -1,1 +1,1 @@
-"""Operators on the text alone: length, quality, language, perplexity, concepts, hard negatives."""
+"""Operators on the text: length, quality, language, perplexity, concepts, hard negatives."""
