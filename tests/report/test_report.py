@@ -142,7 +142,7 @@ def test_words_follow_a_reversed_result(tmp_path: Path) -> None:
 
 def test_words_call_ties_ties(tmp_path: Path) -> None:
     words = words_of(make_comparison(tmp_path / "c", same_everywhere(0.8)))
-    assert "the recipes are tied: nobody is significantly behind the best" in words
+    assert "the recipes are tied: none is significantly behind the best" in words
     assert "with no significant difference among them" in words
     assert "All recipes tie for first on all 4 of these measures" in words
     assert "is best" not in words and "significantly ahead" not in words
@@ -160,7 +160,7 @@ def test_words_when_nobody_learned_anything(tmp_path: Path) -> None:
 
 def test_words_warn_of_a_blind_score(tmp_path: Path, known: Path) -> None:
     leaky = words_of(make_comparison(tmp_path / "c", blind=0.64))
-    assert "even without the picture binding comes out above chance" in leaky and "CoCa 64.0 %" in leaky
+    assert "binding is above chance even without the picture" in leaky and "CoCa 64.0 %" in leaky
     assert "without the picture" not in words_of(known)
 
 
