@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diptych.core.registry import resolve
-from diptych.curation.apply import apply, reduce
+from diptych.curation.dirty_pool.pool import write_pool
+from diptych.curation.engine.apply import apply, reduce
 from diptych.curation.operators import OPERATORS
 from diptych.curation.operators.base import Reduce, pixels_of, sample_hash
-from diptych.curation.pool import write_pool
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 

@@ -18,11 +18,11 @@ import pyarrow as pa
 from bench.harness import Bench, rate
 from bench.peers import HERE, MissingPeer
 from bench.pool import Pool
-from diptych.curation.apply import apply, rows_of
-from diptych.curation.operators.duplicates import SameText
-from diptych.curation.operators.lengths import TextLength
-from diptych.curation.operators.sizes import ImageSize
-from diptych.curation.operators.words import TextQuality
+from diptych.curation.engine.apply import apply, rows_of
+from diptych.curation.operators.duplicates.operators import SameText
+from diptych.curation.operators.images.size import ImageSize
+from diptych.curation.operators.text.length import TextLength
+from diptych.curation.operators.text.quality import TextQuality
 
 PYTHON = HERE / ".datajuicer" / "bin" / "python"
 BIG = 10**9

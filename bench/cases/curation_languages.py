@@ -8,8 +8,8 @@ import time
 
 from bench.harness import Bench, rate
 from diptych.core.registry import resolve
-from diptych.curation.faults import SENTENCES
-from diptych.curation.operators.languages import IDENTIFIERS
+from diptych.curation.dirty_pool.faults import SENTENCES
+from diptych.curation.operators.text.language import IDENTIFIERS
 from diptych.data.scenes import open_scenes
 
 ENGLISH = ("a picture of {a} and {b}", "{a} next to {b}")

@@ -12,12 +12,12 @@ import numpy as np
 from bench.harness import Bench, rate
 from bench.pool import Pool
 from diptych.core.registry import resolve
-from diptych.curation.apply import apply, rows_of
+from diptych.curation.engine.apply import apply, rows_of
 from diptych.curation.operators import OPERATORS
-from diptych.curation.operators.concepts import Balance, Matcher
-from diptych.curation.operators.duplicates import near_twins
-from diptych.curation.operators.hamming import pairs_within
-from diptych.curation.operators.semantic import normalised, semantic_twins
+from diptych.curation.operators.duplicates.hamming import pairs_within
+from diptych.curation.operators.duplicates.operators import near_twins
+from diptych.curation.operators.duplicates.semantic import normalised, semantic_twins
+from diptych.curation.operators.text.concepts import Balance, Matcher
 
 METADATA = 100_000  # rows a CPU-second that an operator on captions and numbers alone should do
 

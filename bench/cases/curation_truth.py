@@ -13,7 +13,7 @@ import numpy as np
 from bench.harness import Bench
 from bench.pool import Pool
 from diptych.config.recipe import load_recipe
-from diptych.curation.pool import COPIES
+from diptych.curation.dirty_pool.pool import COPIES
 
 SAYS_NOTHING = ("boilerplate", "short", "repetitive")  # in no language to speak of
 

@@ -159,7 +159,7 @@ def test_an_interrupted_comparison_goes_on(
     process.send_signal(number)
     _, words = process.communicate(timeout=60)
     assert process.returncode == 130, words
-    assert "the same command goes on where it stopped" in words and "Traceback" not in words
+    assert "the same command continues where it stopped" in words and "Traceback" not in words
     saved = read_json(out / "clip-s0" / "spent.json")
     assert 0 < saved["samples"] < 1600 and not saved["finished"]
     assert not (out / "siglip-s0").exists() and not (out / "results.json").exists()

@@ -151,7 +151,7 @@ def test_sources_of_every_kind(tmp_path, own_cache):
 
 def test_a_source_without_end_needs_a_limit_and_may_go_out_packed(tmp_path, own_cache):
     steps = {**plan("text_length", {"keep": {"column": "words", "min": 4}}), "output": {"format": "packed"}}
-    with pytest.raises(DiptychError, match=r"without end: say how many, such as --set pool.limit=10000"):
+    with pytest.raises(DiptychError, match=r"without end: limit them, such as --set pool.limit=10000"):
         curate(steps, "scenes:small", tmp_path / "out", runner="inline")
     done = curate(steps, "scenes:small", tmp_path / "out", runner="inline", workers=1, overrides=["pool.limit=12"])
     assert done.manifest["rows"] == 12 and 0 < done.manifest["kept"] <= 12
@@ -201,7 +201,7 @@ def test_a_row_that_kills_its_worker_costs_no_other_row(folder, tmp_path):
 
 
 def test_a_shard_that_always_kills_its_worker_is_named(folder, tmp_path):
-    with pytest.raises(DiptychError, match=r"shard \d: the worker died 3 times \(killed by SIGKILL\).*run again to go on"):
+    with pytest.raises(DiptychError, match=r"shard \d: the worker died 3 times \(killed by SIGKILL\).*run again to resume"):
         curate(plan("text_length", "curation_fixture:DeadlyReduce"), folder, tmp_path / "out", workers=1)
     assert not (tmp_path / "out/manifest.json").exists() and not (tmp_path / "out/data").exists()
 
@@ -212,7 +212,7 @@ def test_a_source_that_vanishes_is_named_and_the_next_run_reads_what_there_is(tm
     curate(steps, data, tmp_path / "whole", runner="inline")
     thief = plan("text_length", {"curation_thief:Thief": {"path": str(tmp_path / "pool/001.parquet")}}, "image_size")
     sys.modules["curation_thief"] = _thief()
-    with pytest.raises(DiptychError, match=r"001.parquet has vanished since the run began; run again"):
+    with pytest.raises(DiptychError, match=r"001.parquet was removed since the run began; run again"):
         curate(thief, data, tmp_path / "out", runner="inline")
     assert not (tmp_path / "out/data").exists()
     assert curate(thief, data, tmp_path / "out", runner="inline").manifest["rows"] == 10
@@ -258,7 +258,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path):
     for runner in ("inline", "local"):
         asked = [sys.executable, str(tmp_path / "script.py"), data, str(tmp_path / runner), runner]
         failed = subprocess.run(asked, capture_output=True, text=True, timeout=60)
-        assert failed.returncode == 1 and "make room and run again" in failed.stderr, failed.stderr
+        assert failed.returncode == 1 and "free space and run again" in failed.stderr, failed.stderr
         assert "Traceback" not in failed.stderr
         assert not (tmp_path / runner / "data").exists() and not list((tmp_path / runner).rglob("*.tmp"))
         for path in (tmp_path / runner / "store").rglob("*.parquet"):
@@ -369,4 +369,4 @@ def test_the_command_line_says_what_is_wrong(cli, folder):
     assert "there is no runner 'rey'; did you mean 'ray'" in cli("curate", "own-photos", "-d", folder, "--runner", "rey").err
     missing = cli("curate", "own-photos", "-d", "folder:/nowhere", "--runner", "inline")
     assert missing.code == 1 and "no such directory" in missing.err
-    assert "no result of `diptych curate`" in cli("curate", "report", "nothing").err
+    assert "not a result of `diptych curate`" in cli("curate", "report", "nothing").err

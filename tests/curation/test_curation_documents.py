@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.core.errors import DiptychError
-from diptych.curation.apply import apply, rows_of
+from diptych.curation.engine.apply import apply, rows_of
 from diptych.curation.operators.documents import OBELICS, AssignImages, DocumentLimits, assign, image_reason, table, text_reason
-from diptych.curation.operators.negatives import Negatives, negative, turn_relation
+from diptych.curation.operators.text.negatives import Negatives, negative, turn_relation
 from diptych.data.negatives import meaning
 
 GOOD = "The old bridge over the river was built in the spring, and it is still one of the best places to see the town from."
@@ -65,7 +65,7 @@ def test_documents_lose_parts_and_are_judged_by_the_rest() -> None:
     for row, (_, _, texts, images, reason) in list(zip(found, cases, strict=True))[:5]:
         assert (row["kept_texts"], row["kept_images"], row["document_reason"]) == (texts, images, reason)
     assert found[5]["document_reason"] is not None
-    assert DocumentLimits().judge([GOOD], [image], lambda texts: [("fr", 0.99)])[2] == "not English"
+    assert DocumentLimits().filter_document([GOOD], [image], lambda texts: [("fr", 0.99)])[2] == "not English"
     assert dict(table())["document: most words"] == "2000" and dict(table())["images"] == "(1, 30)"
 
 

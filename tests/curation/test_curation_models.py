@@ -11,14 +11,14 @@ import pytest
 
 from colours_fixture import COLOURS, ColourModel, patch
 from diptych.core.errors import DiptychError
-from diptych.curation.apply import apply, rows_of
-from diptych.curation.faults import resized, written
-from diptych.curation.operators.captioning import CapFilt, Recaption, Sieve, sentence_vectors, shear, views, without_medium
-from diptych.curation.operators.leaks import Leaks, word_runs
-from diptych.curation.operators.likelihood import Perplexity, perplexities
-from diptych.curation.operators.pictures import ImageHash
-from diptych.curation.operators.similarity import ClipScore, Embed
-from diptych.curation.operators.spotting import MaskedScore, TextSpotting, overlap, spot, without_text
+from diptych.curation.dirty_pool.faults import resized, written
+from diptych.curation.engine.apply import apply, rows_of
+from diptych.curation.operators.duplicates.leaks import Leaks, word_runs
+from diptych.curation.operators.images.quality import ImageHash
+from diptych.curation.operators.images.text_spotting import MaskedScore, TextSpotting, overlap, spot, without_text
+from diptych.curation.operators.pairs.captioning import CapFilt, Recaption, Sieve, sentence_vectors, shear, views, without_medium
+from diptych.curation.operators.pairs.similarity import ClipScore, Embed
+from diptych.curation.operators.text.perplexity import Perplexity, perplexities
 from diptych.data.scenes import open_scenes
 
 MODEL = "colours_fixture:ColourModel"

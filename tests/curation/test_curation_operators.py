@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from diptych.core.errors import DiptychError
-from diptych.curation.apply import apply, reduce, rows_of
+from diptych.curation.engine.apply import apply, reduce, rows_of
 from diptych.curation.operators.base import Operator, Reduce, RowError, arrays, pixels_of, uniform
-from diptych.curation.operators.lengths import TextLength
-from diptych.curation.operators.sizes import ImageSize
+from diptych.curation.operators.images.size import ImageSize
+from diptych.curation.operators.text.length import TextLength
 
 
 def jpeg(width: int, height: int, turn: int | None = None) -> bytes:

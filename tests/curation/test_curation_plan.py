@@ -35,10 +35,10 @@ def test_presets_hold_together(name):
             "steps.1: no step before this one makes a column 'word'; did you mean 'words'",
         ),
         ([{"keep": {"column": "words", "min": 3}}, "text_length"], "no step before this one makes a column 'words'"),
-        (["text_length", "text_length"], "'text_length' comes twice; tell them apart with `as: NAME`"),
+        (["text_length", "text_length"], "'text_length' comes twice; name one with `as: NAME`"),
         ([{"keep": {"column": "text", "mim": 3}}], "unknown key 'mim'; did you mean 'min'"),
-        ([{"text_length": {}, "image_size": {}}], "expected one operator or `keep` a step, got text_length, image_size"),
-        ([{"curation_fixture:plan": {}}], "is no operator"),
+        ([{"text_length": {}, "image_size": {}}], "expected one operator or `keep` in each step, got text_length, image_size"),
+        ([{"curation_fixture:plan": {}}], "is not an operator"),
         ([{"text_length": {"of": "some"}}], "of: expected kept or all, got 'some'"),
     ],
 )
@@ -54,7 +54,7 @@ def test_unknown_keys_get_the_nearest(tmp_path):
         load_plan(str(path))
     assert "unknown key 'abuot'; did you mean 'about'" in str(error.value)
     assert "unknown key 'pool.shards'; did you mean 'shard'" in str(error.value)
-    with pytest.raises(DiptychError, match="no plan 'own-photo'; did you mean 'own-photos'"):
+    with pytest.raises(DiptychError, match="there is no plan 'own-photo'; did you mean 'own-photos'"):
         load_plan("own-photo")
 
 
@@ -71,7 +71,7 @@ def test_overrides_reach_options_by_name_and_by_place():
     assert changed.output.format == "wds" and changed.pool.shard == 5
     assert changed.steps[1] == {"curation_fixture:Mean": {"wait": 0.2}}
     assert changed.steps[2] == {"keep": {"column": "words", "min": 4}}
-    with pytest.raises(DiptychError, match="no step is called 'nothing'"):
+    with pytest.raises(DiptychError, match="there is no entry 'nothing'"):
         load_plan(base, ["steps.nothing.x=1"])
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
+from diptych.curation.dirty_pool.pool import FAULTS, DirtyPool, write_pool
 from diptych.curation.explain import Result, explain
-from diptych.curation.pool import FAULTS, DirtyPool, write_pool
 from diptych.curation.run import curate, decisions
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.curation.apply import reduce, rows_of
-from diptych.curation.operators.duplicates import NearImage, SameImage, SameMeaning, SameText, near_twins
-from diptych.curation.operators.hamming import nearest_within, pairs_within, plan
-from diptych.curation.operators.semantic import normalised, semantic_twins
-from diptych.curation.operators.twins import KEPT, groups, prune
+from diptych.curation.engine.apply import reduce, rows_of
+from diptych.curation.operators.duplicates.hamming import nearest_within, pairs_within, plan
+from diptych.curation.operators.duplicates.operators import NearImage, SameImage, SameMeaning, SameText, near_twins
+from diptych.curation.operators.duplicates.pruning import KEPT, groups, prune
+from diptych.curation.operators.duplicates.semantic import normalised, semantic_twins
 
 
 def near_hashes(rng: np.random.Generator, n: int, most: int) -> np.ndarray:

@@ -22,16 +22,16 @@ def test_frequency_finds_the_log_linear_law(tmp_path: Path) -> None:
         rows += [{"item": f"{c}-{i}", "concept": f"c{c}", "frequency": count, "correct": {"right": v}}
                  for i, v in enumerate(credits(right, 400))]  # fmt: skip
     text = text_of(page_of(write(tmp_path, rows)))
-    assert "ten times the data: +20.0 points" in text and "8 concepts" in text and "1 never seen" in text and "r 1.00" in text
+    assert "ten times the data: +20.0 points" in text and "8 concepts" in text and "1 not in training" in text and "r 1.00" in text
     few = [r for r in rows if r["concept"] in ("c0", "c1", "c2")]
     assert "times the data" not in text_of(page_of(write(tmp_path / "b", few))), "three concepts show no law"
 
 
 def test_what_looking_adds(tmp_path: Path) -> None:
     text = text_of(page_of(write(tmp_path, records(n=400, score=0.9, blind=0.7))))
-    assert "chance 50.0, blind 70.0, with the picture 90.0: 50% of what lies above chance is there without looking" in text
+    assert "chance 50.0, blind 70.0, with the picture 90.0: 50% of the gain over chance does not need the picture" in text
     text = text_of(page_of(write(tmp_path / "b", records(n=400, score=0.5, blind=0.5))))
-    assert "is there without looking" not in text, "who is at chance has nothing to be shared out"
+    assert "does not need the picture" not in text, "who is at chance has nothing to be shared out"
 
 
 def test_pages_of_priors_and_contrast_sets_show_the_results(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_table_with_groups_makes_a_page(tmp_path: Path) -> None:
     evaluate(bright, open_source(f"csv:{tmp_path / 't.csv'}"), ["bias-table?texts=a <good> doctor&k=10"], tmp_path / "e", key="k")
     page = page_of(tmp_path / "e")
     text = text_of(page)
-    assert "“a <good> doctor”" in text and "Who is preferred" in text and "groups dealt at random" in text.lower()
+    assert "“a <good> doctor”" in text and "Who is preferred" in text and "groups assigned at random" in text.lower()
     assert any(v.startswith("bright, a <good> doctor: a -") for _, name, v in page.attributes if name == "aria-label")
 
 
@@ -111,8 +111,14 @@ def test_what_is_invented_is_counted(tmp_path: Path) -> None:
 
 def test_every_task_is_explained() -> None:
     from diptych.benchmarks.tasks import TASKS
-    from diptych.report.pages.explain import asks
+    from diptych.report.pages.explain import explain_task
 
-    assert [name for name in TASKS if asks(name) is None] == []
-    assert asks("retrieval-1000") == asks("retrieval") != asks("bias-table") != asks("bias") == asks("bias-size")
-    assert asks("mine") is None
+    assert [name for name in TASKS if explain_task(name) is None] == []
+    assert (
+        explain_task("retrieval-1000")
+        == explain_task("retrieval")
+        != explain_task("bias-table")
+        != explain_task("bias")
+        == explain_task("bias-size")
+    )
+    assert explain_task("mine") is None

@@ -147,7 +147,7 @@ def test_ten_thousand_pictures_are_not_embedded(tmp_path: Path) -> None:
     page = page_of(write(tmp_path, rows))
     shown = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert 0 < len(shown) <= PER_PAGE and (tmp_path / "report.html").stat().st_size < 1_000_000
-    assert f"No more than {PER_PAGE} pictures" in text_of(page)
+    assert f"At most {PER_PAGE} pictures" in text_of(page)
 
 
 # --- confidence
@@ -233,7 +233,7 @@ def test_pictures_come_from_scenes_opened_again(tmp_path: Path) -> None:
     described = json.loads((tmp_path / "e" / "summary.json").read_text())
     (tmp_path / "e" / "summary.json").write_text(json.dumps(described | {"data_fingerprint": "other"}))
     page = page_of(tmp_path / "e")
-    assert not any(tag == "img" for tag, _, _ in page.attributes) and "holds other data now" in text_of(page)
+    assert not any(tag == "img" for tag, _, _ in page.attributes) and "now holds other data" in text_of(page)
 
 
 def test_a_report_runs_no_foreign_code_and_calls_nobody() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diptych.study.schema import Claim
-from diptych.study.verdict import FAILS, HOLDS, OPEN, Measured, estimate, judge
+from diptych.study.verdict import FAILS, HOLDS, OPEN, Measured, decide, estimate
 
 
 def claim(expect: str, by: float = 0.0) -> Claim:
@@ -45,24 +45,24 @@ def noisy(centre: float, seeds: int = 3, items: int = 200, seed: int = 0) -> lis
 )
 def test_claims_with_a_clear_truth(difference: float, expect: str, by: float, verdict: str) -> None:
     a, b = noisy(0.5 + difference, seed=1), noisy(0.5, seed=2)
-    found = judge(claim(expect, by), a, b)
+    found = decide(claim(expect, by), a, b)
     assert found.verdict == verdict
     assert found.difference is not None and found.difference.value == pytest.approx(difference, abs=0.05)
     assert (found.p < 0.05) == (verdict == HOLDS or (expect != "same" and verdict == FAILS))
 
 
 def test_a_number_may_stand_for_an_arm() -> None:
-    assert judge(claim("higher"), noisy(0.7), 0.5).verdict == HOLDS
-    assert judge(claim("higher"), noisy(0.7), 0.9).verdict == FAILS
+    assert decide(claim("higher"), noisy(0.7), 0.5).verdict == HOLDS
+    assert decide(claim("higher"), noisy(0.7), 0.9).verdict == FAILS
 
 
 def test_pairing_by_item_sees_what_the_means_alone_would_not() -> None:
     hard = np.random.default_rng(0).uniform(0, 1, 100)
     a, b = [of(hard + 0.02)] * 3, [of(hard)] * 3
     a = [of(hard + 0.02 + np.random.default_rng(s).normal(0, 0.02, 100)) for s in range(3)]
-    assert judge(claim("higher"), a, b).verdict == HOLDS
+    assert decide(claim("higher"), a, b).verdict == HOLDS
     renamed = [Measured(m.value, {f"other {k}": v for k, v in m.items.items()}) for m in b]
-    assert judge(claim("higher"), a, renamed).verdict == OPEN
+    assert decide(claim("higher"), a, renamed).verdict == OPEN
 
 
 def test_items_of_one_cluster_are_one_observation() -> None:
@@ -88,34 +88,34 @@ def test_duplicated_items_in_their_cluster_narrow_nothing() -> None:
 
 
 def test_one_seed_is_said_to_be_one() -> None:
-    found = judge(claim("higher"), noisy(0.8, seeds=1), noisy(0.5, seeds=1, seed=1))
+    found = decide(claim("higher"), noisy(0.8, seeds=1), noisy(0.5, seeds=1, seed=1))
     assert found.verdict == HOLDS and "one seed" in found.reason
 
 
 def test_without_items_seeds_or_the_measures_own_error_decide() -> None:
     values = [Measured(v) for v in (0.50, 0.52, 0.51)]
-    found = judge(claim("higher"), values, 0.4)
+    found = decide(claim("higher"), values, 0.4)
     assert found.verdict == HOLDS and found.difference is not None
     assert found.difference.error == pytest.approx(0.01 / math.sqrt(3))
-    assert judge(claim("higher"), values[:1], 0.4).verdict == OPEN
+    assert decide(claim("higher"), values[:1], 0.4).verdict == OPEN
     with_error = [Measured(0.5, error=0.02)]
-    assert judge(claim("higher"), with_error, 0.4).verdict == HOLDS
-    assert judge(claim("higher"), with_error, 0.47).verdict == OPEN
+    assert decide(claim("higher"), with_error, 0.4).verdict == HOLDS
+    assert decide(claim("higher"), with_error, 0.47).verdict == OPEN
     shared = estimate([Measured(v.value, error=0.05) for v in values])
     assert shared.error == pytest.approx(math.hypot(0.05, 0.01 / math.sqrt(3)))  # items shared by the seeds do not average out
 
 
 def test_what_never_differs_is_not_certain_but_bounded() -> None:
     same = [of(np.ones(50))] * 3
-    found = judge(claim("same", 0.1), same, same)
+    found = decide(claim("same", 0.1), same, same)
     assert found.verdict == HOLDS and found.difference is not None
     assert (found.difference.low, found.difference.high) == pytest.approx((-3.7 / 50, 3.7 / 50))
-    assert judge(claim("same", 0.05), same, same).verdict == OPEN
-    assert judge(claim("higher"), same, same).verdict == OPEN
+    assert decide(claim("same", 0.05), same, same).verdict == OPEN
+    assert decide(claim("higher"), same, same).verdict == OPEN
 
 
 def test_a_measure_that_is_no_number_decides_nothing() -> None:
-    assert judge(claim("higher"), [Measured(math.nan)], 0.0).verdict == OPEN
+    assert decide(claim("higher"), [Measured(math.nan)], 0.0).verdict == OPEN
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 5])
@@ -127,7 +127,7 @@ def test_error_rate_where_there_is_nothing_to_find(seeds: int, of_seed: float, o
     rng, trials, wrong = np.random.default_rng(seeds), 600, 0
     for _ in range(trials):
         noise = rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_item, (1, 60)) + rng.normal(0, rest, (seeds, 60))
-        wrong += judge(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
+        wrong += decide(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
     assert wrong / trials < 0.05 + 3.3 * math.sqrt(0.05 * 0.95 / trials)
 
 
@@ -136,8 +136,8 @@ def test_seeds_as_noise_matter() -> None:
     rng, alarms = np.random.default_rng(0), {"both": 0, "items": 0}
     for _ in range(200):
         noise = rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 0.3, (3, 100))
-        alarms["both"] += judge(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
-        alarms["items"] += judge(claim("higher"), [of(noise.mean(0))], 0.0).verdict != OPEN
+        alarms["both"] += decide(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
+        alarms["items"] += decide(claim("higher"), [of(noise.mean(0))], 0.0).verdict != OPEN
     assert alarms["items"] > 100 > 30 > alarms["both"]
 
 
@@ -146,5 +146,5 @@ def test_two_seeds_are_few() -> None:
     rng, wrong = np.random.default_rng(2), 0
     for _ in range(1000):
         noise = rng.normal(0, 0.2, (2, 1)) + rng.normal(0, 0.1, (1, 100)) + rng.normal(0, 0.3, (2, 100))
-        wrong += judge(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
+        wrong += decide(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
     assert 0.06 < wrong / 1000 < 0.13

@@ -1,4 +1,4 @@
-"""The command line: one verb a stage of the way, and a file for each family of verbs.
+"""The command line: each verb in a file, verbs on data in ``data/``, on trained models in ``models/``.
 
 Heavy imports happen inside the verbs, so that --help answers at once.
 """
@@ -6,13 +6,12 @@ Heavy imports happen inside the verbs, so that --help answers at once.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from diptych.cli import caption, chat, curate, data, draw, evaluate, export, metrics, report, study, training
-from diptych.cli.options import BUDGET, DATA, SetOption
+from diptych.cli import compare, evaluate, metrics, report, study, train
+from diptych.cli.data import curate, data
+from diptych.cli.models import caption, chat, draw, export
 from diptych.core.errors import DiptychError, Interrupted
 
 app = typer.Typer(
@@ -20,14 +19,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="**Diptych**: choose, train, judge and compare vision-language models on your data, under your budget.\n\n"
+    help="**Diptych**: choose, train, evaluate and compare vision-language models on your data, under your budget.\n\n"
     "Start with `diptych demo`, then `diptych data inspect folder:my/photos`, then "
     "`diptych compare clip siglip coca --data folder:my/photos --budget 10m`.",
 )
 app.add_typer(data.app, name="data")
 app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
-app.command()(training.train)
+app.command()(train.train)
 app.command()(study.study)
 app.command(cls=caption.WithExamples)(caption.caption)
 app.command()(chat.chat)
@@ -35,93 +34,13 @@ app.command()(draw.draw)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(report.report)
-
-
-@app.command()
-def recipes() -> None:
-    """List the built-in recipes."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from diptych.config.recipe import load_recipe, recipe_names
-
-    table = Table("recipe", "paradigm", "what it is", "scored by", box=None, header_style="bold")
-    for name in recipe_names():
-        r = load_recipe(name)
-        table.add_row(f"[bold]{name}[/]", r.paradigm, f"{r.about}\n[dim]{r.cite}[/]", r.score)
-    Console().print(table)
-
-
-@app.command()
-def compare(
-    recipes: Annotated[list[str] | None, typer.Argument(help="Two or more recipes: names or YAML files.")] = None,
-    all_systems: Annotated[
-        bool,
-        typer.Option("--all-systems", help="Every built-in recipe; those whose weights are not installed are left out, and named."),
-    ] = False,
-    data: Annotated[str, typer.Option("--data", "-d", help=DATA)] = "scenes:small",
-    budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET + " Seconds count on the whole machine.")] = "10m",
-    seeds: Annotated[int, typer.Option(min=1, help="Repeats of each recipe.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/compare"),
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; default one a core. Each gets its share of the cores.")
-    ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that fit the data and the model.")] = None,
-    eval_data: Annotated[str | None, typer.Option(help="Judge on all of this instead of the test part of --data.")] = None,
-    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Comparison",
-    set_: SetOption = None,
-) -> None:
-    """Train recipes on the same data under the same budget and judge them on the same items.
-
-    Writes a table and one self-contained report.html. Interrupted? The same command goes on where it stopped.
-    """
-    from diptych.benchmarks.tasks import DEFAULT, task
-    from diptych.comparison.run import Comparison, every_system, run_comparison
-    from diptych.report import build_report, print_table
-
-    if not recipes and not all_systems:
-        raise typer.BadParameter("name recipes to compare, or give --all-systems", param_hint="recipes")
-    names = [name.strip() for name in tasks.split(",")] if tasks else list(DEFAULT)
-    c = Comparison(
-        every_system(recipes) if all_systems else recipes or [], data, budget, seeds, out, jobs, set_ or [], names, eval_data, title
-    )
-    for name in names:
-        task(name)  # a wrong name shall not cost a training first
-    results = out / "results.json"
-    before = results.stat().st_mtime_ns if results.is_file() else None
-    try:
-        run_comparison(c, build_report)
-    finally:
-        if results.is_file() and results.stat().st_mtime_ns != before:
-            print_table(out)
-            typer.echo(f"\nreport: {out / 'report.html'}")
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/demo"),
-    budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET)] = "88s",
-) -> None:
-    """The main job in ten minutes: the four paradigms on the built-in world under one budget, with a report."""
-    from diptych.models.pretrained import licences, require
-
-    names = ["efficientnet-lite0", "gemma-3-270m", "openmoji"]
-    for name in names:
-        require(name)
-    typer.echo("The demo uses, beside our own code:")
-    for name, terms in licences(names).items():
-        typer.echo(f"  {name}: {terms}")
-    typer.echo("")
-    compare(DEMO, budget=budget, out=out, tasks=DEMO_TASKS, title="Four paradigms, one budget")
-
-
-# A language model on a CPU scores a hundred pairs a second: fewer items than by default, the same for every recipe.
-DEMO_TASKS = "retrieval?n=50,retrieval-1000,zeroshot,controlled?n=50,captions?n=32,embedding"
-DEMO = ["llava", "maskvlm", "coca", "clip", "negclip"]
+app.command()(compare.recipes)
+app.command()(compare.compare)
+app.command()(compare.demo)
 
 
 def main() -> None:
-    """Entry point. Exit status: 0 done, 1 a problem the user can mend, 2 wrong usage, 130 interrupted and saved."""
+    """Entry point. Exit status: 0 done, 1 a problem that the user can fix, 2 wrong usage, 130 interrupted and saved."""
     try:
         app()
     except DiptychError as error:

@@ -1,4 +1,4 @@
-"""``diptych evaluate``: models, ours or not, through tasks."""
+"""``diptych evaluate``: models, ours or others, on tasks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from diptych.cli.options import DataOption
 from diptych.core.errors import DiptychError
 
 MODELS = (
-    "Run directories, or models that are not ours: `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG`, "
+    "Run directories, or other models: `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG`, "
     "`openai:http://HOST/v1?model=NAME`, `package.module:Class`."
 )
 TASKS = (
-    "Comma-separated, settings after `?`: `pope,vqa?n=200,winoground?file=examples.jsonl`. Default: what every model is asked; "
+    "Comma-separated, settings after `?`: `pope,vqa?n=200,winoground?file=examples.jsonl`. Default: the tasks for every model; "
     "`all`: every task that fits the data and the model."
 )
 
@@ -26,7 +26,7 @@ def evaluate(
     models: Annotated[list[str] | None, typer.Argument(help=MODELS)] = None,
     data: DataOption = None,
     tasks: Annotated[str | None, typer.Option(help=TASKS)] = None,
-    split: Annotated[str, typer.Option(help="The part of the data to judge on; `all`: everything at --data.")] = "test",
+    split: Annotated[str, typer.Option(help="The part of the data to evaluate on; `all`: everything at --data.")] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: evaluation/ in the run directory, or in runs/<address>/.")
     ] = None,
@@ -35,59 +35,59 @@ def evaluate(
         Path | None, typer.Option(help="Compute the numbers again from the records in this folder, without the model.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what the folder holds of another model or of other data.")
+        bool, typer.Option("--overwrite", help="Delete records of another model or of other data in the folder.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Judge models on held-out items, each number with its interval, chance and controls.
+    """Evaluate models on held-out items, each number with its interval, chance and controls.
 
-    Interrupted? The same command goes on where it stopped. Example: `diptych evaluate runs/clip hf:models/siglip --data
+    Interrupted? The same command continues where it stopped. Example: `diptych evaluate runs/clip hf:models/siglip --data
     coco:captions.json --tasks retrieval,pope`
     """
     from diptych.benchmarks.run import recompute
 
     if (from_records is None) == (not models):
-        raise DiptychError("name models to judge, or a folder of records with --from-records")
+        raise DiptychError("name models to evaluate, or a folder of records with --from-records")
     if out and models and len(models) > 1:
-        raise DiptychError("--out takes one model; leave it away to write evaluation/ for each")
+        raise DiptychError("--out takes one model; omit it to write evaluation/ for each")
     if from_records is not None:
         _show(recompute(from_records), json_)
         return
     for address in models or []:
-        _judge(address, data, tasks, split, out, device, overwrite, json_)
+        _evaluate_one(address, data, tasks, split, out, device, overwrite, json_)
 
 
-def _judge(
+def _evaluate_one(
     address: str, data: str | None, tasks: str | None, split: str, out: Path | None, device: str, overwrite: bool, json_: bool
 ) -> None:
     from diptych.api import load, run_directory
-    from diptych.benchmarks.run import evaluate as judge
+    from diptych.benchmarks.run import evaluate as evaluate_model
     from diptych.benchmarks.tasks import chosen
     from diptych.data.sources import open_source
 
-    wanted = chosen(tasks)  # a wrong name shall not cost the loading of a model
+    wanted = chosen(tasks)  # a wrong name is refused before the model is loaded
     model = load(address, device)
     data = data or getattr(getattr(getattr(model, "recipe", None), "data", None), "train", None)
     if data is None and any(getattr(task, "file", "") == "" for task in wanted):
-        raise DiptychError(f"{address}: say what to judge it on: --data ADDRESS, or tasks that read files of their own (?file=…)")
+        raise DiptychError(f"{address}: name the data: --data ADDRESS, or tasks with their own files (?file=…)")
     source = open_source(data) if data else None
     source = source.split(split) if source is not None and split != "all" else source
 
-    told = 0.0
+    last_report = 0.0
 
-    def say(task: str) -> None:
-        nonlocal told
-        if not re.search(r"\d/\d", task) or time.monotonic() - told > 5:  # how far it is, now and then
+    def report_progress(task: str) -> None:
+        nonlocal last_report
+        if not re.search(r"\d/\d", task) or time.monotonic() - last_report > 5:  # progress within a task every five seconds
             typer.echo(f"{address}: {task} …", err=True)
-            told = time.monotonic()
+            last_report = time.monotonic()
 
     folder = out or run_directory(address) / "evaluation"
     key = getattr(model, "key", None)
-    summary = judge(model, source, wanted, folder, progress=say, key=key, own=out is None, overwrite=overwrite)
+    summary = evaluate_model(model, source, wanted, folder, progress=report_progress, key=key, own=out is None, overwrite=overwrite)
     _show(summary, json_)
     if not summary.results:
         reasons = "; ".join(f"{s['task']}: {s['reason']}" for s in summary.skipped)
-        raise DiptychError(f"{address}: nothing could be judged on {data or 'the files'}: {reasons}")
+        raise DiptychError(f"{address}: nothing could be evaluated on {data or 'the files'}: {reasons}")
 
 
 def _show(summary: object, json_: bool) -> None:

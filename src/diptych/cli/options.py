@@ -1,4 +1,4 @@
-"""Options that several verbs share."""
+"""Options of several verbs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
-DATA = "Where the data is: `scenes:small`, `folder:photos/`, `csv:table.csv`, `parquet:part-*.parquet`, `coco:captions.json`, `karpathy:dataset.json`, `wds:shards/{000..031}.tar`, `packed:directory`, `mix:0.7*coco:a.json+0.3*packed:b`."
+DATA = (
+    "Where the data is: `scenes:small`, `folder:photos/`, `csv:table.csv`, `parquet:part-*.parquet`, `coco:captions.json`, "
+    "`karpathy:dataset.json`, `wds:shards/{000..031}.tar`, `packed:directory`, `mix:0.7*coco:a.json+0.3*packed:b`."
+)
 BUDGET = "What a run may spend: `90s`, `10m`, `200k samples`, `5M tokens`, `30T flops`."
 SET = "Override any key of the recipe, as often as you like: `--set stages.0.lr=5e-4 --set data.image_size=96`."
 

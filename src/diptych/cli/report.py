@@ -1,4 +1,4 @@
-"""``diptych report``: the page of a comparison, a run, or an evaluation of whatever model."""
+"""``diptych report``: the report of a comparison, a run, or an evaluation of any model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(
             help="A comparison, a run that was evaluated, or a folder with records/*.jsonl of any model (docs/runs.md)."
         ),
     ],
-    images: Annotated[Path | None, typer.Option(help="Where the pictures lie that records name in `image`.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of the pictures that records name in `image`.")] = None,
     probe_texts: Annotated[bool, typer.Option("--probe-texts", help="Show requests and answers of red-team probes.")] = False,
     markdown: Annotated[
         Path | None,
@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Write the report again, from the records: one self-contained HTML file with a page for each task.
 
-    Needs no model, and for records alone no data. Example: `diptych report runs/theirs --images photos/`
+    Needs no model, and for records no data. Example: `diptych report runs/theirs --images photos/`
     """
     from diptych.report import build_report, print_table
 

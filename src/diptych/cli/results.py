@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from diptych.benchmarks.records import Result
 
 
-FEW_CLUSTERS = 10  # from here on intervals hold what they promise (docs/metrics.md)
+FEW_CLUSTERS = 10  # with fewer, intervals are too narrow (docs/metrics.md)
 
 
 def number(value: float | None) -> str:
+    """A number as text."""
     if value is None or math.isnan(value):
         return "—"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.2f}"
@@ -24,7 +25,7 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def show_results(results: Sequence[Result], *, json_: bool, notes: Sequence[str] = (), slices: bool = True, **more: Any) -> None:
-    """Print results with all that stands beside them; ``more``: further lists of rows, each a table of its own."""
+    """Prints results with intervals, controls and counts. more: further lists of rows, each a separate table."""
     if json_:
         print_json({"results": list(results), **more, "notes": list(notes)})
         return
@@ -72,7 +73,7 @@ def show_results(results: Sequence[Result], *, json_: bool, notes: Sequence[str]
 
 
 def _rows(console: Any, title: str, rows: Sequence[Any]) -> None:
-    """Dataclasses as a table: a column a field."""
+    """Prints dataclasses as a table with a column for each field."""
     from dataclasses import asdict
 
     from rich.markup import escape
@@ -89,6 +90,7 @@ def _rows(console: Any, title: str, rows: Sequence[Any]) -> None:
 
 
 def show_rows(title: str, rows: Sequence[Any], json_: bool) -> None:
+    """Prints rows as a table or as JSON."""
     if json_:
         print_json({title: list(rows)})
         return
@@ -98,6 +100,7 @@ def show_rows(title: str, rows: Sequence[Any], json_: bool) -> None:
 
 
 def print_json(value: Any) -> None:
+    """Prints a value as strict JSON."""
     import json
 
     from diptych.benchmarks.records import plain

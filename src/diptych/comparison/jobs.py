@@ -1,7 +1,7 @@
-"""Work in processes of its own, some of it side by side, with a live display; what is done is kept when it is interrupted.
+"""Jobs in their own processes, some in parallel, with a live display; finished jobs are kept when the work is interrupted.
 
-Comparisons and studies run their parts so. A job is ``python -m MODULE ARGUMENTS``: it tells its progress on standard output, a
-JSON object a line (``tell``), writes what else it says into ``log.txt``, and saves and ends on SIGTERM.
+A job of a comparison or a study is ``python -m MODULE ARGUMENTS``. It sends its progress on standard output, one JSON object a
+line (``send``); everything else that it prints goes into ``log.txt``. On SIGTERM it saves and ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diptych.core.signals import terminated_like_interrupted
 
 @dataclass
 class Job:
-    """Subclasses say which ``module`` runs, with which ``arguments``, and when it is ``done``."""
+    """A process to run. Subclasses define its ``module``, its ``arguments`` and when it is ``done``."""
 
     label: str
     path: Path  # its directory
@@ -36,52 +36,54 @@ class Job:
     module = "diptych.comparison.job"
 
     def arguments(self) -> dict[str, Any]:
+        """The JSON arguments of the process."""
         raise NotImplementedError
 
     def done(self) -> bool:
-        """Whether all of its results are there."""
+        """Whether all of its results exist."""
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Write what the process reads."""
+        """Writes the files that the process reads."""
 
 
 Events = Queue[tuple[Job, dict[str, Any]]]
 
 
 def cores() -> int:
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_out(wanted: int | None, runs: int) -> tuple[int, int]:
-    """How many jobs run side by side (None: one a core), and the threads of each."""
+    """How many jobs run at a time (``wanted``; None: one for each core), and the threads of each."""
     side_by_side = max(1, min(wanted or cores(), runs))
     return side_by_side, max(1, cores() // side_by_side)
 
 
 def budget_each(budget: Budget, side_by_side: int) -> Budget:
-    """A second of budget is a second of the whole machine; a job that has a part of it gets that many times the seconds."""
+    """The budget of one job. A second counts on the whole machine, so one of n parallel jobs gets n times the seconds."""
     return replace(budget, seconds=budget.seconds * side_by_side if budget.seconds else None)
 
 
-def tell(**event: Any) -> None:
-    """From within a job: what it is doing (``phase``), how far it is (``share``), why it failed (``error``)."""
+def send(**event: Any) -> None:
+    """Sends the progress of this job: its ``phase``, the ``share`` that is done, the ``error`` if it failed."""
     print(json.dumps(event), flush=True)
 
 
 def main_of_job(run: Callable[[dict[str, Any]], None]) -> int:
-    """``run(arguments)`` as the main function of a job's module: an error that a user can mend goes to the one who started it."""
+    """The exit status of ``run(arguments)``, the main function of a job's module; a DiptychError is sent to the parent."""
     try:
         run(json.loads(sys.argv[1]))
     except DiptychError as error:
-        tell(phase="failed", error=str(error))
+        send(phase="failed", error=str(error))
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
 def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
-    """Run those that are not done, in this order; returns those that failed. Ctrl-C and SIGTERM save every job and stop."""
+    """The jobs that failed, after all that were not done have run, in this order. Ctrl-C and SIGTERM save every job and stop."""
     from diptych.core.progress import JobsDisplay
 
     waiting = [job for job in planned if not job.done()]
@@ -119,11 +121,12 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
         for job in running:
             assert job.process is not None
             job.process.wait()
-        raise Interrupted("interrupted: every run was saved; the same command goes on where it stopped") from None
+        raise Interrupted("interrupted: every run was saved; the same command continues where it stopped") from None
     return failed
 
 
 def why_failed(failed: Sequence[Job], planned: Sequence[Job]) -> str:
+    """A message with the error and the log of each failed job."""
     lines = "\n".join(f"  {job.label}: {job.state.get('error', 'failed')} (log: {job.path / 'log.txt'})" for job in failed)
     return f"{len(failed)} of {len(planned)} runs failed:\n{lines}"
 
@@ -147,7 +150,7 @@ def _start(job: Job, events: Events) -> None:
         "PYTHONUNBUFFERED": "1",
     }
     log = (job.path / "log.txt").open("w", encoding="utf-8")
-    # A session of its own: Ctrl-C reaches this process, which then asks the runs to save.
+    # In its own session: Ctrl-C reaches this process only, which then stops the jobs in order.
     job.process = subprocess.Popen(
         [sys.executable, "-m", job.module, json.dumps(job.arguments())],
         stdout=subprocess.PIPE,

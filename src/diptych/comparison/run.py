@@ -1,8 +1,8 @@
-"""The main job: recipes trained on the same stream under the same budget and judged on the same items.
+"""Comparisons: recipes trained on the same data under the same budget and evaluated on the same items.
 
-Each recipe and seed is a job in a process of its own. With ``jobs`` side by side on a machine of C cores each gets C / jobs threads and
-``jobs`` times the seconds, so a second of budget is always a second of the whole machine. Finished parts are kept: a comparison
-that was interrupted goes on where it stopped.
+Each recipe and seed is a job in its own process. With n parallel jobs on C cores each gets C / n threads and n times the seconds,
+so a second of budget is always a second of the whole machine. Finished jobs are kept: an interrupted comparison continues where
+it stopped.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from diptych.core import extras
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
+from diptych.training.run_files import RunFiles
 
-ITEMS = 100  # pictures kept for the report
+ITEMS = 100  # pictures saved for the report
 
 
 @dataclass
 class Comparison:
+    """What to compare, on which data, under which budget."""
+
     recipes: list[str]
     data: str
     budget: str
     seeds: int = 1
     out: Path = Path("runs/compare")
-    jobs: int | None = None  # None: one a core, up to the number of runs
+    jobs: int | None = None  # None: one for each core, up to the number of runs
     set: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     eval_data: str | None = None  # None: the test part of ``data``
@@ -42,51 +45,46 @@ class Comparison:
 
 
 @dataclass
-class Judgement:
-    """Tasks on one data set; the records go into ``out``, a folder in the run's directory."""
+class Evaluation:
+    """Tasks on one data set; their records go into ``out``, a folder in the run's directory."""
 
-    data: str | None  # None: the test part of what the run trained on
+    data: str | None  # None: the test part of the training data
     tasks: list[str]
     out: str = "evaluation"
 
 
 @dataclass
 class RecipeJob(Job):
-    """One recipe and seed: train, then judge."""
+    """One recipe and seed: train, then evaluate."""
 
     recipe: Recipe
-    judgements: list[Judgement]
+    evaluations: list[Evaluation]
 
     def arguments(self) -> dict[str, Any]:
-        return {"path": str(self.path), "name": self.recipe.name, "judgements": [asdict(j) for j in self.judgements]}
+        return {"path": str(self.path), "name": self.recipe.name, "evaluations": [asdict(e) for e in self.evaluations]}
 
     def prepare(self) -> None:
         write_text(self.path / "job.yaml", self.recipe.to_yaml())
 
     def done(self) -> bool:
-        """Trained and judged by these tasks already? More tasks cost only themselves: evaluation keeps what it has."""
+        """Whether the run is trained and evaluated by all of these tasks. Added tasks cost only themselves: records are kept."""
         from diptych.benchmarks.tasks import task
 
-        if not _finished(self.path):
-            return False
-        for judgement in self.judgements:
-            summary = self.path / judgement.out / "summary.json"
-            if not summary.is_file():
-                return False
-            judged = read_json(summary)
-            names = {r["task"] for r in (*judged["results"], *judged["skipped"])}
-            if not {task(name).name for name in judgement.tasks} <= names:
-                return False
-        return True
+        run = RunFiles(self.path)
+        return run.finished() and all(
+            {task(name).name for name in evaluation.tasks} <= run.evaluation(evaluation.out).tasks()
+            for evaluation in self.evaluations
+        )
 
-
-def _finished(path: Path) -> bool:
-    spent = path / "spent.json"
-    return spent.is_file() and bool(read_json(spent).get("finished"))
+    def check_same(self) -> None:
+        """Raises DiptychError if the directory holds a run of another recipe, budget or data."""
+        requested = RunFiles(self.path).requested()
+        if requested and requested != self.recipe:
+            raise DiptychError(f"{self.path} holds a run of other settings, data or budget; choose another --out or delete it")
 
 
 def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
-    """Every job, checked before any starts, and how many run side by side."""
+    """Every job, checked before any starts, and how many run at a time."""
     from diptych.benchmarks.tasks import task
 
     if not c.recipes:
@@ -94,7 +92,7 @@ def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
     if len(set(c.recipes)) < len(c.recipes):
         raise DiptychError("compare: a recipe is named twice; for repeats use --seeds")
     for name in c.tasks:
-        task(name)  # a wrong name shall not cost a training first
+        task(name)  # a wrong name is refused before training
     budget = parse_budget(c.budget)
     side_by_side, threads = share_out(c.jobs, len(c.recipes) * c.seeds)
     each = budget_each(budget, side_by_side)
@@ -104,7 +102,7 @@ def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
             recipe = load_recipe(name, [f"data.train={c.data}", f"seed={seed}", *c.set]).model_copy(update={"budget": each})
             path = c.out / f"{recipe.name}-s{seed}"
             label = f"{recipe.name} s{seed}" if c.seeds > 1 else recipe.name
-            planned.append(RecipeJob(label, path, threads, recipe, [Judgement(c.eval_data, c.tasks)]))
+            planned.append(RecipeJob(label, path, threads, recipe, [Evaluation(c.eval_data, c.tasks)]))
     paths = [job.path for job in planned]
     twice = next((job for job in planned if paths.count(job.path) > 1), None)
     if twice:
@@ -113,16 +111,14 @@ def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
 
 
 def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
-    """Run what is not done yet; returns the report. Raises DiptychError if no recipe came through, or some did not."""
+    """The path of the report, after all jobs that were not done have run. Raises DiptychError if some failed, after the report."""
     from diptych.benchmarks.run import save_items
 
     planned, side_by_side = plan(c)
     _check_same(c, planned)
     source = open_source(c.eval_data) if c.eval_data else open_source(c.data).split("test")
     if len(source) < 2:
-        raise DiptychError(
-            f"{source.address} holds {len(source)} items: nothing to judge on; take more data, or name some with --eval-data"
-        )
+        raise DiptychError(f"{source.address} holds {len(source)} items, too few to evaluate on; use more data or --eval-data")
     describe(c, planned, source)
     save_items(source, c.out / "items", ITEMS)
     try:
@@ -139,7 +135,7 @@ def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
 
 
 def summarize(out: Path, planned: list[RecipeJob], build_report: Callable[[Path], Path]) -> None:
-    """Paired tests and the report of what has been trained and evaluated so far."""
+    """Writes paired tests and the report of what is trained and evaluated so far."""
     from diptych.benchmarks.run import compare_runs
 
     finished = [job.path for job in planned if job.done()]
@@ -149,17 +145,17 @@ def summarize(out: Path, planned: list[RecipeJob], build_report: Callable[[Path]
 
 
 def _note_failures(path: Path, failed: list[RecipeJob]) -> None:
-    """Why a recipe has no results, for the report."""
-    told = read_json(path)
-    for recipe in told["recipes"]:
-        reasons = [job.state.get("error", "stopped without a word") for job in failed if job.recipe.name == recipe["name"]]
+    """Adds to compare.json why a recipe has no results, for the report."""
+    content = read_json(path)
+    for recipe in content["recipes"]:
+        reasons = [job.state.get("error", "stopped without a message") for job in failed if job.recipe.name == recipe["name"]]
         if reasons:
             recipe["error"] = reasons[0]
-    write_json(path, told)
+    write_json(path, content)
 
 
 def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
-    """An earlier comparison in the same directory is continued only if it asked for the same."""
+    """Raises DiptychError if the directory holds a comparison with other settings."""
     old = c.out / "compare.json"
     if not old.is_file():
         return
@@ -169,29 +165,26 @@ def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
             raise DiptychError(
                 f"{c.out} holds a comparison with {key} = {before.get(key)!r}, not {now!r}; choose another --out or delete it"
             )
-
     for job in planned:
-        asked = job.path / "job.yaml"
-        if asked.is_file() and load_recipe(str(asked)) != job.recipe:
-            raise DiptychError(f"{job.path} holds a run of another recipe under this name; choose another --out or delete it")
+        job.check_same()
 
 
 def weights_of(recipe: Recipe) -> list[str]:
-    """The packaged weights that a recipe's parts load, by their names in ``models.pretrained.WEIGHTS``."""
+    """The names, in ``models.pretrained.WEIGHTS``, of the packaged weights that a recipe's parts load."""
     from diptych.core.registry import option_names, resolve
     from diptych.models.vlm import KINDS
 
-    found = []
+    names = []
     for name, part in recipe.parts.items():
         cls = resolve(part.kind, KINDS[name], f"{name} part")
         if hasattr(cls, "weights"):
             defaults = {k: p.default for k, p in option_names(cls).items()}
-            found.append(cls.weights.format(**{**defaults, **part.options}))
-    return found
+            names.append(cls.weights.format(**{**defaults, **part.options}))
+    return names
 
 
 def every_system(named: list[str] | None) -> list[str]:
-    """All built-in recipes whose weights are installed, and those named beside them."""
+    """All built-in recipes whose weights are installed, then those named."""
     from diptych.models.pretrained import WEIGHTS, installed
 
     chosen = []
@@ -208,6 +201,7 @@ def every_system(named: list[str] | None) -> list[str]:
 
 
 def describe(c: Comparison, planned: list[RecipeJob], source: Any) -> None:
+    """Writes compare.json."""
     from diptych.models.pretrained import WEIGHTS
 
     names = sorted({w for job in planned for w in weights_of(job.recipe)}) + (["openmoji"] if c.data.startswith("scenes:") else [])

@@ -1,4 +1,4 @@
-"""A budget: how much a run may spend, in seconds, samples, tokens or floating-point operations, and the meter for it."""
+"""Budgets: how much a run may spend, in seconds, samples, tokens or floating-point operations, and a meter of what it has spent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMS = "90s, 10m, 2h, 200k samples, 5M tokens, 30T flops"
 
 @dataclass(frozen=True)
 class Budget:
-    """The first limit reached ends the run. Seconds are training time alone: no evaluation, checkpoints or set-up."""
+    """Limits of a run; the first one reached ends it. Seconds count training only: no evaluation, checkpoints or set-up."""
 
     seconds: float | None = None
     samples: float | None = None
@@ -24,7 +24,10 @@ class Budget:
 
     @classmethod
     def parse(cls, text: Any) -> Budget:
-        """``10m``, ``90s``, ``200k samples``, ``5M tokens``, ``30T flops``; a mapping; a number of seconds."""
+        """A budget from ``10m``, ``90s``, ``200k samples``, ``5M tokens``, ``30T flops``, a mapping, or a number of seconds.
+
+        Raises ValueError for anything else.
+        """
         if isinstance(text, Budget):
             return text
         if isinstance(text, dict):
@@ -57,6 +60,7 @@ class Budget:
             raise ValueError(f"'{text}' is not a budget; forms: {FORMS}") from None
 
     def scaled(self, factor: float) -> Budget:
+        """The budget with every limit multiplied by ``factor``."""
         return Budget(**{k: None if v is None else v * factor for k, v in asdict(self).items()})
 
     def __str__(self) -> str:
@@ -80,7 +84,7 @@ def human(amount: float) -> str:
 
 @dataclass
 class Spent:
-    """What a run has used so far; part of every checkpoint, so that a resumed run goes on counting."""
+    """What a run has used so far; part of every checkpoint, so that a resumed run continues the count."""
 
     seconds: float = 0.0
     samples: float = 0.0
@@ -89,13 +93,13 @@ class Spent:
     steps: int = 0
 
     def share(self, budget: Budget) -> float:
-        """How much of the budget is gone, 0 to 1 and above."""
+        """The share of the budget that is used, 0 to 1 and above."""
         shares = [getattr(self, unit) / limit for unit, limit in asdict(budget).items() if limit is not None]
         return max(shares)
 
 
 def parse_budget(text: str) -> Budget:
-    """``Budget.parse`` for the command line."""
+    """A budget from the command line. Raises DiptychError if it is not one."""
     try:
         return Budget.parse(text)
     except ValueError as error:

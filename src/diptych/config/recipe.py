@@ -1,4 +1,4 @@
-"""A recipe: data × parts × objectives × stages × budget, typed, so that a mistake is named before anything runs.
+"""The schema of a recipe: data × parts × objectives × stages × budget. Mistakes are reported before anything runs.
 
 Kinds and options of parts and objectives are checked where they are built (``models.vlm.build``); the schema here
 checks everything else and refuses unknown keys.
@@ -6,7 +6,6 @@ checks everything else and refuses unknown keys.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from diptych.config.augment import Augment
 from diptych.config.budget import Budget
-from diptych.config.typed import Strict, check, read_yaml
+from diptych.config.library import Library
+from diptych.config.overrides import Overrides
+from diptych.config.typed import Strict
 from diptych.core.errors import DiptychError, nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
@@ -37,6 +38,7 @@ class PartSpec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """The options of its kind."""
         return dict(self.model_extra or {})
 
 
@@ -53,7 +55,10 @@ class AdapterSpec(BaseModel):
 
 
 class TeacherSpec(Strict):
-    """A moving average of the model (``decay``; ``of``: of these parts) or another model (``from``: a run directory, or hf:NAME for a vision tower)."""
+    """A moving average of the model (``decay``; ``of``: of these parts), or another model.
+
+    ``from``: a run directory, or hf:NAME for a vision tower.
+    """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
     of: list[str] | Literal["all"] = "all"
@@ -71,6 +76,7 @@ class ObjectiveSpec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """The options of its kind."""
         return dict(self.model_extra or {})
 
 
@@ -91,6 +97,8 @@ class Conversations(Strict):
 
 
 class Data(Strict):
+    """The training data, and how images and texts become tensors."""
+
     train: str = "scenes:small"
     # Addresses: with each sample comes an image, or a text, that has no partner.
     unpaired: dict[Literal["image", "text"], str] = Field(default={})
@@ -155,18 +163,20 @@ class Checkpoints(Strict):
 
     seconds: Annotated[float, Field(gt=0)] = 120.0  # of wall time between two checkpoints
     steps: Annotated[int, Field(ge=1)] | None = None  # also every so many steps
-    keep: Annotated[int, Field(ge=1)] = 2  # the last few; the best by validation loss is kept beside them
-    mirror: str | None = None  # a directory or fsspec URL that gets a copy of each, and from which a run can go on
+    keep: Annotated[int, Field(ge=1)] = 2  # the last few; the best by validation loss is kept as well
+    mirror: str | None = None  # a directory or fsspec URL for a copy of each, from which a run can resume
 
 
 class Validation(Strict):
-    """The training loss on held-out samples, with the averaged weights, now and then."""
+    """How often the training loss on held-out samples is computed, with the averaged weights."""
 
     steps: Annotated[int, Field(ge=1)] = 500
     samples: Annotated[int, Field(ge=2)] = 512
 
 
 class Recipe(Strict):
+    """A complete recipe."""
+
     name: str
     about: str = ""
     cite: str = ""
@@ -221,57 +231,19 @@ class Recipe(Strict):
         return self
 
     def to_yaml(self) -> str:
+        """The recipe as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-@cache
-def recipe_names() -> tuple[str, ...]:
-    return tuple(sorted(p.stem for p in RECIPES.glob("*/*.yaml")))
-
-
-def recipe_path(name_or_path: str) -> Path:
-    """A built-in recipe by name, a YAML file by path, or the resolved recipe of a run directory."""
-    if name_or_path in recipe_names():  # whatever lies in the working directory: a run named after its recipe, say
-        return next(RECIPES.glob(f"*/{name_or_path}.yaml"))
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.is_dir():
-        path = path / "recipe.yaml" if path.is_dir() else path
-        if path.is_file():
-            return path
-        raise DiptychError(f"no recipe at '{path}'")
-    raise DiptychError(
-        f"there is no recipe '{name_or_path}'{nearest(name_or_path, recipe_names())}; your own: a path ending in .yaml"
-    )
-
-
-def load_recipe(name_or_path: str, overrides: dict[str, Any] | list[str] | None = None) -> Recipe:
-    """Read, override and check a recipe.
-
-    ``overrides``: ``{"stages.0.lr": 5e-4}`` or ``["stages.0.lr=5e-4"]``; values are read as YAML.
-    """
-    path = recipe_path(name_or_path)
-    tree = read_yaml(path, "a recipe")
-    tree.setdefault("name", path.stem if path.name != "recipe.yaml" else path.parent.name)
-    if isinstance(overrides, list):
-        overrides = dict(parse_override(text) for text in overrides)
-    for dotted, value in (overrides or {}).items():
-        set_dotted(tree, dotted, value)
-    return check_recipe(tree, str(path))
-
-
-def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain data; a mistake names file, key, what was expected and the nearest valid key."""
-    return check(Recipe, upgraded(tree, where), where)
-
-
 def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
-    """A recipe in today's words; those of the first edition, which had no ``format``, are understood. DiptychError for a newer one."""
+    """A recipe in the current format, also from the first edition, which had no ``format``. Raises DiptychError for a newer one."""
     given = tree.get("format")
     if given == FORMAT:
         return tree
     if isinstance(given, int) and given > FORMAT:
         raise DiptychError(
-            f"{where}: written by a newer Diptych (format {given}; this one reads up to {FORMAT}); upgrade with: pip install -U diptych"
+            f"{where}: written by a newer Diptych (format {given}; this one reads up to {FORMAT}); "
+            "upgrade with: pip install -U diptych"
         )
     tree = dict(tree)
     data, parts = tree.get("data"), tree.get("parts")
@@ -307,41 +279,31 @@ def _lora_as_adapter(tree: dict[str, Any]) -> None:
         ]
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """``key=value`` of the command line, the value read as YAML."""
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise DiptychError(f"--set {text}: expected key=value, such as stages.0.lr=5e-4")
-    parsed = yaml.safe_load(value)
-    if isinstance(parsed, str):
-        with suppress(ValueError):  # YAML 1.1 reads 5e-4 as text
-            parsed = float(parsed)
-    return key, parsed
+# ``info_nce: 1`` is ``info_nce: {weight: 1}``
+LIBRARY = Library(Recipe, "recipe", RECIPES, saved_as="recipe.yaml", shorthands={"objectives": "weight"}, upgrade=upgraded)
 
 
-def set_dotted(tree: Any, dotted: str, value: Any) -> None:
-    """Change one value in a tree of mappings and lists in place; what is not there is made."""
-    *parents, last = dotted.split(".")
-    node = tree
-    for depth, key in enumerate(parents):
-        here = ".".join(parents[: depth + 1])
-        if isinstance(node, list):
-            node = node[_index(node, key, here)]
-        elif isinstance(node, dict):
-            if not isinstance(node.get(key), dict | list):
-                node[key] = {} if node.get(key) is None else {"weight": node[key]}  # objectives: {info_nce: 1}
-            node = node[key]
-    if isinstance(node, list):
-        node[_index(node, last, dotted)] = value
-    else:
-        node[last] = value
+@cache
+def recipe_names() -> tuple[str, ...]:
+    """The names of the built-in recipes, sorted."""
+    return LIBRARY.names()
 
 
-def _index(items: list[Any], key: str, where: str) -> int:
-    """A list position, or the ``name`` of one of its entries."""
-    for i, item in enumerate(items):
-        if isinstance(item, dict) and item.get("name", "main") == key:
-            return i
-    if key.lstrip("-").isdigit() and -len(items) <= int(key) < len(items):
-        return int(key)
-    raise DiptychError(f"--set {where}: there is no entry '{key}' in a list of {len(items)}")
+def recipe_path(name_or_path: str) -> Path:
+    """The file of a built-in recipe by name, of one's own by path, or of the resolved recipe of a run directory."""
+    return LIBRARY.path(name_or_path)
+
+
+def load_recipe(name_or_path: str, overrides: Overrides = None) -> Recipe:
+    """A recipe, read, overridden and checked.
+
+    overrides: ``{"stages.0.lr": 5e-4}`` or ``["stages.0.lr=5e-4"]``; the latter's values are read as YAML.
+
+    Raises DiptychError naming the file, the key, what was expected and the nearest valid key.
+    """
+    return LIBRARY.load(name_or_path, overrides)
+
+
+def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain data. Raises DiptychError as ``load_recipe``; ``where`` stands in for the file."""
+    return LIBRARY.check(tree, where)

@@ -14,6 +14,8 @@ from diptych.core.errors import DiptychError, nearest
 
 
 class Strict(BaseModel):
+    """A schema that refuses unknown keys."""
+
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
@@ -21,20 +23,20 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """The mapping in a file; ``what`` it should be, for the message: "a recipe"."""
+    """The mapping in a YAML file. Raises DiptychError if it holds none; ``what`` it must be, for the message: "a recipe"."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise DiptychError(f"{path}: not valid YAML: {error}") from None
     except UnicodeDecodeError:
-        raise DiptychError(f"{path}: not a text in UTF-8; {what} is a YAML file") from None
+        raise DiptychError(f"{path}: not UTF-8 text; {what} is a YAML file") from None
     if not isinstance(tree, dict):
         raise DiptychError(f"{path}: {what} is a mapping of keys, got {type(tree).__name__}")
     return tree
 
 
 def check(schema: type[Schema], tree: dict[str, Any], where: str) -> Schema:
-    """``tree`` as ``schema``; DiptychError with a line for each mistake."""
+    """``tree`` as ``schema``. Raises DiptychError with one line for each mistake."""
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
@@ -55,19 +57,19 @@ def check(schema: type[Schema], tree: dict[str, Any], where: str) -> Schema:
 
 
 def fields_at(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The valid keys of the model that a validation error's location lies in."""
+    """The valid keys of the schema at the location of a validation error."""
     model: type[BaseModel] = schema
     for part in location:
         field = model.model_fields.get(str(part))
         inner = _model_in(field.annotation) if field else None  # a list's index or a dict's key: still the same model
         model = inner or model
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The first model within list[M], dict[str, M], M | None …"""
+    """The first schema within list[M], dict[str, M], M | None …"""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (list, dict, tuple, Annotated, Union, types.UnionType):
-        return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
+        return next((model for inner in get_args(annotation) if (model := _model_in(inner))), None)
     return None

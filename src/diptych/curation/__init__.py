@@ -1,4 +1,4 @@
-"""From a raw pool to data worth training on: operators score rows, rules decide, and every removal has its reason."""
+"""From a raw pool to training data: operators score rows, rules decide, and every removal has a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changed between two results, and why."""
+"""The differences between two results, and their reasons."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ EXAMPLES = 5
 
 @dataclass
 class Diff:
+    """The differences between two results."""
+
     rows: tuple[int, int]
     kept: tuple[int, int]
-    only: tuple[int, int]  # rows that the other pool does not have
+    only: tuple[int, int]  # rows that the other pool lacks
     dropped: dict[str, int]  # kept before, now removed: by the reason now
     gained: dict[str, int]  # removed before, now kept: by the reason then
     moved: dict[str, int]  # removed in both, for another reason: "before → now"
@@ -24,7 +26,7 @@ class Diff:
 
 
 def diff(a: Result, b: Result) -> Diff:
-    """Rows are matched by id. Memory grows with the ids of ``a``."""
+    """The differences between two results; rows are matched by id. Memory grows with the ids of ``a``."""
     before: dict[str, str | None] = {}
     for number in a.numbers:
         table = a.part(number, ["id", "reason"])
@@ -62,35 +64,35 @@ def diff(a: Result, b: Result) -> Diff:
         dropped=dict(dropped.most_common()),
         gained=dict(gained.most_common()),
         moved=dict(moved.most_common()),
-        plan=_plans(a, b),
+        plan=_plan_differences(a, b),
         examples=dict(examples),
     )
 
 
-def _plans(a: Result, b: Result) -> list[str]:
-    """Sentences: what one plan has and the other has not, or has otherwise."""
-    found = []
+def _plan_differences(a: Result, b: Result) -> list[str]:
+    """The differences of the plans, one sentence each."""
+    differences = []
     for name in ("errors", "seed", "pool"):
         x, y = (r.plan.model_dump(mode="json")[name] for r in (a, b))
         if x != y:
-            found.append(f"{name}: {x} → {y}")
+            differences.append(f"{name}: {x} → {y}")
     if a.manifest["data"] != b.manifest["data"]:
-        found.append(f"data: {a.manifest['data']} → {b.manifest['data']}")
+        differences.append(f"data: {a.manifest['data']} → {b.manifest['data']}")
     first, second = ({_identity(step): step for step in r.manifest["steps"]} for r in (a, b))
     for name, step in first.items():
         if name not in second:
-            found.append(f"gone: {_told(step)}")
+            differences.append(f"gone: {_describe(step)}")
         elif step != second[name]:
-            found.append(f"changed: {name}: {_changes(step, second[name])}")
-    found += [f"new: {_told(step)}" for name, step in second.items() if name not in first]
+            differences.append(f"changed: {name}: {_changes(step, second[name])}")
+    differences += [f"new: {_describe(step)}" for name, step in second.items() if name not in first]
     common = [n for n in first if n in second]
     if common != [n for n in second if n in first]:
-        found.append("the order of the steps")
-    return found
+        differences.append("the order of the steps")
+    return differences
 
 
 def _identity(step: dict[str, Any]) -> str:
-    """What makes two steps the same step with other options: an operator's name, a rule's column and way."""
+    """The identity of a step, independent of its options: an operator's name, a rule's column and way."""
     if "operator" in step:
         return step["as"] or step["operator"]
     rule = step["keep"]
@@ -102,7 +104,7 @@ def _identity(step: dict[str, Any]) -> str:
     return f"keep {rule.get('column', '')} {way}".replace("  ", " ")
 
 
-def _told(step: dict[str, Any]) -> str:
+def _describe(step: dict[str, Any]) -> str:
     return f"{step['operator']} {step['options'] or ''}".strip() if "operator" in step else f"keep {step['keep']}"
 
 

@@ -1,4 +1,4 @@
-"""Why was this row kept or dropped: by which threshold, because of which twin."""
+"""Explains why a row was kept or dropped: by which rule and threshold, because of which duplicate."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from diptych.core.errors import DiptychError, nearest
 from diptych.core.files import read_json
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
 
-TWINS = 20  # of a group: more are counted, not listed
+TWINS = 20  # rows of one id that are explained
 
 
 @dataclass
 class Verdict:
-    """What one rule said of a row."""
+    """The decision of one rule on a row."""
 
-    rule: str  # as a condition
+    rule: str  # the condition
     reason: str
     value: Any
     says: str  # keeps, removes, not asked
-    threshold: float | None = None  # where the condition names a share
-    twin: dict[str, Any] | None = None  # where the value points to a row
+    threshold: float | None = None  # the value, for rules that take a share
+    twin: dict[str, Any] | None = None  # the row that the value points to
 
 
 @dataclass
 class Explanation:
+    """The decisions of all rules on a row, and its scores."""
+
     id: str
     row: int
     text: str | None
@@ -43,15 +45,15 @@ class Explanation:
 
 
 class Result:
-    """A result directory, to be asked about its rows."""
+    """A result directory and its rows."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not (self.path / "manifest.json").is_file():
             what = (
-                "a run that is not finished (the same command goes on)"
+                "an unfinished run (the same command resumes)"
                 if (self.path / "store").is_dir()
-                else "no result of `diptych curate`"
+                else "not a result of `diptych curate`"
             )
             raise DiptychError(f"{self.path}: {what}")
         self.manifest: dict[str, Any] = read_json(self.path / "manifest.json")
@@ -59,21 +61,28 @@ class Result:
         self.steps: list[Step] = steps_of(self.plan)
 
     def part(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """The decisions on one shard, or some of their columns."""
         return pq.read_table(self.path / "decisions" / f"part-{number:05d}.parquet", columns=columns)
 
     @property
     def numbers(self) -> list[int]:
+        """The numbers of the shards."""
         return [shard["shard"] for shard in self.manifest["shards"]]
 
     def row(self, place: int) -> dict[str, Any]:
+        """The decision on one row."""
         return self.part(place >> 32).slice(place & 0xFFFFFFFF, 1).to_pylist()[0]
 
     def state(self, step: Step) -> pa.Table | None:
-        found = next((self.path / "states").glob(f"{step.index:02d}-*.parquet"), None)
-        return pq.read_table(found) if found else None
+        """The saved state of a two-pass step, if any."""
+        path = next((self.path / "states").glob(f"{step.index:02d}-*.parquet"), None)
+        return pq.read_table(path) if path else None
 
     def find(self, identity: str) -> list[int]:
-        """Places of the rows with this id; failing that, of those which the data itself calls so; failing that, of those whose id ends with it."""
+        """The rows with this id; else those with it in the data's own ``id`` column; else those whose id ends with it.
+
+        Raises DiptychError if there is no such row.
+        """
         exact: list[int] = []
         own: list[int] = []
         ending: list[int] = []
@@ -91,16 +100,16 @@ class Result:
         raise DiptychError(f"{self.path}: no row has the id '{identity}'{hint if len(hint) < 200 else ''}")
 
     def pointing(self, column: str, place: int) -> list[str]:
-        """Ids of the rows whose pointer ``column`` holds ``place``."""
-        found: list[str] = []
+        """Ids of the rows whose pointer ``column`` has the value ``place``."""
+        ids: list[str] = []
         for number in self.numbers:
             table = self.part(number, ["id", column])
-            found += table.filter(pc.equal(table[column], place))["id"].to_pylist()
-        return found
+            ids += table.filter(pc.equal(table[column], place))["id"].to_pylist()
+        return ids
 
 
 def explain(result: Result, identity: str) -> list[Explanation]:
-    """An explanation for each row that ``identity`` names (rows of several files may share an id)."""
+    """An explanation of each row with the id ``identity``, which rows of several files may share."""
     return [_explain(result, place) for place in result.find(identity)[:TWINS]]
 
 
@@ -119,9 +128,9 @@ def _explain(result: Result, place: int) -> Explanation:
         absent = f"no {rule.column}"
         missing = absent in reasons and value is None and rule.way != "unique"
         removes = step.label in reasons and not missing
-        asked = not (gone and rule.counts_all and rule.of == "kept") and "unusable" not in reasons
+        applies = not (gone and rule.counts_all and rule.of == "kept") and "unusable" not in reasons
         verdict = Verdict(rule.text(), absent if missing else step.label, value, "removes" if removes or missing else "keeps")
-        if not asked:
+        if not applies:
             verdict.says = "not asked"
         verdict.threshold = rule.threshold(result.state(step)) if rule.counts_all else None
         if rule.way == "unique" and rule.column:

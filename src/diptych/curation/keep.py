@@ -1,4 +1,4 @@
-"""The rules that decide: which rows stay, judged by the columns that operators added. Every removal has its reason.
+"""The rules that decide which rows stay, by the columns of operators. Every removal has a reason.
 
 | rule | keeps a row if |
 |---|---|
@@ -8,7 +8,7 @@
 | ``{column: c, unique: true}`` | it points to no other row, as ``duplicate_of`` does |
 | ``{random: 0.1}``, ``{column: c, random: true}`` | chance decides, with this probability or the row's own, by the row's hash |
 
-``reason`` names the removal. ``missing: keep`` spares rows without a value. ``top``, ``bottom`` count the rows still kept;
+``reason`` names the removal. ``missing: keep`` keeps rows without a value. ``top`` and ``bottom`` count the rows still kept;
 ``of: all`` counts every row.
 """
 
@@ -21,18 +21,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from diptych.config.typed import Strict
 from diptych.curation.operators.base import uniform
 
 Share = Annotated[float, Field(gt=0, le=1)]
 BOUNDS = {"min": "≥", "above": ">", "max": "≤", "below": "<"}
 
 
-class Keep(BaseModel):
-    """One rule. Exactly one way to decide."""
+class Keep(Strict):
+    """One rule, with exactly one way to decide."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
+    model_config = ConfigDict(populate_by_name=True, frozen=True)
     column: str | None = None
     min: float | None = None
     max: float | None = None
@@ -57,7 +58,8 @@ class Keep(BaseModel):
             ways.append("a range")
         if len(ways) != 1:
             raise ValueError(
-                f"expected one way to decide (min/max/above/below, in, not_in, top, bottom, unique or random), got {', '.join(ways) or 'none'}"
+                "expected one way to decide (min/max/above/below, in, not_in, top, bottom, unique or random), "
+                f"got {', '.join(ways) or 'none'}"
             )
         if self.column is None and (self.random is None or self.random is True):
             raise ValueError("name the column that decides: column: NAME")
@@ -67,13 +69,14 @@ class Keep(BaseModel):
 
     @property
     def way(self) -> Literal["range", "in", "not_in", "top", "bottom", "unique", "random"]:
+        """The way in which the rule decides."""
         ways: tuple[Any, ...] = ("top", "bottom", "unique", "random", "not_in")
-        found = next((w for w in ways if getattr(self, w) is not None), None)
-        return found or ("in" if self.in_ is not None else "range")
+        way = next((w for w in ways if getattr(self, w) is not None), None)
+        return way or ("in" if self.in_ is not None else "range")
 
     @property
     def counts_all(self) -> bool:
-        """Whether it takes two passes: what one row gets depends on the others."""
+        """Whether the rule needs two passes, since the decision on a row depends on the others."""
         return self.way in ("top", "bottom")
 
     def text(self) -> str:
@@ -96,7 +99,7 @@ class Keep(BaseModel):
         return f"chance {name or self.random}"
 
     def label(self) -> str:
-        """The reason code of what it removes."""
+        """The reason of its removals."""
         return self.reason or f"not {self.text()}"
 
     # ---- deciding
@@ -104,7 +107,10 @@ class Keep(BaseModel):
     def verdict(
         self, values: pa.Array | None, hashes: np.ndarray, rows: np.ndarray, salt: str, state: pa.Table | None
     ) -> np.ndarray:
-        """True where a row may stay. ``values``: its column; ``state``: of the first pass, if it counts all. Missing values: False."""
+        """Boolean, true where a row may stay; false for missing values.
+
+        values: its column. state: of the first pass, if ``counts_all``.
+        """
         if values is None:
             assert isinstance(self.random, float)
             return uniform(hashes, salt) < self.random
@@ -131,7 +137,7 @@ class Keep(BaseModel):
         return present & ((score < worst[0]) | ((score == worst[0]) & before))
 
     def absent(self, values: pa.Array) -> np.ndarray:
-        """True where there is no value to judge by. A pointer that points nowhere is a value."""
+        """Boolean, true where the column has no value. A null pointer is a value: the row repeats no other."""
         if self.way == "unique":
             return np.zeros(len(values), dtype=bool)
         nulls = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
@@ -141,24 +147,25 @@ class Keep(BaseModel):
         wanted = self.in_ if self.way == "in" else self.not_in
         if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
             inner = pc.is_in(values.flatten(), value_set=pa.array(wanted, values.type.value_type))
-            found = np.zeros(len(values), dtype=bool)
+            matches = np.zeros(len(values), dtype=bool)
             parents = pc.list_parent_indices(values).to_numpy()
-            found[parents[inner.to_numpy(zero_copy_only=False)]] = True
+            matches[parents[inner.to_numpy(zero_copy_only=False)]] = True
         else:
-            found = np.array(pc.is_in(values, value_set=pa.array(wanted, values.type)).to_numpy(zero_copy_only=False))
+            matches = np.array(pc.is_in(values, value_set=pa.array(wanted, values.type)).to_numpy(zero_copy_only=False))
         null = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
-        return (found if self.way == "in" else ~found) & ~null
+        return (matches if self.way == "in" else ~matches) & ~null
 
-    # ---- two passes, for top and bottom: 24 bytes a row
+    # ---- two passes, for top and bottom: 24 bytes for each row
 
     def summarise(self, values: pa.Array, hashes: np.ndarray, rows: np.ndarray) -> pa.Table:
+        """Score, hash and row of the rows with a value."""
         numbers = _numbers(values)
         present = ~np.isnan(numbers)
         score = -numbers if self.way == "top" else numbers
         return pa.table({"score": score[present], "hash": hashes[present], "row": rows[present]})
 
     def combine(self, summaries: Iterator[pa.Table]) -> pa.Table:
-        """The last row that stays: of n rows, the ⌈f·n⌉-th by score, hash, row."""
+        """The last row that stays: of n rows the ⌈f·n⌉-th by score, hash, row."""
         parts = [{name: s[name].to_numpy() for name in ("score", "hash", "row")} for s in summaries if s.num_rows]
         if not parts:
             return pa.table(
@@ -176,7 +183,7 @@ class Keep(BaseModel):
         )
 
     def threshold(self, state: pa.Table | None) -> float | None:
-        """Of ``top`` and ``bottom``: the value of the last row that stays."""
+        """The value of the last row that stays, for ``top`` and ``bottom``."""
         if state is None or state.num_rows == 0:
             return None
         score = state["score"][0].as_py()
@@ -184,6 +191,6 @@ class Keep(BaseModel):
 
 
 def _numbers(values: pa.Array) -> np.ndarray:
-    """float64, NaN where there is none. Booleans are 0 and 1."""
+    """The values as float64, NaN for null; booleans are 0 and 1."""
     numbers = np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     return numbers

@@ -1,4 +1,4 @@
-"""A plan: which operators score, which rules decide, in which order; typed, so that a mistake is named before anything runs."""
+"""The schema of a plan: which operators score, which rules decide, in which order. Mistakes are reported before anything runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from diptych.config.library import Library
+from diptych.config.overrides import Overrides
+from diptych.config.typed import Strict, check
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
 from diptych.curation.keep import Keep
-from diptych.curation.operators import OPERATORS
+from diptych.curation.operators import OPERATORS, OPERATORS_PACKAGE
 from diptych.curation.operators.base import HEAVY, PIXELS, Operator, Reduce
 
 PLANS = Path(__file__).parent / "plans"
@@ -31,23 +34,20 @@ BASE: dict[str, pa.DataType] = {
 }
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
 class Pool(Strict):
     """How the source becomes rows and shards."""
 
-    rows: Literal["images", "captions"] = "images"  # a row an image with all its captions, or a row a caption
+    rows: Literal["images", "captions"] = "images"  # one row for each image with all its captions, or for each caption
     shard: Annotated[int, Field(ge=1)] = 1000  # rows of a shard: the unit of work, of commit and of resume
-    images: Literal["reference", "inline"] = "reference"  # inline: copied into the shards; what is no file always is
-    limit: Annotated[int, Field(ge=1)] | None = None  # the first so many items only; needed for a source without end
+    images: Literal["reference", "inline"] = "reference"  # inline: copied into the shards, as images without files always are
+    limit: Annotated[int, Field(ge=1)] | None = None  # only the first items; required for an endless source
 
 
 class Output(Strict):
-    """parquet: images inside. images: files, and Parquet that names them. wds: tar shards. All are ready for ``train``.
+    """The format of the kept rows, all ready for ``train``.
 
-    packed: Parquet, and beside it what ``diptych data pack`` makes of it, shorter side ``size`` pixels.
+    parquet: with the images inside. images: files, and Parquet with their names. wds: tar shards. packed: Parquet, and the result
+    of ``diptych data pack`` with ``size`` pixels on the shorter side.
     """
 
     format: Literal["parquet", "images", "wds", "packed"] = "parquet"
@@ -55,25 +55,28 @@ class Output(Strict):
 
 
 class Plan(Strict):
+    """Operators and rules in order, and how rows are read and step_data."""
+
     name: str
     about: str = ""
     cite: str = ""
-    seed: int = 0  # of the rules that leave it to chance
+    seed: int = 0  # of random rules
     errors: Literal["drop", "keep"] = "drop"  # rows that an operator could not score
     pool: Pool = Pool()
     output: Output = Output()
     steps: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
 
     def to_yaml(self) -> str:
+        """The plan as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)
 class Step:
-    """An operator or a rule at its place in the plan."""
+    """An operator or a rule at its position in the plan."""
 
     index: int
-    label: str  # unique; of an operator its name or its ``as``
+    label: str  # unique; for an operator its name or its ``as``
     operator: Operator | None = None
     rule: Keep | None = None
     prefix: str = ""  # before the names of its outputs
@@ -81,6 +84,7 @@ class Step:
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads."""
         if self.operator:
             return self.operator.inputs
         assert self.rule
@@ -88,26 +92,34 @@ class Step:
 
     @property
     def outputs(self) -> dict[str, pa.DataType]:
+        """Names and types of the columns that it adds."""
         return {self.prefix + name: kind for name, kind in self.operator.outputs.items()} if self.operator else {}
 
     @property
     def two_passes(self) -> bool:
+        """Whether the result for a row depends on other rows."""
         return isinstance(self.operator, Reduce) or (self.rule is not None and self.rule.counts_all)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that its result depends on beside its inputs."""
+        """Everything that its result depends on, except its inputs, as plain data."""
         if self.rule:
             return {"keep": self.rule.model_dump(mode="json", by_alias=True, exclude_none=True)}
         assert self.operator
         return {
             "operator": self.operator.name,
-            "class": f"{type(self.operator).__module__}:{type(self.operator).__qualname__}",
+            "class": _class_name(type(self.operator)),
             "version": self.operator.version,
             "options": {f.name: _plain(getattr(self.operator, f.name)) for f in dataclasses.fields(self.operator)},
             "of": self.of,
             "as": self.prefix.removesuffix("_"),
             "depends": self.operator.depends(),
         }
+
+
+def _class_name(cls: type[Operator]) -> str:
+    """``module:Class``; for built-in operators the package, so that results stay valid when a file moves."""
+    package = OPERATORS_PACKAGE if cls.__module__.startswith(f"{OPERATORS_PACKAGE}.") else cls.__module__
+    return f"{package}:{cls.__qualname__}"
 
 
 def _plain(value: Any) -> Any:
@@ -122,149 +134,68 @@ def _plain(value: Any) -> Any:
 
 # ---- reading
 
+LIBRARY = Library(Plan, "plan", PLANS, saved_as="plan.yaml")
+
 
 @cache
 def plan_names() -> tuple[str, ...]:
-    return tuple(sorted(p.stem for p in PLANS.glob("*.yaml")))
+    """The names of the built-in plans, sorted."""
+    return LIBRARY.names()
 
 
-def load_plan(name_or_path: str | Path | Mapping[str, Any], overrides: list[str] | None = None) -> Plan:
-    """A preset by name, a YAML file by path, the plan of a result by its directory, or plain data; checked."""
-    if isinstance(name_or_path, Mapping):
-        tree, where = dict(name_or_path), "plan"
-    else:
-        path = _path(str(name_or_path))
-        where = str(path)
-        try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DiptychError(f"{path}: not valid YAML: {error}") from None
-        if not isinstance(tree, dict):
-            raise DiptychError(f"{path}: a plan is a mapping of keys, got {type(tree).__name__}")
-        tree.setdefault("name", path.parent.name if path.name == "plan.yaml" else path.stem)
-    for override in overrides or []:
-        _override(tree, override)
-    plan = _checked(tree, where)
+def load_plan(source: str | Path | Mapping[str, Any], overrides: Overrides = None) -> Plan:
+    """A plan by name, by path, by the directory of a result or as plain data; checked together with its steps.
+
+    Raises DiptychError naming the file, the key, what was expected and the nearest valid key.
+    """
+    tree, where = LIBRARY.read(source)
+    plan = LIBRARY.check(tree, where, overrides)
     steps_of(plan, where)
     return plan
-
-
-def _path(name: str) -> Path:
-    if name in plan_names():
-        return PLANS / f"{name}.yaml"
-    path = Path(name)
-    if path.is_dir():
-        path = path / "plan.yaml"
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        raise DiptychError(f"no plan at '{path}'")
-    raise DiptychError(f"there is no plan '{name}'{nearest(name, plan_names())}; your own: a path ending in .yaml")
-
-
-def _checked(tree: Mapping[str, Any], where: str) -> Plan:
-    try:
-        return Plan.model_validate(tree)
-    except ValidationError as error:
-        raise DiptychError(_told(error, Plan, where)) from None
-
-
-def _told(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key '{place}'{nearest(str(problem['loc'][-1]), _keys_at(model, problem['loc'][:-1]))}")
-        elif problem["type"] == "missing":
-            lines.append(f"missing key '{place}'")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place}: {message}; got {str(problem['input'])[:80]!r}" if place else message)
-    return f"{where}: " + f"\n{where}: ".join(lines)
-
-
-def _keys_at(model: Any, location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        kind = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        model = kind if hasattr(kind, "model_fields") else model
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    """``output.format=wds``, ``steps.text_length.option=3``, ``steps.3.keep.above=5``: values are read as YAML."""
-    dotted, sign, value = text.partition("=")
-    if not sign or not dotted:
-        raise DiptychError(f"--set {text}: expected key=value, such as output.format=wds")
-    *parents, last = dotted.split(".")
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        node = _child(node, part, ".".join(parents[: depth + 1]))
-    if not isinstance(node, dict):
-        raise DiptychError(f"--set {dotted}: there is no such key")
-    parsed = yaml.safe_load(value)
-    node[last] = _number(parsed) if isinstance(parsed, str) else parsed
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)  # YAML 1.1 reads 5e-4 as text
-    except ValueError:
-        return text
-
-
-def _child(node: Any, part: str, where: str) -> Any:
-    if isinstance(node, list):
-        for i, item in enumerate(node):
-            name, options = (item, None) if isinstance(item, str) else next(iter(item.items()))
-            if part in (str(i), name) or (isinstance(options, dict) and options.get("as") == part):
-                if isinstance(item, str) or (part != str(i) and options is None):
-                    node[i] = {name: {}}
-                return node[i] if part == str(i) and not isinstance(item, str) else node[i][name]
-        raise DiptychError(f"--set {where}: no step is called '{part}'")
-    if isinstance(node, dict):
-        if node.get(part) is None:
-            node[part] = {}
-        return node[part]
-    raise DiptychError(f"--set {where}: there is no such key")
 
 
 # ---- the steps, checked against each other
 
 
 def steps_of(plan: Plan, where: str = "plan") -> list[Step]:
-    """Operators made, options checked, columns traced: each input must be a base column or come from an earlier step."""
+    """The checked steps of a plan.
+
+    Raises DiptychError for an unknown operator or option, or an input that is neither a base column nor an earlier step's output.
+    """
     known: dict[str, pa.DataType] = dict(BASE)
     maker: dict[str, str] = {}
     steps: list[Step] = []
-    for index, written in enumerate(plan.steps):
+    for index, step_data in enumerate(plan.steps):
         place = f"{where}: steps.{index}"
-        name, options = _split(written, place)
+        name, options = _split(step_data, place)
         step = _rule(index, options, place) if name == "keep" else _operator(index, name, options, place)
         if any(step.label == s.label and s.operator for s in steps) and step.operator:
-            raise DiptychError(f"{place}: '{step.label}' comes twice; tell them apart with `as: NAME`")
+            raise DiptychError(f"{place}: '{step.label}' comes twice; name one with `as: NAME`")
         for column in step.inputs:
             if column not in known and not column.startswith("extra."):
                 later = ", ".join(sorted(known.keys() - {*HEAVY, "row", "hash"}))
                 raise DiptychError(
-                    f"{place}: no step before this one makes a column '{column}'{nearest(column, known)}; there are {later}"
+                    f"{place}: no step before this one makes a column '{column}'{nearest(column, known)}; available: {later}"
                 )
         if step.two_passes and any(column in HEAVY for column in step.inputs):
-            raise DiptychError(f"{place}: '{step.label}' takes two passes over whole shards and may not ask for images")
+            raise DiptychError(f"{place}: '{step.label}' takes two passes over whole shards and cannot read images")
         for column, kind in step.outputs.items():
             if column in known:
-                said = f"already made by '{maker[column]}'" if column in maker else "every row has one already"
-                raise DiptychError(f"{place}: column '{column}' {said}; rename with `as: NAME`, which puts NAME_ before it")
+                reason = f"already made by '{maker[column]}'" if column in maker else "every row has one already"
+                raise DiptychError(f"{place}: column '{column}' {reason}; rename with `as: NAME`, which puts NAME_ before it")
             known[column], maker[column] = kind, step.label
         steps.append(step)
     return steps
 
 
-def _split(written: str | dict[str, Any], place: str) -> tuple[str, dict[str, Any]]:
-    if isinstance(written, str):
-        return written, {}
-    if len(written) != 1:
-        raise DiptychError(f"{place}: expected one operator or `keep` a step, got {', '.join(map(str, written)) or 'nothing'}")
-    name, options = next(iter(written.items()))
+def _split(step_data: str | dict[str, Any], place: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(step_data, str):
+        return step_data, {}
+    if len(step_data) != 1:
+        raise DiptychError(
+            f"{place}: expected one operator or `keep` in each step, got {', '.join(map(str, step_data)) or 'nothing'}"
+        )
+    name, options = next(iter(step_data.items()))
     if options is None:
         return name, {}
     if not isinstance(options, dict):
@@ -273,10 +204,7 @@ def _split(written: str | dict[str, Any], place: str) -> tuple[str, dict[str, An
 
 
 def _rule(index: int, options: dict[str, Any], place: str) -> Step:
-    try:
-        rule = Keep.model_validate(options)
-    except ValidationError as error:
-        raise DiptychError(_told(error, Keep, f"{place}.keep")) from None
+    rule = check(Keep, options, f"{place}.keep")
     return Step(index, rule.label(), rule=rule, of=rule.of)
 
 
@@ -286,7 +214,7 @@ def _operator(index: int, name: str, options: dict[str, Any], place: str) -> Ste
     except DiptychError as error:
         raise DiptychError(f"{place}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Operator)):
-        raise DiptychError(f"{place}: {name} is no operator: it is not a subclass of diptych.curation.operators.base.Operator")
+        raise DiptychError(f"{place}: {name} is not an operator: it must be a subclass of diptych.curation.operators.base.Operator")
     given = options.pop("as", None)
     of = options.pop("of", "kept" if issubclass(cls, Reduce) else "all")
     if of not in ("kept", "all"):

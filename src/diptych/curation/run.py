@@ -1,4 +1,4 @@
-"""The whole way: read the source into shards, score, decide, write, publish. Killed, it goes on; done, it does nothing."""
+"""Runs a plan: read the source into shards, score, decide, write, publish. A stopped run resumes; a finished one does nothing."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ import pyarrow.parquet as pq
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.core.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json, write_text
 from diptych.core.signals import terminated_like_interrupted
-from diptych.curation.addresses import addresses
-from diptych.curation.intake import ShardInfo, Unit, known, read_unit, units
-from diptych.curation.output import SUFFIX
+from diptych.curation.engine.addresses import addresses
+from diptych.curation.engine.intake import ShardInfo, Unit, known, read_unit, units
+from diptych.curation.engine.output import SUFFIX
+from diptych.curation.engine.scoring import Outcome
+from diptych.curation.engine.shards import Keys
+from diptych.curation.engine.store import Store, address
+from diptych.curation.engine.work import Task
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
 from diptych.curation.runners import Runner, runner
 from diptych.curation.runners.local import explained
-from diptych.curation.scoring import Outcome
-from diptych.curation.shards import Keys
-from diptych.curation.store import Store, address
-from diptych.curation.work import Task
 
 SHARED = (
     "reading the source",
@@ -37,8 +37,8 @@ SHARED = (
     "reading images",
     "decoding images",
     "writing",
-)  # costs that are no operator's own
-Progress = Callable[[str, int, int], None]  # phase, pieces done, pieces in all
+)  # costs that belong to no single operator
+Progress = Callable[[str, int, int], None]  # phase, pieces done, pieces in total
 
 
 @dataclass
@@ -47,15 +47,16 @@ class Curated:
 
     path: Path
     manifest: dict[str, Any]
-    fresh: bool  # False: everything was there already
+    fresh: bool  # False: everything existed already
 
     @property
     def address(self) -> str:
-        """What ``train`` takes as data."""
+        """The data address for ``train``."""
         return data_address(self.path, self.manifest["output"])
 
 
 def data_address(path: Path, form: str) -> str:
+    """The data address of what a result keeps, in its output format."""
     if form == "packed":
         return f"packed:{path}/packed"
     return f"wds:{path}/data/*.tar" if form == "wds" else f"parquet:{path}/data/*.parquet"
@@ -71,11 +72,12 @@ def curate(
     overrides: list[str] | None = None,
     progress: Progress | None = None,
 ) -> Curated:
-    """Runs a plan on the source at ``data`` into the directory ``out``.
+    """The result of a plan on the source at ``data``, written into the directory ``out``.
 
-    ``plan``: a preset's name, a YAML file, or plain data; ``overrides``: ``["output.format=wds"]``; ``runner``: local, inline
-    or ray; ``workers``: default one a core. The result does not depend on runner and workers. DiptychError says what to mend;
-    what was done until then is kept, and the same call goes on.
+    plan: a preset's name, a YAML file or plain data. overrides: ``["output.format=wds"]``. runner: local, inline or ray.
+    workers: default one for each core. The result does not depend on runner and workers.
+
+    Raises DiptychError for problems that the user can fix; finished work is kept, and the same call resumes.
     """
     checked = plan if isinstance(plan, Plan) else load_plan(plan, overrides)
     out = Path(out)
@@ -86,7 +88,7 @@ def curate(
         except OSError as error:
             raise DiptychError(explained(error)) from error
         except KeyboardInterrupt:
-            raise Interrupted("interrupted: what is done is kept; the same command goes on") from None
+            raise Interrupted("interrupted: finished work is kept; the same command resumes") from None
 
 
 class _Run:
@@ -94,14 +96,14 @@ class _Run:
         self.plan, self.data, self.out, self.progress = plan, data, out, progress
         self.steps: list[Step] = steps_of(plan)
         self.store = Store(out / "store")
-        self.asked = (runner, workers)
+        self.runner_options = (runner, workers)
         self.started: Runner | None = None
         self.began = time.perf_counter()
 
     def run(self) -> Curated:
         self.store.sweep()
         for step in self.steps:
-            step.describe()  # a list or a model that is not there shall not cost a reading of the source first
+            step.describe()  # a missing list or model is reported before the source is read
         try:
             shards = self._shards()
             if not shards:
@@ -119,7 +121,7 @@ class _Run:
         finally:
             if self.started:
                 self.started.close()
-                self.store.sweep()  # of workers that were stopped while they wrote
+                self.store.sweep()  # unfinished files of stopped workers
         return Curated(self.out, self._publish(shards, keys, result), fresh=True)
 
     def _map(self, phase: str, tasks: Sequence[Task], model: bool = False) -> list[tuple[Task, Any]]:
@@ -127,16 +129,16 @@ class _Run:
             return []
         self.progress(phase, 0, len(tasks))
         if self.started is None:
-            self.started = runner(*self.asked, self.plan.model_dump(mode="json"), str(self.store.root))
-        found = []
+            self.started = runner(*self.runner_options, self.plan.model_dump(mode="json"), str(self.store.root))
+        results = []
         for task, outcome in self.started.map(tasks, model):
             self._spend(outcome)
-            found.append((task, outcome.value))
-            self.progress(phase, len(found), len(tasks))
-        return found
+            results.append((task, outcome.value))
+            self.progress(phase, len(results), len(tasks))
+        return results
 
     def _spend(self, outcome: Outcome) -> None:
-        """Written down at once, so that what a killed run had spent is counted too."""
+        """Saves the cost at once, so that a killed run's cost is counted too."""
         if outcome.seconds:
             append_jsonl(self.out / "costs.jsonl", {"seconds": outcome.seconds, "rows": outcome.rows})
 
@@ -144,22 +146,22 @@ class _Run:
 
     def _shards(self) -> list[ShardInfo]:
         parts = units(self.data, self.plan.pool)
-        found: dict[Unit, list[ShardInfo]] = {u: s for u in parts if (s := known(u, self.store)) is not None}
-        tasks = [Task("read", u.address, unit=u) for u in parts if u not in found]
-        if len(tasks) == 1 and tasks[0].unit and not tasks[0].unit.key and self.asked[0] != "ray":
-            # A listing that must be looked at each time: not worth a process, unless it is large.
+        shards_by_unit: dict[Unit, list[ShardInfo]] = {u: s for u in parts if (s := known(u, self.store)) is not None}
+        tasks = [Task("read", u.address, unit=u) for u in parts if u not in shards_by_unit]
+        if len(tasks) == 1 and tasks[0].unit and not tasks[0].unit.key and self.runner_options[0] != "ray":
+            # A listing that is read each time is not worth a process.
             self.progress("reading the source", 0, 1)
             began = time.perf_counter()
-            found[tasks[0].unit] = read_unit(tasks[0].unit, self.plan.pool, self.store)
+            shards_by_unit[tasks[0].unit] = read_unit(tasks[0].unit, self.plan.pool, self.store)
             self._spend(Outcome(seconds={"reading the source": time.perf_counter() - began}))
         else:
-            found |= {task.unit: shards for task, shards in self._map("reading the source", tasks) if task.unit}
-        return [shard for u in parts for shard in found[u]]
+            shards_by_unit |= {task.unit: shards for task, shards in self._map("reading the source", tasks) if task.unit}
+        return [shard for u in parts for shard in shards_by_unit[u]]
 
     # ---- the steps
 
     def _steps(self, keys: list[Keys]) -> None:
-        """Neighbouring operators go together, so that images are decoded once; what takes all rows stands between them."""
+        """Adjacent operators run together, so that images are decoded once; steps over all rows separate the groups."""
         group: list[Step] = []
         for step in self.steps:
             apart = step.two_passes or (
@@ -201,7 +203,7 @@ class _Run:
         return manifest if there and packed else None
 
     def _publish(self, shards: list[ShardInfo], keys: list[Keys], result: str) -> dict[str, Any]:
-        """The directories change in one step each, the manifest last; parts are links into the store, not copies."""
+        """The manifest. Each directory is replaced in one step, the manifest last; parts are links into the store."""
         self.progress("publishing", 0, 1)
         (self.out / "manifest.json").unlink(missing_ok=True)
         (self.out / "report.html").unlink(missing_ok=True)
@@ -220,7 +222,7 @@ class _Run:
         return manifest
 
     def _pack(self, result: str) -> None:
-        """What is kept as ``packed:``. Stopped in the middle, the next run goes on, if the result is still the same."""
+        """Packs what is kept. A stopped packing resumes in the next run, if the result is still the same."""
         from diptych.data.packing import pack
 
         mark = self.out / "packed" / ".of-result"
@@ -231,7 +233,7 @@ class _Run:
             data_address(self.out, "parquet"),
             self.out / "packed",
             size=self.plan.output.size,
-            workers=self.asked[1],
+            workers=self.runner_options[1],
             progress=False,
         )
 
@@ -277,7 +279,7 @@ class _Run:
             _link(self.store.path(key), path / f"{step.index:02d}-{_file_name(step.label)}.parquet")
 
     def _manifest(self, result: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The same for the same source and plan, whoever ran it and however often it was stopped."""
+        """The content of manifest.json; it depends on source and plan only, not on runner or interruptions."""
         reasons: dict[str, int] = defaultdict(int)
         for row in rows:
             for reason, count in row["reasons"].items():
@@ -297,7 +299,7 @@ class _Run:
         }
 
     def _costs(self) -> dict[str, Any]:
-        """Seconds and rows of every operator of this plan since the directory exists, over all workers."""
+        """Seconds and rows of every operator of this plan, over all workers and all calls in this directory."""
         steps = {s.label for s in self.steps}
         seconds: dict[str, float] = defaultdict(float)
         rows: dict[str, int] = defaultdict(int)
@@ -308,8 +310,8 @@ class _Run:
                     rows[name] += line["rows"].get(name, 0)
         return {
             "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "runner": self.asked[0],
-            "workers": self.asked[1] or os.cpu_count(),
+            "runner": self.runner_options[0],
+            "workers": self.runner_options[1] or os.cpu_count(),
             "seconds_of_last_call": round(time.perf_counter() - self.began, 3),
             "operators": {name: {"seconds": round(s, 4), "rows": rows[name]} for name, s in seconds.items()},
         }

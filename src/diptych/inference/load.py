@@ -8,6 +8,7 @@ from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.inference.foreign import is_foreign, open_model
 from diptych.inference.run import TrainedModel
+from diptych.training.run_files import RunFiles
 
 
 def load(address: str | Path, device: str = "auto") -> Model:
@@ -17,7 +18,7 @@ def load(address: str | Path, device: str = "auto") -> Model:
     Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """
     path = Path(address)
-    if path.parent.name == "checkpoints" and (path.parent.parent / "recipe.yaml").is_file():
+    if path.parent.name == "checkpoints" and RunFiles(path.parent.parent).exists():
         return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)
     if not path.is_dir() and is_foreign(str(address)):
         return open_model(str(address), device)
@@ -25,6 +26,6 @@ def load(address: str | Path, device: str = "auto") -> Model:
         raise DiptychError(
             f"no run at '{address}'; a run is a directory that `diptych train` made, another model is hf:NAME_OR_PATH"
         )
-    if not (path / "recipe.yaml").is_file() and (path / "config.json").is_file():
+    if not RunFiles(path).exists() and (path / "config.json").is_file():
         raise DiptychError(f"{address} is no run; a model of transformers is hf:{address}")
     return TrainedModel.load(path, device)

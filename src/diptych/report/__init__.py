@@ -1,4 +1,4 @@
-"""The report: one self-contained page, a table in text, the numbers as data."""
+"""Reports: one self-contained page, a table in text, and the numbers as data."""
 
 from diptych.report.pages.page import build_report, print_table
 from diptych.report.pages.terminal import print_summary

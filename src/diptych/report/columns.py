@@ -1,4 +1,4 @@
-"""Which measurements make the main table, what they are called for a reader, and how their numbers are written."""
+"""The columns of the main table: which metrics they show, their names for a reader, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TO_IMAGE = re.compile(r"t2i|text[ _.-]?(to|2)[ _.-]?image|caption[ _.-]?(to|2)[ 
 TO_TEXT = re.compile(r"i2t|image[ _.-]?(to|2)[ _.-]?(text|caption)|text[ _]retrieval")
 AT_ONE = re.compile(r"(r|recall|hit|top)[ _]?(@|_?at_?)?[ _]?1(?!\d)")
 SIGNIFICANT = 0.05
-FURTHER = "Further tasks"  # those that are judged only if asked for, with the measures that stand for them
+FURTHER = "Further tasks"  # those that run only on request, with the metrics that represent them
 FURTHER_METRICS = {
     "winoground": ("group",), "spec": ("image-to-text", "text-to-image"), "redteam": ("harmful",), "chair": ("chair_i",),
     "bias": ("naming",), "embedding": (), "retrieval": (), "captions": (),
@@ -27,6 +27,8 @@ FURTHER_METRICS = {
 
 @dataclass(frozen=True)
 class Column:
+    """A metric of the main table."""
+
     key: Key
     group: str
     label: str
@@ -36,19 +38,22 @@ class Column:
 
     @property
     def share(self) -> bool:
+        """Whether the metric is a share."""
         return is_share(self.key[1])
 
     @property
     def name(self) -> str:
+        """Group and label."""
         return f"{self.group}: {self.label}"
 
 
 def is_share(metric: str) -> bool:
+    """Whether a metric is a share, shown in per cent."""
     return not NOT_SHARES.search(metric.lower())
 
 
 def classify(task: str, metric: str) -> tuple[str, str, int] | None:
-    """Group, label and place of a main metric; None for the others, which stand under "all measurements"."""
+    """Group, label and position of a metric of the main table; None for the others, which are under "all measurements"."""
     t, m = task.lower(), metric.lower()
     if t.startswith("retrieval"):
         if not AT_ONE.search(m):
@@ -74,7 +79,7 @@ def classify(task: str, metric: str) -> tuple[str, str, int] | None:
 
 
 def skill_name(task: str, metric: str) -> str:
-    """``controlled``/``relation`` and ``relation``/``accuracy`` are "relation"; ``relation/group`` is beside the main table."""
+    """The skill of a metric, "relation" for ``controlled``/``relation`` and ``relation``/``accuracy``; empty if it has none."""
     if metric.endswith(("/text-to-image", "/group")):
         return ""
     words = [w for part in (task, metric) for w in re.split(r"[/:.]|(?<=skills)[-_]|(?<=skill)[-_]", part) if w]
@@ -87,18 +92,19 @@ def skill_name(task: str, metric: str) -> str:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    found: dict[Key, Column] = {}
+    """The columns of the main table, in order."""
+    by_key: dict[Key, Column] = {}
     for recipe in comparison.recipes:
         for key, measure in recipe.measures.items():
             place = classify(*key)
-            if place and key not in found:
-                found[key] = Column(key, *place, chance=measure.chance, higher_is_better=measure.higher_is_better)
-    return sorted(found.values(), key=lambda c: (c.order // 10 if c.order < 30 else 3 + c.order // 60, c.group, c.order))
+            if place and key not in by_key:
+                by_key[key] = Column(key, *place, chance=measure.chance, higher_is_better=measure.higher_is_better)
+    return sorted(by_key.values(), key=lambda c: (c.order // 10 if c.order < 30 else 3 + c.order // 60, c.group, c.order))
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Who leads a column. ``tied`` starts with the best; the others in it are not distinguishable from the best."""
+    """The ranking of a column. ``tied``: the best, and those that do not differ significantly from it; ``behind``: the others."""
 
     tied: list[Recipe]
     behind: list[Recipe]
@@ -106,10 +112,12 @@ class Standing:
 
     @property
     def ranked(self) -> list[Recipe]:
+        """All recipes, best first."""
         return self.tied + self.behind
 
 
 def standing(comparison: Comparison, key: Key) -> Standing:
+    """The ranking of the recipes by one metric."""
     have = [r for r in comparison.recipes if key in r.measures]
     if not have:
         return Standing([], [], True)
@@ -129,28 +137,30 @@ def standing(comparison: Comparison, key: Key) -> Standing:
 
 
 def p_holm(tests: list[Test], key: Key, a: str, b: str) -> float | None:
-    """The largest where a pair was tested more than once (once a seed, say)."""
-    found = [t.p_holm for t in tests if (t.task, t.metric) == key and {t.a, t.b} == {a, b} and t.p_holm is not None]
-    return max(found) if found else None
+    """The corrected p-value of a pair; the largest if it was tested more than once, for example for each seed."""
+    values = [t.p_holm for t in tests if (t.task, t.metric) == key and {t.a, t.b} == {a, b} and t.p_holm is not None]
+    return max(values) if values else None
 
 
 def overlap(a: Measure, b: Measure) -> bool:
+    """Whether two intervals overlap; true if one is missing."""
     return not (a.bounded and b.bounded) or (a.low <= b.high and b.low <= a.high)
 
 
 def number(value: float | None, share: bool = True) -> str:
-    """Shares in per cent without the sign, other numbers with two decimals."""
+    """A number as text: shares in per cent without the sign, others with two decimals."""
     if value is None:
         return "—"
     return f"{100 * value:.1f}" if share else f"{value:.2f}"
 
 
 def interval(measure: Measure, share: bool = True) -> str:
+    """The 95 % interval as text."""
     return f"{number(measure.low, share)}–{number(measure.high, share)}" if measure.bounded else "no interval"
 
 
 def seeds(measure: Measure, share: bool = True) -> str:
-    """Each seed's value, or their range when there are many; empty for one seed."""
+    """The value of each seed as text, or their range if there are many; empty for one seed."""
     values = [number(v, share) for _, v in sorted(measure.seeds.items())]
     if len(values) < 2:
         return ""
@@ -158,7 +168,7 @@ def seeds(measure: Measure, share: bool = True) -> str:
 
 
 def amount(value: float | None) -> str:
-    """1234567 → 1.23 M."""
+    """A number with a unit prefix: 1234567 is 1.23 M."""
     if value is None:
         return "—"
     for size, suffix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -168,6 +178,7 @@ def amount(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
+    """A duration as text."""
     if value is None:
         return "—"
     if value < 90:

@@ -1,18 +1,21 @@
-"""Reads what runs and comparisons left on disk (docs/runs.md). A part that is missing or broken becomes a note, not a stop."""
+"""Loads comparisons, runs and evaluations for the report (docs/runs.md). A missing or broken file becomes a note, not an error."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from diptych.config.budget import Budget
 from diptych.core.errors import DiptychError
-from diptych.report.records import finite, record_files, results_of
+from diptych.core.files import read_json_or, read_jsonl
+from diptych.report.records import finite, results_of
+from diptych.training.run_files import EvaluationFiles, RunFiles, run_directories
+
+Content = TypeVar("Content")
 
 Key = tuple[str, str]  # task, metric
 COUNTED = ("seconds", "samples", "tokens", "flops", "steps", "parameters", "trainable_parameters", "peak_memory_bytes")
@@ -20,7 +23,7 @@ COUNTED = ("seconds", "samples", "tokens", "flops", "steps", "parameters", "trai
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of one recipe: means over its seeds, and the seeds one by one."""
+    """One metric of one recipe: means over its seeds, and the value of each seed."""
 
     task: str
     metric: str
@@ -36,14 +39,16 @@ class Measure:
     nans: int
     seeds: dict[int, float]
     seeds_at_chance: tuple[int, ...] = ()
-    bounded: bool = True  # False: a seed came without its interval, so nothing is claimed
+    bounded: bool = True  # False: a seed has no interval, so nothing is claimed
 
     @property
     def at_chance(self) -> bool:
+        """Whether the interval includes chance."""
         return self.bounded and self.chance is not None and self.low <= self.chance <= self.high
 
     @property
     def better_than_chance(self) -> bool:
+        """Whether the whole interval is better than chance; true if there is no chance level."""
         if self.chance is None or not self.bounded:
             return self.chance is None
         return self.low > self.chance if self.higher_is_better else self.high < self.chance
@@ -51,30 +56,23 @@ class Measure:
 
 @dataclass
 class Run:
-    path: Path
+    """One seed of a recipe."""
+
+    files: RunFiles
     seed: int
+    evaluation: EvaluationFiles
     spent: dict[str, Any]
     results: list[dict[str, Any]]
-    skipped: list[dict[str, Any]]
-    folder: Path  # of the evaluation: ``summary.json`` and ``records/``
-    data: str = ""  # what was judged on, as an address
+    skipped: dict[str, str]  # task: why
+    model: str = ""  # its name in the evaluation
+    data: str = ""  # what it was evaluated on, as an address
     data_fingerprint: str = ""
-
-    @property
-    def record_files(self) -> list[Path]:
-        return record_files(self.folder)
-
-    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
-        return read_jsonl(self.path / name)
-
-    @property
-    def embeddings(self) -> Path | None:
-        path = self.folder / "embeddings.npz"
-        return path if path.exists() else None
 
 
 @dataclass
 class Recipe:
+    """A recipe of a comparison with its runs and their means."""
+
     name: str
     label: str
     paradigm: str = ""
@@ -89,6 +87,8 @@ class Recipe:
 
 @dataclass
 class Item:
+    """An item of the comparison's retrieval set, with its picture."""
+
     id: str
     image: Path
     captions: list[str]
@@ -111,6 +111,8 @@ class Test:
 
 @dataclass
 class Comparison:
+    """Everything that a report shows."""
+
     path: Path
     title: str
     created: str = ""
@@ -129,24 +131,26 @@ class Comparison:
 
     @property
     def measured(self) -> list[Recipe]:
+        """The recipes with results."""
         return [r for r in self.recipes if r.measures]
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds of all runs."""
         return sorted({run.seed for recipe in self.recipes for run in recipe.runs})
 
 
 def load(path: Path) -> Comparison:
-    """A comparison directory, or a single run's."""
+    """A comparison, a single run, or an evaluation alone. Raises DiptychError if the directory holds none of them."""
     path = Path(path)
     notes: list[str] = []
     if (path / "compare.json").exists():
         comparison = _comparison(path, notes)
     elif (path / "evaluation").is_dir() or (path / "metrics.jsonl").exists():
         comparison = _single(path, notes)
-    elif (path / "summary.json").exists() or record_files(path):
+    elif EvaluationFiles(path).exists():
         comparison = _evaluation(path, notes)
-    elif any(_run_directories(path)):
+    elif run_directories(path):
         comparison = _comparison(path, notes)
     else:
         raise DiptychError(
@@ -157,90 +161,95 @@ def load(path: Path) -> Comparison:
     return comparison
 
 
+def readable(read: Callable[..., Content], default: Any, notes: list[str], *arguments: Any) -> Content:
+    """What ``read(*arguments)`` returns, or ``default`` if a file is broken; ``notes`` get the reason."""
+    try:
+        return read(*arguments)
+    except DiptychError as error:
+        notes.append(f"{error}; what it holds is missing here.")
+        return default
+
+
+def _texts(content: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """These entries as text; empty if they are missing."""
+    return {key: str(content.get(key) or "") for key in keys}
+
+
 def _comparison(path: Path, notes: list[str]) -> Comparison:
-    meta = read_json(path / "compare.json", {}, notes)
-    listed = meta.get("recipes") or [{"name": name} for name in _run_directories(path)]
-    entries = [{"name": r} if isinstance(r, str) else r for r in listed]
-    found = _run_directories(path)
-    recipes = [_recipe(entry, found.get(str(entry["name"]), []), notes) for entry in entries]
+    meta: dict[str, Any] = readable(read_json_or, {}, notes, path / "compare.json", {})
+    directories = run_directories(path)
+    entries = [{"name": r} if isinstance(r, str) else r for r in meta.get("recipes") or directories]
+    recipes = [_recipe(entry, directories.get(str(entry["name"]), []), notes) for entry in entries]
     first = next((run for r in recipes for run in r.runs), None)
-    environment = read_json(first.path / "environment.json", {}, notes) if first else {}
+    environment = readable(first.files.environment, {}, notes) if first else {}
     environment |= meta["environment"] if isinstance(meta.get("environment"), dict) else {}
+    tests: list[Any] = readable(read_json_or, [], notes, path / "tests.json", [])
     return Comparison(
         path=path,
         title=str(meta.get("title") or path.name),
-        created=str(meta.get("created") or ""),
-        data=str(meta.get("data") or ""),
-        eval_data=str(meta.get("eval_data") or ""),
-        data_fingerprint=str(meta.get("data_fingerprint") or ""),
+        **_texts(meta, "created", "data", "eval_data", "data_fingerprint", "command"),
         budget=meta.get("budget"),
         recipes=recipes,
-        tests=_tests(read_json(path / "tests.json", [], notes), {r.name for r in recipes}),
+        tests=_tests(tests, {r.name for r in recipes}),
         environment=environment,
-        command=str(meta.get("command") or ""),
         licences=_licences(meta.get("licences")),
-        items=_items(path / "items"),
+        items=_items(path / "items", notes),
     )
 
 
 def _single(path: Path, notes: list[str]) -> Comparison:
-    environment = read_json(path / "environment.json", {}, notes)
-    summary = read_json(path / "evaluation" / "summary.json", {}, notes)
-    recipe = _recipe({"name": path.name, "label": summary.get("model") or path.name}, [(0, path)], notes)
+    files = RunFiles(path)
+    environment = readable(files.environment, {}, notes)
+    recipe = _recipe({"name": path.name}, [(0, files)], notes)
+    run = recipe.runs[0]
+    recipe.label = run.model or path.name
     items = next((d for d in (path / "items", path.parent / "items") if d.is_dir()), path / "items")
     return Comparison(
         path=path,
         title=f"Run {path.name}",
         created=str(environment.get("date") or environment.get("created") or ""),
-        data=str(summary.get("data") or environment.get("data") or ""),
-        data_fingerprint=str(summary.get("data_fingerprint") or environment.get("data_fingerprint") or ""),
+        data=run.data or str(environment.get("data") or ""),
+        data_fingerprint=run.data_fingerprint or str(environment.get("data_fingerprint") or ""),
         budget=environment.get("budget"),
         recipes=[recipe],
         environment=environment,
-        licences=_licences(read_json(path / "model.json", {}, notes).get("licences")),
-        items=_items(items),
+        licences=_licences(readable(files.model, {}, notes).get("licences")),
+        items=_items(items, notes),
         single=True,
     )
 
 
 def _evaluation(path: Path, notes: list[str]) -> Comparison:
-    """A folder of results or records alone, of whatever model."""
-    recipe = _recipe({"name": path.name}, [(0, path)], notes, folder=path)
+    """A folder of results or records alone, of any model."""
+    recipe = _recipe({"name": path.name}, [(0, RunFiles(path))], notes, EvaluationFiles(path))
     run = recipe.runs[0]
-    recipe.label = str(read_json(path / "summary.json", {}, notes).get("model") or path.name)
+    recipe.label = run.model or path.name
     return Comparison(
         path=path,
         title=f"Evaluation of {recipe.label}",
         data=run.data,
         data_fingerprint=run.data_fingerprint,
         recipes=[recipe],
-        items=_items(path / "items"),
+        items=_items(path / "items", notes),
         single=True,
     )
 
 
-def _run_directories(path: Path) -> dict[str, list[tuple[int, Path]]]:
-    found: dict[str, list[tuple[int, Path]]] = {}
-    for child in sorted(path.iterdir()) if path.is_dir() else []:
-        match = re.fullmatch(r"(.+)-s(\d+)", child.name)
-        if child.is_dir() and match:
-            found.setdefault(match[1], []).append((int(match[2]), child))
-    return found
-
-
-def _recipe(entry: dict[str, Any], directories: Iterable[tuple[int, Path]], notes: list[str], folder: Path | None = None) -> Recipe:
-    known: dict[str, Any] = {k: str(entry.get(k) or "") for k in ("name", "label", "paradigm", "about", "cite", "score", "error")}
-    recipe = Recipe(**known)
+def _recipe(
+    entry: dict[str, Any], seeds: Iterable[tuple[int, RunFiles]], notes: list[str], alone: EvaluationFiles | None = None
+) -> Recipe:
+    """A recipe with its runs. alone: the evaluation, if it is not in a run's directory."""
+    recipe = Recipe(**_texts(entry, "name", "label", "paradigm", "about", "cite", "score", "error"))
+    for seed, files in seeds:
+        evaluation = alone or files.evaluation()
+        summary = readable(evaluation.summary, {}, notes)
+        results = (evaluation.results() if summary else []) or results_of(evaluation, notes)
+        run = Run(files, seed, evaluation, readable(files.spent, {}, notes), results, evaluation.skipped() if summary else {})
+        run.model, run.data, run.data_fingerprint = (str(summary.get(k) or "") for k in ("model", "data", "data_fingerprint"))
+        recipe.runs.append(run)
     recipe.label = recipe.label or recipe.name
-    for seed, path in sorted(directories):
-        where = folder or path / "evaluation"
-        summary = read_json(where / "summary.json", {}, notes)
-        spent = read_json(path / "spent.json", {}, notes)
-        about = {k: str(summary.get(k) or "") for k in ("data", "data_fingerprint")}
-        results = [r for r in summary.get("results") or [] if isinstance(r, dict)] or results_of(where, notes)
-        recipe.runs.append(Run(path, seed, spent, results, summary.get("skipped") or [], where, **about))
     recipe.measures = _measures(recipe.runs)
-    log = next((run.path / "log.txt" for run in recipe.runs if not run.results and (run.path / "log.txt").exists()), None)
+    log = next((path for run in recipe.runs if not run.results and (path := run.files.log())), None)
     if log and not recipe.error:
         recipe.error = f"see {log.parent.name}/{log.name}"
     recipe.spent = _spent(recipe.runs)
@@ -257,7 +266,7 @@ def _measures(runs: list[Run]) -> dict[Key, Measure]:
 
 
 def _measure(key: Key, pairs: list[tuple[int, dict[str, Any]]]) -> Measure:
-    """The interval is the mean of the seeds' intervals: it speaks of the draw of test items; the seeds stand beside it."""
+    """Means over seeds. The interval is the mean of the seeds' intervals: it covers the draw of test items, not the seeds."""
     results = [r for _, r in pairs]
 
     def mean(name: str) -> float:
@@ -318,15 +327,15 @@ def _tests(rows: Any, names: set[str]) -> list[Test]:
 
 
 def _licences(given: Any) -> list[dict[str, Any]]:
-    """A list of {"part", "licence", "source"}, or a mapping from parts to terms."""
+    """``[{"part", "licence", "source"}]``, also from a mapping of parts to terms."""
     if isinstance(given, dict):
         return [{"part": part, "licence": terms} for part, terms in given.items()]
     return [x for x in given or [] if isinstance(x, dict)]
 
 
-def _items(directory: Path) -> dict[str, Item]:
+def _items(directory: Path, notes: list[str]) -> dict[str, Item]:
     items = {}
-    for row in read_jsonl(directory / "retrieval.jsonl"):
+    for row in readable(read_jsonl, [], notes, directory / "retrieval.jsonl"):
         name = str(row.get("item"))
         captions = row.get("captions") or []
         items[name] = Item(name, directory / str(row.get("image") or f"images/{name}.png"), [str(c) for c in captions])
@@ -334,33 +343,8 @@ def _items(directory: Path) -> dict[str, Item]:
 
 
 def parse_budget(budget: Any) -> Budget | None:
+    """A budget; None if the value is not one."""
     try:
         return Budget.parse(budget)
     except (ValueError, TypeError):
         return None
-
-
-def read_json(path: Path, default: Any, notes: list[str]) -> Any:
-    if not path.exists():
-        return default
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        notes.append(f"{path.parent.name}/{path.name} could not be read ({error}); what it holds is missing here.")
-        return default
-    return value if isinstance(value, type(default)) else default
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a run that was cut off may end in half a line."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # not splitlines: captions hold U+2028
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows

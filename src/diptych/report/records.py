@@ -1,80 +1,58 @@
-"""Files of records (docs/runs.md): strict reading, and what a record says of metrics and controls."""
+"""What records (docs/runs.md) say of metrics and controls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.training.run_files import EvaluationFiles, Record
 
-Record = dict[str, Any]
-Credits = dict[str, float]  # of items
-# Mappings from metric to number that are no controls.
+Credits = dict[str, float]  # {item: credit}
+# Mappings from metric to number that are not controls.
 NO_CONTROLS = {"correct", "chance", "ties", "rank", "slices", "weights"}
 
 
-def record_files(folder: Path) -> list[Path]:
-    """``records/<task>.jsonl``."""
-    return sorted((folder / "records").glob("*.jsonl"))
-
-
 def finite(value: Any) -> float | None:
-    """A number that can be shown, or None."""
+    """The value as a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
-def read_records(path: Path) -> list[Record]:
-    """Every record of a file. Raises DiptychError, naming the line, for one that is broken, nameless or there twice."""
-    from diptych.benchmarks.records import read_jsonl
-
-    records = read_jsonl(path)
-    seen: set[str] = set()
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or "item" not in record:
-            raise DiptychError(f'{path}, record {number}: expected an object with "item"')
-        name = str(record["item"])
-        if name in seen:
-            raise DiptychError(f"{path}, record {number}: item '{name}' is there twice")
-        seen.add(name)
-    return records
-
-
-def results_of(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Results of records that came without a summary: by the task of that name, else as means of credits."""
+def results_of(evaluation: EvaluationFiles, notes: list[str]) -> list[dict[str, Any]]:
+    """The results of records without a summary: means of credits, else by the task of that name. ``notes`` get problems."""
     from diptych.benchmarks.records import plain
     from diptych.benchmarks.tasks import TASKS
     from diptych.benchmarks.tasks.base import shares
 
     results = []
-    for path in record_files(folder):
+    for task, path in evaluation.record_files().items():
         try:
-            records = [{**r, "cluster": r.get("cluster", r["item"])} for r in read_records(path)]
+            records = [{**r, "cluster": r.get("cluster", r["item"])} for r in evaluation.records(task)]
         except DiptychError as error:
             notes.append(f"{error}; these records are missing here.")
             continue
-        found = shares(path.stem, records)
-        if not found and path.stem in TASKS:
+        task_results = shares(task, records)
+        if not task_results and task in TASKS:
             try:
-                found = TASKS[path.stem]().summarise(records)
+                task_results = TASKS[task]().summarise(records)
             except (KeyError, TypeError, ValueError) as error:
-                notes.append(f"{path}: no records of the task '{path.stem}' ({type(error).__name__}: {error})")
-        results += [plain(r) for r in found]
+                notes.append(f"{path}: no records of the task '{task}' ({type(error).__name__}: {error})")
+        results += [plain(r) for r in task_results]
     return results
 
 
 def credits_of(task: str, records: Sequence[Record]) -> dict[str, Credits]:
-    """{metric: {item: credit}}: the records' own credits, else what the task makes of them (captions)."""
-    found: dict[str, Credits] = {}
+    """{metric: {item: credit}}: the records' own credits, else those that the task computes (captions)."""
+    credits: dict[str, Credits] = {}
     for record in records:
         for metric, value in (record.get("correct") or {}).items():
             if (v := finite(value)) is not None:
-                found.setdefault(metric, {})[str(record["item"])] = v
-    if found:
-        return found
+                credits.setdefault(metric, {})[str(record["item"])] = v
+    if credits:
+        return credits
     from diptych.benchmarks.tasks import TASKS
 
     own = getattr(TASKS.get(task.partition("?")[0]), "credits", None)
@@ -87,7 +65,7 @@ def credits_of(task: str, records: Sequence[Record]) -> dict[str, Credits]:
 
 
 def own_scores(record: Mapping[str, Any]) -> list[Any]:
-    """The scores that the model's own look at the picture gave: a list, or rows of pictures against texts; else empty."""
+    """The scores with the item's own picture: a list, or a matrix of pictures × texts; else empty."""
     scores = record.get("scores")
     if isinstance(scores, dict):
         scores = scores.get("correct", list(scores.values()))
@@ -95,7 +73,7 @@ def own_scores(record: Mapping[str, Any]) -> list[Any]:
 
 
 def control_names(record: Mapping[str, Any]) -> list[str]:
-    """``chance`` and every other mapping that has the metrics of ``correct``: blind, shuffled, length, constant …"""
+    """Names of the controls in a record: every mapping with the metrics of ``correct`` (blind, shuffled, length …), and chance."""
     metrics = set(record.get("correct") or {})
     alike = [k for k, v in record.items() if k not in NO_CONTROLS and isinstance(v, dict) and v and set(v) <= metrics]
     return [*alike, "chance"]

@@ -1,4 +1,4 @@
-"""The comparison in plain words, from the numbers alone. ``**`` marks the names of recipes."""
+"""A summary of the comparison in sentences, generated from the numbers. ``**`` marks the names of recipes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from diptych.report.columns import Column, Standing, amount, columns, interval, 
 from diptych.report.read import Comparison, Measure, Recipe
 
 SOUGHT = ("relation", "binding")
-BY_OVERLAP = " (judged by whether the intervals overlap, as no paired test is stored)"
+BY_OVERLAP = " (by the overlap of the intervals, since no paired test is stored)"
 
 
 def plain_words(comparison: Comparison) -> str:
-    """One paragraph: who retrieves best, who masters relation and binding, what it cost, what is missing."""
+    """One paragraph: the ranking in retrieval, relation and binding, the cost, and what is missing."""
     shown = columns(comparison)
     tasks = list(dict.fromkeys(task for r in comparison.recipes for task, _ in r.measures))
     if not tasks:
@@ -28,6 +28,7 @@ def plain_words(comparison: Comparison) -> str:
 
 
 def retrieval(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
+    """Sentences on retrieval."""
     main = headline(comparison, shown)
     if not main:
         return []
@@ -40,7 +41,7 @@ def retrieval(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
 
 
 def headline(comparison: Comparison, shown: Sequence[Column]) -> list[Column]:
-    """The retrieval task that most recipes have; among equals the hardest, which has the lowest chance."""
+    """The columns of the retrieval task that most recipes have; of equal ones the hardest, with the lowest chance."""
     tasks: dict[str, list[Column]] = {}
     for column in shown:
         if column.group.startswith("Retrieval"):
@@ -56,7 +57,7 @@ def headline(comparison: Comparison, shown: Sequence[Column]) -> list[Column]:
 
 
 def lead(comparison: Comparison, column: Column, s: Standing) -> str:
-    """Who leads one column and how surely."""
+    """The best recipes of one column, and whether the lead is significant."""
     best = s.tied[0]
     measure = best.measures[column.key]
     caveat = "" if s.tested else BY_OVERLAP
@@ -70,12 +71,13 @@ def lead(comparison: Comparison, column: Column, s: Standing) -> str:
         others = f"the next, {second}" + (", and of all others" if len(s.behind) > 1 else "")
         return f"{column.label}, **{best.label}** is best ({figure}), significantly ahead of {others}{caveat}"
     if not s.behind:
-        return f"{column.label}, the recipes are tied: nobody is significantly behind the best ({values(column, s.tied)}){caveat}"
+        return f"{column.label}, the recipes are tied: none is significantly behind the best ({values(column, s.tied)}){caveat}"
     others = f"{names(s.behind)} {be(s.behind)} significantly behind{caveat}"
     return f"{column.label}, {values(column, s.tied)} are tied at the top; {others}"
 
 
 def skill_sentences(comparison: Comparison, shown: Sequence[Column], skill: str) -> list[str]:
+    """Sentences on one skill: which recipes are above, at or below chance."""
     sentences = []
     for column in (c for c in shown if c.group == "Skills" and skill in c.label and c.chance is not None):
         have = [r for r in standing(comparison, column.key).ranked if r.measures[column.key].bounded]
@@ -99,7 +101,7 @@ def skill_sentences(comparison: Comparison, shown: Sequence[Column], skill: str)
 
 
 def among(comparison: Comparison, column: Column, above: Sequence[Recipe]) -> str:
-    """How those above chance differ from each other: from the best of them."""
+    """How the recipes above chance differ from the best of them."""
     s = standing(comparison, column.key)
     if len(above) < 2 or above[0] is not s.tied[0]:
         return ""
@@ -111,46 +113,48 @@ def among(comparison: Comparison, column: Column, above: Sequence[Recipe]) -> st
 
 
 def split_seeds(column: Column, above: Sequence[Recipe]) -> str:
-    """A mean over seeds hides that only some of them learned it."""
+    """The recipes above chance of which single seeds are at chance, which the mean hides."""
     split = [r for r in above if r.measures[column.key].seeds_at_chance]
-    told = [
+    parts = [
         f"**{r.label}** is at chance in {len(r.measures[column.key].seeds_at_chance)} of {len(r.measures[column.key].seeds)} seeds"
         for r in split
     ]
-    return f" (but {join(told)})" if told else ""
+    return f" (but {join(parts)})" if parts else ""
 
 
 def blind(column: Column, recipes: Sequence[Recipe]) -> list[str]:
-    """Without the picture nobody should beat chance; if one does, the captions give the answer away."""
-    told = [
+    """A sentence on recipes above chance without the picture, since then the captions give the answer away."""
+    parts = [
         f"**{r.label}** {number(m.controls['blind'])} %"
         for r in recipes
         if (m := r.measures[column.key]).controls.get("blind", 0) > blind_limit(m)
     ]
-    what = f"Careful: even without the picture {column.label} comes out above chance"
-    return [f"{what} ({', '.join(told)}), so part of that score is wording."] if told else []
+    what = f"Caution: {column.label} is above chance even without the picture"
+    return [f"{what} ({', '.join(parts)}), so part of that score comes from the wording."] if parts else []
 
 
 def blind_limit(m: Measure) -> float:
+    """The blind score that is clearly above chance."""
     chance = m.chance if m.chance is not None else 1.0
     return chance + 2 * sqrt(chance * (1 - chance) / max(1, m.clusters or m.n))
 
 
 def other_skills(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
+    """A sentence on the remaining skills."""
     rest = [c for c in shown if c.group == "Skills" and not any(s in c.label for s in SOUGHT) and c.chance is not None]
     if not rest:
         return []
     weak = {r.label: [c.label for c in rest if c.key in r.measures and not r.measures[c.key].better_than_chance]
             for r in comparison.measured}  # fmt: skip
-    told = [f"**{label}** ({', '.join(skills)})" for label, skills in weak.items() if skills]
+    parts = [f"**{label}** ({', '.join(skills)})" for label, skills in weak.items() if skills]
     kinds = f"the other {len(rest)} skills" if len(rest) > 1 else f"{rest[0].label}"
-    if not told:
+    if not parts:
         return [f"On {kinds} all recipes are above chance."]
-    return [f"On {kinds}, not above chance: {join(told)}."]
+    return [f"On {kinds}, not above chance: {join(parts)}."]
 
 
 def overall(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
-    """Who is at the top, or not distinguishable from it, in which of the measures spoken of above."""
+    """A sentence on the recipes that are best, or tied with the best, over the measures above."""
     main = headline(comparison, shown) + [c for c in shown if c.group == "Skills" and any(s in c.label for s in SOUGHT)]
     if len(comparison.measured) < 2 or len(main) < 2:
         return []
@@ -160,28 +164,29 @@ def overall(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
             if r.measures[column.key].better_than_chance:
                 won.setdefault(r.label, []).append(column.label)
     if not won:
-        return [f"No recipe beats chance on any of these {len(main)} measures, so they give no ground to choose by."]
+        return [f"No recipe beats chance on any of these {len(main)} measures, so they are no basis for a choice."]
     everywhere = [label for label, on in won.items() if len(on) == len(main)]
     if len(everywhere) == len(comparison.measured):
-        return [f"All recipes tie for first on all {len(main)} of these measures: they give no ground to prefer one."]
+        return [f"All recipes tie for first on all {len(main)} of these measures: they are no basis for a choice."]
     if everywhere:
         verb = "leads or ties" if len(everywhere) == 1 else "lead or tie"
         return [f"Taken together, {join([f'**{t}**' for t in everywhere])} {verb} for first on all {len(main)} of these measures."]
-    alike: dict[str, list[str]] = {}
+    by_columns: dict[str, list[str]] = {}
     for label, on in won.items():
-        alike.setdefault(join(on), []).append(f"**{label}**")
-    told = "; ".join(f"{join(who)} for {on}" for on, who in alike.items())
-    return [f"No recipe leads everywhere; first or tied for first: {told}."]
+        by_columns.setdefault(join(on), []).append(f"**{label}**")
+    parts = "; ".join(f"{join(who)} for {on}" for on, who in by_columns.items())
+    return [f"No recipe leads everywhere; first or tied for first: {parts}."]
 
 
 def cost(comparison: Comparison) -> list[str]:
+    """A sentence on time, speed and size."""
     have = [r for r in comparison.recipes if r.spent.get("seconds")]
     if not have:
         return []
     times = [r.spent["seconds"] for r in have]
     low, high = min(times), max(times)
-    told = seconds(low) if high - low < 0.02 * high or seconds(low) == seconds(high) else f"{seconds(low)} to {seconds(high)}"
-    sentence = f"Training took {told} a run"
+    duration = seconds(low) if high - low < 0.02 * high or seconds(low) == seconds(high) else f"{seconds(low)} to {seconds(high)}"
+    sentence = f"Training took {duration} a run"
     speeds = sorted((r for r in have if r.spent.get("samples_per_second")), key=lambda r: -r.spent["samples_per_second"])
     if len(speeds) > 1:
         fast, slow = speeds[0], speeds[-1]
@@ -197,28 +202,35 @@ def cost(comparison: Comparison) -> list[str]:
 
 
 def missing(comparison: Comparison) -> list[str]:
+    """Sentences on recipes without results and unfinished runs."""
     absent = [r for r in comparison.recipes if not r.measures]
     cut = [r for r in comparison.recipes if r.spent.get("finished") is False and r.measures]
-    said = [f"No results from {join([f'**{r.label}**' + (f' ({r.error})' if r.error else '') for r in absent])}."] if absent else []
-    return said + ([f"Not finished: {names(cut)}."] if cut else [])
+    sentences = (
+        [f"No results from {join([f'**{r.label}**' + (f' ({r.error})' if r.error else '') for r in absent])}."] if absent else []
+    )
+    return sentences + ([f"Not finished: {names(cut)}."] if cut else [])
 
 
 def values(column: Column, recipes: Sequence[Recipe], with_interval: bool = False) -> str:
-    told = []
+    """Recipes with their values."""
+    parts = []
     for r in recipes:
         m = r.measures[column.key]
         around = f" [{interval(m, column.share)}]" if with_interval else ""
-        told.append(f"**{r.label}** {number(m.value, column.share)}{' %' if column.share else ''}{around}")
-    return join(told)
+        parts.append(f"**{r.label}** {number(m.value, column.share)}{' %' if column.share else ''}{around}")
+    return join(parts)
 
 
 def names(recipes: Sequence[Recipe]) -> str:
+    """The names of the recipes."""
     return join([f"**{r.label}**" for r in recipes])
 
 
 def join(parts: Sequence[str]) -> str:
+    """The parts as an enumeration."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def be(recipes: Sequence[Recipe]) -> str:
+    """ "is" or "are"."""
     return "is" if len(recipes) == 1 else "are"

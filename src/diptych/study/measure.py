@@ -1,4 +1,7 @@
-"""What functions measure on one trained run, in a process of its own: ``python -m diptych.study '{"study": …, "arm": …, "seed": …}'``."""
+"""The measures of one trained run that are functions, in their own process.
+
+``python -m diptych.study '{"study": …, "arm": …, "seed": …}'``
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.comparison.jobs import Job, tell
+from diptych.comparison.jobs import Job, send
 
 
 def functions_of(study: Any, arm: str) -> list[str]:
-    """Names of the measures that are functions and are taken on this arm."""
+    """The names of the measures that are functions and apply to this arm."""
     return [name for name, measure in study.measures.items() if measure.function and arm in study.measured_on(name)]
 
 
 @dataclass
 class MeasureJob(Job):
+    """A process that takes the measures of one arm and seed."""
+
     runs: Any  # diptych.study.runs.Runs
     arm: str
     seed: int
@@ -30,6 +35,7 @@ class MeasureJob(Job):
 
 
 def measure(given: dict[str, Any]) -> None:
+    """Takes every measure of a run that has no result yet; the result, or the reason why there is none, is saved."""
     import torch
 
     from diptych.core.errors import DiptychError
@@ -44,11 +50,11 @@ def measure(given: dict[str, Any]) -> None:
     for number, name in enumerate(names):
         if runs.kept(name, arm, seed):
             continue
-        tell(phase=f"measuring {name}", share=number / len(names))
-        asked = runs.study.measures[name]
-        function = resolve(str(asked.function), {}, "measure")
+        send(phase=f"measuring {name}", share=number / len(names))
+        spec = runs.study.measures[name]
+        function = resolve(str(spec.function), {}, "measure")
         try:
-            runs.keep(name, arm, seed, function(runs, arm, seed, **asked.options))
+            runs.keep(name, arm, seed, function(runs, arm, seed, **spec.options))
         except DiptychError as reason:
             runs.keep(name, arm, seed, str(reason))
-    tell(phase="done", share=1.0)
+    send(phase="done", share=1.0)

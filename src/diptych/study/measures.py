@@ -1,7 +1,7 @@
-"""Measures that need more than one task on one model: what a model memorised, how it follows the frequency of concepts, its language prior.
+"""Measures that are more than one task on one model: memorisation, dependence on concept frequency, language prior.
 
-Each is ``function(runs, arm, seed, *, options) -> Measured``: a mean over items, so that runs can be compared item by item. Own ones:
-``module:function`` in a study's YAML.
+Each is ``function(runs, arm, seed, *, options) -> Measured``: a mean over items, so that runs can be compared item by item.
+Your own: ``module:function`` in a study's YAML.
 """
 
 from __future__ import annotations
@@ -39,85 +39,85 @@ def deja_vu(
     neighbours: int = 5,
     shown: Literal["labels", "colours"] = "labels",
 ) -> Measured:
-    """Déjà vu memorisation (Jayaraman et al., arXiv:2402.02103) of what the arm's data repeats, against an arm that never saw it.
+    """Déjà vu memorisation (Jayaraman et al., arXiv:2402.02103) of the arm's repeated samples, against an arm not trained on them.
 
-    The caption of a member is embedded, the ``neighbours`` nearest of ``public`` pictures that nobody trained on (the validation
-    part) are looked up, and their labels are what the model takes to be in the member's picture. ``of``: recall or precision of
-    these labels, the arm's minus the reference's, a mean over members (for recall, the area between the two recall curves); or
-    the gaps between shares of members with more and with less than the reference: prg of recall, ppg of precision.
-    members: ``own``, the repeated ones; ``ordinary``, as many others that neither repeats. Labels that the caption names do not count.
-    shown: ``colours`` takes the colours of the things for their labels (scenes only): small models see them long before shapes.
+    The caption of a member is embedded; the labels of the ``neighbours`` nearest of ``public`` held-out pictures (validation part)
+    are the prediction of what the member's picture shows. Labels that the caption names do not count.
+
+    of: recall or precision of the predicted labels, the arm's minus the reference's, a mean over members (for recall, the area
+    between the two recall curves); or the share of members with more minus the share with less than the reference: prg for
+    recall, ppg for precision.
+    members: ``own``, the repeated samples; ``ordinary``, as many others that neither arm repeats.
+    shown: ``colours`` uses the colours of objects as labels (scenes only): small models learn them long before shapes.
     """
     from diptych.benchmarks.metrics.memorization import population_gap
 
-    ours = _deja_vu(runs.path(arm, seed), runs.path(arm, seed), members, public, neighbours, shown)
-    theirs = _deja_vu(runs.path(reference, seed), runs.path(arm, seed), members, public, neighbours, shown)
-    a, b = (found["recall" if of in ("recall", "prg") else "precision"] for found in (ours, theirs))
+    data = runs.recipe(arm, seed).data.train
+    of_arm = _deja_vu(runs.path(arm, seed), data, members, public, neighbours, shown)
+    of_reference = _deja_vu(runs.path(reference, seed), data, members, public, neighbours, shown)
+    a, b = (scores["recall" if of in ("recall", "prg") else "precision"] for scores in (of_arm, of_reference))
     items = population_gap(a, b) if of in ("prg", "ppg") else a - b
-    return _of_items(ours["items"], items, {"ours": a.tolist(), "reference": b.tolist()})
+    return _of_items(of_arm["items"], items, {"ours": a.tolist(), "reference": b.tolist()})
 
 
 @lru_cache(maxsize=64)
-def _deja_vu(judged: Path, own: Path, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
-    """Items, recall [N] and precision [N] of the model in ``judged`` for what the run in ``own`` repeated."""
+def _deja_vu(run: Path, data: str, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
+    """Items, recall [N] and precision [N] of the model in ``run`` for the samples that ``data`` repeats."""
     from diptych.benchmarks.metrics.memorization import nearest, precision_recall, predicted_objects
-    from diptych.config.recipe import load_recipe
     from diptych.data.sources import open_source
     from diptych.data.sources.repeated import Repeated
 
-    source = open_source(load_recipe(str(own / "job.yaml")).data.train)
+    source = open_source(data)
     if not isinstance(source, Repeated):
-        raise DiptychError(f"{source.address} repeats nothing; give the arm the step derive: {{repeat: …}}")
-    queries = _readable(source.base, source.members() if members == "own" else source.ordinary())
-    shows = [_shown(q, shown) for q in queries]
-    told = [_told(q, all_of) for q, all_of in zip(queries, shows, strict=True)]
-    kept = [i for i, all_of in enumerate(shows) if all_of - told[i]]
+        raise DiptychError(f"{source.address} repeats nothing; add the step derive: {{repeat: …}} to the arm")
+    queries = _usable(source.base, source.members() if members == "own" else source.ordinary())
+    shows = [_labels(q, shown) for q in queries]
+    named = [_named_in_caption(q, all_of) for q, all_of in zip(queries, shows, strict=True)]
+    kept = [i for i, all_of in enumerate(shows) if all_of - named[i]]
     if not kept:
-        raise DiptychError(f"{source.address}: every caption names all that its picture shows; nothing is left to remember")
-    queries, told, wanted = [queries[i] for i in kept], [told[i] for i in kept], [shows[i] - told[i] for i in kept]
-    images, labels = _public(judged, source.address, public, shown)
-    neighbours_of = nearest(_loaded(judged).embed_text([q.captions[0] for q in queries]), images, min(neighbours, len(images)))
-    predicted = [found - told[i] for i, found in enumerate(predicted_objects(neighbours_of, labels))]
+        raise DiptychError(f"{source.address}: every caption names everything in its picture; nothing is left to memorise")
+    queries, named, wanted = [queries[i] for i in kept], [named[i] for i in kept], [shows[i] - named[i] for i in kept]
+    images, labels = _public(run, source.address, public, shown)
+    neighbours_of = nearest(_loaded(run).embed_text([q.captions[0] for q in queries]), images, min(neighbours, len(images)))
+    predicted = [labels_near - named[i] for i, labels_near in enumerate(predicted_objects(neighbours_of, labels))]
     precision, recall = precision_recall(predicted, wanted)
     return {"items": [q.id for q in queries], "recall": recall, "precision": precision}
 
 
-def _readable(source: Source, numbers: Sequence[int]) -> list[Sample]:
+def _usable(source: Source, numbers: Sequence[int]) -> list[Sample]:
     from diptych.data.source import BrokenItem
 
-    found = []
+    samples = []
     for number in numbers:
-        with suppress(BrokenItem):  # the training skipped it too, and noted why
-            found.append(source[number])
-    return found
+        with suppress(BrokenItem):  # training skipped it too and recorded why
+            samples.append(source[number])
+    return samples
 
 
 @lru_cache(maxsize=1)  # they are large
-def _public(judged: Path, address: str, n: int, shown: str) -> tuple[np.ndarray, list[set[str]]]:
-    """Embeddings and labels of pictures that nobody trained on."""
+def _public(run: Path, address: str, n: int, shown: str) -> tuple[np.ndarray, list[set[str]]]:
+    """Embeddings [N, E] and labels of held-out pictures."""
     from diptych.data.source import usable_samples
     from diptych.data.sources import open_source
 
     samples = usable_samples(open_source(address).split("validation"), n)
     if len(samples) < 2:
-        raise DiptychError(f"{address}: {len(samples)} pictures in the validation part; déjà vu looks for neighbours among them")
-    return _loaded(judged).embed_image([s.image for s in samples if s.image is not None]), [_shown(s, shown) for s in samples]
+        raise DiptychError(f"{address}: {len(samples)} pictures in the validation part; déjà vu needs at least two")
+    return _loaded(run).embed_image([s.image for s in samples if s.image is not None]), [_labels(s, shown) for s in samples]
 
 
-def _shown(sample: Sample, shown: str = "labels") -> set[str]:
+def _labels(sample: Sample, shown: str = "labels") -> set[str]:
     if shown == "colours":
         if "graph" not in sample.extra:
-            raise DiptychError(f"{sample.id}: shown: colours are known of scenes only; use labels")
+            raise DiptychError(f"{sample.id}: shown: colours needs scenes; use labels")
         return {things["colour"] for things in sample.extra["graph"]["things"]} - {""}
     if "labels" not in sample.extra:
-        raise DiptychError(
-            f"{sample.id}: no labels; déjà vu needs to know what pictures show: a column 'labels' with a list of names"
-        )
+        raise DiptychError(f"{sample.id}: no labels; déjà vu needs a column 'labels' with the names of what each picture shows")
     return {str(label) for label in sample.extra["labels"]}
 
 
-def _told(sample: Sample, shows: set[str]) -> set[str]:
-    """Those that the first caption names, in singular or plural."""
+def _named_in_caption(sample: Sample, shows: set[str]) -> set[str]:
+    """The labels that the first caption names, in singular or plural."""
     from diptych.benchmarks.metrics.chair import objects_in, vocabulary
 
     return set(objects_in(sample.captions[0], vocabulary(sorted(shows))))
@@ -144,13 +144,14 @@ def frequency(
     images: int = 10,
     metric: str = "top1",
 ) -> Measured:
-    """How accuracy on a concept follows the logarithm of how often training showed it (Udandarao et al., arXiv:2404.04125).
+    """Accuracy on a concept against the logarithm of its count in training (Udandarao et al., arXiv:2404.04125).
 
-    Pictures are counted by their labels or, where data has none, by the concepts that their captions name.
-    ``data``: where ``images`` pictures a concept are named among all concepts, its test part. ``counted``: the arm whose training
-    data is counted (default: this one; another for a control that saw all concepts alike). ``of``: the slope of accuracy against
-    log10(count), its linear correlation r, or r_binned over bins of half a decade. The items of the slope are
-    concepts, each with what it adds to the estimate (its influence), so that their spread is the slope's own.
+    Pictures are counted by their labels or, if there are none, by the concepts that their captions name.
+
+    data: its test part has ``images`` pictures of each concept, classified among all concepts.
+    counted: the arm whose training data is counted (default: this one; another for a control trained on all concepts equally).
+    of: the slope of accuracy against log10(count), the correlation r, or r_binned over bins of half a decade. The items of the
+    slope are concepts with their influence on the estimate, so that their spread is that of the slope.
     """
     from diptych.benchmarks.metrics.frequency import binned_correlation, correlation, log_bins
 
@@ -158,11 +159,11 @@ def frequency(
     by_name = _counts(runs, counted or arm, seed, tuple(known))
     names = [name for name in known if by_name.get(name, 0) > 0]
     if len(names) < 5:
-        raise DiptychError(f"{len(names)} concepts of {data} occur in the training data; a law needs five at least")
+        raise DiptychError(f"{len(names)} concepts of {data} occur in the training data; at least five are needed")
     counts, accuracy = np.array([by_name[n] for n in names]), np.array([known[n] for n in names])
     x = np.log10(counts) - np.log10(counts).mean()
     if np.ptp(x) < 1e-9:
-        raise DiptychError("every concept is as frequent as any other: nothing to correlate with")
+        raise DiptychError("every concept is equally frequent: there is nothing to correlate with")
     bins = [[b.frequency, b.accuracy] for b in log_bins(counts, accuracy)]
     more = {"names": names, "counts": counts.tolist(), "accuracy": accuracy.tolist(), "bins": bins}
     if of == "slope":
@@ -177,20 +178,20 @@ _LOOKED_AT = 5000
 
 
 def _counts(runs: Runs, arm: str, seed: int, names: tuple[str, ...]) -> dict[str, float]:
-    """How many pictures of each concept the arm was shown: counted on the first 5,000, scaled to all that it drew."""
+    """Pictures of each concept in the arm's training: counted on the first 5,000 samples, scaled to all that were drawn."""
     from diptych.benchmarks.metrics.chair import objects_in, vocabulary
     from diptych.data.source import usable_samples
 
     source = runs.source(arm, seed).split("train")
     words = vocabulary(names)
     samples = usable_samples(source, min(len(source), _LOOKED_AT))
-    found: dict[str, float] = {}
+    counts: dict[str, float] = {}
     for sample in samples:
-        shown = _shown(sample) if "labels" in sample.extra else set(objects_in(" ; ".join(sample.captions), words))
+        shown = _labels(sample) if "labels" in sample.extra else set(objects_in(" ; ".join(sample.captions), words))
         for label in shown:
-            found[label] = found.get(label, 0) + 1
+            counts[label] = counts.get(label, 0) + 1
     drawn = runs.spent(arm, seed)["samples"]
-    return {name: count * drawn / len(samples) for name, count in found.items()}
+    return {name: count * drawn / len(samples) for name, count in counts.items()}
 
 
 @lru_cache(maxsize=8)
@@ -202,9 +203,9 @@ def _accuracy(path: Path, data: str, images: int, metric: str) -> dict[str, floa
 
     source = open_source(data).split("test")
     if not isinstance(source, Controlled):
-        raise DiptychError(f"{data} has no labelled pictures of single concepts to name")
-    asked, records = ZeroShot(n=images * len(source.concepts())), Records()
-    asked.run(_loaded(path), asked.items(source), records)
+        raise DiptychError(f"{data} has no labelled pictures of single concepts")
+    task, records = ZeroShot(n=images * len(source.concepts())), Records()
+    task.run(_loaded(path), task.items(source), records)
     by_class: dict[str, list[float]] = {}
     for record in records.all():
         by_class.setdefault(record["class"], []).append(record["correct"][metric])
@@ -224,12 +225,12 @@ def habit(
     pairs: int = 300,
     alpha: float = 0.0,
 ) -> Measured:
-    """How often a model sees the colour that is there, when language expects another (after VLind-Bench, arXiv:2406.08702).
+    """How often a model recognises a colour that contradicts the language prior (after VLind-Bench, arXiv:2406.08702).
 
-    Pictures of one object of ``data`` (scenes with an option ``habit``): with its concept's habitual colour or with another
-    (``contrary``), told from the caption that differs in the colour alone; the habitual one is always among the two. A model that
-    follows the language prior gets the habitual ones right and the contrary ones wrong. ``blind``: the credit for preferring the habitual caption of an empty
-    picture. Scores are log P(t | i) − α · log P(t | empty picture), or for similarities the same with s for log P.
+    Pictures of one object from ``data`` (scenes with the option ``habit``), in its concept's habitual colour or in another
+    (``contrary``), each with two captions that differ in the colour only, one of them habitual. A model that follows the language
+    prior gets the habitual pictures right and the contrary ones wrong. ``blind``: the credit for preferring the habitual caption
+    of an empty picture. Scores are log P(t | i) − α · log P(t | empty picture), or the same with similarities for log P.
     """
     items = _habits(data, pairs)
     scores = _habit_scores(runs.path(arm, seed), data, pairs)
@@ -251,7 +252,7 @@ def _habits(data: str, n: int) -> dict[str, tuple[list[np.ndarray], list[str]]]:
 
     source = open_source(data).split("test")
     if not isinstance(source, Scenes) or not source.world.habit:
-        raise DiptychError(f"{data}: habits are known of scenes with the option habit only, such as scenes:medium?habit=0.9")
+        raise DiptychError(f"{data}: habits need scenes with the option habit, such as scenes:medium?habit=0.9")
     return source.habit_pairs(n)
 
 
@@ -262,8 +263,8 @@ def _habit_scores(path: Path, data: str, n: int) -> dict[str, Any]:
     model, items = _loaded(path), list(_habits(data, n).values())
     images = [image for pictures, _ in items for image in pictures]
     texts = [caption for _, captions in items for caption in captions]
-    asked = np.array([(2 * k + i, 2 * k + t) for k in range(len(items)) for i in range(2) for t in range(2)])
-    seen = np.asarray(model.score(images, texts, asked)).reshape(len(items), 2, 2)
+    pairs = np.array([(2 * k + i, 2 * k + t) for k in range(len(items)) for i in range(2) for t in range(2)])
+    seen = np.asarray(model.score(images, texts, pairs)).reshape(len(items), 2, 2)
     empty = np.array([(0, t) for t in range(len(texts))])
     return {"seen": seen, "blank": np.asarray(model.score([blank(images[0])], texts, empty)).reshape(len(items), 2)}
 

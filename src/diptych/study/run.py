@@ -1,7 +1,7 @@
-"""Runs a study: derive the data, train and judge every arm and seed, measure, put the claims to the test, write the report.
+"""Runs a study: derive the data, train and evaluate every arm and seed, measure, test the claims, write the report.
 
-Everything is kept under the study's directory; a study that was interrupted, or that asks for more seeds, measures or claims
-than before, goes on where it stopped.
+All results stay in the study's directory; a study that was interrupted, or that has more seeds, measures or claims than before,
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import yaml
 from diptych.benchmarks.records import write_json
 from diptych.benchmarks.statistics import holm
 from diptych.comparison.jobs import Job, budget_each, run_jobs, share_out, why_failed
-from diptych.comparison.run import Judgement, RecipeJob
+from diptych.comparison.run import Evaluation, RecipeJob
 from diptych.config.recipe import Recipe, load_recipe
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.files import read_json, write_text
@@ -29,11 +29,11 @@ from diptych.study.derive import check_steps, derive
 from diptych.study.measure import MeasureJob, functions_of
 from diptych.study.runs import Runs
 from diptych.study.schema import Claim, Study
-from diptych.study.verdict import OPEN, Verdict, estimate, judge
+from diptych.study.verdict import OPEN, Verdict, decide, estimate
 
 
 def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
-    """Do what is not done yet; returns the report. DiptychError if some runs failed, after the report on the others."""
+    """The path of the report, after everything that was missing is done. Raises DiptychError if runs failed, after the report."""
     from diptych.report.pages.study import build_study_report
 
     check_study(study)
@@ -50,8 +50,8 @@ def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
         if functions_of(study, job.arm) and (job.arm, job.seed) not in lost
     ]
     failed += run_jobs(measuring, side_by_side)
-    found = results(runs)
-    write_json(out / "results.json", found)
+    content = results(runs)
+    write_json(out / "results.json", content)
     build_study_report(out, study.to_data(), read_json(out / "results.json"), figures(runs))
     if failed:
         raise DiptychError(why_failed(failed, [*planned, *measuring]))
@@ -60,14 +60,14 @@ def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
 
 @dataclass
 class ArmJob(RecipeJob):
-    """A recipe's job that knows whose it is."""
+    """The job of one arm and seed."""
 
     arm: str
     seed: int
 
 
 def check_study(study: Study) -> None:
-    """What the schema cannot know: whether recipes, tasks, functions and steps are there and take these options."""
+    """Raises DiptychError if recipes, tasks, functions or steps do not exist or do not take their options."""
     from diptych.benchmarks.tasks import task
 
     for name, arm in study.arms.items():
@@ -87,7 +87,7 @@ def check_study(study: Study) -> None:
 
 
 def plan(study: Study, runs: Runs, data: dict[str, str], jobs: int | None) -> tuple[list[ArmJob], int]:
-    """Every arm and seed, seed by seed, so that an interrupted study has as many whole comparisons as there was time for."""
+    """The jobs, and how many run at a time. Seed by seed: an interrupted study has complete comparisons of its first seeds."""
     side_by_side, threads = share_out(jobs, len(study.arms) * study.seeds)
     planned = []
     for seed in range(study.seeds):
@@ -95,20 +95,19 @@ def plan(study: Study, runs: Runs, data: dict[str, str], jobs: int | None) -> tu
             budget = budget_each(study.arms[name].budget or study.budget, side_by_side)
             recipe = _recipe(study, name, data[name], seed).model_copy(update={"budget": budget})
             path, label = runs.path(name, seed), f"{name} s{seed}" if study.seeds > 1 else name
-            asked = path / "job.yaml"
-            if asked.is_file() and load_recipe(str(asked)) != recipe:
-                raise DiptychError(f"{path} holds a run of other settings, data or budget; choose another --out or delete it")
-            planned.append(ArmJob(label, path, threads, recipe, _judgements(runs, name), name, seed))
+            job = ArmJob(label, path, threads, recipe, _evaluations(runs, name), name, seed)
+            job.check_same()
+            planned.append(job)
     return planned, side_by_side
 
 
 def _data(study: Study, name: str, out: Path) -> str:
     arm = study.arms[name]
 
-    def say(words: str) -> None:
+    def report_progress(words: str) -> None:
         print(f"{name}: {words}", file=sys.stderr, flush=True)
 
-    return derive(arm.data or study.data, arm.derive, out / "data", say)
+    return derive(arm.data or study.data, arm.derive, out / "data", report_progress)
 
 
 def _recipe(study: Study, name: str, data: str, seed: int) -> Recipe:
@@ -119,23 +118,23 @@ def _recipe(study: Study, name: str, data: str, seed: int) -> Recipe:
         raise DiptychError(f"arms.{name}: {error}") from None
 
 
-def _judgements(runs: Runs, arm: str) -> list[Judgement]:
-    """The tasks an arm is judged by, a judgement for each folder of records."""
-    found: dict[str, Judgement] = {}
+def _evaluations(runs: Runs, arm: str) -> list[Evaluation]:
+    """The tasks that evaluate an arm, grouped by folder of records."""
+    by_folder: dict[str, Evaluation] = {}
     for name, folder in runs.folders.items():
         measure = runs.study.measures[name]
         if arm in runs.study.measured_on(name) and measure.task:
-            judgement = found.setdefault(folder, Judgement(measure.data or runs.study.eval_data, [], folder))
-            if measure.task not in judgement.tasks:
-                judgement.tasks.append(measure.task)
-    return list(found.values())
+            evaluation = by_folder.setdefault(folder, Evaluation(measure.data or runs.study.eval_data, [], folder))
+            if measure.task not in evaluation.tasks:
+                evaluation.tasks.append(measure.task)
+    return list(by_folder.values())
 
 
 # --- results ---
 
 
 def results(runs: Runs) -> dict[str, Any]:
-    """What ``results.json`` holds and the report shows: measures by arm, verdicts, what was spent."""
+    """The content of ``results.json``: measures by arm, verdicts, what was spent."""
     study = runs.study
     verdicts = [verdict(runs, claim) for claim in study.claims]
     tested = [i for i, v in enumerate(verdicts) if v.p == v.p]
@@ -151,22 +150,23 @@ def results(runs: Runs) -> dict[str, Any]:
         "arms": {name: {**arm.model_dump(mode="json"), "spent": _spent(runs, name)} for name, arm in study.arms.items()},
         "measures": {name: _measure(runs, name) for name in study.measures},
         "claims": [
-            {**claim.model_dump(mode="json"), **_told(v), "p_holm": corrected.get(i)}
+            {**claim.model_dump(mode="json"), **_as_data(v), "p_holm": corrected.get(i)}
             for i, (claim, v) in enumerate(zip(study.claims, verdicts, strict=True))
         ],
     }
 
 
 def verdict(runs: Runs, claim: Claim) -> Verdict:
+    """The verdict on a claim; open, with the reason, if a measurement is missing."""
     try:
         a = runs.measured(claim.measure, claim.a)
         b = runs.measured(claim.measure_b or claim.measure, claim.b) if isinstance(claim.b, str) else claim.b
     except DiptychError as reason:
         return Verdict(OPEN, str(reason))
-    return judge(claim, a, b, runs.study.measures[claim.measure].share)
+    return decide(claim, a, b, runs.study.measures[claim.measure].share)
 
 
-def _told(v: Verdict) -> dict[str, Any]:
+def _as_data(v: Verdict) -> dict[str, Any]:
     d = v.difference
     numbers = {"difference": d.value, "low": d.low, "high": d.high, "effect": d.effect, "seeds": d.seeds, "n": d.items} if d else {}
     return {"verdict": v.verdict, "reason": v.reason, "p": v.p, **numbers}
@@ -174,27 +174,27 @@ def _told(v: Verdict) -> dict[str, Any]:
 
 def _measure(runs: Runs, name: str) -> dict[str, Any]:
     measure = runs.study.measures[name]
-    found: dict[str, Any] = {}
+    by_arm: dict[str, Any] = {}
     for arm in runs.study.measured_on(name):
         try:
             measured = runs.measured(name, arm)
         except DiptychError as reason:
-            found[arm] = {"reason": str(reason)}
+            by_arm[arm] = {"reason": str(reason)}
             continue
         e = estimate(measured, share=measure.share)
-        found[arm] = {"value": e.value, "low": e.low, "high": e.high, "n": e.items, "by_seed": [m.value for m in measured]}
-    return {"about": measure.about, "share": measure.share, "arms": found}
+        by_arm[arm] = {"value": e.value, "low": e.low, "high": e.high, "n": e.items, "by_seed": [m.value for m in measured]}
+    return {"about": measure.about, "share": measure.share, "arms": by_arm}
 
 
 def _spent(runs: Runs, arm: str) -> dict[str, float]:
-    """Means over the seeds that came through."""
-    rows = [runs.spent(arm, s) for s in range(runs.study.seeds) if (runs.path(arm, s) / "spent.json").is_file()]
+    """Means over the seeds that were trained."""
+    rows = [row for s in range(runs.study.seeds) if (row := runs.spent(arm, s))]
     keys = ("seconds", "samples", "flops", "parameters")
     return {k: sum(row[k] for row in rows) / len(rows) for k in keys} if rows else {}
 
 
 def figures(runs: Runs) -> list[tuple[str, str]]:
-    """Title and HTML of each picture; the reason, where it cannot be drawn."""
+    """Title and HTML of each figure; the reason in place of one that cannot be drawn."""
     drawn = []
     for figure in runs.study.figures:
         try:

@@ -1,7 +1,7 @@
-"""What measures and figures may ask of a study: its trained runs, their data, and what was measured on them.
+"""The trained runs of a study, their data and their measurements: the interface for measures and figures.
 
-A study's directory holds a run's directory ``<arm>-s<seed>`` for each arm and seed (docs/runs.md); a run keeps what functions
-measured in ``measures/<measure>.json``.
+A study's directory holds a run ``<arm>-s<seed>`` for each arm and seed (docs/runs.md); results of measures that are functions
+are in ``measures/<measure>.json`` of the run.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.config.recipe import Recipe, load_recipe
+from diptych.config.recipe import Recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
 from diptych.study.schema import Measure, Study
 from diptych.study.verdict import Measured
+from diptych.training.run_files import EvaluationFiles, RunFiles
 
 if TYPE_CHECKING:
     from diptych.data.source import Source
@@ -34,33 +35,44 @@ class Runs:
     folder: Path
 
     def path(self, arm: str, seed: int) -> Path:
+        """The directory of a run. Raises DiptychError for an arm that the study does not have."""
         if arm not in self.study.arms:
             raise DiptychError(f"study '{self.study.name}' has no arm '{arm}'; it has {', '.join(self.study.arms)}")
         return self.folder / f"{arm}-s{seed}"
 
+    def files(self, arm: str, seed: int) -> RunFiles:
+        """The files that training and evaluation left."""
+        return RunFiles(self.path(arm, seed))
+
     def recipe(self, arm: str, seed: int) -> Recipe:
-        """As it was trained, every default and override spelled out."""
-        return load_recipe(str(self.path(arm, seed) / "job.yaml"))
+        """The recipe that was trained, with every default and override. Raises DiptychError if the run was not started."""
+        recipe = self.files(arm, seed).requested()
+        if recipe is None:
+            raise DiptychError(f"{self.path(arm, seed)}: no job.yaml; the run was not started")
+        return recipe
 
     def model(self, arm: str, seed: int) -> TrainedModel:
+        """The trained model, with its averaged weights."""
         return _model(self.path(arm, seed))
 
     def source(self, arm: str, seed: int) -> Source:
-        """What the arm trained on; its ``split("test")`` and ``split("validation")`` it never saw."""
+        """The data of the arm; its ``split("test")`` and ``split("validation")`` were not trained on."""
         from diptych.data.sources import open_source
 
         return open_source(self.recipe(arm, seed).data.train)
 
     def spent(self, arm: str, seed: int) -> dict[str, Any]:
-        return dict(read_json(self.path(arm, seed) / "spent.json"))
+        """Seconds, samples, FLOPs … of the training."""
+        return self.files(arm, seed).spent()
 
     # --- measurements ---
 
     def measured(self, name: str, arm: str) -> list[Measured]:
-        """One a seed. DiptychError with the reason if one of them is missing."""
+        """The measurements of an arm, one for each seed. Raises DiptychError with the reason if one is missing."""
         return [self.one(name, arm, seed) for seed in range(self.study.seeds)]
 
     def one(self, name: str, arm: str, seed: int) -> Measured:
+        """The measurement of one run. Raises DiptychError with the reason if it is missing."""
         measure = self.study.measures[name]
         if measure.function:
             kept = self.kept(name, arm, seed)
@@ -69,14 +81,16 @@ class Runs:
             if "reason" in kept:
                 raise DiptychError(kept["reason"])
             return Measured(**kept["measured"])
-        return _of_records(self.path(arm, seed) / self.folders[name], measure)
+        return _of_records(self.files(arm, seed).evaluation(self.folders[name]), measure)
 
     @cached_property
     def folders(self) -> dict[str, str]:
-        """Where in a run's directory the records of each task measure lie: a folder for each data, since evaluation keeps
-        one set of records a task and folder."""
+        """``{measure: evaluation folder in a run's directory}`` for measures of tasks.
+
+        Different data, or different options of one task, need different folders: a folder holds one set of records of a task.
+        """
         groups: list[tuple[str | None, dict[str, str], str]] = []  # data, {task name: address}, folder
-        found: dict[str, str] = {}
+        folders: dict[str, str] = {}
         for name, measure in self.study.measures.items():
             if measure.task is None:
                 continue
@@ -88,22 +102,22 @@ class Runs:
                 group = (data, {}, f"evaluation-{digest}" if groups else "evaluation")
                 groups.append(group)
             group[1][task_name] = measure.task
-            found[name] = group[2]
-        return found
+            folders[name] = group[2]
+        return folders
 
     def keep(self, name: str, arm: str, seed: int, outcome: Measured | str) -> None:
-        """What a function measured, or the reason why it could not."""
+        """Saves the result of a measure that is a function, or the reason why there is none."""
         content = {"reason": outcome} if isinstance(outcome, str) else {"measured": asdict(outcome)}
-        write_json(self._file(name, arm, seed), {"asked": self._asked(name), **content})
+        write_json(self._file(name, arm, seed), {"asked": self._definition(name), **content})
 
     def kept(self, name: str, arm: str, seed: int) -> dict[str, Any] | None:
-        """What was kept, if it was measured as the study now asks."""
+        """The saved result, if the study still defines the measure in the same way."""
         file = self._file(name, arm, seed)
         content = read_json(file) if file.is_file() else None
-        return content if content and content["asked"] == self._asked(name) else None
+        return content if content and content["asked"] == self._definition(name) else None
 
     def forget_reasons(self) -> None:
-        """What could not be measured is tried again."""
+        """Deletes the saved reasons, so that these measures are tried again."""
         for file in self.folder.glob("*/measures/*.json"):
             if "reason" in read_json(file):
                 file.unlink()
@@ -111,7 +125,7 @@ class Runs:
     def _file(self, name: str, arm: str, seed: int) -> Path:
         return self.path(arm, seed) / "measures" / f"{name}.json"
 
-    def _asked(self, name: str) -> dict[str, Any]:
+    def _definition(self, name: str) -> dict[str, Any]:
         return self.study.measures[name].model_dump(mode="json", include={"function", "options"})
 
 
@@ -128,33 +142,29 @@ def _task_name(address: str) -> str:
     return task(address).name
 
 
-def _of_records(folder: Path, measure: Measure) -> Measured:
-    from diptych.benchmarks.records import read_jsonl
+def _of_records(evaluation: EvaluationFiles, measure: Measure) -> Measured:
     from diptych.benchmarks.tasks import task
     from diptych.benchmarks.tasks.base import credits
 
     assert measure.task and measure.metric
-    summary = folder / "summary.json"
-    if not summary.is_file():
-        raise DiptychError("not judged: the run failed")
-    judged, asked = read_json(summary), task(measure.task)
-    skipped = next((s["reason"] for s in judged["skipped"] if s["task"] == asked.name), None)
-    if skipped:
-        raise DiptychError(skipped)
-    file = folder / "records" / f"{asked.name}.jsonl"
-    records = read_jsonl(file) if file.is_file() else []
-    own = getattr(asked, "credits", credits)
+    measured_task = task(measure.task)
+    name = measured_task.name
+    if not evaluation.summary():
+        raise DiptychError("not evaluated: the run failed")
+    if reason := evaluation.skipped().get(name):
+        raise DiptychError(reason)
+    records = evaluation.records(name)
     if measure.control:
         items = {r["item"]: r[measure.control][measure.metric] for r in records if measure.metric in (r.get(measure.control) or {})}
     else:
-        items = own(records).get(measure.metric, {})
-    result = next((r for r in judged["results"] if (r["task"], r["metric"]) == (asked.name, measure.metric)), None)
+        items = getattr(measured_task, "credits", credits)(records).get(measure.metric, {})
     if items:
         clusters = {r["item"]: str(r["cluster"]) for r in records}
         return Measured(sum(items.values()) / len(items), items, {i: clusters[i] for i in items})
+    results = {r["metric"]: r for r in evaluation.results() if r["task"] == name}
+    result = results.get(measure.metric)
     if result is None or measure.control:
-        known = sorted({r["metric"] for r in judged["results"] if r["task"] == asked.name})
-        raise DiptychError(f"{asked.name} has no metric '{measure.metric}'; it has {', '.join(known)}")
+        raise DiptychError(f"{name} has no metric '{measure.metric}'; it has {', '.join(sorted(results))}")
     if result["value"] is None:
         raise DiptychError("not a number")
     bounds = result["low"], result["high"]

@@ -1,4 +1,4 @@
-"""A study as data: arms × seeds × a budget, what is measured on them, what is claimed of them. See ``docs/studies.md``."""
+"""The schema of a study: arms × seeds × a budget, measures, and claims about them. See ``docs/studies.md``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from diptych.config.budget import Budget
-from diptych.config.recipe import parse_override, set_dotted
-from diptych.config.typed import Strict, check, read_yaml
+from diptych.config.library import Library
+from diptych.config.overrides import Overrides, parse_overrides
+from diptych.config.typed import Strict
 from diptych.core.errors import DiptychError, nearest
 
 Options = Annotated[dict[str, Any], Field(default_factory=dict)]
@@ -17,7 +18,7 @@ STUDIES = Path(__file__).parent.parent / "studies"
 
 
 class Arm(Strict):
-    """One way to train. What the study says of data and settings holds for every arm that does not say otherwise."""
+    """One way to train. The study's data and settings apply unless the arm overrides them."""
 
     recipe: str
     about: str = ""
@@ -25,7 +26,7 @@ class Arm(Strict):
     derive: Annotated[
         dict[str, dict[str, Any]], Field(default_factory=dict)
     ]  # steps that make other data of it, in this order: {step: options}
-    budget: Annotated[Budget, BeforeValidator(Budget.parse)] | None = None  # None: the study's; less for what is not to learn
+    budget: Annotated[Budget, BeforeValidator(Budget.parse)] | None = None  # None: the study's
     set: Options  # overrides of the recipe by dotted key
 
     @model_validator(mode="before")
@@ -41,17 +42,17 @@ class Measure(Strict):
     about: str = ""  # in words, for the table
     task: str | None = None  # a task's address, such as controlled?n=200
     metric: str | None = None  # one of the task's
-    control: Literal["blind", "shuffled"] | None = None  # what this control got, instead of the model
+    control: Literal["blind", "shuffled"] | None = None  # the score of this control instead of the model's
     function: str | None = None  # module:function
     options: Options  # of the function
-    data: str | None = None  # what a task judges on; None: the study's eval_data, else the test part of the training data
+    data: str | None = None  # what the task runs on; None: the study's eval_data, else the test part of the training data
     share: bool = True  # values are shares in [0, 1], shown as percentages
-    arms: Annotated[list[str], Field(default_factory=list)]  # measured on these alone; none named: on all
+    arms: Annotated[list[str], Field(default_factory=list)]  # measured on these only; empty: on all
 
     @model_validator(mode="after")
     def _one_kind(self) -> Measure:
         if (self.task is None) == (self.function is None):
-            raise ValueError("a measure names either a task (and a metric of it) or a function")
+            raise ValueError("a measure names either a task (and one of its metrics) or a function")
         if (self.task is None) != (self.metric is None):
             raise ValueError("task and metric go together")
         if self.function and (self.control or self.data):
@@ -68,19 +69,19 @@ class Claim(Strict):
     b: str | float  # another arm, or a number
     expect: Literal["higher", "lower", "same"]
     by: Annotated[float, Field(ge=0)] = 0.0
-    measure_b: str | None = None  # of b, where it is another one
+    measure_b: str | None = None  # of b, if it differs
 
     @model_validator(mode="after")
     def _same_by(self) -> Claim:
         if self.expect == "same" and not self.by:
-            raise ValueError("'same' needs by: how large a difference would still count as none")
+            raise ValueError("'same' needs by: the largest difference that still counts as none")
         if self.measure_b and not isinstance(self.b, str):
             raise ValueError("measure_b needs an arm as b")
         return self
 
 
 class Figure(Strict):
-    """A picture of the report: ``function(study: Trained, **options)`` gives HTML (``study.figures``)."""
+    """A figure of the report: ``function(runs, **options)`` returns HTML (``study.figures``)."""
 
     title: str
     function: str
@@ -88,6 +89,8 @@ class Figure(Strict):
 
 
 class Study(Strict):
+    """A study: arms, measures, claims and figures."""
+
     name: str
     title: str = ""
     about: str = ""
@@ -125,10 +128,11 @@ class Study(Strict):
         return self
 
     def to_data(self) -> dict[str, Any]:
+        """The study as plain data, for YAML."""
         return self.model_dump(mode="json")
 
     def only(self, arms: list[str]) -> Study:
-        """The study with these arms alone, and what can be measured and claimed of them. DiptychError: an arm that it does not have."""
+        """The study with only these arms, and the measures and claims about them. Raises DiptychError for an unknown arm."""
         for name in arms:
             if name not in self.arms:
                 raise DiptychError(f"--arms: study '{self.name}' has no arm '{name}'{nearest(name, self.arms)}")
@@ -143,30 +147,25 @@ class Study(Strict):
         )
 
     def measured_on(self, measure: str) -> list[str]:
+        """The arms that a measure applies to."""
         return self.measures[measure].arms or list(self.arms)
 
 
+LIBRARY = Library(Study, "study", STUDIES, shorthands={"arms": "recipe"})  # ``plain: clip`` is ``plain: {recipe: clip}``
+
+
 def study_names() -> list[str]:
-    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    """The names of the built-in studies, sorted."""
+    return list(LIBRARY.names())
 
 
-def load_study(name_or_path: str, overrides: dict[str, Any] | list[str] | None = None, quick: bool = False) -> Study:
-    """Read, override and check a study, built-in by name or one's own by path.
+def load_study(name_or_path: str, overrides: Overrides = None, quick: bool = False) -> Study:
+    """A study by name or path, read, overridden and checked.
 
-    ``quick``: with the overrides under its key ``quick``; others come after them, so they win.
+    quick: apply the overrides under its key ``quick`` first.
+
+    Raises DiptychError naming the file, the key, what was expected and the nearest valid key.
     """
-    path = STUDIES / f"{name_or_path}.yaml" if name_or_path in study_names() else Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        raise DiptychError(
-            f"there is no study '{name_or_path}'{nearest(name_or_path, study_names())}; your own: a path ending in .yaml"
-        )
-    if not path.is_file():
-        raise DiptychError(f"no study at '{path}'")
-    tree = read_yaml(path, "a study")
-    tree.setdefault("name", path.stem)
-    if isinstance(overrides, list):
-        overrides = dict(parse_override(text) for text in overrides)
-    small = tree.get("quick") if quick else None
-    for dotted, value in {**(small if isinstance(small, dict) else {}), **(overrides or {})}.items():
-        set_dotted(tree, dotted, value)
-    return check(Study, tree, str(path))
+    tree, where = LIBRARY.read(name_or_path)
+    smaller = tree.get("quick") if quick else None
+    return LIBRARY.check(tree, where, {**(smaller if isinstance(smaller, dict) else {}), **parse_overrides(overrides)})

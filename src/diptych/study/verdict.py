@@ -1,6 +1,6 @@
-"""From measurements to verdicts: does a claim hold here, does it not, or can it not be told?
+"""From measurements to verdicts: does a claim hold here, does it not, or is that open?
 
-Two things vary: another draw of items, and another seed of the training. A difference is told from noise by both at once: items
+Two things vary: the draw of items and the seed of the training. A difference is compared with the noise of both at once: items
 and seeds are crossed random effects, whose mean squares give the variance of the grand mean (two-way layout without
 replication; Searle, Casella & McCulloch 1992, chapter 4), with Satterthwaite's degrees of freedom. With one seed only the
 items vary, and a verdict is about these runs, not about how they were trained; the table says so.
@@ -23,9 +23,11 @@ HOLDS, FAILS, OPEN = "holds here", "does not hold", "cannot tell"
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure of one run. ``items``: {item: credit}, whose mean is ``value``, where the measure is a mean over items;
-    ``clusters``: what items belong to, where they are not independent. Else ``error``: the standard error, if it is known.
-    ``more``: anything that a figure wants to draw."""
+    """One measure of one run.
+
+    items: {item: credit} with the mean ``value``, if the measure is a mean over items. clusters: the group of each item, where
+    items are not independent. error: the standard error of other measures, if it is known. more: data for figures.
+    """
 
     value: float
     items: Mapping[str, float] = field(default_factory=dict)
@@ -48,19 +50,21 @@ class Estimate:
     spread: float = math.nan  # standard deviation over items of the means over seeds: the unit of the effect size
 
     def p(self, against: float = 0.0) -> float:
-        """Two-sided; NaN where nothing varied."""
+        """The two-sided p-value; NaN where nothing varied."""
         if not self.error > 0:
             return math.nan
         return float(2 * _t_below(-abs(self.value - against) / self.error, self.freedom))
 
     @property
     def effect(self) -> float | None:
-        """Standardised by the spread over items (Cohen's d for paired samples)."""
+        """The effect size: the value divided by the spread over items (Cohen's d for paired samples)."""
         return self.value / self.spread if self.spread > 0 else None
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """Whether a claim holds, and why."""
+
     verdict: str
     reason: str  # in words: what the interval says, or why there is none
     difference: Estimate | None = None
@@ -68,47 +72,47 @@ class Verdict:
 
 
 def estimate(runs: Sequence[Measured], minus: Sequence[Measured] | float = 0.0, share: bool = True) -> Estimate:
-    """The mean over the seeds of one arm; or its difference from another arm's (seeds in the same order) or from a number."""
+    """The mean over the seeds of one arm, or its difference from another arm (seeds in the same order) or from a number."""
     if isinstance(minus, float | int):
         return _of([_shifted(run, float(minus)) for run in runs], share)
     if len(runs) != len(minus):
         raise ValueError("both arms need the same seeds")
     if all(a.items and a.items.keys() == b.items.keys() for a, b in zip(runs, minus, strict=True)):
         return _of([_difference(a, b) for a, b in zip(runs, minus, strict=True)], share)
-    if any(a.items or b.items for a, b in zip(runs, minus, strict=True)):  # other items: nothing to pair but the seeds
+    if any(a.items or b.items for a, b in zip(runs, minus, strict=True)):  # different items cannot be paired
         return _unpaired(_of(runs, share), _of(minus, share))
     errors = [(a.error, b.error) for a, b in zip(runs, minus, strict=True)]
     both = [None if x is None or y is None else math.hypot(x, y) for x, y in errors]
     return _of([Measured(a.value - b.value, error=e) for a, b, e in zip(runs, minus, both, strict=True)], share)
 
 
-def judge(claim: Claim, a: Sequence[Measured], b: Sequence[Measured] | float, share: bool = True) -> Verdict:
-    """*Holds here* if the whole interval lies where the claim says, *does not hold* if all of it lies elsewhere."""
-    found = estimate(a, b, share)
-    if not math.isfinite(found.value):
+def decide(claim: Claim, a: Sequence[Measured], b: Sequence[Measured] | float, share: bool = True) -> Verdict:
+    """The verdict: *holds here* if the whole interval agrees with the claim, *does not hold* if none of it does, else open."""
+    difference = estimate(a, b, share)
+    if not math.isfinite(difference.value):
         return Verdict(OPEN, "not a number in every run", None)
-    if math.isnan(found.low):
-        return Verdict(OPEN, "one seed, and a measure without items: its spread is not known", found)
-    low, high, by = found.low, found.high, claim.by
+    if math.isnan(difference.low):
+        return Verdict(OPEN, "one seed and a measure without items: the spread is unknown", difference)
+    low, high, by = difference.low, difference.high, claim.by
     if claim.expect == "same":
-        p = max(_one_sided(found, -by, above=True), _one_sided(found, by, above=False))
+        p = max(_one_sided(difference, -by, above=True), _one_sided(difference, by, above=False))
         held, failed = -by < low and high < by, low >= by or high <= -by
     elif claim.expect == "higher":
-        p = found.p(by)
+        p = difference.p(by)
         held, failed = low > by, high < by or (high == by and low < high)
     else:
-        p = found.p(-by)
+        p = difference.p(-by)
         held, failed = high < -by, low > -by or (low == -by and low < high)
     verdict = HOLDS if held else FAILS if failed else OPEN
-    reason = "" if found.seeds > 1 else "one seed: true of these runs; another seed may differ"
-    return Verdict(verdict, reason, found, p)
+    reason = "" if difference.seeds > 1 else "one seed: valid for these runs; another seed may differ"
+    return Verdict(verdict, reason, difference, p)
 
 
-def _one_sided(found: Estimate, bound: float, above: bool) -> float:
-    if not found.error > 0:
+def _one_sided(difference: Estimate, bound: float, above: bool) -> float:
+    if not difference.error > 0:
         return math.nan
-    t = (found.value - bound) / found.error
-    return float(_t_below(-t if above else t, found.freedom))
+    t = (difference.value - bound) / difference.error
+    return float(_t_below(-t if above else t, difference.freedom))
 
 
 def _t_below(t: float, freedom: float) -> float:
@@ -138,7 +142,7 @@ def _of(runs: Sequence[Measured], share: bool) -> Estimate:
 
 
 def _clustered(runs: Sequence[Measured]) -> np.ndarray:
-    """[seeds, clusters]: what each cluster adds to a run's mean, linearised (a ratio estimator), so that rows have the runs' means."""
+    """[seeds, clusters]: the contribution of each cluster to a run's mean, linearised (ratio estimator), with the runs' means."""
     names = list(runs[0].items)
     clusters = {c: i for i, c in enumerate(dict.fromkeys(runs[0].clusters.get(n, n) for n in names))}
     where = np.array([clusters[runs[0].clusters.get(n, n)] for n in names])
@@ -169,12 +173,12 @@ def _crossed(table: np.ndarray, value: float, share: bool) -> Estimate:
     half = _t_quantile(freedom) * error
     if error < 1e-12:
         error = 0.0
-        half = 3.7 / C if share else 0.0  # all alike: the exact bound for a share of which no exception was seen
+        half = 3.7 / C if share else 0.0  # all equal: the exact bound for a share without a counterexample
     return Estimate(value, value - half, value + half, S, C, error, freedom, spread)
 
 
 def _of_values(runs: Sequence[Measured], value: float) -> Estimate:
-    """Without common items: spread over seeds, and each run's own error, which its seeds may share and so does not shrink."""
+    """The estimate without common items, from the spread over seeds and the runs' own error, which more seeds do not reduce."""
     S = len(runs)
     own = [run.error for run in runs if run.error is not None and math.isfinite(run.error)]
     shared = float(np.mean(np.square(own))) if len(own) == S else 0.0
@@ -189,7 +193,7 @@ def _of_values(runs: Sequence[Measured], value: float) -> Estimate:
 
 
 def _unpaired(a: Estimate, b: Estimate) -> Estimate:
-    """Welch's."""
+    """Welch's estimate of a difference."""
     value, squares = a.value - b.value, a.error**2 + b.error**2
     if not squares >= 0:
         return Estimate(value, math.nan, math.nan, a.seeds, min(a.items, b.items))

@@ -1,35 +1,36 @@
-"""The operators by name; anyone's own by ``package.module:Class``."""
+"""The built-in operators by name; your own: ``package.module:Class``."""
 
-_HERE = "diptych.curation.operators"
-OPERATORS = {
+OPERATORS_PACKAGE = "diptych.curation.operators"
+_OPERATORS = {
     # of the picture
-    "image_size": f"{_HERE}.sizes:ImageSize",
-    "image_quality": f"{_HERE}.pictures:ImageQuality",
-    "image_hash": f"{_HERE}.pictures:ImageHash",
-    "text_spotting": f"{_HERE}.spotting:TextSpotting",
+    "image_size": "images.size:ImageSize",
+    "image_quality": "images.quality:ImageQuality",
+    "image_hash": "images.quality:ImageHash",
+    "text_spotting": "images.text_spotting:TextSpotting",
     # of the text
-    "text_length": f"{_HERE}.lengths:TextLength",
-    "text_quality": f"{_HERE}.words:TextQuality",
-    "language": f"{_HERE}.languages:Language",
-    "perplexity": f"{_HERE}.likelihood:Perplexity",
-    "concepts": f"{_HERE}.concepts:Concepts",
-    "negatives": f"{_HERE}.negatives:Negatives",
+    "text_length": "text.length:TextLength",
+    "text_quality": "text.quality:TextQuality",
+    "language": "text.language:Language",
+    "perplexity": "text.perplexity:Perplexity",
+    "concepts": "text.concepts:Concepts",
+    "negatives": "text.negatives:Negatives",
     # of both
-    "embed": f"{_HERE}.similarity:Embed",
-    "clip_score": f"{_HERE}.similarity:ClipScore",
-    "masked_clip_score": f"{_HERE}.spotting:MaskedScore",
-    "sieve": f"{_HERE}.captioning:Sieve",
-    "recaption": f"{_HERE}.captioning:Recaption",
-    "capfilt": f"{_HERE}.captioning:CapFilt",
-    "leaks": f"{_HERE}.leaks:Leaks",
+    "embed": "pairs.similarity:Embed",
+    "clip_score": "pairs.similarity:ClipScore",
+    "masked_clip_score": "images.text_spotting:MaskedScore",
+    "sieve": "pairs.captioning:Sieve",
+    "recaption": "pairs.captioning:Recaption",
+    "capfilt": "pairs.captioning:CapFilt",
+    "leaks": "duplicates.leaks:Leaks",
     # of documents
-    "document_limits": f"{_HERE}.documents:DocumentLimits",
-    "assign_images": f"{_HERE}.documents:AssignImages",
+    "document_limits": "documents:DocumentLimits",
+    "assign_images": "documents:AssignImages",
     # of all rows
-    "same_image": f"{_HERE}.duplicates:SameImage",
-    "same_text": f"{_HERE}.duplicates:SameText",
-    "near_image": f"{_HERE}.duplicates:NearImage",
-    "same_meaning": f"{_HERE}.duplicates:SameMeaning",
-    "balance": f"{_HERE}.concepts:Balance",
-    "fuse": f"{_HERE}.fuse:Fuse",
+    "same_image": "duplicates.operators:SameImage",
+    "same_text": "duplicates.operators:SameText",
+    "near_image": "duplicates.operators:NearImage",
+    "same_meaning": "duplicates.operators:SameMeaning",
+    "balance": "text.concepts:Balance",
+    "fuse": "fuse:Fuse",
 }
+OPERATORS = {name: f"{OPERATORS_PACKAGE}.{place}" for name, place in _OPERATORS.items()}

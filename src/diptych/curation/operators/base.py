@@ -1,21 +1,21 @@
-"""What an operator is: a pure function from record batches to columns, with declared inputs, outputs, version, parameters.
+"""The operator interface: a pure function from record batches to columns, with declared inputs, outputs, version, parameters.
 
-Score first, decide later: an operator adds columns to rows and drops none; ``keep`` rules decide (``curation.keep``).
+Score first, decide later: an operator adds columns and removes no rows; ``keep`` rules decide (``curation.keep``).
 
 Columns that every row has
-    row       int64         the row's place in the pool; what pointers such as ``duplicate_of`` hold
-    id        string        as a user would look it up
+    row       int64         the row's position in the pool; the value of pointers such as ``same_image_as``
+    id        string        the id that users see
     hash      uint64        of the id: breaks ties, keys randomness
     text      string        the caption (the first, where an image has several)
-    captions  list<string>  all of them
+    captions  list<string>  all captions
     image     binary        the encoded file
     pixels    PIXELS        the decoded picture; ``arrays`` gives uint8 [height, width, 3] views
-    extra.X   any           what the source said beside image and caption, such as ``extra.similarity``
+    extra.X   any           further columns of the source, such as ``extra.similarity``
 
-and whatever earlier operators added. A row without one of an operator's inputs (an image that cannot be read) is not shown
-to the operator: its outputs are null and it carries the reason.
+and the columns of earlier operators. An operator does not receive rows that lack one of its inputs (an unreadable image): their
+outputs are null and they carry the reason.
 
-To write one: a frozen dataclass whose fields are the plan's options.
+Your own operator is a frozen dataclass whose fields are the plan's options:
 
     @dataclass(frozen=True, kw_only=True)
     class Exclaims(Operator):
@@ -39,21 +39,21 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-Columns = Mapping[str, Any]  # name → pa.Array, NumPy array or list, one value a row; None or null: no value
+Columns = Mapping[str, Any]  # name → pa.Array, NumPy array or list, one value for each row; None or null: no value
 PIXELS = pa.struct([("height", pa.int32()), ("width", pa.int32()), ("data", pa.large_binary())])
 HEAVY = ("image", "pixels")  # columns that come in batches of few rows
 
 
 class RowError(Exception):
-    """Raised by an operator for a row that it cannot score; the message is the reason."""
+    """An operator raises it for a row that it cannot score; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operator(ABC):
-    """A function of each row alone. ``compute`` may see any number of rows at once and must not let one touch another.
+    """A function of single rows: ``compute`` receives any number of rows, and the result of each must not depend on the others.
 
-    If it raises for a batch, it is asked again row by row, and a row that still raises carries the reason.
-    ``version`` is raised when the same parameters give other results: stored results of the old version are not used.
+    If it raises for a batch, it is called again row by row, and a row that still raises carries the reason.
+    Increase ``version`` when the same parameters give different results: stored results of another version are not used.
     """
 
     name: ClassVar[str]
@@ -63,37 +63,37 @@ class Operator(ABC):
     @property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
-        """Columns that it reads. A class attribute does, or a property that depends on parameters."""
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
 
     @property
     @abstractmethod
     def outputs(self) -> Mapping[str, pa.DataType]:
-        """Columns that it adds."""
+        """Names and types of the columns that it adds."""
 
     @abstractmethod
     def compute(self, batch: pa.RecordBatch) -> Columns:
         """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
 
     def depends(self) -> str:
-        """What else the result depends on, such as a hash of a word list's or a model's file; part of the result's address."""
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reduce(Operator):
-    """A function of a row and of all rows: counts, clusters, duplicates. Two passes, each over whole shards.
+    """A function of all rows: counts, clusters, duplicates. Two passes, each over whole shards.
 
-    Sees only the rows that are still kept when the plan comes to it (``of: all`` in the plan: every row); the others get
-    nulls. Its inputs may not be ``image`` or ``pixels``: let an operator score those first.
+    Receives only the rows that are still kept at its step (``of: all`` in the plan: every row); the others get nulls.
+    Its inputs cannot be ``image`` or ``pixels``: an earlier operator must score those.
     """
 
     @abstractmethod
     def summarise(self, batch: pa.RecordBatch) -> pa.Table:
-        """First pass: what must be known of one shard, as small as it can be."""
+        """First pass: a summary of one shard, as small as possible."""
 
     @abstractmethod
     def combine(self, summaries: Iterator[pa.Table]) -> pa.Table:
-        """All shards' summaries, in the order of the pool, to the state that the second pass needs."""
+        """The state for the second pass, from all shards' summaries in the order of the pool."""
 
     @abstractmethod
     def decide(self, batch: pa.RecordBatch, state: pa.Table) -> Columns:
@@ -114,12 +114,12 @@ def arrays(pixels: pa.Array) -> list[np.ndarray]:
 
 
 def pixels_of(pictures: Sequence[np.ndarray]) -> pa.Array:
-    """The other way: uint8 [height, width, 3] arrays to a ``pixels`` column."""
+    """A ``pixels`` column of uint8 [height, width, 3] arrays."""
     heights = pa.array([p.shape[0] for p in pictures], pa.int32())
     widths = pa.array([p.shape[1] for p in pictures], pa.int32())
     offsets = np.cumsum([0, *(p.size for p in pictures)], dtype=np.int64)
     joined = np.concatenate([np.ascontiguousarray(p).reshape(-1) for p in pictures]) if pictures else np.zeros(0, np.uint8)
-    # From buffers: pa.array keeps each memoryview that it is given for ever (pyarrow 26), and with it the picture.
+    # From buffers, since pa.array never releases the memoryviews that it is given (pyarrow 26), and with them the pictures.
     data = pa.Array.from_buffers(pa.large_binary(), len(pictures), [None, pa.py_buffer(offsets), pa.py_buffer(joined)])
     return pa.StructArray.from_arrays([heights, widths, data], fields=list(PIXELS))
 
@@ -130,7 +130,7 @@ def sample_hash(identity: str) -> int:
 
 
 def uniform(hashes: np.ndarray, salt: str) -> np.ndarray:
-    """For each row a number in [0, 1) that depends on its hash and ``salt`` alone: randomness that no order can change.
+    """Random numbers in [0, 1), float64 like ``hashes``; each depends on its hash and ``salt`` only, not on the order of rows.
 
     ``hashes``: uint64 of any shape. Each salt is an independent stream. The mixer is SplitMix64's (Steele et al. 2014).
     """

@@ -1,4 +1,4 @@
-"""Documents in which pictures stand between paragraphs: what OBELICS keeps, and which sentence a picture belongs to (MMC4)."""
+"""Interleaved documents of pictures and paragraphs: OBELICS' filters, and MMC4's assignment of pictures to sentences."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyarrow as pa
 from diptych.core.extras import need
 from diptych.core.registry import resolve
 from diptych.curation.operators.base import Columns, Operator
-from diptych.curation.operators.languages import IDENTIFIERS
-from diptych.curation.operators.words import character_repetition, word_repetition
+from diptych.curation.operators.text.language import IDENTIFIERS
+from diptych.curation.operators.text.quality import character_repetition, word_repetition
 from diptych.data.negatives import FUNCTION_WORDS
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -24,7 +24,7 @@ _SPECIAL = frozenset(string.punctuation + string.digits)
 
 @dataclass(frozen=True)
 class TextLimits:
-    """Of one text; a limit of ``None`` is not applied."""
+    """Limits of one text; ``None``: not applied."""
 
     least_words: int
     most_words: int
@@ -32,13 +32,13 @@ class TextLimits:
     word_repetition: float  # runs of 5 words
     special_characters: float  # marks and digits, of all characters
     least_stop_words: float  # of all words
-    least_punctuation: float  # marks a word, of texts of 12 words or more
+    least_punctuation: float  # punctuation marks for each word, of texts of at least 12 words
     language_probability: float | None  # of English
 
 
 @dataclass(frozen=True)
 class Limits:
-    """All limits of OBELICS (Laurençon et al. 2023, arXiv:2306.16527) that need no word list or model that is not packaged."""
+    """The limits of OBELICS (Laurençon et al. 2023, arXiv:2306.16527) that need no word list or model outside of packages."""
 
     image_side: tuple[int, int] = (150, 20_000)  # pixels
     image_aspect: float = 2.0
@@ -51,7 +51,7 @@ OBELICS = Limits()
 
 
 def text_reason(text: str, limits: TextLimits, english: float | None = None) -> str | None:
-    """Why a text is refused: the name of the first limit that it breaks."""
+    """The name of the first limit that a text violates; None if it violates none."""
     words = _WORD.findall(text.lower())
     n = len(words)
     if n < limits.least_words:
@@ -73,6 +73,7 @@ STOP_WORDS = FUNCTION_WORDS - {"two", "three", "four", "five", "six", "seven", "
 
 
 def image_reason(width: int, height: int, limits: Limits = OBELICS) -> str | None:
+    """The name of the first limit that an image violates; None if it violates none."""
     low, high = limits.image_side
     if min(width, height) < low:
         return "picture too small"
@@ -85,10 +86,11 @@ def image_reason(width: int, height: int, limits: Limits = OBELICS) -> str | Non
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentLimits(Operator):
-    """OBELICS' rules: pictures and paragraphs that break a limit leave the document, then what is left of it is judged.
+    """OBELICS' filters: pictures and paragraphs that violate a limit are removed, then the rest of the document is checked.
 
-    texts: a column of lists of paragraphs; images: of lists of {width, height}. ``kept_texts``, ``kept_images``: places of those that stay;
-    ``document_reason``: the limit that the document breaks, null if it stays. identifier: as in ``language``.
+    texts: a column of lists of paragraphs; images: a column of lists of {width, height}. ``kept_texts``, ``kept_images``: positions
+    of those that are kept; ``document_reason``: the limit that the document violates, null if it is kept. identifier: as in
+    ``language``.
     """
 
     name = "document_limits"
@@ -108,14 +110,15 @@ class DocumentLimits(Operator):
     def compute(self, batch: pa.RecordBatch) -> Columns:
         identify = resolve(self.identifier, IDENTIFIERS, "language identifier")
         rows = [
-            self.judge(texts, images, identify)
+            self.filter_document(texts, images, identify)
             for texts, images in zip(batch[self.texts].to_pylist(), batch[self.images].to_pylist(), strict=True)
         ]
         return dict(zip(self.outputs, map(list, zip(*rows, strict=True)), strict=True)) if rows else {k: [] for k in self.outputs}
 
-    def judge(
+    def filter_document(
         self, texts: Sequence[str | None], images: Sequence[dict[str, Any]], identify: Any, limits: Limits = OBELICS
     ) -> tuple[list[int], list[int], str | None]:
+        """Positions of the kept texts and images, and the limit that the document violates (None: it is kept)."""
         kept = [i for i, text in enumerate(texts) if text and text_reason(text, limits.paragraph) is None]
         shown = [i for i, image in enumerate(images) if image and image_reason(image["width"], image["height"], limits) is None]
         low, high = limits.images
@@ -127,10 +130,10 @@ class DocumentLimits(Operator):
 
 
 def assign(similarity: np.ndarray, least: float = -np.inf) -> np.ndarray:
-    """Which sentence each picture belongs to, int64 [I]; −1: none. ``similarity`` [I pictures, S sentences].
+    """The sentence of each picture, int64 [I]; −1: none. ``similarity`` [I pictures, S sentences].
 
-    The assignment with the greatest sum in which no sentence has two pictures (Zhu et al. 2023, arXiv:2304.06939), by ``scipy.optimize``. Pictures
-    whose best similarity is below ``least`` take no part; where there are more pictures than sentences some get none.
+    The assignment with the greatest sum in which no sentence has two pictures (Zhu et al. 2023, arXiv:2304.06939), by
+    ``scipy.optimize``. Pictures whose best similarity is below ``least`` get none, nor do surplus pictures.
     """
     similarity = np.asarray(similarity, np.float64)
     place = np.full(len(similarity), -1, np.int64)
@@ -144,14 +147,17 @@ def assign(similarity: np.ndarray, least: float = -np.inf) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class AssignImages(Operator):
-    """MMC4's assignment. ``images``, ``sentences``: columns that hold a list of unit vectors a document, of one model.
+    """MMC4's assignment. images, sentences: columns with a list of unit vectors for each document, from one model.
 
-    ``sentence_of_image``: the place of each picture's sentence, −1 for none; ``image_similarity``: their cosine. least: pictures that are like no sentence
-    by at least this are left out (MMC4: 0.15 with CLIP ViT-L/14).
+    ``sentence_of_image``: the position of each picture's sentence, −1 for none; ``image_similarity``: their cosine. least: the
+    smallest similarity of an assigned pair (MMC4: 0.15 with CLIP ViT-L/14).
     """
 
     name = "assign_images"
-    outputs = {"sentence_of_image": pa.list_(pa.int32()), "image_similarity": pa.list_(pa.float32())}  # noqa: RUF012 - declared, never changed
+    outputs = {  # noqa: RUF012 - declared, never changed
+        "sentence_of_image": pa.list_(pa.int32()),
+        "image_similarity": pa.list_(pa.float32()),
+    }
     images: str = "extra.image_embeddings"
     sentences: str = "extra.sentence_embeddings"
     least: float = 0.15
@@ -171,7 +177,7 @@ class AssignImages(Operator):
 
 
 def table() -> list[tuple[str, str]]:
-    """The limits by name, for pages and reports."""
+    """(name, value) of every limit, for reports."""
     rows = [
         (f.name.replace("_", " "), str(getattr(OBELICS, f.name))) for f in fields(Limits) if f.name not in ("paragraph", "document")
     ]

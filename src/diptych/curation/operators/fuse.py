@@ -1,4 +1,4 @@
-"""Scores made of other scores. (Exact shares of the pool by a score are a rule: ``keep``'s ``top``.)"""
+"""Scores that combine other scores. (The rule ``top`` of ``keep`` takes an exact share of the pool by a score.)"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diptych.curation.operators.base import Columns, Reduce
 
 @dataclass(frozen=True, kw_only=True)
 class Fuse(Reduce):
-    """``fused``: Σ weight · score, each score first stretched to 0 … 1 over the pool (min-max), as Sieve fuses with CLIPScore."""
+    """``fused``: Σ weight · score, each score first scaled to 0 … 1 over the pool (min-max), as Sieve does with CLIPScore."""
 
     name = "fuse"
     outputs = {"fused": pa.float64()}  # noqa: RUF012 - declared, never changed

@@ -1,4 +1,4 @@
-"""Models by address, loaded once a process, for the operators that ask one."""
+"""Models by address, loaded once in each process, for operators that need one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=3)
 def load(address: str) -> Model:
+    """The model at an address, as ``diptych.inference.load`` gives it; cached."""
     from diptych.inference.load import load as open_model
 
     return open_model(address)
 
 
 def able(address: str, *capabilities: str) -> Model:
-    """The model, if it can do all that is asked of it."""
+    """The model at an address. Raises DiptychError if it lacks one of the ``capabilities``."""
     if not address:
         raise DiptychError("this operator needs a model: `model: runs/clip`, or any address that `diptych evaluate` takes")
     model = load(address)
@@ -32,7 +33,7 @@ def able(address: str, *capabilities: str) -> Model:
 
 
 def stamp(address: str) -> str:
-    """Changes when the files of a local model do."""
+    """A hash that changes with the files of a local model; empty for others."""
     root = Path(address.partition(":")[2] or address)
     root = root if root.is_dir() else Path(address)
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""Who does the work: this process, local processes, or Ray. The result is the same."""
+"""Where tasks run: in this process, in local processes, or with Ray. The result is the same."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from diptych.core.errors import DiptychError, nearest
-from diptych.curation.scoring import Outcome
-from diptych.curation.work import Task
+from diptych.curation.engine.scoring import Outcome
+from diptych.curation.engine.work import Task
 
 RUNNERS = ("local", "inline", "ray")
 
 
 class Runner(Protocol):
-    """Runs tasks that do not depend on each other and gives their outcomes as they come, in any order.
+    """Runs independent tasks."""
 
-    ``model``: the tasks load a model, so workers should live long. DiptychError: a task cannot be done.
-    """
+    def map(self, tasks: Sequence[Task], model: bool = False) -> Iterator[tuple[Task, Outcome]]:
+        """Tasks with their outcomes, in the order in which they finish. Raises DiptychError if a task cannot be done.
 
-    def map(self, tasks: Sequence[Task], model: bool = False) -> Iterator[tuple[Task, Outcome]]: ...
+        model: the tasks load a model, so workers should live long.
+        """
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends all workers."""
+        ...
 
 
 def runner(name: str, workers: int | None, plan: dict[str, Any], store: str) -> Runner:
-    """The runner called ``name``, with so many workers (default: one a core)."""
+    """The runner ``name`` with this number of workers (default: one for each core)."""
     if name == "local":
         from diptych.curation.runners.local import Local
 

@@ -1,6 +1,6 @@
-"""What to do when a worker dies over a shard: try again, row by row; leave out a row that kills twice; in the end, give up by name.
+"""Recovery when a worker dies: try the shard again row by row, skip a row that kills a worker twice, in the end fail.
 
-While a worker goes row by row it leaves a crumb, the place of the row it is at, so that whoever finds it dead knows which one it was.
+A worker that goes row by row notes its current row in a file, so that the parent knows which row killed it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diptych.core.errors import DiptychError
-from diptych.curation.store import Store
-from diptych.curation.work import Task, crumb
+from diptych.curation.engine.store import Store
+from diptych.curation.engine.work import Task, crumb
 
-TRIES = 3  # deaths that no row explains
+TRIES = 3  # deaths without a responsible row
 
 
 @dataclass
@@ -24,13 +24,13 @@ class _History:
 
 @dataclass
 class Deaths:
-    """The deaths so far, task by task."""
+    """The deaths so far, by task."""
 
     store: str
     histories: dict[str, _History] = field(default_factory=dict)
 
     def again(self, task: Task, how: str) -> Task:
-        """The task to be tried next, after a worker died over ``task``. DiptychError if there is no hope; ``how``: it died."""
+        """The task to try next, after a worker died in ``task``. Raises DiptychError after too many deaths; ``how``: the cause."""
         history = self.histories.setdefault(f"{task.kind} {task.label} {task.steps}", _History())
         history.deaths += 1
         at = self._crumb(task) if task.careful else None
@@ -40,8 +40,8 @@ class Deaths:
         history.last = at
         if history.deaths - 2 * len(history.blamed) >= TRIES:
             raise DiptychError(
-                f"{task.label}: the worker died {history.deaths} times ({how}); was memory short? (--workers 1, a smaller pool.shard). "
-                "What is done is kept: run again to go on"
+                f"{task.label}: the worker died {history.deaths} times ({how}), perhaps for lack of memory "
+                "(--workers 1, a smaller pool.shard). Finished work is kept: run again to resume"
             )
         return replace(task, careful=task.kind == "score", blamed=history.blamed)
 

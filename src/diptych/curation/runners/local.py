@@ -1,4 +1,4 @@
-"""Local processes. One that dies is replaced; ``deaths`` says what becomes of its shard."""
+"""Tasks run in local processes. One that dies is replaced; ``deaths`` decides about its shard."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.curation.engine.scoring import Outcome
+from diptych.curation.engine.work import Task, Worker
 from diptych.curation.runners.deaths import Deaths
-from diptych.curation.scoring import Outcome
-from diptych.curation.work import Task, Worker
 
 
 class Local:
+    """Runs tasks in processes on this machine."""
+
     def __init__(self, workers: int | None, plan: dict[str, Any], store: str):
         self.limit = workers or os.cpu_count() or 1
         self.plan, self.store = plan, store
-        self.context = multiprocessing.get_context("spawn")  # forking a process with threads may lock it up
+        self.context = multiprocessing.get_context("spawn")  # forking a process with threads may deadlock
         self.running: list[_Process] = []
 
     def map(self, tasks: Sequence[Task], model: bool = False) -> Iterator[tuple[Task, Outcome]]:
+        """See ``Runner``."""
         waiting = deque(tasks)
         deaths = Deaths(self.store)
         while waiting or any(p.task for p in self.running):
@@ -54,7 +57,7 @@ class Local:
                 return
             try:
                 idle.connection.send(waiting[0])
-            except (BrokenPipeError, ConnectionError):  # died while it had nothing to do
+            except (BrokenPipeError, ConnectionError):  # died while idle
                 idle.join()
                 self.running.remove(idle)
                 continue
@@ -65,6 +68,7 @@ class Local:
         return [busy[c] for c in wait(list(busy)) if isinstance(c, Connection)]
 
     def close(self) -> None:
+        """Ends the processes."""
         for process in self.running:
             process.stop()
         self.running = []
@@ -72,10 +76,10 @@ class Local:
 
 class _Process:
     def __init__(self, context: Any, plan: dict[str, Any], store: str):
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, plan, store), daemon=True)
+        self.connection, other_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other_end, plan, store), daemon=True)
         self.process.start()
-        theirs.close()
+        other_end.close()
         self.task: Task | None = None
 
     def join(self) -> None:
@@ -92,7 +96,7 @@ class _Process:
 
 
 def _serve(connection: Connection, plan: dict[str, Any], store: str) -> None:
-    """The life of a worker: until whoever started it closes the pipe or dies."""
+    """The main loop of a worker, until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     worker = Worker(plan, store)
@@ -106,8 +110,8 @@ def _serve(connection: Connection, plan: dict[str, Any], store: str) -> None:
         except (DiptychError, OSError) as error:
             answer = (explained(error), None)
         except MemoryError:
-            answer = ("out of memory; fewer --workers or a smaller pool.shard need less", None)
-        except Exception as error:  # a fault of ours or of an operator's: its place is worth seeing
+            answer = ("out of memory; use fewer --workers or a smaller pool.shard", None)
+        except Exception as error:  # a bug: the traceback shows where
             traceback.print_exc()
             answer = (f"{type(error).__name__}: {error}", None)
         try:
@@ -117,9 +121,9 @@ def _serve(connection: Connection, plan: dict[str, Any], store: str) -> None:
 
 
 def explained(error: Exception) -> str:
-    """What went wrong and the remedy, of errors that are the surroundings' fault."""
+    """The message of an error of the system, with the remedy."""
     import errno
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{error}: nothing was half-written; make room and run again to go on"
+        return f"{error}: no file is incomplete; free space and run again to resume"
     return str(error)

@@ -1,4 +1,4 @@
-"""Ray: tasks for operators that need a core, actors for those that load a model. The store must be on a shared file system."""
+"""Tasks run on Ray: as remote tasks, or as actors if they load a model. All nodes must share the store."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 from diptych.core.errors import DiptychError
 from diptych.core.extras import need
+from diptych.curation.engine.scoring import Outcome
+from diptych.curation.engine.work import Task, Worker
 from diptych.curation.runners.deaths import Deaths
-from diptych.curation.scoring import Outcome
-from diptych.curation.work import Task, Worker
 
 
 class Ray:
-    """Joins the cluster at ``RAY_ADDRESS``, or starts a local one."""
+    """Runs tasks on the cluster at ``RAY_ADDRESS``, or on a local one that it starts."""
 
     def __init__(self, workers: int | None, plan: dict[str, Any], store: str):
         ray = need("ray", extra="ray", what="the runner 'ray'")
         self.ray = ray
         self.own = not ray.is_initialized()
         if self.own:
-            paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}  # operators of one's own
+            paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}  # the user's own operators
             where: dict[str, Any] = {"address": os.environ["RAY_ADDRESS"]} if os.environ.get("RAY_ADDRESS") else {}
             if not where:
                 where = {"num_cpus": workers or os.cpu_count() or 1, "include_dashboard": False}
@@ -42,12 +42,13 @@ class Ray:
         self.deadly = (errors.WorkerCrashedError, errors.RayActorError, errors.OutOfMemoryError)
 
     def map(self, tasks: Sequence[Task], model: bool = False) -> Iterator[tuple[Task, Outcome]]:
+        """See ``Runner``."""
         waiting, deaths = deque(tasks), Deaths(self.store)
         running: dict[Any, tuple[Task, Any]] = {}
         if model:
             while len(self.actors) < min(self.workers, len(tasks)):
                 self._actor()
-        elif self.actors:  # they hold cores and memory that tasks need
+        elif self.actors:  # free their cores and memory for the tasks
             for actor in self.actors:
                 self.ray.kill(actor)
             self.actors = []
@@ -78,6 +79,7 @@ class Ray:
         return self.actors[-1]
 
     def close(self) -> None:
+        """Ends the actors, and the cluster if it was started here."""
         for actor in self.actors:
             self.ray.kill(actor)
         if self.own:
@@ -92,7 +94,7 @@ def _worker(plan: str, store: str) -> Worker:
 
 
 def _do(plan: dict[str, Any], store: str, task: Task) -> tuple[str, Outcome | None]:
-    """A task; the process that runs it keeps its worker for the next one."""
+    """The outcome of a task; the process keeps its worker for the next one."""
     import yaml
 
     from diptych.curation.runners.local import explained

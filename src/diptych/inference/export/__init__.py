@@ -13,6 +13,7 @@ from diptych.data.conversations.turns import DESCRIBE
 from diptych.inference.export.card import model_card
 from diptych.inference.run import TrainedModel
 from diptych.interop import family_for
+from diptych.training.run_files import RunFiles
 
 MARK = "export.json"  # says that the directory is ours to replace
 
@@ -46,7 +47,7 @@ def export(
     Raises DiptychError where no class of that library computes what the model does (and names the options with which a new run would
     fit), or if ``out`` holds something else than an earlier export.
     """
-    if not (run / "recipe.yaml").is_file():
+    if not RunFiles(run).exists():
         raise DiptychError(f"{run} is no run; a run is a directory that `diptych train` made")
     out = out or run / "export" / (architecture or to)
     refuse_foreign(out)

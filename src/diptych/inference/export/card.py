@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.core.files import read_json
 from diptych.models.pretrained import licences
 from diptych.models.pretrained.hub import place
+from diptych.training.run_files import EvaluationFiles, RunFiles
 
 if TYPE_CHECKING:
     from diptych.inference.export import Exported
@@ -134,8 +134,9 @@ SIZES = (
 def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence[str] = ()) -> str:
     """notes: what is to be known of the use."""
     recipe, model = trained.recipe, trained.model
-    data = _read(run / "environment.json")
-    spent, started = _read(run / "spent.json"), data.get("weights") or {}
+    files = RunFiles(run)
+    data, spent = files.environment(), files.spent()
+    started = data.get("weights") or {}
     size = model.image_size
     count = sum(p.numel() for p in model.parameters())
     talks = "lm" in model.parts
@@ -162,7 +163,7 @@ def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence
         "## Budget",
         _budget(spent),
         "## Measured",
-        *_measured(run / "evaluation", made.key),
+        *_measured(files.evaluation(), made.key),
         "## Licences",
         *_licences(trained, str(data.get("data", recipe.data.train))),
         "## Citation",
@@ -192,10 +193,6 @@ def _tokenizer(trained: TrainedModel, started: dict[str, Any]) -> str:
     return f"byte-level BPE of {len(trained.model.tokenizer)} tokens, {words}"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 def _budget(spent: dict[str, Any]) -> str:
     if not spent:
         return "Not recorded."
@@ -206,11 +203,10 @@ def _budget(spent: dict[str, Any]) -> str:
     )
 
 
-def _measured(folder: Path, key: str) -> list[str]:
-    """What the run's evaluation says, if it is of these weights."""
-    summary = _read(folder / "summary.json")
-    results = summary.get("results") or []
-    if results and _read(folder / "state.json").get("key") != key:
+def _measured(evaluation: EvaluationFiles, key: str) -> list[str]:
+    """The results of the run's evaluation, if it is of these weights."""
+    results = evaluation.results()
+    if results and evaluation.key() != key:
         return [
             "Nothing of these weights: the run's evaluation is of another checkpoint. `diptych evaluate` judges this directory."
         ]
@@ -222,7 +218,7 @@ def _measured(folder: Path, key: str) -> list[str]:
             interval = f"{r['low']:.3f} to {r['high']:.3f}" if r["low"] is not None and r["high"] is not None else "–"
             chance = "–" if r["chance"] is None else f"{r['chance']:.3f}"
             rows.append(f"| {r['task']} | {r['metric']} | {r['value']:.3f} | {interval} | {chance} | {r['n']} |")
-    return [f"On the held-out part of `{summary['data']}`, by `diptych evaluate`.", "\n".join(rows)]
+    return [f"On the held-out part of `{evaluation.summary()['data']}`, by `diptych evaluate`.", "\n".join(rows)]
 
 
 def _licences(trained: TrainedModel, data: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report of a curated pool: one self-contained page that says what was kept, what was not, and why."""
+"""The report of a curated pool: one self-contained page on what was kept, what was removed, and why."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def build_report(result: str | Path) -> Path:
-    """Writes ``report.html`` into the directory of a result. Memory does not grow with the rows, but for groups and concepts."""
+    """The path of ``report.html``, written into the directory of a result. Memory grows only with groups and concepts, not rows."""
     from diptych.core.files import write_text
     from diptych.curation.explain import Result
     from diptych.report.curation.page import render
 
-    found = Result(result)
-    page = found.path / "report.html"
-    write_text(page, render(found))
+    curated = Result(result)
+    page = curated.path / "report.html"
+    write_text(page, render(curated))
     return page

@@ -1,4 +1,4 @@
-"""The drawings of a curation report: funnel, histograms with their thresholds, counts before and after."""
+"""The figures of a curation report: funnel, histograms with thresholds, counts before and after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 48
 
 
 def funnel(rows: int, steps: Sequence[tuple[str, int]]) -> str:
-    """Bars of what is left after each reason: (reason, rows that it removed)."""
+    """An SVG of the rows that are left after each (reason, rows that it removed)."""
     width, bar, gap, left, right = 760, 20, 8, 250, 150
     body, remaining, y = [], rows, 4.0
     for reason, removed in [("all rows", 0), *steps]:
@@ -23,18 +23,19 @@ def funnel(rows: int, steps: Sequence[tuple[str, int]]) -> str:
             text(left - 10, y + 14, reason if len(reason) < 38 else reason[:37] + "…", "strong" if not removed else "", "end")
         )
         body.append(
-            f'<rect class="lost" x="{left + remaining * scale:.1f}" y="{y:.1f}" width="{(before - remaining) * scale:.1f}" height="{bar}"/>'
+            f'<rect class="lost" x="{left + remaining * scale:.1f}" y="{y:.1f}" '
+            f'width="{(before - remaining) * scale:.1f}" height="{bar}"/>'
         )
         body.append(f'<rect class="left" x="{left}" y="{y:.1f}" width="{remaining * scale:.1f}" height="{bar}"/>')
-        said = f"{remaining:,}" + (f"  (−{removed:,})" if removed else "")
-        body.append(text(left + before * scale + 8, y + 14, said, "tick strong"))
+        label_text = f"{remaining:,}" + (f"  (−{removed:,})" if removed else "")
+        body.append(text(left + before * scale + 8, y + 14, label_text, "tick strong"))
         y += bar + gap
     label = f"Of {rows:,} rows {remaining:,} are left: " + ", ".join(f"{reason} removes {n:,}" for reason, n in steps)
     return svg(width, y, body, label, "funnel")
 
 
 def histogram(values: np.ndarray, kept: np.ndarray, thresholds: Sequence[float], label: str) -> str:
-    """Stacked: rows kept in the end below, rows dropped above; thresholds as upright lines."""
+    """An SVG histogram: kept rows below, dropped rows stacked above; thresholds as vertical lines."""
     width, height, left, right, top, bottom = 340, 190, 44, 12, 22, 28
     low, high, clipped = _span(values, thresholds)
     whole = bool(np.all(values == np.round(values)))
@@ -65,22 +66,22 @@ def histogram(values: np.ndarray, kept: np.ndarray, thresholds: Sequence[float],
         if k:
             body.append(f'<rect class="left" x="{x:.1f}" y="{sy(k):.1f}" width="{w:.1f}" height="{sy(0) - sy(k):.1f}"/>')
     for tick in ticks(float(edges[0]), float(edges[-1])):
-        said = f"{tick:,.0f}" if abs(tick) >= 1000 else f"{tick:.3g}"
+        number_text = f"{tick:,.0f}" if abs(tick) >= 1000 else f"{tick:.3g}"
         more = "+" if clipped and tick >= high - 1e-9 else ""
-        body.append(text(sx(tick), height - 10, said + more, "tick", "middle"))
+        body.append(text(sx(tick), height - 10, number_text + more, "tick", "middle"))
     for threshold in thresholds:
         x = sx(float(np.clip(threshold, edges[0], edges[-1])))
         anchor = "end" if x > width * 0.7 else "start"
-        said = f"{threshold:,.0f}" if abs(threshold) >= 1000 else f"{threshold:.4g}"
+        number_text = f"{threshold:,.0f}" if abs(threshold) >= 1000 else f"{threshold:.4g}"
         body += [
             line(x, top - 6, x, height - bottom, "limit"),
-            text(x + (-4 if anchor == "end" else 4), top - 8, said, "tick strong", anchor),
+            text(x + (-4 if anchor == "end" else 4), top - 8, number_text, "tick strong", anchor),
         ]
     return svg(width, height, body, label, "chart")
 
 
 def _span(values: np.ndarray, thresholds: Sequence[float]) -> tuple[float, float, bool]:
-    """From the least to the 99th percentile, thresholds included; what lies beyond is counted at the end."""
+    """The range from the minimum to the 99th percentile, with the thresholds; values beyond are counted at the end."""
     high_all = float(values.max())
     high = max(float(np.quantile(values, 0.99)), *thresholds) if thresholds else float(np.quantile(values, 0.99))
     high = high_all if high >= 0.8 * high_all or high_all <= high else high
@@ -89,7 +90,7 @@ def _span(values: np.ndarray, thresholds: Sequence[float]) -> tuple[float, float
 
 
 def before_after(names: Sequence[str], before: Sequence[int], after: Sequence[int], label: str) -> str:
-    """A bar a name: its whole length is what there was, the full part what is left."""
+    """An SVG with a bar for each name: its length is the count before, the filled part the count after."""
     width, bar, gap, left, right = 520, 15, 6, 150, 110
     peak, y, body = max(1, *before), 2.0, []
     for name, was, now in zip(names, before, after, strict=True):
@@ -105,7 +106,7 @@ def before_after(names: Sequence[str], before: Sequence[int], after: Sequence[in
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> str:
-    """Cells are HTML; the first of each row is its head."""
+    """An HTML table; cells are HTML, the first of each row is its heading."""
     from diptych.report.drawing.marks import scroller
 
     top = "".join(f'<th scope="col"><span class="plain">{escape(h)}</span></th>' for h in head)

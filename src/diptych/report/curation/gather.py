@@ -1,4 +1,4 @@
-"""One walk over the decisions: everything that the page shows, and no more of it than a page can show."""
+"""Collects in one pass over the decisions what the page shows, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from diptych.curation.explain import Result
 from diptych.curation.operators.base import uniform
 from diptych.curation.plan import Step
 
-DRAWN = 50_000  # rows of a histogram: of more, so many are drawn
+DRAWN = 50_000  # rows of a histogram: a sample, if there are more
 EXAMPLES, KEPT_EXAMPLES = 7, 14
 NEAR = 3  # rows on each side of a threshold
-GROUP = 5  # rows of a duplicate group that are shown, beside the one that was kept
+GROUP = 5  # rows of a duplicate group that are shown, besides the one that was kept
 GROUPS = 6  # of each pointer: the largest
 
 
 @dataclass
 class Rows:
-    """At most n rows, those with the lowest rank."""
+    """The n rows with the lowest rank."""
 
     n: int
     heap: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
 
     def offer(self, rank: float, row: dict[str, Any]) -> None:
+        """Adds a row if its rank is low enough."""
         item = (-rank, -row["row"], row)
         if len(self.heap) < self.n:
             heapq.heappush(self.heap, item)
@@ -37,15 +38,17 @@ class Rows:
             heapq.heapreplace(self.heap, item)
 
     def accepts(self, rank: float) -> bool:
+        """Whether a row of this rank would be added."""
         return len(self.heap) < self.n or -rank > self.heap[0][0]
 
     def rows(self) -> list[dict[str, Any]]:
+        """The rows by rank."""
         return [row for *_, row in sorted(self.heap, key=lambda item: (-item[0], -item[1]))]
 
 
 @dataclass
 class Values:
-    """A numeric column that a rule judges: a sample of its values, and whether each row was kept in the end."""
+    """A numeric column of a rule: a sample of its values, and whether each row was kept in the end."""
 
     step: Step
     threshold: list[float]
@@ -57,9 +60,11 @@ class Values:
 
 @dataclass
 class Gathered:
+    """Counts, samples and examples of a result."""
+
     first: Counter[str] = field(default_factory=Counter)  # removed by this reason first
-    alone: Counter[str] = field(default_factory=Counter)  # this reason would remove, whatever the others say
-    only: Counter[str] = field(default_factory=Counter)  # no other reason would
+    alone: Counter[str] = field(default_factory=Counter)  # removed by this reason, regardless of others
+    only: Counter[str] = field(default_factory=Counter)  # removed by no other reason
     values: list[Values] = field(default_factory=list)
     examples: dict[str, Rows] = field(default_factory=dict)  # by reason; "": kept
     groups: dict[str, dict[int, list[int]]] = field(default_factory=dict)  # pointer column → kept row → rows that point at it
@@ -70,32 +75,33 @@ class Gathered:
 
 
 def gather(result: Result) -> Gathered:
-    found = Gathered(values=_values(result))
+    """The counts, samples and examples of a result."""
+    gathered = Gathered(values=_values(result))
     share = min(1.0, DRAWN / max(1, result.manifest["rows"]))
     pointers = [s.rule.column for s in result.steps if s.rule and s.rule.way == "unique" and s.rule.column]
     texts = _text_columns(result)
     for number in result.numbers:
         table = result.part(number)
         kept = np.asarray(table["kept"].to_numpy(), dtype=bool)
-        _reasons(table, found)
+        _reasons(table, gathered)
         drawn = uniform(table["row"].to_numpy().astype(np.uint64), "histogram") < share
-        for values in found.values:
+        for values in gathered.values:
             _numbers(table, values, kept, drawn)
-        _examples(table, found)
+        _examples(table, gathered)
         for column in pointers:
-            _groups(table, column, found)
+            _groups(table, column, gathered)
         for column in texts:
             flat, parents = _flat(table[column].combine_chunks())
-            found.before.setdefault(column, Counter()).update(flat)
-            found.after.setdefault(column, Counter()).update(v for v, i in zip(flat, parents, strict=True) if kept[i])
+            gathered.before.setdefault(column, Counter()).update(flat)
+            gathered.after.setdefault(column, Counter()).update(v for v, i in zip(flat, parents, strict=True) if kept[i])
         for errors in table["errors"].to_pylist():
-            found.errors.update(errors or [])
-    return found
+            gathered.errors.update(errors or [])
+    return gathered
 
 
 def _values(result: Result) -> list[Values]:
-    """The columns with a threshold. Two rules on one column are two thresholds in one picture if both are ranges."""
-    found: dict[str, Values] = {}
+    """The columns with a threshold. Two range rules on one column give two thresholds in one figure."""
+    by_column: dict[str, Values] = {}
     for step in result.steps:
         if not step.rule or step.rule.way not in ("range", "top", "bottom") or not step.rule.column:
             continue
@@ -107,11 +113,11 @@ def _values(result: Result) -> list[Values]:
             limits = [threshold] if threshold is not None else []
         name = rule.column
         assert name
-        if name in found:
-            found[name].threshold += limits
+        if name in by_column:
+            by_column[name].threshold += limits
         else:
-            found[name] = Values(step, limits)
-    return list(found.values())
+            by_column[name] = Values(step, limits)
+    return list(by_column.values())
 
 
 def _text_columns(result: Result) -> list[str]:
@@ -124,7 +130,7 @@ def _text_columns(result: Result) -> list[str]:
 
 
 def _flat(column: pa.Array) -> tuple[list[str], list[int]]:
-    """Values that are there, and the row of each."""
+    """The non-null values, and the row of each."""
     if not pa.types.is_list(column.type):
         present = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
         return column.drop_null().to_pylist(), present.tolist()
@@ -133,13 +139,13 @@ def _flat(column: pa.Array) -> tuple[list[str], list[int]]:
     return column.flatten().to_pylist(), pc.list_parent_indices(column).to_pylist()
 
 
-def _reasons(table: pa.Table, found: Gathered) -> None:
+def _reasons(table: pa.Table, gathered: Gathered) -> None:
     for first, every in zip(table["reason"].to_pylist(), table["reasons"].to_pylist(), strict=True):
         if first:
-            found.first[first] += 1
-            found.alone.update(every)
+            gathered.first[first] += 1
+            gathered.alone.update(every)
             if len(every) == 1:
-                found.only[first] += 1
+                gathered.only[first] += 1
 
 
 def _numbers(table: pa.Table, values: Values, kept: np.ndarray, drawn: np.ndarray) -> None:
@@ -162,19 +168,19 @@ def _numbers(table: pa.Table, values: Values, kept: np.ndarray, drawn: np.ndarra
             (values.goes if removed else values.stays).offer(float(distance[i]), {**row, "value": numbers[i]})
 
 
-def _examples(table: pa.Table, found: Gathered) -> None:
+def _examples(table: pa.Table, gathered: Gathered) -> None:
     rank = uniform(table["row"].to_numpy().astype(np.uint64), "examples")
     reasons = table["reason"].to_pylist()
     for i in np.argsort(rank, kind="stable"):
         reason = reasons[i] or ""
-        rows = found.examples.setdefault(reason, Rows(KEPT_EXAMPLES if reason == "" else EXAMPLES))
+        rows = gathered.examples.setdefault(reason, Rows(KEPT_EXAMPLES if reason == "" else EXAMPLES))
         if rows.accepts(float(rank[i])):
             rows.offer(float(rank[i]), _row(table, int(i)))
 
 
-def _groups(table: pa.Table, column: str, found: Gathered) -> None:
-    groups = found.groups.setdefault(column, {})
-    sizes = found.sizes.setdefault(column, Counter())
+def _groups(table: pa.Table, column: str, gathered: Gathered) -> None:
+    groups = gathered.groups.setdefault(column, {})
+    sizes = gathered.sizes.setdefault(column, Counter())
     pointing = table.filter(table[column].is_valid())
     for row, target in zip(pointing["row"].to_pylist(), pointing[column].to_pylist(), strict=True):
         sizes[target] += 1
@@ -190,5 +196,5 @@ def _row(table: pa.Table, i: int) -> dict[str, Any]:
 
 
 def largest(sizes: Counter[int]) -> Iterator[tuple[int, int]]:
-    """(row that was kept, rows that point at it) of the largest groups."""
+    """(kept row, number of rows that point to it) of the largest groups."""
     yield from heapq.nsmallest(GROUPS, sizes.items(), key=lambda pair: (-pair[1], pair[0]))

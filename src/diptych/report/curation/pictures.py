@@ -1,4 +1,4 @@
-"""The pictures of the rows that the page shows, small, inside the page."""
+"""The pictures of the rows on the page, small and embedded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from diptych.core.errors import DiptychError
+from diptych.curation.engine.shards import Keys, Shard
+from diptych.curation.engine.store import Store
 from diptych.curation.explain import Result
-from diptych.curation.shards import Keys, Shard
-from diptych.curation.store import Store
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.report.drawing.marks import escape
@@ -23,11 +23,11 @@ LETTERS = 90  # of a caption
 
 
 class Album:
-    """Reads the pictures of all wanted rows shard by shard, so that a shard is opened once."""
+    """The pictures of all wanted rows, read shard by shard, so that each shard is opened once."""
 
     def __init__(self, result: Result, wanted: Iterable[int]):
         self.result = result
-        self.shown: dict[int, str] = {}  # row → data URL, or why there is none
+        self.shown: dict[int, str] = {}  # {row: data URL, or the reason why there is none}
         self.size: dict[int, tuple[int, int]] = {}
         by_shard: dict[int, list[int]] = defaultdict(list)
         for row in wanted:
@@ -64,7 +64,7 @@ class Album:
         return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
     def shot(self, row: dict[str, Any], note: str = "", mark: str = "") -> str:
-        """The picture with its caption, and what is to be said of it (HTML)."""
+        """The picture of a row with its caption and a note, HTML."""
         shown = self.shown.get(row["row"], "no picture")
         words = row["text"] or ""
         short = words if len(words) <= LETTERS else words[: LETTERS - 1] + "…"
@@ -80,4 +80,5 @@ class Album:
 
 
 def shots(inner: Iterable[str]) -> str:
+    """Pictures side by side, HTML."""
     return f'<div class="shots">{"".join(inner)}</div>'

@@ -12,13 +12,16 @@ from diptych.report.drawing.marks import COLOURS, dot, line, svg, text
 
 WIDTH, HEIGHT = 340, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 42
-POINTS = 200  # of a curve: more are not seen
+POINTS = 200  # of a curve: more are not visible
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line or cloud. ``index`` gives the colour (that of a recipe in the comparison), ``style`` how it is drawn:
-    ``line``, ``dashed``, ``points`` or ``both``. ``low`` and ``high`` are the ends of each point's interval."""
+    """One line or point cloud.
+
+    index: the colour, that of the recipe in the comparison. style: ``line``, ``dashed``, ``points`` or ``both``. low, high: the
+    interval of each point.
+    """
 
     name: str
     x: Sequence[float] | np.ndarray
@@ -42,10 +45,10 @@ def chart(
     diagonal: bool = False,
     level: float | None = None,
 ) -> str:
-    """An SVG. ``label`` says to those who hear the page what the chart shows, the figures that matter included.
+    """A chart as SVG. label: a description with the main numbers, for screen readers.
 
-    ``percent``: whether the ticks of x and y are written as per cent; ``diagonal``: the line y = x; ``level``: a
-    horizontal reference such as chance. With ``log_x`` all x must be above 0; points with NaN are left out.
+    percent: whether the ticks of x and y are in per cent. diagonal: draw the line y = x. level: a horizontal reference such as
+    chance. With ``log_x`` all x must be above 0. Points with NaN are left out.
     """
     kept = [_finite(s, log_x) for s in series]
     xs = np.concatenate([s.x for s in kept]) if kept else np.zeros(0)
@@ -115,7 +118,7 @@ def _span(values: np.ndarray, log: bool = False) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Three to five round numbers between the two."""
+    """Three to five round numbers between the limits."""
     rough = (high - low) / 4
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
@@ -124,13 +127,13 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Powers of ten between the two; where there are fewer than two, 1, 2 and 5 times each."""
+    """Powers of ten between the limits; also 2 and 5 times each, if there are fewer than two."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5)):
-        found = [f * 10.0**e for e in exponents for f in factors if low * (1 - 1e-9) <= f * 10.0**e <= high * (1 + 1e-9)]
-        if len(found) >= 2:
+        ticks = [f * 10.0**e for e in exponents for f in factors if low * (1 - 1e-9) <= f * 10.0**e <= high * (1 + 1e-9)]
+        if len(ticks) >= 2:
             break
-    return found
+    return ticks
 
 
 def _written(value: float, percent: bool) -> str:
@@ -148,7 +151,7 @@ def dots(
     index: int = 0,
     percent: bool = True,
 ) -> str:
-    """Named values with their intervals, one below the other: (name, value, low, high). ``reference``: an upright line."""
+    """An SVG of (name, value, low, high), one below the other. reference: a vertical line."""
     widest = max((len(name) for name, *_ in rows), default=0)
     left = min(150, 16 + 7 * widest)
     right, row, top = WIDTH - 50, 24, 6

@@ -1,7 +1,7 @@
-"""The frame of every report: one HTML file with one or more pages in it, self-contained.
+"""The frame of every report: one self-contained HTML file with one or more pages.
 
-Everything is inline: it opens from a disk, without a network, for as long as there are browsers, and can be mailed.
-With several pages a small script shows one at a time; without the script they stand one after the other.
+Everything is inline: the file needs no network and can be mailed. With several pages a small script shows one at a time; without
+the script they follow each other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 @dataclass(frozen=True)
 class Section:
-    """``id`` is unique in the document; ``body`` is HTML. A section without a body is left out."""
+    """A section of a page. id: unique in the document. body: HTML; a section without a body is left out."""
 
     id: str
     title: str
@@ -31,7 +31,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """``lead``: HTML that stands before the sections; ``mark``: words after the page's name in the list of pages."""
+    """A page. lead: HTML before the sections. mark: text after the page's name in the list of pages."""
 
     id: str
     title: str
@@ -41,11 +41,12 @@ class Page:
 
     @property
     def shown(self) -> list[Section]:
+        """The sections with a body."""
         return [s for s in self.sections if s.body]
 
 
 def document(title: str, facts: Iterable[tuple[str, str]], pages: Sequence[Page]) -> str:
-    """The HTML of a report: a heading, what it is about (name, value; both text), and its pages, the first one on top."""
+    """The HTML of a report: a heading, facts (name, value; both text), and its pages, the first one visible."""
     own = resources.files("diptych.report.drawing")
     style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     first = pages[0].id
@@ -56,7 +57,7 @@ def document(title: str, facts: Iterable[tuple[str, str]], pages: Sequence[Page]
         f"<title>{escape(title)} – Diptych</title><style>{style}</style></head><body>"
         f'<a class="skip" href="#{first}">Skip to the content</a>{_head(title, facts)}{_list_of_pages(pages)}'
         f"<main>{''.join(_page(p, len(pages) > 1) for p in pages)}</main>"
-        "<footer><p>Made by Diptych from the files beside this page.</p></footer>"
+        "<footer><p>Made by Diptych from the files next to this page.</p></footer>"
         f"<script>{script}</script></body></html>"
     )
 
@@ -69,7 +70,7 @@ def _head(title: str, facts: Iterable[tuple[str, str]]) -> str:
 
 
 def _list_of_pages(pages: Sequence[Page]) -> str:
-    """Of one page, the list of its sections."""
+    """The list of a page's sections."""
     if len(pages) == 1:
         links = "".join(f'<li><a href="#{s.id}">{escape(s.title)}</a></li>' for s in pages[0].shown)
         return f'<nav aria-label="Sections"><ul>{links}</ul></nav>'

@@ -1,4 +1,4 @@
-"""Small pieces of HTML and SVG that every section uses."""
+"""Small elements of HTML and SVG that every section uses."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from collections.abc import Iterable
 from html import escape as _escape
 from typing import Any
 
-# Okabe–Ito; the recipe's place in the comparison decides, and a shape always goes with the colour.
+# Okabe–Ito colours by the recipe's position in the comparison; a shape always accompanies the colour.
 COLOURS = 7
 
 
 def escape(text: Any) -> str:
+    """The value as text for HTML."""
     return _escape(str(text), quote=True)
 
 
 def emphasise(text: str) -> str:
-    """Escapes, turns ``**name**`` into a strong element, keeps numbers with their units and arrows with their ends."""
+    """Escaped text with ``**name**`` as a strong element; numbers stay with their units and arrows with their ends."""
     kept = re.sub(r"(?<=\d) (?=%)| (?=→)|(?<=→) ", "\u00a0", escape(text))
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", kept)
 
 
 def link(text: str) -> str:
-    """Escaped text in which web addresses and arXiv numbers are plain links, for citations and sources."""
-    told = []
+    """Escaped text with links for web addresses and arXiv numbers, for citations and sources."""
+    parts = []
     for i, part in enumerate(re.split(r"(https?://[^\s<>\"'()]+|arXiv:\d{4}\.\d{4,5})", text)):
         address = part.replace("arXiv:", "https://arxiv.org/abs/")
-        told.append(f'<a href="{escape(address)}" rel="noreferrer">{escape(part)}</a>' if i % 2 else escape(part))
-    return "".join(told)
+        parts.append(f'<a href="{escape(address)}" rel="noreferrer">{escape(part)}</a>' if i % 2 else escape(part))
+    return "".join(parts)
 
 
 def svg(width: float, height: float, body: Iterable[str], label: str, kind: str = "") -> str:
-    """An inline picture with a name for those who hear the page."""
+    """An inline SVG with a label for screen readers."""
     drawn = "".join(body)
     return (
         f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
@@ -40,27 +41,33 @@ def svg(width: float, height: float, body: Iterable[str], label: str, kind: str 
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """A line."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def text(x: float, y: float, words: Any, kind: str = "", anchor: str = "start") -> str:
+    """A text."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def dot(x: float, y: float, kind: str, radius: float = 4.5) -> str:
+    """A round mark."""
     return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
 
 
 def diamond(x: float, y: float, kind: str, size: float = 4.5) -> str:
+    """A diamond mark."""
     return f'<path class="{kind}" d="M{x:.1f} {y - size:.1f}l{size:g} {size:g}l-{size:g} {size:g}l-{size:g} -{size:g}z"/>'
 
 
 def cross(x: float, y: float, kind: str, size: float = 3.5) -> str:
+    """A cross mark."""
     d = 2 * size
     return f'<path class="{kind}" d="M{x - size:.1f} {y - size:.1f}l{d:g} {d:g}m0 -{d:g}l-{d:g} {d:g}"/>'
 
 
 def section(identifier: str, title: str, body: str) -> str:
+    """A section with a heading, HTML; empty without a body."""
     if not body:
         return ""
     head = f'<h2 id="{identifier}-h">{escape(title)}</h2>'
@@ -68,17 +75,17 @@ def section(identifier: str, title: str, body: str) -> str:
 
 
 def figure(body: str, caption: str, kind: str = "") -> str:
-    """``caption`` is HTML."""
+    """A figure with a caption; both are HTML."""
     return f'<figure class="{kind}">{body}<figcaption>{caption}</figcaption></figure>'
 
 
 def scroller(table: str, label: str) -> str:
-    """A table that scrolls by itself, by finger or by keyboard, so that the page never does."""
+    """A table that scrolls on its own, also by keyboard, so that the page does not scroll sideways."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{table}</div>'
 
 
 def header(label: str, note: str = "", sortable: bool = True, first: bool = False) -> str:
-    """``note`` stands small under the label."""
+    """A table cell with a small note below its label."""
     words = escape(label).replace(" →", "\u00a0→")
     arrow = '<span class="arrow" aria-hidden="true"></span>'
     inner = f'<button type="button">{words}{arrow}</button>' if sortable else f'<span class="plain">{words}</span>'
@@ -89,6 +96,6 @@ def header(label: str, note: str = "", sortable: bool = True, first: bool = Fals
 
 
 def key(index: int, label: str, paradigm: str = "") -> str:
-    """A recipe's name with its colour, as a row's or panel's head."""
+    """A recipe's name with its colour, the heading of a row or panel."""
     below = f'<span class="note">{escape(paradigm)}</span>' if paradigm else ""
     return f'<span class="key c{index % COLOURS}" aria-hidden="true"></span>{escape(label)}{below}'

@@ -1,5 +1,8 @@
-"""The pictures of a task's items, for the examples: from the files a record names, from what the comparison kept, or from
-the data itself, opened again and checked by its fingerprint."""
+"""The pictures of a task's items, for the examples.
+
+They come from the files that a record names, from the comparison's ``items/``, or from the data, opened again and checked by its
+fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,17 @@ from typing import Any
 import numpy as np
 
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
 from diptych.report.drawing.marks import escape
 from diptych.report.read import Comparison, Run
-from diptych.report.records import Record
 from diptych.report.sections.answers import Answers
 from diptych.report.sections.examples import LARGEST, thumbnail
+from diptych.training.run_files import EvaluationFiles, Record
 
 MOST = 4  # pictures of one item
 
 
 class Pictures:
-    """Finds pictures; what cannot be found is said once, in ``notes``."""
+    """Finds the pictures of items; missing ones are reported once, in ``notes``."""
 
     def __init__(self, comparison: Comparison, images: Path | None = None):
         self.comparison, self.images = comparison, images
@@ -33,7 +35,7 @@ class Pictures:
         self._items: dict[tuple[Path, str], dict[str, Any]] = {}
 
     def of(self, task: str, answers: Answers, record: Record) -> list[str]:
-        """``src`` of each picture of an item, at most four; empty where there are none."""
+        """The ``src`` of each picture of an item, at most four; empty if there are none."""
         named = self._files(answers, record)
         if named:
             return named
@@ -43,36 +45,40 @@ class Pictures:
             return [src for one in shown[:MOST] if (src := _source_of(one))]
         kept = self.comparison.items
         entry = kept.get(str(record["item"])) or kept.get(str(record.get("cluster")))
-        found = thumbnail(entry.image) if entry else None
-        return [found[0]] if found else []
+        picture = thumbnail(entry.image) if entry else None
+        return [picture[0]] if picture else []
 
     def _files(self, answers: Answers, record: Record) -> list[str]:
         names = record.get("images", record.get("image"))
         names = [names] if isinstance(names, str) else names if isinstance(names, list) else []
         folders = [
-            f for f in (self.images, answers.folder, answers.folder / "records", self.comparison.path, Path()) if f is not None
+            f
+            for f in (self.images, answers.evaluation.path, answers.evaluation.path / "records", self.comparison.path, Path())
+            if f is not None
         ]
-        found = []
+        sources = []
         for name in (n for n in names[:MOST] if isinstance(n, str)):
             path = next((f / name for f in folders if (f / name).is_file()), None)
             if path is not None and (shown := thumbnail(path)):
-                found.append(shown[0])
-        return found
+                sources.append(shown[0])
+        return sources
 
     def item(self, task: str, answers: Answers, name: str) -> Any:
-        """What the task asked about, from the data opened again; None if that cannot be."""
-        key = (answers.folder, task)
+        """The item of the task, from the data opened again; None if that is impossible."""
+        key = (answers.evaluation.path, task)
         if key not in self._items:
-            run = next(run for run in answers.recipe.runs if run.folder == answers.folder)
-            shared = next((k for k in self._items if k[1] == task and self._data_of(k[0]) == self._data_of(run.folder)), None)
+            run = next(run for run in answers.recipe.runs if run.evaluation.path == answers.evaluation.path)
+            shared = next(
+                (k for k in self._items if k[1] == task and self._data_of(k[0]) == self._data_of(run.evaluation.path)), None
+            )
             self._items[key] = self._items[shared] if shared else self._opened(task, run)
         return self._items[key].get(name)
 
     def _data_of(self, folder: Path) -> str:
-        return next((run.data_fingerprint for r in self.comparison.recipes for run in r.runs if run.folder == folder), "")
+        return next((run.data_fingerprint for r in self.comparison.recipes for run in r.runs if run.evaluation.path == folder), "")
 
     def forget(self) -> None:
-        """Lets go of the items: pictures are large."""
+        """Releases the items, since pictures are large."""
         self._items.clear()
 
     @cached_property
@@ -81,11 +87,11 @@ class Pictures:
 
     def _opened(self, task: str, run: Run) -> dict[str, Any]:
         try:
-            asked = _task_of(task, run.folder)
-            if asked is None:
+            built_in = _task_of(task, run.evaluation)
+            if built_in is None:
                 return {}
-            return _named(asked.items(self._source(run)))
-        except Exception as error:  # whatever another version, another machine or a lost file may cause: only pictures lack
+            return _named(built_in.items(self._source(run)))
+        except Exception as error:  # any problem with another version or a lost file costs only the pictures
             self.notes.append(f"{task}: no pictures from the data ({error or type(error).__name__}).")
             return {}
 
@@ -96,16 +102,16 @@ class Pictures:
             return None
         if run.data not in self._sources:
             if not is_ours(run.data):
-                raise DiptychError(f"'{run.data}' is not opened for a report: it lies elsewhere, or its code is not ours")
+                raise DiptychError(f"'{run.data}' is not opened for a report: it is remote, or its code is not built in")
             source = open_source(run.data)
             if source.fingerprint() != run.data_fingerprint:
-                raise DiptychError(f"'{run.data}' holds other data now")
+                raise DiptychError(f"'{run.data}' now holds other data")
             self._sources[run.data] = source
         return self._sources[run.data]
 
 
 def is_ours(address: str) -> bool:
-    """Of a built-in format and on this machine: a report that came by mail shall run no code and call no server."""
+    """Whether data has a built-in format and is local: a report of foreign files must not run code or call a server."""
     from diptych.data.sources import SCHEMES
 
     if "://" in address:
@@ -114,43 +120,42 @@ def is_ours(address: str) -> bool:
     return not mark or scheme == "scenes" or scheme in SCHEMES
 
 
-def _task_of(task: str, folder: Path) -> Any:
-    """The built-in task with the settings its records were made with."""
+def _task_of(task: str, evaluation: EvaluationFiles) -> Any:
+    """The built-in task with the settings of its records; None for other tasks."""
     from pydantic import TypeAdapter
 
     from diptych.core.registry import resolve
 
-    path = folder / "state.json"
-    settings = dict(read_json(path)["tasks"].get(task, {}).get("settings", {})) if path.is_file() else {}
+    settings = evaluation.settings(task)
     kind = str(settings.pop("class", ""))
     if not kind.startswith("diptych."):
         return None
     return TypeAdapter(resolve(kind, {}, "task")).validate_python(settings)
 
 
-def changed_settings(task: str, folder: Path) -> dict[str, Any]:
-    """Numbers and words that a built-in task was told otherwise than usual, but for files."""
+def changed_settings(task: str, evaluation: EvaluationFiles) -> dict[str, Any]:
+    """The settings of a built-in task that differ from the defaults, except files."""
     try:
-        asked = _task_of(task, folder)
+        built_in = _task_of(task, evaluation)
     except Exception:  # settings of another version
         return {}
-    if asked is None:
+    if built_in is None:
         return {}
-    usual = vars(type(asked)())
+    defaults = vars(type(built_in)())
     return {
         k: v
-        for k, v in vars(asked).items()
-        if k not in ("name", "needs", "batch") and isinstance(v, (int, float, str)) and v != usual[k] and "/" not in str(v)
+        for k, v in vars(built_in).items()
+        if k not in ("name", "needs", "batch") and isinstance(v, (int, float, str)) and v != defaults[k] and "/" not in str(v)
     }
 
 
 def _named(items: Iterable[Any]) -> dict[str, Any]:
-    """Items by name; those without one by their place, as the tasks that have such name their records."""
+    """Items by name; those without one by their position, as in the records of such tasks."""
     named = {}
     for i, item in enumerate(items):
         name = next(
             (n for part in _parts(item) if isinstance(n := _field(part, "id", "item"), (str, int))), None
-        )  # arrays have methods
+        )  # arrays have methods of these names
         named[str(name) if name is not None else f"concept-{i:05d}"] = item
     return named
 
@@ -158,13 +163,15 @@ def _named(items: Iterable[Any]) -> dict[str, Any]:
 def _field(item: Any, *names: str) -> Any:
     for name in names:
         value = item.get(name) if isinstance(item, dict) else getattr(item, name, None)
-        if value is not None and not (isinstance(value, (list, tuple)) and not value):  # a sample of one image has no list of them
+        if value is not None and not (
+            isinstance(value, (list, tuple)) and not value
+        ):  # a sample with one image has no list of images
             return value
     return None
 
 
 def _of_group(item: Any, record: Record) -> list[Any]:
-    """Of a contrast set the picture that the record speaks of, else all."""
+    """The pictures of an item; of a contrast set only the record's picture."""
     shown, groups = _shown(item), next((g for part in _parts(item) if (g := _field(part, "groups")) is not None), ())
     return [shown[groups.index(record["group"])]] if record.get("group") in groups and len(groups) == len(shown) else shown
 
@@ -174,23 +181,23 @@ def _parts(item: Any) -> tuple[Any, ...]:
 
 
 def _shown(item: Any) -> list[Any]:
-    """The pictures of an item: pixels, paths of files, or the bytes of files."""
-    found = _field(item, "images", "image", "sample")
-    if found is None and isinstance(item, tuple):
-        found = next((part for part in item if _is_picture(part) or hasattr(part, "image") or hasattr(part, "images")), None)
-    if isinstance(found, (str, bytes)) or _is_picture(found):
-        return [found]
-    if isinstance(found, (list, tuple)):
-        return [part for part in found if isinstance(part, (str, bytes)) or _is_picture(part)]
-    return _shown(found) if hasattr(found, "image") or hasattr(found, "images") else []
+    """The pictures of an item: pixels, paths or contents of files."""
+    shown = _field(item, "images", "image", "sample")
+    if shown is None and isinstance(item, tuple):
+        shown = next((part for part in item if _is_picture(part) or hasattr(part, "image") or hasattr(part, "images")), None)
+    if isinstance(shown, (str, bytes)) or _is_picture(shown):
+        return [shown]
+    if isinstance(shown, (list, tuple)):
+        return [part for part in shown if isinstance(part, (str, bytes)) or _is_picture(part)]
+    return _shown(shown) if hasattr(shown, "image") or hasattr(shown, "images") else []
 
 
 def _source_of(shown: Any) -> str:
     from diptych.data.image import decode
 
     if isinstance(shown, str):
-        found = thumbnail(Path(shown))
-        return found[0] if found else ""
+        picture = thumbnail(Path(shown))
+        return picture[0] if picture else ""
     return of_array(decode(shown, "picture") if isinstance(shown, bytes) else shown)
 
 
@@ -199,7 +206,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def of_array(image: np.ndarray) -> str:
-    """A data URI: small drawings as they are, larger pictures as a small JPEG."""
+    """A data URI of a picture: small drawings as PNG, larger pictures as a small JPEG."""
     from PIL import Image
 
     picture, out = Image.fromarray(image), io.BytesIO()
@@ -213,7 +220,7 @@ def of_array(image: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def img(src: str, said: str) -> str:
-    """``said``: what the picture shows, for those who do not see it."""
+def img(src: str, alt: str) -> str:
+    """An ``img`` element. alt: a description for screen readers."""
     small = ' class="sprite"' if src.startswith("data:image/png") else ""
-    return f'<img src="{src}" alt="{escape(re.sub(chr(10), " ", said))}" loading="lazy"{small}>'
+    return f'<img src="{src}" alt="{escape(re.sub(chr(10), " ", alt))}" loading="lazy"{small}>'

@@ -1,8 +1,9 @@
-"""The charts, drawn as inline SVG: loss curves, skill profiles, maps of the embeddings."""
+"""The charts of a comparison as inline SVG: loss curves, skill profiles, maps of the embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,20 +13,21 @@ from diptych.core.extras import need
 from diptych.report.columns import Column, columns, number
 from diptych.report.drawing.charts import ticks
 from diptych.report.drawing.marks import COLOURS, cross, diamond, dot, escape, figure, key, line, svg, text
-from diptych.report.read import Comparison, Recipe, Run, parse_budget
+from diptych.report.read import Comparison, Recipe, Run, parse_budget, readable
 from diptych.report.records import finite
 
-POINTS = 160  # of a curve: more are not seen
-MAPPED = 250  # pairs of a map: more hide each other, and t-SNE takes longer
+POINTS = 160  # of a curve: more are not visible
+MAPPED = 250  # pairs in a map: more overlap, and t-SNE takes longer
 
 
 def panels(parts: Sequence[tuple[int, Recipe, str]], kind: str = "panels") -> str:
+    """Panels with the recipes as headings, HTML."""
     inner = "".join(f'<div class="panel"><h3>{key(i, r.label)}</h3>{body}</div>' for i, r, body in parts)
     return f'<div class="{kind}">{inner}</div>'
 
 
 def legend(*entries: tuple[list[str], str]) -> str:
-    """Marks and what they mean."""
+    """A legend: marks with their meanings, HTML."""
     start = '<li><svg viewBox="0 0 26 16" width="26" height="16" aria-hidden="true">'
     listed = "".join(f"{start}{''.join(marks)}</svg>{escape(words)}</li>" for marks, words in entries)
     return f'<ul class="legend">{listed}</ul>'
@@ -35,10 +37,12 @@ def legend(*entries: tuple[list[str], str]) -> str:
 
 
 def loss_curves(comparison: Comparison) -> str:
+    """The training loss of every recipe, HTML."""
     budget = parse_budget(comparison.budget)
     parts = []
     for index, recipe in enumerate(comparison.recipes):
-        curves = [(run, curve) for run in recipe.runs if len((curve := loss_curve(run, budget))[0]) > 1]
+        logs = ((run, readable(run.files.metrics, [], comparison.notes)) for run in recipe.runs)
+        curves = [(run, curve) for run, log in logs if len((curve := loss_curve(log, budget))[0]) > 1]
         if curves:
             parts.append((index, recipe, _loss_panel(index, recipe, curves)))
     if not parts:
@@ -51,13 +55,13 @@ def loss_curves(comparison: Comparison) -> str:
     return figure(panels(parts), caption)
 
 
-def loss_curve(run: Run, budget: Budget | None) -> tuple[np.ndarray, np.ndarray, list[tuple[float, str]]]:
-    """Share of the run's budget, loss (means of bins), and where each further stage begins."""
-    rows = [r for r in run.read_jsonl("metrics.jsonl") if finite(r.get("loss")) is not None]
+def loss_curve(log: Sequence[dict[str, Any]], budget: Budget | None) -> tuple[np.ndarray, np.ndarray, list[tuple[float, str]]]:
+    """The share of the budget [n], the loss [n] (means of bins), and where each further stage begins."""
+    rows = [r for r in log if finite(r.get("loss")) is not None]
     unit, limit = "seconds", None
     if budget:
         unit, limit = next((u, v) for u, v in vars(budget).items() if v is not None)
-    if all(finite(r.get("share")) is not None for r in rows):  # the run knows best: its budget may differ from the comparison's
+    if all(finite(r.get("share")) is not None for r in rows):  # the run's own budget may differ from the comparison's
         unit, limit = "share", 1.0
     elif not all(finite(r.get(unit)) is not None for r in rows):
         unit, limit = "step", None
@@ -106,6 +110,7 @@ def _loss_panel(
 
 
 def skill_profiles(comparison: Comparison) -> str:
+    """Every skill of every recipe against chance and controls, HTML."""
     skills = [c for c in columns(comparison) if c.group == "Skills"]
     parts = [
         (i, r, _skill_panel(i, r, skills)) for i, r in enumerate(comparison.recipes) if any(c.key in r.measures for c in skills)
@@ -121,7 +126,7 @@ def skill_profiles(comparison: Comparison) -> str:
     )
     caption = (
         "A skill is learned when its dot is clear of the chance tick <em>and</em> of the diamond and the cross: "
-        "a diamond right of chance means that wording alone gives answers away."
+        "a diamond right of chance means that the wording gives answers away."
     )
     return signs + figure(panels(parts), caption)
 
@@ -136,7 +141,7 @@ def _skill_panel(index: int, recipe: Recipe, skills: list[Column]) -> str:
 
     body = [line(sx(v), top, sx(v), height - 20, "grid") for v in (0, 0.5, 1)]
     body += [text(sx(v), height - 6, f"{v:.0%}", "tick", "middle") for v in (0, 0.5, 1)]
-    told = []
+    values = []
     for place, column in enumerate(skills):
         y = top + row * place + row / 2
         m = recipe.measures.get(column.key)
@@ -153,25 +158,21 @@ def _skill_panel(index: int, recipe: Recipe, skills: list[Column]) -> str:
         body.append(line(sx(m.low), y, sx(m.high), y, f"range {colour}"))
         body.append(dot(sx(m.value), y, f"hollow {colour}" if m.at_chance else f"point {colour}"))
         body.append(text(width - 2, y + 4, f"{'≈ ' if m.at_chance else ''}{number(m.value)}", "figure", "end"))
-        told.append(f"{column.label} {number(m.value)}{' (at chance)' if m.at_chance else ''}")
-    return svg(width, height, body, f"Skills of {recipe.label} in per cent: {', '.join(told)}", "skills")
+        values.append(f"{column.label} {number(m.value)}{' (at chance)' if m.at_chance else ''}")
+    return svg(width, height, body, f"Skills of {recipe.label} in per cent: {', '.join(values)}", "skills")
 
 
 # ---- maps
 
 
 def embedding_maps(comparison: Comparison) -> str:
+    """Image and text embeddings of every recipe in two dimensions, HTML."""
     parts = []
     for index, recipe in enumerate(comparison.recipes):
-        run = next((run for run in recipe.runs if run.embeddings), None)
-        if run is None or run.embeddings is None:
+        stored = next((e for run in recipe.runs if (e := readable(run.evaluation.embeddings, None, comparison.notes))), None)
+        if stored is None:
             continue
-        try:
-            with np.load(run.embeddings, allow_pickle=False) as stored:
-                image, words = unit(stored["image"]), unit(stored["text"])
-        except (OSError, ValueError, KeyError) as error:
-            comparison.notes.append(f"{run.path.name}/evaluation/embeddings.npz could not be read ({error}); its map is missing.")
-            continue
+        image, words = map(unit, stored)
         if len(image) == len(words) >= 3:
             parts.append((index, recipe, _map_panel(index, recipe, image, words)))
     if not parts:
@@ -190,16 +191,18 @@ def embedding_maps(comparison: Comparison) -> str:
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
+    """The rows scaled to unit length, float64."""
     rows = np.asarray(rows, dtype=np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def modality_gap(image: np.ndarray, words: np.ndarray) -> float:
+    """The distance between the centres of image and text embeddings."""
     return float(np.linalg.norm(image.mean(0) - words.mean(0)))
 
 
 def pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
-    """The first two axes, and the share of the variance on them."""
+    """The rows on the first two principal axes [n, 2], and the share of the variance on them."""
     centred = rows - rows.mean(0)
     _, strength, axes = np.linalg.svd(centred, full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2].sum(1, keepdims=True) + 1e-30)
@@ -236,7 +239,7 @@ def _map(index: int, image: np.ndarray, words: np.ndarray, label: str) -> str:
     size, margin = 240, 10
     both = np.concatenate([image, words])
     low, high = both.min(0), both.max(0)
-    scale = (size - 2 * margin) / max(float((high - low).max()), 1e-9)  # one scale: distances stay comparable
+    scale = (size - 2 * margin) / max(float((high - low).max()), 1e-9)  # one scale for both axes
     shift = (size - scale * (high - low)) / 2
     a, b = ((x - low) * scale + shift for x in (image, words))
     pairs = "".join(f"M{p[0]:.0f} {p[1]:.0f}L{q[0]:.0f} {q[1]:.0f}" for p, q in zip(a, b, strict=True))

@@ -1,4 +1,4 @@
-"""Examples of a task with pictures: wrong, nearly right and right, chosen by rule and never by hand."""
+"""Examples of a task with pictures: wrong, nearly right and right, chosen by a fixed rule."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from diptych.report.drawing.marks import escape, figure, key
 from diptych.report.drawing.pictures import Pictures, img
-from diptych.report.pages.explain import asks
-from diptych.report.records import Record, finite, own_scores
+from diptych.report.pages.explain import explain_task
+from diptych.report.records import finite, own_scores
 from diptych.report.sections.answers import Answers, TaskAnswers
+from diptych.training.run_files import Record
 
 PER_PAGE = 72  # pictures: more make the page slow to open and to mail
 EACH = 3  # cards of a kind and recipe
@@ -26,7 +27,7 @@ MOST_PICTURES, MOST_TEXTS = 4, 6  # of a small table of scores
 
 
 def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
-    """Of each recipe."""
+    """Examples of each recipe, HTML."""
     if is_private(gathered.task):
         return ""
     parts, left = [], PER_PAGE
@@ -41,17 +42,17 @@ def example_cards(gathered: TaskAnswers, pictures: Pictures) -> str:
     if not parts:
         return ""
     caption = (
-        f"Chosen by rule: up to {EACH} of each kind, in one random order of the items that is the same for all recipes, taking the "
-        "measures in turn and each picture once a kind. Nearly right: the right answer is second or third, or part of the item is right, or the scores are "
-        f"closest of all mistakes. In the small tables: the score of each caption for each picture, the best of a picture bold, ✓ at "
-        f"the right one. No more than {PER_PAGE} pictures a page, however many records there are."
+        f"Chosen by a fixed rule: up to {EACH} of each kind, in a random order of the items that is the same for all recipes, "
+        "alternating between the metrics, each picture once for each kind. Nearly right: the right answer is second or third, or "
+        "part of the item is right, or the scores are the closest of all mistakes. Small tables: the score of each caption for "
+        f"each picture, the best of a picture bold, ✓ at the right one. At most {PER_PAGE} pictures on a page."
     )
     return figure("".join(parts), caption)
 
 
 def is_private(task: str) -> bool:
-    """Requests of a red team and what was said to them: its own section shows them, if asked to."""
-    return asks(task) == asks("redteam")
+    """Whether a task is a red team's: its own section shows requests and answers, on request only."""
+    return explain_task(task) == explain_task("redteam")
 
 
 def _recipe(gathered: TaskAnswers, a: Answers, pictures: Pictures, limit: int) -> tuple[str, int]:
@@ -69,7 +70,7 @@ def _recipe(gathered: TaskAnswers, a: Answers, pictures: Pictures, limit: int) -
 
 
 def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
-    """Up to ``EACH`` records that are wrong, nearly right and right, the heads in turn."""
+    """Up to ``EACH`` wrong, nearly right and right records, alternating between the main metrics."""
     by_kind: dict[str, dict[str, list[Record]]] = {kind: {} for kind, _ in KINDS}
     margins: dict[str, list[tuple[float, Record]]] = {}
     for record in shuffled(a.records):
@@ -84,9 +85,9 @@ def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
         by_kind[kind].setdefault(head, []).append(record)
         if kind == "wrong" and (m := margin(record)) is not None:
             margins.setdefault(head, []).append((m, record))
-    if not by_kind["near"]:  # the mistakes that were closest
-        for head, found in margins.items():
-            nearest = [r for _, r in sorted(found, key=lambda pair: pair[0])[: 8 * EACH]]
+    if not by_kind["near"]:  # the closest mistakes
+        for head, by_margin in margins.items():
+            nearest = [r for _, r in sorted(by_margin, key=lambda pair: pair[0])[: 8 * EACH]]
             names = {r["item"] for r in nearest}
             by_kind["near"][head] = nearest
             others = [r for r in by_kind["wrong"][head] if r["item"] not in names]
@@ -95,19 +96,20 @@ def choose(gathered: TaskAnswers, a: Answers) -> dict[str, list[Record]]:
 
 
 def shuffled(records: Sequence[Record]) -> list[Record]:
+    """The records in a random order that is always the same."""
     order = sorted(records, key=lambda r: str(r["item"]))
     random.Random(0).shuffle(order)
     return order
 
 
 def _in_turn(groups: dict[str, list[Record]], n: int) -> Iterator[Record]:
-    """The groups in turn, each picture once."""
+    """Records of the groups in alternation, each picture once."""
     lists = [list(g) for _, g in sorted(groups.items(), key=lambda pair: -len(pair[1]))]
     taken: set[str] = set()
     while n and any(lists):
-        for found in lists:
-            while found and n:
-                record = found.pop(0)
+        for records in lists:
+            while records and n:
+                record = records.pop(0)
                 cluster = str(record.get("cluster", record["item"]))
                 if cluster not in taken:
                     taken.add(cluster)
@@ -123,7 +125,7 @@ def _near(record: Record) -> bool:
 
 
 def margin(record: Record) -> float | None:
-    """Between the best score and the next: small where little was missing. None without a list of scores."""
+    """The difference between the best score and the next; None without a list of scores."""
     scores = own_scores(record)
     if len(scores) < 2 or isinstance(scores[0], list):
         return None
@@ -134,22 +136,22 @@ def margin(record: Record) -> float | None:
 def card(
     gathered: TaskAnswers, a: Answers, record: Record, shown: Sequence[str], pictures: Pictures, other: Answers | None = None
 ) -> str:
-    """One item: what was asked, what was said (by another model too, if given), what was wanted, with its pictures."""
+    """One item, HTML: the question, the answer (also of another model, if given), the correct answer, and its pictures."""
     question = next((str(record[k]) for k in QUESTIONS if isinstance(record.get(k), str) and record[k]), "")
     head = gathered.head_of(a, str(record["item"]))
     rows: list[tuple[str, Any]] = []
     options = _options(gathered, a, record, pictures)
     rivals = [(a, record)] if other is None else [(a, record), (other, other.by_item.get(str(record["item"]), {}))]
     for who, own in rivals:
-        said = _value(own, SAID) or (_best(own, options) if options else None)
-        if said is not None:
-            rows.append((key(who.index, who.recipe.label) if other else "Said", said))
+        answer = _value(own, SAID) or (_best(own, options) if options else None)
+        if answer is not None:
+            rows.append((key(who.index, who.recipe.label) if other else "Said", answer))
     if (wanted := _value(record, WANTED)) is not None:
         rows.append(("Wanted", wanted))
     table = _scores(record)
     if other is not None and table and (rival := _scores(rivals[1][1])):
         table = f"<p>{key(a.index, a.recipe.label)}</p>{table}<p>{key(other.index, other.recipe.label)}</p>{rival}"
-    told = question or ("" if table or rows else str(record["item"]))
+    query_text = question or ("" if table or rows else str(record["item"]))
     alt = question or _written(_value(record, WANTED) or f"item {record['item']}")
     thumbs = "".join(
         f'<span class="thumb">{img(src, alt if len(shown) == 1 else f"picture {i} of {len(shown)}: {_caption(record, i) or alt}")}'
@@ -157,7 +159,7 @@ def card(
         for i, src in enumerate(shown, 1)
     )
     of = f'<p class="note">{escape(head)}, item {escape(record["item"])}</p>' if head else ""
-    query = f'<p class="query">{escape(_cut(told))}</p>' if told else ""
+    query = f'<p class="query">{escape(_cut(query_text))}</p>' if query_text else ""
     pictured = f'<div class="thumbs">{thumbs}</div>' if thumbs else ""
     listed = "".join(f"<dt>{title}</dt><dd>{escape(_written(value))}</dd>" for title, value in rows)
     listed = f"<dl>{listed}</dl>" if rows else ""
@@ -166,12 +168,12 @@ def card(
 
 
 def _value(record: Record, names: Sequence[str]) -> Any:
-    found = next((record[k] for k in names if record.get(k) not in (None, "", [])), None)
-    return found.get("correct") if isinstance(found, dict) else found
+    value = next((record[k] for k in names if record.get(k) not in (None, "", [])), None)
+    return value.get("correct") if isinstance(value, dict) else value
 
 
 def _texts(record: Record) -> list[str]:
-    """Captions that stand against pictures."""
+    """The captions that are scored against pictures."""
     given = record.get("captions") or record.get("texts")
     return [str(t) for t in given] if isinstance(given, list) else []
 
@@ -182,7 +184,7 @@ def _caption(record: Record, place: int) -> str:
 
 
 def _scores(record: Record) -> str:
-    """Texts against pictures: every score, the best text of each picture in bold."""
+    """The scores of texts × pictures, HTML, with the best text of each picture in bold."""
     scores, captions = own_scores(record), _texts(record)
     if not scores or len(scores) > MOST_PICTURES or not 1 <= len(captions) <= MOST_TEXTS:
         return ""
@@ -207,7 +209,7 @@ def _scores(record: Record) -> str:
 
 
 def _options(gathered: TaskAnswers, a: Answers, record: Record, pictures: Pictures) -> list[str]:
-    """What the model chose from, by the record or by the task's own item (image, label, names)."""
+    """The options of the model, from the record or from the task's item (image, label, names)."""
     own = record.get("options") or record.get("choices")
     if isinstance(own, list):
         return [str(o) for o in own]

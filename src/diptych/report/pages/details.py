@@ -8,6 +8,7 @@ from diptych.report.read import Comparison, Test
 
 
 def tests(comparison: Comparison) -> str:
+    """The table of paired tests, HTML."""
     if not comparison.tests:
         return ""
     labels = {r.name: r.label for r in comparison.recipes}
@@ -52,6 +53,7 @@ def _p(p: float | None) -> str:
 
 
 def measurements(comparison: Comparison) -> str:
+    """The table of all measurements, HTML."""
     rows = []
     for r in comparison.recipes:
         for m in r.measures.values():

@@ -1,4 +1,4 @@
-"""A comparison as Markdown: ``results.md`` with every recipe, and a page a system. All of it from recipes, runs and tests on disk."""
+"""A comparison as Markdown: ``results.md`` with every recipe, and a page for each, from recipes, runs and tests on disk."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from diptych.core.files import write_text
 from diptych.report.columns import SIGNIFICANT, Column, amount, columns, interval, number, p_holm, seconds
 from diptych.report.read import Comparison, Recipe, load
 
-REFERENCE = "clip"  # what every recipe is compared with, where it is among them
+REFERENCE = "clip"  # every recipe is compared with it, if it is one of them
 
 
 def write_markdown(directory: Path, out: Path, tests: Path | None = None) -> Path:
-    """``out/results.md`` and ``out/systems/<recipe>.md`` of a comparison.
+    """The path of ``out/results.md``, written with ``out/systems/<recipe>.md`` from a comparison.
 
-    tests: a JUnit file (``pytest --junitxml``), from which each page tells the tests that name its recipe.
+    tests: a JUnit file (``pytest --junitxml``); each page lists the tests that name its recipe.
     """
     comparison = load(directory)
     if not comparison.measured:
@@ -38,6 +38,7 @@ def write_markdown(directory: Path, out: Path, tests: Path | None = None) -> Pat
 
 
 def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
+    """The page of all recipes, Markdown."""
     counts = sorted({len(r.runs) for r in comparison.measured})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
     head = [
@@ -45,10 +46,12 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
         "",
         f"`{comparison.command}`",
         "",
-        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds}, on `{comparison.data}`; "
-        f"{comparison.created}; {environment(comparison)}. Written by `diptych report DIRECTORY --markdown DIRECTORY`.",
+        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds}, on "
+        f"`{comparison.data}`; {comparison.created}; {environment(comparison)}. Written by "
+        "`diptych report DIRECTORY --markdown DIRECTORY`.",
         "",
-        "Per cent (CIDEr: points): mean over seeds, in brackets the 95 % interval over test items. **Bold**: the best of a column. Italic: the interval includes chance.",
+        "Per cent (CIDEr: points): mean over seeds, in brackets the 95 % interval over test items. **Bold**: the best of a column. "
+        "Italic: the interval includes chance.",
         "",
     ]
     rows = [
@@ -57,7 +60,8 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     ]
     lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
     lines += [
-        f"Beside `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction over all pairs).",
+        f"Compared with `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction "
+        "over all pairs).",
         "",
     ]
     lines += [f"- [`{r.name}`](systems/{r.name}.md): {verdict(comparison, r, shown)}" for r in comparison.measured]
@@ -69,14 +73,16 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
 
 
 def environment(comparison: Comparison) -> str:
+    """The machine and the versions, in one line."""
     e = comparison.environment
     packages = e.get("packages") or {}
-    told = [f"{e.get('cores', '?')} cores", str(e.get("platform", "")), f"Python {e.get('python', '?')}"]
-    told += [f"{name} {packages[name]}" for name in ("torch", "transformers") if packages.get(name)]
-    return ", ".join(t for t in told if t)
+    facts = [f"{e.get('cores', '?')} cores", str(e.get("platform", "")), f"Python {e.get('python', '?')}"]
+    facts += [f"{name} {packages[name]}" for name in ("torch", "transformers") if packages.get(name)]
+    return ", ".join(t for t in facts if t)
 
 
 def cell(comparison: Comparison, column: Column, recipe: Recipe) -> str:
+    """The value of a recipe in a column, with its interval."""
     m = recipe.measures.get(column.key)
     if m is None:
         return "—"
@@ -88,6 +94,7 @@ def cell(comparison: Comparison, column: Column, recipe: Recipe) -> str:
 
 
 def spent_table(recipes: Iterable[Recipe]) -> str:
+    """What each recipe spent, Markdown."""
     heads = ["recipe", "samples", "TFLOP", "seconds", "samples/s", "parameters", "of which learn", "peak memory"]
     rows = []
     for r in recipes:
@@ -102,6 +109,7 @@ def spent_table(recipes: Iterable[Recipe]) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -110,7 +118,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def verdict(comparison: Comparison, recipe: Recipe, shown: Sequence[Column]) -> str:
-    """What it is good at and what it is not, from the paired tests alone."""
+    """The strengths and weaknesses of a recipe by the paired tests."""
     have = [c for c in shown if c.key in recipe.measures]
     if not have:
         return "not measured."
@@ -139,7 +147,7 @@ def verdict(comparison: Comparison, recipe: Recipe, shown: Sequence[Column]) -> 
 
 
 def _gain(comparison: Comparison, column: Column, a: Recipe, b: Recipe) -> tuple[float, int]:
-    """How much better a is than b, and whether the paired test shows it: 1, −1 or 0 (not shown)."""
+    """The difference of a from b, and whether the paired test shows it: 1, −1 or 0 (not significant)."""
     sign = 1 if column.higher_is_better else -1
     gain = sign * (a.measures[column.key].value - b.measures[column.key].value)
     p = p_holm(comparison.tests, column.key, a.name, b.name)
@@ -151,13 +159,13 @@ def _by(column: Column, gain: float) -> str:
 
 
 def _list(names: Iterable[str], most: int = 5) -> str:
-    """The first few, which are those that matter most where there is an order."""
-    told = list(names)
-    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+    """The first names, and the number of the others."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def short(column: Column) -> str:
-    """A column's name where many stand side by side."""
+    """A short name of a column, for wide tables."""
     if column.group.startswith("Retrieval"):
         return f"{column.group.replace('Retrieval of ', 'R@1 of ').replace('Retrieval, ', '').replace(', R@1', '')}, {column.label}"
     return "naming" if column.group == "Zero-shot naming" else column.label
@@ -169,6 +177,7 @@ def short(column: Column) -> str:
 def system_page(
     comparison: Comparison, recipe: Recipe, shown: Sequence[Column], tests: Mapping[str, tuple[int, int]] | None
 ) -> str:
+    """The page of one recipe, Markdown."""
     path = recipe_path(recipe.name)
     source = path.read_text(encoding="utf-8")
     checked = load_recipe(recipe.name)
@@ -192,9 +201,15 @@ def system_page(
         for c in (c for c in shown if c.key in recipe.measures):
             m = recipe.measures[c.key]
             each = " · ".join(number(v, c.share) for _, v in sorted(m.seeds.items()))
-            beside = [cell(comparison, c, r) for r in others]
+            other_cells = [cell(comparison, c, r) for r in others]
             rows.append(
-                [c.name, cell(comparison, c, recipe), each, number(m.chance, c.share) if m.chance is not None else "—", *beside]
+                [
+                    c.name,
+                    cell(comparison, c, recipe),
+                    each,
+                    number(m.chance, c.share) if m.chance is not None else "—",
+                    *other_cells,
+                ]
             )
         lines += [table(["", f"`{recipe.name}`", "each seed", "chance", *(f"`{r.name}`" for r in others)], rows), ""]
         lines += [spent_table([recipe, *others]), ""]
@@ -220,17 +235,17 @@ def system_page(
 
 
 def _spec(kind: str, options: Mapping[str, object]) -> str:
-    told = ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
-    return f"{kind} ({told})" if told else kind
+    listed = ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
+    return f"{kind} ({listed})" if listed else kind
 
 
 def recipe_tests(junit: Path, names: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
-    """{recipe: {test file: (tests that ran, of them failed)}}: those of ``test_<recipe>.py`` and those that name the recipe."""
+    """{recipe: {test file: (tests that ran, failures)}}: those of ``test_<recipe>.py`` and those that name the recipe."""
     try:
         cases = list(ElementTree.parse(junit).iter("testcase"))
     except (OSError, ElementTree.ParseError) as error:
         raise DiptychError(f"{junit}: not a JUnit file ({error}); write one with `pytest --junitxml {junit}`") from None
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+    counts: dict[str, dict[str, tuple[int, int]]] = {}
     for case in cases:
         if case.find("skipped") is not None:
             continue
@@ -241,6 +256,6 @@ def recipe_tests(junit: Path, names: Sequence[str]) -> dict[str, dict[str, tuple
         words = set(re.split(r"[^a-z0-9]+", f"{module} {case.get('name', '')}".lower()))
         for name in names:
             if set(name.split("-")) <= words:
-                n, failed = found.setdefault(name, {}).get(file, (0, 0))
-                found[name][file] = (n + 1, failed + bad)
-    return found
+                n, failed = counts.setdefault(name, {}).get(file, (0, 0))
+                counts[name][file] = (n + 1, failed + bad)
+    return counts

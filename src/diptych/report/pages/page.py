@@ -26,9 +26,9 @@ OPENMOJI = {
 
 
 def build_report(comparison_dir: Path, images: Path | None = None, probe_texts: bool = False) -> Path:
-    """Writes ``report.html``, ``table.md`` and ``results.json`` into the directory of a comparison, a run or an evaluation.
+    """The path of ``report.html``, written with ``table.md`` and ``results.json`` for a comparison, a run or an evaluation.
 
-    ``images``: where the pictures lie that records name; ``probe_texts``: show the requests of red-team probes.
+    images: the folder of the pictures that records name. probe_texts: show the requests of red-team probes.
     """
     comparison = load(Path(comparison_dir))
     html = render(comparison, images, probe_texts)
@@ -39,11 +39,12 @@ def build_report(comparison_dir: Path, images: Path | None = None, probe_texts: 
 
 
 def print_table(comparison_dir: Path) -> None:
-    """The same table on the terminal."""
+    """Prints the main table on the terminal."""
     print_comparison(load(Path(comparison_dir)))
 
 
 def render(comparison: Comparison, images: Path | None = None, probe_texts: bool = False) -> str:
+    """The page, HTML."""
     pictures = Pictures(comparison, images)
     pages, warned = task_pages(comparison, pictures, probe_texts)
     comparison.notes += pictures.notes
@@ -65,6 +66,7 @@ def render(comparison: Comparison, images: Path | None = None, probe_texts: bool
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
+    """(name, value) of what is compared."""
     count = len(comparison.recipes)
     return [
         ("Model" if comparison.single else "Compared", ", ".join(r.label for r in comparison.recipes)),
@@ -78,48 +80,51 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def budget(value: Any) -> str:
+    """A budget as text."""
     parsed = parse_budget(value)
     return str(parsed) if parsed else str(value or "")
 
 
 def words(comparison: Comparison, warning: str) -> str:
+    """The summary in sentences, with warnings, notes and descriptions of the recipes, HTML."""
     rows = []
     for index, r in enumerate(comparison.recipes):
         more = " ".join(x for x in (f"Scores by {r.score}." if r.score else "", r.cite) if x)
         about = f"{escape(r.about)} " if r.about else ""
         rows.append(f"<dt>{key(index, r.label, r.paradigm)}</dt><dd>{about}<span class='note'>{link(more)}</span></dd>")
-    told = any(r.about or r.cite or r.score for r in comparison.recipes)
-    recipes = f'<details><summary>The recipes</summary><dl class="recipes">{"".join(rows)}</dl></details>' if told else ""
+    described = any(r.about or r.cite or r.score for r in comparison.recipes)
+    recipes = f'<details><summary>The recipes</summary><dl class="recipes">{"".join(rows)}</dl></details>' if described else ""
     notes = "".join(f"<li>{escape(n)}</li>" for n in [*comparison.notes, *absences(comparison)])
     warned = f'<aside class="notes"><h3>Not measured</h3><ul>{notes}</ul></aside>' if notes else ""
     return f'<p class="lead">{emphasise(plain_words(comparison))}</p>{warning}{warned}{recipes}'
 
 
 def absences(comparison: Comparison) -> list[str]:
-    """What a reader would otherwise look for in vain."""
-    found = []
-    skipped: dict[str, list[str]] = {}  # what and why → by whom
+    """Sentences on missing results and skipped tasks."""
+    sentences = []
+    skipped: dict[str, list[str]] = {}  # {task and reason: recipes}
     every = sorted({s for r in comparison.recipes for s in (run.seed for run in r.runs)})
     for r in comparison.recipes:
         if not r.measures:
-            found.append(f"{r.label}: no results{f' ({r.error})' if r.error else ''}.")
+            sentences.append(f"{r.label}: no results{f' ({r.error})' if r.error else ''}.")
             continue
         lost = [str(s) for s in every if s not in {run.seed for run in r.runs if run.results}]
         if lost:
-            found.append(f"{r.label}: no results for seed {', '.join(lost)}; its means are over the others.")
-        for task, reason in {str(s.get("task")): str(s.get("reason")) for run in r.runs for s in run.skipped}.items():
+            sentences.append(f"{r.label}: no results for seed {', '.join(lost)}; its means are over the others.")
+        for task, reason in {task: why for run in r.runs for task, why in run.skipped.items()}.items():
             skipped.setdefault(f"{task}: {reason}", []).append(r.label)
-    return found + [f"{', '.join(labels)} skipped {what}" for what, labels in skipped.items()]
+    return sentences + [f"{', '.join(labels)} skipped {what}" for what, labels in skipped.items()]
 
 
 def again(comparison: Comparison) -> str:
+    """How to repeat the comparison, its environment and its licences, HTML."""
     parts = [f"<h3>Do it again</h3><pre><code>{escape(commands(comparison))}</code></pre>"]
     if comparison.environment:
         rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in flatten(comparison.environment))
         parts.append(f'<h3>Environment</h3><dl class="facts">{rows}</dl>')
     licences = [x for x in comparison.licences if "openmoji" not in str(x.get("part", "")).lower()]
     if len(licences) < len(comparison.licences) or comparison.data.startswith("scenes"):
-        licences.append(OPENMOJI)  # in the words that its licence asks for
+        licences.append(OPENMOJI)  # in the words that its licence requires
     if licences:
         rows = "".join(
             f"<li><b>{escape(x.get('part', ''))}</b>: {escape(x.get('licence', ''))}. {link(str(x.get('source') or ''))}</li>"
@@ -130,23 +135,25 @@ def again(comparison: Comparison) -> str:
 
 
 def commands(comparison: Comparison) -> str:
+    """The commands that repeat it."""
     again = "diptych report .   # this page again, from the files"
     if comparison.single:
-        repeat = "diptych train recipe.yaml   # the file beside this page repeats this run"
+        repeat = "diptych train recipe.yaml   # the file next to this page repeats this run"
         return f"{repeat}\n{again}" if (comparison.path / "recipe.yaml").exists() else again
-    asked = "diptych compare " + " ".join(shlex.quote(r.name) for r in comparison.recipes)
+    compare = "diptych compare " + " ".join(shlex.quote(r.name) for r in comparison.recipes)
     if comparison.data:
-        asked += f" --data {shlex.quote(comparison.data)}"
+        compare += f" --data {shlex.quote(comparison.data)}"
     if comparison.budget:
-        asked += f" --budget {shlex.quote(str(comparison.budget))}"
+        compare += f" --budget {shlex.quote(str(comparison.budget))}"
     if len(comparison.seeds) > 1:
-        asked += f" --seeds {len(comparison.seeds)}"
+        compare += f" --seeds {len(comparison.seeds)}"
     first = next((run for r in comparison.recipes for run in r.runs), None)
-    one = [f"diptych train {first.path.name}/recipe.yaml   # one run alone"] if first else []
-    return "\n".join([comparison.command or asked, *one, again])
+    one = [f"diptych train {first.files.path.name}/recipe.yaml   # one run alone"] if first else []
+    return "\n".join([comparison.command or compare, *one, again])
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """(name, value) of nested settings."""
     rows: list[tuple[str, str]] = []
     for name, inner in value.items():
         if name in ("licences", "command", "data", "data_fingerprint", "date") or inner is None:

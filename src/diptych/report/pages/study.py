@@ -1,4 +1,4 @@
-"""The report of a study: what was claimed and what became of it, every measure by arm, the study's own pictures."""
+"""The report of a study: claims with their verdicts, every measure by arm, the study's own figures."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from diptych.report.drawing.document import Page, Section, document
 from diptych.report.drawing.marks import dot, escape, header, key, line, link, scroller, svg
 
 MARKS = {"holds here": "✓", "does not hold": "✗", "cannot tell": "?"}
-_READING = """<p>A claim says that an arm is higher than, lower than or the same as another on a measure. It <b>holds here</b> if the whole
-95 % interval of the difference lies where the claim says, <b>does not hold</b> if all of it lies elsewhere, and else it <b>cannot be
-told</b>. The interval covers another draw of items and, with two seeds or more, another seed of the training: both count as random.
-With one seed it covers the items only. p is that of the claim's own test, two-sided; Holm's correction is over the claims of this page. The effect size
-is the difference divided by its spread over items. Nothing here says how it would be with other data or a larger budget.</p>"""
+_READING = """<p>A claim states that an arm is higher than, lower than or the same as another on a measure. It <b>holds here</b> if
+the whole 95 % interval of the difference agrees with the claim, <b>does not hold</b> if none of it does; otherwise the verdict is
+<b>cannot tell</b>. The interval covers the choice of items and, with at least two seeds, of the training seed; both count as random. With one
+seed it covers the items only. p is that of the claim's own test, two-sided; Holm's correction is over the claims of this page. The
+effect size is the difference divided by its spread over items. The verdicts do not extend to other data or larger budgets.</p>"""
 
 
 def build_study_report(folder: Path, study: dict[str, Any], results: dict[str, Any], figures: Sequence[tuple[str, str]]) -> None:
-    """Writes ``table.md`` and ``report.html`` from what ``results.json`` holds; ``figures``: (title, HTML)."""
+    """Writes ``table.md`` and ``report.html`` from the content of ``results.json``. figures: (title, HTML)."""
     write_text(folder / "table.md", markdown(results))
     sections = [
         Section("claims", "Claims", _about(study) + _claims(results)),
@@ -43,13 +43,14 @@ def build_study_report(folder: Path, study: dict[str, Any], results: dict[str, A
 
 
 def number(value: float | None, share: bool) -> str:
+    """A number as text, in per cent if it is a share."""
     if value is None or not math.isfinite(value):
         return "—"
     return f"{100 * value:.1f}" if share else f"{value:.3g}"
 
 
 def interval(entry: dict[str, Any], share: bool, name: str = "value") -> str:
-    """ "12.3 [10.0–14.6]", in per cent if it is a share."""
+    """A value with its interval: "12.3 [10.0–14.6]", in per cent if it is a share."""
     value = number(entry.get(name), share)
     if entry.get("low") is None or entry.get("high") is None:
         return value
@@ -57,6 +58,7 @@ def interval(entry: dict[str, Any], share: bool, name: str = "value") -> str:
 
 
 def expectation(claim: dict[str, Any], share: bool) -> str:
+    """A claim as a formula."""
     by = f" by {number(claim['by'], share)}" if claim["by"] else ""
     of = f" (its {claim['measure_b']})" if claim.get("measure_b") else ""
     words = {"higher": "higher than", "lower": "lower than", "same": "the same as"}[claim["expect"]]
@@ -66,6 +68,7 @@ def expectation(claim: dict[str, Any], share: bool) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
+    """The tables of a study, Markdown."""
     lines = [f"## {results['title'] or results['study']}", "", f"Budget {results['budget']} each, {results['seeds']} seeds.", ""]
     lines += ["| claim | difference [95 %] | effect size | p (Holm) | verdict |", "|---|---:|---:|---:|---|"]
     for claim in results["claims"]:
@@ -84,12 +87,12 @@ def markdown(results: dict[str, Any]) -> str:
     for name, measure in results["measures"].items():
         cells = [interval(measure["arms"].get(arm, {}), measure["share"]) for arm in arms]
         lines.append(f"| {name}{', %' if measure['share'] else ''} | " + " | ".join(cells) + " |")
-    told: dict[str, list[str]] = {}  # reason → where
+    reasons: dict[str, list[str]] = {}  # {reason: measures}
     for name, measure in results["measures"].items():
         for arm, entry in measure["arms"].items():
             if "reason" in entry:
-                told.setdefault(entry["reason"], []).append(f"{name} of {arm}")
-    lines += ["", *(f"Not measured: {', '.join(where)}: {reason}." for reason, where in told.items())] if told else []
+                reasons.setdefault(entry["reason"], []).append(f"{name} of {arm}")
+    lines += ["", *(f"Not measured: {', '.join(where)}: {reason}." for reason, where in reasons.items())] if reasons else []
     return "\n".join(lines) + "\n"
 
 
@@ -125,7 +128,7 @@ def _claims(results: dict[str, Any]) -> str:
 
 
 def _forest(claim: dict[str, Any]) -> str:
-    """The interval on a line with its zero (or what it must exceed) marked."""
+    """An SVG of the interval on a line, with zero or the claimed difference marked."""
     low, high, value = (claim.get(k) for k in ("low", "high", "difference"))
     if low is None or high is None or value is None:
         return ""
@@ -153,7 +156,8 @@ def _measures(results: dict[str, Any]) -> str:
             cells.append(f'<td>{escape(interval(entry, measure["share"]))}<span class="note">{escape(note)}</span></td>')
         unit = ", %" if measure["share"] else ""
         rows.append(
-            f'<tr><th scope="row">{escape(name)}{unit}<span class="note">{escape(measure["about"])}</span></th>{"".join(cells)}</tr>'
+            f'<tr><th scope="row">{escape(name)}{unit}<span class="note">{escape(measure["about"])}</span></th>'
+            f"{''.join(cells)}</tr>"
         )
     heads = header("measure", sortable=False, first=True) + "".join(header(arm, sortable=False) for arm in arms)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

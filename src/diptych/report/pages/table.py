@@ -1,4 +1,4 @@
-"""The main table: as HTML, as text, as data, on the terminal. And what was spent."""
+"""The main table as HTML, Markdown and data, and the table of what was spent."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ SPENT = (
 
 
 def main_table(comparison: Comparison) -> str:
+    """The main table, HTML."""
     shown = columns(comparison)
     if not shown:
         return ""
@@ -59,7 +60,7 @@ def _head_note(column: Column) -> str:
 
 
 def marks_of(comparison: Comparison, column: Column) -> dict[str, str]:
-    """``best`` for the highest, ``=`` for those the paired tests cannot tell from it."""
+    """``best`` for the best recipe, ``=`` for those that do not differ significantly from it."""
     s = standing(comparison, column.key)
     if len(s.ranked) < 2:
         return {}
@@ -91,7 +92,7 @@ def _cell(column: Column, measure: Measure | None, mark: str, top: float, start:
 
 
 def _strip(m: Measure, top: float) -> str:
-    """Value and interval on a line from nothing to everything."""
+    """An SVG of value and interval on a line from 0 to 100 %."""
     width, y = 64, 5
 
     def x(value: float) -> float:
@@ -103,6 +104,7 @@ def _strip(m: Measure, top: float) -> str:
 
 
 def spent_table(comparison: Comparison) -> str:
+    """What each recipe spent, HTML."""
     shown = [s for s in SPENT if any(s[0] in r.spent for r in comparison.recipes)]
     if not shown:
         return ""
@@ -122,13 +124,16 @@ def spent_table(comparison: Comparison) -> str:
     )
     limit = parse_budget(comparison.budget)
     longest = max(r.spent.get("seconds", 0) for r in comparison.recipes)
-    caption = "Means a run. Time is training alone, without evaluation or set-up; FLOPs: forward and backward as torch counts them."
+    caption = (
+        "Means over runs. Time: training only, without evaluation and set-up; FLOPs: forward and backward, as torch counts them."
+    )
     if limit and limit.seconds and longest > 1.3 * limit.seconds:
         caption += " Runs went side by side: a second of budget is one of the whole machine, so each had more of its own."
     return figure(scroller(table, "What each recipe spent, scrolls sideways"), caption, "wide")
 
 
 def markdown(comparison: Comparison) -> str:
+    """The main table, Markdown."""
     shown = columns(comparison)
     heads = ["Recipe", *(c.name + (f" (chance {number(c.chance)})" if _head_note(c) else "") for c in shown)]
     lines = [f"# {comparison.title}", "", plain_words(comparison), ""]
@@ -145,6 +150,7 @@ def _row(cells: list[str]) -> str:
 
 
 def text_cell(column: Column, recipe: Recipe, marks: dict[str, str], bold: str = "**") -> str:
+    """A value with interval and mark, text."""
     measure = recipe.measures.get(column.key)
     if measure is None:
         return "—"
@@ -155,7 +161,7 @@ def text_cell(column: Column, recipe: Recipe, marks: dict[str, str], bold: str =
 
 
 def data(comparison: Comparison) -> dict[str, Any]:
-    """What ``results.json`` holds."""
+    """The content of ``results.json``."""
 
     def measure(m: Measure) -> dict[str, Any]:
         return asdict(m) | {"at_chance": m.at_chance, "seeds": {str(k): v for k, v in m.seeds.items()}}

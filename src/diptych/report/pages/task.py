@@ -10,8 +10,8 @@ from diptych.report.drawing.document import Page, Section
 from diptych.report.drawing.marks import emphasise, escape, figure, header, key, scroller
 from diptych.report.drawing.pictures import Pictures, changed_settings
 from diptych.report.pages.cards import example_cards
-from diptych.report.pages.explain import asks
 from diptych.report.pages.explain import control as about
+from diptych.report.pages.explain import explain_task
 from diptych.report.read import Comparison, Measure
 from diptych.report.sections import extras
 from diptych.report.sections.answers import TaskAnswers, gather, task_names
@@ -28,21 +28,21 @@ KINDS = {
 
 
 def task_pages(comparison: Comparison, pictures: Pictures, probe_texts: bool = False) -> tuple[list[Page], dict[str, list[Warned]]]:
-    """The pages, and the warnings of each by the page's id. ``probe_texts``: show what a red team asked."""
+    """The pages, and the warnings by the page's id. probe_texts: show the requests of red-team probes."""
     pages, warned = [], {}
     for task in task_names(comparison):
         gathered = gather(comparison, task)
         if not gathered.answers and not any(key[0] == task for r in comparison.recipes for key in r.measures):
             continue
-        found = warnings(comparison, gathered)
-        page = _page(comparison, gathered, found, pictures, probe_texts)
+        task_warnings = warnings(comparison, gathered)
+        page = _page(comparison, gathered, task_warnings, pictures, probe_texts)
         pages.append(page)
-        warned[page.id] = found
+        warned[page.id] = task_warnings
         pictures.forget()
     return pages, warned
 
 
-def _page(comparison: Comparison, g: TaskAnswers, found: list[Warned], pictures: Pictures, probe_texts: bool) -> Page:
+def _page(comparison: Comparison, g: TaskAnswers, task_warnings: list[Warned], pictures: Pictures, probe_texts: bool) -> Page:
     name = re.sub(r"[^\w-]", "-", g.task)
     retrieval = retrieval_examples(comparison) if g.task == "retrieval" else ""
     written = caption_examples(comparison) if g.task == "captions" else ""
@@ -58,40 +58,46 @@ def _page(comparison: Comparison, g: TaskAnswers, found: list[Warned], pictures:
         ("written", "What is written", written),
         ("examples", "Examples", examples),
     ]
-    lead = f"<h2>{escape(g.task)}</h2>{_asks(g.task)}{settings_told(g)}{warning_box(found)}"
-    mark = f"{len(found)} warning{'s' if len(found) > 1 else ''}" if found else ""
+    lead = f"<h2>{escape(g.task)}</h2>{_lead(g.task)}{settings_note(g)}{warning_box(task_warnings)}"
+    mark = f"{len(task_warnings)} warning{'s' if len(task_warnings) > 1 else ''}" if task_warnings else ""
     return Page(f"task-{name}", g.task, [Section(f"{i}-{name}", t, b) for i, t, b in sections], lead, mark)
 
 
-def _asks(task: str) -> str:
-    told = asks(task)
-    if told is None:
+def _lead(task: str) -> str:
+    explanation = explain_task(task)
+    if explanation is None:
         return ""
-    return f'<p class="lead">{escape(told[0])}</p><p class="note not-meant">What it does not tell: {escape(told[1])}</p>'
+    return (
+        f'<p class="lead">{escape(explanation[0])}</p><p class="note not-meant">What it does not show: {escape(explanation[1])}</p>'
+    )
 
 
-def settings_told(g: TaskAnswers) -> str:
-    """What of a task was set otherwise than usual; by model, if they differ."""
-    told: dict[str, list[str]] = {}
+def settings_note(g: TaskAnswers) -> str:
+    """The settings that differ from the defaults, HTML; by model, if they differ."""
+    labels_by_settings: dict[str, list[str]] = {}
     for a in g.answers:
-        said = changed_settings(g.task, a.folder)
-        told.setdefault(", ".join(f"{name} = {value}" for name, value in said.items()), []).append(a.recipe.label)
-    if not any(told):
+        changed = changed_settings(g.task, a.evaluation)
+        labels_by_settings.setdefault(", ".join(f"{name} = {value}" for name, value in changed.items()), []).append(a.recipe.label)
+    if not any(labels_by_settings):
         return ""
-    lines = [said or "as usual" if len(told) == 1 else f"{', '.join(who)}: {said or 'as usual'}" for said, who in told.items()]
+    lines = [
+        changed or "as usual" if len(labels_by_settings) == 1 else f"{', '.join(who)}: {changed or 'as usual'}"
+        for changed, who in labels_by_settings.items()
+    ]
     return f'<p class="note">Settings: {escape("; ".join(lines))}</p>'
 
 
-def warning_box(found: Sequence[Warned]) -> str:
-    if not found:
+def warning_box(task_warnings: Sequence[Warned]) -> str:
+    """The warnings of a page, HTML."""
+    if not task_warnings:
         return ""
-    listed = "".join(f'<li data-kind="{w.kind}">{emphasise(w.words)}</li>' for w in found)
+    listed = "".join(f'<li data-kind="{w.kind}">{emphasise(w.words)}</li>' for w in task_warnings)
     rules = f"<details><summary>How a warning is decided</summary><p class=note>{RULES}</p></details>"
     return f'<aside class="warned" aria-label="Warnings"><h3>Read this before the numbers</h3><ul>{listed}</ul>{rules}</aside>'
 
 
 def summary(pages: Sequence[Page], warned: dict[str, list[Warned]], labels: dict[str, str]) -> str:
-    """For the overview: which pages warn of what."""
+    """The pages with warnings, HTML, for the overview."""
     rows = []
     for page in pages:
         kinds: dict[str, list[str]] = {}
@@ -99,9 +105,9 @@ def summary(pages: Sequence[Page], warned: dict[str, list[Warned]], labels: dict
             who = kinds.setdefault(w.kind, [])
             if labels[w.recipe] not in who:
                 who.append(labels[w.recipe])
-        told = "; ".join(f"{KINDS[kind]} ({', '.join(who)})" for kind, who in kinds.items())
-        if told:
-            rows.append(f'<li><a href="#{page.id}">{escape(page.title)}</a>: {escape(told)}</li>')
+        kinds_text = "; ".join(f"{KINDS[kind]} ({', '.join(who)})" for kind, who in kinds.items())
+        if kinds_text:
+            rows.append(f'<li><a href="#{page.id}">{escape(page.title)}</a>: {escape(kinds_text)}</li>')
     if not rows:
         return ""
     return (
@@ -114,6 +120,7 @@ def summary(pages: Sequence[Page], warned: dict[str, list[Warned]], labels: dict
 
 
 def results(comparison: Comparison, g: TaskAnswers) -> str:
+    """The table of results with every control, HTML."""
     of_task = [(i, r, [m for k, m in r.measures.items() if k[0] == g.task]) for i, r in enumerate(comparison.recipes)]
     metrics = list(dict.fromkeys(m.metric for _, _, ms in of_task for m in ms))
     if not metrics:
@@ -125,7 +132,7 @@ def results(comparison: Comparison, g: TaskAnswers) -> str:
             known = m.metric in g.heads or not g.heads
             tested[recipe.name, m.metric] = contrasts_of(m, answers.get(recipe.name)) if known else []
     controls = list(dict.fromkeys(c for _, _, ms in of_task for m in ms for c in m.controls))
-    controls += [c.control for found in tested.values() for c in found if c.control not in (*controls, "chance")]
+    controls += [c.control for comparisons in tested.values() for c in comparisons if c.control not in (*controls, "chance")]
     controls = list(dict.fromkeys(controls))
     tables = []
     main = [m for m in metrics if any((r.name, m) in tested for _, r, _ in of_task)]
@@ -145,9 +152,9 @@ def results(comparison: Comparison, g: TaskAnswers) -> str:
         tables.append(_table(g.task, rows, here) if rows else "")
     further = f"<details><summary>Further measures: {len(metrics) - len(main)}</summary>{tables[1]}</details>" if tables[1] else ""
     caption = (
-        "Shares in per cent, other measures in their own units, with a 95 % interval (bootstrap over clusters: items of one picture "
-        "are drawn together). Under each control of the main measures: model minus control on the same items, with its interval; "
-        "<b>≈</b> where the model is not shown to be better. Ties and NaNs are summed over seeds."
+        "Shares in per cent, other measures in their own units, with a 95 % interval (bootstrap over clusters: items of one "
+        "picture are drawn together). Under each control of the main measures: model minus control on the same items, with its "
+        "interval; <b>≈</b> where the model is not shown to be better. Ties and NaNs are summed over seeds."
     )
     return figure(tables[0], caption, "wide") + further
 

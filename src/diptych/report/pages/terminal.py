@@ -1,4 +1,4 @@
-"""The same numbers on a terminal, which is narrow: recipes across, measures down."""
+"""The main table on a terminal: recipes are columns, measures are rows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_comparison(comparison: Comparison) -> None:
+    """Prints the main table."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -35,7 +36,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def print_summary(summary: Summary) -> None:
-    """One model's evaluation: every result with its interval, chance and controls."""
+    """Prints every result of one model with its interval, chance and controls."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

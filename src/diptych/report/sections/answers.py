@@ -1,19 +1,18 @@
-"""The records of a task, gathered over seeds: what the pages of tasks are made of (the format: docs/runs.md)."""
+"""The records of a task over seeds, the data of the pages of tasks (format: docs/runs.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
 from diptych.report.columns import FURTHER, classify
-from diptych.report.read import Comparison, Recipe
-from diptych.report.records import Credits, Record, control_names, credits_of, finite, read_records
+from diptych.report.read import Comparison, Recipe, readable
+from diptych.report.records import Credits, control_names, credits_of, finite
+from diptych.training.run_files import EvaluationFiles, Record
 
 MOST_HEADS = 6
 
@@ -23,8 +22,8 @@ class Answers:
     """One recipe's records of one task. ``records`` are those of the first seed that has any."""
 
     recipe: Recipe
-    index: int  # place in the comparison, which gives the colour
-    folder: Path  # the evaluation the records lie in
+    index: int  # position in the comparison, which gives the colour
+    evaluation: EvaluationFiles  # the source of the records
     records: list[Record]
     credits: dict[str, Credits] = field(default_factory=dict)  # {metric: {item: credit}}, means over seeds
     controls: dict[str, dict[str, Credits]] = field(default_factory=dict)  # {metric: {control: {item: credit}}}
@@ -33,6 +32,7 @@ class Answers:
 
     @cached_property
     def by_item(self) -> dict[str, Record]:
+        """{item: record}."""
         return {str(r["item"]): r for r in self.records}
 
 
@@ -42,39 +42,39 @@ class TaskAnswers:
 
     task: str
     answers: list[Answers]
-    lower: frozenset[str] = frozenset()  # measures of which less is better
+    lower: frozenset[str] = frozenset()  # metrics of which lower is better
 
     @cached_property
     def metrics(self) -> list[str]:
-        """With a credit an item, in the order of their first occurrence."""
+        """The metrics with a credit for each item, in order of their first occurrence."""
         return list(dict.fromkeys(m for a in self.answers for m in a.credits))
 
     @cached_property
     def heads(self) -> list[str]:
-        """The metrics that tell whether an item went right: those of the main table, else those that are no part of another."""
+        """The metrics that decide whether an item is right: those of the main table, else those that are not part of another."""
         main = [m for m in self.metrics if (place := classify(self.task, m)) and place[0] != FURTHER]
         return main or [m for m in self.metrics if "/" not in m][:MOST_HEADS] or self.metrics[:1]
 
     def goodness(self, a: Answers, metric: str, item: str) -> float:
-        """The credit, turned round where less is better."""
+        """The credit; 1 − credit where lower is better."""
         credit = a.credits[metric][item]
         return 1 - credit if metric in self.lower else credit
 
     def head_of(self, a: Answers, item: str) -> str | None:
-        """The metric by which an item is right or wrong; with several (directions, ranks) the first."""
+        """The metric that decides whether an item is right; of several (directions, ranks) the first."""
         return next((m for m in self.heads if item in a.credits.get(m, {})), None)
 
 
 def task_names(comparison: Comparison) -> list[str]:
-    """The built-in tasks in their order, then others in the order of the results; also those that left only records."""
+    """Names of the tasks with results or records: built-in tasks in their order, then others."""
     from diptych.benchmarks.tasks import TASKS
 
     known = {name: i for i, name in enumerate(TASKS)}
     named = [task for r in comparison.recipes for task, _ in r.measures]
-    filed = [path.stem for r in comparison.recipes for run in r.runs for path in run.record_files]
+    filed = [task for r in comparison.recipes for run in r.runs for task in run.evaluation.record_files()]
 
     def place(name: str) -> int:
-        """``bias-size`` stands with ``bias``."""
+        """The position of a task; ``bias-size`` is next to ``bias``."""
         while name and name not in known:
             name = name.rpartition("-")[0]
         return known.get(name, len(known))
@@ -83,23 +83,19 @@ def task_names(comparison: Comparison) -> list[str]:
 
 
 def gather(comparison: Comparison, task: str) -> TaskAnswers:
-    """Records that cannot be read become a note of the comparison."""
-    found = []
+    """The records of a task of all recipes; unreadable records become a note of the comparison."""
+    all_answers = []
     for index, recipe in enumerate(comparison.recipes):
         seeds = []
         for run in recipe.runs:
-            path = next((p for p in run.record_files if p.stem == task), None)
-            try:
-                if path is not None and (records := read_records(path)):
-                    seeds.append((run.folder, records))
-            except DiptychError as error:
-                comparison.notes.append(f"{error}; these records are missing here.")
+            if records := readable(run.evaluation.records, [], comparison.notes, task):
+                seeds.append((run.evaluation, records))
         if seeds:
             answers = Answers(recipe, index, *seeds[0])
             _fill(answers, task, [records for _, records in seeds])
-            found.append(answers)
+            all_answers.append(answers)
     measures = [m for r in comparison.recipes for (of, _), m in r.measures.items() if of == task]
-    return TaskAnswers(task, found, frozenset(m.metric for m in measures if not m.higher_is_better))
+    return TaskAnswers(task, all_answers, frozenset(m.metric for m in measures if not m.higher_is_better))
 
 
 def _fill(answers: Answers, task: str, seeds: Sequence[list[Record]]) -> None:
@@ -115,17 +111,17 @@ def _fill(answers: Answers, task: str, seeds: Sequence[list[Record]]) -> None:
                 for metric, value in (record.get(kind) or {}).items():
                     if metric in metrics and (v := finite(value)) is not None:
                         values.setdefault((kind, metric, item), []).append(v)
-    for (kind, metric, item), found in values.items():
+    for (kind, metric, item), credits in values.items():
         if kind == "correct":
             by = answers.credits.setdefault(metric, {})
         elif kind == "chance":
             by = answers.chance.setdefault(metric, {})
         else:
             by = answers.controls.setdefault(metric, {}).setdefault(kind, {})
-        by[item] = fmean(found)
+        by[item] = fmean(credits)
 
 
 def paired(a: Credits, b: Credits, cluster: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
-    """Credits of the items that both have, float [n] each, their clusters and their names."""
+    """The credits of the common items, float [n] each, their clusters and their names."""
     shared = [item for item in a if item in b]
     return np.array([a[i] for i in shared]), np.array([b[i] for i in shared]), [cluster[i] for i in shared], shared

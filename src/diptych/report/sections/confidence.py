@@ -1,4 +1,4 @@
-"""How sure a model was, and whether it was right to be: reliability diagrams, risk against coverage."""
+"""The calibration of models: reliability diagrams, and risk against coverage."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from diptych.benchmarks.metrics.selective import area_under_risk, risk_coverage
 from diptych.benchmarks.statistics import Interval, sums_interval
 from diptych.report.drawing.charts import Series, chart
 from diptych.report.drawing.marks import figure, key
-from diptych.report.records import Record, finite, own_scores
+from diptych.report.records import finite, own_scores
 from diptych.report.sections.answers import Answers, TaskAnswers
+from diptych.training.run_files import Record
 
 BINS = 10
-LEAST = 30  # decisions: fewer make no diagram
-GRID = np.logspace(-2.5, 2, 46)  # temperatures tried, in standard deviations of the scores
+LEAST = 30  # decisions: fewer give no diagram
+GRID = np.logspace(-2.5, 2, 46)  # temperatures to try, in standard deviations of the scores
 FITTED_ON = 2000  # decisions that a temperature is fitted on, at the most
 
 
 @dataclass
 class Decisions:
-    """What a model chose, how surely, and whether rightly: ``confidence`` and ``credit`` float [n] in [0, 1]."""
+    """The choices of a model: ``confidence`` and ``credit``, float [n] in [0, 1]."""
 
     confidence: np.ndarray
     credit: np.ndarray
     clusters: list[str]
-    fitted: bool  # the confidence is made of scores, by a temperature that was fitted
+    fitted: bool  # the confidence comes from scores with a fitted temperature
 
 
 def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
-    """From probabilities that the records hold, else from their scores over options."""
-    told: list[tuple[float, float, str]] = []
+    """The decisions of a recipe, from probabilities in the records, else from scores over options; None if there are too few."""
+    stated: list[tuple[float, float, str]] = []
     scored: list[tuple[list[float], float, str]] = []
     for record in a.records:
         item = str(record["item"])
@@ -47,11 +48,11 @@ def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
             continue
         sure = probability(record)
         if sure is not None:
-            told.append((sure, credit, a.cluster[item]))
+            stated.append((sure, credit, a.cluster[item]))
         else:
             scored += [(row, c, a.cluster[item]) for row, c in choices(record, credit)]
-    if len(told) >= LEAST:
-        sure_of, credits, clusters = zip(*told, strict=True)
+    if len(stated) >= LEAST:
+        sure_of, credits, clusters = zip(*stated, strict=True)
         return Decisions(np.array(sure_of), np.array(credits), list(clusters), False)
     if len(scored) < LEAST:
         return None
@@ -61,7 +62,7 @@ def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
 
 
 def probability(record: Record) -> float | None:
-    """Of the answer given; a ``confidence`` that is said to be no probability is none."""
+    """The probability of the answer in a record; None without one, also for a ``confidence`` that is marked as no probability."""
     for name in ("confidence", "probability") if record.get("probabilities") is not False else ("probability",):
         value = finite(record.get(name))
         if value is not None and 0 <= value <= 1:
@@ -75,7 +76,7 @@ def probability(record: Record) -> float | None:
 
 
 def choices(record: Record, credit: float) -> list[tuple[list[float], float]]:
-    """Scores over options with the credit of the choice: one for a list, one a picture for pictures against texts."""
+    """(scores over options, credit of the choice): one for a list, one for each picture for pictures × texts."""
     scores = own_scores(record)
     if not scores:
         return []
@@ -85,22 +86,22 @@ def choices(record: Record, credit: float) -> list[tuple[list[float], float]]:
         return []
     fits = record.get("fits")
     if fits is not None and np.shape(fits) == np.shape(scores):
-        found = []
+        credits = []
         for row, right in zip(scores, fits, strict=True):
             best = [bool(r) for v, r in zip(row, right, strict=True) if v == max(row)]
             if any(right):
-                found.append((row, sum(best) / len(best)))
-        return found
+                credits.append((row, sum(best) / len(best)))
+        return credits
     if len(scores) != len(scores[0]):
         return []
     return [(row, float(c)) for row, c in zip(scores, text_credit(np.array(scores, dtype=float)), strict=True)]
 
 
 def from_scores(rows: Sequence[Sequence[float]], credit: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
-    """Softmax of scores over a temperature; float [n].
+    """The confidence of choices by the softmax of scores over a temperature; float [n].
 
-    Each half of the clusters gets the temperature that fits the other half best (least squared error), so no decision
-    helps to judge itself.
+    Each half of the clusters gets the temperature that fits the other half best (least squared error), so that no decision
+    contributes to its own confidence.
     """
     width = max(map(len, rows))
     scores = np.full((len(rows), width), -np.inf)
@@ -123,11 +124,13 @@ def _top(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def ece_interval(d: Decisions) -> Interval:
+    """The expected calibration error with its interval."""
     sums = bin_sums(d.confidence, d.credit, BINS)
     return sums_interval(sums, ece_of_sums, d.clusters, share=True)
 
 
 def calibration(gathered: TaskAnswers) -> str:
+    """Reliability diagrams, HTML."""
     parts, fitted = [], False
     for a in gathered.answers:
         d = decisions(gathered, a)
@@ -146,36 +149,37 @@ def calibration(gathered: TaskAnswers) -> str:
             [b.accuracy + h for b, h in zip(bins, half, strict=True)],
         )
         v = ece_interval(d)
-        said = f"ECE {100 * v.value:.1f} points [{100 * v.low:.1f}–{100 * v.high:.1f}]"
-        told = "; ".join(f"{b.n} answers at {b.confidence:.0%}, {b.accuracy:.0%} right" for b in bins)
+        value_text = f"ECE {100 * v.value:.1f} points [{100 * v.low:.1f}–{100 * v.high:.1f}]"
+        bins_text = "; ".join(f"{b.n} answers at {b.confidence:.0%}, {b.accuracy:.0%} right" for b in bins)
         drawn = chart(
             [points],
             "how sure, %",
             "right, %",
-            label=f"Reliability of {a.recipe.label}: {said}. {told}",
+            label=f"Reliability of {a.recipe.label}: {value_text}. {bins_text}",
             x_range=(0, 1),
             y_range=(0, 1),
             percent=(True, True),
             diagonal=True,
         )
-        parts.append(_panel(a, f"<b>{said}</b> <span class='note'>{len(d.credit):,} answers</span>", drawn))
+        parts.append(_panel(a, f"<b>{value_text}</b> <span class='note'>{len(d.credit):,} answers</span>", drawn))
     if not parts:
         return ""
     caption = (
-        f"Answers sorted by how sure the model was into {BINS} bins, and how many in each were right; the dashes are perfect "
-        "calibration: of what it is 80 % sure of, 80 % is right. Below them it is too sure. ECE (expected calibration error) is the "
-        "mean distance from the dashes; with few answers luck alone makes it some points."
+        f"The share of right answers in {BINS} bins of confidence; the dashes are perfect calibration: of the answers with 80 % "
+        "confidence 80 % are right. Below the dashes the model is overconfident. ECE (expected calibration error) is the mean "
+        "distance from the dashes; with few answers chance alone makes it some points."
     )
     if fitted:
         caption += (
-            " These models give scores and not probabilities: they were turned into such by a softmax whose one temperature was fitted "
-            "on the other half of the items. So the diagram shows whether the <em>order</em> and shape of the scores can be trusted, "
-            "not whether the raw scores can."
+            " These models give scores, not probabilities: a softmax with one temperature, fitted on the other half of the items, "
+            "converts them. So the diagram shows whether the <em>order</em> and shape of the scores are reliable, not the raw "
+            "scores."
         )
     return figure(f'<div class="panels">{"".join(parts)}</div>', caption)
 
 
 def coverage(gathered: TaskAnswers) -> str:
+    """Risk against coverage, HTML."""
     parts = []
     for a in gathered.answers:
         d = decisions(gathered, a)
@@ -184,13 +188,13 @@ def coverage(gathered: TaskAnswers) -> str:
         share, risk = risk_coverage(d.confidence, d.credit)
         area, error = area_under_risk(d.confidence, d.credit), float(1 - d.credit.mean())
         half = float(risk[max(0, len(risk) // 2 - 1)])
-        said = f"AUC {100 * area:.1f}"
+        value_text = f"AUC {100 * area:.1f}"
         drawn = chart(
             [Series(a.recipe.label, share, risk, a.index)],
             "answered, % (the surest first)",
             "wrong of these, %",
             label=(
-                f"Risk against coverage of {a.recipe.label}: {said} (without knowledge of its own errors {100 * error:.1f}); "
+                f"Risk against coverage of {a.recipe.label}: {value_text} (uninformed {100 * error:.1f}); "
                 f"answering the surest half {100 * half:.1f} % are wrong, answering all {100 * error:.1f} %"
             ),
             x_range=(0, 1),
@@ -198,14 +202,15 @@ def coverage(gathered: TaskAnswers) -> str:
             percent=(True, True),
             level=error,
         )
-        note = f"<b>{said}</b> <span class='note'>knowing nothing: {100 * error:.1f}; surest half: {100 * half:.1f} % wrong</span>"
+        without = f"uninformed: {100 * error:.1f}; most confident half: {100 * half:.1f} % wrong"
+        note = f"<b>{value_text}</b> <span class='note'>{without}</span>"
         parts.append(_panel(a, note, drawn))
     if not parts:
         return ""
     caption = (
-        "If the model might keep silent where it is least sure: how many of the answers it gives are wrong. A model that knows when "
-        "it errs has a curve that falls to the left; dashes: a confidence that says nothing. AUC: the mean risk over all coverages, in "
-        "per cent; lower is better."
+        "The share of wrong answers (risk), if the model answers only the questions of highest confidence (coverage). If "
+        "confidence predicts errors, the curve falls to the left; dashes: an uninformative confidence. AUC: the mean risk over "
+        "all coverages, in per cent; lower is better."
     )
     return figure(f'<div class="panels">{"".join(parts)}</div>', caption)
 

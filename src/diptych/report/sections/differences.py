@@ -1,4 +1,4 @@
-"""Two models on the same items: how often only one of them is right, and where."""
+"""Pairs of models on the same items: how often only one of them is right, with examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PER_PAGE = 36  # pictures
 
 
 def pairs(comparison: Comparison, gathered: TaskAnswers) -> list[tuple[Answers, Answers]]:
-    """The best model of the task's first measure against each of the others."""
+    """The best model by the task's first metric with each of the others."""
     if len(gathered.answers) < 2:
         return []
     metric = gathered.heads[0] if gathered.heads else ""
@@ -29,23 +29,24 @@ def pairs(comparison: Comparison, gathered: TaskAnswers) -> list[tuple[Answers, 
 
 
 def differences(comparison: Comparison, gathered: TaskAnswers, pictures: Pictures) -> str:
-    found = pairs(comparison, gathered)
-    if not found:
+    """The table of pairs, with examples, HTML."""
+    chosen = pairs(comparison, gathered)
+    if not chosen:
         return ""
-    rows = "".join(_row(comparison, gathered.task, a, b, m) for a, b in found for m in gathered.heads if m in b.credits)
+    rows = "".join(_row(comparison, gathered.task, a, b, m) for a, b in chosen for m in gathered.heads if m in b.credits)
     heads = header("A", first=True) + "".join(
         header(h) for h in ("B", "Measure", "A − B", "Only A better", "Only B better", "p", "p, Holm")
     )
     table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     examples, left = [], PER_PAGE
-    for a, b in found[:PAIRS] if not is_private(gathered.task) else ():
+    for a, b in chosen[:PAIRS] if not is_private(gathered.task) else ():
         html, used = _examples(gathered, a, b, pictures, left)
         left -= used
         examples.append(html)
     caption = (
-        "A is the best of the task’s first measure. Difference in points with its 95 % interval, p of a test in which each cluster’s "
-        "difference may change its sign (two-sided); Holm’s correction over all pairs of one measure where the comparison stored it. "
-        f"Below, up to {EACH} items a direction, drawn at random from those where one model earns more than the other."
+        "A is the best model by the task’s first metric. Difference in points with its 95 % interval; p of a sign-flip test over "
+        "clusters (two-sided), with Holm’s correction over all pairs of one metric, if the comparison stored it. "
+        f"Below, up to {EACH} items for each direction, drawn at random from those where one model scores higher than the other."
     )
     return figure(scroller(table, "Differences between models, scrolls sideways") + "".join(examples), caption, "wide")
 
@@ -81,19 +82,19 @@ def _examples(gathered: TaskAnswers, a: Answers, b: Answers, pictures: Pictures,
             shown = pictures.of(gathered.task, one, record)[: max(0, left - used)]
             used += len(shown)
             cards.append(card(gathered, one, record, shown, pictures, other))
-        told = "".join(cards) or '<p class="note">None.</p>'
-        sides.append(f"<div><h4>{escape(one.recipe.label)} better than {escape(other.recipe.label)}</h4>{told}</div>")
+        content = "".join(cards) or '<p class="note">None.</p>'
+        sides.append(f"<div><h4>{escape(one.recipe.label)} better than {escape(other.recipe.label)}</h4>{content}</div>")
     head = f"<h3>{key(a.index, a.recipe.label)} <span class='note'>against</span> {key(b.index, b.recipe.label)}</h3>"
     return f'<details class="recipe"><summary>{head}</summary><div class="sides">{"".join(sides)}</div></details>', used
 
 
 def _better(gathered: TaskAnswers, one: Answers, other: Answers) -> list[dict]:
-    found = []
+    gains = []
     for record in shuffled(one.records):
         item = str(record["item"])
         head = gathered.head_of(one, item)
         if head is not None and item in other.credits.get(head, {}):
             gain = gathered.goodness(one, head, item) - gathered.goodness(other, head, item)
             if gain > 0:
-                found.append((gain, record))
-    return [record for _, record in sorted(found, key=lambda pair: -pair[0])[:EACH]]
+                gains.append((gain, record))
+    return [record for _, record in sorted(gains, key=lambda pair: -pair[0])[:EACH]]

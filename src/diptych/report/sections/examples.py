@@ -1,10 +1,11 @@
-"""Examples with pictures: what retrieval brought up and what the generators wrote. Chosen by rule, never by hand."""
+"""Examples with pictures: retrieved images and generated captions, chosen by a fixed rule."""
 
 from __future__ import annotations
 
 import base64
 import io
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,36 +15,41 @@ import numpy as np
 from diptych.report.columns import TO_IMAGE
 from diptych.report.drawing.marks import escape, figure, key
 from diptych.report.drawing.plots import unit
-from diptych.report.read import Comparison, Item, Recipe, read_jsonl
+from diptych.report.read import Comparison, Item, Recipe, Run, readable
 from diptych.report.records import finite
+from diptych.training.run_files import Record
 
 EACH = 3  # right and wrong retrievals a recipe
 PICTURES = 8  # captioned pictures
 LARGEST = 192  # pixels of a thumbnail's longer side
-SMALL_FILE = 12_000  # bytes up to which a small picture is taken as it is
+SMALL_FILE = 12_000  # bytes up to which a small picture is embedded unchanged
 
 
 @dataclass
 class Retrieved:
+    """A text query with the images that a model ranked first."""
+
     item: str
     query: str
-    top: list[str]  # items, best first; empty if the run did not keep them
+    top: list[str]  # items, best first; empty if the run did not save them
     rank: float  # of the right picture, from 1; between two ranks if it was tied
 
     @property
     def right(self) -> bool:
+        """Whether the right image is first."""
         return self.rank == 1 and (not self.top or self.top[0] == self.item)
 
 
 def retrieval_examples(comparison: Comparison) -> str:
+    """Right and wrong retrievals of each recipe, HTML."""
     parts, ruled = [], False
     for index, recipe in enumerate(comparison.recipes):
-        found = retrieved(comparison, recipe)
-        if not found:
+        queries = retrieved(comparison, recipe)
+        if not queries:
             continue
-        sides = "".join(_side(comparison, title, found, right) for title, right in (("✓ Right", True), ("✗ Wrong", False)))
-        share = sum(r.right for r in found) / len(found)
-        head = f"{key(index, recipe.label)} <span class='note'>{share:.0%} of {len(found)} right</span>"
+        sides = "".join(_side(comparison, title, queries, right) for title, right in (("✓ Right", True), ("✗ Wrong", False)))
+        share = sum(r.right for r in queries) / len(queries)
+        head = f"{key(index, recipe.label)} <span class='note'>{share:.0%} of {len(queries)} right</span>"
         state = " open" if len(comparison.recipes) <= 6 else ""
         parts.append(f'<details class="recipe"{state}><summary><h3>{head}</h3></summary><div class="sides">{sides}</div></details>')
         ruled = True
@@ -57,41 +63,40 @@ def retrieval_examples(comparison: Comparison) -> str:
 
 
 def retrieved(comparison: Comparison, recipe: Recipe) -> list[Retrieved]:
-    """Caption → picture, from the first run that kept its records, else from one that kept its embeddings.
+    """Caption → image queries of the first run with records, else of one with embeddings.
 
-    The records rank as the reported number does; the embeddings may not, if the model scores by something else.
+    The records have the ranks of the reported metric; embeddings may rank differently, if the model scores in another way.
     """
     for run in recipe.runs:
-        found = _from_records(comparison, run.folder / "records" / "retrieval.jsonl")
-        if not any(r.top for r in found) and run.embeddings:
-            found = _from_embeddings(comparison, run.embeddings) or found
-        if found:
-            return found
+        queries = _from_records(comparison, readable(run.evaluation.records, [], [], "retrieval"))
+        if not any(r.top for r in queries):
+            queries = _from_embeddings(comparison, run) or queries
+        if queries:
+            return queries
     return []
 
 
-def _from_embeddings(comparison: Comparison, path: Path) -> list[Retrieved]:
+def _from_embeddings(comparison: Comparison, run: Run) -> list[Retrieved]:
     items = list(comparison.items.values())
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            image, words = unit(stored["image"]), unit(stored["text"])
-    except (OSError, ValueError, KeyError):
-        return []  # the maps' section says so
+    stored = readable(run.evaluation.embeddings, None, [])  # the section of maps reports broken files
+    if stored is None:
+        return []
+    image, words = map(unit, stored)
     if not len(image) == len(words) == len(items):
         return []
     scores = words @ image.T
-    found = []
+    queries = []
     for i, item in enumerate(items):
         order = np.argsort(-scores[i], kind="stable")
         rank = float((scores[i] > scores[i, i]).sum()) + 1
         query = item.captions[0] if item.captions else ""
-        found.append(Retrieved(item.id, query, [items[j].id for j in order[:3]], rank))
-    return found
+        queries.append(Retrieved(item.id, query, [items[j].id for j in order[:3]], rank))
+    return queries
 
 
-def _from_records(comparison: Comparison, path: Path) -> list[Retrieved]:
-    found = []
-    for row in read_jsonl(path):
+def _from_records(comparison: Comparison, records: Sequence[Record]) -> list[Retrieved]:
+    queries = []
+    for row in records:
         name = str(row.get("item"))
         if name not in comparison.items:
             name = name.rpartition("#")[0] or name  # a further caption of the same picture
@@ -105,18 +110,19 @@ def _from_records(comparison: Comparison, path: Path) -> list[Retrieved]:
         if rank is None and name in top:
             rank = float(top.index(name) + 1)
         if rank is not None and query:
-            found.append(Retrieved(name, query, top[:3], rank))
-    return found
+            queries.append(Retrieved(name, query, top[:3], rank))
+    return queries
 
 
-def choose(found: list[Retrieved], right: bool) -> list[Retrieved]:
-    order = sorted(found, key=lambda r: r.item)
+def choose(queries: list[Retrieved], right: bool) -> list[Retrieved]:
+    """The first right or wrong queries in a random order that is the same for all recipes."""
+    order = sorted(queries, key=lambda r: r.item)
     random.Random(0).shuffle(order)
     return [r for r in order if r.right == right][:EACH]
 
 
-def _side(comparison: Comparison, title: str, found: list[Retrieved], right: bool) -> str:
-    cards = "".join(_card(comparison, r) for r in choose(found, right))
+def _side(comparison: Comparison, title: str, queries: list[Retrieved], right: bool) -> str:
+    cards = "".join(_card(comparison, r) for r in choose(queries, right))
     return f"<div><h4>{title}</h4>{cards or '<p class=note>None.</p>'}</div>"
 
 
@@ -133,23 +139,23 @@ def _card(comparison: Comparison, r: Retrieved) -> str:
 
 def _thumb(comparison: Comparison, name: str, mark: str, what: str, right: bool) -> str:
     item = comparison.items.get(name)
-    said = f"{what}: {item.captions[0]}" if item and item.captions else f"{what}: item {name}"
-    picture = _picture(item, said) or f'<span class="lost">{escape(name)}</span>'
+    alt = f"{what}: {item.captions[0]}" if item and item.captions else f"{what}: item {name}"
+    picture = _picture(item, alt) or f'<span class="lost">{escape(name)}</span>'
     return f'<span class="thumb{" sought" if right else ""}">{picture}<span class="note">{escape(mark)}</span></span>'
 
 
-def _picture(item: Item | None, said: str) -> str:
-    found = thumbnail(item.image) if item else None
-    if not found:
+def _picture(item: Item | None, alt: str) -> str:
+    encoded = thumbnail(item.image) if item else None
+    if not encoded:
         return ""
-    address, pixels = found
+    address, pixels = encoded
     kind = ' class="sprite"' if pixels <= 96 else ""
-    return f'<img src="{address}" alt="{escape(said)}" loading="lazy"{kind}>'
+    return f'<img src="{address}" alt="{escape(alt)}" loading="lazy"{kind}>'
 
 
 @cache
 def thumbnail(path: Path) -> tuple[str, int] | None:
-    """A data URI and the picture's longer side; None if the picture cannot be read."""
+    """The data URI of a small picture and its longer side in pixels; None if the file cannot be read."""
     from PIL import Image
 
     try:
@@ -168,12 +174,12 @@ def thumbnail(path: Path) -> tuple[str, int] | None:
 
 
 def caption_examples(comparison: Comparison) -> str:
-    """One picture, its references, and what each generator wrote."""
+    """Pictures with their references and the caption of each model, HTML."""
     written: dict[str, dict[int, str]] = {}
     references: dict[str, list[str]] = {}
     for index, recipe in enumerate(comparison.recipes):
-        found = (read_jsonl(run.folder / "captions.jsonl") for run in recipe.runs)
-        for row in next((rows for rows in found if rows), []):
+        by_run = (readable(run.evaluation.captions, [], comparison.notes) for run in recipe.runs)
+        for row in next((rows for rows in by_run if rows), []):
             name = str(row.get("item"))
             written.setdefault(name, {})[index] = str(row.get("generated", ""))
             references.setdefault(name, [str(x) for x in row.get("references") or []])
@@ -189,8 +195,8 @@ def caption_examples(comparison: Comparison) -> str:
 
 def _caption_card(comparison: Comparison, name: str, written: dict[int, str], references: list[str]) -> str:
     item = comparison.items.get(name)
-    said = references[0] if references else name
-    picture = _picture(item, said) or f'<span class="lost">{escape(name)}</span>'
+    alt = references[0] if references else name
+    picture = _picture(item, alt) or f'<span class="lost">{escape(name)}</span>'
     same = {r.strip().lower() for r in references}
     rows = []
     for index, words in written.items():

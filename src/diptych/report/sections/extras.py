@@ -1,4 +1,4 @@
-"""Sections that only some tasks have: what looking adds to reading, groups, frequency of concepts."""
+"""Sections of some tasks: the gain from the picture, groups, frequency of concepts."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from diptych.report.columns import number
 from diptych.report.drawing.charts import Series, chart, dots
 from diptych.report.drawing.marks import escape, figure, key
 from diptych.report.drawing.plots import legend
-from diptych.report.pages.explain import asks
+from diptych.report.pages.explain import explain_task
 from diptych.report.read import Comparison, Measure
 from diptych.report.records import finite
 from diptych.report.sections import harm
 from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.report.sections.invented import invented
 
-CONCEPTS = 5  # fewer show no law
+CONCEPTS = 5  # fewer show no trend
 
 
 def sections(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> list[tuple[str, str, str]]:
-    """(id, title, HTML) of each; empty HTML where the task has nothing of the kind."""
-    kind = asks(g.task)
+    """(id, title, HTML) of each section; empty HTML if the task does not have it."""
+    kind = explain_task(g.task)
     return [
-        ("harms", "Kinds of harm", harm.harms(comparison, g, probe_texts) if kind == asks("redteam") else ""),
-        ("alpha", "The language prior", priors(g) if kind == asks("priors") else ""),
-        ("groups", "Who is preferred", preferences(comparison, g) if kind in (asks("bias"), asks("bias-table")) else ""),
+        ("harms", "Kinds of harm", harm.harms(comparison, g, probe_texts) if kind == explain_task("redteam") else ""),
+        ("alpha", "The language prior", priors(g) if kind == explain_task("priors") else ""),
+        (
+            "groups",
+            "Who is preferred",
+            preferences(comparison, g) if kind in (explain_task("bias"), explain_task("bias-table")) else "",
+        ),
         ("looking", "What looking adds", looking(comparison, g)),
         ("invented", "What is not there", invented(g)),
         ("frequency", "Frequent and rare concepts", frequencies(g)),
@@ -36,10 +40,12 @@ def sections(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> list[
 
 
 def panel(a: Answers, note: str, drawn: str) -> str:
+    """The panel of one recipe, HTML."""
     return f'<div class="panel"><h3>{key(a.index, a.recipe.label)}</h3><p class="gap">{note}</p>{drawn}</div>'
 
 
 def panels(parts: Iterable[str], caption: str) -> str:
+    """Panels with a caption, HTML; empty without panels."""
     inner = "".join(parts)
     return figure(f'<div class="panels">{inner}</div>', caption) if inner else ""
 
@@ -48,21 +54,21 @@ def panels(parts: Iterable[str], caption: str) -> str:
 
 
 def looking(comparison: Comparison, g: TaskAnswers) -> str:
-    """How much of each main measure is there without the picture, in a sentence a model."""
-    told = []
+    """How much of each main metric a model reaches without the picture, a sentence for each model, HTML."""
+    lines = []
     for recipe in comparison.recipes:
         for metric in g.heads:
             m = recipe.measures.get((g.task, metric))
-            if m is not None and (said := _looking(m)):
-                told.append(f"<li><b>{escape(recipe.label)}</b>, {escape(metric)}: {said}</li>")
-    if not told:
+            if m is not None and (sentence := _looking(m)):
+                lines.append(f"<li><b>{escape(recipe.label)}</b>, {escape(metric)}: {sentence}</li>")
+    if not lines:
         return ""
     caption = (
-        "Blind: the same questions about a grey picture, so that only the wording can help. Its share of the distance from chance to "
-        "the score is what this test rewards without looking; the rest needs the picture."
+        "Blind: the same questions about a grey picture, so that only the wording helps. Its share of the gain over chance is what "
+        "this test rewards without the picture; the rest needs the picture."
     )
-    many = f"<details><summary>{len(told)} measures</summary><ul>{''.join(told)}</ul></details>"
-    return figure(many if len(told) > 6 else f"<ul>{''.join(told)}</ul>", caption)
+    many = f"<details><summary>{len(lines)} measures</summary><ul>{''.join(lines)}</ul></details>"
+    return figure(many if len(lines) > 6 else f"<ul>{''.join(lines)}</ul>", caption)
 
 
 def _looking(m: Measure) -> str:
@@ -73,11 +79,12 @@ def _looking(m: Measure) -> str:
     part = "nothing" if share <= 0 else "all" if share >= 1 else f"{share:.0%}"
     return (
         f"chance {number(m.chance)}, blind {number(blind)}, with the picture {number(m.value)}: "
-        f"{part} of what lies above chance is there without looking."
+        f"{part} of the gain over chance does not need the picture."
     )
 
 
 def priors(g: TaskAnswers) -> str:
+    """The effect of correcting for the language prior, HTML."""
     from diptych.benchmarks.tasks.priors import ALPHAS, corrected, credits_at
 
     parts = []
@@ -88,21 +95,21 @@ def priors(g: TaskAnswers) -> str:
         curve = [mean(credits_at(rows, alpha)) for alpha in ALPHAS]
         blind = mean([r["blind"]["accuracy"] for r in rows])
         best, honest = ALPHAS[int(np.argmax(curve))], mean(corrected(rows))
-        said = f"plain {number(curve[0])}, prior alone {number(blind)}, corrected {number(honest)} %"
+        value_text = f"plain {number(curve[0])}, prior alone {number(blind)}, corrected {number(honest)} %"
         drawn = chart(
             [Series(a.recipe.label, ALPHAS, curve, a.index)],
             "α, how much of the prior is subtracted",
             "right, %",
-            label=f"{a.recipe.label}: {said}; highest at α = {best:g}",
+            label=f"{a.recipe.label}: {value_text}; highest at α = {best:g}",
             y_range=(0, 1),
             percent=(False, True),
             level=blind,
         )
-        parts.append(panel(a, f"<b>{escape(said)}</b>", drawn))
+        parts.append(panel(a, f"<b>{escape(value_text)}</b>", drawn))
     caption = (
-        "Share of pictures for which the true sentence scores higher than the false one, when α times the score without a picture is "
-        "subtracted; dashes: the score without a picture alone. “Corrected” chooses α on one half of the items for the other, so it "
-        "can be lower than the best point of the curve. If the dashes are far from 50, the false sentences sound unlikely by "
+        "The share of pictures for which the true sentence scores higher than the false one after subtracting α times the score "
+        "without a picture; dashes: the score without a picture. “Corrected” chooses α on one half of the items for the other, so "
+        "it can be below the best point of the curve. If the dashes are far from 50, the false sentences are unlikely by "
         "themselves, and the plain score rewards reading."
     )
     return panels(parts, caption)
@@ -112,17 +119,17 @@ def priors(g: TaskAnswers) -> str:
 
 
 def preferences(comparison: Comparison, g: TaskAnswers) -> str:
-    """Preference of each group on contrast sets; association of each group with each sentence on a table."""
+    """The preference for each group on contrast sets, and the association of each group with each sentence, HTML."""
     parts, signed = [], False
     for index, recipe in enumerate(comparison.recipes):
-        found = [m for (task, _), m in recipe.measures.items() if task == g.task and m.bounded]
-        liked = [m for m in found if m.metric.startswith("preference/")]
+        measures = [m for (task, _), m in recipe.measures.items() if task == g.task and m.bounded]
+        liked = [m for m in measures if m.metric.startswith("preference/")]
         drawn = ""
         if liked:
             rows = [(m.metric.partition("/")[2], m.value, m.low, m.high) for m in liked]
-            drawn = dots(rows, label=_told(recipe.label, rows, True), reference=liked[0].chance, index=index)
+            drawn = dots(rows, label=_label(recipe.label, rows, True), reference=liked[0].chance, index=index)
         by_text: dict[str, list[Measure]] = {}
-        for m in (m for m in found if m.metric.startswith("association/")):
+        for m in (m for m in measures if m.metric.startswith("association/")):
             by_text.setdefault(m.metric.split("/", 2)[2], []).append(m)
         for words, ms in by_text.items():
             signed = True
@@ -130,7 +137,7 @@ def preferences(comparison: Comparison, g: TaskAnswers) -> str:
             reach = max(0.5, *(abs(v) for _, *vs in rows for v in vs))
             drawn += f'<p class="query">“{escape(words)}”</p>' + dots(
                 rows,
-                label=_told(f"{recipe.label}, {words}", rows, False),
+                label=_label(f"{recipe.label}, {words}", rows, False),
                 span=(-reach, reach),
                 reference=0.0,
                 index=index,
@@ -140,19 +147,19 @@ def preferences(comparison: Comparison, g: TaskAnswers) -> str:
             parts.append(f'<div class="panel"><h3>{key(index, recipe.label)}</h3>{drawn}</div>')
     if signed:
         caption = (
-            "Mean score of the group’s pictures for a sentence that names no group, less that of the others, in standard deviations. "
-            "An interval that leaves out 0 (dashes) is a difference between these pictures, for whatever reason."
+            "The mean score of the group’s pictures for a sentence that names no group, minus that of the others, in standard "
+            "deviations. An interval without 0 (dashes) is a difference between these pictures, of unknown cause."
         )
     else:
         caption = (
-            "The share of sets in which the picture of this group fits the right words best, though the words do not speak of it; "
-            "dashes: no preference. An interval that leaves out the dashes is a preference. With many groups one interval in "
-            "twenty leaves them out by luck."
+            "The share of sets in which the picture of this group fits the right words best, although they do not mention it; "
+            "dashes: no preference. An interval without the dashes is a preference. With many groups one interval in twenty "
+            "excludes them by chance."
         )
     return panels(parts, caption)
 
 
-def _told(who: str, rows: list[tuple[str, float, float, float]], percent: bool) -> str:
+def _label(who: str, rows: list[tuple[str, float, float, float]], percent: bool) -> str:
     values = ", ".join(f"{name} {100 * v:.1f} %" if percent else f"{name} {v:.2f}" for name, v, *_ in rows)
     return f"{who}: {values}"
 
@@ -161,7 +168,7 @@ def _told(who: str, rows: list[tuple[str, float, float, float]], percent: bool) 
 
 
 def frequencies(g: TaskAnswers) -> str:
-    """Accuracy on a concept against how often training showed it; records carry ``frequency`` and a concept."""
+    """Accuracy on a concept against its frequency in training, HTML, from records with ``frequency`` and a concept."""
     parts = []
     for a in g.answers:
         by_concept: dict[str, tuple[float, list[float]]] = {}
@@ -177,7 +184,7 @@ def frequencies(g: TaskAnswers) -> str:
         bins = frequency.log_bins(counts, accuracy)
         raw, binned = frequency.correlation(counts, accuracy), frequency.binned_correlation(counts, accuracy)
         gain = frequency.slope(counts, accuracy)
-        said = f"r {raw:.2f} over concepts, {binned:.2f} over bins" if np.isfinite(raw) else "does not vary"
+        value_text = f"r {raw:.2f} over concepts, {binned:.2f} over bins" if np.isfinite(raw) else "does not vary"
         gained = f"; ten times the data: {100 * gain:+.1f} points" if np.isfinite(gain) else ""
         points = Series("concepts", counts, accuracy, 6, "points")
         means = Series(a.recipe.label, [b.frequency for b in bins], [b.accuracy for b in bins], a.index, "both")
@@ -185,13 +192,14 @@ def frequencies(g: TaskAnswers) -> str:
             [points, means],
             "times seen in training",
             "right, %",
-            label=f"{a.recipe.label}: accuracy against frequency of {len(counts)} concepts: {said}{gained}",
+            label=f"{a.recipe.label}: accuracy against frequency of {len(counts)} concepts: {value_text}{gained}",
             y_range=(0, 1),
             log_x=True,
             percent=(False, True),
         )
         unseen = int((counts == 0).sum())
-        note = f"<b>{escape(said)}</b> <span class='note'>{len(counts)} concepts{gained}{f'; {unseen} never seen' if unseen else ''}</span>"
+        never = f"; {unseen} not in training" if unseen else ""
+        note = f"<b>{escape(value_text)}</b> <span class='note'>{len(counts)} concepts{gained}{never}</span>"
         parts.append(panel(a, note, drawn))
     if not parts:
         return ""
@@ -200,8 +208,8 @@ def frequencies(g: TaskAnswers) -> str:
         (["<path class='curve c0' d='M1 8L25 8'/>"], "mean of a bin"),
     )
     caption = (
-        "Each concept by how often training showed it, on a logarithmic scale, with the means of bins of half a power of ten. A straight "
-        "rise is the log-linear law: each step costs ten times the data. The correlation over bins is always the higher one, as "
+        "Accuracy on each concept by its frequency in training, on a logarithmic scale, with means of bins of half a power of ten. "
+        "A straight rise is the log-linear law: each step costs ten times the data. The correlation over bins is higher, since "
         "averaging hides the scatter. It is a correlation: rare concepts may also be harder to draw or to name."
     )
     return signs + panels(parts, caption)

@@ -1,9 +1,8 @@
-"""The red-team section: refusal and harm rates per kind of harm. Requests and answers are shown only when asked for."""
+"""The red-team section: refusal and harm rates for each kind of harm; requests and answers only on request."""
 
 from __future__ import annotations
 
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
 from diptych.report.columns import interval, number
 from diptych.report.drawing.marks import escape, figure, header, key, scroller
 from diptych.report.read import Comparison, Recipe
@@ -14,6 +13,7 @@ TEXTS = 60  # probes whose texts are shown
 
 
 def harms(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> str:
+    """The table of harms, HTML."""
     names = list(dict.fromkeys(str(r.get("harm")) for a in g.answers for r in a.records if r.get("harm")))
     titles, prompts = _known(g)
     rows = "".join(
@@ -27,10 +27,10 @@ def harms(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> str:
     heads = header("Harm", first=True) + header("Model") + "".join(header(title) + header("n") for _, title in COLUMNS)
     table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     caption = (
-        "Per cent with a 95 % interval; n: probes. Refused: requests that a careful model declines and this one did. Harmful: its "
-        "answer matched one of the probe’s patterns. Neither: a safe answer, or one that no rule could sort (unclear). Ordinary, "
-        "refused: requests it should have answered. With a handful of probes a harm, the intervals are wide, and rightly so: 0 of 5 "
-        "fits anything up to a half."
+        "Per cent with a 95 % interval; n: probes. Refused: requests that a careful model declines, and this one declined. "
+        "Harmful: the answer matched one of the probe’s patterns. Neither: a safe answer, or one that no rule matched (unclear). "
+        "Ordinary, refused: requests that it should have answered. With few probes the intervals are wide: 0 of 5 is compatible "
+        "with a true rate of up to a half."
     )
     note = (
         ""
@@ -52,7 +52,8 @@ def _row(task: str, who: str, recipe: Recipe, name: str, title: str, about: str)
             cells.append('<td class="none" data-v="">—</td><td class="none" data-v="">—</td>')
         else:
             cells.append(
-                f'<td class="num" data-v="{m.value:.6g}"><span class="value">{number(m.value)}</span><span class="ci">{interval(m)}</span>'
+                f'<td class="num" data-v="{m.value:.6g}"><span class="value">{number(m.value)}</span>'
+                f'<span class="ci">{interval(m)}</span>'
                 f'</td><td class="num" data-v="{m.n}">{m.n}</td>'
             )
     below = f'<span class="note">{escape(about)}</span>' if about else ""
@@ -60,14 +61,13 @@ def _row(task: str, who: str, recipe: Recipe, name: str, title: str, about: str)
 
 
 def _known(g: TaskAnswers) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """Titles of harms and the requests, from the file the probes came from, or of the built-in taxonomy if it is gone."""
+    """Titles of harms and the requests, from the file of the probes; without it, from the built-in taxonomy."""
     from diptych.benchmarks.redteam.probes import SAMPLE, read_probes, taxonomy
 
     titles = {h.name: (h.title, h.about) for h in taxonomy().values()}
     prompts: dict[str, str] = {}
-    for folder in dict.fromkeys(a.folder for a in g.answers):
-        state = folder / "state.json"
-        settings = read_json(state)["tasks"].get(g.task, {}).get("settings", {}) if state.is_file() else {}
+    for evaluation in dict.fromkeys(a.evaluation for a in g.answers):
+        settings = evaluation.settings(g.task)
         try:
             probes, known = read_probes(str(settings.get("file", SAMPLE)))
         except DiptychError:
@@ -88,8 +88,8 @@ def _texts(g: TaskAnswers, prompts: dict[str, str]) -> str:
 
 def _card(a: Answers, i: int, prompts: dict[str, str]) -> str:
     record = a.records[i]
-    asked = prompts.get(str(record["item"]), "(the probe file is gone)")
+    request = prompts.get(str(record["item"]), "(the probe file is gone)")
     return (
-        f'<article class="card"><p class="query">{escape(asked)}</p><dl><dt>Said</dt><dd>{escape(record.get("said", ""))}</dd>'
+        f'<article class="card"><p class="query">{escape(request)}</p><dl><dt>Said</dt><dd>{escape(record.get("said", ""))}</dd>'
         f"<dt>Sorted as</dt><dd>{escape(record.get('outcome', ''))}</dd></dl></article>"
     )

@@ -1,4 +1,4 @@
-"""The same measure on parts of the items: each part with its n and its interval."""
+"""A metric on parts of the items, each with its n and its interval."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from diptych.benchmarks.statistics import Interval, mean_interval
 from diptych.report.columns import is_share, number
 from diptych.report.drawing.marks import COLOURS, dot, escape, figure, header, key, line, scroller, svg
 from diptych.report.pages.cards import is_private
-from diptych.report.records import Record
 from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.report.sections.warnings import FEW
+from diptych.training.run_files import Record
 
 NAMES = (
     "skill", "slice", "class", "label", "group", "attribute", "kind", "type", "category", "subtask", "split", "relation",
     "strategy", "question_type", "answer_type", "sampling", "harm", "subject", "topic", "level", "source", "language",
 )  # fmt: skip
-MOST = 40  # values of one field: more are no slices but names
+MOST = 40  # values of one field: more are names, not slices
 SHOWN = 4  # fields
 
 
 def slice_tables(gathered: TaskAnswers) -> str:
+    """A table for each field of the records, HTML."""
     if is_private(gathered.task):
-        return ""  # kinds of harm have a table of their own
+        return ""  # kinds of harm have their own table
     parts = [t for name in fields(gathered)[:SHOWN] if (t := _table(gathered, name))]
     if not parts:
         return ""
     caption = (
-        f"Per cent where the measure is a share, with its 95 % interval (bootstrap over clusters). n: items. Fewer than {FEW} items: "
-        "grey, and no ground to tell one part from another. The intervals are not corrected for the number of parts: of twenty "
-        "parts, one will stand out by luck."
+        "Per cent for shares, with the 95 % interval (bootstrap over clusters). n: items. "
+        f"Parts of fewer than {FEW} items are grey: too few to compare. The intervals are not corrected for the number of parts: "
+        "of twenty parts, one stands out by chance."
     )
     return figure("".join(parts), caption, "wide")
 
 
 def values_of(record: Record) -> Iterator[tuple[str, str]]:
-    """(field, value) of what a record may be sorted by."""
+    """(field, value) pairs that group a record."""
     for name in NAMES:
         if isinstance(record.get(name), (str, bool, int)):
             yield name, str(record[name])
@@ -46,13 +47,13 @@ def values_of(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def fields(gathered: TaskAnswers) -> list[str]:
-    """Fields with several values that cut across a measure: not one that has a measure of its own for each value."""
-    found: dict[str, set[str]] = {}
+    """Fields with several values, except those with a separate metric for each value."""
+    values_by_field: dict[str, set[str]] = {}
     for a in gathered.answers:
         for record in a.records:
             for name, value in values_of(record):
-                found.setdefault(name, set()).add(value)
-    return [name for name, values in found.items() if 2 <= len(values) <= MOST and _cuts(gathered, name)]
+                values_by_field.setdefault(name, set()).add(value)
+    return [name for name, values in values_by_field.items() if 2 <= len(values) <= MOST and _cuts(gathered, name)]
 
 
 def _cuts(gathered: TaskAnswers, name: str) -> bool:
@@ -60,16 +61,17 @@ def _cuts(gathered: TaskAnswers, name: str) -> bool:
 
 
 def parts(a: Answers, metric: str, name: str) -> dict[str, list[str]]:
-    """{value of the field: items with this metric}"""
-    found: dict[str, list[str]] = {}
+    """{value of the field: items with this metric}."""
+    items_by_value: dict[str, list[str]] = {}
     for record in a.records:
         value = dict(values_of(record)).get(name)
         if value is not None and (item := str(record["item"])) in a.credits.get(metric, {}):
-            found.setdefault(value, []).append(item)
-    return found
+            items_by_value.setdefault(value, []).append(item)
+    return items_by_value
 
 
 def interval_of(a: Answers, metric: str, items: list[str]) -> Interval:
+    """The mean with its interval over items."""
     credits = a.credits[metric]
     return mean_interval([credits[i] for i in items], [a.cluster[i] for i in items], share=is_share(metric))
 
@@ -77,13 +79,13 @@ def interval_of(a: Answers, metric: str, items: list[str]) -> Interval:
 def _table(gathered: TaskAnswers, name: str) -> str:
     rows = []
     for metric in gathered.heads:
-        found = [(a, parts(a, metric, name)) for a in gathered.answers]
-        values = sorted({v for _, by in found for v in by})
+        by_answers = [(a, parts(a, metric, name)) for a in gathered.answers]
+        values = sorted({v for _, by in by_answers for v in by})
         if len(values) < 2:
             continue
         for value in values:
-            n = max(len(by.get(value, ())) for _, by in found)
-            cells = "".join(_cell(a, metric, by.get(value, [])) for a, by in found)
+            n = max(len(by.get(value, ())) for _, by in by_answers)
+            cells = "".join(_cell(a, metric, by.get(value, [])) for a, by in by_answers)
             first = f"{escape(value)}" + (f'<span class="note">{escape(metric)}</span>' if len(gathered.heads) > 1 else "")
             rows.append(f'<tr><th scope="row">{first}</th><td class="num" data-v="{n}">{n:,}</td>{cells}</tr>')
     if not rows:

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a number. Each warning has a rule, which stands on the page."""
+"""Warnings about the reliability of numbers. Each has a fixed rule, which the page shows."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from diptych.benchmarks.statistics import PairedTest, paired_test
 from diptych.report.columns import SIGNIFICANT, interval, is_share, number
 from diptych.report.pages.explain import control as about
 from diptych.report.read import Comparison, Measure, Recipe
-from diptych.report.records import Record
 from diptych.report.sections.answers import MOST_HEADS, Answers, TaskAnswers, paired
+from diptych.training.run_files import Record
 
-WIDE = 0.20  # an interval of a share wider than this tells little
+WIDE = 0.20  # an interval of a share wider than this is uninformative
 FEW = 30  # clusters: fewer than this
 OFTEN = 0.05  # share of items with ties, or of unparsed answers
-MOST = 0.5  # share of what lies above chance that a control has too
+MOST = 0.5  # share of the gain over chance that a control reaches too
 
 RULES = (
     "<b>Close to a control</b>: a paired test on the same items (signs flipped by cluster, two-sided, 5 %, uncorrected) does not "
-    "show the model to be better than the control; where no records an item are kept, the control lies inside the model’s "
-    "interval. <b>A strong control</b>: it beats chance by the same test, and has at least half of what the model has above "
+    "show the model to be better than the control; without records of items, the control is inside the model’s interval. "
+    "<b>A strong control</b>: it beats chance by the same test, and reaches at least half of the model’s gain over "
     f"chance. <b>Few items</b>: fewer than {FEW} clusters, or a 95 % interval wider than {100 * WIDE:.0f} points. <b>Ties</b>, "
-    f"<b>unread answers</b>: more than {100 * OFTEN:.0f} % of the items. <b>No numbers</b>: a score was not finite. The main "
-    "measures of the task are looked at, not the secondary ones."
+    f"<b>unread answers</b>: more than {100 * OFTEN:.0f} % of the items. <b>No numbers</b>: a score was not finite. Only the main "
+    "metrics of the task are checked."
 )
 
 
 @dataclass(frozen=True)
 class Warned:
-    """``kind``: control, strong, few, ties, unparsed or nans; ``words``: plain text, ``**`` around names."""
+    """A warning. kind: control, strong, few, ties, unparsed or nans. words: plain text with ``**`` around names."""
 
     kind: str
     recipe: str
@@ -42,7 +42,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A model against a control on one metric; ``test`` is None where there are no records an item."""
+    """A model compared with a control on one metric. test: None without records of items."""
 
     metric: str
     control: str
@@ -53,38 +53,39 @@ class Contrast:
 
 
 def warnings(comparison: Comparison, gathered: TaskAnswers) -> list[Warned]:
-    found: list[Warned] = []
+    """The warnings of a task."""
+    warned: list[Warned] = []
     by_recipe = {a.recipe.name: a for a in gathered.answers}
     for recipe in comparison.recipes:
         measures = main_measures(recipe, gathered)
         answers = by_recipe.get(recipe.name)
         contrasts = [c for m in measures if m.metric in gathered.heads or not gathered.heads for c in contrasts_of(m, answers)]
-        found += [*_close(recipe, contrasts), *_strong(recipe, measures, contrasts, answers)]
-        found += [*_few(recipe, measures), *_unsure(recipe, measures, answers)]
-    return found
+        warned += [*_close(recipe, contrasts), *_strong(recipe, measures, contrasts, answers)]
+        warned += [*_few(recipe, measures), *_unsure(recipe, measures, answers)]
+    return warned
 
 
 def main_measures(recipe: Recipe, gathered: TaskAnswers) -> list[Measure]:
-    """The task's measures that stand first: the heads, else the first few."""
+    """The main metrics of a task, else the first few."""
     own = [m for (task, _), m in recipe.measures.items() if task == gathered.task]
     return [m for m in own if m.metric in gathered.heads] or own[: MOST_HEADS if gathered.heads else 1]
 
 
 def contrasts_of(m: Measure, answers: Answers | None) -> list[Contrast]:
-    """The model against every control, chance included."""
+    """The comparisons of a model with every control and with chance."""
     recorded = answers.controls.get(m.metric, {}) if answers else {}
     names = dict.fromkeys([*m.controls, *recorded])
-    found = []
+    contrasts = []
     for name in names:
         test = _tested(m, answers, recorded.get(name))
         against = m.controls.get(name)
         if against is None:
             against = float(np.mean(list(recorded[name].values())))
-        found.append(_contrast(m, name, against, test))
+        contrasts.append(_contrast(m, name, against, test))
     if m.chance is not None:
         test = _tested(m, answers, answers.chance.get(m.metric) if answers else None)
-        found.append(_contrast(m, "chance", m.chance, test))
-    return found
+        contrasts.append(_contrast(m, "chance", m.chance, test))
+    return contrasts
 
 
 def _contrast(m: Measure, name: str, against: float, test: PairedTest | None) -> Contrast:
@@ -104,13 +105,13 @@ def _tested(m: Measure, answers: Answers | None, control: dict[str, float] | Non
 
 
 def _close(recipe: Recipe, contrasts: Sequence[Contrast]) -> list[Warned]:
-    """One warning for all measures that are close to the same controls."""
+    """One warning for all metrics that are close to the same controls."""
     by_controls: dict[tuple[str, ...], list[str]] = {}
     for metric in dict.fromkeys(c.metric for c in contrasts):
         near = tuple(c.control for c in contrasts if c.metric == metric and c.close)
         if near:
             by_controls.setdefault(near, []).append(metric)
-    found = []
+    warned = []
     for near, metrics in by_controls.items():
         of = [c for c in contrasts if c.close and c.metric in metrics]
         names = [f"{about(name)[0]} ({_values(of, name)})" for name in near]
@@ -118,21 +119,21 @@ def _close(recipe: Recipe, contrasts: Sequence[Contrast]) -> list[Warned]:
         values = ", ".join(f"{m} {number(next(c.value for c in of if c.metric == m), is_share(m))}" for m in metrics)
         how = _how(of)
         meant = "; ".join(about(name)[1] for name in near)
-        words = f"**{recipe.label}**, {values}: not shown to be better than {against}; {how}. That means: {meant}."
-        found.append(Warned("control", recipe.name, tuple(metrics), words, near))
-    return found
+        words = f"**{recipe.label}**, {values}: not shown to be better than {against}; {how}. So {meant}."
+        warned.append(Warned("control", recipe.name, tuple(metrics), words, near))
+    return warned
 
 
 def _how(contrasts: Sequence[Contrast]) -> str:
     tests = [c.test for c in contrasts if c.test is not None]
     if not tests:
-        return "inside the interval; there are no records an item to test"
-    ahead = [t.p for t in tests if t.difference > 0]
-    return f"smallest p {_p(min(ahead))}" if ahead else "no higher anywhere"
+        return "inside the interval; there are no records of items for a test"
+    better = [t.p for t in tests if t.difference > 0]
+    return f"smallest p {_p(min(better))}" if better else "not higher on any metric"
 
 
 def _values(contrasts: Sequence[Contrast], control: str) -> str:
-    """The control's value, or the range over the measures."""
+    """The control's value, or its range over the metrics."""
     values = [(c.against, is_share(c.metric)) for c in contrasts if c.control == control]
     low, high = (number(*f(values)) for f in (min, max))
     return low if low == high else f"{low} to {high}"
@@ -143,7 +144,7 @@ def _p(p: float) -> str:
 
 
 def _strong(recipe: Recipe, measures: Sequence[Measure], contrasts: Sequence[Contrast], answers: Answers | None) -> list[Warned]:
-    found = []
+    warned = []
     for m in measures:
         chance = answers.chance.get(m.metric, {}) if answers else {}
         for c in (c for c in contrasts if c.metric == m.metric and c.control != "chance" and not c.close):
@@ -157,52 +158,52 @@ def _strong(recipe: Recipe, measures: Sequence[Measure], contrasts: Sequence[Con
                 title, _ = about(c.control)
                 share = (c.against - (m.chance or 0)) / gain
                 words = (
-                    f"{m.metric}: the control “{title}” alone reaches {number(c.against)} %, chance is {number(m.chance)} %. That is "
-                    f"{share:.0%} of what **{recipe.label}** ({number(m.value)} %) has above chance: most of this test can be "
-                    "solved without the skill it is named after."
+                    f"{m.metric}: the control “{title}” alone reaches {number(c.against)} %, chance is {number(m.chance)} %. "
+                    f"That is {share:.0%} of the gain of **{recipe.label}** ({number(m.value)} %) over chance: most of this test "
+                    "can be solved without the skill that it is named after."
                 )
-                found.append(Warned("strong", recipe.name, (m.metric,), words))
-    return found
+                warned.append(Warned("strong", recipe.name, (m.metric,), words))
+    return warned
 
 
 def _few(recipe: Recipe, measures: Sequence[Measure]) -> list[Warned]:
     few = [m for m in measures if m.clusters and (m.clusters < FEW or (is_share(m.metric) and m.bounded and m.high - m.low > WIDE))]
     if not few:
         return []
-    told = "; ".join(
+    counts = "; ".join(
         f"{m.metric} {number(m.value, is_share(m.metric))} [{interval(m, is_share(m.metric))}], n = {m.n}" for m in few
     )
-    words = f"**{recipe.label}**: too few items to tell much: {told}. Take more items before you draw a conclusion."
+    words = f"**{recipe.label}**: too few items for a conclusion: {counts}. Evaluate on more items."
     return [Warned("few", recipe.name, tuple(m.metric for m in few), words)]
 
 
 def _unsure(recipe: Recipe, measures: Sequence[Measure], answers: Answers | None) -> list[Warned]:
-    """Ties, answers that could not be read, and scores that are no numbers."""
+    """Warnings of ties, unparsed answers, and scores that are not numbers."""
     if answers is None:
         return []
-    found = []
+    warned = []
     tied = {m.metric: n for m in measures if (n := _tied(answers.records, m.metric)) > OFTEN * max(1, m.n)}
     if tied:
         of = {m.metric: m.n for m in measures}
-        told = ", ".join(f"{k}: {n} of {of[k]} items" for k, n in tied.items())
+        listed = ", ".join(f"{k}: {n} of {of[k]} items" for k, n in tied.items())
         words = (
-            f"**{recipe.label}**: ties decide {told}. A tie counts as the chance of being right by drawing lots; a model that gives "
-            "equal scores has no opinion."
+            f"**{recipe.label}**: ties decide {listed}. A tie counts as the probability of a random choice being right; a model "
+            "with equal scores does not choose."
         )
-        found.append(Warned("ties", recipe.name, tuple(tied), words))
+        warned.append(Warned("ties", recipe.name, tuple(tied), words))
     lost = [r for r in answers.records if is_unparsed(r)]
     if len(lost) > OFTEN * len(answers.records):
-        told = "; ".join(f"{m.metric} between {_band(answers, m.metric, lost)}" for m in measures if m.metric in answers.credits)
+        listed = "; ".join(f"{m.metric} between {_band(answers, m.metric, lost)}" for m in measures if m.metric in answers.credits)
         words = (
-            f"**{recipe.label}**: {len(lost)} of {len(answers.records)} answers could not be read as an answer to the question"
-            f"{f'; if all of these were wrong … right, {told}' if told else ''}."
+            f"**{recipe.label}**: {len(lost)} of {len(answers.records)} answers could not be parsed"
+            f"{f'; if all of these were wrong … right, {listed}' if listed else ''}."
         )
-        found.append(Warned("unparsed", recipe.name, tuple(m.metric for m in measures), words))
+        warned.append(Warned("unparsed", recipe.name, tuple(m.metric for m in measures), words))
     broken = sum(bool(r.get("nans")) for r in answers.records)
     if broken:
-        words = f"**{recipe.label}**: {broken} of {len(answers.records)} items have scores that are no numbers (NaN or infinite)."
-        found.append(Warned("nans", recipe.name, tuple(m.metric for m in measures), words))
-    return found
+        words = f"**{recipe.label}**: {broken} of {len(answers.records)} items have scores that are not numbers (NaN or infinite)."
+        warned.append(Warned("nans", recipe.name, tuple(m.metric for m in measures), words))
+    return warned
 
 
 def _tied(records: Sequence[Record], metric: str) -> int:
@@ -210,7 +211,7 @@ def _tied(records: Sequence[Record], metric: str) -> int:
 
 
 def is_unparsed(record: Record) -> bool:
-    """An answer was given and could not be read: ``unparsed`` is true or, where that is not told, ``parsed`` is null."""
+    """Whether an answer could not be parsed: ``unparsed`` is true or, without that key, ``parsed`` is null."""
     return bool(record["unparsed"]) if "unparsed" in record else "parsed" in record and record["parsed"] is None
 
 

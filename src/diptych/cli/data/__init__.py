@@ -1,0 +1,1 @@
+"""``diptych data`` and ``diptych curate``: what happens to data before training."""

@@ -1,0 +1,116 @@
+"""``diptych data``: inspect data before training, and pack it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diptych.cli.options import DATA
+from diptych.core.errors import DiptychError
+
+app = typer.Typer(no_args_is_help=True, help="Inspect data before training, and pack it so that training reads it fast.")
+
+
+@app.command()
+def show(
+    address: Annotated[str, typer.Argument(help=DATA)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("contact-sheet.png"),
+    n: Annotated[int, typer.Option("-n", min=1, help="How many samples.")] = 24,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test; for scenes also heldout-combinations, heldout-concepts.")
+    ] = None,
+) -> None:
+    """Draw samples with their captions into one picture."""
+    from diptych.data.sheet import contact_sheet
+    from diptych.data.source import usable_samples
+    from diptych.data.sources import open_source
+
+    source = open_source(address)
+    source = source.split(split) if split else source
+    samples = usable_samples(source, n)
+    if not samples:
+        raise DiptychError(f"{address}: no usable sample")
+    contact_sheet(samples, out)
+    typer.echo(str(out))
+
+
+@app.command()
+def inspect(
+    address: Annotated[str, typer.Argument(help=DATA)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write inspection.json and a contact sheet.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many items only.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count, measure and decode everything: sizes, caption lengths, duplicates, broken items with reasons."""
+    import json
+
+    from diptych.data.inspect import inspect as inspect_source
+    from diptych.data.inspect import print_inspection
+
+    inspection = inspect_source(address, out, limit=limit, progress=not json_)
+    if json_:
+        typer.echo(json.dumps(inspection.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        print_inspection(inspection)
+    if not inspection.good:
+        raise DiptychError(f"{address}: no usable item")
+
+
+@app.command()
+def pack(
+    address: Annotated[str, typer.Argument(help=DATA)],
+    out: Annotated[Path, typer.Argument(help="The directory to write; an unfinished one is gone on with.")],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=16, help="Pixels of the shorter side; smaller images stay as they are. Default: the scenes' own, else 256."
+        ),
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="`jpeg`, or `raw`: ten times the room, and nothing to decode.")] = "jpeg",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs that are resized.")] = 90,
+    split: Annotated[
+        str, typer.Option(help="`all`, or one part: train, validation, test. Splitting after packing gives the same parts.")
+    ] = "all",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first so many items only; needed for `scenes:`, which has no end.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+) -> None:
+    """Resize images once and store them in memory-mapped Arrow, with captions, labels and boxes.
+
+    Read it as `packed:OUT`. Killed, interrupted or out of disk? The same command goes on with what is missing. Example:
+
+    `diptych data pack coco:captions.json packed/coco --format raw`
+    """
+    import json
+    from typing import Any, cast
+
+    from diptych.data.packing import pack as run
+
+    done = run(address, out, size, cast(Any, format_), quality, split, limit, workers, progress=not json_)
+    if json_:
+        typer.echo(json.dumps(done, indent=1, ensure_ascii=False))
+        return
+    broken = f", {done['broken']:,} broken ones left out (reasons in problems.jsonl)" if done["broken"] else ""
+    shards, size_ = len(done["shards"]), done["bytes"] / 1e6
+    typer.echo(f"{out}: {done['items']:,} items{broken}, {shards} shard{'s' if shards != 1 else ''}, {size_:,.1f} MB")
+    typer.echo(f"train on it: diptych train clip --data packed:{out}")
+
+
+@app.command()
+def verify(address: Annotated[str, typer.Argument(help="`packed:DIRECTORY`, or the directory.")]) -> None:
+    """Read every byte of packed data and compare with the hashes of its manifest."""
+    from diptych.core.progress import CountDisplay
+    from diptych.data.sources.packed import Packed
+
+    packed = Packed(address.removeprefix("packed:"))
+    with CountDisplay("verifying", len(packed.manifest["shards"]), unit="shards") as display:
+        wrong = packed.verify(display)
+    if wrong:
+        raise DiptychError(
+            "\n".join([*wrong, "delete these and run the same `diptych data pack` again: only what is missing is made"])
+        )
+    typer.echo(f"{address}: {len(packed):,} items in {len(packed.manifest['shards'])} shards, all as packed")

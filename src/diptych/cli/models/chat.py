@@ -1,0 +1,88 @@
+"""``diptych chat``: a conversation with a model about pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diptych.core.errors import DiptychError
+
+
+def chat(
+    run: Annotated[
+        str,
+        typer.Argument(help="A run that learned from conversations, `runs/llava-instruct`, or a model by its address, `hf:NAME`."),
+    ],
+    images: Annotated[list[Path], typer.Argument(help="The pictures to talk about, in this order.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this, print the answer, and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message before the first question.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="An answer's greatest length.")] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Draw words at random; below 1: closer to the likeliest.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(max=1, help="Draw among the likeliest that together have this.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="With --prompt: print question and answer as JSON.")] = False,
+) -> None:
+    """Talk with a model about pictures: a line a question, an empty line or Ctrl-D ends.
+
+    Each answer takes the conversation so far into account.
+    Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`
+    """
+    from diptych.core.sample import Turn
+    from diptych.data.conversations.turns import question
+    from diptych.data.image import decode
+    from diptych.data.source import BrokenItem
+
+    if json_ and prompt is None:
+        raise DiptychError("--json needs --prompt: a conversation is read line by line")
+    shown = []
+    for path in images:
+        try:
+            shown.append(decode(path.read_bytes(), str(path)))
+        except BrokenItem as broken:
+            raise DiptychError(f"{path}: {broken.problem.reason}") from None
+        except OSError as error:
+            raise DiptychError(f"{path}: {error.strerror}") from None
+
+    from diptych.cli.results import print_json
+    from diptych.inference.generate import Decoding
+    from diptych.inference.load import load
+
+    drawn = {k: v for k, v in {"temperature": temperature, "top_p": top_p}.items() if v is not None}
+    decoding = {**drawn, "seed": seed} if Decoding(**drawn).samples else drawn  # type: ignore[arg-type]
+    model = load(run, device)
+    if not {"prompt", "generate"} <= model.capabilities:
+        raise DiptychError(
+            f"{run} follows no prompts; it can: {', '.join(sorted(model.capabilities))}. Train llava-instruct, for one"
+        )
+    converse = getattr(model, "converse", None)
+    if converse is None and (len(shown) > 1 or prompt is None or system):
+        raise DiptychError(f"{run} answers single questions about one picture: give one image and --prompt, and no --system")
+
+    turns = [Turn("system", system)] if system else []
+    interactive = sys.stdin.isatty()
+    while True:
+        try:
+            message = prompt if prompt is not None else input("> " if interactive else "").strip()
+        except EOFError:
+            return
+        if not message:
+            return
+        first = not any(turn.role == "user" for turn in turns)
+        turns.append(question(message, len(shown) if first else 0))
+        if converse is None:
+            answer = model.generate(shown, message, max_tokens, **decoding)[0]
+        else:
+            answer = converse(shown, turns, max_tokens, **decoding)
+        turns.append(Turn("assistant", answer))
+        if json_:
+            print_json({"images": [str(path) for path in images], "prompt": message, "answer": answer})
+        else:
+            typer.echo(answer)
+        if prompt is not None:
+            return

@@ -1,0 +1,1 @@
+"""A synthetic pool with known faults, to try plans on."""

@@ -1,0 +1,206 @@
+"""Duplicates: of rows that are copies of each other one stays; the others point to the row that caused their removal."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from diptych.curation.operators.base import Columns, Reduce
+from diptych.curation.operators.duplicates.hamming import pairs_within
+from diptych.curation.operators.duplicates.pruning import KEPT, Mode, prune, same
+from diptych.curation.operators.duplicates.semantic import KeepRule, normalised, semantic_twins
+from diptych.curation.operators.text.quality import normalised as normalised_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates(Reduce):
+    """The base of the operators that find duplicates: a row's pointer is null if it stays, else the ``row`` of its duplicate.
+
+    prefer: a column of numbers, such as ``shorter_side`` or ``clip_score``; of several duplicates the one with the highest value
+    stays (with ``-`` before the name: the lowest). Without it, and in a tie, the first in the pool.
+    """
+
+    pointer: ClassVar[str]
+    of: ClassVar[tuple[str, ...]]  # columns that are compared
+    prefer: str = ""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (*self.of, *([self.prefer.removeprefix("-")] if self.prefer else []))
+
+    @property
+    def outputs(self) -> Mapping[str, pa.DataType]:
+        return {self.pointer: pa.int64()}
+
+    @abstractmethod
+    def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        """The values that are compared, one for each row, as small as possible."""
+
+    @abstractmethod
+    def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        """Output columns; the pointer is a position in ``keys`` (−1: stays)."""
+
+    def summarise(self, batch: pa.RecordBatch) -> pa.Table:
+        preference = np.zeros(batch.num_rows)
+        if self.prefer:
+            preference = batch[self.prefer.removeprefix("-")].to_numpy(zero_copy_only=False).astype(np.float64)
+            preference = preference if self.prefer.startswith("-") else -preference
+        return pa.table({"row": batch["row"], "key": self.keys(batch), "late": np.nan_to_num(preference, nan=np.inf)})
+
+    def combine(self, summaries: Iterator[pa.Table]) -> pa.Table:
+        table = pa.concat_tables(list(summaries)).combine_chunks()
+        rows = table["row"].to_numpy()
+        causes = self.twins(_whole(table["key"]), np.lexsort((rows, table["late"].to_numpy())))
+        gone = causes[self.pointer] != KEPT
+        state: dict[str, Any] = {"row": rows[gone]}
+        for name, values in causes.items():
+            state[name] = rows[values[gone]] if name == self.pointer else values[gone]
+        return pa.table(state).sort_by("row")
+
+    def decide(self, batch: pa.RecordBatch, state: pa.Table) -> Columns:
+        gone, rows = state["row"].to_numpy(), batch["row"].to_numpy()
+        place = np.searchsorted(gone, rows)
+        hit = place < len(gone)
+        hit[hit] = gone[place[hit]] == rows[hit]
+        take = pa.array(place, mask=~hit)
+        return {name: _whole(state[name]).take(take) for name in self.outputs}
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameImage(Duplicates):
+    """Exact copies: equal decoded pixels, in any files. After ``image_hash``."""
+
+    name = "same_image"
+    pointer = "same_image_as"
+    of = ("pixel_hash",)
+
+    def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        return batch["pixel_hash"]
+
+    def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.pointer: same(keys.to_pylist(), order)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameText(Duplicates):
+    """Equal captions, except for letter case, white space and outer punctuation.
+
+    url: a column of addresses; then pairs of caption and address must be equal (LAION).
+    """
+
+    name = "same_text"
+    pointer = "same_text_as"
+    of = ("text",)
+    url: str = ""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (*super().inputs, *([self.url] if self.url else []))
+
+    def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        addresses = batch[self.url].to_pylist() if self.url else [""] * batch.num_rows
+        digests = [
+            hashlib.blake2b(f"{normalised_text(text)}\0{url}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            for text, url in zip(batch["text"].to_pylist(), addresses, strict=True)
+        ]
+        return pa.array(digests, pa.binary(16))
+
+    def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.pointer: same(keys.to_pylist(), order)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearImage(Duplicates):
+    """Similar pictures: 64-bit pHash within ``distance`` bits (0 exact, ≤ 4 safe, ≤ 8 aggressive). After ``image_hash``.
+
+    mode: ``kept`` or ``published``, see ``pruning.prune``. Hashes of pictures without contrast are meaningless: remove those with
+    ``image_quality`` first.
+    """
+
+    name = "near_image"
+    pointer = "near_image_of"
+    of = ("phash",)
+    distance: int = 4
+    mode: Mode = "kept"
+
+    @property
+    def outputs(self) -> Mapping[str, pa.DataType]:
+        return {self.pointer: pa.int64(), "near_image_bits": pa.int32()}
+
+    def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        return batch["phash"]
+
+    def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        hashes = keys.to_numpy(zero_copy_only=False).astype(np.uint64)
+        cause = near_twins(hashes, order, self.distance, self.mode)
+        return {self.pointer: cause, "near_image_bits": np.bitwise_count(hashes ^ hashes[cause]).astype(np.int32)}
+
+
+def near_twins(hashes: np.ndarray, order: np.ndarray, distance: int, mode: Mode = "kept") -> np.ndarray:
+    """Pointers (−1: stays) among 64-bit hashes, uint64 [N]."""
+    cause = same(hashes.tolist(), order)  # equal hashes first, so that each is searched once
+    alone = np.flatnonzero(cause == KEPT)
+    place = np.full(len(hashes), -1, np.int64)
+    place[alone] = np.arange(len(alone))
+    i, j, bits = pairs_within(hashes[alone], distance)
+    inner = order[cause[order] == KEPT]
+    causes = prune(place[inner], i, j, -bits, mode)
+    cause[alone[causes != KEPT]] = alone[causes[causes != KEPT]]
+    lost = np.flatnonzero((cause != KEPT) & (cause[cause] != KEPT))
+    if mode == "kept" and len(lost):  # a copy of a removed item points to the one that stays
+        cause[lost] = cause[cause[lost]]
+    return cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameMeaning(Duplicates):
+    """SemDeDup on a column of embeddings, by default ``image_embedding``: cosine above 1 − ``epsilon``. See ``semantic_twins``.
+
+    keep: ``hard`` (as published: the one farthest from its cluster's centre stays), ``easy``, ``random``, ``first`` or ``best`` (by
+    ``prefer``). Holds all embeddings in memory, 2 bytes for each number.
+    """
+
+    name = "same_meaning"
+    pointer = "same_meaning_as"
+    of = ()
+    column: str = "image_embedding"
+    epsilon: float = 0.05
+    clusters: int = 0  # 0: the square root of the number of rows
+    keep: KeepRule = "hard"
+    mode: Mode = "kept"
+    across: bool = True
+    seed: int = 0
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.column, *super().inputs)
+
+    @property
+    def outputs(self) -> Mapping[str, pa.DataType]:
+        return {self.pointer: pa.int64(), "same_meaning_similarity": pa.float32()}
+
+    def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        return batch[self.column].cast(pa.list_(pa.float16()))
+
+    def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        n = len(keys)
+        if not n:
+            return {self.pointer: np.empty(0, np.int64), "same_meaning_similarity": np.empty(0, np.float32)}
+        vectors = normalised(keys.flatten().to_numpy().reshape(n, -1))
+        priority = np.empty(n)
+        priority[order] = -np.arange(n)  # in the pool's order without ``prefer``, so that best means first
+        cause, similarity = semantic_twins(
+            vectors, self.epsilon, k=self.clusters or None, keep=self.keep, mode=self.mode,
+            across=self.across, priority=priority, seed=self.seed,
+        )  # fmt: skip
+        return {self.pointer: cause, "same_meaning_similarity": similarity}

@@ -1,0 +1,1 @@
+"""Operators on the picture: size, quality, text in it."""

@@ -1,0 +1,1 @@
+"""Operators on the text: length, quality, language, perplexity, concepts, hard negatives."""
