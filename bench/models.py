@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.peers import open_clip
 from diptych.config.recipe import Recipe, Stage, load_recipe
+from diptych.core.batch import Batch, Images, Texts
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
 from diptych.training.optim import build_optimizer
@@ -95,7 +96,7 @@ def ours(r: Recipe, pixels: Tensor, ids: Tensor) -> Learner:
     stage: Stage = r.stages[0]
     optimizer = build_optimizer([model, objectives], stage)
     optimizer.set_rate(1.0)
-    batch = batch_of(pixels=pixels, text=ids, text_mask=ids != 0)
+    batch = Batch({"image": Images(pixels), "text": Texts(ids, ids != 0)}, len(pixels))
     model.train()
 
     def loss() -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diptych.core.capabilities import FunctionModel
-from diptych.core.sample import Sample
+from diptych.core.sample import Sample, captioned
 from diptych.data.source import BrokenItem, Group, Problem
 
 WORDS = "amber birch cedar delta ember fjord grove heron iris jade kelp lotus maple nectar onyx pearl".split()  # noqa: SIM905
@@ -43,7 +43,7 @@ class Plain:
         number = self.order[index] if self.order else index
         if number in self.broken:
             raise BrokenItem(f"item{number}", "torn")
-        return Sample(f"item{number}", picture(number), [phrase(number), f"{phrase(number)} indeed"])
+        return Sample(f"item{number}", image=picture(number), text=captioned([phrase(number), f"{phrase(number)} indeed"]))
 
     def fingerprint(self) -> str:
         return f"{self.size}-{self.broken}"

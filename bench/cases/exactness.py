@@ -66,7 +66,7 @@ def ours(dropout: float, patch_dropout: float) -> list[dict[str, Tensor]]:
         p = model.encode(piece)
         passes.append((p["image.embedding"], p["text.embedding"]))  # in this order
     image, text = (torch.cat(x) for x in zip(*passes, strict=True))
-    info_nce(image, text, objectives["info_nce"].scale, loader.batch(0).meaning).backward()
+    info_nce(image, text, objectives["info_nce"].scale, loader.batch(0)["text"].meaning).backward()
     return [found, gradients(model, objectives)]
 
 
@@ -78,7 +78,7 @@ def theirs(patch_dropout: float) -> list[dict[str, Tensor]]:
     model = oc.CLIP(64, vision, oc.CLIPTextCfg(context_length=32, vocab_size=1001, width=64, heads=2, layers=2)).train()
     source, tokenizer = data()
     batch = loader_for(source, tokenizer, 48, N, 0).batch(0).to("cpu")
-    ids = F.pad(batch["text"].ids, (0, 32 - batch.text.shape[1]))
+    ids = F.pad(batch["text"].ids, (0, 32 - batch["text"].ids.shape[1]))
     ids[ids == tokenizer.eos] = 1000  # open_clip pools at the highest id
     pieces = list(zip((batch["image"].pixels / 127.5 - 1).chunk(PIECES), ids.chunk(PIECES), strict=True))
     criterion = oc.ClipLoss()

@@ -11,7 +11,9 @@ import torch
 from bench.harness import Bench
 from bench.models import Learner
 from diptych.config.recipe import load_recipe
+from diptych.core.batch import Batch, Images
 from diptych.data.fields.base import to_pixels
+from diptych.data.fields.text import tokenized
 from diptych.training.optim import build_optimizer
 from diptych.training.setup import set_up
 
@@ -24,9 +26,8 @@ def learner(name: str, n: int, *overrides: str) -> Learner:
     optimizer.set_rate(1.0)
     samples = [setup.source[i] for i in range(n)]
     captions = [sample.captions[0] for sample in samples]
-    ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     pixels = to_pixels([sample.image for sample in samples if sample.image is not None])
-    batch = batch_of(pixels=pixels, text=ids, text_mask=mask, captions=tuple(captions))
+    batch = Batch({"image": Images(pixels), "text": tokenized(model.tokenizer, captions)}, n)
     model.train()
 
     def loss() -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.harness import Bench, measure_memory, megabytes
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch
+from diptych.core.batch import Batch, Images, Texts
 from diptych.interop.families.llava import FAMILY
 from diptych.models.pretrained import CausalLM
 from diptych.models.vlm import VLM, build_model
@@ -87,7 +87,8 @@ def batch_of(n: int, bos: int, eos: int, pad: int) -> Batch:
     seen = torch.arange(ids.shape[1]) < lengths[:, None]
     ids[:, 0] = bos
     ids = ids.masked_fill(~seen, pad).scatter(1, lengths[:, None] - 1, eos)
-    return batch_of(pixels=torch.rand(n, 3, SIZE, SIZE, generator=draw) * 2 - 1, text=ids, text_mask=seen)
+    pixels = torch.rand(n, 3, SIZE, SIZE, generator=draw) * 2 - 1
+    return Batch({"image": Images(pixels), "text": Texts(ids, seen)}, n)
 
 
 class Contestant:
@@ -107,7 +108,6 @@ class Contestant:
     def _inputs(self) -> dict[str, Tensor]:
         """As a processor lays them out; nothing is to be learned at [BOS], images and padding."""
         ids, seen = self.batch["text"].ids, self.batch["text"].mask
-        assert ids is not None and seen is not None and self.batch["image"].pixels is not None
         shown = ids.new_full((len(ids), (SIZE // 14) ** 2), self.image)
         whole, mask = torch.cat([ids[:, :1], shown, ids[:, 1:]], 1), torch.cat([seen[:, :1], shown > 0, seen[:, 1:]], 1)
         labels = whole.masked_fill(~mask | (whole == self.image), -100)
@@ -119,8 +119,8 @@ class Contestant:
             if self.who == "diptych":
                 logits = self.model.encode(self.batch)["text.logits"]
             else:
-                logits = self.model(**self.inputs).logits[:, -self.batch.text.shape[1] : -1, :WORDS]  # type: ignore[union-attr]
-        return logits[self.batch["text"].mask[:, 1:]]  # type: ignore[index]
+                logits = self.model(**self.inputs).logits[:, -self.batch["text"].ids.shape[1] : -1, :WORDS]
+        return logits[self.batch["text"].mask[:, 1:]]
 
     def forward_backward(self) -> Tensor:
         self.model.zero_grad(set_to_none=True)

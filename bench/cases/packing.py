@@ -10,7 +10,7 @@ import torch
 from bench.harness import Bench
 from bench.models import Learner
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch
+from diptych.core.batch import Batch, Turns
 from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Document
 from diptych.training.optim import build_optimizer
@@ -29,9 +29,7 @@ def documents(n: int, vocabulary: int, seed: int = 0) -> list[Document]:
 
 def batch(some: list[Document], packed: bool) -> Batch:
     rows = best_fit([len(d) for d in some], ROOM) if packed else [[i] for i in range(len(some))]
-    text, mask, learned, positions = map(torch.from_numpy, laid_out(some, rows, 0))
-    ids = tuple(map(str, range(len(some))))
-    return batch_of(text=text, text_mask=mask, learned=learned, positions=positions, ids=ids)
+    return Batch({"turns": Turns(*map(torch.from_numpy, laid_out(some, rows, 0)))}, len(some))
 
 
 def run(bench: Bench) -> None:

@@ -115,7 +115,7 @@ class Lied:
     def __getitem__(self, index: int):
         sample = self.source[index]
         if index % 10 < 10 * self.share:
-            sample.captions = self.source[index ^ 1].captions
+            return sample.with_(text=self.source[index ^ 1].fields["text"])
         return sample
 
     def fingerprint(self) -> str:
@@ -190,7 +190,7 @@ def test_a_strangers_task_and_source_through_the_command_line(
 
         import numpy as np
 
-        from diptych.core.sample import Sample
+        from diptych.core.sample import Sample, captioned
         from diptych.benchmarks.tasks.base import shares
 
         class Greys:
@@ -202,7 +202,7 @@ def test_a_strangers_task_and_source_through_the_command_line(
 
             def __getitem__(self, i):
                 image = np.full((self.size, self.size, 3), i * 10, dtype=np.uint8)
-                return Sample(f"{self.rest}{i}", image, [f"grey of {i}"])
+                return Sample(f"{self.rest}{i}", image=image, text=captioned([f"grey of {i}"]))
 
             def fingerprint(self):
                 return "greys"

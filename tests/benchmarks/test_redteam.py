@@ -92,9 +92,7 @@ def test_the_sample_set_is_whole_and_balanced() -> None:
     for p in probes:
         image = picture_of(p)
         assert image.dtype == np.uint8 and image.shape[2] == 3 and min(image.shape[:2]) >= 200
-    assert (
-        len({picture_of(p).tobytes() for p in probes if isinstance(p["image.tokens"], dict) and "text" in p["image.tokens"]}) >= 5
-    )
+    assert len({picture_of(p).tobytes() for p in probes if isinstance(p.image, dict) and "text" in p.image}) >= 5
 
 
 def test_a_model_that_always_refuses_refuses_too_much() -> None:

@@ -16,7 +16,7 @@ from diptych.benchmarks.tasks.bias import Bias, mean_skew
 from diptych.benchmarks.tasks.priors import ALPHAS, Priors, corrected, credits_at, half_of
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Sample
+from diptych.core.sample import Sample, captioned
 from diptych.data.scenes.contrast import ATTRIBUTES, contrast_sets
 from diptych.data.scenes.source import open_scenes
 from diptych.data.source import Problem
@@ -42,7 +42,7 @@ class Sentences:
 
     def __getitem__(self, index: int) -> Sample:
         image = np.full((4, 4, 3), index + 1, dtype=np.uint8)
-        return Sample(f"s{index}", image, [f"it is {index + 1}"], negatives=[f"it is not {index + 1}"])
+        return Sample(f"s{index}", image=image, text=captioned([f"it is {index + 1}"]), negatives=[f"it is not {index + 1}"])
 
     def fingerprint(self) -> str:
         return str(self.size)
@@ -217,7 +217,7 @@ class Staff(Sentences):
     def __getitem__(self, index: int) -> Sample:
         group = "ab"[index % 2]
         image = np.full((4, 4, 3), 60 + index + self.tilt * (group == "b"), dtype=np.uint8)
-        return Sample(f"p{index}", image, ["a person"], extra={"kind": group} if index != 4 else {})
+        return Sample(f"p{index}", {"kind": group} if index != 4 else {}, image=image, text=captioned(["a person"]))
 
 
 def bright() -> FunctionModel:

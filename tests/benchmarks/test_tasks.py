@@ -20,6 +20,7 @@ from diptych.benchmarks.tasks.retrieval import LargeRetrieval, Retrieval
 from diptych.benchmarks.tasks.zeroshot import prompt
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
+from diptych.core.sample import captioned
 from evaluation_fixture import Plain, World, constant, oracle, phrase, text_only, truth
 
 SMALL = set(DEFAULT) - {"retrieval-1000"}  # what a source of 24 items can be asked
@@ -119,7 +120,7 @@ class Swapped(World):
     def __getitem__(self, index: int):
         sample = super().__getitem__(index)
         if index < 2:
-            sample.captions = [phrase(1 - index)]
+            return sample.with_(text=captioned([phrase(1 - index)]))
         return sample
 
 
@@ -348,6 +349,7 @@ def test_blank_and_prompt() -> None:
 def test_settings_of_a_task_stand_in_its_address() -> None:
     from diptych.benchmarks.tasks import task
     from diptych.core.errors import DiptychError
+from diptych.core.sample import captioned
 
     assert task("controlled?n=7&seed=3") == Controlled(n=7, seed=3)
     with pytest.raises(DiptychError, match="unknown setting 'm'"):

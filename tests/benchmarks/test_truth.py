@@ -17,7 +17,7 @@ from diptych.benchmarks.tasks.labels import instances
 from diptych.benchmarks.tasks.vqascore import VqaScore
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Sample
+from diptych.core.sample import Sample, captioned
 from diptych.data.sources import open_source
 from evaluation_fixture import Plain
 
@@ -34,7 +34,7 @@ class Labelled(Plain):
     def __getitem__(self, index: int) -> Sample:
         labels = self.labels[index % len(self.labels)]
         image = np.full((6, 6, 3), 10 * (index + 1) % 256, np.uint8)
-        return Sample(f"i{index}", image, [f"number {index}"], extra={"labels": labels})
+        return Sample(f"i{index}", {"labels": labels}, image=image, text=captioned([f"number {index}"]))
 
 
 def teller(said: dict[int, str], otherwise: str = "nothing at all") -> FunctionModel:

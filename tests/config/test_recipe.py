@@ -61,7 +61,7 @@ def test_mistakes_are_named_with_the_remedy(overrides, words):
         (["parts.decoder.kind=multimodal"], ["parts.decoder", "causal: true"]),
         (["stages.0.objectives.info_nse=1"], ["objective 'info_nse'", "did you mean 'info_nce'"]),
         (["stages.0.objectives.info_nce.temprature=1"], ["temprature", "did you mean 'temperature'"]),
-        (["stages.0.objectives.next_token=1"], ["no part 'decoder'"]),
+        (["stages.0.objectives.next_token=1"], ["needs 'text.logits': nothing provides", "add a part decoder"]),
         (["stages.0.objectives.matching=1"], ["no part 'fusion'"]),
         (["parts.vision.kind=no_such_package.towers:Mine"], ["cannot import 'no_such_package.towers'"]),
         (["parts.vision.kind=diptych.models.vision.towers:VIT"], ["has no 'VIT'", "did you mean 'ViT'"]),
@@ -109,9 +109,10 @@ def test_a_package_outside_the_tree_adds_a_part_and_an_objective(tmp_path, monke
 import torch
 from torch import nn
 from diptych.core.batch import Tokens
+from diptych.models.part import VisionTower
 from diptych.objectives import Objective
 
-class Tower(nn.Module):
+class Tower(VisionTower):
     def __init__(self, build, *, width: int = 8):
         super().__init__()
         self.width, self.tokens = width, 1
@@ -122,7 +123,7 @@ class Tower(nn.Module):
         return Tokens(x, x[:, 0])
 
 class Distance(Objective):
-    needs = ("vision", "text")
+    needs = ("image.embedding", "text.embedding")
 
     def __init__(self, model, *, power: float = 2.0):
         super().__init__(model)

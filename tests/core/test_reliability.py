@@ -21,7 +21,7 @@ from diptych.config.recipe import Stage, load_recipe
 from diptych.core import extras
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, read_jsonl
-from diptych.core.sample import Sample
+from diptych.core.sample import Sample, captioned
 from diptych.data.source import BrokenItem
 from diptych.training.checkpoint import best_checkpoint, checkpoints, newest
 from diptych.training.loop import Trainer, train
@@ -133,7 +133,7 @@ class Vanishing:
         self.left -= 1
         if self.left < 0:
             raise BrokenItem(f"picture {i}", "no such file")
-        return Sample(str(i), np.full((48, 48, 3), i * 8, dtype=np.uint8), [f"number {i}"])
+        return Sample(str(i), image=np.full((48, 48, 3), i * 8, dtype=np.uint8), text=captioned([f"number {i}"]))
 
     def fingerprint(self):
         return "vanishing"

@@ -26,6 +26,7 @@ from conversations_fixture import (
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Turn
+from diptych.data.conversations.check import check_conversations
 from diptych.data.conversations.template import IMAGE_ID
 from diptych.data.conversations.turns import Mistake, turns_of
 from diptych.data.sources import open_source

@@ -14,7 +14,7 @@ import torch
 
 from diptych.core.batch import Batch, floats
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Sample
+from diptych.core.sample import Sample, captioned
 from diptych.data.loader import loader_for
 from diptych.data.order import BLOCK, Epochs, Mixed, quotas
 from diptych.data.source import BrokenItem
@@ -39,7 +39,8 @@ class Numbers:
             raise BrokenItem("four", "made so")
         image = np.random.default_rng(i).integers(0, 256, (24, 30, 3), dtype=np.uint8)
         wrong = f"number {i} of none" if i % 2 else ""
-        return Sample(str(i), image, [f"number {i} of many", f"the number {i}"], [f"m{i // 2}"] * 2, [wrong, ""])
+        text = captioned([f"number {i} of many", f"the number {i}"], [f"m{i // 2}"] * 2)
+        return Sample(str(i), image=image, text=text, negatives=[wrong, ""])
 
     def fingerprint(self):
         return "numbers"
@@ -49,7 +50,7 @@ class Numbers:
 
 
 def loader(**options):
-    options = {"seed": 3, "augment": "crop", "negatives": True, **options}
+    options = {"seed": 3, "augment": "crop", "fields": ("image", "text", "negatives"), **options}
     return loader_for(Numbers(), TOKENIZER, 16, 12, **options)
 
 
@@ -57,20 +58,18 @@ def joined(batches: list[Batch]) -> dict:
     """Slices of one batch put together, texts without their padding."""
     starts = np.cumsum([0, *(b.size for b in batches)])
 
-    def texts(ids, mask):
-        pairs = [
-            (getattr(b, ids), getattr(b, mask)) for b in batches if getattr(b, ids) is not None
-        ]  # a slice may have no negatives
-        return [row[m].tolist() for rows, masks in pairs for row, m in zip(rows, masks, strict=True)]
+    def texts(name):
+        found = [b[name] for b in batches if name in b]  # a slice may have no negatives
+        return [row[m].tolist() for t in found for row, m in zip(t.ids, t.mask, strict=True)]
 
     return {
         "ids": [i for b in batches for i in b.ids],
         "pixels": torch.cat([b["image"].pixels for b in batches]),
-        "text": texts("text", "text_mask"),
-        "negatives": texts("negatives", "negatives_mask"),
+        "text": texts("text"),
+        "negatives": texts("negatives"),
         "rows": torch.cat(
             [torch.empty(0, dtype=torch.int64)]
-            + [b.negative_rows + s for b, s in zip(batches, starts, strict=False) if b.negative_rows is not None]
+            + [b["negatives"].owner + s for b, s in zip(batches, starts, strict=False) if "negatives" in b]
         ),
         "meaning": torch.cat([b["text"].meaning for b in batches]),
     }
@@ -121,14 +120,18 @@ def test_batches_for_a_gpu_are_page_locked(workers):
     stream = loader(workers=workers).stream(0, ahead=True, pin=True)
     batch = next(stream)
     stream.close()
-    assert batch["image"].pixels.is_pinned() and batch.text.is_pinned() and batch.to("cuda").pixels.device.type == "cuda"
+    assert (
+        batch["image"].pixels.is_pinned()
+        and batch["text"].ids.is_pinned()
+        and batch.to("cuda")["image"].pixels.device.type == "cuda"
+    )
 
 
 def test_meanings_and_negatives_keep_their_places_in_slices():
     whole = loader().batch(0)
     assert whole["text"].meaning.dtype == torch.int64 and (whole["text"].meaning >= 0).all()
-    for row, negative in zip(whole.negative_rows.tolist(), whole.negative_captions, strict=True):
-        words = set(whole.captions[row].split())
+    for row, negative in zip(whole["negatives"].owner.tolist(), whole["negatives"].strings, strict=True):
+        words = set(whole["text"].strings[row].split())
         assert len(words & set(negative.split())) >= 2, "a wrong version of that very caption"
     meanings = {}
     for step in range(4):

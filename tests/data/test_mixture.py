@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Sample
+from diptych.core.sample import Sample, captioned
 from diptych.data.loader import loader_for
 from diptych.data.order import BLOCK
 from diptych.data.source import BrokenItem, Problem
@@ -31,7 +31,7 @@ class Plain:
     def __getitem__(self, i):
         if i in self.broken:
             raise BrokenItem(str(i), "made so")
-        return Sample(str(i), np.full((16, 16, 3), i, np.uint8), [f"{self.address} {i}"])
+        return Sample(str(i), image=np.full((16, 16, 3), i, np.uint8), text=captioned([f"{self.address} {i}"]))
 
     def fingerprint(self):
         return self.address

@@ -21,7 +21,7 @@ from PIL import Image
 
 from cli_fixture import cli  # noqa: F401 - a fixture
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Sample
+from diptych.core.sample import Sample, captioned
 from diptych.data.image import decode, shrink
 from diptych.data.loader import loader_for
 from diptych.data.packing import pack as run_pack
@@ -108,7 +108,7 @@ def test_every_format_can_be_packed(make, root, tmp_path):  # noqa: F811
     packed = Packed(str(tmp_path / "out"))
     for i in range(len(source)):
         a, b = source[i], packed[i]
-        assert (a.id, a["text"].strings, a.extra) == (b.id, b["text"].strings, b.extra) and np.array_equal(a.image, b.image)
+        assert (a.id, a.captions, a.extra) == (b.id, b.captions, b.extra) and np.array_equal(a.image, b.image)
     assert packed.digests() == source.digests()
 
 
@@ -141,7 +141,7 @@ def test_scenes_need_a_limit_and_keep_their_meanings_negatives_and_boxes(tmp_pat
     assert packed.image_size == source.image_size == 48 and len(packed) == 20
     for i in range(20):
         a, b = source[i], packed[i]
-        assert (a.id, a["text"].strings, a.meanings, a.negatives) == (b.id, b["text"].strings, b.meanings, b.negatives)
+        assert (a.id, a.captions, a.meanings, a.negatives) == (b.id, b.captions, b.meanings, b.negatives)
         assert np.array_equal(a.image, b.image) and json.loads(json.dumps(a.extra)) == b.extra
     assert len(packed.split("train")) + len(packed.split("validation")) + len(packed.split("test")) == 20
 
@@ -326,7 +326,7 @@ class Mortal:
     def __getitem__(self, i):
         if i == 10:
             os.kill(os.getpid(), signal.SIGKILL)
-        return Sample(str(i), photo(i), ["one"])
+        return Sample(str(i), image=photo(i), text=captioned(["one"]))
 
     def fingerprint(self):
         return "mortal"

@@ -113,28 +113,32 @@ def tokenizer() -> Tokenizer:
 
 def test_hidden_tokens_have_their_share_and_spare_the_marks(tokenizer: Tokenizer) -> None:
     source = open_scenes("scenes:small?size=32")
-    plain, masked = (loader_for(source, tokenizer, 32, 256, negatives=True, text_mask=share).batch(3) for share in (0.0, 0.3))
-    words = (
-        (plain["text.tokens"] != tokenizer.bos) & (plain["text.tokens"] != tokenizer.eos) & (plain["text.tokens"] != tokenizer.pad)
+    plain, masked = (
+        loader_for(source, tokenizer, 32, 256, fields=("image", "text", "negatives"), text_mask=share).batch(3)
+        for share in (0.0, 0.3)
     )
+    ids = plain["text"].ids
+    words = (ids != tokenizer.bos) & (ids != tokenizer.eos) & (ids != tokenizer.pad)
     hidden = masked["text"].ids == tokenizer.mask
-    assert (masked["text"].ids == plain["text.tokens"])[~hidden].all() and not (hidden & ~words).any()
+    assert (masked["text"].ids == ids)[~hidden].all() and not (hidden & ~words).any()
     assert abs(hidden.sum() / words.sum() - 0.3) < 4 * np.sqrt(0.21 / int(words.sum()))
     assert torch.equal(masked["text"].mask, plain["text"].mask) and torch.equal(masked["text"].meaning, plain["text"].meaning)
-    assert masked.negatives is not None and (masked.negatives == tokenizer.mask).any()
-    row = int(masked.negative_rows[0])
-    width = min(masked.text.shape[1], masked.negatives.shape[1])
-    both = words[row, :width] & (plain.negatives[0, :width] > 3)
-    assert torch.equal((masked.negatives[0, :width] == tokenizer.mask)[both], hidden[row, :width][both])
+    wrong = masked["negatives"]
+    assert (wrong.ids == tokenizer.mask).any()
+    row = int(wrong.owner[0])
+    width = min(ids.shape[1], wrong.ids.shape[1])
+    both = words[row, :width] & (plain["negatives"].ids[0, :width] > 3)
+    assert torch.equal((wrong.ids[0, :width] == tokenizer.mask)[both], hidden[row, :width][both])
 
 
 def test_hidden_tokens_are_a_function_of_the_step(tokenizer: Tokenizer) -> None:
     source = open_scenes("scenes:small?size=32")
     one, two = (loader_for(source, tokenizer, 32, 16, seed=1, text_mask=0.5) for _ in range(2))
     one.batch(0)
-    assert torch.equal(one.batch(7).text, two.batch(7).text) and not torch.equal(one.batch(8).text, two.batch(7).text)
-    halves = [two.rows(7, 0, 8).text, two.rows(7, 8, 16).text]
-    whole = two.batch(7).text
+    again, other = one.batch(7)["text"].ids, one.batch(8)["text"].ids
+    whole = two.batch(7)["text"].ids
+    assert torch.equal(again, whole) and not torch.equal(other, whole)
+    halves = [two.rows(7, 0, 8)["text"].ids, two.rows(7, 8, 16)["text"].ids]
     for part, rows in zip(halves, (whole[:8], whole[8:]), strict=True):
         assert torch.equal(part, rows[:, : part.shape[1]])
 

@@ -84,7 +84,7 @@ def sequence(writer: TrainedModel, examples: list[Any], image: np.ndarray, text:
     model, lm = writer.model, writer.model.part("lm")
     bos, eos = model.tokenizer.bos, model.tokenizer.eos
     joint = lm._openings[0]
-    shown = writer._image_side([*(e[0] for e in examples), image]).prefix
+    shown = writer._images([*(e[0] for e in examples), image])["image.prefix"]
     N = shown.shape[1]
     before = [IMAGE_ID, *joint] if lm.gated else [*joint, *[IMAGE_ID] * N]
     ids = [] if lm.gated else [bos]
@@ -121,7 +121,7 @@ def test_what_is_read_once_and_continued_equals_the_whole_sequence(writer: Train
 def test_greedy_words_are_the_likeliest_at_each_step(writer: TrainedModel, pictures: list[np.ndarray]) -> None:
     examples = [(pictures[0], "two green keys"), (pictures[1], "a big red house")]
     lm, tokenizer = writer.model.part("lm"), writer.model.tokenizer
-    shown = writer._image_side([pictures[0], pictures[1], pictures[2]]).prefix
+    shown = writer._images([pictures[0], pictures[1], pictures[2]])["image.prefix"]
     image = lm.place(shown.shape[1])
     ids = [] if lm.gated else [tokenizer.bos]
     for _, said in examples:
@@ -317,7 +317,7 @@ def test_packed_and_padded_conversations_of_a_gated_model_learn_the_same(tmp_pat
     talkers = [Talker(address, 6, pack, *INSTRUCT) for pack in (False, True)]
     for talker in talkers:
         opened(talker.model)
-    assert (talkers[1].batch().text == IMAGE_ID).sum() == 6, "a place an image"
+    assert (talkers[1].batch()["turns"].ids == IMAGE_ID).sum() == 6, "a place an image"
     loss, expected = talkers[0].gradients(None)
     assert {n for n, g in expected.items() if g.any()} >= {
         "parts.fusion.layers.0.alpha",
@@ -353,7 +353,7 @@ def test_examples_of_a_model_that_learned_conversations_are_turns(gated: bool, p
         ids, _, learned, positions = map(torch.from_numpy, laid_out([document], [[0]], 0))
         learned &= torch.arange(ids.shape[1]) >= len(model.answering.chat.document(turns, ask=True))
         with torch.no_grad():
-            shown = model.answering.side([*pictures[:2], image]).prefix
+            shown = model.answering.side([*pictures[:2], image])["image.prefix"]
             logits = talker.model.part("lm").answer_logits(ids, shown, positions, learned)
         expected = logits.double().log_softmax(-1).gather(1, ids[learned][:, None]).sum()
         assert ours == pytest.approx(float(expected), abs=1e-4)

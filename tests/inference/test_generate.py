@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from diptych.models.passes import ImageSide, Pass, TextSide
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
 import cli_fixture
+from batch_fixture import pass_of
 from cli_fixture import Cli, make_photos
 from diptych.api import evaluate, load
 from diptych.benchmarks.records import read_jsonl
 from diptych.benchmarks.tasks import task
 from diptych.config.recipe import load_recipe
+from diptych.core.batch import Texts as Words
 from diptych.core.capabilities import FunctionModel
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
-from diptych.data.fields.base import to_pixels
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.inference.generate import (
@@ -50,11 +51,12 @@ def make(name: str, *overrides: str, length: int = 32):
     recipe = load_recipe(name, list(overrides))
     model = build_model(recipe, Tokenizer.train(CAPTIONS, 400, length), 48).eval()
     rng = np.random.default_rng(0)
-    return model, ImageSide(model, to_pixels([rng.integers(0, 256, (48, 48, 3), dtype=np.uint8) for _ in range(3)]))
+    return model, pass_of(model, [rng.integers(0, 256, (48, 48, 3), dtype=np.uint8) for _ in range(3)])
 
 
-def read(model, images: ImageSide):
-    return images.prefix if "lm" in model.parts else images.codes if model.reads_codes else images.encoding
+def beside(images: Pass, ids: Tensor) -> Pass:
+    """The images next to texts without padding."""
+    return images.view(text=Words(ids, torch.ones_like(ids, dtype=torch.bool)))
 
 
 # --- choices ---
@@ -353,9 +355,9 @@ def test_cached_logits_equal_those_of_reading_everything(name: str, overrides: l
     ids = torch.randint(4, len(model.tokenizer), (3, 20), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = model.tokenizer.bos
     with torch.no_grad():
-        whole = Pass(model, images, TextSide(model, ids, torch.ones_like(ids, dtype=torch.bool)))["text.logits"]
+        whole = beside(images, ids)["text.logits"]
         writer = model.part("lm" if "lm" in model.parts else "decoder")
-        logits, state = writer.start(read(model, images))
+        logits, state = writer.start(images[writer.begins_with])
         found = [logits]
         for t in range(1, 19):
             logits, state = writer.step(ids[:, t], state)
@@ -375,8 +377,7 @@ def test_models_write_with_beams_and_samples(name: str, overrides: list[str]):
     def likelihood(ids: Tensor) -> Tensor:
         full = torch.cat([torch.full((3, 1), model.tokenizer.bos), ids, torch.full((3, 1), model.tokenizer.pad)], 1)
         with torch.no_grad():
-            p = Pass(model, images, TextSide(model, full, torch.ones_like(full, dtype=torch.bool)))
-            logp = p["text.logits"].float().log_softmax(-1)[:, : ids.shape[1]].gather(2, ids[..., None])[..., 0]
+            logp = beside(images, full)["text.logits"].float().log_softmax(-1)[:, : ids.shape[1]].gather(2, ids[..., None])[..., 0]
         real = ids != model.tokenizer.pad
         return (logp * real).sum(1) / real.sum(1)
 

@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import cli_fixture
+from batch_fixture import batch_of
 from cli_fixture import Cli
 from diptych.api import load
 from diptych.config.recipe import load_recipe
-from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
 from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer, normalise
@@ -151,7 +151,7 @@ def test_random_weights_of_transformers_give_the_same_here(runs: dict[str, Path]
     pixels = torch.rand(len(TEXTS), 3, 48, 48) * 2 - 1
     with torch.no_grad():
         out = theirs(input_ids=their_ids, pixel_values=pixels, return_loss=True)
-        p = model.encode(Batch(pixels, ids, mask, captions=tuple(TEXTS)))
+        p = model.encode(batch_of(pixels, ids, mask, captions=tuple(TEXTS)))
         loss = next(iter(objectives.values()))(p)
     torch.testing.assert_close(p["image.embedding"], out.image_embeds, atol=1e-5, rtol=0)
     torch.testing.assert_close(p["text.embedding"], out.text_embeds, atol=1e-5, rtol=0)

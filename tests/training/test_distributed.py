@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from diptych.config.recipe import load_recipe
@@ -64,6 +66,21 @@ def test_a_process_without_terms_does_not_keep_the_others_waiting(tmp_path):
     launch([["maskvlm", str(tmp_path / "two"), masked]])
     rows = read_jsonl(tmp_path / "two" / "metrics.jsonl")
     assert all(0 < row["losses"]["masked_patches"] < 10 for row in rows) and rows[-1]["samples"] > 0
+
+
+def test_hard_negatives_that_one_process_alone_has_do_not_keep_the_others_waiting(tmp_path):
+    """Few captions have two words to swap, so that most batches have negatives in one process or in none."""
+    (tmp_path / "photos").mkdir()
+    for i in range(64):
+        image = np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / "photos" / f"{i:02d}.png")
+        (tmp_path / "photos" / f"{i:02d}.txt").write_text("a red cube on a blue ball" if i % 16 == 0 else f"number{i}")
+    settings = [*STEPS, "stages.0.batch_size=8", "budget=80 samples", f"data.train=folder:{tmp_path / 'photos'}"]
+    launch([["negclip", str(tmp_path / "two"), settings]])
+    train(load_recipe("negclip", [*TINY, *settings]), tmp_path / "one")
+    ours, alone = (read_jsonl(tmp_path / d / "metrics.jsonl") for d in ("two", "one"))
+    assert ours[-1]["samples"] == alone[-1]["samples"] == 80
+    assert ours[-1]["loss"] == pytest.approx(alone[-1]["loss"], rel=1e-5)
 
 
 @pytest.mark.slow

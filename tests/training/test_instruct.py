@@ -59,7 +59,7 @@ def test_an_answers_likelihood_is_that_of_reading_all_at_once(model: TrainedMode
         document = model.answering.chat.document([question(ASKED), Turn("assistant", text)])
         ids, _, learned, positions = map(torch.from_numpy, laid_out([document], [[0]], 0))
         with torch.no_grad():
-            shown = model.answering.side([image]).prefix
+            shown = model.answering.side([image])["image.prefix"]
             logits = model.model.part("lm").answer_logits(ids, shown, positions, learned)
         expected = logits.double().log_softmax(-1).gather(1, ids[learned][:, None]).sum()
         assert ours == pytest.approx(float(expected), abs=1e-4)
@@ -75,7 +75,7 @@ def test_greedy_words_are_the_likeliest_at_each_step(model: TrainedModel) -> Non
     ids = list(chat.document([question(ASKED)], ask=True).ids)
     begun = len(ids)
     with torch.no_grad():
-        shown = model.answering.side([image]).prefix
+        shown = model.answering.side([image])["image.prefix"]
         for _ in range(6):
             row = torch.tensor([ids])
             hidden = lm.lm.documents(lm.words_and_images(row, shown), torch.arange(len(ids))[None])

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diptych.models.passes import ImageSide, TextSide
 from PIL import Image
 
 import foreign_fixture
+from batch_fixture import pass_of
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
-from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
@@ -38,10 +37,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def embeddings(setup: Setup, images: list[np.ndarray], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     model = setup.model.eval()
-    ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(texts))
     with torch.no_grad():
-        image, text = ImageSide(model, to_pixels(images)), TextSide(model, ids, mask, tuple(texts))
-        return image.embedding.numpy(), text.embedding.numpy()
+        p = pass_of(model, images, texts)
+        return p["image.embedding"].numpy(), p["text.embedding"].numpy()
 
 
 def pictures(size: int) -> list[np.ndarray]:
@@ -108,7 +106,7 @@ def test_what_has_no_counterpart_starts_fresh_and_is_named(run: Path, tmp_path: 
     [
         (["parts.vision.width=64"], r"does not fit parts.vision: .*--set parts.vision.width=32"),
         (["parts.vision.kind=vit"], r"absent.*--set parts.vision.kind=clip"),
-        (["embed_dim=16"], r"does not fit image_projection.*--set embed_dim=24"),
+        (["embed_dim=16"], r"does not fit parts.space: parts.space.image.*--set embed_dim=24"),
         (["data.tokenizer.max_length=16"], r"--set data.tokenizer.max_length=32"),
         (["weights=nowhere"], "no run at 'nowhere'"),
         (["weights=hf:nowhere/at-all"], "cannot be loaded"),

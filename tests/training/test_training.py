@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from diptych.config.recipe import Stage, load_recipe
 from diptych.core.errors import DiptychError, Interrupted
-from diptych.core.sample import Sample
+from diptych.core.sample import Sample, captioned
 from diptych.data.loader import loader_for
 from diptych.data.order import mixed
 from diptych.data.source import BrokenItem
@@ -55,7 +55,9 @@ class Little:
     def __getitem__(self, i):
         if i == 4:
             raise BrokenItem("four", "made so")
-        return Sample(str(i), np.full((20, 30, 3), i * 20, dtype=np.uint8), [f"number {i}", f"the number {i}"])
+        return Sample(
+            str(i), image=np.full((20, 30, 3), i * 20, dtype=np.uint8), text=captioned([f"number {i}", f"the number {i}"])
+        )
 
     def fingerprint(self):
         return "little"
@@ -205,10 +207,10 @@ def test_a_trained_run_loads_with_averaged_weights(tmp_path):
 def test_the_loader_gives_the_same_batch_for_the_same_step():
     tokenizer = Tokenizer.train([f"the number {i}" for i in range(11)], 400, 12)
     loaders = [loader_for(Little(), tokenizer, 16, 4, seed=s) for s in (0, 0, 1)]
-    assert loaders[0].batch(5).captions == loaders[1].batch(5).captions
-    assert loaders[0].batch(5).captions != loaders[2].batch(5).captions
+    assert loaders[0].batch(5)["text"].strings == loaders[1].batch(5)["text"].strings
+    assert loaders[0].batch(5)["text"].strings != loaders[2].batch(5)["text"].strings
     loaders[1].batch(0)
-    assert loaders[1].batch(5).captions == loaders[0].batch(5).captions, "whatever was read before"
+    assert loaders[1].batch(5)["text"].strings == loaders[0].batch(5)["text"].strings, "whatever was read before"
     order = [loaders[0].index(p) for p in range(22)]
     assert sorted(order[:11]) == list(range(11)) and sorted(order[11:]) == list(range(11)) and order[:11] != order[11:]
 
@@ -238,7 +240,7 @@ def test_an_image_that_is_kept_is_not_decoded_again():
     again = loader.batch(0)
     assert reads == [4], "only the broken one is tried again"
     assert torch.equal(first["image"].pixels, again["image"].pixels) and first["text"].strings == again["text"].strings
-    assert not torch.equal(*(loader_for(Little(), tokenizer, 16, 11, augment="crop").batch(s).pixels for s in (0, 1)))
+    assert not torch.equal(*(loader_for(Little(), tokenizer, 16, 11, augment="crop").batch(s)["image"].pixels for s in (0, 1)))
 
 
 def test_mixed_numbers_do_not_repeat():

@@ -176,8 +176,8 @@ def weights_of(recipe: Recipe) -> list[str]:
 
     names = []
     for name, part in recipe.parts.items():
-        cls = resolve(part.kind, KINDS[name], f"{name} part")
-        if hasattr(cls, "weights"):
+        cls = resolve(part.kind, KINDS.get(name, {}), f"{name} part")
+        if getattr(cls, "weights", ""):
             defaults = {k: p.default for k, p in option_names(cls).items()}
             names.append(cls.weights.format(**{**defaults, **part.options}))
     return names

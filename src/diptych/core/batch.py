@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ class Tokens:
 class Collated:
     """One field of a batch. Subclasses are dataclasses of tensors, tuples with an entry a row, and other ``Collated``.
 
-    row_wise: names of what has an entry for each row; padded: names of tensors [n, T, …] that are padded to a common T when batches are joined;
-    heavy: names of what is left out where only encodings of it are needed any more.
+    row_wise: names of what has an entry for each row; beside: names of fields with rows of their own, which grow with it; padded: names of tensors
+    [n, T, …] that are padded to a common T when batches are joined; heavy: names of what is left out where only encodings of it are needed any more.
     """
 
     row_wise: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
     padded: ClassVar[tuple[str, ...]] = ()
     heavy: ClassVar[tuple[str, ...]] = ()
     owner: Tensor | None  # [n] int64, the sample of each row; None: row i is of sample i
@@ -105,23 +107,27 @@ class Collated:
         return None if set(self.row_wise) <= set(self.heavy) else replace(self, **dict.fromkeys(self.heavy))  # type: ignore[type-var]
 
     @classmethod
-    def cat(cls, parts: Sequence[Any], sizes: Sequence[int], length: int | None = None) -> Any:
-        """Consecutive batches as one. sizes: samples in each; length: of what is padded, at least."""
+    def cat(cls, parts: Sequence[Any], starts: Sequence[int], length: int | None = None) -> Any:
+        """Consecutive batches as one. starts: place of the first sample of each; length: of what is padded, at least."""
         import torch
 
         joined: dict[str, Any] = {}
-        for name in cls.row_wise:
-            values = [getattr(p, name) for p in parts]
+        for name in (*cls.row_wise, *cls.beside):
+            have = [(v, start) for p, start in zip(parts, starts, strict=True) if (v := getattr(p, name)) is not None]
+            values = [v for v, _ in have]
+            if not values:
+                continue
             if isinstance(values[0], tuple):
                 joined[name] = tuple(x for v in values for x in v)
-            elif values[0] is not None:
+            elif isinstance(values[0], Collated):
+                joined[name] = type(values[0]).cat(values, [start for _, start in have], length)
+            else:
                 if name in cls.padded:
                     longest = max(length or 0, *(v.shape[1] for v in values))
                     values = [lengthened(v, longest) for v in values]
                 joined[name] = torch.cat(values)
         if parts[0].owner is not None:
-            offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-            joined["owner"] = torch.cat([p.owner + o for p, o in zip(parts, offsets, strict=True)])
+            joined["owner"] = torch.cat([p.owner + start for p, start in zip(parts, starts, strict=True)])
         return replace(parts[0], **joined)
 
 
@@ -198,13 +204,6 @@ class Regions(Collated):
 
     row_wise = ("boxes", "phrases")
 
-    @classmethod
-    def cat(cls, parts: Sequence[Any], sizes: Sequence[int], length: int | None = None) -> Any:
-        import torch
-
-        joined = Texts.cat([p.phrases for p in parts], sizes, length)
-        return cls(torch.cat([p.boxes for p in parts]), joined, joined.owner)
-
 
 @dataclass
 class Videos(Collated):
@@ -228,6 +227,7 @@ class Documents(Collated):
     owner: Tensor | None = None
 
     row_wise = ("kind",)
+    beside = ("texts", "images")
 
 
 @dataclass
@@ -242,6 +242,7 @@ class Turns(Collated):
     owner: Tensor | None = None
 
     row_wise = ("ids", "mask", "learned", "positions")
+    beside = ("images",)
     padded = ("ids", "mask", "learned", "positions")
 
     def count(self, image_tokens: int) -> int:
@@ -290,20 +291,12 @@ class Batch:
     @staticmethod
     def cat(batches: Sequence[Batch], length: int | None = None) -> Batch:
         """Consecutive pieces of one batch. A field that some pieces lack (no sample of theirs has it) is that of the others."""
-        sizes = [b.size for b in batches]
+        starts = [0, *accumulate(b.size for b in batches)]
         joined = {}
         for name in dict.fromkeys(name for b in batches for name in b.fields):
-            have = [i for i, b in enumerate(batches) if name in b]
-            parts = [batches[i][name] for i in have]
-            if len(have) < len(batches):  # owners count from the first piece
-                parts = [
-                    replace(p, owner=None if p.owner is None else p.owner + sum(sizes[:i]))
-                    for p, i in zip(parts, have, strict=True)
-                ]
-                joined[name] = type(parts[0]).cat(parts, [0] * len(parts), length)
-            else:
-                joined[name] = type(parts[0]).cat(parts, sizes, length)
-        return Batch(joined, sum(sizes), batches[0].start, tuple(i for b in batches for i in b.ids))
+            have = [(b[name], start) for b, start in zip(batches, starts, strict=False) if name in b]
+            joined[name] = type(have[0][0]).cat([f for f, _ in have], [start for _, start in have], length)
+        return Batch(joined, starts[-1], batches[0].start, tuple(i for b in batches for i in b.ids))
 
 
 def floats(pixels: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ def tensors(encodings: Encodings) -> list[Tensor]:
     return [x for v in encodings.values() for x in ((v.tokens, v.pooled) if isinstance(v, Tokens) else (v,))]
 
 
+def learns(encoding: Tensor | Tokens) -> bool:
+    """Whether gradients flow through an encoding."""
+    return any(x.requires_grad for x in tensors({"": encoding}))
+
+
 def with_tensors(encodings: Encodings, flat: Sequence[Tensor]) -> Encodings:
     """The same encodings of other tensors, in the order of ``tensors``."""
     given: Iterator[Tensor] = iter(flat)
@@ -77,12 +82,16 @@ def gathered(model: VLM, cluster: Cluster, batch: Batch, encodings: Encodings, n
         return alone
     length = cluster.maximum(max((batch_length(batch, n) for n in batch.fields), default=0))
     batch, encodings = stack(model, [batch], [encodings], length)
-    everyones = Batch({n: _field(cluster, f, batch.size) for n, f in batch.fields.items()}, batch.size * cluster.size)
-    found = {
-        n: _mapped(_is_text(model, n), batch_length(batch, n), lambda v: cluster.gather(v[0]), v)
-        for n, v in encodings.items()
-        if n in names
-    }
+    known, wanted = list(model.graph.fields), {n: v for n, v in encodings.items() if n in names}
+    told = cluster.total(*(float(n in batch) for n in known), *(float(learns(v)) for v in wanted.values()))
+    common = [
+        n for n, k in zip(known, told, strict=False) if k == cluster.size
+    ]  # of hard negatives, which some may lack, the encodings do
+    everyones = Batch({n: _field(cluster, batch[n], batch.size) for n in common}, batch.size * cluster.size)
+    for v, learning in zip(wanted.values(), told[len(known) :], strict=True):
+        if learning and isinstance(v, Tensor) and not v.requires_grad:
+            v.requires_grad_()  # none, [0, E]; whoever gathers takes part in the way back, too
+    found = {n: _mapped(_is_text(model, n), batch_length(batch, n), lambda v: cluster.gather(v[0]), v) for n, v in wanted.items()}
     return _Everyones(cluster, model, everyones, found, alone)
 
 
@@ -91,7 +100,9 @@ def _field(cluster: Cluster, field: Collated, size: int) -> Any:
     changed: dict[str, Any] = {}
     for f in fields(field):  # type: ignore[arg-type]
         value = getattr(field, f.name)
-        if isinstance(value, Tensor) and f.name in (*field.row_wise, "owner"):
+        if isinstance(value, Collated) and f.name in (*field.row_wise, *field.beside):
+            changed[f.name] = _field(cluster, value, size)
+        elif isinstance(value, Tensor) and f.name in (*field.row_wise, "owner"):
             changed[f.name] = cluster.gather(value + cluster.rank * size if f.name == "owner" else value)
         elif isinstance(value, tuple):
             changed[f.name] = ()

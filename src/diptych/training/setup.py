@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +24,7 @@ from diptych.core.sample import Sample
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
 from diptych.data.order import mixed
-from diptych.data.source import BrokenItem, Source, usable_samples
+from diptych.data.source import BrokenItem, Source
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer, tokenizer_class
 from diptych.models.build import SIZES
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat
 
 CORPUS = 4000  # samples whose captions the tokenizer is trained on
+SHOWN = 256  # samples that show which fields a source has
 PACKAGES = (
     "diptych",
     "torch",
@@ -126,8 +128,7 @@ def loader_of(
     setup: Setup, stage: Stage, source: Source, batch_size: int, seed: int, augment: Any, workers: int = 0, text_mask: float = 0.0
 ) -> Loader:
     """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
-    recipe, names = setup.recipe, fields_needed(stage_objectives(setup, stage), setup.model)
-    names = tuple(name for name in names if name not in UNPAIRED)
+    recipe, names = setup.recipe, _own_fields(setup, stage)
     check_fields(source, names, recipe, f"stages.{stage.name}")
     chat = chat_of(recipe, setup.model) if "turns" in names else None
     context = Context(
@@ -159,18 +160,26 @@ def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
 
 
 def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: str) -> None:
-    """DiptychError if a source lacks a field that training reads. What a source has, its first usable sample shows."""
-    first = next(iter(usable_samples(source, 1)), None)
-    if first is None:
-        return  # the loader says what is wrong with each
-    have = {*first.fields, *getattr(source, "fields", ())}
-    for name in names:
-        cls = field_class(name, recipe.data.fields)
-        if name not in have and not cls.derived:
-            raise DiptychError(
-                f"{where}: its objectives read the field '{name}', which {source.address} does not have (it has: {', '.join(sorted(have))}); "
-                "take another --data, or other objectives"
-            )
+    """DiptychError if a source lacks a field that training reads: neither does it say so, nor has one of its first samples it."""
+    wanted = [name for name in names if not field_class(name, recipe.data.fields).derived]
+    have = set(getattr(source, "fields", ()))
+    for index in range(min(SHOWN, len(source))):
+        if have.issuperset(wanted):
+            return
+        with suppress(BrokenItem):
+            have |= source[index].fields.keys()
+    missing = [name for name in wanted if name not in have]
+    if have and missing:  # if nothing could be read, the loader says what is wrong with each
+        raise DiptychError(
+            f"{where}: its objectives read the field '{missing[0]}', which {source.address} does not have (it has: {', '.join(sorted(have))}); "
+            "take another --data, or other objectives"
+        )
+
+
+def _own_fields(setup: Setup, stage: Stage) -> tuple[str, ...]:
+    """The fields that a stage's objectives read of its own source."""
+    names = fields_needed(stage_objectives(setup, stage), setup.model)
+    return tuple(name for name in names if name not in UNPAIRED)
 
 
 def reads_turns(stage: Stage, setup: Setup) -> bool:
@@ -191,11 +200,13 @@ def chat_of(recipe: Recipe, model: VLM) -> Chat:
 
 
 def check_data(setup: Setup) -> None:
-    """What would otherwise show in the middle of training: conversations that cannot be learned from, packed rows that see each other."""
+    """What would otherwise show in the middle of training: a field that the source lacks, conversations that cannot be learned from, packed rows that see
+    each other."""
     from diptych.data.conversations.check import check_conversations
 
     recipe = setup.recipe
     for stage in recipe.stages:
+        check_fields(stage_source(setup, stage), _own_fields(setup, stage), recipe, f"stages.{stage.name}")
         if not reads_turns(stage, setup):
             continue
         chat = chat_of(recipe, setup.model)

@@ -60,16 +60,16 @@ class _Words(Field):
         hidden = torch.from_numpy(chance[:, : ids.shape[1]] < self.hidden) & ~special
         return torch.where(hidden, self.tokenizer.mask, ids)
 
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
+        if not sample.captions:
+            raise BrokenItem(sample.id, "no caption")
+
     def rest(self, sample: Sample) -> Sample:
         return sample  # texts are small, and other fields read them
 
 
 class TextField(_Words):
     """``Captions`` → ``Texts``: one of the captions of each sample, drawn anew each time."""
-
-    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
-        if not sample.captions:
-            raise BrokenItem(sample.id, "no caption")
 
     def collate(self, rows: Sequence[Draw]) -> Texts:
         import torch
@@ -112,9 +112,6 @@ class NegativesField(_Words):
 
     optional = True
     derived = True
-
-    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
-        return None
 
     def collate(self, rows: Sequence[Draw]) -> Texts | None:
         import torch
