@@ -349,7 +349,6 @@ def test_blank_and_prompt() -> None:
 def test_settings_of_a_task_stand_in_its_address() -> None:
     from diptych.benchmarks.tasks import task
     from diptych.core.errors import DiptychError
-from diptych.core.sample import captioned
 
     assert task("controlled?n=7&seed=3") == Controlled(n=7, seed=3)
     with pytest.raises(DiptychError, match="unknown setting 'm'"):

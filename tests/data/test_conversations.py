@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diptych.data.conversations.loader import check_conversations
 
 from conversations_fixture import (
     CHATML,
