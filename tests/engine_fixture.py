@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from diptych.config.recipe import load_recipe
+from diptych.data.fields import UNPAIRED
 from diptych.data.loader import loader_for
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.models.vlm import build_model
-from diptych.objectives import build_objectives
+from diptych.objectives import build_objectives, fields_needed
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share
@@ -45,8 +46,8 @@ class Little:
         self.model.set_training(chosen.patch_dropout, chosen.gradient_checkpointing)
         self.weights = {n: s.weight for n, s in chosen.objectives.items()}
         self.objectives = torch.nn.ModuleDict({n: self.objectives[n] for n in self.weights})
-        hard = any(getattr(o, "hard_negatives", False) for o in self.objectives.values())
-        self.loader = loader_for(source, self.tokenizer, 48, batch_size, 0, negatives=hard)
+        fields = fields_needed(self.objectives.values(), self.model)  # type: ignore[arg-type]
+        self.loader = loader_for(source, self.tokenizer, 48, batch_size, 0, fields=tuple(f for f in fields if f not in UNPAIRED))
 
     def step(self, micro: int | None, cluster: Cluster | None = None):
         cluster = cluster or Cluster()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.data.text import Tokenizer
@@ -38,7 +39,7 @@ def make(*overrides):
     return recipe, model, build_objectives(recipe, model).eval()
 
 
-def batch_of(model, captions=CAPTIONS, pad_to=None):
+def batch_for(model, captions=CAPTIONS, pad_to=None):
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     if pad_to:
         ids, mask = (torch.nn.functional.pad(x, (0, pad_to - x.shape[1])) for x in (ids, mask))
@@ -83,7 +84,7 @@ def spoken(decoder, x):
 @pytest.mark.parametrize("marks", [True, False])
 def test_each_mode_is_the_reference(share, marks):
     _, model, objectives = make(f"parts.decoder.share={share}".lower(), f"parts.text.marks={marks}".lower())
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     text, decoder = model.part("text"), model.part("decoder")
     words = len(model.tokenizer)
     begin_decoder, begin_encoder = (words, words + 1) if marks else (model.tokenizer.bos,) * 2
@@ -104,7 +105,7 @@ def test_each_mode_is_the_reference(share, marks):
 
 def test_the_caption_loss_is_the_smoothed_reference():
     _, model, objectives = make()
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     logits, total, n = f64(p["text.logits"]), 0.0, 0
     for i in range(len(CAPTIONS)):
         for t in range(int(p["text"].mask[i].sum()) - 1):
@@ -118,7 +119,7 @@ def test_the_caption_loss_is_the_smoothed_reference():
 def test_the_matching_loss_is_that_of_the_pairs_it_mined(monkeypatch):
     """Each image beside its caption, beside a wrong one, and each caption beside a wrong image; all three of one share of the batch."""
     _, model, objectives = make("stages.0.objectives.matching.batch_share=1")
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     wrong_text, wrong_image = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0, 0])
     asked = []
 
@@ -144,8 +145,8 @@ def test_the_matching_loss_is_that_of_the_pairs_it_mined(monkeypatch):
 
 def test_a_later_word_changes_what_the_encoder_says_and_nothing_the_decoder_has_said():
     _, model, objectives = make()
-    batch = batch_of(model)
-    other = batch.text.clone()
+    batch = batch_for(model)
+    other = batch["text"].ids.clone()
     other[0, 5] = 77
     assert other[0, 5] != batch["text"].ids[0, 5] and batch["text"].mask[0, 5]
     plain, changed = (
@@ -162,7 +163,7 @@ def test_a_later_word_changes_what_the_encoder_says_and_nothing_the_decoder_has_
 
 def test_only_the_grounded_modes_look_at_the_image():
     _, model, objectives = make()
-    batch = batch_of(model)
+    batch = batch_for(model)
     p, q = (
         model.encode(batch_of(pixels=x, text=batch["text"].ids, text_mask=batch["text"].mask))
         for x in (batch["image"].pixels, -batch["image"].pixels)
@@ -174,7 +175,7 @@ def test_only_the_grounded_modes_look_at_the_image():
 
 def test_padding_and_order_change_nothing():
     _, model, objectives = make()
-    p, padded = (model.encode(batch_of(model, pad_to=n)) for n in (None, 28))
+    p, padded = (model.encode(batch_for(model, pad_to=n)) for n in (None, 28))
     order = torch.tensor([2, 0, 3, 1])
     mixed = p.pairs(image=order, text=order)
     for other, rows in ((padded, torch.arange(4)), (mixed, order)):
@@ -201,7 +202,7 @@ def test_encoder_and_decoder_share_all_but_self_attention():
 @pytest.mark.parametrize("share", [True, False])
 def test_the_caption_loss_teaches_the_shared_weights_only_where_they_are_shared(share):
     _, model, objectives = make(f"parts.decoder.share={share}".lower())
-    objectives["next_token"](model.encode(batch_of(model))).backward()
+    objectives["next_token"](model.encode(batch_for(model))).backward()
     block = model.part("text").transformer.blocks[0]
     assert block.attention.q.weight.grad is None
     assert (block.mlp[0].weight.grad is not None) == (block.cross.kv.weight.grad is not None) == share
@@ -211,7 +212,7 @@ def test_the_three_losses_have_the_gradient_of_finite_differences():
     _, model, objectives = make("stages.0.objectives.matching.batch_share=1")
     model.double()
     objectives.double()
-    batch = batch_of(model)
+    batch = batch_for(model)
     batch["image"].pixels = batch["image"].pixels.double()
     places = [
         (model.part("text").transformer.blocks[0].cross.kv.weight, (3, 5)),
@@ -227,7 +228,7 @@ def test_the_three_losses_have_the_gradient_of_finite_differences():
         # In float64 throughout: the modules' own losses are taken in float32.
         text, image = torch.arange(4).roll(1), torch.arange(4).roll(2)
         every = torch.arange(4)
-        triples = p.paired(torch.cat([every, every, image]), torch.cat([every, text, every]))
+        triples = p.pairs(image=torch.cat([every, every, image]), text=torch.cat([every, text, every]))
         answers = objectives["matching"].head(triples["text.fused"].pooled)
         target = torch.cat([torch.ones(4), torch.zeros(8)]).long()
         match = torch.nn.functional.cross_entropy(answers, target)
@@ -332,7 +333,7 @@ def test_random_weights_of_transformers_give_the_same_here(kind):
     objectives.load_state_dict(
         {k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")}, strict=False
     )
-    batch = batch_of(model)
+    batch = batch_for(model)
     p = model.encode(batch)
     given = {"pixel_values": batch["image"].pixels, "input_ids": batch["text"].ids, "attention_mask": batch["text"].mask.long()}
     with torch.no_grad():
@@ -342,7 +343,7 @@ def test_random_weights_of_transformers_give_the_same_here(kind):
             cosines = theirs(**given, use_itm_head=False).itm_score
             torch.testing.assert_close(p["image.embedding"] @ p["text.embedding"].T, cosines, atol=1e-5, rtol=0)
         else:
-            out = theirs(**given, labels=batch.text.masked_fill(~batch["text"].mask, -100))
+            out = theirs(**given, labels=batch["text"].ids.masked_fill(~batch["text"].mask, -100))
             torch.testing.assert_close(p["text.logits"], out.logits[:, :-1], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(objectives["next_token"](p), out.loss, atol=1e-5, rtol=1e-5)
 

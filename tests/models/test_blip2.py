@@ -10,7 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
+from diptych.core.batch import Images
+from diptych.core.encodings import Graph, Pass
 from diptych.core.errors import DiptychError
 from diptych.inference.export import export
 from diptych.inference.foreign import open_model
@@ -52,7 +55,7 @@ def make(*overrides):
     return recipe, model, build_objectives(recipe, model).eval()
 
 
-def batch_of(model, captions=CAPTIONS, pad_to=None):
+def batch_for(model, captions=CAPTIONS, pad_to=None):
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     if pad_to:
         ids, mask = (torch.nn.functional.pad(x, (0, pad_to - x.shape[1])) for x in (ids, mask))
@@ -115,7 +118,7 @@ def unit(x):
 
 def test_each_mode_is_the_reference():
     _, model, objectives = make()
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     text, decoder, head = model.part("text"), model.part("decoder"), objectives["matching"].head
     for i in range(len(CAPTIONS)):
         n = int(p["text"].mask[i].sum())
@@ -135,11 +138,13 @@ def test_each_mode_is_the_reference():
 
 def test_the_contrast_takes_the_nearest_query():
     _, model, objectives = make()
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     queries = unit(plain(model.part("space").image, f64(p["image.queries"].tokens)))
     words = unit(plain(model.part("space").text, f64(p["text.tokens"].tokens[:, 0])))
     similarity = np.array([[max(query @ word for query in image) for word in words] for image in queries])
-    np.testing.assert_allclose(f64(p.similarity), similarity, atol=1e-6)
+    every = objectives["query_contrast"].all_scores(p)
+    np.testing.assert_allclose(f64(every), similarity, atol=1e-6)
+    torch.testing.assert_close(objectives["matching"].similarity(p), every)
     logits = similarity / 0.07
 
     def cross_entropy(x):
@@ -149,16 +154,16 @@ def test_the_contrast_takes_the_nearest_query():
     assert objectives["query_contrast"](p).item() == pytest.approx(expected, rel=1e-5)
     scores = objectives["query_contrast"].pair_scores(p, torch.tensor([0, 1, 3]), torch.tensor([2, 1, 0]))
     np.testing.assert_allclose(f64(scores), similarity[[0, 1, 3], [2, 1, 0]], atol=1e-6)
-    alike = replace(p.batch, meaning=torch.tensor([0, 1, 1, 2]))  # no negatives of each other
+    alike = p.view(text=replace(p["text"], meaning=torch.tensor([0, 1, 1, 2])))  # no negatives of each other
     for i, j in ((1, 2), (2, 1)):
         logits[i, j] = -np.inf
     expected = (cross_entropy(logits) + cross_entropy(logits.T)) / 2
-    assert objectives["query_contrast"](model.encode(alike)).item() == pytest.approx(expected, rel=1e-5)
+    assert objectives["query_contrast"](alike).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_negatives_are_drawn_by_the_nearest_query(monkeypatch):
     _, model, objectives = make("stages.0.objectives.matching.batch_share=1")
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     asked = []
 
     def mined(similarity, meaning, sharpness):
@@ -167,7 +172,7 @@ def test_negatives_are_drawn_by_the_nearest_query(monkeypatch):
 
     monkeypatch.setattr("diptych.objectives.matching.mine_negatives", mined)
     loss = objectives["matching"](p).item()
-    torch.testing.assert_close(asked[0], p.similarity)
+    torch.testing.assert_close(asked[0], objectives["query_contrast"].all_scores(p))
     pairs = [(i, i, 1) for i in range(4)] + list(zip(range(4), [2, 0, 3, 1], [0] * 4, strict=True))
     pairs += list(zip([1, 2, 0, 0], range(4), [0] * 4, strict=True))
     odds = [objectives["matching"].pair_scores(p, torch.tensor([i]), torch.tensor([t])).item() for i, t, _ in pairs]
@@ -180,19 +185,19 @@ def test_negatives_are_drawn_by_the_nearest_query(monkeypatch):
 
 def test_queries_see_the_text_in_the_bidirectional_mode_alone():
     _, model, objectives = make()
-    batch = batch_of(model)
-    other = batch.text.clone()
+    batch = batch_for(model)
+    other = batch["text"].ids.clone()
     other[0, 3] = 77
     assert other[0, 3] != batch["text"].ids[0, 3] and batch["text"].mask[0, 3]
-    plain, changed = (model.encode(replace(batch, text=t)) for t in (batch["text"].ids, other))
+    plain, changed = (model.encode(batch.with_(text=replace(batch["text"], ids=t))) for t in (batch["text"].ids, other))
     text = model.part("text")
     for p in (plain, changed):  # what the causal mode goes on from is what the queries are alone
         assert torch.equal(p["image.queries"].tokens, plain["image.queries"].tokens)
     queries = [text.both(p["text"].ids, p["text"].mask, p["image.tokens"])[0] for p in (plain, changed)]
     assert (queries[0][0] - queries[1][0]).abs().max() > 1e-4 and torch.equal(queries[0][1:], queries[1][1:])
     # Row t speaks of token t + 1 from the tokens up to t: rows 0 to 2 have not read token 3.
-    for logits in ("decoder_logits", "next_token_logits"):
-        a, b = getattr(plain, logits)[0], getattr(changed, logits)[0]
+    for logits in ("text.logits@decoder", "text.logits"):
+        a, b = plain[logits][0], changed[logits][0]
         assert torch.equal(a[:3], b[:3]) and (a[3] - b[3]).abs().max() > 1e-4, logits
     assert (plain["text.tokens"].tokens[0, 0] - changed["text.tokens"].tokens[0, 0]).abs().max() > 1e-4
     assert (objectives["matching"].logits(plain)[0] - objectives["matching"].logits(changed)[0]).abs() > 1e-5
@@ -200,19 +205,18 @@ def test_queries_see_the_text_in_the_bidirectional_mode_alone():
 
 def test_words_see_the_image_through_the_queries_alone():
     _, model, _ = make()
-    batch = batch_of(model)
-    p, q = (model.encode(replace(batch, pixels=x)) for x in (batch["image"].pixels, -batch["image"].pixels))
+    batch = batch_for(model)
+    p, q = (model.encode(batch.with_(image=Images(x))) for x in (batch["image"].pixels, -batch["image"].pixels))
     assert torch.equal(p["text.tokens"].tokens, q["text.tokens"].tokens)
-    for logits in ("decoder_logits", "next_token_logits"):
-        assert (getattr(p, logits) - getattr(q, logits)).abs().max() > 1e-3
-    q.images.__dict__["queries"] = p["image.queries"]  # the same queries over another image: the same words
-    assert torch.equal(p["text.logits@decoder"], model.encode(batch)["text.logits@decoder"])
-    assert torch.equal(q["text.logits"] if "prefix" not in vars(q.images) else p["text.logits"], p["text.logits"])
+    q_with_queries = Pass(model, q.batch, {"image.queries": p["image.queries"]})  # the same queries over another image: the same words
+    for logits in ("text.logits@decoder", "text.logits"):
+        assert (p[logits] - q[logits]).abs().max() > 1e-3
+        assert torch.equal(q_with_queries[logits], p[logits])
 
 
 def test_padding_and_order_change_nothing():
     _, model, objectives = make()
-    p, padded = (model.encode(batch_of(model, pad_to=n)) for n in (None, 28))
+    p, padded = (model.encode(batch_for(model, pad_to=n)) for n in (None, 28))
     order = torch.tensor([2, 0, 3, 1])
     mixed = p.pairs(image=order, text=order)
     real = p["text"].mask[:, 1:]
@@ -230,7 +234,7 @@ def test_the_losses_have_the_gradient_of_finite_differences(stage):
     _, model, objectives = make()
     model.double()
     objectives.double()
-    batch = batch_of(model)
+    batch = batch_for(model)
     batch["image"].pixels = batch["image"].pixels.double()
     text = model.part("text")
     places = [
@@ -259,7 +263,7 @@ def test_the_losses_have_the_gradient_of_finite_differences(stage):
         images = torch.nn.functional.normalize(model.part("space").image(p["image.queries"].tokens), dim=-1)
         words = torch.nn.functional.normalize(model.part("space").text(p["text.tokens"].pooled), dim=-1)
         contrast = torch.nn.functional.cross_entropy(torch.einsum("mqe,ke->mkq", images, words).amax(-1) * 5, every)
-        triples = p.paired(torch.cat([every, every, every.roll(2)]), torch.cat([every, every.roll(1), every]))
+        triples = p.pairs(image=torch.cat([every, every, every.roll(2)]), text=torch.cat([every, every.roll(1), every]))
         target = torch.cat([torch.ones(4), torch.zeros(8)]).long()
         match = torch.nn.functional.cross_entropy(objectives["matching"].head(triples["text.fused"].pooled), target)
         return contrast + match + spoken
@@ -277,7 +281,8 @@ def test_the_losses_have_the_gradient_of_finite_differences(stage):
 
 def test_shares_of_a_batch_average_to_the_whole():
     _, model, objectives = make()
-    p = model.encode(replace(batch_of(model), meaning=torch.tensor([0, 1, 0, 2])))
+    p = model.encode(batch_for(model))
+    p = p.view(text=replace(p["text"], meaning=torch.tensor([0, 1, 0, 2])))
     whole = objectives["query_contrast"](p).item()
     parts = []
     for p.rows in (slice(0, 2), slice(2, 4)):
@@ -290,7 +295,7 @@ def test_recomputed_blocks_have_the_same_gradient():
     for again in (False, True):
         _, model, objectives = make()
         model.set_training(0.0, again)
-        p = model.encode(batch_of(model))
+        p = model.encode(batch_for(model))
         torch.manual_seed(0)
         sum(objective(p) for objective in objectives.values()).backward()
         found.append({n: x.grad for n, x in model.named_parameters() if x.grad is not None})
@@ -303,20 +308,21 @@ def test_recomputed_blocks_have_the_same_gradient():
 
 def test_another_connector_reads_the_tower_itself():
     _, model, _ = make("parts.connector={kind: mlp}")
-    p = model.encode(batch_of(model))
-    assert p["image.prefix"].shape == (4, 9, model.part("lm").width) and "queries" not in vars(p.images)
+    p = model.encode(batch_for(model))
+    assert p["image.prefix"].shape == (4, 9, model.part("lm").width)
+    assert not [name for name, _ in p.memo if "queries" in name]
 
 
 def test_a_mode_without_its_q_former_is_refused():
     for part in ("fusion", "decoder", "connector"):
         with pytest.raises(DiptychError, match=rf"parts.{part}: a mode of the Q-Former; set parts.text.kind: q_former"):
             make("parts.text={kind: bert, width: 32, heads: 4, depth: 2}", *_without(part))
-    with pytest.raises(DiptychError, match=r"query_contrast compares texts with queries over the image"):
+    with pytest.raises(DiptychError, match=r"query_contrast needs 'image.query_embedding': .*add a part text of the kind q_former"):
         recipe = load_recipe("clip", ["stages.0.objectives={query_contrast: 1}"])
         build_objectives(recipe, build_model(recipe, make()[1].tokenizer, 48))
     _, model, _ = make()
-    with pytest.raises(DiptychError, match="an image has an embedding a query here"):
-        _ = model.encode(batch_of(model))["image.embedding"]
+    with pytest.raises(DiptychError, match="nothing provides 'image.embedding'; did you mean 'image.query_embedding'"):
+        _ = model.encode(batch_for(model))["image.embedding"]
     with pytest.raises(DiptychError, match="in which QFormerDecoder computes with another part's weights"):
         shard(model.part("decoder"), Cluster())
 
@@ -354,10 +360,13 @@ def test_two_stages_then_it_scores_in_three_ways_and_writes(run):
 def test_without_a_language_model_the_decoder_writes():
     _, model, _ = make()
     del model.parts["lm"], model.parts["connector"]
+    model.graph = Graph(model.graph.fields)
+    for name, part in model.parts.items():
+        model.graph.add(name, part)
     trained_images = torch.rand(2, 3, 48, 48) * 2 - 1
-    p = model.encode(replace(batch_of(model, CAPTIONS[:2]), pixels=trained_images))
+    p = model.encode(batch_for(model, CAPTIONS[:2]).with_(image=Images(trained_images)))
     decoder = model.part("decoder")
-    logits, state = decoder.start(p["image.tokens"])
+    logits, state = decoder.start(p[decoder.begins_with])
     for t in range(p["text"].ids.shape[1] - 1):  # step by step what the whole caption gives at once
         real = p["text"].mask[:, t]  # behind its end a caption has nothing to say
         torch.testing.assert_close(logits[real], p["text.logits"][:, t][real], atol=2e-5, rtol=1e-5)
@@ -404,18 +413,18 @@ def test_retrieval_of_transformers_is_ours():
         *qformer_entries(text, words=True),
         same("parts.text.embedding.weight", "embeddings.word_embeddings.weight"),
         same("parts.text.positions", "embeddings.position_embeddings.weight"),
-        *linear("image_projection", "vision_projection"),
-        *linear("text_projection", "text_projection"),
+        *linear("parts.space.image", "vision_projection"),
+        *linear("parts.space.text", "text_projection"),
         *linear("objectives.matching.head", "itm_head"),
     ]
     assert load(theirs.state_dict(), entries, model, objectives) == set(theirs.state_dict())
-    batch = batch_of(model)
+    batch = batch_for(model)
     p = model.encode(batch)
     given = {"pixel_values": batch["image"].pixels, "input_ids": batch["text"].ids, "attention_mask": batch["text"].mask.long()}
     with torch.no_grad():
         answers = theirs(**given, use_image_text_matching_head=True).logits_per_image
         torch.testing.assert_close(objectives["matching"].head(p["text.fused"].pooled), answers, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(p.similarity, theirs(**given).logits_per_image, atol=1e-5, rtol=0)
+        torch.testing.assert_close(objectives["query_contrast"].all_scores(p), theirs(**given).logits_per_image, atol=1e-5, rtol=0)
         image = theirs.vision_model(batch["image"].pixels).last_hidden_state
         query = theirs.qformer(theirs.query_tokens.expand(4, -1, -1), encoder_hidden_states=image).last_hidden_state
         torch.testing.assert_close(p["image.queries"].tokens, query, atol=1e-5, rtol=1e-5)
@@ -457,7 +466,7 @@ def test_generation_of_transformers_is_ours(opt):
     assert all(name.startswith("language_model.") for name in set(theirs.state_dict()) - used)
     for p in model.part("connector").parameters():  # ours brings what goes in to the size of word vectors
         p.data /= model.part("lm").scale
-    batch = batch_of(model)
+    batch = batch_for(model)
     p = model.encode(batch)
     shown = torch.full((4, 3), image)
     ids = torch.cat([batch["text"].ids[:, :1], shown, batch["text"].ids[:, 1:]], 1)
@@ -513,7 +522,7 @@ def test_an_export_says_what_the_run_says(lm, opt, tmp_path):
         torch.testing.assert_close(logits[i, -n:][:, kept], p["text.logits"][i, :n, words], atol=1e-5, rtol=1e-5)
     asked = processor(images=[Image.fromarray(i) for i in images], text=[""] * 4, return_tensors="pt")
     written = there.generate(**asked, generation_config=there.generation_config, max_new_tokens=5)
-    ours = write(model, p.images, Decoding(max_tokens=5))
+    ours = write(model, p, Decoding(max_tokens=5))
     said = [model.tokenizer.decode(row) for row in ours.tolist()]
     assert processor.batch_decode(written[:, asked["input_ids"].shape[1] :], skip_special_tokens=True) == said
 
@@ -537,7 +546,7 @@ def test_a_pretrained_tower_goes_along(opt, tmp_path):
     images = [Image.fromarray(i[:32, :32]) for i in pictures(2)]
     inputs = processor(images=images, text=["", ""], return_tensors="pt")
     pixels = torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    p = model.encode(replace(batch_of(model, CAPTIONS[:2]), pixels=pixels))
+    p = model.encode(batch_for(model, CAPTIONS[:2]).with_(image=Images(pixels)))
     with torch.no_grad():
         torch.testing.assert_close(there(**inputs).logits[:, -1, :-1], p["text.logits"][:, 0], atol=1e-5, rtol=1e-5)
 

@@ -172,19 +172,16 @@ def test_reading_the_image_once_for_both_losses_changes_nothing(prompts: bool) -
         return [loss.item() for loss in losses], torch.cat([p.grad.flatten() for p in model.part("connector").parameters()])
 
     model.eval()
-    p = model.encode(batch)
+    p = model.encode(batch, wanted=[name for o in objectives.values() for name in o.needed()])
     passes: list[int] = []
     hook = model.part("lm").lm.model.base_model.register_forward_hook(lambda *_: passes.append(1))
-    (
-        model.part("lm").text_state(batch["text"].ids, batch["text"].mask),
-        passes.clear(),
-    )  # the sentences are known, and are not read again
+    model.part("lm").text_state(batch["text"].ids, batch["text"].mask)  # the sentences are known, and are not read again
+    passes.clear()
     assert model.part("lm").reads_both and len(passes) == 3  # the trial
     passes.clear()
     together = gradients([("info_nce", p), ("next_token", p)])
     assert len(passes) == 1
     hook.remove()
-    model.captions = False
     apart = gradients([("next_token", model.encode(batch)), ("info_nce", model.encode(batch))])
     assert together[0][::-1] == pytest.approx(apart[0], abs=1e-5)
     torch.testing.assert_close(together[1], apart[1], atol=1e-5, rtol=1e-4)
@@ -266,7 +263,7 @@ def test_prior_weighs_by_what_the_text_alone_does_not_tell() -> None:
     blind, seen = log_softmax(lm.text_logits(batch["text"].ids, batch["text"].mask)), log_softmax(p["text.logits"])
     total, n = 0.0, 0
     for b in range(3):
-        for t in range(batch.text.shape[1] - 1):
+        for t in range(batch["text"].ids.shape[1] - 1):
             if batch["text"].mask[b, t + 1]:
                 word = int(batch["text"].ids[b, t + 1])
                 total -= (1 - np.exp(blind[b, t, word])) ** 2 * seen[b, t, word]

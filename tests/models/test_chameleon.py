@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.data.text import Tokenizer
@@ -41,7 +42,7 @@ def make(name="chameleon", *overrides):
     return recipe, model, build_objectives(recipe, model).eval()
 
 
-def batch_of(model, captions=CAPTIONS, start=0):
+def batch_for(model, captions=CAPTIONS, start=0):
     generator = torch.Generator().manual_seed(0)
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     pixels = torch.rand(len(captions), 3, 48, 48, generator=generator) * 2 - 1
@@ -54,7 +55,7 @@ def batch_of(model, captions=CAPTIONS, start=0):
 def test_sequences_are_those_written_out_by_hand():
     _, model, _ = make()
     d = model.part("decoder")
-    batch = batch_of(model)
+    batch = batch_for(model)
     codes = torch.arange(36).view(4, 9) + 2
     first, bare = torch.tensor([True, False, False, False]), torch.tensor([False, False, True, False])
     sequence, kind = d.arrange(codes, batch["text"].ids, batch["text"].mask, first, bare)
@@ -87,7 +88,7 @@ def test_the_loss_is_the_weighted_mean_of_the_reference():
         "chameleon", "stages.1.objectives.interleaved.image_weight=0.5", "stages.1.objectives.interleaved.drop=0.5"
     )
     objective, d = objectives["interleaved"], model.part("decoder")
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     first, bare = objective.orders(p)
     assert first.any() and bare.any() and (~first & ~bare).any()
     sequence, kind = d.arrange(p["image.codes"], p["text"].ids, p["text"].mask, first, bare)
@@ -105,7 +106,7 @@ def test_the_loss_is_the_weighted_mean_of_the_reference():
 def test_the_loss_has_the_gradient_of_finite_differences():
     _, model, objectives = make()
     d = model.part("decoder").double()
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     loss = objectives["interleaved"]
     loss(p).backward()
     for parameter, index in [(d.transformer.blocks[0].attention.k.weight, (3, 5)), (d.embedding.weight, (d.begin, 2)), (d.head.weight, (7, 1)),
@@ -124,7 +125,7 @@ def test_the_loss_has_the_gradient_of_finite_differences():
 
 def test_permuting_the_batch_permutes_the_logits_and_padding_changes_nothing():
     _, model, _ = make()
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     order = torch.tensor([2, 0, 3, 1])
     codes, ids, mask = p["image.codes"], p["text"].ids, p["text"].mask
     d = model.part("decoder")
@@ -190,14 +191,14 @@ def test_the_past_read_in_pieces_is_the_past():
 
 def test_captions_on_a_remembered_image_have_the_same_logits():
     _, model, _ = make()
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     with torch.enable_grad():
         afresh = p["text.logits"]
     pairs = torch.tensor([0, 0, 1, 3, 3]), torch.tensor([1, 0, 2, 2, 3])
     with torch.no_grad():
-        remembered = model.encode(batch_of(model))["text.logits"]
+        remembered = model.encode(batch_for(model))["text.logits"]
         torch.testing.assert_close(remembered, afresh.detach(), atol=1e-5, rtol=1e-5)
-        some = model.encode(batch_of(model)).paired(*pairs)
+        some = model.encode(batch_for(model)).pairs(image=pairs[0], text=pairs[1])
         again = model.part("decoder").caption_logits(p["image.codes"][pairs[0]], p["text"].ids[pairs[1]], p["text"].mask[pairs[1]])
         torch.testing.assert_close(some["text.logits"], again[:, : some["text.logits"].shape[1]], atol=1e-5, rtol=1e-5)
 
@@ -227,7 +228,7 @@ def test_logits_and_loss_are_those_of_transformers():
             if n.startswith(("model.embed_tokens", "model.layers", "model.norm", "lm_head")):
                 parameter.normal_(1.0 if "norm.weight" in n else 0.0, 0.2)
     d.load_state_dict(decoder_weights(theirs.state_dict()))
-    p = model.encode(batch_of(model))
+    p = model.encode(batch_for(model))
     sequence, kind = d.arrange(
         p["image.codes"], p["text"].ids, p["text"].mask, torch.tensor([True, False] * 2), torch.zeros(4, dtype=torch.bool)
     )
@@ -269,7 +270,7 @@ def test_image_likelihood_equals_a_sum_in_float64_and_the_score_corrects_by_the_
     assert trained.capabilities == {"score", "draw", "reconstruct"}
     images = [np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8) for i in range(3)]
     scores = trained.score(images, CAPTIONS)
-    codes = trained._image_side(images).codes
+    codes = trained._images(images)["image.codes"]
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(CAPTIONS))
     head = d.head.weight[d.first_code :]
     expected = np.zeros((3, 4))
@@ -305,9 +306,8 @@ def test_probabilities_of_all_images_sum_to_one(bare):
 def test_a_score_of_images_needs_a_decoder_of_codes():
     recipe = load_recipe("coca", ["score=image_likelihood", "parts.vision.depth=1", "parts.text.depth=1", "precision=fp32"])
     model = build_model(recipe, Tokenizer.train(CAPTIONS, 400, 24), 48)
-    trained = TrainedModel("coca", recipe, model, build_objectives(recipe, model), torch.device("cpu"))
-    with pytest.raises(DiptychError, match="image_likelihood needs a decoder that reads image codes"):
-        trained.score([np.zeros((48, 48, 3), dtype=np.uint8)], ["a key"])
+    with pytest.raises(DiptychError, match="image_likelihood cannot be computed: nothing provides 'image.code_logits'"):
+        TrainedModel("coca", recipe, model, build_objectives(recipe, model), torch.device("cpu"))
 
 
 def test_what_can_be_done_follows_from_what_was_trained():
@@ -323,7 +323,7 @@ def test_captions_are_the_likeliest_words_without_a_cache_too():
     trained = TrainedModel("m", recipe, model, objectives, torch.device("cpu"))
     images = [np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8) for i in range(3)]
     said = trained.generate(images, max_tokens=6)
-    d, codes = model.part("decoder"), trained._image_side(images).codes
+    d, codes = model.part("decoder"), trained._images(images)["image.codes"]
     ids = d.opening(codes)
     with torch.no_grad():
         for _ in range(6):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diptych.models.passes import ImageSide, Pass, TextSide
 
+from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer
@@ -64,7 +66,7 @@ def pictures(n: int, size: int = 48) -> list[np.ndarray]:
 def read(model: Any, captions: list[str] = CAPTIONS, pad_to: int = LENGTH) -> Pass:
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     ids, mask = (torch.nn.functional.pad(x, (0, pad_to - x.shape[1])) for x in (ids, mask))
-    return Pass(model, ImageSide(model, to_pixels(pictures(len(captions)))), TextSide(model, ids, mask))
+    return model.encode(batch_of(to_pixels(pictures(len(captions))), ids, mask))
 
 
 def normed(layer: Any, x: np.ndarray) -> np.ndarray:
@@ -141,7 +143,7 @@ def test_padding_changes_nothing_and_a_later_word_only_what_comes_after_it() -> 
     torch.testing.assert_close(short["text.logits"], full["text.logits"][:, :7], atol=1e-5, rtol=0)
     ids = full["text"].ids.clone()
     ids[0, 3] = 70
-    other = full.with_text(ids, full["text"].mask)
+    other = full.view(text=replace(full["text"], ids=ids))
     torch.testing.assert_close(other["text.logits"][:, :3], full["text.logits"][:, :3], atol=1e-6, rtol=0)
     assert (other["text.logits"][:, 3] - full["text.logits"][:, 3]).abs().max() > 1e-3
     assert (other["text.embedding"] - full["text.embedding"]).abs().max() > 1e-3

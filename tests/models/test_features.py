@@ -61,7 +61,7 @@ def test_only_a_tower_that_never_changes_is_remembered() -> None:
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     plain = model.part("vision")(pixels / 127.5 - 1, None).tokens
     for _ in range(2):
-        torch.testing.assert_close(model.encode(batch_of(pixels=pixels)).image.tokens, plain)
+        torch.testing.assert_close(model.encode(batch_of(pixels=pixels))["image.tokens"].tokens, plain)
     assert len(frozen.model.features) == 2
 
 

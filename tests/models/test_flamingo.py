@@ -65,7 +65,7 @@ def test_open_gates_see_the_image_and_the_cache_remembers_it(model: Any) -> None
         again = model.encode(batch)["text.logits"]  # the image is read once, then continued
         torch.testing.assert_close(again[real], whole[real].detach(), atol=1e-5, rtol=1e-5)
         swapped = torch.tensor([2, 0, 1])
-        pairs = model.encode(batch).paired(swapped, torch.arange(3))
+        pairs = model.encode(batch).pairs(image=swapped, text=torch.arange(3))
         other = batch_of(pixels=batch["image"].pixels[swapped], text=batch["text"].ids, text_mask=batch["text"].mask)
         torch.testing.assert_close(pairs["text.logits"][real], model.encode(other)["text.logits"][real], atol=1e-5, rtol=1e-5)
     assert model.part("lm").lm.seen is None

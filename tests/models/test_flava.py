@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diptych.models.passes import ImageSide, Pass, TextSide
 
 from batch_fixture import batch_of
+from diptych.core.batch import Batch, Images
 from diptych.core.errors import DiptychError
+from diptych.core.encodings import Pass
+from diptych.data.fields import UNPAIRED, Context, build_fields
+from diptych.data.loader import Loader
 from diptych.interop.families.flava import from_transformers
 from diptych.models.build import SIZES, Build
 from diptych.objectives.flava import normed
@@ -100,16 +103,26 @@ def reference(theirs: Any, g: dict[str, torch.Tensor], **without: Any) -> Any:
         return theirs(**{**given, **without})
 
 
+def masked(p: Pass, ids: torch.Tensor, hidden: torch.Tensor) -> Pass:
+    """The same batch with the ids ``ids`` [B, T] read instead, and a mask token in place of the patches ``hidden`` [B, N]."""
+    return p.view(text=replace(p["text"], ids=ids), image=replace(p["image"], hidden=hidden))
+
+
+def image_tokens(model: Any, pixels: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+    tokens: torch.Tensor = model.encode(Batch({"image": Images(pixels, hidden=hidden)}, len(pixels)))["image.tokens"].tokens
+    return tokens
+
+
 def test_encoders_and_losses_of_pairs_equal_transformers(theirs: Any, ours: Any, given: dict[str, torch.Tensor]) -> None:
     model, objectives = ours
     g, out = given, reference(theirs, given)
     close = {"atol": 1e-5, "rtol": 1e-5}
-    p = Pass(model, ImageSide(model, g["pixels"]), TextSide(model, g["ids"], g["mask"]))
+    p = model.encode(batch_of(g["pixels"], g["ids"], g["mask"]))
     vision, text = model.part("vision"), model.part("text")
     torch.testing.assert_close(normed(vision, p["image.tokens"].tokens), out.image_embeddings, **close)
     real = g["mask"]
     torch.testing.assert_close(normed(text, p["text.tokens"].tokens)[real], out.text_embeddings[real], **close)
-    view = p.masked(text=g["masked"], hidden=g["patches"])
+    view = masked(p, g["masked"], g["patches"])
     fused = out.multimodal_masked_embeddings
     torch.testing.assert_close(view["image.fused"].tokens, fused[:, 1:18], **close)
     torch.testing.assert_close(view["text.fused"].tokens[real], fused[:, 18:][real], **close)
@@ -136,13 +149,13 @@ def test_losses_of_what_has_no_partner_equal_transformers(theirs: Any, ours: Any
     model, objectives = ours
     g = given
     images = reference(theirs, g, input_ids=None, input_ids_masked=None, attention_mask=None, mlm_labels=None, itm_labels=None)
-    x = ImageSide(model, g["pixels"], hidden=g["patches"]).encoding.tokens[:, 1:]
+    x = image_tokens(model, g["pixels"], g["patches"])[:, 1:]
     logits = objectives["masked_codes"].head(normed(model.part("vision"), x[g["patches"]]))
     assert torch.nn.functional.cross_entropy(logits, g["codes"][g["patches"]]).item() == pytest.approx(
         images.loss_info.mim.item(), abs=1e-5
     )
     texts = reference(theirs, g, pixel_values=None, bool_masked_pos=None, mim_labels=None, itm_labels=None)
-    x = TextSide(model, g["masked"], g["mask"]).encoding.tokens
+    x = model.encode(batch_of(text=g["masked"], text_mask=g["mask"]))["text.tokens"].tokens
     logits = objectives["masked_text"].head(normed(model.part("text"), x[g["words"]]))
     assert torch.nn.functional.cross_entropy(logits, g["ids"][g["words"]]).item() == pytest.approx(
         texts.loss_info.mlm.item(), abs=1e-5
@@ -156,16 +169,16 @@ def test_what_is_hidden_cannot_be_seen(ours: Any, given: dict[str, torch.Tensor]
     pixels = given["pixels"][:1]
     changed = pixels.clone()
     changed[:, :, 8:16, 8:16] = 1.0
-    seen = [ImageSide(model, x, hidden=hidden).encoding.tokens for x in (pixels, changed)]
+    seen = [image_tokens(model, x, hidden) for x in (pixels, changed)]
     assert torch.equal(*seen)
-    assert not torch.equal(*(ImageSide(model, x).encoding.tokens for x in (pixels, changed)))
+    assert not torch.equal(*(image_tokens(model, x) for x in (pixels, changed)))
 
 
 def test_padding_changes_nothing(ours: Any, given: dict[str, torch.Tensor]) -> None:
     model, _ = ours
     g = given
-    short = Pass(model, ImageSide(model, g["pixels"][2:]), TextSide(model, g["ids"][2:, :4], g["mask"][2:, :4]))
-    whole = Pass(model, ImageSide(model, g["pixels"]), TextSide(model, g["ids"], g["mask"]))
+    short = model.encode(batch_of(g["pixels"][2:], g["ids"][2:, :4], g["mask"][2:, :4]))
+    whole = model.encode(batch_of(g["pixels"], g["ids"], g["mask"]))
     torch.testing.assert_close(short["text.fused"].tokens[0], whole["text.fused"].tokens[2, :4], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(short["image.fused"].tokens[0], whole["image.fused"].tokens[2], atol=1e-5, rtol=1e-5)
 
@@ -181,10 +194,11 @@ def test_mean_of_pairs_equals_the_reference(ours: Any, given: dict[str, torch.Te
     from diptych.objectives.maskvlm import mask_words
 
     p = model.encode(batch)
-    p = p.restricted(p.some(objective.batch_share))
+    rows = p.some(objective.batch_share)
+    p = p.pairs(image=rows, text=rows)
     ids, words = mask_words(p["text"].ids, p["text"].mask, objective.text_share)
     patches = objective.hide(len(ids), ids.device)
-    view = p.masked(text=ids, hidden=patches)
+    view = masked(p, ids, patches)
     codes = model.part("quantizer").codes(p["image"].floats).numpy()
 
     def surprise(logits: torch.Tensor, target: int) -> float:
@@ -208,8 +222,8 @@ def test_mean_of_pairs_equals_the_reference(ours: Any, given: dict[str, torch.Te
 def test_what_has_no_partner_teaches_its_own_encoder_alone() -> None:
     little = Little("flava", stage="main")
     batch = next(iter(little.loader.stream(0)))
-    assert batch["text"].ids is not None and batch["text"].mask is not None and batch["image"].pixels is not None
-    lone = replace(batch, lone_pixels=batch["image"].pixels.flip(0), lone_text=batch["text"].ids, lone_mask=batch["text"].mask)
+    turned = Images(batch["image"].pixels.flip(0))
+    lone = batch.with_(unpaired_image=turned, unpaired_text=batch["text"])
     for name, mine, other in (("masked_codes", "vision", "text"), ("masked_text", "text", "vision")):
         little.model.zero_grad()
         little.objectives[name](little.model.encode(lone)).backward()
@@ -218,7 +232,7 @@ def test_what_has_no_partner_teaches_its_own_encoder_alone() -> None:
     torch.manual_seed(0)
     alone = little.objectives["masked_codes"](little.model.encode(lone))
     torch.manual_seed(0)
-    swapped = little.objectives["masked_codes"](little.model.encode(replace(batch, pixels=batch["image"].pixels.flip(0))))
+    swapped = little.objectives["masked_codes"](little.model.encode(batch.with_(image=turned)))
     torch.testing.assert_close(alone, swapped)
 
 
@@ -226,7 +240,7 @@ def test_unpaired_data_joins_the_batches_and_pieces_of_them(tmp_path: Any) -> No
     import diptych as dp
 
     small = {
-        "data.lone_images": "scenes:small", "data.lone_texts": "scenes:small", "stages.0.batch_size": 8, "stages.1.batch_size": 8, "stages.1.micro_batch": 4,
+        "data.unpaired": {"image": "scenes:small", "text": "scenes:small"}, "stages.0.batch_size": 8, "stages.1.batch_size": 8, "stages.1.micro_batch": 4,
         "parts.vision.depth": 1, "parts.text.depth": 1, "parts.fusion.depth": 1, "parts.quantizer.width": 16,
     }  # fmt: skip
     run = dp.train("flava", data="scenes:small", budget="64 samples", out=tmp_path / "run", set=small)
@@ -274,8 +288,8 @@ def test_an_export_computes_what_the_run_does(trained: Any, tmp_path: Any) -> No
     assert torch.equal(inputs["input_ids"], ids)
     with torch.no_grad():
         out = model.eval()(**inputs)
-        image = model.part("space").image(out.image_embeddings[:, 0])
-        text = model.part("space").text(out.text_embeddings[:, 0])
+        image = model.image_projection(out.image_embeddings[:, 0])
+        text = model.text_projection(out.text_embeddings[:, 0])
         p = ours.model.encode(batch_of(pixels=inputs["pixel_values"], text=ids, text_mask=mask))
         fused = p["text.fused"].pooled
     for found, wanted in ((image, ours.embed_image(images)), (text, ours.embed_text(texts))):
@@ -309,8 +323,8 @@ def test_an_export_with_its_heads_computes_what_the_run_learns_by(trained: Any, 
     }  # fmt: skip
     out = reference(theirs.eval(), given)
     close = {"atol": 1e-5, "rtol": 1e-5}
-    p = Pass(model, ImageSide(model, pixels), TextSide(model, ids, mask))
-    view = p.masked(text=given["masked"], hidden=given["patches"])
+    p = model.encode(batch_of(pixels, ids, mask))
+    view = masked(p, given["masked"], given["patches"])
     both = objectives["masked_both"]
     with torch.no_grad():
         codes = both.image_head(view["image.fused"].tokens[:, 1:][given["patches"]])
@@ -327,10 +341,10 @@ def test_an_export_with_its_heads_computes_what_the_run_learns_by(trained: Any, 
         alone = reference(
             theirs, given, input_ids=None, input_ids_masked=None, attention_mask=None, mlm_labels=None, itm_labels=None
         )
-        x = ImageSide(model, pixels, hidden=given["patches"]).encoding.tokens[:, 1:][given["patches"]]
+        x = image_tokens(model, pixels, given["patches"])[:, 1:][given["patches"]]
         torch.testing.assert_close(objectives["masked_codes"].head(normed(model.part("vision"), x)), alone.mim_logits, **close)
         alone = reference(theirs, given, pixel_values=None, bool_masked_pos=None, mim_labels=None, itm_labels=None)
-        x = TextSide(model, given["masked"], mask).encoding.tokens[words]
+        x = model.encode(batch_of(text=given["masked"], text_mask=mask))["text.tokens"].tokens[words]
         torch.testing.assert_close(objectives["masked_text"].head(normed(model.part("text"), x)), alone.mlm_logits, **close)
     again = load(f"hf:{made.path}", device="cpu")  # its towers alone, as diptych evaluate hf:PATH takes them
     np.testing.assert_allclose(again.score(given_pictures, texts), ours.score(given_pictures, texts), atol=1e-5)
@@ -352,8 +366,8 @@ def test_permuting_the_pairs_permutes_what_is_fused(ours: Any, given: dict[str, 
     model, objectives = ours
     order = torch.tensor([2, 0, 1])
     pixels, ids, mask = given["pixels"], given["ids"], given["mask"]
-    straight = Pass(model, ImageSide(model, pixels), TextSide(model, ids, mask))
-    turned = Pass(model, ImageSide(model, pixels[order]), TextSide(model, ids[order], mask[order]))
+    straight = model.encode(batch_of(pixels, ids, mask))
+    turned = model.encode(batch_of(pixels[order], ids[order], mask[order]))
     logits = [objectives["matching"].logits(p) for p in (straight, turned)]
     torch.testing.assert_close(logits[1], logits[0][order], atol=1e-5, rtol=1e-5)
     scores = [p["image.embedding"] @ p["text.embedding"].T for p in (straight, turned)]
@@ -394,13 +408,15 @@ def test_geometry_that_does_not_fit_is_refused() -> None:
 
 
 def test_tokens_and_operations_of_what_has_no_partner_are_counted() -> None:
-    from diptych.training.gradient import _shapes
-
     little = Little("flava", stage="main")
     plain = little.step(None)
-    little.loader.lone_images = little.loader.lone_texts = Little("flava", stage="main").loader
+    source, context = little.loader.source, Context(little.tokenizer, 48)
+    for name, kind in UNPAIRED.items():
+        little.loader.unpaired[name] = Loader(source, build_fields([kind], context), 12)
     both = little.step(None)
     assert both.tokens == 2 * plain.tokens and both.samples == plain.samples
     # operations are remembered by shape: a longer text without an image must not be taken for a shorter one
     batch = both.batch
-    assert batch.lone_text is not None and _shapes(batch) != _shapes(replace(batch, lone_text=batch.lone_text[:, :-1]))
+    text = batch["unpaired_text"]
+    shorter = replace(text, ids=text.ids[:, :-1], mask=text.mask[:, :-1])
+    assert batch.shapes() != batch.with_(unpaired_text=shorter).shapes()

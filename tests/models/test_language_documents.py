@@ -11,9 +11,11 @@ import torch
 
 from batch_fixture import batch_of
 from conversations_fixture import Talker, chat, table
-from diptych.core.batch import Batch
+from diptych.core.batch import Turns
 from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Document
+from diptych.data.fields import Draw
+from diptych.data.fields.turns import TurnsField
 
 
 def plain_best_fit(lengths: list[int], room: int) -> list[list[int]]:
@@ -59,6 +61,12 @@ def talkers(address: str) -> tuple[Talker, Talker]:
     return Talker(address), Talker(address, 6, True)
 
 
+def field_of(talker: Talker) -> TurnsField:
+    field = talker.loader.fields["turns"]
+    assert isinstance(field, TurnsField)
+    return field
+
+
 def test_the_loss_is_that_of_transformers_one_conversation_at_a_time(talkers: tuple[Talker, Talker]) -> None:
     """Reference: the language model's own loss of each conversation alone, labels −100 where nothing is learned, weighed by tokens."""
     for talker in talkers:
@@ -66,8 +74,9 @@ def test_the_loss_is_that_of_transformers_one_conversation_at_a_time(talkers: tu
         ours = float(talker.objectives["answers"](talker.model.encode(batch)).detach())
         total, tokens = 0.0, 0
         for place in range(6):
-            sample, images = talker.loader._read(talker.loader.index(place), None)  # type: ignore[attr-defined]
-            document = talker.loader._lesson(sample, len(images), place)  # type: ignore[attr-defined]
+            sample, fitted = talker.loader._read(place)
+            document = field_of(talker)._lesson(Draw(0, place, sample, fitted))
+            images = fitted["turns"]
             ids = torch.tensor(document.ids)
             words = lm.lm.embed(ids.clamp_min(0)[None]).clone()
             if images:
@@ -86,7 +95,7 @@ def test_the_loss_is_that_of_transformers_one_conversation_at_a_time(talkers: tu
 
 def test_packed_and_padded_have_one_loss_and_one_gradient(talkers: tuple[Talker, Talker]) -> None:
     padded, packed = talkers
-    assert len(packed.batch().text) < len(padded.batch().text) == 6  # type: ignore[arg-type]
+    assert len(packed.batch()["turns"]) < len(padded.batch()["turns"]) == 6
     assert packed.batch().size == padded.batch().size == 6
     (plain, expected), (ours, gradients) = padded.gradients(None), packed.gradients(None)
     assert ours == pytest.approx(plain, rel=1e-5)
@@ -109,27 +118,22 @@ def test_micro_batches_are_exact(which: int, micro: int, talkers: tuple[Talker, 
 def test_one_conversation_in_a_row_knows_nothing_of_the_others(talkers: tuple[Talker, Talker]) -> None:
     talker = talkers[1]
     batch = talker.batch()
-    assert (
-        batch["text"].ids is not None
-        and batch.positions is not None
-        and batch.learned is not None
-        and batch["text"].mask is not None
-    )
+    turns = batch["turns"]
     lm = talker.model.part("lm").eval()
-    shown = talker.model.encode(batch)["image.prefix"]
-    hidden = lm.lm.documents(lm.words_and_images(batch["text"].ids, shown), batch.positions)
-    r = max(range(len(batch["text"].ids)), key=lambda r: int((batch.positions[r] == 0).sum()))  # type: ignore[index]
-    starts = [*torch.nonzero(batch.positions[r] == 0).flatten().tolist(), int(batch["text"].mask[r].sum())]
+    shown = talker.model.encode(batch)["turns.images.prefix"]
+    hidden = lm.lm.documents(lm.words_and_images(turns.ids, shown), turns.positions)
+    r = max(range(len(turns.ids)), key=lambda r: int((turns.positions[r] == 0).sum()))
+    starts = [*torch.nonzero(turns.positions[r] == 0).flatten().tolist(), int(turns.mask[r].sum())]
     assert len(starts) > 3
     for first, end in pairwise(starts):
-        changed = batch.text.clone()
+        changed = turns.ids.clone()
         words = changed[r, first:end] >= 0
         changed[r, first:end][words] = (changed[r, first:end][words] + 7) % lm.lm.vocabulary
-        changed[r, first:end] = torch.where(words, changed[r, first:end], batch["text"].ids[r, first:end])
-        again = lm.lm.documents(lm.words_and_images(changed, shown), batch.positions)
-        elsewhere = torch.ones_like(batch["text"].mask)
+        changed[r, first:end] = torch.where(words, changed[r, first:end], turns.ids[r, first:end])
+        again = lm.lm.documents(lm.words_and_images(changed, shown), turns.positions)
+        elsewhere = torch.ones_like(turns.mask)
         elsewhere[r, first:end] = False
-        elsewhere &= batch["text"].mask
+        elsewhere &= turns.mask
         torch.testing.assert_close(again[elsewhere], hidden[elsewhere], atol=1e-6, rtol=1e-6)
         assert (again[r, first:end] - hidden[r, first:end]).abs().max() > 1e-3
     talker.model.train()
@@ -137,36 +141,36 @@ def test_one_conversation_in_a_row_knows_nothing_of_the_others(talkers: tuple[Ta
 
 def test_each_image_stands_where_its_conversation_shows_it(talkers: tuple[Talker, Talker]) -> None:
     """However rows are packed, the k-th run of image tokens is of the k-th image of the batch."""
-    padded, packed = talkers[0].batch(), talkers[1].batch()
+    padded, packed = talkers[0].batch()["turns"], talkers[1].batch()["turns"]
     N = talkers[0].model.part("connector").tokens
-    for batch in (padded, packed):
-        assert batch["image"].pixels is not None and batch["text"].ids is not None
-        assert int((batch["text"].ids < 0).sum()) == N * len(batch["image"].pixels) == 6 * N
+    for turns in (padded, packed):
+        assert int((turns.ids < 0).sum()) == N * len(turns.images.pixels) == 6 * N
 
-    def colours(batch: Batch) -> list[tuple[float, ...]]:
-        assert batch["image"].pixels is not None
-        return sorted(tuple(np.round(image.float().mean((1, 2)).tolist(), 3)) for image in batch["image"].pixels)
+    def colours(turns: Turns) -> list[tuple[float, ...]]:
+        assert turns.images is not None
+        return sorted(tuple(np.round(image.float().mean((1, 2)).tolist(), 3)) for image in turns.images.pixels)
 
     assert colours(padded) == colours(packed)
     talker, marks = talkers[0], torch.arange(6.0)[:, None, None].expand(6, N, talkers[0].model.part("lm").width) + 1
     lm = talker.model.part("lm")
-    mixed = lm.words_and_images(packed.text, marks / lm.scale)
-    assert torch.allclose(mixed[packed.text < 0][:, 0], torch.arange(6.0).repeat_interleave(N) + 1, atol=1e-5)  # type: ignore[operator]
+    mixed = lm.words_and_images(packed.ids, marks / lm.scale)
+    assert torch.allclose(mixed[packed.ids < 0][:, 0], torch.arange(6.0).repeat_interleave(N) + 1, atol=1e-5)
 
 
 def test_a_batch_is_the_same_whenever_it_is_drawn(address: str) -> None:
     first, again = Talker(address, 4, True), Talker(address, 4, True)
     for step in (0, 3):
         a, b = first.loader.batch(step), again.loader.batch(step)
-        assert a.ids == b.ids and torch.equal(a.text, b.text) and torch.equal(a.positions, b.positions)  # type: ignore[arg-type]
+        assert a.ids == b.ids and torch.equal(a["turns"].ids, b["turns"].ids)
+        assert torch.equal(a["turns"].positions, b["turns"].positions)
     assert first.loader.batch(0).ids != first.loader.batch(1).ids
 
 
 def test_what_was_cut_is_recorded(address: str) -> None:
     talker = Talker(address)
-    longest = int(talker.batch()["text"].mask.sum(1).max())  # type: ignore[union-attr]
+    longest = int(talker.batch()["turns"].mask.sum(1).max())
     assert not talker.loader.problems
-    talker.loader.chat.room = longest - 3  # type: ignore[attr-defined]
+    field_of(talker).chat.room = longest - 3
     talker.batch()
     assert [p.reason for p in talker.loader.problems.values()] == [f"cut to {longest - 3} of its {longest} tokens"]
 

@@ -66,7 +66,7 @@ def test_permuting_the_batch_permutes_the_similarities(llip: Any) -> None:
     order = torch.randperm(len(text))
     torch.testing.assert_close(objective.similarity(tokens[order], pooled[order], text[order]), whole[order][:, order])
     assert whole.abs().max() <= 1 + 1e-5
-    pairs = p.paired(torch.arange(len(text)), torch.arange(len(text)))
+    pairs = p.pairs(image=torch.arange(len(text)), text=torch.arange(len(text)))
     torch.testing.assert_close(objective.scores(pairs), whole.diagonal(), atol=1e-5, rtol=1e-4)
 
 

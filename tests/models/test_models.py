@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from diptych.models.passes import ImageSide, Pass, TextSide
 from torch.utils.flop_counter import FlopCounterMode
 
 import diptych.training.flops  # noqa: F401 - teaches torch's counter what it passes over
 from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
+from diptych.core.batch import Images, Texts
 from diptych.core.errors import DiptychError
 from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer
@@ -34,7 +36,7 @@ def make(name, *overrides):
     return model, build_objectives(recipe, model).eval()
 
 
-def sides(model, captions=CAPTIONS, pad_to=None):
+def batch_for(model, captions=CAPTIONS, pad_to=None):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (48, 48, 3), dtype=np.uint8) for _ in captions]
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
@@ -44,7 +46,7 @@ def sides(model, captions=CAPTIONS, pad_to=None):
             torch.nn.functional.pad(ids, (0, extra), value=model.tokenizer.pad),
             torch.nn.functional.pad(mask, (0, extra), value=False),
         )
-    return ImageSide(model, to_pixels(images)), TextSide(model, ids, mask, tuple(captions))
+    return batch_of(to_pixels(images), ids, mask, captions=tuple(captions))
 
 
 def test_attention_equals_a_plain_reference():
@@ -103,7 +105,7 @@ def test_positions_tell_patches_apart():
 @pytest.mark.parametrize("name", ["clip", "coca", "maskvlm"])
 def test_padding_changes_nothing(name):
     model, objectives = make(name)
-    short, long = Pass(model, *sides(model)), Pass(model, *sides(model, pad_to=32))
+    short, long = model.encode(batch_for(model)), model.encode(batch_for(model, pad_to=32))
     torch.testing.assert_close(short["text.embedding"], long["text.embedding"], atol=1e-5, rtol=1e-5)
     every = torch.arange(3)
     if name == "coca":
@@ -119,7 +121,7 @@ def test_padding_changes_nothing(name):
 @pytest.mark.parametrize("name", ["coca", "maskvlm"])
 def test_scores_of_pairs_do_not_depend_on_their_company(name):
     model, objectives = make(name)
-    p = Pass(model, *sides(model))
+    p = model.encode(batch_for(model))
     images, texts = torch.tensor([0, 0, 2, 1]), torch.tensor([1, 0, 2, 0])
     if name == "coca":
         score = lambda i, t: caption_log_likelihood(p.pairs(image=i, text=t))  # noqa: E731
@@ -135,32 +137,31 @@ def test_every_encoding_is_computed_at_most_once():
     calls = {"vision": 0, "text": 0}
     for name in calls:
         model.parts[name].register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
-    images, texts = sides(model)
-    p = Pass(model, images, texts)
+    p = model.encode(batch_for(model))
     for name in ("info_nce", "matching", "masked_words"):
         objectives[name](p)
     assert calls == {"vision": 1, "text": 2}, "images once; texts once whole and once masked"
     calls.update(vision=0, text=0)
-    p = Pass(model, *sides(model))
-    p.masked(text=p["text"].ids).image  # noqa: B018 - the first to ask is a view
+    p = model.encode(batch_for(model))
+    p.view(text=replace(p["text"], mask=p["text"].mask))["image.tokens"]  # the first to ask is a view
     p["image.embedding"]
     assert calls["vision"] == 1, "a view shares what it has in common, whoever asks first"
 
 
 def test_a_decoder_sees_no_later_word():
     model, _ = make("coca")
-    images, texts = sides(model)
-    logits = Pass(model, images, texts)["text.logits"]
-    changed = texts.ids.clone()
+    p = model.encode(batch_for(model))
+    logits = p["text.logits"]
+    changed = p["text"].ids.clone()
     changed[:, 6:] = 9
-    after = Pass(model, images, TextSide(model, changed, texts.mask))["text.logits"]
+    after = p.view(text=replace(p["text"], ids=changed))["text.logits"]
     torch.testing.assert_close(after[:, :6], logits[:, :6], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(after[0, 6:], logits[0, 6:], atol=1e-3)
 
 
 def test_hidden_patches_are_not_looked_at():
     model, _ = make("clip")
-    images, _ = sides(model)
+    images = batch_for(model)["image"]
     keep, hidden = random_keep(3, 36, 0.6, torch.device("cpu"))
     assert keep.shape == (3, 14) and hidden.sum() == 3 * 22 and not hidden.gather(1, keep).any()
     seen = model.parts["vision"](images.pixels, keep).tokens
@@ -172,7 +173,7 @@ def test_hidden_patches_are_not_looked_at():
 def test_patches_cut_out_before_the_stem_equal_those_chosen_after_it():
     model, _ = make("clip", "parts.vision.stem=patch", "parts.vision.patch=8")
     tower = model.parts["vision"]
-    pixels = sides(model)[0].pixels.requires_grad_()
+    pixels = batch_for(model)["image"].pixels.requires_grad_()
     keep, _ = random_keep(3, 36, 0.5, torch.device("cpu"))
     chosen = tower.stem(pixels).flatten(2).transpose(1, 2).gather(1, keep[..., None].expand(-1, -1, tower.width))
     cut = tower._stem_at(pixels, keep)
@@ -188,10 +189,10 @@ def test_patches_cut_out_before_the_stem_equal_those_chosen_after_it():
 
 def test_greedy_text_is_the_likeliest_word_each_time():
     model, _ = make("coca")
-    images, _ = sides(model)
-    ids = write(model, images, Decoding(max_tokens=6))
+    p = model.encode(batch_for(model))
+    ids = write(model, p, Decoding(max_tokens=6))
     full = torch.cat([torch.full((3, 1), model.tokenizer.bos), ids], 1)
-    logits = Pass(model, images, TextSide(model, full, torch.ones_like(full, dtype=torch.bool)))["text.logits"]
+    logits = p.view(text=Texts(full, torch.ones_like(full, dtype=torch.bool)))["text.logits"]
     for row in range(3):
         for t in range(ids.shape[1]):
             assert ids[row, t] == logits[row, t].argmax()
@@ -203,7 +204,7 @@ def test_frozen_parts_keep_no_gradient_and_stay_in_evaluation_mode():
     model, objectives = make("clip")
     model.train()
     model.freeze({"vision"})
-    objectives["info_nce"](Pass(model, *sides(model))).backward()
+    objectives["info_nce"](model.encode(batch_for(model))).backward()
     assert all(p.grad is None and not p.requires_grad for p in model.parts["vision"].parameters())
     assert all(p.grad is not None for p in model.parts["text"].parameters())
     assert not model.parts["vision"].training and model.parts["text"].training
@@ -213,8 +214,8 @@ def test_frozen_parts_keep_no_gradient_and_stay_in_evaluation_mode():
 
 def test_what_a_recipe_lacks_is_named():
     model, _ = make("clip")
-    with pytest.raises(DiptychError, match="no part 'fusion'"):
-        Pass(model, *sides(model))["text.fused"]
+    with pytest.raises(DiptychError, match="nothing provides 'text.fused'"):
+        model.encode(batch_for(model))["text.fused"]
 
 
 def test_tokenizer_round_trip_limits_and_unknown_text():
@@ -236,17 +237,17 @@ def test_captions_tried_on_a_remembered_image_score_as_when_read_whole():
     model, _ = llava()
     images, texts = torch.tensor([0, 2, 2, 1]), torch.tensor([2, 0, 1, 1])
     whole = caption_log_likelihood(
-        Pass(model, *sides(model)).pairs(image=images, text=texts)
+        model.encode(batch_for(model)).pairs(image=images, text=texts)
     )  # gradients on: the image is read each time
     with torch.no_grad():
-        remembered = caption_log_likelihood(Pass(model, *sides(model)).pairs(image=images, text=texts))
+        remembered = caption_log_likelihood(model.encode(batch_for(model)).pairs(image=images, text=texts))
     torch.testing.assert_close(remembered, whole.detach(), atol=1e-4, rtol=1e-5)
 
 
 def test_a_frozen_language_model_passes_gradients_on_to_the_connector_alone():
     model, objectives = llava()
     model.train()
-    objectives["next_token"](Pass(model, *sides(model))).backward()
+    objectives["next_token"](model.encode(batch_for(model))).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parts["connector"].parameters())
     assert all(p.grad is None for part in ("vision", "lm") for p in model.parts[part].parameters())
     assert not any(k.startswith(("parts.lm", "parts.vision")) for k in model.saved_state()), (
@@ -257,22 +258,21 @@ def test_a_frozen_language_model_passes_gradients_on_to_the_connector_alone():
 
 def test_the_next_word_depends_on_the_image_and_on_no_later_word():
     model, _ = llava()
-    images, texts = sides(model)
-    logits = Pass(model, images, texts)["text.logits"]
+    p = model.encode(batch_for(model))
+    logits, texts = p["text.logits"], p["text"]
     assert logits.shape == (3, texts.ids.shape[1] - 1, len(model.tokenizer))
     changed = texts.ids.clone()
     changed[:, 5:-1] = changed[:, 5:-1].flip(1)
-    torch.testing.assert_close(
-        Pass(model, images, TextSide(model, changed, texts.mask))["text.logits"][:, :5], logits[:, :5], atol=1e-4, rtol=1e-4
-    )
-    other = ImageSide(model, images.pixels.flip(0))
-    assert not torch.allclose(Pass(model, other, texts)["text.logits"][0], logits[0], atol=1e-4)
-    assert write(model, images, Decoding(max_tokens=5)).shape[0] == 3
+    after = p.view(text=replace(texts, ids=changed))["text.logits"]
+    torch.testing.assert_close(after[:, :5], logits[:, :5], atol=1e-4, rtol=1e-4)
+    other = p.view(image=Images(p["image"].pixels.flip(0)))
+    assert not torch.allclose(other["text.logits"][0], logits[0], atol=1e-4)
+    assert write(model, p, Decoding(max_tokens=5)).shape[0] == 3
 
 
 def test_frozen_towers_meet_in_a_learned_space():
     model, objectives = make("lit", "parts.vision.resolution=64")
-    loss = objectives["info_nce"](Pass(model, *sides(model)))
+    loss = objectives["info_nce"](model.encode(batch_for(model)))
     loss.backward()
     learned = {n for n, p in model.named_parameters() if p.grad is not None}
     assert learned == {"parts.space.image.weight", "parts.space.text.weight"}
@@ -314,8 +314,8 @@ def test_losses_in_float32_leave_the_towers_their_bf16(name: str) -> None:
         if isinstance(module, torch.nn.Linear) and ".mlp." in where:
             module.register_forward_hook(lambda m, i, out, where=where: types.setdefault(where, set()).add(out.dtype))
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(CAPTIONS))
-    texts = {"text": ids, "text_mask": mask, "negatives": ids, "negatives_mask": mask, "negative_rows": torch.arange(3)}
-    batch = batch_of(pixels=torch.randn(3, 3, 48, 48), meaning=torch.arange(3), **texts)
+    batch = batch_of(torch.randn(3, 3, 48, 48), ids, mask, meaning=torch.arange(3))
+    batch = batch.with_(negatives=Texts(ids, mask, owner=torch.arange(3)))
     for objective in objectives.values():
         with torch.autocast("cpu", torch.bfloat16):
             objective(model.encode(batch))

@@ -73,4 +73,4 @@ def test_texts_that_could_move_are_refused_and_only_the_image_side_learns() -> N
     little = Little("nova")
     assert not any("text" in name for name in little.parameters())
     gradients = little.gradients(None)
-    assert all(bool(g.any()) for n, g in gradients.items() if n.startswith("0.parts.vision") or "image_projection" in n)
+    assert all(bool(g.any()) for n, g in gradients.items() if n.startswith("0.parts.vision") or n.startswith("0.parts.space.image"))

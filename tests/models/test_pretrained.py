@@ -260,7 +260,7 @@ def test_cached_prefix_equals_the_whole(lm: CausalLM, prefix_length: int) -> Non
         each = lm.hidden(words, mask, past=prefix[torch.zeros(B, dtype=torch.long)])
         torch.testing.assert_close(one, each)
         torch.testing.assert_close(lm.hidden(words, mask, past=prefix[rows]), cached)  # not used up
-    assert prefix.mask.shape == (2, prefix_length) and prefix.layers[0][0].shape[2] == prefix_length
+    assert prefix.mask.shape == (2, prefix_length) and prefix.own[0][0].shape[2] == prefix_length
 
 
 def test_step_by_step_equals_at_once(lm: CausalLM) -> None:

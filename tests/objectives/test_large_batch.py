@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.data.loader import mixed
 from diptych.objectives.contrastive import info_nce, sigmoid_loss, sigmoid_sum
 from diptych.objectives.filip import late_loss, late_similarity
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 from diptych.training.distributed import Cluster
-from diptych.training.gather import encode, filled, stack
+from diptych.training.gather import encode, stack
 from diptych.training.gradient import Pieces, Share
 from engine_fixture import Little
 
@@ -171,7 +172,7 @@ def test_with_dropout_micro_batches_give_the_gradient_of_one_graph_over_all(name
     assert all(torch.equal(ours[n], again[n]) for n in ours), "what is drawn is fixed by the seed and the step"
 
     coupled = {n: o for n, o in little.objectives.items() if o.couples}
-    names = tuple(dict.fromkeys(x for o in coupled.values() for x in o.couples))
+    names = tuple(dict.fromkeys(x for o in coupled.values() for x in o.coupled()))
     batches, encodings, free = [], [], {}
     for batch in Pieces(Share(little.loader, 0, Cluster(), 4), 0):
         torch.manual_seed(mixed(0, 0, batch.start, 3))
@@ -182,7 +183,7 @@ def test_with_dropout_micro_batches_give_the_gradient_of_one_graph_over_all(name
             if n not in coupled:
                 free.setdefault(n, []).append((o.terms(p), o(p)))
     torch.manual_seed(mixed(0, 0, 0, 4))
-    joined = filled(little.model, *stack(batches, encodings))
+    joined = Pass(little.model, *stack(little.model, batches, encodings))
     total = sum(little.weights[n] * o(joined) for n, o in coupled.items())
     for n, parts in free.items():
         total = total + little.weights[n] * sum(k * loss for k, loss in parts) / sum(k for k, _ in parts)
@@ -203,9 +204,11 @@ def test_captions_without_a_hard_negative_make_pieces_unlike(without, monkeypatc
 
     def rows(step, start, stop):
         batch = whole(step, start, stop)
-        kept = [row for row in range(stop - start) if start + row not in without]
-        some = {"negatives": batch.negatives[kept], "negatives_mask": batch.negatives_mask[kept]} if kept else {}
-        return replace(batch, **(some or {"negatives": None, "negatives_mask": None}))
+        fields = dict(batch.fields)
+        wrong = fields.pop("negatives")
+        kept = [k for k, owner in enumerate(wrong.owner.tolist()) if start + owner not in without]
+        fields |= {"negatives": wrong[torch.tensor(kept)]} if kept else {}
+        return replace(batch, fields=fields)
 
     monkeypatch.setattr(little.loader, "rows", rows)
     plain, pieces = little.gradients(None), little.gradients(4)
@@ -235,8 +238,8 @@ def test_dropped_patches_cost_nothing_and_change_from_step_to_step():
     little = Little("clip", "stages.0.patch_dropout=0.5")
     batch = little.loader.batch(0)
     torch.manual_seed(0)
-    first, second = (little.model.encode(batch).images for _ in range(2))
-    assert first.encoding.tokens.shape[1] == 18 and not torch.equal(first.keep, second.keep)
+    first, second = (little.model.encode(batch) for _ in range(2))
+    assert first["image.tokens"].tokens.shape[1] == 18 and not torch.equal(first["image"].keep, second["image"].keep)
     little.model.eval()
     assert little.model.encode(batch)["image.tokens"].tokens.shape[1] == 36
 

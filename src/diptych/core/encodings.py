@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 import torch
@@ -73,8 +74,9 @@ class Pass:
         wanted: Collection[str] = (),
         base: Pass | None = None,
     ):
-        self.model, self.batch, self.wanted = model, batch, frozenset(wanted)
-        self.given = dict(given or {})
+        self.model, self.batch = model, batch
+        self.wanted = model.graph.behind(wanted)
+        self.given = {model.graph.short(name): value for name, value in (given or {}).items()}
         self.base = base
         self.changed: frozenset[str] = frozenset()  # fields that differ from the base's
         self.selected: dict[str, Tensor] = {}  # of these, those that are rows of the base's
@@ -97,13 +99,16 @@ class Pass:
         return self._has(renamed(name, self.names))
 
     def _has(self, name: str) -> bool:
-        if name in self.given:
+        graph = self.model.graph
+        leaves, name = graph.leaves(name), graph.short(name)
+        if name in self.given or (self.base is not None and self.base._has(name)):
             return True
-        if self.base is not None:
-            return self.base._has(name) or name in self.batch
-        return all(leaf in self.batch for leaf in self.model.graph.leaves(name))
+        if graph.parent(name) or ":" in name:
+            return all(leaf in self.batch for leaf in leaves)
+        return all(self._has(i) for i in graph.plain(name).inputs if not i.endswith("?"))
 
     def _get(self, name: str) -> Any:
+        name = self.model.graph.short(name)
         if name in self.given:
             return self.given[name]
         if self.base is not None and not (self.model.graph.leaves(name) & self.changed):
@@ -135,9 +140,10 @@ class Pass:
             inputs = [x.trimmed() if isinstance(x, Texts | Tokens) else x for x in inputs]
         made = self.model.compute(provider, inputs)
         if len(provider.outputs) > 1:
-            for output, value in zip(provider.outputs, made, strict=True):
-                self._note(output, value)
-            return self.memo[name.partition("@")[0], torch.is_grad_enabled()]
+            values = dict(zip(provider.outputs, made, strict=True))
+            for output, value in values.items():
+                self._note(output if graph.serves(provider, output) else f"{output}@{provider.part}", value)
+            made = values[name.partition("@")[0]]
         return self._note(name, made)
 
     def _taught(self, teacher: str) -> Pass:
@@ -157,9 +163,10 @@ class Pass:
     def _input(self, name: str) -> Any:
         if not name.endswith("?"):
             return self._get(name)
-        field = name.rstrip("?").rpartition(".")[0]
-        there = self._has(field) and (field not in self.model.graph.fields or self._get(field) is not None)
-        return self._get(name.rstrip("?")) if there else None
+        name = name.rstrip("?")
+        field = name.rpartition(".")[0] or name
+        empty = field in self.model.graph.fields and self._has(field) and self._get(field) is None
+        return self._get(name) if self._has(name) and not empty else None
 
     def _note(self, name: str, value: Any) -> Any:
         self.memo[name, torch.is_grad_enabled()] = value
@@ -180,6 +187,7 @@ class Pass:
         pairs = self._based()
         pairs.selected = {renamed(name, self.names): index for name, index in rows.items()}
         pairs.changed = frozenset(pairs.selected)
+        pairs.batch = replace(self.batch, size=len(next(iter(rows.values()))))
         return pairs
 
     def _based(self) -> Pass:

@@ -86,8 +86,9 @@ def renamed(name: str, fields: Mapping[str, str]) -> str:
     """A name of an encoding for other fields: {"image": "video"} makes image.tokens video.tokens."""
     if not fields:
         return name
-    field, dot, rest = name.partition(".")
-    return fields.get(field, field) + dot + rest
+    teacher, colon, own = name.rpartition(":")
+    field, dot, rest = own.partition(".")
+    return teacher + colon + fields.get(field, field) + dot + rest
 
 
 class Graph:
@@ -102,6 +103,7 @@ class Graph:
         self.teachers: dict[str, Graph] = {}
         self._table: dict[str, list[Provider]] = {}
         self._leaves: dict[str, frozenset[str]] = {}
+        self._behind: dict[frozenset[str], frozenset[str]] = {}
         self._declared: list[tuple[str, nn.Module, Mapping[str, str]]] = []
 
     def add(self, part: str, owner: nn.Module, names: Mapping[str, str] | None = None) -> None:
@@ -114,7 +116,7 @@ class Graph:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._table, self._leaves = {}, {}
+        self._table, self._leaves, self._behind = {}, {}, {}
         for part, owner, names in self._declared:
             for method, declared in declarations(type(owner)).items():
                 for d in declared:
@@ -136,11 +138,11 @@ class Graph:
                     tuple(n.replace(f"{{{slot}}}", field) for n in d.inputs),
                 )
 
-    def settle(self) -> None:
-        """Ask every provider of several encodings whether it may be used, which some find out by trying."""
-        for providers in self._table.values():
-            for provider in providers:
-                _ = provider.together and provider.ready
+    def settle(self, wanted: Collection[str]) -> None:
+        """Ask the providers of several encodings, where all of these are wanted, whether they may be used, which some find out by trying."""
+        wanted = self.behind(wanted)
+        for provider in {p for name in wanted for p in self.candidates(name)[0] if p.together}:
+            _ = set(provider.outputs) <= wanted and provider.ready
 
     # --- looking up ---
 
@@ -171,8 +173,28 @@ class Graph:
             one = " or ".join(f"encodings: {{'{name}': {part}}}" for part in parts)
             raise DiptychError(f"parts {', '.join(parts)} all provide '{name}'; name one of them in the recipe: {one}")
         if not found:
-            raise DiptychError(f"nothing provides '{name}'{nearest(name, [*self._table, *self.fields])}")
+            raise DiptychError(f"nothing provides '{name}'{self._hint(name)}")
         return found[0]
+
+    def _hint(self, name: str) -> str:
+        """What may have been meant, of the same field if there is such a field."""
+        plain = name.partition("@")[0]
+        if plain in self._table:
+            return f"; {', '.join(dict.fromkeys(p.part for p in self._table[plain]))} provides '{plain}'"
+        known = [*self._table, *self.fields]
+        field = plain.partition(".")[0]
+        return nearest(name, [n for n in known if n.partition(".")[0] == field] or known)
+
+    def serves(self, provider: Provider, output: str) -> bool:
+        """Whether a provider may answer for an output that is asked for without ``@``."""
+        found = self.candidates(output)[0]
+        return provider in found and len({p.part for p in found if not p.paired and not p.together}) < 2
+
+    def short(self, name: str) -> str:
+        """A name without ``@part`` where no other part would be asked anyway."""
+        plain, at, part = name.partition("@")
+        found = self.candidates(plain)[0] if at else []
+        return plain if found and all(p.part == part for p in found) else name
 
     def parent(self, name: str) -> str:
         """The field of a batch that a name lies in: video for video.frames; "" if it is no field."""
@@ -207,9 +229,25 @@ class Graph:
             ) from None
         return frozenset().union(*(self._find_leaves(i.rstrip("?"), (*path, name)) for i in inputs))
 
+    def behind(self, names: Collection[str]) -> frozenset[str]:
+        """These encodings, and all that they are computed from."""
+        asked = frozenset(names)
+        if asked not in self._behind:
+            found: set[str] = set()
+            left = [self.short(name.rstrip("?")) for name in asked]
+            while left:
+                if (name := left.pop()) not in found and self.gives(name):
+                    found.add(name)
+                    inputs = () if self.parent(name) or ":" in name else self.plain(name).inputs
+                    left += [self.short(i.rstrip("?")) for i in inputs]
+            self._behind[asked] = frozenset(found)
+        return self._behind[asked]
+
     def pick(self, name: str, paired: bool, wanted: Collection[str]) -> Provider:
         """The provider to use: the form for pairs, a call that gives several wanted encodings at once, or the plain one."""
         for p in self.candidates(name)[0]:
-            if (paired and p.paired) or (p.together and set(p.outputs) <= set(wanted) and p.ready):
+            if paired and p.paired:
+                return p
+            if p.together and set(p.outputs) <= set(wanted) and all(self.serves(p, o) for o in p.outputs) and p.ready:
                 return p
         return self.plain(name)

@@ -54,7 +54,7 @@ class TrainedModel:
         self.answering: Answering | None = None  # where it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
         able = capabilities_of(model, self.objectives.values())
-        self.capabilities = able | {"score"} | ({"score_all"} if self._all_at_once else set())
+        self.capabilities = able | ({"score"} if self.scorer else set()) | ({"score_all"} if self._all_at_once else set())
         if "prompt" in able:
             self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
         self.fewshot = FewShot(model, self._images, self._inference)
@@ -90,6 +90,8 @@ class TrainedModel:
         self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
     ) -> np.ndarray:
         """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples: as of ``generate``."""
+        self._can("score")
+        assert self.scorer is not None
         before = self._examples(examples, len(images))
         if before and self.recipe.score != "likelihood":
             raise DiptychError(
@@ -111,6 +113,7 @@ class TrainedModel:
     def _score_all(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
         """``score``, where each side is encoded once and comparing is cheap: a million scores are no trouble."""
         out = np.empty((len(images), len(texts)), dtype=np.float32)
+        assert self.scorer is not None
         needs = [name for name in self.scorer.needed() if "." in name]
         read = [(j, self._texts(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
         for i in range(0, len(images), CHUNK):
@@ -243,7 +246,7 @@ class TrainedModel:
     @property
     def _all_at_once(self) -> bool:
         """Whether all images are scored with all texts cheaply, other than by their embeddings."""
-        return self.scorer.scores_all and self.recipe.score != "similarity"
+        return self.scorer is not None and self.scorer.scores_all and self.recipe.score != "similarity"
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

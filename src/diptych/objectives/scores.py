@@ -98,8 +98,9 @@ BY_OBJECTIVE = {
 }
 
 
-def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | Objective:
-    """What scores pairs as the recipe asks. DiptychError if nothing in the recipe can."""
+def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | Objective | None:
+    """What scores pairs as the recipe asks; None by similarity where there are no embeddings at all, as in a quantizer. DiptychError if nothing in the recipe
+    can."""
     for objective in objectives:
         if isinstance(objective, Objective) and objective.scores_as == name:
             return objective
@@ -111,6 +112,8 @@ def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | 
         raise DiptychError(
             f"score: there is no score '{name}'{nearest(name, [*SCORES, *BY_OBJECTIVE])}; your own: package.module:Class"
         )
+    if name == "similarity" and not any(map(model.graph.gives, Similarity.needs)):
+        return None
     score: Score = resolve(name, SCORES, "score")(model)
     for need in score.needed():
         try:
