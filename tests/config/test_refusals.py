@@ -102,7 +102,10 @@ def test_an_encoding_that_nothing_provides_names_the_part_to_add() -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["parts.text={kind: minilm}", "adapters.text={kind: prompt}"], ("MiniLM", "has no place for prompt tokens", "transformer towers")),
+        (
+            ["parts.text={kind: minilm}", "adapters.text={kind: prompt}"],
+            ("MiniLM", "has no place for prompt tokens", "transformer towers"),
+        ),
         (["adapters.text={kind: prompt, tokens: 64}"], ("leave no room for words", "data.tokenizer.max_length")),
         (["adapters.vision={kind: prompt, words: a photo}"], ("a vision tower has no words", "set tokens")),
         (["adapters.vision={kind: lora, targets: [nothing]}"], ("adapters.vision", "nothing")),
@@ -119,14 +122,18 @@ def test_an_adapter_without_a_place(overrides: list[str], words: tuple[str, ...]
 
 
 def test_an_adapter_of_no_part() -> None:
-    assert "adapters.visoin: the recipe has no part 'visoin'; did you mean 'vision'?" in refused_recipe(["adapters.visoin={kind: lora}"])
+    assert "adapters.visoin: the recipe has no part 'visoin'; did you mean 'vision'?" in refused_recipe(
+        ["adapters.visoin={kind: lora}"]
+    )
     assert "stages.0.train: the recipe has no part 'adapters.text'" in refused_recipe(["stages.0.train=[adapters.text]"])
 
 
 def test_a_teacher_that_does_not_fit(tmp_path: Path) -> None:
     few = ["budget=8 samples", "stages.0.batch_size=8"]
     run = dp.train("clip", out=tmp_path / "run", set=[*SMALL, *few, "data.image_size=32", "data.tokenizer.vocab_size=300"]).path
-    assert "teachers.ema.of: the recipe has no part 'visoin'; did you mean 'vision'?" in refused("clip", ["teachers.ema={of: [visoin]}"])
+    assert "teachers.ema.of: the recipe has no part 'visoin'; did you mean 'vision'?" in refused(
+        "clip", ["teachers.ema={of: [visoin]}"]
+    )
     assert "there is no run at 'nowhere'" in refused("clip", ["teachers.big={from: nowhere}"])
     message = refused("clip", [f"teachers.big={{from: {run}}}", "data.image_size=48"])
     assert "reads images of 32 pixels, this model of 48; set data.image_size=32" in message

@@ -13,8 +13,9 @@ from PIL import Image
 from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Images
-from diptych.core.encodings import Graph, Pass
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
+from diptych.core.graph import Graph
 from diptych.inference.export import export
 from diptych.inference.foreign import open_model
 from diptych.inference.generate import Decoding, write
@@ -208,7 +209,9 @@ def test_words_see_the_image_through_the_queries_alone():
     batch = batch_for(model)
     p, q = (model.encode(batch.with_(image=Images(x))) for x in (batch["image"].pixels, -batch["image"].pixels))
     assert torch.equal(p["text.tokens"].tokens, q["text.tokens"].tokens)
-    q_with_queries = Pass(model, q.batch, {"image.queries": p["image.queries"]})  # the same queries over another image: the same words
+    q_with_queries = Pass(
+        model, q.batch, {"image.queries": p["image.queries"]}
+    )  # the same queries over another image: the same words
     for logits in ("text.logits@decoder", "text.logits"):
         assert (p[logits] - q[logits]).abs().max() > 1e-3
         assert torch.equal(q_with_queries[logits], p[logits])

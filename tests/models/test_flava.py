@@ -12,8 +12,8 @@ import torch
 
 from batch_fixture import batch_of
 from diptych.core.batch import Batch, Images
-from diptych.core.errors import DiptychError
 from diptych.core.encodings import Pass
+from diptych.core.errors import DiptychError
 from diptych.data.fields import UNPAIRED, Context, build_fields
 from diptych.data.loader import Loader
 from diptych.interop.families.flava import from_transformers
