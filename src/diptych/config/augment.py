@@ -76,6 +76,7 @@ class Operation(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """Everything but ``kind``."""
         return dict(self.model_extra or {})
 
 

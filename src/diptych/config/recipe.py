@@ -51,6 +51,7 @@ class AdapterSpec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """Everything but ``kind`` and ``part``."""
         return dict(self.model_extra or {})
 
 

@@ -159,6 +159,7 @@ class Images(Collated):
         return floats(self.pixels)
 
     def count(self, image_tokens: int) -> int:
+        """Tokens that a model reads of it; ``image_tokens`` in each image."""
         return len(self) * image_tokens
 
 
@@ -176,10 +177,12 @@ class Texts(Collated):
     padded = ("ids", "mask")
 
     def trimmed(self) -> Texts:
+        """Without padding that no row needs; most fields have none."""
         longest = int(self.mask.sum(1).max())
         return self if longest == self.mask.shape[1] else replace(self, ids=self.ids[:, :longest], mask=self.mask[:, :longest])
 
     def count(self, image_tokens: int) -> int:
+        """Tokens that a model reads of it; ``image_tokens`` in each image."""
         return int(self.mask.sum())
 
 
@@ -246,6 +249,7 @@ class Turns(Collated):
     padded = ("ids", "mask", "learned", "positions")
 
     def count(self, image_tokens: int) -> int:
+        """Tokens that a model reads of it; ``image_tokens`` in each image."""
         return int(self.mask.sum()) + (0 if self.images is None else self.images.count(image_tokens))
 
 

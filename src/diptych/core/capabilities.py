@@ -139,15 +139,19 @@ class Adapter:
     key: str | None = None
 
     def cannot(self, what: str) -> NoReturn:
+        """Raise DiptychError: the model lacks a capability."""
         raise DiptychError(f"model '{self.name}' cannot {what}; it can: {', '.join(sorted(self.capabilities))}")
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]. DiptychError if the model has none."""
         self.cannot("embed_image")
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]. DiptychError if the model has none."""
         self.cannot("embed_text")
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        """Cosines where the model embeds, else log P(text given image): float32 [N, M], or [P] for ``pairs``."""
         if {"embed_image", "embed_text"} <= self.capabilities:
             matrix = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
@@ -158,15 +162,19 @@ class Adapter:
         return found if pairs is not None else found.reshape(len(images), len(texts))
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """One text for each image. DiptychError if the model generates none."""
         self.cannot("generate")
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+        """log P(text given image, prompt) in nats, float32 [N]. DiptychError if the model has none."""
         self.cannot("loglikelihood")
 
     def draw(self, texts: Sequence[str], **how: Any) -> list[Image]:
+        """One image for each text. DiptychError if the model draws none."""
         self.cannot("draw")
 
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:
+        """Images after a round trip through the model's codes. DiptychError if it has none."""
         self.cannot("reconstruct")
 
 
@@ -195,22 +203,27 @@ class FunctionModel(Adapter):
         return self._functions[name](*args)
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        """What the given function returns, as float32 [N, E]."""
         return np.asarray(self._call("embed_image", images), dtype=np.float32)
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """What the given function returns, as float32 [N, E]."""
         return np.asarray(self._call("embed_text", texts), dtype=np.float32)
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        """What the given function returns, or a score derived from embeddings or likelihoods: float32 [N, M], or [P] for ``pairs``."""
         if "score" not in self._functions:
             return super().score(images, texts, pairs)
         matrix = np.asarray(self._call("score", images, texts), dtype=np.float32)
         return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """What the given function returns: one text for each image."""
         if decoding:
             self.cannot("be told how to decode")
         return list(self._call("generate", images, prompts_for(prompt, len(images)), max_tokens))
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
+        """What the given function returns, as float32 [N]."""
         more = (prompts_for(prompt, len(images)),) if "prompt" in self.capabilities else ()
         return np.asarray(self._call("loglikelihood", images, texts, *more), dtype=np.float32)

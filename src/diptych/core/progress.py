@@ -59,6 +59,7 @@ class JobsDisplay:
             self.progress.stop()
 
     def update(self, last: bool = False) -> None:
+        """Show the state of the jobs."""
         due = time.monotonic() - self.said > QUIET_SECONDS
         for i, (row, (label, state)) in enumerate(zip(self.rows, self.jobs, strict=True)):
             note = describe(state)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 class State(Protocol):
+    """What a step of generation hands on: indexable by rows."""
+
     def __getitem__(self, rows: Tensor) -> Any: ...
 
 
@@ -71,6 +73,7 @@ class Decoding:
 
     @property
     def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
         return self.temperature != 0 and not (self.temperature is None and self.top_k is None and self.top_p is None)
 
 

@@ -79,10 +79,12 @@ class TrainedModel:
     # --- capabilities ---
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
         self._can("embed_image")
         return self._gather(images, self._images, IMAGE_EMBEDDING)
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
         self._can("embed_text")
         return self._gather(texts, self._texts, TEXT_EMBEDDING)
 
@@ -129,6 +131,7 @@ class TrainedModel:
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "", examples: Examples = ()
     ) -> np.ndarray:
+        """log P(text given image, prompt) in nats, float32 [N], for aligned pairs."""
         self._can("loglikelihood")
         before = self._examples(examples, len(images))
         prompts = prompts_for(prompt, len(images))
@@ -198,6 +201,7 @@ class TrainedModel:
         guidance: float = 1.0,
         seed: int = 0,
     ) -> list[Image]:
+        """One image for each text (``core.capabilities.Drawing``)."""
         self._can("draw")
         how = decoding_of(temperature=temperature, top_k=top_k or None, top_p=top_p, seed=seed)
         ids, mask = (torch.from_numpy(x).to(self.device) for x in self.model.tokenizer.encode_batch(list(texts)))
@@ -212,6 +216,7 @@ class TrainedModel:
         return out
 
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:
+        """Images after a round trip through the model's own codes."""
         self._can("reconstruct")
         out: list[Image] = []
         for start in range(0, len(images), CHUNK):

@@ -22,6 +22,7 @@ FAMILIES = {"transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2"
 
 
 def families_of(format: str) -> list[Family]:
+    """The families of a format. DiptychError for an unknown one."""
     if format not in FAMILIES:
         raise DiptychError(f"there is no format '{format}'{nearest(format, FAMILIES)}")
     modules = [import_module(f"diptych.interop.families.{name}") for name in FAMILIES[format]]

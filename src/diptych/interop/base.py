@@ -38,6 +38,8 @@ class Same:
 
 
 def same(ours: str | Sequence[str], theirs: str | Sequence[str], **more: Any) -> Same:
+    """Weights of ours that are weights of theirs, by name."""
+
     def together(names: str | Sequence[str]) -> tuple[str, ...]:
         return (names,) if isinstance(names, str) else tuple(names)
 
@@ -121,6 +123,7 @@ class Geometry:
 
     @classmethod
     def of(cls, transformer: Transformer) -> Geometry:
+        """The sizes of a transformer of ours."""
         block: Any = transformer.blocks[0]
         first, active, _ = block.mlp
         return cls(
@@ -148,6 +151,7 @@ HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "q
 
 
 def activation_of(module: nn.Module) -> str:
+    """The name of a transformer's activation. DiptychError for one that other libraries do not have."""
     if isinstance(module, QuickGELU):
         return "quick_gelu"
     if isinstance(module, nn.GELU):
@@ -212,6 +216,7 @@ class Family:
         raise NotImplementedError
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """How weights of ours and theirs correspond."""
         raise NotImplementedError
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -263,6 +268,7 @@ def objective_of(objectives: nn.ModuleDict, kind: type) -> tuple[str, Any] | Non
 
 
 def state_of(model: VLM, objectives: nn.ModuleDict) -> State:
+    """The weights of a model and its objectives, by name."""
     return {**model.state_dict(), **{f"objectives.{k}": v for k, v in objectives.state_dict().items()}}
 
 
@@ -311,6 +317,7 @@ def image_processor(size: int, mean: Sequence[float] = (0.5,) * 3, std: Sequence
 
 
 def save_processor(directory: Path, processor: Any, kind: str) -> None:
+    """Write the configuration of an image processor."""
     processor.save_pretrained(directory)
     pictures = read_json(directory / "processor_config.json")["image_processor"]
     write_json(directory / "preprocessor_config.json", {**pictures, "processor_class": kind})  # where version 4 looks for it
@@ -318,6 +325,7 @@ def save_processor(directory: Path, processor: Any, kind: str) -> None:
 
 
 def save_tokenizer(directory: Path, tokenizer: Any) -> None:
+    """Write a tokenizer for transformers."""
     tokenizer.save_pretrained(directory)
     rename_tokenizer(directory)
 

@@ -48,9 +48,11 @@ class Vocabulary:
         return torch.cat([embedding[torch.tensor(self.order)], embedding[len(self.order) :]])
 
     def id(self, ours: int) -> int:
+        """The id that a token has in the export."""
         return self.order.index(ours)
 
     def config(self) -> dict[str, Any]:
+        """Ids of special tokens, for a configuration."""
         return {
             "vocab_size": len(self.order),
             "pad_token_id": self.id(PAD),

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
+    """The default sizes of parts."""
+
     width: int
     depth: int  # of a tower; fusion and decoder are as deep
     heads: int
@@ -47,6 +49,7 @@ class Build:
     licences: list[str] = field(default_factory=list)  # pretrained parts in use
 
     def require(self, condition: bool, message: str) -> None:
+        """DiptychError with the recipe key under construction, unless the condition holds."""
         if not condition:
             raise DiptychError(f"{self.where}: {message}")
 

@@ -62,15 +62,18 @@ class Interleaved(Objective):
 
     @property
     def can(self) -> frozenset[str]:
+        """Capabilities (``core.capabilities``) that a model has learned by it."""
         captions = {"generate", "decoding", "loglikelihood"} if self.image_first > 0 else set()
         return frozenset(captions | ({"draw"} if self.image_first < 1 else set()))
 
     def orders(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """Which samples put the image first, and which of the others have no caption: two bool [B]."""
         start = p.batch.start
         first, bare = orders(range(start, start + p.size), self.image_first, self.drop)
         return first.to(p[TEXT].ids.device), bare.to(p[TEXT].ids.device)
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         decoder, text = self._decoder[0], p[TEXT]
         sequence, kind = decoder.arrange(p[IMAGE_CODES], text.ids, text.mask, *self.orders(p))
         target, kind = sequence[:, 1:], kind[:, 1:]

@@ -133,9 +133,11 @@ class InfoNCE(Objective):
 
     @property
     def scale(self) -> Tensor:
+        """1 / temperature."""
         return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         negatives = negatives_of(p) if self.hard_negatives else None
         tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
         loss = tiled_info_nce if tiled else info_nce
@@ -144,6 +146,7 @@ class InfoNCE(Objective):
             return loss(image, text, self.scale, p[TEXT].meaning, negatives, p.rows)
 
     def metrics(self) -> dict[str, float]:
+        """Numbers worth a line in the log, such as a temperature."""
         return {"scale": self.scale.item()}
 
 
@@ -176,6 +179,7 @@ class Sigmoid(Objective):
             self.couples = (*self.couples, "negatives.embedding")
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         if not self.gathers:
             return self._around(p)
         negatives = negatives_of(p) if self.hard_negatives else None
@@ -196,4 +200,5 @@ class Sigmoid(Objective):
         return total / len(image)
 
     def metrics(self) -> dict[str, float]:
+        """Numbers worth a line in the log, such as a temperature."""
         return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

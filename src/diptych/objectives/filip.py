@@ -65,9 +65,11 @@ class LateInteraction(Objective):
 
     @property
     def scale(self) -> Tensor:
+        """1 / temperature."""
         return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         image, text, mask, rows = p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask, p.rows
         own = rows or slice(0, len(image))
         with torch.autocast(image.device.type, enabled=False):
@@ -79,6 +81,7 @@ class LateInteraction(Objective):
             return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, same_meaning(p[TEXT].meaning, rows))
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return self.scores(p.pairs(image=images, text=texts))
 
     def scores(self, p: Pass) -> Tensor:
@@ -90,10 +93,12 @@ class LateInteraction(Objective):
         return (by_image + by_text) / 2
 
     def all_scores(self, p: Pass) -> Tensor:
+        """``pair_scores`` of every image with every text, of which there may be unlike numbers: [M, N]."""
         by_image, by_text = late_similarity(p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask)
         return (by_image + by_text) / 2
 
     def metrics(self) -> dict[str, float]:
+        """Numbers worth a line in the log, such as a temperature."""
         return {"scale": self.scale.item()}
 
 
@@ -107,6 +112,7 @@ class QueryContrast(LateInteraction):
         super().__init__(model, temperature=temperature, max_scale=max_scale)
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         image, text, rows = p["image.query_embedding"], p[TEXT_EMBEDDING], p.rows
         own = rows or slice(0, len(image))
         with torch.autocast(image.device.type, enabled=False):
@@ -118,6 +124,7 @@ class QueryContrast(LateInteraction):
         return torch.einsum("bqe,be->bq", p["image.query_embedding"], p[TEXT_EMBEDDING]).amax(1)
 
     def all_scores(self, p: Pass) -> Tensor:
+        """``pair_scores`` of every image with every text, of which there may be unlike numbers: [M, N]."""
         return best_query(p["image.query_embedding"], p[TEXT_EMBEDDING])
 
 

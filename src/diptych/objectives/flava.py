@@ -76,6 +76,7 @@ class MaskedCodes(_Codes):
         self.head = prediction_head(vision.width, model.part("quantizer").vocabulary, vision)
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         field, vision = alone(p, "image"), self._vision[0]
         images = p[field]
         hidden = self.hide(len(images), images.pixels.device)
@@ -84,6 +85,7 @@ class MaskedCodes(_Codes):
         return F.cross_entropy(self.head(normed(vision, x[hidden])).float(), p[f"{field}.codes"][hidden])
 
     def terms(self, p: Pass) -> int:
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return len(p[alone(p, "image")])  # each image hides the same number
 
 
@@ -102,6 +104,7 @@ class MaskedText(Objective):
         self.head = prediction_head(text.width, text.embedding.num_embeddings, text)
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         field = alone(p, "text")
         text = p[field]
         ids, hidden = mask_words(text.ids, text.mask, self.share)
@@ -109,6 +112,7 @@ class MaskedText(Objective):
         return F.cross_entropy(self.head(normed(self._text[0], x[hidden])).float(), text.ids[hidden])
 
     def terms(self, p: Pass) -> int:
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return int(hidden_counts(p[alone(p, "text")].mask, self.share).sum())
 
 
@@ -130,6 +134,7 @@ class MaskedBoth(_Codes):
         self.text_head = prediction_head(width, text.embedding.num_embeddings, text)
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         rows = p.some(self.batch_share)
         text, pixels = p[TEXT][rows], p[IMAGE].floats[rows]
         ids, words = mask_words(text.ids, text.mask, self.text_share)
@@ -143,4 +148,5 @@ class MaskedBoth(_Codes):
         return image + (losses / counts[rows]).sum() / len(ids)
 
     def terms(self, p: Pass) -> int:
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return len(p.some(self.batch_share))

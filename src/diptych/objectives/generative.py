@@ -53,10 +53,12 @@ class NextToken(Objective):
         self.needs = (self.logits, "text")
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         text = p[TEXT]
         return next_token_loss(p[self.logits], text.ids[:, 1:], text.mask[:, 1:], self.label_smoothing)
 
     def terms(self, p: Pass) -> int:
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return int(p[TEXT].mask[:, 1:].sum())
 
 
@@ -81,6 +83,7 @@ class PriorNextToken(NextToken):
         self.needs = (*self.needs, "text.blind_logits")
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         targets, mask = p[TEXT].ids[:, 1:], p[TEXT].mask[:, 1:]
         with torch.no_grad():
             blind = token_log_probabilities(p["text.blind_logits"], targets)

@@ -22,11 +22,14 @@ class Answers(Objective):
 
     @property
     def can(self) -> frozenset[str]:
+        """Capabilities (``core.capabilities``) that a model has learned by it."""
         return frozenset({"prompt"})
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         turns = p["turns"]
         return F.cross_entropy(p["turns.logits"].float(), turns.ids[:, 1:][turns.learned[:, 1:]])
 
     def terms(self, p: Pass) -> int:
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return int(p["turns"].learned[:, 1:].sum())

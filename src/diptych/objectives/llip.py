@@ -80,6 +80,7 @@ class Contextual(Objective):
         return torch.einsum("mne,ne->mn", image, text)
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         tokens, pooled, text, meaning = p["image.class_tokens"], p["text.pooled"], p[TEXT_EMBEDDING], p[TEXT].meaning
         own = p.rows or slice(0, len(tokens))
         with torch.autocast(text.device.type, enabled=False):
@@ -88,6 +89,7 @@ class Contextual(Objective):
         return total / (own.stop - own.start)
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return self.scores(p.pairs(image=images, text=texts))
 
     def scores(self, p: Pass) -> Tensor:
@@ -100,7 +102,9 @@ class Contextual(Objective):
         return (image * p[TEXT_EMBEDDING]).sum(-1)
 
     def all_scores(self, p: Pass) -> Tensor:
+        """``pair_scores`` of every image with every text, of which there may be unlike numbers: [M, N]."""
         return self.similarity(p["image.class_tokens"].float(), p["text.pooled"].float(), p[TEXT_EMBEDDING])
 
     def metrics(self) -> dict[str, float]:
+        """Numbers worth a line in the log, such as a temperature."""
         return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

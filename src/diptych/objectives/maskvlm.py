@@ -81,12 +81,14 @@ class MaskedWords(Objective):
         self.head = WordHead(model)
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         text = p[TEXT]
         ids, hidden = mask_words(text.ids, text.mask, self.share)
         x = p.view(text=replace(text, ids=ids))["text.fused"].tokens
         return F.cross_entropy(self.head(x[hidden]).float(), text.ids[hidden])
 
     def terms(self, p: Pass) -> int:
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return int(hidden_counts(p[TEXT].mask, self.share).sum())
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
@@ -131,6 +133,7 @@ class MaskedPatches(Objective):
         self.head = nn.Linear(width, 3 * self.patch**2)
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         rows = p.some(self.batch_share)
         B, pixels = len(rows), p[IMAGE].floats[rows]
         keep, hidden = random_keep(B, self.n, self.share, pixels.device)
@@ -143,4 +146,5 @@ class MaskedPatches(Objective):
         return F.mse_loss(predicted, target)
 
     def terms(self, p: Pass) -> int:
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
         return len(p.some(self.batch_share))

@@ -71,9 +71,11 @@ class Matching(Objective):
         return best_query(p["image.query_embedding"], text) if self.queries else p[IMAGE_EMBEDDING] @ text.T
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return self.logits(p.pairs(image=images, text=texts))
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         text, image = mine_negatives(self.similarity(p).detach(), p[TEXT].meaning, self.sharpness)
         own, weight = p.some(self.batch_share), 1.0
         if p.rows is not None:  # processes have unlike numbers of them, and their losses are averaged

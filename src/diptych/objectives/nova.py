@@ -84,6 +84,7 @@ class TextPrediction(Objective):
         return tokens.pooled.unflatten(0, (-1, self.views))
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         views, text = p["crops.pooled"], p[TEXT_EMBEDDING]  # [B, V, D], [B, E]
         meaning = p[TEXT].meaning
         along = directions(views.shape[-1], self.n, 0 if meaning is None else int(meaning[0]) & 0xFFFF_FFFF).to(views.device)

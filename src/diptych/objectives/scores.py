@@ -51,9 +51,11 @@ class Similarity(Score):
     scores_all = True
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return (p[IMAGE_EMBEDDING][images] * p[TEXT_EMBEDDING][texts]).sum(-1)
 
     def all_scores(self, p: Pass) -> Tensor:
+        """Every image with every text, [M, N]."""
         return p[IMAGE_EMBEDDING] @ p[TEXT_EMBEDDING].T
 
 
@@ -63,6 +65,7 @@ class Likelihood(Score):
     needs = ("text.logits", "text")
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return caption_log_likelihood(p.pairs(image=images, text=texts))
 
 
@@ -72,6 +75,7 @@ class ImageLikelihood(Score):
     needs: tuple[str, ...] = ("image.code_logits", "image.codes")
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return image_log_likelihood(p.pairs(image=images, text=texts))
 
 
@@ -81,6 +85,7 @@ class ImageInformation(ImageLikelihood):
     needs = ("image.code_logits", "image.codes", "image.log_prior")
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return super().pair_scores(p, images, texts) - p["image.log_prior"][images]
 
 

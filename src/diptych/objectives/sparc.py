@@ -61,12 +61,15 @@ class GroupedTokens(Objective):
 
     @property
     def scale(self) -> Tensor:
+        """1 / temperature."""
         return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         image, text = p["image.projected"], p["text.projected"]
         with torch.autocast(image.device.type, enabled=False):
             return grouped_loss(grouped_patches(image, text, self.threshold), text, p[TEXT].mask, self.scale)
 
     def metrics(self) -> dict[str, float]:
+        """Numbers worth a line in the log, such as a temperature."""
         return {"scale": self.scale.item()}

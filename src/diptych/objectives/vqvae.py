@@ -49,6 +49,7 @@ class Reconstruction(Objective):
         self._noted: dict[str, float] = {}
 
     def forward(self, p: Pass) -> Tensor:
+        """The loss of a batch, a scalar."""
         made, pixels = p["image.quantized"], p[IMAGE].floats
         error = F.mse_loss(made.pixels.float(), pixels)
         if self._quantizer[0].training:
@@ -57,6 +58,7 @@ class Reconstruction(Objective):
         return error + codebook_loss(made.features, made.chosen, self.commitment)
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
+        """Called when the optimizer has stepped: what changes by other means than a gradient changes here."""
         quantizer = self._quantizer[0]
         if not quantizer.training:
             return
@@ -71,4 +73,5 @@ class Reconstruction(Objective):
         self._error, self._samples = torch.zeros(()), 0
 
     def metrics(self) -> dict[str, float]:
+        """Numbers worth a line in the log, such as a temperature."""
         return self._noted

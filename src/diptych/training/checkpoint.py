@@ -27,6 +27,8 @@ BEST = "best.json"  # beside the checkpoints, names the best of them
 
 @dataclass
 class Checkpoint:
+    """Everything that a run needs to go on, in memory."""
+
     model: dict[str, Tensor]
     objectives: dict[str, Tensor]
     ema: dict[str, Tensor]  # empty when the stage keeps none
@@ -65,6 +67,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path, restore_random: bool = True) -> Checkpoint:
+        """A checkpoint from its directory. DiptychError if it cannot be read, or a newer program wrote it."""
         try:
             state = read_json(path / "state.json")
         except Exception as error:

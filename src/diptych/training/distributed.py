@@ -31,6 +31,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Cluster:
+    """The processes that train together, seen by one of them."""
+
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
@@ -62,6 +64,7 @@ class Cluster:
         return self._reduced(values, dist.ReduceOp.SUM) if self.size > 1 else list(values)
 
     def maximum(self, value: int) -> int:
+        """The largest value of all processes."""
         return int(self._reduced([value], dist.ReduceOp.MAX)[0]) if self.size > 1 else value
 
     def _reduced(self, values: Iterable[float], how: Any) -> list[float]:
@@ -86,6 +89,7 @@ class Cluster:
         return box
 
     def wait(self) -> None:
+        """Until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
@@ -173,6 +177,7 @@ def _buckets(parameters: list[Tensor]) -> Iterable[list[Tensor]]:
 
 
 def is_sharded(x: Tensor) -> bool:
+    """Whether a tensor is split among processes (FSDP2)."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(x, DTensor)

@@ -119,9 +119,11 @@ class _Everyones(Pass):
 
     @property
     def alone(self) -> Pass:
+        """This process's own samples by themselves."""
         return self._own.renamed(self.names)
 
     def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+        """This process's x [B, E] and meaning [B], then those of each other process as they come round the ring: (x, meaning, whether they are its own)."""
         yield x, meaning, True
         for _ in range(1, self._cluster.size):
             x = self._cluster.pass_on(x)

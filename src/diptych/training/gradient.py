@@ -49,6 +49,7 @@ class Share:
         self.stream = loader.stream(step, start, start + share, size, ahead=gpu, pin=gpu)
 
     def close(self) -> None:
+        """End the workers that read batches."""
         self.stream.close()  # type: ignore[attr-defined]
 
 
@@ -101,6 +102,7 @@ class BatchGradient:
         return work.taken
 
     def computing(self) -> AbstractContextManager[Any]:
+        """The precision in which losses and encodings are computed."""
         return torch.autocast(self.cluster.device.type, torch.bfloat16) if self.autocast else nullcontext()
 
 

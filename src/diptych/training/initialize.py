@@ -48,6 +48,7 @@ class Started:
         )
 
     def plain(self) -> dict[str, Any]:
+        """The same as plain data."""
         return asdict(self)
 
 
@@ -65,6 +66,7 @@ class Start(Protocol):
 
 
 def open_start(address: str) -> Start:
+    """Where weights come from, by its address. DiptychError if there is nothing there."""
     place, _, query = address.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     only = options.pop("parts", None)
@@ -94,10 +96,12 @@ class RunStart:
         self.recipe = load_recipe(str(self.run / "recipe.yaml"))
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
+        """The run's tokenizer; None: a part is taken that reads no text."""
         own = tokenizer_class(self.recipe.data.tokenizer.kind) if self._reads else None
         return own(self.run / "tokenizer.json", max_length) if own else None
 
     def kept(self) -> list[int] | None:
+        """Ids that a trimmed vocabulary kept; None: it was not trimmed."""
         own = self.recipe.data.tokenizer.kind == "lm" and self._reads
         return kept_in(self.run / "tokenizer.json") if own else None
 
@@ -107,6 +111,7 @@ class RunStart:
         return self.only is None or not {"text", "lm", "decoder"}.isdisjoint(self.only)
 
     def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
+        """Put the run's weights into a model. DiptychError, with the options to set, for what does not fit."""
         saved = Checkpoint.load(self.checkpoint, restore_random=False)
         theirs = {**saved.model, **{f"objectives.{k}": v for k, v in saved.objectives.items()}}
         for name, value in saved.ema.items():
@@ -175,6 +180,7 @@ class HubStart:
             return f"its tokenizer stays behind, and the vectors of its words with it: {error}"
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
+        """Their tokenizer, if it can be taken over."""
         if isinstance(self._adopted, str):
             return None
         tokenizer = self._adopted[0]
@@ -182,9 +188,11 @@ class HubStart:
         return tokenizer
 
     def kept(self) -> list[int] | None:
+        """None: nothing is trimmed."""
         return None
 
     def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
+        """Put their weights into a model. DiptychError, with the options to set, for what does not fit."""
         from transformers import AutoModel
 
         self._check(model)

@@ -61,6 +61,8 @@ class Learning:
 
 
 class Trainer:
+    """One process of a run."""
+
     def __init__(
         self, recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None
     ):
@@ -107,6 +109,7 @@ class Trainer:
     # --- the run ---
 
     def run(self) -> Run:
+        """Train until the budget is spent. Raises Interrupted, with everything saved, on Ctrl-C or SIGTERM."""
         sums = [0.0, *accumulate(stage.share for stage in self.recipe.stages)]
         bounds = pairwise(s / sums[-1] for s in sums)  # the last is 1 to the bit, or a step too many were made
         try:

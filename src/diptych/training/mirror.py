@@ -15,6 +15,8 @@ LAST = "state.json"  # a checkpoint is whole once this file is there: stores wit
 
 
 class Mirror:
+    """The second copy of a run's checkpoints."""
+
     def __init__(self, url: str, keep: int):
         import fsspec
 

@@ -113,6 +113,7 @@ class Optimizers:
 
     @property
     def parameters(self) -> list[Tensor]:
+        """Everything that learns."""
         return [p for m in self.members for g in m.param_groups for p in g["params"]]
 
     def set_rate(self, share: float) -> None:
@@ -122,10 +123,12 @@ class Optimizers:
                 group["lr"] = peak * share
 
     def zero_grad(self) -> None:
+        """Forget the gradients."""
         for member in self.members:
             member.zero_grad(set_to_none=True)
 
     def step(self) -> None:
+        """One step of each optimizer."""
         for member in self.members:
             member.step()
 
@@ -194,14 +197,17 @@ class Averaged:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Move the averages towards the weights after this step of the stage."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_([local(x) for x in self.shadow], [local(p.detach()) for p in self.live], 1 - decay)
 
     def state(self) -> dict[str, Tensor]:
+        """The averages by parameter name."""
         return dict(zip(self.names, self.shadow, strict=True))
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
+        """Take averages from a checkpoint."""
         for name, shadow in zip(self.names, self.shadow, strict=True):
             shadow.copy_(like(state[name], shadow))
 

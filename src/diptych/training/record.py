@@ -27,6 +27,8 @@ from diptych.training.trackers import Tracker, check_trackers, start_trackers
 
 
 class Record:
+    """The files of a run."""
+
     def __init__(self, out: Path, recipe: Recipe, cluster: Cluster):
         self.out, self.recipe, self.cluster = out, recipe, cluster
         self.root = out / "checkpoints"
@@ -125,6 +127,7 @@ class Record:
             tracker.log(values, step)
 
     def save(self, checkpoint: Checkpoint, problems: Sequence[Problem], best: float | None) -> None:
+        """Write a checkpoint, and the items that could not be used."""
         if self.cluster.first:
             path = checkpoint.save(self.root, self.recipe.checkpoints.keep)
             if best is not None:

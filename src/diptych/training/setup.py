@@ -57,6 +57,8 @@ PACKAGES = (
 
 @dataclass
 class Setup:
+    """Everything that a run trains with."""
+
     recipe: Recipe
     source: Source
     tokenizer: Tokenizer
@@ -75,6 +77,7 @@ class Setup:
 
 
 def pick_device(name: str) -> torch.device:
+    """A device by name; ``auto``: a GPU if there is one."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -225,6 +228,7 @@ def check_names(recipe: Recipe) -> None:
 
 
 def stage_source(setup: Setup, stage: Stage) -> Source:
+    """The training part of a stage's data."""
     return setup.source if stage.data is None else open_source(stage.data).split("train")
 
 

@@ -15,12 +15,16 @@ BY_ACCELERATE = {"wandb": "WandBTracker", "mlflow": "MLflowTracker", "trackio": 
 
 
 class Tracker(Protocol):
+    """Where metrics go beside the run's own log."""
+
     def log(self, values: dict[str, float], step: int) -> None: ...
 
     def finish(self) -> None: ...
 
 
 class TensorBoard:
+    """TensorBoard's event files in the run directory."""
+
     def __init__(self, out: Path):
         need("tensorboard", extra="trackers", what="trackers: tensorboard")
         from torch.utils.tensorboard import SummaryWriter
@@ -28,10 +32,12 @@ class TensorBoard:
         self.writer = SummaryWriter(str(out / "tensorboard"))
 
     def log(self, values: dict[str, float], step: int) -> None:
+        """Note values at a step."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def finish(self) -> None:
+        """Close the event file."""
         self.writer.close()
 
 

@@ -36,6 +36,7 @@ class Validator:
         self.loader = loader_of(setup, stage, source, size, 0, "none")
 
     def loss(self, stage: Stage, objectives: Mapping[str, Objective], averaged: Averaged | None) -> float:
+        """The weighted loss over the held-out samples, in evaluation mode."""
         s = self.setup
         training = s.model.training
         state = torch.get_rng_state()

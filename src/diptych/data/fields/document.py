@@ -32,9 +32,11 @@ class DocumentField(Field):
 
     @classmethod
     def build(cls, name: str, context: Context) -> DocumentField:
+        """The field of this name for a loader."""
         return cls(name, context.tokenizer, context.image_size, context.augment)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Document:
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         document: Document | None = sample.fields.get(self.name)
         if document is None or not document.parts:
             raise BrokenItem(sample.id, f"no {self.name}")
@@ -42,6 +44,7 @@ class DocumentField(Field):
         return Document([p if isinstance(p, str) else self.augment(p, numbers, words) for p in document.parts])
 
     def collate(self, rows: Sequence[Draw]) -> Documents:
+        """A batch of it; None if no sample has any."""
         import torch
 
         parts, owners = flat([row.fitted[self.name].parts for row in rows])
@@ -53,10 +56,12 @@ class DocumentField(Field):
         return Documents(kind, texts, images, owner)
 
     def memory(self) -> int:
+        """Memory that one fitted value takes, about."""
         return 2 * 3 * self.size**2
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         import pyarrow as pa
 
         part = pa.struct({"text": pa.string(), "image": pa.large_binary(), "height": pa.int32(), "width": pa.int32()})
@@ -66,6 +71,7 @@ class DocumentField(Field):
     def pack(
         cls, value: Document, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]
     ) -> dict[str, Any]:
+        """A value as a row of these columns."""
         parts: list[dict[str, Any]] = []
         for p in value.parts:
             if isinstance(p, str):
@@ -77,12 +83,15 @@ class DocumentField(Field):
 
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Document:
+        """The value again."""
         return Document([load(p["image"], p["height"], p["width"]) if p["text"] is None else p["text"] for p in row["document"]])
 
     @classmethod
     def blank(cls, value: Document) -> Document:
+        """A value of the same shape that says nothing: the blind control."""
         return Document([p if isinstance(p, str) else grey(p) for p in value.parts])
 
     @classmethod
     def draw(cls, value: Document) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return list(value.parts)

@@ -29,22 +29,27 @@ class ImageField(Field):
 
     @classmethod
     def build(cls, name: str, context: Context) -> ImageField:
+        """The field of this name for a loader."""
         return cls(name, context.image_size, context.augment)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> np.ndarray:
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         image = sample.fields.get(self.name)
         if image is None:
             raise BrokenItem(sample.id, f"no {self.name}")
         return self.augment(image, rng(), sample.captions)
 
     def collate(self, rows: Sequence[Draw]) -> Images:
+        """A batch of it; None if no sample has any."""
         return Images(stacked([row.fitted[self.name] for row in rows]))
 
     def memory(self) -> int:
+        """Memory that one fitted value takes, about."""
         return 3 * self.size**2
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         import pyarrow as pa
 
         return {
@@ -57,20 +62,24 @@ class ImageField(Field):
 
     @classmethod
     def pack(cls, value: Any, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]) -> dict[str, Any]:
+        """A value as a row of these columns."""
         image = scale(value)
         sizes = dict(zip(("height", "width", "source_height", "source_width"), (*image.shape[:2], *value.shape[:2]), strict=True))
         return {"image": store(image), **sizes}
 
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Any:
+        """The value again."""
         return load(row["image"], row["height"], row["width"])
 
     @classmethod
     def blank(cls, value: Any) -> Any:
+        """A value of the same shape that says nothing: the blind control."""
         return grey(value)
 
     @classmethod
     def draw(cls, value: Any) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return [value]
 
 
@@ -81,18 +90,22 @@ class ViewsField(ImageField):
 
     @classmethod
     def build(cls, name: str, context: Context) -> ViewsField:
+        """The field of this name for a loader."""
         return cls(name, context.image_size, context.views)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:  # type: ignore[override]
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if sample.image is None:
             raise BrokenItem(sample.id, "no image")
         return self.augment.views(sample.image, rng(), sample.captions)
 
     def collate(self, rows: Sequence[Draw]) -> Images:
+        """A batch of it; None if no sample has any."""
         import torch
 
         views, owners = flat([row.fitted[self.name] for row in rows])
         return Images(stacked(views), torch.tensor(owners))
 
     def memory(self) -> int:
+        """Memory that one fitted value takes, about."""
         return super().memory() * self.augment.spec.views

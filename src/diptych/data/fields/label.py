@@ -30,6 +30,7 @@ class LabelField(Field):
 
     @classmethod
     def build(cls, name: str, context: Context) -> LabelField:
+        """The field of this name for a loader."""
         classes = getattr(context.source, "classes", None)
         if not classes:
             where = getattr(context.source, "address", "the source")
@@ -39,6 +40,7 @@ class LabelField(Field):
         return cls(name, context.tokenizer, classes)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Label:
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         label: Label | None = sample.fields.get(self.name)
         if label is None:
             raise BrokenItem(sample.id, f"no {self.name}")
@@ -47,24 +49,29 @@ class LabelField(Field):
         return label
 
     def collate(self, rows: Sequence[Draw]) -> Labels:
+        """A batch of it; None if no sample has any."""
         import torch
 
         return Labels(torch.tensor([row.fitted[self.name].index for row in rows]), self.texts)
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         import pyarrow as pa
 
         return {"label": pa.int32(), "label_name": pa.string()}
 
     @classmethod
     def pack(cls, value: Label, scale: Any, store: Any) -> dict[str, Any]:
+        """A value as a row of these columns."""
         return {"label": value.index, "label_name": value.name}
 
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Any) -> Label:
+        """The value again."""
         return Label(row["label"], row["label_name"])
 
     @classmethod
     def draw(cls, value: Label) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return [value.name]

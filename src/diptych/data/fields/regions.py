@@ -44,9 +44,11 @@ class RegionsField(Field):
 
     @classmethod
     def build(cls, name: str, context: Context) -> RegionsField:
+        """The field of this name for a loader."""
         return cls(name, context.tokenizer)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[Region]:
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         regions: list[Region] = sample.fields.get(self.name, [])
         if sample.image is None or not regions:
             raise BrokenItem(sample.id, f"no {self.name}")
@@ -57,6 +59,7 @@ class RegionsField(Field):
         return seen
 
     def collate(self, rows: Sequence[Draw]) -> Regions:
+        """A batch of it; None if no sample has any."""
         import torch
 
         regions, owners = flat([row.fitted[self.name] for row in rows])
@@ -66,22 +69,27 @@ class RegionsField(Field):
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         import pyarrow as pa
 
         return {"boxes": pa.list_(pa.list_(pa.float32(), 4)), "phrases": pa.list_(pa.string())}
 
     @classmethod
     def pack(cls, value: list[Region], scale: Any, store: Any) -> dict[str, Any]:
+        """A value as a row of these columns."""
         return {"boxes": [list(r.box) for r in value], "phrases": [valid(r.phrase) for r in value]}
 
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Any) -> list[Region]:
+        """The value again."""
         return [Region(tuple(box), phrase) for box, phrase in zip(row["boxes"], row["phrases"], strict=True)]
 
     @classmethod
     def blank(cls, value: list[Region]) -> list[Region]:
+        """A value of the same shape that says nothing: the blind control."""
         return [Region(r.box, "") for r in value]
 
     @classmethod
     def draw(cls, value: list[Region]) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return [f"{r.phrase} [{', '.join(f'{edge:.0f}' for edge in r.box)}]" for r in value]

@@ -47,6 +47,7 @@ class _Words(Field):
 
     @classmethod
     def build(cls, name: str, context: Context) -> _Words:
+        """The field of this name for a loader."""
         return cls(name, context.tokenizer, context.text_mask)
 
     def masked(self, ids: Any, rows: Sequence[Draw]) -> Any:
@@ -61,10 +62,12 @@ class _Words(Field):
         return torch.where(hidden, self.tokenizer.mask, ids)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if not sample.captions:
             raise BrokenItem(sample.id, "no caption")
 
     def rest(self, sample: Sample) -> Sample:
+        """The sample as it is kept beside what was fitted: without what is large."""
         return sample  # texts are small, and other fields read them
 
 
@@ -72,6 +75,7 @@ class TextField(_Words):
     """``Captions`` → ``Texts``: one of the captions of each sample, drawn anew each time."""
 
     def collate(self, rows: Sequence[Draw]) -> Texts:
+        """A batch of it; None if no sample has any."""
         import torch
 
         strings = [row.sample.captions[row.caption] for row in rows]
@@ -85,24 +89,29 @@ class TextField(_Words):
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         import pyarrow as pa
 
         return {"captions": pa.list_(pa.string()), "meanings": pa.list_(pa.string())}
 
     @classmethod
     def pack(cls, value: Captions, scale: Any, store: Any) -> dict[str, Any]:
+        """A value as a row of these columns."""
         return {"captions": list(map(valid, value.texts)), "meanings": list(map(valid, value.meanings))}
 
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Any) -> Captions:
+        """The value again."""
         return Captions(row["captions"], row["meanings"])
 
     @classmethod
     def blank(cls, value: Captions) -> Captions:
+        """A value of the same shape that says nothing: the blind control."""
         return Captions([""] * len(value.texts))
 
     @classmethod
     def draw(cls, value: Captions) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return list(value.texts)
 
 
@@ -114,6 +123,7 @@ class NegativesField(_Words):
     derived = True
 
     def collate(self, rows: Sequence[Draw]) -> Texts | None:
+        """A batch of it; None if no sample has any."""
         import torch
 
         wrong = []
@@ -131,24 +141,29 @@ class NegativesField(_Words):
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         import pyarrow as pa
 
         return {"negatives": pa.list_(pa.string())}
 
     @classmethod
     def pack(cls, value: list[str], scale: Any, store: Any) -> dict[str, Any]:
+        """A value as a row of these columns."""
         return {"negatives": list(map(valid, value))}
 
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Any) -> list[str]:
+        """The value again."""
         return list(row["negatives"])
 
     @classmethod
     def blank(cls, value: list[str]) -> list[str]:
+        """A value of the same shape that says nothing: the blind control."""
         return [""] * len(value)
 
     @classmethod
     def draw(cls, value: list[str]) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return [f"✗ {text}" for text in value if text]
 
 

@@ -41,6 +41,7 @@ class TurnsField(Field):
 
     @classmethod
     def build(cls, name: str, context: Context) -> TurnsField:
+        """The field of this name for a loader."""
         if context.chat is None:
             raise DiptychError("conversations need a language model with a chat template: a part 'lm'")
         return cls(
@@ -48,16 +49,19 @@ class TurnsField(Field):
         )
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if not sample.turns and (sample.image is None or not sample.captions):
             raise BrokenItem(sample.id, "neither a conversation nor an image with a caption")
         numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
         return [self.augment(image, numbers, words) for image in sample.images]
 
     def rest(self, sample: Sample) -> Sample:
+        """The sample as it is kept beside what was fitted: without what is large."""
         turns = Conversation(sample.turns, []) if sample.turns else None
         return sample.with_(image=None, turns=turns)
 
     def collate(self, rows: Sequence[Draw]) -> Turns:
+        """A batch of it; None if no sample has any."""
         import torch
 
         lessons = [self._lesson(row) for row in rows]
@@ -81,10 +85,12 @@ class TurnsField(Field):
         return lesson
 
     def memory(self) -> int:
+        """Memory that one fitted value takes, about."""
         return 3 * self.size**2
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         import pyarrow as pa
 
         image = pa.struct({"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32()})
@@ -94,20 +100,24 @@ class TurnsField(Field):
     def pack(
         cls, value: Conversation, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]
     ) -> dict[str, Any]:
+        """A value as a row of these columns."""
         pictures = None if value.images is None else [scale(image) for image in value.images]
         rows = None if pictures is None else [{"image": store(p), "height": p.shape[0], "width": p.shape[1]} for p in pictures]
         return {"turns": json.dumps([list(t) for t in value.turns]), "turn_images": rows}
 
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Conversation:
+        """The value again."""
         pictures = row["turn_images"]
         images = None if pictures is None else [load(p["image"], p["height"], p["width"]) for p in pictures]
         return Conversation([Turn(*t) for t in json.loads(row["turns"])], images)
 
     @classmethod
     def blank(cls, value: Conversation) -> Conversation:
+        """A value of the same shape that says nothing: the blind control."""
         return Conversation(value.turns, None if value.images is None else [grey(image) for image in value.images])
 
     @classmethod
     def draw(cls, value: Conversation) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return [*(value.images or []), *(f"{turn.role}: {turn.text}" for turn in value.turns)]

@@ -40,9 +40,11 @@ class VideoField(Field):
 
     @classmethod
     def build(cls, name: str, context: Context) -> VideoField:
+        """The field of this name for a loader."""
         return cls(name, context.image_size, context.augment)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Video:
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         video: Video | None = sample.fields.get(self.name)
         if video is None or not video.frames:
             raise BrokenItem(sample.id, f"no {self.name}")
@@ -53,6 +55,7 @@ class VideoField(Field):
         return Video(frames, [video.seconds[i] for i in chosen])
 
     def collate(self, rows: Sequence[Draw]) -> Videos:
+        """A batch of it; None if no sample has any."""
         import torch
 
         clips: list[Video] = [row.fitted[self.name] for row in rows]
@@ -62,10 +65,12 @@ class VideoField(Field):
         return Videos(Images(stacked(frames), owner), seconds, owner)
 
     def memory(self) -> int:
+        """Memory that one fitted value takes, about."""
         return 3 * self.size**2 * self.frames
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         import pyarrow as pa
 
         sizes = pa.list_(pa.int32())
@@ -78,19 +83,23 @@ class VideoField(Field):
 
     @classmethod
     def pack(cls, value: Video, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]) -> dict[str, Any]:
+        """A value as a row of these columns."""
         frames = [scale(frame) for frame in value.frames]
         heights, widths = ([frame.shape[axis] for frame in frames] for axis in (0, 1))
         return {"frames": [store(f) for f in frames], "frame_heights": heights, "frame_widths": widths, "seconds": value.seconds}
 
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Video:
+        """The value again."""
         frames = [load(*frame) for frame in zip(row["frames"], row["frame_heights"], row["frame_widths"], strict=True)]
         return Video(frames, list(row["seconds"]))
 
     @classmethod
     def blank(cls, value: Video) -> Video:
+        """A value of the same shape that says nothing: the blind control."""
         return Video([grey(frame) for frame in value.frames], value.seconds)
 
     @classmethod
     def draw(cls, value: Video) -> list[Any]:
+        """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return [value.frames[i] for i in spread(len(value.frames), FRAMES)]

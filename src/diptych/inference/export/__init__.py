@@ -69,6 +69,7 @@ def export(
 
 
 def refuse_foreign(out: Path) -> None:
+    """DiptychError if a directory holds something else than an earlier export."""
     if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise DiptychError(f"{out} exists and is no earlier export (it has no {MARK}); choose another --out")
 

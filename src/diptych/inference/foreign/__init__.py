@@ -26,6 +26,7 @@ _OWN = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*")
 
 
 def is_foreign(address: str) -> bool:
+    """Whether an address names a model that is not a run."""
     place = address.partition("?")[0]
     return place.partition(":")[0] in SCHEMES or bool(_OWN.fullmatch(place))
 

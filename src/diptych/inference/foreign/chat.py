@@ -49,6 +49,7 @@ class Generative(Adapter):
     # --- capabilities ---
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """One text for each image, by the model's own chat template."""
         if decoding:
             self.cannot("be told how to decode")
         prompts = prompts_for(prompt, len(images))
@@ -82,6 +83,7 @@ class Generative(Adapter):
         return found
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        """log P(text given image), float32 [N, M], or [P] for ``pairs``."""
         if self.by == "likelihood":
             return super().score(images, texts, pairs)
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)

@@ -15,6 +15,8 @@ FIXED_LENGTH = ("siglip", "siglip2")  # trained on texts padded to full length, 
 
 
 class DualEncoder(Adapter):
+    """A dual encoder of transformers, such as CLIP or SigLIP."""
+
     capabilities = frozenset({"embed_image", "embed_text", "score"})
     BESIDE: ClassVar[tuple[str, ...]] = (
         "flava",
@@ -32,11 +34,13 @@ class DualEncoder(Adapter):
         self.padding: str | bool = "max_length" if self.model.config.model_type in FIXED_LENGTH else True
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
         return self._embed(
             images, lambda part: self.processor.image_processor(pil(part), return_tensors="pt"), "get_image_features"
         )
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
         options: dict[str, Any] = {"padding": self.padding, "truncation": True, "max_length": self.longest}
         tokenise = self.processor.tokenizer
         return self._embed(texts, lambda part: tokenise(list(part), **options, return_tensors="pt"), "get_text_features")

@@ -55,6 +55,7 @@ class Endpoint(Adapter):
         self.key = f"{self.url} {model} {prompt} {logprobs}"  # what the server does behind it, nobody knows
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """One text for each image, asked of the endpoint."""
         if decoding:
             self.cannot("be told how to decode")
         asked = zip(images, prompts_for(prompt, len(images)), strict=True)

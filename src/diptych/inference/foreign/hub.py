@@ -83,14 +83,17 @@ class Opened:
             self.options["revision"] = revision
 
     def get(self, kind: Any, **more: Any) -> Any:
+        """An attribute of the configuration, or the default."""
         return fetch(kind, self.name, **self.options, **more)
 
     def model(self, kind: Any) -> Any:
+        """The model, loaded when first asked for."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self.get(kind, dtype=self.dtype).to(self.device).eval()
 
     def processor(self) -> Any:
+        """The processor, loaded when first asked for."""
         from transformers import AutoProcessor
 
         return self.get(AutoProcessor)
@@ -109,6 +112,7 @@ class Opened:
 
 
 def pil(images: Any) -> list[Any]:
+    """Arrays as PIL images."""
     from PIL import Image
 
     return [Image.fromarray(image) for image in images]

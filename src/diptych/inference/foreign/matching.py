@@ -15,6 +15,8 @@ from diptych.inference.foreign.hub import Opened, move, pil
 
 
 class Matching(Adapter):
+    """A model of transformers with a matching head."""
+
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("BlipForImageTextRetrieval",)
 
     def __init__(self, opened: Opened, batch: int, score: str):
@@ -29,6 +31,7 @@ class Matching(Adapter):
         self.key = opened.key(self.model, score)
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
         if self.by != "similarity":
             self.cannot("embed_image")
         with torch.inference_mode():
@@ -36,6 +39,7 @@ class Matching(Adapter):
         return torch.cat(found).float().cpu().numpy()
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
         if self.by != "similarity":
             self.cannot("embed_text")
         found = []
@@ -51,6 +55,7 @@ class Matching(Adapter):
         return torch.cat(found).numpy()
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        """Log-odds of the matching head, float32 [N, M], or [P] for ``pairs``."""
         if self.by == "similarity":
             return super().score(images, texts, pairs)
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)

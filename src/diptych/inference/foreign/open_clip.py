@@ -15,6 +15,8 @@ from diptych.training.setup import pick_device
 
 
 class OpenClip(Adapter):
+    """A model of open_clip."""
+
     capabilities = frozenset({"embed_image", "embed_text", "score"})
 
     def __init__(self, name: str, *, pretrained: str = "", device: str = "auto", batch: int = 64):
@@ -31,12 +33,14 @@ class OpenClip(Adapter):
         self.key = f"{name}-{pretrained}-{open_clip.__version__}" if pretrained else None  # None: random weights
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
         parts = [pil(images[i : i + self.batch]) for i in range(0, len(images), self.batch)]
         with torch.inference_mode():
             found = [self.model.encode_image(torch.stack([self.prepare(p) for p in part]).to(self.device)) for part in parts]
             return torch.nn.functional.normalize(torch.cat(found).float(), dim=-1).cpu().numpy()
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [N, E]."""
         parts = [list(texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)]
         with torch.inference_mode():
             found = [self.model.encode_text(self.tokenise(part).to(self.device)) for part in parts]

@@ -38,6 +38,7 @@ MARKS = ("[DEC]", "[ENC]")
 
 
 def vision_entries(vision: Any) -> list[Same]:
+    """How the image tower's weights correspond."""
     ours, theirs = "parts.vision", "vision_model"
     found = [
         same(f"{ours}.classes", f"{theirs}.embeddings.class_embedding", view=(1, 1, -1)),
@@ -101,6 +102,7 @@ class _Blip(Family):
     first: ClassVar[str]  # what begins a text
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         found = vision_misfits(model.parts["vision"] if "vision" in model.parts else None)
         for name, kind in (("text", MedText), *self.modes()):
             if name not in model.parts or not isinstance(model.parts[name], kind):
@@ -116,6 +118,7 @@ class _Blip(Family):
         raise NotImplementedError
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The content of config.json, without ``architectures``."""
         vision: Any = model.parts["vision"]
         text: Any = model.parts["text"]
         return {
@@ -141,6 +144,7 @@ class _Blip(Family):
         }
 
     def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
+        """Everything beside the weights: configuration, tokenizer, image processor."""
         from tokenizers import AddedToken, processors
 
         tokenizer = vocabulary.of_transformers()
@@ -182,9 +186,11 @@ class BlipMatching(_Blip):
     first = "[ENC]"
 
     def modes(self) -> tuple[tuple[str, type], ...]:
+        """The parts that compute with the text transformer, and their classes."""
         return (("fusion", MedEncoder),)
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         found = super().misfits(recipe, model, objectives)
         matching = objective_of(objectives, Matching)
         if matching is None or not isinstance(matching[1].head, nn.Linear):
@@ -192,6 +198,7 @@ class BlipMatching(_Blip):
         return found
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """How weights of ours and theirs correspond."""
         matching = objective_of(objectives, Matching)
         return [
             *vision_entries(model.parts["vision"]),
@@ -211,9 +218,11 @@ class BlipCaptioning(_Blip):
     first = "[DEC]"
 
     def modes(self) -> tuple[tuple[str, type], ...]:
+        """The parts that compute with the text transformer, and their classes."""
         return (("decoder", MedDecoder),)
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """How weights of ours and theirs correspond."""
         decoder: Any = model.parts["decoder"]
         depth = len(decoder.blocks.blocks)
         ours, attention = ("parts.text", "parts.decoder.transformer") if decoder.share else ("parts.decoder.own", "")

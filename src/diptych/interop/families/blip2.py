@@ -73,12 +73,15 @@ def qformer_entries(text: QFormerText, words: bool = False, ours: str = "parts.t
 
 
 class Blip2(Family):
+    """``Blip2ForConditionalGeneration``."""
+
     name = "blip-2"
     architecture = "Blip2ForConditionalGeneration"
     scores = ("likelihood",)
     processor = "Blip2Processor"
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         found = [Misfit(f"it has no part '{name}'") for name in ("vision", "text", "lm", "connector") if name not in model.parts]
         if found:
             return found
@@ -116,6 +119,7 @@ class Blip2(Family):
         return [*own, *qformer_entries(model.part("text")), *linear("parts.connector.layer", "language_projection")]
 
     def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
+        """All that the class loads; returns what the model card has to say of it, a line each."""
         from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
         words = language.whole(model.part("lm"), merged=not adapters)

@@ -55,6 +55,8 @@ def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Chameleon(Family):
+    """``ChameleonForConditionalGeneration``, which a run cannot be."""
+
     name = "chameleon"
     architecture = "ChameleonForConditionalGeneration"
 

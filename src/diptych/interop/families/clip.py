@@ -27,6 +27,7 @@ class Clip(DualEncoder):
     wanted = "an InfoNCE, which gives logits their scale"
 
     def structure(self, model: VLM) -> list[Misfit]:
+        """What of the model's towers is made otherwise than theirs, whatever its other parts and objectives."""
         found = []
         if "vision" in model.parts:
             vision = model.part("vision")
@@ -43,6 +44,7 @@ class Clip(DualEncoder):
         return found
 
     def projections(self, model: VLM) -> list[Misfit]:
+        """What of the ways into the shared space is otherwise than theirs."""
         for side in ("image", "text"):
             layer: Any = getattr(model.part("space"), side, None)
             if not isinstance(layer, nn.Linear) or layer.bias is not None:
@@ -50,6 +52,7 @@ class Clip(DualEncoder):
         return []
 
     def ends(self, model: VLM) -> dict[str, list[Same]]:
+        """By tower: what stands before and behind its blocks, as theirs has it."""
         return {
             "vision": [
                 same("parts.vision.classes", "vision_model.embeddings.class_embedding", view=(-1,)),
@@ -61,15 +64,19 @@ class Clip(DualEncoder):
         }
 
     def scale(self, prefix: str) -> list[Same]:
+        """The objective's parameters, whose names begin with ``prefix``."""
         return [same(f"{prefix}.logit_scale", "logit_scale")]
 
     def sizes(self, model: VLM) -> dict[str, dict[str, Any]]:
+        """What their configuration says of the shared space: of the whole, of ``vision_config`` and of ``text_config``."""
         return {key: {"projection_dim": model.embed_dim} for key in ("whole", "vision", "text")}
 
     def embed_dim(self, config: Any) -> int:
+        """Of one of their configurations."""
         return int(config.projection_dim)
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
+        """Our state with what is computed from it at every pass, such as a bound on a scale, done once and for all."""
         contrast = objective_of(objectives, InfoNCE)
         return state if contrast is None else {**state, f"{contrast[0]}.logit_scale": contrast[1].scale.detach().log()}
 

@@ -20,12 +20,15 @@ PARTS = {"vision": CocaViT, "text": CocaText, "decoder": CocaDecoder}
 
 
 class Coca(OpenClip):
+    """open_clip's CoCa."""
+
     name = "coca"
     architecture = "CoCa"
     scores = ("likelihood", "similarity")
     end_last = False
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*PARTS, "space")]
         for name, kind in PARTS.items():
             if name not in model.parts:
@@ -46,6 +49,7 @@ class Coca(OpenClip):
         return found
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """How weights of ours and theirs correspond."""
         vision, text, decoder = (model.part(name) for name in PARTS)
         found = [
             same("parts.vision.classes", "visual.class_embedding", view=(-1,)),
@@ -83,6 +87,7 @@ class Coca(OpenClip):
         return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The content of config.json, without ``architectures``."""
         vision, text, decoder = (model.part(name) for name in PARTS)
         seen, read, written = (Geometry.of(part.transformer) for part in (vision, text, decoder))
         lengths = {"context_length": len(text.positions) - 1, "vocab_size": len(vocabulary.order)}

@@ -26,6 +26,7 @@ class DualEncoder(Family):
         raise NotImplementedError
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         found = towers(model) or self.structure(model) or self.projections(model)
         if recipe.score != "similarity":
             found.append(Misfit(f"it scores by {recipe.score}, not by similarity"))
@@ -42,6 +43,7 @@ class DualEncoder(Family):
         raise NotImplementedError
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """How weights of ours and theirs correspond."""
         found: list[Same] = []
         for part, last in (("vision", "post_layernorm"), ("text", "final_layer_norm")):
             if part in model.parts:
@@ -62,6 +64,7 @@ class DualEncoder(Family):
         raise NotImplementedError
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The content of config.json, without ``architectures``."""
         vision, text, sizes = model.part("vision"), model.part("text"), self.sizes(model)
         return {
             "model_type": self.name,
@@ -87,6 +90,7 @@ class DualEncoder(Family):
         raise NotImplementedError
 
     def options(self, config: Any) -> dict[str, Any]:
+        """Overrides by dotted key that give a recipe of ours the geometry of theirs."""
         vision, text = config.vision_config, config.text_config
         own = {
             "vision": {"kind": self.name, "patch": vision.patch_size, **options_of(vision)},

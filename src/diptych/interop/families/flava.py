@@ -64,6 +64,7 @@ class Flava(Family):
     processor = "CLIPProcessor"  # theirs would hide patches for itself, and brings BERT's words
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         kinds = {"vision": ViT, "text": TextTransformer, "fusion": Joint}
         found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*kinds, "quantizer", "space")]
         found += [Misfit(f"it has no part '{name}'") for name in kinds if name not in model.parts]
@@ -121,6 +122,7 @@ class Flava(Family):
         return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """How weights of ours and theirs correspond."""
         poolers = [e for part, tower in TOWERS.items() for e in linear(f"pooler.{part}", f"{tower}.pooler.dense")]
         kinds = same(KINDS, "text_model.embeddings.token_type_embeddings.weight")
         return [*self.weights_of(model, objectives), kinds, *poolers]
@@ -137,6 +139,7 @@ class Flava(Family):
         return {**state, **more}
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The content of config.json, without ``architectures``."""
         vision, text, fusion = (model.part(name) for name in TOWERS)
         return {
             "model_type": "flava",
@@ -160,6 +163,7 @@ class Flava(Family):
         }
 
     def options(self, config: Any) -> dict[str, Any]:
+        """Overrides by dotted key that give a recipe of ours the geometry of theirs."""
         vision, text, fusion = config.image_config, config.text_config, config.multimodal_config
         towers = {
             "vision": {
@@ -189,6 +193,7 @@ class FlavaPreTraining(Flava):
     architecture = "FlavaForPreTraining"
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         found = super().misfits(recipe, model, objectives)
         found += [
             Misfit(f"no objective is a {kind.__name__}, whose head it has")
@@ -207,12 +212,14 @@ class FlavaPreTraining(Flava):
         return found
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """How weights of ours and theirs correspond."""
         found = [
             replace(entry, theirs=tuple(f"flava.{name}" for name in entry.theirs)) for entry in super().entries(model, objectives)
         ]
         return [*found, *heads_of(objectives, tied=True)]
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
+        """With the bound on the scale applied, and what theirs has and ours does without."""
         found = objective_of(objectives, Matching)
         assert found is not None
         more = {}
@@ -222,6 +229,7 @@ class FlavaPreTraining(Flava):
         return {**super().settled(state, objectives), **more}
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The content of config.json, without ``architectures``."""
         found = super().config(model, vocabulary)
         found["image_config"]["vocab_size"] = model.part("quantizer").vocabulary
         return {**found, "init_codebook": False}

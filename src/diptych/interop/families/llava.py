@@ -39,12 +39,15 @@ MLP_OF_IT = "parts.connector={kind: mlp, norm: false}"
 
 
 class Llava(Family):
+    """``LlavaForConditionalGeneration``."""
+
     name = "llava"
     architecture = "LlavaForConditionalGeneration"
     scores = ("likelihood",)
     processor = "LlavaProcessor"
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         found = [Misfit(f"it has no part '{name}'") for name in ("vision", "connector", "lm") if name not in model.parts]
         if found:
             return found
@@ -88,6 +91,7 @@ class Llava(Family):
         return [e for e in Siglip().entries(model, objectives) if e.ours[0].startswith("parts.vision.")]
 
     def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
+        """All that the class loads; returns what the model card has to say of it, a line each."""
         from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
         lm, words = model.part("lm"), language.whole(model.part("lm"), merged=not adapters)
@@ -209,6 +213,7 @@ def tower_config(tower: Any) -> dict[str, Any] | Misfit:
 
 
 def linear_layers(connector: MLP) -> list[nn.Linear]:
+    """The linear layers of a connector, in order."""
     return [layer for layer in connector.layers if isinstance(layer, nn.Linear)]
 
 
@@ -258,6 +263,7 @@ def generation(words: Language, image: int, ends: list[int]) -> Any:
 
 
 def words_left_out(words: Language) -> list[str]:
+    """Note for the model card where the vocabulary was trimmed."""
     if words.kept is None:
         return []
     return [
@@ -299,6 +305,7 @@ def read_otherwise(processor: Any, speaks: Chat, words: Language) -> list[str]:
 
 
 def template(lm: Any, speaks: Chat | None, tokenizer: Any, words: Language) -> str:
+    """The chat template that an export gets."""
     if speaks is not None:
         return chat.of_conversations(speaks, set(tokenizer.special_tokens_map))
     bos, eos = (tokenizer.convert_ids_to_tokens(i) for i in (words.ours.bos, words.ours.eos))

@@ -22,12 +22,15 @@ ACTS = {"quick_gelu": None, "gelu": None, "gelu_tanh": {"approximate": "tanh"}}
 
 
 class OpenClip(Clip):
+    """open_clip's CLIP."""
+
     name = "open_clip"
     architecture = "CLIP"
     format = "open_clip"
     weights = "open_clip_model.safetensors"
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """Empty if the class computes exactly what our model does."""
         found = super().misfits(recipe, model, objectives)
         if found:
             return found
@@ -40,6 +43,7 @@ class OpenClip(Clip):
         return found
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
+        """How weights of ours and theirs correspond."""
         vision, text = model.part("vision"), model.part("text")
         found = [
             same("parts.vision.classes", "visual.class_embedding", view=(-1,)),
@@ -59,6 +63,7 @@ class OpenClip(Clip):
         return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The content of config.json, without ``architectures``."""
         vision, text = model.part("vision"), model.part("text")
         seen, read = Geometry.of(vision.transformer), Geometry.of(text.transformer)
         ids = vocabulary.config()
@@ -86,11 +91,13 @@ class OpenClip(Clip):
         }
 
     def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
+        """Everything beside the weights: configuration, tokenizer, image processor."""
         write_json(directory / "open_clip_config.json", self.config(model, vocabulary))
         save_tokenizer(directory, vocabulary.of_transformers())
 
 
 def tower(sizes: Geometry) -> dict[str, Any]:
+    """How the weights of one tower correspond."""
     return {
         "width": sizes.width,
         "layers": sizes.depth,

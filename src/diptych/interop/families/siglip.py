@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class Siglip(DualEncoder):
+    """``SiglipModel``."""
+
     name = "siglip"
     architecture = "SiglipModel"
     masked = False
@@ -24,6 +26,7 @@ class Siglip(DualEncoder):
     wanted = "the pairwise sigmoid, which gives logits their scale and bias"
 
     def structure(self, model: VLM) -> list[Misfit]:
+        """What of the model's towers is made otherwise than theirs, whatever its other parts and objectives."""
         found = []
         if "vision" in model.parts:
             vision = model.part("vision")
@@ -42,6 +45,7 @@ class Siglip(DualEncoder):
         return found
 
     def projections(self, model: VLM) -> list[Misfit]:
+        """What of the ways into the shared space is otherwise than theirs."""
         found = []
         if not isinstance(model.part("space").image, nn.Identity):
             found.append(Misfit("the image projection has no place in it", "parts.vision.kind=siglip"))
@@ -50,6 +54,7 @@ class Siglip(DualEncoder):
         return found
 
     def ends(self, model: VLM) -> dict[str, list[Same]]:
+        """By tower: what stands before and behind its blocks, as theirs has it."""
         return {
             "vision": [
                 *linear("parts.vision.stem", "vision_model.embeddings.patch_embedding"),
@@ -59,15 +64,19 @@ class Siglip(DualEncoder):
         }
 
     def scale(self, prefix: str) -> list[Same]:
+        """The objective's parameters, whose names begin with ``prefix``."""
         return [same(f"{prefix}.{name}", name, view=(1,)) for name in ("logit_scale", "logit_bias")]
 
     def sizes(self, model: VLM) -> dict[str, dict[str, Any]]:
+        """What their configuration says of the shared space: of the whole, of ``vision_config`` and of ``text_config``."""
         return {"whole": {}, "vision": {}, "text": {"projection_size": model.embed_dim}}
 
     def embed_dim(self, config: Any) -> int:
+        """Of one of their configurations."""
         return int(config.vision_config.hidden_size)
 
     def shift(self, state: State, shift: Tensor) -> State:
+        """Their weights with ``shift`` [D] added to what the stem says of every patch."""
         name = "vision_model.embeddings.patch_embedding.bias"
         return {**state, name: state[name] + shift}
 

@@ -18,9 +18,12 @@ class MLP(Connector):
         self.layers = perceptron(self.image_width, self.width, depth, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, N, D of the language model]"""
         return self.layers(self.norm(self.patches(x)))
 
 
 class Linear(MLP):
+    """One linear layer (LLaVA, Liu et al. 2023)."""
+
     def __init__(self, build: Build, *, norm: bool = True):
         super().__init__(build, depth=1, norm=norm)

@@ -21,6 +21,7 @@ class Average(Connector):
         self.layers = perceptron(self.image_width, self.width, depth)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
         x = F.avg_pool2d(self.square(x), self.factor).flatten(2).transpose(1, 2)
         return self.layers(self.norm(x))
 
@@ -43,6 +44,7 @@ class Downsample(Connector):
         self.layers = perceptron(factor**2 * self.image_width, self.width, depth)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
         return self.layers(self.norm(side_by_side(self.patches(x), self.factor)))
 
 
@@ -56,6 +58,7 @@ class PixelShuffle(Connector):
         self.layer = nn.Linear(factor**2 * self.image_width, self.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
         return self.layer(side_by_side(self.patches(x), self.factor))
 
 
@@ -93,6 +96,7 @@ class Merge(Connector):
         self.layers = perceptron(self.image_width, self.width, depth)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
         x = self.patches(x)
         size = torch.ones_like(x[..., :1])
         while x.shape[1] > self.tokens:

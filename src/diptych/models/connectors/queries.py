@@ -26,6 +26,7 @@ class QFormer(Connector):
         self.layer = nn.Linear(width, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
         queries = self.queries.expand(len(x), -1, -1)
         return self.layer(self.transformer(queries, context=self.norm(self.patches(x))))
 
@@ -44,6 +45,7 @@ class Resampler(Connector):
         self.layer = nn.Linear(width, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
         x = self.patches(x)
         latents = self.latents.expand(len(x), -1, -1)
         for layer in self.layers:
@@ -83,6 +85,7 @@ class CAbstractor(Connector):
         self.layers = perceptron(width, self.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
         x = self.norm(self.patches(x)).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         x = F.adaptive_avg_pool2d(self.before(self.enter(x)), self.side)
         return self.layers(self.after(x).flatten(2).transpose(1, 2))

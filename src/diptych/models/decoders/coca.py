@@ -59,6 +59,7 @@ class CocaViT(ClipViT):
         )
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
+        """tokens [B, extra + N or K, D]: class tokens first."""
         x = self.read(super().forward(pixels, keep, hidden).tokens)
         return Tokens(x[:, 1:], x[:, 0])
 
@@ -82,6 +83,7 @@ class CocaText(TextTransformer):
         self.class_token = nn.Parameter(torch.randn(self.width) * 0.02)
 
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
+        """ids, mask [B, T] → tokens [B, T, D], pooled [B, D]: the class token's"""
         (B, T), L = ids.shape, len(self.positions)
         words = self.embedding(F.pad(ids, (0, L - 1 - T), value=PAD))
         x = torch.cat([words, self.class_token.to(words.dtype).expand(B, 1, -1)], 1) + self.positions
@@ -98,6 +100,7 @@ class NormedAttention(Attention):
         self.norm = nn.LayerNorm(context_width)
 
     def read(self, context: Tensor) -> Pair:
+        """Keys and values, [B, H, S, d] each."""
         return super().read(self.norm(context))
 
 
@@ -125,12 +128,14 @@ class CocaBlock(Block):
     def forward(
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
     ) -> Tensor:
+        """x [B, L, D], context [B, S, context width] → [B, L, D]"""
         assert context is not None and self.cross is not None
         return self._look(super().forward(x, bias), self.cross.read(context), context_bias)
 
     def step(
         self, x: Tensor, own: Pair | None, seen: Pair | None, bias: Tensor | None, seen_bias: Tensor | None
     ) -> tuple[Tensor, Pair]:
+        """``forward`` of the next tokens [B, L, D] behind those in ``own``, and the keys and values that now include them."""
         x, own = super().step(x, own, None, bias, None)
         assert seen is not None
         return self._look(x, seen, seen_bias), own
@@ -142,6 +147,8 @@ class CocaBlock(Block):
 
 
 class CocaTransformer(Transformer):
+    """A stack of ``CocaBlock``."""
+
     block = CocaBlock
 
 

@@ -64,6 +64,7 @@ class MultimodalDecoder(Part):
         return self(text, image)[:, :-1]
 
     def forward(self, text: Tokens, image: Tokens) -> Tensor:
+        """[B, T, V]: row t predicts token t + 1"""
         seen, seen_bias = self._look(image)
         x = text.tokens
         return self._logits(self.transformer(x, attention_bias(text.mask, x.shape[1], True, x), seen, seen_bias))

@@ -69,6 +69,7 @@ def image_bias(image: Tokens) -> Tensor | None:
 
 
 def med_text(build: Build) -> MedText:
+    """The text transformer whose modes these are. DiptychError if the recipe's is another."""
     text = build.parts.get("text")
     build.require(isinstance(text, MedText), "a mode of the text transformer; set parts.text.kind: med")
     assert isinstance(text, MedText)
@@ -92,6 +93,7 @@ class MedEncoder(Part):
         return self.read(text.ids, text.mask, image)
 
     def read(self, ids: Tensor, mask: Tensor, image: Tokens) -> Tokens:
+        """ids, mask [B, T], image tokens → text tokens [B, T, D], pooled [B, D]: the first"""
         text = self._text[0]
         x = text.embed(beginning(ids, text.enc))
         x = text.transformer(x, attention_bias(mask, ids.shape[1], False, x), image.tokens, image_bias(image))
@@ -159,6 +161,7 @@ class MedDecoder(Part):
 
     @property
     def blocks(self) -> Transformer:
+        """The transformer that it computes with."""
         return self.transformer or self.reader.transformer
 
     @provides("text.logits", "text", "image.tokens")
@@ -167,6 +170,7 @@ class MedDecoder(Part):
         return self.read(text.ids, text.mask, image)[:, :-1]
 
     def read(self, ids: Tensor, mask: Tensor, image: Tokens) -> Tensor:
+        """ids, mask [B, T], image tokens → logits [B, T, V]: row t predicts token t + 1"""
         x = self.reader.embed(beginning(ids, self.dec))
         x = self.blocks(x, attention_bias(mask, ids.shape[1], True, x), image.tokens, image_bias(image))
         return self._logits(x)

@@ -169,6 +169,7 @@ class QFormerText(TextTower):
     # --- alone ---
 
     def forward(self, ids: Tensor, mask: Tensor, captions: object = ()) -> Tokens:
+        """ids, mask [B, T] → tokens [B, T, D], pooled [B, D]: the first"""
         x, _ = self.transformer(self.embed(ids), 0, attention_bias(mask, ids.shape[1], False, self.queries))
         return Tokens(x, x[:, 0], mask)
 
@@ -198,6 +199,7 @@ class QFormerText(TextTower):
     # --- what goes in ---
 
     def asked(self, rows: int) -> Tensor:
+        """The queries for a batch, [rows, Q, D]."""
         return self.norm(self.queries).expand(rows, -1, -1)
 
     def embed(self, ids: Tensor, start: int = 0) -> Tensor:
@@ -211,6 +213,7 @@ class QFormerText(TextTower):
 
 
 def q_former(build: Build) -> QFormerText:
+    """The Q-Former whose modes these are. DiptychError if the recipe's text part is another."""
     text = build.parts.get("text")
     build.require(isinstance(text, QFormerText), "a mode of the Q-Former; set parts.text.kind: q_former")
     assert isinstance(text, QFormerText)
@@ -235,6 +238,7 @@ class QFormerEncoder(Part):
         return self.read(text.ids, text.mask, image)
 
     def read(self, ids: Tensor, mask: Tensor, image: Tokens) -> Tokens:
+        """ids, mask [B, T], image tokens → text tokens [B, T, D], pooled [B, D]: the mean of the queries"""
         queries, words = self._text[0].both(ids, mask, image)
         return Tokens(words, queries.mean(1), mask)
 
@@ -270,6 +274,7 @@ class QFormerDecoder(Part):
         return self.tell(text.ids, text.mask, queries)[:, :-1]
 
     def tell(self, ids: Tensor, mask: Tensor, looked: Looked) -> Tensor:
+        """ids, mask [B, T], queries → logits [B, T, V]: row t predicts token t + 1"""
         return self._logits(self._text[0].tell(beginning(ids, self.dec), mask, looked.past)[0])
 
     def start(self, queries: Looked) -> tuple[Tensor, KVCache]:
@@ -301,4 +306,5 @@ class Queries(Part):
         return self(queries.tokens)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, Q, D] → [B, Q, D of the language model]"""
         return self.layer(x)

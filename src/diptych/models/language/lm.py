@@ -76,10 +76,12 @@ class PretrainedLM(Part):
         return self.lm.tokenizer
 
     def prepare(self, stage_training: bool) -> None:
+        """Called when the model changes between training and evaluation, also where the part itself is frozen."""
         self.draws = stage_training
 
     @property
     def adapted_root(self) -> Any:
+        """The module whose linear layers adapters join."""
         return self.lm.model
 
     def _words(self, ids: list[int], rows: int, device: torch.device) -> Tensor:
@@ -191,6 +193,7 @@ class PretrainedLM(Part):
 
     @provides("{image}.kv_cache", "{image}.prefix")
     def remember(self, prefix: Tensor) -> Prefix:
+        """[BOS] and an image, read once, so that many captions can be tried on it."""
         opening = self._opening(prefix)
         real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
         hidden, past = self.lm.step(opening, real, seen=self._look_at(prefix))

@@ -69,4 +69,5 @@ class Seen(Indexed):
         return Seen(self.images[rows, which.clamp_min(0)][:, None], which.clamp_max(0)[:, None])
 
     def expand(self, rows: int) -> Seen:
+        """One row as many, without copying."""
         return Seen(self.images.expand(rows, -1, -1, -1), None if self.which is None else self.which.expand(rows, -1))

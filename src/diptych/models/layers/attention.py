@@ -61,6 +61,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x [B, L, D], context [B, S, context width] or None for x itself → [B, L, D]"""
         return self.look(x, *self.read(x if context is None else context), bias)
 
     def read(self, context: Tensor) -> Pair:
@@ -79,6 +80,7 @@ class QuickGELU(nn.Module):
     """x σ(1.702 x), the approximation that OpenAI's CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -123,6 +125,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
     ) -> Tensor:
+        """x [B, L, D], context [B, S, context width] → [B, L, D]"""
         look = self.cross if context is not None else None
         if self.post_norm:
             x = self.norm1(x + self.dropout(self.attention(x, bias=bias)))
@@ -195,6 +198,7 @@ class Transformer(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
     ) -> Tensor:
+        """x [B, L, D], context [B, S, context width] → [B, L, D]"""
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, bias, context, context_bias, use_reentrant=False)

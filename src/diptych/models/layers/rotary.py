@@ -83,6 +83,7 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., D]"""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
@@ -96,6 +97,7 @@ class RotaryBlock(nn.Module):
         self.mlp = GatedMLP(width, hidden)
 
     def forward(self, x: Tensor, places: Places, past: Pair | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, L, D] → output [B, L, D], and keys and values [B, H, S + L, d]"""
         out, k, v = self.attention(self.norm1(x), places, past)
         x = x + out
         return x + self.mlp(self.norm2(x)), k, v

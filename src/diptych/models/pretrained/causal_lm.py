@@ -37,10 +37,12 @@ class CausalLM(nn.Module):
 
     @property
     def vocabulary(self) -> int:
+        """Tokens that it knows."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of its weights."""
         return next(p.dtype for p in self.model.parameters())
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -137,6 +139,7 @@ class CausalLM(nn.Module):
         return hidden, prefix
 
     def prefix_cache(self, embeds: Tensor, mask: Tensor) -> KVCache:
+        """The cache of positions [B, L, D], for any number of continuations."""
         return self.step(embeds, mask)[1]
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from diptych.models.pretrained.packages import require
 
 
 class Variant(NamedTuple):
+    """Multipliers of width and depth, and the native image size."""
+
     width: float
     depth: float
     resolution: int  # of training; any size works
@@ -33,6 +35,8 @@ VARIANTS = {
 
 
 class Stage(NamedTuple):
+    """A row of the paper's table 1."""
+
     repeats: int
     kernel: int
     stride: int
@@ -62,6 +66,7 @@ class SameConv2d(nn.Conv2d):
     """TensorFlow's "same" padding: at stride 2 and an even size the odd pixel of it goes right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C', ⌈H / stride⌉, ⌈W / stride⌉]"""
         sides = []
         for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
@@ -70,12 +75,14 @@ class SameConv2d(nn.Conv2d):
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias, padded as TensorFlow pads."""
     if stride > 1:
         return SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation with TensorFlow's settings."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
@@ -91,6 +98,7 @@ class Block(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C', H', W']"""
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
@@ -126,6 +134,7 @@ class EfficientNetLite(nn.Module):
         return self.head(x) if layer == "head" else x
 
     def logits(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], normalised → ImageNet logits [B, 1000]"""
         return self.classifier(self.features(pixels).mean((2, 3)))  # [B, 1000]
 
     def load_original(self, path: str | Path) -> None:

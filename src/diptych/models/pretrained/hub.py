@@ -42,6 +42,7 @@ def fetch(kind: Any, name: str, **options: Any) -> Any:
 
 
 def cache() -> Path:
+    """The directory of converted weights."""
     return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych")
 
 

@@ -14,6 +14,8 @@ from diptych.core.errors import DiptychError, nearest
 
 @dataclass(frozen=True)
 class Packaged:
+    """A package that brings weights, and their licence."""
+
     packages: tuple[str, ...]  # as pip knows them
     licence: str
     source: str
@@ -24,10 +26,12 @@ class Packaged:
 
     @property
     def imports(self) -> tuple[str, ...]:
+        """The module that the package installs."""
         return self.modules or tuple(name.replace("-", "_") for name in self.packages)
 
     @property
     def remedy(self) -> str:
+        """The command that installs it."""
         return extras.install(self.extra) if self.extra else extras.install(None, *self.packages)
 
 
@@ -72,6 +76,7 @@ WEIGHTS = {
 
 
 def lookup(name: str) -> Packaged:
+    """What is known of some weights. DiptychError for an unknown name."""
     if name not in WEIGHTS:
         raise DiptychError(f"no packaged weights '{name}'{nearest(name, WEIGHTS)}")
     return WEIGHTS[name]

@@ -101,9 +101,11 @@ class TrimmedTokenizer(LMTokenizer):
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
+        """Tokens that are kept."""
         return {str(self.backend.id_to_token(old)): new for old, new in self.new.items()}
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without [BOS] and [EOS]."""
         return [
             [i for old in ids for i in ([self.new[old]] if old in self.new else self.spell(old))] for ids in super().pieces(texts)
         ]
@@ -125,9 +127,11 @@ class TrimmedTokenizer(LMTokenizer):
         return ids
 
     def original(self, ids: list[int]) -> list[int]:
+        """The same pieces under the ids of the untrimmed vocabulary."""
         return [int(self.kept[i]) for i in ids]
 
     def save(self, path: Path) -> None:
+        """What of it is not in the model's own files; see ``kept_in``."""
         write_json(path, {"max_length": self.max_length, "kept": self.kept.tolist()})
 
 

@@ -80,6 +80,7 @@ class TextTransformer(TextTower):
     takes_prompts = True
 
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
+        """ids, mask [B, T] → tokens [B, T, D], pooled [B, D], mask"""
         if self.whole:
             return self._read_whole(ids, mask)
         words, seen = self._prompted(self.embedding(ids), mask)
@@ -189,6 +190,7 @@ class MiniLM(TextTower):
         build.licences.append("minilm")
 
     def forward(self, ids: Tensor, mask: Tensor, captions: Sequence[str] = ()) -> Tokens:
+        """captions (B strings) → tokens [B, 1, 384] and pooled [B, 384]"""
         if len(captions) != len(ids):
             raise ValueError(f"MiniLM reads raw captions: got {len(captions)} for a batch of {len(ids)}")
         pooled = self.encoder.embed(list(captions), ids.device)

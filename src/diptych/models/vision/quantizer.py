@@ -50,6 +50,7 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, H, W]"""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
@@ -129,6 +130,7 @@ class VectorQuantizer(Part):
 
     @torch.no_grad()
     def codes(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] in [−1, 1] → int64 [B, N]"""
         features = self.features(pixels)
         with torch.autocast(
             features.device.type, enabled=False
@@ -136,6 +138,7 @@ class VectorQuantizer(Part):
             return nearest_code(features, self.codes_of_unit_length)
 
     def decode(self, ids: Tensor) -> Tensor:
+        """ids [B, N] → pixels [B, 3, H, W]"""
         return self.paint(self.codes_of_unit_length[ids])
 
     def paint(self, codes: Tensor) -> Tensor:
@@ -144,6 +147,7 @@ class VectorQuantizer(Part):
         return self.decoder(x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, pixels: Tensor) -> Quantized:
+        """pixels [B, 3, H, W] in [−1, 1] → codes, features and the reconstruction, with gradients"""
         features = self.features(pixels)
         with torch.autocast(features.device.type, enabled=False):
             codebook = self.codes_of_unit_length

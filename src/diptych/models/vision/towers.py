@@ -41,6 +41,7 @@ class ConvStem(nn.Module):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, D, H / 8, W / 8]"""
         x = F.relu(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))
         return self.conv3(F.relu(self.conv2(x)))
 
@@ -178,6 +179,7 @@ class EfficientNet(VisionTower):
         build.licences.append(f"efficientnet-{variant}")
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tokens:
+        """pixels [B, 3, H, W] in [−1, 1] → tokens [B, N or K, 1280] and their mean"""
         if pixels.shape[-1] != self.resolution:
             pixels = F.interpolate(pixels, size=(self.resolution, self.resolution), mode="bilinear", antialias=True)
         mean, std = (torch.as_tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (self.net.mean, self.net.std))
@@ -249,6 +251,7 @@ class HubTower(VisionTower):
 
     @staticmethod
     def native_size(options: dict[str, Any]) -> int:
+        """The side of the images that the tower was trained on, in pixels."""
         from transformers import AutoConfig
 
         from diptych.models.pretrained.hub import fetch, place
@@ -265,6 +268,7 @@ class HubTower(VisionTower):
         self.grid = int(self.tokens**0.5)
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tokens:
+        """pixels [B, 3, H, W] in [−1, 1] → tokens [B, extra + N or K, D] and the pooled output"""
         x, pooled = self.tower(pixels)
         if keep is not None:  # the tower has looked at all of them: this saves what comes after it only
             patches = x[:, self.extra :].gather(1, keep[..., None].expand(-1, -1, self.width))
