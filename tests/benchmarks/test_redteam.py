@@ -14,9 +14,9 @@ from cli_fixture import Cli
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.redteam.outcomes import is_refusal, outcome
 from diptych.benchmarks.redteam.probes import picture_of, read_probes, taxonomy
+from diptych.benchmarks.redteam.task import RedTeam
 from diptych.benchmarks.run import evaluate
 from diptych.benchmarks.statistics import clopper_pearson
-from diptych.benchmarks.tasks.redteam import RedTeam
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.report import build_report
@@ -93,7 +93,7 @@ def test_the_sample_set_is_whole_and_balanced() -> None:
         image = picture_of(p)
         assert image.dtype == np.uint8 and image.shape[2] == 3 and min(image.shape[:2]) >= 200
     assert (
-        len({picture_of(p).tobytes() for p in probes if isinstance(p["image.tokens"], dict) and "text" in p["image.tokens"]}) >= 5
+        len({picture_of(p).tobytes() for p in probes if isinstance(p.image, dict) and "text" in p.image}) >= 5
     )
 
 

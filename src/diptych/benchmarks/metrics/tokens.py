@@ -75,11 +75,11 @@ def tokenise(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1 << 17)
 def _tokens(part: str) -> tuple[str, ...] | None:
-    """The tokens of what stands between two spaces; None if they depend on what follows."""
+    """The tokens of a part of a text without spaces; None if they depend on what follows."""
     return None if _LOOKS_AHEAD.search(part) else _cut(part)
 
 
 def _cut(text: str) -> tuple[str, ...]:
-    found = (token.lower() for token in _TOKEN.findall(text))
-    tokens = " ".join(_SPLIT.get(token, token) for token in found).split()
+    lower = (token.lower() for token in _TOKEN.findall(text))
+    tokens = " ".join(_SPLIT.get(token, token) for token in lower).split()
     return tuple(t for t in tokens if t not in PUNCTUATION and t.strip("-"))
