@@ -55,7 +55,8 @@ def embedded(value: Any, where: str) -> bytes:
 
 
 class Pictures:
-    """Finds image files by the names in a benchmark: in ``directory``, or beside the benchmark's ``file`` and in ``images/`` there."""
+    """Finds image files by the names in a benchmark: in ``directory``, or beside the benchmark's ``file`` and in ``images/``
+    there."""
 
     def __init__(self, directory: str, file: str):
         self.places = [directory] if directory else [files.parent(file), files.join(files.parent(file), "images")]

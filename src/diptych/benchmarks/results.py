@@ -1,4 +1,5 @@
-"""Results with their 95 % intervals, from credits or from sums: both ``diptych evaluate`` and ``diptych metrics`` make them here."""
+"""Results with their 95 % intervals, from credits or from sums: both ``diptych evaluate`` and ``diptych metrics`` make them
+here."""
 
 from __future__ import annotations
 
@@ -122,13 +123,15 @@ def credits(records: Sequence[Record]) -> dict[str, dict[str, float]]:
 def macro(
     task: str, metric: str, credits: np.ndarray, classes: Sequence[Any] | np.ndarray, clusters: Sequence[Hashable], **fields: Any
 ) -> Result:
-    """The mean over classes of the mean credit of each, so that a rare class counts as much as a common one. Credits [n] in [0, 1]."""
+    """The mean over classes of the mean credit of each, so that a rare class counts as much as a common one. Credits [n] in [0,
+    1]."""
     which = np.unique(list(map(str, classes)), return_inverse=True)[1].ravel()
     return of_sums(task, metric, class_sums(credits, which), mean_of_classes, clusters, **fields)
 
 
 def class_sums(credits: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Of each item, in the columns of its class (int [n]): 1 and its credit; float [n, 2 · C]. Their column sums give the macro mean."""
+    """Of each item, in the columns of its class (int [n]): 1 and its credit; float [n, 2 · C]. Their column sums give the macro
+    mean."""
     number = int(classes.max()) + 1 if len(classes) else 0
     sums = np.zeros((len(classes), 2, number))
     sums[np.arange(len(classes)), 0, classes] = 1

@@ -1,4 +1,5 @@
-"""Examples shown before each item (few-shot): drawn by seed from the training part of the data, the same for every item and control."""
+"""Examples shown before each item (few-shot): drawn by seed from the training part of the data, the same for every item and
+control."""
 
 from __future__ import annotations
 

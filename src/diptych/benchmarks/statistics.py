@@ -158,7 +158,8 @@ def _centred(
 
 
 def _percentiles(value: float, drawn: np.ndarray, level: float, clusters: int, without: np.ndarray | None = None) -> Interval:
-    """Percentiles that make up for two faults of the plain ones, which cover 86 % instead of 95 % at six clusters (docs/metrics.md).
+    """Percentiles that make up for two faults of the plain ones, which cover 86 % instead of 95 % at six clusters
+    (docs/metrics.md).
 
     They lie outwards as Student's t is wider than the normal, and by √(G/(G−1)) for the variance of G clusters
     (Hesterberg, arXiv:1411.5279, section 3.2), and are shifted for skewness by the acceleration of BCa (Efron 1987), from the metric

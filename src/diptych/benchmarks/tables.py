@@ -16,8 +16,8 @@ from diptych.core.errors import DiptychError, nearest
 
 # Columns by whose values a score is also shown, if a file has them; a macro average is over the first of them.
 SLICES = (
-    "relation_name", "relation", "attributes", "attribute", "category", "l2-category", "kind", "split", "type", "tag", "collapsed_tag",
-    "secondary_tag", "answer_type", "question_type", "subfield", "topic_difficulty",
+    "relation_name", "relation", "attributes", "attribute", "category", "l2-category", "kind", "split", "type", "tag",
+    "collapsed_tag", "secondary_tag", "answer_type", "question_type", "subfield", "topic_difficulty",
 )  # fmt: skip
 
 
@@ -54,7 +54,8 @@ class Table:
         return values
 
     def _valid_column(self, name: str, kind: str) -> list[Any] | None:
-        """The column without a check of each value, where the types alone show that all are valid; else None. For a million rows."""
+        """The column without a check of each value, where the types alone show that all are valid; else None. For a million
+        rows."""
         try:
             values = [row[name] for row in self.rows]
         except KeyError:
@@ -210,7 +211,8 @@ def unique(ids: Iterable[str], path: object, what: str = "item") -> None:
 def match(
     have: Mapping[str, Any] | Sequence[str], want: Mapping[str, Any] | Sequence[str], of: Table | Path, against: Table | Path
 ) -> None:
-    """Raises DiptychError unless both files have the same ids. ``have``: the ids of the file ``of``; ``want``: those of ``against``."""
+    """Raises DiptychError unless both files have the same ids. ``have``: the ids of the file ``of``; ``want``: those of
+    ``against``."""
     of_path, against_path = (t.path if isinstance(t, Table) else t for t in (of, against))
     having, wanted = set(have), set(want)
     for missing, where, other in ((wanted - having, of_path, against_path), (having - wanted, against_path, of_path)):

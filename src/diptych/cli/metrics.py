@@ -35,7 +35,8 @@ def captions(
 
     R.json: `[{"image_id": 1, "caption": "a cat on a mat"}, …]`
 
-    REFS.json: `{"annotations": [{"image_id": 1, "caption": "A cat lies on a mat."}, …], "images": [{"id": 1, "file_name": "1.jpg"}, …]}`
+    REFS.json: `{"annotations": [{"image_id": 1, "caption": "A cat lies on a mat."}, …], "images": [{"id": 1, "file_name":
+    "1.jpg"}, …]}`
 
     `diptych metrics captions --results R.json --references REFS.json --images photos/ --model runs/clip`
     """
@@ -89,11 +90,13 @@ def pope(
     answers: Annotated[Path, typer.Option(help="The model's answers.")],
     json_: Json = False,
 ) -> None:
-    """Yes/no questions about objects: accuracy, precision, recall, F1, predicted yes-ratio. Answers that are neither yes nor no widen the band.
+    """Yes/no questions about objects: accuracy, precision, recall, F1, predicted yes-ratio. Answers that are neither yes nor no
+    widen the band.
 
     Q.jsonl: `{"question_id": 1, "image": "1.jpg", "text": "Is there a dog in the image?", "label": "no"}`
 
-    A.jsonl: `{"question_id": 1, "answer": "No, there is not."}`, or in the order of the questions with `question` in place of the id
+    A.jsonl: `{"question_id": 1, "answer": "No, there is not."}`, or in the order of the questions with `question` in place of the
+    id
 
     `diptych metrics pope --questions coco_pope_random.json --answers A.jsonl`
     """
@@ -115,7 +118,8 @@ def chair(
 
     C.json: `[{"image_id": 1, "caption": "a cat and a dog"}, …]`
 
-    I.json: `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "category_id": 17}, …], "categories": [{"id": 17, "name": "cat"}, …]}`
+    I.json: `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "category_id": 17}, …], "categories": [{"id": 17, "name":
+    "cat"}, …]}`
 
     `diptych metrics chair --captions C.json --instances instances_val2014.json --references captions_val2014.json`
     """
@@ -132,8 +136,8 @@ def pairs(
 ) -> None:
     """Positive against negatives (ARO, SugarCrepe, CREPE, VL-CheckList), or 2×2 (Winoground). Ties are shared.
 
-    S.jsonl: `{"id": 1, "image": "1.jpg", "positive": 0.31, "negative": 0.29, "split": "add_obj"}`; several wrong ones: `"negatives": [0.2, 0.1]`.
-    With `caption` and `negative_caption` the control "the shorter one is right" is shown.
+    S.jsonl: `{"id": 1, "image": "1.jpg", "positive": 0.31, "negative": 0.29, "split": "add_obj"}`; several wrong ones:
+    `"negatives": [0.2, 0.1]`. With `caption` and `negative_caption` the control "the shorter one is right" is shown.
 
     Winoground: `{"id": 0, "c0_i0": 0.3, "c0_i1": 0.2, "c1_i0": 0.1, "c1_i1": 0.4, "tag": "Object"}`
 
@@ -306,7 +310,8 @@ def bias(
 
     Skew of what a query retrieves: `{"query": "a photo of a doctor", "item": "1.jpg", "group": "a", "score": 0.3}`
 
-    Association of groups with one of two attributes: `{"image": "1.jpg", "group": "a", "attribute": "career", "text": "office", "score": 0.2}`
+    Association of groups with one of two attributes: `{"image": "1.jpg", "group": "a", "attribute": "career", "text": "office",
+    "score": 0.2}`
 
     Contrast sets, which differ in the group alone: `{"set": 1, "group": "a", "query": "a kind person", "score": 0.2}`
 
@@ -327,7 +332,8 @@ def compare(
 ) -> None:
     """Is A better than B on the same items? Paired permutation test, flipped by image, with Holm's correction over the metrics.
 
-    A.jsonl, B.jsonl: `{"item": "1", "cluster": "1.jpg", "correct": {"accuracy": 1}}`, as `diptych evaluate` writes them, or `"correct": 1`
+    A.jsonl, B.jsonl: `{"item": "1", "cluster": "1.jpg", "correct": {"accuracy": 1}}`, as `diptych evaluate` writes them, or
+    `"correct": 1`
 
     `diptych metrics compare runs/clip/evaluation/records/retrieval.jsonl runs/siglip/evaluation/records/retrieval.jsonl`
     """

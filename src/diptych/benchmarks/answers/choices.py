@@ -1,10 +1,9 @@
 """Multiple choice: MMBench (arXiv:2307.06281), SEED-Bench (arXiv:2307.16125), MMMU (arXiv:2311.16502), scenes. (MME: mme.py.)
 
-Files: the .tsv of MMBench and SEED-Bench (question, A, B, …, answer, image in base64 or image_path), MMMU's .parquet
-(question, options, answer, image_1), or rows with image, question, options and answer. ``answer_key`` says how the right answer is read.
-``circular``: a question counts only if it is answered right in every rotation of its options; a file's own rotations share ``group``
-or, as in MMBench's files, the index modulo 1,000,000. A model that only scores compares "question option".
-"""
+Files: the .tsv of MMBench and SEED-Bench (question, A, B, …, answer, image in base64 or image_path), MMMU's .parquet (question,
+options, answer, image_1), or rows with image, question, options and answer. ``answer_key`` says how the right answer is read.
+``circular``: a question counts only if it is answered right in every rotation of its options; a file's own rotations share
+``group`` or, as in MMBench's files, the index modulo 1,000,000. A model that only scores compares "question option"."""
 
 from __future__ import annotations
 
@@ -41,9 +40,8 @@ MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations
 
 
 def parse_choice(text: str, options: Sequence[str]) -> int | None:
-    """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by being,
-    or naming alone, the text of one option. None if it names none or several; never a guess.
-    """
+    """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by
+    being, or naming alone, the text of one option. None if it names none or several; never a guess."""
     letters = LETTERS[: len(options)]
     text = re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
     start = re.match(rf"\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)", text)
@@ -104,10 +102,9 @@ def _loose(answer: Any, options: Sequence[str]) -> int | None:
 def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[int]:
     """The index of the right option of each row, from the field ``answer``.
 
-    A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter is that of an
-    option even where the options are letters themselves. Where no kind fits all rows, a number is an index, and a text is read by the
-    first kind that fits it. Raises DiptychError for an answer that fits none.
-    """
+    A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter is that
+    of an option even where the options are letters themselves. Where no kind fits all rows, a number is an index, and a text is
+    read by the first kind that fits it. Raises DiptychError for an answer that fits none."""
     answers = [row.need("answer", kind=(str, int)) for row in rows]
     answers = [a.strip() if isinstance(a, str) else a for a in answers]
     for kind in (_letter, _text, _index):
@@ -119,9 +116,8 @@ def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[in
         kinds: tuple[Callable[[Any, Sequence[str]], int | None], ...] = (_letter, _text, _loose, _index)
         right = next((k for kind in (kinds if isinstance(answer, str) else (_index,)) if (k := kind(answer, of)) is not None), None)
         if right is None:
-            raise DiptychError(
-                f"{row.where}: field 'answer': '{answer}' is none of the {len(of)} options; expected a letter, an index from 0 or an option"
-            )
+            expected = "expected a letter, an index from 0 or an option"
+            raise DiptychError(f"{row.where}: field 'answer': '{answer}' is none of the {len(of)} options; {expected}")
         right_of.append(right)
     return right_of
 
@@ -205,7 +201,8 @@ class Choices(QuestionTask):
         return max(mean([self.credit(r, r["options"][i]) if i < len(r["options"]) else 0.0 for r in records]) for i in range(most))
 
     def more_results(self, records: list[Record]) -> list[Result]:
-        """With ``circular``, the circular accuracy. Chance: of equal scores, which tie in every rotation; of texts, of a new guess in each."""
+        """With ``circular``, the circular accuracy. Chance: of equal scores, which tie in every rotation; of texts, of a new
+        guess in each."""
         if not self.circular:
             return []
         groups = [r.get("group") or re.sub(r"@\d+", "", r["item"]) for r in records]
@@ -278,7 +275,8 @@ def options_of(row: Row) -> list[str]:
 
 
 class _Images:
-    """The image of each row and the name of its cluster. SEED and MMBench keep an image once; other rows hold the index of its row."""
+    """The image of each row and the name of its cluster. SEED and MMBench keep an image once; other rows hold the index of its
+    row."""
 
     def __init__(self, rows: Sequence[Row], pictures: Pictures, needed: bool):
         self.pictures, self.needed = pictures, needed

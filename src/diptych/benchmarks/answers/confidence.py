@@ -1,5 +1,5 @@
-"""Selective prediction and calibration of answers with a confidence: the results of ``diptych metrics selective`` and ``calibration``,
-and of questions whose options a model scored (formulas: ``metrics.selective``, ``metrics.calibration``)."""
+"""Selective prediction and calibration of answers with a confidence: the results of ``diptych metrics selective`` and
+``calibration``, and of questions whose options a model scored (formulas: ``metrics.selective``, ``metrics.calibration``)."""
 
 from __future__ import annotations
 
@@ -96,9 +96,8 @@ def selective_file(
     other_confidence, other_credit, others, _ = _read(validation)
     shared = set(clusters) & set(others)
     if shared:
-        raise DiptychError(
-            f"{validation}: {len(shared)} images or ids are also in {records}, the first '{sorted(shared)[0]}'; a threshold must be chosen on others"
-        )
+        remedy = "a threshold must be chosen on others"
+        raise DiptychError(f"{validation}: {len(shared)} images or ids are also in {records}, the first '{min(shared)}'; {remedy}")
     for cost in costs:
         threshold = selective.best_threshold(other_confidence, other_credit, cost)
         values = selective.effective_reliability(confidence, credit, threshold, cost)

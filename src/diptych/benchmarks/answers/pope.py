@@ -275,7 +275,6 @@ def _answers(table: Table, questions: Sequence[Question], path: Path) -> dict[st
         raise DiptychError(f"{table.path}: {len(table)} answers without question_id for the {len(questions)} questions of {path}")
     for i, (q, repeated) in enumerate(zip(questions, table.column("question", "text"), strict=True)):
         if q.text != repeated.strip():
-            raise DiptychError(
-                f"{table.where(i)}: answers without question_id stand in the order of the questions, but '{repeated}' is not '{q.text}'"
-            )
+            rule = "answers without question_id stand in the order of the questions"
+            raise DiptychError(f"{table.where(i)}: {rule}, but '{repeated}' is not '{q.text}'")
     return dict(zip([q.id for q in questions], texts, strict=True))

@@ -2,12 +2,12 @@
 
 | by | what the model does | what it needs |
 |---|---|---|
-| ``generate`` | writes an answer, which is parsed; an answer that cannot be parsed earns nothing and widens the band | prompt, generate |
+| ``generate`` | writes an answer, which is parsed; if it cannot be, it earns nothing and widens the band | prompt, generate |
 | ``likelihood`` | the option with the highest log P(option given image and prompt) | prompt, loglikelihood; options |
 | ``score`` | the statement that fits the image best, one statement an option | score; statements |
 
-Blind: the same about a grey image. Shuffled: about another image. Constant: the one answer that would do best for all.
-``shots``: so many training images, each with a question and its answer, are shown before, the same for every item and control, drawn by the
+Blind: the same about a grey image. Shuffled: about another image. Constant: the one answer that would do best for all. ``shots``:
+so many training images, each with a question and its answer, are shown before, the same for every item and control, drawn by the
 seed. A language model that learned captions alone can then answer, too.
 
 Answers in files (``diptych metrics``) become the same records, without controls: ``answer_records``.
@@ -115,7 +115,8 @@ class QuestionTask:
     # --- running a model ---
 
     def way(self, model: Model, items: Sequence[Question]) -> str:
-        """How the model answers: as the setting ``by`` says, or the first way that model and items allow. Raises NotApplicable for none."""
+        """How the model answers: as the setting ``by`` says, or the first way that model and items allow. Raises NotApplicable
+        for none."""
         closed, stated = all(q.options for q in items), all(q.statements for q in items)
         check_examples(model, self.shots)
         able = model.capabilities | ({"prompt"} if self.shots else set())  # examples do for a prompt
@@ -130,9 +131,9 @@ class QuestionTask:
             if not missing[way]:
                 return way
         reason = " and no ".join(sorted(missing["score" if self.by == "auto" else self.by]))
-        raise NotApplicable(
-            f"it cannot answer: no {reason}, and it follows no prompts" if self.by == "auto" else f"it cannot answer by {self.by}: no {reason}"
-        )  # fmt: skip
+        if self.by == "auto":
+            raise NotApplicable(f"it cannot answer: no {reason}, and it follows no prompts")
+        raise NotApplicable(f"it cannot answer by {self.by}: no {reason}")
 
     def run(self, model: Model, items: list[Question], records: Records, progress: Progress | None = None) -> None:
         way = self.way(model, items)

@@ -1,4 +1,5 @@
-"""Open questions: VQAv2 (Antol et al., arXiv:1505.00468; Goyal et al., arXiv:1612.00837), GQA (Hudson & Manning, arXiv:1902.09506), scenes.
+"""Open questions: VQAv2 (Antol et al., arXiv:1505.00468; Goyal et al., arXiv:1612.00837), GQA (Hudson & Manning,
+arXiv:1902.09506), scenes.
 
 Files: VQAv2's questions with ``annotations``; GQA's questions; or rows (.json, .jsonl, .csv, .tsv, .parquet) with image,
 question and answer or answers. With four or more human answers an answer earns the VQA accuracy, else 1 if it is the same
@@ -86,8 +87,8 @@ def clean(text: str) -> str:
 def normalise_answer(text: str) -> str:
     """The evaluator's normal form: ``3,000`` → ``3000``, ``U.S.A.`` → ``usa``, ``None`` → ``0``, ``tv/monitor`` → ``tv monitor``.
 
-    A punctuation sign is deleted everywhere if it stands next to a space anywhere, or if the text has digit,digit; else it becomes a space.
-    """
+    A punctuation sign is deleted everywhere if it stands next to a space anywhere, or if the text has digit,digit; else it
+    becomes a space."""
     text = result = clean(text)
     thousands = _DIGIT_COMMA.search(text) is not None
     for sign in PUNCTUATION:

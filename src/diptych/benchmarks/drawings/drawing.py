@@ -1,12 +1,12 @@
-"""Do drawn scenes show what the caption asked for? A network trained on real scenes reads them, and what it reads is compared with the caption.
+"""Do drawn scenes show what the caption asked for? A network trained on real scenes reads them, and what it reads is compared
+with the caption.
 
-A record an item: the caption, and what the reader reads in the drawing, in the real scene and, for a model that draws in codes, in the
-real scene put into codes and back. Metrics are those of ``facts``: is all that the caption claims true of the drawing (``all_true``), its
-objects, count, colour, relation, position; and ``colours_counted``: are there as many objects of each colour as it claims, whatever they
-are. ``real/…`` is the reader on the scenes themselves, which is the most that a drawing can be expected to reach; ``codes/…`` what the
-model's codes keep of that, and ``codes/psnr`` what they keep of the pixels, in decibels. Shuffled: another caption's drawing. Half of the
-captions describe combinations that training never shows.
-"""
+A record an item: the caption, and what the reader reads in the drawing, in the real scene and, for a model that draws in codes,
+in the real scene put into codes and back. Metrics are those of ``facts``: is all that the caption claims true of the drawing
+(``all_true``), its objects, count, colour, relation, position; and ``colours_counted``: are there as many objects of each colour
+as it claims, whatever they are. ``real/…`` is the reader on the scenes themselves, which is the most that a drawing can be
+expected to reach; ``codes/…`` what the model's codes keep of that, and ``codes/psnr`` what they keep of the pixels, in decibels.
+Shuffled: another caption's drawing. Half of the captions describe combinations that training never shows."""
 
 from __future__ import annotations
 

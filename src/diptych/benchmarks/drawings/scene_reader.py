@@ -1,10 +1,12 @@
-"""A reader of scenes: a small network that recognises what a picture of the built-in world shows, trained on real scenes to evaluate drawn ones.
+"""A reader of scenes: a small network that recognises what a picture of the built-in world shows, trained on real scenes to
+evaluate drawn ones.
 
-It never sees captions, so they cannot influence it. It is trained on combinations that models are not shown, so that it can evaluate these as
-well, and on half of its scenes somewhat blurred and noisy, as drawings are. Its errors on real scenes are reported with its results on drawings.
+It never sees captions, so they cannot influence it. It is trained on combinations that models are not shown, so that it can
+evaluate these as well, and on half of its scenes somewhat blurred and noisy, as drawings are. Its errors on real scenes are
+reported with its results on drawings.
 
-It finds the centres of objects on a map of anything and one per concept (Zhou, Wang & Krähenbühl 2019, Objects as Points, arXiv:1904.07850): a count is a number of centres, a
-colour is read where the object is, and by weights that all concepts share.
+It finds the centres of objects on a map of anything and one per concept (Zhou, Wang & Krähenbühl 2019, Objects as Points,
+arXiv:1904.07850): a count is a number of centres, a colour is read where the object is, and by weights that all concepts share.
 
 Shapes: B batch, C concepts, F features, h × w cells of the map, O objects.
 """
@@ -62,7 +64,8 @@ class Block(nn.Module):
 
 
 class SceneReader(nn.Module):
-    """Convolutions to a map of a quarter of the side; then for each cell the concepts with a centre there, their colour, and the relation of two groups."""
+    """Convolutions to a map of a quarter of the side; then for each cell the concepts with a centre there, their colour, and the
+    relation of two groups."""
 
     def __init__(self, world: World):
         super().__init__()
@@ -98,7 +101,8 @@ class SceneReader(nn.Module):
     # --- learning ---
 
     def loss(self, pixels: Tensor, graphs: Sequence[Graph], boxes: Sequence[list[dict[str, Any]]]) -> Tensor:
-        """The sum of the losses of centres, colours and relations. ``boxes``: of each scene, as from ``layout.picture``, for the reader's size."""
+        """The sum of the losses of centres, colours and relations. ``boxes``: of each scene, as from ``layout.picture``, for the
+        reader's size."""
         odds, features = self(pixels)
         shape = torch.tensor(odds.shape[-2:])
         objects = [(row, box) for row, several in enumerate(boxes) for box in several]
@@ -178,8 +182,8 @@ class SceneReader(nn.Module):
 
 
 def centre_loss(odds: Tensor, rows: Tensor, concepts: Tensor, middles: Tensor) -> Tensor:
-    """Focal loss of a map of centres (Zhou et al. 2019, eq. 1, α = 2, β = 4): log-odds [B, C, h, w]; of each object the picture [O],
-    the concept [O] and the centre [O, 2], x and y as shares of the picture. Cells near a centre count less as having none.
+    """Focal loss of a map of centres (Zhou et al. 2019, eq. 1, α = 2, β = 4): log-odds [B, C, h, w]; of each object the picture
+    [O], the concept [O] and the centre [O, 2], x and y as shares of the picture. Cells near a centre count less as having none.
     """
     B, C, h, w = odds.shape
     near = []
@@ -197,7 +201,8 @@ def centre_loss(odds: Tensor, rows: Tensor, concepts: Tensor, middles: Tensor) -
 
 
 def lessons(scenes: Scenes) -> Iterator[Graph]:
-    """Training scenes and, a quarter, of the combinations these hold out. Every second scene is skipped unless objects overlap: those are hard."""
+    """Training scenes and, a quarter, of the combinations these hold out. Every second scene is skipped unless objects overlap:
+    those are hard."""
     seen, held_out = scenes.split("train"), scenes.split("heldout-combinations")
     index = 0
     while True:
@@ -219,7 +224,8 @@ def train_reader(scenes: Scenes, samples: int = SAMPLES, progress: Callable[[str
     """A reader trained on the world of ``scenes``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        reader = SceneReader(scenes.split("train").world).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        reader = SceneReader(scenes.split("train").world).train()
+        reader = reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fast = use_bf16("auto", torch.device("cpu"))
         optimizer = torch.optim.AdamW(reader.parameters(), lr=RATE, weight_decay=0.01)
         steps, stream = max(samples // BATCH, 1), lessons(scenes)

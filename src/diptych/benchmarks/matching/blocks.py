@@ -69,7 +69,8 @@ def grey(shape: tuple[int, ...]) -> Image:
 
 
 def best_text(scores: np.ndarray, fits: np.ndarray) -> float:
-    """The mean over images of the probability that a fitting text scores highest if ties are broken at random; [images, texts] both."""
+    """The mean over images of the probability that a fitting text scores highest if ties are broken at random; [images, texts]
+    both."""
     scores = lowest_if_not_finite(scores)
     top = scores == scores.max(1, keepdims=True)
     return mean(((top & fits).sum(1) / top.sum(1))[fits.any(1)])

@@ -41,11 +41,11 @@ FALSE = ("false_caption", "negative_caption", "negative", "hard_negs", "negative
 
 
 def positive_credit(positive: np.ndarray, negatives: np.ndarray, sizes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The credit of a true text against n false ones, float [N]: 1/m in an m-way tie at the top; and whether the top was tied, bool [N].
+    """The credit of a true text against n false ones, float [N]: 1/m in an m-way tie at the top; and whether the top was tied,
+    bool [N].
 
-    ``positive`` [N], ``negatives`` [N, n] of which row i uses the first ``sizes[i]`` (None: all). Never the argmax of a fixed order,
-    by which equal scores would win. A score that is not finite counts as the lowest.
-    """
+    ``positive`` [N], ``negatives`` [N, n] of which row i uses the first ``sizes[i]`` (None: all). Never the argmax of a fixed
+    order, by which equal scores would win. A score that is not finite counts as the lowest."""
     positive, negatives = lowest_if_not_finite(positive), lowest_if_not_finite(negatives)
     used = np.ones(negatives.shape, dtype=bool) if sizes is None else np.arange(negatives.shape[1]) < np.asarray(sizes)[:, None]
     best = np.maximum(positive, np.where(used, negatives, -np.inf).max(1))

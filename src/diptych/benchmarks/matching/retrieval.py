@@ -71,7 +71,8 @@ class Retrieval:
         return np.asarray(model.score(images, texts))
 
     def rows(self, ids: list[str], owner: np.ndarray, scores: np.ndarray, blind: np.ndarray) -> list[Record]:
-        """The content of a record for each text, from scores [N, M] and those of a grey image [M]; text j belongs to image owner[j]."""
+        """The content of a record for each text, from scores [N, M] and those of a grey image [M]; text j belongs to image
+        owner[j]."""
         positive = owner[None, :] == np.arange(len(ids))[:, None]  # [N, M]
         matrices = {
             "correct": scores,
@@ -147,7 +148,8 @@ class Standing:
 def standings(
     similarity: np.ndarray, positives: Sequence[Sequence[int]], progress: Callable[[int, int], None] | None = None
 ) -> tuple[Standing, Standing | None]:
-    """The standing of rows that search for columns, and of columns that search for rows; the second is None if a column is no row's positive.
+    """The standing of rows that search for columns, and of columns that search for rows; the second is None if a column is no
+    row's positive.
 
     ``similarity``: numbers [Q, M], memory-mapped if large; ``positives``: the columns right for each row, at least one.
     Every row is read twice. Raises ValueError for a row without a positive or for a column that does not exist.
@@ -223,7 +225,8 @@ def chance(k: int, candidates: int, positives: np.ndarray) -> float:
 def score_file(
     similarity: Path, positives: Path, ks: Sequence[int] = (1, 5, 10), progress: Callable[[int, int], None] | None = None
 ) -> list[Result]:
-    """R@K and the median rank in both directions. ``positives``: a JSON list, for each row of the matrix the columns that are right."""
+    """R@K and the median rank in both directions. ``positives``: a JSON list, for each row of the matrix the columns that are
+    right."""
     scores = read_npy(similarity, 2)
     listed = _positives(positives, similarity, len(scores))
     try:

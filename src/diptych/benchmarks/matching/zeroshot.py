@@ -1,9 +1,8 @@
 """Zero-shot classification: naming the class of an image among all names (protocol: Radford et al., arXiv:2103.00020).
 
-A model that embeds gets the normalised mean of several templates, another model one template through its scores. In place of templates,
-sentences that describe each class, such as a language model writes (CuPL, Pratt et al., arXiv:2209.03320): ``descriptions``, a JSON file
-{class: [sentence, …]}. Shuffled: an image with the scores of an image of another class.
-"""
+A model that embeds gets the normalised mean of several templates, another model one template through its scores. In place of
+templates, sentences that describe each class, such as a language model writes (CuPL, Pratt et al., arXiv:2209.03320):
+``descriptions``, a JSON file {class: [sentence, …]}. Shuffled: an image with the scores of an image of another class."""
 
 from __future__ import annotations
 
@@ -194,7 +193,8 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def score_file(scores: Path, labels: Path, classes: Path | None = None, images: Path | None = None) -> list[Result]:
-    """Top-1, top-5 and mean per-class recall of scores [N, C]. ``labels``: a JSON list of class numbers, or of names with ``classes``."""
+    """Top-1, top-5 and mean per-class recall of scores [N, C]. ``labels``: a JSON list of class numbers, or of names with
+    ``classes``."""
     matrix = read_npy(scores, 2)
     which = _labels(labels, scores, matrix, classes)
     clusters = _names(images, unique=False) if images else [str(i) for i in range(len(which))]

@@ -1,4 +1,5 @@
-"""Differences between groups of people or things: skew of what is retrieved, association, and contrast sets that differ in the group alone."""
+"""Differences between groups of people or things: skew of what is retrieved, association, and contrast sets that differ in the
+group alone."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def max_skew(scores: np.ndarray, groups: Sequence[Hashable], k: int, desired: Ma
 
 
 def effect_size(x: np.ndarray, y: np.ndarray) -> float:
-    """(mean of x − mean of y) / standard deviation of all values (n − 1), as in WEAT (Caliskan et al. 2017); NaN where nothing varies."""
+    """(mean of x − mean of y) / standard deviation of all values (n − 1), as in WEAT (Caliskan et al. 2017); NaN where nothing
+    varies."""
     if not len(x) or not len(y):
         return float("nan")
     every = np.concatenate([x, y])

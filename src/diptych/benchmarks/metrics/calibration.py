@@ -1,4 +1,5 @@
-"""Calibration: are answers with a confidence of 80 % right in 80 % of the cases? ``confidence`` and ``credit``: float [N] in [0, 1]."""
+"""Calibration: are answers with a confidence of 80 % right in 80 % of the cases? ``confidence`` and ``credit``: float [N] in [0,
+1]."""
 
 from __future__ import annotations
 

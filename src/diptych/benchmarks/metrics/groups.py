@@ -75,7 +75,8 @@ def winoground(scores: np.ndarray) -> dict[str, float]:
 
 
 def chance(k: int) -> dict[str, float]:
-    """{text, image, group}: the expected mean ``text_credit``, mean ``image_credit`` and ``group_credit`` of random scores [k, k]."""
+    """{text, image, group}: the expected mean ``text_credit``, mean ``image_credit`` and ``group_credit`` of random scores [k,
+    k]."""
     group = math.factorial(k)
     sizes = [m + 2 * sum(k - j for j in range(1, m + 1)) for m in range(1, k + 1)]
     return {"text": 1 / k, "image": 1 / k, "group": group / math.prod(sizes)}

@@ -29,7 +29,8 @@ _ABBREVIATIONS = (
     "fla|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wis|wyo|ariz|colo|conn|esq|est|ext|sq|tel|plc|ph\\.d"
 )
 _CLITIC = r"'(?:s|m|d|re|ve|ll)\b"
-_JOIN = rf"[-/_]|(?<=[^\W\d])[.!?](?=[^\W\d])|(?<=\b[cdlo])'(?!{_CLITIC[1:]})|(?<=\bma)'(?=am)|(?<=\bne)'(?=er)|(?<=\bqu)'|(?<=\bnor)'(?=easter)|(?<=\bhallowe)'(?=en)"
+_JOIN = rf"[-/_]|(?<=[^\W\d])[.!?](?=[^\W\d])|(?<=\b[cdlo])'(?!{_CLITIC[1:]})|"
+_JOIN += r"(?<=\bma)'(?=am)|(?<=\bne)'(?=er)|(?<=\bqu)'|(?<=\bnor)'(?=easter)|(?<=\bhallowe)'(?=en)"
 _TOKEN = re.compile(
     rf"""
       https?://[^\s"<>|()]+[^\s"<>|.!?(){{}},-]                             # addresses, mail, hash tags
@@ -59,8 +60,8 @@ _LOOKS_AHEAD = re.compile(r"(?:^|\W)(?:[a-z]|no)\.\W*$", re.IGNORECASE)  # what 
 def tokenise(text: str) -> tuple[str, ...]:
     """Lower-case Penn Treebank tokens as Stanford CoreNLP 3.4.1 makes them, less punctuation.
 
-    A single letter with a full stop at the end loses the stop, as it does in the server where the next caption starts with a capital.
-    """
+    A single letter with a full stop at the end loses the stop, as it does in the server where the next caption starts with a
+    capital."""
     if _PLAIN.fullmatch(text):
         words = tuple(text.lower().replace(",", "").rstrip(" .").split(" "))
         if _NOT_PLAIN.isdisjoint(words):

@@ -1,4 +1,5 @@
-"""The modality gap (Liang et al., arXiv:2203.02053): how far apart the image and text embeddings of the retrieval items lie on the sphere.
+"""The modality gap (Liang et al., arXiv:2203.02053): how far apart the image and text embeddings of the retrieval items lie on
+the sphere.
 
 A record an item with both vectors, which are also written to ``embeddings.npz``. ``separability`` of 0.5 means that the modality
 cannot be recognised; ``matched_cosine`` is the mean cosine of image and caption, and its shuffled control that of unrelated ones.

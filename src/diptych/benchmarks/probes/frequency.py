@@ -1,10 +1,10 @@
 """How well a model knows concepts that were frequent or rare in training (Udandarao et al., arXiv:2404.04125).
 
 ``correlation``: Pearson's r of accuracy with log10 of the count over concepts, ``binned_correlation`` that over bins of half a
-decade, ``rank_correlation`` with the concepts that never occurred; ``slope``: what ten times the data adds. Intervals: over concepts.
-``frequency``: zero-shot classification, with ``counts`` (a JSON file {concept: times}) or counted over the labels of ``train``, the address
-of the training data. ``diptych metrics frequency``: the same from credits in a file. A counts file must name every concept.
-"""
+decade, ``rank_correlation`` with the concepts that never occurred; ``slope``: what ten times the data adds. Intervals: over
+concepts. ``frequency``: zero-shot classification, with ``counts`` (a JSON file {concept: times}) or counted over the labels of
+``train``, the address of the training data. ``diptych metrics frequency``: the same from credits in a file. A counts file must
+name every concept."""
 
 from __future__ import annotations
 
@@ -200,13 +200,16 @@ class Frequency(ZeroShot):
 # --- credits in a file: diptych metrics frequency ---
 
 NAMES = {
-    "correlation": "raw correlation (r)", "rank_correlation": "rank correlation (rho)", "binned_correlation": "binned correlation (r)",
+    "correlation": "raw correlation (r)",
+    "rank_correlation": "rank correlation (rho)",
+    "binned_correlation": "binned correlation (r)",
     "slope": "slope per decade",
-}  # fmt: skip
+}
 
 
 def score_files(counts: Path, results: Path, per_decade: int = 2) -> tuple[list[Result], list[Bin]]:
-    """The results and the bins. ``counts``: a JSON object {concept: occurrences in the training data}; ``results``: rows with concept and correct."""
+    """The results and the bins. ``counts``: a JSON object {concept: occurrences in the training data}; ``results``: rows with
+    concept and correct."""
     table = read_rows(results)
     concepts = table.column("concept", "id")
     known = read_counts(counts, concepts)

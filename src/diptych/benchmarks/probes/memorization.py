@@ -1,14 +1,13 @@
 """Déjà vu memorisation (Jayaraman et al., arXiv:2402.02103): what a model knows of training images that their captions do not say.
 
-The embedding of a caption finds its k nearest images in a public set disjoint from the training data; the objects predicted are those of
-these images. A model that did not see the sample, the reference, shows what the caption alone gives away.
+The embedding of a caption finds its k nearest images in a public set disjoint from the training data; the objects predicted are
+those of these images. A model that did not see the sample, the reference, shows what the caption alone gives away.
 
 ``memorization``: the data is what the target was trained on (``--split train``), with labels; ``public`` is a disjoint set with
-labels (default: the data's validation part); ``reference`` the address of a model that saw neither. ``recall``, ``precision``: the target's,
-with the reference's as control; ``recall_gap`` and ``precision_gap`` (PRG, PPG): share of samples where the target knows more, less that
-where it knows less; ``area``: between the two recall curves. Without a reference only the first two, which show nothing by themselves.
-``diptych metrics memorization``: the same from embeddings in files.
-"""
+labels (default: the data's validation part); ``reference`` the address of a model that saw neither. ``recall``, ``precision``:
+the target's, with the reference's as control; ``recall_gap`` and ``precision_gap`` (PRG, PPG): share of samples where the target
+knows more, less that where it knows less; ``area``: between the two recall curves. Without a reference only the first two, which
+show nothing by themselves. ``diptych metrics memorization``: the same from embeddings in files."""
 
 from __future__ import annotations
 
@@ -35,7 +34,8 @@ from diptych.data.source import Source
 
 
 def nearest(captions: np.ndarray, public: np.ndarray, k: int, block: int = 1024) -> np.ndarray:
-    """Indices [N, k] of the k public images with the highest cosine, from embeddings [N, E] and [M, E]; a tie goes to the lower index."""
+    """Indices [N, k] of the k public images with the highest cosine, from embeddings [N, E] and [M, E]; a tie goes to the lower
+    index."""
     if not 1 <= k <= len(public):
         raise ValueError(f"k = {k} nearest of {len(public)} public images")
     public, indices = _unit(public), []
@@ -51,7 +51,8 @@ def predicted_objects(neighbours: np.ndarray, public_objects: Sequence[Collectio
 
 
 def precision_recall(predicted: Sequence[Collection[str]], true: Sequence[Collection[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of each sample, float [N] each; 0 where nothing is predicted. Raises ValueError for a sample without objects."""
+    """Precision and recall of each sample, float [N] each; 0 where nothing is predicted. Raises ValueError for a sample without
+    objects."""
     precision, recall = [], []
     for i, (objects, present) in enumerate(zip(predicted, true, strict=True)):
         if not present:
@@ -178,9 +179,9 @@ NAMES = {
 
 
 def score_files(target: Path, reference: Path, objects: Path, k: int = 10) -> list[Result]:
-    """The results of two models. ``target``, ``reference``: .npz with ``text`` [N, E] (captions of training samples of the target) and
-    ``public`` [M, E] (images of a public set), embedded by each model; ``objects``: JSON with ``samples`` and ``public``, lists of labels.
-    """
+    """The results of two models. ``target``, ``reference``: .npz with ``text`` [N, E] (captions of training samples of the
+    target) and ``public`` [M, E] (images of a public set), embedded by each model; ``objects``: JSON with ``samples`` and
+    ``public``, lists of labels."""
     labels = _labels(objects)
     values = {}
     for name, path in (("target", target), ("reference", reference)):

@@ -1,4 +1,5 @@
-"""Language priors: how much of a score is there without the image, and what remains when that is subtracted (after Lin et al., arXiv:2306.01879).
+"""Language priors: how much of a score is there without the image, and what remains when that is subtracted (after Lin et al.,
+arXiv:2306.01879).
 
 A true and a false sentence about each image, scored with the image, with a grey one (the language prior alone) and
 corrected: s(text, image) − α · s(text, grey). Where scores are log-likelihoods this is P(t|i) / P(t)^α. α is chosen on the

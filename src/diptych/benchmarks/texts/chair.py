@@ -1,10 +1,9 @@
 """CHAIR: objects that captions name and images do not show (Rohrbach et al., arXiv:1809.02156), from any data with labels.
 
-A vocabulary maps words and phrases, in the singular, to objects. Truth is the labels and what the reference captions name. ``chair_i``:
-share of the mentions that are hallucinated; ``chair_s``: share of the captions with one. Both fall when captions get shorter, so recall
-and length (words) are reported with them. Shuffled: the captions against the truth of another image.
-``diptych metrics chair``: the same from COCO results and COCO instances; a null caption counts as an empty one.
-"""
+A vocabulary maps words and phrases, in the singular, to objects. Truth is the labels and what the reference captions name.
+``chair_i``: share of the mentions that are hallucinated; ``chair_s``: share of the captions with one. Both fall when captions get
+shorter, so recall and length (words) are reported with them. Shuffled: the captions against the truth of another image. ``diptych
+metrics chair``: the same from COCO results and COCO instances; a null caption counts as an empty one."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import of_sums
 from diptych.benchmarks.tables import match
 from diptych.benchmarks.texts.captions import Captions, captions_in, read_references
-from diptych.benchmarks.texts.coco_objects import COCO_OBJECTS
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import Sample
 from diptych.data.source import Source
@@ -45,7 +44,8 @@ COLUMNS = ("captions", "mentions", "hallucinated", "with_hallucination", "true",
 
 
 def vocabulary(lines: Iterable[str]) -> Vocabulary:
-    """From lines ``object, synonym, synonym …``, the format of the published synonym lists; ``- phrase, …``: phrases that are not objects.
+    """From lines ``object, synonym, synonym …``, the format of the published synonym lists; ``- phrase, …``: phrases that are not
+    objects.
 
     Raises ValueError, naming the line from 1, if a word stands for two objects.
     """
@@ -65,8 +65,8 @@ def vocabulary(lines: Iterable[str]) -> Vocabulary:
 
 @cache
 def coco_vocabulary() -> Vocabulary:
-    """Our list for the 80 objects of COCO."""
-    return vocabulary(COCO_OBJECTS.strip().split("\n"))
+    """Our list of common words for the 80 objects of COCO (arXiv:1405.0312): coco_objects.txt."""
+    return vocabulary(resources.files("diptych.benchmarks.texts").joinpath("coco_objects.txt").read_text("utf-8").splitlines())
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -132,7 +132,8 @@ def chair_of_counts(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def true_objects(labels: Iterable[str], words: Vocabulary) -> set[str]:
-    """The vocabulary's objects for the labels of an image, whatever the case of their letters; labels that it lacks stay as they are."""
+    """The vocabulary's objects for the labels of an image, whatever the case of their letters; labels that it lacks stay as they
+    are."""
     return {words.get(_words(label)) or label for label in labels}
 
 

@@ -50,8 +50,8 @@ def score_by_model(
 ) -> list[Result]:
     """CLIPScore and, with references, RefCLIPScore of captions {image id: text}. ``files``: {image id: name in ``folder``}.
 
-    Shuffled: each caption with the image of another. Raises DiptychError if the model has not both embeddings, or for a missing image.
-    """
+    Shuffled: each caption with the image of another. Raises DiptychError if the model has not both embeddings, or for a missing
+    image."""
     from diptych.data.image import decode
 
     missing = {"embed_image", "embed_text"} - set(model.capabilities)

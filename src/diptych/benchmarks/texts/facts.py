@@ -1,13 +1,13 @@
 """Is what a caption says true? Exact, on the built-in world: objects, counts, colours, relation and place, compared with the scene.
 
 A caption is parsed by the world's own words. ``objects``: share of the named groups that are in the scene; ``count``, ``colour``,
-``relation``, ``position`` …: whether what the caption claims of these holds, over the captions that claim it of objects in the scene;
-``all_true``: something is claimed, all of it could be parsed, and all of it holds. ``told``: share of the scene's groups that are named
-with their count, because a short caption is rarely false.
+``relation``, ``position`` …: whether what the caption claims of these holds, over the captions that claim it of objects in the
+scene; ``all_true``: something is claimed, all of it could be parsed, and all of it holds. ``told``: share of the scene's groups
+that are named with their count, because a short caption is rarely false.
 
-``precision``: share of the single statements that are true, over all captions: that a group is there, its count, its colour, a relation …
-each is one, and false where the object itself is not there. Statements that cannot be parsed or decided do not count; ``unread`` is their
-share of all statements, and precision's band is its value if all of them were false, and if all were true.
+``precision``: share of the single statements that are true, over all captions: that a group is there, its count, its colour, a
+relation … each is one, and false where the object itself is not there. Statements that cannot be parsed or decided do not count;
+``unread`` is their share of all statements, and precision's band is its value if all of them were false, and if all were true.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _relation_holds(claims: Claims, graph: dict[str, Any]) -> bool:
 
 
 def statements(claims: Claims, graph: dict[str, Any]) -> list[tuple[str, bool | None]]:
-    """(kind, whether it is true of the scene) of each single statement; None: the scene does not decide it, or it could not be parsed."""
+    """(kind, whether it is true of the scene) of each single statement; None: the scene does not decide it, or it could not be
+    parsed."""
     shown = {t["concept"]: t for t in graph["things"]}
     result: list[tuple[str, bool | None]] = []
     for t in claims.things:
