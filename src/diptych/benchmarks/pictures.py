@@ -55,7 +55,7 @@ def embedded(value: Any, where: str) -> bytes:
 
 
 class Pictures:
-    """Finds image files by the names in a benchmark: in ``directory``, or beside the benchmark's ``file`` and in ``images/``
+    """Finds image files by the names in a benchmark: in ``directory``, or next to the benchmark's ``file`` and in ``images/``
     there."""
 
     def __init__(self, directory: str, file: str):
@@ -69,7 +69,7 @@ class Pictures:
                 if files.exists(path := files.join(place, f"{name}{ending}")):
                     return path
         raise DiptychError(
-            f"{where or self.file}: there is no picture '{name}' in {' or '.join(self.places)}; say where: &images=DIRECTORY"
+            f"{where or self.file}: there is no picture '{name}' in {' or '.join(self.places)}; name their folder: &images=DIRECTORY"
         )
 
 

@@ -60,11 +60,11 @@ def slices(columns: Mapping[str, Sequence[Any]], result_of: Callable[[np.ndarray
         missing = np.array([v is None for v in values], dtype=bool)
         names = np.unique(known[~missing]).tolist()
         parts += [(f"{name}={v}", np.flatnonzero((known == v) & ~missing)) for v in names if len(names) > 1]
-    found = []
+    rows = []
     for name, index in sorted(parts, key=lambda part: (-len(part[1]), part[0])):
         r = result_of(index)
-        found.append({"slice": name, "value": r.value, "low": r.low, "high": r.high, "n": r.n, "clusters": r.clusters})
-    return found
+        rows.append({"slice": name, "value": r.value, "low": r.low, "high": r.high, "n": r.n, "clusters": r.clusters})
+    return rows
 
 
 def take(values: Sequence[Any], index: np.ndarray) -> list[Any]:
@@ -113,11 +113,11 @@ def shares(task: str, records: Sequence[Record]) -> list[Result]:
 
 def credits(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     """{metric: {item: credit}}: what a paired test compares."""
-    found: dict[str, dict[str, float]] = {}
+    by_metric: dict[str, dict[str, float]] = {}
     for r in records:
         for metric, credit in r.get("correct", {}).items():
-            found.setdefault(metric, {})[r["item"]] = credit
-    return found
+            by_metric.setdefault(metric, {})[r["item"]] = credit
+    return by_metric
 
 
 def macro(

@@ -75,7 +75,7 @@ def evaluate(
             try:
                 if source is None and not getattr(each, "file", ""):
                     raise NotApplicable("there is no data for it: it reads none of its own (?file=…)")
-                items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it asks for no source
+                items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it needs no source
                 if getattr(each, "shots", 0):
                     items = with_examples(each, items, source)
             except NotApplicable as reason:

@@ -47,7 +47,7 @@ def training_part(source: Source | None, train: str = "") -> Source:
     if train:
         return open_source(train).split("train")
     if source is None:
-        raise NotApplicable("shots: there is no data to draw examples from; say where they come from: &train=ADDRESS")
+        raise NotApplicable("shots: there is no data to draw examples from; name their data: &train=ADDRESS")
     try:
         return source.split("train")
     except (DiptychError, AttributeError):  # only another part
@@ -59,7 +59,7 @@ def training_part(source: Source | None, train: str = "") -> Source:
 
 
 def check_examples(model: Model, shots: int) -> None:
-    """Raises NotApplicable if the model takes no examples and ``shots`` are asked for."""
+    """Raises NotApplicable if the model takes no examples and ``shots`` are set."""
     if shots and "examples" not in model.capabilities:
         raise NotApplicable(f"the model takes no examples (shots={shots}): only a language model reads several images")
 

@@ -91,7 +91,7 @@ def mean_interval(
     """Mean of values [n] with a bootstrap over clusters that holds from about ten clusters on (``_percentiles``).
 
     ``share``: the values lie in [0, 1]. If then all clusters agree, no resample differs, and the bootstrap's
-    interval of width nothing would mislead; the exact bound for so many clusters stands in.
+    interval would have no width; the exact bound for so many clusters is used instead.
     """
     data = np.asarray(values, dtype=np.float64)
     value = mean(data)
@@ -116,7 +116,7 @@ def sums_interval(
     """The same for a metric of column sums: F1 of confusion counts, BLEU of n-gram counts, ECE of bins.
 
     ``items`` [n, K]; ``metric`` takes sums [..., K] and returns [...]. Such a metric may be biased on resamples (the
-    distance of two means grows with their noise), so the resamples lend their spread and the estimate the centre.
+    distance of two means grows with their noise), so the resamples give the width and the estimate the centre.
     """
     items = np.asarray(items, dtype=np.float64)
     value, sums = float(metric(items.sum(0))), _cluster_sums(items, clusters)

@@ -22,7 +22,7 @@ SLICES = (
 
 
 class Table:
-    """The rows of a file. ``where(i)`` says where row i stands: ``answers.jsonl, line 3`` or ``results.json, annotations[2]``."""
+    """The rows of a file. ``where(i)``: the place of row i, ``answers.jsonl, line 3`` or ``results.json, annotations[2]``."""
 
     def __init__(self, path: Path, rows: list[dict[str, Any]], where: Callable[[int], str] | Sequence[int]):
         self.path, self.rows, self._where = path, rows, where
@@ -193,10 +193,11 @@ class Row(dict[str, Any]):
 
     def slices(self) -> dict[str, str]:
         """{column: value} of the columns in ``SLICES`` that are not empty; a list is joined by spaces."""
-        values = {
-            name: self[name] for name in SLICES if isinstance(self.get(name), str | int | list) and self[name] not in ("", [])
-        }
-        return {name: " ".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in values.items()}
+        if self.keys().isdisjoint(SLICES):
+            return {}
+        values = {name: self[name] for name in SLICES if name in self and isinstance(self[name], str | int | list)}
+        texts = {name: " ".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in values.items()}
+        return {name: text for name, text in texts.items() if text}
 
 
 def unique(ids: Iterable[str], path: object, what: str = "item") -> None:

@@ -306,7 +306,7 @@ def bias(
     k: Annotated[int, typer.Option("-k", min=1, help="For skew: the top so many.")] = 10,
     json_: Json = False,
 ) -> None:
-    """Three probes; the fields of the rows say which.
+    """Three probes, chosen by the fields of the rows.
 
     Skew of what a query retrieves: `{"query": "a photo of a doctor", "item": "1.jpg", "group": "a", "score": 0.3}`
 

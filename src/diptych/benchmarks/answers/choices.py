@@ -1,7 +1,7 @@
 """Multiple choice: MMBench (arXiv:2307.06281), SEED-Bench (arXiv:2307.16125), MMMU (arXiv:2311.16502), scenes. (MME: mme.py.)
 
 Files: the .tsv of MMBench and SEED-Bench (question, A, B, …, answer, image in base64 or image_path), MMMU's .parquet (question,
-options, answer, image_1), or rows with image, question, options and answer. ``answer_key`` says how the right answer is read.
+options, answer, image_1), or rows with image, question, options and answer. How the right answer is read: ``answer_key``.
 ``circular``: a question counts only if it is answered right in every rotation of its options; a file's own rotations share
 ``group`` or, as in MMBench's files, the index modulo 1,000,000. A model that only scores compares "question option"."""
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.benchmarks.answers.questions import LOOKS, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
 from diptych.benchmarks.answers.vqa import questions_of, sample_questions
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_rows
@@ -95,8 +95,8 @@ def _text(answer: Any, options: Sequence[str]) -> int | None:
 def _loose(answer: Any, options: Sequence[str]) -> int | None:
     """A letter or the text of an option whatever the case of its letters."""
     lower = [o.lower() for o in options]
-    found = _letter(str(answer).upper(), options)
-    return found if found is not None else _text(str(answer).lower(), lower)
+    letter = _letter(str(answer).upper(), options)
+    return letter if letter is not None else _text(str(answer).lower(), lower)
 
 
 def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[int]:
@@ -208,7 +208,9 @@ class Choices(QuestionTask):
         groups = [r.get("group") or re.sub(r"@\d+", "", r["item"]) for r in records]
         cluster = {name: r["cluster"] for name, r in zip(groups, records, strict=True)}
         values = {
-            look: circular([r[look]["accuracy"] for r in records], groups) for look in LOOKS if all(look in r for r in records)
+            condition: circular([r[condition]["accuracy"] for r in records], groups)
+            for condition in CONDITIONS
+            if all(condition in r for r in records)
         }
         one = circular([r["chance"]["accuracy"] for r in records], groups)
         sizes = Counter(groups)
@@ -218,7 +220,7 @@ class Choices(QuestionTask):
         best = circular([1.0 if r["unparsed"] else r["correct"]["accuracy"] for r in records], groups)
         fields: dict[str, Any] = {
             "chance": chance,
-            "controls": {look: mean(list(of.values())) for look, of in values.items() if look != "correct"},
+            "controls": {condition: mean(list(of.values())) for condition, of in values.items() if condition != "correct"},
             "ties": sum(r["ties"]["accuracy"] for r in records),
             "nans": sum(r.get("nans", 0) for r in records),
             "unparsed": unparsed,
@@ -248,7 +250,7 @@ def own_rotations(rows: Sequence[Row], options: Sequence[Sequence[str]], path: s
 
 
 def _unfit(row: Row) -> str:
-    """Why a question of MMMU cannot be asked; "" if it can."""
+    """Why a question of MMMU cannot be used; "" if it can."""
     if row.get("question_type") == "open":
         return "an open question, without options"
     return "needs several pictures" if row.get("image_2") is not None else ""

@@ -15,7 +15,7 @@ import numpy as np
 
 from diptych.benchmarks.answers.choices import Choices, read_answers
 from diptych.benchmarks.answers.pope import YES_NO, parse_yes_no
-from diptych.benchmarks.answers.questions import LOOKS
+from diptych.benchmarks.answers.questions import CONDITIONS
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.pictures import Pictures
 from diptych.benchmarks.records import Record, Result
@@ -26,7 +26,7 @@ from diptych.data.source import Source
 
 
 def mme_counts(credits: Sequence[float], images: Sequence[Hashable]) -> tuple[list[Hashable], np.ndarray]:
-    """The images and, per image, questions asked, questions right, images (1), images with all right; float [I, 4]."""
+    """The images and, per image, its questions, questions right, images (1), images with all right; float [I, 4]."""
     of: dict[Hashable, list[float]] = {}
     for credit, image in zip(credits, images, strict=True):
         of.setdefault(image, []).append(credit)
@@ -36,8 +36,8 @@ def mme_counts(credits: Sequence[float], images: Sequence[Hashable]) -> tuple[li
 
 def mme_of_counts(sums: np.ndarray) -> np.ndarray:
     """100 · (accuracy + accuracy⁺) of column sums [..., 4]: out of 200."""
-    asked, right, images, whole = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
-    return 100 * (right / np.maximum(asked, 1) + whole / np.maximum(images, 1))
+    questions, right, images, whole = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
+    return 100 * (right / np.maximum(questions, 1) + whole / np.maximum(images, 1))
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,16 @@ class Mme(Choices):
         fields: dict[str, Any] = {
             "chance": score([0.5] * len(records)),
             "controls": {
-                look: score([r[look]["accuracy"] for r in records]) for look in LOOKS[1:] if all(look in r for r in records)
+                condition: score([r[condition]["accuracy"] for r in records])
+                for condition in CONDITIONS[1:]
+                if all(condition in r for r in records)
             },
             "unparsed": unparsed,
             "band": (float(mme_of_counts(counts.sum(0))), best) if unparsed else None,
             "by": records[0].get("by", ""),
         }
-        found = of_sums(self.name, f"{name} (of 200)", counts, mme_of_counts, [str(i) for i in images], bounded=False, **fields)
-        return replace(found, n=len(records))
+        result = of_sums(self.name, f"{name} (of 200)", counts, mme_of_counts, [str(i) for i in images], bounded=False, **fields)
+        return replace(result, n=len(records))
 
 
 def score_files(questions: Path, answers: Path) -> list[Result]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.benchmarks.answers.questions import LOOKS, PREFIX, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.questions import CONDITIONS, PREFIX, Question, QuestionTask, answer_records
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_records, read_rows
 from diptych.benchmarks.labels import frequencies, labelled, labels_in
@@ -189,8 +189,8 @@ class Pope(QuestionTask):
     def more_results(self, records: list[Record]) -> list[Result]:
         """Precision, recall, F1 and yes-ratio, and the AUC of scores."""
         clusters = [r["cluster"] for r in records]
-        looks = [look for look in LOOKS if all(look in r for r in records)]
-        counts = {look: np.stack([self._counts(r, look) for r in records]) for look in looks}
+        conditions = [condition for condition in CONDITIONS if all(condition in r for r in records)]
+        counts = {condition: np.stack([self._counts(r, condition) for r in records]) for condition in conditions}
         labels = [r["answers"][0] == "yes" for r in records]
         yes, no = (pope_counts([answer] * len(labels), labels) for answer in (True, False))
         coin, always = pope_of_counts((yes + no).sum(0) / 2), pope_of_counts(yes.sum(0))
@@ -199,7 +199,7 @@ class Pope(QuestionTask):
         bands = pope_band(answers, labels) if unparsed else {}
         results = []
         for metric in METRICS[1:]:
-            controls = {look: float(pope_of_counts(counts[look].sum(0))[metric]) for look in looks[1:]}
+            controls = {condition: float(pope_of_counts(counts[condition].sum(0))[metric]) for condition in conditions[1:]}
             fields: dict[str, Any] = {
                 "chance": float(coin[metric]),
                 "controls": {**controls, "always_yes": float(always[metric])},
@@ -213,19 +213,19 @@ class Pope(QuestionTask):
             results.append(of_sums(self.name, metric, counts["correct"], partial(_metric, metric), clusters, **fields))
         return [*results, *self._auc(records)]
 
-    def _counts(self, record: Record, look: str) -> np.ndarray:
+    def _counts(self, record: Record, condition: str) -> np.ndarray:
         """A row of ``pope_counts``; a tie is half a yes and half a no."""
-        answers: list[str | None] = [*self.parsed(record, look)] or [None]
+        answers: list[str | None] = [*self.parsed(record, condition)] or [None]
         right = record["answers"][0] == "yes"
         return np.mean([pope_counts([None if a is None else a == "yes"], [right])[0] for a in answers], axis=0)
 
     def _auc(self, records: list[Record]) -> list[Result]:
         if not records or any("scores" not in r for r in records):
             return []
-        looks = [look for look in LOOKS if all(f"{PREFIX[look]}scores" in r for r in records)]
-        values = {look: _pairs_in_order(records, look) for look in looks}
+        conditions = [condition for condition in CONDITIONS if all(f"{PREFIX[condition]}scores" in r for r in records)]
+        values = {condition: _pairs_in_order(records, condition) for condition in conditions}
         own = values["correct"]
-        controls = {look: mean(list(values[look].values())) for look in looks[1:]}
+        controls = {condition: mean(list(values[condition].values())) for condition in conditions[1:]}
         fields: dict[str, Any] = {"chance": 0.5, "controls": controls, "by": records[0]["by"]}
         return [of_credits(self.name, "auc", list(own.values()), [cluster for cluster, _ in own], **fields)]
 
@@ -234,11 +234,11 @@ def _statements(thing: str) -> tuple[str, str]:
     return f"there is {article(thing)}", f"there is no {thing}"
 
 
-def _pairs_in_order(records: list[Record], look: str) -> dict[tuple[str, str], float]:
+def _pairs_in_order(records: list[Record], condition: str) -> dict[tuple[str, str], float]:
     """{(image, kind): share of its (present, absent) pairs in the right order}; ties count half."""
     margins: dict[tuple[str, str], dict[str, list[float]]] = {}
     for r in records:
-        scores = [np.nan if s is None else s for s in r[f"{PREFIX[look]}scores"]]
+        scores = [np.nan if s is None else s for s in r[f"{PREFIX[condition]}scores"]]
         yes = r["options"].index("yes")
         key = (r["cluster"], (r.get("slices") or {}).get("absent", ""))
         margins.setdefault(key, {"yes": [], "no": []})[r["answers"][0]].append(scores[yes] - scores[1 - yes])
@@ -275,6 +275,6 @@ def _answers(table: Table, questions: Sequence[Question], path: Path) -> dict[st
         raise DiptychError(f"{table.path}: {len(table)} answers without question_id for the {len(questions)} questions of {path}")
     for i, (q, repeated) in enumerate(zip(questions, table.column("question", "text"), strict=True)):
         if q.text != repeated.strip():
-            rule = "answers without question_id stand in the order of the questions"
+            rule = "answers without question_id must be in the order of the questions"
             raise DiptychError(f"{table.where(i)}: {rule}, but '{repeated}' is not '{q.text}'")
     return dict(zip([q.id for q in questions], texts, strict=True))

@@ -37,7 +37,7 @@ from diptych.core.sample import Sample
 from diptych.data.source import Source
 
 WAYS = ("generate", "likelihood", "score")
-LOOKS = ("correct", "blind", "shuffled")  # given the image, a grey one, another one
+CONDITIONS = ("correct", "blind", "shuffled")  # with the image, a grey one, another one
 PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answer" and "scores" in a record
 
 
@@ -221,7 +221,7 @@ class QuestionTask:
         examples: Sequence[Question],
         known: dict[Any, Any],
     ) -> list[Any]:
-        """The answers about a grey image of the same size; the same question about the same grey image is asked once."""
+        """The answers about a grey image of the same size; the same question about the same grey image is put once."""
         keys = [(image.shape, self.prompt_for(q), q.statements) for image, q in zip(images, questions, strict=True)]
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         if new:
@@ -238,7 +238,7 @@ class QuestionTask:
         if isinstance(question.image, str):
             record["image"] = question.image
         what = "answer" if way == "generate" else "scores"
-        record |= {f"{PREFIX[look]}{what}": value for look, value in answers.items()}
+        record |= {f"{PREFIX[condition]}{what}": value for condition, value in answers.items()}
         if what == "scores":  # whether they are log-probabilities, which can be calibrated
             record["likelihoods"] = way == "likelihood" or "loglikelihood" in model.capabilities
         return record
@@ -249,9 +249,9 @@ class QuestionTask:
         """The record with the parsed answer and its credits."""
         record = dict(record)
         what = "answer" if "answer" in record else "scores"
-        parsed = {look: self.parsed(record, look) for look in LOOKS if f"{PREFIX[look]}{what}" in record}
-        for look, answers in parsed.items():
-            record[look] = {"accuracy": mean([self.credit(record, a) for a in answers]) if answers else 0.0}
+        parsed = {condition: self.parsed(record, condition) for condition in CONDITIONS if f"{PREFIX[condition]}{what}" in record}
+        for condition, answers in parsed.items():
+            record[condition] = {"accuracy": mean([self.credit(record, a) for a in answers]) if answers else 0.0}
         own = parsed["correct"]
         record["parsed"] = " or ".join(own) or None  # several: they tie
         record["unparsed"] = not own
@@ -264,13 +264,13 @@ class QuestionTask:
             record["confidence" if record["likelihoods"] else "margin"] = _confidence(scores, record["likelihoods"])
         return record
 
-    def parsed(self, record: Record, look: str) -> list[str]:
+    def parsed(self, record: Record, condition: str) -> list[str]:
         """The answer; several if their scores tie; none if the text is null or cannot be parsed."""
         if "answer" in record:
-            text = record[f"{PREFIX[look]}answer"]
+            text = record[f"{PREFIX[condition]}answer"]
             answer = None if text is None else self.parse(record, text)
             return [] if answer is None else [answer]
-        scores = lowest_if_not_finite(_floats(record[f"{PREFIX[look]}scores"]))
+        scores = lowest_if_not_finite(_floats(record[f"{PREFIX[condition]}scores"]))
         return [record["options"][i] for i in np.flatnonzero(scores == scores.max())]
 
     def summarise(self, records: list[Record]) -> list[Result]:

@@ -10,8 +10,8 @@ score need options or ``candidates``: so many of the most common answers become 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -99,28 +99,36 @@ def normalise_answer(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+@lru_cache(maxsize=1 << 18)
+def _counts(truth: tuple[str, ...]) -> tuple[dict[str, int], Callable[[str], str]]:
+    """How many people gave each answer, and the form in which answers are compared: as they are where many all say the same."""
+    same = len(truth) >= FEWEST_HUMANS and len({clean(h) for h in truth}) == 1
+    form = clean if same else normalise_answer
+    return dict(Counter(map(form, truth))), form
+
+
+def _credit(matches: int, n: int) -> float:
+    if n < FEWEST_HUMANS or not matches:
+        return float(matches > 0)
+    of_matching, of_others = min(matches - 1, 3), min(matches, 3)  # thirds, with a matching and with another human left out
+    return (matches * of_matching + (n - matches) * of_others) / (3 * n)
+
+
+def answer_credit(answer: str, truth: Sequence[str]) -> float:
+    """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
+    counts, form = _counts(tuple(truth))
+    return _credit(counts.get(form(answer), 0), len(truth))
+
+
 def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """Mean over the humans, each left out by position, of min(1, matches among the others / 3).
 
     With ten humans 0, 1, 2, 3, ≥ 4 matches give 0, .3, .6, .9, 1. Both sides are normalised unless all humans say the same.
     Raises ValueError for fewer than four humans, with whom a right answer could not get 1.
     """
-    n = len(humans)
-    if n < FEWEST_HUMANS:
-        raise ValueError(f"VQA accuracy needs at least {FEWEST_HUMANS} human answers (the data sets have 10), got {n}")
-    answer, cleaned = clean(answer), [clean(h) for h in humans]
-    if len(set(cleaned)) > 1:
-        answer, cleaned = normalise_answer(answer), [normalise_answer(h) for h in cleaned]
-    matches = cleaned.count(answer)
-    of_matching, of_others = min(matches - 1, 3), min(matches, 3)  # thirds, with a matching and with another human left out
-    return (matches * of_matching + (n - matches) * of_others) / (3 * n) if matches else 0.0
-
-
-def answer_credit(answer: str, truth: Sequence[str]) -> float:
-    """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
-    if len(truth) >= FEWEST_HUMANS:
-        return vqa_accuracy(answer, truth)
-    return float(normalise_answer(answer) in map(normalise_answer, truth))
+    if len(humans) < FEWEST_HUMANS:
+        raise ValueError(f"VQA accuracy needs at least {FEWEST_HUMANS} human answers (the data sets have 10), got {len(humans)}")
+    return answer_credit(answer, humans)
 
 
 # --- the task ---
@@ -192,6 +200,18 @@ class Vqa(QuestionTask):
 
     def credit(self, record: Record, answer: str) -> float:
         return answer_credit(answer, record["answers"])
+
+    def constant(self, records: list[Record]) -> float:
+        """The accuracy of the best single answer to all questions."""
+        sums: defaultdict[tuple[object, str], float] = defaultdict(float)  # of credits, by the form in which answers are compared
+        for r in records:
+            counts, form = _counts(tuple(r["answers"]))
+            for answer, matches in counts.items():
+                sums[form, answer] += _credit(matches, len(r["answers"]))
+        answers = {a for r in records for a in r["answers"]}
+        return max((sums[clean, clean(a)] + sums[normalise_answer, normalise_answer(a)] for a in answers), default=0) / max(
+            len(records), 1
+        )
 
 
 def read_annotations(path: str | Path) -> dict[str, Row]:

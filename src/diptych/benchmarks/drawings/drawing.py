@@ -28,7 +28,7 @@ from diptych.data.scenes import Scenes
 from diptych.data.source import Source
 
 METRICS = ("all_true", "objects", "count", "colour", "relation", "position", "colours_counted")
-LOOKS = {"drawn": "", "real": "real/", "codes": "codes/"}  # what was read: the prefix of its metrics
+VERSIONS = {"drawn": "", "real": "real/", "codes": "codes/"}  # what was read: the prefix of its metrics
 HELD_OUT = "heldout-combinations"
 
 
@@ -70,12 +70,12 @@ class Drawing:
             part = todo[start : start + self.batch]
             real = [sample.image for sample, _, _ in part if sample.image is not None]
             drawn = model.draw([sample.captions[0] for sample, _, _ in part], **settings, seed=self.seed + start)
-            looks = {"drawn": drawn, "real": real}
+            versions = {"drawn": drawn, "real": real}
             errors: list[dict[str, float]] = [{} for _ in part]
             if "reconstruct" in model.capabilities:
-                looks["codes"] = model.reconstruct(real)
-                errors = [{"error": squared_error(a, b)} for a, b in zip(looks["codes"], real, strict=True)]
-            seen = {look: reader.read(_fitted(images, reader.size)) for look, images in looks.items()}
+                versions["codes"] = model.reconstruct(real)
+                errors = [{"error": squared_error(a, b)} for a, b in zip(versions["codes"], real, strict=True)]
+            seen = {version: reader.read(_fitted(images, reader.size)) for version, images in versions.items()}
             if records.folder is not None:
                 for (sample, _, _), picture in zip(part, drawn, strict=True):
                     _keep(records, sample.id, picture)
@@ -85,7 +85,7 @@ class Drawing:
                     "cluster": sample.id,
                     "caption": sample.captions[0],
                     "graph": sample.extra["graph"],
-                    "seen": {look: graphs[i] for look, graphs in seen.items()},
+                    "seen": {version: graphs[i] for version, graphs in seen.items()},
                     "slices": {"combination": combination},
                     **errors[i],
                 }
@@ -116,14 +116,14 @@ class Drawing:
         order = derangement(len(records), seed=self.seed)
         others = [] if order is None else [credits_of(c, records[i]["seen"]["drawn"]) for c, i in zip(claims, order, strict=True)]
         results = []
-        for look, prefix in LOOKS.items():
-            if any(look not in r["seen"] for r in records):
+        for version, prefix in VERSIONS.items():
+            if any(version not in r["seen"] for r in records):
                 continue
-            credits = [credits_of(c, r["seen"][look]) for c, r in zip(claims, records, strict=True)]
+            credits = [credits_of(c, r["seen"][version]) for c, r in zip(claims, records, strict=True)]
             rows = [{**r, "correct": {prefix + m: c[m] for m in METRICS if m in c}} for r, c in zip(records, credits, strict=True)]
             of_metric = {r.metric: r for r in shares(self.name, rows)}
             for m in (m for m in METRICS if prefix + m in of_metric):
-                shuffled = [c[m] for c in others if m in c] if look == "drawn" else []
+                shuffled = [c[m] for c in others if m in c] if version == "drawn" else []
                 controls = {"shuffled": mean(shuffled)} if shuffled else {}
                 results.append(replace(of_metric[prefix + m], controls=controls))
         if records and all("error" in r for r in records):

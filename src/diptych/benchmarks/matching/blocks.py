@@ -188,7 +188,7 @@ class MatchingTask:
         own = _floats(record["scores"])
         return {
             **record,
-            **{look: self.credit(_floats(s), fits) for look, s in scores.items() if s is not None},
+            **{condition: self.credit(_floats(s), fits) for condition, s in scores.items() if s is not None},
             "chance": self.chance(fits),
             "ties": self.ties(own, fits),
             "nans": count_not_finite(own),

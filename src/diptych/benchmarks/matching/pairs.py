@@ -116,7 +116,7 @@ class Pairs(MatchingTask):
             if len(blocks) == (self.n or BUILT_IN):
                 break
         if len(blocks) < 2:
-            raise NotApplicable("the data has no captions with negatives, nor any in which two words could be swapped")
+            raise NotApplicable("the data has no captions with negatives, and none in which two words could be swapped")
         return Items(blocks, problems)
 
     def _of_sample(self, sample: Sample) -> Block | None:
@@ -139,8 +139,8 @@ class Pairs(MatchingTask):
             return results
         which = np.unique(kinds, return_inverse=True)[1]
 
-        def over_kinds(look: str) -> float:
-            return float(mean_of_classes(class_sums(np.array([r[look]["accuracy"] for r in records]), which).sum(0)))
+        def over_kinds(condition: str) -> float:
+            return float(mean_of_classes(class_sums(np.array([r[condition]["accuracy"] for r in records]), which).sum(0)))
 
         credits = np.array([r["correct"]["accuracy"] for r in records])
         at = macro(self.name, "macro", credits, kinds, [r["cluster"] for r in records])

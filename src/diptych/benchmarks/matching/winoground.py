@@ -75,6 +75,6 @@ def score_table(table: Table, ids: Sequence[str]) -> list[Result]:
     for name, chance in CHANCE.items():
         credits = np.array([row[name] for row in rows])
         fields: dict[str, Any] = {"chance": chance, "ties": int(shared_credits(credits).sum()), "nans": count_not_finite(values)}
-        found = of_credits("pairs", name, credits, ids, **fields)
-        results.append(replace(found, slices=credit_slices(credits, ids, table.slices())))
+        result = of_credits("pairs", name, credits, ids, **fields)
+        results.append(replace(result, slices=credit_slices(credits, ids, table.slices())))
     return results

@@ -163,8 +163,8 @@ class ZeroShot:
         classes = [r["class"] for r in records]
         which = np.unique(classes, return_inverse=True)[1].ravel()
 
-        def recall(look: str) -> float:
-            return float(mean_of_classes(class_sums(np.array([r[look]["top1"] for r in records]), which).sum(0)))
+        def recall(condition: str) -> float:
+            return float(mean_of_classes(class_sums(np.array([r[condition]["top1"] for r in records]), which).sum(0)))
 
         top1 = share(self.name, "top1", records)
         credits = np.array([r["correct"]["top1"] for r in records])

@@ -190,9 +190,9 @@ class Frequency(ZeroShot):
         names = sorted(by_class)
         counts = np.array([by_class[name][0]["frequency"] for name in names], dtype=np.float64)
         accuracy = {
-            look: np.array([mean([r[look]["top1"] for r in by_class[name]]) for name in names])
-            for look in ("correct", "blind", "shuffled")
-            if all(look in r for r in records)
+            condition: np.array([mean([r[condition]["top1"] for r in by_class[name]]) for name in names])
+            for condition in ("correct", "blind", "shuffled")
+            if all(condition in r for r in records)
         }
         return frequency_results(self.name, names, counts, accuracy.pop("correct"), accuracy)
 
@@ -217,5 +217,5 @@ def score_files(counts: Path, results: Path, per_decade: int = 2) -> tuple[list[
     for concept, credit in zip(concepts, table.column("correct", "truth", aliases=("credit", "accuracy")), strict=True):
         credits[concept].append(credit)
     occurrences, accuracy = np.array([float(known[n]) for n in credits]), np.array([mean(v) for v in credits.values()])
-    found = {r.metric: r for r in frequency_results("frequency", list(credits), occurrences, accuracy, {}, per_decade)}
-    return [replace(found[metric], metric=name) for metric, name in NAMES.items()], log_bins(occurrences, accuracy, per_decade)
+    of_metric = {r.metric: r for r in frequency_results("frequency", list(credits), occurrences, accuracy, {}, per_decade)}
+    return [replace(of_metric[metric], metric=name) for metric, name in NAMES.items()], log_bins(occurrences, accuracy, per_decade)

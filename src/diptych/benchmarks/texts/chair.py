@@ -214,7 +214,8 @@ class Chair(Captions):
     def summarise(self, records: list[Record]) -> list[Result]:
         records = by_item(records)
         own, blind = (
-            ([r[f"mentioned{look}"] for r in records], [r[f"generated{look}"] for r in records]) for look in ("", "_blind")
+            ([r[f"mentioned{condition}"] for r in records], [r[f"generated{condition}"] for r in records])
+            for condition in ("", "_blind")
         )
         truth = [set(r["truth"]) for r in records]
         return chair_results(self.name, own, truth, [r["cluster"] for r in records], self.seed, blind=blind)

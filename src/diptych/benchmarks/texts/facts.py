@@ -1,4 +1,4 @@
-"""Is what a caption says true? Exact, on the built-in world: objects, counts, colours, relation and place, compared with the scene.
+"""Are the claims of a caption true? Exact, on the built-in world: objects, counts, colours, relation and place, compared with the scene.
 
 A caption is parsed by the world's own words. ``objects``: share of the named groups that are in the scene; ``count``, ``colour``,
 ``relation``, ``position`` …: whether what the caption claims of these holds, over the captions that claim it of objects in the
@@ -189,11 +189,11 @@ class Facts(Captions):
             if order is None
             else [(parse_caption(r["generated"]), records[i]["graph"]) for r, i in zip(records, order, strict=True)]
         )
-        looks = {"blind": [r["blind"] for r in records], "shuffled": [claim_credits(*pair) for pair in others]}
+        conditions = {"blind": [r["blind"] for r in records], "shuffled": [claim_credits(*pair) for pair in others]}
         of_metric = {r.metric: r for r in shares(self.name, records)}
         results = []
         for metric in (m for m in METRICS if m in of_metric):
-            controls = {look: mean(v) for look, of in looks.items() if (v := [c[metric] for c in of if metric in c])}
+            controls = {condition: mean(v) for condition, of in conditions.items() if (v := [c[metric] for c in of if metric in c])}
             result = replace(of_metric[metric], controls=controls)
             results.append(result if metric == "all_true" else replace(result, unparsed=0, band=None))  # of what could be parsed
         return [*results, *self._of_statements(records, others)]
@@ -205,11 +205,11 @@ class Facts(Captions):
         unread = of_sums(self.name, "unread", own, lambda s: 1 - s[..., 1] / s[..., 2], clusters, higher_is_better=False)
         if not decided:
             return [unread]
-        looks = {"blind": [(parse_caption(r["generated_blind"]), r["graph"]) for r in records], "shuffled": others}
-        sums = {look: _counts(pairs).sum(0) for look, pairs in looks.items() if pairs}
+        conditions = {"blind": [(parse_caption(r["generated_blind"]), r["graph"]) for r in records], "shuffled": others}
+        sums = {condition: _counts(pairs).sum(0) for condition, pairs in conditions.items() if pairs}
         undecided = int(every - decided)
         fields: dict[str, Any] = {
-            "controls": {look: float(s[0] / s[1]) for look, s in sums.items() if s[1]},
+            "controls": {condition: float(s[0] / s[1]) for condition, s in sums.items() if s[1]},
             "unparsed": undecided,
             "band": (float(true / every), float((true + undecided) / every)) if undecided else None,
         }
