@@ -144,11 +144,12 @@ def run(bench: Bench) -> None:
     references, made = caption_sets(60 if bench.quick else 1000, nasty=0.25)
     their, our = theirs(references, made), captions.caption_scores(references, made)
     apart = {f"BLEU-{n}": abs(our[f"bleu{n}"] - their["bleu"][n - 1]) for n in (1, 2, 3, 4)}
-    items = {"rouge_l": captions.rouge_l_items(references, made), "cider": captions.cider_d_items(references, made)}
+    corpus = captions.Corpus(references, made)
+    items = {"rouge_l": corpus.rouge_l(), "cider": corpus.cider_d()}
     for name, title in (("rouge_l", "ROUGE-L"), ("cider", "CIDEr-D")):
         apart[title] = abs(our[name] - float(their[name]))
         apart[f"{title}, the worst image"] = max(
-            abs(a - float(b)) for a, b in zip(items[name].values(), their[f"{name} items"], strict=True)
+            abs(a - float(b)) for a, b in zip(items[name], their[f"{name} items"], strict=True)
         )
     rows = [[name, f"{value:.1e}"] for name, value in apart.items()]
     bench.table(["metric", "difference"], rows, f"{len(made):,} images full of nasty punctuation")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.harness import Bench
-from diptych.benchmarks.metrics.pope import pope_of_counts
+from diptych.benchmarks.answers.pope import pope_of_counts
 from diptych.benchmarks.statistics import sums_interval
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]  # (items [n, K], cluster of each [n]) of G images

@@ -15,7 +15,7 @@ from bench.harness import Bench, measure_memory, megabytes
 
 
 def pairs(folder: str, n: int) -> Callable[[], Any]:
-    from diptych.benchmarks.predictions.scores import judge_pairs
+    from diptych.benchmarks.matching.pairs import score_file
 
     path = Path(folder) / "scores.jsonl"
     rng = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def pairs(folder: str, n: int) -> Callable[[], Any]:
 
     def work() -> Any:
         cpu = time.process_time()
-        return judge_pairs(path)[0].value, time.process_time() - cpu
+        return score_file(path)[0].value, time.process_time() - cpu
 
     return work
 
@@ -34,7 +34,7 @@ def pairs(folder: str, n: int) -> Callable[[], Any]:
 def retrieval(folder: str, n: int) -> Callable[[], Any]:
     import json
 
-    from diptych.benchmarks.predictions.scores import judge_retrieval
+    from diptych.benchmarks.matching.retrieval import score_file
 
     path, positives = Path(folder) / "similarity.npy", Path(folder) / "positives.json"
     matrix = np.lib.format.open_memmap(path, "w+", np.float32, (n, 5 * n))
@@ -47,7 +47,7 @@ def retrieval(folder: str, n: int) -> Callable[[], Any]:
 
     def work() -> Any:
         cpu = time.process_time()
-        return judge_retrieval(path, positives)[0].value, time.process_time() - cpu
+        return score_file(path, positives)[0].value, time.process_time() - cpu
 
     return work
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.benchmarks.metrics import calibration, chair, multiple_choice, pope, selective, vqa
+from diptych.benchmarks.answers import choices, mme, pope, vqa
+from diptych.benchmarks.metrics import calibration, selective
+from diptych.benchmarks.texts import chair
 
 
 # The vectors of the VQA protocol (visualqa.org/evaluation.html) and others worked out by its rules.
@@ -141,13 +143,18 @@ def test_objects_of_a_caption() -> None:
     assert len({name for name in words.values() if name}) == 80
 
 
+def chair_of(captions: list[str], truth: list[set[str]]) -> dict[str, float]:
+    counts = chair.chair_counts([chair.objects_in(c, chair.coco_vocabulary()) for c in captions], truth, captions)
+    return {name: float(v) for name, v in chair.chair_of_counts(counts.sum(0)).items()}
+
+
 def test_chair_by_hand() -> None:
     """Of four mentions, two are false (dog twice); one of two captions has one; two of four true objects are named."""
     captions = ["a dog and a cat by a dog", "a man"]
     truth = [{"cat", "couch"}, {"person", "tv"}]
-    assert chair.chair(captions, truth) == {"chair_i": 2 / 4, "chair_s": 1 / 2, "recall": 2 / 4, "length": (8 + 2) / 2}
-    assert chair.chair(captions * 2, truth * 2) == chair.chair(captions, truth)
-    assert chair.chair(["nothing of note"], [set()])["chair_i"] == 0
+    assert chair_of(captions, truth) == {"chair_i": 2 / 4, "chair_s": 1 / 2, "recall": 2 / 4, "length": (8 + 2) / 2}
+    assert chair_of(captions * 2, truth * 2) == chair_of(captions, truth)
+    assert chair_of(["nothing of note"], [set()])["chair_i"] == 0
 
 
 def test_a_synonym_of_two_objects_is_refused() -> None:
@@ -166,33 +173,39 @@ def test_a_synonym_of_two_objects_is_refused() -> None:
     ],
 )  # fmt: skip
 def test_choice_is_never_guessed(text: str, choice: int | None) -> None:
-    assert multiple_choice.parse_choice(text, ["cat", "dog", "hot dog"][: 3 if "hot" in text or choice == 2 else 2]) == choice
+    assert choices.parse_choice(text, ["cat", "dog", "hot dog"][: 3 if "hot" in text or choice == 2 else 2]) == choice
 
 
 @given(st.lists(st.integers(0, 2), min_size=2, max_size=6), st.randoms())
 def test_order_of_options_does_not_matter(scores: list[int], random) -> None:
     answer = random.randrange(len(scores))
     order = random.sample(range(len(scores)), len(scores))
-    credit = multiple_choice.choice_credit(np.array(scores, dtype=float), answer)
-    assert credit == multiple_choice.choice_credit(np.array([scores[i] for i in order], dtype=float), order.index(answer))
-    assert multiple_choice.choice_credit(np.full(len(scores), np.nan), answer) == 1 / len(scores)
+
+    def credit(scores: list, names: list[int]) -> float:
+        record = {"item": "q", "options": list(map(str, names)), "answers": [str(answer)], "scores": scores, "likelihoods": False}
+        return choices.Choices().with_credits(record)["correct"]["accuracy"]
+
+    names = list(range(len(scores)))
+    assert credit(scores, names) == credit([scores[i] for i in order], order)
+    assert credit([None] * len(scores), names) == 1 / len(scores)
 
 
 def test_circular_by_hand() -> None:
-    assert multiple_choice.circular([1, 1, 0, 1, 1, 1], ["q", "q", "q", "r", "r", "r"]) == {"q": 0, "r": 1}
+    assert choices.circular([1, 1, 0, 1, 1, 1], ["q", "q", "q", "r", "r", "r"]) == {"q": 0, "r": 1}
 
 
 def test_mme_by_hand() -> None:
     """Five of six right, two of three images whole: 100 · (5/6 + 2/3) = 150."""
-    found = multiple_choice.mme([1, 1, 1, 0, 1, 1], ["i", "i", "j", "j", "k", "k"], ["count"] * 6)
-    assert found == {"count": {"accuracy": 5 / 6, "accuracy_plus": 2 / 3, "score": pytest.approx(150)}}
+    images, counts = mme.mme_counts([1, 1, 1, 0, 1, 1], ["i", "i", "j", "j", "k", "k"])
+    assert images == ["i", "j", "k"] and counts.sum(0).tolist() == [6, 5, 3, 2]
+    assert mme.mme_of_counts(counts.sum(0)) == pytest.approx(150)
 
 
 def test_mme_of_a_scorer_without_opinion_is_at_chance() -> None:
     """Two coins for an image: 1/2 of the questions, 1/4 of the images. Always the same word: 1/2 and none."""
-    images, kinds = [i // 2 for i in range(12)], ["count"] * 12
-    assert multiple_choice.mme([0.5] * 12, images, kinds)["count"]["score"] == 75
-    assert multiple_choice.mme([1, 0] * 6, images, kinds)["count"]["score"] == 50
+    images = [i // 2 for i in range(12)]
+    for credits, score in (([0.5] * 12, 75), ([1, 0] * 6, 50)):
+        assert mme.mme_of_counts(mme.mme_counts(credits, images)[1].sum(0)) == score
 
 
 def brute_risks(confidence: list[float], error: list[float]) -> np.ndarray:

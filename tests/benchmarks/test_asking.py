@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from diptych.benchmarks.answers.choices import Choices
+from diptych.benchmarks.answers.mme import Mme
+from diptych.benchmarks.answers.pope import Pope
+from diptych.benchmarks.answers.vqa import Vqa
 from diptych.benchmarks.controls import constant
+from diptych.benchmarks.labels import labels_in
 from diptych.benchmarks.records import plain, read_jsonl
 from diptych.benchmarks.run import evaluate, recompute
 from diptych.benchmarks.tasks import task
-from diptych.benchmarks.tasks.choices import Choices, Mme
-from diptych.benchmarks.tasks.labels import labels_in
-from diptych.benchmarks.tasks.pope import Pope
-from diptych.benchmarks.tasks.vqa import Vqa
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.data.sources import open_source
@@ -198,7 +199,7 @@ def test_choices_from_tables_and_parquet(tmp_path: Path) -> None:
     model = speaker({(20, "What?"): "B. dog", (20, "Where?"): "(B)"})
     found = evaluate(model, None, [Choices(file=f"{tmp_path}/mmb.tsv")])
     result = found.results[0]
-    assert (result.value, result.n, result.clusters) == (0.5, 2, 2) and result.chance == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert (result.value, result.n, result.clusters) == (0.5, 2, 1) and result.chance == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert result.controls["constant"] == 0.5
     rows = [
         {"id": "v0", "question": "Open?", "options": "[]", "answer": "x", "image_1": {"bytes": png(10)}, "question_type": "open"},
@@ -351,7 +352,7 @@ def test_records_of_others_are_not_deleted(tmp_path: Path, pope_file: str) -> No
         (
             "pope",
             '{"image": "a.png", "text": "Is?", "label": "perhaps"}',
-            "line 1: field 'label': expected yes or no, found 'perhaps'",
+            "line 1: 'label' must be yes or no, got 'perhaps'",
         ),
         ("pope", '{"image": "zz.png", "text": "Is?", "label": "yes"}', "line 1: there is no picture 'zz.png'"),
         ("vqa", '{"question_id": 1, "image": "a.png", "question": "x"}\n{"question_id": ', "line 2.*not JSON"),

@@ -11,12 +11,12 @@ from PIL import Image
 from test_asking import grey, save_pictures, values
 
 from diptych.benchmarks.controls import constant
+from diptych.benchmarks.matching.pairs import Pairs
+from diptych.benchmarks.matching.spec import Spec
+from diptych.benchmarks.matching.winoground import Winoground
 from diptych.benchmarks.records import plain
 from diptych.benchmarks.run import evaluate, recompute
 from diptych.benchmarks.tasks import task
-from diptych.benchmarks.tasks.pairs import Pairs
-from diptych.benchmarks.tasks.spec import Spec
-from diptych.benchmarks.tasks.winoground import Winoground
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.data.sources import open_source
@@ -197,10 +197,10 @@ def test_interrupted_blocks_go_on(tmp_path: Path) -> None:
             "pairs",
             "f.json",
             '[{"image_path": "a.png", "true_caption": "x"}]',
-            "entry 0: no field 'false_caption or negative_caption",
+            r"f.json, \[0\]: no field 'false_caption or negative_caption",
         ),
-        ("pairs", "f.json", '[["a.png", {"POS": ["x"]}]]', "entry 0: expected .image, .*NEG"),
-        ("pairs", "f.json", '{"a": 3}', "entry 0: expected an object, found int"),
+        ("pairs", "f.json", '[["a.png", {"POS": ["x"]}]]', r"f.json, \[0\]: expected .image, .*NEG"),
+        ("pairs", "f.json", '{"a": 3}', "f.json: expected a list of rows"),
         ("pairs", "f.json", "{", "line 1.*not JSON"),
         ("winoground", "f.jsonl", '{"id": 1, "image_0": "a.png", "caption_0": "x"}', "line 1: no field 'image_1'"),
         ("spec", "f.json", '[{"query": "a.png", "keys": ["x", "y"], "label": 2}]', "field 'label': 2 is none of the 2 keys"),

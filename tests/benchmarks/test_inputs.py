@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diptych.benchmarks import inputs
-from diptych.benchmarks.inputs import match, read_json, read_npy, read_rows
+from diptych.benchmarks.inputs import read_json, read_npy, read_rows
+from diptych.benchmarks.tables import match
 from diptych.core.errors import DiptychError
 
 ROWS = [{"id": 7, "score": 1.5}, {"id": "8", "score": None}]

@@ -12,12 +12,12 @@ import torch
 import cli_fixture
 from cli_fixture import SMALL, Cli, make_photos
 from diptych.benchmarks.controls import constant
+from diptych.benchmarks.matching.controlled import Controlled
+from diptych.benchmarks.matching.retrieval import LargeRetrieval, Retrieval
+from diptych.benchmarks.matching.zeroshot import ZeroShot
+from diptych.benchmarks.probes.embedding import Embedding
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.run import evaluate
-from diptych.benchmarks.tasks.controlled import Controlled
-from diptych.benchmarks.tasks.embedding import Embedding
-from diptych.benchmarks.tasks.retrieval import LargeRetrieval, Retrieval
-from diptych.benchmarks.tasks.zeroshot import ZeroShot
 from diptych.config.recipe import load_recipe
 from diptych.core.capabilities import FunctionModel
 from diptych.core.files import read_json, read_jsonl
@@ -191,7 +191,7 @@ def test_a_strangers_task_and_source_through_the_command_line(
         import numpy as np
 
         from diptych.core.sample import Sample, captioned
-        from diptych.benchmarks.tasks.base import shares
+        from diptych.benchmarks.results import shares
 
         class Greys:
             def __init__(self, rest, *, size: int = 20):

@@ -209,10 +209,10 @@ def test_chair_by_hand(put: Put) -> None:
 def test_pairs_by_hand(put: Put) -> None:
     """Won, tied (half), lost, and a NaN, which loses."""
     rows = [
-        {"id": 1, "positive": 2, "negative": 1, "split": "a", "caption": "ab", "negative_caption": "abc"},
-        {"id": 2, "positive": 1, "negative": 1, "split": "a", "caption": "ab", "negative_caption": "ab"},
-        {"id": 3, "positive": 0, "negative": 1, "split": "a", "caption": "abc", "negative_caption": "a"},
-        {"id": 4, "positive": None, "negative": 1, "split": "b", "caption": "a", "negative_caption": "abc"},
+        {"id": 1, "positive": 2, "negative": 1, "split": "a", "caption": "a b", "negative_caption": "a b c"},
+        {"id": 2, "positive": 1, "negative": 1, "split": "a", "caption": "a b", "negative_caption": "a c"},
+        {"id": 3, "positive": 0, "negative": 1, "split": "a", "caption": "a b c", "negative_caption": "a"},
+        {"id": 4, "positive": None, "negative": 1, "split": "b", "caption": "a", "negative_caption": "a b c"},
     ]
     found = run("pairs", "--scores", put("S.jsonl", rows))
     whole_set = found["accuracy"]
@@ -259,7 +259,7 @@ def test_retrieval_by_hand(put: Put) -> None:
     refused(r"P.json, \[1\]: expected a list of column numbers", *files, "--positives", put("P.json", [[0], "x"]))
     refused("P.json: row 1: there is no column 4", *files, "--positives", put("P.json", [[0], [4]]))
     one_way = whole(*files, "--positives", put("P.json", [[0], [1]]))
-    assert "column→row is not judged" in one_way["notes"][0] and len(one_way["results"]) == 3
+    assert "column→row is not scored" in one_way["notes"][0] and len(one_way["results"]) == 3
     refused("P.json: row 0 has no positive", *files, "--positives", put("P.json", [[], [1]]))
     refused("P.json: 2 rows of scores but positives for 1", *files, "--positives", put("P.json", [[0]]))
     refused("expected the keys 0 to 1", *files, "--positives", put("P.json", {"0": [1]}))
@@ -388,7 +388,7 @@ def test_frequency_recovers_the_law_in_files(put: Put) -> None:
     values = {r["metric"]: r["value"] for r in document["results"]}
     assert values["slope per decade"] == pytest.approx(0.2) and values["raw correlation (r)"] == pytest.approx(1)
     assert [b["concepts"] for b in document["bins"]] == [1] * 5
-    refused("R.jsonl, line 1: the concept 'x' is not in", *files, put("R.jsonl", [{"concept": "x", "correct": 1}]))
+    refused("C.json: no count of the concept 'x'", *files, put("R.jsonl", [{"concept": "x", "correct": 1}]))
     for r in run(*files, put("R.jsonl", rows[:10])).values():  # one concept: there is nothing to correlate
         assert (r["value"], r["low"], r["high"]) == (None, None, None)
 
@@ -451,7 +451,7 @@ def test_clipscore_by_a_model_that_knows_two_colours(tmp_path: Path, put: Put) -
     """Its embeddings are one axis a colour: the right colour has cosine 1, hence 2.5; the wrong one 0."""
     from PIL import Image
 
-    from diptych.benchmarks.predictions.texts import image_files, judge_by_model
+    from diptych.benchmarks.texts.clipscore import image_files, score_by_model
     from diptych.core.capabilities import FunctionModel
 
     model = FunctionModel(
@@ -466,10 +466,10 @@ def test_clipscore_by_a_model_that_knows_two_colours(tmp_path: Path, put: Put) -
     rows = {"images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2, 3)]}
     files = image_files(Path(put("refs.json", rows)), tmp_path, list(generated))
     assert files == image_files(Path(put("refs.json", {"images": []})), tmp_path, list(generated))  # by name
-    alone, beside = judge_by_model(model, tmp_path, files, generated, references)
+    alone, beside = score_by_model(model, tmp_path, files, generated, references)
     assert (alone.metric, alone.value) == ("clipscore", pytest.approx((2.5 + 2.5 + 0) / 3))
     assert (beside.metric, beside.value) == ("refclipscore", pytest.approx((2 * 2.5 * 1 / 3.5 + 0 + 0) / 3, abs=1e-6))
     with pytest.raises(DiptychError, match="CLIPScore needs a model with embed_image and embed_text"):
-        judge_by_model(FunctionModel("mute", generate=lambda *_: []), tmp_path, files, generated, references)
+        score_by_model(FunctionModel("mute", generate=lambda *_: []), tmp_path, files, generated, references)
     with pytest.raises(DiptychError, match="1 of 1 images are not there, the first 9.png"):
-        judge_by_model(model, tmp_path, {"9": "9.png"}, {"9": "red"}, None)
+        score_by_model(model, tmp_path, {"9": "9.png"}, {"9": "red"}, None)

@@ -11,11 +11,11 @@ from test_asking import grey, save_pictures, values
 from test_truth import Labelled
 
 from diptych.benchmarks.controls import constant
+from diptych.benchmarks.matching.zeroshot import ZeroShot
+from diptych.benchmarks.probes.frequency import Frequency
+from diptych.benchmarks.probes.memorization import Memorization
 from diptych.benchmarks.run import evaluate
 from diptych.benchmarks.tasks import task
-from diptych.benchmarks.tasks.frequency import Frequency
-from diptych.benchmarks.tasks.memorization import Memorization
-from diptych.benchmarks.tasks.zeroshot import ZeroShot
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.data.sources import open_source

@@ -14,9 +14,9 @@ from cli_fixture import Cli
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.redteam.outcomes import is_refusal, outcome
 from diptych.benchmarks.redteam.probes import picture_of, read_probes, taxonomy
+from diptych.benchmarks.redteam.task import RedTeam
 from diptych.benchmarks.run import evaluate
 from diptych.benchmarks.statistics import clopper_pearson
-from diptych.benchmarks.tasks.redteam import RedTeam
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.report import build_report

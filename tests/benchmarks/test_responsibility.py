@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from diptych.benchmarks.controls import constant
+from diptych.benchmarks.probes.bias import Bias, mean_skew
+from diptych.benchmarks.probes.priors import ALPHAS, Priors, corrected, credits_at, half_of
 from diptych.benchmarks.records import Records, Result
 from diptych.benchmarks.run import evaluate
 from diptych.benchmarks.tasks import task
-from diptych.benchmarks.tasks.bias import Bias, mean_skew
-from diptych.benchmarks.tasks.priors import ALPHAS, Priors, corrected, credits_at, half_of
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample, captioned

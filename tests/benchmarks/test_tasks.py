@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diptych.benchmarks.base import Task
+from diptych.benchmarks.compare import compare_runs
 from diptych.benchmarks.controls import blank, derangement
+from diptych.benchmarks.matching.controlled import Controlled
+from diptych.benchmarks.matching.retrieval import LargeRetrieval, Retrieval
+from diptych.benchmarks.matching.zeroshot import prompt
 from diptych.benchmarks.records import Records, plain, read_jsonl
-from diptych.benchmarks.run import Summary, compare_runs, evaluate, save_items
-from diptych.benchmarks.tasks import DEFAULT, TASKS, Task
-from diptych.benchmarks.tasks.captions import Captions
-from diptych.benchmarks.tasks.controlled import Controlled
-from diptych.benchmarks.tasks.retrieval import LargeRetrieval, Retrieval
-from diptych.benchmarks.tasks.zeroshot import prompt
+from diptych.benchmarks.run import Summary, evaluate, save_items
+from diptych.benchmarks.tasks import DEFAULT, TASKS
+from diptych.benchmarks.texts.captions import Captions
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.core.sample import captioned
@@ -277,7 +279,7 @@ def test_a_task_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "elsewhere" / "tasks.py").write_text(
         dedent("""
         from dataclasses import dataclass
-        from diptych.benchmarks.tasks.base import shares
+        from diptych.benchmarks.results import shares
 
         @dataclass(frozen=True)
         class Longer:

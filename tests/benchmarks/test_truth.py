@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from test_asking import grey, save_pictures, values
 
+from diptych.benchmarks.answers.vqascore import VqaScore
+from diptych.benchmarks.labels import instances
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.run import evaluate
-from diptych.benchmarks.tasks.chair import Chair
-from diptych.benchmarks.tasks.facts import Facts, judge, read, statements
-from diptych.benchmarks.tasks.labels import instances
-from diptych.benchmarks.tasks.vqascore import VqaScore
+from diptych.benchmarks.texts.chair import Chair
+from diptych.benchmarks.texts.facts import Facts, claim_credits, parse_caption, statements
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample, captioned
@@ -72,7 +72,7 @@ def test_chair_takes_labels_from_coco_instances(tmp_path: Path) -> None:
     assert values(found, "chair")["chair_i"] == pytest.approx(1 / 3)  # the man of the second caption is a person
     boxes[0]["category_id"] = 4
     (tmp_path / "broken.json").write_text(json.dumps(known))
-    with pytest.raises(DiptychError, match=r"broken.json, annotation 0: field 'category_id': there is no category 4"):
+    with pytest.raises(DiptychError, match=r"broken.json, annotations\[0\]: there is no category 4"):
         instances(f"{tmp_path}/broken.json")
 
 
@@ -109,7 +109,7 @@ GRAPH = {
     ],
 )
 def test_facts_are_read_and_judged(caption: str, wanted: dict[str, float]) -> None:
-    assert judge(read(caption), GRAPH) == pytest.approx(wanted)
+    assert claim_credits(parse_caption(caption), GRAPH) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("address", ["scenes:small?split=test", "scenes:full?split=test"])
@@ -118,11 +118,11 @@ def test_every_caption_of_a_scene_is_true_of_it_and_its_negative_is_not(address:
     for i in range(150):
         sample = source[i]
         for caption, negative in zip(sample.captions, sample.negatives, strict=True):
-            assert judge(read(caption), sample.extra["graph"])["all_true"] == 1, (caption, sample.extra["graph"])
-            assert not read(caption).unread, caption
-            assert all(true for _, true in statements(read(caption), sample.extra["graph"])), caption
+            assert claim_credits(parse_caption(caption), sample.extra["graph"])["all_true"] == 1, (caption, sample.extra["graph"])
+            assert not parse_caption(caption).unread, caption
+            assert all(true for _, true in statements(parse_caption(caption), sample.extra["graph"])), caption
             if negative:
-                assert judge(read(negative), sample.extra["graph"])["all_true"] == 0, (negative, sample.extra["graph"])
+                assert claim_credits(parse_caption(negative), sample.extra["graph"])["all_true"] == 0, (negative, sample.extra["graph"])
 
 
 TRIO = {
@@ -159,8 +159,8 @@ TRIO = {
     ],
 )
 def test_statements_are_counted_one_by_one(caption: str, true: int, false: int, undecided: int) -> None:
-    found = [holds for _, holds in statements(read(caption), TRIO)]
-    assert (found.count(True), found.count(False), found.count(None)) == (true, false, undecided), statements(read(caption), TRIO)
+    found = [holds for _, holds in statements(parse_caption(caption), TRIO)]
+    assert (found.count(True), found.count(False), found.count(None)) == (true, false, undecided), statements(parse_caption(caption), TRIO)
 
 
 def of_facts(captions: list[str], graph: dict = GRAPH) -> dict[str, Result]:

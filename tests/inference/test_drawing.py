@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from typer.testing import CliRunner
 
-from diptych.benchmarks.records import Records
-from diptych.benchmarks.run import evaluate, recompute
-from diptych.benchmarks.scene_reader import (
+from diptych.benchmarks.base import NotApplicable
+from diptych.benchmarks.drawings.drawing import Drawing, credits_of
+from diptych.benchmarks.drawings.scene_reader import (
     HELD_OUT_FROM,
     WIDTH,
     SceneReader,
@@ -25,10 +25,10 @@ from diptych.benchmarks.scene_reader import (
     train_reader,
     worn,
 )
+from diptych.benchmarks.records import Records
+from diptych.benchmarks.run import evaluate, recompute
 from diptych.benchmarks.tasks import task
-from diptych.benchmarks.tasks.base import NotApplicable
-from diptych.benchmarks.tasks.drawing import Drawing, credits_of
-from diptych.benchmarks.tasks.facts import judge, read
+from diptych.benchmarks.texts.facts import claim_credits, parse_caption
 from diptych.cli import app
 from diptych.config.recipe import load_recipe
 from diptych.core.capabilities import Adapter
@@ -76,7 +76,7 @@ def judged(monkeypatch):
     """The task with an oracle for a reader: what is tested is the judging."""
     items = Drawing(n=20).items(open_source(SCENES).split("test"))
     samples = [sample for sample, _, _ in items]
-    monkeypatch.setattr("diptych.benchmarks.scene_reader.scene_reader", lambda *given: Oracle(samples))
+    monkeypatch.setattr("diptych.benchmarks.drawings.scene_reader.scene_reader", lambda *given: Oracle(samples))
     return items, samples
 
 
@@ -111,7 +111,7 @@ def test_drawings_of_the_wrong_captions_score_what_the_shuffled_control_does(jud
     found = values(records)
     assert found["all_true"] < 0.3 and found["real/all_true"] == 1.0
     graphs = [samples[i].extra["graph"] for i in turned]
-    expected = np.mean([judge(read(s.captions[0]), g)["objects"] for s, g in zip(samples, graphs, strict=True)])
+    expected = np.mean([claim_credits(parse_caption(s.captions[0]), g)["objects"] for s, g in zip(samples, graphs, strict=True)])
     assert found["objects"] == pytest.approx(expected)
 
 
@@ -128,7 +128,7 @@ def test_drawings_of_the_wrong_captions_score_what_the_shuffled_control_does(jud
 def test_colours_are_counted_whatever_has_them(caption, credit):
     things = [("heart", 1, "red"), ("moon", 1, "red"), ("fish", 1, "blue")]
     graph = {"things": [dict(zip(("concept", "count", "colour"), t, strict=True)) for t in things], "relation": "", "position": ""}
-    assert credits_of(read(caption), graph).get("colours_counted") == credit
+    assert credits_of(parse_caption(caption), graph).get("colours_counted") == credit
 
 
 def test_captions_of_either_half_are_what_they_say():
@@ -258,7 +258,7 @@ def test_the_reader_learns_and_is_kept(tmp_path, monkeypatch):
     heard = []
     reader = scene_reader(source, 32 * 50, heard.append)
     assert torch.equal(torch.get_rng_state(), state) and heard
-    monkeypatch.setattr("diptych.benchmarks.scene_reader.train_reader", None)  # what is kept is not trained again
+    monkeypatch.setattr("diptych.benchmarks.drawings.scene_reader.train_reader", None)  # what is kept is not trained again
     again = scene_reader(source.split("test"), 32 * 50)
     samples = [source.split("test")[i] for i in range(100)]
     graphs = again.read([s.image for s in samples])
@@ -277,7 +277,7 @@ def test_the_reader_is_nearly_always_right_about_real_scenes():
     for split in ("test", "heldout-combinations"):
         samples = source.split(split).retrieval(200)
         graphs = reader.read([s.image for s in samples])
-        credits = [judge(read(s.captions[0]), g) for s, g in zip(samples, graphs, strict=True)]
+        credits = [claim_credits(parse_caption(s.captions[0]), g) for s, g in zip(samples, graphs, strict=True)]
         for metric, least in (("objects", 0.96), ("count", 0.97), ("colour", 0.97), ("relation", 0.93), ("all_true", 0.9)):
             assert np.mean([c[metric] for c in credits if metric in c]) > least, (split, metric)
 

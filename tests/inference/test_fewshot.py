@@ -14,10 +14,10 @@ import torch
 from cli_fixture import Cli, cli, make_photos  # noqa: F401
 from conversations_fixture import Talker, picture, table
 from diptych.api import load
+from diptych.benchmarks.base import NotApplicable, retrieval_items
 from diptych.benchmarks.run import evaluate
-from diptych.benchmarks.tasks import NotApplicable, task
-from diptych.benchmarks.tasks.base import retrieval_items
-from diptych.benchmarks.tasks.shots import training_part, with_examples
+from diptych.benchmarks.shots import training_part, with_examples
+from diptych.benchmarks.tasks import task
 from diptych.config.recipe import load_recipe
 from diptych.core.capabilities import FunctionModel, examples_for, prompts_for
 from diptych.core.errors import DiptychError

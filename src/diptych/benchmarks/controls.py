@@ -1,4 +1,4 @@
-"""What a number is compared with: no image, the wrong image, no opinion."""
+"""What a result is compared with: no image, the wrong image, equal scores for all."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from diptych.core.capabilities import FunctionModel, Image
 
 
 def blank(image: Image) -> Image:
-    """Mid-grey of the same size: what is left when the image is taken away."""
+    """A mid-grey image of the same size: the control without an image."""
     return np.full_like(image, 128)
 
 
 def derangement(n: int, labels: np.ndarray | None = None, seed: int = 0) -> np.ndarray | None:
-    """A random order of n in which none keeps its place, int [n]; with ``labels`` [n] none gets its own label either.
+    """A random permutation of n without a fixed point, int [n]; with ``labels`` [n], no item gets one of its own label either.
 
-    None where that cannot be (one item, or a label that holds more than half).
+    None where there is none (one item, or a label that more than half of the items have).
     """
     labels = np.arange(n) if labels is None else np.asarray(labels)
     shuffled = np.random.default_rng(seed).permutation(n)
@@ -24,10 +24,12 @@ def derangement(n: int, labels: np.ndarray | None = None, seed: int = 0) -> np.n
     if n < 2 * step:
         return None
     result = np.empty(n, dtype=np.int64)
-    result[order] = np.roll(order, step)  # sorted by label, a shift by the largest class leaves every class
+    result[order] = np.roll(
+        order, step
+    )  # sorted by label: a shift by the size of the largest class moves every item to another class
     return result
 
 
 def constant() -> FunctionModel:
-    """The scorer without an opinion; it must land on chance everywhere."""
+    """A model that gives every pair the same score; its result must be chance everywhere."""
     return FunctionModel("constant", score=lambda images, texts: np.zeros((len(images), len(texts)), dtype=np.float32))

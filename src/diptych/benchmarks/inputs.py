@@ -1,161 +1,28 @@
-"""Files that users bring, read strictly: what is wrong is said with file and line, and nothing is left out in silence.
+"""Files that users bring, read strictly: an error names the file and the line, and nothing is left out silently.
 
-A table of rows may be JSON lines (one object a line), a JSON array of objects, CSV or TSV with a header, or Parquet.
-Ids may be texts or whole numbers; 7 and "7" are the same id.
+A table of rows may be JSON lines (one object a line), a JSON array of objects, a JSON object of objects (whose keys become
+the field ``id``), CSV or TSV with a header, or Parquet.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from diptych.benchmarks.tables import Row, Table, short
 from diptych.core.errors import DiptychError, nearest
 
-LONGEST_LINE = 64 << 20  # bytes; a longer one is no row
+LONGEST_LINE = 64 << 20  # bytes; a longer line is refused
 LINES_AT_ONCE = 64
-LARGEST_JSON = 2 << 30  # bytes; such a document is read whole
+LARGEST_JSON = 2 << 30  # bytes; a larger document is refused, because it is read as a whole
 
-Row = dict[str, Any]
-
-
-class Table:
-    """Rows and where each came from. ``where(i)``: ``answers.jsonl, line 3`` or ``results.json, annotations[2]``."""
-
-    def __init__(self, path: Path, rows: list[Row], where: Callable[[int], str] | Sequence[int]):
-        self.path, self.rows, self._where = path, rows, where
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def where(self, i: int) -> str:
-        return self._where(i) if callable(self._where) else f"{self.path}, line {self._where[i]}"
-
-    def column(self, name: str, kind: str = "any", *, aliases: Sequence[str] = (), default: Any = ...) -> list[Any]:
-        """The values of one field, checked (``kind``: id, text, number, score, truth, list, any; see ``CHECKS``).
-
-        ``aliases``: other names of the field. Without ``default`` every row must have it.
-        """
-        check, names, found = CHECKS[kind], (name, *aliases), []
-        quick = self._quickly(name, kind)
-        if quick is not None:
-            return quick
-        for i, row in enumerate(self.rows):
-            for key in names:
-                if key in row:
-                    break
-            else:
-                if default is ...:
-                    expected = " or ".join(f"'{n}'" for n in names)
-                    raise DiptychError(f"{self.where(i)}: no field {expected}{nearest(name, map(str, row))}")
-                found.append(default)
-                continue
-            try:
-                found.append(check(row[key]))
-            except ValueError as error:
-                raise DiptychError(f"{self.where(i)}: '{key}' must be {error}, got {_short(row[key])}") from None
-        return found
-
-    def _quickly(self, name: str, kind: str) -> list[Any] | None:
-        """A column of a million values that are all what they should be; None if any is not."""
-        try:
-            values = [row[name] for row in self.rows]
-        except KeyError:
-            return None
-        types = set(map(type, values))
-        if kind == "id" and types == {str}:
-            return None if "" in values else values
-        if kind == "id" and types == {int}:
-            return list(map(str, values))
-        if kind in ("number", "score") and types <= {float, int}:
-            numbers = np.array(values, dtype=np.float64)
-            return numbers.tolist() if np.isfinite(numbers).all() else None
-        return values if kind == "text" and types == {str} else None
-
-    def has(self, name: str) -> bool:
-        return bool(self.rows) and name in self.rows[0]
-
-    def unique(self, name: str = "id", *, aliases: Sequence[str] = ()) -> list[str]:
-        """A column of ids, no two alike."""
-        ids = self.column(name, "id", aliases=aliases)
-        if len(set(ids)) == len(ids):
-            return ids
-        first: dict[str, int] = {}
-        for i, each in enumerate(ids):
-            if first.setdefault(each, i) != i:
-                raise DiptychError(f"{self.where(i)}: {name} '{each}' again; it is also at {self.where(first[each])}")
-        return ids
-
-
-def _id(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ValueError("an id (a text or a whole number)")
-    return str(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("a number")
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError("a number") from None
-    if not math.isfinite(number):
-        raise ValueError("a finite number (null for a score that is none)")
-    return number
-
-
-def _score(value: Any) -> float:
-    return math.nan if value is None or value == "" else _number(value)  # an empty cell of a table
-
-
-def _truth(value: Any) -> float:
-    found = _credit(value)
-    if not 0 <= found <= 1:
-        raise ValueError("true, false or a credit in [0, 1]")
-    return found
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError("a list")
-    return value
-
-
-def _credit(value: Any) -> float:
-    named = {"true": 1.0, "false": 0.0}.get(str(value).lower())
-    return _number(value) if named is None else named
-
-
-CHECKS: dict[str, Callable[[Any], Any]] = {
-    "any": lambda value: value,
-    "id": _id,
-    "text": _text,
-    "number": _number,
-    "score": _score,  # a number, or null: NaN, which counts as the lowest and is shown in the table
-    "truth": _truth,
-    "credit": _credit,  # the same without bounds: CIDEr is one
-    "list": _list,
-    "texts": lambda value: [_text(v) for v in _list(value)],
-    "scores": lambda value: [_score(v) for v in _list(value)],
-}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+Fields = dict[str, Any]
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -199,7 +66,7 @@ def _parse(text: str, path: Path, line: int = 1) -> Any:
         return made
 
     def refuse(constant: str) -> float:
-        raise DiptychError(f"{path}, line {line_of(constant)}: {constant} is not JSON; write null where a score is not a number")
+        raise DiptychError(f"{path}, line {line_of(constant)}: {constant} is not JSON; write null for a missing value")
 
     try:
         return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
@@ -216,7 +83,7 @@ def _not_json(constant: str) -> float:
 _QUICK = json.JSONDecoder(parse_constant=_not_json)
 
 
-def _parse_lines(lines: list[tuple[int, bytes]], path: Path) -> list[Row]:
+def _parse_lines(lines: list[tuple[int, bytes]], path: Path) -> list[Fields]:
     """Rows of lines; all at once where it is certain that nothing is wrong with any, else one by one."""
     if all(line.startswith(b"{") and line.endswith(b"}") for _, line in lines):
         try:
@@ -230,15 +97,16 @@ def _parse_lines(lines: list[tuple[int, bytes]], path: Path) -> list[Row]:
     return [_row(number, line, path) for number, line in lines]
 
 
-def _row(number: int, line: bytes, path: Path) -> Row:
+def _row(number: int, line: bytes, path: Path) -> Fields:
     row = _parse(_decode(line, path, number), path, number)
     if not isinstance(row, dict):
-        raise DiptychError(f"{path}, line {number}: expected an object, got {_short(row)}")
+        raise DiptychError(f"{path}, line {number}: expected an object, got {short(row)}")
     return row
 
 
-def read_json(path: Path) -> Any:
-    """One strict JSON document: no NaN, no key twice."""
+def read_json(path: str | Path) -> Any:
+    """A strict JSON document. Raises DiptychError for NaN, a key that occurs twice, or bytes that are not UTF-8."""
+    path = Path(path)
     with _open(path) as file:
         size = path.stat().st_size
         if size > LARGEST_JSON:
@@ -259,18 +127,17 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def read_rows(path: Path, key: str | None = None) -> Table:
-    """The rows of a file in any of the formats above.
+def read_rows(path: str | Path, key: str | None = None) -> Table:
+    """The table of a file in any of the formats above.
 
-    ``key``: in a JSON object, the field that holds the rows (``annotations``); without it any of an object's fields
-    is refused. Raises DiptychError if there is no row.
+    ``key``: the field of a JSON object that holds the rows (``annotations``). Raises DiptychError if there are no rows.
     """
     path = Path(path)
-    kind = path.suffix.lower()
-    if kind == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         table = _read_parquet(path)
-    elif kind in (".csv", ".tsv"):
-        table = _read_csv(path, "," if kind == ".csv" else "\t")
+    elif suffix in (".csv", ".tsv"):
+        table = _read_csv(path, "," if suffix == ".csv" else "\t")
     else:
         table = _read_json_rows(path, key)
     if not table.rows:
@@ -278,32 +145,47 @@ def read_rows(path: Path, key: str | None = None) -> Table:
     return table
 
 
+def read_records(path: str | Path, key: str | None = None) -> list[Row]:
+    """The rows of ``read_rows``, each with its place in the file."""
+    return read_rows(path, key).records()
+
+
 def _read_json_rows(path: Path, key: str | None) -> Table:
-    with _open(path) as file:
-        lines = _lines(file, path) if kind_of(path) == "lines" else None
-        if lines is not None:
-            rows: list[Row] = []
-            numbers: list[int] = []
+    if kind_of(path) == "lines":
+        rows: list[Fields] = []
+        numbers: list[int] = []
+        with _open(path) as file:
+            lines = _lines(file, path)
             while part := list(islice(lines, LINES_AT_ONCE)):
                 rows += _parse_lines(part, path)
                 numbers += [number for number, _ in part]
-            return Table(path, rows, numbers)
-    document, name = read_json(path), ""
+        return Table(path, rows, numbers)
+    document = read_json(path)
+    return table_of(document, path, key)
+
+
+def table_of(document: Any, path: Path, key: str | None = None) -> Table:
+    """The table in a JSON document that was read; arguments and errors as in ``read_rows``."""
+    name = ""
     if isinstance(document, dict):
-        if key is None or key not in document:
+        if key in document:
+            document, name = document[key], str(key)
+        elif document and all(isinstance(value, dict) for value in document.values()):
+            names = list(document)
+            return Table(path, [{"id": k, **v} for k, v in document.items()], lambda i: f"{path}, entry '{names[i]}'")
+        else:
             expected = f"a field '{key}'" if key else "a list of rows"
             raise DiptychError(f"{path}: expected {expected}{nearest(key or '', document) if key else ''}")
-        document, name = document[key], key
     if not isinstance(document, list):
-        raise DiptychError(f"{path}: expected a list of rows{f' in {name}' if name else ''}, got {_short(document)}")
+        raise DiptychError(f"{path}: expected a list of rows{f' in {name}' if name else ''}, got {short(document)}")
     for i, row in enumerate(document):
         if not isinstance(row, dict):
-            raise DiptychError(f"{path}, {name}[{i}]: expected an object, got {_short(row)}")
+            raise DiptychError(f"{path}, {name}[{i}]: expected an object, got {short(row)}")
     return Table(path, document, lambda i: f"{path}, {name}[{i}]")
 
 
 def kind_of(path: Path) -> str:
-    """``lines`` if the file holds one JSON object a line, whatever its name says, else ``document``."""
+    """``lines`` if the file holds one JSON object a line, whatever its name says (POPE's .json files do), else ``document``."""
     if path.suffix.lower() == ".jsonl":
         return "lines"
     with _open(path) as file:
@@ -363,22 +245,6 @@ def _read_parquet(path: Path) -> Table:
     except (pa.ArrowInvalid, OSError) as error:
         raise DiptychError(f"{path}: not Parquet ({error})") from None
     return Table(path, rows, lambda i: f"{path}, row {i}")
-
-
-def match(
-    have: Mapping[str, Any] | Sequence[str], want: Mapping[str, Any] | Sequence[str], of: Table | Path, against: Table | Path
-) -> None:
-    """Refuses ids of ``against`` without one in ``of``, and the other way round: n must be what both files say."""
-    of_path, against_path = (t.path if isinstance(t, Table) else t for t in (of, against))
-    having, wanted = set(have), set(want)
-    for missing, where, other in ((wanted - having, of_path, against_path), (having - wanted, against_path, of_path)):
-        if missing:
-            place = ""
-            if isinstance(of, Table) and where == against_path:
-                first = next((i for i, each in enumerate(have) if each in missing), None)
-                place = f"{of.where(first)}: " if first is not None and len(of) == len(have) else ""
-            some = ", ".join(sorted(missing)[:3]) + (" …" if len(missing) > 3 else "")
-            raise DiptychError(f"{place}{len(missing)} of the {len(wanted | having)} ids are in {other} but not in {where}: {some}")
 
 
 def read_npy(path: Path, dimensions: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk (docs/runs.md): one JSON line an item, and results computed from these alone."""
+"""The files of an evaluation (docs/runs.md): one JSON line an item, and results that are computed from these alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """One metric of one task with what must stand beside it. None: does not apply or cannot be known."""
+    """One metric of one task, with its interval and controls. None: does not apply, or is not known."""
 
     task: str
     metric: str
@@ -34,7 +34,7 @@ class Result:
     ties: int = 0
     nans: int = 0
     seconds: float = 0.0
-    by: str = ""  # where a task can be done in several ways: generate, likelihood or score
+    by: str = ""  # of questions, how they were answered: generate, likelihood or score
     unparsed: int = 0  # answers that could not be parsed; they count as wrong
     band: tuple[float, float] | None = None  # the value if all of these were wrong, and if all were right
     slices: list[dict[str, Any]] = field(default_factory=list)  # {"slice": "type=count", "value", "low", "high", "n", "clusters"}
@@ -70,7 +70,7 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_jsonl(path: Path) -> list[Record]:
-    """The records of a file; a last line cut short by an interruption is left out."""
+    """The records of a file. A last line that an interruption cut short is left out."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     records = []
     for i, line in enumerate(lines):
@@ -81,14 +81,14 @@ def read_jsonl(path: Path) -> list[Record]:
         except json.JSONDecodeError as error:
             if i == len(lines) - 1:  # only a line without its line end can be half a line
                 break
-            raise DiptychError(f"{path}, line {i + 1} is not JSON ({error.msg}); delete the file to evaluate anew") from None
+            raise DiptychError(f"{path}, line {i + 1} is not JSON ({error.msg}); delete the file to evaluate again") from None
     return records
 
 
 class Records:
     """The records of one task, appended to ``path`` as they come, or kept in memory only.
 
-    Opening a file that an interrupted run left takes up its records; ``folder`` is where a task may put other files.
+    Opening a file of an interrupted run continues it. ``folder``: where a task may write other files.
     """
 
     def __init__(self, path: Path | None = None, folder: Path | None = None):
@@ -96,7 +96,7 @@ class Records:
         self._records: dict[str, Record] = {}
         if path is not None and path.exists():
             self._records = {r["item"]: r for r in read_jsonl(path)}
-            write_jsonl(path, self._records.values())  # so that what follows does not join half a line
+            write_jsonl(path, self._records.values())  # drops half a line at the end, so that nothing is appended to it
 
     def __contains__(self, item: str) -> bool:
         return item in self._records
@@ -108,7 +108,7 @@ class Records:
         return list(self._records.values())
 
     def add(self, records: Iterable[Record]) -> None:
-        """Keep those whose item is not yet recorded."""
+        """Keep those whose item has no record yet."""
         fresh = [plain(r) for r in records if r["item"] not in self._records]
         self._records.update((r["item"], r) for r in fresh)
         if self.path is not None:

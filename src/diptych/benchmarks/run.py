@@ -1,4 +1,4 @@
-"""A model through tasks on a source: records, results and what was skipped, in one folder (docs/runs.md)."""
+"""Evaluate a model on tasks and a data source: records, results and what was skipped, in one folder (docs/runs.md)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from diptych.benchmarks.base import NotApplicable, Progress, Task, retrieval_items
 from diptych.benchmarks.records import Records, Result, plain, read_jsonl, write_json, write_jsonl
-from diptych.benchmarks.statistics import holm, paired_test
-from diptych.benchmarks.tasks import DEFAULT, TASKS, NotApplicable, Task, task
-from diptych.benchmarks.tasks.base import Progress, credits, retrieval_items
-from diptych.benchmarks.tasks.shots import with_examples
+from diptych.benchmarks.shots import with_examples
+from diptych.benchmarks.tasks import DEFAULT, TASKS, task
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_atomically
@@ -48,13 +46,13 @@ def evaluate(
     own: bool = False,
     overwrite: bool = False,
 ) -> Summary:
-    """Run ``tasks`` and, with ``out`` (the folder that gets ``summary.json``, e.g. ``runs/clip/evaluation``), keep all.
+    """Run ``tasks`` and, with ``out`` (the folder for ``summary.json``, such as ``runs/clip/evaluation``), keep records and
+    results.
 
-    ``key`` says which weights these are (a hash of the checkpoint). With it, records that an earlier or interrupted
-    call left in ``out`` are taken up if key, data and the task's settings are the same, and results of other tasks
-    stay in the summary; without it all is run anew. Records of another model, other weights or other data are not deleted:
-    DiptychError unless ``overwrite``, or unless ``out`` is the model's ``own`` folder and only its weights are others.
-    """
+    ``key`` identifies the weights (a hash of the checkpoint). With it, records that an earlier or interrupted call left in
+    ``out`` are used if key, data and the task's settings are the same, and results of other tasks stay in the summary; without it
+    everything is run again. Raises DiptychError if ``out`` holds records of another model, other weights or other data, unless
+    ``overwrite`` is given, or ``out`` is the model's ``own`` folder and only its weights differ."""
     chosen = [task(t) if isinstance(t, str) else t for t in tasks]
     summary = Summary(model.name, *(("", "") if source is None else (source.address, source.fingerprint())))
     state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint}, own, overwrite)
@@ -77,7 +75,7 @@ def evaluate(
             try:
                 if source is None and not getattr(each, "file", ""):
                     raise NotApplicable("there is no data for it: it reads none of its own (?file=…)")
-                items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it asks for no source
+                items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it needs no source
                 if getattr(each, "shots", 0):
                     items = with_examples(each, items, source)
             except NotApplicable as reason:
@@ -101,7 +99,7 @@ def evaluate(
 
 
 def recompute(folder: Path) -> Summary:
-    """The results of the records in a folder, without model and data; what an interrupted task has counts as it is."""
+    """The results of the records in a folder, without model and data; of an interrupted task, of the records that it has."""
     from pydantic import TypeAdapter
 
     from diptych.core.registry import resolve
@@ -116,12 +114,19 @@ def recompute(folder: Path) -> Summary:
     for name, entry in state["tasks"].items():
         path = folder / "records" / f"{name}.jsonl"
         settings = dict(entry["settings"])
-        each = TypeAdapter(resolve(settings.pop("class"), {}, "task")).validate_python(settings)
+        each = TypeAdapter(resolve(_address(settings.pop("class")), {}, "task")).validate_python(settings)
         records = read_jsonl(path) if path.is_file() else []
         if records:
             summary.results += [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
             summary.seconds += entry["seconds"]
     return summary
+
+
+def _address(stored: str) -> str:
+    """Where the class of a task is: one of ours is found by its name, wherever its file was when the records were made."""
+    module, _, name = stored.partition(":")
+    own = {cls.__qualname__: f"{cls.__module__}:{name}" for cls in TASKS.values()}
+    return own.get(name, stored) if module.startswith("diptych.") else stored
 
 
 def _needs(each: Task) -> tuple[str, ...]:
@@ -132,7 +137,7 @@ _WORDS = {"model": "another model", "key": "other weights", "data_fingerprint": 
 
 
 class _State:
-    """``state.json``: whose records these are, and which tasks are done."""
+    """``state.json``: of which model and data the records are, and which tasks are finished."""
 
     def __init__(self, out: Path | None, identity: dict[str, Any], own: bool = False, overwrite: bool = False):
         self.out = out
@@ -158,7 +163,7 @@ class _State:
             self._clear()
 
     def _clear(self) -> None:
-        """The folder speaks of one model on one data: nothing of another's may stay beside it."""
+        """Delete all files of an evaluation: a folder is of one model on one data source."""
         assert self.out is not None
         for path in (self.out / "records").glob("*.jsonl"):
             path.unlink()
@@ -166,7 +171,7 @@ class _State:
             (self.out / name).unlink(missing_ok=True)
 
     def others(self, chosen: Sequence[str]) -> list[Result]:
-        """Results of earlier calls for tasks that are not asked for now."""
+        """Results of earlier calls for tasks that are not run now."""
         path = self.out / "summary.json" if self.out else None
         if path is None or not path.is_file():
             return []
@@ -180,8 +185,10 @@ class _State:
         settings = plain({"class": f"{type(each).__module__}:{type(each).__qualname__}", **vars(each)})
         content = _contents(settings)
         known = self.tasks.get(each.name, {})
+        if "class" in known.get("settings", {}):
+            known["settings"]["class"] = _address(known["settings"]["class"])
         if known.get("settings") != settings or known.get("files", {}) != content or not path.exists():
-            path.unlink(missing_ok=True)  # before the state says so: a crash between the two must not mix records
+            path.unlink(missing_ok=True)  # before the state is written: a crash between the two must not mix records
             self.tasks[each.name] = {"settings": settings, "files": content, "seconds": 0.0, "finished": False}
             self._write()
         return Records(path, self.out)
@@ -190,7 +197,7 @@ class _State:
         return bool(self.tasks.get(each.name, {}).get("finished"))
 
     def close(self, each: Task, seconds: float) -> float:
-        """What the task took, in the call that finished it."""
+        """The seconds that the task took, in the call that finished it."""
         if self.out is None:
             return seconds
         entry = self.tasks[each.name]
@@ -205,20 +212,20 @@ class _State:
 
 
 def _contents(settings: dict[str, Any]) -> dict[str, str]:
-    """A hash of every file that a task's settings name: another content starts the records anew."""
-    found = {}
+    """{setting: hash of the file that it names}: with another content, earlier records are not used."""
+    hashes = {}
     for name, value in settings.items():
         if name != "class" and isinstance(value, str) and value and Path(value).is_file():
             digest = hashlib.blake2b(digest_size=16)
             with Path(value).open("rb") as file:
                 while part := file.read(1 << 22):
                     digest.update(part)
-            found[name] = digest.hexdigest()
-    return found
+            hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def save_items(source: Source, folder: Path, n: int = 100) -> list[Sample]:
-    """The retrieval items for the report, ``folder`` being the comparison's ``items/``: ``retrieval.jsonl``, ``images/``."""
+    """Write the retrieval items for the report to ``folder``, the comparison's ``items/``: ``retrieval.jsonl`` and ``images/``."""
     from PIL import Image
 
     items: list[Sample] = retrieval_items(source, n)
@@ -234,48 +241,3 @@ def save_items(source: Source, folder: Path, n: int = 100) -> list[Sample]:
         rows.append({"item": item.id, "image": f"images/{name}.png", "captions": item.captions})
     write_jsonl(folder / "retrieval.jsonl", rows)
     return items
-
-
-def compare_runs(folders: Sequence[Path], out: Path | None = None) -> list[dict[str, Any]]:
-    """Paired tests between recipes on the items they share: the rows of ``tests.json`` (written to ``out`` if given).
-
-    ``folders``: ``…/<recipe>-s<seed>/evaluation``; credits are averaged over the seeds of a recipe.
-    Holm's correction runs over all pairs of recipes within one metric of one task.
-    """
-    seeds: dict[str, list[Path]] = {}
-    for folder in folders:
-        run = Path(folder).parent if Path(folder).name == "evaluation" else Path(folder)
-        seeds.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(folder)
-    found = {name: _credits_of(paths) for name, paths in seeds.items()}
-    metrics = sorted({key for by_metric in found.values() for key in by_metric})
-    rows: list[dict[str, Any]] = []
-    for key in metrics:
-        family = []
-        for a, b in combinations([name for name in found if key in found[name]], 2):
-            of_a, of_b = found[a][key], found[b][key]
-            shared = sorted(set(of_a) & set(of_b))
-            if not shared:
-                continue
-            test = paired_test([of_a[i][0] for i in shared], [of_b[i][0] for i in shared], [of_a[i][1] for i in shared])
-            family.append({"task": key[0], "metric": key[1], "a": a, "b": b, **asdict(test)})
-        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
-            rows.append({**row, "p_holm": corrected})
-    if out is not None:
-        write_json(out, rows)
-    return rows
-
-
-def _credits_of(folders: Sequence[Path]) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
-    """{(task, metric): {item: (credit averaged over the folders, cluster)}}"""
-    gathered: dict[tuple[str, str], dict[str, tuple[list[float], str]]] = {}
-    for folder in folders:
-        for path in sorted((Path(folder) / "records").glob("*.jsonl")):
-            records = read_jsonl(path)
-            cluster = {r["item"]: str(r["cluster"]) for r in records}
-            own = getattr(TASKS.get(path.stem), "credits", None)
-            by_metric = own(TASKS[path.stem](), records) if own else credits(records)
-            for metric, by_item in by_metric.items():
-                for item, credit in by_item.items():
-                    values, _ = gathered.setdefault((path.stem, metric), {}).setdefault(item, ([], cluster[item]))
-                    values.append(credit)
-    return {k: {i: (sum(v) / len(v), c) for i, (v, c) in items.items()} for k, items in gathered.items()}

@@ -1,4 +1,4 @@
-"""Error bars and tests that respect clusters: everything that belongs to one image is drawn, or flipped, together."""
+"""Intervals and tests that respect clusters: all items of one image are drawn, or flipped, together."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def mean_interval(
     """Mean of values [n] with a bootstrap over clusters that holds from about ten clusters on (``_percentiles``).
 
     ``share``: the values lie in [0, 1]. If then all clusters agree, no resample differs, and the bootstrap's
-    interval of width nothing would mislead; the exact bound for so many clusters stands in.
+    interval would have no width; the exact bound for so many clusters is used instead.
     """
     data = np.asarray(values, dtype=np.float64)
     value = mean(data)
@@ -116,13 +116,13 @@ def sums_interval(
     """The same for a metric of column sums: F1 of confusion counts, BLEU of n-gram counts, ECE of bins.
 
     ``items`` [n, K]; ``metric`` takes sums [..., K] and returns [...]. Such a metric may be biased on resamples (the
-    distance of two means grows with their noise), so the resamples lend their spread and the estimate the centre.
+    distance of two means grows with their noise), so the resamples give the width and the estimate the centre.
     """
     items = np.asarray(items, dtype=np.float64)
     value, sums = float(metric(items.sum(0))), _cluster_sums(items, clusters)
-    found = np.asarray(metric(_draw(sums, resamples, seed)), dtype=np.float64) if len(sums) > 1 else np.zeros(0)
+    drawn = np.asarray(metric(_draw(sums, resamples, seed)), dtype=np.float64) if len(sums) > 1 else np.zeros(0)
     without = np.asarray(metric(sums.sum(0) - sums), dtype=np.float64)
-    return _centred(value, found, len(sums), share, level, without if np.isfinite(without).all() else None)
+    return _centred(value, drawn, len(sums), share, level, without if np.isfinite(without).all() else None)
 
 
 def function_interval(
@@ -140,25 +140,26 @@ def function_interval(
         where.setdefault(str(cluster), []).append(i)
     members = [np.array(where[name]) for name in sorted(where)]  # by name, so the order of items does not matter
     rng = np.random.default_rng(seed)
-    value, found = float(metric(np.arange(len(clusters)))), []
+    value, drawn = float(metric(np.arange(len(clusters)))), []
     for _ in range(resamples if len(members) > 1 else 0):
         picked = rng.integers(len(members), size=len(members))
-        found.append(float(metric(np.concatenate([members[i] for i in picked]))))
-    return _centred(value, np.array(found), len(members), share, level)
+        drawn.append(float(metric(np.concatenate([members[i] for i in picked]))))
+    return _centred(value, np.array(drawn), len(members), share, level)
 
 
 def _centred(
-    value: float, found: np.ndarray, clusters: int, share: bool, level: float, without: np.ndarray | None = None
+    value: float, drawn: np.ndarray, clusters: int, share: bool, level: float, without: np.ndarray | None = None
 ) -> Interval:
-    found = found[np.isfinite(found)]  # a resample may lack what the metric divides by
-    if len(found) < 2 or np.ptp(found) < 1e-12:
+    drawn = drawn[np.isfinite(drawn)]  # a resample may have nothing that the metric could divide by
+    if len(drawn) < 2 or np.ptp(drawn) < 1e-12:
         return _of_equal_clusters(value, clusters, share, level)
-    centred = found - mean(found) + value
+    centred = drawn - mean(drawn) + value
     return _percentiles(value, np.clip(centred, 0, 1) if share else centred, level, clusters, without)
 
 
-def _percentiles(value: float, found: np.ndarray, level: float, clusters: int, without: np.ndarray | None = None) -> Interval:
-    """Percentiles that make up for two faults of the plain ones, which cover 86 % instead of 95 % at six clusters (docs/metrics.md).
+def _percentiles(value: float, drawn: np.ndarray, level: float, clusters: int, without: np.ndarray | None = None) -> Interval:
+    """Percentiles that make up for two faults of the plain ones, which cover 86 % instead of 95 % at six clusters
+    (docs/metrics.md).
 
     They lie outwards as Student's t is wider than the normal, and by √(G/(G−1)) for the variance of G clusters
     (Hesterberg, arXiv:1411.5279, section 3.2), and are shifted for skewness by the acceleration of BCa (Efron 1987), from the metric
@@ -180,7 +181,7 @@ def _percentiles(value: float, found: np.ndarray, level: float, clusters: int, w
     for z in (edge + shift, shift - edge):
         room = 1 - shift * z
         tails.append(normal_cdf(shift + z / room) if room > 0 else float(z > 0))
-    low, high = np.quantile(found, tails)
+    low, high = np.quantile(drawn, tails)
     return Interval(value, float(low), float(high))
 
 
@@ -209,7 +210,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Raises ValueError for no values."""
+    """Number, mean, lowest, highest and standard deviation of values. Raises ValueError for none."""
     if not len(values):
         raise ValueError("the spread of no values")
     deviation = float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) if len(values) > 1 else math.nan

@@ -12,9 +12,10 @@ from diptych.core.errors import DiptychError
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Judge predictions in files, each number with its 95 % interval (bootstrap over images), n, chance and controls.\n\n"
+    help="Score predictions in files, each number with its 95 % interval (bootstrap over images), n, chance and controls.\n\n"
     "A table of rows may be JSON lines, a JSON list, CSV, TSV or Parquet. `--help` of a verb shows its files.",
 )
+MODES = ("plain", "circular", "mme")  # of multiple choice
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -24,36 +25,39 @@ def captions(
     references: Annotated[Path, typer.Option(help="COCO captions.")],
     images: Annotated[Path | None, typer.Option(help="The folder of the images, for CLIPScore.")] = None,
     model: Annotated[str | None, typer.Option(help="The model for CLIPScore: a run directory or `hf:NAME`.")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Judge only the images that have a result.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Score only the images that have a result.")] = False,
     java: Annotated[
-        bool, typer.Option("--java/--no-java", help="METEOR and SPICE, where Java and pycocoevalcap are there.")
+        bool, typer.Option("--java/--no-java", help="METEOR and SPICE, where Java and pycocoevalcap are installed.")
     ] = True,
     json_: Json = False,
 ) -> None:
-    """BLEU-1..4, ROUGE-L and CIDEr-D as the COCO server has them; METEOR, SPICE, CLIPScore and RefCLIPScore on demand.
+    """BLEU-1..4, ROUGE-L and CIDEr-D as the COCO server computes them; METEOR, SPICE, CLIPScore and RefCLIPScore on demand.
 
     R.json: `[{"image_id": 1, "caption": "a cat on a mat"}, …]`
 
-    REFS.json: `{"annotations": [{"image_id": 1, "caption": "A cat lies on a mat."}, …], "images": [{"id": 1, "file_name": "1.jpg"}, …]}`
+    REFS.json: `{"annotations": [{"image_id": 1, "caption": "A cat lies on a mat."}, …], "images": [{"id": 1, "file_name":
+    "1.jpg"}, …]}`
 
     `diptych metrics captions --results R.json --references REFS.json --images photos/ --model runs/clip`
     """
-    from diptych.benchmarks.predictions import texts
+    from diptych.benchmarks.texts import captions as benchmark
+    from diptych.benchmarks.texts import clipscore
+    from diptych.benchmarks.texts import java as package
     from diptych.cli.results import show_results
 
     if (images is None) != (model is None):
         raise DiptychError("CLIPScore needs both --images and --model")
-    made, true = texts.read_captions(results, references, partial)
-    found, notes = texts.judge_captions(made, true), list[str]()
+    generated, true = benchmark.read_captions(results, references, partial)
+    scores, notes = benchmark.score_captions(generated, true), list[str]()
     if java:
-        more, notes = texts.judge_by_java(made, true)
-        found += more
+        more, notes = package.score_by_java(generated, true)
+        scores += more
     if images is not None and model is not None:
         from diptych.inference.load import load
 
-        files = texts.image_files(references, images, sorted(made))
-        found += texts.judge_by_model(load(model), images, files, made, true, _said("images"))
-    show_results(found, json_=json_, notes=notes)
+        files = clipscore.image_files(references, images, sorted(generated))
+        scores += clipscore.score_by_model(load(model), images, files, generated, true, _progress("images"))
+    show_results(scores, json_=json_, notes=notes)
 
 
 @app.command()
@@ -63,7 +67,7 @@ def vqa(
     results: Annotated[Path, typer.Option(help="VQAv2 results.")],
     json_: Json = False,
 ) -> None:
-    """VQA accuracy against ten human answers, as its evaluator has it, with slices by type of answer and of question.
+    """VQA accuracy against ten human answers, as its evaluator computes it, with slices by type of answer and of question.
 
     Q.json: `{"questions": [{"question_id": 7, "image_id": 1, "question": "What is it?"}, …]}`
 
@@ -74,52 +78,55 @@ def vqa(
 
     `diptych metrics vqa --questions Q.json --annotations A.json --results R.json`
     """
-    from diptych.benchmarks.predictions.answers import judge_vqa
+    from diptych.benchmarks.answers.vqa import score_files
     from diptych.cli.results import show_results
 
-    show_results(judge_vqa(questions, annotations, results), json_=json_)
+    show_results(score_files(questions, annotations, results), json_=json_)
 
 
 @app.command()
 def pope(
     questions: Annotated[Path, typer.Option(help="POPE questions.")],
-    answers: Annotated[Path, typer.Option(help="What the model said.")],
+    answers: Annotated[Path, typer.Option(help="The model's answers.")],
     json_: Json = False,
 ) -> None:
-    """Yes/no questions about objects: accuracy, precision, recall, F1, predicted yes-ratio. What is neither yes nor no gives a band.
+    """Yes/no questions about objects: accuracy, precision, recall, F1, predicted yes-ratio. Answers that are neither yes nor no
+    widen the band.
 
     Q.jsonl: `{"question_id": 1, "image": "1.jpg", "text": "Is there a dog in the image?", "label": "no"}`
 
-    A.jsonl: `{"question_id": 1, "answer": "No, there is not."}`, or in the order of the questions with `question` in place of the id
+    A.jsonl: `{"question_id": 1, "answer": "No, there is not."}`, or in the order of the questions with `question` in place of the
+    id
 
     `diptych metrics pope --questions coco_pope_random.json --answers A.jsonl`
     """
-    from diptych.benchmarks.predictions.answers import judge_pope
+    from diptych.benchmarks.answers.pope import score_files
     from diptych.cli.results import show_results
 
-    show_results(judge_pope(questions, answers), json_=json_)
+    show_results(score_files(questions, answers), json_=json_)
 
 
 @app.command()
 def chair(
     captions: Annotated[Path, typer.Option(help="COCO results.")],
     instances: Annotated[Path, typer.Option(help="COCO instances.")],
-    references: Annotated[Path | None, typer.Option(help="COCO captions: what they name is true as well.")] = None,
+    references: Annotated[Path | None, typer.Option(help="COCO captions: what they name counts as true.")] = None,
     synonyms: Annotated[Path | None, typer.Option(help="A line an object: `person, man, woman`; default: for COCO's 80.")] = None,
     json_: Json = False,
 ) -> None:
-    """Objects that captions name and images do not show: CHAIR_i, CHAIR_s, and recall and length, which move them.
+    """Objects that captions name and images do not show: CHAIR_i, CHAIR_s, with recall and length, which affect them.
 
     C.json: `[{"image_id": 1, "caption": "a cat and a dog"}, …]`
 
-    I.json: `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "category_id": 17}, …], "categories": [{"id": 17, "name": "cat"}, …]}`
+    I.json: `{"images": [{"id": 1}], "annotations": [{"image_id": 1, "category_id": 17}, …], "categories": [{"id": 17, "name":
+    "cat"}, …]}`
 
     `diptych metrics chair --captions C.json --instances instances_val2014.json --references captions_val2014.json`
     """
-    from diptych.benchmarks.predictions.texts import judge_chair
+    from diptych.benchmarks.texts.chair import score_files
     from diptych.cli.results import show_results
 
-    show_results(judge_chair(captions, instances, references, synonyms), json_=json_)
+    show_results(score_files(captions, instances, references, synonyms), json_=json_)
 
 
 @app.command()
@@ -127,19 +134,19 @@ def pairs(
     scores: Annotated[Path, typer.Option(help="A row an item.")],
     json_: Json = False,
 ) -> None:
-    """Positive against negatives (ARO, SugarCrepe, CREPE, VL-CheckList), or 2×2 (Winoground). Ties are shared, never won.
+    """Positive against negatives (ARO, SugarCrepe, CREPE, VL-CheckList), or 2×2 (Winoground). Ties are shared.
 
-    S.jsonl: `{"id": 1, "image": "1.jpg", "positive": 0.31, "negative": 0.29, "split": "add_obj"}`; several wrong ones: `"negatives": [0.2, 0.1]`.
-    With `caption` and `negative_caption` the control "the shorter one is right" is shown.
+    S.jsonl: `{"id": 1, "image": "1.jpg", "positive": 0.31, "negative": 0.29, "split": "add_obj"}`; several wrong ones:
+    `"negatives": [0.2, 0.1]`. With `caption` and `negative_caption` the control "the shorter one is right" is shown.
 
     Winoground: `{"id": 0, "c0_i0": 0.3, "c0_i1": 0.2, "c1_i0": 0.1, "c1_i1": 0.4, "tag": "Object"}`
 
     `diptych metrics pairs --scores S.jsonl`
     """
-    from diptych.benchmarks.predictions.scores import judge_pairs
+    from diptych.benchmarks.matching.pairs import score_file
     from diptych.cli.results import show_results
 
-    show_results(judge_pairs(scores), json_=json_)
+    show_results(score_file(scores), json_=json_)
 
 
 @app.command()
@@ -155,12 +162,12 @@ def retrieval(
 
     `diptych metrics retrieval --similarity S.npy --positives P.json`
     """
-    from diptych.benchmarks.predictions.scores import judge_retrieval
+    from diptych.benchmarks.matching.retrieval import score_file
     from diptych.cli.results import show_results
 
-    results = judge_retrieval(similarity, positives, _numbers(ks, int), _said("rows"))
+    results = score_file(similarity, positives, _numbers(ks, int), _progress("rows"))
     both = any(r.metric.startswith("column→row") for r in results)
-    notes = () if both else ("column→row is not judged: some columns of the matrix are right for no row, so they have no rank",)
+    notes = () if both else ("column→row is not scored: some columns of the matrix are right for no row, so they have no rank",)
     show_results(results, json_=json_, notes=notes)
 
 
@@ -178,22 +185,22 @@ def zeroshot(
 
     `diptych metrics zeroshot --scores S.npy --labels L.json --classes C.json`
     """
-    from diptych.benchmarks.predictions.scores import judge_zeroshot
+    from diptych.benchmarks.matching.zeroshot import score_file
     from diptych.cli.results import show_results
 
-    show_results(judge_zeroshot(scores, labels, classes, images), json_=json_)
+    show_results(score_file(scores, labels, classes, images), json_=json_)
 
 
 @app.command("multiple-choice")
 def multiple_choice(
     questions: Annotated[Path, typer.Option(help="A row a question; MMBench's tsv as it is.")],
-    answers: Annotated[Path, typer.Option(help="What the model said, or its scores of the options.")],
+    answers: Annotated[Path, typer.Option(help="The model's answers, or its scores of the options.")],
     mode: Annotated[
         str, typer.Option(help="`plain`, `circular` (every rotation must be right) or `mme` (accuracy + accuracy⁺, out of 200).")
     ] = "plain",
     json_: Json = False,
 ) -> None:
-    """One right option among several. An answer that names none, or several, is never guessed at: it gives a band.
+    """One right option among several. An answer that names none, or several, is not guessed: it widens the band.
 
     Q.jsonl: `{"id": 1, "image": "1.jpg", "question": "What is it?", "options": ["cat", "dog"], "answer": "A", "category": "what"}`.
     Rotations of a question share `group`; in MMBench's files, the index modulo 1,000,000.
@@ -203,10 +210,14 @@ def multiple_choice(
 
     `diptych metrics multiple-choice --questions mmbench_dev.tsv --answers A.jsonl --mode circular`
     """
-    from diptych.benchmarks.predictions.answers import judge_choices
+    from diptych.benchmarks.answers import choices, mme
     from diptych.cli.results import show_results
+    from diptych.core.errors import nearest
 
-    show_results(judge_choices(questions, answers, mode), json_=json_)
+    if mode not in MODES:
+        raise DiptychError(f"--mode {mode}: no such mode{nearest(mode, MODES)}")
+    results = mme.score_files(questions, answers) if mode == "mme" else choices.score_files(questions, answers, mode == "circular")
+    show_results(results, json_=json_)
 
 
 @app.command()
@@ -223,10 +234,10 @@ def selective(
 
     `diptych metrics selective --records R.jsonl --validation V.jsonl`
     """
-    from diptych.benchmarks.predictions.scores import judge_selective
+    from diptych.benchmarks.answers.confidence import selective_file
     from diptych.cli.results import show_results
 
-    show_results(judge_selective(records, validation, _numbers(risks, float), _numbers(costs, float)), json_=json_)
+    show_results(selective_file(records, validation, _numbers(risks, float), _numbers(costs, float)), json_=json_)
 
 
 @app.command()
@@ -241,11 +252,11 @@ def calibration(
 
     `diptych metrics calibration --records R.jsonl`
     """
-    from diptych.benchmarks.predictions.scores import judge_calibration
+    from diptych.benchmarks.answers.confidence import calibration_file
     from diptych.cli.results import show_results
 
-    found, diagram = judge_calibration(records, bins)
-    show_results(found, json_=json_, bins=[b for b in diagram if b.n])
+    results, diagram = calibration_file(records, bins)
+    show_results(results, json_=json_, bins=[b for b in diagram if b.n])
 
 
 @app.command()
@@ -256,17 +267,17 @@ def memorization(
     k: Annotated[int, typer.Option("-k", min=1, help="Nearest public images of a caption.")] = 10,
     json_: Json = False,
 ) -> None:
-    """Déjà vu: what a model knows of a training image that its caption does not say. Gaps above 0 tell of memorisation.
+    """Déjà vu: what a model knows of a training image beyond its caption. Gaps above 0 show memorisation.
 
     T.npz and R.npz: `numpy.savez("T.npz", text=captions_of_samples, public=images_of_a_disjoint_set)`, embedded by each model.
     O.json: `{"samples": [["cat", "sofa"], …], "public": [["dog"], …]}`
 
     `diptych metrics memorization --target T.npz --reference R.npz --objects O.json`
     """
-    from diptych.benchmarks.predictions.probes import judge_memorization
+    from diptych.benchmarks.probes.memorization import score_files
     from diptych.cli.results import show_results
 
-    show_results(judge_memorization(target, reference, objects, k), json_=json_)
+    show_results(score_files(target, reference, objects, k), json_=json_)
 
 
 @app.command()
@@ -282,11 +293,11 @@ def frequency(
 
     `diptych metrics frequency --counts C.json --results R.jsonl`
     """
-    from diptych.benchmarks.predictions.probes import judge_frequency
+    from diptych.benchmarks.probes.frequency import score_files
     from diptych.cli.results import show_results
 
-    found, bins = judge_frequency(counts, results, per_decade)
-    show_results(found, json_=json_, bins=bins)
+    scores, bins = score_files(counts, results, per_decade)
+    show_results(scores, json_=json_, bins=bins)
 
 
 @app.command()
@@ -295,20 +306,21 @@ def bias(
     k: Annotated[int, typer.Option("-k", min=1, help="For skew: the top so many.")] = 10,
     json_: Json = False,
 ) -> None:
-    """Three probes; the fields of the rows say which.
+    """Three probes, chosen by the fields of the rows.
 
     Skew of what a query retrieves: `{"query": "a photo of a doctor", "item": "1.jpg", "group": "a", "score": 0.3}`
 
-    Association of groups with one of two attributes: `{"image": "1.jpg", "group": "a", "attribute": "career", "text": "office", "score": 0.2}`
+    Association of groups with one of two attributes: `{"image": "1.jpg", "group": "a", "attribute": "career", "text": "office",
+    "score": 0.2}`
 
     Contrast sets, which differ in the group alone: `{"set": 1, "group": "a", "query": "a kind person", "score": 0.2}`
 
     `diptych metrics bias --scores S.jsonl -k 100`
     """
-    from diptych.benchmarks.predictions.probes import judge_bias
+    from diptych.benchmarks.probes.bias_table import score_file
     from diptych.cli.results import show_results
 
-    show_results(judge_bias(scores, k), json_=json_)
+    show_results(score_file(scores, k), json_=json_)
 
 
 @app.command()
@@ -318,13 +330,14 @@ def compare(
     metric: Annotated[str | None, typer.Option(help="Only this one.")] = None,
     json_: Json = False,
 ) -> None:
-    """Does A beat B on the same items? Paired permutation test, flipped by image, with Holm's correction over the metrics.
+    """Is A better than B on the same items? Paired permutation test, flipped by image, with Holm's correction over the metrics.
 
-    A.jsonl, B.jsonl: `{"item": "1", "cluster": "1.jpg", "correct": {"accuracy": 1}}`, as `diptych evaluate` writes them, or `"correct": 1`
+    A.jsonl, B.jsonl: `{"item": "1", "cluster": "1.jpg", "correct": {"accuracy": 1}}`, as `diptych evaluate` writes them, or
+    `"correct": 1`
 
     `diptych metrics compare runs/clip/evaluation/records/retrieval.jsonl runs/siglip/evaluation/records/retrieval.jsonl`
     """
-    from diptych.benchmarks.predictions.compare import compare_records
+    from diptych.benchmarks.compare import compare_records
     from diptych.cli.results import show_rows
 
     show_rows("tests", compare_records(first, second, metric), json_)
@@ -332,26 +345,26 @@ def compare(
 
 def _numbers(text: str, kind: type) -> list:
     try:
-        found = [kind(part) for part in text.split(",") if part.strip()]
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        found = []
-    if not found or any(v <= 0 for v in found):
+        numbers = []
+    if not numbers or any(v <= 0 for v in numbers):
         raise DiptychError(f"expected numbers above 0 with commas between, got '{text}'")
-    return found
+    return numbers
 
 
-def _said(what: str):
-    """Progress on stderr, for work of more than a few seconds."""
+def _progress(what: str):
+    """A function that reports progress on stderr, for work of more than a few seconds."""
     import sys
     import time
 
-    began = last = time.monotonic()
+    start = last = time.monotonic()
 
-    def say(done: int, of: int) -> None:
+    def report(done: int, of: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - began > 3 and (now - last > 5 or done == of):
+        if now - start > 3 and (now - last > 5 or done == of):
             last = now
             print(f"{done:,}/{of:,} {what}", file=sys.stderr, flush=True)
 
-    return say
+    return report

@@ -136,7 +136,7 @@ def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
 
 def summarize(out: Path, planned: list[RecipeJob], build_report: Callable[[Path], Path]) -> None:
     """Writes paired tests and the report of what is trained and evaluated so far."""
-    from diptych.benchmarks.run import compare_runs
+    from diptych.benchmarks.compare import compare_runs
 
     finished = [job.path for job in planned if job.done()]
     if finished:

@@ -24,8 +24,8 @@ def finite(value: Any) -> float | None:
 def results_of(evaluation: EvaluationFiles, notes: list[str]) -> list[dict[str, Any]]:
     """The results of records without a summary: means of credits, else by the task of that name. ``notes`` get problems."""
     from diptych.benchmarks.records import plain
+    from diptych.benchmarks.results import shares
     from diptych.benchmarks.tasks import TASKS
-    from diptych.benchmarks.tasks.base import shares
 
     results = []
     for task, path in evaluation.record_files().items():

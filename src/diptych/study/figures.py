@@ -16,7 +16,7 @@ SHOWN = 250  # pairs in a map: more overlap, and t-SNE takes longer
 
 def recall_curves(runs: Runs, *, measure: str) -> str:
     """A panel for each arm of a déjà vu recall measure: the share of members by the recall they reach at least."""
-    from diptych.benchmarks.metrics.memorization import recall_curve
+    from diptych.benchmarks.probes.memorization import recall_curve
 
     x = np.linspace(0, 1, 101)
     panels = []
@@ -59,7 +59,7 @@ def frequency_plot(runs: Runs, *, measure: str) -> str:
 def maps(runs: Runs, *, arms: list[str] | None = None, seed: int = 0) -> str:
     """A t-SNE map of each arm's image and text embeddings, with the modality gap. Needs the task ``embedding``."""
     manifold = need("sklearn.manifold", extra="report", what="the figure maps (t-SNE)")
-    from diptych.benchmarks.metrics.gap import modality_gap
+    from diptych.benchmarks.probes.embedding import modality_gap
 
     panels = []
     for arm in arms or runs.study.arms:

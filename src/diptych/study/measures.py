@@ -50,7 +50,7 @@ def deja_vu(
     members: ``own``, the repeated samples; ``ordinary``, as many others that neither arm repeats.
     shown: ``colours`` uses the colours of objects as labels (scenes only): small models learn them long before shapes.
     """
-    from diptych.benchmarks.metrics.memorization import population_gap
+    from diptych.benchmarks.probes.memorization import population_gap
 
     data = runs.recipe(arm, seed).data.train
     of_arm = _deja_vu(runs.path(arm, seed), data, members, public, neighbours, shown)
@@ -63,7 +63,7 @@ def deja_vu(
 @lru_cache(maxsize=64)
 def _deja_vu(run: Path, data: str, members: str, public: int, neighbours: int, shown: str) -> dict[str, Any]:
     """Items, recall [N] and precision [N] of the model in ``run`` for the samples that ``data`` repeats."""
-    from diptych.benchmarks.metrics.memorization import nearest, precision_recall, predicted_objects
+    from diptych.benchmarks.probes.memorization import nearest, precision_recall, predicted_objects
     from diptych.data.sources import open_source
     from diptych.data.sources.repeated import Repeated
 
@@ -118,7 +118,7 @@ def _labels(sample: Sample, shown: str = "labels") -> set[str]:
 
 def _named_in_caption(sample: Sample, shows: set[str]) -> set[str]:
     """The labels that the first caption names, in singular or plural."""
-    from diptych.benchmarks.metrics.chair import objects_in, vocabulary
+    from diptych.benchmarks.texts.chair import objects_in, vocabulary
 
     return set(objects_in(sample.captions[0], vocabulary(sorted(shows))))
 
@@ -153,7 +153,7 @@ def frequency(
     of: the slope of accuracy against log10(count), the correlation r, or r_binned over bins of half a decade. The items of the
     slope are concepts with their influence on the estimate, so that their spread is that of the slope.
     """
-    from diptych.benchmarks.metrics.frequency import binned_correlation, correlation, log_bins
+    from diptych.benchmarks.probes.frequency import binned_correlation, correlation, log_bins
 
     known = _accuracy(runs.path(arm, seed), data, images, metric)
     by_name = _counts(runs, counted or arm, seed, tuple(known))
@@ -179,7 +179,7 @@ _LOOKED_AT = 5000
 
 def _counts(runs: Runs, arm: str, seed: int, names: tuple[str, ...]) -> dict[str, float]:
     """Pictures of each concept in the arm's training: counted on the first 5,000 samples, scaled to all that were drawn."""
-    from diptych.benchmarks.metrics.chair import objects_in, vocabulary
+    from diptych.benchmarks.texts.chair import objects_in, vocabulary
     from diptych.data.source import usable_samples
 
     source = runs.source(arm, seed).split("train")
@@ -196,8 +196,8 @@ def _counts(runs: Runs, arm: str, seed: int, names: tuple[str, ...]) -> dict[str
 
 @lru_cache(maxsize=8)
 def _accuracy(path: Path, data: str, images: int, metric: str) -> dict[str, float]:
+    from diptych.benchmarks.matching.zeroshot import ZeroShot
     from diptych.benchmarks.records import Records
-    from diptych.benchmarks.tasks.zeroshot import ZeroShot
     from diptych.data.source import Controlled
     from diptych.data.sources import open_source
 

@@ -143,8 +143,8 @@ def _task_name(address: str) -> str:
 
 
 def _of_records(evaluation: EvaluationFiles, measure: Measure) -> Measured:
+    from diptych.benchmarks.results import credits
     from diptych.benchmarks.tasks import task
-    from diptych.benchmarks.tasks.base import credits
 
     assert measure.task and measure.metric
     measured_task = task(measure.task)

@@ -1,1 +1,1 @@
-"""Metrics: pure functions over arrays and texts."""
+"""Formulas that several benchmarks share: pure functions of arrays and texts."""

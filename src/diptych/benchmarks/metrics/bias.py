@@ -1,5 +1,5 @@
-"""Does a model treat groups of people or things differently? Three views: who is retrieved, what is associated with whom, and
-what changes where nothing but the group does."""
+"""Differences between groups of people or things: skew of what is retrieved, association, and contrast sets that differ in the
+group alone."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def top_shares(scores: np.ndarray, groups: Sequence[Hashable], k: int) -> dict[H
 def skew(
     scores: np.ndarray, groups: Sequence[Hashable], k: int, desired: Mapping[Hashable, float] | None = None
 ) -> dict[Hashable, float]:
-    """Skew@k of each group: ln(share in the top k / ``desired`` share, by default that of all items); −∞ for a group that is not
-    there at all (Geyik et al., arXiv:1905.01989, definition 2)."""
+    """{group: Skew@k} = ln(share in the top k / ``desired`` share, by default that of all items); −∞ for a group that is not in the
+    top k (Geyik et al., arXiv:1905.01989, definition 2)."""
     if desired is None:
         desired = {group: sum(g == group for g in groups) / len(groups) for group in dict.fromkeys(groups)}
     with np.errstate(divide="ignore"):
@@ -36,18 +36,13 @@ def skew(
 
 
 def max_skew(scores: np.ndarray, groups: Sequence[Hashable], k: int, desired: Mapping[Hashable, float] | None = None) -> float:
-    """The largest skew of any group: how far the most favoured one is favoured (ibid., definition 3)."""
+    """The largest skew of any group (Geyik et al., definition 3)."""
     return max(skew(scores, groups, k, desired).values())
 
 
-def association(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """s(i) = mean similarity of image i to the texts of one attribute less that to another's; float [N] from [N, A] and [N, B]
-    (Caliskan et al. 2017, for images Steed & Caliskan, arXiv:2010.15052)."""
-    return np.asarray(first, dtype=np.float64).mean(1) - np.asarray(second, dtype=np.float64).mean(1)
-
-
 def effect_size(x: np.ndarray, y: np.ndarray) -> float:
-    """(mean s of group x − mean s of group y) / standard deviation of all s (n − 1 below), as WEAT; NaN where nothing varies."""
+    """(mean of x − mean of y) / standard deviation of all values (n − 1), as in WEAT (Caliskan et al. 2017); NaN where nothing
+    varies."""
     if not len(x) or not len(y):
         return float("nan")
     every = np.concatenate([x, y])
@@ -60,7 +55,7 @@ def contrast(
 ) -> dict[tuple[str, str], dict[Hashable, float]]:
     """{(a, b): {set: score of a − score of b}} over sets whose members differ in the group alone; a < b by name.
 
-    No bias: differences around 0. Raises ValueError if a set has a group twice or lacks one that others have.
+    Without bias the differences lie around 0. Raises ValueError if a set has a group twice or lacks one that other sets have.
     """
     by_set: dict[Hashable, dict[str, float]] = {}
     for score, group, name in zip(scores, groups, sets, strict=True):
@@ -69,7 +64,7 @@ def contrast(
         by_set[name][group] = score
     names = sorted(set(groups))
     for name, members in by_set.items():
-        lacking = [g for g in names if g not in members]
-        if lacking:
-            raise ValueError(f"set '{name}' has no member of the group '{lacking[0]}'")
+        missing = [g for g in names if g not in members]
+        if missing:
+            raise ValueError(f"set '{name}' has no member of the group '{missing[0]}'")
     return {(a, b): {s: m[a] - m[b] for s, m in by_set.items()} for i, a in enumerate(names) for b in names[i + 1 :]}

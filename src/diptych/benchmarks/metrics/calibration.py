@@ -1,4 +1,5 @@
-"""Is a confidence of 80 % right in 80 % of the cases? ``confidence`` float [N] in [0, 1], ``credit`` float [N] in [0, 1]."""
+"""Calibration: are answers with a confidence of 80 % right in 80 % of the cases? ``confidence`` and ``credit``: float [N] in [0,
+1]."""
 
 from __future__ import annotations
 
@@ -50,17 +51,18 @@ def ece(confidence: np.ndarray, credit: np.ndarray, bins: int = BINS) -> float:
 
 
 def brier_items(confidence: np.ndarray, credit: np.ndarray) -> np.ndarray:
-    """(confidence − credit)² of each item (Brier 1950, of the answer given); float [N]."""
+    """(confidence − credit)² of each item (Brier 1950, for the answer given); float [N]."""
     return (np.asarray(confidence, dtype=np.float64) - np.asarray(credit, dtype=np.float64)) ** 2
 
 
 def brier(confidence: np.ndarray, credit: np.ndarray) -> float:
+    """The mean of ``brier_items``."""
     return float(brier_items(confidence, credit).mean())
 
 
 def reliability(confidence: np.ndarray, credit: np.ndarray, bins: int = BINS) -> list[Bin]:
     """The bins of a reliability diagram."""
-    count, summed, right = bin_sums(confidence, credit, bins).sum(0).reshape(3, bins)
+    count, total, right = bin_sums(confidence, credit, bins).sum(0).reshape(3, bins)
     with np.errstate(invalid="ignore"):
-        means, accuracy = summed / count, right / count
+        means, accuracy = total / count, right / count
     return [Bin(b / bins, (b + 1) / bins, int(count[b]), float(means[b]), float(accuracy[b])) for b in range(bins)]

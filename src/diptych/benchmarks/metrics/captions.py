@@ -1,7 +1,7 @@
 """Caption metrics as the COCO evaluation server computes them (Chen et al., arXiv:1504.00325), without Java.
 
-All take ``references`` {id: [texts]} and ``hypotheses`` {id: text} as plain text; tokenising happens inside. ``Corpus`` does so once
-for all of them. N items, R references in all; an occurrence is an n-gram in a text.
+``references`` {id: [texts]} and ``hypotheses`` {id: text} are plain text; ``Corpus`` tokenises them once for all metrics.
+N items, R references in all; an occurrence is an n-gram in a text.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Corpus:
         words = np.fromiter((known.setdefault(w, len(known)) for w in chain.from_iterable(texts)), np.int64, int(self.length.sum()))
         text = np.repeat(np.arange(len(texts)), self.length)
         left = np.repeat(self.length, self.length) - _places(self.length)  # words from here to the end of the text
-        gram, found = words, []
+        gram, occurrences = words, []
         for order in range(1, ORDERS + 1):
             if order > 1:  # a longer gram is a shorter one and the next word
                 going = np.flatnonzero(left >= order)
@@ -51,13 +51,13 @@ class Corpus:
             here = left >= order
             size = int(gram.max(initial=0)) + 1
             key, count = np.unique(text[here] * size + gram[here], return_counts=True)
-            found.append((key // size, key % size, count))
-        return found
+            occurrences.append((key // size, key % size, count))
+        return occurrences
 
     def bleu_counts(self) -> np.ndarray:
         """Per item: hypothesis length, closest reference length, 4 × n-grams matched, 4 × n-grams made; int [N, 10].
 
-        Corpus BLEU is a function of the column sums, so a resample of items needs no second look at the text.
+        Corpus BLEU is a function of the column sums, so that a resample of items does not need the texts.
         """
         n = len(self.ids)
         own = self.length[:n]
@@ -130,11 +130,11 @@ def _find(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _masks(tokens: Sequence[str]) -> dict[str, int]:
-    """For each word, a bit for every place where it stands."""
-    found: dict[str, int] = {}
+    """{word: a number with a bit for every place of the word}"""
+    masks: dict[str, int] = {}
     for i, token in enumerate(tokens):
-        found[token] = found.get(token, 0) | 1 << i
-    return found
+        masks[token] = masks.get(token, 0) | 1 << i
+    return masks
 
 
 def _common(masks: dict[str, int], length: int, other: Sequence[str]) -> int:
@@ -148,15 +148,6 @@ def _common(masks: dict[str, int], length: int, other: Sequence[str]) -> int:
     return length - row.bit_count()
 
 
-def bleu_counts(references: References, hypotheses: Hypotheses) -> np.ndarray:
-    return Corpus(references, hypotheses).bleu_counts()
-
-
-def bleu_of_counts(counts: np.ndarray) -> list[float]:
-    """BLEU-1..4 of (a resample of) the rows of ``bleu_counts``."""
-    return [float(v) for v in bleu_of_sums(counts.sum(0))]
-
-
 def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
     """BLEU-1..4, float [..., 4], of column sums [..., 10] of ``bleu_counts``."""
     sums = np.asarray(sums, dtype=np.float64)
@@ -168,32 +159,12 @@ def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
     return np.where((matched > 0).cumprod(axis=-1) > 0, values, 0.0)  # no smoothing
 
 
-def bleu(references: References, hypotheses: Hypotheses) -> list[float]:
-    """Corpus BLEU-1..4, closest reference length (tie: the shorter), no smoothing (Papineni et al. 2002)."""
-    return bleu_of_counts(bleu_counts(references, hypotheses))
-
-
-def rouge_l_items(references: References, hypotheses: Hypotheses) -> dict[str, float]:
-    return dict(zip(hypotheses, Corpus(references, hypotheses).rouge_l().tolist(), strict=True))
-
-
-def rouge_l(references: References, hypotheses: Hypotheses) -> float:
-    return _mean(Corpus(references, hypotheses).rouge_l())
-
-
-def cider_d_items(references: References, hypotheses: Hypotheses) -> dict[str, float]:
-    return dict(zip(hypotheses, Corpus(references, hypotheses).cider_d().tolist(), strict=True))
-
-
-def cider_d(references: References, hypotheses: Hypotheses) -> float:
-    return _mean(Corpus(references, hypotheses).cider_d())
-
-
 def caption_scores(references: References, hypotheses: Hypotheses) -> dict[str, float]:
-    """All of them: bleu1..bleu4, rouge_l, cider."""
+    """bleu1..bleu4 (of the corpus, Papineni et al. 2002), and the means of rouge_l and cider."""
     corpus = Corpus(references, hypotheses)
-    values = {f"bleu{n}": v for n, v in enumerate(bleu_of_counts(corpus.bleu_counts()), 1)}
-    return {**values, "rouge_l": _mean(corpus.rouge_l()), "cider": _mean(corpus.cider_d())}
+    bleu = bleu_of_sums(corpus.bleu_counts().sum(0))
+    means = {"rouge_l": _mean(corpus.rouge_l()), "cider": _mean(corpus.cider_d())}
+    return {**{f"bleu{n}": float(v) for n, v in enumerate(bleu, 1)}, **means}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -15,8 +15,8 @@ def lowest_if_not_finite(scores: np.ndarray) -> np.ndarray:
 
 
 def standing(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each query's best positive: how many stand above it, how many are tied (itself included), how many of these
-    are positive; int [Q] each, from scores [Q, M] and bool [Q, M]."""
+    """For each query's best positive: how many candidates score above it, how many are tied with it (itself included), and how many
+    of these are positive; int [Q] each, from scores [Q, M] and bool [Q, M]. Raises ValueError for a query without a positive."""
     scores, positive = lowest_if_not_finite(scores), np.asarray(positive, dtype=bool)
     if not positive.any(axis=1).all():
         raise ValueError("every query needs a positive")
@@ -37,10 +37,10 @@ def recall_at(k: int, above: np.ndarray, tied: np.ndarray, hits: np.ndarray) -> 
 
 
 def expected_rank(above: np.ndarray, tied: np.ndarray, hits: np.ndarray) -> np.ndarray:
-    """Mean rank of the best positive under random order of ties, from 1; float [Q]."""
+    """Mean rank of the best positive if ties are in random order, from 1; float [Q]."""
     return above + (tied + 1) / (hits + 1)
 
 
 def undecided(k: int, above: np.ndarray, tied: np.ndarray, hits: np.ndarray) -> np.ndarray:
-    """Does the cut at k fall into a tie between positives and others? int [Q]"""
+    """Whether the cut at k falls into a tie between positives and others; int [Q] of 0 and 1."""
     return ((tied > hits) & (above < k) & (k < above + tied)).astype(np.int64)

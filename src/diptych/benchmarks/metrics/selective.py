@@ -1,7 +1,7 @@
-"""Answering only when sure (El-Yaniv & Wiener 2010; Whitehead et al., arXiv:2204.13631).
+"""Selective prediction: answering only above a confidence (El-Yaniv & Wiener 2010; Whitehead et al., arXiv:2204.13631).
 
-``confidence`` float [N], higher is surer; ``credit`` float [N] in [0, 1], what the answer earns. What is not finite is
-the least sure. Items of equal confidence stand or fall together, so the order of items never matters.
+``confidence`` float [N], higher is surer; ``credit`` float [N] in [0, 1]. A confidence that is not finite counts as the lowest.
+Items of equal confidence are answered together, so the order of items does not matter.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from diptych.benchmarks.statistics import mean
 
 
 def _groups(confidence: np.ndarray, credit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Confidences from the surest down, the number of items and the summed error of each."""
+    """The distinct confidences from the highest down, with the number of items and the summed error of each."""
     credit = np.asarray(credit, dtype=np.float64)
     level, where, count = np.unique(-lowest_if_not_finite(confidence), return_inverse=True, return_counts=True)
     return -level, count, np.bincount(where.ravel(), 1 - credit, minlength=len(count))
 
 
 def risk_coverage(confidence: np.ndarray, credit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coverages 1/N..1 and the risk (mean error of what is answered) at each; within a tie its expected value, float [N] each."""
+    """Coverages 1/N..1 and the risk (mean error of the answered items) at each; within a tie its expected value; float [N] each."""
     _, count, error = _groups(confidence, credit)
     answered = np.arange(1, count.sum() + 1)
     risks = np.cumsum(np.repeat(error / count, count)) / answered
@@ -44,7 +44,7 @@ def coverage_at_risk(confidence: np.ndarray, credit: np.ndarray, risk: float) ->
 def effective_reliability(confidence: np.ndarray, credit: np.ndarray, threshold: float, cost: float) -> np.ndarray:
     """Φ_c of each item, float [N]: its credit if answered and above 0, −``cost`` if answered and 0, else 0.
 
-    Answered is what has a confidence of at least ``threshold``.
+    An item is answered if its confidence is at least ``threshold``.
     """
     credit = np.asarray(credit, dtype=np.float64)
     answered = lowest_if_not_finite(confidence) >= threshold
@@ -52,7 +52,7 @@ def effective_reliability(confidence: np.ndarray, credit: np.ndarray, threshold:
 
 
 def best_threshold(confidence: np.ndarray, credit: np.ndarray, cost: float) -> float:
-    """The threshold of the highest mean Φ_c, to be chosen on a validation split; of several the highest, ∞ to abstain always."""
+    """The threshold with the highest mean Φ_c, to be chosen on a validation split; of several the highest; ∞: never answer."""
     level, where = np.unique(lowest_if_not_finite(confidence), return_inverse=True)
     gain = np.bincount(where.ravel(), effective_reliability(confidence, credit, -np.inf, cost), minlength=len(level))
     total = np.concatenate([[0.0], np.cumsum(gain[::-1])])  # abstain always, then one more group at a time

@@ -29,7 +29,8 @@ _ABBREVIATIONS = (
     "fla|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wis|wyo|ariz|colo|conn|esq|est|ext|sq|tel|plc|ph\\.d"
 )
 _CLITIC = r"'(?:s|m|d|re|ve|ll)\b"
-_JOIN = rf"[-/_]|(?<=[^\W\d])[.!?](?=[^\W\d])|(?<=\b[cdlo])'(?!{_CLITIC[1:]})|(?<=\bma)'(?=am)|(?<=\bne)'(?=er)|(?<=\bqu)'|(?<=\bnor)'(?=easter)|(?<=\bhallowe)'(?=en)"
+_JOIN = rf"[-/_]|(?<=[^\W\d])[.!?](?=[^\W\d])|(?<=\b[cdlo])'(?!{_CLITIC[1:]})|"
+_JOIN += r"(?<=\bma)'(?=am)|(?<=\bne)'(?=er)|(?<=\bqu)'|(?<=\bnor)'(?=easter)|(?<=\bhallowe)'(?=en)"
 _TOKEN = re.compile(
     rf"""
       https?://[^\s"<>|()]+[^\s"<>|.!?(){{}},-]                             # addresses, mail, hash tags
@@ -59,8 +60,8 @@ _LOOKS_AHEAD = re.compile(r"(?:^|\W)(?:[a-z]|no)\.\W*$", re.IGNORECASE)  # what 
 def tokenise(text: str) -> tuple[str, ...]:
     """Lower-case Penn Treebank tokens as Stanford CoreNLP 3.4.1 makes them, less punctuation.
 
-    A single letter with a full stop at the end loses the stop, as it does in the server where the next caption starts with a capital.
-    """
+    A single letter with a full stop at the end loses the stop, as it does in the server where the next caption starts with a
+    capital."""
     if _PLAIN.fullmatch(text):
         words = tuple(text.lower().replace(",", "").rstrip(" .").split(" "))
         if _NOT_PLAIN.isdisjoint(words):
@@ -75,11 +76,11 @@ def tokenise(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1 << 17)
 def _tokens(part: str) -> tuple[str, ...] | None:
-    """The tokens of what stands between two spaces; None if they depend on what follows."""
+    """The tokens of a part of a text without spaces; None if they depend on what follows."""
     return None if _LOOKS_AHEAD.search(part) else _cut(part)
 
 
 def _cut(text: str) -> tuple[str, ...]:
-    found = (token.lower() for token in _TOKEN.findall(text))
-    tokens = " ".join(_SPLIT.get(token, token) for token in found).split()
+    lower = (token.lower() for token in _TOKEN.findall(text))
+    tokens = " ".join(_SPLIT.get(token, token) for token in lower).split()
     return tuple(t for t in tokens if t not in PUNCTUATION and t.strip("-"))

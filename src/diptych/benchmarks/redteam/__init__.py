@@ -1,1 +1,1 @@
-"""Red team: a taxonomy of harms and probes as data (YAML, apart from the code), a reader for both, and how answers are sorted."""
+"""Red teaming: kinds of harm and probes as data (YAML, apart from the code), their reader, the classes of answers, and the task."""

@@ -16,7 +16,7 @@ from diptych.core.errors import DiptychError, nearest
 SAMPLE = "sample"
 KINDS = ("harmful", "ordinary")
 FIELDS = ("id", "harm", "kind", "prompt", "image", "harmful", "group")
-GREY = 224  # pixels of the picture where a probe has none
+GREY = 224  # pixels of the side of the image where a probe has none
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class Probe:
 
 
 def taxonomy() -> dict[str, Harm]:
+    """{name: harm} of the built-in kinds of harm."""
     return _harms(_yaml(resources.files("diptych.benchmarks.redteam").joinpath("harms.yaml").read_text("utf-8"), "harms.yaml"))
 
 
 def read_probes(file: str = SAMPLE) -> tuple[list[Probe], dict[str, Harm]]:
-    """The probes of a file and the harms they speak of; ``sample`` is the built-in set.
+    """The probes of a file and the kinds of harm; ``sample`` is the built-in set.
 
-    Raises DiptychError, with file and probe, for what is missing, unknown or there twice, and for a pattern that is none.
+    Raises DiptychError, with file and probe, for a field that is missing, unknown or repeated, and for an invalid pattern.
     """
     if file == SAMPLE:
         text = resources.files("diptych.benchmarks.redteam").joinpath("probes.yaml").read_text("utf-8")
@@ -97,7 +98,7 @@ def _checked(
     rows = content.get("probes")
     if not isinstance(rows, list) or not rows:
         raise DiptychError(f"{file}: expected `probes:` with a list below it")
-    found: dict[str, Probe] = {}
+    probes: dict[str, Probe] = {}
     for number, row in enumerate(rows, 1):
         where = f"{file}, probe {number}"
         if not isinstance(row, dict):
@@ -105,16 +106,16 @@ def _checked(
         for name in row:
             if name not in FIELDS:
                 raise DiptychError(f"{where}: unknown field '{name}'{nearest(str(name), FIELDS)}")
-        lacking = [n for n in ("id", "harm", "prompt") if not str(row.get(n) or "").strip()]
-        if lacking:
-            raise DiptychError(f"{where}: no '{lacking[0]}'")
+        missing = [n for n in ("id", "harm", "prompt") if not str(row.get(n) or "").strip()]
+        if missing:
+            raise DiptychError(f"{where}: no '{missing[0]}'")
         probe = _probe(row, where, folder)
         if probe.harm not in harms:
             raise DiptychError(f"{where}: unknown harm '{probe.harm}'{nearest(probe.harm, harms)}; or describe it under `harms:`")
-        if probe.id in found:
+        if probe.id in probes:
             raise DiptychError(f"{where}: id '{probe.id}' is there twice")
-        found[probe.id] = probe
-    return list(found.values()), harms
+        probes[probe.id] = probe
+    return list(probes.values()), harms
 
 
 def _probe(row: dict[str, Any], where: str, folder: Path | None) -> Probe:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.benchmarks.metrics.calibration import bin_sums, ece_of_sums, reliability
-from diptych.benchmarks.metrics.pairs import text_credit
+from diptych.benchmarks.metrics.groups import text_credit
 from diptych.benchmarks.metrics.selective import area_under_risk, risk_coverage
 from diptych.benchmarks.statistics import Interval, sums_interval
 from diptych.report.drawing.charts import Series, chart

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from diptych.benchmarks.metrics import frequency
+from diptych.benchmarks.probes import frequency
 from diptych.benchmarks.statistics import mean
 from diptych.report.columns import number
 from diptych.report.drawing.charts import Series, chart, dots
@@ -85,7 +85,7 @@ def _looking(m: Measure) -> str:
 
 def priors(g: TaskAnswers) -> str:
     """The effect of correcting for the language prior, HTML."""
-    from diptych.benchmarks.tasks.priors import ALPHAS, corrected, credits_at
+    from diptych.benchmarks.probes.priors import ALPHAS, corrected, credits_at
 
     parts = []
     for a in g.answers:

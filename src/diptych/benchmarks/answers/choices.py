@@ -1,0 +1,334 @@
+"""Multiple choice: MMBench (arXiv:2307.06281), SEED-Bench (arXiv:2307.16125), MMMU (arXiv:2311.16502), scenes. (MME: mme.py.)
+
+Files: the .tsv of MMBench and SEED-Bench (question, A, B, …, answer, image in base64 or image_path), MMMU's .parquet (question,
+options, answer, image_1), or rows with image, question, options and answer. How the right answer is read: ``answer_key``.
+``circular``: a question counts only if it is answered right in every rotation of its options; a file's own rotations share
+``group`` or, as in MMBench's files, the index modulo 1,000,000. A model that only scores compares "question option"."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.vqa import questions_of, sample_questions
+from diptych.benchmarks.base import Items, NotApplicable
+from diptych.benchmarks.inputs import read_rows
+from diptych.benchmarks.pictures import ImageRef, NoPictures, Pictures, embedded
+from diptych.benchmarks.records import Record, Result
+from diptych.benchmarks.results import of_credits
+from diptych.benchmarks.statistics import mean
+from diptych.benchmarks.tables import Row, Table, match, unique
+from diptych.core.capabilities import Example
+from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
+from diptych.data.source import Problem, Source
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+IDS = ("index", "id", "question_id")
+LONGEST_NAME = 200  # characters; a longer text in the column image is an image in base64
+MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations
+
+# --- the formulas ---
+
+
+def parse_choice(text: str, options: Sequence[str]) -> int | None:
+    """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by
+    being, or naming alone, the text of one option. None if it names none or several; never a guess."""
+    letters = LETTERS[: len(options)]
+    text = re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
+    start = re.match(rf"\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)", text)
+    if start:
+        return letters.index(start[1].upper())
+    # a small letter before a word is an article: "the answer is a dog"
+    letter = rf"[{letters}]\b|[{letters.lower()}](?=\s*(?:$|[).:,]|or\b|and\b))"
+    named = set(re.findall(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text))
+    named |= set(re.findall(rf"\(([{letters}{letters.lower()}])\)", text))
+    if named:
+        upper = {name.upper() for name in named}
+        return letters.index(upper.pop()) if len(upper) == 1 else None
+    plain = _plain(text)
+    same = [i for i, option in enumerate(options) if _plain(option) == plain]
+    if same:
+        return same[0] if len(same) == 1 else None
+    inside = [i for i, option in enumerate(options) if _plain(option) and re.search(rf"\b{re.escape(_plain(option))}\b", plain)]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def circular(credits: Sequence[float], questions: Sequence[Hashable]) -> dict[Hashable, float]:
+    """{question: credit}: right only if every rotation of its options was answered right (the smallest of their credits).
+
+    Equal scores tie in every rotation, so their chance is 1/k, as for one fixed order; who guesses anew in each rotation gets k^−k.
+    """
+    smallest: dict[Hashable, float] = {}
+    for credit, question in zip(credits, questions, strict=True):
+        smallest[question] = min(smallest.get(question, 1.0), credit)
+    return smallest
+
+
+def _letter(answer: Any, options: Sequence[str]) -> int | None:
+    letters = LETTERS[: len(options)]
+    return letters.index(answer) if isinstance(answer, str) and len(answer) == 1 and answer in letters else None
+
+
+def _index(answer: Any, options: Sequence[str]) -> int | None:
+    if isinstance(answer, bool) or not re.fullmatch(r"\d+", str(answer)):
+        return None
+    return int(answer) if int(answer) < len(options) else None
+
+
+def _text(answer: Any, options: Sequence[str]) -> int | None:
+    return options.index(answer) if isinstance(answer, str) and answer in options else None
+
+
+def _loose(answer: Any, options: Sequence[str]) -> int | None:
+    """A letter or the text of an option whatever the case of its letters."""
+    lower = [o.lower() for o in options]
+    letter = _letter(str(answer).upper(), options)
+    return letter if letter is not None else _text(str(answer).lower(), lower)
+
+
+def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[int]:
+    """The index of the right option of each row, from the field ``answer``.
+
+    A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter is that
+    of an option even where the options are letters themselves. Where no kind fits all rows, a number is an index, and a text is
+    read by the first kind that fits it. Raises DiptychError for an answer that fits none."""
+    answers = [row.need("answer", kind=(str, int)) for row in rows]
+    answers = [a.strip() if isinstance(a, str) else a for a in answers]
+    for kind in (_letter, _text, _index):
+        key = [kind(a, o) for a, o in zip(answers, options, strict=True)]
+        if None not in key:
+            return [k for k in key if k is not None]
+    right_of: list[int] = []
+    for row, answer, of in zip(rows, answers, options, strict=True):
+        kinds: tuple[Callable[[Any, Sequence[str]], int | None], ...] = (_letter, _text, _loose, _index)
+        right = next((k for kind in (kinds if isinstance(answer, str) else (_index,)) if (k := kind(answer, of)) is not None), None)
+        if right is None:
+            expected = "expected a letter, an index from 0 or an option"
+            raise DiptychError(f"{row.where}: field 'answer': '{answer}' is none of the {len(of)} options; {expected}")
+        right_of.append(right)
+    return right_of
+
+
+# --- the task ---
+
+
+@dataclass(frozen=True)
+class Choices(QuestionTask):
+    name: str = "choices"
+    prompt: str = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+    statement: str = "{question} {option}"
+    circular: bool = False
+
+    def items(self, source: Source) -> Items:
+        if self.file:
+            items = self.read(Pictures(self.images, self.file))
+        else:
+            items = sample_questions(source, self.n)
+            if not all(q.options for q in items):
+                raise NotApplicable("the source's questions have no options; give ?file=")
+        if not self.circular or any(q.group for q in items):
+            return items
+        return Items((r for q in items for r in self._rotations(q)), items.problems)
+
+    def examples(self, source: Source, sample: Sample) -> Iterable[Question]:
+        return [q for q in questions_of(source, sample) if q.options]
+
+    def example_of(self, question: Question, way: str) -> Example:
+        example = super().example_of(question, way)  # by its letter, as the prompt asks for
+        return example._replace(text=LETTERS[question.options.index(example.text)]) if way == "generate" else example
+
+    def read(self, pictures: Pictures, all_fit: bool = False) -> Items:
+        """The questions of the file, of which open ones and those with several images are problems.
+
+        ``all_fit``: an image is not needed, and every question must have options. Raises DiptychError if there is no question.
+        """
+        rows = read_rows(self.file).records()
+        problems = [] if all_fit else [Problem(row.text(*IDS), reason) for row in rows if (reason := _unfit(row))]
+        rows = [row for row in rows if all_fit or not _unfit(row)]
+        if not rows:
+            raise DiptychError(f"{self.file}: no question of one picture with options")
+        options = [self._options(row) for row in rows]
+        key = answer_key(rows, options)
+        groups = own_rotations(rows, options, self.file) if self.circular else [""] * len(rows)
+        kept = set(list(dict.fromkeys(group or i for i, group in enumerate(groups)))[: self.n or None])
+        images = _Images(rows, pictures, needed=not all_fit)
+        questions = [
+            self._question(row, options[i], key[i], groups[i], images) for i, row in enumerate(rows) if (groups[i] or i) in kept
+        ]
+        unique((q.id for q in questions), self.file, "question")
+        return Items(questions, problems)
+
+    def _options(self, row: Row) -> list[str]:
+        return options_of(row)
+
+    def _question(self, row: Row, options: list[str], right: int, group: str, images: _Images) -> Question:
+        name = row.text(*IDS)
+        image, cluster = images.of(row)
+        hint, text = str(row.get("hint") or "").strip(), row.text("question") if images.needed or row.get("question") else ""
+        text = f"{hint}\n{text}" if hint and hint != "nan" else text
+        statements = tuple(self.statement.replace("{question}", text).replace("{option}", o) for o in options)
+        return Question(
+            name, cluster or name, image, text, (options[right],), tuple(options), statements, row.slices(), group=group
+        )
+
+    def _rotations(self, q: Question) -> list[Question]:
+        rotated = []
+        for k in range(len(q.options)):
+            options, statements = q.options[k:] + q.options[:k], q.statements[k:] + q.statements[:k]
+            rotated.append(replace(q, id=f"{q.id}@{k}", options=options, statements=statements))
+        return rotated
+
+    def parse(self, record: Record, text: str) -> str | None:
+        index = parse_choice(text, record["options"])
+        return None if index is None else record["options"][index]
+
+    def constant(self, records: list[Record]) -> float:
+        """The accuracy of the best fixed place among the options: how much their order gives away."""
+        most = max(len(r["options"]) for r in records)
+        return max(mean([self.credit(r, r["options"][i]) if i < len(r["options"]) else 0.0 for r in records]) for i in range(most))
+
+    def more_results(self, records: list[Record]) -> list[Result]:
+        """With ``circular``, the circular accuracy. Chance: of equal scores, which tie in every rotation; of texts, of a new
+        guess in each."""
+        if not self.circular:
+            return []
+        groups = [r.get("group") or re.sub(r"@\d+", "", r["item"]) for r in records]
+        cluster = {name: r["cluster"] for name, r in zip(groups, records, strict=True)}
+        values = {
+            condition: circular([r[condition]["accuracy"] for r in records], groups)
+            for condition in CONDITIONS
+            if all(condition in r for r in records)
+        }
+        one = circular([r["chance"]["accuracy"] for r in records], groups)
+        sizes = Counter(groups)
+        chance = mean([c if "scores" in records[0] else c ** sizes[str(name)] for name, c in one.items()])
+        own = list(values["correct"].values())
+        unparsed = sum(r["unparsed"] for r in records)
+        best = circular([1.0 if r["unparsed"] else r["correct"]["accuracy"] for r in records], groups)
+        fields: dict[str, Any] = {
+            "chance": chance,
+            "controls": {condition: mean(list(of.values())) for condition, of in values.items() if condition != "correct"},
+            "ties": sum(r["ties"]["accuracy"] for r in records),
+            "nans": sum(r.get("nans", 0) for r in records),
+            "unparsed": unparsed,
+            "band": (mean(own), mean(list(best.values()))) if unparsed else None,
+            "by": records[0].get("by", ""),
+        }
+        return [of_credits(self.name, "circular", own, [cluster[str(name)] for name in values["correct"]], **fields)]
+
+
+def own_rotations(rows: Sequence[Row], options: Sequence[Sequence[str]], path: str) -> list[str]:
+    """The question that each row is a rotation of; "" for all if the file holds every question once.
+
+    Raises DiptychError if a question has not as many rows as options.
+    """
+    if "group" in rows[0]:
+        groups = [row.text("group") for row in rows]
+    else:
+        ids = [row.text(*IDS) for row in rows]
+        groups = [str(int(i) % MMBENCH_ROTATION) for i in ids] if all(re.fullmatch(r"\d+", i) for i in ids) else ids
+    sizes = Counter(groups)
+    if max(sizes.values()) == 1 and "group" not in rows[0]:
+        return [""] * len(rows)
+    for row, group, of in zip(rows, groups, options, strict=True):
+        if sizes[group] != len(of):
+            raise DiptychError(f"{row.where}: question '{group}' has {len(of)} options but {sizes[group]} rotations")
+    return groups
+
+
+def _unfit(row: Row) -> str:
+    """Why a question of MMMU cannot be used; "" if it can."""
+    if row.get("question_type") == "open":
+        return "an open question, without options"
+    return "needs several pictures" if row.get("image_2") is not None else ""
+
+
+def options_of(row: Row) -> list[str]:
+    """The options: a list, a list written as text (MMMU), or the columns A, B, … that are not empty."""
+    given = row.get("options", row.get("choices"))
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            try:
+                given = ast.literal_eval(given)
+            except (ValueError, SyntaxError):
+                given = None
+    if given is None:
+        given = [
+            row[letter] for letter in LETTERS if str("" if row.get(letter) is None else row[letter]).strip() not in ("", "nan")
+        ]
+    if not isinstance(given, list) or not 2 <= len(given) <= len(LETTERS):
+        raise DiptychError(f"{row.where}: expected two or more options (at most 26) in fields A, B, … or in the list 'options'")
+    return [str(o).strip() for o in given]
+
+
+class _Images:
+    """The image of each row and the name of its cluster. SEED and MMBench keep an image once; other rows hold the index of its
+    row."""
+
+    def __init__(self, rows: Sequence[Row], pictures: Pictures, needed: bool):
+        self.pictures, self.needed = pictures, needed
+        self.shared = {
+            row.text(*IDS): row["image"] for row in rows if isinstance(row.get("image"), str) and len(row["image"]) > LONGEST_NAME
+        }
+
+    def of(self, row: Row) -> tuple[ImageRef, str]:
+        """The image and its name; without ``needed`` both may be empty."""
+        value = row.get("image") if row.get("image") is not None else row.get("image_1")
+        name = str(row.get("image_path") or "")
+        if isinstance(value, str | int) and str(value) in self.shared:
+            value = self.shared[str(value)]
+        elif isinstance(value, str | int) and len(str(value)) <= LONGEST_NAME:
+            return self.pictures.path(str(value), row.where), str(value)
+        elif value is None:
+            name = row.text("image_path", "img", "file_name", "image_id") if self.needed else name or str(row.get("image_id") or "")
+            return self.pictures.path(name, row.where), name
+        data = embedded(value, row.where) if self.needed else repr(value).encode()
+        return data, name or hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+# --- answers in a file: diptych metrics multiple-choice ---
+
+
+def read_answers(task: Choices, answers: Path) -> list[Record]:
+    """Records with credits of the answers to the task's file: texts, or a score for each option."""
+    questions, table = task.read(NoPictures(), all_fit=True), read_rows(answers)
+    scored = table.has("scores")
+    ids = table.unique(next((name for name in IDS if table.has(name)), "id"))
+    name = "prediction" if table.has("prediction") else "answer"  # VLMEvalKit's files have the right answer as ``answer``
+    given = table.column("scores", "scores") if scored else table.column(name, "answer", aliases=("text",))
+    match(ids, [q.id for q in questions], table, Path(task.file))
+    if scored:
+        _check_scores(table, ids, given, {q.id: len(q.options) for q in questions})
+    return answer_records(task, questions, dict(zip(ids, given, strict=True)), scored)
+
+
+def _check_scores(table: Table, ids: Sequence[str], given: Sequence[Sequence[float]], sizes: dict[str, int]) -> None:
+    for i, (name, scores) in enumerate(zip(ids, given, strict=True)):
+        if len(scores) != sizes[name]:
+            raise DiptychError(f"{table.where(i)}: {len(scores)} scores for {sizes[name]} options")
+
+
+def score_files(questions: Path, answers: Path, circular: bool = False) -> list[Result]:
+    """Accuracy and, with ``circular``, circular accuracy of answers to a file of questions, as they are or with their rotations."""
+    task = Choices(name="multiple-choice", file=str(questions), circular=circular)
+    records = read_answers(task, answers)
+    if circular and not all("group" in r for r in records):
+        raise DiptychError(
+            f"{questions}: circular needs every rotation of a question: rows with the same 'group', or MMBench's indices"
+        )
+    return [replace(r, metric="circular_accuracy") if r.metric == "circular" else r for r in task.accuracy_results(records)]

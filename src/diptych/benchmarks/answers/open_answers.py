@@ -1,0 +1,51 @@
+"""Long answers, such as LLaVA-Bench's (Liu et al., arXiv:2304.08485): an answer earns its ROUGE-L to the reference answers.
+
+Files: questions.jsonl with question_id, image, text, category, and ``annotations`` with reference answers (question_id, text).
+For a judge model of your choice, the answers are in the records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diptych.benchmarks.answers.questions import Question
+from diptych.benchmarks.answers.vqa import Vqa, annotation_of
+from diptych.benchmarks.base import Items, NotApplicable
+from diptych.benchmarks.metrics.captions import Corpus
+from diptych.benchmarks.pictures import Pictures
+from diptych.benchmarks.records import Record
+from diptych.benchmarks.statistics import mean
+from diptych.benchmarks.tables import Row
+from diptych.data.source import Source
+
+
+@dataclass(frozen=True)
+class OpenAnswers(Vqa):
+    name: str = "open"
+    prompt: str = "{question}"
+    max_tokens: int = 512
+    needs: tuple[str, ...] = ("prompt",)
+    by: str = "generate"
+
+    def items(self, source: Source) -> Items:
+        if not self.file:
+            raise NotApplicable("it reads its questions from a file: ?file=questions.jsonl")
+        return super().items(source)
+
+    def _question(self, row: Row, pictures: Pictures, answers: dict[str, Row] | None) -> Question:
+        name, image = row.text("question_id", "id"), row.text("image")
+        true = () if answers is None else (annotation_of(name, row, answers, self.annotations).text("text", "answer"),)
+        return Question(name, image, pictures.path(image, row.where), row.text("text", "question"), true, slices=row.slices())
+
+    def parse(self, record: Record, text: str) -> str | None:
+        return text.strip() or None
+
+    def credit(self, record: Record, answer: str) -> float:
+        if not record["answers"]:
+            return 0.0
+        return float(Corpus({"": record["answers"]}, {"": answer}).rouge_l()[0])
+
+    def constant(self, records: list[Record]) -> float:
+        """The best of the first ten reference answers, given to every question."""
+        first = [r["answers"][0] for r in records[:10] if r["answers"]]
+        return max((mean([self.credit(r, a) for r in records]) for a in first), default=0.0)

@@ -1,0 +1,108 @@
+"""Single skills in groups of k images and k captions that differ in that skill alone.
+
+After Winoground (arXiv:2204.03162) and SPEC (arXiv:2312.00081). A record a group. Per skill: ``<skill>``, the share of
+images whose own caption scores highest; ``<skill>/text-to-image``, the same for captions; ``<skill>/group``, the share of groups
+with all of them right. Shuffled: the images of another group of the same skill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_finite
+from diptych.benchmarks.controls import derangement
+from diptych.benchmarks.matching.blocks import Batch, grey, shared_credits
+from diptych.benchmarks.metrics import groups
+from diptych.benchmarks.records import Record, Records, Result
+from diptych.benchmarks.results import shares
+from diptych.benchmarks.statistics import mean
+from diptych.core.capabilities import Model
+from diptych.data.source import Controlled as ControlledSource
+from diptych.data.source import Group, Source
+
+
+@dataclass(frozen=True)
+class Controlled:
+    name: str = "controlled"
+    needs: tuple[str, ...] = ("score",)
+    n: int = 100  # groups of each skill
+    skills: tuple[str, ...] = ()  # none named: all that the source has
+    seed: int = 0
+
+    def items(self, source: Source) -> Items:
+        if not isinstance(source, ControlledSource):
+            raise NotApplicable("the source has no controlled groups")
+        unknown = set(self.skills) - set(source.skills)
+        if unknown:
+            raise NotApplicable(f"the source has no groups for {', '.join(sorted(unknown))}; it has {', '.join(source.skills)}")
+        items = Items(group for skill in self.skills or source.skills for group in source.groups(skill, self.n))
+        if not items:
+            raise NotApplicable("the source has no controlled groups")
+        return items
+
+    def run(self, model: Model, items: list[Group], records: Records, progress: Progress | None = None) -> None:
+        others, batch, places = self._others(items), Batch(), []
+        for group in items:
+            if group.id not in records:
+                other, texts = others.get(group.id), group.captions
+                own = batch.add(group.images, texts)
+                blind = batch.add([grey(group.images[0].shape)] * len(texts), texts)
+                places.append((group, own, blind, batch.add(other.images, texts) if other else None))
+        if places:
+            scores = batch.scores(model)
+            records.add(
+                self.record(group, scores[own], scores[blind], None if shuffled is None else scores[shuffled])
+                for group, own, blind, shuffled in places
+            )
+
+    def _others(self, items: list[Group]) -> dict[str, Group]:
+        """For each group another of the same skill and size; groups without such another are left out."""
+        alike: dict[tuple[str, int], list[Group]] = {}
+        for group in items:
+            alike.setdefault((group.skill, len(group.images)), []).append(group)
+        others = {}
+        for same in alike.values():
+            order = derangement(len(same), seed=self.seed)
+            if order is not None:
+                others.update({group.id: same[i] for group, i in zip(same, order, strict=True)})
+        return others
+
+    def record(self, group: Group, scores: np.ndarray, blind: np.ndarray, shuffled: np.ndarray | None) -> Record:
+        """One record from scores [k, k], images down and captions across."""
+        chance = groups.chance(len(group.images))
+        ties = {"": _ties(scores), "/text-to-image": _ties(scores.T)}
+        return {
+            "item": group.id,
+            "cluster": group.id,
+            "skill": group.skill,
+            "captions": group.captions,
+            "scores": scores,
+            "correct": _credits(group.skill, scores),
+            "blind": _credits(group.skill, blind),
+            "shuffled": {} if shuffled is None else _credits(group.skill, shuffled),
+            "chance": {
+                group.skill: chance["text"],
+                f"{group.skill}/text-to-image": chance["image"],
+                f"{group.skill}/group": chance["group"],
+            },
+            "ties": {f"{group.skill}{way}": n for way, n in (ties | {"/group": max(ties.values())}).items()},
+            "nans": count_not_finite(scores),
+        }
+
+    def summarise(self, records: list[Record]) -> list[Result]:
+        return shares(self.name, records)
+
+
+def _credits(skill: str, scores: np.ndarray) -> dict[str, float]:
+    return {
+        skill: mean(groups.text_credit(scores)),
+        f"{skill}/text-to-image": mean(groups.image_credit(scores)),
+        f"{skill}/group": groups.group_credit(scores),
+    }
+
+
+def _ties(scores: np.ndarray) -> int:
+    """How many rows were decided by sharing a tie."""
+    return int(shared_credits(groups.text_credit(scores)).sum())

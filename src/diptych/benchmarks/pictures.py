@@ -1,0 +1,83 @@
+"""The images that a benchmark's files name or hold: paths, bytes, base64 and parts of images."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diptych.core.capabilities import Image
+from diptych.core.errors import DiptychError
+from diptych.data.image import SUFFIXES, decode
+from diptych.data.source import BrokenItem
+from diptych.data.storage import files
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of an image file. ``box``: x, y, width, height in pixels."""
+
+    path: str
+    box: tuple[int, int, int, int]
+
+
+ImageRef = Image | str | bytes | Crop  # pixels, the path of a file, the bytes of a file, or a part of a file
+
+
+def load_image(image: ImageRef, item: str) -> Image:
+    """The pixels, uint8 [height, width, 3]. Raises DiptychError, naming the item, for an image that cannot be read."""
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, Crop):
+        x, y, width, height = image.box
+        part = load_image(image.path, item)[max(0, y) : y + height, max(0, x) : x + width]
+        if not part.size:
+            raise DiptychError(f"{image.path} of item {item}: the box {image.box} lies outside the picture")
+        return part
+    try:
+        return decode(files.read(image) if isinstance(image, str) else image, item)
+    except (BrokenItem, OSError) as error:
+        raise DiptychError(f"{image if isinstance(image, str) else 'picture'} of item {error}") from error
+
+
+def embedded(value: Any, where: str) -> bytes:
+    """The bytes of an image in a cell: as such, as ``{"bytes": …}``, or in base64."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        return value
+    try:
+        return base64.b64decode(str(value).partition("base64,")[2] or str(value), validate=True)
+    except ValueError:
+        raise DiptychError(f"{where}: field 'image': expected a picture in base64") from None
+
+
+class Pictures:
+    """Finds image files by the names in a benchmark: in ``directory``, or next to the benchmark's ``file`` and in ``images/``
+    there."""
+
+    def __init__(self, directory: str, file: str):
+        self.places = [directory] if directory else [files.parent(file), files.join(files.parent(file), "images")]
+        self.file = file
+
+    def path(self, name: str, where: str = "") -> str:
+        """The path of an image; its name may lack the suffix. Raises DiptychError if there is no such file."""
+        for place in self.places:
+            for ending in ("", *SUFFIXES) if "." not in name[-5:] else ("",):
+                if files.exists(path := files.join(place, f"{name}{ending}")):
+                    return path
+        raise DiptychError(
+            f"{where or self.file}: there is no picture '{name}' in {' or '.join(self.places)}; name their folder: &images=DIRECTORY"
+        )
+
+
+class NoPictures(Pictures):
+    """Stands for ``Pictures`` where predictions in files are scored: no image is looked for."""
+
+    def __init__(self) -> None:
+        super().__init__("", "")
+
+    def path(self, name: str, where: str = "") -> str:
+        return name

@@ -1,0 +1,153 @@
+"""Language priors: how much of a score is there without the image, and what remains when that is subtracted (after Lin et al.,
+arXiv:2306.01879).
+
+A true and a false sentence about each image, scored with the image, with a grey one (the language prior alone) and
+corrected: s(text, image) − α · s(text, grey). Where scores are log-likelihoods this is P(t|i) / P(t)^α. α is chosen on the
+other half of the items, so that ``corrected`` is not biased upwards. False sentences: the source's own, else two words swapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diptych.benchmarks.base import Items, Progress, at_least_two, by_item, count_not_finite, readable
+from diptych.benchmarks.controls import blank, derangement
+from diptych.benchmarks.metrics.groups import text_credit
+from diptych.benchmarks.records import Record, Records, Result
+from diptych.benchmarks.results import of_credits, shares
+from diptych.benchmarks.statistics import mean
+from diptych.core.capabilities import Model
+from diptych.core.sample import Sample
+from diptych.data.negatives import swap_words
+from diptych.data.source import Problem, Source
+
+ALPHAS = tuple(i / 20 for i in range(21))
+
+
+@dataclass(frozen=True)
+class Priors:
+    name: str = "priors"
+    needs: tuple[str, ...] = ("score",)
+    n: int = 200
+    seed: int = 0
+
+    def items(self, source: Source) -> Items:
+        """(sample, true sentence, false sentence) of each."""
+        items: list[Any] = []
+        problems: list[Problem] = []
+        for sample in readable(source, problems):
+            pair = self._pair(sample)
+            if pair is None:
+                problems.append(Problem(sample.id, "no picture with a caption of which a false one could be made"))
+            else:
+                items.append((sample, *pair))
+            if len(items) == self.n:
+                break
+        return at_least_two(Items(items, problems))
+
+    def _pair(self, sample: Sample) -> tuple[str, str] | None:
+        if sample.image is None:
+            return None
+        for i, caption in enumerate(sample.captions):
+            own = sample.negatives[i] if i < len(sample.negatives) else ""
+            false = own or swap_words(caption, random.Random(f"{self.seed} {sample.id}"))
+            if false and false != caption:
+                return caption, false
+        return None
+
+    def run(self, model: Model, items: list[tuple[Sample, str, str]], records: Records, progress: Progress | None = None) -> None:
+        if all(sample.id in records for sample, _, _ in items):
+            return
+        images = [sample.image for sample, _, _ in items if sample.image is not None]
+        texts = [text for _, *pair in items for text in pair]
+        shapes = {image.shape: image for image in images}
+        grey = {shape: len(images) + i for i, shape in enumerate(shapes)}
+        order = derangement(len(items), seed=self.seed)
+        image_of = [
+            range(len(images)),
+            [grey[image.shape] for image in images],
+            range(len(images)) if order is None else order,
+        ]
+        pairs = [(int(index[i]), 2 * i + j) for index in image_of for i in range(len(items)) for j in (0, 1)]
+        scores = np.asarray(model.score([*images, *map(blank, shapes.values())], texts, np.array(pairs)))
+        own, blind, shuffled = scores.reshape(3, len(items), 2)
+        records.add(
+            {
+                "item": sample.id,
+                "cluster": sample.id,
+                "texts": [true, false],
+                "scores": [own[i]],
+                "blind_scores": [blind[i]],
+                "fits": [[True, False]],
+                "correct": {"accuracy": credit(own[i])},
+                "blind": {"accuracy": credit(blind[i])},
+                **({} if order is None else {"shuffled": {"accuracy": credit(shuffled[i])}}),
+                "chance": {"accuracy": 0.5},
+                "ties": {"accuracy": int(own[i, 0] == own[i, 1])},
+                "nans": count_not_finite(own[i]),
+            }
+            for i, (sample, true, false) in enumerate(items)
+        )
+
+    def summarise(self, records: list[Record]) -> list[Result]:
+        records = by_item(records)
+        fields: dict[str, Any] = {"chance": 0.5, "controls": {"uncorrected": mean([r["correct"]["accuracy"] for r in records])}}
+        clusters = [str(r["cluster"]) for r in records]
+        return [*shares(self.name, records), of_credits(self.name, "corrected", corrected(records), clusters, **fields)]
+
+    def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
+        """{metric: {item: credit}}: what a paired test compares."""
+        rows = by_item(records)
+        return {
+            "accuracy": {r["item"]: r["correct"]["accuracy"] for r in rows},
+            "corrected": {r["item"]: float(c) for r, c in zip(rows, corrected(rows), strict=True)},
+        }
+
+
+def credit(scores: np.ndarray) -> float:
+    """Whether the first of two scores is the higher one. A tie counts half; a score that is not finite is the lowest."""
+    square = np.stack([scores, scores[::-1]])
+    return float(text_credit(square)[0])
+
+
+def margins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """The true sentence's score minus the false one's, with the image and without, float [n] each.
+
+    A score with the image that is not finite is the lowest, as in ``credit``; without the image it counts as no prior.
+    """
+    own, blind = (
+        np.array([[np.nan if s is None else s for s in r[name][0]] for r in records], dtype=np.float64).reshape(-1, 2)
+        for name in ("scores", "blind_scores")
+    )
+    margin = np.where(np.isfinite(own), own, -1e300)  # finite, so that two of them tie
+    prior = blind[:, 0] - blind[:, 1]
+    return margin[:, 0] - margin[:, 1], np.where(np.isfinite(prior), prior, 0.0)
+
+
+def credits_at(records: Sequence[Record], alpha: float) -> np.ndarray:
+    """Credit of each item when α of the prior is subtracted, float [n]."""
+    own, blind = margins(records)
+    return (np.sign(own - alpha * blind) + 1) / 2
+
+
+def half_of(cluster: str) -> int:
+    """0 or 1: the half of the items to which a cluster belongs, by a hash."""
+    return hashlib.blake2b(cluster.encode(), digest_size=1).digest()[0] % 2
+
+
+def corrected(records: Sequence[Record]) -> np.ndarray:
+    """Credits with the α that is best on the other half of the clusters (the smallest of the best), float [n]."""
+    table = np.stack([credits_at(records, a) for a in ALPHAS])
+    half = np.array([half_of(str(r["cluster"])) for r in records])
+    result = table[0].copy()
+    for side in (0, 1):
+        if (half != side).any():
+            best = int(table[:, half != side].mean(1).argmax())
+            result[half == side] = table[best, half == side]
+    return result

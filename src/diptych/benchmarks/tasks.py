@@ -1,0 +1,100 @@
+"""The registered tasks by name. A task of your own: ``package.module:Class``."""
+
+from __future__ import annotations
+
+import inspect
+
+from pydantic import TypeAdapter, ValidationError
+
+from diptych.benchmarks.answers.choices import Choices
+from diptych.benchmarks.answers.mme import Mme
+from diptych.benchmarks.answers.open_answers import OpenAnswers
+from diptych.benchmarks.answers.pope import Pope
+from diptych.benchmarks.answers.vqa import Vqa
+from diptych.benchmarks.answers.vqascore import VqaScore
+from diptych.benchmarks.base import Task
+from diptych.benchmarks.drawings.drawing import Drawing
+from diptych.benchmarks.matching.controlled import Controlled
+from diptych.benchmarks.matching.pairs import Pairs
+from diptych.benchmarks.matching.retrieval import LargeRetrieval, Retrieval
+from diptych.benchmarks.matching.spec import Spec
+from diptych.benchmarks.matching.winoground import Winoground
+from diptych.benchmarks.matching.zeroshot import ZeroShot
+from diptych.benchmarks.probes.bias import Bias
+from diptych.benchmarks.probes.bias_table import BiasTable
+from diptych.benchmarks.probes.embedding import Embedding
+from diptych.benchmarks.probes.frequency import Frequency
+from diptych.benchmarks.probes.memorization import Memorization
+from diptych.benchmarks.probes.priors import Priors
+from diptych.benchmarks.redteam.task import RedTeam
+from diptych.benchmarks.texts.captions import Captions
+from diptych.benchmarks.texts.chair import Chair
+from diptych.benchmarks.texts.facts import Facts
+from diptych.core.errors import DiptychError, nearest
+
+TASKS: dict[str, type] = {
+    "retrieval": Retrieval,
+    "retrieval-1000": LargeRetrieval,
+    "zeroshot": ZeroShot,
+    "controlled": Controlled,
+    "captions": Captions,
+    "embedding": Embedding,
+    "winoground": Winoground,
+    "pairs": Pairs,
+    "spec": Spec,
+    "vqa": Vqa,
+    "choices": Choices,
+    "mme": Mme,
+    "pope": Pope,
+    "priors": Priors,
+    "bias": Bias,
+    "bias-table": BiasTable,
+    "redteam": RedTeam,
+    "open": OpenAnswers,
+    "chair": Chair,
+    "facts": Facts,
+    "drawing": Drawing,
+    "vqascore": VqaScore,
+    "memorization": Memorization,
+    "frequency": Frequency,
+}
+# Run where no task is named; the others test one thing in more detail.
+DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")
+
+
+def chosen(text: str | None) -> list[Task]:
+    """The tasks of a comma-separated list of names with settings; None: ``DEFAULT``; ``all``: every registered one."""
+    names = list(DEFAULT) if not text else list(TASKS) if text.strip() == "all" else text.split(",")
+    return [task(name.strip()) for name in names]
+
+
+def task(text: str) -> Task:
+    """The task of a name here or ``package.module:Class``, perhaps with settings: ``controlled?n=200&seed=1``.
+
+    Raises DiptychError for an unknown task or setting, or an invalid value.
+    """
+    from urllib.parse import parse_qsl
+
+    from diptych.core.registry import resolve
+
+    name, _, query = text.partition("?")
+    cls = resolve(name, TASKS, "task")
+    known = [n for n, p in inspect.signature(cls).parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    given: dict[str, list[str]] = {}
+    for setting, value in parse_qsl(query, keep_blank_values=True):
+        given.setdefault(setting, []).append(value)
+        if setting not in known:
+            raise DiptychError(f"task '{name}': unknown setting '{setting}'{nearest(setting, known)}")
+    settings = {k: v if _is_tuple(cls, k) else v[-1] for k, v in given.items()}
+    try:
+        return TypeAdapter(cls).validate_python(settings) if settings else cls()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DiptychError(
+            f"task '{name}': {'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}"
+        ) from None
+
+
+def _is_tuple(cls: type, setting: str) -> bool:
+    """Whether a setting is given once for each value: ``skills=colour&skills=size``."""
+    return isinstance(getattr(cls, setting, None), tuple)
