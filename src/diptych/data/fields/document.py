@@ -69,7 +69,7 @@ class DocumentField(Field):
 
     @classmethod
     def pack(
-        cls, value: Document, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]
+        cls, value: Document, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes | None]
     ) -> dict[str, Any]:
         """A value as a row of these columns."""
         parts: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ class DocumentField(Field):
         return {"document": parts}
 
     @classmethod
-    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Document:
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes | None, int, int], np.ndarray]) -> Document:
         """The value again."""
         return Document([load(p["image"], p["height"], p["width"]) if p["text"] is None else p["text"] for p in row["document"]])
 

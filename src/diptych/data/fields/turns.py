@@ -98,7 +98,7 @@ class TurnsField(Field):
 
     @classmethod
     def pack(
-        cls, value: Conversation, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]
+        cls, value: Conversation, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes | None]
     ) -> dict[str, Any]:
         """A value as a row of these columns."""
         pictures = None if value.images is None else [scale(image) for image in value.images]
@@ -106,7 +106,7 @@ class TurnsField(Field):
         return {"turns": json.dumps([list(t) for t in value.turns]), "turn_images": rows}
 
     @classmethod
-    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Conversation:
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes | None, int, int], np.ndarray]) -> Conversation:
         """The value again."""
         pictures = row["turn_images"]
         images = None if pictures is None else [load(p["image"], p["height"], p["width"]) for p in pictures]
