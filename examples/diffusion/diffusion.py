@@ -24,7 +24,7 @@ from diptych.core.batch import Batch, Images, Tokens
 from diptych.core.encodings import Pass, provides
 from diptych.data.fields.text import tokenized
 from diptych.models.build import Build
-from diptych.models.layers.attention import Attention, attention_bias
+from diptych.models.layers.attention import Attention
 from diptych.models.part import Part
 from diptych.models.vision.towers import sincos_2d
 from diptych.objectives import Objective
@@ -62,86 +62,83 @@ class Noisy(Images):
 
 
 class DenoiserBlock(nn.Module):
-    """Self-attention, cross-attention to the text, an MLP; scaled and shifted by level and text, and from nothing at first (adaLN-Zero, Peebles & Xie 2023)."""
+    """Self-attention and an MLP, scaled, shifted and gated by level and text; at first it does nothing (adaLN-Zero, Peebles & Xie 2023, §3.2)."""
 
-    def __init__(self, width: int, heads: int, text_width: int):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
-        self.norm_cross = nn.LayerNorm(width)
-        self.attention, self.cross = Attention(width, heads), Attention(width, heads, text_width)
+        self.attention = Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.modulation = nn.Linear(width, 6 * width)
-        for layer in (self.modulation, self.cross.out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.modulation = zero(nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, state: Tensor, text: Tensor, bias: Tensor | None) -> Tensor:
-        """x [B, N, D], state [B, D], text [B, L, text width]"""
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        """x [B, N, D], state [B, D]"""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(state)[:, None].chunk(6, -1)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
-        x = x + self.cross(self.norm_cross(x), text, bias)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
 class Denoiser(Part):
-    """ε_θ(x_t, t, text): a transformer over patches (DiT, Peebles & Xie 2023, arXiv:2212.09748).
+    """ε_θ(x_t, t, text): a transformer over patches (DiT, Peebles & Xie 2023, arXiv:2212.09748), told of the text by its pooled vector.
 
     levels: T. A learned vector stands for the text where there is none, which guidance needs (Ho & Salimans 2022, arXiv:2207.12598).
     """
 
     shares: Tensor
+    places: Tensor
 
     def __init__(
         self,
         build: Build,
         *,
         width: int | None = None,
-        depth: Annotated[int, Field(ge=1)] = 4,
+        depth: Annotated[int, Field(ge=1)] = 3,
         heads: int | None = None,
         patch: Annotated[int, Field(ge=1)] = 4,
         levels: Annotated[int, Field(ge=2)] = 1000,
         schedule: Literal["cosine", "linear"] = "cosine",
     ):
         super().__init__()
-        text_width = build.width_of("text")
-        self.width, heads, self.patch = width or build.size.width, heads or build.size.heads, patch
         build.require(build.image_size % patch == 0, f"image_size {build.image_size} is not a multiple of the patch size {patch}")
-        self.grid = build.image_size // patch
-        self.image_size, self.levels = build.image_size, levels
+        self.width, heads = width or build.size.width, heads or build.size.heads
+        self.patch, self.grid, self.levels = patch, build.image_size // patch, levels
         self.register_buffer("shares", signal_shares(schedule, levels), persistent=False)
         self.register_buffer("places", sincos_2d(self.grid, self.grid, self.width), persistent=False)
         self.stem = nn.Conv2d(3, self.width, patch, stride=patch)
         self.level = nn.Sequential(nn.Linear(self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
-        self.text = nn.Linear(text_width, self.width)
-        self.no_text = nn.Parameter(torch.randn(text_width) * 0.02)
-        self.blocks = nn.ModuleList(DenoiserBlock(self.width, heads, text_width) for _ in range(depth))
+        self.text = nn.Linear(build.width_of("text"), self.width)
+        self.no_text = nn.Parameter(torch.randn(self.width) * 0.02)
+        self.blocks = nn.ModuleList(DenoiserBlock(self.width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(self.width, elementwise_affine=False)
-        self.modulation = nn.Linear(self.width, 2 * self.width)
-        self.out = nn.Linear(self.width, 3 * patch**2)
-        for layer in (self.modulation, self.out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.modulation = zero(nn.Linear(self.width, 2 * self.width))
+        self.out = zero(nn.Linear(self.width, 3 * patch**2))
 
     @provides("{image}.noise", "{image}", "text.tokens")
     def noise(self, image: Noisy, text: Tokens) -> Tensor:
         """What is noise in a noisy image: [B, 3, H, W], float32."""
-        return self(image.floats, image.level, text, image.alone)
+        assert image.level is not None
+        return self(image.floats, image.level, text.pooled, image.alone)
 
-    def forward(self, x: Tensor, level: Tensor, text: Tokens, alone: Tensor | None = None) -> Tensor:
-        words, pooled, mask = text.tokens, text.pooled, text.mask
+    def forward(self, x: Tensor, level: Tensor, text: Tensor, alone: Tensor | None = None) -> Tensor:
+        """x [B, 3, H, W], level [B], text [B, text width], alone [B] bool"""
+        told = self.text(text)
         if alone is not None:
-            words = torch.where(alone[:, None, None], self.no_text.to(words.dtype), words)
-            pooled = torch.where(alone[:, None], self.no_text.to(pooled.dtype), pooled)
-            mask = None if mask is None else mask | alone[:, None]
-        state = F.silu(self.level(waves(level, self.width)) + self.text(pooled))
+            told = torch.where(alone[:, None], self.no_text.to(told.dtype), told)
+        state = F.silu(self.level(waves(level, self.width)) + told)
         h = self.stem(x).flatten(2).transpose(1, 2) + self.places  # [B, N, D]
-        bias = attention_bias(mask, h.shape[1], False, h)
         for block in self.blocks:
-            h = block(h, state, words, bias)
+            h = block(h, state)
         shift, scale = self.modulation(state)[:, None].chunk(2, -1)
         out = self.out(self.norm(h) * (1 + scale) + shift).float()  # [B, N, 3 · patch²]
         out = out.view(-1, self.grid, self.grid, 3, self.patch, self.patch)
-        return out.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, self.image_size, self.image_size)
+        return out.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+
+
+def zero(layer: nn.Linear) -> nn.Linear:
+    """A layer that gives zeros at first."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def waves(level: Tensor, width: int) -> Tensor:
