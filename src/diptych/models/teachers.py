@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 class Teacher(nn.Module):
-    """Parts that no gradient reaches, in evaluation mode. decay: of a moving average of the student's weights; None: they never change."""
+    """Parts, with the adapters in them, that no gradient reaches, in evaluation mode. decay: of a moving average of the student's weights; None: they never
+    change."""
 
-    def __init__(self, parts: nn.ModuleDict, graph: Graph, decay: float | None = None):
+    def __init__(self, parts: nn.ModuleDict, adapters: nn.ModuleDict, graph: Graph, decay: float | None = None):
         super().__init__()
-        self.parts, self.graph, self.decay = parts, graph, decay
+        self.parts, self.adapters, self.graph, self.decay = parts, adapters, graph, decay
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -38,18 +39,19 @@ class Teacher(nn.Module):
         raise DiptychError(f"a teacher has no teacher '{name}'")
 
     @torch.no_grad()
-    def follow(self, student: Mapping[str, nn.Module], decay: float | None = None) -> None:
-        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student."""
-        m = self.decay if decay is None else decay
-        if m is None:
+    def follow(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module], decay: float | None = None) -> None:
+        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student, whose parts and adapters are given. What never changes stays."""
+        if self.decay is None:
             return
-        for name, part in self.parts.items():
-            for mine, theirs in zip(part.parameters(), student[name].parameters(), strict=True):
+        m = self.decay if decay is None else decay
+        pairs = [*((part, parts[name]) for name, part in self.parts.items()), *((a, adapters[n]) for n, a in self.adapters.items())]
+        for own, other in pairs:
+            for mine, theirs in zip(own.parameters(), other.parameters(), strict=True):
                 if mine is not theirs:
                     mine.lerp_(theirs.to(mine.dtype), 1 - m)
-            for own, other in zip(part.buffers(), student[name].buffers(), strict=True):
-                if own is not other:
-                    own.copy_(other)
+            for mine, theirs in zip(own.buffers(), other.buffers(), strict=True):
+                if mine is not theirs:
+                    mine.copy_(theirs)
 
 
 def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where: str) -> Teacher:
@@ -60,14 +62,15 @@ def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where:
             raise DiptychError(f"{where}.of: the recipe has no part '{name}'{nearest(name, model.parts)}")
     shared: dict[int, Any] = {id(part): part for name, part in model.parts.items() if name not in names}
     memo: dict[int, Any] = dict(shared)
-    parts = copy.deepcopy(model.parts, memo)
+    parts, adapters = copy.deepcopy(model.parts, memo), copy.deepcopy(model.adapters, memo)  # with one memo: each in its own part
     own = nn.ModuleDict({name: parts[name] for name in names})
+    within = nn.ModuleDict({name: adapter for name, adapter in adapters.items() if model.part_of(name) in names})
     graph = Graph(model.graph.fields, model.graph.choices)
     for name in model.parts:
         graph.add(name, parts[name] if name in names else model.parts[name], model.field_names.get(name))
-    return Teacher(own, graph, decay)
+    return Teacher(own, within, graph, decay)
 
 
 def frozen_teacher(other: VLM) -> Teacher:
     """Another model as a teacher."""
-    return Teacher(other.parts, other.graph)
+    return Teacher(other.parts, other.adapters, other.graph)

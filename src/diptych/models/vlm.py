@@ -167,7 +167,7 @@ class VLM(nn.Module):
     def update_teachers(self, decay: float | None = None) -> None:
         """Averaged teachers follow the weights as they are now; ``decay`` 0 copies them."""
         for teacher in self.teachers.values():
-            teacher.follow(self.parts, decay)  # type: ignore[operator]
+            teacher.follow(self.parts, self.adapters, decay)  # type: ignore[operator]
 
     def set_training(self, patch_dropout: float, gradient_checkpointing: bool) -> None:
         """How a stage trains: the share of image tokens left out, and whether blocks are computed again in the backward pass."""
@@ -208,6 +208,13 @@ class VLM(nn.Module):
             adapter.owns(name, f"parts.{self.part_of(n)}.")  # type: ignore[operator]
             for n, adapter in self.adapters.items()
         )
+
+    def bare_name(self, name: str) -> str:
+        """The name that a weight of a part has in a model without adapters."""
+        for n, adapter in self.adapters.items():
+            if name.startswith(f"parts.{self.part_of(n)}."):
+                name = adapter.bare(name)  # type: ignore[operator]
+        return name
 
     def merge_adapters(self, but: str = "") -> None:
         """Put what adapters have learned into their parts' weights, those of the part ``but`` left out. DiptychError for one that cannot be merged."""

@@ -123,8 +123,11 @@ class RunStart:
             if self.only is not None and name not in {f"parts.{part}" for part in self.only}:
                 continue
             mine, there = _of(name, ours), _of(name, theirs)
+            bare = {model.bare_name(k): k for k in mine if not model.adapter_owns(k)} if name.startswith("parts.") else {}
             if mine and {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in there.items()}:
                 found |= there
+            elif bare and {b: mine[k].shape for b, k in bare.items()} == {k: v.shape for k, v in there.items()}:
+                found |= {bare[k]: v for k, v in there.items()}  # the adapter within the part starts fresh
             elif mine and there and not name.startswith("objectives."):
                 self._refuse(name, mine, there, recipe, model)
         return put(found, model, objectives, started, groups(theirs))
@@ -151,6 +154,11 @@ def _differences(recipe: Recipe, other: Recipe, group: str, size: int, other_siz
     if recipe.data.tokenizer.max_length != other.data.tokenizer.max_length:
         found["data.tokenizer.max_length"] = other.data.tokenizer.max_length
     name = group.removeprefix("parts.")
+    for n in {**recipe.adapters, **other.adapters}:
+        ours, of_run = ({"kind": a.kind, **a.options} if (a := r.adapters.get(n)) else None for r in (recipe, other))
+        part = (other.adapters.get(n) or recipe.adapters[n]).part or n
+        if ours != of_run and group in (f"adapters.{n}", f"parts.{part}"):
+            found[f"adapters.{n}"] = of_run
     if name in recipe.parts and name in other.parts:
         mine, theirs = ({"kind": p.kind, **p.options} for p in (recipe.parts[name], other.parts[name]))
         found |= {f"parts.{name}.{k}": theirs.get(k) for k in {**theirs, **mine} if mine.get(k) != theirs.get(k)}
@@ -198,7 +206,9 @@ class HubStart:
         self._check(model)
         theirs: State = {k: v.float() for k, v in fetch(AutoModel, self.name).state_dict().items()}
         started = Started(self.address, _digest(theirs))
-        ours = state_of(model, objectives)
+        state = state_of(model, objectives)
+        names_here = {model.bare_name(k): k for k in state if not model.adapter_owns(k)}
+        ours = {bare: state[k] for bare, k in names_here.items()}  # an adapter within a part starts fresh
         entries = [e for e in self.family.entries(model, objectives) if all(n in ours for n in e.ours)]
         if "vision" in model.parts:
             theirs = self._repainted(theirs, {n: t for e in entries for n, t in zip(e.ours, e.theirs, strict=False)})
@@ -215,6 +225,7 @@ class HubStart:
                 found[words] = ours[words].clone()
                 found[words][mine] = vectors[[i for i in order if i is not None]]
         used = {n for e in entries for n in e.theirs}
+        found = {names_here[k]: v for k, v in found.items()}
         return put(found, model, objectives, started, sorted({n.split(".")[0] for n in theirs if n not in used}))
 
     def _check(self, model: VLM) -> None:
@@ -274,7 +285,8 @@ def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, t
 
 def groups(names: Iterable[str]) -> list[str]:
     """Parts, projections and objectives, in order."""
-    return list(dict.fromkeys(".".join(n.split(".")[: 2 if n.startswith(("parts.", "objectives.")) else 1]) for n in names))
+    inner = ("parts.", "objectives.", "adapters.")
+    return list(dict.fromkeys(".".join(n.split(".")[: 2 if n.startswith(inner) else 1]) for n in names))
 
 
 def _of(group: str, state: State) -> State:
@@ -282,7 +294,8 @@ def _of(group: str, state: State) -> State:
 
 
 def _word(value: Any) -> str:
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    text = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    return f'"{text}"' if " " in text else text
 
 
 def _digest(state: dict[str, Tensor]) -> str:

@@ -69,3 +69,9 @@ def check_fit(other: VLM, model: VLM, where: str) -> None:
         raise DiptychError(
             f"{where}: its token ids mean other words than this model's; start this run with that tokenizer: weights: {where.rpartition(' ')[2]}?parts=text"
         )
+    if reads_text and (room := other.tokenizer.max_length) < model.tokenizer.max_length:
+        prompts = getattr(model.parts["text"], "prompts", ()) if "text" in model.parts else ()
+        raise DiptychError(
+            f"{where}: it has places for texts of {room} tokens, this model for {model.tokenizer.max_length}; "
+            f"set data.tokenizer.max_length={room + sum(len(p.vectors) for p in prompts)}"
+        )

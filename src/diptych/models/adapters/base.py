@@ -40,6 +40,10 @@ class Adapter(nn.Module):
         """Whether a name of the model's state dict is one of its weights; ``prefix``: of its part there, such as ``parts.text.``."""
         return bool(self.mark) and name.startswith(prefix) and self.mark in name
 
+    def bare(self, name: str) -> str:
+        """The name that a weight of the part itself has where there is no adapter."""
+        return name
+
     def merge(self) -> None:
         """Put what was learned into the part's own weights and vanish. DiptychError if that cannot be done."""
         raise DiptychError(f"{self.where}: it cannot be merged into the weights of its part")

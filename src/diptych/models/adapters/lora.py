@@ -41,6 +41,8 @@ class Lora(Adapter):
     ):
         super().__init__(part, build, where)
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
+        if super().own():
+            raise DiptychError(f"{where}: the part has low-rank adapters already; one with a higher rank does what two do")
         root = part.adapted_root
         peft = need("peft", extra="adapt", what=where)
         config = peft.LoraConfig(
@@ -52,6 +54,9 @@ class Lora(Adapter):
             raise DiptychError(f"{where}: {error}") from None
         for p in self.own():
             p.data = p.data.float()
+
+    def bare(self, name: str) -> str:
+        return name.replace(".base_layer.", ".")  # peft puts the layer into one of its own
 
     def merge(self) -> None:
         """Each layer becomes W + (alpha / rank) B A."""
