@@ -38,7 +38,7 @@ from diptych.objectives.maskvlm import MaskedWords
 
 
 @dataclass
-class Shown(Images):
+class ShownImages(Images):
     """Images beside the batch's texts, some of which belong to other samples. own [n] bool: the image is the sample's own."""
 
     own: Tensor | None = None
@@ -79,9 +79,9 @@ class ShownField(ImageField):
             raise BrokenItem(sample.id, "no image")
         return self.augment(sample.image, numbers, sample.captions)
 
-    def collate(self, rows: Sequence[Draw]) -> Shown:
+    def collate(self, rows: Sequence[Draw]) -> ShownImages:
         images, own = zip(*(row.fitted[self.name] for row in rows), strict=True)
-        return Shown(stacked(images), own=torch.tensor(own))
+        return ShownImages(stacked(images), own=torch.tensor(own))
 
 
 # --- the model ---
