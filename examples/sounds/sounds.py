@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import diptych as dp
-from diptych.core.batch import Batch, Captions, Collated, Sample, Tokens
-from diptych.core.encodings import provides
+from diptych.core.batch import Batch, Collated, Tokens
+from diptych.core.graph import provides
+from diptych.core.sample import Captions, Sample
 from diptych.data.fields import Field
 from diptych.data.fields.text import tokenized
 from diptych.data.source import BrokenItem

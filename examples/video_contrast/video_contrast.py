@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 import diptych as dp
-from diptych.core.batch import Batch, Sample, Tokens, Videos
-from diptych.core.encodings import provides
+from diptych.core.batch import Batch, Tokens, Videos
+from diptych.core.graph import provides
+from diptych.core.sample import Sample
 from diptych.data.fields import Draw
 from diptych.data.fields.text import tokenized
 from diptych.data.fields.video import VideoField
 from diptych.data.source import Source
 from diptych.models.build import Build
-from diptych.models.layers.attention import Transformer, attention_bias
+from diptych.models.layers.attention import Transformer
+from diptych.models.layers.masks import padding_bias
 from diptych.models.part import Part
 from diptych.models.text.towers import sinusoids
 from diptych.objectives.scores import Similarity
@@ -58,7 +60,7 @@ class TimeTransformer(Part):
             mask[owner, place] = True
             x = x.new_zeros((*mask.shape, self.width)).index_put((owner, place), x)
             x = x + self.places[: x.shape[1]] if self.sees == "all" else x
-        x = self.transformer(x, attention_bias(mask, x.shape[1], False, x))
+        x = self.transformer(x, padding_bias(mask))
         real = torch.ones_like(x[..., :1]) if mask is None else mask[..., None].to(x.dtype)
         return Tokens(x, (x * real).sum(1) / real.sum(1), mask)
 

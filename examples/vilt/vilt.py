@@ -18,16 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core.batch import Images, Sample, Texts, Tokens
-from diptych.core.encodings import Pass, provides
+from diptych.core.batch import Images, Texts, Tokens
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
+from diptych.core.graph import provides
+from diptych.core.sample import Sample
 from diptych.data.fields import Context, Draw
 from diptych.data.fields.base import stacked
 from diptych.data.fields.image import ImageField
 from diptych.data.source import BrokenItem
 from diptych.data.text import MASK, SPECIALS
 from diptych.models.build import Build
-from diptych.models.layers.attention import Activation, Transformer, attention_bias
+from diptych.models.layers.attention import Activation, Transformer
+from diptych.models.layers.masks import padding_bias
 from diptych.models.part import Part, TextTower, VisionTower
 from diptych.models.text.towers import sinusoids
 from diptych.models.vision.towers import sincos_2d
@@ -163,7 +166,7 @@ class Stream(Part):
         bias = None
         if text.mask is not None:
             seen = torch.cat([text.mask, text.mask.new_ones(image.tokens.shape[:2])], 1)
-            bias = attention_bias(seen, x.shape[1], False, x)
+            bias = padding_bias(seen)
         x = self.transformer(x, bias)
         pooled, T = self.pooler(x[:, 0]).tanh(), text.tokens.shape[1]
         return Tokens(x[:, :T], pooled, text.mask), Tokens(x[:, T:], pooled)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.batch import Captions, Sample, Video
+from diptych.core.sample import Captions, Sample, Video
 
 COLOURS = {
     "red": (220, 40, 40),

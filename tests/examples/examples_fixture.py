@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import diptych
 from diptych.config.recipe import load_recipe
+from diptych.core.files import read_jsonl
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share
@@ -52,3 +56,29 @@ def same_in_pieces(setup: Setup, micro: int) -> None:
         assert abs(loss - in_pieces[name]) < 1e-4 * max(1, abs(loss)), (name, loss, in_pieces[name])
     for name, gradient in gradients.items():
         torch.testing.assert_close(pieces[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def alone_and_in_two(name: str, out: Path, *overrides: str, data: str = "") -> None:
+    """Asserts that ``diptych train --processes 2`` logs the losses of one process."""
+    paths = [EXAMPLES / name, Path(__file__).parent, Path(diptych.__file__).parents[1]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    for processes in (1, 2):
+        words = [
+            sys.executable,
+            "-m",
+            "diptych.cli",
+            "train",
+            str(EXAMPLES / name / "recipe.yaml"),
+            "--out",
+            str(out / str(processes)),
+        ]
+        words += ["--budget", "24 samples", *(["--data", data] if data else []), *(["--processes", "2"] if processes == 2 else [])]
+        for override in ("stages.0.batch_size=8", "precision=fp32", "stages.0.warmup=2", *overrides):
+            words += ["--set", override]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    alone, two = (read_jsonl(out / n / "metrics.jsonl") for n in ("1", "2"))
+    pairs = [(a["losses"], b["losses"]) for a in alone for b in two if a["step"] == b["step"]]
+    assert pairs
+    for a, b in pairs:
+        assert all(abs(a[n] - b[n]) < 1e-3 * max(1, abs(a[n])) for n in a), (a, b)

@@ -9,7 +9,7 @@ import torch
 import diptych as dp
 from diptych.core.errors import DiptychError
 from diptych.data.sources import open_source
-from examples_fixture import little, same_in_pieces, use
+from examples_fixture import alone_and_in_two, little, same_in_pieces, use
 
 RECIPE = use("sounds")
 import sounds  # noqa: E402
@@ -59,3 +59,8 @@ def test_silence_says_nothing():
     both = sounds.Waves(torch.from_numpy(np.stack([wave, field.blank(wave)])))
     tokens = setup.model.part("sound").encode(both)
     assert torch.isfinite(tokens.tokens).all() and (tokens.tokens[0] - tokens.tokens[1]).abs().max() > 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path):
+    alone_and_in_two("sounds", tmp_path)
