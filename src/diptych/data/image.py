@@ -65,7 +65,7 @@ def _decode_any(data: bytes, item: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, item)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image))
     except BrokenItem:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -86,7 +86,8 @@ def _check_size(width: int, height: int, item: str) -> None:
         raise BrokenItem(item, f"{width} × {height} pixels, above the limit of {MAX_PIXELS:,}")
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The picture of Pillow as uint8 [height, width, 3]; transparent parts become white. ValueError for pixels without a known range."""
     from PIL import Image
 
     if image.mode == "F":

@@ -40,10 +40,18 @@ class Inspection:
     width: dict[str, float]  # quantiles, pixels
     height: dict[str, float]
     aspect: dict[str, float]  # width / height
+    fields: dict[str, int]  # field → items that have it
+    classes: dict[str, int]  # class → items with this label
+    regions_per_item: dict[int, int]  # number of regions → items, of those that have the field
+    clip_frames: dict[str, float]  # quantiles of the frames in a clip
+    clip_seconds: dict[str, float]  # and of the time of its last frame
+    document_texts: dict[str, float]  # quantiles of the texts in a document
+    document_images: dict[str, float]
+    turns: dict[str, float]  # quantiles of the turns in a conversation
     words: dict[str, float]  # quantiles of the captions' lengths, in words
     word_counts: dict[int, int]  # length in words → captions
     frequent: dict[str, int]  # the most frequent content words → occurrences
-    duplicates: list[list[str]]  # items with equal images
+    duplicates: list[list[str]]  # items with equal pictures
     broken: list[Problem]
     splits: dict[str, int]
     fingerprint: str
@@ -59,9 +67,12 @@ class _Seen:
 
     index: int
     id: str
-    size: tuple[int, int]  # height, width
+    sizes: list[tuple[int, int]]  # height and width of each of its pictures
     captions: list[str]
-    digest: bytes
+    digest: bytes  # of its pictures; b"": it has none
+    fields: tuple[str, ...]
+    label: str | None
+    counts: dict[str, float]  # of regions, frames …
 
 
 def inspect(address: str, out: Path | None = None, limit: int | None = None, progress: bool = True) -> Inspection:
@@ -102,9 +113,7 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
             sample = source[i]
         except BrokenItem as error:
             return error.problem
-        assert sample.image is not None
-        height, width = sample.image.shape[:2]
-        return _Seen(i, sample.id, (height, width), sample.captions, digest(sample.image.tobytes()))
+        return _seen(i, sample)
 
     def results() -> Iterable[_Seen | Problem]:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -116,6 +125,30 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
     return [f for f in found if isinstance(f, _Seen)], [f for f in found if isinstance(f, Problem)]
 
 
+def _seen(index: int, sample: Sample) -> _Seen:
+    """Pictures are the image, or the frames of the clip and the images of the document and the conversation."""
+    video, document, label = (sample.fields.get(name) for name in ("video", "document", "label"))
+    pictures = [] if sample.image is None else [sample.image]
+    counts: dict[str, float] = {}
+    if "regions" in sample.fields:
+        counts["regions"] = len(sample.fields["regions"])
+    if sample.turns:
+        counts["turns"] = len(sample.turns)
+    if video is not None:
+        counts |= {"frames": len(video.frames), "seconds": video.seconds[-1] if video.seconds else 0.0}
+        pictures += video.frames
+    if document is not None:
+        images = [part for part in document.parts if not isinstance(part, str)]
+        counts |= {"texts": len(document.parts) - len(images), "images": len(images)}
+        pictures += images
+    if not pictures:
+        pictures = sample.images
+    sizes = [picture.shape[:2] for picture in (pictures[:1] if video is not None else pictures)]
+    whole = digest(b"".join(picture.tobytes() for picture in pictures)) if pictures else b""
+    name = None if label is None else label.name
+    return _Seen(index, sample.id, [(h, w) for h, w in sizes], sample.captions, whole, tuple(sample.fields), name, counts)
+
+
 def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Problem]) -> Inspection:
     captions = [caption for item in seen for caption in item.captions]
     words = [re.findall(r"\w+(?:['’-]\w+)*", caption.lower()) for caption in captions]
@@ -123,7 +156,15 @@ def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Pro
     content = Counter(w for ws in words for w in ws if w not in FUNCTION_WORDS and not w.isdigit())
     same: dict[bytes, list[str]] = {}
     for item in seen:
-        same.setdefault(item.digest, []).append(item.id)
+        if item.digest:
+            same.setdefault(item.digest, []).append(item.id)
+    sizes = [size for item in seen for size in item.sizes]
+    labels = Counter(item.label for item in seen if item.label is not None)
+    names = [name for name in getattr(source, "classes", None) or () if labels] or sorted(labels)
+
+    def counted(what: str) -> list[float]:
+        return [item.counts[what] for item in seen if what in item.counts]
+
     part = getattr(source, "part", None)
     splits = [part] if part else ["train", "validation", "test"]
     return Inspection(
@@ -133,9 +174,17 @@ def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Pro
         good=len(seen),
         captions=len(captions),
         captions_per_item=_counts(len(item.captions) for item in seen),
-        width=_quantiles([item.size[1] for item in seen]),
-        height=_quantiles([item.size[0] for item in seen]),
-        aspect=_quantiles([item.size[1] / item.size[0] for item in seen]),
+        width=_quantiles([width for _, width in sizes]),
+        height=_quantiles([height for height, _ in sizes]),
+        aspect=_quantiles([width / height for height, width in sizes]),
+        fields=dict(Counter(name for item in seen for name in item.fields)),
+        classes={name: labels[name] for name in names},
+        regions_per_item=_counts(map(int, counted("regions"))),
+        clip_frames=_quantiles(counted("frames")),
+        clip_seconds=_quantiles(counted("seconds")),
+        document_texts=_quantiles(counted("texts")),
+        document_images=_quantiles(counted("images")),
+        turns=_quantiles(counted("turns")),
         words=_quantiles(lengths),
         word_counts=_counts(lengths),
         frequent=dict(content.most_common(30)),
@@ -179,15 +228,27 @@ def print_inspection(result: Inspection) -> None:
     )
     console.print("split: " + ", ".join(f"{name} {size:,}" for name, size in result.splits.items()))
     console.print("captions an item: " + ", ".join(f"{n} × {k}" for k, n in result.captions_per_item.items()))
+    console.print("fields: " + escape(", ".join(f"{name} {n:,}" for name, n in result.fields.items())))
+    if result.classes:
+        shown = list(result.classes.items())[:30]
+        more = f" … and {len(result.classes) - 30:,} more" if len(result.classes) > 30 else ""
+        console.print(f"{len(result.classes):,} classes: " + escape(", ".join(f"{name} {n:,}" for name, n in shown)) + more)
+    if result.regions_per_item:
+        console.print("regions an item: " + ", ".join(f"{n} × {k}" for k, n in result.regions_per_item.items()))
     table = Table("", *QUANTILES)
     rows = {"width": result.width, "height": result.height, "width / height": result.aspect, "words": result.words}
-    for name, quantiles in rows.items():
+    others = {
+        **{"frames of a clip": result.clip_frames, "seconds of a clip": result.clip_seconds},
+        **{"texts of a document": result.document_texts, "images of a document": result.document_images},
+        "turns": result.turns,
+    }
+    for name, quantiles in {**rows, **{name: q for name, q in others.items() if q}}.items():
         table.add_row(name, *(f"{quantiles[q]:,.5g}" if q in quantiles else "–" for q in QUANTILES))
     console.print(table)
     console.print("frequent words: " + escape(", ".join(f"{w} {n}" for w, n in result.frequent.items())))
     if result.duplicates:
         first = escape(", ".join(result.duplicates[0]))
-        console.print(f"equal images: {len(result.duplicates):,} groups, first: {first}")
+        console.print(f"equal pictures: {len(result.duplicates):,} groups, first: {first}")
     if result.broken:
         problems = Table("item", "reason", title="problems" + (" (the first 20)" if len(result.broken) > 20 else ""))
         for problem in result.broken[:20]:

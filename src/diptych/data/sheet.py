@@ -1,20 +1,25 @@
-"""Contact sheets: pictures with their captions, to look at."""
+"""Contact sheets: samples with what each of their fields shows, to look at."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Sample
+from diptych.core.sample import Region, Sample
+from diptych.data.fields import FIELDS
 
-_PAPER, _INK, _FAINT, _MARK = (250, 249, 246), (32, 34, 40), (112, 116, 126), (225, 40, 120)
+_PAPER, _INK, _FAINT, _MARK, _TILE = (250, 249, 246), (32, 34, 40), (112, 116, 126), (225, 40, 120), (236, 234, 228)
+Boxes = Sequence[tuple[Sequence[float], str]]  # edges in pixels, and a phrase
 
 
 def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans of that size where matplotlib is installed, else Pillow's own font."""
     try:
         from matplotlib import get_data_path
 
@@ -23,23 +28,56 @@ def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         return ImageFont.load_default(points)
 
 
-def _fitted(sample: Sample, side: int, boxes: bool) -> Image.Image:
+def _fitted(image: np.ndarray, side: int, boxes: Boxes = ()) -> Image.Image:
     """The picture in a square of ``side`` pixels, with its own proportions; small pictures keep their pixels crisp."""
-    tile = Image.new("RGB", (side, side), (236, 234, 228))
-    if sample.image is None:
-        return tile
-    picture = Image.fromarray(sample.image).convert("RGB")
+    tile = Image.new("RGB", (side, side), _TILE)
+    picture = Image.fromarray(image).convert("RGB")
     scale = side / max(picture.size)
     small = scale >= 2
     width, height = (max(1, round(length * scale)) for length in picture.size)
     picture = picture.resize((width, height), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
-    if boxes:
-        draw = ImageDraw.Draw(picture)
-        for found in sample.extra.get("boxes", ()):
-            x0, y0, x1, y1 = (round(edge * scale) for edge in found["box"])
-            draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_MARK, width=2)
+    draw = ImageDraw.Draw(picture)
+    for edges, phrase in boxes:
+        x0, y0, x1, y1 = (round(edge * scale) for edge in edges)
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_MARK, width=2)
+        if phrase:
+            draw.text((x0 + 4, y0 + 2), phrase[:24], fill=_MARK, font=font(11), stroke_width=1, stroke_fill=_PAPER)
     tile.paste(picture, ((side - width) // 2, (side - height) // 2))
     return tile
+
+
+def _tiled(pictures: Sequence[np.ndarray], side: int) -> Image.Image:
+    """Several pictures in a square of ``side`` pixels, in rows from left to right."""
+    across = next(n for n in range(1, len(pictures) + 1) if n * n >= len(pictures))
+    tile, cell = Image.new("RGB", (side, side), _TILE), side // across
+    for k, picture in enumerate(pictures):
+        tile.paste(_fitted(picture, cell - 2), (k % across * cell, k // across * cell))
+    return tile
+
+
+def _shown(sample: Sample, side: int, captions: int, boxes: bool) -> tuple[Image.Image, list[str]]:
+    """A square with the sample's pictures, and the lines below it. Fields other than captions and boxes are drawn by ``Field.draw``."""
+    lines = sample.captions[:captions]
+    pictures: list[np.ndarray] = []
+    for name, value in sample.fields.items():
+        if name in ("image", "text", "negatives", "regions") or name not in FIELDS:
+            continue
+        drawn: list[Any] = FIELDS[name].draw(value)
+        pictures += [part for part in drawn if not isinstance(part, str)]
+        texts = [part for part in drawn if isinstance(part, str)]
+        if name != "document" or not sample.captions:  # whose texts are the caption
+            lines = [*lines, *(f"{name}: {text}" for text in texts[: captions + 1])]
+    if sample.image is not None:
+        marked: list[tuple[Sequence[float], str]] = [(r.box, r.phrase) for r in _regions(sample)]
+        if boxes:
+            marked += [(found["box"], "") for found in sample.extra.get("boxes", ())]
+        return _fitted(sample.image, side, marked), lines
+    return (_tiled(pictures, side) if pictures else Image.new("RGB", (side, side), _TILE)), lines
+
+
+def _regions(sample: Sample) -> list[Region]:
+    found: list[Region] = sample.fields.get("regions", [])
+    return found
 
 
 def contact_sheet(
@@ -51,14 +89,20 @@ def contact_sheet(
     boxes: bool = False,
     title: str = "",
 ) -> Path:
-    """Draws samples of any source and size as one PNG, each under its own picture with its first few captions."""
+    """Draws samples of any source and size as one PNG: each one's picture with its regions, or its frames or the pictures of its document side by side;
+    below it the first few captions, and what its other fields say.
+
+    side: of the square for a sample, in pixels. captions: at most so many. boxes: those of ``extra["boxes"]`` too. Returns the path; DiptychError for an ending that
+    is no kind of picture.
+    """
     if Path(path).suffix.lower() not in Image.registered_extensions():
         raise DiptychError(f"{path}: no kind of picture; end the name in .png")
     samples = list(samples)
     columns = max(1, min(columns, len(samples)))
     gap, leading, plain, heading = 18, 17, font(13), font(20)
     letters = max(12, int(side / 7.4))
-    wrapped = [[textwrap.wrap(text, letters) or [""] for text in sample.captions[:captions]] for sample in samples]
+    shown = [_shown(sample, side, captions, boxes) for sample in samples]
+    wrapped = [[textwrap.wrap(text, letters) or [""] for text in lines] for _, lines in shown]
     rows = [range(first, min(first + columns, len(samples))) for first in range(0, len(samples), columns)]
     text_heights = [max(sum(len(lines) * leading + 5 for lines in wrapped[i]) for i in row) for row in rows]
     top = gap + (38 if title else 0)
@@ -70,7 +114,7 @@ def contact_sheet(
     for row, text_height in zip(rows, text_heights, strict=True):
         for column, index in enumerate(row):
             x, y = gap + column * (side + gap), top
-            sheet.paste(_fitted(samples[index], side, boxes), (x, y))
+            sheet.paste(shown[index][0], (x, y))
             y += side + 8
             for number, lines in enumerate(wrapped[index]):
                 for line in lines:

@@ -113,14 +113,21 @@ class Field:
         return {}
 
     @classmethod
-    def pack(cls, value: Any, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]) -> dict[str, Any]:
-        """A value as a row of these columns. scale: a picture at the packed size; store: a picture as bytes."""
+    def pack(
+        cls, value: Any, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes | None]
+    ) -> dict[str, Any]:
+        """A value as a row of these columns. scale: a picture at the packed size; store: a picture as bytes, None if it is the sample's own image."""
         return {}
 
     @classmethod
-    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Any:
-        """The value again. load(bytes, height, width): a picture."""
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes | None, int, int], np.ndarray]) -> Any:
+        """The value again. load(bytes or None, height, width): a picture."""
         return None
+
+    @classmethod
+    def scaled(cls, value: Any, x: float, y: float) -> Any:
+        """The value where the sample's image is ``x`` times as wide and ``y`` times as high; for fields in pixels."""
+        return value
 
     # --- controls and pictures ---
 

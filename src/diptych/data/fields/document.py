@@ -64,7 +64,7 @@ class DocumentField(Field):
 
     @classmethod
     def pack(
-        cls, value: Document, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]
+        cls, value: Document, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes | None]
     ) -> dict[str, Any]:
         parts: list[dict[str, Any]] = []
         for p in value.parts:
@@ -76,7 +76,7 @@ class DocumentField(Field):
         return {"document": parts}
 
     @classmethod
-    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Document:
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes | None, int, int], np.ndarray]) -> Document:
         return Document([load(p["image"], p["height"], p["width"]) if p["text"] is None else p["text"] for p in row["document"]])
 
     @classmethod

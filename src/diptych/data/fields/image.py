@@ -56,13 +56,15 @@ class ImageField(Field):
         }
 
     @classmethod
-    def pack(cls, value: Any, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]) -> dict[str, Any]:
+    def pack(
+        cls, value: Any, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes | None]
+    ) -> dict[str, Any]:
         image = scale(value)
         sizes = dict(zip(("height", "width", "source_height", "source_width"), (*image.shape[:2], *value.shape[:2]), strict=True))
         return {"image": store(image), **sizes}
 
     @classmethod
-    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Any:
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes | None, int, int], np.ndarray]) -> Any:
         return load(row["image"], row["height"], row["width"])
 
     @classmethod
@@ -96,3 +98,7 @@ class ViewsField(ImageField):
 
     def memory(self) -> int:
         return super().memory() * self.augment.spec.views
+
+    @classmethod
+    def schema(cls) -> dict[str, pa.DataType]:
+        return {}  # made of the image

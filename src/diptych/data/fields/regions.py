@@ -68,7 +68,7 @@ class RegionsField(Field):
     def schema(cls) -> dict[str, pa.DataType]:
         import pyarrow as pa
 
-        return {"boxes": pa.list_(pa.list_(pa.float32(), 4)), "phrases": pa.list_(pa.string())}
+        return {"boxes": pa.list_(pa.list_(pa.float64(), 4)), "phrases": pa.list_(pa.string())}
 
     @classmethod
     def pack(cls, value: list[Region], scale: Any, store: Any) -> dict[str, Any]:
@@ -77,6 +77,12 @@ class RegionsField(Field):
     @classmethod
     def unpack(cls, row: Mapping[str, Any], load: Any) -> list[Region]:
         return [Region(tuple(box), phrase) for box, phrase in zip(row["boxes"], row["phrases"], strict=True)]
+
+    @classmethod
+    def scaled(cls, value: list[Region], x: float, y: float) -> list[Region]:
+        if x == y == 1:
+            return value
+        return [Region((r.box[0] * x, r.box[1] * y, r.box[2] * x, r.box[3] * y), r.phrase) for r in value]
 
     @classmethod
     def blank(cls, value: list[Region]) -> list[Region]:

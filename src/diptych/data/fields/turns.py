@@ -92,14 +92,14 @@ class TurnsField(Field):
 
     @classmethod
     def pack(
-        cls, value: Conversation, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]
+        cls, value: Conversation, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes | None]
     ) -> dict[str, Any]:
         pictures = None if value.images is None else [scale(image) for image in value.images]
         rows = None if pictures is None else [{"image": store(p), "height": p.shape[0], "width": p.shape[1]} for p in pictures]
         return {"turns": json.dumps([list(t) for t in value.turns]), "turn_images": rows}
 
     @classmethod
-    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Conversation:
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes | None, int, int], np.ndarray]) -> Conversation:
         pictures = row["turn_images"]
         images = None if pictures is None else [load(p["image"], p["height"], p["width"]) for p in pictures]
         return Conversation([Turn(*t) for t in json.loads(row["turns"])], images)

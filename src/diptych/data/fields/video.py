@@ -73,17 +73,19 @@ class VideoField(Field):
             "frames": pa.list_(pa.large_binary()),
             "frame_heights": sizes,
             "frame_widths": sizes,
-            "seconds": pa.list_(pa.float32()),
+            "seconds": pa.list_(pa.float64()),
         }
 
     @classmethod
-    def pack(cls, value: Video, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes]) -> dict[str, Any]:
+    def pack(
+        cls, value: Video, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes | None]
+    ) -> dict[str, Any]:
         frames = [scale(frame) for frame in value.frames]
         heights, widths = ([frame.shape[axis] for frame in frames] for axis in (0, 1))
         return {"frames": [store(f) for f in frames], "frame_heights": heights, "frame_widths": widths, "seconds": value.seconds}
 
     @classmethod
-    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes, int, int], np.ndarray]) -> Video:
+    def unpack(cls, row: Mapping[str, Any], load: Callable[[bytes | None, int, int], np.ndarray]) -> Video:
         frames = [load(*frame) for frame in zip(row["frames"], row["frame_heights"], row["frame_widths"], strict=True)]
         return Video(frames, list(row["seconds"]))
 

@@ -29,8 +29,17 @@ OPTIONS = {
 class Manifest:
     """The state of a packing on disk; written anew after each shard, so a killed run goes on from there."""
 
-    def __init__(self, out: Path, parameters: Parameters, part: str | None, native_size: int | None, problems: list[Problem]):
+    def __init__(
+        self,
+        out: Path,
+        parameters: Parameters,
+        part: str | None,
+        native_size: int | None,
+        problems: list[Problem],
+        classes: list[str] | None = None,
+    ):
         self.out, self.parameters, self.part, self.native_size = out, parameters, part, native_size
+        self.classes = classes  # of labels
         self.opening = problems  # found when the source was opened
         self.shards: dict[int, Written] = {}
         self.seconds = 0.0
@@ -73,7 +82,11 @@ class Manifest:
                 f"{self.out} was packed from {held['address']} when that held other data (fingerprint {held['fingerprint']}, "
                 f"now {self.parameters.fingerprint}); remove it or choose another OUT"
             )
-        told = [name for name in differs if name != "fingerprint" and not (name == "shard_items" and "format" in differs)]
+        told = [
+            name
+            for name in differs
+            if name != "fingerprint" and name != "rows" and not (name == "shard_items" and "format" in differs)
+        ]
         said = ", ".join(f"{OPTIONS.get(n, n)} {held.get(n)} (now {getattr(self.parameters, n)})" for n in told)
         return f"{self.out} was packed with other parameters: {said}; give the same, remove it, or choose another OUT"
 
@@ -110,6 +123,8 @@ class Manifest:
             "seconds": round(self.seconds, 2),
             "part": self.part,
             "native_size": self.native_size,
+            "fields": {name: sum(s.fields[name] for s in shards) for name in (shards[0].fields if shards else ())},
+            "classes": self.classes,
             "parameters": parameters,
             "versions": {name: _version(name) for name in PACKAGES},
             "shards": [s.as_json() for s in shards],

@@ -12,9 +12,11 @@ from diptych.core.errors import DiptychError, Interrupted, nearest
 from diptych.core.progress import CountDisplay
 from diptych.data.order import ENDLESS
 from diptych.data.packing.manifest import Manifest
-from diptych.data.packing.shard import SHARD_ITEMS, Parameters, shard_name
+from diptych.data.packing.shard import ROWS, SHARD_ITEMS, Parameters, shard_name
 from diptych.data.packing.workers import write_shards
 from diptych.data.source import Source
+
+HEAVY = {"video": 16, "document": 4}  # fields of several pictures: so many times fewer items in a shard and a record batch
 
 
 def pack(
@@ -51,12 +53,16 @@ def pack(
         raise DiptychError(f"{source.address}: no items to pack")
     native: int | None = getattr(source, "image_size", None)
     size = size or native or 256
+    share = next((HEAVY[name] for name in HEAVY if name in getattr(source, "fields", ())), 1)
+    shard_items, rows = shard_items or SHARD_ITEMS[format] // share, ROWS // share
     parameters = Parameters(
-        address, source.fingerprint(), split, items, size, format, quality, shard_items or SHARD_ITEMS[format]
+        address, source.fingerprint(), split, items, size, format, quality, shard_items, rows
     )  # the fingerprint also reads every image's hash, by which a split of the packed data goes
     out.mkdir(parents=True, exist_ok=True)
     part = getattr(source, "part", None) or (None if split == "all" else split)
-    manifest = Manifest(out, parameters, part, native if native == size else None, source.problems)
+    manifest = Manifest(
+        out, parameters, part, native if native == size else None, source.problems, getattr(source, "classes", None)
+    )
     try:
         with FileLock(out / ".lock", timeout=0):
             return _pack(source, manifest, workers or os.cpu_count() or 1, progress)

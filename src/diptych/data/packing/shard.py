@@ -1,25 +1,26 @@
-"""One shard: an Arrow IPC file, a row an item. Any Arrow reader opens it; ``Shard`` reads it at random without copying images.
+"""One shard: an Arrow IPC file, a row an item, with the columns of each field that the source has. Any Arrow reader opens it; ``columns.py`` reads it at
+random without copying images.
 
 Images are whole pictures whose shorter side is at most ``size``; never enlarged, never cropped, so that a caption stays true and
-training may crop as it would from the original. Boxes in ``extra["boxes"]`` are in pixels of the packed image.
+training may crop as it would from the original. Boxes, of regions and in ``extra["boxes"]``, are in pixels of the packed image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_atomically
-from diptych.core.sample import Captions, Sample
-from diptych.data.image import decode, shrink
+from diptych.core.sample import Sample
+from diptych.data.fields import FIELDS
+from diptych.data.image import shrink
 from diptych.data.source import BrokenItem, Problem
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from diptych.data.source import Source
 
-VERSION = 1  # of the format; counts up when old readers would misread it
+VERSION = 2  # of the format; counts up when old readers would misread it. 1: image, text and negatives only
 ROWS = 128  # in one record batch, which the writer holds in memory
 SHARD_ITEMS = {"raw": 1024, "jpeg": 4096}  # 250 and 100 MB at 256 px; what is lost at most when a packing process is killed
 
@@ -44,6 +45,7 @@ class Parameters:
     format: str  # raw: uint8 [height, width, 3]; jpeg
     quality: int  # of JPEGs that are encoded anew
     shard_items: int
+    rows: int = ROWS  # in one record batch
     version: int = VERSION
 
 
@@ -56,31 +58,30 @@ class Written:
     items: int
     bytes: int
     blake2b: str
+    fields: dict[str, int] = field(default_factory=dict)  # items that have each
     problems: list[Problem] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if k != "problems"}
 
 
-def schema() -> pa.Schema:
+def packed_fields(source: Any) -> tuple[str, ...]:
+    """Names of the built-in fields that samples of a source may have: those that it declares in ``fields``, else all. Fields of other kinds are not packed."""
+    declared = tuple(getattr(source, "fields", ()) or FIELDS)
+    return tuple(name for name in FIELDS if name in declared and FIELDS[name].schema())
+
+
+def schema(fields: Iterable[str]) -> pa.Schema:
+    """Columns of a shard: those of each field, and for each ``has_FIELD``, whether the sample has it."""
     import pyarrow as pa
 
-    texts = pa.list_(pa.string())
-    return pa.schema(
-        {
-            "id": pa.string(),
-            "image": pa.large_binary(),
-            "height": pa.int32(),
-            "width": pa.int32(),
-            "source_height": pa.int32(),
-            "source_width": pa.int32(),
-            "captions": texts,
-            "meanings": texts,
-            "negatives": texts,
-            "extra": pa.string(),  # JSON: labels, boxes, whatever the source knows
-            "digest": pa.binary(16),  # of the source's encoded image: which part of a split it belongs to
-        }
-    )
+    fields = list(fields)
+    columns: dict[str, pa.DataType] = {"id": pa.string()}
+    for name in fields:
+        columns |= FIELDS[name].schema()
+    columns |= {"extra": pa.string()}  # JSON: what the source knows beside the fields
+    columns |= {"digest": pa.binary(16)}  # of the source's encoded image: which part of a split it belongs to
+    return pa.schema(columns | {f"has_{name}": pa.bool_() for name in fields})
 
 
 def shard_name(number: int) -> str:
@@ -98,24 +99,28 @@ def write_shard(source: Source, number: int, parameters: Parameters, out: Path, 
     indices = range(first, min(first + parameters.shard_items, parameters.items))
     problems: list[Problem] = []
     path, count = out / shard_name(number), 0
+    fields = packed_fields(source)
+    columns, have = schema(fields), dict.fromkeys(fields, 0)
 
     def write(temporary: Path) -> None:
         nonlocal count
         rows: list[dict[str, Any]] = []
-        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema()) as writer:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, columns) as writer:
             for index in indices:
                 tick()
                 try:
                     rows.append(row_of(source, index, parameters))
                 except BrokenItem as broken:
                     problems.append(broken.problem)
-                if len(rows) == ROWS or (rows and index == indices[-1]):
-                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema()))
+                if len(rows) == parameters.rows or (rows and index == indices[-1]):
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=columns))
                     count += len(rows)
+                    for name in fields:
+                        have[name] += sum(row[f"has_{name}"] for row in rows)
                     rows.clear()
 
     write_atomically(path, write)
-    return Written(path.name, number, count, path.stat().st_size, file_hash(path), problems)
+    return Written(path.name, number, count, path.stat().st_size, file_hash(path), have, problems)
 
 
 def file_hash(path: str | Path) -> str:
@@ -127,29 +132,51 @@ def row_of(source: Any, index: int, parameters: Parameters) -> dict[str, Any]:
     """One item of any source as a row. Raises ``BrokenItem``."""
     encoded: bytes | None = source.encoded(index) if hasattr(source, "encoded") else None
     sample: Sample = source.sample_of(index, encoded) if encoded is not None else source[index]
-    if sample.image is None:
-        raise BrokenItem(sample.id, "no image")
-    if not sample.captions:
-        raise BrokenItem(sample.id, "no caption")
-    image = shrink(sample.image, parameters.size)
-    height, width = sample.image.shape[:2]
-    if hasattr(source, "digests"):
-        digest = source.digests()[index]
-    else:  # drawn, or of a user's own source: the pixels are all there is
-        digest = hashlib.blake2b(sample.image.tobytes(), digest_size=16).digest()
-    return {
-        "id": sample.id,
-        "image": stored(image, encoded, sample.image, parameters),
-        "height": image.shape[0],
-        "width": image.shape[1],
-        "source_height": height,
-        "source_width": width,
-        "captions": [_valid(c) for c in sample.captions],
-        "meanings": [_valid(m) for m in sample.meanings],
-        "negatives": [_valid(n) for n in sample.negatives],
-        "extra": json.dumps(_scaled(sample.extra, image.shape[1] / width, image.shape[0] / height), default=_plain),
-        "digest": bytes(digest),
-    }
+    wanted = packed_fields(source)
+    present = [name for name in FIELDS if name in sample.fields]
+    if not present:
+        raise BrokenItem(sample.id, "none of the fields that can be packed")
+    if unknown := [name for name in present if name not in wanted]:
+        raise DiptychError(
+            f"{source.address}: {sample.id} has the field '{unknown[0]}', which the source does not declare ({', '.join(wanted)})"
+        )
+    held: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # with the original: ids of arrays that are gone are used again
+
+    def scale(picture: np.ndarray) -> np.ndarray:
+        if id(picture) not in held:
+            held[id(picture)] = picture, shrink(picture, parameters.size)
+        return held[id(picture)][1]
+
+    def store(picture: np.ndarray) -> bytes | None:
+        return None if picture is own else stored(picture, None, picture, parameters)
+
+    own = None if sample.image is None else scale(sample.image)
+    x = y = 1.0
+    frames = sample.fields["video"].frames if "video" in sample.fields else []
+    for picture in [sample.image] if sample.image is not None else frames[:1]:
+        x, y = scale(picture).shape[1] / picture.shape[1], scale(picture).shape[0] / picture.shape[0]
+    row: dict[str, Any] = {"id": sample.id, "extra": json.dumps(_scaled(sample.extra, x, y), default=_plain)}
+    row["digest"] = bytes(source.digests()[index]) if hasattr(source, "digests") else content_digest(sample)
+    for name in present:
+        value = FIELDS[name].scaled(sample.fields[name], x, y)
+        keep = store if name != "image" else lambda picture: stored(picture, encoded, sample.fields["image"], parameters)
+        row |= FIELDS[name].pack(value, scale, keep)
+    return row | {f"has_{name}": name in present for name in wanted}
+
+
+def content_digest(sample: Sample) -> bytes:
+    """16 bytes of a sample that is drawn, or of a user's own source: of its image, else of all that its fields hold."""
+    total = hashlib.blake2b(digest_size=16)
+
+    def add(value: Any) -> None:
+        if isinstance(value, (list, tuple)):
+            for part in value:
+                add(part)
+        else:
+            total.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode("utf-8", "surrogateescape"))
+
+    add(sample.image if sample.image is not None else [sample.fields[name] for name in sorted(sample.fields)])
+    return total.digest()
 
 
 def stored(image: np.ndarray, encoded: bytes | None, original: np.ndarray, parameters: Parameters) -> bytes:
@@ -172,13 +199,9 @@ def _is_plain_jpeg(data: bytes, image: np.ndarray) -> bool:
     return (height, width) == image.shape[:2] and colours not in ("CMYK", "YCCK")
 
 
-def _valid(text: str) -> str:
-    """Without half surrogates, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _scaled(extra: dict[str, Any], x: float, y: float) -> dict[str, Any]:
-    if not extra.get("boxes") or (x == 1 and y == 1):
+    """Extras with ``boxes`` scaled, whether plain or under the key ``box``, and those of ``tracks``."""
+    if (x == 1 and y == 1) or not (extra.get("boxes") or extra.get("tracks")):
         return extra
 
     def scaled(box: Any) -> Any:
@@ -188,138 +211,13 @@ def _scaled(extra: dict[str, Any], x: float, y: float) -> dict[str, Any]:
             return [float(edge) * factor for edge, factor in zip(box, (x, y, x, y), strict=True)]
         return box
 
-    return {**extra, "boxes": [scaled(box) for box in extra["boxes"]]}
+    more: dict[str, Any] = {}
+    if extra.get("boxes"):
+        more["boxes"] = [scaled(box) for box in extra["boxes"]]
+    if extra.get("tracks"):
+        more["tracks"] = [{**track, "boxes": [scaled(box) for box in track["boxes"]]} for track in extra["tracks"]]
+    return {**extra, **more}
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-# Reading.
-
-
-class Row(NamedTuple):
-    id: str
-    image: np.ndarray  # raw: uint8 [height, width, 3]; jpeg: the encoded bytes. A view into the file
-    shape: tuple[int, int]
-    captions: list[str]
-    meanings: list[str]
-    negatives: list[str]
-    extra: str
-
-
-class Shard:
-    """Random access to one shard, mapped into memory. Raises ``DiptychError`` that names a shard which is not as the manifest says."""
-
-    def __init__(self, path: str, written: dict[str, Any]):
-        import pyarrow as pa
-
-        self.path = path
-        try:
-            size = os.stat(path).st_size
-            if size != written["bytes"]:
-                raise DiptychError(
-                    f"{path}: {'cut off' if size < written['bytes'] else 'altered'}: {size:,} of {written['bytes']:,} bytes"
-                )
-            self._reader = pa.ipc.open_file(pa.memory_map(path))
-            self._batches: list[_Columns | None] = [None] * self._reader.num_record_batches
-            self._verify_shape(written["items"])
-        except FileNotFoundError:
-            raise DiptychError(
-                f"{path}: this shard is missing; copy it back, or pack again: only what is missing is made"
-            ) from None
-        except pa.ArrowInvalid as error:
-            raise DiptychError(f"{path}: damaged: {error}; delete it and pack again: only what is missing is made") from error
-
-    def _verify_shape(self, items: int) -> None:
-        if self._reader.schema.names != schema().names:
-            raise DiptychError(f"{self.path}: not a shard of this format: columns {', '.join(self._reader.schema.names)}")
-        whole = [ROWS] * (items // ROWS) + ([items % ROWS] if items % ROWS else [])
-        if len(self._batches) != len(whole):
-            raise DiptychError(f"{self.path}: {len(self._batches)} record batches where {len(whole)} were expected; pack again")
-
-    def columns(self, batch: int) -> _Columns:
-        held = self._batches[batch]
-        if held is None:
-            import pyarrow as pa
-
-            try:
-                held = self._batches[batch] = _Columns(self._reader.get_batch(batch))
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DiptychError(f"{self.path}: damaged: {error}; delete it and pack again") from error
-        return held
-
-    def __getitem__(self, row: int) -> Row:
-        return self.columns(row // ROWS).row(row % ROWS)
-
-    def captions(self, row: int) -> list[str]:
-        return self.columns(row // ROWS).captions[row % ROWS]
-
-    def digests(self) -> Iterator[bytes]:
-        for batch in range(len(self._batches)):
-            yield self.columns(batch).digests()
-
-
-class _Texts:
-    """A column of strings, by offsets: a tenth of the time that Arrow's scalars take."""
-
-    def __init__(self, column: pa.Array):
-        _, offsets, data = column.buffers()
-        self.offsets = np.frombuffer(offsets, np.int32)[column.offset :]
-        self.data = memoryview(data) if data is not None else memoryview(b"")
-
-    def __getitem__(self, i: int) -> str:
-        return str(self.data[self.offsets[i] : self.offsets[i + 1]], "utf-8")
-
-
-class _Lists:
-    """A column of lists of strings."""
-
-    def __init__(self, column: pa.ListArray):
-        self.offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
-        self.texts = _Texts(column.values) if len(column.values) else None
-
-    def __getitem__(self, i: int) -> list[str]:
-        first, last = self.offsets[i], self.offsets[i + 1]
-        return [self.texts[k] for k in range(first, last)] if self.texts is not None else []
-
-
-class _Columns:
-    """One record batch as views into the mapped file."""
-
-    def __init__(self, batch: pa.RecordBatch):
-        self.batch = batch  # keeps the mapping alive
-        self.id, self.extra = _Texts(batch.column("id")), _Texts(batch.column("extra"))
-        self.captions, self.meanings, self.negatives = (_Lists(batch.column(c)) for c in ("captions", "meanings", "negatives"))
-        _, offsets, data = batch.column("image").buffers()
-        self.offsets, self.images = np.frombuffer(offsets, np.int64), np.frombuffer(data, np.uint8)
-        self.heights, self.widths = (batch.column(c).to_numpy() for c in ("height", "width"))
-
-    def row(self, i: int) -> Row:
-        image = self.images[self.offsets[i] : self.offsets[i + 1]]
-        shape = (int(self.heights[i]), int(self.widths[i]))
-        return Row(self.id[i], image, shape, self.captions[i], self.meanings[i], self.negatives[i], self.extra[i])
-
-    def digests(self) -> bytes:
-        return self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
-
-
-def sample_of(row: Row, format: str, path: str) -> Sample:
-    """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing."""
-    if format == "raw":
-        if row.image.size != 3 * row.shape[0] * row.shape[1]:
-            raise DiptychError(f"{path}: damaged at {row.id}; delete the shard and pack again: only what is missing is made")
-        image = row.image.reshape(*row.shape, 3)
-    else:
-        image = _decode(row)
-    text = Captions(row.captions, row.meanings)
-    return Sample(row.id, json.loads(row.extra), image=image, text=text, negatives=row.negatives or None)
-
-
-def _decode(row: Row) -> np.ndarray:
-    import simplejpeg
-
-    try:
-        return simplejpeg.decode_jpeg(row.image, "RGB")  # what was packed is known to be upright and RGB
-    except ValueError:
-        return decode(row.image.tobytes(), row.id)  # blemishes that lose no pixels; for the rest, the reason

@@ -1,5 +1,23 @@
 """The built-in world: OpenMoji drawings on textured grounds, with exact truth. ``open_scenes("scenes:small")``."""
 
-from diptych.data.scenes.source import Scenes, open_scenes
+from typing import Any
 
-__all__ = ["Scenes", "open_scenes"]
+from diptych.data.scenes.albums import Albums
+from diptych.data.scenes.clips import Clips
+from diptych.data.scenes.drawn import Drawn
+from diptych.data.scenes.source import Scenes
+from diptych.data.scenes.world import parse
+
+__all__ = ["Albums", "Clips", "Drawn", "Scenes", "open_scenes"]
+OTHERS = {"clips": Clips, "albums": Albums}  # worlds of other things than single pictures
+
+
+def open_scenes(address: str) -> Scenes:
+    """``scenes:``, ``scenes:small``, ``scenes:full?size=96&split=test`` …; ``scenes:clips`` and ``scenes:albums`` give ``Clips`` and ``Albums``.
+
+    DiptychError for an unknown preset or option.
+    """
+    preset = address.partition(":")[2].partition("?")[0]
+    kind: Any = OTHERS.get(preset, Scenes)
+    source: Scenes = kind(parse(address), address)
+    return source

@@ -179,21 +179,38 @@ def place(graph: Graph, random: Random, size: int) -> list[Placed]:
     return placed
 
 
+def ground(background: str, random: Random, size: int) -> np.ndarray:
+    """A random window of a texture, uint16 [size, size, 3] with values 0..255; a view."""
+    texture = textures(size)[background][random.randrange(VARIANTS)]
+    left, top = random.randrange(size + 1), random.randrange(size + 1)
+    window: np.ndarray = texture[top : top + size, left : left + size]
+    return window
+
+
+def blit(canvas: np.ndarray, drawn: Sprite, x: int, y: int, flip: bool) -> None:
+    """Paint a sprite, mirrored if ``flip``, with its top left corner at (x, y); what lies beyond the canvas is cut off. canvas: uint16 [H, W, 3]."""
+    height, width = drawn.mask.shape
+    keep, paint = (drawn.keep[:, ::-1], drawn.paint[:, ::-1]) if flip else (drawn.keep, drawn.paint)
+    if x < 0 or y < 0 or y + height > canvas.shape[0] or x + width > canvas.shape[1]:
+        rows, columns = slice(max(0, -y), max(0, canvas.shape[0] - y)), slice(max(0, -x), max(0, canvas.shape[1] - x))
+        keep, paint = keep[rows, columns], paint[rows, columns]
+        x, y, (height, width) = max(0, x), max(0, y), keep.shape[:2]
+    under = canvas[y : y + height, x : x + width]
+    under *= keep
+    under >>= 8
+    under += paint
+
+
 def picture(graph: Graph, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The image, uint8 [size, size, 3], and the boxes in painting order.
 
     A box is {"box": [x0, y0, x1, y1] in pixels, "concept", "colour"}.
     """
     random = Random(graph.seed + 2)
-    texture = textures(size)[graph.background][random.randrange(VARIANTS)]
-    left, top = random.randrange(size + 1), random.randrange(size + 1)
-    canvas = texture[top : top + size, left : left + size].copy()
+    canvas = ground(graph.background, random, size).copy()
     boxes = []
     for things, drawn, x, y, flip in place(graph, random, size):
         height, width = drawn.mask.shape
-        under = canvas[y : y + height, x : x + width]
-        under *= drawn.keep[:, ::-1] if flip else drawn.keep
-        under >>= 8
-        under += drawn.paint[:, ::-1] if flip else drawn.paint
+        blit(canvas, drawn, x, y, flip)
         boxes.append({"box": [x, y, x + width, y + height], "concept": things.concept, "colour": things.colour})
     return canvas.astype(np.uint8), boxes

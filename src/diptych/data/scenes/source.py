@@ -2,68 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import numpy as np
 
 from diptych.core.errors import DiptychError, nearest
-from diptych.core.sample import Captions, Conversation, Sample
+from diptych.core.sample import Captions, Conversation, Label, Region, Sample
 from diptych.data.scenes import language
 from diptych.data.scenes.controlled import SETS, SKILLS, attribute_set, group, habit_pair, single_object
-from diptych.data.scenes.graph import SWAPS, Graph, draw, edit, mix
+from diptych.data.scenes.drawn import Drawn
+from diptych.data.scenes.graph import SWAPS, Graph, draw, edit
 from diptych.data.scenes.layout import picture
-from diptych.data.scenes.world import SPLITS, World, parse
-from diptych.data.source import Group, Problem
+from diptych.data.source import Group
 
 _SCENES, _SINGLES, _GROUPS, _SETS, _HABITS = 0, 1, 2, 3, 4  # streams of seeds that never meet
 
 
-def open_scenes(address: str) -> Scenes:
-    """``scenes:``, ``scenes:small``, ``scenes:full?size=96&split=test`` …"""
-    return Scenes(parse(address), address)
+class Scenes(Drawn):
+    """Scenes drawn on demand; ``scenes[i]`` depends on the world's options and i alone.
 
-
-class Scenes:
-    """Scenes drawn on demand; ``scenes[i]`` depends on the world's options and i alone."""
+    ``classes``: the concepts that the split shows. A scene with one kind of thing has its concept as label.
+    """
 
     skills: tuple[str, ...] = SKILLS
     set_kinds: tuple[str, ...] = SETS
 
-    def __init__(self, world: World, address: str = "scenes:"):
-        self.world = world
-        self.address = address
-        self.problems: list[Problem] = []
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("image", "text", "negatives", "regions", "label", *(("turns",) if self.world.ask else ()))
 
     @property
-    def image_size(self) -> int:
-        """Pixels, height and width, of every picture."""
-        return self.world.size
+    def classes(self) -> list[str]:
+        """Names of the concepts that labels are of."""
+        return list(self.world.names)
 
-    def __len__(self) -> int:
-        return len(self.world)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> Sample:
-        index = index + len(self) if index < 0 else index
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} samples; there is no number {index}")
+    def drawn(self, index: int) -> Sample:
         return self._sample(self.graph(index), f"{self.world.split}/{index}")
-
-    def fingerprint(self) -> str:
-        return self.world.fingerprint()
-
-    def split(self, name: str) -> Scenes:
-        """One of train, validation, test, heldout-combinations, heldout-concepts: each has seeds of its own."""
-        preset, _, query = self.address.partition("?")
-        options = [option for option in query.split("&") if option and not option.startswith("split=")]
-        return Scenes(self.world.with_split(name), f"{preset}?{'&'.join([*options, f'split={name}'])}")
-
-    def _seed(self, *stream: int) -> int:
-        return mix(self.world.seed, SPLITS.index(self.world.split), *stream)
 
     def graph(self, index: int) -> Graph:
         return draw(self.world, self._seed(_SCENES, index))
@@ -74,7 +49,17 @@ class Scenes:
         extra = language.extra(graph, boxes, self.world)
         turns = language.conversation(graph, extra["questions"], texts[0], self.world.ask) if self.world.ask else []
         conversation = Conversation(turns) if turns else None
-        return Sample(name, extra, image=image, text=Captions(texts, meanings), negatives=negatives, turns=conversation)
+        one = graph.things[0].concept if len(graph.things) == 1 else None
+        return Sample(
+            name,
+            extra,
+            image=image,
+            text=Captions(texts, meanings),
+            negatives=negatives,
+            turns=conversation,
+            regions=regions(graph, boxes),
+            label=None if one is None else Label(self.world.number(one), one),
+        )
 
     def twin(self, graph: Graph | dict[str, Any]) -> Sample | None:
         """The same scene with two groups or their colours swapped; None if it has no twin the split may show.
@@ -140,6 +125,16 @@ class Scenes:
                 holders.setdefault(key, []).append(graph)
             samples.append(self._sample(graph, f"{self.world.split}/{index}", captions))
         raise DiptychError(f"{self.address} is too small a world for {n} scenes that no description confuses")
+
+
+def regions(graph: Graph, boxes: list[dict[str, Any]]) -> list[Region]:
+    """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them."""
+    found = []
+    for things in graph.things:  # of a concept there is one group
+        edges = np.array([box["box"] for box in boxes if box["concept"] == things.concept], float)
+        left, top, right, bottom = (*edges[:, :2].min(axis=0).tolist(), *edges[:, 2:].max(axis=0).tolist())
+        found.append(Region((left, top, right, bottom), language.phrase(things)))
+    return found
 
 
 def _may_be_true(said: Graph, shown: Graph) -> bool:

@@ -93,6 +93,10 @@ class World:
         """Concepts of which each scene of this split shows at least one."""
         return self.unseen if self.split == "heldout-concepts" else self.seen
 
+    def number(self, concept: str) -> int:
+        """The place of a concept in ``names``."""
+        return self._index[concept]  # names are the first of all concepts, in their order
+
     @cached_property
     def palette(self) -> tuple[str, ...]:
         return tuple(PALETTE)[: self.colours]
@@ -138,7 +142,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0, **_PLAIN},
     "medium": {"size": 64, "concepts": 46, "colours": 8, "max_objects": 4, **_PLAIN},
     "full": {},
+    "clips": {"size": 64, "concepts": 24, "colours": 8, "max_objects": 2, "natural": 0.0, "full": 2},
+    "albums": {"size": 64, "concepts": 24, "colours": 8, "max_objects": 4, "natural": 0.0, "full": 1},
 }
+# Options of the worlds that do not draw single pictures; the others would change nothing.
+_COMMON = ("size", "concepts", "colours", "natural", "seed", "split", "length", "zipf", "ask", "habit")
+ONLY = {"clips": (*_COMMON, "full"), "albums": (*_COMMON, "max_objects")}
 
 
 def parse(address: str) -> World:
@@ -154,8 +163,9 @@ def parse(address: str) -> World:
     for part in query.split("&") if query else []:
         pairs = parse_qsl(part, keep_blank_values=True)
         name, text = pairs[0] if pairs else ("", "")
-        if name not in types:
-            raise DiptychError(f"'{address}': no option '{name}'{nearest(name, types)}")
+        known = ONLY.get(preset, types)
+        if name not in known:
+            raise DiptychError(f"'{address}': no option '{name}'{nearest(name, known)}")
         try:
             options[name] = types[name](text)
         except ValueError:

@@ -2,11 +2,16 @@
 
 | address | data |
 |---|---|
-| ``scenes:…`` | the built-in world |
+| ``scenes:…`` | the built-in world: images; ``scenes:clips``: clips; ``scenes:albums``: documents |
 | ``folder:photos/`` | images with .txt or .json beside them, or one ``captions.jsonl``/``metadata.csv`` |
 | ``csv:table.csv?image=file&caption=text`` | a table (.csv, .tsv) with image paths and captions; ``jsonl:`` likewise |
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
 | ``coco:captions.json?images=DIR`` | COCO captions |
+| ``coco:instances.json?images=DIR``, ``coco:captions.json?instances=instances.json`` | COCO boxes with category names, alone or beside captions |
+| ``regions:FILE.jsonl?images=DIR`` | boxes with phrases (Flickr30k Entities, RefCOCO) |
+| ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table with a column of classes |
+| ``video:clips/`` | video files, animated pictures or folders of frames, with captions as for ``folder:`` |
+| ``documents:FILE.jsonl?images=DIR``, ``documents:notes/`` | texts and images in order (OBELICS, MMC4), or Markdown files with images |
 | ``karpathy:dataset_flickr30k.json?images=DIR`` | Karpathy's JSON of Flickr8k, Flickr30k, COCO, with its splits |
 | ``llava:FILE.json?images=DIR`` | conversations about images in LLaVA's JSON |
 | ``chat:FILE.jsonl?images=DIR`` | conversations in a table (.jsonl, .parquet) with a column ``messages`` |
@@ -37,6 +42,10 @@ SCHEMES = {
     "jsonl": "diptych.data.sources.table:Table",
     "parquet": "diptych.data.sources.parquet:Parquet",
     "coco": "diptych.data.sources.coco:Coco",
+    "regions": "diptych.data.sources.coco:RegionTable",
+    "classes": "diptych.data.sources.classes:Classes",
+    "video": "diptych.data.sources.video:Video",
+    "documents": "diptych.data.sources.documents:Documents",
     "karpathy": "diptych.data.sources.karpathy:Karpathy",
     "llava": "diptych.data.sources.llava:Conversations",
     "chat": "diptych.data.sources.llava:Conversations",

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class Entry:
     captions: list[str]
     extra: dict[str, Any] = field(default_factory=dict)
     stamp: str = ""  # of this image alone, changes when its bytes do; "": not known, so their hash is not kept
+    fields: dict[str, Any] = field(default_factory=dict)  # of the sample, known without decoding: a label, regions
 
 
 def clean(caption: str) -> str:
@@ -77,6 +78,7 @@ class ListedSource(ABC):
     """
 
     looked_for = "images with captions"
+    medium = "image"  # the field that decoding yields
 
     def __init__(self, place: str):
         self.place = files.normal(place)
@@ -88,6 +90,13 @@ class ListedSource(ABC):
         if not self._entries:
             reasons = "".join(f"\n  {p.item}: {p.reason}" for p in self.problems[:3])
             raise DiptychError(f"{place}: empty data set: found no {self.looked_for}{reasons}")
+        self.fields: tuple[str, ...] = self._fields()
+
+    def _fields(self) -> tuple[str, ...]:
+        """Names of the fields that samples have, each at least one of them."""
+        known = dict.fromkeys(name for entry in self._entries for name in entry.fields)
+        text = ("text",) if any(entry.captions for entry in self._entries) else ()
+        return (self.medium, *text, *known)
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
@@ -103,22 +112,30 @@ class ListedSource(ABC):
             first = merged.setdefault(entry.id, entry)
             if first is not entry:
                 first.captions += entry.captions
-        stamps = files.stamps(e.where for e in merged.values() if isinstance(e.where, str))
+                for name, value in entry.fields.items():
+                    if isinstance(value, list):  # regions of one image may stand in several rows
+                        first.fields[name] = [*first.fields.get(name, []), *value]
+        stamps = files.stamps(url for e in merged.values() for url in self.files_of(e))
         return [e for e in merged.values() if self._is_usable(e, stamps)]
+
+    def files_of(self, entry: Entry) -> Sequence[str]:
+        """URLs of the files that an entry needs; none if it lies within a larger file."""
+        return [entry.where] if isinstance(entry.where, str) else []
 
     def _is_usable(self, entry: Entry, stamps: Mapping[str, str | None]) -> bool:
         captions = [clean(c) for c in entry.captions]
-        if not captions:
+        if not captions and not entry.fields:
             self.problems.append(Problem(entry.id, "no caption"))
         self.problems += [Problem(entry.id, "empty caption") for c in captions if not c]
         entry.captions = list(dict.fromkeys(c for c in captions if c))
-        if isinstance(entry.where, str):
-            stamp = stamps[entry.where]
-            if stamp is None:
-                self.problems.append(Problem(entry.id, f"there is no file {entry.where}"))
+        needed = self.files_of(entry)
+        for url in needed:
+            if stamps[url] is None:
+                self.problems.append(Problem(entry.id, f"there is no file {url}"))
                 return False
-            entry.stamp = stamp
-        return bool(entry.captions)
+        if needed:
+            entry.stamp = joined_stamp([stamps[url] or "" for url in needed])
+        return bool(entry.captions or entry.fields)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -126,14 +143,20 @@ class ListedSource(ABC):
     def __getitem__(self, index: int) -> Sample:
         return self.sample_of(index, self.encoded(index))
 
-    def encoded(self, index: int) -> bytes:
-        """The image as it is stored. Raises ``BrokenItem``."""
+    def encoded(self, index: int) -> bytes | None:
+        """The image as it is stored; None if a sample of this source is not one image. Raises ``BrokenItem``."""
         return self.image_bytes(self._entries[index])
 
-    def sample_of(self, index: int, encoded: bytes) -> Sample:
-        """The sample, given what ``encoded(index)`` returned."""
+    def sample_of(self, index: int, encoded: bytes | None) -> Sample:
+        """The sample, given what ``encoded(index)`` returned. Raises ``BrokenItem``."""
         entry = self._entries[index]
-        return Sample(entry.id, dict(entry.extra), image=decode(encoded, entry.id), text=captioned(entry.captions))
+        image = None if encoded is None else decode(encoded, entry.id)
+        return self.sample(entry, image=image)
+
+    def sample(self, entry: Entry, **decoded: Any) -> Sample:
+        """The sample of an entry with what was decoded of it."""
+        text = captioned(entry.captions) if entry.captions else None
+        return Sample(entry.id, dict(entry.extra), **decoded, text=text, **entry.fields)
 
     def captions(self, index: int) -> list[str]:
         """Of one item, without decoding its image."""
@@ -153,12 +176,12 @@ class ListedSource(ABC):
         return self._digests
 
     def fingerprint(self) -> str:
-        """A hash of images, captions and extras; file names and order do not matter."""
+        """A hash of images, captions, other fields and extras; file names and order do not matter."""
         total = hashlib.blake2b(digest_size=16)
         rows = []
         for digest, entry in zip(self.digests(), self._entries, strict=True):
-            said = json.dumps([entry.captions, entry.extra], sort_keys=True, default=str)
-            rows.append(hashlib.blake2b(digest + said.encode(), digest_size=16).digest())
+            known = [entry.captions, entry.extra, *([entry.fields] if entry.fields else [])]
+            rows.append(hashlib.blake2b(digest + json.dumps(known, sort_keys=True, default=str).encode(), digest_size=16).digest())
         for row in sorted(rows):
             total.update(row)
         return total.hexdigest()
@@ -177,6 +200,13 @@ class ListedSource(ABC):
         part._entries = [self._entries[i] for i in chosen]
         part._digests = [self.digests()[i] for i in chosen]
         return part
+
+
+def joined_stamp(stamps: Sequence[str]) -> str:
+    """The stamp of several files together; "" if that of one is not known."""
+    if len(stamps) == 1 or not all(stamps):
+        return stamps[0] if len(stamps) == 1 else ""
+    return digests.digest("|".join(stamps).encode("utf-8", "surrogateescape")).hex()
 
 
 def split_rows(name: str, part: str | None, address: str, digests: bytes) -> np.ndarray:

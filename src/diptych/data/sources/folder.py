@@ -11,7 +11,7 @@ from typing import Any
 from diptych.core.errors import DiptychError
 from diptych.data.image import SUFFIXES
 from diptych.data.source import Problem
-from diptych.data.sources.base import CAPTION_COLUMNS, Entry, ListedSource, texts
+from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, texts
 from diptych.data.sources.table import json_object, table_entries
 from diptych.data.storage import files
 
@@ -32,35 +32,42 @@ class Folder(ListedSource):
             raise DiptychError(f"{self.place}: there is no such directory")
         found = files.find(self.place)
         images = [path for path in found if path.lower().endswith(SUFFIXES)]
-        table = next((t for t in TABLES if t in found), None)
-        if table:
-            yield from self._from_table(table, images)
-        else:
-            yield from self._from_neighbours(images, set(found))
+        yield from beside_or_in_table(self.place, images, found, self.problems)
 
-    def _from_table(self, table: str, images: list[str]) -> Iterator[Entry]:
+
+def beside_or_in_table(
+    directory: str, items: list[str], found: list[str], problems: list[Problem], paths: tuple[str, ...] = IMAGE_COLUMNS
+) -> Iterator[Entry]:
+    """An entry for each of ``items`` with its texts: of the table at the top, if there is one, else of the files beside it.
+
+    items, found: paths of what has captions, and of all files, from the directory. paths: usual names of the table's column of paths. Adds to
+    ``problems`` what is without texts, or not named.
+    """
+    table = next((t for t in TABLES if t in found), None)
+    if table:
         named = set()
-        for entry in table_entries(files.join(self.place, table), self.problems):
+        for entry in table_entries(files.join(directory, table), problems, paths=paths):
             named.add(entry.id)
             yield entry
-        self.problems += [Problem(path, f"not named in {table}") for path in images if path not in named]
+        problems += [Problem(path, f"not named in {table}") for path in items if path not in named]
+        return
+    known = set(found)
 
-    def _from_neighbours(self, images: list[str], found: set[str]) -> Iterator[Entry]:
-        def entry(path: str) -> Entry | Problem:
-            stem = str(PurePosixPath(path).with_suffix(""))
-            beside = [stem + suffix for suffix in (".txt", ".json") if stem + suffix in found]
-            try:
-                captions, extra = captions_of({b: files.read_text(files.join(self.place, b)) for b in beside})
-            except DiptychError as error:
-                return Problem(path, str(error))
-            return Entry(path, files.join(self.place, path), captions, extra)
+    def entry_of(path: str) -> Entry | Problem:
+        stem = str(PurePosixPath(path).with_suffix("")) if path in known else path  # a folder has no suffix
+        beside = [stem + suffix for suffix in (".txt", ".json") if stem + suffix in known]
+        try:
+            captions, extra = captions_of({b: files.read_text(files.join(directory, b)) for b in beside})
+        except DiptychError as error:
+            return Problem(path, str(error))
+        return Entry(path, files.join(directory, path), captions, extra)
 
-        with ThreadPoolExecutor(8) as pool:
-            for result in pool.map(entry, images):
-                if isinstance(result, Problem):
-                    self.problems.append(result)
-                else:
-                    yield result
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(entry_of, items):
+            if isinstance(result, Problem):
+                problems.append(result)
+            else:
+                yield result
 
 
 def captions_of(beside: dict[str, str]) -> tuple[list[str], dict[str, Any]]:

@@ -33,6 +33,9 @@ class Conversations(ListedSource):
 
     looked_for = "conversations"
 
+    def _fields(self) -> tuple[str, ...]:
+        return (*(("image",) if any(e.where for e in self._entries) else ()), "text", "turns")
+
     def __init__(self, place: str, *, images: str | None = None, broken: Literal["refuse", "skip"] = "refuse"):
         self.images, self.broken = images, broken
         super().__init__(place)
@@ -91,8 +94,11 @@ class Conversations(ListedSource):
         """What the split goes by: the images, or the words where there are none."""
         return b"".join(self._images(entry)) or json.dumps(entry.extra["turns"]).encode()
 
-    def encoded(self, index: int) -> bytes:
-        raise DiptychError(f"{self.address}: conversations cannot be packed; train on the files as they are")
+    def encoded(self, index: int) -> bytes | None:
+        return None  # any number of images, so nothing is taken over as it is
+
+    def sample_of(self, index: int, encoded: bytes | None) -> Sample:
+        return self[index]
 
     def __getitem__(self, index: int) -> Sample:
         entry = self._entries[index]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Sample
+from diptych.core.sample import Label, Sample
 from diptych.data.order import BLOCK, Mixed
 from diptych.data.source import BrokenItem, Problem, Source
 
@@ -40,15 +40,29 @@ def open_mixture(address: str) -> Mixture:
 
 
 class Mixture:
-    """By index, the sources one after the other; by ``order(seed)``, as training draws them. Ids begin with the number of the source."""
+    """By index, the sources one after the other; by ``order(seed)``, as training draws them. Ids begin with the number of the source.
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+    ``classes``: those of all sources; where their lists differ, sorted together, and labels are numbered anew.
+    classes: of the whole mixture, of which this is a part.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float], classes: Sequence[str] = ()):
         self.sources, self.weights = list(sources), list(weights)
         self.addresses = [source.address for source in sources]
         self.address = "mix:" + "+".join(f"{w:g}*{a}" for w, a in zip(weights, self.addresses, strict=True))
         self.lengths = [len(source) for source in sources]
         self.ends = list(accumulate(self.lengths))
         self.problems = [Problem(f"{k}/{p.item}", p.reason) for k, s in enumerate(sources, 1) for p in s.problems]
+        lists = [list(getattr(source, "classes", None) or ()) for source in sources]
+        self.classes: list[str] = _together([list(classes), *lists])
+        numbers = {name: index for index, name in enumerate(self.classes)}
+        self._relabelled = [[numbers[name] for name in names] if names != self.classes else None for names in lists]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that samples of some source have; none if a source does not say which it has."""
+        declared = [tuple(getattr(source, "fields", ())) for source in self.sources]
+        return tuple(dict.fromkeys(name for names in declared for name in names)) if all(declared) else ()
 
     @property
     def image_size(self) -> int | None:
@@ -76,6 +90,9 @@ class Mixture:
             sample = self.sources[which][place]
         except BrokenItem as broken:
             raise BrokenItem(f"{which + 1}/{broken.problem.item}", broken.problem.reason) from broken
+        label, numbers = sample.fields.get("label"), self._relabelled[which]
+        if label is not None and numbers:
+            return sample.with_(id=f"{which + 1}/{sample.id}", label=Label(numbers[label.index], label.name))
         return sample.with_(id=f"{which + 1}/{sample.id}")
 
     def captions(self, index: int) -> list[str]:
@@ -101,4 +118,11 @@ class Mixture:
         kept = [(source, weight) for source, weight in parts if len(source)]
         if not kept:
             raise DiptychError(f"{self.address}: no source has items in the {name} part")
-        return Mixture(*zip(*kept, strict=True))
+        return Mixture([source for source, _ in kept], [weight for _, weight in kept], self.classes)
+
+
+def _together(lists: Sequence[list[str]]) -> list[str]:
+    """Lists of classes as one: the first that there is, if it has all of them; else all, sorted."""
+    first = next((names for names in lists if names), [])
+    every = {name for names in lists for name in names}
+    return first if every <= set(first) else sorted(every)

@@ -12,8 +12,9 @@ import numpy as np
 
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
+from diptych.data.packing.columns import Shard, sample_of
 from diptych.data.packing.manifest import NAME, PROBLEMS
-from diptych.data.packing.shard import VERSION, Shard, file_hash, sample_of
+from diptych.data.packing.shard import ROWS, VERSION, file_hash
 from diptych.data.source import Problem
 from diptych.data.sources.base import split_rows
 from diptych.data.storage import cache, files
@@ -32,6 +33,9 @@ class Packed:
         self.problems = self._read_problems()
         self.part: str | None = self.manifest["part"]
         self.format: str = self.manifest["parameters"]["format"]
+        fields = self.manifest.get("fields")  # None: version 1
+        self._kinds: tuple[str, ...] | None = None if fields is None else tuple(fields)
+        self.fields: tuple[str, ...] = ("image", "text") if fields is None else tuple(name for name, n in fields.items() if n)
         self._shards: list[Shard | None] = [None] * len(self.manifest["shards"])
         self._first = np.cumsum([0, *(s["items"] for s in self.manifest["shards"])])  # of each shard, and the end
         self._rows: np.ndarray | None = None  # of a part: where its items stand
@@ -41,6 +45,11 @@ class Packed:
     def image_size(self) -> int | None:
         """Of a source whose pictures have one size of their own, if they were packed at it."""
         return self.manifest["native_size"]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes that labels are of, if there are labels."""
+        return self.manifest.get("classes")
 
     @property
     def instant(self) -> bool:
@@ -55,7 +64,7 @@ class Packed:
         return sample_of(shard[row], self.format, shard.path)
 
     def captions(self, index: int) -> list[str]:
-        """Of one item, without its image."""
+        """All texts of one item, turns too, without its pictures."""
         shard, row = self._place(index)
         return shard.captions(row)
 
@@ -87,7 +96,7 @@ class Packed:
         for number, written in enumerate(self.manifest["shards"]):
             path = self._path(written["file"])
             try:
-                Shard(path, written)
+                Shard(path, written, self._rows_a_batch, self._kinds)
                 if file_hash(path) != written["blake2b"]:
                     wrong.append(f"{path}: altered: its hash is not the manifest's")
             except DiptychError as error:
@@ -112,8 +121,12 @@ class Packed:
         held = self._shards[number]
         if held is None:
             written = self.manifest["shards"][number]
-            held = self._shards[number] = Shard(self._path(written["file"]), written)
+            held = self._shards[number] = Shard(self._path(written["file"]), written, self._rows_a_batch, self._kinds)
         return held
+
+    @property
+    def _rows_a_batch(self) -> int:
+        return int(self.manifest["parameters"].get("rows", ROWS))
 
     def _path(self, file: str) -> str:
         url = files.join(self.place, file)
@@ -131,8 +144,10 @@ class Packed:
             done, items = len(manifest["shards"]), manifest["parameters"]["items"]
         except (ValueError, KeyError, TypeError) as error:
             raise DiptychError(f"{where}: not a manifest of packed data: {error}") from error
-        if version != VERSION:
-            raise DiptychError(f"{where}: packed in format {version}, this program reads {VERSION}; pack again")
+        if version > VERSION:
+            raise DiptychError(
+                f"{where}: packed in format {version}, this version of Diptych reads up to {VERSION}: upgrade Diptych"
+            )
         if not complete:
             raise DiptychError(
                 f"{self.place}: packing is not finished ({done} shards of {items:,} items); run the same `diptych data pack` again"

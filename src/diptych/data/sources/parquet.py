@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import threading
 from collections import OrderedDict
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
+from diptych.data.sources.base import IMAGE_COLUMNS, Entry, ListedSource, column, texts
+from diptych.data.sources.table import CAPTION
 from diptych.data.storage import files
 
 if TYPE_CHECKING:
@@ -20,17 +22,13 @@ if TYPE_CHECKING:
 HELD_BYTES = 512_000_000  # image columns of this size stay in memory, at least one row group
 
 
-class Parquet(ListedSource):
-    """Images as bytes, as ``{bytes, path}``, or as paths relative to the file; captions as a text or a list of texts.
+class CellSource(ListedSource):
+    """A source whose images may lie in cells of Parquet files, read a row group at a time; ``HELD_BYTES`` of them stay in memory.
 
-    Captions are in memory, images are not: they come a row group at a time. Random access over more than
-    ``HELD_BYTES`` re-reads row groups, so pack large sets, or keep row groups small.
+    Such an entry's ``where`` is (URL, row group, row in it, column).
     """
 
-    looked_for = "rows with an image and a caption"
-
-    def __init__(self, place: str, *, image: str | None = None, caption: str | None = None):
-        self.image, self.caption = image, caption
+    def __init__(self, place: str):
         self._held: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
         super().__init__(place)
@@ -40,40 +38,6 @@ class Parquet(ListedSource):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _held=OrderedDict(), _lock=threading.Lock())
-
-    def entries(self) -> Iterator[Entry]:
-        urls = files.expand(f"{self.place.rstrip('/')}/*.parquet" if files.is_directory(self.place) else self.place)
-        if not urls:
-            raise DiptychError(f"{self.place}: no file has such a name")
-        for url, name, stamp in zip(urls, files.relative(urls), files.stamps(urls).values(), strict=True):
-            with files.open_file(url) as file:
-                yield from self._rows(url, name, stamp or "", open_parquet(file, url))
-
-    def _rows(self, url: str, name: str, stamp: str, parquet: pq.ParquetFile) -> Iterator[Entry]:
-        import pyarrow.types as kinds
-
-        schema = parquet.schema_arrow
-        image = column(schema.names, IMAGE_COLUMNS, self.image, "image", url)
-        caption = column(schema.names, CAPTION_COLUMNS, self.caption, "caption", url)
-        kind = schema.field(image).type
-        as_path = kinds.is_string(kind) or kinds.is_large_string(kind)
-        if not (as_path or kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_struct(kind)):
-            raise DiptychError(f"{url}: column '{image}' holds {kind}; expected bytes, {{bytes, path}} or paths")
-        light = [f.name for f in schema if f.name != image and "binary" not in str(f.type)]
-        number = 0
-        for group in range(parquet.num_row_groups):
-            rows = parquet.read_row_group(group, columns=[*light, image] if as_path else light).to_pylist()
-            for i, row in enumerate(rows):
-                captions, item, path = texts(row.pop(caption)), f"{name}:{number}", row.pop(image, None)
-                number += 1
-                if not as_path:
-                    where = (url, group, i, image)
-                    yield Entry(item, where, captions, row, f"{stamp}:{where[1:]}" if stamp else "")
-                elif path:
-                    path = path if "://" in path else posixpath.normpath(path)
-                    yield Entry(path, files.join(files.parent(url), path), captions, row)
-                else:
-                    self.problems.append(Problem(item, f"no path in column '{image}'"))
 
     def read(self, entry: Entry) -> bytes:
         if isinstance(entry.where, str):
@@ -97,6 +61,82 @@ class Parquet(ListedSource):
                     self._held.popitem(last=False)
             self._held.move_to_end((url, group))
             return self._held[url, group]
+
+
+class Parquet(CellSource):
+    """Images as bytes, as ``{bytes, path}``, or as paths relative to the file; captions as a text or a list of texts.
+
+    Captions are in memory, images are not: they come a row group at a time. Random access over more than
+    ``HELD_BYTES`` re-reads row groups, so pack large sets, or keep row groups small.
+    """
+
+    looked_for = "rows with an image and a caption"
+
+    def __init__(self, place: str, *, image: str | None = None, caption: str | None = None):
+        self.image, self.caption = image, caption
+        super().__init__(place)
+
+    def entries(self) -> Iterator[Entry]:
+        return parquet_entries(self.place, self.problems, self.image, self.caption)
+
+
+def parquet_entries(
+    place: str,
+    problems: list[Problem],
+    image: str | None = None,
+    caption: str | None = None,
+    words: tuple[str, tuple[str, ...]] = CAPTION,
+) -> Iterator[Entry]:
+    """An entry for each row of the files of a place; arguments as for ``table_entries``.
+
+    Where images are bytes, entries are for a ``CellSource``. Numbers of a column of ``ClassLabel`` become its names.
+    """
+    urls = files.expand(f"{place.rstrip('/')}/*.parquet" if files.is_directory(place) else place)
+    if not urls:
+        raise DiptychError(f"{place}: no file has such a name")
+    for url, name, stamp in zip(urls, files.relative(urls), files.stamps(urls).values(), strict=True):
+        with files.open_file(url) as file:
+            parquet = open_parquet(file, url)
+            names = parquet.schema_arrow.names
+            chosen = column(names, IMAGE_COLUMNS, image, "image", url), column(names, words[1], caption, words[0], url)
+            yield from _rows(url, name, stamp or "", parquet, *chosen, problems)
+
+
+def _rows(
+    url: str, name: str, stamp: str, parquet: pq.ParquetFile, image: str, caption: str, problems: list[Problem]
+) -> Iterator[Entry]:
+    import pyarrow.types as kinds
+
+    schema = parquet.schema_arrow
+    kind = schema.field(image).type
+    as_path = kinds.is_string(kind) or kinds.is_large_string(kind)
+    if not (as_path or kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_struct(kind)):
+        raise DiptychError(f"{url}: column '{image}' holds {kind}; expected bytes, {{bytes, path}} or paths")
+    light = [f.name for f in schema if f.name != image and "binary" not in str(f.type)]
+    names, number = class_names(schema, caption), 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.read_row_group(group, columns=[*light, image] if as_path else light).to_pylist()
+        for i, row in enumerate(rows):
+            text, item, path = row.pop(caption), f"{name}:{number}", row.pop(image, None)
+            captions = texts(names[text] if names and isinstance(text, int) and 0 <= text < len(names) else text)
+            number += 1
+            if not as_path:
+                where = (url, group, i, image)
+                yield Entry(item, where, captions, row, f"{stamp}:{where[1:]}" if stamp else "")
+            elif path:
+                path = path if "://" in path else posixpath.normpath(path)
+                yield Entry(path, files.join(files.parent(url), path), captions, row)
+            else:
+                problems.append(Problem(item, f"no path in column '{image}'"))
+
+
+def class_names(schema: pa.Schema, name: str) -> list[str]:
+    """The names behind the numbers of a column that Hugging Face's ``datasets`` wrote as ``ClassLabel``; else none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return list(map(str, features[name]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return []
 
 
 def open_parquet(file: Any, url: str) -> pq.ParquetFile:

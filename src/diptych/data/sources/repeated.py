@@ -47,6 +47,16 @@ class Repeated:
         if hasattr(self.base, "image_size"):
             self.image_size: int = self.base.image_size
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that the base's samples have, if it says so."""
+        return tuple(getattr(self.base, "fields", ()))
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The base's classes, if it has labels."""
+        return getattr(self.base, "classes", None)
+
     def __len__(self) -> int:
         fresh = len(self.base) - 2 * self.items
         return fresh * _MILLION // (_MILLION - self._parts)
@@ -59,10 +69,21 @@ class Repeated:
         return 2 * self.items + index - before
 
     def __getitem__(self, index: int) -> Sample:
+        return self.base[self.number(self._checked(index))]
+
+    def captions(self, index: int) -> list[str]:
+        """All that is said of one item; without decoding it, where the base can."""
+        number = self.number(self._checked(index))
+        if hasattr(self.base, "captions"):
+            return list(self.base.captions(number))
+        sample = self.base[number]
+        return sample.captions + [turn.text for turn in sample.turns]
+
+    def _checked(self, index: int) -> int:
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
             raise IndexError(f"{self.address} has {len(self)} samples; there is no number {index}")
-        return self.base[self.number(index)]
+        return index
 
     def members(self, part: str | None = None) -> range:
         """Numbers, in the base, of the repeated samples of a part; None: of this source's own."""

@@ -14,6 +14,7 @@ from diptych.data.source import Problem
 from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
 from diptych.data.storage import files
 
+CAPTION = ("caption", CAPTION_COLUMNS)  # an option, and the usual names of the column that it stands for
 Row = tuple[int, dict[str, Any]]  # line number in the file, fields
 
 
@@ -37,11 +38,22 @@ class Table(ListedSource):
             yield from table_entries(url, self.problems, image=self.image, caption=self.caption)
 
 
-def table_entries(url: str, problems: list[Problem], image: str | None = None, caption: str | None = None) -> Iterator[Entry]:
-    """An entry for each row of one file; rows that cannot be used are added to ``problems``."""
+def table_entries(
+    url: str,
+    problems: list[Problem],
+    image: str | None = None,
+    caption: str | None = None,
+    paths: tuple[str, ...] = IMAGE_COLUMNS,
+    words: tuple[str, tuple[str, ...]] = CAPTION,
+) -> Iterator[Entry]:
+    """An entry for each row of one file; rows that cannot be used are added to ``problems``.
+
+    image, caption: columns chosen by the user. paths: usual names of the column of paths; words: the option that names the column of texts, and its
+    usual names. DiptychError if there is no such column.
+    """
     columns, rows = read_jsonl(url) if url.endswith((".jsonl", ".ndjson")) else read_csv(url, problems)
-    image = column(columns, IMAGE_COLUMNS, image, "image", url)
-    caption = column(columns, CAPTION_COLUMNS, caption, "caption", url)
+    image = column(columns, paths, image, "image", url)
+    caption = column(columns, words[1], caption, words[0], url)
     for line, row in rows:
         path = row.pop(image, None)
         if not isinstance(path, str) or not path.strip():

@@ -122,6 +122,13 @@ def find(directory: str) -> list[str]:
     return sorted(p for p in paths if not any(part.startswith((".", "__MACOSX")) for part in p.split("/")))
 
 
+def subfolders(directory: str) -> list[str]:
+    """Names of the folders directly in a directory, sorted; hidden ones left out."""
+    fs, root = filesystem(directory)
+    found = (name(entry["name"]) for entry in fs.ls(root, detail=True) if entry["type"] == "directory")
+    return sorted(n for n in found if not n.startswith((".", "__MACOSX")))
+
+
 def expand(pattern: str) -> list[str]:
     """URLs for a pattern with brace ranges (``{000..031}``, ``{a,b}``) and globs (``*``, ``[0-9]``), in order."""
     urls: list[str] = []

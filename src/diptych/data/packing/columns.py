@@ -1,0 +1,276 @@
+"""Reading a shard at random: views into the mapped file, and no Arrow scalars, which take ten times as long."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diptych.core.errors import DiptychError
+from diptych.core.sample import Sample
+from diptych.data.fields import FIELDS
+from diptych.data.image import decode
+from diptych.data.packing.shard import ROWS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FIRST = (
+    "image",
+    "text",
+    "negatives",
+)  # the fields of version 1, which had no columns has_FIELD: negatives are there if there is one
+FIRST_COLUMNS = (
+    *("id", "image", "height", "width", "source_height", "source_width", "captions", "meanings", "negatives", "extra", "digest"),
+)
+
+
+class Shard:
+    """Random access to one shard, mapped into memory. Raises ``DiptychError`` that names a shard which is not as the manifest says.
+
+    written: what the manifest says of it. rows: in one record batch. fields: that may be in it; None: the shard is of version 1.
+    """
+
+    def __init__(self, path: str, written: dict[str, Any], rows: int = ROWS, fields: tuple[str, ...] | None = None):
+        import pyarrow as pa
+
+        self.path, self.rows, self.fields = path, rows, fields
+        try:
+            size = os.stat(path).st_size
+            if size != written["bytes"]:
+                raise DiptychError(
+                    f"{path}: {'cut off' if size < written['bytes'] else 'altered'}: {size:,} of {written['bytes']:,} bytes"
+                )
+            self._reader = pa.ipc.open_file(pa.memory_map(path))
+            self._batches: list[Columns | None] = [None] * self._reader.num_record_batches
+            self._verify_shape(written["items"])
+        except FileNotFoundError:
+            raise DiptychError(
+                f"{path}: this shard is missing; copy it back, or pack again: only what is missing is made"
+            ) from None
+        except pa.ArrowInvalid as error:
+            raise DiptychError(f"{path}: damaged: {error}; delete it and pack again: only what is missing is made") from error
+
+    def _verify_shape(self, items: int) -> None:
+        from diptych.data.packing.shard import schema
+
+        names = self._reader.schema.names
+        if set(names) != set(FIRST_COLUMNS if self.fields is None else schema(self.fields).names):
+            raise DiptychError(f"{self.path}: not a shard of this format: columns {', '.join(names)}")
+        batches = -(-items // self.rows)
+        if len(self._batches) != batches:
+            raise DiptychError(f"{self.path}: {len(self._batches)} record batches where {batches} were expected; pack again")
+
+    def columns(self, batch: int) -> Columns:
+        """One record batch."""
+        held = self._batches[batch]
+        if held is None:
+            import pyarrow as pa
+
+            try:
+                held = self._batches[batch] = Columns(self._reader.get_batch(batch), self.fields)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DiptychError(f"{self.path}: damaged: {error}; delete it and pack again") from error
+        return held
+
+    def __getitem__(self, row: int) -> Row:
+        return Row(self.columns(row // self.rows), row % self.rows)
+
+    def captions(self, row: int) -> list[str]:
+        """Captions and turns of one item, without anything else of it."""
+        columns, i = self.columns(row // self.rows), row % self.rows
+        captions = columns["captions"][i] or [] if "captions" in columns.names else []
+        turns = columns["turns"][i] if "turns" in columns.has else None
+        return captions if turns is None else captions + [text for _, text in json.loads(turns)]
+
+    def digests(self) -> Iterator[bytes]:
+        """16 bytes an item, a record batch at a time."""
+        for batch in range(len(self._batches)):
+            yield self.columns(batch).digests()
+
+
+# --- columns: [i] gives a value as Field.unpack takes it ---
+
+
+class _Texts:
+    """Strings, by offsets."""
+
+    def __init__(self, column: pa.Array):
+        _, offsets, data = column.buffers()
+        self.offsets = np.frombuffer(offsets, np.int32)[column.offset :]
+        self.data = memoryview(data) if data is not None else memoryview(b"")
+
+    def __getitem__(self, i: int) -> str:
+        return str(self.data[self.offsets[i] : self.offsets[i + 1]], "utf-8")
+
+
+class _Bytes:
+    """Binary values, as views."""
+
+    def __init__(self, column: pa.Array):
+        _, offsets, data = column.buffers()
+        self.offsets = np.frombuffer(offsets, np.int64)[column.offset :]
+        self.data = np.frombuffer(data if data is not None else b"", np.uint8)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.data[self.offsets[i] : self.offsets[i + 1]]
+
+
+class _Numbers:
+    """Numbers, or lists of a fixed number of them."""
+
+    def __init__(self, column: pa.Array):
+        import pyarrow.types as kinds
+
+        fixed = kinds.is_fixed_size_list(column.type)
+        numbers = column.flatten() if fixed else column
+        self.values = np.asarray(numbers.fill_null(0) if numbers.null_count else numbers)
+        if fixed:
+            self.values = self.values.reshape(-1, column.type.list_size)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.values[i].tolist()
+
+
+class _Lists:
+    """Lists of any of these."""
+
+    def __init__(self, column: pa.ListArray):
+        self.offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+        self.values = reader(column.values) if len(column.values) else None
+
+    def __getitem__(self, i: int) -> list[Any]:
+        first, last = self.offsets[i], self.offsets[i + 1]
+        if self.values is None:
+            return []
+        if isinstance(self.values, _Numbers):
+            return self.values.values[first:last].tolist()
+        return [self.values[k] for k in range(first, last)]
+
+
+class _Structs:
+    """Named values."""
+
+    def __init__(self, column: pa.StructArray):
+        self.values = {f.name: reader(column.field(k)) for k, f in enumerate(column.type)}
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {name: values[i] for name, values in self.values.items()}
+
+
+class _Nullable:
+    """Any of these, of which some are missing."""
+
+    def __init__(self, column: pa.Array, values: Any):
+        self.valid, self.values = np.asarray(column.is_valid()), values
+
+    def __getitem__(self, i: int) -> Any:
+        return self.values[i] if self.valid[i] else None
+
+
+def reader(column: pa.Array) -> Any:
+    """Random access to a column, by its type."""
+    import pyarrow.types as kinds
+
+    kind = column.type
+    if kinds.is_string(kind):
+        values: Any = _Texts(column)
+    elif kinds.is_large_binary(kind):
+        values = _Bytes(column)
+    elif kinds.is_list(kind):
+        values = _Lists(column)
+    elif kinds.is_struct(kind):
+        values = _Structs(column)
+    else:
+        values = _Numbers(column)
+    return _Nullable(column, values) if column.null_count else values
+
+
+class Columns:
+    """One record batch as views into the mapped file. ``columns[name]``: random access to one."""
+
+    def __init__(self, batch: pa.RecordBatch, fields: tuple[str, ...] | None):
+        self.batch = batch  # keeps the mapping alive
+        self.names = frozenset(batch.schema.names)
+        self._readers: dict[str, Any] = {}
+        self.has: dict[str, Any] = {}  # whether each row has the field; None: all have
+        for name in FIRST if fields is None else fields:
+            if fields is None:
+                self.has[name] = None if name != "negatives" else np.diff(self["negatives"].offsets) > 0
+            else:
+                present = batch.column(f"has_{name}").to_numpy(zero_copy_only=False)
+                if present.any():
+                    self.has[name] = None if present.all() else present
+
+    def __getitem__(self, name: str) -> Any:
+        held = self._readers.get(name)
+        if held is None:
+            held = self._readers[name] = reader(self.batch.column(name))
+        return held
+
+    @property
+    def images(self) -> np.ndarray:
+        """The bytes of all images, uint8 [n]."""
+        data: np.ndarray = self["image"].data
+        return data
+
+    def digests(self) -> bytes:
+        return self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
+
+
+class Row(dict[str, Any]):
+    """One item; columns are read when they are asked for. ``image``: its bytes as a view into the file, ``shape``: height and width."""
+
+    def __init__(self, columns: Columns, i: int):
+        self.columns, self.i = columns, i
+
+    def __missing__(self, name: str) -> Any:
+        value = self[name] = self.columns[name][self.i]
+        return value
+
+    @property
+    def id(self) -> str:
+        return self["id"]
+
+    @property
+    def image(self) -> np.ndarray:
+        return self["image"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self["height"], self["width"]
+
+
+def sample_of(row: Row, format: str, path: str) -> Sample:
+    """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for a damaged shard."""
+    pictures: dict[str, np.ndarray] = {}
+
+    def load(data: Any, height: int, width: int) -> np.ndarray:
+        if data is not None and data is not row.get("image"):
+            return picture(data, height, width)
+        if "image" not in pictures:
+            pictures["image"] = picture(row["image"], row["height"], row["width"])
+        return pictures["image"]
+
+    def picture(data: np.ndarray, height: int, width: int) -> np.ndarray:
+        if format != "raw":
+            return _decode(data, row.id)
+        if data.size != 3 * height * width:
+            raise DiptychError(f"{path}: damaged at {row.id}; delete the shard and pack again: only what is missing is made")
+        return data.reshape(height, width, 3)
+
+    i = row.i
+    fields = {name: FIELDS[name].unpack(row, load) for name, has in row.columns.has.items() if has is None or has[i]}
+    return Sample(row["id"], json.loads(row["extra"]), **fields)
+
+
+def _decode(data: np.ndarray, item: str) -> np.ndarray:
+    import simplejpeg
+
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB")  # what was packed is known to be upright and RGB
+    except ValueError:
+        return decode(data.tobytes(), item)  # blemishes that lose no pixels; for the rest, the reason

@@ -1,0 +1,203 @@
+"""``documents:``: texts and images in order, as on a web page; of OBELICS, MMC4, a list of parts, or Markdown files."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote
+
+from diptych.core.errors import DiptychError
+from diptych.core.sample import Document, Sample
+from diptych.data.image import decode
+from diptych.data.source import BrokenItem, Problem
+from diptych.data.sources.base import Entry, ListedSource, clean, joined_stamp
+from diptych.data.sources.coco import beside
+from diptych.data.sources.table import read_jsonl
+from diptych.data.storage import files
+
+Part = tuple[str, Any]  # ("text", a text) or ("image", the URL of a file, or bytes)
+LAYOUTS = "{images, texts} of OBELICS, {text_list, image_info} of MMC4, or {parts: [{text} or {image}]}"
+# ![alt](path), ![alt](<a path>), ![alt](path "title")
+_PICTURE = re.compile(
+    r"""!\[(?P<alt>[^\]]*)\]\(\s*(?:<(?P<angled>[^>]+)>|(?P<path>[^)\s]+(?:\s(?!["'])[^)\s]+)*))\s*(?:["'][^)]*["']\s*)?\)"""
+)
+
+
+class Mistake(Exception):  # noqa: N818 - becomes a Problem
+    """A row that is no document."""
+
+
+class Documents(ListedSource):
+    """A .jsonl or .parquet (globs allowed) with a document a row, or a directory of Markdown files, a document each.
+
+    Rows: ``{images: [path or null …], texts: [text or null …]}``, parallel, as in OBELICS; ``{text_list: […], image_info: [{image_name, matched_text_index}]}``,
+    as in MMC4, where an image stands before the text that it is matched with; or ``{parts: [{text: …} or {image: …}]}``. Other keys go to ``extra``. Paths are
+    relative to ``?images=DIR``, else to the file; in Parquet, images may be bytes or ``{bytes, path}``, which stay in memory. In Markdown, ``![alt](path)``
+    is an image; alternative texts go to ``extra["alt"]``. A missing image is left out and recorded, a document without any part too. All texts of a document in
+    one are its caption.
+    """
+
+    looked_for = f"documents: rows with {LAYOUTS}, or Markdown files"
+    medium = "document"
+
+    def __init__(self, place: str, *, images: str | None = None):
+        self.images = images
+        super().__init__(place)
+
+    # --- listing ---
+
+    def entries(self) -> Iterator[Entry]:
+        seen: Counter[str] = Counter()
+        rows = self._markdown() if files.is_directory(self.place) else self._tables()
+        for item, directory, found in rows:
+            name = str(found.pop("id", "") or item) if isinstance(found, dict) else item
+            seen[name] += 1
+            name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            try:
+                parts, extra = parts_of(found) if isinstance(found, dict) else markdown_parts(found)
+                where = tuple(_part(kind, value, directory) for kind, value in parts)
+            except Mistake as mistake:
+                self.problems.append(Problem(name, str(mistake)))
+                continue
+            where = tuple(part for part in where if part[1])
+            texts = " ".join(value for kind, value in where if kind == "text")
+            yield Entry(name, where, [texts] if texts else [], extra)
+
+    def _markdown(self) -> Iterator[tuple[str, str, str]]:
+        for path in files.find(self.place):
+            if path.lower().endswith((".md", ".markdown")):
+                url = files.join(self.place, path)
+                try:
+                    text = files.read_text(url)
+                except DiptychError as error:
+                    self.problems.append(Problem(path, str(error)))
+                else:
+                    yield path, self._directory(url), text
+
+    def _tables(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        urls = files.expand(self.place)
+        if not urls:
+            raise DiptychError(f"{self.place}: no file has such a name")
+        for url in urls:
+            name, directory = files.name(url), self._directory(url)
+            if url.endswith(".parquet"):
+                import pyarrow.parquet as pq
+
+                with files.open_file(url) as file:
+                    rows = iter(enumerate(pq.read_table(io.BytesIO(file.read())).to_pylist()))
+            else:
+                rows = iter(read_jsonl(url)[1])
+            yield from ((f"{name}:{number}", directory, row) for number, row in rows)
+
+    def _directory(self, url: str) -> str:
+        places = beside(url, self.images) if self.images else [files.parent(url)]
+        return next((p for p in places if files.is_directory(p)), places[0])
+
+    def files_of(self, entry: Entry) -> Sequence[str]:
+        return [value for kind, value in entry.where if kind == "image" and isinstance(value, str)]
+
+    def _is_usable(self, entry: Entry, stamps: Mapping[str, str | None]) -> bool:
+        missing = {url for url in self.files_of(entry) if stamps[url] is None}
+        self.problems += [Problem(entry.id, f"there is no file {url}") for url in sorted(missing)]
+        entry.where = tuple(part for part in entry.where if part[1] not in missing)
+        if not entry.where:
+            self.problems.append(Problem(entry.id, "no text and no image is left"))
+            return False
+        urls = self.files_of(entry)
+        known = [json.dumps([v for k, v in entry.where if k == "text"]), *(stamps[url] or "" for url in urls)]
+        inline = any(isinstance(value, bytes) for _, value in entry.where)
+        entry.stamp = joined_stamp(known) if urls and not inline else ""
+        return True
+
+    # --- reading ---
+
+    def read(self, entry: Entry) -> bytes:
+        """What the split goes by: all parts one after the other."""
+        return b"\0".join(v.encode() if k == "text" else _bytes(v) for k, v in entry.where)
+
+    def encoded(self, index: int) -> bytes | None:
+        return None
+
+    def sample_of(self, index: int, encoded: bytes | None) -> Sample:
+        entry = self._entries[index]
+        parts: list[Any] = []
+        for kind, value in entry.where:
+            if kind == "text":
+                parts.append(value)
+                continue
+            name = f"{entry.id}, image {sum(not isinstance(p, str) for p in parts) + 1}"
+            try:
+                parts.append(decode(_bytes(value), name))
+            except BrokenItem as broken:
+                raise BrokenItem(entry.id, f"{broken.problem.item.rpartition(', ')[2]}: {broken.problem.reason}") from broken
+            except Exception as error:  # remote file systems raise errors of their own
+                raise BrokenItem(entry.id, f"cannot be read: {error}") from error
+        return self.sample(entry, document=Document(parts))
+
+
+def _bytes(image: str | bytes) -> bytes:
+    return files.read(image) if isinstance(image, str) else image
+
+
+def _part(kind: str, value: Any, directory: str) -> Part:
+    """A cleaned text, or an image as the URL of its file or its bytes; empty if there is nothing."""
+    if kind == "text":
+        return kind, clean(str(value))
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return kind, value
+    if not isinstance(value, str) or not value.strip():
+        raise Mistake(f"an image given as {type(value).__name__}; expected a path, or bytes")
+    return kind, files.join(directory, value.strip())
+
+
+def parts_of(row: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
+    """The parts of a row in order, and its other keys. Raises ``Mistake`` for a row of none of ``LAYOUTS``."""
+    row = dict(row)
+    if isinstance(row.get("parts"), list):
+        return [_given(part) for part in row.pop("parts")], row
+    if isinstance(row.get("text_list"), list):
+        return _mmc4(row.pop("text_list"), row.pop("image_info", None) or []), row
+    images, texts = row.pop("images", None), row.pop("texts", None)
+    if not isinstance(images, list) or not isinstance(texts, list):
+        raise Mistake(f"no document; expected {LAYOUTS}")
+    if len(images) != len(texts):
+        raise Mistake(
+            f"{len(images)} images and {len(texts)} texts; OBELICS' lists are parallel, with null where the other has the part"
+        )
+    return [part for i, t in zip(images, texts, strict=True) for part in (("image", i), ("text", t)) if part[1]], row
+
+
+def _given(part: Any) -> Part:
+    known = [(kind, part[kind]) for kind in ("text", "image") if part.get(kind) is not None] if isinstance(part, Mapping) else []
+    if len(known) != 1:
+        raise Mistake("a part that is neither {text} nor {image}")
+    return known[0]
+
+
+def _mmc4(texts: list[Any], about: list[Any]) -> list[Part]:
+    before: dict[int, list[Part]] = {}
+    for image in about:
+        name = image.get("image_name") if isinstance(image, Mapping) else None
+        place = image.get("matched_text_index") if isinstance(image, Mapping) else None
+        if not name or not isinstance(place, int) or not 0 <= place < len(texts):
+            raise Mistake(f"an image_info without image_name or with matched_text_index {place!r}, of {len(texts)} texts")
+        before.setdefault(place, []).append(("image", name))
+    return [part for k, text in enumerate(texts) for part in (*before.get(k, ()), ("text", text or ""))]
+
+
+def markdown_parts(text: str) -> tuple[list[Part], dict[str, Any]]:
+    """The parts of a Markdown text in order, and ``{"alt": alternative texts of its images}`` where there are any."""
+    parts: list[Part] = []
+    alternatives, end = [], 0
+    for match in _PICTURE.finditer(text):
+        parts += [("text", text[end : match.start()]), ("image", match["angled"] or unquote(match["path"]))]
+        alternatives.append(clean(match["alt"]))
+        end = match.end()
+    parts.append(("text", text[end:]))
+    return parts, ({"alt": alternatives} if any(alternatives) else {})
