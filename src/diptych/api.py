@@ -11,7 +11,7 @@ from diptych.benchmarks.run import Summary
 from diptych.benchmarks.run import evaluate as _evaluate
 from diptych.benchmarks.tasks import DEFAULT
 from diptych.comparison.run import Comparison, run_comparison
-from diptych.config.recipe import Recipe, load_recipe
+from diptych.config.recipe import Recipe, load_recipe, parse_override
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.data.source import Source
@@ -58,12 +58,11 @@ def recipe_of(
     return started, path
 
 
-def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget: str | None) -> dict[str, Any] | list[str]:
-    """Overrides with those that have an option of their own."""
+def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget: str | None) -> dict[str, Any]:
+    """Overrides with those that have an option of their own, whose values are texts: an address that ends in a colon is no YAML mapping."""
     common = {k: v for k, v in (("data.train", data), ("budget", budget)) if v is not None}
-    if isinstance(overrides, dict):
-        return {**common, **overrides}
-    return [*(f"{k}={v}" for k, v in common.items()), *overrides]
+    given = overrides if isinstance(overrides, dict) else dict(map(parse_override, overrides))
+    return {**common, **given}
 
 
 def evaluate(
