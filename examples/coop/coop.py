@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from diptych.core.batch import Captions, Label, Sample
 from diptych.core.encodings import Pass
+from diptych.core.sample import Captions, Label, Sample
 from diptych.data.source import Controlled, Problem, Source
 from diptych.data.sources import open_source
 from diptych.objectives import Objective

@@ -21,7 +21,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.batch import Batch, Images, Tokens
-from diptych.core.encodings import Pass, provides
+from diptych.core.encodings import Pass
+from diptych.core.graph import provides
 from diptych.data.fields.text import tokenized
 from diptych.models.build import Build
 from diptych.models.layers.attention import Attention

@@ -122,7 +122,10 @@ def test_every_caption_of_a_scene_is_true_of_it_and_its_negative_is_not(address:
             assert not parse_caption(caption).unread, caption
             assert all(true for _, true in statements(parse_caption(caption), sample.extra["graph"])), caption
             if negative:
-                assert claim_credits(parse_caption(negative), sample.extra["graph"])["all_true"] == 0, (negative, sample.extra["graph"])
+                assert claim_credits(parse_caption(negative), sample.extra["graph"])["all_true"] == 0, (
+                    negative,
+                    sample.extra["graph"],
+                )
 
 
 TRIO = {
@@ -160,7 +163,9 @@ TRIO = {
 )
 def test_statements_are_counted_one_by_one(caption: str, true: int, false: int, undecided: int) -> None:
     found = [holds for _, holds in statements(parse_caption(caption), TRIO)]
-    assert (found.count(True), found.count(False), found.count(None)) == (true, false, undecided), statements(parse_caption(caption), TRIO)
+    assert (found.count(True), found.count(False), found.count(None)) == (true, false, undecided), statements(
+        parse_caption(caption), TRIO
+    )
 
 
 def of_facts(captions: list[str], graph: dict = GRAPH) -> dict[str, Result]:
