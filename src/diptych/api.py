@@ -11,7 +11,8 @@ from diptych.benchmarks.run import Summary
 from diptych.benchmarks.run import evaluate as _evaluate
 from diptych.benchmarks.tasks import DEFAULT
 from diptych.comparison.run import Comparison, run_comparison
-from diptych.config.recipe import Recipe, load_recipe, parse_override
+from diptych.config.overrides import parse_overrides
+from diptych.config.recipe import Recipe, load_recipe
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.data.source import Source
@@ -61,7 +62,7 @@ def recipe_of(
 def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget: str | None) -> dict[str, Any]:
     """Overrides with those that have an option of their own, whose values are texts: an address that ends in a colon is no YAML mapping."""
     common = {k: v for k, v in (("data.train", data), ("budget", budget)) if v is not None}
-    given = overrides if isinstance(overrides, dict) else dict(map(parse_override, overrides))
+    given = parse_overrides(overrides)
     return {**common, **given}
 
 

@@ -17,8 +17,8 @@ from diptych.benchmarks.tasks import task
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample, captioned
+from diptych.data.scenes import open_scenes
 from diptych.data.scenes.contrast import ATTRIBUTES, contrast_sets
-from diptych.data.scenes.source import open_scenes
 from diptych.data.source import Problem
 
 
