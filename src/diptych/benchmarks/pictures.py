@@ -68,9 +68,8 @@ class Pictures:
             for ending in ("", *SUFFIXES) if "." not in name[-5:] else ("",):
                 if files.exists(path := files.join(place, f"{name}{ending}")):
                     return path
-        raise DiptychError(
-            f"{where or self.file}: there is no picture '{name}' in {' or '.join(self.places)}; name their folder: &images=DIRECTORY"
-        )
+        places = " or ".join(self.places)
+        raise DiptychError(f"{where or self.file}: there is no picture '{name}' in {places}; name the folder: &images=DIRECTORY")
 
 
 class NoPictures(Pictures):

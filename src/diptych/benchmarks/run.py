@@ -52,7 +52,8 @@ def evaluate(
     ``key`` identifies the weights (a hash of the checkpoint). With it, records that an earlier or interrupted call left in
     ``out`` are used if key, data and the task's settings are the same, and results of other tasks stay in the summary; without it
     everything is run again. Raises DiptychError if ``out`` holds records of another model, other weights or other data, unless
-    ``overwrite`` is given, or ``out`` is the model's ``own`` folder and only its weights differ."""
+    ``overwrite`` is given, or ``out`` is the model's ``own`` folder and only its weights differ.
+    """
     chosen = [task(t) if isinstance(t, str) else t for t in tasks]
     summary = Summary(model.name, *(("", "") if source is None else (source.address, source.fingerprint())))
     state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint}, own, overwrite)

@@ -161,10 +161,11 @@ def _percentiles(value: float, drawn: np.ndarray, level: float, clusters: int, w
     """Percentiles that make up for two faults of the plain ones, which cover 86 % instead of 95 % at six clusters
     (docs/metrics.md).
 
-    They lie outwards as Student's t is wider than the normal, and by √(G/(G−1)) for the variance of G clusters
-    (Hesterberg, arXiv:1411.5279, section 3.2), and are shifted for skewness by the acceleration of BCa (Efron 1987), from the metric
-    ``without`` each cluster [G]; its bias correction is the acceleration too, as it is in the limit for a mean. Where clusters weigh
-    unequally there are fewer of them in effect (Carter, Schnepel & Steigerwald 2017): as many as would give normal influences their kurtosis.
+    They lie outwards as Student's t is wider than the normal, and by √(G/(G−1)) for the variance of G clusters (Hesterberg,
+    arXiv:1411.5279, section 3.2), and are shifted for skewness by the acceleration of BCa (Efron 1987), from the metric
+    ``without`` each cluster [G]; its bias correction is the acceleration too, as it is in the limit for a mean. Where clusters
+    weigh unequally there are fewer of them in effect (Carter, Schnepel & Steigerwald 2017): as many as would give normal
+    influences their kurtosis.
     """
     shift, effective = 0.0, float(clusters)
     if without is not None:

@@ -3,7 +3,8 @@
 Files: the .tsv of MMBench and SEED-Bench (question, A, B, …, answer, image in base64 or image_path), MMMU's .parquet (question,
 options, answer, image_1), or rows with image, question, options and answer. How the right answer is read: ``answer_key``.
 ``circular``: a question counts only if it is answered right in every rotation of its options; a file's own rotations share
-``group`` or, as in MMBench's files, the index modulo 1,000,000. A model that only scores compares "question option"."""
+``group`` or, as in MMBench's files, the index modulo 1,000,000. A model that only scores compares "question option".
+"""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[in
 
     A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter is that
     of an option even where the options are letters themselves. Where no kind fits all rows, a number is an index, and a text is
-    read by the first kind that fits it. Raises DiptychError for an answer that fits none."""
+    read by the first kind that fits it. Raises DiptychError for an answer that fits none.
+    """
     answers = [row.need("answer", kind=(str, int)) for row in rows]
     answers = [a.strip() if isinstance(a, str) else a for a in answers]
     for kind in (_letter, _text, _index):

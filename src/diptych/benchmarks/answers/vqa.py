@@ -88,7 +88,8 @@ def normalise_answer(text: str) -> str:
     """The evaluator's normal form: ``3,000`` → ``3000``, ``U.S.A.`` → ``usa``, ``None`` → ``0``, ``tv/monitor`` → ``tv monitor``.
 
     A punctuation sign is deleted everywhere if it stands next to a space anywhere, or if the text has digit,digit; else it
-    becomes a space."""
+    becomes a space.
+    """
     text = result = clean(text)
     thousands = _DIGIT_COMMA.search(text) is not None
     for sign in PUNCTUATION:

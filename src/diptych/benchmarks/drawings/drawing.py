@@ -6,7 +6,8 @@ in the real scene put into codes and back. Metrics are those of ``facts``: is al
 (``all_true``), its objects, count, colour, relation, position; and ``colours_counted``: are there as many objects of each colour
 as it claims, whatever they are. ``real/…`` is the reader on the scenes themselves, which is the most that a drawing can be
 expected to reach; ``codes/…`` what the model's codes keep of that, and ``codes/psnr`` what they keep of the pixels, in decibels.
-Shuffled: another caption's drawing. Half of the captions describe combinations that training never shows."""
+Shuffled: another caption's drawing. Half of the captions describe combinations that training never shows.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ def positive_credit(positive: np.ndarray, negatives: np.ndarray, sizes: np.ndarr
     bool [N].
 
     ``positive`` [N], ``negatives`` [N, n] of which row i uses the first ``sizes[i]`` (None: all). Never the argmax of a fixed
-    order, by which equal scores would win. A score that is not finite counts as the lowest."""
+    order, by which equal scores would win. A score that is not finite counts as the lowest.
+    """
     positive, negatives = lowest_if_not_finite(positive), lowest_if_not_finite(negatives)
     used = np.ones(negatives.shape, dtype=bool) if sizes is None else np.arange(negatives.shape[1]) < np.asarray(sizes)[:, None]
     best = np.maximum(positive, np.where(used, negatives, -np.inf).max(1))

@@ -2,7 +2,8 @@
 
 A model that embeds gets the normalised mean of several templates, another model one template through its scores. In place of
 templates, sentences that describe each class, such as a language model writes (CuPL, Pratt et al., arXiv:2209.03320):
-``descriptions``, a JSON file {class: [sentence, …]}. Shuffled: an image with the scores of an image of another class."""
+``descriptions``, a JSON file {class: [sentence, …]}. Shuffled: an image with the scores of an image of another class.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ def tokenise(text: str) -> tuple[str, ...]:
     """Lower-case Penn Treebank tokens as Stanford CoreNLP 3.4.1 makes them, less punctuation.
 
     A single letter with a full stop at the end loses the stop, as it does in the server where the next caption starts with a
-    capital."""
+    capital.
+    """
     if _PLAIN.fullmatch(text):
         words = tuple(text.lower().replace(",", "").rstrip(" .").split(" "))
         if _NOT_PLAIN.isdisjoint(words):

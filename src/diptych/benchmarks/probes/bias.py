@@ -5,7 +5,8 @@ depend on the attribute. ``naming``: share named rightly, all groups; ``group_di
 group's; ``consistency``: share of sets that get one and the same name throughout; ``preference/<group>``: share of sets in which
 this group's image fits the right name best, 1 / groups if none is preferred; ``max_skew``: see metrics/bias.py, top k of all
 images of a concept, k being the number of its sets; its control is the same with groups assigned at random in each set. ``diptych
-metrics bias``: the mean difference of scores in a file between the groups of each set."""
+metrics bias``: the mean difference of scores in a file between the groups of each set.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
 sentence: ``max_skew@k/<sentence>`` (metrics/bias.py), with groups assigned at random as its control, and
 ``association/<group>/<sentence>``: mean score of the group less that of the others, in standard deviations (0: none). ``diptych
 metrics bias``: skew of what queries retrieve, and association with two attributes (Steed & Caliskan, arXiv:2010.15052), from
-scores in a file; contrast sets in bias.py."""
+scores in a file; contrast sets in bias.py.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
 decade, ``rank_correlation`` with the concepts that never occurred; ``slope``: what ten times the data adds. Intervals: over
 concepts. ``frequency``: zero-shot classification, with ``counts`` (a JSON file {concept: times}) or counted over the labels of
 ``train``, the address of the training data. ``diptych metrics frequency``: the same from credits in a file. A counts file must
-name every concept."""
+name every concept.
+"""
 
 from __future__ import annotations
 

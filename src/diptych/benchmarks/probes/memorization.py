@@ -7,7 +7,8 @@ those of these images. A model that did not see the sample, the reference, shows
 labels (default: the data's validation part); ``reference`` the address of a model that saw neither. ``recall``, ``precision``:
 the target's, with the reference's as control; ``recall_gap`` and ``precision_gap`` (PRG, PPG): share of samples where the target
 knows more, less that where it knows less; ``area``: between the two recall curves. Without a reference only the first two, which
-show nothing by themselves. ``diptych metrics memorization``: the same from embeddings in files."""
+show nothing by themselves. ``diptych metrics memorization``: the same from embeddings in files.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ the references of another item. CIDEr-D's interval keeps the document frequencie
 settings say otherwise: ``captions?beams=4``, ``captions?temperature=0.8&top_p=0.9``; the seed is the task's.
 ``captions?shots=4``: four training images with a caption each are shown before, the same for every item and control, drawn by the
 seed; ``&train=ADDRESS`` draws them from other data. ``diptych metrics captions``: the same from COCO results; a null caption
-counts as an empty one."""
+counts as an empty one.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 A vocabulary maps words and phrases, in the singular, to objects. Truth is the labels and what the reference captions name.
 ``chair_i``: share of the mentions that are hallucinated; ``chair_s``: share of the captions with one. Both fall when captions get
 shorter, so recall and length (words) are reported with them. Shuffled: the captions against the truth of another image. ``diptych
-metrics chair``: the same from COCO results and COCO instances; a null caption counts as an empty one."""
+metrics chair``: the same from COCO results and COCO instances; a null caption counts as an empty one.
+"""
 
 from __future__ import annotations
 

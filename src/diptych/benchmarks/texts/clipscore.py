@@ -51,7 +51,8 @@ def score_by_model(
     """CLIPScore and, with references, RefCLIPScore of captions {image id: text}. ``files``: {image id: name in ``folder``}.
 
     Shuffled: each caption with the image of another. Raises DiptychError if the model has not both embeddings, or for a missing
-    image."""
+    image.
+    """
     from diptych.data.image import decode
 
     missing = {"embed_image", "embed_text"} - set(model.capabilities)

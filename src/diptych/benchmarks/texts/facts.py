@@ -1,4 +1,5 @@
-"""Are the claims of a caption true? Exact, on the built-in world: objects, counts, colours, relation and place, compared with the scene.
+"""Are the claims of a caption true? Exact, on the built-in world: objects, counts, colours, relation and place, compared with the
+scene.
 
 A caption is parsed by the world's own words. ``objects``: share of the named groups that are in the scene; ``count``, ``colour``,
 ``relation``, ``position`` …: whether what the caption claims of these holds, over the captions that claim it of objects in the
