@@ -246,9 +246,8 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     model.remember_features(len(source))
     add_teachers(recipe, model)
     objectives = build_objectives(recipe, model)
-    model.graph.settle(
-        {n for o in objectives.values() for n in o.needed()}
-    )  # what is tried once is tried here, where no step's operations are counted
+    needed = {name for o in objectives.values() if isinstance(o, Objective) for name in o.needed()}
+    model.graph.settle(needed)  # what is tried once is tried here, where no step's operations are counted
     started = start.load(recipe, model, objectives) if start else None
     model.update_teachers(decay=0.0)  # from the weights that the model starts with
     score_of(recipe.score, model, objectives.values())  # a wrong score shall not cost a training first
