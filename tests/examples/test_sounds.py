@@ -35,9 +35,9 @@ def test_micro_batches_change_nothing():
     same_in_pieces(little(RECIPE), 4)
 
 
-def test_a_missing_field_is_named():
+def test_a_missing_field_is_named(tmp_path):
     with pytest.raises(DiptychError, match="sound"):
-        dp.train(RECIPE, data="scenes:small", budget="16 samples", out="unused")
+        dp.train(RECIPE, data="scenes:small", budget="16 samples", out=tmp_path)
 
 
 def test_a_short_run_learns_and_goes_on(tmp_path):
