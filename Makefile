@@ -30,8 +30,8 @@ test-all: $(VENV)/.ready lint ## the slow and the broad tests too
 	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check src tests bench examples
 	$(BIN)/mypy
 
 # What Diptych is measured against, in a directory that only benchmarks look into.

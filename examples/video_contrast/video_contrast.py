@@ -70,12 +70,6 @@ class ClipSimilarity(Similarity):
 
     needs = ("video.embedding", "text.embedding")
 
-    def all_scores(self, p: Any) -> Tensor:
-        return super().all_scores(p.renamed({"image": "video"}))
-
-    def pair_scores(self, p: Any, clips: Tensor, texts: Tensor) -> Tensor:
-        return super().pair_scores(p.renamed({"image": "video"}), clips, texts)
-
 
 def reversed_caption(text: str) -> str:
     """The caption with every direction turned round."""
@@ -97,7 +91,7 @@ def judge(run: str, source: Source | None = None, n: int = 100, moving: int = 40
     trained = dp.load(run)
     source = source or dp.open_source(trained.recipe.data.train).split("test")
     found = [source[i] for i in range(min(len(source), 20 * n))]
-    distinct = list({s.captions[0]: s for s in found}.values())[:n]
+    distinct = list({s.meanings[0]: s for s in found}.values())[:n]
     table = scores(trained, distinct, [s.captions[0] for s in distinct])
     right = torch.arange(len(distinct))
     moved = [s for s in found if reversed_caption(s.captions[0]) != s.captions[0]][:moving]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 import diptych as dp
 from diptych.core.errors import DiptychError
@@ -36,9 +35,9 @@ def test_micro_batches_change_nothing():
     same_in_pieces(little(RECIPE), 4)
 
 
-def test_a_missing_field_is_named():
+def test_a_missing_field_is_named(tmp_path):
     with pytest.raises(DiptychError, match="sound"):
-        dp.train(RECIPE, data="scenes:small", budget="16 samples", out="unused")
+        dp.train(RECIPE, data="scenes:small", budget="16 samples", out=tmp_path)
 
 
 def test_a_short_run_learns_and_goes_on(tmp_path):
@@ -49,16 +48,7 @@ def test_a_short_run_learns_and_goes_on(tmp_path):
     assert run.spent["steps"] == 125
     assert dp.load(out).capabilities == {"score"}
     found = sounds.recall(str(out))
-    assert min(found.values()) >= 0.05, found  # chance is 0.01
-
-
-def test_silence_says_nothing():
-    setup = little(RECIPE)
-    field = sounds.SoundField("sound")
-    wave = setup.source[0].fields["sound"]
-    both = sounds.Waves(torch.from_numpy(np.stack([wave, field.blank(wave)])))
-    tokens = setup.model.part("sound").encode(both)
-    assert torch.isfinite(tokens.tokens).all() and (tokens.tokens[0] - tokens.tokens[1]).abs().max() > 0.1
+    assert min(found) >= 0.05, found  # chance is 0.01
 
 
 @pytest.mark.slow

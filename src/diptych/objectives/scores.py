@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from diptych.core.encodings import IMAGE_EMBEDDING, TEXT_EMBEDDING, Pass
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import resolve
 from diptych.objectives.base import Objective
@@ -45,18 +45,20 @@ class Score:
 
 
 class Similarity(Score):
-    """The cosine of the two embeddings."""
+    """The cosine of the two embeddings that it needs; a subclass may name others, such as a video's."""
 
     needs = ("image.embedding", "text.embedding")
     scores_all = True
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
-        return (p[IMAGE_EMBEDDING][images] * p[TEXT_EMBEDDING][texts]).sum(-1)
+        image, text = (p[name] for name in self.needs)
+        return (image[images] * text[texts]).sum(-1)
 
     def all_scores(self, p: Pass) -> Tensor:
         """Every image with every text, [M, N]."""
-        return p[IMAGE_EMBEDDING] @ p[TEXT_EMBEDDING].T
+        image, text = (p[name] for name in self.needs)
+        return image @ text.T
 
 
 class Likelihood(Score):
