@@ -44,7 +44,7 @@ class Clip(DualEncoder):
 
     def projections(self, model: VLM) -> list[Misfit]:
         for side in ("image", "text"):
-            layer: Any = getattr(model, f"{side}_projection")
+            layer: Any = getattr(model.part("space"), side, None)
             if not isinstance(layer, nn.Linear) or layer.bias is not None:
                 return [Misfit(f"the {side} projection is not a matrix")]
         return []
