@@ -39,8 +39,9 @@ class Prompt(Adapter):
     ):
         super().__init__(part, build, where)
         if not part.takes_prompts:
+            name = next(name for name, other in build.parts.items() if other is part)
             raise DiptychError(
-                f"{where}: parts.{where.partition('.')[2]} ({type(part).__name__}) has no place for prompt tokens; transformer towers have "
+                f"{where}: parts.{name} ({type(part).__name__}) has no place for prompt tokens; transformer towers have "
                 "(vision: vit, clip, siglip; text: transformer, clip, bert)"
             )
         start = torch.randn(tokens, part.width) * std
