@@ -30,7 +30,7 @@ from diptych.inference.run import TrainedModel
 from diptych.models.language.seen import Seen
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
-from diptych.report.pages.task import settings_told
+from diptych.report.pages.task import settings_note
 from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.training.loop import train
 from gated_fixture import idefics_layers
@@ -396,7 +396,7 @@ def test_captions_behind_examples_of_the_training_part(tmp_path: Path) -> None:
     assert record["examples"] == [text for _, text in shown[0]] and record["generated"] == shown[0][-1][1]
     assert json.loads((tmp_path / "state.json").read_text())["tasks"]["captions"]["settings"]["shots"] == 3
     named: Any = SimpleNamespace(label="Listening")
-    assert "Settings: n = 6, shots = 3" in settings_told(TaskAnswers("captions", [Answers(named, 0, tmp_path, [])]))
+    assert "Settings: n = 6, shots = 3" in settings_note(TaskAnswers("captions", [Answers(named, 0, tmp_path, [])]))
     other = Listening({"generate", "examples"})
     evaluate(other, source, ["captions?n=6&shots=3&seed=1"])
     assert [e.text for e in other.heard[0][2]] != record["examples"], "another seed, other examples"

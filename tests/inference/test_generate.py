@@ -38,7 +38,9 @@ from diptych.inference.generate import (
     warp,
     write,
 )
-from diptych.models.layers.attention import Past, Transformer, attention_bias
+from diptych.models.layers.attention import Transformer
+from diptych.models.layers.cache import KVCache
+from diptych.models.layers.masks import attention_bias
 from diptych.models.pretrained import CausalLM
 from diptych.models.vlm import build_model
 
@@ -334,7 +336,7 @@ def test_a_transformer_continues_what_it_has_read(post_norm: bool):
     forked, _ = tower.step(x[rows, :1], past[rows], context_bias=looking[rows])
     again, _ = tower.step(x[:, :1], past, context_bias=looking)  # a past is never changed
     torch.testing.assert_close(forked, again[rows])
-    assert past.length == 9 and Past().length == 0
+    assert past.length == 9 and KVCache().length == 0
 
 
 @pytest.mark.parametrize(

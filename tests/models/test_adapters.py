@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batch_fixture import pass_of
 from safetensors.torch import load_file
 
+from batch_fixture import pass_of
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
@@ -21,7 +21,14 @@ from diptych.training.setup import Setup, set_up
 
 SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=clip", "depth=2", "width=32", "heads=2", "hidden=48")]
 FAST = ["stages.0.batch_size=8", "precision=fp32", "trackers=[]", "device=cpu", "stages.0.warmup=1", "checkpoints.steps=2"]
-CLIP = ["data.train=scenes:small?length=64", *SIZES, "embed_dim=24", "parts.vision.patch=16", "data.tokenizer.vocab_size=320", *FAST]
+CLIP = [
+    "data.train=scenes:small?length=64",
+    *SIZES,
+    "embed_dim=24",
+    "parts.vision.patch=16",
+    "data.tokenizer.vocab_size=320",
+    *FAST,
+]
 FROZEN = ["parts.vision.frozen=true", "parts.text.frozen=true", "parts.space={kind: linear, frozen: true}"]
 LORA = ["adapters.vision={kind: lora, rank: 3, alpha: 5}", "adapters.text={kind: lora, rank: 2}"]
 PROMPT = ["adapters.vision={kind: prompt, tokens: 3}", "adapters.text={kind: prompt, tokens: 4}"]
@@ -84,7 +91,11 @@ def test_lora_computes_what_peft_does_and_its_formula() -> None:
     torch.manual_seed(0)
     setup = made(*LORA)
     setup.model.load_state_dict(
-        {k: plain.model.state_dict()[setup.model.bare_name(k)] for k in setup.model.state_dict() if not setup.model.adapter_owns(k)},
+        {
+            k: plain.model.state_dict()[setup.model.bare_name(k)]
+            for k in setup.model.state_dict()
+            if not setup.model.adapter_owns(k)
+        },
         strict=False,
     )
     before = [x.tokens for x in encodings(setup.model)]
@@ -302,7 +313,11 @@ def test_two_adapters_share_a_part() -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_the_remedy(overrides: list[str], message: str) -> None:
-    kept = [o for o in CLIP if not any(x.startswith(f"parts.{p}=") and o.startswith(f"parts.{p}.") for x in overrides for p in ("vision", "text"))]
+    kept = [
+        o
+        for o in CLIP
+        if not any(x.startswith(f"parts.{p}=") and o.startswith(f"parts.{p}.") for x in overrides for p in ("vision", "text"))
+    ]
     with pytest.raises(DiptychError, match=message):
         set_up(load_recipe("clip", [*kept, *overrides]))
 
