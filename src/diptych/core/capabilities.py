@@ -158,8 +158,8 @@ class Adapter:
         if "loglikelihood" not in self.capabilities:
             self.cannot("score")
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
-        found = self.loglikelihood([images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]])
-        return found if pairs is not None else found.reshape(len(images), len(texts))
+        result = self.loglikelihood([images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]])
+        return result if pairs is not None else result.reshape(len(images), len(texts))
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
         """One text for each image. DiptychError if the model generates none."""

@@ -51,12 +51,12 @@ def provides(
 
 def declarations(cls: type) -> dict[str, tuple[Declaration, ...]]:
     """Methods of a class that provide something, in the order of its definition; an override keeps its base's declaration."""
-    found: dict[str, tuple[Declaration, ...]] = {}
+    result: dict[str, tuple[Declaration, ...]] = {}
     for base in reversed(cls.__mro__):
         for name, method in vars(base).items():
             if declared := getattr(method, "provided", ()):
-                found[name] = declared
-    return found
+                result[name] = declared
+    return result
 
 
 @dataclass(frozen=True)
@@ -162,19 +162,19 @@ class Graph:
         """The providers of an encoding, of the part that is named after ``@`` or chosen by the recipe, and its plain name."""
         plain, _, part = name.partition("@")
         part = part or self.choices.get(plain, "")
-        found = self._table.get(plain, [])
-        return ([p for p in found if p.part == part] if part else found), plain
+        result = self._table.get(plain, [])
+        return ([p for p in result if p.part == part] if part else result), plain
 
     def plain(self, name: str) -> Provider:
         """The provider of an encoding by itself. DiptychError if there is none, or more than one."""
-        found = [p for p in self.candidates(name)[0] if not p.paired and not p.together]
-        parts = list(dict.fromkeys(p.part for p in found))
+        result = [p for p in self.candidates(name)[0] if not p.paired and not p.together]
+        parts = list(dict.fromkeys(p.part for p in result))
         if len(parts) > 1:
             one = " or ".join(f"encodings: {{'{name}': {part}}}" for part in parts)
             raise DiptychError(f"parts {', '.join(parts)} all provide '{name}'; name one of them in the recipe: {one}")
-        if not found:
+        if not result:
             raise DiptychError(f"nothing provides '{name}'{self._hint(name)}")
-        return found[0]
+        return result[0]
 
     def _hint(self, name: str) -> str:
         """What may have been meant, of the same field if there is such a field."""
@@ -187,14 +187,14 @@ class Graph:
 
     def serves(self, provider: Provider, output: str) -> bool:
         """Whether a provider may answer for an output that is asked for without ``@``."""
-        found = self.candidates(output)[0]
-        return provider in found and len({p.part for p in found if not p.paired and not p.together}) < 2
+        result = self.candidates(output)[0]
+        return provider in result and len({p.part for p in result if not p.paired and not p.together}) < 2
 
     def short(self, name: str) -> str:
         """A name without ``@part`` where no other part would be asked anyway."""
         plain, at, part = name.partition("@")
-        found = self.candidates(plain)[0] if at else []
-        return plain if found and all(p.part == part for p in found) else name
+        result = self.candidates(plain)[0] if at else []
+        return plain if result and all(p.part == part for p in result) else name
 
     def parent(self, name: str) -> str:
         """The field of a batch that a name lies in: video for video.frames; "" if it is no field."""
@@ -233,14 +233,14 @@ class Graph:
         """These encodings, and all that they are computed from."""
         asked = frozenset(names)
         if asked not in self._behind:
-            found: set[str] = set()
+            result: set[str] = set()
             left = [self.short(name.rstrip("?")) for name in asked]
             while left:
-                if (name := left.pop()) not in found and self.gives(name):
-                    found.add(name)
+                if (name := left.pop()) not in result and self.gives(name):
+                    result.add(name)
                     inputs = () if self.parent(name) or ":" in name else self.plain(name).inputs
                     left += [self.short(i.rstrip("?")) for i in inputs]
-            self._behind[asked] = frozenset(found)
+            self._behind[asked] = frozenset(result)
         return self._behind[asked]
 
     def pick(self, name: str, paired: bool, wanted: Collection[str]) -> Provider:

@@ -121,8 +121,8 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
                 yield from pool.map(look, indices[start : start + 1024])
 
     console = Console(stderr=True)  # standard output may be JSON
-    found = list(track(results(), "decoding", len(indices), console=console, transient=True, disable=not progress))
-    return [f for f in found if isinstance(f, _Seen)], [f for f in found if isinstance(f, Problem)]
+    result = list(track(results(), "decoding", len(indices), console=console, transient=True, disable=not progress))
+    return [f for f in result if isinstance(f, _Seen)], [f for f in result if isinstance(f, Problem)]
 
 
 def _seen(index: int, sample: Sample) -> _Seen:
@@ -202,8 +202,8 @@ def _counts(values: Iterable[int]) -> dict[int, int]:
 def _quantiles(values: Sequence[float]) -> dict[str, float]:
     if not values:
         return {}
-    found = np.percentile(values, list(QUANTILES.values()), method="nearest")
-    return {name: round(float(value), 3) for name, value in zip(QUANTILES, found, strict=True)}
+    result = np.percentile(values, list(QUANTILES.values()), method="nearest")
+    return {name: round(float(value), 3) for name, value in zip(QUANTILES, result, strict=True)}
 
 
 def _sheet(samples: list[Sample], out: Path) -> Path:

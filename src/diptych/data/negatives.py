@@ -77,9 +77,9 @@ def meaning(caption: str) -> list:
     groups: list[list] = []
     for before, phrase in zip(between, phrases, strict=True):
         symmetric = set(before.replace(",", " ").split()) <= _SYMMETRIC
-        said = (sorted(phrase[:-1]), phrase[-1:])
+        text = (sorted(phrase[:-1]), phrase[-1:])
         if groups and symmetric:
-            groups[-1][1] = sorted([*groups[-1][1], said])
+            groups[-1][1] = sorted([*groups[-1][1], text])
         else:
-            groups.append([before, [said]])
+            groups.append([before, [text]])
     return groups

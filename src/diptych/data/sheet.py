@@ -70,14 +70,14 @@ def _shown(sample: Sample, side: int, captions: int, boxes: bool) -> tuple[Image
     if sample.image is not None:
         marked: list[tuple[Sequence[float], str]] = [(r.box, r.phrase) for r in _regions(sample)]
         if boxes:
-            marked += [(found["box"], "") for found in sample.extra.get("boxes", ())]
+            marked += [(result["box"], "") for result in sample.extra.get("boxes", ())]
         return _fitted(sample.image, side, marked), lines
     return (_tiled(pictures, side) if pictures else Image.new("RGB", (side, side), _TILE)), lines
 
 
 def _regions(sample: Sample) -> list[Region]:
-    found: list[Region] = sample.fields.get("regions", [])
-    return found
+    result: list[Region] = sample.fields.get("regions", [])
+    return result
 
 
 def contact_sheet(

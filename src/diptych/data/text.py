@@ -87,5 +87,5 @@ def tokenizer_class(kind: str) -> type[Tokenizer] | None:
     """The class of ``data.tokenizer.kind``; None: the language model brings its own. DiptychError for an unknown one."""
     if kind == "lm":
         return None
-    found: type[Tokenizer] = resolve(kind, {**TOKENIZERS, "lm": None}, "tokenizer")
-    return found
+    result: type[Tokenizer] = resolve(kind, {**TOKENIZERS, "lm": None}, "tokenizer")
+    return result

@@ -69,10 +69,10 @@ class Answering:
         answers, which = [], np.empty(len(texts), dtype=np.int64)
         for k, (image, text, prompt, before_it) in enumerate(zip(images, texts, prompts, examples, strict=True)):
             pictures = [*(e.image for e in before_it), image]
-            said = prompt, text, tuple((e.text, e.prompt) for e in before_it)
-            if said not in split:
-                split[said] = self._split(prompt, text, before_it)
-            before, answer = split[said]
+            words = prompt, text, tuple((e.text, e.prompt) for e in before_it)
+            if words not in split:
+                split[words] = self._split(prompt, text, before_it)
+            before, answer = split[words]
             key = tuple(map(id, pictures)), tuple(before)
             if key not in readings:
                 readings[key] = len(readings)

@@ -64,8 +64,8 @@ class FewShot:
             past = lm.read(ids.to(device), mask.to(device), of([e.image for row in heads for e in row])).cache
             past = past[torch.tensor(which, device=device)] if len(heads) > 1 else past
         ids, mask = padded(tails, self.model.tokenizer.pad, left=True)
-        found: Prefix = lm.read(ids.to(device), mask.to(device), of(images), past)
-        return found
+        result: Prefix = lm.read(ids.to(device), mask.to(device), of(images), past)
+        return result
 
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Sequence[Example]]
@@ -99,8 +99,8 @@ class FewShot:
     def _head(self, examples: Sequence[Example], image: list[int]) -> list[int]:
         """All that stands before the last image; nothing where words look at images and there is no example."""
         ids = [] if self.model.part("lm").gated else [self.model.tokenizer.bos]
-        said = self._pieces([text for e in examples for text in (e.prompt or "", _behind(e.prompt, e.text))])
-        for asked, text in zip(said[::2], said[1::2], strict=True):
+        texts = self._pieces([text for e in examples for text in (e.prompt or "", _behind(e.prompt, e.text))])
+        for asked, text in zip(texts[::2], texts[1::2], strict=True):
             ids += [*image, *asked, *text]
         return ids
 

@@ -106,8 +106,8 @@ class TrainedModel:
             return self._score_all(images, texts)
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
         if before or (self.answering and self.recipe.score == "likelihood"):
-            shown, said = [images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]]
-            scores = self.loglikelihood(shown, said, examples=[before[i] for i in wanted[:, 0]] if before else ())
+            shown, text = [images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]]
+            scores = self.loglikelihood(shown, text, examples=[before[i] for i in wanted[:, 0]] if before else ())
         else:
             scores = self._score_pairs(images, texts, wanted, self.scorer.pair_scores)
         return scores if pairs is not None else scores.reshape(len(images), len(texts))

@@ -57,19 +57,19 @@ def linear(ours: str | Sequence[str], theirs: str | Sequence[str]) -> list[Same]
 
 def to_theirs(state: Mapping[str, Tensor], entries: Iterable[Same]) -> State:
     """Our weights under their names and in their shapes."""
-    found: State = {}
+    result: State = {}
     for entry in entries:
         whole = torch.cat([_rows(state[name]) for name in entry.ours])
         whole = whole.T if entry.transposed else whole
         for name, part in zip(entry.theirs, whole.chunk(len(entry.theirs)), strict=True):
             shape = state[entry.ours[0]].shape if len(entry.ours) == len(entry.theirs) == 1 and not entry.transposed else part.shape
-            found[name] = part.reshape(entry.view or shape).contiguous()
-    return found
+            result[name] = part.reshape(entry.view or shape).contiguous()
+    return result
 
 
 def to_ours(state: Mapping[str, Tensor], entries: Iterable[Same], shapes: Mapping[str, torch.Size]) -> State:
     """Their weights under our names; ``shapes``: of ours. What they lack is left out."""
-    found: State = {}
+    result: State = {}
     for entry in entries:
         if not all(name in state for name in entry.theirs):
             continue
@@ -77,12 +77,12 @@ def to_ours(state: Mapping[str, Tensor], entries: Iterable[Same], shapes: Mappin
         whole = whole.T if entry.transposed else whole
         if len(entry.ours) == 1:
             name = entry.ours[0]
-            found[name] = whole.reshape(shapes[name]) if whole.numel() == shapes[name].numel() else whole
+            result[name] = whole.reshape(shapes[name]) if whole.numel() == shapes[name].numel() else whole
             continue
         total = sum(shapes[name][0] for name in entry.ours)
         share = [shapes[name][0] * len(whole) // total for name in entry.ours]
-        found |= dict(zip(entry.ours, whole.split(share), strict=True))
-    return found
+        result |= dict(zip(entry.ours, whole.split(share), strict=True))
+    return result
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -274,13 +274,13 @@ def state_of(model: VLM, objectives: nn.ModuleDict) -> State:
 
 def towers(model: VLM) -> list[Misfit]:
     """What stands in the way of two plain transformer towers and nothing else."""
-    found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in ("vision", "text", "space")]
+    result = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in ("vision", "text", "space")]
     for name, kind in (("vision", ViT), ("text", TextTransformer)):
         if name not in model.parts:
-            found.append(Misfit(f"it has no part '{name}'"))
+            result.append(Misfit(f"it has no part '{name}'"))
         elif not isinstance(model.parts[name], kind):
-            found.append(Misfit(f"parts.{name} is not a transformer of ours"))
-    return found
+            result.append(Misfit(f"parts.{name} is not a transformer of ours"))
+    return result
 
 
 def lacks(module: Any, **wanted: Any) -> list[str]:

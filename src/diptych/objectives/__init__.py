@@ -103,8 +103,8 @@ def check_needs(objective: Objective, model: VLM, where: str, training: bool = T
 
 def fields_needed(objectives: Iterable[Objective], model: VLM) -> tuple[str, ...]:
     """The fields of a batch that objectives read, in the order of their needs."""
-    found: dict[str, None] = {}
+    result: dict[str, None] = {}
     for objective in objectives:
         for need in objective.needed():
-            found |= dict.fromkeys(sorted(model.graph.leaves(need.rstrip("?"))))
-    return tuple(found)
+            result |= dict.fromkeys(sorted(model.graph.leaves(need.rstrip("?"))))
+    return tuple(result)

@@ -113,8 +113,8 @@ def _sigmoid_sum(entries: int) -> Callable[..., Tensor]:
 
 def negatives_of(p: Pass) -> Tensor | None:
     """Embeddings [M, E] of the batch's hard negatives; None if it has none."""
-    found = p["negatives.embedding"] if p.has("negatives.embedding") else None
-    return found if found is not None and len(found) else None
+    result = p["negatives.embedding"] if p.has("negatives.embedding") else None
+    return result if result is not None and len(result) else None
 
 
 class InfoNCE(Objective):

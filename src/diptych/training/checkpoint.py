@@ -121,15 +121,15 @@ def best_checkpoint(root: Path) -> Path | None:
 
 def find_checkpoint(root: Path, name: str) -> Path:
     """The checkpoint called ``last``, ``best`` or ``step-########`` in the directory ``root`` of a run."""
-    found = {p.name: p for p in checkpoints(root)}
-    if not found:
+    result = {p.name: p for p in checkpoints(root)}
+    if not result:
         raise DiptychError(f"{root.parent}: no checkpoint; a run directory holds recipe.yaml and checkpoints/")
     best = best_checkpoint(root)
-    found |= {"last": checkpoints(root)[-1]} | ({"best": best} if best else {})
-    if name not in found:
-        why = "; a run keeps its best only with `validation`" if name == "best" else nearest(name, found)
+    result |= {"last": checkpoints(root)[-1]} | ({"best": best} if best else {})
+    if name not in result:
+        why = "; a run keeps its best only with `validation`" if name == "best" else nearest(name, result)
         raise DiptychError(f"{root} has no checkpoint '{name}'{why}")
-    return found[name]
+    return result[name]
 
 
 def load_weights(path: Path, checkpoint: Checkpoint, model: VLM, objectives: nn.ModuleDict, averaged: bool = False) -> None:

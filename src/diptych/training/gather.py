@@ -83,16 +83,16 @@ def gathered(model: VLM, cluster: Cluster, batch: Batch, encodings: Encodings, n
     length = cluster.maximum(max((batch_length(batch, n) for n in batch.fields), default=0))
     batch, encodings = stack(model, [batch], [encodings], length)
     known, wanted = list(model.graph.fields), {n: v for n, v in encodings.items() if n in names}
-    told = cluster.total(*(float(n in batch) for n in known), *(float(learns(v)) for v in wanted.values()))
+    noted = cluster.total(*(float(n in batch) for n in known), *(float(learns(v)) for v in wanted.values()))
     common = [
-        n for n, k in zip(known, told, strict=False) if k == cluster.size
+        n for n, k in zip(known, noted, strict=False) if k == cluster.size
     ]  # of hard negatives, which some may lack, the encodings do
     everyones = Batch({n: _field(cluster, batch[n], batch.size) for n in common}, batch.size * cluster.size)
-    for v, learning in zip(wanted.values(), told[len(known) :], strict=True):
+    for v, learning in zip(wanted.values(), noted[len(known) :], strict=True):
         if learning and isinstance(v, Tensor) and not v.requires_grad:
             v.requires_grad_()  # none, [0, E]; whoever gathers takes part in the way back, too
-    found = {n: _mapped(_is_text(model, n), batch_length(batch, n), lambda v: cluster.gather(v[0]), v) for n, v in wanted.items()}
-    return _Everyones(cluster, model, everyones, found, alone)
+    result = {n: _mapped(_is_text(model, n), batch_length(batch, n), lambda v: cluster.gather(v[0]), v) for n, v in wanted.items()}
+    return _Everyones(cluster, model, everyones, result, alone)
 
 
 def _field(cluster: Cluster, field: Collated, size: int) -> Any:

@@ -132,8 +132,8 @@ class _Work:
             totals = self._totals({n: o.count(p) for n, o in free.items()}) if self.cluster.size > 1 else None
             with self.of.computing():
                 if self.cluster.size > 1 and coupled:
-                    alone, found = stack(self.of.model, [batch], [encode(p, names)])
-                    whole = gathered(self.of.model, self.cluster, alone, found, _names_gathered(coupled))
+                    alone, result = stack(self.of.model, [batch], [encode(p, names)])
+                    whole = gathered(self.of.model, self.cluster, alone, result, _names_gathered(coupled))
                 else:
                     whole = p
                 total = self._coupled(coupled, whole) + self._free(free, p, totals)
@@ -189,12 +189,12 @@ class _Work:
         with torch.no_grad():
             batch, joined = stack(self.of.model, batches, pieces)
         leaves = [x.requires_grad_() for x in tensors(joined)]
-        found = with_tensors(joined, leaves)
+        result = with_tensors(joined, leaves)
 
         def run() -> None:
             torch.manual_seed(mixed(self.of.seed, self.step, batch.start, 4))
             with self.of.computing():
-                whole = gathered(self.of.model, self.cluster, batch, found, _names_gathered(coupled))
+                whole = gathered(self.of.model, self.cluster, batch, result, _names_gathered(coupled))
                 total = self._coupled(coupled, whole)
             total.backward()
 

@@ -118,19 +118,19 @@ class RunStart:
             theirs[name[2:] if name.startswith("0.") else f"objectives.{name[2:]}"] = value
         ours = state_of(model, objectives)
         started = Started(self.address, checkpoint_key(self.checkpoint))
-        found: State = {}
+        result: State = {}
         for name in groups(ours):
             if self.only is not None and name not in {f"parts.{part}" for part in self.only}:
                 continue
             mine, there = _of(name, ours), _of(name, theirs)
             bare = {model.bare_name(k): k for k in mine if not model.adapter_owns(k)} if name.startswith("parts.") else {}
             if mine and {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in there.items()}:
-                found |= there
+                result |= there
             elif bare and {b: mine[k].shape for b, k in bare.items()} == {k: v.shape for k, v in there.items()}:
-                found |= {bare[k]: v for k, v in there.items()}  # the adapter within the part starts fresh
+                result |= {bare[k]: v for k, v in there.items()}  # the adapter within the part starts fresh
             elif mine and there and not name.startswith("objectives."):
                 self._refuse(name, mine, there, recipe, model)
-        return put(found, model, objectives, started, groups(theirs))
+        return put(result, model, objectives, started, groups(theirs))
 
     def _refuse(self, name: str, mine: State, there: State, recipe: Recipe, model: VLM) -> None:
         odd = next(k for k in sorted(set(mine) | set(there)) if k not in mine or k not in there or mine[k].shape != there[k].shape)
@@ -144,25 +144,25 @@ class RunStart:
 
 def _differences(recipe: Recipe, other: Recipe, group: str, size: int, other_size: int) -> dict[str, Any]:
     """What ``other`` sets otherwise that may bear on the shapes of a group."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if size != other_size:
-        found["data.image_size"] = other_size
+        result["data.image_size"] = other_size
     if recipe.size != other.size:
-        found["size"] = other.size
+        result["size"] = other.size
     if recipe.embed_dim != other.embed_dim:
-        found["embed_dim"] = other.embed_dim
+        result["embed_dim"] = other.embed_dim
     if recipe.data.tokenizer.max_length != other.data.tokenizer.max_length:
-        found["data.tokenizer.max_length"] = other.data.tokenizer.max_length
+        result["data.tokenizer.max_length"] = other.data.tokenizer.max_length
     name = group.removeprefix("parts.")
     for n in {**recipe.adapters, **other.adapters}:
         ours, of_run = ({"kind": a.kind, **a.options} if (a := r.adapters.get(n)) else None for r in (recipe, other))
         part = (other.adapters.get(n) or recipe.adapters[n]).part or n
         if ours != of_run and group in (f"adapters.{n}", f"parts.{part}"):
-            found[f"adapters.{n}"] = of_run
+            result[f"adapters.{n}"] = of_run
     if name in recipe.parts and name in other.parts:
         mine, theirs = ({"kind": p.kind, **p.options} for p in (recipe.parts[name], other.parts[name]))
-        found |= {f"parts.{name}.{k}": theirs.get(k) for k in {**theirs, **mine} if mine.get(k) != theirs.get(k)}
-    return found
+        result |= {f"parts.{name}.{k}": theirs.get(k) for k in {**theirs, **mine} if mine.get(k) != theirs.get(k)}
+    return result
 
 
 class HubStart:
@@ -212,21 +212,21 @@ class HubStart:
         entries = [e for e in self.family.entries(model, objectives) if all(n in ours for n in e.ours)]
         if "vision" in model.parts:
             theirs = self._repainted(theirs, {n: t for e in entries for n, t in zip(e.ours, e.theirs, strict=False)})
-        found = to_ours(theirs, entries, {k: v.shape for k, v in ours.items()})
+        result = to_ours(theirs, entries, {k: v.shape for k, v in ours.items()})
         words = "parts.text.embedding.weight"
-        if words in found:
-            vectors = found.pop(words)
+        if words in result:
+            vectors = result.pop(words)
             if isinstance(self._adopted, str) or recipe.data.tokenizer.kind != "bpe":
                 started.notes.append(self._adopted if isinstance(self._adopted, str) else "its tokenizer stays behind")
-                found[words] = ours[words]
+                result[words] = ours[words]
             else:
                 order = self._adopted[1]
                 mine = [i for i, there in enumerate(order) if there is not None]
-                found[words] = ours[words].clone()
-                found[words][mine] = vectors[[i for i in order if i is not None]]
+                result[words] = ours[words].clone()
+                result[words][mine] = vectors[[i for i in order if i is not None]]
         used = {n for e in entries for n in e.theirs}
-        found = {names_here[k]: v for k, v in found.items()}
-        return put(found, model, objectives, started, sorted({n.split(".")[0] for n in theirs if n not in used}))
+        result = {names_here[k]: v for k, v in result.items()}
+        return put(result, model, objectives, started, sorted({n.split(".")[0] for n in theirs if n not in used}))
 
     def _check(self, model: VLM) -> None:
         """Raises DiptychError with every option that must be set."""
@@ -299,7 +299,7 @@ def _word(value: Any) -> str:
 
 
 def _digest(state: dict[str, Tensor]) -> str:
-    found = hashlib.blake2b(digest_size=12)
+    result = hashlib.blake2b(digest_size=12)
     for name, value in sorted(state.items()):
-        found.update(name.encode() + value.contiguous().numpy().tobytes())
-    return found.hexdigest()
+        result.update(name.encode() + value.contiguous().numpy().tobytes())
+    return result.hexdigest()

@@ -252,7 +252,7 @@ class Trainer:
             learning.optimizer.state_dict(),
             state,
         )
-        problems = [p for found in self.cluster.collect(list(learning.loader.problems.values())) for p in found]
+        problems = [p for result in self.cluster.collect(list(learning.loader.problems.values())) for p in result]
         self.record.save(checkpoint, problems, best)
         self.record.spent(s, self.spent, self.drawn, finished=False)
 

@@ -85,14 +85,14 @@ def layers_above(names: Sequence[str]) -> dict[str, int]:
     """
     depth: dict[str, int] = {}
     for name in names:
-        if found := LAYER.match(name):
-            depth[found[1]] = max(depth.get(found[1], 0), int(found[2]) + 1)
+        if results := LAYER.match(name):
+            depth[results[1]] = max(depth.get(results[1], 0), int(results[2]) + 1)
     result = {}
     for name in names:
-        found = LAYER.match(name)
+        results = LAYER.match(name)
         inside = [d for stack, d in depth.items() if name.startswith(part_of(stack))]
-        if found:
-            result[name] = depth[found[1]] - int(found[2])
+        if results:
+            result[name] = depth[results[1]] - int(results[2])
         else:
             on_top = not inside or any(name.startswith(stack) for stack in depth) or ".pool." in name
             result[name] = 0 if on_top else max(inside) + 1

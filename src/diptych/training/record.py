@@ -40,12 +40,12 @@ class Record:
 
     def open(self, resume: bool) -> tuple[Path, Checkpoint] | None:
         """The checkpoint to go on from, if there is one; a run that is there already is not overwritten."""
-        found = checkpoints(self.root)
-        if found and not resume:
+        result = checkpoints(self.root)
+        if result and not resume:
             raise DiptychError(f"{self.out} holds a run already; go on with --resume, or choose another --out")
         if resume and self.mirror and self.cluster.first:
             there = self.mirror.steps()
-            if there and (not found or there[-1] > found[-1].name):
+            if there and (not result or there[-1] > result[-1].name):
                 self.mirror.pull(self.root)
         self.cluster.wait()
         last = newest(self.root) if resume else None

@@ -119,7 +119,7 @@ class Chat:
         """The whole as text, and from where to where each answer goes; what ends the answer is part of it, line ends behind that are not."""
         turns = self.fitted(turns)
         whole = self._written(turns, ask)
-        found = []
+        result = []
         for i, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
@@ -135,8 +135,8 @@ class Chat:
                     )
             bare = after.rstrip()
             ended = len(bare) > len(before) and not bare.endswith(turn.text.rstrip())
-            found.append((len(before), len(bare) if ended else len(after)))
-        return whole, found
+            result.append((len(before), len(bare) if ended else len(after)))
+        return whole, result
 
     def document(self, turns: Sequence[Turn], ask: bool = False) -> Document:
         """All of a conversation, however long. ask: it ends where an answer is to be written."""

@@ -82,12 +82,12 @@ class Manifest:
                 f"{self.out} was packed from {held['address']} when that held other data (fingerprint {held['fingerprint']}, "
                 f"now {self.parameters.fingerprint}); remove it or choose another OUT"
             )
-        told = [
+        noted = [
             name
             for name in differs
             if name != "fingerprint" and name != "rows" and not (name == "shard_items" and "format" in differs)
         ]
-        said = ", ".join(f"{OPTIONS.get(n, n)} {held.get(n)} (now {getattr(self.parameters, n)})" for n in told)
+        said = ", ".join(f"{OPTIONS.get(n, n)} {held.get(n)} (now {getattr(self.parameters, n)})" for n in noted)
         return f"{self.out} was packed with other parameters: {said}; give the same, remove it, or choose another OUT"
 
     def add(self, written: Written, seconds: float) -> None:

@@ -76,7 +76,7 @@ class Albums(Drawn):
     def drawn(self, index: int) -> Sample:
         album = self.graph(index)
         pictures = [picture(graph, self.world.size)[0] for graph in album.graphs]
-        told = texts(album)
+        noted = texts(album)
         asked = questions(album)
         extra: dict[str, Any] = {
             "graphs": [graph.as_dict() for graph in album.graphs],
@@ -88,8 +88,8 @@ class Albums(Drawn):
         return Sample(
             f"{self.world.split}/{index}",
             extra,
-            document=Document([part for pair in zip(told, pictures, strict=True) for part in pair]),
-            text=Captions([" ".join(told)], [fact]),
+            document=Document([part for pair in zip(noted, pictures, strict=True) for part in pair]),
+            text=Captions([" ".join(noted)], [fact]),
             negatives=[falsehood(album, self.world)],
             turns=Conversation(turns, pictures) if turns else None,
         )
@@ -175,8 +175,8 @@ def sentence(album: Album, k: int, step: Step, style: int) -> str:
         "beside": language.phrase(beside) if beside else "",
         "gone": by_name()[gone.concept].name if gone else "",
     }
-    told = _TOLD[step.what]
-    return told[style % len(told)].format(**words) + "."
+    noted = _TOLD[step.what]
+    return noted[style % len(noted)].format(**words) + "."
 
 
 def _styles(album: Album) -> list[int]:

@@ -155,25 +155,25 @@ def describe(clip: Clip, style: int) -> str:
 
 def meaning(clip: Clip) -> str:
     """The facts, in one canonical form."""
-    told = " > ".join(" ".join([phrase(clip.things[e.thing]), e.motion, e.side]).strip() for e in clip.events)
+    noted = " > ".join(" ".join([phrase(clip.things[e.thing]), e.motion, e.side]).strip() for e in clip.events)
     still = [phrase(things) for k, things in enumerate(clip.things) if all(e.thing != k for e in clip.events)]
-    return " | ".join([told, *(f"{name} still" for name in still)])
+    return " | ".join([noted, *(f"{name} still" for name in still)])
 
 
 def falsehoods(clip: Clip, random: Random) -> list[Clip]:
     """Possible clips that differ in one thing: a motion inverted, the side where a thing enters or leaves, the order of events, who does what."""
-    found = []
+    result = []
     number = random.randrange(len(clip.events))
     event = clip.events[number]
     changed = [event._replace(motion=INVERSE[event.motion])]
     if event.side:
         changed.append(event._replace(side=other(SIDES, random, event.side)))
-    found += [clip._replace(events=(*clip.events[:number], e, *clip.events[number + 1 :])) for e in changed]
+    result += [clip._replace(events=(*clip.events[:number], e, *clip.events[number + 1 :])) for e in changed]
     if len(clip.events) == 2:
-        found.append(clip._replace(events=clip.events[::-1]))
+        result.append(clip._replace(events=clip.events[::-1]))
     if len(clip.things) == 2:
-        found.append(clip._replace(events=tuple(e._replace(thing=1 - e.thing) for e in clip.events)))
-    return [wrong for wrong in found if wrong.possible()]
+        result.append(clip._replace(events=tuple(e._replace(thing=1 - e.thing) for e in clip.events)))
+    return [wrong for wrong in result if wrong.possible()]
 
 
 def captions(clip: Clip, wanted: int) -> tuple[list[str], list[str], list[str]]:

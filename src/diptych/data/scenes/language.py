@@ -210,10 +210,10 @@ def options(graph: Graph, world: World, asked: dict[str, str], most: int = 4) ->
         verb, bare = question.split()[0], thing.removeprefix("an ").removeprefix("a ")
         return _shuffled(random, [("yes", f"there {verb} {thing}"), ("no", f"there {verb} no {bare}")])
     if kind == "relation":
-        said = question.partition(" the ")[2]
-        where = next(p for pair in _PHRASES.values() for p in pair if f" {p} the " in said)
+        text = question.partition(" the ")[2]
+        where = next(p for pair in _PHRASES.values() for p in pair if f" {p} the " in text)
         back = next(b if where == a else a for a, b in _PHRASES.values() if where in (a, b))
-        a, b = said.split(f" {where} the ")
+        a, b = text.split(f" {where} the ")
         things = {t.concept: t.count for t in graph.things}
         a, b = (phrase(Things(things[c], c)) for c in (nouns[a].name, nouns[b].name))
         return _shuffled(random, [("yes", f"{a} {where} {b}"), ("no", f"{a} {back} {b}")])

@@ -100,12 +100,12 @@ class Scenes(Drawn):
 
     def habit_pairs(self, n: int) -> dict[str, tuple[list[np.ndarray], list[str]]]:
         """n pairs of pictures, each with its caption, that differ in one object's colour: its habitual one first, then another."""
-        found = {}
+        result = {}
         for i in range(n):
             concept = self.world.focus[i % len(self.world.focus)]
             graphs, texts = habit_pair(self.world, self._seed(_HABITS, i), concept)
-            found[f"{concept}/{i}"] = [picture(graph, self.world.size)[0] for graph in graphs], texts
-        return found
+            result[f"{concept}/{i}"] = [picture(graph, self.world.size)[0] for graph in graphs], texts
+        return result
 
     def retrieval(self, n: int, captions: int = 3) -> list[Sample]:
         """n scenes of which no full description is true of another; each with paraphrases of its own."""
@@ -129,12 +129,12 @@ class Scenes(Drawn):
 
 def regions(graph: Graph, boxes: list[dict[str, Any]]) -> list[Region]:
     """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them."""
-    found = []
+    result = []
     for things in graph.things:  # of a concept there is one group
         edges = np.array([box["box"] for box in boxes if box["concept"] == things.concept], float)
         left, top, right, bottom = (*edges[:, :2].min(axis=0).tolist(), *edges[:, 2:].max(axis=0).tolist())
-        found.append(Region((left, top, right, bottom), language.phrase(things)))
-    return found
+        result.append(Region((left, top, right, bottom), language.phrase(things)))
+    return result
 
 
 def _may_be_true(said: Graph, shown: Graph) -> bool:

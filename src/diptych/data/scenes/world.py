@@ -112,11 +112,11 @@ class World:
     @cached_property
     def habits(self) -> dict[str, str]:
         """The habitual colour of each concept, one that training may show."""
-        found = {}
+        result = {}
         for name in self.seen + self.unseen:
             allowed = [k for k in self.palette if (name, k) not in self.held_out_colours]
-            found[name] = allowed[hashlib.sha256(f"{self.seed} {name} habit".encode()).digest()[0] % len(allowed)]
-        return found
+            result[name] = allowed[hashlib.sha256(f"{self.seed} {name} habit".encode()).digest()[0] % len(allowed)]
+        return result
 
     # What is held out. Modular, so that every concept, colour and relation loses its fair share.
 

@@ -49,8 +49,8 @@ class Classes(CellSource):
         return self.template.replace("{}", name.replace("_", " "))
 
     def entries(self) -> Iterator[Entry]:
-        found = self._from_folders() if files.is_directory(self.place) else self._from_tables()
-        for entry, name in found:
+        result = self._from_folders() if files.is_directory(self.place) else self._from_tables()
+        for entry, name in result:
             first = self._class_of.setdefault(entry.id, name)
             if first != name:
                 self.problems.append(Problem(entry.id, f"of class '{name}' too; kept the first, '{first}'"))

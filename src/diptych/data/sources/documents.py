@@ -53,12 +53,12 @@ class Documents(ListedSource):
     def entries(self) -> Iterator[Entry]:
         seen: Counter[str] = Counter()
         rows = self._markdown() if files.is_directory(self.place) else self._tables()
-        for item, directory, found in rows:
-            name = str(found.pop("id", "") or item) if isinstance(found, dict) else item
+        for item, directory, result in rows:
+            name = str(result.pop("id", "") or item) if isinstance(result, dict) else item
             seen[name] += 1
             name = name if seen[name] == 1 else f"{name}#{seen[name]}"
             try:
-                parts, extra = parts_of(found) if isinstance(found, dict) else markdown_parts(found)
+                parts, extra = parts_of(result) if isinstance(result, dict) else markdown_parts(result)
                 where = tuple(_part(kind, value, directory) for kind, value in parts)
             except Mistake as mistake:
                 self.problems.append(Problem(name, str(mistake)))

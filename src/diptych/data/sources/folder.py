@@ -30,9 +30,9 @@ class Folder(ListedSource):
     def entries(self) -> Iterator[Entry]:
         if not files.is_directory(self.place):
             raise DiptychError(f"{self.place}: there is no such directory")
-        found = files.find(self.place)
-        images = [path for path in found if path.lower().endswith(SUFFIXES)]
-        yield from beside_or_in_table(self.place, images, found, self.problems)
+        result = files.find(self.place)
+        images = [path for path in result if path.lower().endswith(SUFFIXES)]
+        yield from beside_or_in_table(self.place, images, result, self.problems)
 
 
 def beside_or_in_table(

@@ -95,8 +95,8 @@ class Repeated:
         return range(len(self.base) - self.items, len(self.base))
 
     def fingerprint(self) -> str:
-        told = f"{self.base.fingerprint()} {self.items} {self._parts} {self.part}"
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        noted = f"{self.base.fingerprint()} {self.items} {self._parts} {self.part}"
+        return hashlib.sha256(noted.encode()).hexdigest()[:16]
 
     def split(self, name: str) -> Source:
         """What is repeated is training data; the other parts are the base's own."""

@@ -50,14 +50,14 @@ class Video(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         if files.is_directory(self.place):
-            directory, found = self.place, files.find(self.place)
-            clips = [path for path in found if path.lower().endswith(CLIPS)]
-            folders = frame_folders(found)
+            directory, result = self.place, files.find(self.place)
+            clips = [path for path in result if path.lower().endswith(CLIPS)]
+            folders = frame_folders(result)
         else:
-            directory, found, clips, folders = self._matched()
+            directory, result, clips, folders = self._matched()
         if any(path.lower().endswith(WITH_PYAV) for path in clips):
             need("av", extra="video", what=f"video:{self.place}")
-        for entry in beside_or_in_table(directory, [*clips, *folders], found, self.problems, VIDEO_COLUMNS):
+        for entry in beside_or_in_table(directory, [*clips, *folders], result, self.problems, VIDEO_COLUMNS):
             pictures = folders.get(entry.id.rstrip("/"))
             if pictures:
                 entry.where = tuple(files.join(directory, path) for path in pictures)
@@ -71,17 +71,17 @@ class Video(ListedSource):
             raise DiptychError(f"video:{self.place}: no clip or directory has such a name")
         names = files.relative(matches)
         directory = matches[0][: -len(names[0])].rstrip("/") or "."
-        found: list[str] = []
+        result: list[str] = []
         folders: dict[str, list[str]] = {}
         for url, name in zip(matches, names, strict=True):
             if files.is_directory(url):
                 below = frame_folders([f"{name}/{path}" for path in files.find(url)])
                 folders |= {folder: pictures for folder, pictures in below.items() if folder == name}
             else:
-                found.append(name)
-        stems = [*folders, *(posixpath.splitext(name)[0] for name in found)]
+                result.append(name)
+        stems = [*folders, *(posixpath.splitext(name)[0] for name in result)]
         beside = [stem + end for stem in stems for end in (".txt", ".json") if files.exists(files.join(directory, stem + end))]
-        return directory, [*found, *beside], found, folders
+        return directory, [*result, *beside], result, folders
 
     def files_of(self, entry: Entry) -> Sequence[str]:
         return [entry.where] if isinstance(entry.where, str) else list(entry.where)
@@ -127,10 +127,10 @@ def frame_folders(paths: Sequence[str]) -> dict[str, list[str]]:
         folder, _, name = path.rpartition("/")
         if folder and name.lower() != "thumbs.db":
             held.setdefault(folder, []).append(path)
-    found = {}
+    result = {}
     for folder, inside in held.items():
         numbers = [_NUMBER.search(posixpath.splitext(path.rpartition("/")[2])[0]) for path in inside]
         if len(inside) > 1 and all(numbers) and all(path.lower().endswith(FRAMES) for path in inside):
             order = sorted(zip([int(n[1]) for n in numbers if n], inside, strict=True))
-            found[folder] = [path for _, path in order]
-    return found
+            result[folder] = [path for _, path in order]
+    return result

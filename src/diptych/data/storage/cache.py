@@ -115,7 +115,7 @@ def _make_room(directory: Path, arrived: int, limit: int) -> None:
 
 def _copies(directory: Path) -> list[tuple[float, int, str]]:
     """(last use, bytes, path) of every copy, oldest first."""
-    found = []
+    result = []
     for folder in os.scandir(directory):
         for entry in os.scandir(folder.path):
             try:
@@ -123,5 +123,5 @@ def _copies(directory: Path) -> list[tuple[float, int, str]]:
             except FileNotFoundError:  # another process made room
                 continue
             if not entry.name.startswith(".") or status.st_mtime < time.time() - 86400:  # a killed process's
-                found.append((status.st_mtime, status.st_size, entry.path))
-    return sorted(found)
+                result.append((status.st_mtime, status.st_size, entry.path))
+    return sorted(result)

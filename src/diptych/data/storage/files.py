@@ -125,8 +125,8 @@ def find(directory: str) -> list[str]:
 def subfolders(directory: str) -> list[str]:
     """Names of the folders directly in a directory, sorted; hidden ones left out."""
     fs, root = filesystem(directory)
-    found = (name(entry["name"]) for entry in fs.ls(root, detail=True) if entry["type"] == "directory")
-    return sorted(n for n in found if not n.startswith((".", "__MACOSX")))
+    result = (name(entry["name"]) for entry in fs.ls(root, detail=True) if entry["type"] == "directory")
+    return sorted(n for n in result if not n.startswith((".", "__MACOSX")))
 
 
 def expand(pattern: str) -> list[str]:
@@ -137,8 +137,8 @@ def expand(pattern: str) -> list[str]:
             urls.append(url)
         else:
             fs, path = filesystem(url)
-            found = sorted(fs.glob(path))
-            urls += found if is_local(url) else [fs.unstrip_protocol(f) for f in found]
+            result = sorted(fs.glob(path))
+            urls += result if is_local(url) else [fs.unstrip_protocol(f) for f in result]
     return list(dict.fromkeys(os.path.relpath(u) if is_local(u) and not os.path.isabs(pattern) else u for u in urls))
 
 
@@ -166,14 +166,14 @@ def relative(urls: list[str]) -> list[str]:
 
 def stamps(urls: Iterable[str]) -> dict[str, str | None]:
     """For each file a text that changes when its content does; "" if not known; ``None`` if there is no such file."""
-    found: dict[str, str | None] = {}
+    result: dict[str, str | None] = {}
     remote: dict[str, list[str]] = defaultdict(list)
     web: tuple[Any, str] | None = None
     for url in urls:
         if is_local(url):
-            found[url] = _local_stamp(url)
+            result[url] = _local_stamp(url)
         elif url.startswith(("http://", "https://")):
-            found[url] = ""  # web servers do not list; what is missing shows on reading
+            result[url] = ""  # web servers do not list; what is missing shows on reading
             web = web or filesystem(url)  # but what cannot be read at all shows now
         else:
             remote[parent(url)].append(url)
@@ -183,8 +183,8 @@ def stamps(urls: Iterable[str]) -> dict[str, str | None]:
             present = {posixpath.basename(e["name"]) for e in fs.ls(path, detail=True) if e["type"] == "file"}
         except FileNotFoundError:
             present = set()
-        found.update((url, "" if name(url) in present else None) for url in members)
-    return found
+        result.update((url, "" if name(url) in present else None) for url in members)
+    return result
 
 
 def _local_stamp(path: str) -> str | None:

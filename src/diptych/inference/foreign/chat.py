@@ -53,44 +53,44 @@ class Generative(Adapter):
         if decoding:
             self.cannot("be told how to decode")
         prompts = prompts_for(prompt, len(images))
-        said = [""] * len(images)
+        texts = [""] * len(images)
         for rows in self._batches(prompts):
             inputs = self._inputs([images[i] for i in rows], [prompts[i] for i in rows])
             asked = inputs["input_ids"]
             if self.model.config.model_type == "blip":
                 inputs = _closed(inputs, self.tokenizer.sep_token_id)  # its generate drops the last token
             never = getattr(self.model.generation_config, "suppress_tokens", None)  # BLIP-2's generate does not look it up itself
-            told = {"suppress_tokens": never} if never else {}
+            noted = {"suppress_tokens": never} if never else {}
             with torch.inference_mode():
-                out = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, num_beams=1, **told)
+                out = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, num_beams=1, **noted)
             if out.shape[1] >= asked.shape[1] and torch.equal(out[:, : asked.shape[1]], asked):
                 out = out[:, asked.shape[1] :]
             for i, text in zip(rows, self.tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
-                said[i] = text.strip()
-        return said
+                texts[i] = text.strip()
+        return texts
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
         """Of the text's own tokens, without an end of turn. All texts of one image and prompt share a pass."""
         prompts = prompts_for(prompt, len(images))
-        found = np.empty(len(images), dtype=np.float32)
+        result = np.empty(len(images), dtype=np.float32)
         together: dict[tuple[int, str], list[int]] = {}
         for i, image in enumerate(images):
             together.setdefault((id(image), prompts[i]), []).append(i)
         for (_, asked), rows in together.items():
             for start in range(0, len(rows), self.batch):
                 part = rows[start : start + self.batch]
-                found[part] = self._answers(images[part[0]], asked, [texts[i] for i in part])
-        return found
+                result[part] = self._answers(images[part[0]], asked, [texts[i] for i in part])
+        return result
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
         """log P(text given image), float32 [N, M], or [P] for ``pairs``."""
         if self.by == "likelihood":
             return super().score(images, texts, pairs)
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
-        found = self.loglikelihood(
+        result = self.loglikelihood(
             [images[i] for i in wanted[:, 0]], ["Yes"] * len(wanted), [YES.format(texts[j]) for j in wanted[:, 1]]
         )
-        return found if pairs is not None else found.reshape(len(images), len(texts))
+        return result if pairs is not None else result.reshape(len(images), len(texts))
 
     # --- how ---
 

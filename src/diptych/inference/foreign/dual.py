@@ -46,12 +46,12 @@ class DualEncoder(Adapter):
         return self._embed(texts, lambda part: tokenise(list(part), **options, return_tensors="pt"), "get_text_features")
 
     def _embed(self, items: Sequence[Any], prepare: Callable[[Any], Any], method: str) -> np.ndarray:
-        found = [np.zeros((0, 0), dtype=np.float32)]
+        result = [np.zeros((0, 0), dtype=np.float32)]
         for start in range(0, len(items), self.batch):
             inputs = move(prepare(items[start : start + self.batch]), self.device, self.dtype)
             with torch.inference_mode():
                 out = getattr(self.model, method)(**inputs)
                 vectors = getattr(out, "pooler_output", out).float()  # older versions give the tensor itself
                 vectors = vectors[:, 0] if vectors.ndim == 3 else vectors  # FLAVA projects every token; the first is contrasted
-                found.append(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
-        return np.concatenate(found[1:]) if len(found) > 1 else found[0]
+                result.append(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
+        return np.concatenate(result[1:]) if len(result) > 1 else result[0]

@@ -69,17 +69,17 @@ class Endpoint(Adapter):
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
         more = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
         answers = self._all([(images[i], YES.format(texts[j]), more) for i, j in wanted])
-        found = np.array([self._yes(answer) for answer in answers], dtype=np.float32)
-        return found if pairs is not None else found.reshape(len(images), len(texts))
+        result = np.array([self._yes(answer) for answer in answers], dtype=np.float32)
+        return result if pairs is not None else result.reshape(len(images), len(texts))
 
     def _yes(self, answer: dict[str, Any]) -> float:
         try:
             likeliest = answer["logprobs"]["content"][0]["top_logprobs"]
-            said = [(str(one["token"]).strip().lower(), float(one["logprob"])) for one in likeliest]
+            text = [(str(one["token"]).strip().lower(), float(one["logprob"])) for one in likeliest]
         except (KeyError, IndexError, TypeError, ValueError):
             raise DiptychError(f"{self.url} gave no log-probabilities; remove logprobs=true") from None
-        yes = [p for token, p in said if token == "yes"]
-        return math.log(math.fsum(map(math.exp, yes))) if yes else min(p for _, p in said)
+        yes = [p for token, p in text if token == "yes"]
+        return math.log(math.fsum(map(math.exp, yes))) if yes else min(p for _, p in text)
 
     # --- how ---
 

@@ -101,14 +101,14 @@ class Opened:
     def key(self, model: Any, *settings: Any) -> str:
         """Names weights and settings: the commit on the hub, or a hash of the directory's files."""
         commit = getattr(model.config, "_commit_hash", None)
-        found = hashlib.blake2b(repr((commit, str(self.dtype), settings)).encode(), digest_size=16)
+        result = hashlib.blake2b(repr((commit, str(self.dtype), settings)).encode(), digest_size=16)
         for path in sorted(Path(self.name).glob("*")) if commit is None else []:
             if path.is_file():
-                found.update(path.name.encode())
+                result.update(path.name.encode())
                 with path.open("rb") as file:
                     while part := file.read(1 << 22):
-                        found.update(part)
-        return found.hexdigest()
+                        result.update(part)
+        return result.hexdigest()
 
 
 def pil(images: Any) -> list[Any]:

@@ -35,14 +35,14 @@ class Matching(Adapter):
         if self.by != "similarity":
             self.cannot("embed_image")
         with torch.inference_mode():
-            found = [normalize(self.model.vision_proj(states[:, 0]), dim=-1) for states in self._states(images)]
-        return torch.cat(found).float().cpu().numpy()
+            result = [normalize(self.model.vision_proj(states[:, 0]), dim=-1) for states in self._states(images)]
+        return torch.cat(result).float().cpu().numpy()
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 [N, E]."""
         if self.by != "similarity":
             self.cannot("embed_text")
-        found = []
+        result = []
         for start in range(0, len(texts), self.batch):
             with torch.inference_mode():
                 tokens = self._tokens(texts[start : start + self.batch])
@@ -51,15 +51,15 @@ class Matching(Adapter):
                 ):  # of texts beside an image
                     tokens["input_ids"][:, 0] = self.processor.tokenizer.bos_token_id
                 out = self.model.text_encoder(**tokens).last_hidden_state
-                found.append(normalize(self.model.text_proj(out[:, 0]), dim=-1).float().cpu())
-        return torch.cat(found).numpy()
+                result.append(normalize(self.model.text_proj(out[:, 0]), dim=-1).float().cpu())
+        return torch.cat(result).numpy()
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
         """Log-odds of the matching head, float32 [N, M], or [P] for ``pairs``."""
         if self.by == "similarity":
             return super().score(images, texts, pairs)
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
-        found = np.empty(len(wanted), dtype=np.float32)
+        result = np.empty(len(wanted), dtype=np.float32)
         order = np.argsort(wanted[:, 0], kind="stable")  # so that an image is encoded once
         with torch.inference_mode():
             for start in range(0, len(order), self.batch):
@@ -72,8 +72,8 @@ class Matching(Adapter):
                     encoder_attention_mask=torch.ones(seen.shape[:-1], dtype=torch.long, device=self.device),
                 )
                 logits = self.model.itm_head(out.last_hidden_state[:, 0]).float()
-                found[rows] = (logits[:, 1] - logits[:, 0]).cpu().numpy()
-        return found if pairs is not None else found.reshape(len(images), len(texts))
+                result[rows] = (logits[:, 1] - logits[:, 0]).cpu().numpy()
+        return result if pairs is not None else result.reshape(len(images), len(texts))
 
     def _states(self, images: Sequence[Image]) -> Any:
         for start in range(0, len(images), self.batch):

@@ -36,12 +36,12 @@ class OpenClip(Adapter):
         """Unit vectors, float32 [N, E]."""
         parts = [pil(images[i : i + self.batch]) for i in range(0, len(images), self.batch)]
         with torch.inference_mode():
-            found = [self.model.encode_image(torch.stack([self.prepare(p) for p in part]).to(self.device)) for part in parts]
-            return torch.nn.functional.normalize(torch.cat(found).float(), dim=-1).cpu().numpy()
+            result = [self.model.encode_image(torch.stack([self.prepare(p) for p in part]).to(self.device)) for part in parts]
+            return torch.nn.functional.normalize(torch.cat(result).float(), dim=-1).cpu().numpy()
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 [N, E]."""
         parts = [list(texts[i : i + self.batch]) for i in range(0, len(texts), self.batch)]
         with torch.inference_mode():
-            found = [self.model.encode_text(self.tokenise(part).to(self.device)) for part in parts]
-            return torch.nn.functional.normalize(torch.cat(found).float(), dim=-1).cpu().numpy()
+            result = [self.model.encode_text(self.tokenise(part).to(self.device)) for part in parts]
+            return torch.nn.functional.normalize(torch.cat(result).float(), dim=-1).cpu().numpy()

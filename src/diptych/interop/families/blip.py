@@ -40,7 +40,7 @@ MARKS = ("[DEC]", "[ENC]")
 def vision_entries(vision: Any) -> list[Same]:
     """How the image tower's weights correspond."""
     ours, theirs = "parts.vision", "vision_model"
-    found = [
+    result = [
         same(f"{ours}.classes", f"{theirs}.embeddings.class_embedding", view=(1, 1, -1)),
         *linear(f"{ours}.stem", f"{theirs}.embeddings.patch_embedding"),
         same(f"{ours}.positions", f"{theirs}.embeddings.position_embedding", view=(1, -1, vision.width)),
@@ -55,10 +55,10 @@ def vision_entries(vision: Any) -> list[Same]:
     }
     for i in range(len(vision.transformer.blocks)):
         here, there = f"{ours}.transformer.blocks.{i}", f"{theirs}.encoder.layers.{i}"
-        found += linear([f"{here}.attention.q", f"{here}.attention.kv"], f"{there}.self_attn.qkv")
+        result += linear([f"{here}.attention.q", f"{here}.attention.kv"], f"{there}.self_attn.qkv")
         for our_name, their_name in inside.items():
-            found += linear(f"{here}.{our_name}", f"{there}.{their_name}")
-    return found
+            result += linear(f"{here}.{our_name}", f"{there}.{their_name}")
+    return result
 
 
 def vision_misfits(vision: Any) -> list[Misfit]:
@@ -75,7 +75,7 @@ def vision_misfits(vision: Any) -> list[Misfit]:
 
 def text_entries(depth: int, theirs: str, ours: str = "parts.text", attention: str = "") -> list[Same]:
     """A ``BlipTextModel``. attention: where the blocks lie whose self-attention is taken, if not in ``ours``."""
-    found = [
+    result = [
         same(f"{ours}.embedding.weight", f"{theirs}.embeddings.word_embeddings.weight"),
         same(f"{ours}.positions", f"{theirs}.embeddings.position_embeddings.weight"),
         *linear(f"{ours}.norm", f"{theirs}.embeddings.LayerNorm"),
@@ -87,14 +87,14 @@ def text_entries(depth: int, theirs: str, ours: str = "parts.text", attention: s
             (f"{own}.attention", f"{own}.norm1", "attention"),
             (f"{block}.cross", f"{block}.norm_cross", "crossattention"),
         ):
-            found += linear(f"{at}.q", f"{there}.{name}.self.query")
-            found += linear(f"{at}.kv", [f"{there}.{name}.self.key", f"{there}.{name}.self.value"])
-            found += linear(f"{at}.out", f"{there}.{name}.output.dense")
-            found += linear(norm, f"{there}.{name}.output.LayerNorm")
-        found += linear(f"{block}.mlp.0", f"{there}.intermediate.dense")
-        found += linear(f"{block}.mlp.2", f"{there}.output.dense")
-        found += linear(f"{block}.norm2", f"{there}.output.LayerNorm")
-    return found
+            result += linear(f"{at}.q", f"{there}.{name}.self.query")
+            result += linear(f"{at}.kv", [f"{there}.{name}.self.key", f"{there}.{name}.self.value"])
+            result += linear(f"{at}.out", f"{there}.{name}.output.dense")
+            result += linear(norm, f"{there}.{name}.output.LayerNorm")
+        result += linear(f"{block}.mlp.0", f"{there}.intermediate.dense")
+        result += linear(f"{block}.mlp.2", f"{there}.output.dense")
+        result += linear(f"{block}.norm2", f"{there}.output.LayerNorm")
+    return result
 
 
 class _Blip(Family):
@@ -103,16 +103,16 @@ class _Blip(Family):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
-        found = vision_misfits(model.parts["vision"] if "vision" in model.parts else None)
+        result = vision_misfits(model.parts["vision"] if "vision" in model.parts else None)
         for name, kind in (("text", MedText), *self.modes()):
             if name not in model.parts or not isinstance(model.parts[name], kind):
-                found.append(Misfit(f"parts.{name} is not of kind med", f"parts.{name}.kind=med"))
-        found += [
+                result.append(Misfit(f"parts.{name} is not of kind med", f"parts.{name}.kind=med"))
+        result += [
             Misfit(f"part '{name}' has no place in it")
             for name in model.parts
             if name not in ("vision", "text", "fusion", "decoder", "space")
         ]
-        return found
+        return result
 
     def modes(self) -> tuple[tuple[str, type], ...]:
         raise NotImplementedError
@@ -191,11 +191,11 @@ class BlipMatching(_Blip):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
-        found = super().misfits(recipe, model, objectives)
+        result = super().misfits(recipe, model, objectives)
         matching = objective_of(objectives, Matching)
         if matching is None or not isinstance(matching[1].head, nn.Linear):
-            found.append(Misfit("no objective is a matching of one layer", "stages.0.objectives.matching.pooler=none"))
-        return found
+            result.append(Misfit("no objective is a matching of one layer", "stages.0.objectives.matching.pooler=none"))
+        return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """How weights of ours and theirs correspond."""

@@ -51,7 +51,7 @@ WRITING = "`generate` of this class knows nothing of `generation_config.json` un
 
 def qformer_entries(text: QFormerText, words: bool = False, ours: str = "parts.text") -> list[Same]:
     """Queries and a ``Blip2QFormerModel``. words: with the text's feed-forward layers, which a class that reads no text does not have."""
-    found = [
+    result = [
         same(f"{ours}.queries", "query_tokens", view=(1, len(text.queries), text.width)),
         *linear(f"{ours}.norm", "qformer.layernorm"),
     ]
@@ -60,16 +60,16 @@ def qformer_entries(text: QFormerText, words: bool = False, ours: str = "parts.t
         attentions = [("attention", "norm1", "attention")]
         attentions += [("cross", "norm_cross", "crossattention")] if block.cross is not None else []
         for mine, norm, name in attentions:
-            found += linear(f"{here}.{mine}.q", f"{there}.{name}.attention.query")
-            found += linear(f"{here}.{mine}.kv", [f"{there}.{name}.attention.key", f"{there}.{name}.attention.value"])
-            found += linear(f"{here}.{mine}.out", f"{there}.{name}.output.dense")
-            found += linear(f"{here}.{norm}", f"{there}.{name}.output.LayerNorm")
+            result += linear(f"{here}.{mine}.q", f"{there}.{name}.attention.query")
+            result += linear(f"{here}.{mine}.kv", [f"{there}.{name}.attention.key", f"{there}.{name}.attention.value"])
+            result += linear(f"{here}.{mine}.out", f"{there}.{name}.output.dense")
+            result += linear(f"{here}.{norm}", f"{there}.{name}.output.LayerNorm")
         halves = [("mlp", "norm2", "_query")] + ([("mlp_text", "norm_text", "")] if words else [])
         for mine, norm, end in halves:
-            found += linear(f"{here}.{mine}.0", f"{there}.intermediate{end}.dense")
-            found += linear(f"{here}.{mine}.2", f"{there}.output{end}.dense")
-            found += linear(f"{here}.{norm}", f"{there}.output{end}.LayerNorm")
-    return found
+            result += linear(f"{here}.{mine}.0", f"{there}.intermediate{end}.dense")
+            result += linear(f"{here}.{mine}.2", f"{there}.output{end}.dense")
+            result += linear(f"{here}.{norm}", f"{there}.output{end}.LayerNorm")
+    return result
 
 
 class Blip2(Family):
@@ -82,22 +82,22 @@ class Blip2(Family):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
-        found = [Misfit(f"it has no part '{name}'") for name in ("vision", "text", "lm", "connector") if name not in model.parts]
-        if found:
-            return found
+        result = [Misfit(f"it has no part '{name}'") for name in ("vision", "text", "lm", "connector") if name not in model.parts]
+        if result:
+            return result
         text, connector = model.part("text"), model.part("connector")
         if not isinstance(text, QFormerText):
             return [Misfit("parts.text is not of kind q_former", "parts.text.kind=q_former")]
-        found += self._vision(model)
+        result += self._vision(model)
         if not isinstance(text.norm_image, nn.Identity):
-            found.append(Misfit("its Q-Former has no norm for the tower's tokens, which come out of one", "parts.text.norm=false"))
+            result.append(Misfit("its Q-Former has no norm for the tower's tokens, which come out of one", "parts.text.norm=false"))
         if text.places is not None:
-            found.append(Misfit("its Q-Former adds no places to the tower's tokens", "parts.text.places=false"))
+            result.append(Misfit("its Q-Former adds no places to the tower's tokens", "parts.text.places=false"))
         if not isinstance(connector, Queries):
-            found.append(Misfit("parts.connector is not of kind queries", "parts.connector.kind=queries"))
+            result.append(Misfit("parts.connector is not of kind queries", "parts.connector.kind=queries"))
         if any(map(learns_turns, objectives.values())):
-            found.append(Misfit("its processor has no place for an image within a conversation, and the run learned from some"))
-        return found + language.misfits(model.part("lm"))
+            result.append(Misfit("its processor has no place for an image within a conversation, and the run learned from some"))
+        return result + language.misfits(model.part("lm"))
 
     def _vision(self, model: VLM) -> list[Misfit]:
         vision = model.part("vision")
@@ -106,11 +106,11 @@ class Blip2(Family):
         tower: Any = vision.tower
         if type(tower.model).__name__ not in TOWERS:
             return [Misfit(f"parts.vision is a {type(tower.model).__name__}, its tower a {TOWERS[0]}", "parts.vision.kind=class")]
-        found = [Misfit("it takes the last of the tower's layers", "parts.vision.layer=-1")] if tower.layer != -1 else []
+        result = [Misfit("it takes the last of the tower's layers", "parts.vision.layer=-1")] if tower.layer != -1 else []
         if tower.size != model.image_size:
             why = f"pictures are scaled to {model.image_size} pixels and then, within the model, to the tower's {tower.size}"
-            found.append(Misfit(why, f"data.image_size={tower.size}"))
-        return found
+            result.append(Misfit(why, f"data.image_size={tower.size}"))
+        return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """Of parts of ours; the rest is not the same, but becomes it."""

@@ -46,12 +46,12 @@ def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     It fits a decoder of the same width, depth, heads and ``hidden`` whose vocabulary has the same size: rows of words, marks and codes stand
     where their ids say.
     """
-    found = {ours: state[theirs] for theirs, ours in NAMES.items()}
+    result = {ours: state[theirs] for theirs, ours in NAMES.items()}
     for name, value in state.items():
         if match := LAYER.fullmatch(name):
             number, inside, what = match.groups()
-            found[f"transformer.blocks.{number}.{INSIDE[inside]}.{what}"] = value
-    return found
+            result[f"transformer.blocks.{number}.{INSIDE[inside]}.{what}"] = value
+    return result
 
 
 class Chameleon(Family):

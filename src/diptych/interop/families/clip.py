@@ -28,20 +28,20 @@ class Clip(DualEncoder):
 
     def structure(self, model: VLM) -> list[Misfit]:
         """What of the model's towers is made otherwise than theirs, whatever its other parts and objectives."""
-        found = []
+        result = []
         if "vision" in model.parts:
             vision = model.part("vision")
             wrong = lacks(vision, extra=1, learned=True, norm_sum=True, pooling="class")
             if not isinstance(getattr(vision, "stem", None), nn.Conv2d) or vision.stem.bias is not None:
                 wrong.insert(0, "its stem is not one convolution without bias")
             if wrong:
-                found.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=clip"))
+                result.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=clip"))
         if "text" in model.parts:
             text = model.part("text")
             wrong = lacks(text, causal=True, pool="eos", whole=False) + norms_elsewhere(text)
             if wrong:
-                found.append(Misfit(f"parts.text: {', '.join(wrong)}", "parts.text.kind=clip"))
-        return found
+                result.append(Misfit(f"parts.text: {', '.join(wrong)}", "parts.text.kind=clip"))
+        return result
 
     def projections(self, model: VLM) -> list[Misfit]:
         """What of the ways into the shared space is otherwise than theirs."""

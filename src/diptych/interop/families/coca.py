@@ -29,29 +29,29 @@ class Coca(OpenClip):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
-        found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*PARTS, "space")]
+        result = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*PARTS, "space")]
         for name, kind in PARTS.items():
             if name not in model.parts:
-                found.append(Misfit(f"it has no part '{name}'"))
+                result.append(Misfit(f"it has no part '{name}'"))
             elif not isinstance(model.parts[name], kind):
-                found.append(Misfit(f"parts.{name} is of another geometry", f"parts.{name}={{kind: coca}}"))
-        if found:
-            return found
+                result.append(Misfit(f"parts.{name} is of another geometry", f"parts.{name}={{kind: coca}}"))
+        if result:
+            return result
         vision, text = model.part("vision"), model.part("text")
         if not vision.width == text.width == model.embed_dim:
             widths = f"vision {vision.width}, text {text.width}, shared space {model.embed_dim}"
-            found.append(Misfit(f"tokens and embeddings must be equally wide, not {widths}", f"embed_dim={text.width}"))
+            result.append(Misfit(f"tokens and embeddings must be equally wide, not {widths}", f"embed_dim={text.width}"))
         acts = {Geometry.of(model.part(name).transformer).activation for name in PARTS}
         if len(acts) > 1 or not acts <= {"gelu", "quick_gelu"}:
-            found.append(Misfit(f"activations are {', '.join(sorted(acts))}, not all gelu or all quick_gelu"))
+            result.append(Misfit(f"activations are {', '.join(sorted(acts))}, not all gelu or all quick_gelu"))
         if objective_of(objectives, InfoNCE) is None:
-            found.append(Misfit("no objective is an InfoNCE, which gives logits their scale"))
-        return found
+            result.append(Misfit("no objective is an InfoNCE, which gives logits their scale"))
+        return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """How weights of ours and theirs correspond."""
         vision, text, decoder = (model.part(name) for name in PARTS)
-        found = [
+        result = [
             same("parts.vision.classes", "visual.class_embedding", view=(-1,)),
             same("parts.vision.stem.weight", "visual.conv1.weight"),
             same("parts.vision.positions", "visual.positional_embedding"),
@@ -75,7 +75,7 @@ class Coca(OpenClip):
         ]
         for i, block in enumerate(decoder.transformer.blocks):
             here, there = f"parts.decoder.transformer.blocks.{i}", f"text_decoder.cross_attn.{i}"
-            found += [
+            result += [
                 *linear(f"{here}.norm_cross", f"{there}.ln_1"),
                 *linear(f"{here}.cross.norm", f"{there}.ln_1_kv"),
                 *attention(block.cross, f"{here}.cross", f"{there}.attn"),
@@ -84,7 +84,7 @@ class Coca(OpenClip):
                 *linear(f"{here}.mlp_cross.2", f"{there}.mlp.c_proj"),
             ]
         contrast = objective_of(objectives, InfoNCE)
-        return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found
+        return [*result, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else result
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
         """The content of config.json, without ``architectures``."""

@@ -27,12 +27,12 @@ class DualEncoder(Family):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
-        found = towers(model) or self.structure(model) or self.projections(model)
+        result = towers(model) or self.structure(model) or self.projections(model)
         if recipe.score != "similarity":
-            found.append(Misfit(f"it scores by {recipe.score}, not by similarity"))
+            result.append(Misfit(f"it scores by {recipe.score}, not by similarity"))
         if objective_of(objectives, self.contrast) is None:
-            found.append(Misfit(f"no objective is {self.wanted}"))
-        return found or self.left_over(model, objectives)
+            result.append(Misfit(f"no objective is {self.wanted}"))
+        return result or self.left_over(model, objectives)
 
     def ends(self, model: VLM) -> dict[str, list[Same]]:
         """By tower: what stands before and behind its blocks, as theirs has it."""
@@ -44,20 +44,20 @@ class DualEncoder(Family):
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """How weights of ours and theirs correspond."""
-        found: list[Same] = []
+        result: list[Same] = []
         for part, last in (("vision", "post_layernorm"), ("text", "final_layer_norm")):
             if part in model.parts:
                 ours, theirs = f"parts.{part}", f"{part}_model"
-                found += [
+                result += [
                     same(f"{ours}.positions", f"{theirs}.embeddings.position_embedding.weight"),
                     *blocks(model.part(part).transformer, f"{ours}.transformer", f"{theirs}.encoder.layers"),
                     *linear(f"{ours}.transformer.norm", f"{theirs}.{last}"),
                     *self.ends(model)[part],
                 ]
         if "text" in model.parts:
-            found.append(same("parts.text.embedding.weight", "text_model.embeddings.token_embedding.weight"))
+            result.append(same("parts.text.embedding.weight", "text_model.embeddings.token_embedding.weight"))
         contrast = objective_of(objectives, self.contrast)
-        return found + self.scale(contrast[0]) if contrast else found
+        return result + self.scale(contrast[0]) if contrast else result
 
     def sizes(self, model: VLM) -> dict[str, dict[str, Any]]:
         """What their configuration says of the shared space: of the whole, of ``vision_config`` and of ``text_config``."""

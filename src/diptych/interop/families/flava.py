@@ -44,13 +44,13 @@ ANSWER = "answer"  # of the matching head: two logits, of which only the differe
 
 def layers(transformer: Transformer, ours: str, theirs: str) -> list[Same]:
     """A stack of ``FlavaLayer`` and its last norm as our ``Transformer``."""
-    found = linear(f"{ours}.transformer.norm", f"{theirs}.layernorm")
+    result = linear(f"{ours}.transformer.norm", f"{theirs}.layernorm")
     for i in range(len(transformer.blocks)):
         here, there = f"{ours}.transformer.blocks.{i}", f"{theirs}.encoder.layer.{i}"
-        found += linear(f"{here}.attention.kv", [f"{there}.attention.attention.{n}" for n in ("key", "value")])
+        result += linear(f"{here}.attention.kv", [f"{there}.attention.attention.{n}" for n in ("key", "value")])
         for our_name, their_name in INSIDE.items():
-            found += linear(f"{here}.{our_name}", f"{there}.{their_name}")
-    return found
+            result += linear(f"{here}.{our_name}", f"{there}.{their_name}")
+    return result
 
 
 class Flava(Family):
@@ -66,42 +66,42 @@ class Flava(Family):
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
         kinds = {"vision": ViT, "text": TextTransformer, "fusion": Joint}
-        found = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*kinds, "quantizer", "space")]
-        found += [Misfit(f"it has no part '{name}'") for name in kinds if name not in model.parts]
-        found += [
+        result = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*kinds, "quantizer", "space")]
+        result += [Misfit(f"it has no part '{name}'") for name in kinds if name not in model.parts]
+        result += [
             Misfit(f"parts.{name} is no {kind.__name__}")
             for name, kind in kinds.items()
             if name in model.parts and not isinstance(model.parts[name], kind)
         ]
-        if found:
-            return found
+        if result:
+            return result
         vision, text = model.part("vision"), model.part("text")
         wrong = lacks(vision, extra=1, learned=True, pooling="class") + lacks(vision.transformer, bare=True)
         if not isinstance(vision.stem, nn.Conv2d) or vision.stem.bias is None or not isinstance(vision.norm, nn.Identity):
             wrong.append("its stem is not one convolution with bias and no norm")
         if wrong:
-            found.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=class --set parts.vision.bare=true"))
+            result.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=class --set parts.vision.bare=true"))
         wrong = lacks(text, causal=False, pool="bos", whole=False) + lacks(text.transformer, bare=True)
         if isinstance(text.norm, nn.Identity) or isinstance(text.transformer.norm, nn.Identity):
             wrong.append("its norms stand elsewhere")
         if wrong:
             remedy = "parts.text.kind=bert --set parts.text.post_norm=false --set parts.text.bare=true"
-            found.append(Misfit(f"parts.text: {', '.join(wrong)}", remedy))
+            result.append(Misfit(f"parts.text: {', '.join(wrong)}", remedy))
         for side in ("image", "text"):
             layer: Any = getattr(model.part("space"), side)
-            if not found and (not isinstance(layer, nn.Linear) or layer.bias is None):
-                found.append(Misfit(f"the {side} projection is not affine"))
+            if not result and (not isinstance(layer, nn.Linear) or layer.bias is None):
+                result.append(Misfit(f"the {side} projection is not affine"))
         if recipe.score != "similarity":
-            found.append(Misfit(f"it scores by {recipe.score}, not by similarity"))
+            result.append(Misfit(f"it scores by {recipe.score}, not by similarity"))
         if objective_of(objectives, InfoNCE) is None:
-            found.append(Misfit("no objective is an InfoNCE, which gives logits their scale"))
-        return found
+            result.append(Misfit("no objective is an InfoNCE, which gives logits their scale"))
+        return result
 
     def weights_of(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """What both sides have."""
         vision, text = model.part("vision"), model.part("text")
         seen, said = "image_model.embeddings", "text_model.embeddings"
-        found = [
+        result = [
             same("parts.vision.classes", f"{seen}.cls_token", view=(1, 1, -1)),
             same("parts.vision.positions", f"{seen}.position_embeddings", view=(1, *vision.positions.shape)),
             *linear("parts.vision.stem", f"{seen}.patch_embeddings.projection"),
@@ -115,11 +115,11 @@ class Flava(Family):
             *linear("parts.space.text", "text_projection"),
         ]
         if vision.mask_token is not None:
-            found.append(same("parts.vision.mask_token", f"{seen}.mask_token", view=(1, 1, -1)))
+            result.append(same("parts.vision.mask_token", f"{seen}.mask_token", view=(1, 1, -1)))
         for part, tower in TOWERS.items():
-            found += layers(model.part(part).transformer, f"parts.{part}", tower)
+            result += layers(model.part(part).transformer, f"parts.{part}", tower)
         contrast = objective_of(objectives, InfoNCE)
-        return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found
+        return [*result, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """How weights of ours and theirs correspond."""
@@ -194,29 +194,29 @@ class FlavaPreTraining(Flava):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
-        found = super().misfits(recipe, model, objectives)
-        found += [
+        result = super().misfits(recipe, model, objectives)
+        result += [
             Misfit(f"no objective is a {kind.__name__}, whose head it has")
             for kind in dict.fromkeys(kind for kind, _, _ in HEADS)
             if objective_of(objectives, kind) is None
         ]
         matching = objective_of(objectives, Matching)
         if matching is None or not (isinstance(matching[1].head, nn.Sequential) and isinstance(matching[1].head[1], nn.Tanh)):
-            found.append(Misfit("no matching head has a tanh inside"))
-        if not found:
+            result.append(Misfit("no matching head has a tanh inside"))
+        if not result:
             towers = [Geometry.of(model.part(name).transformer) for name in TOWERS]
             if len({t.width for t in towers}) > 1:
-                found.append(Misfit("its towers are not of one width"))
+                result.append(Misfit("its towers are not of one width"))
             if any(t.activation != "gelu" for t in towers[:2]):
-                found.append(Misfit("its towers have another activation than the heads, which is GELU"))
-        return found
+                result.append(Misfit("its towers have another activation than the heads, which is GELU"))
+        return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """How weights of ours and theirs correspond."""
-        found = [
+        result = [
             replace(entry, theirs=tuple(f"flava.{name}" for name in entry.theirs)) for entry in super().entries(model, objectives)
         ]
-        return [*found, *heads_of(objectives, tied=True)]
+        return [*result, *heads_of(objectives, tied=True)]
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
         """With the bound on the scale applied, and what theirs has and ours does without."""
@@ -230,22 +230,22 @@ class FlavaPreTraining(Flava):
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
         """The content of config.json, without ``architectures``."""
-        found = super().config(model, vocabulary)
-        found["image_config"]["vocab_size"] = model.part("quantizer").vocabulary
-        return {**found, "init_codebook": False}
+        result = super().config(model, vocabulary)
+        result["image_config"]["vocab_size"] = model.part("quantizer").vocabulary
+        return {**result, "init_codebook": False}
 
 
 def heads_of(objectives: nn.ModuleDict, tied: bool = False) -> list[Same]:
     """The heads of those objectives that there are. tied: their biases under the second name that theirs has for them, too."""
-    found = []
+    result = []
     for kind, ours, theirs in HEADS:
         if objective := objective_of(objectives, kind):
-            found += head(f"{objective[0]}.{ours}", theirs)
-            found += [same(f"{objective[0]}.{ours}.3.bias", f"{theirs}.bias")] if tied else []
+            result += head(f"{objective[0]}.{ours}", theirs)
+            result += [same(f"{objective[0]}.{ours}.3.bias", f"{theirs}.bias")] if tied else []
     if matching := objective_of(objectives, Matching):
-        found += linear(f"{matching[0]}.head.0", "itm_head.pooler.dense")
-        found += linear(ANSWER, "itm_head.seq_relationship")
-    return found
+        result += linear(f"{matching[0]}.head.0", "itm_head.pooler.dense")
+        result += linear(ANSWER, "itm_head.seq_relationship")
+    return result
 
 
 def head(ours: str, theirs: str) -> list[Same]:
@@ -268,12 +268,12 @@ def from_transformers(theirs: Mapping[str, Tensor], model: VLM, objectives: nn.M
     entries = [*FAMILIES[0].weights_of(model, objectives), *(e for e in heads_of(objectives) if e.ours[0].split(".")[0] != ANSWER)]
     entries += linear(f"{matching[0]}.head.2", "itm_head.yes") if matching else []
     whole = {**model.state_dict(), **{f"objectives.{k}": v for k, v in objectives.state_dict().items()}}
-    found = to_ours(state, entries, {k: v.shape for k, v in whole.items()})
+    result = to_ours(state, entries, {k: v.shape for k, v in whole.items()})
     wanted = {name for name in whole if not name.startswith("parts.quantizer.")}
-    if lacking := sorted(wanted - set(found)):
+    if lacking := sorted(wanted - set(result)):
         raise RuntimeError(f"the weights lack {', '.join(lacking)}")
-    model.load_state_dict({k: v for k, v in found.items() if not k.startswith("objectives.")}, strict=False)
-    objectives.load_state_dict({k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")})
+    model.load_state_dict({k: v for k, v in result.items() if not k.startswith("objectives.")}, strict=False)
+    objectives.load_state_dict({k.removeprefix("objectives."): v for k, v in result.items() if k.startswith("objectives.")})
 
 
 FAMILIES = (Flava(), FlavaPreTraining())

@@ -72,21 +72,21 @@ def with_row(rows: Tensor, i: int) -> Tensor:
 
 def misfits(part: Any) -> list[Misfit]:
     """What of a language model has no place in a class of transformers that holds one and reads its states with a plain output layer."""
-    found = []
+    result = []
     model, head = part.lm.model, part.lm.model.get_output_embeddings()
     if hasattr(model.config, "vision_config"):
-        found.append(Misfit("parts.lm is itself a vision-language model"))
+        result.append(Misfit("parts.lm is itself a vision-language model"))
     if getattr(head, "bias", None) is not None:
-        found.append(Misfit("the language model's output layer has a bias"))
+        result.append(Misfit("the language model's output layer has a bias"))
     if getattr(model.config, "final_logit_softcapping", None) is not None:
-        found.append(Misfit("the language model caps its logits"))
+        result.append(Misfit("the language model caps its logits"))
     if getattr(model.config, "quantization_config", None):
-        found.append(Misfit("the language model's weights are quantised"))
+        result.append(Misfit("the language model's weights are quantised"))
     if part.gated:
-        found.append(Misfit("layers of the language model look at the image"))
+        result.append(Misfit("layers of the language model look at the image"))
     if any(ADAPTER in n for m in (head, model.get_input_embeddings()) for n, _ in m.named_parameters()):
-        found.append(Misfit("there are adapters on word vectors or output layer"))
-    return found
+        result.append(Misfit("there are adapters on word vectors or output layer"))
+    return result
 
 
 def whole(part: PretrainedLM, merged: bool = True) -> Language:
@@ -126,13 +126,13 @@ def put_back(whole: Tensor, rows: Tensor, kept: list[int]) -> Tensor:
 
 def plain_state(model: Any, merged: bool) -> State:
     """A model's weights under the names that they have without adapters."""
-    found = {n.replace(".base_layer.", "."): v.detach() for n, v in model.state_dict().items() if ADAPTER not in n}
+    result = {n.replace(".base_layer.", "."): v.detach() for n, v in model.state_dict().items() if ADAPTER not in n}
     if merged:
         for name, module in model.named_modules():
             if ADAPTER_NAME in getattr(module, "lora_A", ()):
                 weight = f"{name}.weight"
-                found[weight] = found[weight].float() + module.get_delta_weight(ADAPTER_NAME).detach().float()
-    return found
+                result[weight] = result[weight].float() + module.get_delta_weight(ADAPTER_NAME).detach().float()
+    return result
 
 
 def tokenizer_of(tokenizer: LMTokenizer) -> Any:

@@ -48,13 +48,13 @@ class Llava(Family):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
-        found = [Misfit(f"it has no part '{name}'") for name in ("vision", "connector", "lm") if name not in model.parts]
-        if found:
-            return found
+        result = [Misfit(f"it has no part '{name}'") for name in ("vision", "connector", "lm") if name not in model.parts]
+        if result:
+            return result
         for name in model.parts:
             if name not in ("vision", "connector", "lm", "space"):
-                found.append(Misfit(f"part '{name}' has no place in it"))
-        return found + self._vision(model) + self._connector(model.part("connector")) + language.misfits(model.part("lm"))
+                result.append(Misfit(f"part '{name}' has no place in it"))
+        return result + self._vision(model) + self._connector(model.part("connector")) + language.misfits(model.part("lm"))
 
     def _vision(self, model: VLM) -> list[Misfit]:
         vision = model.part("vision")
@@ -74,17 +74,17 @@ class Llava(Family):
     def _connector(self, connector: Any) -> list[Misfit]:
         if not isinstance(connector, MLP):
             return [Misfit(f"parts.connector is a {type(connector).__name__}, its projector is an MLP", MLP_OF_IT)]
-        found = []
+        result = []
         if not isinstance(connector.norm, nn.Identity):
-            found.append(Misfit("its projector has no norm", "parts.connector.norm=false"))
+            result.append(Misfit("its projector has no norm", "parts.connector.norm=false"))
         layers = linear_layers(connector)
         if len(layers) > 2:
-            found.append(Misfit(f"its projector has two layers, not {len(layers)}", "parts.connector.depth=2"))
+            result.append(Misfit(f"its projector has two layers, not {len(layers)}", "parts.connector.depth=2"))
         elif layers[0].out_features > connector.width:
-            found.append(
+            result.append(
                 Misfit("the middle of its projector is as wide as the language model", f"parts.connector.width={connector.width}")
             )
-        return found
+        return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """Of a tower of ours; the rest is not the same, but becomes it."""

@@ -31,21 +31,21 @@ class OpenClip(Clip):
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
-        found = super().misfits(recipe, model, objectives)
-        if found:
-            return found
+        result = super().misfits(recipe, model, objectives)
+        if result:
+            return result
         acts = {name: Geometry.of(model.part(name).transformer).activation for name in ("vision", "text")}
         for name, act in acts.items():
             if act not in ACTS:
-                found.append(Misfit(f"parts.{name}.activation is {act}, which it does not have", f"parts.{name}.activation=gelu"))
-        if not found and (acts["vision"] == "quick_gelu") != (acts["text"] == "quick_gelu"):
-            found.append(Misfit("one tower has quick_gelu and the other has not", f"parts.text.activation={acts['vision']}"))
-        return found
+                result.append(Misfit(f"parts.{name}.activation is {act}, which it does not have", f"parts.{name}.activation=gelu"))
+        if not result and (acts["vision"] == "quick_gelu") != (acts["text"] == "quick_gelu"):
+            result.append(Misfit("one tower has quick_gelu and the other has not", f"parts.text.activation={acts['vision']}"))
+        return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """How weights of ours and theirs correspond."""
         vision, text = model.part("vision"), model.part("text")
-        found = [
+        result = [
             same("parts.vision.classes", "visual.class_embedding", view=(-1,)),
             same("parts.vision.stem.weight", "visual.conv1.weight"),
             same("parts.vision.positions", "visual.positional_embedding"),
@@ -60,7 +60,7 @@ class OpenClip(Clip):
             same("parts.space.text.weight", "text_projection", transposed=True),
         ]
         contrast = objective_of(objectives, InfoNCE)
-        return [*found, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else found
+        return [*result, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else result
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
         """The content of config.json, without ``architectures``."""

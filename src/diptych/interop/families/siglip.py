@@ -27,7 +27,7 @@ class Siglip(DualEncoder):
 
     def structure(self, model: VLM) -> list[Misfit]:
         """What of the model's towers is made otherwise than theirs, whatever its other parts and objectives."""
-        found = []
+        result = []
         if "vision" in model.parts:
             vision = model.part("vision")
             wrong = lacks(vision, extra=0, learned=True, pooling="map")
@@ -36,22 +36,22 @@ class Siglip(DualEncoder):
             if not isinstance(getattr(vision, "norm", None), nn.Identity):
                 wrong.append("it has a norm before its blocks")
             if wrong:
-                found.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=siglip"))
+                result.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=siglip"))
         if "text" in model.parts:
             text = model.part("text")
             wrong = lacks(text, causal=False, whole=True) + norms_elsewhere(text)
             if wrong:
-                found.append(Misfit(f"parts.text: {', '.join(wrong)}", "parts.text.kind=siglip"))
-        return found
+                result.append(Misfit(f"parts.text: {', '.join(wrong)}", "parts.text.kind=siglip"))
+        return result
 
     def projections(self, model: VLM) -> list[Misfit]:
         """What of the ways into the shared space is otherwise than theirs."""
-        found = []
+        result = []
         if not isinstance(model.part("space").image, nn.Identity):
-            found.append(Misfit("the image projection has no place in it", "parts.vision.kind=siglip"))
+            result.append(Misfit("the image projection has no place in it", "parts.vision.kind=siglip"))
         if not isinstance(model.part("space").text, nn.Linear) or model.part("space").text.bias is None:
-            found.append(Misfit("the text projection is not affine", "parts.text.kind=siglip"))
-        return found
+            result.append(Misfit("the text projection is not affine", "parts.text.kind=siglip"))
+        return result
 
     def ends(self, model: VLM) -> dict[str, list[Same]]:
         """By tower: what stands before and behind its blocks, as theirs has it."""

@@ -87,8 +87,8 @@ class Joint(Part):
     @provides(("text.fused", "image.fused"), "text.tokens", "image.tokens")
     def both(self, text: Tokens, image: Tokens) -> tuple[Tokens, Tokens]:
         """Text tokens and image tokens after attention to each other; both pooled as the class token."""
-        seen, said = self.from_image(image.tokens), self.from_text(text.tokens)
-        x = torch.cat([self.class_token.to(seen.dtype).expand(len(seen), 1, -1), seen, said], 1)
+        seen, texts = self.from_image(image.tokens), self.from_text(text.tokens)
+        x = torch.cat([self.class_token.to(seen.dtype).expand(len(seen), 1, -1), seen, texts], 1)
         bias = None
         if text.mask is not None:
             real = text.mask.new_ones(len(seen), 1 + seen.shape[1])

@@ -38,11 +38,11 @@ class GatedLayer(nn.Module):
         looks [B, L or 1, S] bool: which image tokens each position sees; one that sees none is given nothing by the attention (Idefics).
         """
         if looks is None:
-            found = self.attention(self.norm1(x), image)
+            result = self.attention(self.norm1(x), image)
         else:
             bias = bias_of(looks, x.dtype)[:, None]
-            found = self.attention(self.norm1(x), image, bias) * looks.any(-1, keepdim=True)
-        x = x + self.alpha.tanh() * found
+            result = self.attention(self.norm1(x), image, bias) * looks.any(-1, keepdim=True)
+        x = x + self.alpha.tanh() * result
         return x + self.beta.tanh() * self.mlp(self.norm2(x))
 
 
@@ -78,10 +78,10 @@ class GatedCrossAttention(Part):
 def decoder_layers(lm: CausalLM) -> list[nn.Module]:
     """The blocks of a model of transformers, whatever the family calls them."""
     base = lm.model.base_model
-    found = next((getattr(base, name) for name in ("layers", "h", "blocks") if hasattr(base, name)), None)
-    if found is None:  # the longest list of modules there is
-        found = max((m for m in base.modules() if isinstance(m, nn.ModuleList)), key=len)
-    return list(found)
+    result = next((getattr(base, name) for name in ("layers", "h", "blocks") if hasattr(base, name)), None)
+    if result is None:  # the longest list of modules there is
+        result = max((m for m in base.modules() if isinstance(m, nn.ModuleList)), key=len)
+    return list(result)
 
 
 def _look(own: GatedLayer, lm: CausalLM) -> Any:

@@ -62,14 +62,14 @@ class QFormerBlock(Block):
         """x [B, L, D], the first ``queries`` of which are such, and keys and values of all that self-attention has read, ``own`` first."""
         k, v = appended(own, *self.attention.read(x))
         x = self.norm1(x + self.attention.look(x, k, v, bias))
-        seen, said = x[:, :queries], x[:, queries:]
+        seen, text = x[:, :queries], x[:, queries:]
         if queries:
             if self.cross is not None and self.norm_cross is not None:
                 seen = self.norm_cross(seen + self.cross(seen, context, context_bias))
             seen = self.norm2(seen + self.mlp(seen))
-        if said.shape[1]:
-            said = self.norm_text(said + self.mlp_text(said))
-        return torch.cat([seen, said], 1), (k, v)
+        if text.shape[1]:
+            text = self.norm_text(text + self.mlp_text(text))
+        return torch.cat([seen, text], 1), (k, v)
 
 
 class QFormerTransformer(Transformer):

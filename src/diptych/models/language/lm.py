@@ -53,8 +53,8 @@ class PretrainedLM(Part):
         self.open = open  # the model as it was made by others, each time anew
         lm = open()
         if trim:
-            said = [*IMAGE_PROMPTS, TEXT_PROMPT, MEANS] if prompts else []
-            lm.trim([*build.corpus, *said, *template_words(lm.tokenizer)], kept=build.kept)
+            text = [*IMAGE_PROMPTS, TEXT_PROMPT, MEANS] if prompts else []
+            lm.trim([*build.corpus, *text, *template_words(lm.tokenizer)], kept=build.kept)
         self.lm = lm
         self.width = lm.width
         lm.tokenizer.max_length = build.max_length
@@ -121,11 +121,11 @@ class PretrainedLM(Part):
         with torch.no_grad():
             states = self._text_state(ids[new], mask[new]) if new else ids.new_zeros(0)
         fresh = {rows[i]: state for i, state in zip(new, states, strict=True)}
-        found = torch.stack([fresh[key] if key in fresh else self._states[key].to(ids.device) for key in rows])
+        result = torch.stack([fresh[key] if key in fresh else self._states[key].to(ids.device) for key in rows])
         if len(self._states) + len(fresh) > REMEMBERED:
             self._states.clear()
         self._states.update((key, state.cpu()) for key, state in fresh.items())
-        return found
+        return result
 
     def _text_state(self, ids: Tensor, mask: Tensor) -> Tensor:
         B = len(ids)

@@ -122,7 +122,7 @@ class CausalLM(nn.Module):
         try:
             x = self.embed(torch.arange(12, device=next(self.parameters()).device)[None] % self.vocabulary)
             mask = torch.ones(1, 8, dtype=torch.bool, device=x.device)
-            found = self.hidden_beside(x[:, :8], mask, x[:, 8:], after=5).float()
+            result = self.hidden_beside(x[:, :8], mask, x[:, 8:], after=5).float()
             one = self.hidden(x[:, :8], mask).float()
             other = self.hidden(torch.cat([x[:, :5], x[:, 8:]], 1), torch.ones(1, 9, dtype=torch.bool, device=x.device)).float()
         except (TypeError, ValueError, RuntimeError, KeyError):
@@ -130,7 +130,7 @@ class CausalLM(nn.Module):
         finally:
             self.train(training)
         expected = torch.cat([one, other[:, 5:]], 1)
-        return bool((found - expected).norm() <= 0.05 * expected.norm())  # half precision rounds; a wrong mask is far off
+        return bool((result - expected).norm() <= 0.05 * expected.norm())  # half precision rounds; a wrong mask is far off
 
     def step(self, embeds: Tensor, mask: Tensor, past: KVCache | None = None, seen: Seen | None = None) -> tuple[Tensor, KVCache]:
         """``hidden``, and the prefix that now includes these positions: what generation repeats."""

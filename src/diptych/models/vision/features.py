@@ -29,8 +29,8 @@ class Features:
         new = {key: i for i, key in enumerate(keys) if key not in self._known}
         told = {key: self._known[key] for key in keys if key not in new}
         if new:
-            found = encode(pixels[list(new.values())])
-            told |= {key: (found.tokens[i].cpu(), found.pooled[i].cpu()) for i, key in enumerate(new)}
+            result = encode(pixels[list(new.values())])
+            told |= {key: (result.tokens[i].cpu(), result.pooled[i].cpu()) for i, key in enumerate(new)}
             size = sum(x.nbytes for key in new for x in told[key])
             if self.bytes + size <= LIMIT:
                 self._known |= {key: told[key] for key in new}
