@@ -60,7 +60,9 @@ def recipe_of(
 
 
 def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget: str | None) -> dict[str, Any]:
-    """Overrides with those that have an option of their own, whose values are texts: an address that ends in a colon is no YAML mapping."""
+    """Overrides with those that have an option of their own, whose values are texts: an address that ends in a colon is no YAML
+    mapping.
+    """
     common = {k: v for k, v in (("data.train", data), ("budget", budget)) if v is not None}
     given = parse_overrides(overrides)
     return {**common, **given}

@@ -82,7 +82,9 @@ class ObjectiveSpec(BaseModel):
 
 
 class Tokenizer(Strict):
-    """A byte-level BPE tokenizer trained on the training captions (``bpe``), the language model's own (``lm``), or ``package.module:Class``."""
+    """A byte-level BPE tokenizer trained on the training captions (``bpe``), the language model's own (``lm``), or
+    ``package.module:Class``.
+    """
 
     kind: str = "bpe"
     vocab_size: Annotated[int, Field(ge=300)] = 4096

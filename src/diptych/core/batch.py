@@ -1,7 +1,7 @@
 """A ``Batch`` goes into a model, ``Tokens`` come out of a tower.
 
-A batch holds named fields, each a ``Collated``: tensors of all its samples together. What a sample has several of (negatives, regions, frames) is a flat list, with
-the row of the sample that each entry belongs to (``owner``).
+A batch holds named fields, each a ``Collated``: tensors of all its samples together. What a sample has several of (negatives,
+regions, frames) is a flat list, with the row of the sample that each entry belongs to (``owner``).
 
 Shape legend, used everywhere: B batch, N image tokens, T text tokens, D width, H heads, E embedding, V vocabulary.
 """
@@ -43,8 +43,9 @@ class Tokens:
 class Collated:
     """One field of a batch. Subclasses are dataclasses of tensors, tuples with an entry a row, and other ``Collated``.
 
-    row_wise: names of what has an entry for each row; beside: names of fields with rows of their own, which grow with it; padded: names of tensors
-    [n, T, …] that are padded to a common T when batches are joined; heavy: names of what is left out where only encodings of it are needed any more.
+    row_wise: names of what has an entry for each row; beside: names of fields with rows of their own, which grow with it; padded:
+    names of tensors [n, T, …] that are padded to a common T when batches are joined; heavy: names of what is left out where only
+    encodings of it are needed any more.
     """
 
     row_wise: ClassVar[tuple[str, ...]] = ()
@@ -142,7 +143,8 @@ def lengthened(x: Tensor, length: int) -> Tensor:
 class Images(Collated):
     """Images of one size.
 
-    keep: the only patches that the tower reads (FLIP's patch dropping, masked autoencoding); hidden: patches in whose place it reads a mask token.
+    keep: the only patches that the tower reads (FLIP's patch dropping, masked autoencoding); hidden: patches in whose place it
+    reads a mask token.
     """
 
     pixels: Tensor  # [n, 3, H, W], uint8 from a loader, or float in [−1, 1]
@@ -222,7 +224,9 @@ class Videos(Collated):
 
 @dataclass
 class Documents(Collated):
-    """Texts and images in order: ``kind`` lists the parts of all documents one after the other; the k-th text of it is the k-th of ``texts``, images likewise."""
+    """Texts and images in order: ``kind`` lists the parts of all documents one after the other; the k-th text of it is the k-th of
+    ``texts``, images likewise.
+    """
 
     kind: Tensor  # [n] int64: 0 a text, 1 an image
     texts: Texts | None

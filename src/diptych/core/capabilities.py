@@ -28,11 +28,11 @@ Examples = Sequence[Any]  # of (image, text) or (image, text, prompt), for all i
 class Model(Protocol):
     """A model of ours or of others. ``capabilities`` names the methods that work; the others raise ``DiptychError``.
 
-    The capability "prompt" says that ``generate`` and ``loglikelihood`` (where there are) do as a prompt says; a model
-    without it writes captions and takes the empty prompt only. "decoding" says that ``generate`` also takes the settings of
-    ``models.generate.Decoding`` by name (beams, top_p, …). "examples" says that ``generate``, ``loglikelihood`` and ``score`` take ``examples``
-    (``Examples``), and behind them any prompt. "score_all" says that ``score`` of all pairs encodes each image and text once, so that a million
-    pairs are no trouble.
+    The capability "prompt" says that ``generate`` and ``loglikelihood`` (where there are) do as a prompt says; a model without it
+    writes captions and takes the empty prompt only. "decoding" says that ``generate`` also takes the settings of
+    ``models.generate.Decoding`` by name (beams, top_p, …). "examples" says that ``generate``, ``loglikelihood`` and ``score`` take
+    ``examples`` (``Examples``), and behind them any prompt. "score_all" says that ``score`` of all pairs encodes each image and
+    text once, so that a million pairs are no trouble.
     """
 
     name: str
@@ -211,7 +211,9 @@ class FunctionModel(Adapter):
         return np.asarray(self._call("embed_text", texts), dtype=np.float32)
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        """What the given function returns, or a score derived from embeddings or likelihoods: float32 [N, M], or [P] for ``pairs``."""
+        """What the given function returns, or a score derived from embeddings or likelihoods: float32 [N, M], or [P] for
+        ``pairs``.
+        """
         if "score" not in self._functions:
             return super().score(images, texts, pairs)
         matrix = np.asarray(self._call("score", images, texts), dtype=np.float32)

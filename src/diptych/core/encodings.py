@@ -11,7 +11,8 @@ A part says what it computes and from what; a ``Pass`` is a memo table over that
     p.view(text=masked)                 # a field replaced; what does not depend on it is shared
     p.pairs(image=rows, text=rows)      # rows next to rows, from encodings already made
 
-Names are ``<field>.<encoding>``; a teacher's are ``<teacher>:<field>.<encoding>``; ``<name>@<part>`` asks one part where several provide it.
+Names are ``<field>.<encoding>``; a teacher's are ``<teacher>:<field>.<encoding>``; ``<name>@<part>`` asks one part where several
+provide it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ T = TypeVar("T")
 
 
 class Key(str, Generic[T]):
-    """The name of an encoding or a field, with its type: ``p[Key[Tensor]("image.embedding")]`` is a ``Tensor`` to mypy. A plain string is ``Any``."""
+    """The name of an encoding or a field, with its type: ``p[Key[Tensor]("image.embedding")]`` is a ``Tensor`` to mypy. A plain
+    string is ``Any``.
+    """
 
     __slots__ = ()
 
@@ -183,7 +186,9 @@ class Pass:
         return view
 
     def pairs(self, **rows: Tensor) -> Pass:
-        """Row ``image[k]`` next to row ``text[k]`` (index tensors by field), from encodings already made where they depend on one of these fields alone."""
+        """Row ``image[k]`` next to row ``text[k]`` (index tensors by field), from encodings already made where they depend on one
+        of these fields alone.
+        """
         pairs = self._based()
         pairs.selected = {renamed(name, self.names): index for name, index in rows.items()}
         pairs.changed = frozenset(pairs.selected)
@@ -211,8 +216,9 @@ class Pass:
         return self.batch.size
 
     def some(self, share: float) -> Tensor:
-        """Every 1/share-th sample of those that this process answers for, int64. Which they are depends on their place in the whole batch, so that
-        pieces of it agree with it."""
+        """Every 1/share-th sample of those that this process answers for, int64. Which they are depends on their place in the whole
+        batch, so that pieces of it agree with it.
+        """
         own = range(self.size) if self.rows is None else range(self.rows.start, self.rows.stop)
         start = self.batch.start
         chosen = [i for i in own if math.floor((start + i) * share) > math.floor((start + i - 1) * share)]
@@ -225,7 +231,9 @@ class Pass:
         return self
 
     def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-        """This process's x [B, E] and meaning [B], then those of each other process as they come round the ring: (x, meaning, whether they are its own)."""
+        """This process's x [B, E] and meaning [B], then those of each other process as they come round the ring: (x, meaning,
+        whether they are its own).
+        """
         yield x, meaning, True
 
 

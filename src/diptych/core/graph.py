@@ -1,6 +1,7 @@
 """Who provides which encoding, from what.
 
-A method says what it computes by ``@provides(output, *inputs)``; a ``Graph`` collects what the parts of a model provide, and is checked when the model is built.
+A method says what it computes by ``@provides(output, *inputs)``; a ``Graph`` collects what the parts of a model provide, and is
+checked when the model is built.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ def provides(
 ) -> Callable[[F], F]:
     """Mark a method as the provider of encodings.
 
-    outputs: one name, or several that the method returns as a tuple. inputs: names of fields and encodings, in the order of its parameters; one that ends
-    in ``?`` is None where the batch lacks it. ``{image}`` stands for each field of that kind in turn.
-    paired: the form for rows next to rows without gradients, where what depends on one field alone is computed once; another provider is the plain form.
-    together: the name of an attribute of the part; where it is true, and all outputs are wanted in a training pass, this one call replaces several.
+    outputs: one name, or several that the method returns as a tuple. inputs: names of fields and encodings, in the order of its
+    parameters; one that ends in ``?`` is None where the batch lacks it. ``{image}`` stands for each field of that kind in turn.
+    paired: the form for rows next to rows without gradients, where what depends on one field alone is computed once; another
+    provider is the plain form.
+    together: the name of an attribute of the part; where it is true, and all outputs are wanted in a training pass, this one call
+    replaces several.
     kind: the kind of field that the output is (``image`` for random crops of the image, say), so that towers serve it.
     """
     names = (outputs,) if isinstance(outputs, str) else outputs
@@ -107,7 +110,9 @@ class Graph:
         self._declared: list[tuple[str, nn.Module, Mapping[str, str]]] = []
 
     def add(self, part: str, owner: nn.Module, names: Mapping[str, str] | None = None) -> None:
-        """What a part or an objective provides, for the fields that exist so far. names: fields that it is to read instead of others."""
+        """What a part or an objective provides, for the fields that exist so far. names: fields that it is to read instead of
+        others.
+        """
         self._declared.append((part, owner, names or {}))
         for declared in declarations(type(owner)).values():
             for d in declared:
@@ -139,7 +144,9 @@ class Graph:
                 )
 
     def settle(self, wanted: Collection[str]) -> None:
-        """Ask the providers of several encodings, where all of these are wanted, whether they may be used, which some find out by trying."""
+        """Ask the providers of several encodings, where all of these are wanted, whether they may be used, which some find out by
+        trying.
+        """
         wanted = self.behind(wanted)
         for provider in {p for name in wanted for p in self.candidates(name)[0] if p.together}:
             _ = set(provider.outputs) <= wanted and provider.ready

@@ -22,8 +22,8 @@ class Turn(NamedTuple):
 class Captions(NamedTuple):
     """The texts of a sample.
 
-    meanings: parallel to ``texts``; captions with the same meaning say the same thing, so a contrastive loss does not count one as a negative
-    of the other. Empty: the source knows no better, and a caption's own normalised text is its meaning.
+    meanings: parallel to ``texts``; captions with the same meaning say the same thing, so a contrastive loss does not count one as
+    a negative of the other. Empty: the source knows no better, and a caption's own normalised text is its meaning.
     """
 
     texts: list[str]
@@ -68,9 +68,10 @@ class Document(NamedTuple):
 class Sample:
     """Named fields with an id.
 
-    Built-in fields: ``image`` (uint8 [height, width, 3], RGB), ``text`` (``Captions``), ``negatives`` (a minimally wrong version of each
-    caption, "" where there is none), ``label`` (``Label``), ``regions`` (list of ``Region``), ``turns`` (``Conversation``), ``video`` (``Video``),
-    ``document`` (``Document``). A sample has those that its source knows; an image without a caption is a sample without ``text``.
+    Built-in fields: ``image`` (uint8 [height, width, 3], RGB), ``text`` (``Captions``), ``negatives`` (a minimally wrong version of
+    each caption, "" where there is none), ``label`` (``Label``), ``regions`` (list of ``Region``), ``turns`` (``Conversation``),
+    ``video`` (``Video``), ``document`` (``Document``). A sample has those that its source knows; an image without a caption is a
+    sample without ``text``.
     extra: what the source knows beside the fields, as plain data (boxes, questions, a scene graph).
     """
 

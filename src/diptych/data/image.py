@@ -87,7 +87,9 @@ def _check_size(width: int, height: int, item: str) -> None:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """The picture of Pillow as uint8 [height, width, 3]; transparent parts become white. ValueError for pixels without a known range."""
+    """The picture of Pillow as uint8 [height, width, 3]; transparent parts become white. ValueError for pixels without a known
+    range.
+    """
     from PIL import Image
 
     if image.mode == "F":

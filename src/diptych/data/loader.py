@@ -25,8 +25,8 @@ class Loader:
     """Batches of a source, in an order fixed by (seed, step). A broken item is recorded and its successor taken.
 
     fields: what is collated, by name; nothing else of a sample is prepared. workers: processes that ``stream`` reads with; 0: none.
-    unpaired: loaders of samples of which one field alone is read, by its name here; their rows join every batch. waited: seconds that the consumer of
-    ``stream`` spent waiting.
+    unpaired: loaders of samples of which one field alone is read, by its name here; their rows join every batch. waited: seconds
+    that the consumer of ``stream`` spent waiting.
     """
 
     def __init__(self, source: Source, fields: Mapping[str, Field], batch_size: int, seed: int = 0, workers: int = 0):

@@ -1,4 +1,6 @@
-"""Which sample comes when: pure functions of a seed and a position in an endless stream, so that any process can work out any part."""
+"""Which sample comes when: pure functions of a seed and a position in an endless stream, so that any process can work out any
+part.
+"""
 
 from __future__ import annotations
 

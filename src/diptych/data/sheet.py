@@ -56,7 +56,9 @@ def _tiled(pictures: Sequence[np.ndarray], side: int) -> Image.Image:
 
 
 def _shown(sample: Sample, side: int, captions: int, boxes: bool) -> tuple[Image.Image, list[str]]:
-    """A square with the sample's pictures, and the lines below it. Fields other than captions and boxes are drawn by ``Field.draw``."""
+    """A square with the sample's pictures, and the lines below it. Fields other than captions and boxes are drawn by
+    ``Field.draw``.
+    """
     lines = sample.captions[:captions]
     pictures: list[np.ndarray] = []
     for name, value in sample.fields.items():
@@ -89,11 +91,11 @@ def contact_sheet(
     boxes: bool = False,
     title: str = "",
 ) -> Path:
-    """Draws samples of any source and size as one PNG: each one's picture with its regions, or its frames or the pictures of its document side by side;
-    below it the first few captions, and what its other fields say.
+    """Draws samples of any source and size as one PNG: each one's picture with its regions, or its frames or the pictures of its
+    document side by side; below it the first few captions, and what its other fields say.
 
-    side: of the square for a sample, in pixels. captions: at most so many. boxes: those of ``extra["boxes"]`` too. Returns the path; DiptychError for an ending that
-    is no kind of picture.
+    side: of the square for a sample, in pixels. captions: at most so many. boxes: those of ``extra["boxes"]`` too. Returns the
+    path; DiptychError for an ending that is no kind of picture.
     """
     if Path(path).suffix.lower() not in Image.registered_extensions():
         raise DiptychError(f"{path}: no kind of picture; end the name in .png")

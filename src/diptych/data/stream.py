@@ -116,8 +116,9 @@ def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | No
 
 @contextmanager
 def _own_handler(number: signal.Signals) -> Iterator[None]:
-    """Undo what torch does with a signal: its handler raises in the middle of whatever runs when a worker dies, where nobody expects it.
-    Without it, a dead worker is noticed when the next batch does not come."""
+    """Undo what torch does with a signal: its handler raises in the middle of whatever runs when a worker dies, where nobody
+    expects it. Without it, a dead worker is noticed when the next batch does not come.
+    """
     before = signal.getsignal(number)
     try:
         yield

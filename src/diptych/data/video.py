@@ -26,9 +26,10 @@ SHARE = 0.95  # of the frames that a file announces: with fewer, it is truncated
 def decode_video(open_file: Callable[[], str | BinaryIO], item: str, frames: int, size: int) -> Video:
     """``frames`` frames of a video file by PyAV, or all if there are not more; the same ones every time.
 
-    open_file: gives the path or the open file, twice. size: the shorter side of larger frames. A first pass reads the packets for their times,
-    without decoding; a second one decodes, from the last key frame before each frame that is wanted. Raises ``BrokenItem(item, reason)`` for what
-    is no video, damaged, truncated or above ``MAX_PIXELS``, DiptychError if PyAV is not installed.
+    open_file: gives the path or the open file, twice. size: the shorter side of larger frames. A first pass reads the packets for
+    their times, without decoding; a second one decodes, from the last key frame before each frame that is wanted. Raises
+    ``BrokenItem(item, reason)`` for what is no video, damaged, truncated or above ``MAX_PIXELS``, DiptychError if PyAV is not
+    installed.
     """
     av = need("av", extra="video", what=f"{item}: decoding a video")
     try:
@@ -46,7 +47,9 @@ def decode_video(open_file: Callable[[], str | BinaryIO], item: str, frames: int
 
 
 def _packets(container: Any, item: str) -> tuple[list[int], list[int]]:
-    """When each frame is shown, in the stream's own unit, in order; and the times of key frames. Without times: numbers from 0, and no key frames."""
+    """When each frame is shown, in the stream's own unit, in order; and the times of key frames. Without times: numbers from 0, and
+    no key frames.
+    """
     if not container.streams.video:
         raise BrokenItem(item, "holds no video stream")
     stream = container.streams.video[0]
@@ -133,7 +136,9 @@ def decode_animation(data: bytes, item: str, frames: int, size: int) -> Video:
 
 
 def decode_frames(read: Callable[[int], bytes], names: Sequence[str], item: str, frames: int, size: int, fps: float) -> Video:
-    """As ``decode_video``, of pictures in order, ``fps`` a second. read: the encoded picture of a number; the others are not read."""
+    """As ``decode_video``, of pictures in order, ``fps`` a second. read: the encoded picture of a number; the others are not
+    read.
+    """
     chosen = spread(len(names), frames)
     pictures = [shrink(decode(read(i), f"{item}/{names[i]}"), size) for i in chosen]
     if len({p.shape for p in pictures}) > 1:

@@ -61,7 +61,9 @@ class Answering:
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Sequence[Example]]
     ) -> np.ndarray:
-        """log P(text, end of answer | examples, image, prompt) in nats, float32 [N]. An image with a prompt is read once, however many texts are tried on it."""
+        """log P(text, end of answer | examples, image, prompt) in nats, float32 [N]. An image with a prompt is read once, however
+        many texts are tried on it.
+        """
         split: dict[Any, tuple[list[int], list[int]]] = {}
         readings: dict[Any, int] = {}
         shown: list[list[Image]] = []

@@ -1,7 +1,8 @@
 """Few-shot use of a language model that learned from captions: images with what is said of them, then an image to go on from.
 
-[BOS] image₁ text₁ … imageₖ textₖ image → words (Frozen, Tsimpoukelli et al. 2021, arXiv:2106.13884; Flamingo, Alayrac et al. 2022, §2.5). Where something is
-asked, it stands between image and text. What comes before the last image is read once, however many images follow.
+[BOS] image₁ text₁ … imageₖ textₖ image → words (Frozen, Tsimpoukelli et al. 2021, arXiv:2106.13884; Flamingo, Alayrac et al. 2022,
+§2.5). Where something is asked, it stands between image and text. What comes before the last image is read once, however many
+images follow.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class FewShot:
         self.model, self.side, self.inference = model, side, inference
 
     def groups(self, prompts: Sequence[str], size: int) -> Iterator[np.ndarray]:
-        """Places of prompts of one length in tokens, at most ``size``: nothing is padded between the examples and what follows, so that sliding windows
-        reach as far as they do in one sequence."""
+        """Places of prompts of one length in tokens, at most ``size``: nothing is padded between the examples and what follows, so
+        that sliding windows reach as far as they do in one sequence.
+        """
         lengths = np.array([len(ids) for ids in self._pieces(prompts)], dtype=np.int64)
         for length in np.unique(lengths):
             members = np.flatnonzero(lengths == length)
@@ -70,7 +72,9 @@ class FewShot:
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Sequence[Example]]
     ) -> np.ndarray:
-        """log P(text, [EOS] | examples, image, prompt) in nats, float32 [N]; what is asked of an image is read once, however many texts are tried on it."""
+        """log P(text, [EOS] | examples, image, prompt) in nats, float32 [N]; what is asked of an image is read once, however many
+        texts are tried on it.
+        """
         readings: dict[Any, int] = {}
         first: list[int] = []
         which = np.empty(len(texts), dtype=np.int64)

@@ -1,8 +1,8 @@
 """Writing token by token: greedy, sampled, or the likeliest of several beams.
 
-Whatever writes fulfils one small protocol: a beginning, ``(logits [B, V], state)``, and ``step(ids [B], state) -> (logits [B, V], state)``, where
-``state[rows]`` is the state of those rows, with repeats if need be, and no state is ever changed. What a step allows or mixes (a
-grammar, classifier-free guidance) is the step's own affair.
+Whatever writes fulfils one small protocol: a beginning, ``(logits [B, V], state)``, and ``step(ids [B], state) -> (logits [B, V],
+state)``, where ``state[rows]`` is the state of those rows, with repeats if need be, and no state is ever changed. What a step
+allows or mixes (a grammar, classifier-free guidance) is the step's own affair.
 
 Shapes: B sequences, K beams, V vocabulary, T tokens.
 """
@@ -36,12 +36,15 @@ Step = Callable[[Tensor, Any], Begun]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen. As it is: greedily. With ``beams`` > 1: beam search. With a temperature, ``top_k`` or ``top_p``: sampling.
+    """How tokens are chosen. As it is: greedily. With ``beams`` > 1: beam search. With a temperature, ``top_k`` or ``top_p``:
+    sampling.
 
-    length_penalty: beams are ranked by log-likelihood / length^length_penalty, so more favours longer texts (Wu et al. 2016, §7, in the
-    simpler form that transformers has). top_k: only the k likeliest tokens (Fan et al. 2018); top_p: only the likeliest that together reach p
-    (Holtzman et al. 2020). repetition_penalty: above 1 makes tokens written before less likely (Keskar et al. 2019, §4.1).
-    stop: strings that end a text; they are cut off. seed: the same image, settings and seed give the same text, whatever else is in the batch.
+    length_penalty: beams are ranked by log-likelihood / length^length_penalty, so more favours longer texts (Wu et al. 2016, §7, in
+    the simpler form that transformers has). top_k: only the k likeliest tokens (Fan et al. 2018); top_p: only the likeliest that
+    together reach p (Holtzman et al. 2020). repetition_penalty: above 1 makes tokens written before less likely (Keskar et al.
+    2019, §4.1).
+    stop: strings that end a text; they are cut off. seed: the same image, settings and seed give the same text, whatever else is in
+    the batch.
     """
 
     max_tokens: int = 32
@@ -167,8 +170,9 @@ def generate(
 def beam_search(step: Step, begun: Begun, decoding: Decoding, *, eos: Sequence[int] = (), pad: int = 0) -> tuple[Tensor, Tensor]:
     """The best text that ``beams`` hypotheses find: ids [B, ≤ max_tokens], padded behind the first of ``eos``, and its score [B].
 
-    The score is log P / length^length_penalty, [EOS] counted. A hypothesis that ends among the K best is kept aside; at the last token all end. The search goes
-    on for as long as a running hypothesis could still beat the best that has ended (transformers' ``early_stopping="never"``).
+    The score is log P / length^length_penalty, [EOS] counted. A hypothesis that ends among the K best is kept aside; at the last
+    token all end. The search goes on for as long as a running hypothesis could still beat the best that has ended (transformers'
+    ``early_stopping="never"``).
     """
     logits, state = begun
     (B, V), K, T, device = logits.shape, decoding.beams, decoding.max_tokens, logits.device

@@ -12,8 +12,8 @@ from diptych.training.run_files import RunFiles
 
 
 def load(address: str | Path, device: str = "auto") -> Model:
-    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), or one that is not
-    ours by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
+    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), or one that is
+    not ours by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
 
     Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """

@@ -61,7 +61,9 @@ class TrainedModel:
 
     @classmethod
     def load(cls, run: Path, device: str = "auto", averaged: bool = True, checkpoint: str = "last") -> TrainedModel:
-        """A run's model. averaged: its averaged weights where it keeps any. checkpoint: ``last``, ``best`` (by validation loss) or a name, ``step-00000500``."""
+        """A run's model. averaged: its averaged weights where it keeps any. checkpoint: ``last``, ``best`` (by validation loss) or
+        a name, ``step-00000500``.
+        """
         path = find_checkpoint(run / "checkpoints", checkpoint)
         recipe = load_recipe(str(run / "recipe.yaml"))
         own = tokenizer_class(recipe.data.tokenizer.kind)
@@ -91,7 +93,9 @@ class TrainedModel:
     def score(
         self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
     ) -> np.ndarray:
-        """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples: as of ``generate``."""
+        """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples:
+        as of ``generate``.
+        """
         self._can("score")
         assert self.scorer is not None
         before = self._examples(examples, len(images))
@@ -146,9 +150,11 @@ class TrainedModel:
     def generate(
         self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, examples: Examples = (), **decoding: Any
     ) -> list[str]:
-        """One caption per image, or answer to the prompt, greedy unless ``decoding`` (the fields of ``Decoding``: beams, temperature, top_p, …) says otherwise.
+        """One caption per image, or answer to the prompt, greedy unless ``decoding`` (the fields of ``Decoding``: beams,
+        temperature, top_p, …) says otherwise.
 
-        examples: (image, caption) pairs that are shown before, a list for all images or one for each; (image, answer, prompt) where each answers a prompt of its own.
+        examples: (image, caption) pairs that are shown before, a list for all images or one for each; (image, answer, prompt) where
+        each answers a prompt of its own.
         """
         self._can("generate")
         how = decoding_of(max_tokens=max_tokens, **decoding)
@@ -186,7 +192,9 @@ class TrainedModel:
         return out
 
     def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
-        """What the assistant says next in a conversation whose turns show the images at each ``<image>``. DiptychError unless it learned from conversations."""
+        """What the assistant says next in a conversation whose turns show the images at each ``<image>``. DiptychError unless it
+        learned from conversations.
+        """
         self._can("prompt")
         assert self.answering is not None
         return self.answering.converse([images], [turns], decoding_of(max_tokens=max_tokens, **decoding))[0]
@@ -296,7 +304,8 @@ class TrainedModel:
 def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
     """What a model can do: the union of what its parts can do and what its objectives taught it.
 
-    A map into the shared space counts where an objective has trained it: the pooled vectors that no loss of FILIP reads say nothing.
+    A map into the shared space counts where an objective has trained it: the pooled vectors that no loss of FILIP reads say
+    nothing.
     """
     learned = [o for o in objectives if isinstance(o, Objective)]
     trained = {name for o in learned for name in (*o.needed(), *o.trains)}

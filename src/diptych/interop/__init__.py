@@ -1,6 +1,8 @@
-"""Weights in and out of other libraries' models: one file a family, which holds a ``FAMILY`` (``interop.base.Family``) as a table of names.
+"""Weights in and out of other libraries' models: one file a family, which holds a ``FAMILY`` (``interop.base.Family``) as a table
+of names.
 
-To add one: a file with the subclass, and its name in ``FAMILIES``. What is made of it (``diptych export``, ``weights: hf:PATH``) needs no change.
+To add one: a file with the subclass, and its name in ``FAMILIES``. What is made of it (``diptych export``, ``weights: hf:PATH``)
+needs no change.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def families_of(format: str) -> list[Family]:
 
 
 def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDict, architecture: str = "") -> Family:
-    """The family that computes exactly what this model does, by what it is made of. architecture: that class or none, whatever the run scores by.
+    """The family that computes exactly what this model does, by what it is made of. architecture: that class or none, whatever the
+    run scores by.
 
     Raises DiptychError: what stands in the way of each, and the options with which a new run would fit.
     """

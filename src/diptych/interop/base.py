@@ -26,7 +26,8 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Same:
-    """Weights of ours that are weights of theirs: laid end to end along the first axis, where one side keeps in one what the other keeps apart.
+    """Weights of ours that are weights of theirs: laid end to end along the first axis, where one side keeps in one what the other
+    keeps apart.
 
     view: the shape of theirs, where it is another; transposed: theirs is a matrix that stands on the other side of the product.
     """

@@ -1,4 +1,6 @@
-"""A run's way of putting images and words in order, as a chat template of transformers whose messages hold ``{"type": "image"}``."""
+"""A run's way of putting images and words in order, as a chat template of transformers whose messages hold ``{"type":
+"image"}``.
+"""
 
 from __future__ import annotations
 

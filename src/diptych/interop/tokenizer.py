@@ -15,7 +15,8 @@ from diptych.data.text import BOS, EOS, PAD, SPECIALS, Tokenizer
 
 NAMES = ("pad_token", "bos_token", "eos_token", "mask_token")  # what transformers calls SPECIALS
 SPACE = "Ġ"  # how byte-level vocabularies write a space
-# What data.text.normalise does: lower case, single spaces, no full stop at the end. Python's white space is Unicode's and four control codes.
+# What data.text.normalise does: lower case, single spaces, no full stop at the end. Python's white space is Unicode's and four
+# control codes.
 NORMALISER = {
     "type": "Sequence",
     "normalizers": [
@@ -30,7 +31,9 @@ NORMALISER = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer with its ids as another library wants them. end_last: [EOS] has the highest id, and what had it has that of [EOS]."""
+    """A tokenizer with its ids as another library wants them. end_last: [EOS] has the highest id, and what had it has that of
+    [EOS].
+    """
 
     tokenizer: Tokenizer
     end_last: bool
@@ -97,8 +100,8 @@ class Vocabulary:
 def adopt(theirs: Any, max_length: int = 32) -> tuple[Tokenizer, list[int | None]]:
     """A fast tokenizer of transformers as ours, and its id of each of our ids; None: it has no such token.
 
-    Our four special tokens come first, whatever they are called there; [PAD] and [MASK] are new where they are missing or another's.
-    Raises DiptychError if it has no marks of beginning and end, which ours puts around every text.
+    Our four special tokens come first, whatever they are called there; [PAD] and [MASK] are new where they are missing or
+    another's. Raises DiptychError if it has no marks of beginning and end, which ours puts around every text.
     """
     tree = json.loads(theirs.backend_tokenizer.to_str())
     vocabulary = tree["model"].get("vocab")

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 class Part(nn.Module):
     """Subclasses take a ``Build`` and keyword-only options, which recipes set.
 
-    width: of the vectors that it gives. packaged: prefixes of parameters that come from a package and are in no checkpoint while the part is frozen.
-    called: methods beside ``forward`` that the trainer must know of when it shards the part. borrows: it computes with another part's weights, so it cannot be
-    sharded. replicated: parameters that are never sharded. weights: the package of its weights, for messages.
+    width: of the vectors that it gives. packaged: prefixes of parameters that come from a package and are in no checkpoint while
+    the part is frozen.
+    called: methods beside ``forward`` that the trainer must know of when it shards the part. borrows: it computes with another
+    part's weights, so it cannot be sharded. replicated: parameters that are never sharded. weights: the package of its weights, for
+    messages.
     """
 
     width: int
@@ -60,7 +62,8 @@ class Part(nn.Module):
 class VisionTower(Part):
     """Pixels in, ``Tokens`` out: ``forward(pixels [B, 3, H, W] in [−1, 1], keep) -> Tokens``, class tokens first.
 
-    tokens: N, the patches; extra: class tokens before them; grid: patches a side. hides: ``forward`` takes ``hidden`` too (mask tokens).
+    tokens: N, the patches; extra: class tokens before them; grid: patches a side. hides: ``forward`` takes ``hidden`` too (mask
+    tokens).
     projection: how the shared space reads it: a linear map, an affine one, or none where it gives the embedding itself.
     """
 

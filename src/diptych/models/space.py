@@ -32,7 +32,9 @@ def projection(tower: Any, embed_dim: int, name: str) -> nn.Module:
 
 
 class LinearSpace(Part):
-    """A linear map for each tower (CLIP, Radford et al. 2021, figure 3). ``image`` and ``text`` are the maps; a tower that is not there has none."""
+    """A linear map for each tower (CLIP, Radford et al. 2021, figure 3). ``image`` and ``text`` are the maps; a tower that is not
+    there has none.
+    """
 
     image: nn.Module
     text: nn.Module
@@ -86,7 +88,9 @@ class LinearSpace(Part):
 
 
 class QuerySpace(Part):
-    """An image has an embedding for each query of the text part over it, and none that is a single vector (BLIP-2, Li et al. 2023, §3.1)."""
+    """An image has an embedding for each query of the text part over it, and none that is a single vector (BLIP-2, Li et al. 2023,
+    §3.1).
+    """
 
     def __init__(self, build: Build):
         super().__init__()

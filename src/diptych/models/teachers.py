@@ -1,4 +1,6 @@
-"""Teachers: a frozen or averaged copy of the model, or another model, whose encodings objectives can ask for by ``<teacher>:<field>.<encoding>``."""
+"""Teachers: a frozen or averaged copy of the model, or another model, whose encodings objectives can ask for by
+``<teacher>:<field>.<encoding>``.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 
 
 class Teacher(nn.Module):
-    """Parts, with the adapters in them, that no gradient reaches, in evaluation mode. decay: of a moving average of the student's weights; None: they never
-    change."""
+    """Parts, with the adapters in them, that no gradient reaches, in evaluation mode. decay: of a moving average of the student's
+    weights; None: they never change.
+    """
 
     def __init__(self, parts: nn.ModuleDict, adapters: nn.ModuleDict, graph: Graph, decay: float | None = None):
         super().__init__()
@@ -40,7 +43,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module], decay: float | None = None) -> None:
-        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student, whose parts and adapters are given. What never changes stays."""
+        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student, whose parts and adapters are given.
+        What never changes stays.
+        """
         if self.decay is None:
             return
         m = self.decay if decay is None else decay

@@ -86,7 +86,9 @@ class VLM(nn.Module):
         build.tokenizer = build.tokenizer if own is None else own
 
     def freeze(self, names: Collection[str]) -> None:
-        """Keep these parts and adapters (``adapters.<name>``) as they are: no gradients, no optimizer state. Parts of which nothing learns are in evaluation mode."""
+        """Keep these parts and adapters (``adapters.<name>``) as they are: no gradients, no optimizer state. Parts of which nothing
+        learns are in evaluation mode.
+        """
         for name, part in self.parts.items():
             part.requires_grad_(name not in names)
         for name, adapter in self.adapters.items():
@@ -103,8 +105,9 @@ class VLM(nn.Module):
         return next(name for name, other in self.parts.items() if other is part)
 
     def train_only(self, names: Collection[str] | str) -> None:
-        """Train these parts and adapters; ``all``: everything but frozen parts and parts that have an adapter. The maps into the shared space are heads, which
-        always learn unless the recipe freezes them."""
+        """Train these parts and adapters; ``all``: everything but frozen parts and parts that have an adapter. The maps into the
+        shared space are heads, which always learn unless the recipe freezes them.
+        """
         everything = {*self.parts, *(f"adapters.{n}" for n in self.adapters)}
         adapted = {self.part_of(n) for n in self.adapters}
         learning = everything - adapted if names == "all" else {"space", *names}
@@ -177,7 +180,8 @@ class VLM(nn.Module):
                 module.checkpointing = gradient_checkpointing
 
     def encode(self, batch: Batch, wanted: Collection[str] = ()) -> Pass:
-        """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image (FLIP, Li et al. 2023, §3).
+        """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image (FLIP, Li et al. 2023,
+        §3).
 
         wanted: the encodings that will be asked for, as far as known.
         """
@@ -195,8 +199,9 @@ class VLM(nn.Module):
         return Pass(self, batch, wanted=wanted)
 
     def saved_state(self) -> dict[str, Tensor]:
-        """The weights a checkpoint must hold: all but those that a part loads from its package and that never change, and those of teachers that come from
-        elsewhere."""
+        """The weights a checkpoint must hold: all but those that a part loads from its package and that never change, and those of
+        teachers that come from elsewhere.
+        """
         packaged = tuple(f"parts.{n}.{p}" for n in sorted(self.unchanging) for p in getattr(self.parts[n], "packaged", ()))
         others = tuple(f"teachers.{n}." for n, teacher in self.teachers.items() if teacher.decay is None)
         left_out = (*packaged, *others)
@@ -217,7 +222,9 @@ class VLM(nn.Module):
         return name
 
     def merge_adapters(self, but: str = "") -> None:
-        """Put what adapters have learned into their parts' weights, those of the part ``but`` left out. DiptychError for one that cannot be merged."""
+        """Put what adapters have learned into their parts' weights, those of the part ``but`` left out. DiptychError for one that
+        cannot be merged.
+        """
         for name in [n for n in self.adapters if self.part_of(n) != but]:
             self.adapters.pop(name).merge()  # type: ignore[operator]
 
@@ -243,7 +250,9 @@ def build_order(parts: Collection[str]) -> list[str]:
 
 
 def default_space(parts: Any) -> str:
-    """The kind of shared space where the recipe names none: what the text tower asks for, or the language model's states; "": none."""
+    """The kind of shared space where the recipe names none: what the text tower asks for, or the language model's states; "":
+    none.
+    """
     if {"vision", "text"} <= set(parts):
         return str(parts["text"].space)
     return "states" if "lm" in parts and "text" not in parts else ""

@@ -54,7 +54,8 @@ __all__ = ["OBJECTIVES", "Objective", "build_objectives", "check_needs", "fields
 def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.ModuleDict:
     """One module for each objective named in any stage; stages that name the same one share its parameters.
 
-    training: False: for scoring alone, without the teachers that some need. Raises DiptychError for what the recipe's parts cannot give an objective.
+    training: False: for scoring alone, without the teachers that some need. Raises DiptychError for what the recipe's parts cannot
+    give an objective.
     """
     built = nn.ModuleDict()
     for i, stage in enumerate(recipe.stages):

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 class Objective(nn.Module):
     """Subclasses take the model and keyword-only options, and return a scalar from ``forward``.
 
-    needs: the encodings and fields that it reads, checked when the recipe is read; the loader collates what they come from, and nothing else.
+    needs: the encodings and fields that it reads, checked when the recipe is read; the loader collates what they come from, and
+    nothing else.
     parts: parts without which it cannot work, ``text|lm`` being either.
-    couples: the encodings through which the samples of a batch meet in the loss (contrast within the batch). The engine then shows the objective
-    those of the whole batch, however many micro-batches or processes encoded them. Empty: the loss is a mean over terms that know nothing of each other.
-    gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``, ``Pass.around``).
+    couples: the encodings through which the samples of a batch meet in the loss (contrast within the batch). The engine then shows
+    the objective those of the whole batch, however many micro-batches or processes encoded them. Empty: the loss is a mean over
+    terms that know nothing of each other.
+    gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``,
+    ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
     scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it scores none.
     scores_all: whether ``all_scores`` scores every image of a pass with every text, each encoded once and compared cheaply.
@@ -55,11 +58,15 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def terms(self, p: Pass) -> float:
-        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
+        do.
+        """
         return p.size
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
-        """Called when the optimizer has stepped: what changes by other means than a gradient changes here. ``total(*values)``: their sums over processes."""
+        """Called when the optimizer has stepped: what changes by other means than a gradient changes here. ``total(*values)``:
+        their sums over processes.
+        """
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""

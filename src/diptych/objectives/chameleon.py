@@ -39,8 +39,8 @@ def orders(places: range, image_first: float, drop: float) -> tuple[Tensor, Tens
 class Interleaved(Objective):
     """Mean cross-entropy over all tokens after [BOS], those of images weighed by ``image_weight``.
 
-    image_first: share of the samples that learn to caption; the others learn to draw. drop: share of these others whose caption is left
-    out, so that the model also knows what images look like at all, which guidance and the prior correction ask it.
+    image_first: share of the samples that learn to caption; the others learn to draw. drop: share of these others whose caption is
+    left out, so that the model also knows what images look like at all, which guidance and the prior correction ask it.
     """
 
     parts = ("quantizer", "decoder")

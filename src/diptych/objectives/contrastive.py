@@ -1,6 +1,7 @@
 """Contrastive objectives: pairs that belong together against the rest of the batch.
 
-Shapes: B batch, E embedding, M further texts, R the rows that this process answers for. Losses are computed in float32, whatever the towers use.
+Shapes: B batch, E embedding, M further texts, R the rows that this process answers for. Losses are computed in float32, whatever
+the towers use.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def info_nce(
 
     image, text: [B, E] unit vectors, row i of both belonging together; scale: 1 / temperature; meaning: [B], rows that mean the
     same are left out of each other's denominator; negatives: [M, E] texts that match no image and stand as extra columns of the
-    image-to-text side (NegCLIP, Yuksekgonul et al. 2023); rows: only these images and texts are asked, against all (a process's share).
+    image-to-text side (NegCLIP, Yuksekgonul et al. 2023); rows: only these images and texts are asked, against all (a process's
+    share).
     """
     own = slice(0, len(image)) if rows is None else rows
     logits = scale * image[own] @ text.T  # [R, B]
@@ -70,7 +72,8 @@ def sigmoid_sum(
 ) -> Tensor:
     """−Σ_ij log σ(z_ij (scale · x_i·y_j + bias)) of images [R, E] and texts [M, E]; z is 1 where j = start + i, else −1.
 
-    start: None where no text belongs to any of the images. meaning [R], text_meaning [M]: pairs of different samples that mean the same are left out.
+    start: None where no text belongs to any of the images. meaning [R], text_meaning [M]: pairs of different samples that mean the
+    same are left out.
     """
     return sigmoid_of_logits(scale * image @ text.T + bias, start, meaning, text_meaning)
 
@@ -98,7 +101,9 @@ def sigmoid_loss(
     negatives: Tensor | None = None,
     rows: slice | None = None,
 ) -> Tensor:
-    """Pairwise sigmoid loss, −1/B Σ_ij log σ(z_ij (scale · x_i·y_j + bias)), z = 1 on the diagonal, else −1 (SigLIP, Zhai et al. 2023, eq. 1)."""
+    """Pairwise sigmoid loss, −1/B Σ_ij log σ(z_ij (scale · x_i·y_j + bias)), z = 1 on the diagonal, else −1 (SigLIP, Zhai et al.
+    2023, eq. 1).
+    """
     own = slice(0, len(image)) if rows is None else rows
     add_up = _sigmoid_sum(len(image[own]) * len(text))
     total = add_up(image[own], text, scale, bias, own.start, None if meaning is None else meaning[own], meaning)
@@ -118,7 +123,9 @@ def negatives_of(p: Pass) -> Tensor | None:
 
 
 class InfoNCE(Objective):
-    """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100. hard_negatives: each caption's wrong twin as extra columns."""
+    """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100. hard_negatives: each caption's wrong twin as extra
+    columns.
+    """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
     needs = ("text",)
@@ -153,8 +160,8 @@ class InfoNCE(Objective):
 class Sigmoid(Objective):
     """``sigmoid_loss`` with learned scale and bias, from 10 and −10 as in the paper.
 
-    exchange: between processes; ``gather``: everyone gets all embeddings; ``ring``: texts go round, and no one ever holds more than two processes' share
-    (SigLIP, §3.3).
+    exchange: between processes; ``gather``: everyone gets all embeddings; ``ring``: texts go round, and no one ever holds more than
+    two processes' share (SigLIP, §3.3).
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")

@@ -28,8 +28,9 @@ CHUNK = 2**25  # token-to-token similarities held at a time (128 MB in float32)
 def late_similarity(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Every image against every text, from unit token vectors (eq. 3–5).
 
-    image [M, N, E], text [K, T, E], mask [K, T] bool (True at real tokens) → from the image's side [M, K]: the mean over its tokens of each one's best
-    text token; from the text's side [M, K]: the mean over its real tokens of each one's best image token. Padding counts for nothing.
+    image [M, N, E], text [K, T, E], mask [K, T] bool (True at real tokens) → from the image's side [M, K]: the mean over its tokens
+    of each one's best text token; from the text's side [M, K]: the mean over its real tokens of each one's best image token.
+    Padding counts for nothing.
     """
     rows = max(1, CHUNK // max(1, image.shape[1] * text.shape[0] * text.shape[1]))
     parts = []
@@ -103,8 +104,9 @@ class LateInteraction(Objective):
 
 
 class QueryContrast(LateInteraction):
-    """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a text, pooled, against the image's queries, of which the nearest counts. That is the text's side of
-    ``late_similarity`` with texts of one token, in both directions."""
+    """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a text, pooled, against the image's queries, of which the nearest
+    counts. That is the text's side of ``late_similarity`` with texts of one token, in both directions.
+    """
 
     couples = ("image.query_embedding", "text.embedding")
 

@@ -1,7 +1,8 @@
-"""FLAVA's masked modelling (Singh et al. 2022, §3.2): hidden patches by their code in an image quantizer, hidden words, and both from both.
+"""FLAVA's masked modelling (Singh et al. 2022, §3.2): hidden patches by their code in an image quantizer, hidden words, and both
+from both.
 
-A hidden patch is replaced by a mask token before the tower sees it, so that nothing of it can leak. Where there are images without captions, or texts without
-images (``data.unpaired``), these are what the objectives of one modality learn from.
+A hidden patch is replaced by a mask token before the tower sees it, so that nothing of it can leak. Where there are images without
+captions, or texts without images (``data.unpaired``), these are what the objectives of one modality learn from.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 
 def prediction_head(width: int, vocabulary: int, tower: Any) -> nn.Sequential:
-    """A layer, then one number for each code or word: [..., D] → [..., V]. Its norm is as careful as those of the tower whose tokens are told."""
+    """A layer, then one number for each code or word: [..., D] → [..., V]. Its norm is as careful as those of the tower whose
+    tokens are told.
+    """
     eps = tower.transformer.norm.eps
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps), nn.Linear(width, vocabulary))
 
@@ -85,7 +88,9 @@ class MaskedCodes(_Codes):
         return F.cross_entropy(self.head(normed(vision, x[hidden])).float(), p[f"{field}.codes"][hidden])
 
     def terms(self, p: Pass) -> int:
-        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
+        do.
+        """
         return len(p[alone(p, "image")])  # each image hides the same number
 
 
@@ -112,7 +117,9 @@ class MaskedText(Objective):
         return F.cross_entropy(self.head(normed(self._text[0], x[hidden])).float(), text.ids[hidden])
 
     def terms(self, p: Pass) -> int:
-        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
+        do.
+        """
         return int(hidden_counts(p[alone(p, "text")].mask, self.share).sum())
 
 
@@ -148,5 +155,7 @@ class MaskedBoth(_Codes):
         return image + (losses / counts[rows]).sum() / len(ids)
 
     def terms(self, p: Pass) -> int:
-        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
+        do.
+        """
         return len(p.some(self.batch_share))

@@ -25,17 +25,19 @@ def token_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
 def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over all real tokens of the batch, so that a long caption weighs as its tokens do.
 
-    logits: [B, T, V]; targets: [B, T]; mask: [B, T] bool, True at tokens to be learned. smoothing: the share of the target that is spread over
-    the whole vocabulary (Szegedy et al. 2016, §7).
+    logits: [B, T, V]; targets: [B, T]; mask: [B, T] bool, True at tokens to be learned. smoothing: the share of the target that is
+    spread over the whole vocabulary (Szegedy et al. 2016, §7).
     """
     losses = F.cross_entropy(logits[mask].float(), targets[mask], reduction="sum", label_smoothing=smoothing)
     return losses / mask.sum().clamp(min=1)
 
 
 class NextToken(Objective):
-    """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP smooths labels by 0.1.
+    """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP
+    smooths labels by 0.1.
 
-    writer: the part whose logits these are; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are two).
+    writer: the part whose logits these are; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are
+    two).
     """
 
     predicts_text = True
@@ -58,7 +60,9 @@ class NextToken(Objective):
         return next_token_loss(p[self.logits], text.ids[:, 1:], text.mask[:, 1:], self.label_smoothing)
 
     def terms(self, p: Pass) -> int:
-        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
+        do.
+        """
         return int(p[TEXT].mask[:, 1:].sum())
 
 
@@ -68,8 +72,8 @@ def improbability(log_p: Tensor, alpha: float) -> Tensor:
 
 
 class PriorNextToken(NextToken):
-    """Captioning in which a token weighs by how little the language model expects it without the image (PRIOR, 2025: tokens that the picture decides
-    are those that a text-only reference finds improbable). The paper's reference was trained on the captions;
+    """Captioning in which a token weighs by how little the language model expects it without the image (PRIOR, 2025: tokens that
+    the picture decides are those that a text-only reference finds improbable). The paper's reference was trained on the captions;
     ours is the same language model on the text alone. Weights carry no gradient.
 
     alpha: sharpness; 0 is plain captioning. The sum of weighted losses is divided by the number of tokens.

@@ -1,4 +1,6 @@
-"""Instruction tuning: what the assistant says, token by token, given images and all that was said before (Liu et al. 2023, section 4.2)."""
+"""Instruction tuning: what the assistant says, token by token, given images and all that was said before (Liu et al. 2023, section
+4.2).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class Answers(Objective):
-    """Mean cross-entropy over all learned tokens of the whole batch: a long answer weighs as its tokens do, however rows and pieces are cut."""
+    """Mean cross-entropy over all learned tokens of the whole batch: a long answer weighs as its tokens do, however rows and pieces
+    are cut.
+    """
 
     parts = ("lm", "connector")
     needs = ("turns.logits", "turns")
@@ -31,5 +35,7 @@ class Answers(Objective):
         return F.cross_entropy(p["turns.logits"].float(), turns.ids[:, 1:][turns.learned[:, 1:]])
 
     def terms(self, p: Pass) -> int:
-        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
+        do.
+        """
         return int(p["turns"].learned[:, 1:].sum())

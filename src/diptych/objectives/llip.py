@@ -37,7 +37,8 @@ def mixed_embeddings(query: Tensor, key: Tensor, value: Tensor, temperature: flo
 class Contextual(Objective):
     """Sigmoid loss over all pairs, image i being embedded in the light of text j for the pair (i, j) (Llip, equations 2 to 4).
 
-    Needs a tower with mixture tokens: ``parts.vision.class_tokens: K``. temperature: of the mixing. scale and bias are learned, from 10 and −10 as in SigLIP.
+    Needs a tower with mixture tokens: ``parts.vision.class_tokens: K``. temperature: of the mixing. scale and bias are learned,
+    from 10 and −10 as in SigLIP.
     """
 
     couples = ("image.class_tokens", "text.pooled", "text.embedding")
@@ -63,7 +64,9 @@ class Contextual(Objective):
         self.logit_bias = nn.Parameter(torch.tensor(bias))
 
     def similarity(self, tokens: Tensor, pooled: Tensor, text: Tensor) -> Tensor:
-        """Cosine of every text with every image as that text sees it: tokens [M, K, D], pooled [N, D'], text [N, E] unit → [M, N]."""
+        """Cosine of every text with every image as that text sees it: tokens [M, K, D], pooled [N, D'], text [N, E] unit → [M,
+        N].
+        """
         query = self.query(pooled).unflatten(1, (self.heads, -1))
         key, value = (layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.key, self.value))
         rows = max(1, CHUNK // max(1, text.numel()))

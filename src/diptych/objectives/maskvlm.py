@@ -88,14 +88,16 @@ class MaskedWords(Objective):
         return F.cross_entropy(self.head(x[hidden]).float(), text.ids[hidden])
 
     def terms(self, p: Pass) -> int:
-        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
+        do.
+        """
         return int(hidden_counts(p[TEXT].mask, self.share).sum())
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """Pseudo-log-likelihood of text ``texts[k]`` beside image ``images[k]``, for index tensors [P] into the batch: [P].
 
-        Σ_t log P(token t | image, the tokens left in sight), each token hidden once (Salazar et al. 2020). Every fourth token is hidden at a
-        time, about the share hidden in training, so that four passes do for any length.
+        Σ_t log P(token t | image, the tokens left in sight), each token hidden once (Salazar et al. 2020). Every fourth token is
+        hidden at a time, about the share hidden in training, so that four passes do for any length.
         """
         text = p[TEXT]
         place = torch.arange(text.ids.shape[1], device=text.ids.device)
@@ -115,7 +117,8 @@ class MaskedWords(Objective):
 class MaskedPatches(Objective):
     """Masked image modelling with the text whole: pixels of hidden patches, each patch normalised (He et al. 2022).
 
-    share: of the patches hidden (0.6 in MaskVLM); batch_share: reconstruct only that part of the batch, since pixels cost much and teach slowly.
+    share: of the patches hidden (0.6 in MaskVLM); batch_share: reconstruct only that part of the batch, since pixels cost much and
+    teach slowly.
     """
 
     parts = ("vision", "text", "fusion")
@@ -146,5 +149,7 @@ class MaskedPatches(Objective):
         return F.mse_loss(predicted, target)
 
     def terms(self, p: Pass) -> int:
-        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to do."""
+        """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
+        do.
+        """
         return len(p.some(self.batch_share))

@@ -34,11 +34,12 @@ def mine_negatives(similarity: Tensor, meaning: Tensor | None, sharpness: float)
 
 
 class Matching(Objective):
-    """A two-way classifier on the fused tokens of both sides; needs a contrastive objective beside it for the mining to mean anything.
+    """A two-way classifier on the fused tokens of both sides; needs a contrastive objective beside it for the mining to mean
+    anything.
 
     batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: of the mining.
-    pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for "no" and "yes" (BLIP; of BLIP-2's queries, whose
-    mean is pooled, that is the mean of their answers).
+    pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for "no" and "yes" (BLIP;
+    of BLIP-2's queries, whose mean is pooled, that is the mean of their answers).
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding", "image.tokens", "text.tokens")

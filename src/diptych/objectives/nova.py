@@ -1,4 +1,5 @@
-"""Alignment without negatives: predict a frozen text embedding, and keep the image's embeddings from collapsing by their distribution.
+"""Alignment without negatives: predict a frozen text embedding, and keep the image's embeddings from collapsing by their
+distribution.
 
 Shapes: B batch, V views, D width, E embedding, S random directions.
 """
@@ -43,15 +44,20 @@ def epps_pulley(x: Tensor) -> Tensor:
 
 
 def sigreg(x: Tensor, along: Tensor) -> Tensor:
-    """Sketched isotropic Gaussian regularisation: the mean of ``epps_pulley`` of embeddings [N, D] along directions [D, S] (LeJEPA, Balestriero & LeCun 2025)."""
+    """Sketched isotropic Gaussian regularisation: the mean of ``epps_pulley`` of embeddings [N, D] along directions [D, S] (LeJEPA,
+    Balestriero & LeCun 2025).
+    """
     return epps_pulley(x @ along).mean()
 
 
 class TextPrediction(Objective):
-    """From several augmented views of an image its caption's frozen embedding, and SIGReg on what the tower says of the views (NOVA).
+    """From several augmented views of an image its caption's frozen embedding, and SIGReg on what the tower says of the views
+    (NOVA).
 
-    (1 − λ) · mean over views of ‖projection(view) − text‖² + λ · SIGReg, λ = ``regularity`` being the only hyperparameter. No negatives, no temperature.
-    views: random crops of ``least`` to all of the image's area, never flipped, since captions say left and right. Small crops lose what captions speak of.
+    (1 − λ) · mean over views of ‖projection(view) − text‖² + λ · SIGReg, λ = ``regularity`` being the only hyperparameter. No
+    negatives, no temperature.
+    views: random crops of ``least`` to all of the image's area, never flipped, since captions say left and right. Small crops lose
+    what captions speak of.
     """
 
     couples = ("crops.pooled", "text.embedding")

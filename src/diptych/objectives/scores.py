@@ -1,7 +1,7 @@
 """How well a text fits an image: the scores that a recipe may name (``score:``).
 
-Most belong to an objective, which then is the score too (``scores_as``): late_interaction, contextual, matching, pseudo_likelihood. Those here need encodings
-alone. One of your own is ``package.module:Class``.
+Most belong to an objective, which then is the score too (``scores_as``): late_interaction, contextual, matching, pseudo_likelihood.
+Those here need encodings alone. One of your own is ``package.module:Class``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class Score:
-    """Subclasses take the model. needs: encodings and fields that it reads. scores_all: whether ``all_scores`` is cheap (``Objective``)."""
+    """Subclasses take the model. needs: encodings and fields that it reads. scores_all: whether ``all_scores`` is cheap
+    (``Objective``).
+    """
 
     needs: tuple[str, ...] = ()
     scores_all = False
@@ -106,8 +108,9 @@ BY_OBJECTIVE = {
 
 
 def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | Objective | None:
-    """What scores pairs as the recipe asks; None by similarity where there are no embeddings at all, as in a quantizer. DiptychError if nothing in the recipe
-    can."""
+    """What scores pairs as the recipe asks; None by similarity where there are no embeddings at all, as in a quantizer.
+    DiptychError if nothing in the recipe can.
+    """
     for objective in objectives:
         if isinstance(objective, Objective) and objective.scores_as == name:
             return objective

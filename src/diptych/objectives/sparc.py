@@ -1,4 +1,5 @@
-"""Language-grouped patches: each caption token gathers the patches that fit it, and must be told apart from the caption's other tokens.
+"""Language-grouped patches: each caption token gathers the patches that fit it, and must be told apart from the caption's other
+tokens.
 
 SPARC (Bica et al. 2024, §3.2). Shapes: B batch, N image tokens, T text tokens, E embedding.
 """
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 def grouped_patches(image: Tensor, text: Tensor, threshold: float | None = None) -> Tensor:
     """One image vector for each caption token: image [B, N, E], text [B, T, E] → [B, T, E].
 
-    Similarities of a token to all patches are scaled to 0 … 1 by their least and greatest, those under ``threshold`` (None: 1/N) become 0, the rest
-    are made to add up to 1, and weigh the patches.
+    Similarities of a token to all patches are scaled to 0 … 1 by their least and greatest, those under ``threshold`` (None: 1/N)
+    become 0, the rest are made to add up to 1, and weigh the patches.
     """
     similarity = text @ image.transpose(1, 2)  # [B, T, N]
     least, most = similarity.amin(2, keepdim=True), similarity.amax(2, keepdim=True)
@@ -34,7 +35,8 @@ def grouped_patches(image: Tensor, text: Tensor, threshold: float | None = None)
 
 
 def grouped_loss(groups: Tensor, text: Tensor, mask: Tensor, scale: Tensor | float) -> Tensor:
-    """Each token against the groups of its own caption, and each group against its tokens: the mean over samples of the mean over real tokens.
+    """Each token against the groups of its own caption, and each group against its tokens: the mean over samples of the mean over
+    real tokens.
 
     groups, text [B, T, E] (made unit vectors here); mask [B, T] bool, True at the tokens that count; scale: 1 / temperature.
     """

@@ -51,7 +51,9 @@ def tiled_sigmoid_sum(
     text_meaning: Tensor | None = None,
     tile: int = TILE,
 ) -> Tensor:
-    """``contrastive.sigmoid_sum`` without its [M, N] matrix. The gradient needs no normaliser, so one sweep does for loss and gradient."""
+    """``contrastive.sigmoid_sum`` without its [M, N] matrix. The gradient needs no normaliser, so one sweep does for loss and
+    gradient.
+    """
     scale, bias = (torch.as_tensor(x, dtype=image.dtype, device=image.device) for x in (scale, bias))
     return _SigmoidSum.apply(image, text, scale, bias, start, meaning, text_meaning, tile)
 

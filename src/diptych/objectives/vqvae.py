@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def codebook_loss(features: Tensor, chosen: Tensor, commitment: float) -> Tensor:
-    """‖sg[z] − e‖² + β ‖z − sg[e]‖², mean over all entries (van den Oord et al. 2017, eq. 3); features z and chosen codes e [B, N, C]."""
+    """‖sg[z] − e‖² + β ‖z − sg[e]‖², mean over all entries (van den Oord et al. 2017, eq. 3); features z and chosen codes e [B, N,
+    C].
+    """
     return F.mse_loss(chosen, features.detach()) + commitment * F.mse_loss(features, chosen.detach())
 
 

@@ -1,10 +1,10 @@
 """Several processes that train one model: who they are, what they tell each other, how parameters are shared out.
 
-Started by ``torchrun``, ``accelerate launch`` or ``diptych train --processes N``; without any of these a cluster of one, for which every
-exchange is the identity. gloo carries CPU tensors, NCCL a GPU's.
+Started by ``torchrun``, ``accelerate launch`` or ``diptych train --processes N``; without any of these a cluster of one, for which
+every exchange is the identity. gloo carries CPU tensors, NCCL a GPU's.
 
-The convention for losses: each process's loss is the mean over its own samples (equal in number), and the batch's loss is the mean of these.
-So gradients are averaged over processes.
+The convention for losses: each process's loss is the mean over its own samples (equal in number), and the batch's loss is the mean
+of these. So gradients are averaged over processes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Cluster:
         return self.rank == 0
 
     def gather(self, x: Tensor) -> Tensor:
-        """Everyone's x [B, …], B free to differ, in the order of ranks: [ΣB, …]. Gradients come back summed over all who used them."""
+        """Everyone's x [B, …], B free to differ, in the order of ranks: [ΣB, …]. Gradients come back summed over all who used
+        them.
+        """
         if self.size == 1:
             return x
         counts = [int(n) for n in self._all(torch.tensor([len(x)], device=self.device))]
@@ -203,7 +205,9 @@ def like(x: Tensor, model: Tensor) -> Tensor:
 
 
 def shard(module: nn.Module, cluster: Cluster) -> None:
-    """Share out the module's parameters, block by block (FSDP2, ``fully_shard``): each process keeps its part of the weights, gradients and optimizer state."""
+    """Share out the module's parameters, block by block (FSDP2, ``fully_shard``): each process keeps its part of the weights,
+    gradients and optimizer state.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

@@ -46,7 +46,9 @@ class _Counter(TorchDispatchMode):
 
 
 def _count_attention_on_the_cpu() -> None:
-    """torch's counter passes over its fused attention on the CPU. Counted as written out: the backward pass is twice the forward."""
+    """torch's counter passes over its fused attention on the CPU. Counted as written out: the backward pass is twice the
+    forward.
+    """
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 

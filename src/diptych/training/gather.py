@@ -18,7 +18,9 @@ Encodings = dict[str, Tensor | Tokens]
 
 
 def encode(p: Pass, names: Sequence[str]) -> Encodings:
-    """The named encodings of a pass, computed in the order of the names; of a field that the batch lacks (hard negatives), none, [0, E]."""
+    """The named encodings of a pass, computed in the order of the names; of a field that the batch lacks (hard negatives), none,
+    [0, E].
+    """
     model: Any = p.model
     none = torch.zeros((0, model.embed_dim), device=next(model.parameters()).device)
     return {name: p[name] if p.has(name) else none for name in names}
@@ -41,7 +43,9 @@ def with_tensors(encodings: Encodings, flat: Sequence[Tensor]) -> Encodings:
 
 
 def stack(model: VLM, batches: Sequence[Batch], pieces: Sequence[Encodings], length: int | None = None) -> tuple[Batch, Encodings]:
-    """Consecutive micro-batches as one batch, without pixels, texts padded to ``length`` or to the longest; gradients flow back into every piece."""
+    """Consecutive micro-batches as one batch, without pixels, texts padded to ``length`` or to the longest; gradients flow back
+    into every piece.
+    """
     batch = Batch.cat([b.light() for b in batches], length)
     names = dict.fromkeys(name for piece in pieces for name in piece)
     return batch, {
@@ -123,7 +127,9 @@ class _Everyones(Pass):
         return self._own.renamed(self.names)
 
     def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-        """This process's x [B, E] and meaning [B], then those of each other process as they come round the ring: (x, meaning, whether they are its own)."""
+        """This process's x [B, E] and meaning [B], then those of each other process as they come round the ring: (x, meaning,
+        whether they are its own).
+        """
         yield x, meaning, True
         for _ in range(1, self._cluster.size):
             x = self._cluster.pass_on(x)

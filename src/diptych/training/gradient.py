@@ -1,9 +1,10 @@
 """One batch's gradient: the same whether it is taken at once, in micro-batches, or by several processes.
 
-Losses whose terms know nothing of each other are added up piece by piece, each piece weighed by its terms. A loss that couples the batch is
-computed once, on the encodings of all pieces, and its gradient is handed back through each piece's encoder (GradCache, Gao et al. 2021):
-pieces are encoded twice, the first time without a graph. What is drawn at random (dropout, dropped patches, masked words) is fixed by
-(seed, step, the piece's place in the batch), so that both times see the same draws, and a resumed run sees those of an uninterrupted one.
+Losses whose terms know nothing of each other are added up piece by piece, each piece weighed by its terms. A loss that couples the
+batch is computed once, on the encodings of all pieces, and its gradient is handed back through each piece's encoder (GradCache, Gao
+et al. 2021): pieces are encoded twice, the first time without a graph. What is drawn at random (dropout, dropped patches, masked
+words) is fixed by (seed, step, the piece's place in the batch), so that both times see the same draws, and a resumed run sees those
+of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -249,6 +250,8 @@ def _names_gathered(coupled: Mapping[str, Objective]) -> set[str]:
 
 
 def _dealt(grads: list[Tensor | None], lengths: list[list[int]]) -> list[tuple[Tensor | None, ...]]:
-    """For each piece its rows of every tensor's gradient; ``lengths[piece][tensor]`` of them, since captions without a hard negative make pieces unlike."""
+    """For each piece its rows of every tensor's gradient; ``lengths[piece][tensor]`` of them, since captions without a hard
+    negative make pieces unlike.
+    """
     columns = [[None] * len(lengths) if g is None else g.split([rows[k] for rows in lengths]) for k, g in enumerate(grads)]
     return list(zip(*columns, strict=True))

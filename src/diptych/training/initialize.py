@@ -1,7 +1,9 @@
-"""``weights: RUN | hf:PATH`` of a recipe: a run that starts from learned weights, ours or those of a class that ``diptych.interop`` knows.
+"""``weights: RUN | hf:PATH`` of a recipe: a run that starts from learned weights, ours or those of a class that ``diptych.interop``
+knows.
 
-The tokenizer comes along, for the vectors of words mean nothing without it. A part either fits as a whole or is refused with the options to set;
-what has no counterpart starts fresh, and is named. ``RUN?parts=vision`` takes that part alone, and the tokenizer only with a part that reads.
+The tokenizer comes along, for the vectors of words mean nothing without it. A part either fits as a whole or is refused with the
+options to set; what has no counterpart starts fresh, and is named. ``RUN?parts=vision`` takes that part alone, and the tokenizer
+only with a part that reads.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def open_start(address: str) -> Start:
 
 
 class RunStart:
-    """A run of ours (its last checkpoint, or ``RUN/checkpoints/best``), averaged where it keeps an average. only: these parts and nothing else."""
+    """A run of ours (its last checkpoint, or ``RUN/checkpoints/best``), averaged where it keeps an average. only: these parts and
+    nothing else.
+    """
 
     def __init__(self, address: str, only: list[str] | None = None):
         path = Path(address).expanduser()
@@ -261,7 +265,9 @@ class HubStart:
             )
 
     def _repainted(self, theirs: State, names: dict[str, str]) -> State:
-        """Weights that see our pixels, in [−1, 1], as they saw theirs, less their mean over their deviation: the stem is scaled and shifted."""
+        """Weights that see our pixels, in [−1, 1], as they saw theirs, less their mean over their deviation: the stem is scaled and
+        shifted.
+        """
         mean, std = (torch.tensor(v) for v in statistics_of(self.name))
         name = names["parts.vision.stem.weight"]
         stem = theirs[name]

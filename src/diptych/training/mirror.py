@@ -27,7 +27,9 @@ class Mirror:
         self.url, self.keep = url, keep
 
     def push(self, path: Path, best: Path | None) -> None:
-        """Copy a checkpoint there and leave as many as are kept here. A failure is told and costs nothing: the local copy is good."""
+        """Copy a checkpoint there and leave as many as are kept here. A failure is told and costs nothing: the local copy is
+        good.
+        """
         there = f"{self.root}/{path.name}"
         try:
             self.files.makedirs(there, exist_ok=True)

@@ -38,8 +38,9 @@ def adamw(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimize
 
 
 def muon(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer]:
-    """Orthogonalised steps (Jordan et al. 2024; Liu et al. 2025) with ``muon_lr`` for the matrices inside transformer blocks, AdamW for everything else,
-    embeddings, heads and adapters included."""
+    """Orthogonalised steps (Jordan et al. 2024; Liu et al. 2025) with ``muon_lr`` for the matrices inside transformer blocks, AdamW
+    for everything else, embeddings, heads and adapters included.
+    """
     matrices = [p for p in learned if p.parameter.ndim == 2 and "blocks." in p.name and "lora_" not in p.name]
     chosen = {id(p) for p in matrices}
     members = adamw([p for p in learned if id(p) not in chosen], stage)
@@ -57,8 +58,9 @@ OPTIMIZERS: dict[str, Any] = {"muon": muon, "adamw": adamw}
 
 
 def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
-    """What learns in ``modules``, each parameter once, under the stage's optimizer. Weight decay falls on matrices only, not on biases, norms and
-    temperatures. DiptychError if nothing learns."""
+    """What learns in ``modules``, each parameter once, under the stage's optimizer. Weight decay falls on matrices only, not on
+    biases, norms and temperatures. DiptychError if nothing learns.
+    """
     every = [(f"{k}.{n}", p) for k, m in enumerate(modules) for n, p in m.named_parameters()]
     named = {id(p): (n, p) for n, p in reversed(every) if p.requires_grad}  # a shared parameter goes by its first name
     named = dict(reversed(named.items()))
@@ -80,8 +82,9 @@ LAYER = re.compile(r"^(.*?)\b(?:blocks|layers?|h)\.(\d+)\.")
 
 
 def layers_above(names: Sequence[str]) -> dict[str, int]:
-    """How many layers lie between each parameter and the top of its part: 0 for what stands on the blocks or apart from any, 1 for the
-    last block's, one more for each block below, and one more than the first block's for what stands before it (embeddings, stems).
+    """How many layers lie between each parameter and the top of its part: 0 for what stands on the blocks or apart from any, 1 for
+    the last block's, one more for each block below, and one more than the first block's for what stands before it (embeddings,
+    stems).
     """
     depth: dict[str, int] = {}
     for name in names:
@@ -133,14 +136,18 @@ class Optimizers:
             member.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments and step counts as ``parameter.slot``, sharded tensors put together. Rates and decays are the recipe's, not kept here."""
+        """Moments and step counts as ``parameter.slot``, sharded tensors put together. Rates and decays are the recipe's, not kept
+        here.
+        """
         slots = {id(p): state for m in self.members for p, state in m.state.items()}
         return {
             f"{n}.{k}": whole(v) for n, p in self.names.items() for k, v in slots.get(id(p), {}).items() if isinstance(v, Tensor)
         }
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Whole tensors; those of sharded parameters are shared out like these. KeyError names a parameter that the optimizer does not have."""
+        """Whole tensors; those of sharded parameters are shared out like these. KeyError names a parameter that the optimizer does
+        not have.
+        """
         owner = {id(p): m for m in self.members for g in m.param_groups for p in g["params"]}
         for key, value in saved.items():
             name, _, slot = key.rpartition(".")
@@ -150,7 +157,9 @@ class Optimizers:
 
 
 def wsd(stage: Stage, progress: float) -> float:
-    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM, §4): constant, then linearly to 0 over the last ``stage.decay`` of the budget."""
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM, §4): constant, then linearly to 0 over the last ``stage.decay`` of the
+    budget.
+    """
     return max((1 - progress) / stage.decay, 0.0) if progress > 1 - stage.decay else 1.0
 
 
@@ -169,13 +178,17 @@ SCHEDULES: dict[str, Any] = {"wsd": wsd, "cosine": cosine, "constant": constant}
 
 
 def rate_share(stage: Stage, step: int, progress: float) -> float:
-    """Share of the peak learning rate at ``step``, with ``progress`` (0 to 1) of the stage's budget spent: warm-up by steps, the rest by budget."""
+    """Share of the peak learning rate at ``step``, with ``progress`` (0 to 1) of the stage's budget spent: warm-up by steps, the
+    rest by budget.
+    """
     schedule = resolve(stage.schedule, SCHEDULES, "schedule")
     return float(min(1.0, (step + 1) / max(stage.warmup, 1)) * schedule(stage, min(max(progress, 0.0), 1.0)))
 
 
 def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:
-    """Scale all gradients so that their common norm is at most ``limit``; returns the norm before. Some may be sharded, some not."""
+    """Scale all gradients so that their common norm is at most ``limit``; returns the norm before. Some may be sharded, some
+    not.
+    """
     grads = [p.grad for p in parameters if p.grad is not None]
     kinds = [[g for g in grads if is_sharded(g) == kind] for kind in (False, True)]
     norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]

@@ -54,7 +54,9 @@ class Record:
         return last
 
     def describe(self, setup: Setup, resumed: bool, step: int) -> None:
-        """What fixes the run, written before its first step; lines of the log beyond it are cut off (a run killed after its checkpoint, or before its first)."""
+        """What fixes the run, written before its first step; lines of the log beyond it are cut off (a run killed after its
+        checkpoint, or before its first).
+        """
         if not self.cluster.first:
             return
         self.out.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,9 @@ def reads_turns(stage: Stage, setup: Setup) -> bool:
 
 
 def chat_of(recipe: Recipe, model: VLM) -> Chat:
-    """The language model's chat template, for images of the connector's size. DiptychError if conversations do not fit the model."""
+    """The language model's chat template, for images of the connector's size. DiptychError if conversations do not fit the
+    model.
+    """
     from diptych.data.conversations.template import Chat
 
     given = recipe.data.conversations
@@ -203,8 +205,9 @@ def chat_of(recipe: Recipe, model: VLM) -> Chat:
 
 
 def check_data(setup: Setup) -> None:
-    """What would otherwise show in the middle of training: a field that the source lacks, conversations that cannot be learned from, packed rows that see
-    each other."""
+    """What would otherwise show in the middle of training: a field that the source lacks, conversations that cannot be learned
+    from, packed rows that see each other.
+    """
     from diptych.data.conversations.check import check_conversations
 
     recipe = setup.recipe
@@ -221,7 +224,9 @@ def check_data(setup: Setup) -> None:
 
 
 def check_names(recipe: Recipe) -> None:
-    """DiptychError for an optimizer or a schedule that does not exist, in any stage: the last shall not cost the first its training."""
+    """DiptychError for an optimizer or a schedule that does not exist, in any stage: the last shall not cost the first its
+    training.
+    """
     for stage in recipe.stages:
         resolve(stage.optimizer, OPTIMIZERS, "optimizer")
         resolve(stage.schedule, SCHEDULES, "schedule")
@@ -233,7 +238,9 @@ def stage_source(setup: Setup, stage: Stage) -> Source:
 
 
 def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None, saved: Path | None = None) -> Setup:
-    """Weights as the recipe has them start: fresh ones, fixed by its seed, or learned ones. saved: a run that goes on, and gets its own."""
+    """Weights as the recipe has them start: fresh ones, fixed by its seed, or learned ones. saved: a run that goes on, and gets its
+    own.
+    """
     validation = source
     check_names(recipe)
     source = source or open_source(recipe.data.train).split("train")
@@ -267,7 +274,9 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
 
 
 def _words(recipe: Recipe, corpus: list[str], start: Start | None, saved: Path | None) -> tuple[Tokenizer | None, list[int] | None]:
-    """The tokenizer, or what a language model's own keeps of its vocabulary: those of the run that goes on, of what it starts from, or of the corpus."""
+    """The tokenizer, or what a language model's own keeps of its vocabulary: those of the run that goes on, of what it starts from,
+    or of the corpus.
+    """
     spec, file = recipe.data.tokenizer, saved / "tokenizer.json" if saved else None
     there = file if recipe.weights and file and file.is_file() else None
     if recipe.weights and saved and there is None:

@@ -1,7 +1,8 @@
 """Conversations in the words of a chat template, as token ids of which the answers are learned.
 
-What is learned is found turn by turn: the conversation is rendered up to each question, and with the answer; between the two lies what the model has to
-write. Prompts and answers are tokenised apart, so what a model is asked with is to the token what it was trained on.
+What is learned is found turn by turn: the conversation is rendered up to each question, and with the answer; between the two lies
+what the model has to write. Prompts and answers are tokenised apart, so what a model is asked with is to the token what it was
+trained on.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Document:
 class Chat:
     """A tokenizer's chat template, or the plain one.
 
-    tokenizer: an ``LMTokenizer``; tokens: of an image; room: tokens of the longest conversation; too_long: ``cut`` (never within an image) or ``refuse``.
-    Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a conversation that cannot.
+    tokenizer: an ``LMTokenizer``; tokens: of an image; room: tokens of the longest conversation; too_long: ``cut`` (never within an
+    image) or ``refuse``. Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a conversation that cannot.
     """
 
     def __init__(self, tokenizer: Any, tokens: int, room: int = 512, too_long: str = "cut"):
@@ -116,7 +117,9 @@ class Chat:
         return [self._written(turns), self._written(turns[:-1], ask=True)]
 
     def spans(self, turns: Sequence[Turn], ask: bool = False) -> tuple[str, list[tuple[int, int]]]:
-        """The whole as text, and from where to where each answer goes; what ends the answer is part of it, line ends behind that are not."""
+        """The whole as text, and from where to where each answer goes; what ends the answer is part of it, line ends behind that
+        are not.
+        """
         turns = self.fitted(turns)
         whole = self._written(turns, ask)
         result = []

@@ -24,7 +24,9 @@ class Mistake(ValueError):  # noqa: N818 - an outcome of reading one conversatio
 
 
 def turns_of(given: Any) -> list[Turn]:
-    """LLaVA's ``[{from, value}]``, or ``[{role, content}]`` with a text or a list of parts (``{type: text, text}``, ``{type: image}``) as content."""
+    """LLaVA's ``[{from, value}]``, or ``[{role, content}]`` with a text or a list of parts (``{type: text, text}``, ``{type:
+    image}``) as content.
+    """
     if not isinstance(given, (list, tuple)) or not given:
         raise Mistake(f"no turns: expected a list of them, found {type(given).__name__}")
     turns = []

@@ -12,8 +12,8 @@
 | ``video`` | ``Video`` | ``Videos``; ``video.frames`` is an image field | video |
 | ``document`` | ``Document`` | ``Documents``; ``document.texts``, ``document.images`` | document |
 
-``unpaired_image`` and ``unpaired_text`` are images and texts that come without a partner (``data.unpaired``). A recipe declares a field of its own by
-``data.fields: {sound: package.module:SoundField}``.
+``unpaired_image`` and ``unpaired_text`` are images and texts that come without a partner (``data.unpaired``). A recipe declares a
+field of its own by ``data.fields: {sound: package.module:SoundField}``.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ NOTHING_TO_PACK: dict[str, Any] = {}
 class Context:
     """What fields may need to be built.
 
-    tokenizer: for texts. text_mask: share of a caption's tokens hidden in training. augment: of images, views: of the field ``views`` (``data.augment``). chat: the language model's chat template, for
-    conversations. own: the recipe's own fields.
+    tokenizer: for texts. text_mask: share of a caption's tokens hidden in training. augment: of images, views: of the field
+    ``views`` (``data.augment``). chat: the language model's chat template, for conversations. own: the recipe's own fields.
     """
 
     tokenizer: Any = None
@@ -67,7 +67,8 @@ class Draw:
 class Field:
     """One field kind. Subclasses say how a value becomes part of a batch; what they leave out has a sensible default.
 
-    kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with their kinds.
+    kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with
+    their kinds.
     drawn: whether ``fit`` draws at random, so that its result must not be kept. optional: a batch may lack it.
     columns: names of what ``pack`` writes.
     """
@@ -90,7 +91,9 @@ class Field:
         return cls(name)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Any:
-        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented. Raises ``BrokenItem`` if it cannot be used."""
+        """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented. Raises ``BrokenItem`` if it
+        cannot be used.
+        """
         raise NotImplementedError
 
     def collate(self, rows: Sequence[Draw]) -> Collated | None:
@@ -116,7 +119,9 @@ class Field:
     def pack(
         cls, value: Any, scale: Callable[[np.ndarray], np.ndarray], store: Callable[[np.ndarray], bytes | None]
     ) -> dict[str, Any]:
-        """A value as a row of these columns. scale: a picture at the packed size; store: a picture as bytes, None if it is the sample's own image."""
+        """A value as a row of these columns. scale: a picture at the packed size; store: a picture as bytes, None if it is the
+        sample's own image.
+        """
         return {}
 
     @classmethod

@@ -33,7 +33,9 @@ def cropped(box: Box, height: int, width: int) -> Box | None:
 
 
 class RegionsField(Field):
-    """A list of ``Region`` → ``Regions`` with owner rows. Boxes follow the central crop; with random crops they are refused (``Loader``)."""
+    """A list of ``Region`` → ``Regions`` with owner rows. Boxes follow the central crop; with random crops they are refused
+    (``Loader``).
+    """
 
     kind = "regions"
     inner = {"phrases": "text"}  # noqa: RUF012 - never changed

@@ -116,8 +116,9 @@ class TextField(_Words):
 
 
 class NegativesField(_Words):
-    """A wrong version of the caption that is read: the source's, or the caption with two words swapped. ``Texts`` with owner rows; captions for which there is
-    none have no row."""
+    """A wrong version of the caption that is read: the source's, or the caption with two words swapped. ``Texts`` with owner rows;
+    captions for which there is none have no row.
+    """
 
     optional = True
     derived = True

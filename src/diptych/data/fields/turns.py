@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class TurnsField(Field):
     """``Conversation`` → ``Turns``. A sample with captions alone becomes a request to describe its image.
 
-    pack: several conversations share a row of ``chat.room`` tokens. Packing is within what a batch is asked for, so it holds the same samples, packed or not.
+    pack: several conversations share a row of ``chat.room`` tokens. Packing is within what a batch is asked for, so it holds the
+    same samples, packed or not.
     """
 
     kind = "turns"

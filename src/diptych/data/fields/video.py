@@ -28,7 +28,9 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 class VideoField(Field):
-    """``Video`` → ``Videos``: flat frames at the model's size; ``video.frames`` is an image field, whose owner rows say which clip a frame belongs to."""
+    """``Video`` → ``Videos``: flat frames at the model's size; ``video.frames`` is an image field, whose owner rows say which clip
+    a frame belongs to.
+    """
 
     kind = "video"
     inner = {"frames": "image"}  # noqa: RUF012 - never changed

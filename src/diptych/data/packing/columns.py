@@ -222,7 +222,9 @@ class Columns:
 
 
 class Row(dict[str, Any]):
-    """One item; columns are read when they are asked for. ``image``: its bytes as a view into the file, ``shape``: height and width."""
+    """One item; columns are read when they are asked for. ``image``: its bytes as a view into the file, ``shape``: height and
+    width.
+    """
 
     def __init__(self, columns: Columns, i: int):
         self.columns, self.i = columns, i
@@ -245,7 +247,9 @@ class Row(dict[str, Any]):
 
 
 def sample_of(row: Row, format: str, path: str) -> Sample:
-    """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for a damaged shard."""
+    """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for a damaged
+    shard.
+    """
     pictures: dict[str, np.ndarray] = {}
 
     def load(data: Any, height: int, width: int) -> np.ndarray:

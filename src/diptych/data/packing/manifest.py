@@ -45,7 +45,9 @@ class Manifest:
         self.seconds = 0.0
 
     def take_up(self) -> int:
-        """Finished shards of an earlier run with the same parameters, and how many items those covered. DiptychError for other parameters."""
+        """Finished shards of an earlier run with the same parameters, and how many items those covered. DiptychError for other
+        parameters.
+        """
         path = self.out / NAME
         if not path.is_file():
             others = [p.name for p in self.out.iterdir() if not p.name.startswith(".")] if self.out.is_dir() else []

@@ -1,4 +1,6 @@
-"""``pack``: any source into memory-mapped Arrow, shard by shard. Killed or interrupted, the same command goes on with what is missing."""
+"""``pack``: any source into memory-mapped Arrow, shard by shard. Killed or interrupted, the same command goes on with what is
+missing.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""One shard: an Arrow IPC file, a row an item, with the columns of each field that the source has. Any Arrow reader opens it; ``columns.py`` reads it at
-random without copying images.
+"""One shard: an Arrow IPC file, a row an item, with the columns of each field that the source has. Any Arrow reader opens it;
+``columns.py`` reads it at random without copying images.
 
 Images are whole pictures whose shorter side is at most ``size``; never enlarged, never cropped, so that a caption stays true and
 training may crop as it would from the original. Boxes, of regions and in ``extra["boxes"]``, are in pixels of the packed image.
@@ -66,7 +66,9 @@ class Written:
 
 
 def packed_fields(source: Any) -> tuple[str, ...]:
-    """Names of the built-in fields that samples of a source may have: those that it declares in ``fields``, else all. Fields of other kinds are not packed."""
+    """Names of the built-in fields that samples of a source may have: those that it declares in ``fields``, else all. Fields of
+    other kinds are not packed.
+    """
     declared = tuple(getattr(source, "fields", ()) or FIELDS)
     return tuple(name for name in FIELDS if name in declared and FIELDS[name].schema())
 

@@ -13,7 +13,8 @@ OTHERS = {"clips": Clips, "albums": Albums}  # worlds of other things than singl
 
 
 def open_scenes(address: str) -> Scenes:
-    """``scenes:``, ``scenes:small``, ``scenes:full?size=96&split=test`` …; ``scenes:clips`` and ``scenes:albums`` give ``Clips`` and ``Albums``.
+    """``scenes:``, ``scenes:small``, ``scenes:full?size=96&split=test`` …; ``scenes:clips`` and ``scenes:albums`` give ``Clips``
+    and ``Albums``.
 
     DiptychError for an unknown preset or option.
     """

@@ -49,11 +49,12 @@ class Album(NamedTuple):
 
 
 class Albums(Drawn):
-    """Documents of two to five pictures, drawn on demand, a text before each; ``albums[i]`` depends on the world's options and i alone.
+    """Documents of two to five pictures, drawn on demand, a text before each; ``albums[i]`` depends on the world's options and i
+    alone.
 
-    Texts tell what changes from one picture to the next ("now it is blue", "the same as in the first picture again"), so they are true in this order only.
-    Samples have ``document``, ``text`` (all texts in one), ``negatives`` (with one statement wrong), and ``turns`` if the world asks. Extra: ``graphs``, ``steps``,
-    ``questions``.
+    Texts tell what changes from one picture to the next ("now it is blue", "the same as in the first picture again"), so they are
+    true in this order only. Samples have ``document``, ``text`` (all texts in one), ``negatives`` (with one statement wrong), and
+    ``turns`` if the world asks. Extra: ``graphs``, ``steps``, ``questions``.
     """
 
     @property

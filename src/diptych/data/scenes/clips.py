@@ -40,9 +40,9 @@ _TEXTS = {
 class Clips(Drawn):
     """Clips of ``FRAMES`` frames, ``FPS`` a second, drawn on demand; ``clips[i]`` depends on the world's options and i alone.
 
-    Samples have ``video``, ``text``, ``negatives`` (a motion inverted, the order or the things exchanged), ``turns`` if the world asks, and, where there is
-    one event, the motion as ``label``. Extra: ``graph`` (``Clip.as_dict``), ``tracks`` (each thing's phrase and its box in each frame, in pixels),
-    ``questions``. Every 64 clips show every first motion eight times.
+    Samples have ``video``, ``text``, ``negatives`` (a motion inverted, the order or the things exchanged), ``turns`` if the world
+    asks, and, where there is one event, the motion as ``label``. Extra: ``graph`` (``Clip.as_dict``), ``tracks`` (each thing's
+    phrase and its box in each frame, in pixels), ``questions``. Every 64 clips show every first motion eight times.
     """
 
     @property
@@ -98,7 +98,9 @@ def _pairs(seed: int) -> list[int]:
 
 
 def draw_clip(world: World, seed: int, first: str, second: str) -> Clip:
-    """A random clip that belongs to the world's split. first, second: its motions; the second is dropped where the form has one event."""
+    """A random clip that belongs to the world's split. first, second: its motions; the second is dropped where the form has one
+    event.
+    """
     wanted = world.split == "heldout-combinations"
     random = Random(seed)
     while True:
@@ -161,7 +163,9 @@ def meaning(clip: Clip) -> str:
 
 
 def falsehoods(clip: Clip, random: Random) -> list[Clip]:
-    """Possible clips that differ in one thing: a motion inverted, the side where a thing enters or leaves, the order of events, who does what."""
+    """Possible clips that differ in one thing: a motion inverted, the side where a thing enters or leaves, the order of events, who
+    does what.
+    """
     result = []
     number = random.randrange(len(clip.events))
     event = clip.events[number]

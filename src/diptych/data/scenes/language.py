@@ -182,7 +182,8 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def conversation(graph: Graph, asked: Sequence[dict[str, str]], caption: str, most: int) -> list[Turn]:
-    """Some of a scene's questions with their answers, at most ``most``; asking for a description counts as two of them, it is so much longer.
+    """Some of a scene's questions with their answers, at most ``most``; asking for a description counts as two of them, it is so
+    much longer.
 
     Every other question asks for a short answer in the words that benchmarks use.
     """

@@ -188,7 +188,9 @@ def ground(background: str, random: Random, size: int) -> np.ndarray:
 
 
 def blit(canvas: np.ndarray, drawn: Sprite, x: int, y: int, flip: bool) -> None:
-    """Paint a sprite, mirrored if ``flip``, with its top left corner at (x, y); what lies beyond the canvas is cut off. canvas: uint16 [H, W, 3]."""
+    """Paint a sprite, mirrored if ``flip``, with its top left corner at (x, y); what lies beyond the canvas is cut off. canvas:
+    uint16 [H, W, 3].
+    """
     height, width = drawn.mask.shape
     keep, paint = (drawn.keep[:, ::-1], drawn.paint[:, ::-1]) if flip else (drawn.keep, drawn.paint)
     if x < 0 or y < 0 or y + height > canvas.shape[0] or x + width > canvas.shape[1]:

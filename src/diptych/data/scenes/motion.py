@@ -1,7 +1,8 @@
 """Clips of moving things: their truth, and their frames.
 
-Every motion has an inverse, and all that is random is the same for a clip and its inverse: played backwards, a clip is exactly that of the inverse events in
-reverse order, and both are drawn equally often. So a model that ignores the order of frames is right by chance only.
+Every motion has an inverse, and all that is random is the same for a clip and its inverse: played backwards, a clip is exactly that
+of the inverse events in reverse order, and both are drawn equally often. So a model that ignores the order of frames is right by
+chance only.
 """
 
 from __future__ import annotations

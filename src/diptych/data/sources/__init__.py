@@ -22,8 +22,8 @@
 | ``repeated:scenes:small?items=100&share=0.5`` | some of its samples again and again among fresh ones |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
-A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes ``?split=train|validation|test``. A bare path to a
-directory, .csv, .tsv, .jsonl, .parquet, .tar or .json is understood.
+A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes
+``?split=train|validation|test``. A bare path to a directory, .csv, .tsv, .jsonl, .parquet, .tar or .json is understood.
 """
 
 from __future__ import annotations

@@ -19,11 +19,13 @@ _SPLITS = {*PARTS, "val", "valid", "dev"}
 
 
 class Classes(CellSource):
-    """A directory with a folder for each class, or a .csv, .tsv, .jsonl or .parquet file (globs allowed) with columns of images and of classes.
+    """A directory with a folder for each class, or a .csv, .tsv, .jsonl or .parquet file (globs allowed) with columns of images and
+    of classes.
 
-    Folders may be nested: the class is the folder directly below the directory. In Parquet, images may be bytes, and classes numbers of a
-    ``ClassLabel``. Samples have an image, its ``Label`` and one caption, the class name in ``template`` (``{}`` stands for it, underscores as spaces).
-    ``classes``: names of the classes of the whole source, sorted, in every split; a label's index is into it.
+    Folders may be nested: the class is the folder directly below the directory. In Parquet, images may be bytes, and classes
+    numbers of a ``ClassLabel``. Samples have an image, its ``Label`` and one caption, the class name in ``template`` (``{}`` stands
+    for it, underscores as spaces). ``classes``: names of the classes of the whole source, sorted, in every split; a label's index
+    is into it.
     image, label: columns of the table.
     """
 

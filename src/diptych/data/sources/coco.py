@@ -21,8 +21,8 @@ PHRASES = ("phrase", "phrases", "expression", "sentence", "sentences", "label", 
 class Coco(ListedSource):
     """Images lie beside the JSON, in ``images/``, or where COCO's own layout puts them; else ``?images=DIRECTORY``.
 
-    instances: a second file of COCO, whose boxes become the images' regions, each with its category as phrase; given alone, as ``coco:instances.json``, images
-    have regions and no captions. Crowds (``iscrowd``) are left out.
+    instances: a second file of COCO, whose boxes become the images' regions, each with its category as phrase; given alone, as
+    ``coco:instances.json``, images have regions and no captions. Crowds (``iscrowd``) are left out.
     """
 
     looked_for = "images with captions or boxes"
@@ -98,10 +98,11 @@ class Coco(ListedSource):
 
 
 class RegionTable(ListedSource):
-    """A .jsonl (globs allowed) whose rows are ``{image, regions: [{box or bbox, phrase}], caption}``, or hold one ``box`` or ``bbox`` and a ``phrase``.
+    """A .jsonl (globs allowed) whose rows are ``{image, regions: [{box or bbox, phrase}], caption}``, or hold one ``box`` or
+    ``bbox`` and a ``phrase``.
 
-    box: left, top, right, bottom; bbox: left, top, width, height; in pixels. Rows of the same image are one sample; captions may be missing. Paths are
-    relative to ``?images=DIR``, else to the file. Boxes that cannot be used are problems.
+    box: left, top, right, bottom; bbox: left, top, width, height; in pixels. Rows of the same image are one sample; captions may be
+    missing. Paths are relative to ``?images=DIR``, else to the file. Boxes that cannot be used are problems.
     """
 
     looked_for = "rows with an image and regions"
@@ -161,7 +162,9 @@ def beside(place: str, path: str) -> list[str]:
 
 
 def region_of(given: Any, size: tuple[Any, Any] = (None, None)) -> Region:
-    """A region from ``{box or bbox, phrase}``, its box cut to the image. size: the image's width and height, where known. ValueError says what is wrong."""
+    """A region from ``{box or bbox, phrase}``, its box cut to the image. size: the image's width and height, where known.
+    ValueError says what is wrong.
+    """
     if not isinstance(given, Mapping):
         raise ValueError(f"a region given as {type(given).__name__}; expected {{box, phrase}}")
     box, extent = given.get("box"), given.get("bbox")

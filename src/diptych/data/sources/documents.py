@@ -34,11 +34,12 @@ class Mistake(Exception):  # noqa: N818 - becomes a Problem
 class Documents(ListedSource):
     """A .jsonl or .parquet (globs allowed) with a document a row, or a directory of Markdown files, a document each.
 
-    Rows: ``{images: [path or null …], texts: [text or null …]}``, parallel, as in OBELICS; ``{text_list: […], image_info: [{image_name, matched_text_index}]}``,
-    as in MMC4, where an image stands before the text that it is matched with; or ``{parts: [{text: …} or {image: …}]}``. Other keys go to ``extra``. Paths are
-    relative to ``?images=DIR``, else to the file; in Parquet, images may be bytes or ``{bytes, path}``, which stay in memory. In Markdown, ``![alt](path)``
-    is an image; alternative texts go to ``extra["alt"]``. A missing image is left out and recorded, a document without any part too. All texts of a document in
-    one are its caption.
+    Rows: ``{images: [path or null …], texts: [text or null …]}``, parallel, as in OBELICS; ``{text_list: […], image_info:
+    [{image_name, matched_text_index}]}``, as in MMC4, where an image stands before the text that it is matched with; or ``{parts:
+    [{text: …} or {image: …}]}``. Other keys go to ``extra``. Paths are relative to ``?images=DIR``, else to the file; in Parquet,
+    images may be bytes or ``{bytes, path}``, which stay in memory. In Markdown, ``![alt](path)`` is an image; alternative texts go
+    to ``extra["alt"]``. A missing image is left out and recorded, a document without any part too. All texts of a document in one
+    are its caption.
     """
 
     looked_for = f"documents: rows with {LAYOUTS}, or Markdown files"

@@ -40,8 +40,8 @@ def beside_or_in_table(
 ) -> Iterator[Entry]:
     """An entry for each of ``items`` with its texts: of the table at the top, if there is one, else of the files beside it.
 
-    items, found: paths of what has captions, and of all files, from the directory. paths: usual names of the table's column of paths. Adds to
-    ``problems`` what is without texts, or not named.
+    items, found: paths of what has captions, and of all files, from the directory. paths: usual names of the table's column of
+    paths. Adds to ``problems`` what is without texts, or not named.
     """
     table = next((t for t in TABLES if t in found), None)
     if table:

@@ -24,11 +24,13 @@ Row = tuple[str, dict[str, Any]]  # where it stands, for messages; fields
 
 
 class Conversations(ListedSource):
-    """A .json with LLaVA's list of ``{id, image, conversations: [{from, value}]}``, or a .jsonl or .parquet with ``messages``: ``[{role, content}]``.
+    """A .json with LLaVA's list of ``{id, image, conversations: [{from, value}]}``, or a .jsonl or .parquet with ``messages``:
+    ``[{role, content}]``.
 
-    ``<image>`` in a turn's text, or a part ``{type: image}`` of its content, says where an image stands. ``image`` or ``images`` holds a path (relative to ``?images=DIR``,
-    else to the file), several, or none; in Parquet also bytes or ``{bytes, path}``, which stay in memory. A conversation that contradicts itself is
-    refused, naming file and id; with ``?broken=skip`` it is left out and recorded. The first answer serves as the caption.
+    ``<image>`` in a turn's text, or a part ``{type: image}`` of its content, says where an image stands. ``image`` or ``images``
+    holds a path (relative to ``?images=DIR``, else to the file), several, or none; in Parquet also bytes or ``{bytes, path}``,
+    which stay in memory. A conversation that contradicts itself is refused, naming file and id; with ``?broken=skip`` it is left
+    out and recorded. The first answer serves as the caption.
     """
 
     looked_for = "conversations"

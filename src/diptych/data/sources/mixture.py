@@ -40,7 +40,8 @@ def open_mixture(address: str) -> Mixture:
 
 
 class Mixture:
-    """By index, the sources one after the other; by ``order(seed)``, as training draws them. Ids begin with the number of the source.
+    """By index, the sources one after the other; by ``order(seed)``, as training draws them. Ids begin with the number of the
+    source.
 
     ``classes``: those of all sources; where their lists differ, sorted together, and labels are numbered anew.
     classes: of the whole mixture, of which this is a part.

@@ -23,7 +23,8 @@ from diptych.data.storage import cache, files
 class Packed:
     """Splits go by the hash of the original images, so packing before or after splitting gives the same parts.
 
-    Images of ``raw`` shards are read-only views into the file. Workers that are forked share the mapping; a pickled source opens its own.
+    Images of ``raw`` shards are read-only views into the file. Workers that are forked share the mapping; a pickled source opens
+    its own.
     """
 
     def __init__(self, place: str):
@@ -91,7 +92,9 @@ class Packed:
         return part
 
     def verify(self, progress: Any = None) -> list[str]:
-        """The shards whose hash is not that of the manifest, each with what is wrong; reads every byte. ``progress(shards read)``."""
+        """The shards whose hash is not that of the manifest, each with what is wrong; reads every byte. ``progress(shards
+        read)``.
+        """
         wrong = []
         for number, written in enumerate(self.manifest["shards"]):
             path = self._path(written["file"])

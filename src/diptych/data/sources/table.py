@@ -48,8 +48,8 @@ def table_entries(
 ) -> Iterator[Entry]:
     """An entry for each row of one file; rows that cannot be used are added to ``problems``.
 
-    image, caption: columns chosen by the user. paths: usual names of the column of paths; words: the option that names the column of texts, and its
-    usual names. DiptychError if there is no such column.
+    image, caption: columns chosen by the user. paths: usual names of the column of paths; words: the option that names the column
+    of texts, and its usual names. DiptychError if there is no such column.
     """
     columns, rows = read_jsonl(url) if url.endswith((".jsonl", ".ndjson")) else read_csv(url, problems)
     image = column(columns, paths, image, "image", url)

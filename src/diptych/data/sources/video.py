@@ -27,11 +27,12 @@ _NUMBER = re.compile(r"(\d+)\D*$")
 
 
 class Video(ListedSource):
-    """All clips below a directory, or those that a glob names: files (.mp4, .webm, .mkv, .avi, .mov, .m4v, .gif, .webp), and folders of numbered pictures.
+    """All clips below a directory, or those that a glob names: files (.mp4, .webm, .mkv, .avi, .mov, .m4v, .gif, .webp), and
+    folders of numbered pictures.
 
-    Captions as for ``folder:``: beside ``a.mp4`` or the folder ``a/``, ``a.txt`` or ``a.json``; or a table at the top (``captions.jsonl``,
-    ``metadata.csv`` …) with the columns ``video`` or ``file_name``, and a caption. frames: at most so many are decoded, evenly spread. size: the shorter side
-    of larger frames, in pixels. fps: of folders of frames.
+    Captions as for ``folder:``: beside ``a.mp4`` or the folder ``a/``, ``a.txt`` or ``a.json``; or a table at the top
+    (``captions.jsonl``, ``metadata.csv`` …) with the columns ``video`` or ``file_name``, and a caption. frames: at most so many are
+    decoded, evenly spread. size: the shorter side of larger frames, in pixels. fps: of folders of frames.
     """
 
     looked_for = f"clips ({' '.join(CLIPS)}, or folders of numbered pictures) with a caption in a .txt or .json of the same name, or in {TABLES[0]}"
@@ -121,7 +122,9 @@ class Video(ListedSource):
 
 
 def frame_folders(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Folders that hold nothing but pictures, two or more, each with a number at its name's end: the pictures in the order of these."""
+    """Folders that hold nothing but pictures, two or more, each with a number at its name's end: the pictures in the order of
+    these.
+    """
     held: dict[str, list[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")

@@ -1,7 +1,7 @@
 """The user's cache: whole copies of remote files, up to a size; the least recently used go first.
 
-``DIPTYCH_CACHE`` says where (default ``~/.cache/diptych``), ``DIPTYCH_CACHE_SIZE`` how much (default ``20 GB``; ``0``: none). Copies are
-renamed into place, so processes may share it. A file is asked once a process whether it has changed at its source.
+``DIPTYCH_CACHE`` says where (default ``~/.cache/diptych``), ``DIPTYCH_CACHE_SIZE`` how much (default ``20 GB``; ``0``: none).
+Copies are renamed into place, so processes may share it. A file is asked once a process whether it has changed at its source.
 """
 
 from __future__ import annotations

@@ -39,13 +39,14 @@ def export(
     architecture: str = "",
     adapters: bool = False,
 ) -> Exported:
-    """Write the run's averaged weights, configuration, tokenizer, image processor and model card to ``out`` (default: RUN/export/FORMAT).
+    """Write the run's averaged weights, configuration, tokenizer, image processor and model card to ``out`` (default:
+    RUN/export/FORMAT).
 
-    architecture: the class to be written, where a run can be several (default RUN/export/CLASS). adapters: a language model's adapters as a directory
-    of peft, ``adapter``, beside a model without them; otherwise they are merged.
+    architecture: the class to be written, where a run can be several (default RUN/export/CLASS). adapters: a language model's
+    adapters as a directory of peft, ``adapter``, beside a model without them; otherwise they are merged.
 
-    Raises DiptychError where no class of that library computes what the model does (and names the options with which a new run would
-    fit), or if ``out`` holds something else than an earlier export.
+    Raises DiptychError where no class of that library computes what the model does (and names the options with which a new run
+    would fit), or if ``out`` holds something else than an earlier export.
     """
     if not RunFiles(run).exists():
         raise DiptychError(f"{run} is no run; a run is a directory that `diptych train` made")

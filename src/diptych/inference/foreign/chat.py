@@ -142,7 +142,9 @@ class Generative(Adapter):
         return inputs
 
     def _answer_ids(self, prompt: str, text: str) -> list[int]:
-        """Tokens of the text as they follow the prompt: the space between the two belongs to the text. A run of ours never saw one there."""
+        """Tokens of the text as they follow the prompt: the space between the two belongs to the text. A run of ours never saw one
+        there.
+        """
         before = self._rendered(prompt)
         gap = "" if not before or before[-1].isspace() or self.exported else " "
         head = self.tokenizer(before, add_special_tokens=False)["input_ids"]

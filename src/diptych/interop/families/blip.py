@@ -1,7 +1,9 @@
-"""transformers' ``BlipForImageTextRetrieval`` and ``BlipForConditionalGeneration`` (Li et al. 2022): a vision tower of kind ``class`` under MED.
+"""transformers' ``BlipForImageTextRetrieval`` and ``BlipForConditionalGeneration`` (Li et al. 2022): a vision tower of kind
+``class`` under MED.
 
-A run of the recipe holds both: matching and contrast in the first, captions in the second. Where [ENC] and [DEC] begin a text, they are the last two
-of the vocabulary and the exported tokenizer writes the one that the class expects; for the first class's cosine a text begins with [BOS] instead.
+A run of the recipe holds both: matching and contrast in the first, captions in the second. Where [ENC] and [DEC] begin a text, they
+are the last two of the vocabulary and the exported tokenizer writes the one that the class expects; for the first class's cosine a
+text begins with [BOS] instead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""transformers' ``Blip2ForConditionalGeneration`` (Li et al. 2023): a vision tower, the queries' half of the Q-Former, a causal language model behind it.
+"""transformers' ``Blip2ForConditionalGeneration`` (Li et al. 2023): a vision tower, the queries' half of the Q-Former, a causal
+language model behind it.
 
-Written, not read. What only the first stage needs (the text's feed-forward layers and words, heads, projections) stays behind. The class puts its features among word
-vectors as they are, ours first brings them to the size of word vectors: that factor goes into ``language_projection``. Its processor would put the image before [BOS], where
-no run of ours has seen it; the exported tokenizer writes the image's places behind [BOS] itself.
+Written, not read. What only the first stage needs (the text's feed-forward layers and words, heads, projections) stays behind. The
+class puts its features among word vectors as they are, ours first brings them to the size of word vectors: that factor goes into
+``language_projection``. Its processor would put the image before [BOS], where no run of ours has seen it; the exported tokenizer
+writes the image's places behind [BOS] itself.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ WRITING = "`generate` of this class knows nothing of `generation_config.json` un
 
 
 def qformer_entries(text: QFormerText, words: bool = False, ours: str = "parts.text") -> list[Same]:
-    """Queries and a ``Blip2QFormerModel``. words: with the text's feed-forward layers, which a class that reads no text does not have."""
+    """Queries and a ``Blip2QFormerModel``. words: with the text's feed-forward layers, which a class that reads no text does not
+    have.
+    """
     result = [
         same(f"{ours}.queries", "query_tokens", view=(1, len(text.queries), text.width)),
         *linear(f"{ours}.norm", "qformer.layernorm"),
@@ -172,7 +176,17 @@ class Blip2(Family):
         if isinstance(vision, HubTower):
             tower: Any = vision.tower
             says = tower.model.config.to_dict()
-            kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act", "layer_norm_eps")  # fmt: skip
+            # fmt: skip
+            kept = (
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "image_size",
+                "patch_size",
+                "hidden_act",
+                "layer_norm_eps",
+            )
             mean, std = (getattr(tower, name).flatten().tolist() for name in ("mean", "std"))
             biases = says.get("qkv_bias", True)
             return {**{name: says[name] for name in kept}, "qkv_bias": biases}, mean, std
@@ -191,7 +205,9 @@ class Blip2(Family):
         }
 
     def _tokenizer(self, model: VLM, words: Language) -> Any:
-        """Theirs, which begins a text with [BOS] and the image's places, and pads on the left, since the class writes behind its prompt."""
+        """Theirs, which begins a text with [BOS] and the image's places, and pads on the left, since the class writes behind its
+        prompt.
+        """
         from tokenizers import processors
 
         tokenizer = words.tokenizer

@@ -1,7 +1,8 @@
-"""transformers' ``ChameleonForConditionalGeneration``: its language model as an ``interleaved`` decoder's weights, and why nothing goes out.
+"""transformers' ``ChameleonForConditionalGeneration``: its language model as an ``interleaved`` decoder's weights, and why nothing
+goes out.
 
-The class turns pictures into codes itself, by the encoder of a VQGAN. A run's quantizer is another network, so the class could never compute the codes
-that the run's decoder has learned; the decoders are the same (tests/models/test_chameleon.py).
+The class turns pictures into codes itself, by the encoder of a VQGAN. A run's quantizer is another network, so the class could
+never compute the codes that the run's decoder has learned; the decoders are the same (tests/models/test_chameleon.py).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The decoder's state dict from that of the whole model; the image tokenizer's weights are passed over.
 
-    It fits a decoder of the same width, depth, heads and ``hidden`` whose vocabulary has the same size: rows of words, marks and codes stand
-    where their ids say.
+    It fits a decoder of the same width, depth, heads and ``hidden`` whose vocabulary has the same size: rows of words, marks and
+    codes stand where their ids say.
     """
     result = {ours: state[theirs] for theirs, ours in NAMES.items()}
     for name, value in state.items():

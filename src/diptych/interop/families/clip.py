@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Clip(DualEncoder):
-    """The class pools a text at ``eos_token_id``, except where that is 2, as ours is: then at its highest id. With [EOS] the highest, both are right."""
+    """The class pools a text at ``eos_token_id``, except where that is 2, as ours is: then at its highest id. With [EOS] the
+    highest, both are right.
+    """
 
     name = "clip"
     architecture = "CLIPModel"

@@ -1,4 +1,6 @@
-"""open_clip's ``CoCa`` (version 3.3; Yu et al. 2022): vision, text and decoder of kind ``coca`` under InfoNCE and captioning; loaded by ``local-dir:PATH``."""
+"""open_clip's ``CoCa`` (version 3.3; Yu et al. 2022): vision, text and decoder of kind ``coca`` under InfoNCE and captioning;
+loaded by ``local-dir:PATH``.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,9 @@ class Coca(OpenClip):
 
 
 def attention(module: Any, ours: str, theirs: str) -> list[Same]:
-    """torch's ``MultiheadAttention`` over a context: projections in one matrix where the context is as wide as the queries, else in three."""
+    """torch's ``MultiheadAttention`` over a context: projections in one matrix where the context is as wide as the queries, else in
+    three.
+    """
     q, kv = f"{ours}.q", f"{ours}.kv"
     biases = same([f"{q}.bias", f"{kv}.bias"], f"{theirs}.in_proj_bias")
     if module.kv.in_features == module.q.in_features:

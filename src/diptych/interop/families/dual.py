@@ -1,4 +1,6 @@
-"""What transformers' dual encoders have in common: a plain transformer a side, ``vision_model`` and ``text_model``, under a contrastive loss."""
+"""What transformers' dual encoders have in common: a plain transformer a side, ``vision_model`` and ``text_model``, under a
+contrastive loss.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """FLAVA's weights (Singh et al. 2022) between transformers and ours: ``FlavaModel`` and ``FlavaForPreTraining``.
 
-Ours: ``parts.vision: {kind: class, bare: true}``, ``parts.text: {kind: bert, post_norm: false, bare: true}``, ``parts.fusion: {kind: joint}``. The heads of
-the objectives go into ``FlavaForPreTraining``; the quantizer into neither: the class's image codebook is DALL-E's encoder, which is another network than ours.
+Ours: ``parts.vision: {kind: class, bare: true}``, ``parts.text: {kind: bert, post_norm: false, bare: true}``, ``parts.fusion:
+{kind: joint}``. The heads of the objectives go into ``FlavaForPreTraining``; the quantizer into neither: the class's image codebook
+is DALL-E's encoder, which is another network than ours.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def layers(transformer: Transformer, ours: str, theirs: str) -> list[Same]:
 
 
 class Flava(Family):
-    """Its embeddings are those of the class tokens after the projections, which the class leaves to be picked and scaled to length 1.
+    """Its embeddings are those of the class tokens after the projections, which the class leaves to be picked and scaled to length
+    1.
 
     The class has poolers that FLAVA's objectives alone use: they are written as identities, so that nothing is left to chance.
     """
@@ -185,7 +187,8 @@ class Flava(Family):
 
 
 class FlavaPreTraining(Flava):
-    """With the heads of masked modelling and matching. The codes of hidden patches are given to it (``mim_labels``), since it has no quantizer of ours.
+    """With the heads of masked modelling and matching. The codes of hidden patches are given to it (``mim_labels``), since it has
+    no quantizer of ours.
 
     Matching asks a tanh between its two layers, as FLAVA's has.
     """
@@ -255,7 +258,9 @@ def head(ours: str, theirs: str) -> list[Same]:
 
 
 def from_transformers(theirs: Mapping[str, Tensor], model: VLM, objectives: nn.ModuleDict) -> None:
-    """Put the weights of a ``FlavaForPreTraining``, heads and all, into a model of its geometry, in place. Raises RuntimeError if one does not fit."""
+    """Put the weights of a ``FlavaForPreTraining``, heads and all, into a model of its geometry, in place. Raises RuntimeError if
+    one does not fit.
+    """
     state = {name.removeprefix("flava."): value for name, value in theirs.items()}
     said = "text_model.embeddings"  # all tokens are of the first kind: part of their positions
     state[f"{said}.position_embeddings.weight"] = (

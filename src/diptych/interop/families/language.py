@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Language:
     """Configuration, weights and tokenizer of a causal language model of transformers.
 
-    state: under the names of its base class, such as ``layers.0.self_attn.q_proj.weight``; ``head`` [V, D] stands apart, and is the embedding's own
-    tensor where ``tied``. kept: the ids that the run's trimmed vocabulary had; None: all.
+    state: under the names of its base class, such as ``layers.0.self_attn.q_proj.weight``; ``head`` [V, D] stands apart, and is the
+    embedding's own tensor where ``tied``. kept: the ids that the run's trimmed vocabulary had; None: all.
     """
 
     config: Any
@@ -51,7 +51,9 @@ class Language:
         return i if self.kept is None else self.kept[i]
 
     def add_token(self, token: str) -> int:
-        """Give the tokenizer a special token that stands for something else than a word, and its id. Its row is the mean of the others, so that it is never the likeliest."""
+        """Give the tokenizer a special token that stands for something else than a word, and its id. Its row is the mean of the
+        others, so that it is never the likeliest.
+        """
         from tokenizers import AddedToken
 
         self.tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
@@ -71,7 +73,9 @@ def with_row(rows: Tensor, i: int) -> Tensor:
 
 
 def misfits(part: Any) -> list[Misfit]:
-    """What of a language model has no place in a class of transformers that holds one and reads its states with a plain output layer."""
+    """What of a language model has no place in a class of transformers that holds one and reads its states with a plain output
+    layer.
+    """
     result = []
     model, head = part.lm.model, part.lm.model.get_output_embeddings()
     if hasattr(model.config, "vision_config"):
@@ -92,7 +96,8 @@ def misfits(part: Any) -> list[Misfit]:
 def whole(part: PretrainedLM, merged: bool = True) -> Language:
     """The language model of a run, opened once more for what the run left out of it: words that its corpus does not have.
 
-    What the run has of it, trained or not, takes the original's place. merged: adapters are added to what they adapt, in float32; else left out.
+    What the run has of it, trained or not, takes the original's place. merged: adapters are added to what they adapt, in float32;
+    else left out.
     """
     original = part.open()
     model, own = original.model, part.lm.model
@@ -156,7 +161,8 @@ def lora_of(model: VLM) -> Lora | None:
 def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
     """The run's adapters as a directory of ``peft``.
 
-    base: where the model lies that they belong to; inside: the name that it has for the language model's base class, such as ``model.language_model``.
+    base: where the model lies that they belong to; inside: the name that it has for the language model's base class, such as
+    ``model.language_model``.
     """
     from safetensors.torch import save_file
 

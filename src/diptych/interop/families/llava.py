@@ -1,7 +1,9 @@
-"""transformers' ``LlavaForConditionalGeneration`` (Liu et al. 2023; 2024): a vision tower, an MLP on each of its patches, a causal language model.
+"""transformers' ``LlavaForConditionalGeneration`` (Liu et al. 2023; 2024): a vision tower, an MLP on each of its patches, a causal
+language model.
 
-Written, not read. The class puts projected patches among word vectors as they are, ours first brings them to the size of word vectors: that factor goes into the
-last layer of the projector. (Where a family scales its word vectors, as Gemma does, both sides do so in the embedding, and it is no matter here.)
+Written, not read. The class puts projected patches among word vectors as they are, ours first brings them to the size of word
+vectors: that factor goes into the last layer of the projector. (Where a family scales its word vectors, as Gemma does, both sides
+do so in the embedding, and it is no matter here.)
 """
 
 from __future__ import annotations
@@ -178,8 +180,8 @@ class Llava(Family):
 def tower_config(tower: Any) -> dict[str, Any] | Misfit:
     """The configuration with which the class sees what our tower does: a token a patch, behind at most one.
 
-    The class takes a hidden state by number. With most families the last one stands before the last norm and ours behind it; then the configuration says
-    that the two are one (``tie_last_hidden_states``), where the family heeds that.
+    The class takes a hidden state by number. With most families the last one stands before the last norm and ours behind it; then
+    the configuration says that the two are one (``tie_last_hidden_states``), where the family heeds that.
     """
     from transformers import AutoModel
 
@@ -218,7 +220,9 @@ def linear_layers(connector: MLP) -> list[nn.Linear]:
 
 
 def projector(layers: list[nn.Linear], scale: float) -> State:
-    """Two layers, the second times ``scale``. A narrow middle is filled up with zeros, which GELU leaves as they are; one layer gets the identity as its second."""
+    """Two layers, the second times ``scale``. A narrow middle is filled up with zeros, which GELU leaves as they are; one layer
+    gets the identity as its second.
+    """
     width = layers[-1].out_features
     first, bias = (_filled(x.detach().float(), width) for x in (layers[0].weight, layers[0].bias))
     if len(layers) == 2:
@@ -288,7 +292,9 @@ def without_beginning(tokenizer: Any) -> None:
 
 
 def read_otherwise(processor: Any, speaks: Chat, words: Language) -> list[str]:
-    """Whether a conversation is split into the same tokens here and there; the run splits the text between two images, or answers, by itself."""
+    """Whether a conversation is split into the same tokens here and there; the run splits the text between two images, or answers,
+    by itself.
+    """
     ours = Chat(words.ours, speaks.tokens).document(PROBE, ask=True).ids
     messages = [{"role": turn.role, "content": turn.text} for turn in PROBE]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)

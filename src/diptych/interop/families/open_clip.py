@@ -1,4 +1,6 @@
-"""open_clip's ``CLIP`` (version 3.3): the same model as transformers' ``CLIPModel`` under other names; loaded by ``local-dir:PATH``."""
+"""open_clip's ``CLIP`` (version 3.3): the same model as transformers' ``CLIPModel`` under other names; loaded by
+``local-dir:PATH``.
+"""
 
 from __future__ import annotations
 

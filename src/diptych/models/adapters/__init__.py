@@ -1,6 +1,7 @@
 """Adapters: a few weights beside or inside a part that itself stays as it is.
 
-``adapters: {vision: {kind: lora, rank: 4}, text: {kind: prompt, tokens: 16}}`` in a recipe; trained by name (``train: [adapters.text]``).
+``adapters: {vision: {kind: lora, rank: 4}, text: {kind: prompt, tokens: 16}}`` in a recipe; trained by name (``train:
+[adapters.text]``).
 """
 
 from __future__ import annotations

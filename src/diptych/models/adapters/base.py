@@ -37,7 +37,9 @@ class Adapter(nn.Module):
         return [*within, *self.parameters()]
 
     def owns(self, name: str, prefix: str) -> bool:
-        """Whether a name of the model's state dict is one of its weights; ``prefix``: of its part there, such as ``parts.text.``."""
+        """Whether a name of the model's state dict is one of its weights; ``prefix``: of its part there, such as
+        ``parts.text.``.
+        """
         return bool(self.mark) and name.startswith(prefix) and self.mark in name
 
     def bare(self, name: str) -> str:

@@ -22,7 +22,8 @@ NAME = "default"  # peft's, of what is injected without a name
 class Lora(Adapter):
     """W x + (alpha / rank) B A x, with B from zero (Hu et al. 2022, §4.1). The layers' own weights stay.
 
-    targets: endings of the names of the layers that get one, such as ``q_proj``; None: all linear layers but those that the part reads the weights of.
+    targets: endings of the names of the layers that get one, such as ``q_proj``; None: all linear layers but those that the part
+    reads the weights of.
     dropout: of x, before A. The adapters are float32, whatever the layers are.
     """
 

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 
 class Prompt(Adapter):
-    """``tokens`` learned vectors [n, D]: in a text tower between [BOS] and the words, with places of their own (CoOp, Zhou et al. 2022, §3.2: a context that all
-    classes share); in a vision tower behind the class tokens, before the first block (VPT-shallow, Jia et al. 2022, §3.2). They leave the tower with its last
+    """``tokens`` learned vectors [n, D]: in a text tower between [BOS] and the words, with places of their own (CoOp, Zhou et al.
+    2022, §3.2: a context that all classes share); in a vision tower behind the class tokens, before the first block (VPT-shallow,
+    Jia et al. 2022, §3.2). They leave the tower with its last
     block: what comes out has the shape it had.
 
-    words: the vectors begin as those of these words, in a text tower; their number is then that of the words' tokens. std: else of the random start.
+    words: the vectors begin as those of these words, in a text tower; their number is then that of the words' tokens. std: else of
+    the random start.
     """
 
     def __init__(

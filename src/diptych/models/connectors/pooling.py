@@ -65,8 +65,9 @@ class PixelShuffle(Connector):
 def merge(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """Merge the r most similar pairs of tokens (ToMe, Bolya et al. 2023, section 3.1: bipartite soft matching).
 
-    x [B, N, D]; size [B, N, 1], how many patches each stands for; r at most N // 2 → [B, N − r, D] and sizes. Tokens are dealt out to two sets in
-    turn; each of the first finds its most similar in the second; the r best matches become one token, their mean weighed by size.
+    x [B, N, D]; size [B, N, 1], how many patches each stands for; r at most N // 2 → [B, N − r, D] and sizes. Tokens are dealt out
+    to two sets in turn; each of the first finds its most similar in the second; the r best matches become one token, their mean
+    weighed by size.
     """
     with torch.no_grad():
         unit = F.normalize(x.float(), dim=-1)

@@ -69,7 +69,8 @@ class _ResamplerLayer(nn.Module):
 class CAbstractor(Connector):
     """Residual convolutions, adaptive average pooling to ``tokens``, residual convolutions, MLP (Honeybee, Cha et al. 2024).
 
-    The blocks are bottlenecks of 1 × 1, depthwise 3 × 3 and 1 × 1 convolutions with squeeze and excitation, as in the RegNetY blocks of the paper.
+    The blocks are bottlenecks of 1 × 1, depthwise 3 × 3 and 1 × 1 convolutions with squeeze and excitation, as in the RegNetY
+    blocks of the paper.
     """
 
     def __init__(self, build: Build, *, tokens: int = 16, width: int | None = None, depth: int = 3):

@@ -1,7 +1,8 @@
 """CoCa in the geometry of open_clip's weights (Yu et al. 2022, arXiv:2205.01917; open_clip 3.3, ``coca_ViT-B-32`` and its like).
 
-It differs from the recipe's own parts in where things stand, not in what they do: a class token behind the text, one pooler whose first query is the image's
-embedding and whose others are what the decoder looks at, and an MLP after each of the decoder's two attentions.
+It differs from the recipe's own parts in where things stand, not in what they do: a class token behind the text, one pooler whose
+first query is the image's embedding and whose others are what the decoder looks at, and an MLP after each of the decoder's two
+attentions.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from diptych.models.vision.towers import ClipViT
 
 
 class CocaViT(ClipViT):
-    """CLIP's tower, read by ``queries`` learned ones: pooled is the first's answer, tokens are the others' [B, queries − 1, pooled_width].
+    """CLIP's tower, read by ``queries`` learned ones: pooled is the first's answer, tokens are the others' [B, queries − 1,
+    pooled_width].
 
     pooled_width: of both; default: the size's width. pool_heads: of the pooler; default: as many as the tower's.
     """
@@ -65,10 +67,11 @@ class CocaViT(ClipViT):
 
 
 class CocaText(TextTransformer):
-    """A causal tower with a learned token behind the text that reads all of it and is what is pooled; words leave before the last norm.
+    """A causal tower with a learned token behind the text that reads all of it and is what is pooled; words leave before the last
+    norm.
 
-    The token stands behind the padding, which is filled up to the greatest length. As in open_clip's weights it sees the padding's first place, and itself
-    only where there is no padding: their mask of the padding is off by one.
+    The token stands behind the padding, which is filled up to the greatest length. As in open_clip's weights it sees the padding's
+    first place, and itself only where there is no padding: their mask of the padding is off by one.
     """
 
     def __init__(

@@ -5,8 +5,8 @@ Its vocabulary is the text's, then <image> and </image>, which stand around the 
     a caption of an image   [BOS] <image> codes </image> words [EOS]
     an image of a caption   [BOS] words <image> codes </image> [EOS]
 
-Which tokens may follow is clear from the place. So where probabilities are asked for (not in the loss, which is the paper's) they are
-shared out among words only, or codes only, and sum to 1 over all captions, or all images.
+Which tokens may follow is clear from the place. So where probabilities are asked for (not in the loss, which is the paper's) they
+are shared out among words only, or codes only, and sum to 1 over all captions, or all images.
 
 Shapes: B batch, N image codes, T text tokens with [BOS] and [EOS], L tokens of a sequence, D width, V words, K codes.
 """
@@ -77,7 +77,8 @@ class InterleavedDecoder(Part):
     def arrange(self, codes: Tensor, ids: Tensor, mask: Tensor, image_first: Tensor, bare: Tensor) -> tuple[Tensor, Tensor]:
         """Sequences [B, N + T + 2], padded behind, and what stands at each place of them (NOTHING, WORD, CODE).
 
-        codes [B, N]; ids, mask [B, T]; image_first [B] bool: caption after image; bare [B] bool: the image comes without its caption.
+        codes [B, N]; ids, mask [B, T]; image_first [B] bool: caption after image; bare [B] bool: the image comes without its
+        caption.
         """
         T = ids.shape[1]
         N = codes.shape[1]
@@ -168,7 +169,9 @@ class InterleavedDecoder(Part):
     # --- images of captions ---
 
     def image_logits(self, codes: Tensor, ids: Tensor, mask: Tensor, bare: bool = False) -> Tensor:
-        """codes [B, N]; ids, mask [B, T] → [B, N, K]; row n speaks of code n, given the caption and the codes before it. bare: given no caption."""
+        """codes [B, N]; ids, mask [B, T] → [B, N, K]; row n speaks of code n, given the caption and the codes before it. bare:
+        given no caption.
+        """
         flags = (torch.full((len(codes),), value, device=codes.device) for value in (False, bare))
         sequence, kind = self.arrange(codes, ids, mask, *flags)
         before = (kind == CODE).roll(-1, 1)  # the place before each code predicts it
@@ -203,7 +206,8 @@ class InterleavedDecoder(Part):
         """Logits [B, K] over the first code of images for captions of one length, ids [B, t]: [BOS] words; and what has been read.
 
         guidance: how far to go from what is likely anyway to what the caption makes likely, and beyond: logits = bare + guidance ·
-        (captioned − bare), classifier-free guidance (CM3leon §3.2.2 after Ho & Salimans 2022); 1: no more than it says, 0: the caption is not heard.
+        (captioned − bare), classifier-free guidance (CM3leon §3.2.2 after Ho & Salimans 2022); 1: no more than it says, 0: the
+        caption is not heard.
         """
         mark = torch.full((len(ids), 1), self.begin, device=ids.device)
         return self._next_code(torch.cat([ids, mark], 1), torch.cat([ids[:, :1], mark], 1), Drawn(EMPTY, EMPTY, guidance))

@@ -1,7 +1,7 @@
 """Decoders: predict a caption's next token from what stands before it and from the image.
 
-A decoder provides ``text.logits``: row t predicts token t + 1. It generates from the encoding that ``begins_with`` names, by ``start(encoding) -> (logits [B, V],
-state)`` and ``step(ids [B], state)``, which give the same logits (``inference/generate.py``).
+A decoder provides ``text.logits``: row t predicts token t + 1. It generates from the encoding that ``begins_with`` names, by
+``start(encoding) -> (logits [B, V], state)`` and ``step(ids [B], state)``, which give the same logits (``inference/generate.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from diptych.models.part import Part
 
 
 class MultimodalDecoder(Part):
-    """The multimodal half of CoCa's decoder (Yu et al. 2022, §3.2): causal blocks over the unimodal text tower's tokens that also look at the image.
+    """The multimodal half of CoCa's decoder (Yu et al. 2022, §3.2): causal blocks over the unimodal text tower's tokens that also
+    look at the image.
 
     queries: the image is read through that many pooled tokens (256 in the paper); 0: the decoder looks at all image tokens.
     The output layer is tied to the text tower's word vectors.

@@ -1,7 +1,7 @@
 """Fusion: attention between image and text tokens.
 
-A fusion part provides ``text.fused`` and, where it has one, ``image.fused``: a side's tokens after attention to the other's. Where the two sides are separate
-computations, an objective pays only for the one that it needs.
+A fusion part provides ``text.fused`` and, where it has one, ``image.fused``: a side's tokens after attention to the other's. Where
+the two sides are separate computations, an objective pays only for the one that it needs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class CrossModal(Part):
 
 
 class Joint(Part):
-    """One encoder over the tokens of both, behind a class token of its own (FLAVA's multimodal encoder, Singh et al. 2022, §3.1)."""
+    """One encoder over the tokens of both, behind a class token of its own (FLAVA's multimodal encoder, Singh et al. 2022,
+    §3.1).
+    """
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
-"""Tanh-gated cross-attention between the layers of a frozen language model (Flamingo, Alayrac et al. 2022, §2.2), as Idefics has it.
+"""Tanh-gated cross-attention between the layers of a frozen language model (Flamingo, Alayrac et al. 2022, §2.2), as Idefics has
+it.
 
-The image is not read as tokens among words: words look at it; of several, at the last before them. At the start the gates are closed, and the language model
-is what it was.
+The image is not read as tokens among words: words look at it; of several, at the last before them. At the start the gates are
+closed, and the language model is what it was.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class GatedLayer(nn.Module):
     def forward(self, x: Tensor, image: Tensor, looks: Tensor | None = None) -> Tensor:
         """x [B, L, D], image [B, S, D] → [B, L, D].
 
-        looks [B, L or 1, S] bool: which image tokens each position sees; one that sees none is given nothing by the attention (Idefics).
+        looks [B, L or 1, S] bool: which image tokens each position sees; one that sees none is given nothing by the attention
+        (Idefics).
         """
         if looks is None:
             result = self.attention(self.norm1(x), image)

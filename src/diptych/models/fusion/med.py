@@ -6,7 +6,8 @@
 | image-grounded encoder | ``fusion`` | both ways | yes | [ENC] |
 | image-grounded decoder | ``decoder`` | causal | yes | [DEC] |
 
-The first two are the same weights; the decoder shares all but self-attention with them. ``fusion`` and ``decoder`` read words, not what ``text`` says of them.
+The first two are the same weights; the decoder shares all but self-attention with them. ``fusion`` and ``decoder`` read words, not
+what ``text`` says of them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from diptych.models.text.towers import BertText
 class MedText(BertText):
     """BERT with a cross-attention in every block, which only the grounded modes pass through.
 
-    marks: the grounded modes begin with tokens of their own, [DEC] and [ENC], the last two rows of the vocabulary; false: with [BOS].
+    marks: the grounded modes begin with tokens of their own, [DEC] and [ENC], the last two rows of the vocabulary; false: with
+    [BOS].
     """
 
     def __init__(
@@ -77,7 +79,9 @@ def med_text(build: Build) -> MedText:
 
 
 class MedEncoder(Part):
-    """The image-grounded encoder, ``read(ids [B, T], mask [B, T], image) -> Tokens`` pooled at its first token. No weights of its own."""
+    """The image-grounded encoder, ``read(ids [B, T], mask [B, T], image) -> Tokens`` pooled at its first token. No weights of its
+    own.
+    """
 
     borrows = True
 
@@ -130,8 +134,8 @@ class SharingTransformer(Transformer):
 class MedDecoder(Part):
     """The image-grounded decoder, ``read(ids [B, T], mask [B, T], image) -> logits [B, T, V]``: row t speaks of token t + 1.
 
-    share: all but self-attention with the encoder, as in the paper; false: a transformer of its own, as the classes of transformers hold it.
-    The output layer is BERT's: a transform, then the word vectors, tied.
+    share: all but self-attention with the encoder, as in the paper; false: a transformer of its own, as the classes of transformers
+    hold it. The output layer is BERT's: a transform, then the word vectors, tied.
     """
 
     called = ("read", "start", "step")

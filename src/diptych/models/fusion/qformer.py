@@ -1,6 +1,7 @@
 """BLIP-2's Q-Former: one transformer for learned queries and for text (Li et al. 2023, arXiv:2301.12597, §3.1 and figure 2).
 
-Self-attention is shared; queries alone look at the image, in every second block; queries and text have feed-forward layers of their own.
+Self-attention is shared; queries alone look at the image, in every second block; queries and text have feed-forward layers of their
+own.
 
 | mode | part | who sees whom |
 |---|---|---|
@@ -8,8 +9,9 @@ Self-attention is shared; queries alone look at the image, in every second block
 | bidirectional | ``fusion`` | queries and text see each other |
 | multimodal causal | ``decoder`` | queries see each other, text sees the queries and the text before it; it begins with [DEC] |
 
-``text`` owns the weights, the others borrow them; ``connector`` of kind ``queries`` hands the queries to a language model (§3.2). What queries are without
-text does not depend on any, so it is computed once an image and the causal text goes on from it as from a prefix.
+``text`` owns the weights, the others borrow them; ``connector`` of kind ``queries`` hands the queries to a language model (§3.2).
+What queries are without text does not depend on any, so it is computed once an image and the causal text goes on from it as from a
+prefix.
 
 Shapes: B batch, Q queries, N image tokens, T text tokens, D width, E embedding.
 """
@@ -39,7 +41,9 @@ from diptych.models.vision.towers import sincos_2d
 
 
 def best_query(images: Tensor, texts: Tensor) -> Tensor:
-    """[M, K]: of unit vectors images [M, Q, E] and texts [K, E] the cosine of a text and whichever query of an image is nearest to it."""
+    """[M, K]: of unit vectors images [M, Q, E] and texts [K, E] the cosine of a text and whichever query of an image is nearest to
+    it.
+    """
     return torch.einsum("mqe,ke->mkq", images, texts).amax(-1)
 
 
@@ -59,7 +63,9 @@ class QFormerBlock(Block):
         context_bias: Tensor | None = None,
         own: Pair | None = None,
     ) -> tuple[Tensor, Pair]:
-        """x [B, L, D], the first ``queries`` of which are such, and keys and values of all that self-attention has read, ``own`` first."""
+        """x [B, L, D], the first ``queries`` of which are such, and keys and values of all that self-attention has read, ``own``
+        first.
+        """
         k, v = appended(own, *self.attention.read(x))
         x = self.norm1(x + self.attention.look(x, k, v, bias))
         seen, text = x[:, :queries], x[:, queries:]
@@ -73,7 +79,9 @@ class QFormerBlock(Block):
 
 
 class QFormerTransformer(Transformer):
-    """Blocks for queries and text, the first and then one in ``every`` with a cross-attention of the queries to the image [B, N, image width]."""
+    """Blocks for queries and text, the first and then one in ``every`` with a cross-attention of the queries to the image [B, N,
+    image width].
+    """
 
     block = QFormerBlock
 
@@ -117,10 +125,12 @@ class Looked(Indexed):
 
 
 class QFormerText(TextTower):
-    """The Q-Former with its queries and words; as a text tower it reads text alone, pooled at its first token ([BOS], the paper's [CLS]).
+    """The Q-Former with its queries and words; as a text tower it reads text alone, pooled at its first token ([BOS], the paper's
+    [CLS]).
 
-    queries: how many. every: of that many blocks one has a cross-attention. norm: on the tower's tokens first (the paper's norm behind its ViT); false where the
-    tower ends in one. places: waves added to the tower's patches, for feature maps of convolutions, which do not tell where a patch lies. The last word is [DEC].
+    queries: how many. every: of that many blocks one has a cross-attention. norm: on the tower's tokens first (the paper's norm
+    behind its ViT); false where the tower ends in one. places: waves added to the tower's patches, for feature maps of
+    convolutions, which do not tell where a patch lies. The last word is [DEC].
     """
 
     projection = "affine"
@@ -190,7 +200,9 @@ class QFormerText(TextTower):
         return x[:, :Q], x[:, Q:]
 
     def tell(self, ids: Tensor, mask: Tensor | None, past: KVCache) -> tuple[Tensor, KVCache]:
-        """Text [B, L] that sees what was read before it, queries first, and itself up to each token: [B, L, D] and the past that now includes it."""
+        """Text [B, L] that sees what was read before it, queries first, and itself up to each token: [B, L, D] and the past that
+        now includes it.
+        """
         x = self.embed(ids, past.length - len(self.queries))
         padding = None if mask is None else padding_bias(F.pad(mask, (past.length, 0), value=True))
         bias = joined(causal_bias(ids.shape[1], past.length, ids.device), padding)
@@ -221,8 +233,9 @@ def q_former(build: Build) -> QFormerText:
 
 
 class QFormerEncoder(Part):
-    """Queries and text beside each other, ``read(ids [B, T], mask [B, T], image) -> Tokens``: the text's tokens, pooled as the mean of the queries, since
-    matching asks every query and averages the answers of a head that is linear. No weights of its own."""
+    """Queries and text beside each other, ``read(ids [B, T], mask [B, T], image) -> Tokens``: the text's tokens, pooled as the mean
+    of the queries, since matching asks every query and averages the answers of a head that is linear. No weights of its own.
+    """
 
     borrows = True
 
@@ -246,8 +259,8 @@ class QFormerEncoder(Part):
 class QFormerDecoder(Part):
     """Image-grounded text generation: ``tell(ids [B, T], mask [B, T], looked) -> logits [B, T, V]``, row t speaking of token t + 1.
 
-    What is its own is BERT's output layer: a transform, then the word vectors, tied. A loss on its logits teaches the queries what the text needs, for words see the image
-    through them alone.
+    What is its own is BERT's output layer: a transform, then the word vectors, tied. A loss on its logits teaches the queries what
+    the text needs, for words see the image through them alone.
     """
 
     borrows = True

@@ -1,8 +1,8 @@
 """Language models: pretrained decoders that read image tokens before the words.
 
-A sequence is [BOS], the image tokens, the caption, [EOS]. An ``lm`` part has ``width``, ``caption_logits``, ``remember``, ``continue_logits``, ``image_state``,
-``text_state``, and ``start`` and ``step`` to write by.
-Shapes: B batch, N image tokens, T text tokens with [BOS] and [EOS], D width, V vocabulary.
+A sequence is [BOS], the image tokens, the caption, [EOS]. An ``lm`` part has ``width``, ``caption_logits``, ``remember``,
+``continue_logits``, ``image_state``, ``text_state``, and ``start`` and ``step`` to write by. Shapes: B batch, N image tokens, T
+text tokens with [BOS] and [EOS], D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ REMEMBERED = 50_000  # texts whose embeddings are kept, while nothing in the mod
 class PretrainedLM(Part):
     """A causal language model of transformers.
 
-    trim: keep only the vocabulary that the training captions need. prompts: what is embedded is asked for as "This photo: … means:", with photo, image or
-    picture drawn at random in training, and "This sentence: … means:" (Ak et al., section 3.4). The image is then also captioned behind "This photo:", so
-    that it is read once for both.
+    trim: keep only the vocabulary that the training captions need. prompts: what is embedded is asked for as "This photo: …
+    means:", with photo, image or picture drawn at random in training, and "This sentence: … means:" (Ak et al., section 3.4). The
+    image is then also captioned behind "This photo:", so that it is read once for both.
     """
 
     scale: Tensor
@@ -214,8 +214,8 @@ class PretrainedLM(Part):
     def words_and_images(self, ids: Tensor, shown: Tensor | None) -> Tensor:
         """Vectors [R, T, D] of ``ids`` [R, T], in which ids below 0 stand for the images ``shown`` [I, N, D], row by row.
 
-        Among words an image takes N places. Of a gated model it takes one, where [BOS] stands, as it does before a lone caption: it sees the image, as do the
-        words behind it.
+        Among words an image takes N places. Of a gated model it takes one, where [BOS] stands, as it does before a lone caption: it
+        sees the image, as do the words behind it.
         """
         words = self.lm.embed(ids.masked_fill(ids < 0, self.lm.tokenizer.bos))
         if shown is None or self.gated:
@@ -237,7 +237,9 @@ class PretrainedLM(Part):
 
     @torch.no_grad()
     def packs(self) -> bool:
-        """Whether documents in one row do not see each other: what transformers knows to do for most models, not for recurrent ones."""
+        """Whether documents in one row do not see each other: what transformers knows to do for most models, not for recurrent
+        ones.
+        """
         device, n, training = self.scale.device, 6, self.training
         self.eval()
         one, other, second = (torch.arange(k, k + n, device=device) % self.lm.vocabulary for k in (3, 3 + n, 5))
@@ -282,7 +284,9 @@ class Gemma(PretrainedLM):
 
 
 class HubLM(PretrainedLM):
-    """A causal language model of transformers: ``from: hf:NAME_OR_PATH`` or a GGUF file, such as Llama, Qwen, Gemma, SmolLM, GPT-2."""
+    """A causal language model of transformers: ``from: hf:NAME_OR_PATH`` or a GGUF file, such as Llama, Qwen, Gemma, SmolLM,
+    GPT-2.
+    """
 
     def __init__(self, build: Build, *, from_: str, trim: bool = True, prompts: bool = False):
         from diptych.models.pretrained import load_causal_lm

@@ -1,4 +1,5 @@
-"""What gated layers look at: several images in one sequence, of which a word sees the last before it (Flamingo, Alayrac et al. 2022, §2.3).
+"""What gated layers look at: several images in one sequence, of which a word sees the last before it (Flamingo, Alayrac et al.
+2022, §2.3).
 
 Shapes: B rows, L positions, M images of the row that has most, N tokens an image, D width.
 """

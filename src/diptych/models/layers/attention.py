@@ -24,8 +24,9 @@ WRITTEN_OUT = 2**19  # entries of a head's attention matrix up to which it is wr
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(q kᵀ/√d + bias) v for [B, H, L, d] and [B, H, S, d]; ``bias`` broadcasts to [B, H, L, S].
 
-    The one place that chooses an implementation, by what the case ``attention`` of docs/benchmarks.md measures: torch's fused kernel, except
-    in bf16 on a CPU below about 700 tokens, where its backward pass is slow: the products written out then take 0.14 to 0.95 of its time.
+    The one place that chooses an implementation, by what the case ``attention`` of docs/benchmarks.md measures: torch's fused
+    kernel, except in bf16 on a CPU below about 700 tokens, where its backward pass is slow: the products written out then take 0.14
+    to 0.95 of its time.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] * k.shape[-2] > WRITTEN_OUT:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
@@ -96,7 +97,8 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 class Block(nn.Module):
     """Self-attention, cross-attention where there is something to look at, and an MLP, each added to the stream.
 
-    hidden: width of the MLP; None: four times the stream's. dropout: of what each adds (residual dropout, Vaswani et al. 2017, §5.4).
+    hidden: width of the MLP; None: four times the stream's. dropout: of what each adds (residual dropout, Vaswani et al. 2017,
+    §5.4).
     post_norm: normalise the sum, as in BERT, and not what goes into each.
     """
 
@@ -213,9 +215,11 @@ class Transformer(nn.Module):
     def step(
         self, x: Tensor, past: KVCache, bias: Tensor | None = None, context_bias: Tensor | None = None
     ) -> tuple[Tensor, KVCache]:
-        """The next tokens [B, L, D] of a causal stream, without dropout: the last L rows of what ``forward`` gives for the whole of it.
+        """The next tokens [B, L, D] of a causal stream, without dropout: the last L rows of what ``forward`` gives for the whole of
+        it.
 
-        bias: [B or 1, 1, L or 1, past and L], where some of the past may not be seen; the L new tokens see each other causally in any case.
+        bias: [B or 1, 1, L or 1, past and L], where some of the past may not be seen; the L new tokens see each other causally in
+        any case.
         """
         bias = joined(bias, causal_bias(x.shape[1], past.length, x.device))
         own: list[Pair] = []
@@ -228,7 +232,9 @@ class Transformer(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Learned queries that read a sequence: ``n`` tokens out of any number (CoCa's attentional pooler). norm_queries: they are normalised, too."""
+    """Learned queries that read a sequence: ``n`` tokens out of any number (CoCa's attentional pooler). norm_queries: they are
+    normalised, too.
+    """
 
     def __init__(self, width: int, heads: int, n: int, context_width: int | None = None, norm_queries: bool = False):
         super().__init__()
@@ -246,7 +252,9 @@ class AttentionPool(nn.Module):
 
 
 class MapPool(nn.Module):
-    """One learned query that reads a sequence, then an MLP (SigLIP's pooling; the "MAP head" of Zhai et al. 2022, Scaling Vision Transformers)."""
+    """One learned query that reads a sequence, then an MLP (SigLIP's pooling; the "MAP head" of Zhai et al. 2022, Scaling Vision
+    Transformers).
+    """
 
     def __init__(self, width: int, heads: int, activation: str = "gelu", hidden: int | None = None, eps: float = 1e-5):
         super().__init__()

@@ -15,7 +15,9 @@ Pair = tuple[Tensor, Tensor]  # keys and values, [B, H, S, d] each
 
 
 class Indexed:
-    """A frozen dataclass of tensors with a row for each sequence, and of others like it: ``x[rows]`` is that of these rows, with repeats if need be."""
+    """A frozen dataclass of tensors with a row for each sequence, and of others like it: ``x[rows]`` is that of these rows, with
+    repeats if need be.
+    """
 
     def __getitem__(self, rows: Tensor) -> Self:
         return replace(self, **{f.name: _rows(getattr(self, f.name), rows) for f in fields(self)})  # type: ignore[type-var, arg-type]
@@ -55,7 +57,9 @@ EMPTY = KVCache()
 
 @dataclass(frozen=True)
 class Prefix(Indexed):
-    """A beginning that many endings can be tried on: the hidden state [B, 1, D] of its last token, which predicts the next one, and its cache."""
+    """A beginning that many endings can be tried on: the hidden state [B, 1, D] of its last token, which predicts the next one, and
+    its cache.
+    """
 
     last: Tensor
     cache: KVCache

@@ -104,7 +104,9 @@ class RotaryBlock(nn.Module):
 
 
 class RotaryTransformer(nn.Module):
-    """A stack of causal blocks and a last norm; it reads on from what it read before. hidden: None: 8/3 of the width, in steps of 32."""
+    """A stack of causal blocks and a last norm; it reads on from what it read before. hidden: None: 8/3 of the width, in steps of
+    32.
+    """
 
     checkpointing = False
 

@@ -88,7 +88,8 @@ class CausalLM(nn.Module):
             self.seen = None
 
     def hidden_beside(self, embeds: Tensor, mask: Tensor, beside: Tensor, after: int) -> Tensor:
-        """Last hidden states [B, L + K, D] of ``embeds`` [B, L, D], and of ``beside`` [B, K, D] as if it stood right behind the first ``after`` positions.
+        """Last hidden states [B, L + K, D] of ``embeds`` [B, L, D], and of ``beside`` [B, K, D] as if it stood right behind the
+        first ``after`` positions.
 
         Neither sees the other: two continuations of one beginning, read in one go. mask [B, L] bool, padding on the right.
         """
@@ -116,7 +117,9 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def branches(self) -> bool:
-        """Whether ``hidden_beside`` is right: for most models, not for recurrent ones, nor for long sequences of some with windows. Tried on few words."""
+        """Whether ``hidden_beside`` is right: for most models, not for recurrent ones, nor for long sequences of some with windows.
+        Tried on few words.
+        """
         training = self.training
         self.eval()  # dropout would make any two readings differ
         try:

@@ -16,7 +16,8 @@ from diptych.models.pretrained.hub import fetch, place, statistics_of
 class VisionTower(nn.Module):
     """Any image model that gives tokens or a feature map: CLIP, SigLIP, DINOv2, ViT, ConvNeXt, ResNet, …
 
-    layer: which hidden state is read, −1 the last one after its norm, −2 the one before (LLaVA). ``extra`` tokens (class, registers) stand before the patches.
+    layer: which hidden state is read, −1 the last one after its norm, −2 the one before (LLaVA). ``extra`` tokens (class,
+    registers) stand before the patches.
     """
 
     mean: Tensor
@@ -49,7 +50,9 @@ class VisionTower(nn.Module):
         return cls(model, *statistics_of(name), layer)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels [B, 3, H, W] in [−1, 1] → tokens [B, extra + N, D] and pooled [B, D]: what the model pools, else the class token, else the mean."""
+        """pixels [B, 3, H, W] in [−1, 1] → tokens [B, extra + N, D] and pooled [B, D]: what the model pools, else the class token,
+        else the mean.
+        """
         if pixels.shape[-1] != self.size:
             pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
         tokens, pooled = self._tokens(((pixels * 0.5 + 0.5) - self.mean) / self.std)

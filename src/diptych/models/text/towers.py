@@ -31,12 +31,13 @@ def sinusoids(length: int, width: int, longest: float = 100.0) -> Tensor:
 class TextTransformer(TextTower):
     """A transformer over byte-pair tokens.
 
-    causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean. hidden: width of the blocks'
-    MLPs. embedding_norm: a norm on words plus positions, post_norm: after each step instead of before it (both as in BERT).
-    whole: texts are read at full length with their padding, and pooled at the very last place (SigLIP). bare: tokens leave before the last norm, what is
-    pooled after it (FLAVA).
-    Positions are learned from waves of std 0.5: beside unit-variance word vectors the usual noise of std 0.02 leaves the tower blind to
-    word order for the length of a small budget, and waves make "the word before" the same step everywhere.
+    causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean.
+    hidden: width of the blocks' MLPs. embedding_norm: a norm on words plus positions, post_norm: after each step instead of before
+    it (both as in BERT).
+    whole: texts are read at full length with their padding, and pooled at the very last place (SigLIP). bare: tokens leave before
+    the last norm, what is pooled after it (FLAVA). Positions are learned from waves of std 0.5: beside unit-variance word vectors
+    the usual noise of std 0.02 leaves the tower blind to word order for the length of a small budget, and waves make "the word
+    before" the same step everywhere.
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class TextTransformer(TextTower):
         return torch.cat([x[:, :1], x[:, 1 + n :]], 1) if n else x
 
     def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
-        """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past that now includes them."""
+        """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past
+        that now includes them.
+        """
         x = self.norm(self.embedding(ids) + self.positions[past.length : past.length + ids.shape[1]])
         return self.transformer.step(x, past)
 

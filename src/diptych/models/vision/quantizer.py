@@ -1,7 +1,7 @@
 """Quantizers: an image as a small grid of codes from a finite codebook, and back.
 
-A quantizer has ``vocabulary`` (K), ``grid`` (rows, columns), ``tokens`` (N, their product), ``codes(pixels [B, 3, H, W]) -> ids [B, N]``,
-``decode(ids) -> pixels`` and ``forward(pixels) -> Quantized``. Pixels lie in [-1, 1]; codes stand row by row.
+A quantizer has ``vocabulary`` (K), ``grid`` (rows, columns), ``tokens`` (N, their product), ``codes(pixels [B, 3, H, W]) -> ids [B,
+N]``, ``decode(ids) -> pixels`` and ``forward(pixels) -> Quantized``. Pixels lie in [-1, 1]; codes stand row by row.
 
 Shapes: B batch, N image tokens, D width, C width of a code, K codes.
 """
@@ -58,10 +58,11 @@ class VectorQuantizer(Part):
     """A convolutional auto-encoder through a codebook (VQ-VAE, van den Oord et al. 2017), with unit-length codes of few dimensions
     (ViT-VQGAN, Yu et al. 2022, §3.2).
 
-    width: None: a tower's. patch: side of the square of pixels that one code stands for. depth: residual blocks on either side of the codebook.
-    patience: steps after which a code that nothing was rounded to is dead. The codebook learns by its loss, not by moving averages, so
-    its gradient adds up over micro-batches and processes like any other; dead codes are revived by splitting the busiest ones in two
-    (Linde, Buzo & Gray 1980), for which counts are enough, and these add up too.
+    width: None: a tower's. patch: side of the square of pixels that one code stands for. depth: residual blocks on either side of
+    the codebook.
+    patience: steps after which a code that nothing was rounded to is dead. The codebook learns by its loss, not by moving averages,
+    so its gradient adds up over micro-batches and processes like any other; dead codes are revived by splitting the busiest ones in
+    two (Linde, Buzo & Gray 1980), for which counts are enough, and these add up too.
     """
 
     can = frozenset({"reconstruct"})
@@ -161,7 +162,8 @@ class VectorQuantizer(Part):
     def end_step(self, counts: Tensor, noise: float = 0.05) -> int:
         """Note how often each code was used in a whole step [K], and revive the dead; returns how many were.
 
-        A dead code moves beside one of the busiest, which it takes half the work from. ``noise``: how far beside, relative to unit length.
+        A dead code moves beside one of the busiest, which it takes half the work from. ``noise``: how far beside, relative to unit
+        length.
         """
         self.counts.zero_()
         self.idle += 1

@@ -1,7 +1,7 @@
 """Vision towers: pixels in, ``Tokens`` out.
 
-What every tower has is written at ``models.part.VisionTower``. ``keep`` [B, K] names the only patches that are read (FLIP's patch dropping, masked image
-modelling).
+What every tower has is written at ``models.part.VisionTower``. ``keep`` [B, K] names the only patches that are read (FLIP's patch
+dropping, masked image modelling).
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ class ConvStem(nn.Module):
 class ViT(VisionTower):
     """Vision transformer (Dosovitskiy et al. 2021), with a convolutional stem for small images or plain patches.
 
-    class_tokens: learned tokens that stand before the patches and gather what is seen. positions: fixed waves on the patches, or learned ones, of the class
-    tokens too. norm: on the stem's output, on its sum with the positions (CLIP), or none. pool: ``mean`` of the patches, the first ``class`` token,
-    ``attention`` (one learned query, as CoCa's contrastive pooler) or ``map`` (SigLIP's: the same, and an MLP). hidden: width of the blocks' MLPs.
-    mask_token: one stands for patches that are hidden from the tower. bare: tokens leave before the last norm, what is pooled after it (FLAVA).
+    class_tokens: learned tokens that stand before the patches and gather what is seen. positions: fixed waves on the patches, or
+    learned ones, of the class tokens too. norm: on the stem's output, on its sum with the positions (CLIP), or none. pool: ``mean``
+    of the patches, the first ``class`` token, ``attention`` (one learned query, as CoCa's contrastive pooler) or ``map`` (SigLIP's:
+    the same, and an MLP). hidden: width of the blocks' MLPs.
+    mask_token: one stands for patches that are hidden from the tower. bare: tokens leave before the last norm, what is pooled after
+    it (FLAVA).
     """
 
     def __init__(
@@ -191,7 +193,9 @@ class EfficientNet(VisionTower):
 
 
 class ClipViT(ViT):
-    """The tower of CLIP as transformers and open_clip have it (Radford et al. 2021): what a run needs that is to be exported as ``CLIPModel``."""
+    """The tower of CLIP as transformers and open_clip have it (Radford et al. 2021): what a run needs that is to be exported as
+    ``CLIPModel``.
+    """
 
     def __init__(
         self,
@@ -245,7 +249,9 @@ class SiglipViT(ViT):
 
 
 class HubTower(VisionTower):
-    """A vision tower of transformers: ``from: hf:NAME_OR_PATH``, such as CLIP's, SigLIP's, DINOv2, ViT. layer: −2 for the hidden state before the last (LLaVA)."""
+    """A vision tower of transformers: ``from: hf:NAME_OR_PATH``, such as CLIP's, SigLIP's, DINOv2, ViT. layer: −2 for the hidden
+    state before the last (LLaVA).
+    """
 
     packaged = ("tower",)
 
