@@ -131,9 +131,8 @@ def regions(graph: Graph, boxes: list[dict[str, Any]]) -> list[Region]:
     """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them."""
     found = []
     for things in graph.things:  # of a concept there is one group
-        edges = np.array([box["box"] for box in boxes if box["concept"] == things.concept], float)
-        left, top, right, bottom = (*edges[:, :2].min(axis=0).tolist(), *edges[:, 2:].max(axis=0).tolist())
-        found.append(Region((left, top, right, bottom), language.phrase(things)))
+        left, top, right, bottom = zip(*(box["box"] for box in boxes if box["concept"] == things.concept), strict=True)
+        found.append(Region((float(min(left)), float(min(top)), float(max(right)), float(max(bottom))), language.phrase(things)))
     return found
 
 
