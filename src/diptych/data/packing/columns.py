@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ class _Texts:
 
     def __init__(self, column: pa.Array):
         _, offsets, data = column.buffers()
-        self.offsets = np.frombuffer(offsets, np.int32)[column.offset :]
+        self.offsets = memoryview(offsets).cast("i")[column.offset :]  # a third of the time that NumPy's numbers take
         self.data = memoryview(data) if data is not None else memoryview(b"")
 
     def __getitem__(self, i: int) -> str:
@@ -130,25 +131,29 @@ class _Numbers:
         self.values = np.asarray(numbers.fill_null(0) if numbers.null_count else numbers)
         if fixed:
             self.values = self.values.reshape(-1, column.type.list_size)
+        self.single = None if fixed else self.values.data
 
     def __getitem__(self, i: int) -> Any:
-        return self.values[i].tolist()
+        return self.values[i].tolist() if self.single is None else self.single[i]
 
 
 class _Lists:
     """Lists of any of these."""
 
     def __init__(self, column: pa.ListArray):
-        self.offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+        self.offsets = memoryview(column.buffers()[1]).cast("i")[column.offset :]
         self.values = reader(column.values) if len(column.values) else None
 
     def __getitem__(self, i: int) -> list[Any]:
-        first, last = self.offsets[i], self.offsets[i + 1]
-        if self.values is None:
+        first, last, values = self.offsets[i], self.offsets[i + 1], self.values
+        if first == last:
             return []
-        if isinstance(self.values, _Numbers):
-            return self.values.values[first:last].tolist()
-        return [self.values[k] for k in range(first, last)]
+        if isinstance(values, _Texts):
+            data, ends = values.data, values.offsets[first : last + 1].tolist()
+            return [str(data[a:b], "utf-8") for a, b in itertools.pairwise(ends)]
+        if isinstance(values, _Numbers):
+            return values.values[first:last].tolist()
+        return [values[k] for k in range(first, last)]  # type: ignore[index]
 
 
 class _Structs:
@@ -189,27 +194,36 @@ def reader(column: pa.Array) -> Any:
     return _Nullable(column, values) if column.null_count else values
 
 
+class _Readers(dict[str, Any]):
+    """Readers of a record batch's columns, made when they are first asked for."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        self.batch = batch  # keeps the mapping alive
+
+    def __missing__(self, name: str) -> Any:
+        made = self[name] = reader(self.batch.column(name))
+        return made
+
+
 class Columns:
     """One record batch as views into the mapped file. ``columns[name]``: random access to one."""
 
     def __init__(self, batch: pa.RecordBatch, fields: tuple[str, ...] | None):
-        self.batch = batch  # keeps the mapping alive
+        self.batch = batch
         self.names = frozenset(batch.schema.names)
-        self._readers: dict[str, Any] = {}
-        self.has: dict[str, Any] = {}  # whether each row has the field; None: all have
+        self.readers = _Readers(batch)
+        self.has: dict[str, Any] = {}  # field that some row has → whether each has it; None: all have
         for name in FIRST if fields is None else fields:
             if fields is None:
-                self.has[name] = None if name != "negatives" else np.diff(self["negatives"].offsets) > 0
+                self.has[name] = None if name != "negatives" else np.diff(np.asarray(self["negatives"].offsets)) > 0
             else:
                 present = batch.column(f"has_{name}").to_numpy(zero_copy_only=False)
                 if present.any():
                     self.has[name] = None if present.all() else present
+        self.unpack = [(name, FIELDS[name].unpack, has) for name, has in self.has.items()]
 
     def __getitem__(self, name: str) -> Any:
-        held = self._readers.get(name)
-        if held is None:
-            held = self._readers[name] = reader(self.batch.column(name))
-        return held
+        return self.readers[name]
 
     @property
     def images(self) -> np.ndarray:
@@ -218,6 +232,7 @@ class Columns:
         return data
 
     def digests(self) -> bytes:
+        """16 bytes a row."""
         return self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
 
 
@@ -226,11 +241,15 @@ class Row(dict[str, Any]):
     width.
     """
 
+    __slots__ = ("columns", "i", "own", "raw", "readers")
+
     def __init__(self, columns: Columns, i: int):
-        self.columns, self.i = columns, i
+        self.columns, self.readers, self.i = columns, columns.readers, i
+        self.own: np.ndarray | None = None  # the sample's image, once it was asked for
+        self.raw = False
 
     def __missing__(self, name: str) -> Any:
-        value = self[name] = self.columns[name][self.i]
+        value = self[name] = self.readers[name][self.i]
         return value
 
     @property
@@ -245,8 +264,20 @@ class Row(dict[str, Any]):
     def shape(self) -> tuple[int, int]:
         return self["height"], self["width"]
 
+    def load(self, data: Any, height: int, width: int) -> np.ndarray:
+        """A picture from its bytes; None stands for the sample's image. Raises ``BrokenItem``, or ``ValueError`` if there are too few."""
+        if data is not None and data is not self.get("image"):
+            return self._picture(data, height, width)
+        if self.own is None:
+            self.own = self._picture(self["image"], self["height"], self["width"])
+        return self.own
+
+    def _picture(self, data: np.ndarray, height: int, width: int) -> np.ndarray:
+        return data.reshape(height, width, 3) if self.raw else _decode(data, self["id"])
+
 
 def sample_of(row: Row, format: str, path: str) -> Sample:
+<<<<<<< HEAD
     """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for a damaged
     shard.
     """
@@ -269,6 +300,15 @@ def sample_of(row: Row, format: str, path: str) -> Sample:
     i = row.i
     fields = {name: FIELDS[name].unpack(row, load) for name, has in row.columns.has.items() if has is None or has[i]}
     return Sample(row["id"], json.loads(row["extra"]), **fields)
+=======
+    """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for a damaged shard."""
+    row.raw, i = format == "raw", row.i
+    try:
+        fields = {name: unpack(row, row.load) for name, unpack, has in row.columns.unpack if has is None or has[i]}
+        return Sample(row["id"], json.loads(row["extra"]), **fields)
+    except ValueError as error:
+        raise DiptychError(f"{path}: damaged at {row.id}; delete the shard and pack again: only what is missing is made") from error
+>>>>>>> sources
 
 
 def _decode(data: np.ndarray, item: str) -> np.ndarray:

@@ -89,7 +89,7 @@ class Documents(ListedSource):
                 import pyarrow.parquet as pq
 
                 with files.open_file(url) as file:
-                    rows = iter(enumerate(pq.read_table(io.BytesIO(file.read())).to_pylist()))
+                    rows: Iterator[tuple[int, dict[str, Any]]] = iter(enumerate(pq.read_table(io.BytesIO(file.read())).to_pylist()))
             else:
                 rows = iter(read_jsonl(url)[1])
             yield from ((f"{name}:{number}", directory, row) for number, row in rows)
