@@ -273,6 +273,7 @@ def test_pairs_without_gradients_do_without_the_padding_of_others() -> None:
 
 def test_what_was_made_without_gradients_is_not_handed_to_someone_who_wants_them() -> None:
     m = model()
+    vision: Any = m.parts["vision"]
     p = m.encode(batch())
     with torch.no_grad():
         first = p["image.embedding"]
@@ -280,7 +281,7 @@ def test_what_was_made_without_gradients_is_not_handed_to_someone_who_wants_them
     second = p["image.embedding"]
     assert second.requires_grad and torch.equal(first, second)
     second.sum().backward()
-    assert m.parts["vision"].layer.weight.grad is not None, "all the way down"
+    assert vision.layer.weight.grad is not None, "all the way down"
     with torch.no_grad():
         assert p["image.embedding"] is p["image.embedding"]
     assert m.calls["image.embedding"] == 2
@@ -640,8 +641,9 @@ def test_an_objective_reads_other_fields_than_those_in_its_code() -> None:
 
 def test_a_teacher_reads_the_same_fields_without_gradients() -> None:
     student, teacher = model(), model()
+    space: Any = teacher.parts["space"]
     with torch.no_grad():
-        teacher.parts["space"].image.weight.mul_(2)
+        space.image.weight.mul_(2)
     student.teachers["ema"], student.graph.teachers["ema"] = teacher, teacher.graph
     p = student.encode(batch(other_image=images(4, seed=1)))
     taught = p["ema:image.embedding"]
