@@ -277,38 +277,15 @@ class Row(dict[str, Any]):
 
 
 def sample_of(row: Row, format: str, path: str) -> Sample:
-<<<<<<< HEAD
     """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for a damaged
     shard.
     """
-    pictures: dict[str, np.ndarray] = {}
-
-    def load(data: Any, height: int, width: int) -> np.ndarray:
-        if data is not None and data is not row.get("image"):
-            return picture(data, height, width)
-        if "image" not in pictures:
-            pictures["image"] = picture(row["image"], row["height"], row["width"])
-        return pictures["image"]
-
-    def picture(data: np.ndarray, height: int, width: int) -> np.ndarray:
-        if format != "raw":
-            return _decode(data, row.id)
-        if data.size != 3 * height * width:
-            raise DiptychError(f"{path}: damaged at {row.id}; delete the shard and pack again: only what is missing is made")
-        return data.reshape(height, width, 3)
-
-    i = row.i
-    fields = {name: FIELDS[name].unpack(row, load) for name, has in row.columns.has.items() if has is None or has[i]}
-    return Sample(row["id"], json.loads(row["extra"]), **fields)
-=======
-    """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for a damaged shard."""
     row.raw, i = format == "raw", row.i
     try:
         fields = {name: unpack(row, row.load) for name, unpack, has in row.columns.unpack if has is None or has[i]}
         return Sample(row["id"], json.loads(row["extra"]), **fields)
     except ValueError as error:
         raise DiptychError(f"{path}: damaged at {row.id}; delete the shard and pack again: only what is missing is made") from error
->>>>>>> sources
 
 
 def _decode(data: np.ndarray, item: str) -> np.ndarray:

@@ -131,16 +131,9 @@ def regions(graph: Graph, boxes: list[dict[str, Any]]) -> list[Region]:
     """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them."""
     result = []
     for things in graph.things:  # of a concept there is one group
-<<<<<<< HEAD
-        edges = np.array([box["box"] for box in boxes if box["concept"] == things.concept], float)
-        left, top, right, bottom = (*edges[:, :2].min(axis=0).tolist(), *edges[:, 2:].max(axis=0).tolist())
-        result.append(Region((left, top, right, bottom), language.phrase(things)))
-    return result
-=======
         left, top, right, bottom = zip(*(box["box"] for box in boxes if box["concept"] == things.concept), strict=True)
-        found.append(Region((float(min(left)), float(min(top)), float(max(right)), float(max(bottom))), language.phrase(things)))
-    return found
->>>>>>> sources
+        result.append(Region((float(min(left)), float(min(top)), float(max(right)), float(max(bottom))), language.phrase(things)))
+    return result
 
 
 def _may_be_true(said: Graph, shown: Graph) -> bool:
