@@ -87,7 +87,7 @@ def test_wrong_usage_is_status_2(cli: Cli) -> None:
         (["train", "clip", "--data", "scenes:smal"], "did you mean 'small'"),
         (["train", "clip", "--data", "folder:nowhere"], "nowhere: there is no such directory"),
         (["train", "clip", "--set", "parts.vision.dpeth=1"], "did you mean 'depth'"),
-        (["train", "clip", "--set", "stages.0.objectives.next_token=1"], "no part 'decoder'"),
+        (["train", "clip", "--set", "stages.0.objectives.next_token=1"], "add a part decoder or lm"),
         (["train", "clip", "--set", "parts.vision.stem=patch", "--set", "parts.vision.patch=20"], "multiple"),
         (["evaluate", "nowhere"], "no run at 'nowhere'"),
         (["evaluate", "."], "no checkpoint"),
@@ -275,7 +275,7 @@ def test_a_summary_can_be_read_on_a_narrow_terminal(cli: Cli, run: Path, monkeyp
 
 def test_evaluate_where_nothing_can_be_judged(cli: Cli, run: Path, tmp_path: Path) -> None:
     outcome = cli("evaluate", run, "--tasks", "captions", "--out", "out")
-    assert outcome.code == 1 and "nothing could be judged" in outcome.err and "no generate" in outcome.out
+    assert outcome.code == 1 and "nothing could be evaluated" in outcome.err and "no generate" in outcome.out
     few = make_photos(tmp_path / "few", 1)
     assert (
         "needs two usable items"

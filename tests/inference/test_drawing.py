@@ -313,7 +313,7 @@ def test_the_verb_draws_each_text_and_a_sheet(run, tmp_path):
 
 
 def test_the_verb_says_what_is_missing(run, tmp_path):
-    with pytest.raises(DiptychError, match="say what to draw"):
+    with pytest.raises(DiptychError, match="name the texts to draw"):
         CliRunner().invoke(app, ["draw", str(run)], catch_exceptions=False)
     with pytest.raises(DiptychError, match="no such file"):
         CliRunner().invoke(app, ["draw", str(run), "--file", str(tmp_path / "none.txt")], catch_exceptions=False)

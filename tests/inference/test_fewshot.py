@@ -293,7 +293,7 @@ def test_a_gated_models_conversation_is_continued_as_it_is_read_whole(flamingo: 
     with torch.no_grad():
         read = lm.read(ids, mask, shown)
         found = lm.continue_logits(read, last, torch.ones_like(last, dtype=torch.bool))
-        stepped, past = [lm.lm.head(read.last[:, -1])], read.past
+        stepped, past = [lm.lm.head(read.last[:, -1])], read.cache
         for t in range(1, 4):
             logits, past = lm.step(last[:, t], past)
             stepped.append(logits)

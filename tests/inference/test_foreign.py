@@ -378,7 +378,7 @@ def test_the_command_line_judges_a_model_of_transformers_and_recomputes(made: di
     again = cli("evaluate", "--from-records", folder, "--json")
     assert json.loads(again.out)["results"] == first["results"]
     assert "vqa" in cli("evaluate", "--from-records", folder).out
-    for wrong, message in ((("evaluate",), "name models to judge"), (("evaluate", f"hf:{made['llava']}"), "--data ADDRESS")):
+    for wrong, message in ((("evaluate",), "name models to evaluate"), (("evaluate", f"hf:{made['llava']}"), "--data ADDRESS")):
         outcome = cli(*wrong)
         assert outcome.code == 1 and message in outcome.err
 

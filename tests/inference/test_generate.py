@@ -459,7 +459,7 @@ def test_the_command_line_captions(run: Path, cli: Cli, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to caption"),
+        ([], "name either image files and folders or --data"),
         (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
         (["."], "no images in it"),
         (["x.png", "--beams", "2", "--top-p", "0.5"], "choose either"),

@@ -176,7 +176,6 @@ class Blip2(Family):
         if isinstance(vision, HubTower):
             tower: Any = vision.tower
             says = tower.model.config.to_dict()
-            # fmt: skip
             kept = (
                 "hidden_size",
                 "intermediate_size",
