@@ -33,6 +33,7 @@ from diptych.objectives import build_objectives
 from diptych.report.pages.task import settings_note
 from diptych.report.sections.answers import Answers, TaskAnswers
 from diptych.training.loop import train
+from diptych.training.run_files import EvaluationFiles
 from gated_fixture import idefics_layers
 
 VIT = "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}"
@@ -396,7 +397,9 @@ def test_captions_behind_examples_of_the_training_part(tmp_path: Path) -> None:
     assert record["examples"] == [text for _, text in shown[0]] and record["generated"] == shown[0][-1][1]
     assert json.loads((tmp_path / "state.json").read_text())["tasks"]["captions"]["settings"]["shots"] == 3
     named: Any = SimpleNamespace(label="Listening")
-    assert "Settings: n = 6, shots = 3" in settings_note(TaskAnswers("captions", [Answers(named, 0, tmp_path, [])]))
+    assert "Settings: n = 6, shots = 3" in settings_note(
+        TaskAnswers("captions", [Answers(named, 0, EvaluationFiles(tmp_path), [])])
+    )
     other = Listening({"generate", "examples"})
     evaluate(other, source, ["captions?n=6&shots=3&seed=1"])
     assert [e.text for e in other.heard[0][2]] != record["examples"], "another seed, other examples"
