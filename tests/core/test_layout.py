@@ -58,3 +58,23 @@ def test_every_folder_is_a_layer() -> None:
 def test_files_are_short() -> None:
     long = {name_of(p): n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
     assert not long
+
+
+def test_folders_are_small() -> None:
+    counts = {folder: len(list(folder.glob("*.py"))) for folder in {path.parent for path in FILES}}
+    assert not {str(folder.relative_to(ROOT)): n for folder, n in counts.items() if n > 16}
+
+
+def test_recipes_lie_in_a_folder_a_family() -> None:
+    assert not list((ROOT / "recipes").glob("*.yaml")) and len(list((ROOT / "recipes").glob("*/*.yaml"))) >= 22
+
+
+def test_public_functions_have_docstrings() -> None:
+    """Functions and classes of modules; methods that override a documented one may go without."""
+    wrong = []
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):  # type: ignore[arg-type]
+                wrong.append(f"{name_of(path)}.{node.name}")  # type: ignore[attr-defined]
+    assert not wrong, "\n".join(wrong)

@@ -20,6 +20,8 @@ from diptych.core.errors import DiptychError, nearest
 
 @dataclass(frozen=True)
 class Row:
+    """One comparison of two models on one metric."""
+
     metric: str
     a: float
     b: float

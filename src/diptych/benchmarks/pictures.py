@@ -79,4 +79,5 @@ class NoPictures(Pictures):
         super().__init__("", "")
 
     def path(self, name: str, where: str = "") -> str:
+        """The path of an image; its name may lack the suffix."""
         return name

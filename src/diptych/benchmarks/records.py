@@ -58,6 +58,7 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write plain data to a JSON file, atomically."""
     write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -66,6 +67,7 @@ def _line(record: Record) -> str:
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
+    """Write rows to a JSON-lines file, atomically."""
     write_text(path, "".join(map(_line, records)))
 
 

@@ -24,6 +24,8 @@ from diptych.data.source import Problem, Source
 
 @dataclass
 class Summary:
+    """The results of an evaluation."""
+
     model: str
     data: str
     data_fingerprint: str

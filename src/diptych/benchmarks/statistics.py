@@ -19,6 +19,8 @@ EXACT_CLUSTERS = 13  # up to 2^13 sign patterns are enumerated: fewer than the d
 
 @dataclass(frozen=True)
 class Interval:
+    """An estimate with its interval."""
+
     value: float
     low: float
     high: float
@@ -220,6 +222,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class PairedTest:
+    """The difference of two models on the same items, with its p-value."""
+
     difference: float  # mean of a − b
     low: float
     high: float

@@ -162,6 +162,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def short(value: Any) -> str:
+    """A value cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 

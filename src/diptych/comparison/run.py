@@ -61,9 +61,11 @@ class RecipeJob(Job):
     evaluations: list[Evaluation]
 
     def arguments(self) -> dict[str, Any]:
+        """The JSON arguments of the process."""
         return {"path": str(self.path), "name": self.recipe.name, "evaluations": [asdict(e) for e in self.evaluations]}
 
     def prepare(self) -> None:
+        """Writes the files that the process reads."""
         write_text(self.path / "job.yaml", self.recipe.to_yaml())
 
     def done(self) -> bool:

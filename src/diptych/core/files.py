@@ -91,5 +91,6 @@ def check_format(found: object, known: int, where: str) -> None:
     """DiptychError if a file has a format number above the one that this program knows."""
     if not isinstance(found, int) or found > known:
         raise DiptychError(
-            f"{where}: written by a newer Diptych (format {found}; this one reads up to {known}); upgrade with: pip install -U diptych"
+            f"{where}: written by a newer Diptych (format {found}; this one reads up to {known}); upgrade with: pip install "
+            "-U diptych"
         )

@@ -31,6 +31,7 @@ def slices(step: int, start: int, stop: int, micro: int | None) -> Iterator[Rows
 
 
 def in_process(loader: Loader, wanted: Iterator[Rows]) -> Iterator[Batch]:
+    """Batches read when they are asked for."""
     return (loader.rows(*rows) for rows in wanted)
 
 
@@ -104,8 +105,10 @@ def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | No
             if "DataLoader worker" not in str(failure):
                 raise
             raise DiptychError(
-                f"a process that reads data was killed ({str(failure).splitlines()[0].strip(' .')}); most often memory, or the space in "
-                f"/dev/shm, has run out. Checkpoints are untouched: go on with --resume and fewer workers than data.workers={workers}; "
+                f"a process that reads data was killed ({str(failure).splitlines()[0].strip(' .')}); most often memory, or "
+                "the space in "
+                "/dev/shm, has run out. Checkpoints are untouched: go on with --resume and fewer workers than "
+                f"data.workers={workers}; "
                 "with data.workers=0 all is read in the process itself"
             ) from failure
         if error:

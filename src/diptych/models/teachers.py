@@ -54,9 +54,9 @@ class Teacher(nn.Module):
             for mine, theirs in zip(own.parameters(), other.parameters(), strict=True):
                 if mine is not theirs:
                     mine.lerp_(theirs.to(mine.dtype), 1 - m)
-            for mine, theirs in zip(own.buffers(), other.buffers(), strict=True):
-                if mine is not theirs:
-                    mine.copy_(theirs)
+            for kept, now in zip(own.buffers(), other.buffers(), strict=True):
+                if kept is not now:
+                    kept.copy_(now)
 
 
 def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where: str) -> Teacher:

@@ -82,7 +82,8 @@ def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.Mo
 
 # The part to add for an encoding that nothing provides.
 SUGGESTED = {
-    "tokens": "vision or text", "embedding": "space, or vision and text", "fused": "fusion", "logits": "decoder or lm", "prefix": "connector",
+    "tokens": "vision or text", "embedding": "space, or vision and text", "fused": "fusion", "logits": "decoder or lm",
+    "prefix": "connector",
     "codes": "quantizer", "queries": "text of the kind q_former", "query_embedding": "text of the kind q_former", "state": "lm",
     "kv_cache": "lm", "projected": "space, or vision and text", "token_embedding": "space, or vision and text",
 }  # fmt: skip

@@ -58,7 +58,8 @@ class _Codes(Objective):
             )
         if vision.grid**2 != quantizer.tokens:
             raise DiptychError(
-                f"parts.quantizer gives {quantizer.tokens} codes an image, parts.vision {vision.tokens} patches; give both the same patch"
+                f"parts.quantizer gives {quantizer.tokens} codes an image, parts.vision {vision.tokens} patches; give both "
+                "the same patch"
             )
         self.share, self.n = share, vision.tokens
         self._vision = [vision]  # in a list: shared, not owned

@@ -70,7 +70,8 @@ class TextPrediction(Objective):
         space = model.part("space")
         if "text" not in model.fixed or any(True for _ in space.text.parameters()):
             raise DiptychError(
-                "objective text_prediction: texts that may move would meet the images at one point; take a frozen text tower with a space of "
+                "objective text_prediction: texts that may move would meet the images at one point; take a frozen text tower "
+                "with a space of "
                 "its own: parts.text: {kind: minilm, frozen: true, project: false}"
             )
         self._space = [space]  # in a list: shared, not owned

@@ -116,7 +116,8 @@ def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | 
             return objective
     if name in BY_OBJECTIVE:
         raise DiptychError(
-            f"score: {name} needs the objective {BY_OBJECTIVE[name]}, which the recipe does not have; set score: similarity or likelihood"
+            f"score: {name} needs the objective {BY_OBJECTIVE[name]}, which the recipe does not have; set score: similarity "
+            "or likelihood"
         )
     if name not in SCORES and ":" not in name:
         raise DiptychError(

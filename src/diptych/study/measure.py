@@ -28,9 +28,11 @@ class MeasureJob(Job):
     module = "diptych.study"
 
     def arguments(self) -> dict[str, Any]:
+        """The JSON arguments of the process."""
         return {"study": str(self.runs.folder), "arm": self.arm, "seed": self.seed}
 
     def done(self) -> bool:
+        """Whether all of its results exist."""
         return all(self.runs.kept(name, self.arm, self.seed) for name in functions_of(self.runs.study, self.arm))
 
 

@@ -215,7 +215,8 @@ def shard(module: nn.Module, cluster: Cluster) -> None:
 
     if getattr(module, "borrows", False):
         raise DiptychError(
-            f"sharding: fsdp cannot share out a model in which {type(module).__name__} computes with another part's weights; leave it away"
+            f"sharding: fsdp cannot share out a model in which {type(module).__name__} computes with another part's weights; "
+            "leave it away"
         )
     if cluster.size == 1:
         raise DiptychError("sharding: fsdp needs several processes; start with torchrun or --processes, or leave it away")

@@ -39,7 +39,8 @@ class Share:
         size = min(micro_batch or share, share)
         if loader.batch_size % cluster.size or share % size:
             raise DiptychError(
-                f"batch_size {loader.batch_size} cannot be dealt out evenly to {cluster.size} processes in micro-batches of {size}; "
+                f"batch_size {loader.batch_size} cannot be dealt out evenly to {cluster.size} processes in micro-batches of "
+                f"{size}; "
                 "make it a multiple of processes × micro_batch"
             )
         start = cluster.rank * share

@@ -83,7 +83,8 @@ class Trainer:
             self._restore(*checkpoint)
         if len(steps := set(self.cluster.collect(self.step))) > 1:
             raise DiptychError(
-                f"processes found different checkpoints in {out} (steps {sorted(steps)}); it must be one directory that all of them see"
+                f"processes found different checkpoints in {out} (steps {sorted(steps)}); it must be one directory that all "
+                "of them see"
             )
         self._distribute()
         self.gradient = BatchGradient(
@@ -155,7 +156,8 @@ class Trainer:
                     saved = time.monotonic()
                 if self.stopping:
                     raise Interrupted(
-                        f"{self.stopping}: saved at step {self.step} ({share:.0%} of the budget); go on with --resume --out {self.out}"
+                        f"{self.stopping}: saved at step {self.step} ({share:.0%} of the budget); go on with --resume --out "
+                        f"{self.out}"
                     )
         except DiptychError as error:
             if not isinstance(error, Interrupted) and self.cluster.size == 1 and self.step > learning.first:
@@ -191,7 +193,8 @@ class Trainer:
         loader.problems.update({p.item: p for p in source.problems})
         if any(o.couples for o in objectives.values()) and len(source) < stage.batch_size and self.cluster.first:
             print(
-                f"note: {len(source)} training samples for a batch of {stage.batch_size}: a batch holds the same picture more than once",
+                f"note: {len(source)} training samples for a batch of {stage.batch_size}: a batch holds the same picture "
+                "more than once",
                 file=sys.stderr,
             )
         s.model.train()
@@ -269,7 +272,8 @@ def _check_finite(step: int, losses: dict[str, float], norm: float, taken: Taken
     parts = ", ".join(f"{n} {v:.4g}" for n, v in losses.items())
     raise DiptychError(
         f"step {step}: the loss or its gradient is not finite ({parts}; gradient norm {norm:.4g}); nothing was updated. "
-        f"Samples: {', '.join(taken.batch.ids[:4])} … Try a lower stages.{stage.name}.lr (now {stage.lr:g}), a longer warmup or precision: fp32."
+        f"Samples: {', '.join(taken.batch.ids[:4])} … Try a lower stages.{stage.name}.lr (now {stage.lr:g}), a longer warmup "
+        "or precision: fp32."
     )
 
 

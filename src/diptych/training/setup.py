@@ -174,7 +174,8 @@ def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: st
     missing = [name for name in wanted if name not in have]
     if have and missing:  # if nothing could be read, the loader says what is wrong with each
         raise DiptychError(
-            f"{where}: its objectives read the field '{missing[0]}', which {source.address} does not have (it has: {', '.join(sorted(have))}); "
+            f"{where}: its objectives read the field '{missing[0]}', which {source.address} does not have (it has: "
+            f"{', '.join(sorted(have))}); "
             "take another --data, or other objectives"
         )
 

@@ -62,12 +62,14 @@ def check_fit(other: VLM, model: VLM, where: str) -> None:
     """DiptychError if a teacher would read the batch's pixels or token ids as something else."""
     if "vision" in other.parts and other.image_size != model.image_size:
         raise DiptychError(
-            f"{where}: it reads images of {other.image_size} pixels, this model of {model.image_size}; set data.image_size={other.image_size}"
+            f"{where}: it reads images of {other.image_size} pixels, this model of {model.image_size}; set "
+            f"data.image_size={other.image_size}"
         )
     reads_text = not {"text", "lm", "decoder"}.isdisjoint(other.parts)
     if reads_text and other.tokenizer is not model.tokenizer and other.tokenizer.to_json() != model.tokenizer.to_json():
         raise DiptychError(
-            f"{where}: its token ids mean other words than this model's; start this run with that tokenizer: weights: {where.rpartition(' ')[2]}?parts=text"
+            f"{where}: its token ids mean other words than this model's; start this run with that tokenizer: weights: "
+            f"{where.rpartition(' ')[2]}?parts=text"
         )
     if reads_text and (room := other.tokenizer.max_length) < model.tokenizer.max_length:
         prompts = getattr(model.parts["text"], "prompts", ()) if "text" in model.parts else ()

@@ -129,12 +129,15 @@ def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[in
 
 @dataclass(frozen=True)
 class Choices(QuestionTask):
+    """Multiple-choice questions, answered by a letter."""
+
     name: str = "choices"
     prompt: str = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
     statement: str = "{question} {option}"
     circular: bool = False
 
     def items(self, source: Source) -> Items:
+        """The questions."""
         if self.file:
             items = self.read(Pictures(self.images, self.file))
         else:
@@ -146,9 +149,11 @@ class Choices(QuestionTask):
         return Items((r for q in items for r in self._rotations(q)), items.problems)
 
     def examples(self, source: Source, sample: Sample) -> Iterable[Question]:
+        """The questions about a training sample that can be shown as examples."""
         return [q for q in questions_of(source, sample) if q.options]
 
     def example_of(self, question: Question, way: str) -> Example:
+        """A question with its answer, as an example."""
         example = super().example_of(question, way)  # by its letter, as the prompt asks for
         return example._replace(text=LETTERS[question.options.index(example.text)]) if way == "generate" else example
 
@@ -194,6 +199,7 @@ class Choices(QuestionTask):
         return rotated
 
     def parse(self, record: Record, text: str) -> str | None:
+        """The answer in a model's text; None if there is none."""
         index = parse_choice(text, record["options"])
         return None if index is None else record["options"][index]
 

@@ -42,10 +42,13 @@ def mme_of_counts(sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mme(Choices):
+    """MME: two yes-or-no questions for each image (Fu et al. 2023)."""
+
     name: str = "mme"
     prompt: str = "{question}"
 
     def items(self, source: Source) -> Items:
+        """The questions."""
         if not self.file:
             raise NotApplicable("MME is read from its file: ?file=MME.tsv")
         return self.read(Pictures(self.images, self.file))
@@ -60,6 +63,7 @@ class Mme(Choices):
         return list(YES_NO)
 
     def parse(self, record: Record, text: str) -> str | None:
+        """The answer in a model's text; None if there is none."""
         answer = parse_yes_no(text)
         return None if answer is None else YES_NO[not answer]
 

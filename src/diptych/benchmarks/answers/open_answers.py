@@ -21,6 +21,8 @@ from diptych.data.source import Source
 
 @dataclass(frozen=True)
 class OpenAnswers(Vqa):
+    """Free answers, kept for people to read."""
+
     name: str = "open"
     prompt: str = "{question}"
     max_tokens: int = 512
@@ -28,6 +30,7 @@ class OpenAnswers(Vqa):
     by: str = "generate"
 
     def items(self, source: Source) -> Items:
+        """The questions."""
         if not self.file:
             raise NotApplicable("it reads its questions from a file: ?file=questions.jsonl")
         return super().items(source)
@@ -38,9 +41,11 @@ class OpenAnswers(Vqa):
         return Question(name, image, pictures.path(image, row.where), row.text("text", "question"), true, slices=row.slices())
 
     def parse(self, record: Record, text: str) -> str | None:
+        """The first line; of a closed set the option that it names."""
         return text.strip() or None
 
     def credit(self, record: Record, answer: str) -> float:
+        """The credit of an answer, 0 to 1."""
         if not record["answers"]:
             return 0.0
         return float(Corpus({"": record["answers"]}, {"": answer}).rouge_l()[0])

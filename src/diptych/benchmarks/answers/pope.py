@@ -117,6 +117,8 @@ def _metric(name: str, sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pope(QuestionTask):
+    """POPE: is there an object in the image? (Li et al. 2023)."""
+
     name: str = "pope"
     prompt: str = "{question} Please answer yes or no."
     labels: str = ""  # a COCO instances file, for data that brings captions only
@@ -125,6 +127,7 @@ class Pope(QuestionTask):
     each: int = 3  # present and absent objects in an image, at most
 
     def items(self, source: Source) -> Items:
+        """The questions."""
         if self.file:
             return Items(self.read(Pictures(self.images, self.file)))
         known = labelled(source, 0, self.labels)
@@ -183,6 +186,7 @@ class Pope(QuestionTask):
         return questions
 
     def parse(self, record: Record, text: str) -> str | None:
+        """The answer in a model's text; None if there is none."""
         answer = parse_yes_no(text)
         return None if answer is None else YES_NO[not answer]
 

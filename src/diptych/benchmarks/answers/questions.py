@@ -43,6 +43,8 @@ PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answ
 
 @dataclass(frozen=True)
 class Question:
+    """One question about one image, with what counts as right."""
+
     id: str
     cluster: str  # the image: questions about one image belong together
     image: ImageRef
@@ -57,6 +59,8 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionTask:
+    """What tasks of questions share: asking, parsing, controls, records."""
+
     name: str = "questions"
     needs: tuple[str, ...] = ("prompt|score",)
     file: str = ""  # the benchmark's own file; "": questions from the data

@@ -137,15 +137,19 @@ def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class Vqa(QuestionTask):
+    """Visual question answering with the official accuracy of VQAv2 (Antol et al. 2015)."""
+
     name: str = "vqa"
     annotations: str = ""  # VQAv2's answers, a file of their own
     candidates: int = 0
     statement: str = "{question} {answer}"
 
     def examples(self, source: Source, sample: Sample) -> Iterable[Question]:
+        """The questions about a training sample that can be shown as examples."""
         return questions_of(source, sample)
 
     def items(self, source: Source) -> Items:
+        """The questions."""
         if not self.file:
             return sample_questions(source, self.n)
         return Items(self.read(Pictures(self.images, self.file)))
@@ -200,6 +204,7 @@ class Vqa(QuestionTask):
         return same[0] if same else line
 
     def credit(self, record: Record, answer: str) -> float:
+        """The credit of an answer, 0 to 1."""
         return answer_credit(answer, record["answers"])
 
     def constant(self, records: list[Record]) -> float:

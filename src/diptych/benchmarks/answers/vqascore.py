@@ -22,6 +22,8 @@ from diptych.data.source import Source
 
 @dataclass(frozen=True)
 class VqaScore:
+    """VQAScore: the probability of "yes" to whether an image shows a text (Lin et al. 2024)."""
+
     name: str = "vqascore"
     needs: tuple[str, ...] = ("prompt", "loglikelihood")
     n: int = 100

@@ -35,6 +35,8 @@ HELD_OUT = "heldout-combinations"
 
 @dataclass(frozen=True)
 class Drawing:
+    """Images drawn from captions, judged by the truth of the scene."""
+
     name: str = "drawing"
     needs: tuple[str, ...] = ("draw",)
     n: int = 100  # captions of seen combinations, and as many of held-out ones

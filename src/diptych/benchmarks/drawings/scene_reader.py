@@ -55,6 +55,8 @@ class Group(NamedTuple):
 
 
 class Block(nn.Module):
+    """A convolution with its norm, activation and pooling."""
+
     def __init__(self, width: int):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)

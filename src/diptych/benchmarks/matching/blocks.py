@@ -25,6 +25,8 @@ from diptych.data.source import Source
 
 @dataclass
 class Block:
+    """Images and texts that are scored against each other."""
+
     id: str
     cluster: str
     images: list[ImageRef]
@@ -93,6 +95,8 @@ def shared_credits(credits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MatchingTask:
+    """What tasks of scoring share: scoring, controls, records."""
+
     name: str = "matching"
     needs: tuple[str, ...] = ("score",)
     file: str = ""  # the benchmark's own file; "": blocks from the data

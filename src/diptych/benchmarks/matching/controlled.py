@@ -25,6 +25,8 @@ from diptych.data.source import Group, Source
 
 @dataclass(frozen=True)
 class Controlled:
+    """Controlled tests of single skills on the built-in world."""
+
     name: str = "controlled"
     needs: tuple[str, ...] = ("score",)
     n: int = 100  # groups of each skill

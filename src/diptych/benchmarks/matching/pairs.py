@@ -56,10 +56,13 @@ def positive_credit(positive: np.ndarray, negatives: np.ndarray, sizes: np.ndarr
 
 @dataclass(frozen=True)
 class Pairs(MatchingTask):
+    """A right and a wrong caption for each image (SugarCrepe, ARO)."""
+
     name: str = "pairs"
     crop: bool = True  # ARO and CREPE show the part of the image that the caption describes
 
     def items(self, source: Source) -> Items:
+        """The blocks."""
         if not self.file:
             return self._of_samples(source)
         blocks = list(islice(self._of_file(), self.n or None))
@@ -130,6 +133,7 @@ class Pairs(MatchingTask):
         return block(sample.id, sample.id, sample.image, sample.captions[0], [swapped], {}) if swapped else None
 
     def credit(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, float]:
+        """{metric: credit in [0, 1]} of scores [images, texts]."""
         return {"accuracy": float(positive_credit(scores[:, 0], scores[:, 1:])[0][0])}
 
     def summarise(self, records: list[Record]) -> list[Result]:

@@ -42,6 +42,8 @@ MOST_WORK = 40_000_000  # items × resamples of the median
 
 @dataclass(frozen=True)
 class Retrieval:
+    """Finding the caption of an image, and the image of a caption."""
+
     name: str = "retrieval"
     needs: tuple[str, ...] = ("score",)
     n: int = 100
@@ -115,6 +117,7 @@ class LargeRetrieval(Retrieval):
         return items
 
     def scores(self, model: Model, images: list[Any], texts: list[str]) -> np.ndarray:
+        """float [images, texts]"""
         if "score_all" in model.capabilities:
             return super().scores(model, images, texts)
         return model.embed_image(images) @ model.embed_text(texts).T

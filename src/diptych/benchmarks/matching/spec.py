@@ -27,10 +27,13 @@ from diptych.data.source import Source
 
 @dataclass(frozen=True)
 class Spec(MatchingTask):
+    """SPEC: images that differ in one attribute (Peng et al. 2024)."""
+
     name: str = "spec"
     kind: str = ""
 
     def items(self, source: Source) -> Items:
+        """The blocks."""
         if self.file:
             pictures = Pictures(self.images, self.file)
             kind = self.kind or posixpath.basename(posixpath.dirname(self.file)) or "spec"
@@ -59,6 +62,7 @@ class Spec(MatchingTask):
         return Block(f"{number}", f"{number}", [pictures.path(k, row.where) for k in keys], [query], right[:, None], {"kind": kind})
 
     def credit(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, float]:
+        """{metric: credit in [0, 1]} of scores [images, texts]."""
         credits = {}
         if scores.shape[1] > 1:
             credits["image-to-text"] = best_text(scores, fits)

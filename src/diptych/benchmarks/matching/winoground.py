@@ -31,10 +31,13 @@ CHANCE = {"text": 0.25, "image": 0.25, "group": groups.chance(2)["group"]}
 
 @dataclass(frozen=True)
 class Winoground(MatchingTask):
+    """Winoground: two images, two captions of the same words (Thrush et al. 2022)."""
+
     name: str = "winoground"
     skills: tuple[str, ...] = ("relation", "binding")  # of a built-in world: those whose captions have the same words
 
     def items(self, source: Source) -> Items:
+        """The blocks."""
         if self.file:
             pictures = Pictures(self.images, self.file)
             blocks = [self._block(row, pictures) for row in islice(read_records(self.file), self.n or None)]
@@ -58,12 +61,15 @@ class Winoground(MatchingTask):
         return Block(name, name, images, [row.text("caption_0"), row.text("caption_1")], EYE, row.slices())
 
     def credit(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, float]:
+        """{metric: credit in [0, 1]} of scores [images, texts]."""
         return groups.winoground(scores)
 
     def chance(self, fits: np.ndarray) -> dict[str, float]:
+        """The mean credit of random scores: that of equal scores, unless a benchmark overrides it."""
         return dict(CHANCE)
 
     def ties(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, int]:
+        """{metric: ties}: images whose highest score is shared by several texts."""
         return {name: int(shared_credits(np.array(credit))) for name, credit in groups.winoground(scores).items()}
 
 

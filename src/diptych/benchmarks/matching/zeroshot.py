@@ -49,6 +49,8 @@ def commonest(classes: Sequence[Any] | np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class ZeroShot:
+    """Zero-shot naming from class names or descriptions."""
+
     name: str = "zeroshot"
     needs: tuple[str, ...] = ("score",)
     n: int = 200  # images, of a longer file spread evenly over it; 0: all

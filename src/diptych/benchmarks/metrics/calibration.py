@@ -12,6 +12,8 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bin:
+    """A range of confidence: its bounds, items, mean confidence and accuracy."""
+
     low: float  # the bin holds low < confidence <= high; the first one also 0
     high: float
     n: int

@@ -35,6 +35,8 @@ RESAMPLES = 400
 
 @dataclass(frozen=True)
 class Bias:
+    """Whether a model favours groups of people."""
+
     name: str = "bias"
     needs: tuple[str, ...] = ("score",)
     attribute: str = "colour"  # or size, position, background

@@ -36,6 +36,8 @@ RESAMPLES = 500
 
 @dataclass(frozen=True)
 class BiasTable:
+    """``Bias``, from a table of images and groups."""
+
     name: str = "bias-table"
     needs: tuple[str, ...] = ("score",)
     group: str = "group"  # the column

@@ -81,6 +81,8 @@ def logistic(x: np.ndarray, y: np.ndarray, penalty: float = 1.0, steps: int = 10
 
 @dataclass(frozen=True)
 class Embedding:
+    """The gap between the modalities in the shared space."""
+
     name: str = "embedding"
     needs: tuple[str, ...] = ("embed_image", "embed_text")
     n: int = 100

@@ -35,6 +35,8 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Bin:
+    """A range of concept frequency: its bounds, concepts and mean score."""
+
     low: float  # occurrences: low <= count < high
     high: float
     concepts: int
@@ -156,6 +158,8 @@ def read_counts(path: str | Path, concepts: Collection[str]) -> dict[str, float]
 
 @dataclass(frozen=True)
 class Frequency(ZeroShot):
+    """How a score depends on how often a concept was trained on."""
+
     name: str = "frequency"
     n: int = 400
     counts: str = ""

@@ -108,6 +108,8 @@ def memorization_results(task: str, clusters: Sequence[Any], target: Values, con
 
 @dataclass(frozen=True)
 class Memorization:
+    """What a model kept of samples that it was trained on."""
+
     name: str = "memorization"
     needs: tuple[str, ...] = ("embed_image", "embed_text")
     n: int = 200

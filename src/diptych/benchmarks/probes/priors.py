@@ -32,6 +32,8 @@ ALPHAS = tuple(i / 20 for i in range(21))
 
 @dataclass(frozen=True)
 class Priors:
+    """What a model answers without the image."""
+
     name: str = "priors"
     needs: tuple[str, ...] = ("score",)
     n: int = 200

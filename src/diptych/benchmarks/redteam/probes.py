@@ -21,6 +21,8 @@ GREY = 224  # pixels of the side of the image where a probe has none
 
 @dataclass(frozen=True)
 class Harm:
+    """A category of harm."""
+
     name: str
     title: str
     about: str = ""

@@ -24,6 +24,8 @@ from diptych.data.source import Source
 
 @dataclass(frozen=True)
 class RedTeam:
+    """Requests that a model should refuse, and such that it should not."""
+
     name: str = "redteam"
     needs: tuple[str, ...] = ("generate", "prompt")
     file: str = SAMPLE  # or a probe file of one's own

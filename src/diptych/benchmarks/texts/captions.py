@@ -67,6 +67,8 @@ def _bleu(n: int, sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Captions:
+    """Generated captions against references: CIDEr-D, BLEU, ROUGE-L."""
+
     name: str = "captions"
     needs: tuple[str, ...] = ("generate",)
     n: int = 64

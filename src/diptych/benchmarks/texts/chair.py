@@ -190,6 +190,8 @@ def chair_results(
 
 @dataclass(frozen=True)
 class Chair(Captions):
+    """CHAIR: objects in captions that the image does not show (Rohrbach et al. 2018)."""
+
     name: str = "chair"
     labels: str = ""  # a COCO instances file, for data that brings captions only
     words: str = ""  # lines "object, synonym, …"; "": our list for COCO's objects if all labels are such, else the labels
@@ -203,6 +205,7 @@ class Chair(Captions):
         return Items([_with_objects(sample, names, every) for sample, names in known], known.problems)
 
     def record(self, item: Sample, generated: str, blind: str) -> Record:
+        """What is kept of an item."""
         words = _vocabulary(self.words, item.extra["vocabulary"])
         truth = true_objects(item.extra["labels"], words).union(*(objects_in(caption, words) for caption in item.captions))
         return {
@@ -222,6 +225,7 @@ class Chair(Captions):
         return chair_results(self.name, own, truth, [r["cluster"] for r in records], self.seed, blind=blind)
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
+        """What a paired test compares: the metrics that are means over items."""
         counts = chair_counts(
             [r["mentioned"] for r in records], [set(r["truth"]) for r in records], [r["generated"] for r in records]
         )

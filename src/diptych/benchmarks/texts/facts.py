@@ -165,6 +165,8 @@ def claim_credits(claims: Claims, graph: dict[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Facts(Captions):
+    """Statements in captions against the truth of the scene."""
+
     name: str = "facts"
 
     def items(self, source: Source) -> Items:
@@ -174,6 +176,7 @@ class Facts(Captions):
         return items
 
     def record(self, item: Sample, generated: str, blind: str) -> Record:
+        """What is kept of an item."""
         return self.with_credits({**super().record(item, generated, blind), "graph": item.extra["graph"], "answer": generated})
 
     def with_credits(self, record: Record) -> Record:
@@ -218,6 +221,7 @@ class Facts(Captions):
             return [of_sums(self.name, "precision", own, lambda s: s[..., 0] / s[..., 1], clusters, **fields), unread]
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
+        """What a paired test compares: the metrics that are means over items."""
         rows = [self.with_credits(r) for r in records]
         return {m: {r["item"]: r["correct"][m] for r in rows} for m in ("all_true", "told")}
 

@@ -100,6 +100,7 @@ class Reduce(Operator):
         """Second pass: the outputs for the rows of one shard."""
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         state = self.combine(iter([self.summarise(batch)]))
         return self.decide(batch, state)
 

@@ -105,9 +105,11 @@ class DocumentLimits(Operator):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
         return (self.texts, self.images)
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         identify = resolve(self.identifier, IDENTIFIERS, "language identifier")
         rows = [
             self.filter_document(texts, images, identify)
@@ -164,9 +166,11 @@ class AssignImages(Operator):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
         return (self.images, self.sentences)
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         places, values = [], []
         for images, sentences in zip(batch[self.images].to_pylist(), batch[self.sentences].to_pylist(), strict=True):
             similarity = np.array(images) @ np.array(sentences).T if images and sentences else np.empty((len(images), 0))

@@ -21,9 +21,11 @@ class Fuse(Reduce):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
         return tuple(self.weights)
 
     def summarise(self, batch: pa.RecordBatch) -> pa.Table:
+        """First pass: a summary of one shard, as small as possible."""
         low, high = [], []
         for name in self.weights:
             scores = batch[name].to_numpy(zero_copy_only=False).astype(np.float64)
@@ -33,10 +35,12 @@ class Fuse(Reduce):
         return pa.table({"column": list(self.weights), "low": low, "high": high})
 
     def combine(self, summaries: Iterator[pa.Table]) -> pa.Table:
+        """The state for the second pass, from all shards' summaries in the order of the pool."""
         table = pa.concat_tables(list(summaries)).group_by("column").aggregate([("low", "min"), ("high", "max")])
         return table.rename_columns({"low_min": "low", "high_max": "high"})
 
     def decide(self, batch: pa.RecordBatch, state: pa.Table) -> Columns:
+        """Second pass: the outputs for the rows of one shard."""
         total = np.zeros(batch.num_rows)
         for row in state.to_pylist():
             scores = batch[row["column"]].to_numpy(zero_copy_only=False).astype(np.float64)

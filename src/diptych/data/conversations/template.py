@@ -134,7 +134,8 @@ class Chat:
                     )
                     raise Mistake(
                         f"template mismatch at turn {i + 1}: what is rendered up to there is no beginning of the whole: "
-                        f"{part[max(at - 20, 0) : at + 20]!r} against {longer[max(at - 20, 0) : at + 20]!r}; use a template that only appends"
+                        f"{part[max(at - 20, 0) : at + 20]!r} against {longer[max(at - 20, 0) : at + 20]!r}; use a template "
+                        "that only appends"
                     )
             bare = after.rstrip()
             ended = len(bare) > len(before) and not bare.endswith(turn.text.rstrip())

@@ -56,7 +56,8 @@ def field_class(name: str, own: Mapping[str, str] | None = None) -> type[Field]:
     kind = (own or {}).get(name, name)
     if kind == name and name not in FIELDS:
         raise DiptychError(
-            f"there is no field '{name}'{nearest(name, [*FIELDS, *(own or {})])}; your own: data.fields: {{{name}: package.module:Class}}"
+            f"there is no field '{name}'{nearest(name, [*FIELDS, *(own or {})])}; your own: data.fields: "
+            f"{{{name}: package.module:Class}}"
         )
     cls: type[Field] = resolve(kind, FIELDS, "field")
     return cls

@@ -114,4 +114,5 @@ class ViewsField(ImageField):
 
     @classmethod
     def schema(cls) -> dict[str, pa.DataType]:
+        """Arrow columns of a packed value, by name; the value's presence is a column of the shard."""
         return {}  # made of the image

@@ -88,6 +88,7 @@ class RegionsField(Field):
 
     @classmethod
     def scaled(cls, value: list[Region], x: float, y: float) -> list[Region]:
+        """The value where the sample's image is ``x`` times as wide and ``y`` times as high; for fields in pixels."""
         if x == y == 1:
             return value
         return [Region((r.box[0] * x, r.box[1] * y, r.box[2] * x, r.box[3] * y), r.phrase) for r in value]

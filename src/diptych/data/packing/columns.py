@@ -265,7 +265,8 @@ class Row(dict[str, Any]):
         return self["height"], self["width"]
 
     def load(self, data: Any, height: int, width: int) -> np.ndarray:
-        """A picture from its bytes; None stands for the sample's image. Raises ``BrokenItem``, or ``ValueError`` if there are too few."""
+        """A picture from its bytes; None stands for the sample's image. Raises ``BrokenItem``, or ``ValueError`` if there "
+        "are too few."""
         if data is not None and data is not self.get("image"):
             return self._picture(data, height, width)
         if self.own is None:

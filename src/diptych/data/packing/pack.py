@@ -95,7 +95,8 @@ def _pack(source: Source, manifest: Manifest, workers: int, progress: bool) -> d
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiptychError(
-                    f"{out}: the disk is full; {len(manifest.shards)} finished shards are kept. Make room and run the same command again"
+                    f"{out}: the disk is full; {len(manifest.shards)} finished shards are kept. Make room and run the same "
+                    "command again"
                 ) from error
             raise
         for stale in set(out.glob("shard-*.arrow")) - {out / shard_name(n) for n in manifest.shards}:

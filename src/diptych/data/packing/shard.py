@@ -87,6 +87,7 @@ def schema(fields: Iterable[str]) -> pa.Schema:
 
 
 def shard_name(number: int) -> str:
+    """The file name of a shard."""
     return f"shard-{number:05d}.arrow"
 
 
@@ -126,6 +127,7 @@ def write_shard(source: Source, number: int, parameters: Parameters, out: Path, 
 
 
 def file_hash(path: str | Path) -> str:
+    """BLAKE2b of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -59,9 +59,11 @@ class Albums(Drawn):
 
     @property
     def fields(self) -> tuple[str, ...]:
+        """Names of the fields that samples may have."""
         return ("document", "text", "negatives", *(("turns",) if self.world.ask else ()))
 
     def fingerprint(self) -> str:
+        """A hash of the world's options and of all that the pixels depend on."""
         return hashlib.sha256(f"albums {FORMAT} {self.world.fingerprint()}".encode()).hexdigest()[:16]
 
     def graph(self, index: int) -> Album:
@@ -75,6 +77,7 @@ class Albums(Drawn):
         return [" ".join(texts(album)), *(turn.text for turn in turns)]
 
     def drawn(self, index: int) -> Sample:
+        """The sample of a number from 0 on."""
         album = self.graph(index)
         pictures = [picture(graph, self.world.size)[0] for graph in album.graphs]
         noted = texts(album)

@@ -47,6 +47,7 @@ class Clips(Drawn):
 
     @property
     def fields(self) -> tuple[str, ...]:
+        """Names of the fields that samples may have."""
         return ("video", "text", "negatives", "label", *(("turns",) if self.world.ask else ()))
 
     @property
@@ -55,6 +56,7 @@ class Clips(Drawn):
         return [_base(Event(0, motion)) for motion in MOTIONS]
 
     def fingerprint(self) -> str:
+        """A hash of the world's options and of all that the pixels depend on."""
         return hashlib.sha256(f"clips {FORMAT} {self.world.fingerprint()}".encode()).hexdigest()[:16]
 
     def graph(self, index: int) -> Clip:
@@ -70,6 +72,7 @@ class Clips(Drawn):
         return texts + ([t.text for t in conversation(clip, questions(clip), self.world.ask)] if self.world.ask else [])
 
     def drawn(self, index: int) -> Sample:
+        """The sample of a number from 0 on."""
         return self.sample(self.graph(index), f"{self.world.split}/{index}")
 
     def sample(self, clip: Clip, name: str) -> Sample:

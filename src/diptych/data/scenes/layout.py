@@ -33,6 +33,8 @@ _VISIBLE = (0.5, 0.9)  # of the hidden object, at least and at most
 
 
 class Placed(NamedTuple):
+    """A sprite at its place."""
+
     things: Things
     sprite: Sprite
     x: int  # pixels, left edge

@@ -30,6 +30,7 @@ class Scenes(Drawn):
 
     @property
     def fields(self) -> tuple[str, ...]:
+        """Names of the fields that samples may have."""
         return ("image", "text", "negatives", "regions", "label", *(("turns",) if self.world.ask else ()))
 
     @property
@@ -38,6 +39,7 @@ class Scenes(Drawn):
         return list(self.world.names)
 
     def drawn(self, index: int) -> Sample:
+        """The sample of a number from 0 on."""
         return self._sample(self.graph(index), f"{self.world.split}/{index}")
 
     def graph(self, index: int) -> Graph:

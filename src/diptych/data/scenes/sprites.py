@@ -60,6 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def cache_folder() -> Path:
+    """Where rendered sprites are kept."""
     root = os.environ.get("DIPTYCH_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "diptych") / "sprites"
 

@@ -7,11 +7,11 @@
 | ``csv:table.csv?image=file&caption=text`` | a table (.csv, .tsv) with image paths and captions; ``jsonl:`` likewise |
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
 | ``coco:captions.json?images=DIR`` | COCO captions |
-| ``coco:instances.json?images=DIR``, ``coco:captions.json?instances=instances.json`` | COCO boxes with category names, alone or beside captions |
+| ``coco:instances.json``, ``coco:captions.json?instances=instances.json`` | COCO boxes with category names |
 | ``regions:FILE.jsonl?images=DIR`` | boxes with phrases (Flickr30k Entities, RefCOCO) |
-| ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table with a column of classes |
+| ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table of classes |
 | ``video:clips/`` | video files, animated pictures or folders of frames, with captions as for ``folder:`` |
-| ``documents:FILE.jsonl?images=DIR``, ``documents:notes/`` | texts and images in order (OBELICS, MMC4), or Markdown files with images |
+| ``documents:FILE.jsonl?images=DIR``, ``documents:notes/`` | texts and images in order (OBELICS, MMC4), or Markdown |
 | ``karpathy:dataset_flickr30k.json?images=DIR`` | Karpathy's JSON of Flickr8k, Flickr30k, COCO, with its splits |
 | ``llava:FILE.json?images=DIR`` | conversations about images in LLaVA's JSON |
 | ``chat:FILE.jsonl?images=DIR`` | conversations in a table (.jsonl, .parquet) with a column ``messages`` |

@@ -51,6 +51,7 @@ class Classes(CellSource):
         return self.template.replace("{}", name.replace("_", " "))
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         result = self._from_folders() if files.is_directory(self.place) else self._from_tables()
         for entry, name in result:
             first = self._class_of.setdefault(entry.id, name)
@@ -64,7 +65,8 @@ class Classes(CellSource):
         folders = files.subfolders(self.place)
         if not folders:
             raise DiptychError(
-                f"classes:{self.place}: has no class folders; put the images of each class into a folder of their own, or read images "
+                f"classes:{self.place}: has no class folders; put the images of each class into a folder of their own, or "
+                "read images "
                 f"with captions by folder:{self.place}"
             )
         if set(map(str.lower, folders)) <= _SPLITS:

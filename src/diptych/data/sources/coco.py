@@ -32,6 +32,7 @@ class Coco(ListedSource):
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         content = read_coco(self.place)
         images, annotations = content["images"], content["annotations"]
         captions: dict[Any, list[str]] = defaultdict(list)
@@ -112,6 +113,7 @@ class RegionTable(ListedSource):
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         urls = files.expand(self.place)
         if not urls:
             raise DiptychError(f"{self.place}: no file has such a name")

@@ -52,6 +52,7 @@ class Documents(ListedSource):
     # --- listing ---
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         seen: Counter[str] = Counter()
         rows = self._markdown() if files.is_directory(self.place) else self._tables()
         for item, directory, result in rows:
@@ -99,6 +100,7 @@ class Documents(ListedSource):
         return next((p for p in places if files.is_directory(p)), places[0])
 
     def files_of(self, entry: Entry) -> Sequence[str]:
+        """URLs of the files that an entry needs; none if it lies within a larger file."""
         return [value for kind, value in entry.where if kind == "image" and isinstance(value, str)]
 
     def _is_usable(self, entry: Entry, stamps: Mapping[str, str | None]) -> bool:
@@ -121,9 +123,11 @@ class Documents(ListedSource):
         return b"\0".join(v.encode() if k == "text" else _bytes(v) for k, v in entry.where)
 
     def encoded(self, index: int) -> bytes | None:
+        """The image as it is stored; None if a sample of this source is not one image."""
         return None
 
     def sample_of(self, index: int, encoded: bytes | None) -> Sample:
+        """The sample, given what ``encoded(index)`` returned."""
         entry = self._entries[index]
         parts: list[Any] = []
         for kind, value in entry.where:

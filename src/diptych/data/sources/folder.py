@@ -28,6 +28,7 @@ class Folder(ListedSource):
     looked_for = f"images ({' '.join(SUFFIXES)}) with a caption in a .txt or .json of the same name, or in {TABLES[0]}"
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         if not files.is_directory(self.place):
             raise DiptychError(f"{self.place}: there is no such directory")
         result = files.find(self.place)

@@ -25,6 +25,7 @@ class Karpathy(ListedSource):
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         content = json_object(files.read_text(self.place), self.place)
         images = content.get("images")
         if not isinstance(images, list):

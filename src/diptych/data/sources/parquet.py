@@ -40,6 +40,7 @@ class CellSource(ListedSource):
         self.__dict__.update(state, _held=OrderedDict(), _lock=threading.Lock())
 
     def read(self, entry: Entry) -> bytes:
+        """The image's bytes, still encoded."""
         if isinstance(entry.where, str):
             return super().read(entry)
         url, group, i, image = entry.where
@@ -77,6 +78,7 @@ class Parquet(CellSource):
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         return parquet_entries(self.place, self.problems, self.image, self.caption)
 
 
@@ -140,6 +142,7 @@ def class_names(schema: pa.Schema, name: str) -> list[str]:
 
 
 def open_parquet(file: Any, url: str) -> pq.ParquetFile:
+    """A Parquet file at a path or URL."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

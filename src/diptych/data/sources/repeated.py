@@ -22,6 +22,7 @@ _MILLION = 1_000_000
 
 
 def repeated(address: str, items: int, share: float, part: str = "a") -> str:
+    """The address of a source of which some samples are repeated."""
     return f"repeated:{quote(address, safe=':/,{}*')}?items={items}&share={share:g}&part={part}"
 
 

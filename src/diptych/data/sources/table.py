@@ -31,6 +31,7 @@ class Table(ListedSource):
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         urls = files.expand(self.place)
         if not urls:
             raise DiptychError(f"{self.place}: no file has such a name")

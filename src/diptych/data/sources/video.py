@@ -35,7 +35,10 @@ class Video(ListedSource):
     decoded, evenly spread. size: the shorter side of larger frames, in pixels. fps: of folders of frames.
     """
 
-    looked_for = f"clips ({' '.join(CLIPS)}, or folders of numbered pictures) with a caption in a .txt or .json of the same name, or in {TABLES[0]}"
+    looked_for = (
+        f"clips ({' '.join(CLIPS)}, or folders of numbered pictures) with a caption in a .txt or .json of the same name, "
+        f"or in {TABLES[0]}"
+    )
     medium = "video"
 
     def __init__(
@@ -50,6 +53,7 @@ class Video(ListedSource):
         super().__init__(place)
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         if files.is_directory(self.place):
             directory, result = self.place, files.find(self.place)
             clips = [path for path in result if path.lower().endswith(CLIPS)]
@@ -85,6 +89,7 @@ class Video(ListedSource):
         return directory, [*result, *beside], result, folders
 
     def files_of(self, entry: Entry) -> Sequence[str]:
+        """URLs of the files that an entry needs; none if it lies within a larger file."""
         return [entry.where] if isinstance(entry.where, str) else list(entry.where)
 
     def read(self, entry: Entry) -> bytes:
@@ -101,9 +106,11 @@ class Video(ListedSource):
         return b"".join(pieces)
 
     def encoded(self, index: int) -> bytes | None:
+        """The image as it is stored; None if a sample of this source is not one image."""
         return None
 
     def sample_of(self, index: int, encoded: bytes | None) -> Sample:
+        """The sample, given what ``encoded(index)`` returned."""
         entry = self._entries[index]
         where, name, most = entry.where, entry.id, (self.frames, self.size)
         try:

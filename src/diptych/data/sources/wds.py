@@ -26,6 +26,7 @@ class Wds(ListedSource):
     looked_for = "tar members such as KEY.jpg with KEY.txt or KEY.json"
 
     def entries(self) -> Iterator[Entry]:
+        """Every image that the address names."""
         urls = files.expand(f"{self.place.rstrip('/')}/*.tar" if files.is_directory(self.place) else self.place)
         if not urls:
             raise DiptychError(f"{self.place}: no shard has such a name")
@@ -88,6 +89,7 @@ class Wds(ListedSource):
         return groups
 
     def read(self, entry: Entry) -> bytes:
+        """The image's bytes, still encoded."""
         url, offset, length = entry.where
         data = files.read(url, offset, length)
         if len(data) != length:

@@ -25,6 +25,7 @@ _held: dict[str, int] = {}  # directory → bytes in it, as far as this process 
 
 
 def cache_directory() -> Path:
+    """Where copies of remote files are kept."""
     return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych")
 
 
@@ -43,7 +44,8 @@ def check_room(needed: int, what: str) -> None:
     """For data that must lie in the cache whole while it is used."""
     if needed > size_limit():
         raise DiptychError(
-            f"{what} takes {needed / 1e9:.2f} GB, the cache holds {size_limit() / 1e9:.2f}: set DIPTYCH_CACHE_SIZE, or copy the data to a local directory"
+            f"{what} takes {needed / 1e9:.2f} GB, the cache holds {size_limit() / 1e9:.2f}: set DIPTYCH_CACHE_SIZE, or copy "
+            "the data to a local directory"
         )
 
 

@@ -13,6 +13,7 @@ from diptych.core.errors import DiptychError
 
 
 def is_local(url: str) -> bool:
+    """Whether an address is a path on this machine."""
     return "://" not in url
 
 
@@ -38,11 +39,13 @@ def _halves(url: str) -> tuple[str, str]:
 
 
 def parent(url: str) -> str:
+    """The directory of a file."""
     protocol, path = _halves(url)
     return protocol + (posixpath.dirname(path) or ("" if protocol else "."))
 
 
 def name(url: str) -> str:
+    """The last part of an address."""
     return posixpath.basename(url.rstrip("/"))
 
 
@@ -56,6 +59,7 @@ def join(directory: str, path: str) -> str:
 
 
 def exists(url: str) -> bool:
+    """Whether there is a file or directory."""
     if is_local(url):
         return os.path.exists(url)
     fs, path = filesystem(url)
@@ -63,6 +67,7 @@ def exists(url: str) -> bool:
 
 
 def is_directory(url: str) -> bool:
+    """Whether there is a directory."""
     if is_local(url):
         return os.path.isdir(url)
     fs, path = filesystem(url)

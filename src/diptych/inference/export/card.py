@@ -126,7 +126,8 @@ print(-captions.sum(1))  # log P(caption | image)
 """,
 }
 SIZES = (
-    "A picture of another size than {size} × {size}: this processor scales the whole picture and cuts out the central square, Diptych scales the "
+    "A picture of another size than {size} × {size}: this processor scales the whole picture and cuts out the central "
+    "square, Diptych scales the "
     "square; pixels, and with them scores, differ a little. Pictures of that size get equal scores."
 )
 
@@ -150,7 +151,8 @@ def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence
     ]
     lines = [
         f"# {recipe.name}",
-        f"{recipe.about}. {made.architecture} with {count / 1e6:.2f} M parameters for images of {size} × {size} pixels, trained with Diptych "
+        f"{recipe.about}. {made.architecture} with {count / 1e6:.2f} M parameters for images of {size} × {size} pixels, "
+        "trained with Diptych "
         f"{(data.get('packages') or {}).get('diptych', '')}; checkpoint `{made.checkpoint}`, weights `{made.key}`"
         f"{', averaged' if recipe.stages[-1].ema else ''}.",
         "## Use",

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 TOWERS = ("Blip2VisionModel", "BlipVisionModel")  # of transformers; the two are made alike
 ORDER = (
-    "The image stands behind [BOS], as in training: the tokenizer writes its places there. Give the processor a text, if an empty one; with none at all the class "
+    "The image stands behind [BOS], as in training: the tokenizer writes its places there. Give the processor a text, if an "
+    "empty one; with none at all the class "
     "would put the image before [BOS]."
 )
 WRITING = "`generate` of this class knows nothing of `generation_config.json` unless it is handed over, as above."

@@ -67,8 +67,10 @@ class Chameleon(Family):
             return [Misfit("it has no decoder over words and image codes")]
         return [
             Misfit(
-                "parts.quantizer is no ChameleonVQVAE, so it would give pictures other codes than the decoder knows: that is a VQGAN's encoder, with group "
-                "norms, SiLU and attention, which rounds features as they are; ours has plain convolutions and rounds them at unit length"
+                "parts.quantizer is no ChameleonVQVAE, so it would give pictures other codes than the decoder knows: that is "
+                "a VQGAN's encoder, with group "
+                "norms, SiLU and attention, which rounds features as they are; ours has plain convolutions and rounds them "
+                "at unit length"
             )
         ]
 

@@ -271,9 +271,12 @@ def words_left_out(words: Language) -> list[str]:
     if words.kept is None:
         return []
     return [
-        f"The run knew {len(words.kept)} of the {len(words.head)} pieces of its language model's vocabulary, those that its texts need. Here the vocabulary "
-        "is whole; `generation_config.json` keeps the others from being written (`suppress_tokens`), since when not to write them was never "
-        "learned. A word that none of the run's texts had is split by the whole vocabulary here, and was spelled with the known pieces there."
+        f"The run knew {len(words.kept)} of the {len(words.head)} pieces of its language model's vocabulary, those that its "
+        "texts need. Here the vocabulary "
+        "is whole; `generation_config.json` keeps the others from being written (`suppress_tokens`), since when not to write "
+        "them was never "
+        "learned. A word that none of the run's texts had is split by the whole vocabulary here, and was spelled with the "
+        "known pieces there."
     ]
 
 

@@ -309,7 +309,8 @@ def template_words(tokenizer: Any) -> list[str]:
 
 
 COMMON = (
-    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two three four five six "
+    "there is a picture of an the with and no to in on at left right top bottom above below behind front big small one two "
+    "three four five six "
     "red orange yellow green blue purple pink brown black white man woman people sitting standing large table street sign"
 )
 

@@ -241,7 +241,8 @@ def load_causal_lm(address: Any, dtype: torch.dtype = torch.bfloat16) -> CausalL
     if says and not torch.cuda.is_available():
         kind = says.get("quant_method", "some method") if isinstance(says, dict) else type(says).__name__
         raise DiptychError(
-            f"hf:{name}: its weights are quantised ({kind}), which needs a CUDA device and that method's package; on a CPU take the model as it was "
+            f"hf:{name}: its weights are quantised ({kind}), which needs a CUDA device and that method's package; on a CPU "
+            "take the model as it was "
             "before, which is kept in bf16 where adapters learn beside it"
         )
     tokenizer = LMTokenizer.of(fetch(AutoTokenizer, name))

@@ -88,6 +88,7 @@ class Leaks(Operator):
     run: int = 8
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         known = reference(self.against, self.run)
         hashes = batch["phash"].to_numpy(zero_copy_only=False).astype(np.uint64)
         place, bits = nearest_within(hashes, known.hashes, self.distance)
@@ -107,6 +108,7 @@ class Leaks(Operator):
         return known.texts.get(normalised(text), next((known.runs[r] for r in runs if r in known.runs), -1))
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return reference(self.against, self.run).fingerprint
 
 

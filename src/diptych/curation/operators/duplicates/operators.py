@@ -32,10 +32,12 @@ class Duplicates(Reduce):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
         return (*self.of, *([self.prefer.removeprefix("-")] if self.prefer else []))
 
     @property
     def outputs(self) -> Mapping[str, pa.DataType]:
+        """Names and types of the columns that it adds."""
         return {self.pointer: pa.int64()}
 
     @abstractmethod
@@ -47,6 +49,7 @@ class Duplicates(Reduce):
         """Output columns; the pointer is a position in ``keys`` (−1: stays)."""
 
     def summarise(self, batch: pa.RecordBatch) -> pa.Table:
+        """First pass: a summary of one shard, as small as possible."""
         preference = np.zeros(batch.num_rows)
         if self.prefer:
             preference = batch[self.prefer.removeprefix("-")].to_numpy(zero_copy_only=False).astype(np.float64)
@@ -54,6 +57,7 @@ class Duplicates(Reduce):
         return pa.table({"row": batch["row"], "key": self.keys(batch), "late": np.nan_to_num(preference, nan=np.inf)})
 
     def combine(self, summaries: Iterator[pa.Table]) -> pa.Table:
+        """The state for the second pass, from all shards' summaries in the order of the pool."""
         table = pa.concat_tables(list(summaries)).combine_chunks()
         rows = table["row"].to_numpy()
         causes = self.twins(_whole(table["key"]), np.lexsort((rows, table["late"].to_numpy())))
@@ -64,6 +68,7 @@ class Duplicates(Reduce):
         return pa.table(state).sort_by("row")
 
     def decide(self, batch: pa.RecordBatch, state: pa.Table) -> Columns:
+        """Second pass: the outputs for the rows of one shard."""
         gone, rows = state["row"].to_numpy(), batch["row"].to_numpy()
         place = np.searchsorted(gone, rows)
         hit = place < len(gone)
@@ -85,9 +90,11 @@ class SameImage(Duplicates):
     of = ("pixel_hash",)
 
     def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        """The values that are compared, one for each row, as small as possible."""
         return batch["pixel_hash"]
 
     def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        """Output columns; the pointer is a position in ``keys`` (−1: stays)."""
         return {self.pointer: same(keys.to_pylist(), order)}
 
 
@@ -105,9 +112,11 @@ class SameText(Duplicates):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
         return (*super().inputs, *([self.url] if self.url else []))
 
     def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        """The values that are compared, one for each row, as small as possible."""
         addresses = batch[self.url].to_pylist() if self.url else [""] * batch.num_rows
         digests = [
             hashlib.blake2b(f"{normalised_text(text)}\0{url}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -116,6 +125,7 @@ class SameText(Duplicates):
         return pa.array(digests, pa.binary(16))
 
     def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        """Output columns; the pointer is a position in ``keys`` (−1: stays)."""
         return {self.pointer: same(keys.to_pylist(), order)}
 
 
@@ -135,12 +145,15 @@ class NearImage(Duplicates):
 
     @property
     def outputs(self) -> Mapping[str, pa.DataType]:
+        """Names and types of the columns that it adds."""
         return {self.pointer: pa.int64(), "near_image_bits": pa.int32()}
 
     def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        """The values that are compared, one for each row, as small as possible."""
         return batch["phash"]
 
     def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        """Output columns; the pointer is a position in ``keys`` (−1: stays)."""
         hashes = keys.to_numpy(zero_copy_only=False).astype(np.uint64)
         cause = near_twins(hashes, order, self.distance, self.mode)
         return {self.pointer: cause, "near_image_bits": np.bitwise_count(hashes ^ hashes[cause]).astype(np.int32)}
@@ -183,16 +196,20 @@ class SameMeaning(Duplicates):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
         return (self.column, *super().inputs)
 
     @property
     def outputs(self) -> Mapping[str, pa.DataType]:
+        """Names and types of the columns that it adds."""
         return {self.pointer: pa.int64(), "same_meaning_similarity": pa.float32()}
 
     def keys(self, batch: pa.RecordBatch) -> pa.Array:
+        """The values that are compared, one for each row, as small as possible."""
         return batch[self.column].cast(pa.list_(pa.float16()))
 
     def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
+        """Output columns; the pointer is a position in ``keys`` (−1: stays)."""
         n = len(keys)
         if not n:
             return {self.pointer: np.empty(0, np.int64), "same_meaning_similarity": np.empty(0, np.float32)}

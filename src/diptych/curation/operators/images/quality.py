@@ -36,6 +36,7 @@ class ImageQuality(Operator):
     }
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         rows = np.array([quality(picture) for picture in arrays(batch["pixels"])], np.float32)
         return dict(zip(self.outputs, rows.T, strict=True))
 
@@ -49,6 +50,7 @@ class ImageHash(Operator):
     outputs = {"pixel_hash": pa.binary(16), "phash": pa.uint64()}  # noqa: RUF012 - declared, never changed
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         pictures = arrays(batch["pixels"])
         return {"pixel_hash": pa.array([pixel_hash(p) for p in pictures], pa.binary(16)), "phash": phashes(pictures)}
 

@@ -25,6 +25,7 @@ class ImageSize(Operator):
     }
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         files = [scalar.as_buffer() for scalar in batch["image"]]
         sizes = [_size(file) for file in files]
         return {

@@ -96,6 +96,7 @@ class TextSpotting(Operator):
     read: bool = True
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         pictures = arrays(batch["pixels"])
         spotted = [spot(picture, self.read) for picture in pictures]
         areas = [float(covered(boxes, *p.shape[:2]).mean()) for (boxes, _), p in zip(spotted, pictures, strict=True)]
@@ -139,8 +140,10 @@ class MaskedScore(Operator):
     model: str = ""
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         pictures = [without_text(p, b) for p, b in zip(arrays(batch["pixels"]), batch["text_boxes"].to_pylist(), strict=True)]
         return {"masked_clip_score": score(self.model, pictures, batch["text"].to_pylist())}
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return stamp(self.model)

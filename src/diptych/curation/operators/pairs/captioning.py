@@ -20,7 +20,8 @@ MEDIUM = (
     "there is a picture of", "there is a photo of", "there is an image of", "this is a picture of", "this is a photo of",
     "this is an image of", "a close up picture of", "a close up photo of", "a black and white photo of",
     "a black and white photograph of", "a close-up of", "a close up of", "a picture of", "a photo of", "an image of",
-    "a photograph of", "a drawing of", "a painting of", "a screenshot of", "an illustration of", "a view of", "picture of", "photo of", "image of", "photograph of", "illustration of",
+    "a photograph of", "a drawing of", "a painting of", "a screenshot of", "an illustration of", "a view of",
+    "picture of", "photo of", "image of", "photograph of", "illustration of",
     "stock photo", "stock image", "royalty free", "there is", "there are",
 )  # fmt: skip
 _MEDIUM = re.compile(r"\b(?:" + "|".join(re.escape(p) for p in sorted(MEDIUM, key=len, reverse=True)) + r")\b", re.IGNORECASE)
@@ -71,6 +72,7 @@ class Sieve(Operator):
     max_tokens: int = 32
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         pictures, n = arrays(batch["pixels"]), batch.num_rows
         captions = able(self.model, "generate").generate([v for p in pictures for v in views(p, self.k)], "", self.max_tokens)
         web = sentence_vectors([without_medium(text) for text in batch["text"].to_pylist()])
@@ -83,6 +85,7 @@ class Sieve(Operator):
         }
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return stamp(self.model)
 
 
@@ -107,10 +110,12 @@ class Recaption(Operator):
     max_tokens: int = 32
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         made = able(self.model, "generate").generate(arrays(batch["pixels"]), self.prompt, self.max_tokens)
         return {"synthetic_text": made, "sheared_text": [shear(m, t) for m, t in zip(made, batch["text"].to_pylist(), strict=True)]}
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return stamp(self.model)
 
 
@@ -134,6 +139,7 @@ class CapFilt(Operator):
     threshold: float = 0.0
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         pictures, web, made = arrays(batch["pixels"]), batch["text"].to_pylist(), batch["synthetic_text"].to_pylist()
         matches = [score(self.model, pictures, texts) for texts in (web, made)]
         kept = [
@@ -143,4 +149,5 @@ class CapFilt(Operator):
         return {"web_match": matches[0], "synthetic_match": matches[1], "matched_captions": kept}
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return stamp(self.model)

@@ -27,9 +27,11 @@ class ClipScore(Operator):
     model: str = ""
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         return {"clip_score": score(self.model, arrays(batch["pixels"]), batch["text"].to_pylist())}
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return stamp(self.model)
 
 
@@ -50,13 +52,16 @@ class Embed(Operator):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
         return tuple({"image": "pixels", "text": "text"}[side] for side in self.of)
 
     @property
     def outputs(self) -> Mapping[str, pa.DataType]:
+        """Names and types of the columns that it adds."""
         return {f"{side}_embedding": pa.list_(pa.float32()) for side in self.of}
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         columns = {}
         for side in self.of:
             model = able(self.model, f"embed_{side}")
@@ -65,4 +70,5 @@ class Embed(Operator):
         return columns
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return stamp(self.model)

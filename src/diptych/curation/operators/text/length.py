@@ -19,6 +19,7 @@ class TextLength(Operator):
     outputs = {"characters": pa.int32(), "words": pa.int32()}  # noqa: RUF012 - declared, never changed
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         text = batch["text"]
         words = pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(text)))
         empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0)  # splitting an empty text gives one piece

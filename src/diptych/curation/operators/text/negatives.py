@@ -78,6 +78,7 @@ class Negatives(Operator):
                 raise DiptychError(f"negatives: no kind '{kind}'{nearest(kind, KINDS)}")
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         made: list[tuple[str | None, str | None]] = []
         for text, own in zip(batch["text"].to_pylist(), batch["hash"].to_pylist(), strict=True):
             rng = random.Random(own ^ self.seed)

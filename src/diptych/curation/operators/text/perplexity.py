@@ -36,11 +36,13 @@ class Perplexity(Operator):
     rows: int = 32  # at a time
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         texts = batch["text"].to_pylist()
         values, counts = perplexities(_language_model(self.lm), texts, self.rows)
         return {"perplexity": [float(v) if c else None for v, c in zip(values, counts, strict=True)], "tokens": counts}
 
     def depends(self) -> str:
+        """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
         return stamp(self.lm)
 
 

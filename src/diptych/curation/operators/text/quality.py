@@ -49,6 +49,7 @@ class TextQuality(Operator):
     words: int = 4
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
+        """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         text = batch["text"]
         plain = text.to_pylist()
         special = pc.count_substring_regex(text, r"[^\p{L}\p{N}\p{M}\s]")
