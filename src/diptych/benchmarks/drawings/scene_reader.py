@@ -55,7 +55,7 @@ class Group(NamedTuple):
 
 
 class Block(nn.Module):
-    """A convolution with its norm, activation and pooling."""
+    """A residual block: a convolution with its norm and activation, added to its input."""
 
     def __init__(self, width: int):
         super().__init__()

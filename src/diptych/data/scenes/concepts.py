@@ -95,5 +95,5 @@ def all_concepts() -> tuple[Concept, ...]:
 
 @cache
 def by_name() -> dict[str, Concept]:
-    """The concepts of these names."""
+    """All concepts by their names."""
     return {concept.name: concept for concept in all_concepts()}
