@@ -49,12 +49,12 @@ class ClassNames(Objective):
 
 class FewShot:
     """``coop:FewShot:ADDRESS?shots=16``: of each class the first so many images of the training part. ADDRESS: ``classes:DIRECTORY``, or ``scenes:small``,
-    of which it takes images of one object with the object as the class. Validation and test part are whole."""
+    of which it takes images of one object with the object as the class. The other parts are whole. options: of the address, ``natural=0.9``."""
 
-    def __init__(self, place: str, *, shots: int = 16, held_out: int = 600):
-        self.place, self.shots, self.held_out = place, shots, held_out
+    def __init__(self, place: str, *, options: str = "", shots: int = 16, held_out: int = 600):
+        self.place, self.options, self.shots, self.held_out = place, options, shots, held_out
         self.address, self.problems = f"coop:FewShot:{place}", list[Problem]()
-        self.source, self.part = open_source(place), ""
+        self.source, self.part = open_source(f"{place}?{options}" if options else place), ""
         self._items: list[Any] | None = None
 
     @property
@@ -104,6 +104,6 @@ class FewShot:
         return f"{self.source.fingerprint()}-{self.shots}-{self.held_out}"
 
     def split(self, name: str) -> Source:
-        part = FewShot(self.place, shots=self.shots, held_out=self.held_out)
+        part = FewShot(self.place, options=self.options, shots=self.shots, held_out=self.held_out)
         part.source, part.part = self.source.split(name), name
         return part
