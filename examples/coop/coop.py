@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 import torch.nn.functional as F
@@ -49,12 +50,13 @@ class ClassNames(Objective):
 
 class FewShot:
     """``coop:FewShot:ADDRESS?shots=16``: of each class the first so many images of the training part. ADDRESS: ``classes:DIRECTORY``, or ``scenes:small``,
-    of which it takes images of one object with the object as the class. The other parts are whole. options: of the address, ``natural=0.9``."""
+    of which it takes images of one object with the object as the class. The other parts are whole. An address with options of its own is percent-encoded:
+    ``scenes:small%3Fnatural=0.9``. held_out: images of one object in the other parts, of ``scenes:``."""
 
-    def __init__(self, place: str, *, options: str = "", shots: int = 16, held_out: int = 600):
-        self.place, self.options, self.shots, self.held_out = place, options, shots, held_out
+    def __init__(self, place: str, *, shots: int = 16, held_out: int = 600):
+        self.place, self.shots, self.held_out = place, shots, held_out
         self.address, self.problems = f"coop:FewShot:{place}", list[Problem]()
-        self.source, self.part = open_source(f"{place}?{options}" if options else place), ""
+        self.source, self.part = open_source(unquote(place)), ""
         self._items: list[Any] | None = None
 
     @property
@@ -104,6 +106,6 @@ class FewShot:
         return f"{self.source.fingerprint()}-{self.shots}-{self.held_out}"
 
     def split(self, name: str) -> Source:
-        part = FewShot(self.place, options=self.options, shots=self.shots, held_out=self.held_out)
+        part = FewShot(self.place, shots=self.shots, held_out=self.held_out)
         part.source, part.part = self.source.split(name), name
         return part
