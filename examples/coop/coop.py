@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 import torch.nn.functional as F
@@ -49,12 +50,13 @@ class ClassNames(Objective):
 
 class FewShot:
     """``coop:FewShot:ADDRESS?shots=16``: of each class the first so many images of the training part. ADDRESS: ``classes:DIRECTORY``, or ``scenes:small``,
-    of which it takes images of one object with the object as the class. Validation and test part are whole."""
+    of which it takes images of one object with the object as the class. The other parts are whole. An address with options of its own is percent-encoded:
+    ``scenes:small%3Fnatural=0.9``. held_out: images of one object in the other parts, of ``scenes:``."""
 
     def __init__(self, place: str, *, shots: int = 16, held_out: int = 600):
         self.place, self.shots, self.held_out = place, shots, held_out
         self.address, self.problems = f"coop:FewShot:{place}", list[Problem]()
-        self.source, self.part = open_source(place), ""
+        self.source, self.part = open_source(unquote(place)), ""
         self._items: list[Any] | None = None
 
     @property
