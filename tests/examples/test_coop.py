@@ -67,7 +67,9 @@ def test_the_loss_is_its_formula_and_its_gradient_the_true_one() -> None:
     for at in np.ndindex(4, 8):
         step = np.zeros((4, 8))
         step[at] = 1e-6
-        up, down = (plain_loss(image.double().numpy(), classes.detach().double().numpy() + s * step, index.numpy(), 12.5) for s in (1, -1))
+        up, down = (
+            plain_loss(image.double().numpy(), classes.detach().double().numpy() + s * step, index.numpy(), 12.5) for s in (1, -1)
+        )
         numeric[at] = (up - down) / 2e-6
     np.testing.assert_allclose(classes.grad, numeric, atol=1e-5)
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batch_fixture import pass_of
-from plain_fixture import f64, gelu, linear
 
+from batch_fixture import pass_of
 from diptych.config.recipe import load_recipe
 from diptych.inference.load import load
 from diptych.training.loop import train
 from diptych.training.setup import Setup, set_up
+from plain_fixture import f64, gelu, linear
 
 HERE = Path(__file__).parents[2] / "examples" / "diffusion"
 sys.path.insert(0, str(HERE))
@@ -112,7 +112,9 @@ def test_schedule_noise_and_steps_are_those_of_diffusers(kind: Any, theirs: str)
     scheduler = diffusers.DDPMScheduler(1000, beta_schedule=theirs)
     torch.testing.assert_close(shares.float(), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)  # theirs is float32
     x, noise, t = torch.rand(4, 3, 8, 8) * 2 - 1, torch.randn(4, 3, 8, 8), torch.tensor([0, 300, 700, 999])
-    torch.testing.assert_close(diffusion.add_noise(x, noise, shares[t].float()), scheduler.add_noise(x, noise, t), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        diffusion.add_noise(x, noise, shares[t].float()), scheduler.add_noise(x, noise, t), atol=1e-4, rtol=1e-4
+    )
     ddim = diffusers.DDIMScheduler(1000, beta_schedule=theirs, timestep_spacing="trailing", clip_sample=True)
     ddim.set_timesteps(20)
     assert ddim.timesteps.tolist() == list(range(999, -1, -50))
@@ -147,7 +149,12 @@ def test_the_score_is_its_formula_and_shares_its_noise() -> None:
         images, texts = torch.tensor([0, 0, 1, 1, 0]), torch.tensor([0, 1, 0, 1, 1])
         found = score.pair_scores(p, images, texts)
     noise = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))  # the same for every pair
-    part, shares, x, pooled = model.parts["denoiser"], plain_shares("cosine", 1000), f64(p["image"].floats), f64(p["text.tokens"].pooled)
+    part, shares, x, pooled = (
+        model.parts["denoiser"],
+        plain_shares("cosine", 1000),
+        f64(p["image"].floats),
+        f64(p["text.tokens"].pooled),
+    )
     want = [
         -np.mean([error(part, x[i], t, f64(noise[k]), pooled[j], shares) for k, t in enumerate((166, 500, 833))])
         for i, j in zip(images.tolist(), texts.tolist(), strict=True)

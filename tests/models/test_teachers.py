@@ -19,7 +19,14 @@ from diptych.training.setup import Setup, set_up, training_loader
 
 SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=clip", "depth=1", "width=32", "heads=2", "hidden=48")]
 FAST = ["stages.0.batch_size=8", "precision=fp32", "trackers=[]", "device=cpu", "stages.0.warmup=1", "stages.0.lr=0.01"]
-SMALL = ["data.train=scenes:small?length=64", *SIZES, "embed_dim=24", "parts.vision.patch=16", "data.tokenizer.vocab_size=320", *FAST]
+SMALL = [
+    "data.train=scenes:small?length=64",
+    *SIZES,
+    "embed_dim=24",
+    "parts.vision.patch=16",
+    "data.tokenizer.vocab_size=320",
+    *FAST,
+]
 SAME = "stages.0.objectives.same={kind: 'test_teachers:LikeTheTeacher', weight: 0.5, teacher: %s}"
 
 
@@ -103,7 +110,9 @@ def test_only_named_parts_are_averaged_and_the_rest_is_the_students() -> None:
     assert torch.equal(p["ema:text.embedding"], p["text.embedding"])
     assert not torch.allclose(p["ema:image.embedding"], p["image.embedding"])
     pooled = teacher.parts["vision"](batch["image"].floats).pooled  # its own tower, the student's map
-    torch.testing.assert_close(p["ema:image.embedding"], torch.nn.functional.normalize(setup.model.parts["space"].image(pooled), dim=-1))
+    torch.testing.assert_close(
+        p["ema:image.embedding"], torch.nn.functional.normalize(setup.model.parts["space"].image(pooled), dim=-1)
+    )
 
 
 def test_no_gradient_reaches_a_teacher_and_it_stays_in_evaluation_mode() -> None:
@@ -128,7 +137,12 @@ def test_a_teacher_sees_the_students_fields_and_views() -> None:
 
 
 def test_an_average_takes_its_prompts_along(base: Path, tmp_path: Path) -> None:
-    prompts = ["adapters.text={kind: prompt, tokens: 3}", "stages.0.train=[adapters.text]", f"weights={base}", "teachers.ema={decay: 0.5}"]
+    prompts = [
+        "adapters.text={kind: prompt, tokens: 3}",
+        "stages.0.train=[adapters.text]",
+        f"weights={base}",
+        "teachers.ema={decay: 0.5}",
+    ]
     setup = made(*prompts, SAME % "ema")
     model, teacher = setup.model, setup.model.teachers["ema"]
     mine, theirs = model.adapters["text"].vectors, teacher.adapters["text"].vectors  # type: ignore[union-attr, index]
@@ -197,6 +211,10 @@ def test_a_frozen_teacher_is_another_run_and_never_changes(base: Path, tmp_path:
 def test_a_teacher_that_does_not_fit_is_refused_with_the_remedy(base: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(DiptychError, match=message):
         made(*(o.replace("BASE", str(base)) for o in overrides))
-    remedies = {"data.image_size": "data.image_size=48", "vocab_size": f"weights={base}?parts=text", "max_length": "data.tokenizer.max_length=32"}
+    remedies = {
+        "data.image_size": "data.image_size=48",
+        "vocab_size": f"weights={base}?parts=text",
+        "max_length": "data.tokenizer.max_length=32",
+    }
     if remedy := next((r for k, r in remedies.items() if any(k in o for o in overrides)), None):  # what it says is enough
         made(*(o.replace("BASE", str(base)) for o in overrides), remedy)
