@@ -21,6 +21,8 @@ EXPECTED = json.loads((FILES / "expected.json").read_text(encoding="utf-8"))
 PICTURES = [np.asarray(Image.open(path).convert("RGB")) for path in sorted((FILES / "images").glob("*.png"))]
 TEXTS = (FILES / "texts.txt").read_text(encoding="utf-8").splitlines()
 ASKED = "what is there?"
+# Edition 2 offers no embeddings of FILIP, on purpose: no loss trains its pooled vectors.
+GIVEN_UP = {"filip": {"embed_image", "embed_text"}}
 ROUNDED = 1.01e-5  # the log rounds losses to 5 places
 
 
@@ -43,10 +45,10 @@ def picture(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", EXPECTED["runs"])
 def test_a_finished_run_says_what_it_said(name: str) -> None:
     expected, model = EXPECTED["runs"][name], dp.load(FILES / "runs" / name, "cpu")
-    assert set(expected["capabilities"]) <= model.capabilities
+    assert set(expected["capabilities"]) <= model.capabilities | GIVEN_UP.get(name, set())
     # bayes-ar: the difference of two log-likelihoods of about -70.
     same(model.score(PICTURES, TEXTS), expected["score"], atol=1e-4 if name == "bayes-ar" else 1e-5)
-    if "embed_image" in expected:
+    if "embed_image" in expected and "embed_image" in model.capabilities:
         same(model.embed_image(PICTURES), expected["embed_image"])
         same(model.embed_text(TEXTS), expected["embed_text"])
     if "captions" in expected:
