@@ -2,12 +2,13 @@
 
 ``python -m bench.losses 4da3e92 HEAD`` or ``python -m bench.losses 4da3e92 .``
 
-A version is a commit, or a directory that holds ``src/diptych`` (``.`` is the working tree). Each version trains every recipe for 8 steps
-a stage: float32, one thread, 8 samples a step, seed 0. The exit status is 1 if a loss differs by more than ``--tolerance``.
-Gemma is replaced by a small language model with random weights, unless ``--real`` is given.
+A version is a commit, or a directory that holds ``src/diptych`` (``.`` is the working tree). Each version trains every recipe
+for 8 steps a stage: float32, one thread, 8 samples a step, seed 0. The exit status is 1 if a loss differs by more than
+``--tolerance``. Gemma is replaced by a small language model with random weights, unless ``--real`` is given.
 
-Learning rates warm up as the recipe says: so what another order of additions changes stays below 1e-5. Code that was moved and does the
-same arithmetic gives the same bits: ``--tolerance 0`` then also finds what 8 small steps hardly show, such as another weight decay.
+Learning rates warm up as the recipe says: so what another order of additions changes stays below 1e-5. Code that was moved and
+does the same arithmetic gives the same bits: ``--tolerance 0`` then also finds what 8 small steps hardly show, such as another
+weight decay.
 """
 
 from __future__ import annotations
