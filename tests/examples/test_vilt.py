@@ -236,7 +236,7 @@ def test_a_run_goes_on_and_is_judged_by_its_matching_head(tmp_path):
     run = dp.train(RECIPE, budget="48 samples", out=out, set=set_, resume=True)
     assert run.spent["steps"] == 6
     summary = dp.evaluate(out, "scenes:small?size=32&concepts=24", ["retrieval?n=8"])
-    assert {r.metric for r in summary.results} >= {"image-to-text R@1"}
+    assert {r.metric for r in summary.results} >= {"image-to-text/recall@1"}
     assert dp.load(out).capabilities == {"score"}
 
 
