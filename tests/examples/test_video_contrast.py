@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
@@ -13,7 +15,8 @@ from examples_fixture import alone_and_in_two, little, same_in_pieces, use
 RECIPE = use("video_contrast")
 import video_contrast  # noqa: E402
 
-CLIPS = "data.train='clips_fixture:Clips:'"
+SMALL = "clips_fixture:Clips:"
+CLIPS = f"data.train='{SMALL}'"
 
 
 def frames_of(lengths, width):
@@ -73,22 +76,34 @@ def test_the_tower_reads_the_frames_of_a_batch():
     model = setup.model.eval()
     field = video_contrast.VideoField("video", model.image_size)
     clips = field.collate(
-        [video_contrast.Draw(0, i, s, {"video": field.fit(s, None)}) for i, s in ((0, setup.source[0]), (1, setup.source[1]))]
+        [
+            video_contrast.Draw(0, i, s, {"video": field.fit(s, random.Random)})
+            for i, s in ((0, setup.source[0]), (1, setup.source[1]))
+        ]
     )
     p = model.encode(Batch({"video": clips}, 2))
     assert p["video.frames.tokens"].pooled.shape[0] == 8 and p["video.embedding"].shape == (2, model.embed_dim)
 
 
-def test_a_short_run_tells_directions(tmp_path):
+def test_a_short_run_learns_and_goes_on(tmp_path):
     set_ = {"stages.0.batch_size": 32, "stages.0.warmup": 10, "stages.0.ema": 0.9, "parts.vision.depth": 1}
-    out, data = tmp_path / "run", "clips_fixture:Clips:"
-    dp.train(RECIPE, data=data, budget="64 samples", out=out, set=set_)
+    out = tmp_path / "run"
+    dp.train(RECIPE, data=SMALL, budget="64 samples", out=out, set=set_)
     run = dp.train(RECIPE, out=out, set={**set_, "budget": "4k samples"}, resume=True)
     assert run.spent["steps"] == 125
-    found = video_contrast.judge(str(out), moving=200)
-    assert found["direction"] > 0.6 and min(found["text of a clip"], found["clip of a text"]) >= 0.05, found
+    found = video_contrast.judge(str(out), moving=50)
+    assert min(found["text of a clip"], found["clip of a text"]) >= 0.1, found  # chance is 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sees", ["all", "one", "unordered"])
+def test_only_frames_in_order_tell_directions(tmp_path, sees):
+    set_ = {"stages.0.batch_size": 64, "parts.time.sees": sees}
+    dp.train(RECIPE, data=SMALL, budget="12k samples", out=tmp_path / "run", set=set_)
+    found = video_contrast.judge(str(tmp_path / "run"))
+    assert found["direction"] > 0.9 if sees == "all" else 0.4 < found["direction"] < 0.6, found
 
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
-    alone_and_in_two("video_contrast", tmp_path, data="clips_fixture:Clips:")
+    alone_and_in_two("video_contrast", tmp_path, data=SMALL)
