@@ -122,7 +122,7 @@ def test_no_gradient_reaches_a_teacher_and_it_stays_in_evaluation_mode() -> None
     assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
     assert not any(m.training for m in teacher.modules()) and setup.model.parts["vision"].training
     assert all(not x.requires_grad for x in setup.objectives["same"].last)  # type: ignore[union-attr]
-    assert setup.model.parts["vision"].stem.weight.grad.any()  # type: ignore[union-attr, operator]
+    assert setup.model.parts["vision"].stem.conv1.weight.grad.any()  # type: ignore[union-attr, operator]
 
 
 def test_a_teacher_sees_the_students_fields_and_views() -> None:
