@@ -125,7 +125,7 @@ class Denoiser(Part):
         told = self.text(text)
         if alone is not None:
             told = torch.where(alone[:, None], self.no_text.to(told.dtype), told)
-        state = F.silu(self.level(waves(level, self.width)) + told)
+        state = F.silu(self.level(waves(level, self.width).to(told.dtype)) + told)
         h = self.stem(x).flatten(2).transpose(1, 2) + self.places  # [B, N, D]
         for block in self.blocks:
             h = block(h, state)
