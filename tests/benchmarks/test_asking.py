@@ -319,6 +319,23 @@ def test_a_long_file_of_images_by_class_is_judged_in_all_its_classes(tmp_path: P
     assert [r["class"] for r in records] == ["x", "y", "z"] and all(len(r["scores"]) == 3 for r in records)
 
 
+def test_images_of_a_class_each_are_classified_among_all_classes_of_the_source(tmp_path: Path) -> None:
+    for name in ("big_cat", "dog", "fox"):  # class by class, more of each than are asked for
+        (tmp_path / "in").mkdir(exist_ok=True)
+        save_pictures(tmp_path / "in" / name, [f"{i}.png" for i in range(9)])
+    asked: list[list[str]] = []
+
+    def score(images, texts):
+        asked.append(list(texts))
+        return np.zeros((len(images), len(texts)))
+
+    source = open_source(f"classes:{tmp_path}/in")
+    evaluate(FunctionModel("m", score=score), source, [task("zeroshot?n=6&templates=a {}")], tmp_path / "out", key="k")
+    records = read_jsonl(tmp_path / "out" / "records" / "zeroshot.jsonl")
+    assert [r["class"] for r in records] == ["big cat"] * 2 + ["dog"] * 2 + ["fox"] * 2
+    assert asked == [["a big cat", "a dog", "a fox"]]
+
+
 def test_records_of_others_are_not_deleted(tmp_path: Path, pope_file: str) -> None:
     asked, out, said = [Pope(file=pope_file)], tmp_path / "out", list[str]()
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.data.image import decode, random_resized_crop, resize
+from diptych.core.errors import DiptychError
+from diptych.data.image import as_pixels, decode, random_resized_crop, resize
 from diptych.data.source import BrokenItem
 
 
@@ -148,3 +149,27 @@ def test_random_crop_is_reproducible_varied_and_never_mirrored() -> None:
     assert len({c.tobytes() for c in crops}) > 15
     assert np.array_equal(crops[3], random_resized_crop(ramp, 16, random.Random(3)))
     assert random_resized_crop(np.ones((2, 900, 3), np.uint8), 8, random.Random(0)).shape == (8, 8, 3)
+
+
+def test_pixels_of_an_array_a_pillow_image_a_path_and_bytes(tmp_path):
+    image = halves()
+    image.save(tmp_path / "a.png")
+    want = np.array(image)
+    for given in (want, image, image.convert("RGBA"), str(tmp_path / "a.png"), tmp_path / "a.png", encoded(image, "PNG")):
+        np.testing.assert_array_equal(as_pixels(given, "image 0"), want)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (np.zeros((4, 4, 3)), r"image 7: expected uint8 pixels \[height, width, 3\], got float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4), np.uint8), r"image 7: .* got uint8 \[4, 4\]"),
+        ("no/such.png", "no/such.png of item"),
+        (b"no image", "picture of item image 7: not an image"),
+        (Image.new("F", (4, 4)), "image 7: floating-point pixels"),
+        (3, "image 7: expected an array, a Pillow image or a path, got int"),
+    ],
+)
+def test_what_is_no_picture_is_refused(given, message):
+    with pytest.raises(DiptychError, match=message):
+        as_pixels(given, "image 7")

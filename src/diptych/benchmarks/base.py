@@ -54,9 +54,9 @@ class Task(Protocol):
         ...
 
 
-def readable(source: Source, problems: list[Problem], limit: int | None = None) -> Iterator[Sample]:
-    """The first ``limit`` samples in their order (None: all); those that cannot be read are appended to ``problems``."""
-    for index in range(len(source) if limit is None else min(len(source), limit)):
+def readable(source: Source, problems: list[Problem], indices: Iterable[int] | None = None) -> Iterator[Sample]:
+    """Samples in their order, all or those at ``indices``; those that cannot be read are appended to ``problems``."""
+    for index in range(len(source)) if indices is None else indices:
         try:
             sample = source[index]
         except BrokenItem as broken:

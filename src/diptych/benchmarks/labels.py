@@ -59,7 +59,7 @@ def labelled(source: Source, n: int = 0, file: str = "") -> Items:
     known = instances(file) if file else None
     items: list[tuple[Sample, list[str]]] = []
     problems: list[Problem] = []
-    for count, sample in enumerate(readable(source, problems, 20 * (n or LIMIT)), 1):
+    for count, sample in enumerate(readable(source, problems, range(min(len(source), 20 * (n or LIMIT)))), 1):
         labels = labels_of(sample, known)
         if labels and sample.image is not None:
             items.append((sample, labels))

@@ -6,12 +6,9 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from diptych.core.capabilities import Image
 from diptych.core.errors import DiptychError
-from diptych.data.image import SUFFIXES, decode
-from diptych.data.source import BrokenItem
+from diptych.data.image import SUFFIXES, as_pixels
 from diptych.data.storage import files
 
 
@@ -28,18 +25,13 @@ ImageRef = Image | str | bytes | Crop  # pixels, the path of a file, the bytes o
 
 def load_image(image: ImageRef, item: str) -> Image:
     """The pixels, uint8 [height, width, 3]. Raises DiptychError, naming the item, for an image that cannot be read."""
-    if isinstance(image, np.ndarray):
-        return image
     if isinstance(image, Crop):
         x, y, width, height = image.box
         part = load_image(image.path, item)[max(0, y) : y + height, max(0, x) : x + width]
         if not part.size:
             raise DiptychError(f"{image.path} of item {item}: the box {image.box} lies outside the picture")
         return part
-    try:
-        return decode(files.read(image) if isinstance(image, str) else image, item)
-    except (BrokenItem, OSError) as error:
-        raise DiptychError(f"{image if isinstance(image, str) else 'picture'} of item {error}") from error
+    return as_pixels(image, item)
 
 
 def embedded(value: Any, where: str) -> bytes:

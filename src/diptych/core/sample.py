@@ -131,6 +131,11 @@ class Sample:
         return [] if self.image is None else [self.image]
 
 
+def class_text(name: str) -> str:
+    """The name of a class as a text writes it: file names have underscores for spaces."""
+    return name.replace("_", " ")
+
+
 def captioned(texts: Sequence[str], meanings: Sequence[str] = ()) -> Captions:
     """Captions as a sample holds them."""
     return Captions(list(texts), list(meanings))

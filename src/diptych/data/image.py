@@ -9,11 +9,14 @@ import io
 import math
 import random
 import re
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diptych.core.errors import DiptychError
 from diptych.data.source import BrokenItem
+from diptych.data.storage import files
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,6 +87,32 @@ def _decode_any(data: bytes, item: str) -> np.ndarray:
 def _check_size(width: int, height: int, item: str) -> None:
     if width * height > MAX_PIXELS:
         raise BrokenItem(item, f"{width} × {height} pixels, above the limit of {MAX_PIXELS:,}")
+
+
+def as_pixels(image: Any, item: str) -> np.ndarray:
+    """The pixels of an array, a Pillow image, the path of a file or the bytes of a file: uint8 [height, width, 3].
+
+    Raises DiptychError, naming the item, for anything else and for a file that cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise DiptychError(f"{item}: expected uint8 pixels [height, width, 3], got {image.dtype} {list(image.shape)}")
+        return image
+    place = str(image) if isinstance(image, str | Path) else "picture"
+    try:
+        if isinstance(image, bytes):
+            return decode(image, item)
+        if isinstance(image, str | Path):
+            return decode(files.read(place), item)
+        from PIL import Image
+
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+    except (BrokenItem, OSError) as error:
+        raise DiptychError(f"{place} of item {error}") from error
+    except ValueError as error:
+        raise DiptychError(f"{item}: {error}") from error
+    raise DiptychError(f"{item}: expected an array, a Pillow image or a path, got {type(image).__name__}")
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

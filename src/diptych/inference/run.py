@@ -22,7 +22,7 @@ from diptych.core.files import read_json
 from diptych.core.sample import Turn
 from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
-from diptych.data.image import resize
+from diptych.data.image import as_pixels, resize
 from diptych.data.text import tokenizer_class
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.fewshot import FewShot
@@ -81,7 +81,7 @@ class TrainedModel:
     # --- capabilities ---
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
-        """Unit vectors, float32 [N, E]."""
+        """Unit vectors, float32 [N, E]. images: uint8 arrays [height, width, 3], Pillow images or paths, as in every method."""
         self._can("embed_image")
         return self._gather(images, self._images, IMAGE_EMBEDDING)
 
@@ -268,7 +268,9 @@ class TrainedModel:
 
     def _images(self, images: Sequence[Image]) -> Pass:
         """The pass over images alone."""
-        pixels = stacked([resize(image, self.model.image_size) for image in images]).to(self.device)
+        pixels = stacked([resize(as_pixels(image, f"image {i}"), self.model.image_size) for i, image in enumerate(images)]).to(
+            self.device
+        )
         return self.model.encode(Batch({"image": Images(pixels)}, len(images)))
 
     def _texts(self, texts: Sequence[str]) -> Pass:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_finite
+from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_finite, readable
 from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.inputs import read_json, read_npy, read_records
 from diptych.benchmarks.labels import labelled
@@ -24,6 +24,7 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import CONTROLS, class_sums, macro, mean_of_classes, of_credits, share, shares
 from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError, nearest
+from diptych.core.sample import class_text
 from diptych.data.source import Controlled, Problem, Source
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this is a {}")
@@ -83,15 +84,24 @@ class ZeroShot:
         return self._items([(load_image(path, path), label) for path, label in _spread(rows, self.n)], names, [])
 
     def _of_labels(self, source: Source) -> Items:
-        """Images that show one thing only."""
+        """Images of a class each, or images with one label only."""
+        if classes := getattr(source, "classes", None):
+            problems: list[Problem] = []
+            samples = readable(source, problems, _spread(range(len(source)), self.n))
+            of_class = [
+                (s.image, class_text(s.fields["label"].name)) for s in samples if "label" in s.fields and s.image is not None
+            ]
+            return self._items(of_class, [class_text(name) for name in classes], problems)
         known = labelled(source, 5 * self.n)
         single = [(sample.image, names[0]) for sample, names in known if len(names) == 1 and sample.image is not None]
         if len(single) < 2:
-            raise NotApplicable("the source has no images of one labelled thing each; give ?file= with image and label")
+            raise NotApplicable(
+                "the source has no images of one labelled thing each; read class folders by classes:FOLDER, or give ?file= with image and label"
+            )
         names = sorted({label for _, label in single})
         return self._items(_spread(single, self.n), names, known.problems)
 
-    def _items(self, images: list[tuple[Image, str]], names: list[str], problems: list[Problem]) -> Items:
+    def _items(self, images: Sequence[tuple[Image, str]], names: list[str], problems: list[Problem]) -> Items:
         if len(names) < 2:
             raise NotApplicable(f"needs two classes, found {', '.join(names) or 'none'}")
         return Items([(image, names.index(label), names) for image, label in images], problems)
@@ -183,8 +193,8 @@ def prompt(template: str, name: str) -> str:
     return template.format(name)
 
 
-def _spread(values: list[Any], n: int) -> list[Any]:
-    """n values of a list at even distances, since its order may be by class; 0: all."""
+def _spread(values: Sequence[Any], n: int) -> Sequence[Any]:
+    """n values at even distances, since its order may be by class; 0: all."""
     return [values[i * len(values) // n] for i in range(n)] if 0 < n < len(values) else values
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.core.batch import Labels
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Label, Sample
+from diptych.core.sample import Label, Sample, class_text
 from diptych.data.fields.base import Context, Draw, Field
 from diptych.data.fields.text import tokenized
 from diptych.data.source import BrokenItem
@@ -26,7 +26,7 @@ class LabelField(Field):
     def __init__(self, name: str, tokenizer: Any, classes: Sequence[str], template: str = "{}"):
         super().__init__(name)
         self.classes = tuple(classes)
-        self.texts = tokenized(tokenizer, [template.format(c.replace("_", " ")) for c in classes])
+        self.texts = tokenized(tokenizer, [template.format(class_text(c)) for c in classes])
 
     @classmethod
     def build(cls, name: str, context: Context) -> LabelField:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Label
+from diptych.core.sample import Label, class_text
 from diptych.data.image import SUFFIXES
 from diptych.data.source import Problem
 from diptych.data.sources.base import PARTS, Entry
@@ -48,7 +48,7 @@ class Classes(CellSource):
 
     def caption(self, name: str) -> str:
         """The caption of a class."""
-        return self.template.replace("{}", name.replace("_", " "))
+        return self.template.replace("{}", class_text(name))
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
