@@ -181,7 +181,7 @@ def test_a_run_with_lora_is_exported_merged(base: Path, tmp_path: Path) -> None:
 
 def test_a_run_with_prompts_has_no_weights_to_export(base: Path, tmp_path: Path) -> None:
     run = adapted(base, tmp_path / "run", PROMPT[1], "stages.0.train=[adapters.text]")
-    with pytest.raises(DiptychError, match=r"adapters\.text: it cannot be merged"):
+    with pytest.raises(DiptychError, match=r"adapters\.text: prompts cannot be merged"):
         export(run, out=tmp_path / "export")
 
 

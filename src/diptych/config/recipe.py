@@ -134,7 +134,7 @@ class Stage(Strict):
     lr: Annotated[float, Field(gt=0)] = 1e-3  # AdamW's
     rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}
-    )  # parts that learn at a share of lr and muon_lr, such as {lm: 0.1}
+    )  # parts and adapters that learn at a share of lr and muon_lr, such as {lm: 0.1}; an adapter else as its part
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate, from each block to the one below it
     muon_lr: Annotated[float, Field(gt=0)] = 3e-3  # scaled to AdamW's size of step, so the two are comparable
     betas: tuple[float, float] = (0.9, 0.98)
@@ -229,8 +229,8 @@ class Recipe(Strict):
                 if name not in known:
                     raise ValueError(f"stages.{i}.train: the recipe has no part '{name}'{nearest(name, known)}")
             for name in stage.rates:
-                if name not in self.parts:
-                    raise ValueError(f"stages.{i}.rates: the recipe has no part '{name}'{nearest(name, self.parts)}")
+                if name not in known:
+                    raise ValueError(f"stages.{i}.rates: the recipe has no part '{name}'{nearest(name, known)}")
         return self
 
     def to_yaml(self) -> str:

@@ -34,8 +34,15 @@ class Teacher(nn.Module):
 
     def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
         """What a provider makes of its inputs, without a graph."""
-        with torch.no_grad():
-            return provider.method(*inputs)
+        learning = [m for m in provider.owner.modules() if m.training]  # of a part that is the student's own
+        for module in learning:
+            module.training = False
+        try:
+            with torch.no_grad():
+                return provider.method(*inputs)
+        finally:
+            for module in learning:
+                module.training = True
 
     def teacher(self, name: str) -> Teacher:
         """A teacher has none."""
@@ -51,17 +58,21 @@ class Teacher(nn.Module):
         m = self.decay if decay is None else decay
         pairs = [*((part, parts[name]) for name, part in self.parts.items()), *((a, adapters[n]) for n, a in self.adapters.items())]
         for own, other in pairs:
-            for mine, theirs in zip(own.parameters(), other.parameters(), strict=True):
-                if mine is not theirs:
-                    mine.lerp_(theirs.to(mine.dtype), 1 - m)
+            both = zip(own.parameters(), other.parameters(), strict=True)
+            weights = [(mine, theirs) for mine, theirs in both if mine is not theirs]
+            if weights:
+                torch._foreach_lerp_([mine for mine, _ in weights], [theirs.to(mine.dtype) for mine, theirs in weights], 1 - m)
             for kept, now in zip(own.buffers(), other.buffers(), strict=True):
                 if kept is not now:
                     kept.copy_(now)
 
 
 def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where: str) -> Teacher:
-    """A copy of a model's parts, which follows them; parts not in ``of`` are the student's own."""
-    names = set(model.parts) if of == "all" else set(of)
+    """A copy of a model's parts, which follows them; parts not in ``of``, and with ``all`` those that never change, are the
+    student's own.
+    """
+    adapted = {model.part_of(name) for name in model.adapters}
+    names = set(model.parts) - (model.fixed - adapted) if of == "all" else set(of)
     for name in names:
         if name not in model.parts:
             raise DiptychError(f"{where}.of: the recipe has no part '{name}'{nearest(name, model.parts)}")

@@ -72,6 +72,7 @@ class VLM(nn.Module):
                 part.attach(build)
         self.fixed = {name for name, spec in recipe.parts.items() if spec.frozen}
         self.unchanging = self.fixed | {self.part_of(n) for n in self.adapters if not _trains_base(recipe, self.part_of(n))}
+        self.restarted: set[str] = set()  # unchanging parts whose weights are not those of their package
         self.freeze(self.fixed)
         self.tokenizer = build.tokenizer
         self.licences = tuple(build.licences)
@@ -125,7 +126,8 @@ class VLM(nn.Module):
 
     def remember_features(self, images: int) -> None:
         """Keep the tower's output for each image, if the tower is frozen and the output for so many images fits in memory."""
-        tower: Any = self.parts["vision"] if "vision" in self.fixed and not self.parts["vision"].prompts else None
+        adapted = {self.part_of(name) for name in self.adapters}
+        tower: Any = self.parts["vision"] if "vision" in self.fixed - adapted else None
         if tower is not None and fits(images, tower.extra + tower.tokens, tower.width):
             self.features = Features()
 
@@ -202,10 +204,21 @@ class VLM(nn.Module):
         """The weights a checkpoint must hold: all but those that a part loads from its package and that never change, and those of
         teachers that come from elsewhere.
         """
-        packaged = tuple(f"parts.{n}.{p}" for n in sorted(self.unchanging) for p in getattr(self.parts[n], "packaged", ()))
+        packaged = tuple(p for n in sorted(self.unchanging - self.restarted) for p in self.packaged(n))
         others = tuple(f"teachers.{n}." for n, teacher in self.teachers.items() if teacher.decay is None)
         left_out = (*packaged, *others)
         return {k: v for k, v in self.state_dict().items() if not (left_out and k.startswith(left_out)) or self.adapter_owns(k)}
+
+    def packaged(self, part: str) -> tuple[str, ...]:
+        """Prefixes, in the state dict, of a part's weights that come from a package."""
+        return tuple(f"parts.{part}.{p}" for p in getattr(self.parts[part], "packaged", ()))
+
+    def note_restarted(self, names: Collection[str]) -> None:
+        """Packaged weights that were loaded from elsewhere (their names) are part of the saved state from now on: the package
+        has others.
+        """
+        own = [name for name in names if not self.adapter_owns(name)]
+        self.restarted |= {n for n in self.unchanging if (p := self.packaged(n)) and any(name.startswith(p) for name in own)}
 
     def adapter_owns(self, name: str) -> bool:
         """Whether a name of the state dict is an adapter's weight."""
@@ -226,7 +239,8 @@ class VLM(nn.Module):
         cannot be merged.
         """
         for name in [n for n in self.adapters if self.part_of(n) != but]:
-            self.adapters.pop(name).merge()  # type: ignore[operator]
+            self.adapters[name].merge()  # type: ignore[operator]
+            del self.adapters[name]
 
 
 def _trains_base(recipe: Recipe, part: str) -> bool:

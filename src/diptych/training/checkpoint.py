@@ -146,6 +146,7 @@ def load_weights(path: Path, checkpoint: Checkpoint, model: VLM, objectives: nn.
         missing, unexpected = nn.ModuleList([model, objectives]).load_state_dict(state, strict=False)
     except RuntimeError as error:  # sizes
         raise DiptychError(f"{path} does not fit its recipe: {error}") from error
+    model.note_restarted(checkpoint.model)
     held = {f"0.{name}" for name in model.saved_state()} | {f"1.{name}" for name in objectives.state_dict()}
     lacking = sorted(held & set(missing))
     if unexpected or lacking:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.core.batch import Batch, Collated, Tokens, lengthened
 from diptych.core.encodings import Pass
-from diptych.models.vlm import VLM
+from diptych.models.vlm import VLM, has_gradient
 from diptych.training.distributed import Cluster
 
 Encodings = dict[str, Tensor | Tokens]
@@ -29,11 +29,6 @@ def encode(p: Pass, names: Sequence[str]) -> Encodings:
 def tensors(encodings: Encodings) -> list[Tensor]:
     """Those through which gradients flow."""
     return [x for v in encodings.values() for x in ((v.tokens, v.pooled) if isinstance(v, Tokens) else (v,))]
-
-
-def learns(encoding: Tensor | Tokens) -> bool:
-    """Whether gradients flow through an encoding."""
-    return any(x.requires_grad for x in tensors({"": encoding}))
 
 
 def with_tensors(encodings: Encodings, flat: Sequence[Tensor]) -> Encodings:
@@ -55,12 +50,15 @@ def stack(model: VLM, batches: Sequence[Batch], pieces: Sequence[Encodings], len
 
 def batch_length(batch: Batch, name: str) -> int:
     """The length in tokens to which the field of an encoding is padded; 0: it has none."""
-    field = batch.get(name.partition(".")[0])
-    return 0 if field is None or not field.padded else int(getattr(field, field.padded[0]).shape[1])
+    field, *inner = name.rpartition(":")[2].split(".")
+    value = batch.get(field)
+    for part in inner:  # a field within a field: label.classes
+        value = getattr(value, part, value)
+    return 0 if value is None or not value.padded else int(getattr(value, value.padded[0]).shape[1])
 
 
 def _is_text(model: VLM, name: str) -> bool:
-    return model.graph.fields.get(name.rpartition(".")[0]) == "text"
+    return model.graph.fields.get(name.rpartition(":")[2].rpartition(".")[0]) == "text"
 
 
 def _mapped(of_text: bool, length: int, join: Callable[[list[Tensor]], Tensor], *values: Tensor | Tokens) -> Tensor | Tokens:
@@ -87,7 +85,7 @@ def gathered(model: VLM, cluster: Cluster, batch: Batch, encodings: Encodings, n
     length = cluster.maximum(max((batch_length(batch, n) for n in batch.fields), default=0))
     batch, encodings = stack(model, [batch], [encodings], length)
     known, wanted = list(model.graph.fields), {n: v for n, v in encodings.items() if n in names}
-    noted = cluster.total(*(float(n in batch) for n in known), *(float(learns(v)) for v in wanted.values()))
+    noted = cluster.total(*(float(n in batch) for n in known), *(float(has_gradient(v)) for v in wanted.values()))
     common = [
         n for n, k in zip(known, noted, strict=False) if k == cluster.size
     ]  # of hard negatives, which some may lack, the encodings do

@@ -278,6 +278,7 @@ class HubStart:
 def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, theirs: Iterable[str]) -> Started:
     """Load what was found; the rest is named."""
     model.load_state_dict({k: v for k, v in found.items() if not k.startswith("objectives.")}, strict=False)
+    model.note_restarted(found)
     objectives.load_state_dict(
         {k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")}, strict=False
     )

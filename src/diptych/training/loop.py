@@ -101,6 +101,8 @@ class Trainer:
 
     def _distribute(self) -> None:
         """Parts shared out and compiled, as the recipe asks."""
+        if self.recipe.sharding == "fsdp" and any(t.decay is not None for t in self.setup.model.teachers.values()):
+            raise DiptychError("sharding: fsdp cannot keep an averaged teacher yet; remove `sharding`, or the teacher")
         for part in self.setup.model.parts.values():
             if self.recipe.sharding == "fsdp":
                 shard(part, self.cluster)

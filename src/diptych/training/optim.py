@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diptych.config.recipe import Stage
 from diptych.core.errors import DiptychError
 from diptych.core.registry import resolve
+from diptych.models.vlm import VLM
 from diptych.training.distributed import is_sharded, like, local, whole
 
 
@@ -26,6 +27,7 @@ class Learned:
     parameter: Tensor
     weight_decay: float
     share: float
+    adapter: bool = False  # of an adapter
 
 
 def adamw(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer]:
@@ -41,7 +43,7 @@ def muon(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer
     """Orthogonalised steps (Jordan et al. 2024; Liu et al. 2025) with ``muon_lr`` for the matrices inside transformer blocks, AdamW
     for everything else, embeddings, heads and adapters included.
     """
-    matrices = [p for p in learned if p.parameter.ndim == 2 and "blocks." in p.name and "lora_" not in p.name]
+    matrices = [p for p in learned if p.parameter.ndim == 2 and "blocks." in p.name and not p.adapter]
     chosen = {id(p) for p in matrices}
     members = adamw([p for p in learned if id(p) not in chosen], stage)
     groups: dict[tuple[bool, float, float], list[Tensor]] = {}
@@ -66,11 +68,25 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     named = dict(reversed(named.items()))
     below = layers_above([n for n, _ in every])
 
-    def share(name: str) -> float:
-        of_part = next((rate for part, rate in stage.rates.items() if f".parts.{part}." in name), 1.0)
-        return float(stage.layer_decay ** below[name] * of_part)
+    adapter_of = {
+        id(p): (name, model.part_of(name))
+        for model in modules
+        if isinstance(model, VLM)
+        for name, adapter in model.adapters.items()
+        for p in adapter.own()  # type: ignore[operator]
+    }
 
-    learned = [Learned(n, p, stage.weight_decay if p.ndim >= 2 else 0.0, share(n)) for n, p in named.values()]
+    def share(name: str, p: nn.Parameter) -> float:
+        if id(p) in adapter_of:  # its own rate, or that of its part
+            adapter, part = adapter_of[id(p)]
+            rate = stage.rates.get(f"adapters.{adapter}", stage.rates.get(part, 1.0))
+        else:
+            rate = next((rate for part, rate in stage.rates.items() if f".parts.{part}." in name), 1.0)
+        return float(stage.layer_decay ** below[name] * rate)
+
+    learned = [
+        Learned(n, p, stage.weight_decay if p.ndim >= 2 else 0.0, share(n, p), id(p) in adapter_of) for n, p in named.values()
+    ]
     if not learned:
         raise DiptychError(
             f"stages.{stage.name}: nothing learns; every part it names is frozen and its objectives have no parameters"

@@ -141,7 +141,7 @@ class Record:
 
     def spent(self, setup: Setup, spent: Spent, drawn: Mapping[str, int], finished: bool) -> dict[str, Any]:
         """spent.json, returned. drawn: samples by source."""
-        parameters = {id(p): p for m in (setup.model, setup.objectives) for p in m.parameters()}
+        parameters = {id(p): p for m in (setup.model.parts, setup.model.adapters, setup.objectives) for p in m.parameters()}
         cuda = setup.device.type == "cuda"
         unit = 1 if sys.platform == "darwin" else 1024
         row = {

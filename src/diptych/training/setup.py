@@ -246,10 +246,10 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     check_names(recipe)
     source = source or open_source(recipe.data.train).split("train")
     torch.manual_seed(recipe.seed)
-    corpus = corpus_of(source)
     start = open_start(recipe.weights) if recipe.weights and saved is None else None
-    tokenizer, kept = _words(recipe, corpus, start, saved)
+    tokenizer, kept = _words(recipe, source, start, saved)
     device = device or pick_device(recipe.device)
+    corpus = corpus_of(source) if tokenizer is None and kept is None else ()  # for a vocabulary that is trimmed to it
     model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
     model.remember_features(len(source))
     add_teachers(recipe, model)
@@ -274,12 +274,12 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     return setup
 
 
-def _words(recipe: Recipe, corpus: list[str], start: Start | None, saved: Path | None) -> tuple[Tokenizer | None, list[int] | None]:
+def _words(recipe: Recipe, source: Source, start: Start | None, saved: Path | None) -> tuple[Tokenizer | None, list[int] | None]:
     """The tokenizer, or what a language model's own keeps of its vocabulary: those of the run that goes on, of what it starts from,
-    or of the corpus.
+    or of the captions.
     """
     spec, file = recipe.data.tokenizer, saved / "tokenizer.json" if saved else None
-    there = file if recipe.weights and file and file.is_file() else None
+    there = file if file and file.is_file() else None
     if recipe.weights and saved and there is None:
         start = open_start(recipe.weights)  # a run that goes on from its mirror
     if spec.kind == "lm":
@@ -287,7 +287,7 @@ def _words(recipe: Recipe, corpus: list[str], start: Start | None, saved: Path |
     cls = tokenizer_class(spec.kind)
     assert cls is not None
     own = cls(there, spec.max_length) if there else start.tokenizer(spec.max_length) if start else None
-    return own or cls.train(corpus, spec.vocab_size, spec.max_length), None
+    return own or cls.train(corpus_of(source), spec.vocab_size, spec.max_length), None
 
 
 def describe(setup: Setup, out: Path) -> None:

@@ -96,7 +96,8 @@ class ZeroShot:
         single = [(sample.image, names[0]) for sample, names in known if len(names) == 1 and sample.image is not None]
         if len(single) < 2:
             raise NotApplicable(
-                "the source has no images of one labelled thing each; read class folders by classes:FOLDER, or give ?file= with image and label"
+                "the source has no images of one labelled thing each; read class folders by classes:FOLDER, "
+                "or give ?file= with image and label"
             )
         names = sorted({label for _, label in single})
         return self._items(_spread(single, self.n), names, known.problems)

@@ -65,3 +65,10 @@ class Prompt(Adapter):
     def forward(self, rows: int, dtype: torch.dtype) -> Tensor:
         """The vectors for a batch: [rows, n, D]."""
         return self.vectors.to(dtype).expand(rows, -1, -1)
+
+    def merge(self) -> None:
+        """DiptychError: learned vectors are no weights of the tower."""
+        raise DiptychError(
+            f"{self.where}: prompts cannot be merged into a part, since no other library's class has a place for them; use the run "
+            "itself (`diptych evaluate RUN`), or adapt by kind: lora, which can be merged"
+        )

@@ -74,6 +74,8 @@ class CocaText(TextTransformer):
     first place, and itself only where there is no padding: their mask of the padding is off by one.
     """
 
+    takes_prompts = False  # its places are fixed, up to the class token's
+
     def __init__(
         self,
         build: Build,

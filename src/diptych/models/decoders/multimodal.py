@@ -59,6 +59,12 @@ class MultimodalDecoder(Part):
         self._text = [text]  # in a list: shared, not owned
         self.bos = int(build.tokenizer.bos)
 
+    def attach(self, build: Build) -> None:
+        """DiptychError where prompts stand before the words, which ``step`` would not read."""
+        build.require(
+            not self._text[0].prompts, "it writes without prompts; adapt parts.text by kind: lora, or leave the decoder out"
+        )
+
     @provides("text.logits", "text.tokens", "image.tokens")
     def logits(self, text: Tokens, image: Tokens) -> Tensor:
         """[B, T − 1, V]: row t predicts token t + 1."""

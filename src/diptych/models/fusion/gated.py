@@ -74,7 +74,7 @@ class GatedCrossAttention(Part):
         part: Any = build.parts["lm"]
         part.gated = True
         for own, layer in zip(self.layers, decoder_layers(part.lm)[:: self.every], strict=True):
-            layer.register_forward_pre_hook(_look(own, part.lm), with_kwargs=True)  # type: ignore[arg-type]
+            layer.register_forward_pre_hook(_Look(own, part.lm), with_kwargs=True)
 
 
 def decoder_layers(lm: CausalLM) -> list[nn.Module]:
@@ -86,15 +86,18 @@ def decoder_layers(lm: CausalLM) -> list[nn.Module]:
     return list(result)
 
 
-def _look(own: GatedLayer, lm: CausalLM) -> Any:
-    seeing = [lm]  # in a list: the language model's layers do not own it
+class _Look:
+    """A hook before a layer of the language model. An object, not a closure: a copy of the model then has hooks of its own."""
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        seen = seeing[0].seen
+    def __init__(self, own: GatedLayer, lm: CausalLM):
+        self.own, self.lm = own, lm
+
+    def __call__(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        own, seen = self.own, self.lm.seen
         if seen is None:  # a text without an image
             return None
         x = args[0] if args else kwargs["hidden_states"]
         looked = own(x.to(own.alpha.dtype), seen.tokens.to(own.alpha.dtype), seen.looks).to(x.dtype)
         return ((looked, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": looked})
-
-    return before

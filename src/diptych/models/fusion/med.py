@@ -36,6 +36,8 @@ class MedText(BertText):
     [BOS].
     """
 
+    takes_prompts = False  # the grounded modes would not read them
+
     def __init__(
         self,
         build: Build,

@@ -63,6 +63,7 @@ class PretrainedLM(Part):
         self.register_buffer("scale", words.pow(2).mean().sqrt(), persistent=False)
         self._openings, self._before, self._after = self._asked() if prompts else ([[]], [], [])
         self._states: dict[bytes, Tensor] = {}
+        self._states_of = -1  # the version of the weights that they were computed with
 
     def _asked(self) -> tuple[list[list[int]], list[int], list[int]]:
         """Ids of the prompts; of the three openings those that are as long as the first, since a batch has one length."""
@@ -116,6 +117,9 @@ class PretrainedLM(Part):
         """f(y): the last hidden state at a text's [EOS], [B, D]. Computed once a text while nothing here learns."""
         if self.learns:
             return self._text_state(ids, mask)
+        if (now := sum(p._version for p in self.parameters())) != self._states_of:  # loaded, or averaged (a teacher)
+            self._states.clear()
+            self._states_of = now
         rows = [row[keep].cpu().numpy().tobytes() for row, keep in zip(ids, mask, strict=True)]
         new = [i for i, key in enumerate(rows) if key not in self._states]
         with torch.no_grad():
