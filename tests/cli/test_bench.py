@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from bench import report
-from bench.harness import Bench, Timing, interleave, measure_memory, rate
+from bench.harness import ROOT, Bench, Timing, interleave, measure_memory, rate
 
 
 def test_contestants_take_turns_and_ratios_are_of_the_same_round():
@@ -68,3 +71,38 @@ def test_a_goal_is_judged_by_the_ratio_and_the_page_says_so(tmp_path: Path, monk
 
 def test_rates_are_short():
     assert [rate(v) for v in (0.1234, 12.34, 123.4, 12345.6)] == ["0.123", "12.3", "123", "12,346"]
+
+
+CASE = """
+import time
+from bench.harness import Bench, measure_memory
+
+def run(bench):
+    bench.compare("naps", {{"ours": lambda: time.sleep({nap}), "open_clip": lambda: 1 / 0}}, "open_clip", rounds=3)
+    measure_memory("bench.cases.naps:prepare", n=2)
+    bench.goal("always", "{nap}", True)
+
+def prepare(n):
+    return lambda: time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize(("naps", "status"), [((0.05, 0.05), 0), ((0.05, 0.1), 1)])
+def test_two_versions_take_turns_and_the_slower_one_is_found(tmp_path: Path, naps: tuple[float, float], status: int):
+    trees = []
+    for i, nap in enumerate(naps):
+        tree = tmp_path / str(i)
+        (tree / "src" / "diptych").mkdir(parents=True)
+        (tree / "bench" / "cases").mkdir(parents=True)
+        for name in ("__init__.py", "harness.py", "child.py"):
+            shutil.copy(ROOT / "bench" / name, tree / "bench" / name)
+        (tree / "bench" / "cases" / "naps.py").write_text(CASE.format(nap=nap))
+        trees.append(str(tree))
+    out = tmp_path / "rounds.json"
+    command = [sys.executable, "-m", "bench.versions", *trees, "naps", "--rounds", "4", "--margin", "0.25", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    rows = {(row["what"].partition(",")[0].split(" {")[0], row["quantity"]): row for row in json.loads(out.read_text())}
+    assert set(rows) == {("ours", "seconds"), ("bench.cases.naps:prepare", "seconds"), ("bench.cases.naps:prepare", "memory")}
+    assert rows["ours", "seconds"]["ratio"] == pytest.approx(naps[0] / naps[1], rel=0.2)
+    assert rows["ours", "seconds"]["fine"] == (status == 0)
