@@ -88,7 +88,7 @@ def _parse_lines(lines: list[tuple[int, bytes]], path: Path) -> list[Fields]:
     if all(line.startswith(b"{") and line.endswith(b"}") for _, line in lines):
         try:
             text = (b"[" + b",".join(line for _, line in lines) + b"]").decode("utf-8")
-            rows = _QUICK.decode(text)
+            rows: list[dict[str, Any]] = _QUICK.decode(text)
         except (ValueError, RecursionError):
             rows = []
         # as many colons as keys: no object within a row, and no key twice

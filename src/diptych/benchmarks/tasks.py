@@ -87,7 +87,8 @@ def task(text: str) -> Task:
             raise DiptychError(f"task '{name}': unknown setting '{setting}'{nearest(setting, known)}")
     settings = {k: v if _is_tuple(cls, k) else v[-1] for k, v in given.items()}
     try:
-        return TypeAdapter(cls).validate_python(settings) if settings else cls()
+        made: Task = TypeAdapter(cls).validate_python(settings) if settings else cls()
+        return made
     except ValidationError as error:
         problem = error.errors()[0]
         raise DiptychError(

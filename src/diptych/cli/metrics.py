@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -343,7 +344,7 @@ def compare(
     show_rows("tests", compare_records(first, second, metric), json_)
 
 
-def _numbers(text: str, kind: type) -> list:
+def _numbers(text: str, kind: type) -> list[Any]:
     try:
         numbers = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -353,7 +354,7 @@ def _numbers(text: str, kind: type) -> list:
     return numbers
 
 
-def _progress(what: str):
+def _progress(what: str) -> Callable[[int, int], None]:
     """A function that reports progress on stderr, for work of more than a few seconds."""
     import sys
     import time

@@ -32,7 +32,7 @@ class Job:
     path: Path  # its directory
     threads: int
     state: dict[str, Any] = field(default_factory=lambda: {"phase": "waiting", "share": 0.0}, kw_only=True)
-    process: subprocess.Popen | None = field(default=None, kw_only=True)
+    process: subprocess.Popen[str] | None = field(default=None, kw_only=True)
     module = "diptych.comparison.job"
 
     def arguments(self) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Spent:
 
     def share(self, budget: Budget) -> float:
         """The share of the budget that is used, 0 to 1 and above."""
-        shares = [getattr(self, unit) / limit for unit, limit in asdict(budget).items() if limit is not None]
+        shares: list[float] = [getattr(self, unit) / limit for unit, limit in asdict(budget).items() if limit is not None]
         return max(shares)
 
 

@@ -153,7 +153,7 @@ class Adapter:
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
         """Cosines where the model embeds, else log P(text given image): float32 [N, M], or [P] for ``pairs``."""
         if {"embed_image", "embed_text"} <= self.capabilities:
-            matrix = self.embed_image(images) @ self.embed_text(texts).T
+            matrix: np.ndarray = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
         if "loglikelihood" not in self.capabilities:
             self.cannot("score")

@@ -153,7 +153,8 @@ class Pass:
         key = f"{teacher}:", True
         if key not in self.memo:
             self.memo[key] = _Taught(self.model.teacher(teacher), self)
-        return self.memo[key]
+        taught: Pass = self.memo[key]
+        return taught
 
     def _field(self, name: str, field: str) -> Any:
         if field not in self.batch:

@@ -114,7 +114,8 @@ class Sample:
     @property
     def negatives(self) -> list[str]:
         """A wrong version of each caption, as far as the source knows one."""
-        return self.fields.get("negatives", [])
+        negatives: list[str] = self.fields.get("negatives", [])
+        return negatives
 
     @property
     def turns(self) -> list[Turn]:
@@ -125,7 +126,7 @@ class Sample:
     @property
     def images(self) -> list[np.ndarray]:
         """The images of a conversation in the order in which they are shown; else the one image, or none."""
-        conversation = self.fields.get("turns")
+        conversation: Conversation | None = self.fields.get("turns")
         if conversation is not None and conversation.images is not None:
             return conversation.images
         return [] if self.image is None else [self.image]

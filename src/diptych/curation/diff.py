@@ -94,7 +94,7 @@ def _plan_differences(a: Result, b: Result) -> list[str]:
 def _identity(step: dict[str, Any]) -> str:
     """The identity of a step, independent of its options: an operator's name, a rule's column and way."""
     if "operator" in step:
-        return step["as"] or step["operator"]
+        return str(step["as"] or step["operator"])
     rule = step["keep"]
     way = (
         "range"

@@ -71,7 +71,8 @@ class Result:
 
     def row(self, place: int) -> dict[str, Any]:
         """The decision on one row."""
-        return self.part(place >> 32).slice(place & 0xFFFFFFFF, 1).to_pylist()[0]
+        row: dict[str, Any] = self.part(place >> 32).slice(place & 0xFFFFFFFF, 1).to_pylist()[0]
+        return row
 
     def state(self, step: Step) -> pa.Table | None:
         """The saved state of a two-pass step, if any."""

@@ -55,7 +55,8 @@ def _decode_plain_jpeg(data: bytes, item: str) -> np.ndarray | None:
         _check_size(width, height, item)
         if colours in ("CMYK", "YCCK"):
             return None
-        return simplejpeg.decode_jpeg(data, "RGB")
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
+        return pixels
     except ValueError as error:
         if "remature end" in str(error):
             raise BrokenItem(item, "truncated: the file ends before the picture does") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from typing import Any
 
 _NUMBERS = {"no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "few"}
 _ARTICLES = {"a", "an", "the", "some"}
@@ -47,7 +48,7 @@ def swap_words(caption: str, rng: random.Random, only: str = "") -> str | None:
     return None
 
 
-def _swap(caption: str, first: re.Match, second: re.Match) -> str:
+def _swap(caption: str, first: re.Match[str], second: re.Match[str]) -> str:
     a, b = _cased(second[0], first[0]), _cased(first[0], second[0])
     return caption[: first.start()] + a + caption[first.end() : second.start()] + b + caption[second.end() :]
 
@@ -60,7 +61,7 @@ def _cased(word: str, place: str) -> str:
     return (word[0].upper() if capital else word[0].lower()) + word[1:]
 
 
-def meaning(caption: str) -> list:
+def meaning(caption: str) -> list[list[Any]]:
     """Words in order, except where order says nothing: among modifiers, and on either side of "and" or "next to"."""
     phrases: list[list[str]] = [[]]  # content words, their head last; function words and marks stand between them
     between: list[str] = [""]  # what stands before each phrase
@@ -74,7 +75,7 @@ def meaning(caption: str) -> list:
             between[-1] += f" {token}"
         else:
             phrases[-1].append(token)
-    groups: list[list] = []
+    groups: list[list[Any]] = []
     for before, phrase in zip(between, phrases, strict=True):
         symmetric = set(before.replace(",", " ").split()) <= _SYMMETRIC
         text = (sorted(phrase[:-1]), phrase[-1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ class Group:
     skill: str  # object, count, colour, size, position, relation, binding, negation
     images: list[np.ndarray]  # k × uint8 [height, width, 3]
     captions: list[str]  # k
-    extra: dict = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable

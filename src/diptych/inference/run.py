@@ -104,7 +104,7 @@ class TrainedModel:
                 f"model '{self.name}' scores by {self.recipe.score}, which knows no examples; score: likelihood does"
             )
         if self.recipe.score == "similarity":
-            matrix = self.embed_image(images) @ self.embed_text(texts).T
+            matrix: np.ndarray = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
         if pairs is None and not before and self._all_at_once:
             return self._score_all(images, texts)
@@ -215,7 +215,7 @@ class TrainedModel:
         ids, mask = (torch.from_numpy(x).to(self.device) for x in self.model.tokenizer.encode_batch(list(texts)))
         lengths = mask.sum(1)
         out: list[Image] = [np.zeros((0, 0, 3), dtype=np.uint8)] * len(texts)
-        for length in lengths.unique().tolist():  # captions of one length together: no padding
+        for length in sorted(set(lengths.tolist())):  # captions of one length together: no padding
             for members in (lengths == length).nonzero()[:, 0].split(CHUNK // 4):
                 with self._inference():
                     codes = draw(self.model, ids[members, : length - 1], how, guidance, members.tolist())
@@ -277,7 +277,7 @@ class TrainedModel:
         """The pass over texts alone."""
         return self.model.encode(Batch({"text": tokenized(self.model.tokenizer, texts).to(self.device)}, len(texts)))
 
-    def _gather(self, items: Sequence, of: Callable[[Any], Pass], name: Key[Tensor]) -> np.ndarray:
+    def _gather(self, items: Sequence[Any], of: Callable[[Any], Pass], name: Key[Tensor]) -> np.ndarray:
         parts = []
         for start in range(0, len(items), CHUNK):
             with self._inference():

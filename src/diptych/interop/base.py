@@ -82,7 +82,7 @@ def to_ours(state: Mapping[str, Tensor], entries: Iterable[Same], shapes: Mappin
             continue
         total = sum(shapes[name][0] for name in entry.ours)
         share = [shapes[name][0] * len(whole) // total for name in entry.ours]
-        result |= dict(zip(entry.ours, whole.split(share), strict=True))
+        result |= dict(zip(entry.ours, torch.split(whole, share), strict=True))
     return result
 
 

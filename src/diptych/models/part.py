@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -67,6 +67,7 @@ class VisionTower(Part):
     projection: how the shared space reads it: a linear map, an affine one, or none where it gives the embedding itself.
     """
 
+    __call__: Callable[..., Tokens]  # what ``forward`` gives; torch says Any
     tokens: int
     extra: int = 0
     hides: bool = False
@@ -91,6 +92,7 @@ class TextTower(Part):
     space: the kind of shared space that it asks for, where the recipe names none.
     """
 
+    __call__: Callable[..., Tokens]  # what ``forward`` gives; torch says Any
     projection: Literal["linear", "affine", "none"] = "linear"
     space: str = "linear"
 

@@ -64,7 +64,8 @@ class LinearSpace(Part):
     @provides("{image}.projected", "{image}.tokens")
     def image_projected(self, tokens: Tokens) -> Tensor:
         """Every token in the shared space, not normalised: [B, N, E], float32."""
-        return self.image(tokens.tokens).float()
+        projected: Tensor = self.image(tokens.tokens).float()
+        return projected
 
     @provides("{image}.token_embedding", "{image}.projected")
     def image_token_embedding(self, projected: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ class LinearSpace(Part):
     @provides("{text}.projected", "{text}.tokens")
     def text_projected(self, tokens: Tokens) -> Tensor:
         """[B, T, E], float32, not normalised"""
-        return self.text(tokens.tokens).float()
+        projected: Tensor = self.text(tokens.tokens).float()
+        return projected
 
     @provides("{text}.token_embedding", "{text}.projected")
     def text_token_embedding(self, projected: Tensor) -> Tensor:

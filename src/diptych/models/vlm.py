@@ -276,7 +276,8 @@ def build_part(name: str, part: PartSpec, build: Build) -> nn.Module:
     """A part with fresh weights, or those of its package."""
     build.where, build.frozen = f"parts.{name}", part.frozen
     cls = resolve(part.kind, KINDS.get(name, {}), f"{name} part")
-    return cls(build, **check_options(cls, part.options, build.where))
+    made: nn.Module = cls(build, **check_options(cls, part.options, build.where))
+    return made
 
 
 def build_model(recipe: Recipe, tokenizer: Any, image_size: int, corpus: Sequence[str] = (), kept: list[int] | None = None) -> VLM:

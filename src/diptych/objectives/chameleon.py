@@ -87,7 +87,7 @@ class Interleaved(Objective):
         """Words and marks count 1 each, codes ``image_weight``."""
         _, bare = self.orders(p)
         words = p[TEXT].mask.sum(1).masked_fill(bare, 2) + 1  # without [BOS], with the marks around the image
-        return float(words.sum()) + self.image_weight * p.size * self._decoder[0].tokens
+        return float(words.sum()) + self.image_weight * p.size * int(self._decoder[0].tokens)
 
     def metrics(self) -> dict[str, float]:
         """Mean losses of the last piece, in nats."""

@@ -34,7 +34,7 @@ def late_similarity(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, 
     """
     rows = max(1, CHUNK // max(1, image.shape[1] * text.shape[0] * text.shape[1]))
     parts = []
-    for piece in image.split(rows):
+    for piece in torch.split(image, rows):
         if rows < len(image) and torch.is_grad_enabled():  # the similarities are computed again in the backward pass
             parts.append(checkpoint(_best, piece, text, mask, use_reentrant=False))
         else:

@@ -89,7 +89,8 @@ class Contextual(Objective):
         with torch.autocast(text.device.type, enabled=False):
             logits = self.logit_scale.exp() * self.similarity(tokens[own].float(), pooled.float(), text) + self.logit_bias
             total = sigmoid_of_logits(logits, own.start, None if meaning is None else meaning[own], meaning)
-        return total / (own.stop - own.start)
+        loss: Tensor = total / (own.stop - own.start)
+        return loss
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""

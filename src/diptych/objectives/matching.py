@@ -63,7 +63,7 @@ class Matching(Objective):
 
     def logits(self, p: Pass) -> Tensor:
         """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token."""
-        answers = self.head(p["text.fused"].pooled).float()
+        answers: Tensor = self.head(p["text.fused"].pooled).float()
         return answers[:, 0] if answers.shape[1] == 1 else answers[:, 1] - answers[:, 0]
 
     def similarity(self, p: Pass) -> Tensor:

@@ -27,8 +27,9 @@ REACH, POINTS = 5.0, 17  # where the characteristic functions are compared
 
 def directions(width: int, n: int, seed: int) -> Tensor:
     """Random unit vectors [width, n]; a function of the seed, so that pieces of a batch and processes draw the same."""
-    drawn = torch.randn(width, n, generator=torch.Generator().manual_seed(seed))
-    return drawn / drawn.norm(dim=0)
+    drawn: Tensor = torch.randn(width, n, generator=torch.Generator().manual_seed(seed))
+    drawn = drawn / drawn.norm(dim=0)
+    return drawn
 
 
 def epps_pulley(x: Tensor) -> Tensor:
@@ -88,14 +89,14 @@ class TextPrediction(Objective):
     @provides("crops.pooled", "crops.tokens")
     def pooled(self, tokens: Tokens) -> Tensor:
         """[B, V, D]"""
-        return tokens.pooled.unflatten(0, (-1, self.views))
+        return torch.unflatten(tokens.pooled, 0, (-1, self.views))
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         views, text = p["crops.pooled"], p[TEXT_EMBEDDING]  # [B, V, D], [B, E]
         meaning = p[TEXT].meaning
         along = directions(views.shape[-1], self.n, 0 if meaning is None else int(meaning[0]) & 0xFFFF_FFFF).to(views.device)
-        predicted = self._space[0].image(views).float()
+        predicted: Tensor = self._space[0].image(views).float()
         with torch.autocast(text.device.type, enabled=False):
             error = (predicted - text[:, None]).square().sum(-1).mean()
             shape = sigreg(views.float().flatten(0, 1), along)

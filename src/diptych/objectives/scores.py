@@ -55,12 +55,14 @@ class Similarity(Score):
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         image, text = (p[name] for name in self.needs)
-        return (image[images] * text[texts]).sum(-1)
+        scores: Tensor = (image[images] * text[texts]).sum(-1)
+        return scores
 
     def all_scores(self, p: Pass) -> Tensor:
         """Every image with every text, [M, N]."""
         image, text = (p[name] for name in self.needs)
-        return image @ text.T
+        scores: Tensor = image @ text.T
+        return scores
 
 
 class Likelihood(Score):
@@ -90,7 +92,8 @@ class ImageInformation(ImageLikelihood):
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
-        return super().pair_scores(p, images, texts) - p["image.log_prior"][images]
+        information: Tensor = super().pair_scores(p, images, texts) - p["image.log_prior"][images]
+        return information
 
 
 SCORES: dict[str, Any] = {

@@ -6,7 +6,7 @@ forgotten; the backward pass computes it again. Shapes: M rows (queries), N colu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,11 +34,12 @@ def tiled_info_nce(
     if meaning is not None and negatives is not None:
         column_meaning = torch.cat([meaning, meaning.new_full((len(negatives),), NO_MEANING)])
     if rows is None:  # one sweep serves both directions
-        return _CrossEntropy.apply(image, columns, scale, 0, True, meaning, column_meaning, tile) / (2 * len(image))
+        return _cross_entropy(image, columns, scale, 0, True, meaning, column_meaning, tile) / (2 * len(image))
     start, own = rows.start, None if meaning is None else meaning[rows]
-    to_text = _CrossEntropy.apply(image[rows], columns, scale, start, False, own, column_meaning, tile)
-    to_image = _CrossEntropy.apply(text[rows], image, scale, start, False, own, meaning, tile)
-    return (to_text + to_image) / (2 * (rows.stop - rows.start))
+    to_text = _cross_entropy(image[rows], columns, scale, start, False, own, column_meaning, tile)
+    to_image = _cross_entropy(text[rows], image, scale, start, False, own, meaning, tile)
+    loss: Tensor = (to_text + to_image) / (2 * (rows.stop - rows.start))
+    return loss
 
 
 def tiled_sigmoid_sum(
@@ -55,12 +56,12 @@ def tiled_sigmoid_sum(
     gradient.
     """
     scale, bias = (torch.as_tensor(x, dtype=image.dtype, device=image.device) for x in (scale, bias))
-    return _SigmoidSum.apply(image, text, scale, bias, start, meaning, text_meaning, tile)
+    return _sigmoid_sum(image, text, scale, bias, start, meaning, text_meaning, tile)
 
 
 def _if_shared(meaning: Tensor | None) -> Tensor | None:
     """``meaning`` if any two rows share one; without such the tiles need no mask."""
-    return meaning if meaning is not None and len(meaning.unique()) < len(meaning) else None
+    return meaning if meaning is not None and len(torch.unique(meaning)) < len(meaning) else None
 
 
 def _tiles(m: int, n: int, tile: int, cut: int) -> Iterator[tuple[slice, slice]]:
@@ -146,6 +147,9 @@ class _CrossEntropy(torch.autograd.Function):
         return for_a.mul_(grad * scale), for_b.mul_(grad * scale), for_scale, None, None, None, None, None
 
 
+_cross_entropy: Callable[..., Tensor] = _CrossEntropy.apply  # which torch leaves without types
+
+
 class _SigmoidSum(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -184,3 +188,6 @@ class _SigmoidSum(torch.autograd.Function):
         for_image, for_text, for_scale, for_bias, scale = ctx.saved_tensors
         factor = grad * scale
         return for_image * factor, for_text * factor, for_scale * grad, for_bias * grad, None, None, None, None
+
+
+_sigmoid_sum: Callable[..., Tensor] = _SigmoidSum.apply

@@ -167,7 +167,8 @@ def readable(read: Callable[..., Content], default: Any, notes: list[str], *argu
         return read(*arguments)
     except DiptychError as error:
         notes.append(f"{error}; what it holds is missing here.")
-        return default
+        given: Content = default
+        return given
 
 
 def _texts(content: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def _clustered(runs: Sequence[Measured]) -> np.ndarray:
     sums = np.stack([np.bincount(where, row, C) for row in rows])
     sizes = np.bincount(where, minlength=C)
     means = rows.mean(1, keepdims=True)
-    return sums * C / N - means * (sizes * C / N - 1)
+    result: np.ndarray = sums * C / N - means * (sizes * C / N - 1)
+    return result
 
 
 def _crossed(table: np.ndarray, value: float, share: bool) -> Estimate:

@@ -10,7 +10,7 @@ of these. So gradients are averaged over processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -50,7 +50,7 @@ class Cluster:
         if self.size == 1:
             return x
         counts = [int(n) for n in self._all(torch.tensor([len(x)], device=self.device))]
-        return _Gather.apply(x, counts, self.rank)
+        return _gather(x, counts, self.rank)
 
     def _all(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x) for _ in range(self.size)]
@@ -59,7 +59,7 @@ class Cluster:
 
     def pass_on(self, x: Tensor) -> Tensor:
         """Give x to the next process and take the previous one's, of the same shape; gradients go back the way they came."""
-        return _PassOn.apply(x, self.rank, self.size)
+        return _pass_on(x, self.rank, self.size)
 
     def total(self, *values: float) -> list[float]:
         """Each value summed over all processes."""
@@ -104,7 +104,7 @@ class Cluster:
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
             dist.all_reduce(flat)
             flat /= self.size
-            for p, grad in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            for p, grad in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
                 p.grad = grad.view_as(p).clone() if p.grad is None else p.grad.copy_(grad.view_as(p))
 
     def part(self) -> None:
@@ -154,6 +154,10 @@ class _PassOn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return _exchange(grad, (ctx.rank - 1) % ctx.size, (ctx.rank + 1) % ctx.size), None, None
+
+
+_gather: Callable[..., Tensor] = _Gather.apply  # which torch leaves without types
+_pass_on: Callable[..., Tensor] = _PassOn.apply
 
 
 def _exchange(x: Tensor, to: int, of: int) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 from diptych.core.batch import Batch
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
-from diptych.data.loader import Loader, mixed
+from diptych.data.loader import Loader
+from diptych.data.order import mixed
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective
 from diptych.training.distributed import Cluster
@@ -139,7 +140,7 @@ class _Work:
                 else:
                     whole = p
                 total = self._coupled(coupled, whole) + self._free(free, p, totals)
-            total.backward()
+            torch.autograd.backward(total)
 
         self._counted(("at once", *batch.shapes()), run)
         self._note(batch)
@@ -198,7 +199,7 @@ class _Work:
             with self.of.computing():
                 whole = gathered(self.of.model, self.cluster, batch, result, _names_gathered(coupled))
                 total = self._coupled(coupled, whole)
-            total.backward()
+            torch.autograd.backward(total)
 
         self._counted(("couple", batch.size, *batch.shapes()), run)
         return [x.grad for x in leaves]
@@ -229,7 +230,7 @@ class _Work:
     def _add(self, name: str, loss: Tensor) -> None:
         self.taken.losses[name] = self.taken.losses[name] + loss
 
-    def _counted(self, key: tuple, run: Callable[[], Any]) -> Any:
+    def _counted(self, key: tuple[Any, ...], run: Callable[[], Any]) -> Any:
         result, flops = self.of.meter.count((self.name, *key), run)
         self.taken.flops += flops
         return result
@@ -254,5 +255,5 @@ def _dealt(grads: list[Tensor | None], lengths: list[list[int]]) -> list[tuple[T
     """For each piece its rows of every tensor's gradient; ``lengths[piece][tensor]`` of them, since captions without a hard
     negative make pieces unlike.
     """
-    columns = [[None] * len(lengths) if g is None else g.split([rows[k] for rows in lengths]) for k, g in enumerate(grads)]
+    columns = [[None] * len(lengths) if g is None else torch.split(g, [rows[k] for rows in lengths]) for k, g in enumerate(grads)]
     return list(zip(*columns, strict=True))

@@ -208,7 +208,7 @@ def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     kinds = [[g for g in grads if is_sharded(g) == kind] for kind in (False, True)]
     norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     factor = (limit / (total + 1e-6)).clamp(max=1.0)
     for kind in kinds:
         if kind:

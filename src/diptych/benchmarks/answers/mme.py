@@ -37,7 +37,8 @@ def mme_counts(credits: Sequence[float], images: Sequence[Hashable]) -> tuple[li
 def mme_of_counts(sums: np.ndarray) -> np.ndarray:
     """100 · (accuracy + accuracy⁺) of column sums [..., 4]: out of 200."""
     questions, right, images, whole = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
-    return 100 * (right / np.maximum(questions, 1) + whole / np.maximum(images, 1))
+    score: np.ndarray = 100 * (right / np.maximum(questions, 1) + whole / np.maximum(images, 1))
+    return score
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ def pope_band(answers: Sequence[bool | None], labels: Sequence[bool]) -> dict[st
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=np.asarray(b) > 0)
+    ratio: np.ndarray = np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=np.asarray(b) > 0)
+    return ratio
 
 
 def _metric(name: str, sums: np.ndarray) -> np.ndarray:
@@ -221,7 +222,8 @@ class Pope(QuestionTask):
         """A row of ``pope_counts``; a tie is half a yes and half a no."""
         answers: list[str | None] = [*self.parsed(record, condition)] or [None]
         right = record["answers"][0] == "yes"
-        return np.mean([pope_counts([None if a is None else a == "yes"], [right])[0] for a in answers], axis=0)
+        counts: np.ndarray = np.mean([pope_counts([None if a is None else a == "yes"], [right])[0] for a in answers], axis=0)
+        return counts
 
     def _auc(self, records: list[Record]) -> list[Result]:
         if not records or any("scores" not in r for r in records):

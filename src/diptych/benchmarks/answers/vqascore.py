@@ -7,6 +7,7 @@ of others. ``accuracy``: the share of items whose own caption gets more than the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class VqaScore:
             for row, i in enumerate(todo)
         )
 
-    def _p(self, model: Model, images: list, captions: list[str]) -> np.ndarray:
+    def _p(self, model: Model, images: list[Any], captions: list[str]) -> np.ndarray:
         prompts = [self.prompt.replace("{caption}", caption) for caption in captions]
         return np.exp(model.loglikelihood(images, [self.answer] * len(images), prompts).astype(np.float64))
 

@@ -90,7 +90,8 @@ class SceneReader(nn.Module):
 
     def at(self, features: Tensor, rows: Tensor, y: Tensor, x: Tensor, concepts: Tensor) -> Tensor:
         """Features [O, F] of objects whose centres lie in these cells."""
-        return features[rows, :, y, x].float() * self.gate(concepts)
+        seen: Tensor = features[rows, :, y, x].float() * self.gate(concepts)
+        return seen
 
     def pair(self, first: Tensor, second: Tensor, way: Tensor) -> Tensor:
         """Features of two groups [B, F] and the way from one to the other [B, 2] → logits [B, 2R + 1]: each relation of the
@@ -160,7 +161,7 @@ class SceneReader(nn.Module):
         colours = self.colour(seen).log_softmax(-1)
         middles = torch.stack([(x + 0.5) / here.shape[2], (y + 0.5) / here.shape[1]], 1)
         groups = []
-        for concept in concepts.unique().tolist():
+        for concept in sorted(set(concepts.tolist())):
             own = concepts == concept
             colour = int(colours[own].mean(0).argmax())
             groups.append(Group(concept, int(own.sum()), colour, float(sure[own].max()), seen[own].mean(0), middles[own].mean(0)))
@@ -227,7 +228,7 @@ def train_reader(scenes: Scenes, samples: int = SAMPLES, progress: Callable[[str
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reader = SceneReader(scenes.split("train").world).train()
-        reader = reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fast = use_bf16("auto", torch.device("cpu"))
         optimizer = torch.optim.AdamW(reader.parameters(), lr=RATE, weight_decay=0.01)
         steps, stream = max(samples // BATCH, 1), lessons(scenes)
@@ -238,7 +239,7 @@ def train_reader(scenes: Scenes, samples: int = SAMPLES, progress: Callable[[str
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
                 loss = reader.loss(worn(to_pixels(images)), graphs, boxes)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(reader.parameters(), 5.0)
             optimizer.step()
             schedule.step()

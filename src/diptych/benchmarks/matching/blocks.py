@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Batch:
         return np.asarray(model.score(self.images, self.texts, np.array(self.pairs)))
 
     @staticmethod
-    def _index(known: dict, key: object, values: list, value: object) -> int:
+    def _index(known: dict[Any, int], key: object, values: list[Any], value: object) -> int:
         if key not in known:
             known[key] = len(values)
             values.append(value)

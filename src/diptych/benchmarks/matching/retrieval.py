@@ -120,7 +120,8 @@ class LargeRetrieval(Retrieval):
         """float [images, texts]"""
         if "score_all" in model.capabilities:
             return super().scores(model, images, texts)
-        return model.embed_image(images) @ model.embed_text(texts).T
+        scores: np.ndarray = model.embed_image(images) @ model.embed_text(texts).T
+        return scores
 
 
 # --- a similarity matrix in a file: diptych metrics retrieval ---

@@ -25,6 +25,7 @@ from diptych.benchmarks.results import CONTROLS, class_sums, macro, mean_of_clas
 from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import class_text
+from diptych.core.vectors import unit
 from diptych.data.source import Controlled, Problem, Source
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this is a {}")
@@ -148,8 +149,9 @@ class ZeroShot:
                 return np.asarray(model.score(images, [of_class[0] for of_class in texts]))
             scores = np.split(np.asarray(model.score(images, flat)), ends, axis=1)
             return np.stack([of_class.mean(1) for of_class in scores], 1)
-        classes = [of_class.mean(0) for of_class in np.split(_unit(model.embed_text(flat)), ends)]
-        return model.embed_image(images) @ _unit(np.stack(classes)).T
+        classes = [of_class.mean(0) for of_class in np.split(unit(model.embed_text(flat)), ends)]
+        cosines: np.ndarray = model.embed_image(images) @ unit(np.stack(classes)).T
+        return cosines
 
     def texts(self, names: list[str]) -> list[list[str]]:
         """The texts of each class: names in templates, descriptions from the file, or both."""
@@ -197,10 +199,6 @@ def prompt(template: str, name: str) -> str:
 def _spread(values: Sequence[Any], n: int) -> Sequence[Any]:
     """n values at even distances, since its order may be by class; 0: all."""
     return [values[i * len(values) // n] for i in range(n)] if 0 < n < len(values) else values
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 # --- scores in a file: diptych metrics zeroshot ---

@@ -118,7 +118,8 @@ class Corpus:
 
 def _places(length: np.ndarray) -> np.ndarray:
     """0, 1, … within each text."""
-    return np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    places: np.ndarray = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    return places
 
 
 def _find(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ Q queries, M candidates. A score that is not finite counts as the lowest, tied w
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def lowest_if_not_finite(scores: np.ndarray) -> np.ndarray:
@@ -36,11 +37,11 @@ def recall_at(k: int, above: np.ndarray, tied: np.ndarray, hits: np.ndarray) -> 
     return np.where(hits == 1, slots / tied, 1 - miss)  # the plain quotient is free of rounding
 
 
-def expected_rank(above: np.ndarray, tied: np.ndarray, hits: np.ndarray) -> np.ndarray:
+def expected_rank(above: NDArray[np.int64], tied: NDArray[np.int64], hits: NDArray[np.int64]) -> np.ndarray:
     """Mean rank of the best positive if ties are in random order, from 1; float [Q]."""
     return above + (tied + 1) / (hits + 1)
 
 
-def undecided(k: int, above: np.ndarray, tied: np.ndarray, hits: np.ndarray) -> np.ndarray:
+def undecided(k: int, above: NDArray[np.int64], tied: NDArray[np.int64], hits: NDArray[np.int64]) -> np.ndarray:
     """Whether the cut at k falls into a tie between positives and others; int [Q] of 0 and 1."""
     return ((tied > hits) & (above < k) & (k < above + tied)).astype(np.int64)

@@ -29,6 +29,7 @@ from diptych.benchmarks.statistics import mean, sign_flip_p
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
+from diptych.core.vectors import unit
 from diptych.data.source import Source
 
 # --- the formulas ---
@@ -67,17 +68,18 @@ def precision_recall(predicted: Sequence[Collection[str]], true: Sequence[Collec
 def population_gap(target: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """sign(target − reference) of each sample, float [N]. Its mean is PPG for precisions and PRG for recalls:
     the share of samples where the target does better less that where the reference does."""
-    return np.sign(np.round(np.asarray(target) - np.asarray(reference), 12)) + 0.0
+    gap: np.ndarray = np.sign(np.round(np.asarray(target) - np.asarray(reference), 12)) + 0.0
+    return gap
 
 
 def recall_curve(recall: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Share of samples with at least each recall; float [T]."""
-    return (np.asarray(recall)[None, :] >= np.asarray(thresholds)[:, None] - 1e-12).mean(1)
+    curve: np.ndarray = (np.asarray(recall)[None, :] >= np.asarray(thresholds)[:, None] - 1e-12).mean(1)
+    return curve
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return unit(np.asarray(x, dtype=np.float32))
 
 
 Values = dict[str, np.ndarray]  # {"precision": float [N], "recall": float [N]}

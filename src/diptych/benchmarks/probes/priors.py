@@ -147,7 +147,7 @@ def corrected(records: Sequence[Record]) -> np.ndarray:
     """Credits with the α that is best on the other half of the clusters (the smallest of the best), float [n]."""
     table = np.stack([credits_at(records, a) for a in ALPHAS])
     half = np.array([half_of(str(r["cluster"])) for r in records])
-    result = table[0].copy()
+    result: np.ndarray = table[0].copy()
     for side in (0, 1):
         if (half != side).any():
             best = int(table[:, half != side].mean(1).argmax())

@@ -15,6 +15,7 @@ from diptych.benchmarks.controls import derangement
 from diptych.benchmarks.inputs import read_json, table_of
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.results import of_credits
+from diptych.core import vectors
 from diptych.core.errors import DiptychError, nearest
 
 PREFIX = "A photo depicts "
@@ -23,7 +24,8 @@ WEIGHT = 2.5
 
 def clipscore(image: np.ndarray, caption: np.ndarray) -> np.ndarray:
     """2.5 · max(cos, 0) of each image and its caption (eq. 1); float [N]."""
-    return WEIGHT * np.maximum((_unit(image) * _unit(caption)).sum(-1), 0)
+    score: np.ndarray = WEIGHT * np.maximum((_unit(image) * _unit(caption)).sum(-1), 0)
+    return score
 
 
 def refclipscore(image: np.ndarray, caption: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
@@ -31,12 +33,12 @@ def refclipscore(image: np.ndarray, caption: np.ndarray, references: Sequence[np
     alone, unit = clipscore(image, caption), _unit(caption)
     best = np.array([max(0.0, float((_unit(r) @ u).max())) for r, u in zip(references, unit, strict=True)])
     total = alone + best
-    return np.divide(2 * alone * best, total, out=np.zeros_like(total), where=total > 0)
+    score: np.ndarray = np.divide(2 * alone * best, total, out=np.zeros_like(total), where=total > 0)
+    return score
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return vectors.unit(np.asarray(x, dtype=np.float64))
 
 
 def score_by_model(

@@ -85,7 +85,8 @@ class Chat:
 
     @property
     def _eos(self) -> str:
-        return self.specials["eos_token"]
+        eos: str = self.specials["eos_token"]
+        return eos
 
     def _written(self, turns: Sequence[Turn], ask: bool = False) -> str:
         from jinja2 import TemplateError

@@ -152,7 +152,8 @@ class _Lists:
             data, ends = values.data, values.offsets[first : last + 1].tolist()
             return [str(data[a:b], "utf-8") for a, b in itertools.pairwise(ends)]
         if isinstance(values, _Numbers):
-            return values.values[first:last].tolist()
+            numbers: list[Any] = values.values[first:last].tolist()
+            return numbers
         return [values[k] for k in range(first, last)]  # type: ignore[index]
 
 
@@ -233,7 +234,8 @@ class Columns:
 
     def digests(self) -> bytes:
         """16 bytes a row."""
-        return self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
+        digests: bytes = self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
+        return digests
 
 
 class Row(dict[str, Any]):
@@ -254,11 +256,12 @@ class Row(dict[str, Any]):
 
     @property
     def id(self) -> str:
-        return self["id"]
+        return str(self["id"])
 
     @property
     def image(self) -> np.ndarray:
-        return self["image"]
+        image: np.ndarray = self["image"]
+        return image
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -293,6 +296,7 @@ def _decode(data: np.ndarray, item: str) -> np.ndarray:
     import simplejpeg
 
     try:
-        return simplejpeg.decode_jpeg(data, "RGB")  # what was packed is known to be upright and RGB
+        image: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")  # what was packed is known to be upright and RGB
+        return image
     except ValueError:
         return decode(data.tobytes(), item)  # blemishes that lose no pixels; for the rest, the reason

@@ -191,7 +191,8 @@ def stored(image: np.ndarray, encoded: bytes | None, original: np.ndarray, param
 
     if image is original and encoded is not None and _is_plain_jpeg(encoded, image):
         return encoded
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=parameters.quality, colorsubsampling="420")
+    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=parameters.quality, colorsubsampling="420")
+    return data
 
 
 def _is_plain_jpeg(data: bytes, image: np.ndarray) -> bool:

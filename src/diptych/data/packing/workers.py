@@ -100,7 +100,7 @@ class _Shared:
     def take(self) -> int:
         with self.taken.get_lock():
             self.taken.value += 1
-            return self.taken.value - 1
+            return int(self.taken.value) - 1
 
 
 def _work(

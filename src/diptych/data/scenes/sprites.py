@@ -128,7 +128,8 @@ def _tones(concept: str) -> tuple[float, float]:
 def _luminance(rgba: np.ndarray) -> np.ndarray:
     """Of premultiplied pixels, 0..1: [height, width]."""
     weighted = (rgba[..., :3] * np.array((0.299, 0.587, 0.114))).sum(axis=-1)
-    return weighted / np.maximum(rgba[..., 3].astype(np.float64), 1)
+    luminance: np.ndarray = weighted / np.maximum(rgba[..., 3].astype(np.float64), 1)
+    return luminance
 
 
 def _tinted(rgba: np.ndarray, colour: str, fill: float, lines: float) -> np.ndarray:

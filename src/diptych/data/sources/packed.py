@@ -45,7 +45,8 @@ class Packed:
     @property
     def image_size(self) -> int | None:
         """Of a source whose pictures have one size of their own, if they were packed at it."""
-        return self.manifest["native_size"]
+        size: int | None = self.manifest["native_size"]
+        return size
 
     @property
     def classes(self) -> list[str] | None:
@@ -142,7 +143,7 @@ class Packed:
                 f"{self.place}: holds no packed data (no {NAME}); make it with: diptych data pack ADDRESS {self.place}"
             )
         try:
-            manifest = json.loads(files.read_text(where))
+            manifest: dict[str, Any] = json.loads(files.read_text(where))
             version, complete = manifest["parameters"]["version"], manifest["complete"]
             done, items = len(manifest["shards"]), manifest["parameters"]["items"]
         except (ValueError, KeyError, TypeError) as error:

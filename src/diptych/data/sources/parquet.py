@@ -51,7 +51,8 @@ class CellSource(ListedSource):
             value = value.get("bytes")
         if value is None:
             raise ValueError("the row holds no image")
-        return value
+        data: bytes = value
+        return data
 
     def _column(self, url: str, group: int, image: str) -> pa.ChunkedArray:
         with self._lock:  # else every thread of a pool reads the same row group

@@ -28,7 +28,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(url)
+        found: tuple[Any, str] = url_to_fs(url)
+        return found
     except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
         raise DiptychError(f"{url}: {error}") from error
 
@@ -63,7 +64,7 @@ def exists(url: str) -> bool:
     if is_local(url):
         return os.path.exists(url)
     fs, path = filesystem(url)
-    return fs.exists(path)
+    return bool(fs.exists(path))
 
 
 def is_directory(url: str) -> bool:
@@ -71,7 +72,7 @@ def is_directory(url: str) -> bool:
     if is_local(url):
         return os.path.isdir(url)
     fs, path = filesystem(url)
-    return fs.isdir(path)
+    return bool(fs.isdir(path))
 
 
 def open_file(url: str) -> Any:
@@ -97,8 +98,8 @@ def read(url: str, start: int = 0, length: int | None = None) -> bytes:
             return file.read(-1 if length is None else length)
     fs, path = filesystem(url)
     if start == 0 and length is None:
-        return fs.cat_file(path)
-    return fs.cat_file(path, start=start, end=None if length is None else start + length)
+        return bytes(fs.cat_file(path))
+    return bytes(fs.cat_file(path, start=start, end=None if length is None else start + length))
 
 
 def _copy(url: str) -> str:
@@ -111,7 +112,7 @@ def _copy(url: str) -> str:
 def read_text(url: str) -> str:
     """A text file in UTF-8, or in UTF-16 with its mark; the mark is dropped."""
     with open_file(url) as file:
-        data = file.read()
+        data: bytes = file.read()
     try:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:

@@ -105,13 +105,14 @@ class Generative(Adapter):
         """The text that comes before the answer, with a placeholder where the image belongs."""
         prompt = prompt or self.caption
         if self.chats:
-            return self.processor.apply_chat_template(_conversation(None, prompt), add_generation_prompt=True, tokenize=False)
+            text: str = self.processor.apply_chat_template(_conversation(None, prompt), add_generation_prompt=True, tokenize=False)
+            return text
         return f"{self.placeholder}{prompt}"
 
     def _placeholder(self) -> str:
         """What a prompt without a chat template must have where the image belongs: nothing if the processor puts it there."""
-        token = getattr(self.processor, "image_token", None)
-        token = getattr(token, "content", token)
+        marked = getattr(self.processor, "image_token", None)
+        token: str | None = getattr(marked, "content", marked)
         if not token:
             return ""
         blank = pil([np.full((64, 64, 3), 128, dtype=np.uint8)])
@@ -207,7 +208,8 @@ class Generative(Adapter):
         with torch.inference_mode():
             logits = self.model(**inputs, labels=target).logits.float()
             logp = logits.log_softmax(-1).gather(-1, target.clamp(min=0)[..., None])[..., 0]
-        return (logp * (target >= 0)).sum(1).cpu().numpy()
+        total: np.ndarray = (logp * (target >= 0)).sum(1).cpu().numpy()
+        return total
 
 
 def exported(name: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Endpoint(Adapter):
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}], **more}
         reply = self._post(json.dumps(body).encode())
         try:
-            choice = reply["choices"][0]
+            choice: dict[str, Any] = reply["choices"][0]
             choice["message"]["role"]
         except (KeyError, IndexError, TypeError):
             raise DiptychError(f"{self.url}: not an answer of chat completions: {json.dumps(reply)[:200]}") from None

@@ -282,7 +282,7 @@ def words_left_out(words: Language) -> list[str]:
 
 def begins(speaks: Chat) -> bool:
     """Whether the run's conversations begin with [BOS]."""
-    return speaks.document(PROBE[:1], ask=True).ids[0] == speaks.tokenizer.bos
+    return bool(speaks.document(PROBE[:1], ask=True).ids[0] == speaks.tokenizer.bos)
 
 
 def without_beginning(tokenizer: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
@@ -18,6 +20,7 @@ class Connector(Part):
     ``grid`` is the side of the square of patches, ``tokens`` how many come out. Class tokens are left behind, as LLaVA does.
     """
 
+    __call__: Callable[..., Tensor]  # what ``forward`` gives; torch says Any
     tokens: int
 
     def __init__(self, build: Build):
@@ -40,7 +43,7 @@ class Connector(Part):
 
     def square(self, x: Tensor) -> Tensor:
         """[B, D, grid, grid]"""
-        return self.patches(x).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return torch.unflatten(self.patches(x).transpose(1, 2), 2, (self.grid, self.grid))
 
     def divided(self, build: Build, factor: int) -> int:
         """The side of the grid after ``factor`` × ``factor`` patches became one."""

@@ -23,13 +23,14 @@ class Average(Connector):
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
         x = F.avg_pool2d(self.square(x), self.factor).flatten(2).transpose(1, 2)
-        return self.layers(self.norm(x))
+        x = self.layers(self.norm(x))
+        return x
 
 
 def side_by_side(x: Tensor, factor: int) -> Tensor:
     """[B, s², D] → [B, (s/f)², f²·D]: each token is f × f neighbours, row by row (space to depth)."""
     s = int(x.shape[1] ** 0.5)
-    x = x.unflatten(1, (s // factor, factor, s // factor, factor))  # [B, y, fy, x, fx, D]
+    x = torch.unflatten(x, 1, (s // factor, factor, s // factor, factor))  # [B, y, fy, x, fx, D]
     return x.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
 
@@ -45,7 +46,8 @@ class Downsample(Connector):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
-        return self.layers(self.norm(side_by_side(self.patches(x), self.factor)))
+        x = self.layers(self.norm(side_by_side(self.patches(x), self.factor)))
+        return x
 
 
 class PixelShuffle(Connector):
@@ -59,7 +61,8 @@ class PixelShuffle(Connector):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
-        return self.layer(side_by_side(self.patches(x), self.factor))
+        x = self.layer(side_by_side(self.patches(x), self.factor))
+        return x
 
 
 def merge(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
@@ -102,4 +105,5 @@ class Merge(Connector):
         size = torch.ones_like(x[..., :1])
         while x.shape[1] > self.tokens:
             x, size = merge(x, size, min(x.shape[1] - self.tokens, x.shape[1] // 2))
-        return self.layers(self.norm(x))
+        x = self.layers(self.norm(x))
+        return x

@@ -28,7 +28,8 @@ class QFormer(Connector):
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
         queries = self.queries.expand(len(x), -1, -1)
-        return self.layer(self.transformer(queries, context=self.norm(self.patches(x))))
+        x = self.layer(self.transformer(queries, context=self.norm(self.patches(x))))
+        return x
 
 
 class Resampler(Connector):
@@ -50,7 +51,8 @@ class Resampler(Connector):
         latents = self.latents.expand(len(x), -1, -1)
         for layer in self.layers:
             latents = layer(latents, x)
-        return self.layer(self.norm(latents))
+        x = self.layer(self.norm(latents))
+        return x
 
 
 class _ResamplerLayer(nn.Module):
@@ -63,7 +65,8 @@ class _ResamplerLayer(nn.Module):
     def forward(self, latents: Tensor, x: Tensor) -> Tensor:
         own = self.norm_latents(latents)
         latents = latents + self.attention(own, torch.cat([self.norm_image(x), own], 1))
-        return latents + self.mlp(self.norm(latents))
+        latents = latents + self.mlp(self.norm(latents))
+        return latents
 
 
 class CAbstractor(Connector):
@@ -89,7 +92,8 @@ class CAbstractor(Connector):
         """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
         x = self.norm(self.patches(x)).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         x = F.adaptive_avg_pool2d(self.before(self.enter(x)), self.side)
-        return self.layers(self.after(x).flatten(2).transpose(1, 2))
+        x = self.layers(self.after(x).flatten(2).transpose(1, 2))
+        return x
 
 
 class _ConvBlock(nn.Module):

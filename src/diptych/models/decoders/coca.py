@@ -148,7 +148,8 @@ class CocaBlock(Block):
     def _look(self, x: Tensor, seen: Pair, bias: Tensor | None) -> Tensor:
         assert self.cross is not None and self.norm_cross is not None
         x = x + self.dropout(self.cross.look(self.norm_cross(x), *seen, bias))
-        return x + self.dropout(self.mlp_cross(self.norm_mlp(x)))
+        x = x + self.dropout(self.mlp_cross(self.norm_mlp(x)))
+        return x
 
 
 class CocaTransformer(Transformer):
@@ -181,4 +182,5 @@ class CocaDecoder(MultimodalDecoder):
         self.bos = int(build.tokenizer.bos)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self.output(x)
+        logits: Tensor = self.output(x)
+        return logits

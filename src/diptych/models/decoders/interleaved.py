@@ -101,15 +101,18 @@ class InterleavedDecoder(Part):
 
     def hidden(self, ids: Tensor, past: KVCache = EMPTY) -> tuple[Tensor, KVCache]:
         """Tokens [B, L] that follow the past → hidden states [B, L, D], and the past with them."""
-        return self.transformer(self.embedding(ids), past)
+        result: tuple[Tensor, KVCache] = self.transformer(self.embedding(ids), past)
+        return result
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, L] → logits [B, L, V + 2 + K]"""
-        return self.head(self.hidden(ids)[0])
+        logits: Tensor = self.head(self.hidden(ids)[0])
+        return logits
 
     def logits_at(self, ids: Tensor, where: Tensor) -> Tensor:
         """Logits [M, V + 2 + K] at the places ``where`` [B, L] alone: the output layer is a large part of a small model."""
-        return self.head(self.hidden(ids)[0][where])
+        logits: Tensor = self.head(self.hidden(ids)[0][where])
+        return logits
 
     def word_logits(self, x: Tensor) -> Tensor:
         """[..., D] → [..., V]"""

@@ -68,7 +68,8 @@ class MultimodalDecoder(Part):
     @provides("text.logits", "text.tokens", "image.tokens")
     def logits(self, text: Tokens, image: Tokens) -> Tensor:
         """[B, T − 1, V]: row t predicts token t + 1."""
-        return self(text, image)[:, :-1]
+        logits: Tensor = self(text, image)[:, :-1]
+        return logits
 
     def forward(self, text: Tokens, image: Tokens) -> Tensor:
         """[B, T, V]: row t predicts token t + 1"""

@@ -45,7 +45,8 @@ class GatedLayer(nn.Module):
             bias = bias_of(looks, x.dtype)[:, None]
             result = self.attention(self.norm1(x), image, bias) * looks.any(-1, keepdim=True)
         x = x + self.alpha.tanh() * result
-        return x + self.beta.tanh() * self.mlp(self.norm2(x))
+        x = x + self.beta.tanh() * self.mlp(self.norm2(x))
+        return x
 
 
 class GatedCrossAttention(Part):
@@ -74,6 +75,7 @@ class GatedCrossAttention(Part):
         part: Any = build.parts["lm"]
         part.gated = True
         for own, layer in zip(self.layers, decoder_layers(part.lm)[:: self.every], strict=True):
+            assert isinstance(own, GatedLayer)
             layer.register_forward_pre_hook(_Look(own, part.lm), with_kwargs=True)
 
 

@@ -59,7 +59,8 @@ class MedText(BertText):
 
     def embed(self, ids: Tensor, start: int = 0) -> Tensor:
         """Words [B, L] at the places from ``start`` on: [B, L, D]."""
-        return self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+        x: Tensor = self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+        return x
 
 
 def beginning(ids: Tensor, mark: int) -> Tensor:

@@ -206,21 +206,24 @@ class QFormerText(TextTower):
         x = self.embed(ids, past.length - len(self.queries))
         padding = None if mask is None else padding_bias(F.pad(mask, (past.length, 0), value=True))
         bias = joined(causal_bias(ids.shape[1], past.length, ids.device), padding)
-        return self.transformer(x, 0, bias, past=past)
+        result: tuple[Tensor, KVCache] = self.transformer(x, 0, bias, past=past)
+        return result
 
     # --- what goes in ---
 
     def asked(self, rows: int) -> Tensor:
         """The queries for a batch, [rows, Q, D]."""
-        return self.norm(self.queries).expand(rows, -1, -1)
+        queries: Tensor = self.norm(self.queries).expand(rows, -1, -1)
+        return queries
 
     def embed(self, ids: Tensor, start: int = 0) -> Tensor:
         """Words [B, L] at the places from ``start`` on: [B, L, D]."""
-        return self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+        x: Tensor = self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+        return x
 
     def shown(self, image: Tokens) -> Tensor:
         """The tower's tokens as cross-attention sees them."""
-        x = self.norm_image(image.tokens)
+        x: Tensor = self.norm_image(image.tokens)
         return x if self.places is None else x + self.places
 
 
@@ -316,8 +319,10 @@ class Queries(Part):
     @provides("{image}.prefix", "{image}.queries")
     def prefix(self, queries: Looked) -> Tensor:
         """What the language model reads of an image, [B, Q, D]."""
-        return self(queries.tokens)
+        prefix: Tensor = self(queries.tokens)
+        return prefix
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, Q, D] → [B, Q, D of the language model]"""
-        return self.layer(x)
+        x = self.layer(x)
+        return x

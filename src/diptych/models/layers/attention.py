@@ -74,7 +74,8 @@ class Attention(nn.Module):
         """``forward`` with keys and values that have been read."""
         B, L, D = x.shape
         q = self.q(x).view(B, L, self.heads, -1).transpose(1, 2)  # [B, H, L, d]
-        return self.out(attend(q, k, v, bias).transpose(1, 2).reshape(B, L, D))
+        out: Tensor = self.out(attend(q, k, v, bias).transpose(1, 2).reshape(B, L, D))
+        return out
 
 
 class QuickGELU(nn.Module):
@@ -133,11 +134,13 @@ class Block(nn.Module):
             x = self.norm1(x + self.dropout(self.attention(x, bias=bias)))
             if look is not None and self.norm_cross is not None:
                 x = self.norm_cross(x + self.dropout(look(x, context, context_bias)))
-            return self.norm2(x + self.dropout(self.mlp(x)))
+            x = self.norm2(x + self.dropout(self.mlp(x)))
+            return x
         x = x + self.dropout(self.attention(self.norm1(x), bias=bias))
         if look is not None and self.norm_cross is not None:
             x = x + self.dropout(look(self.norm_cross(x), context, context_bias))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x = x + self.dropout(self.mlp(self.norm2(x)))
+        return x
 
     def step(
         self, x: Tensor, own: Pair | None, seen: Pair | None, bias: Tensor | None, seen_bias: Tensor | None
@@ -248,7 +251,8 @@ class AttentionPool(nn.Module):
         """x [B, N, context width] → [B, n, width]"""
         queries = self.norm_queries(self.queries).expand(x.shape[0], -1, -1)
         bias = attention_bias(mask, len(self.queries), False, x)
-        return self.norm_out(self.attention(queries, self.norm(x), bias))
+        out: Tensor = self.norm_out(self.attention(queries, self.norm(x), bias))
+        return out
 
 
 class MapPool(nn.Module):
@@ -267,4 +271,5 @@ class MapPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] → [B, 1, D]"""
         x = self.attention(self.query.expand(len(x), 1, -1), x)
-        return x + self.mlp(self.norm(x))
+        x = x + self.mlp(self.norm(x))
+        return x

@@ -84,7 +84,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]"""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        x = self.down(F.silu(self.gate(x)) * self.up(x))
+        return x
 
 
 class RotaryBlock(nn.Module):

@@ -43,7 +43,8 @@ class CausalLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of its weights."""
-        return next(p.dtype for p in self.model.parameters())
+        dtype: torch.dtype = next(p.dtype for p in self.model.parameters())
+        return dtype
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word vectors [B, T, D] of ``ids`` [B, T], as ``hidden`` expects them.
@@ -51,7 +52,8 @@ class CausalLM(nn.Module):
         Where a family scales its word vectors (Gemma: by √D), the scaling is done here and not again later: transformers takes
         ``inputs_embeds`` as they are. Image tokens are therefore mixed in at the scaled size.
         """
-        return self.model.get_input_embeddings()(ids)
+        words: Tensor = self.model.get_input_embeddings()(ids)
+        return words
 
     def hidden(
         self,
@@ -76,7 +78,8 @@ class CausalLM(nn.Module):
         """
         with self._looking(seen):
             out = self.model.base_model(inputs_embeds=embeds.to(self.dtype), position_ids=positions, use_cache=False)
-        return out.last_hidden_state
+        states: Tensor = out.last_hidden_state
+        return states
 
     @contextmanager
     def _looking(self, seen: Seen | None) -> Iterator[None]:
@@ -113,7 +116,8 @@ class CausalLM(nn.Module):
         out = self.model.base_model(
             inputs_embeds=x.to(self.dtype), attention_mask=given, position_ids=place.expand(len(x), -1), use_cache=False
         )
-        return out.last_hidden_state
+        states: Tensor = out.last_hidden_state
+        return states
 
     @torch.no_grad()
     def branches(self) -> bool:
@@ -147,7 +151,7 @@ class CausalLM(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] over the next token."""
-        logits = self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

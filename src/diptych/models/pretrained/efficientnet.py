@@ -71,7 +71,8 @@ class SameConv2d(nn.Conv2d):
         for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             sides += [total // 2, total - total // 2]
-        return self._conv_forward(F.pad(x, sides) if any(sides) else x, self.weight, self.bias)
+        x = self._conv_forward(F.pad(x, sides) if any(sides) else x, self.weight, self.bias)
+        return x
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -99,7 +100,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C', H', W']"""
-        return x + self.layers(x) if self.residual else self.layers(x)
+        x = x + self.layers(x) if self.residual else self.layers(x)
+        return x
 
 
 class EfficientNetLite(nn.Module):
@@ -130,12 +132,14 @@ class EfficientNetLite(nn.Module):
 
     def features(self, pixels: Tensor, layer: Literal["head", "stages"] = "head") -> Tensor:
         """The last feature map [B, C, h, w]: after the head (C = 1280) or before it (C = 320, 352 for lite2)."""
-        x = self.blocks(self.stem(pixels))
-        return self.head(x) if layer == "head" else x
+        x: Tensor = self.blocks(self.stem(pixels))
+        x = self.head(x) if layer == "head" else x
+        return x
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W], normalised → ImageNet logits [B, 1000]"""
-        return self.classifier(self.features(pixels).mean((2, 3)))  # [B, 1000]
+        logits: Tensor = self.classifier(self.features(pixels).mean((2, 3)))
+        return logits
 
     def load_original(self, path: str | Path) -> None:
         """Take the weights of a published file, whose layers come in the same order under other names."""
@@ -161,4 +165,5 @@ def load_efficientnet(variant: str = "lite0") -> EfficientNetLite:
     net.load_original(path)
     net.eval().requires_grad_(False)
     net.fold_norms()
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net

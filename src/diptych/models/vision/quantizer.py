@@ -51,7 +51,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]"""
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        x = x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x
 
 
 class VectorQuantizer(Part):
@@ -127,7 +128,8 @@ class VectorQuantizer(Part):
     @provides("{image}.quantized", "{image}")
     def quantize(self, image: Images) -> Quantized:
         """Codes, features and the reconstruction, with gradients."""
-        return self(image.floats)
+        quantized: Quantized = self(image.floats)
+        return quantized
 
     @torch.no_grad()
     def codes(self, pixels: Tensor) -> Tensor:
@@ -144,8 +146,9 @@ class VectorQuantizer(Part):
 
     def paint(self, codes: Tensor) -> Tensor:
         """Code vectors [B, N, C] → pixels [B, 3, H, W]"""
-        x = codes.transpose(1, 2).unflatten(2, self.grid)
-        return self.decoder(x.contiguous(memory_format=torch.channels_last))
+        x = torch.unflatten(codes.transpose(1, 2), 2, self.grid)
+        pixels: Tensor = self.decoder(x.contiguous(memory_format=torch.channels_last))
+        return pixels
 
     def forward(self, pixels: Tensor) -> Quantized:
         """pixels [B, 3, H, W] in [−1, 1] → codes, features and the reconstruction, with gradients"""

@@ -42,8 +42,9 @@ class ConvStem(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, D, H / 8, W / 8]"""
-        x = F.relu(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))
-        return self.conv3(F.relu(self.conv2(x)))
+        x: Tensor = F.relu(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))
+        x = self.conv3(F.relu(self.conv2(x)))
+        return x
 
 
 class ViT(VisionTower):
@@ -150,11 +151,11 @@ class ViT(VisionTower):
         rows, columns = keep // self.grid, keep % self.grid
         batch = torch.arange(len(pixels), device=pixels.device)[:, None]
         if isinstance(self.stem, nn.Conv2d):  # patches do not overlap: the others need not be looked at
-            cut = pixels.unflatten(2, (self.grid, self.patch)).unflatten(4, (self.grid, self.patch)).permute(0, 2, 4, 1, 3, 5)
+            cut = pixels.reshape(*pixels.shape[:2], self.grid, self.patch, self.grid, self.patch).permute(0, 2, 4, 1, 3, 5)
             return F.linear(cut[batch, rows, columns].flatten(2), self.stem.weight.flatten(1), self.stem.bias)
         seen = torch.zeros(len(pixels), 1, self.grid, self.grid, device=pixels.device, dtype=pixels.dtype)
         seen[batch, 0, rows, columns] = 1.0  # the others are blanked, or the stem would leak them to their neighbours
-        x = self.stem(pixels * F.interpolate(seen, scale_factor=self.patch, mode="nearest"))
+        x: Tensor = self.stem(pixels * F.interpolate(seen, scale_factor=self.patch, mode="nearest"))
         return x.permute(0, 2, 3, 1)[batch, rows, columns]
 
 

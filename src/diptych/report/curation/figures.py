@@ -47,7 +47,7 @@ def histogram(values: np.ndarray, kept: np.ndarray, thresholds: Sequence[float],
     peak = max(1, int(counts.max()))
 
     def sx(v: float) -> float:
-        return left + (width - left - right) * (v - edges[0]) / (edges[-1] - edges[0])
+        return float(left + (width - left - right) * (v - edges[0]) / (edges[-1] - edges[0]))
 
     def sy(n: float) -> float:
         return top + (height - top - bottom) * (1 - n / peak)

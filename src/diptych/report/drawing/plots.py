@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diptych.config.budget import Budget
+from diptych.core import vectors
 from diptych.core.errors import DiptychError
 from diptych.core.extras import need
 from diptych.report.columns import Column, columns, number
@@ -192,8 +193,7 @@ def embedding_maps(comparison: Comparison) -> str:
 
 def unit(rows: np.ndarray) -> np.ndarray:
     """The rows scaled to unit length, float64."""
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return vectors.unit(np.asarray(rows, dtype=np.float64))
 
 
 def modality_gap(image: np.ndarray, words: np.ndarray) -> float:
@@ -232,7 +232,8 @@ def _neighbours(rows: np.ndarray) -> np.ndarray:
     """t-SNE (van der Maaten & Hinton 2008): rows [n, E] → [n, 2]. Raises DiptychError without scikit-learn."""
     manifold, threads = (need(name, extra="report", what="t-SNE") for name in ("sklearn.manifold", "threadpoolctl"))
     with threads.threadpool_limits(1):  # so few points are not faster on several cores, and far slower on busy ones
-        return manifold.TSNE(init="pca", perplexity=min(30, (len(rows) - 1) / 3), random_state=0).fit_transform(rows)
+        places: np.ndarray = manifold.TSNE(init="pca", perplexity=min(30, (len(rows) - 1) / 3), random_state=0).fit_transform(rows)
+        return places
 
 
 def _map(index: int, image: np.ndarray, words: np.ndarray, label: str) -> str:

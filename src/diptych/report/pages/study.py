@@ -133,7 +133,7 @@ def _forest(claim: dict[str, Any]) -> str:
     if low is None or high is None or value is None:
         return ""
     bounds = [-claim["by"], claim["by"]] if claim["expect"] == "same" else [claim["by"] * (-1 if claim["expect"] == "lower" else 1)]
-    ends = [low, high, 0.0, *bounds]
+    ends: list[float] = [low, high, 0.0, *bounds]
     left, right = min(ends), max(ends)
     width, scale = 160, (right - left) or 1.0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diptych.benchmarks.statistics import PairedTest, paired_test
 from diptych.report.columns import SIGNIFICANT, is_share, number, p_holm
 from diptych.report.drawing.marks import escape, figure, header, key, scroller
@@ -88,7 +90,7 @@ def _examples(gathered: TaskAnswers, a: Answers, b: Answers, pictures: Pictures,
     return f'<details class="recipe"><summary>{head}</summary><div class="sides">{"".join(sides)}</div></details>', used
 
 
-def _better(gathered: TaskAnswers, one: Answers, other: Answers) -> list[dict]:
+def _better(gathered: TaskAnswers, one: Answers, other: Answers) -> list[dict[str, Any]]:
     gains = []
     for record in shuffled(one.records):
         item = str(record["item"])

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from diptych.core.extras import need
+from diptych.core.vectors import unit
 from diptych.curation.operators.duplicates.pruning import Mode, prune
 
 KeepRule = Literal["first", "hard", "easy", "random", "best"]
@@ -18,8 +19,7 @@ _CELLS = 1 << 24  # similarities at a time: 64 MB
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
     """The rows scaled to unit length, float32 [N, E]; rows of zeros are unchanged."""
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit(np.asarray(vectors, np.float32))
 
 
 def clusters(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
@@ -27,7 +27,8 @@ def clusters(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     cluster = need("sklearn.cluster", extra="curate", what="clustering of embeddings (SemDeDup)")
     k = min(k, len(vectors))
     fit = cluster.MiniBatchKMeans(k, random_state=seed, batch_size=max(1024, 2 * k), max_iter=20, n_init=1, reassignment_ratio=0)
-    return fit.fit(vectors).cluster_centers_.astype(np.float32)
+    centres: np.ndarray = fit.fit(vectors).cluster_centers_.astype(np.float32)
+    return centres
 
 
 def semantic_twins(
