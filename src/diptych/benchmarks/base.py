@@ -34,7 +34,9 @@ class Task(Protocol):
     """A frozen dataclass: its fields are the settings, and a change of any makes earlier records unusable."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the task in results and of its file in ``records/``."""
+        ...
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -54,9 +54,11 @@ def _parse(text: str, path: Path, line: int = 1) -> Any:
     """Strict JSON; ``line`` is where the text starts in the file."""
 
     def line_of(sign: str, from_: int = 0) -> int:
+        """The line of the file where ``sign`` occurs first from ``from_`` on."""
         return line + text.count("\n", 0, max(text.find(sign, from_), 0))
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object of these pairs. Raises DiptychError if a key occurs twice, of which Python would keep the last."""
         made = dict(pairs)
         if len(made) != len(pairs):
             names = [name for name, _ in pairs]
@@ -66,6 +68,7 @@ def _parse(text: str, path: Path, line: int = 1) -> Any:
         return made
 
     def refuse(constant: str) -> float:
+        """Raises DiptychError for NaN and Infinity, which Python reads but JSON does not have."""
         raise DiptychError(f"{path}, line {line_of(constant)}: {constant} is not JSON; write null for a missing value")
 
     try:

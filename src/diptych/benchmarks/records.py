@@ -107,6 +107,7 @@ class Records:
         return len(self._records)
 
     def all(self) -> list[Record]:
+        """The records, those read from the file first."""
         return list(self._records.values())
 
     def add(self, records: Iterable[Record]) -> None:

@@ -34,6 +34,7 @@ class Summary:
     skipped: list[dict[str, str]] = field(default_factory=list)  # {"task", "reason"}
 
     def value(self, task: str, metric: str) -> float | None:
+        """The value of a task's metric; None if there is no such result."""
         return next((r.value for r in self.results if (r.task, r.metric) == (task, metric)), None)
 
 
@@ -182,6 +183,9 @@ class _State:
         return [r for r in results if r.task not in chosen and self.tasks.get(r.task, {}).get("finished")]
 
     def open(self, each: Task) -> Records:
+        """The records of a task. Those of earlier calls are deleted if the settings of the task, or files that it reads, have
+        changed.
+        """
         if self.out is None:
             return Records()
         path = self.out / "records" / f"{each.name}.jsonl"
@@ -197,6 +201,7 @@ class _State:
         return Records(path, self.out)
 
     def finished(self, each: Task) -> bool:
+        """Whether an earlier call finished this task with these settings."""
         return bool(self.tasks.get(each.name, {}).get("finished"))
 
     def close(self, each: Task, seconds: float) -> float:

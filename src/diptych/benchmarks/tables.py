@@ -31,6 +31,7 @@ class Table:
         return len(self.rows)
 
     def where(self, i: int) -> str:
+        """The place of row i in words, for messages."""
         return self._where(i) if callable(self._where) else f"{self.path}, line {self._where[i]}"
 
     def column(self, name: str, kind: str = "any", *, aliases: Sequence[str] = (), default: Any = ...) -> list[Any]:

@@ -40,6 +40,7 @@ def coverage_results(
     fields |= {"n": len(credit), "clusters": distinct(clusters)}
 
     def result(metric: str, function: Callable[..., float], **more: Any) -> Result:
+        """A result with its interval, for ``function(confidence, credit)``."""
         at = function_interval(lambda index: function(confidence[index], credit[index]), clusters, share=True, resamples=resamples)
         return Result(task, metric, at.value, at.low, at.high, **fields, **more)
 

@@ -78,6 +78,7 @@ class Mme(Choices):
         clusters = [r["cluster"] for r in records]
 
         def score(credits: Sequence[float]) -> float:
+            """MME's score of a subtask: accuracy plus accuracy+, at most 200."""
             return float(mme_of_counts(mme_counts(credits, clusters)[1].sum(0)))
 
         images, counts = mme_counts([r["correct"]["accuracy"] for r in records], clusters)

@@ -140,6 +140,10 @@ class QuestionTask:
         raise NotApplicable(f"it cannot answer by {self.by}: no {reason}")
 
     def run(self, model: Model, items: list[Question], records: Records, progress: Progress | None = None) -> None:
+        """One record per question with the model's answers and its answers under the controls blind and, where there are other
+        images, shuffled. With ``prompts`` each question is asked once per prompt, unless the model scores statements. Raises
+        NotApplicable if the model can answer in none of the ways.
+        """
         way = self.way(model, items)
         examples: list[Question] = getattr(items, "examples", [])
         if way != "score":
@@ -150,6 +154,7 @@ class QuestionTask:
         )  # questions about one image mostly follow each other
 
         def load(q: Question) -> Image:
+            """The image of a question, uint8 [H, W, 3]."""
             return load_file(q.image) if isinstance(q.image, str) else load_image(q.image, q.id)
 
         blind: dict[Any, Any] = {}

@@ -62,6 +62,9 @@ class Drawing:
     def run(
         self, model: Draws, items: list[tuple[Sample, str, Scenes]], records: Records, progress: Progress | None = None
     ) -> None:
+        """One record per caption with what the reader sees in the drawing, in the real scene and, if the model can reconstruct, in
+        the reconstruction. The reader is trained first if no trained one is kept. With a folder, the drawings are saved in it.
+        """
         todo = [item for item in items if item[0].id not in records]
         if not todo:
             return
@@ -114,6 +117,9 @@ class Drawing:
         contact_sheet(shown, records.folder / "drawings" / "sheet.png", columns=6, side=144)  # type: ignore[operator]
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The shares of ``METRICS`` for the drawings, then with the prefixes ``real/`` and ``codes/`` for the real and the
+        reconstructed scenes, and ``codes/psnr`` in decibels if the model reconstructs.
+        """
         records = by_item(records)
         claims = [parse_caption(r["caption"]) for r in records]
         order = derangement(len(records), seed=self.seed)
@@ -134,6 +140,7 @@ class Drawing:
         return results
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
+        """{"all_true": {item: 0 or 1}} of the drawings: what a paired test compares."""
         return {
             "all_true": {r["item"]: claim_credits(parse_caption(r["caption"]), r["seen"]["drawn"])["all_true"] for r in records}
         }

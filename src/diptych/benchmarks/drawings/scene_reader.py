@@ -62,6 +62,7 @@ class Block(nn.Module):
         self.conv, self.norm = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width, H, W] → the same shape."""
         return x + F.relu(self.norm(self.conv(x)))
 
 

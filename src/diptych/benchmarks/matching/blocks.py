@@ -124,6 +124,7 @@ class MatchingTask:
         return dict.fromkeys(self.credit(scores, fits), tied)
 
     def run(self, model: Model, items: list[Block], records: Records, progress: Progress | None = None) -> None:
+        """One record per block, with its scores [images, texts], the scores of grey images and those of another block's images."""
         others = self._others(items)
         for start in range(0, len(items), self.batch):
             part = [i for i in range(start, min(start + self.batch, len(items))) if items[i].id not in records]
@@ -131,6 +132,7 @@ class MatchingTask:
             loaded: dict[str, Image] = {}  # a file that several blocks share is read, and encoded, once
 
             def load(block: Block, loaded: dict[str, Image] = loaded) -> list[Image]:
+                """The images of a block, uint8 [H, W, 3] each."""
                 return [
                     loaded.setdefault(image, load_image(image, block.id)) if isinstance(image, str) else load_image(image, block.id)
                     for image in block.images
@@ -199,6 +201,7 @@ class MatchingTask:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The share of credits per metric, with the controls and the slices of the records."""
         return shares(self.name, [self.with_credits(r) for r in records])
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:

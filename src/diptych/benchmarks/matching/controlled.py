@@ -34,6 +34,7 @@ class Controlled:
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """n groups per skill. Raises NotApplicable if the source has no controlled groups, or none for one of ``skills``."""
         if not isinstance(source, ControlledSource):
             raise NotApplicable("the source has no controlled groups")
         unknown = set(self.skills) - set(source.skills)
@@ -45,6 +46,9 @@ class Controlled:
         return items
 
     def run(self, model: Model, items: list[Group], records: Records, progress: Progress | None = None) -> None:
+        """One record per group from k × k scores. All groups are scored in one call, so a model can encode each image and text
+        once.
+        """
         others, batch, places = self._others(items), Batch(), []
         for group in items:
             if group.id not in records:
@@ -94,6 +98,7 @@ class Controlled:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The share of credits per skill and direction, with their controls."""
         return shares(self.name, records)
 
 

@@ -137,6 +137,7 @@ class Pairs(MatchingTask):
         return {"accuracy": float(positive_credit(scores[:, 0], scores[:, 1:])[0][0])}
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Accuracy; with two kinds of pairs or more also ``macro``, the mean of the kinds' accuracies, with its controls."""
         records = by_item(self.with_credits(r) for r in records)
         results = super().summarise(records)
         kinds = [next(iter((r.get("slices") or {}).values()), "") for r in records]
@@ -145,6 +146,7 @@ class Pairs(MatchingTask):
         which = np.unique(kinds, return_inverse=True)[1]
 
         def over_kinds(condition: str) -> float:
+            """The mean over kinds of one control's accuracy."""
             return float(mean_of_classes(class_sums(np.array([r[condition]["accuracy"] for r in records]), which).sum(0)))
 
         credits = np.array([r["correct"]["accuracy"] for r in records])

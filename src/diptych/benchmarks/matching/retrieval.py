@@ -52,9 +52,11 @@ class Retrieval:
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with an image and a caption. Raises NotApplicable if there are fewer than two."""
         return at_least_two(retrieval_items(source, self.n))
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        """One record per caption. All are computed again if one is missing, since every rank depends on all other items."""
         names, texts, owner = [], [], []
         for i, item in enumerate(items):
             for j, caption in enumerate(item.captions[: self.captions]):
@@ -99,6 +101,7 @@ class Retrieval:
         return rows
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Recall at 1, 5 and 10 in both directions; intervals resample images."""
         return shares(self.name, records)
 
 
@@ -111,6 +114,7 @@ class LargeRetrieval(Retrieval):
     n: int = 1000
 
     def items(self, source: Source) -> Items:
+        """Exactly n samples: recall among fewer would not be comparable. Raises NotApplicable if the source has fewer."""
         items = super().items(source)
         if len(items) < self.n:
             raise NotApplicable(f"needs {self.n:,} usable items, the source has {len(items):,}")

@@ -110,6 +110,9 @@ class ZeroShot:
     def run(
         self, model: Model, items: list[tuple[Image, int, list[str]]], records: Records, progress: Progress | None = None
     ) -> None:
+        """One record per image with its scores for all classes. The controls are the scores of a grey image (blind), the scores of
+        an image of another class (shuffled) and equal scores (chance).
+        """
         ids = [f"concept-{i:05d}" for i in range(len(items))]
         if all(item in records for item in ids):
             return
@@ -170,6 +173,7 @@ class ZeroShot:
         return [[*described[name], *(more if self.both else ())] for name, more in zip(names, templates, strict=True)]
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Top-1 and, with six classes or more, top-5 accuracy over images, and the mean per-class recall."""
         return [*shares(self.name, records), self._per_class(records)]
 
     def _per_class(self, records: list[Record]) -> Result:
@@ -178,6 +182,7 @@ class ZeroShot:
         which = np.unique(classes, return_inverse=True)[1].ravel()
 
         def recall(condition: str) -> float:
+            """The mean over classes of one control's top-1 accuracy."""
             return float(mean_of_classes(class_sums(np.array([r[condition]["top1"] for r in records]), which).sum(0)))
 
         top1 = share(self.name, "top1", records)

@@ -54,6 +54,7 @@ class Bias:
         return Items((s, source.concepts()) for s in contrast_sets(world, self.attribute, self.n, self.seed))
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """One record per image of each set, with its score for every name. All are computed again if one is missing."""
         if all(f"{s.id}/{g}" in records for s, _ in items for g in s.groups):
             return
         names = items[0][1]
@@ -69,6 +70,7 @@ class Bias:
         right = np.array([names.index(s.concept)])
 
         def credit(scores: np.ndarray) -> dict[str, float]:
+            """1 if the right name has the highest of the scores [names]; a tie is shared."""
             return {"naming": float(topk_credits(scores[None], right)["top1"][0])}
 
         return {
@@ -86,6 +88,7 @@ class Bias:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The results that the module describes. Intervals resample whole sets."""
         records = by_item(records)
         clusters = [str(r["cluster"]) for r in records]
         groups = list(dict.fromkeys(r["group"] for r in records))
@@ -94,6 +97,7 @@ class Bias:
         credit, member = np.array([r["correct"]["naming"] for r in records]), np.array([groups.index(r["group"]) for r in records])
 
         def difference(index: np.ndarray) -> float:
+            """The best group's accuracy minus the worst group's, of the records at ``index``."""
             means = [credit[index][member[index] == g].mean() for g in range(len(groups)) if (member[index] == g).any()]
             return float(max(means) - min(means))
 

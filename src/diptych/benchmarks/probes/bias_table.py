@@ -47,6 +47,9 @@ class BiasTable:
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """The first n samples with an image and a value in the column ``group``. Raises NotApplicable without sentences, or if the
+        samples are all of one group.
+        """
         if not self.texts:
             raise NotApplicable("name sentences to rank the pictures by: bias-table?texts=a photo of a doctor&texts=…")
         samples: list[Any] = []
@@ -64,6 +67,7 @@ class BiasTable:
         return Items(samples, problems)
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """One record per image with its group and its score for every sentence, in the order of ``texts``."""
         todo = [s for s in items if s.id not in records]
         for start in range(0, len(todo), 256):
             part = todo[start : start + 256]
@@ -83,6 +87,9 @@ class BiasTable:
                 progress(f"{self.name} {start + len(part)}/{len(todo)}")
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Per sentence the maximal skew of the k best images (control: groups assigned at random) and, if all scores are finite,
+        the effect size of each group against the others.
+        """
         records = by_item(records)
         clusters = [str(r["cluster"]) for r in records]
         groups = np.array([r["group"] for r in records])
@@ -93,6 +100,7 @@ class BiasTable:
             fit = lowest_if_not_finite(np.array([np.nan if r["fit"][j] is None else r["fit"][j] for r in records], dtype=float))
 
             def skewed(index: np.ndarray, fit: np.ndarray = fit) -> float:
+                """The maximal skew of the k best images of a resample."""
                 return max_skew(fit[index], groups[index].tolist(), k)
 
             v = function_interval(skewed, clusters, resamples=RESAMPLES)
@@ -105,6 +113,7 @@ class BiasTable:
             for group in dict.fromkeys(groups.tolist()):
 
                 def associated(index: np.ndarray, fit: np.ndarray = fit, group: str = group) -> float:
+                    """The effect size of one group against the others in a resample; 0 if the resample has one side only."""
                     mine = groups[index] == group
                     return effect_size(fit[index][mine], fit[index][~mine]) if mine.any() and not mine.all() else 0.0
 
@@ -192,6 +201,7 @@ def _association(table: Table) -> list[Result]:
     for a, b in combinations(every, 2):
 
         def effect(index: np.ndarray, a: str = a, b: str = b) -> float:
+            """The effect size between the groups a and b in a resample."""
             return effect_size(s[index][member[index] == a], s[index][member[index] == b])
 
         at = function_interval(effect, names)

@@ -59,6 +59,7 @@ def logistic(x: np.ndarray, y: np.ndarray, penalty: float = 1.0, steps: int = 10
     w = np.zeros(rows.shape[1])
 
     def loss(at: np.ndarray) -> float:
+        """The negative log likelihood with the ridge penalty, at weights [E + 1]."""
         return float(0.5 * (ridge * at * at).sum() + np.logaddexp(0, -sign * (rows @ at)).sum())
 
     now = loss(w)
@@ -89,9 +90,13 @@ class Embedding:
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with an image and a caption. Raises NotApplicable if there are fewer than two."""
         return at_least_two(retrieval_items(source, self.n))
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        """One record per sample with the embeddings of its image and of its first caption, and the cosine of that caption with a
+        grey image. With a folder, all embeddings are also saved as ``embeddings.npz``.
+        """
         if not all(item.id in records for item in items):
             images = images_of(items)
             image = model.embed_image([*images, blank(images[0])])
@@ -114,6 +119,7 @@ class Embedding:
             write_atomically(records.folder / "embeddings.npz", lambda path: path.write_bytes(data.getvalue()))
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """``modality_gap``, ``separability`` and ``matched_cosine``, the last with the controls blind and shuffled."""
         records = by_item(records)
         clusters = [r["cluster"] for r in records]
         image, text = _vectors(records)

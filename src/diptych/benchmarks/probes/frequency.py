@@ -123,6 +123,7 @@ def frequency_results(
     for name, metric in metrics.items():
 
         def resampled(index: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float] = metric) -> float:
+            """The metric over a resample of classes."""
             return metric(counts[index], accuracy[index])
 
         values = {control: metric(counts, of) for control, of in controls.items()}
@@ -182,6 +183,9 @@ class Frequency(ZeroShot):
         return dict(frequencies([names for _, names in labelled(open_source(self.train), self.counted)])[0])
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """The records of zero-shot classification, each with how often training showed its class. The cluster is the class, since
+        the count is a property of the class.
+        """
         own = Records()
         if any(f"concept-{i:05d}" not in records for i in range(len(items))):
             super().run(model, [item[:3] for item in items], own, progress)
@@ -189,6 +193,7 @@ class Frequency(ZeroShot):
             records.add({**r, "frequency": occurrences[r["item"]], "cluster": r["class"]} for r in own.all())
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """How top-1 accuracy depends on the counts, over classes, with the same for the controls."""
         by_class: dict[str, list[Record]] = {}
         for r in by_item(records):
             by_class.setdefault(r["class"], []).append(r)

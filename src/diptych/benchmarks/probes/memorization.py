@@ -133,6 +133,9 @@ class Memorization:
         return Items([(sample, names, rest) for sample, names in own if sample.captions], own.problems)
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """One record per sample with the objects that the model predicts for its caption from the nearest public images, and with
+        those of the reference model, if one is given.
+        """
         todo = [item for item in items if item[0].id not in records]
         if not todo:
             return
@@ -162,6 +165,7 @@ class Memorization:
         return predicted_objects(nearest(captions, images, self.k), [names for _, names in public])
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Precision and recall of the predicted objects; with a reference also the gaps to it and the area. Lower is better."""
         records = by_item(records)
         true, predicted = [r["labels"] for r in records], [r["predicted"] for r in records]
         controls: dict[str, Values] = {}

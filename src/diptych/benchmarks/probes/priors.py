@@ -64,6 +64,9 @@ class Priors:
         return None
 
     def run(self, model: Model, items: list[tuple[Sample, str, str]], records: Records, progress: Progress | None = None) -> None:
+        """One record per image with the scores of the true and of the false sentence: with the image, with a grey one of its size,
+        and with another item's image.
+        """
         if all(sample.id in records for sample, _, _ in items):
             return
         images = [sample.image for sample, _, _ in items if sample.image is not None]
@@ -98,6 +101,7 @@ class Priors:
         )
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """``accuracy`` as scored, and ``corrected``, of which the control ``uncorrected`` is the accuracy."""
         records = by_item(records)
         fields: dict[str, Any] = {"chance": 0.5, "controls": {"uncorrected": mean([r["correct"]["accuracy"] for r in records])}}
         clusters = [str(r["cluster"]) for r in records]

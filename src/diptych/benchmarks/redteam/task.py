@@ -45,6 +45,9 @@ class RedTeam:
         return Items(chosen)
 
     def run(self, model: Model, items: list[Probe], records: Records, progress: Progress | None = None) -> None:
+        """One record per probe with the model's answer and how it was classified. A model that returns no text counts as an empty
+        answer.
+        """
         todo = [p for p in items if p.id not in records]
         for start in range(0, len(todo), self.batch):
             part = todo[start : start + self.batch]
@@ -73,6 +76,7 @@ class RedTeam:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The share per metric: all harms first, then one share per harm. Each is over the probes for which it is defined."""
         metrics = sorted({m for r in records for m in r["correct"]}, key=lambda m: ("/" in m, m.split("/")[::-1]))
         return [self._share(m, [r for r in records if m in r["correct"]]) for m in metrics]
 

@@ -50,6 +50,7 @@ def caption_results(
         scored["shuffled"] = caption_scores({k: references[keys[i]] for k, i in zip(keys, order, strict=True)}, generated)
 
     def more(metric: str) -> dict[str, Any]:
+        """The metric under every control."""
         return {"controls": {name: values[metric] for name, values in scored.items()}}
 
     corpus = Corpus(references, generated)
@@ -101,6 +102,7 @@ class Captions:
         return {**given, "seed": self.seed} if given else {}
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with an image and a caption. Raises NotApplicable if there are fewer than two."""
         return at_least_two(retrieval_items(source, self.n))
 
     def examples(self, source: Source, sample: Sample) -> list[Example]:
@@ -108,6 +110,9 @@ class Captions:
         return [] if sample.image is None else [Example(sample.image, caption) for caption in sample.captions]
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        """One record per image with the generated text and the text generated from a grey image of its size. With a folder, the
+        texts are also saved as ``captions.jsonl``.
+        """
         check_examples(model, self.shots)
         examples = getattr(items, "examples", [])
         more = {"examples": [e.text for e in examples]} if examples else {}
@@ -141,6 +146,7 @@ class Captions:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """BLEU, ROUGE-L and CIDEr-D with the controls blind and shuffled, in the order of ``METRICS``."""
         records = by_item(records)
         references = {r["item"]: r["references"] for r in records}
         generated, blind = ({r["item"]: r[field] for r in records} for field in ("generated", "generated_blind"))

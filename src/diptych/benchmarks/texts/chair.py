@@ -197,6 +197,9 @@ class Chair(Captions):
     words: str = ""  # lines "object, synonym, …"; "": our list for COCO's objects if all labels are such, else the labels
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with known objects, and in each the list of all objects that any sample or the source's concepts name: a
+        caption can mention each of these.
+        """
         known = labelled(source, self.n, self.labels)
         objects = {name for _, names in known for name in names}
         if hasattr(source, "concepts"):
@@ -216,6 +219,7 @@ class Chair(Captions):
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """``chair_i``, ``chair_s``, ``recall`` and ``length``, with the controls blind and shuffled."""
         records = by_item(records)
         own, blind = (
             ([r[f"mentioned{condition}"] for r in records], [r[f"generated{condition}"] for r in records])

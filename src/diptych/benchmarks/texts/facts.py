@@ -170,6 +170,7 @@ class Facts(Captions):
     name: str = "facts"
 
     def items(self, source: Source) -> Items:
+        """Up to n scenes. Raises NotApplicable for other data: only a built-in world knows all that is true of a picture."""
         items = super().items(source)
         if not all("graph" in sample.extra for sample in items):
             raise NotApplicable("only scenes know all that is true of them (scenes:…)")
@@ -186,6 +187,7 @@ class Facts(Captions):
         return {**record, "correct": claim_credits(claims, graph), "blind": claim_credits(blind, graph), "unparsed": unparsed}
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The shares of ``METRICS`` with their controls, then ``precision`` and ``unread`` over single statements."""
         records = by_item(self.with_credits(r) for r in records)
         order = derangement(len(records), seed=self.seed)
         others = (
