@@ -361,6 +361,7 @@ def _progress(what: str):
     start = last = time.monotonic()
 
     def report(done: int, of: int) -> None:
+        """Prints a count every five seconds, after the first three."""
         nonlocal last
         now = time.monotonic()
         if now - start > 3 and (now - last > 5 or done == of):

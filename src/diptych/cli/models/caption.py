@@ -119,6 +119,7 @@ class WithExamples(TyperCommand):
     """Reads ``--example IMAGE CAPTION``: an option of two values that may be given again, which typer has not."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turns each ``--example IMAGE CAPTION`` into two options of one value. Raises BadParameter if one is missing."""
         paired: list[str] = []
         rest = iter(args)
         for argument in rest:
