@@ -162,6 +162,7 @@ def _start(job: Job, events: Events) -> None:
     job.state["phase"] = "starting"
 
     def read() -> None:
+        """Puts the events that the job prints into the queue, and its other lines into the log."""
         assert job.process is not None and job.process.stdout is not None
         for line in job.process.stdout:
             try:
