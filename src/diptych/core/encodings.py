@@ -54,9 +54,13 @@ class Computes(Protocol):
 
     graph: Graph
 
-    def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any: ...
+    def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
+        """What a provider makes of its inputs: one value, or a tuple if it has several outputs."""
+        ...
 
-    def teacher(self, name: str) -> Computes: ...
+    def teacher(self, name: str) -> Computes:
+        """The teacher of this name. Raises DiptychError if there is none."""
+        ...
 
 
 class Pass:

@@ -45,6 +45,7 @@ def provides(
     names = (outputs,) if isinstance(outputs, str) else outputs
 
     def mark(method: F) -> F:
+        """The same method with this declaration added to those it already has."""
         declared = getattr(method, "provided", ())
         method.provided = (*declared, Declaration(names, inputs, paired, together, kind))  # type: ignore[attr-defined]
         return method
