@@ -162,6 +162,7 @@ def _rows(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]]:
     name = files.name(unit.label)
 
     def identity(own: str) -> str:
+        """The id within the whole pool: the unit's label in place of the name of its file."""
         return unit.label + own[len(name) :] if unit.label and own.startswith(name) else own
 
     entries = source._entries if isinstance(source, ListedSource) else None

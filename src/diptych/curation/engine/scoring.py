@@ -209,12 +209,14 @@ class _Columns:
         self._whole: pa.RecordBatch | None = None
 
     def add(self, places: np.ndarray, columns: pa.RecordBatch) -> None:
+        """Outputs of the rows at ``places``, with the step's prefix before their names."""
         names = [self.step.prefix + name if name != "error" else name for name in columns.schema.names]
         self.places.append(places)
         self.pieces.append(columns.rename_columns(names))
         self._whole = None
 
     def fail(self, reasons: dict[int, str]) -> None:
+        """Notes why rows have no outputs: {row: reason}."""
         self.failed.update(reasons)
 
     def values(self, name: str, rows: np.ndarray) -> pa.Array:
@@ -224,6 +226,7 @@ class _Columns:
         return self.pieces[-1][name].take(index) if self.pieces else pa.nulls(len(rows), self.step.outputs[name])
 
     def batch(self) -> pa.RecordBatch:
+        """All rows in order: the outputs, null where there are none, and ``error``."""
         if self._whole is None:
             self._whole = self._assembled()
         return self._whole
