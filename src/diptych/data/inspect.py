@@ -58,6 +58,7 @@ class Inspection:
     sheet: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data, for JSON."""
         return asdict(self)
 
 
@@ -109,6 +110,7 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
     from rich.progress import track
 
     def look(i: int) -> _Seen | Problem:
+        """What was seen of item i, or the problem if it cannot be used."""
         try:
             sample = source[i]
         except BrokenItem as error:
@@ -116,6 +118,7 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
         return _seen(i, sample)
 
     def results() -> Iterable[_Seen | Problem]:
+        """What was seen of each item, in order; threads decode 1,024 items ahead at most."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(indices), 1024):
                 yield from pool.map(look, indices[start : start + 1024])
@@ -163,6 +166,7 @@ def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Pro
     names = [name for name in getattr(source, "classes", None) or () if labels] or sorted(labels)
 
     def counted(what: str) -> list[float]:
+        """The counts of the items that have them."""
         return [item.counts[what] for item in seen if what in item.counts]
 
     part = getattr(source, "part", None)

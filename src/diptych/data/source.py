@@ -72,7 +72,9 @@ class Controlled(Protocol):
 
     skills: tuple[str, ...]
 
-    def groups(self, skill: str, n: int) -> list[Group]: ...
+    def groups(self, skill: str, n: int) -> list[Group]:
+        """n groups of k images and k captions that differ in one skill alone, image i with caption i."""
+        ...
 
     def concepts(self) -> list[str]:
         """Names for zero-shot concept naming, in singular."""

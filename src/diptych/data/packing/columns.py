@@ -254,14 +254,17 @@ class Row(dict[str, Any]):
 
     @property
     def id(self) -> str:
+        """The sample's id."""
         return self["id"]
 
     @property
     def image(self) -> np.ndarray:
+        """The sample's image as stored: its bytes, uint8, as a view into the file."""
         return self["image"]
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
         return self["height"], self["width"]
 
     def load(self, data: Any, height: int, width: int) -> np.ndarray:

@@ -93,11 +93,13 @@ class Manifest:
         return f"{self.out} was packed with other parameters: {said}; give the same, remove it, or choose another OUT"
 
     def add(self, written: Written, seconds: float) -> None:
+        """Notes a finished shard and writes the manifest. seconds: spent on the packing so far."""
         self.shards[written.number] = written
         self.write(seconds)
 
     @property
     def problems(self) -> list[Problem]:
+        """What could not be packed: problems found when the source was opened, then those of the shards in order."""
         return [*self.opening, *(p for _, shard in sorted(self.shards.items()) for p in shard.problems)]
 
     def write(self, seconds: float) -> dict[str, Any]:
@@ -112,6 +114,7 @@ class Manifest:
         return content
 
     def content(self, shards: list[Written]) -> dict[str, Any]:
+        """The content of the manifest file for these shards. Its fingerprint is a hash of the parameters and of all shards."""
         parameters = asdict(self.parameters)
         total = hashlib.blake2b(json.dumps(parameters, sort_keys=True).encode(), digest_size=16)
         for shard in shards:

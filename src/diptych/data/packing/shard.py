@@ -62,6 +62,7 @@ class Written:
     problems: list[Problem] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
+        """The fields without the problems, which have a file of their own."""
         return {k: v for k, v in asdict(self).items() if k != "problems"}
 
 
@@ -106,6 +107,7 @@ def write_shard(source: Source, number: int, parameters: Parameters, out: Path, 
     columns, have = schema(fields), dict.fromkeys(fields, 0)
 
     def write(temporary: Path) -> None:
+        """Writes the shard record batch by record batch; broken items become problems."""
         nonlocal count
         rows: list[dict[str, Any]] = []
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, columns) as writer:
@@ -147,11 +149,13 @@ def row_of(source: Any, index: int, parameters: Parameters) -> dict[str, Any]:
     held: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # with the original: ids of arrays that are gone are used again
 
     def scale(picture: np.ndarray) -> np.ndarray:
+        """The picture at the packed size; a picture that several fields share is scaled once."""
         if id(picture) not in held:
             held[id(picture)] = picture, shrink(picture, parameters.size)
         return held[id(picture)][1]
 
     def store(picture: np.ndarray) -> bytes | None:
+        """The bytes of a picture; None for the sample's own image, which is stored once."""
         return None if picture is own else stored(picture, None, picture, parameters)
 
     own = None if sample.image is None else scale(sample.image)
@@ -173,6 +177,7 @@ def content_digest(sample: Sample) -> bytes:
     total = hashlib.blake2b(digest_size=16)
 
     def add(value: Any) -> None:
+        """Adds a value, and of a list its parts one by one."""
         if isinstance(value, (list, tuple)):
             for part in value:
                 add(part)
@@ -209,6 +214,7 @@ def _scaled(extra: dict[str, Any], x: float, y: float) -> dict[str, Any]:
         return extra
 
     def scaled(box: Any) -> Any:
+        """A box with its edges scaled; a value that is not a box is unchanged."""
         if isinstance(box, dict) and "box" in box:
             return {**box, "box": scaled(box["box"])}
         if isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4:

@@ -98,6 +98,7 @@ class _Shared:
         self.taken, self.seen, self.stop = (context.Value("q", 0) for _ in range(3))
 
     def take(self) -> int:
+        """The index of the next shard that nobody has taken; it may be past the last one."""
         with self.taken.get_lock():
             self.taken.value += 1
             return self.taken.value - 1
@@ -110,6 +111,7 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def tick() -> None:
+        """Counts an item. Raises Stopped if the parent asks for it or has died."""
         if shared.stop.value or os.getppid() != parent:
             raise Stopped
         with shared.seen.get_lock():

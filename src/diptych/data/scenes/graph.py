@@ -39,10 +39,12 @@ class Graph(NamedTuple):
     room: int = 0  # lay out as if there were so many objects, so that scenes of different counts look alike
 
     def as_dict(self) -> dict[str, Any]:
+        """The scene as plain data, for JSON."""
         return {**self._asdict(), "things": [things._asdict() for things in self.things]}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Graph:
+        """The scene of which ``as_dict`` returned this."""
         return cls(**{**content, "things": tuple(Things(**things) for things in content["things"])})
 
 

@@ -43,6 +43,7 @@ class Scenes(Drawn):
         return self._sample(self.graph(index), f"{self.world.split}/{index}")
 
     def graph(self, index: int) -> Graph:
+        """The scene at ``index``; its picture is not drawn."""
         return draw(self.world, self._seed(_SCENES, index))
 
     def _sample(self, graph: Graph, name: str, only_full: int = 0) -> Sample:
@@ -96,6 +97,7 @@ class Scenes(Drawn):
         return list(self.world.focus)
 
     def concept_samples(self, n: int) -> list[tuple[np.ndarray, int]]:
+        """n images of one object each, uint8 [size, size, 3], with the index of its concept in ``concepts()``."""
         names = self.world.focus
         graphs = (single_object(self.world, self._seed(_SINGLES, i), names[i % len(names)]) for i in range(n))
         return [(picture(graph, self.world.size)[0], i % len(names)) for i, graph in enumerate(graphs)]

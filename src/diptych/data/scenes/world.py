@@ -64,9 +64,11 @@ class World:
         return min(self.length or longest, longest)
 
     def with_split(self, name: str) -> World:
+        """The same world with another split. Raises DiptychError if there is no such split."""
         return replace(self, split=name)
 
     def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with every setting and with the versions of what draws and describes scenes."""
         given = {k: v for k, v in asdict(self).items() if v or k not in _LATER}  # unused, they leave a world what it was
         content = {**given, "length": len(self), "format": FORMAT, **versions()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -99,6 +101,7 @@ class World:
 
     @cached_property
     def palette(self) -> tuple[str, ...]:
+        """Names of the colours in use."""
         return tuple(PALETTE)[: self.colours]
 
     # How often things are drawn.

@@ -55,6 +55,7 @@ def beside_or_in_table(
     known = set(found)
 
     def entry_of(path: str) -> Entry | Problem:
+        """The entry of one item with the texts of its files, or the problem if one of them cannot be read."""
         stem = str(PurePosixPath(path).with_suffix("")) if path in known else path  # a folder has no suffix
         beside = [stem + suffix for suffix in (".txt", ".json") if stem + suffix in known]
         try:

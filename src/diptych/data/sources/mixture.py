@@ -73,6 +73,7 @@ class Mixture:
 
     @property
     def instant(self) -> bool:
+        """Whether reading is a look into memory for every source."""
         return all(getattr(source, "instant", False) for source in self.sources)
 
     def __len__(self) -> int:
@@ -97,11 +98,13 @@ class Mixture:
         return sample.with_(id=f"{which + 1}/{sample.id}")
 
     def captions(self, index: int) -> list[str]:
+        """The captions of one item; without decoding it, where its source can."""
         which, place = self._place(index)
         source = self.sources[which]
         return source.captions(place) if hasattr(source, "captions") else source[place].captions
 
     def order(self, seed: int) -> Mixed:
+        """The order of training, in which the sources occur by their weights."""
         return Mixed(self.lengths, self.weights, seed)
 
     def successor(self, index: int) -> int:
@@ -110,6 +113,7 @@ class Mixture:
         return index - place + (place + 1) % self.lengths[which]
 
     def fingerprint(self) -> str:
+        """A hash of the weights and of the sources' fingerprints."""
         parts = [f"{w:g} {s.fingerprint()}" for w, s in zip(self.weights, self.sources, strict=True)]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 

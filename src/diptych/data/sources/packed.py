@@ -84,6 +84,9 @@ class Packed:
         return whole if self._rows is None else hashlib.blake2b(f"{whole} {self.part}".encode(), digest_size=16).hexdigest()
 
     def split(self, name: str) -> Packed:
+        """One part of what is packed: all of it if this part alone was packed, else the items that the hashes of their images put
+        into it.
+        """
         if self.part is not None and name == self.part:
             return self
         part = copy.copy(self)

@@ -96,6 +96,7 @@ class Repeated:
         return range(len(self.base) - self.items, len(self.base))
 
     def fingerprint(self) -> str:
+        """A hash of the base's fingerprint, of what is repeated and how often."""
         noted = f"{self.base.fingerprint()} {self.items} {self._parts} {self.part}"
         return hashlib.sha256(noted.encode()).hexdigest()[:16]
 

@@ -33,6 +33,7 @@ def of_entries(place: str, entries: Sequence[Entry], read: Callable[[Entry], byt
     unknown = [i for i, key in enumerate(keys) if key not in kept]
 
     def work(i: int) -> bytes | None:
+        """The digest of one entry; None if it cannot be read."""
         try:
             return digest(read(entries[i]))
         except BrokenItem:
