@@ -54,6 +54,7 @@ class FewShot:
         shown = self.side(list(distinct.values()))["image.prefix"]
 
         def of(pictures: Sequence[Image]) -> torch.Tensor | None:
+            """The tokens of these pictures, [n, K, D]; None if there are none."""
             return shown[torch.tensor([place[id(p)] for p in pictures], device=device)] if pictures else None
 
         image = lm.place(shown.shape[1])

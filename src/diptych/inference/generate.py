@@ -236,6 +236,7 @@ def write(
     if decoding.stop:
 
         def stopped(ids: list[int]) -> bool:
+            """Whether the text of these tokens contains a stop string."""
             return any(s in tokenizer.decode(ids) for s in decoding.stop)
 
     return generate(writer.step, begun, decoding, **ends, rows=rows, stopped=stopped)

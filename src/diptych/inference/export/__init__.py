@@ -60,6 +60,7 @@ def export(
     lm = "lm" in trained.model.parts  # what it is to be asked for a caption is then no matter of the class
 
     def write(directory: Path) -> None:
+        """Writes weights, configuration, model card and the note of how it was made."""
         directory.mkdir()
         notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
