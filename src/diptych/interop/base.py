@@ -42,6 +42,7 @@ def same(ours: str | Sequence[str], theirs: str | Sequence[str], **more: Any) ->
     """Weights of ours that are weights of theirs, by name."""
 
     def together(names: str | Sequence[str]) -> tuple[str, ...]:
+        """One name or several as a tuple."""
         return (names,) if isinstance(names, str) else tuple(names)
 
     return Same(together(ours), together(theirs), **more)

@@ -117,6 +117,7 @@ class _Blip(Family):
         return result
 
     def modes(self) -> tuple[tuple[str, type], ...]:
+        """The parts that compute with the text transformer, and their classes."""
         raise NotImplementedError
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
