@@ -57,6 +57,7 @@ class Lora(Adapter):
             p.data = p.data.float()
 
     def bare(self, name: str) -> str:
+        """Without the layer that peft wraps around each adapted one."""
         return name.replace(".base_layer.", ".")  # peft puts the layer into one of its own
 
     def merge(self) -> None:

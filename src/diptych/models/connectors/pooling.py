@@ -78,6 +78,7 @@ def merge(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
     first, second, first_size, second_size = x[:, ::2], x[:, 1::2], size[:, ::2], size[:, 1::2]
 
     def at(v: Tensor, index: Tensor) -> Tensor:
+        """Rows of v [B, n, D] at an index [B, r]: [B, r, D]."""
         return v.gather(1, index[..., None].expand(-1, -1, v.shape[-1]))
 
     moved, moved_size = at(first * first_size, gone), at(first_size, gone)

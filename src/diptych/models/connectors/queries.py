@@ -61,6 +61,9 @@ class _ResamplerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, latents: Tensor, x: Tensor) -> Tensor:
+        """Latents [B, K, D] that look at the image's tokens x [B, N, D] and at each other: [B, K, D] (Alayrac et al. 2022, appendix
+        A.1.1).
+        """
         own = self.norm_latents(latents)
         latents = latents + self.attention(own, torch.cat([self.norm_image(x), own], 1))
         return latents + self.mlp(self.norm(latents))
@@ -104,6 +107,7 @@ class _ConvBlock(nn.Module):
         self.out, self.norm3 = nn.Conv2d(width, width, 1, bias=False), nn.GroupNorm(1, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width, H, W] → the same shape."""
         y = F.silu(self.norm1(self.into(x)))
         y = F.silu(self.norm2(self.deep(y)))
         y = y * torch.sigmoid(self.excite(F.silu(self.squeeze(y.mean((2, 3), keepdim=True)))))

@@ -125,6 +125,7 @@ class InterleavedDecoder(Part):
         """[BOS] <image> codes </image>: [B, N + 3]"""
 
         def mark(token: int) -> Tensor:
+            """A column of one token, [B, 1]."""
             return torch.full((len(codes), 1), token, device=codes.device)
 
         return torch.cat([mark(self.bos), mark(self.begin), codes + self.first_code, mark(self.end)], 1)

@@ -145,6 +145,7 @@ class Block(nn.Module):
         """``forward`` of the next tokens [B, L, D] behind those in ``own``, and the keys and values that now include them."""
 
         def of_itself(x: Tensor) -> Tensor:
+            """Self-attention of the new tokens over the earlier ones and themselves; adds their keys and values to ``own``."""
             nonlocal own
             own = appended(own, *self.attention.read(x))
             return self.attention.look(x, *own, bias)

@@ -103,6 +103,7 @@ class CausalLM(nn.Module):
         looks = looks & real[:, None] | itself  # [B, L + K, L + K]
 
         def bias(looks: Tensor) -> Tensor:
+            """What is added to the attention's logits: 0 where ``looks`` is true, else the lowest number; [B, 1, L + K, L + K]."""
             zero = torch.zeros(looks.shape, dtype=self.dtype, device=x.device)
             return zero.masked_fill_(~looks, torch.finfo(self.dtype).min)[:, None]
 

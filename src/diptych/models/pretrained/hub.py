@@ -58,6 +58,7 @@ def from_gguf(file: Path) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
 
     def convert(target: Path) -> None:
+        """Saves tokenizer and dequantised weights as transformers does."""
         options = {"gguf_file": file.name, "local_files_only": True}
         fetch(AutoTokenizer, str(file.parent), **options).save_pretrained(target)
         fetch(AutoModelForCausalLM, str(file.parent), **options, dtype=torch.bfloat16).save_pretrained(target)
