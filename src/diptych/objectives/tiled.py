@@ -106,6 +106,9 @@ class _CrossEntropy(torch.autograd.Function):
         same_b: Tensor | None,
         tile: int,
     ) -> Tensor:
+        """The sum over rows, a scalar, tile by tile: of logits only the log-sum-exp of each row (and column) is kept for the
+        gradient.
+        """
         m, n = len(a), len(b)
         row, column = (a.new_full((m,), float("-inf")) for _ in range(2))
         for i, j in _tiles(m, n, tile, m if both else n):
@@ -125,6 +128,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of a, b and scale; the logits of each tile are computed again."""
         a, b, scale, row, column, *same = ctx.saved_tensors
         same_a, same_b = same or (None, None)
         m, n = len(a), len(b)
@@ -159,6 +163,7 @@ class _SigmoidSum(torch.autograd.Function):
         text_meaning: Tensor | None,
         tile: int,
     ) -> Tensor:
+        """The sum over all pairs, a scalar. The same pass over the tiles computes the gradients."""
         total, for_bias = image.new_zeros(()), image.new_zeros(())
         for_image, for_text = torch.zeros_like(image), torch.zeros_like(text)
         for i, j in _tiles(len(image), len(text), tile, len(text)):
@@ -181,6 +186,7 @@ class _SigmoidSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The kept gradients of image, text, scale and bias, times the gradient of the sum."""
         for_image, for_text, for_scale, for_bias, scale = ctx.saved_tensors
         factor = grad * scale
         return for_image * factor, for_text * factor, for_scale * grad, for_bias * grad, None, None, None, None
