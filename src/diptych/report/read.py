@@ -270,6 +270,7 @@ def _measure(key: Key, pairs: list[tuple[int, dict[str, Any]]]) -> Measure:
     results = [r for _, r in pairs]
 
     def mean(name: str) -> float:
+        """The mean of a field over seeds; a seed without it counts with its value."""
         return fmean(v if (v := finite(r.get(name))) is not None else float(r["value"]) for r in results)
 
     chances = [c for r in results if (c := finite(r.get("chance"))) is not None]
@@ -315,6 +316,7 @@ def _spent(runs: list[Run]) -> dict[str, Any]:
 
 def _tests(rows: Any, names: set[str]) -> list[Test]:
     def recipe(name: Any) -> str:
+        """The recipe of a name, which may be that of a run: with ``-s`` and its seed behind."""
         return str(name) if str(name) in names else re.sub(r"-s\d+$", "", str(name))
 
     numbers = ("difference", "low", "high", "p", "p_holm")

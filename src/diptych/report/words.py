@@ -50,6 +50,7 @@ def headline(comparison: Comparison, shown: Sequence[Column]) -> list[Column]:
         return []
 
     def rank(task: str) -> tuple[int, float]:
+        """First the task that most recipes have, then the one with the lowest chance."""
         have = sum(any(c.key in r.measures for c in tasks[task]) for r in comparison.recipes)
         return have, -min((c.chance if c.chance is not None else 1.0) for c in tasks[task])
 

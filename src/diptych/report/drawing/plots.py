@@ -86,9 +86,11 @@ def _loss_panel(
     end = max(1.0, max(float(c[0].max()) for _, c in curves))
 
     def sx(v: float) -> float:
+        """The pixel of a step, from the left."""
         return left + (width - left - right) * v / end
 
     def sy(v: float) -> float:
+        """The pixel of a loss, from the top; losses above the highest are drawn at the edge."""
         return top + (height - top - bottom) * (1 - (min(v, high) - low) / (high - low))
 
     body = []
@@ -137,6 +139,7 @@ def _skill_panel(index: int, recipe: Recipe, skills: list[Column]) -> str:
     colour = f"c{index % COLOURS}"
 
     def sx(v: float) -> float:
+        """The pixel of a share, from the left."""
         return left + (right - left) * min(max(v, 0.0), 1.0)
 
     body = [line(sx(v), top, sx(v), height - 20, "grid") for v in (0, 0.5, 1)]

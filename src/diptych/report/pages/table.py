@@ -96,6 +96,7 @@ def _strip(m: Measure, top: float) -> str:
     width, y = 64, 5
 
     def x(value: float) -> float:
+        """The pixel of a value, from the left; values above the top are drawn at the edge."""
         return 3 + (width - 6) * min(max(value / top, 0), 1)
 
     chance = [line(x(m.chance), 1, x(m.chance), 9, "chance")] if m.chance is not None else []
@@ -164,6 +165,7 @@ def data(comparison: Comparison) -> dict[str, Any]:
     """The content of ``results.json``."""
 
     def measure(m: Measure) -> dict[str, Any]:
+        """A measure as plain data, with what is computed of it."""
         return asdict(m) | {"at_chance": m.at_chance, "seeds": {str(k): v for k, v in m.seeds.items()}}
 
     return {

@@ -117,6 +117,7 @@ def _strip(v: Interval, index: int) -> str:
     width, y, colour = 64, 5, f"c{index % COLOURS}"
 
     def x(value: float) -> float:
+        """The pixel of a share, from the left."""
         return 3 + (width - 6) * min(max(value, 0), 1)
 
     body = [line(3, y, width - 3, y, "base"), line(x(v.low), y, x(v.high), y, f"range {colour}")]
