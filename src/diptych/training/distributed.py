@@ -130,6 +130,7 @@ def join_cluster(device: torch.device) -> Cluster:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int], rank: int) -> Tensor:
+        """x [n, …] of all processes in order of rank, [sum of counts, …]. Shorter ones are padded on the way."""
         ctx.rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
         longest = max(counts)
         padded = x if len(x) == longest else torch.cat([x, x.new_zeros((longest - len(x), *x.shape[1:]))])
@@ -140,6 +141,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of this process's rows, summed over processes."""
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)  # gloo cannot scatter what it reduces
         return grad[ctx.rows], None, None
@@ -148,11 +150,13 @@ class _Gather(torch.autograd.Function):
 class _PassOn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, size: int) -> Tensor:
+        """The x of the process before this one."""
         ctx.rank, ctx.size = rank, size
         return _exchange(x, (rank + 1) % size, (rank - 1) % size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of x, from the process after this one."""
         return _exchange(grad, (ctx.rank - 1) % ctx.size, (ctx.rank + 1) % ctx.size), None, None
 
 

@@ -127,9 +127,11 @@ class _Work:
     # --- the two ways ---
 
     def at_once(self, batch: Batch, coupled: Mapping[str, Objective], free: Mapping[str, Objective]) -> None:
+        """Adds the gradient of a batch that fits into memory whole: one forward and one backward pass."""
         names = _names(coupled)
 
         def run() -> None:
+            """Encodes, gathers what coupled losses need of other processes, and computes the gradient of the sum of losses."""
             p = self._open(batch)
             totals = self._totals({n: o.count(p) for n, o in free.items()}) if self.cluster.size > 1 else None
             with self.of.computing():
@@ -145,6 +147,9 @@ class _Work:
         self._note(batch)
 
     def in_pieces(self, pieces: Pieces, coupled: Mapping[str, Objective], free: Mapping[str, Objective]) -> None:
+        """Adds the gradient of a batch piece by piece (GradCache, Gao et al. 2021): coupled losses get their gradients at the
+        encodings of the whole batch first; then each piece is encoded again and passes them on to the weights.
+        """
         names = _names(coupled)
         counts: dict[str, float] = dict.fromkeys(free, 0.0)
         light: list[Batch] = []
@@ -167,6 +172,7 @@ class _Work:
         for batch, grads in zip(pieces, dealt, strict=True):
 
             def run(batch: Batch = batch, grads: tuple[Tensor | None, ...] = grads) -> None:
+                """Encodes a piece again and computes the gradient of its encodings and of its own losses."""
                 p = self._open(batch)
                 with self.of.computing():
                     outputs = tensors(encode(p, names))
@@ -194,6 +200,7 @@ class _Work:
         result = with_tensors(joined, leaves)
 
         def run() -> None:
+            """Computes the coupled losses and their gradients at the encodings."""
             torch.manual_seed(mixed(self.of.seed, self.step, batch.start, 4))
             with self.of.computing():
                 whole = gathered(self.of.model, self.cluster, batch, result, _names_gathered(coupled))

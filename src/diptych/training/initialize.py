@@ -59,12 +59,16 @@ class Start(Protocol):
 
     address: str
 
-    def tokenizer(self, max_length: int) -> Tokenizer | None: ...
+    def tokenizer(self, max_length: int) -> Tokenizer | None:
+        """The tokenizer that belongs to these weights; None if there is none of ours. max_length: in tokens."""
+        ...
 
     def kept(self) -> list[int] | None:
         """The words that a language model's trimmed vocabulary kept."""
 
-    def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started: ...
+    def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
+        """Puts the weights into a model and its objectives. Returns what was loaded and what was not."""
+        ...
 
 
 def open_start(address: str) -> Start:

@@ -55,6 +55,7 @@ class Mirror:
             return None
 
         def fetch(to: Path) -> Any:
+            """Downloads the files of the last checkpoint."""
             to.mkdir(parents=True)
             for file in self.files.ls(f"{self.root}/{steps[-1]}", detail=False):
                 self.files.get_file(str(file), str(to / str(file).rpartition("/")[2]))

@@ -77,6 +77,7 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     }
 
     def share(name: str, p: nn.Parameter) -> float:
+        """The factor by which a weight's learning rate differs from the stage's."""
         if id(p) in adapter_of:  # its own rate, or that of its part
             adapter, part = adapter_of[id(p)]
             rate = stage.rates.get(f"adapters.{adapter}", stage.rates.get(part, 1.0))

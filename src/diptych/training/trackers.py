@@ -17,9 +17,13 @@ BY_ACCELERATE = {"wandb": "WandBTracker", "mlflow": "MLflowTracker", "trackio": 
 class Tracker(Protocol):
     """Where metrics go beside the run's own log."""
 
-    def log(self, values: dict[str, float], step: int) -> None: ...
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Send metrics by name at a step."""
+        ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Send what is still to be sent and close."""
+        ...
 
 
 class TensorBoard:
@@ -56,9 +60,11 @@ class _OfAccelerate:
             raise DiptychError(f"trackers: {kind} cannot be imported ({error}): {remedy}") from error
 
     def log(self, values: dict[str, float], step: int) -> None:
+        """Send metrics by name at a step."""
         self.tracker.log(values, step=step)
 
     def finish(self) -> None:
+        """Send what is still to be sent and close."""
         self.tracker.finish()
 
 
