@@ -165,7 +165,7 @@ class Checkpoints(Strict):
     """When a run is saved, what is kept, and where a second copy goes."""
 
     seconds: Annotated[float, Field(gt=0)] = 120.0  # of wall time between two checkpoints
-    steps: Annotated[int, Field(ge=1)] | None = None  # also every so many steps
+    steps: Annotated[int, Field(ge=1)] | None = None  # also after this many steps
     keep: Annotated[int, Field(ge=1)] = 2  # the last few; the best by validation loss is kept as well
     mirror: str | None = None  # a directory or fsspec URL for a copy of each, from which a run can resume
 
