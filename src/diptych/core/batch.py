@@ -58,7 +58,7 @@ class Collated:
         return len(getattr(self, self.row_wise[0]))
 
     def _map(self, change: Any) -> Self:
-        """The field with ``function`` applied to every tensor, nested ones included."""
+        """The field with ``change`` applied to every tensor, nested ones included."""
         changed = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)

@@ -47,7 +47,7 @@ def deja_vu(
     of: recall or precision of the predicted labels, the arm's minus the reference's, a mean over members (for recall, the area
     between the two recall curves); or the share of members with more minus the share with less than the reference: prg for
     recall, ppg for precision.
-    members: ``own``, the repeated samples; ``ordinary``, as many others that neither arm repeats.
+    members: ``own``, the repeated samples; ``ordinary``, as many others that neither of the arms repeats.
     shown: ``colours`` uses the colours of objects as labels (scenes only): small models learn them long before shapes.
     """
     from diptych.benchmarks.probes.memorization import population_gap
