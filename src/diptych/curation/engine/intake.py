@@ -1,6 +1,6 @@
 """Reads a source into shards of rows, with images by reference: a row names the file and the position of its image.
 
-A source is read unit by unit: a tar or Parquet file is one, any other source is one as a whole. A worker holds the listing of one
+A source is read unit by unit: a tar or Parquet file is a unit, any other source is one unit. A worker holds the listing of one
 unit at a time. Every item becomes a row; items that cannot be used carry the reason.
 """
 

@@ -31,7 +31,7 @@ class Outcome:
 
 
 class Scoring:
-    """Computes every step whose result does not exist yet.
+    """Computes every step that has no result yet.
 
     crumb: work row by row and write the current row into this file, since a worker died in this shard.
     blamed: (row, step) to skip.
@@ -140,7 +140,7 @@ class Scoring:
     ) -> None:
         """Computes all steps for some rows.
 
-        there: positions in ``places`` of the decoded ``pictures``. broken: why others have none.
+        there: positions in ``places`` of the decoded ``pictures``. broken: the reason why other rows have no picture.
         """
         for step in steps:
             assert step.operator

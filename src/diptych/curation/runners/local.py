@@ -124,7 +124,7 @@ def _serve(connection: Connection, plan: dict[str, Any], store: str) -> None:
 
 
 def explained(error: Exception) -> str:
-    """The message of an error of the system, with the remedy."""
+    """The message for an error of the operating system, with the remedy."""
     import errno
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
