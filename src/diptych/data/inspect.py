@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 QUANTILES = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
 SHOWN = 16  # samples on the contact sheet
-ENDLESS = 2**31 - 1  # the length of a source that draws its samples; of such, DRAWN are looked at
+ENDLESS = 2**31 - 1  # the length of a source that draws its samples; DRAWN of them are looked at
 DRAWN = 1000
 
 
 @dataclass
 class Inspection:
-    """All numbers are of the items looked at, which are all unless ``limit`` was given; ``splits`` of the whole."""
+    """All numbers are of the items looked at (all, unless ``limit`` was given); ``splits`` are of the whole source."""
 
     address: str
     items: int  # in the source
@@ -77,7 +77,7 @@ class _Seen:
 
 
 def inspect(address: str, out: Path | None = None, limit: int | None = None, progress: bool = True) -> Inspection:
-    """Decodes the items (``limit``: that many, evenly spread) and counts.
+    """Decodes the items (``limit``: at most that many, evenly spread) and counts.
 
     With ``out``, writes ``inspection.json`` and a contact sheet there. Raises ``DiptychError`` for an address that
     cannot be opened.

@@ -15,12 +15,12 @@ PAD, BOS, EOS, MASK = range(4)
 
 
 def normalise(caption: str) -> str:
-    """Lower case, single spaces, no full stop at the end: captions that agree in this say the same."""
+    """Lower case, single spaces, no full stop at the end: captions that are equal then have the same meaning."""
     return " ".join(caption.lower().split()).rstrip(" .")
 
 
 class Tokenizer:
-    """[BOS] tokens [EOS], at most ``max_length`` of them; byte-level, so no text is unknown to it."""
+    """[BOS] tokens [EOS], at most ``max_length`` of them; byte-level, so it can encode any text."""
 
     pad, bos, eos, mask = PAD, BOS, EOS, MASK
 

@@ -1,4 +1,4 @@
-"""Where the objects of a graph stand, and the picture of them.
+"""Where the objects of a graph are, and the picture of them.
 
 Lengths are fractions of the picture until ``picture`` rounds them to pixels. The random draws depend on the numbers
 and sizes of the objects only, so scenes that differ in concepts, colours or order alone differ in nothing else.
@@ -123,7 +123,7 @@ def _visible(hidden: np.ndarray, cover: np.ndarray, dx: int, dy: int) -> float:
 
 
 def _overlapping(random: Random, graph: Graph, size: int) -> list[Placed]:
-    """One object partly before another, in painting order; who stands where does not depend on who is in front."""
+    """One object partly in front of another, in painting order; their places do not depend on which is in front."""
     side = round(_FRONT * size)
     pair = sorted(graph.things)
     flips = random.random() < 0.5, random.random() < 0.5
@@ -190,7 +190,7 @@ def ground(background: str, random: Random, size: int) -> np.ndarray:
 
 
 def blit(canvas: np.ndarray, drawn: Sprite, x: int, y: int, flip: bool) -> None:
-    """Paint a sprite, mirrored if ``flip``, with its top left corner at (x, y); what lies beyond the canvas is cut off. canvas:
+    """Paint a sprite, mirrored if ``flip``, with its top left corner at (x, y); parts beyond the canvas are cut off. canvas:
     uint16 [H, W, 3].
     """
     height, width = drawn.mask.shape
