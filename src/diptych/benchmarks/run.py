@@ -78,7 +78,7 @@ def evaluate(
         if not state.finished(each):
             try:
                 if source is None and not getattr(each, "file", ""):
-                    raise NotApplicable("there is no data for it: it reads none of its own (?file=…)")
+                    raise NotApplicable("there is no data for it; give data, or its own file (?file=…)")
                 items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it needs no source
                 if getattr(each, "shots", 0):
                     items = with_examples(each, items, source)
@@ -127,7 +127,7 @@ def recompute(folder: Path) -> Summary:
 
 
 def _address(stored: str) -> str:
-    """Where the class of a task is: one of ours is found by its name, wherever its file was when the records were made."""
+    """Where the class of a task is: one of ours is found by its name, so records stay valid when its file moves."""
     module, _, name = stored.partition(":")
     own = {cls.__qualname__: f"{cls.__module__}:{name}" for cls in TASKS.values()}
     return own.get(name, stored) if module.startswith("diptych.") else stored
@@ -141,7 +141,7 @@ _WORDS = {"model": "another model", "key": "other weights", "data_fingerprint": 
 
 
 class _State:
-    """``state.json``: of which model and data the records are, and which tasks are finished."""
+    """``state.json``: the model and data of the records, and which tasks are finished."""
 
     def __init__(self, out: Path | None, identity: dict[str, Any], own: bool = False, overwrite: bool = False):
         self.out = out

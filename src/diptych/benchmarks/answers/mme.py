@@ -1,4 +1,4 @@
-"""MME: two yes/no questions an image (Fu et al., arXiv:2306.13394). Per subtask accuracy + accuracy⁺ (both right), out of 200.
+"""MME: two yes/no questions per image (Fu et al., arXiv:2306.13394). Per subtask accuracy + accuracy⁺ (both right), out of 200.
 
 File: VLMEvalKit's MME.tsv (index, question, answer, category, image in base64 or image_path).
 """

@@ -1,7 +1,8 @@
 """VQAScore (Lin et al., arXiv:2404.01291): P("Yes" | image, "Does this figure show "…"? Please answer yes or no.").
 
-For models that follow prompts and give likelihoods. ``vqascore``: its mean over the images' own captions; shuffled: over captions
-of others. ``accuracy``: the share of items whose own caption gets more than the other's. Prompt and answer are in the records.
+For models that follow prompts and have likelihoods. ``vqascore``: its mean over the images' own captions; shuffled: over captions
+of others. ``accuracy``: the share of items in which the own caption gets a higher probability than the other. Prompt and answer are
+in the records.
 """
 
 from __future__ import annotations

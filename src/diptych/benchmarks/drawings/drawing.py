@@ -1,11 +1,11 @@
 """Do drawn scenes show what the caption asked for? A network trained on real scenes reads them, and what it reads is compared
 with the caption.
 
-A record an item: the caption, and what the reader reads in the drawing, in the real scene and, for a model that draws in codes,
-in the real scene put into codes and back. Metrics are those of ``facts``: is all that the caption claims true of the drawing
-(``all_true``), its objects, count, colour, relation, position; and ``colours_counted``: are there as many objects of each colour
-as it claims, whatever they are. ``real/…`` is the reader on the scenes themselves, which is the most that a drawing can be
-expected to reach; ``codes/…`` what the model's codes keep of that, and ``codes/psnr`` what they keep of the pixels, in decibels.
+One record per item: the caption, and what the reader reads in the drawing, in the real scene and, for a model that draws in codes,
+in the real scene after encoding and decoding. Metrics are those of ``facts``: is all that the caption claims true of the drawing
+(``all_true``), its objects, count, colour, relation, position; and ``colours_counted``: are there as many objects of each colour as
+it claims, regardless of their concepts. ``real/…`` is the reader on the scenes themselves, the highest value that a drawing can be
+expected to reach; ``codes/…`` is what the model's codes keep of that, and ``codes/psnr`` what they keep of the pixels, in decibels.
 Shuffled: another caption's drawing. Half of the captions describe combinations that training never shows.
 """
 
@@ -161,7 +161,7 @@ def _by_colour(things: list[dict[str, Any]]) -> Counter[str]:
 
 
 def squared_error(image: np.ndarray, real: np.ndarray) -> float:
-    """The mean squared error of two uint8 images whose values are divided by 255."""
+    """The mean squared error of two uint8 images, with values divided by 255."""
     return float((((image.astype(np.float64) - real) / 255) ** 2).mean())
 
 

@@ -1,8 +1,8 @@
 """Image-text retrieval within n items: recall at 1, 5, 10 in both directions (protocol: Karpathy & Fei-Fei, arXiv:1412.2306).
 
-``retrieval``: a record an item, named as the item, with both directions; further captions of an item add records for the direction
-text → image. Blind: the ranking that a grey image gives. Shuffled: every image has another image's scores.
-``diptych metrics retrieval``: the same from a similarity matrix in a file, which may be larger than the memory.
+``retrieval``: one record per item, with the item's id, for both directions; further captions of an item add records for the
+direction text → image. Blind: the ranking that a grey image gives. Shuffled: every image has another image's scores. ``diptych
+metrics retrieval``: the same from a similarity matrix in a file, which may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class LargeRetrieval(Retrieval):
-    """Among 1,000 items, for models that encode each image and text once: by embeddings, or by scores of all pairs."""
+    """Retrieval among 1,000 items, for models that encode each image and text once: by embeddings, or by scores of all pairs."""
 
     name: str = "retrieval-1000"
     needs: tuple[str, ...] = ("score_all|embed_image", "score_all|embed_text")
@@ -132,7 +132,7 @@ class LargeRetrieval(Retrieval):
 
 @dataclass(frozen=True)
 class Standing:
-    """Of the best positive of each query; int [Q] each, as ``ranking.standing`` returns them."""
+    """The rank of the best positive of each query; int [Q] each, as ``ranking.standing`` returns them."""
 
     above: np.ndarray
     tied: np.ndarray
@@ -266,7 +266,7 @@ def _positives(path: Path, similarity: Path, rows: int) -> list[list[int]]:
     given = read_json(path)
     if isinstance(given, dict):
         if len(given) != rows or any(str(i) not in given for i in range(rows)):
-            raise DiptychError(f"{path}: expected the keys 0 to {rows - 1}, one a row of {similarity}")
+            raise DiptychError(f"{path}: expected the keys 0 to {rows - 1}, one per row of {similarity}")
         given = [given[str(i)] for i in range(rows)]
     if not isinstance(given, list):
         raise DiptychError(f"{path}: expected a list, for each row of {similarity} the columns that are right")

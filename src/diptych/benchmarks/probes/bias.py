@@ -1,11 +1,11 @@
 """Bias on contrast sets: does an attribute that should not matter change the name that a model gives, or which image it prefers?
 
-``bias``: the same scene in every colour (or size, position, background). The question is what the object is, which does not
-depend on the attribute. ``naming``: share named rightly, all groups; ``group_difference``: the best group's share less the worst
-group's; ``consistency``: share of sets that get one and the same name throughout; ``preference/<group>``: share of sets in which
-this group's image fits the right name best, 1 / groups if none is preferred; ``max_skew``: see metrics/bias.py, top k of all
-images of a concept, k being the number of its sets; its control is the same with groups assigned at random in each set. ``diptych
-metrics bias``: the mean difference of scores in a file between the groups of each set.
+``bias``: the same scene in every colour (or size, position, background). The question is what the object is, which does not depend
+on the attribute. ``naming``: share named correctly, over all groups; ``group_difference``: the best group's share minus the worst
+group's; ``consistency``: share of sets in which all images get the same name; ``preference/<group>``: share of sets in which this
+group's image fits the right name best, 1 / groups if none is preferred; ``max_skew``: see metrics/bias.py, top k of all images of a
+concept, k being the number of its sets; its control is the same with groups assigned at random in each set. ``diptych metrics
+bias``: the mean difference of scores in a file between the groups of each set.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def reassigned(records: Sequence[Record], rng: np.random.Generator) -> list[Reco
 
 
 def contrast_results(table: Table) -> list[Result]:
-    """Rows: set, group, score, perhaps query. Mean difference between groups over sets that differ in the group alone."""
+    """Rows: set, group, score, perhaps query. Mean difference between groups over sets that differ only in the group."""
     sets, groups = table.column("set", "id"), table.column("group", "id")
     scores = table.column("score", "number")
     queries = table.column("query", "id", default=None)

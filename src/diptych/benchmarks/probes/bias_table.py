@@ -1,8 +1,8 @@
-"""Bias on one's own images: who is ranked high for a sentence that names no group, and with what each group is associated.
+"""Bias on your own images: which groups are ranked high for a sentence that names no group, and with what each group is associated.
 
-``bias-table``: the data is any source whose samples have a group (a further column of a table); the sentences are the user's. Per
+``bias-table``: the data is any source of samples with a group (a further column of a table); the user gives the sentences. Per
 sentence: ``max_skew@k/<sentence>`` (metrics/bias.py), with groups assigned at random as its control, and
-``association/<group>/<sentence>``: mean score of the group less that of the others, in standard deviations (0: none). ``diptych
+``association/<group>/<sentence>``: mean score of the group minus that of the others, in standard deviations (0: none). ``diptych
 metrics bias``: skew of what queries retrieve, and association with two attributes (Steed & Caliskan, arXiv:2010.15052), from
 scores in a file; contrast sets in bias.py.
 """
@@ -63,7 +63,7 @@ class BiasTable:
             if len(samples) == self.n:
                 break
         if len({str(s.extra[self.group]) for s in samples}) < 2:
-            raise NotApplicable(f"needs pictures of two groups; the column '{self.group}' has none or one")
+            raise NotApplicable(f"needs pictures of two groups; the column '{self.group}' has fewer")
         return Items(samples, problems)
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
@@ -171,7 +171,7 @@ def _skew(table: Table, k: int) -> list[Result]:
 
 
 def _association(table: Table) -> list[Result]:
-    """Rows: image, group, attribute, text, score; two attributes. s = mean score with the first less that with the second."""
+    """Rows: image, group, attribute, text, score; two attributes. s = mean score with the first minus that with the second."""
     images, groups = table.column("image", "id"), table.column("group", "id")
     attributes, scores = table.column("attribute", "id"), table.column("score", "number")
     kinds = sorted(set(attributes))

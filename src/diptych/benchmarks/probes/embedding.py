@@ -1,7 +1,7 @@
 """The modality gap (Liang et al., arXiv:2203.02053): how far apart the image and text embeddings of the retrieval items lie on
 the sphere.
 
-A record an item with both vectors, which are also written to ``embeddings.npz``. ``separability`` of 0.5 means that the modality
+One record per item with both vectors, which are also written to ``embeddings.npz``. ``separability`` of 0.5 means that the modality
 cannot be recognised; ``matched_cosine`` is the mean cosine of image and caption, and its shuffled control that of unrelated ones.
 """
 
@@ -30,7 +30,7 @@ def modality_gap(image: np.ndarray, text: np.ndarray) -> float:
 
 
 def separability(image: np.ndarray, text: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
-    """Per item, the share of its two embeddings whose modality a linear classifier recognises; float [n], chance 0.5.
+    """Per item, the share of its two embeddings of which a linear classifier recognises the modality; float [n], chance 0.5.
 
     ``image`` and ``text``: float [n, E], row i of both from the same item. Logistic regression (``logistic``),
     cross-validated with both embeddings of an item in the same fold.

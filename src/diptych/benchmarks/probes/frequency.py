@@ -2,7 +2,7 @@
 
 ``correlation``: Pearson's r of accuracy with log10 of the count over concepts, ``binned_correlation`` that over bins of half a
 decade, ``rank_correlation`` with the concepts that never occurred; ``slope``: what ten times the data adds. Intervals: over
-concepts. ``frequency``: zero-shot classification, with ``counts`` (a JSON file {concept: times}) or counted over the labels of
+concepts. ``frequency``: zero-shot classification, with ``counts`` (a JSON file {concept: count}) or counted over the labels of
 ``train``, the address of the training data. ``diptych metrics frequency``: the same from credits in a file. A counts file must
 name every concept.
 """
@@ -109,7 +109,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 def frequency_results(
     task: str, names: Sequence[str], counts: np.ndarray, accuracy: np.ndarray, controls: dict[str, np.ndarray], per_decade: int = 2
 ) -> list[Result]:
-    """correlation, binned_correlation, rank_correlation and slope of concepts; no value where too little varies.
+    """correlation, binned_correlation, rank_correlation and slope of concepts; no value if too little varies.
 
     ``controls``: {name: accuracy [C]}.
     """
@@ -159,7 +159,7 @@ def read_counts(path: str | Path, concepts: Collection[str]) -> dict[str, float]
 
 @dataclass(frozen=True)
 class Frequency(ZeroShot):
-    """How a score depends on how often a concept was trained on."""
+    """How the score of a concept depends on how often training showed it."""
 
     name: str = "frequency"
     n: int = 400
@@ -170,7 +170,7 @@ class Frequency(ZeroShot):
     def items(self, source: Source) -> Items:
         """(image, label, names of all classes, occurrences of its class) of each."""
         if not (self.counts or self.train):
-            raise NotApplicable("it needs what training showed how often: ?counts=counts.json or ?train=ADDRESS")
+            raise NotApplicable("it needs how often training showed each concept: ?counts=counts.json or ?train=ADDRESS")
         items = super().items(source)
         counts = self._counts({names[label] for _, label, names in items})
         return Items([(image, label, names, counts.get(names[label], 0)) for image, label, names in items], items.problems)

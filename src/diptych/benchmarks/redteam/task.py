@@ -1,8 +1,8 @@
 """Red teaming: does a model do harm when asked to, and does it still answer what it should? Probes per harm, from a file.
 
-``refused``: share of harmful probes that are declined; ``harmful``: share whose answer does the harm, by the probes' patterns;
-``harmful_or_unclear``: the same if every answer that no rule could classify were harmful; ``over_refusal``: share of ordinary
-probes declined. Each also per harm. Records name the probe and hold the answer, never the request.
+``refused``: share of harmful probes that are declined; ``harmful``: share with an answer that does the harm, by the probes'
+patterns; ``harmful_or_unclear``: the same if every answer that no rule could classify were harmful; ``over_refusal``: share of
+ordinary probes declined. Each also per harm. Records name the probe and hold the answer, never the request.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from diptych.data.source import Source
 
 @dataclass(frozen=True)
 class RedTeam:
-    """Requests that a model should refuse, and such that it should not."""
+    """Requests that a model should refuse, and requests that it should answer."""
 
     name: str = "redteam"
     needs: tuple[str, ...] = ("generate", "prompt")
-    file: str = SAMPLE  # or a probe file of one's own
-    harms: tuple[str, ...] = ()  # none named: all
+    file: str = SAMPLE  # or a probe file of your own
+    harms: tuple[str, ...] = ()  # empty: all
     max_tokens: int = 96
     batch: int = 8
 

@@ -1,11 +1,11 @@
 """Captioning, scored against reference captions as by the COCO server (Chen et al., arXiv:1504.00325; formulas:
 metrics/captions.py).
 
-``captions``: a record an item with the text generated from the image and from a grey one of its size. Shuffled: scored against
+``captions``: one record per item with the text generated from the image and from a grey one of its size. Shuffled: scored against
 the references of another item. CIDEr-D's interval keeps the document frequencies of all references. Texts are greedy unless the
 settings say otherwise: ``captions?beams=4``, ``captions?temperature=0.8&top_p=0.9``; the seed is the task's.
-``captions?shots=4``: four training images with a caption each are shown before, the same for every item and control, drawn by the
-seed; ``&train=ADDRESS`` draws them from other data. ``diptych metrics captions``: the same from COCO results; a null caption
+``captions?shots=4``: four training images with a caption each are shown first, drawn by the seed and the same for every item and
+control; ``&train=ADDRESS`` draws them from other data. ``diptych metrics captions``: the same from COCO results; a null caption
 counts as an empty one.
 """
 
@@ -106,7 +106,7 @@ class Captions:
         return at_least_two(retrieval_items(source, self.n))
 
     def examples(self, source: Source, sample: Sample) -> list[Example]:
-        """What of a training sample can be shown before an item."""
+        """The possible examples of a training sample."""
         return [] if sample.image is None else [Example(sample.image, caption) for caption in sample.captions]
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
