@@ -223,7 +223,7 @@ class Recipe(Strict):
                 raise ValueError(f"encodings.{name}: the recipe has no part '{provider}'{nearest(provider, self.parts)}")
         for i, stage in enumerate(self.stages):
             if stage.name in [other.name for other in self.stages[:i]]:
-                raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run goes on by its stage's name")
+                raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run resumes by its stage's name")
             known = [*self.parts, *(f"adapters.{name}" for name in self.adapters)]
             for name in stage.train if isinstance(stage.train, list) else ():
                 if name not in known:
