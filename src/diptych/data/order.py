@@ -36,10 +36,7 @@ class Epochs:
 
     def __init__(self, n: int, *seed: int):
         self.n, self.seed = n, seed
-        self._epoch: tuple[int, np.ndarray] = (
-            -1,
-            np.empty(0, dtype=np.int64),
-        )  # the last one used, since positions mostly increase
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))  # the last one: positions mostly increase
 
     def __getitem__(self, position: int) -> int:
         if self.n > ENDLESS:

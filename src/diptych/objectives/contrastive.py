@@ -148,10 +148,7 @@ class InfoNCE(Objective):
         negatives = negatives_of(p) if self.hard_negatives else None
         tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
         loss = tiled_info_nce if tiled else info_nce
-        image, text = (
-            p[IMAGE_EMBEDDING],
-            p[TEXT_EMBEDDING],
-        )  # encoded here, outside the float32 context, so that the towers keep their precision
+        image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
             return loss(image, text, self.scale, p[TEXT].meaning, negatives, p.rows)
 

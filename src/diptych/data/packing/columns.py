@@ -301,6 +301,4 @@ def _decode(data: np.ndarray, item: str) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(data, "RGB")  # what was packed is known to be upright and RGB
     except ValueError:
-        return decode(
-            data.tobytes(), item
-        )  # minor damage that loses no pixels is accepted; other damage raises an error with the reason
+        return decode(data.tobytes(), item)  # accepts minor damage that loses no pixels; else raises the reason

@@ -69,9 +69,8 @@ class World:
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with every setting and with the versions of what draws and describes scenes."""
-        given = {
-            k: v for k, v in asdict(self).items() if v or k not in _LATER
-        }  # a world that does not use them keeps its fingerprint
+        # A world that does not use the later options keeps its fingerprint.
+        given = {k: v for k, v in asdict(self).items() if v or k not in _LATER}
         content = {**given, "length": len(self), "format": FORMAT, **versions()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -96,7 +96,7 @@ class CAbstractor(Connector):
 
 
 class _ConvBlock(nn.Module):
-    """GroupNorm of one group instead of BatchNorm: what a sample becomes must not depend on the others of its batch."""
+    """GroupNorm of one group instead of BatchNorm: the output of a sample must not depend on the others of its batch."""
 
     def __init__(self, width: int):
         super().__init__()
