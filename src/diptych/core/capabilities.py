@@ -223,7 +223,7 @@ class FunctionModel(Adapter):
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
         """What the given function returns: one text for each image."""
         if decoding:
-            self.cannot("be told how to decode")
+            self.cannot("decode in another way")
         return list(self._call("generate", images, prompts_for(prompt, len(images)), max_tokens))
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:

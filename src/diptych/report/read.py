@@ -154,7 +154,7 @@ def load(path: Path) -> Comparison:
         comparison = _comparison(path, notes)
     else:
         raise DiptychError(
-            f"{path}: neither a comparison (compare.json) nor a run (evaluation/) nor an evaluation "
+            f"{path}: not a comparison (compare.json), a run (evaluation/) or an evaluation "
             "(summary.json, records/*.jsonl); run `diptych compare` or `diptych evaluate` first"
         )
     comparison.notes = notes
@@ -166,7 +166,7 @@ def readable(read: Callable[..., Content], default: Any, notes: list[str], *argu
     try:
         return read(*arguments)
     except DiptychError as error:
-        notes.append(f"{error}; what it holds is missing here.")
+        notes.append(f"{error}; its content is missing here.")
         return default
 
 

@@ -128,7 +128,7 @@ def skill_profiles(comparison: Comparison) -> str:
     )
     caption = (
         "A skill is learned when its dot is clear of the chance tick <em>and</em> of the diamond and the cross: "
-        "a diamond right of chance means that the wording gives answers away."
+        "a diamond right of chance means that the wording reveals answers."
     )
     return signs + figure(panels(parts), caption)
 
@@ -234,7 +234,7 @@ def _map_panel(index: int, recipe: Recipe, image: np.ndarray, words: np.ndarray)
 def _neighbours(rows: np.ndarray) -> np.ndarray:
     """t-SNE (van der Maaten & Hinton 2008): rows [n, E] → [n, 2]. Raises DiptychError without scikit-learn."""
     manifold, threads = (need(name, extra="report", what="t-SNE") for name in ("sklearn.manifold", "threadpoolctl"))
-    with threads.threadpool_limits(1):  # so few points are not faster on several cores, and far slower on busy ones
+    with threads.threadpool_limits(1):  # a few points are not faster on several cores, and much slower on busy ones
         return manifold.TSNE(init="pca", perplexity=min(30, (len(rows) - 1) / 3), random_state=0).fit_transform(rows)
 
 

@@ -171,7 +171,7 @@ def short(column: Column) -> str:
     return "naming" if column.group == "Zero-shot naming" else column.label
 
 
-# --- a page a system ---
+# --- the page of one recipe ---
 
 
 def system_page(
@@ -195,7 +195,7 @@ def system_page(
     lines += [f"| stages | {'<br>'.join(stages)} |", f"| scored by | {checked.score.replace('_', ' ')} |", ""]
     lines += ["## Measured", ""]
     if recipe.measures:
-        lines += [f"Beside `{REFERENCE}`: {verdict(comparison, recipe, shown)}", ""]
+        lines += [f"Compared with `{REFERENCE}`: {verdict(comparison, recipe, shown)}", ""]
         others = [r for r in comparison.measured if r.name == REFERENCE and r.name != recipe.name]
         rows = []
         for c in (c for c in shown if c.key in recipe.measures):

@@ -129,7 +129,9 @@ def spent_table(comparison: Comparison) -> str:
         "Means over runs. Time: training only, without evaluation and set-up; FLOPs: forward and backward, as torch counts them."
     )
     if limit and limit.seconds and longest > 1.3 * limit.seconds:
-        caption += " Runs went side by side: a second of budget is one of the whole machine, so each had more of its own."
+        caption += (
+            " Runs were in parallel: a second of budget is one of the whole machine, so each run had more seconds of its own."
+        )
     return figure(scroller(table, "What each recipe spent, scrolls sideways"), caption, "wide")
 
 

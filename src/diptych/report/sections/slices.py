@@ -31,7 +31,7 @@ def slice_tables(gathered: TaskAnswers) -> str:
     caption = (
         "Per cent for shares, with the 95 % interval (bootstrap over clusters). n: items. "
         f"Parts of fewer than {FEW} items are grey: too few to compare. The intervals are not corrected for the number of parts: "
-        "of twenty parts, one stands out by chance."
+        "one part in twenty differs by chance."
     )
     return figure("".join(parts), caption, "wide")
 
