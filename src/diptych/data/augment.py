@@ -124,7 +124,7 @@ def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
 
 
 class Jitter:
-    """With chance ``p``, each of the operations whose strength is not 0, in random order (``config.augment.Jitter``)."""
+    """With chance ``p``, each operation of a strength above 0, in random order (``config.augment.Jitter``)."""
 
     def __init__(
         self,

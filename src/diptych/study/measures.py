@@ -149,9 +149,9 @@ def frequency(
     Pictures are counted by their labels or, if there are none, by the concepts that their captions name.
 
     data: its test part has ``images`` pictures of each concept, classified among all concepts.
-    counted: the arm whose training data is counted (default: this one; another for a control trained on all concepts equally).
-    of: the slope of accuracy against log10(count), the correlation r, or r_binned over bins of half a decade. The items of the
-    slope are concepts with their influence on the estimate, so that their spread is that of the slope.
+    counted: the arm with the training data that is counted (default: this one; another for a control trained on all concepts
+    equally). of: the slope of accuracy against log10(count), the correlation r, or r_binned over bins of half a decade. The items
+    of the slope are concepts with their influence on the estimate, so that their spread is that of the slope.
     """
     from diptych.benchmarks.probes.frequency import binned_correlation, correlation, log_bins
 

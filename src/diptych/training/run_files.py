@@ -1,6 +1,6 @@
 """Reads the files that training and evaluation write into a run's directory (docs/runs.md).
 
-A missing file counts as empty; an unreadable one raises DiptychError, which names it. Needs neither torch nor models.
+A missing file counts as empty; an unreadable one raises DiptychError, which names it. Needs no torch and no models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From ``teachers:`` of a recipe to models whose encodings objectives can ask for."""
+"""From ``teachers:`` of a recipe to models that give objectives their encodings."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class QuestionTask:
     batch: int = 64
     seed: int = 0
     shots: int = 0
-    train: str = ""  # data whose training part the examples come from; "": the training part of the evaluated data
+    train: str = ""  # the examples come from the training part of this data; "": the training part of the evaluated data
 
     # --- what a benchmark overrides ---
 

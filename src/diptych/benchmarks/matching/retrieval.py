@@ -155,7 +155,7 @@ class Standing:
 def standings(
     similarity: np.ndarray, positives: Sequence[Sequence[int]], progress: Callable[[int, int], None] | None = None
 ) -> tuple[Standing, Standing | None]:
-    """The standing of rows that search for columns, and of columns that search for rows; the second is None if a column is no
+    """The ranks of rows that search for columns, and of columns that search for rows; the second is None if a column is no
     row's positive.
 
     ``similarity``: numbers [Q, M], memory-mapped if large; ``positives``: the columns right for each row, at least one.

@@ -32,8 +32,8 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 def laid_out(documents: Sequence[Document], rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, ...]:
     """ids int64, mask bool, learned bool, positions int64, all [R, T], T the longest row.
 
-    Padding counts as more of the last document, whose tokens cannot see it. The first token of a document is never learned, since
-    nothing comes before it.
+    Padding counts as more of the last document; its tokens cannot see the padding. The first token of a document is never learned,
+    since nothing comes before it.
     """
     T = max(sum(len(documents[i]) for i in row) for row in rows)
     ids = np.full((len(rows), T), pad, dtype=np.int64)

@@ -161,7 +161,7 @@ def main_of(graph: Graph, concept: str) -> Things:
 
 
 def sentence(album: Album, k: int, step: Step, style: int) -> str:
-    """What the text before a picture says of it. step: what is said; of ``album.steps[k]``, it is true."""
+    """The text before a picture. step: the statement in it, which is true if it is ``album.steps[k]``."""
     graph, concept = album.graphs[k], album.graphs[0].things[0].concept
     main = main_of(graph, concept)
     noun = by_name()[concept].name if main.count == 1 else by_name()[concept].plural
@@ -237,7 +237,7 @@ def questions(album: Album) -> list[dict[str, str]]:
 
 
 def conversation(album: Album, asked: list[dict[str, str]], most: int) -> list[Turn]:
-    """Some of an album's questions with their answers, at most ``most``; all pictures stand before the first."""
+    """Some of an album's questions with their answers, at most ``most``; all pictures come before the first."""
     chosen = Random(album.seed + 5).sample(asked, min(most, len(asked)))
     turns = [Turn(role, q[key]) for q in chosen for role, key in (("user", "question"), ("assistant", "answer"))]
     return [Turn("user", f"{IMAGE * len(album.graphs)}\n{turns[0].text}"), *turns[1:]]

@@ -31,7 +31,7 @@ class Graph(NamedTuple):
     """A scene. ``things[0]`` is in ``relation`` to ``things[1]``; ``things[2]`` is on one side of both."""
 
     things: tuple[Things, ...]
-    relation: str = ""  # one of RELATIONS; "": nothing said
+    relation: str = ""  # one of RELATIONS; "": none
     side: str = ""  # of a third group: above, below, left or right of the other two
     position: str = ""  # one of POSITIONS, of a single object
     background: str = "paper"

@@ -18,7 +18,7 @@ from diptych.data.scenes.sprites import Sprite, sprite
 Point = tuple[float, float]  # (x, y) of an object's centre
 
 # Longer sides of objects. Few different ones, so that few tinted sprites are kept.
-_MARKED = {"big": 0.5, "small": 0.27}  # those whose size captions name
+_MARKED = {"big": 0.5, "small": 0.27}  # the sizes that captions name
 _ALONE = (0.42, 0.4, 0.37, 0.36, 0.28, 0.28)  # in a group of 1, 2 … that has the picture to itself
 _SHARING = (0.38, 0.36, 0.3, 0.25, 0.24, 0.24)
 _FRONT = 0.52  # one before the other
@@ -112,7 +112,7 @@ def _trio(random: Random, graph: Graph) -> tuple[list[list[Point]], list[float]]
 
 
 def _visible(hidden: np.ndarray, cover: np.ndarray, dx: int, dy: int) -> float:
-    """Share of a mask left visible under another whose top left corner lies (dx, dy) pixels from its own."""
+    """Share of a mask left visible under another with its top left corner (dx, dy) pixels away."""
     height, width = hidden.shape
     rows, columns = cover.shape
     y0, y1, x0, x1 = max(0, dy), min(height, dy + rows), max(0, dx), min(width, dx + columns)

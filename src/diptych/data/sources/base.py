@@ -187,7 +187,7 @@ class ListedSource(ABC):
         return total.hexdigest()
 
     def split(self, name: str) -> ListedSource:
-        """The items whose image hash falls into the part's share: equal images are always in the same part.
+        """The items with an image hash in the part's share: equal images are always in the same part.
 
         A part of very few items may be empty. A part returns itself for its own name, and raises DiptychError for another.
         """

@@ -108,7 +108,7 @@ class Mixture:
         return Mixed(self.lengths, self.weights, seed)
 
     def successor(self, index: int) -> int:
-        """The next item of the same source, to stand in for one that is broken."""
+        """The next item of the same source, to replace one that is broken."""
         which, place = self._place(index)
         return index - place + (place + 1) % self.lengths[which]
 
