@@ -158,7 +158,7 @@ def test_chair_by_hand() -> None:
 
 
 def test_a_synonym_of_two_objects_is_refused() -> None:
-    with pytest.raises(ValueError, match="line 2: 'jet' stands for 'plane' and for 'bird'"):
+    with pytest.raises(ValueError, match="line 2: 'jet' means both 'plane' and 'bird'"):
         chair.vocabulary(["plane, jet", "bird, jet"])
     assert chair.vocabulary(["plane, jet", "- jet lag"])[("jet", "lag")] is None
 

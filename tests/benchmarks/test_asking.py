@@ -377,7 +377,7 @@ def test_records_of_others_are_not_deleted(tmp_path: Path, pope_file: str) -> No
         (
             "choices",
             '{"id": 1, "image": "a.png", "question": "x", "options": ["a", "b"], "answer": "C"}',
-            "'C' is none of the 2 options",
+            "'C' is not one of the 2 options",
         ),
         ("choices", '{"id": 1, "image": "a.png", "question": "x", "options": ["a"], "answer": "A"}', "two or more options"),
     ],

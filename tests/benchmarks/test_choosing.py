@@ -203,7 +203,7 @@ def test_interrupted_blocks_go_on(tmp_path: Path) -> None:
         ("pairs", "f.json", '{"a": 3}', "f.json: expected a list of rows"),
         ("pairs", "f.json", "{", "line 1.*not JSON"),
         ("winoground", "f.jsonl", '{"id": 1, "image_0": "a.png", "caption_0": "x"}', "line 1: no field 'image_1'"),
-        ("spec", "f.json", '[{"query": "a.png", "keys": ["x", "y"], "label": 2}]', "field 'label': 2 is none of the 2 keys"),
+        ("spec", "f.json", '[{"query": "a.png", "keys": ["x", "y"], "label": 2}]', "field 'label': 2 is not one of the 2 keys"),
         ("spec", "f.json", '[{"query": "a.png", "keys": "x", "label": 0}]', "field 'keys': expected list, found str"),
     ],
 )

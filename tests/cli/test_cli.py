@@ -92,7 +92,7 @@ def test_wrong_usage_is_status_2(cli: Cli) -> None:
         (["evaluate", "nowhere"], "no run at 'nowhere'"),
         (["evaluate", "."], "no checkpoint"),
         (["report", "nowhere"], "no such directory: nowhere"),
-        (["report", "."], "neither a comparison"),
+        (["report", "."], "not a comparison"),
         (["compare", "clip", "siglp"], "did you mean 'siglip'"),
         (["compare", "clip", "clip"], "named twice"),
         (["compare", "clip", "siglip", "--tasks", "retreival"], "did you mean 'retrieval'"),

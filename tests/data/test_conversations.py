@@ -103,7 +103,7 @@ def test_a_template_that_wants_parts_gets_them() -> None:
 
 
 def test_a_template_that_writes_nothing_is_refused() -> None:
-    with pytest.raises(DiptychError, match="chat template cannot be used: it does not write what is said"):
+    with pytest.raises(DiptychError, match="chat template cannot be used: it does not write the content of the turns"):
         chat("hello")
 
 

@@ -305,7 +305,7 @@ def test_ctrl_c_keeps_finished_shards_and_leaves_nothing_half_written(folder, tm
     process = start(folder, out, workers)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all of them
     _, said = process.communicate(timeout=20)
-    assert b"Interrupted: interrupted:" in said and b"the same command goes on" in said
+    assert b"Interrupted: interrupted:" in said and b"the same command resumes" in said
     assert not list(out.glob("*.tmp"))
     kept = [s["file"] for s in json.loads((out / "manifest.json").read_text())["shards"]]
     assert len(kept) >= 2 and all((out / name).is_file() for name in kept)
@@ -373,7 +373,7 @@ def test_two_packings_into_one_place_are_refused(folder, tmp_path):
 def test_nothing_usable_is_an_error(tmp_path):
     put(f"{tmp_path}/in/a.jpg", b"no picture")
     put(f"{tmp_path}/in/a.txt", "a")
-    with pytest.raises(DiptychError, match=r"not one usable item among 1; first: a.jpg: not an image"):
+    with pytest.raises(DiptychError, match=r"no usable item among 1; first: a.jpg: not an image"):
         pack(f"folder:{tmp_path}/in", tmp_path / "out")
 
 

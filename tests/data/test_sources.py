@@ -130,7 +130,7 @@ def test_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         open_source("mypackage.sources:Ownn:x")
     with pytest.raises(DiptychError, match=r"cannot import 'nopackage.sources'"):
         open_source("nopackage.sources:Own:x")
-    with pytest.raises(DiptychError, match="lacks address"):
+    with pytest.raises(DiptychError, match="does not have address"):
         open_source("pathlib:Path:x")
 
 

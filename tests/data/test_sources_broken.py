@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
         ("csv:memory://nowhere/x.csv", "there is no such file"),
         ("folder:memory://nowhere/at", "there is no such directory"),
         ("folder:nosuchprotocol://x", "nosuchprotocol"),
-        ("folder:", "names no place"),
+        ("folder:", "has no place"),
     ],
 )
 def test_wrong_addresses_are_named(address: str, message: str) -> None:

@@ -239,12 +239,12 @@ def test_keys_name_weights_and_settings(made: dict[str, Path], tmp_path: Path) -
     ("address", "message"),
     [
         ("hf:nobody/nothing-of-the-kind", "hf download nobody/nothing-of-the-kind --local-dir DIR"),
-        ("hf:", "names no model"),
+        ("hf:", "has no model name"),
         ("hf:x?bach=3", "unknown option 'bach'; did you mean 'batch'"),
         ("openai:localhost:1?model=x", "expected openai:http"),
         ("openai:http://localhost:1", "missing option 'model'"),
         ("no.such.module:Thing", "cannot import 'no.such.module'"),
-        ("builtins:dict", "is no model: dict lacks"),
+        ("builtins:dict", "is not a model: dict does not have"),
         ("runs/nothing", "a run is a directory"),
     ],
 )

@@ -440,7 +440,7 @@ def test_tasks_decode_as_they_are_told(run: Path, tmp_path: Path):
     assert evaluate(other, source, ["captions?beams=2"]).skipped == [{"task": "captions", "reason": "the model has no decoding"}]
     with pytest.raises(DiptychError, match="choose either"):
         task("captions?beams=2&top_p=0.9")
-    with pytest.raises(DiptychError, match="cannot be told how to decode"):
+    with pytest.raises(DiptychError, match="cannot decode in another way"):
         other.generate(images, beams=2)
 
 

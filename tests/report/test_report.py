@@ -343,7 +343,7 @@ def test_a_single_run(known: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_neither(tmp_path: Path) -> None:
-    with pytest.raises(DiptychError, match="neither a comparison"):
+    with pytest.raises(DiptychError, match="not a comparison"):
         build_report(tmp_path)
 
 

@@ -273,7 +273,7 @@ def test_broken_records_are_told(tmp_path: Path) -> None:
     write(tmp_path, [{"item": "x", "correct": {"m": 1}}, {"item": "x", "correct": {"m": 0}}], "twice")
     (tmp_path / "records" / "torn.jsonl").write_text('{"item": "a"}\n{"item": \n{"item": "b"}\n')
     text = text_of(page_of(tmp_path))
-    assert "item 'x' is there twice" in text and "line 2 is not JSON" in text
+    assert "item 'x' occurs twice" in text and "line 2 is not JSON" in text
     assert task_names(load(tmp_path))[0] == "mine"
 
 

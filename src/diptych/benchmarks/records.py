@@ -1,4 +1,4 @@
-"""The files of an evaluation (docs/runs.md): one JSON line an item, and results that are computed from these alone."""
+"""The files of an evaluation (docs/runs.md): one JSON line per item, and results that are computed from these alone."""
 
 from __future__ import annotations
 
@@ -107,10 +107,11 @@ class Records:
         return len(self._records)
 
     def all(self) -> list[Record]:
+        """The records, those read from the file first."""
         return list(self._records.values())
 
     def add(self, records: Iterable[Record]) -> None:
-        """Keep those whose item has no record yet."""
+        """Keep the records of items that have none yet."""
         fresh = [plain(r) for r in records if r["item"] not in self._records]
         self._records.update((r["item"], r) for r in fresh)
         if self.path is not None:

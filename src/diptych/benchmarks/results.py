@@ -130,7 +130,7 @@ def macro(
 
 
 def class_sums(credits: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Of each item, in the columns of its class (int [n]): 1 and its credit; float [n, 2 · C]. Their column sums give the macro
+    """Per item, in the columns of its class (int [n]): 1 and its credit; float [n, 2 · C]. Their column sums give the macro
     mean."""
     number = int(classes.max()) + 1 if len(classes) else 0
     sums = np.zeros((len(classes), 2, number))

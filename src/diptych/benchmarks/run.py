@@ -34,6 +34,7 @@ class Summary:
     skipped: list[dict[str, str]] = field(default_factory=list)  # {"task", "reason"}
 
     def value(self, task: str, metric: str) -> float | None:
+        """The value of a task's metric; None if there is no such result."""
         return next((r.value for r in self.results if (r.task, r.metric) == (task, metric)), None)
 
 
@@ -77,7 +78,7 @@ def evaluate(
         if not state.finished(each):
             try:
                 if source is None and not getattr(each, "file", ""):
-                    raise NotApplicable("there is no data for it: it reads none of its own (?file=…)")
+                    raise NotApplicable("there is no data for it; give data, or its own file (?file=…)")
                 items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it needs no source
                 if getattr(each, "shots", 0):
                     items = with_examples(each, items, source)
@@ -126,7 +127,7 @@ def recompute(folder: Path) -> Summary:
 
 
 def _address(stored: str) -> str:
-    """Where the class of a task is: one of ours is found by its name, wherever its file was when the records were made."""
+    """Where the class of a task is: one of ours is found by its name, so records stay valid when its file moves."""
     module, _, name = stored.partition(":")
     own = {cls.__qualname__: f"{cls.__module__}:{name}" for cls in TASKS.values()}
     return own.get(name, stored) if module.startswith("diptych.") else stored
@@ -140,7 +141,7 @@ _WORDS = {"model": "another model", "key": "other weights", "data_fingerprint": 
 
 
 class _State:
-    """``state.json``: of which model and data the records are, and which tasks are finished."""
+    """``state.json``: the model and data of the records, and which tasks are finished."""
 
     def __init__(self, out: Path | None, identity: dict[str, Any], own: bool = False, overwrite: bool = False):
         self.out = out
@@ -182,6 +183,9 @@ class _State:
         return [r for r in results if r.task not in chosen and self.tasks.get(r.task, {}).get("finished")]
 
     def open(self, each: Task) -> Records:
+        """The records of a task. Those of earlier calls are deleted if the settings of the task, or files that it reads, have
+        changed.
+        """
         if self.out is None:
             return Records()
         path = self.out / "records" / f"{each.name}.jsonl"
@@ -197,6 +201,7 @@ class _State:
         return Records(path, self.out)
 
     def finished(self, each: Task) -> bool:
+        """Whether an earlier call finished this task with these settings."""
         return bool(self.tasks.get(each.name, {}).get("finished"))
 
     def close(self, each: Task, seconds: float) -> float:

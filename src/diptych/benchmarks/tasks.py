@@ -58,7 +58,7 @@ TASKS: dict[str, type] = {
     "memorization": Memorization,
     "frequency": Frequency,
 }
-# Run where no task is named; the others test one thing in more detail.
+# Run if no task is named; the others test one thing in more detail.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")
 
 

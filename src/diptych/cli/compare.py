@@ -28,7 +28,7 @@ def compare(
     recipes: Annotated[list[str] | None, typer.Argument(help="Two or more recipes: names or YAML files.")] = None,
     all_systems: Annotated[
         bool,
-        typer.Option("--all-systems", help="Every built-in recipe, except those whose weights are not installed."),
+        typer.Option("--all-systems", help="Every built-in recipe, except those with weights that are not installed."),
     ] = False,
     data: Annotated[str, typer.Option("--data", "-d", help=DATA)] = "scenes:small",
     budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET + " Seconds count on the whole machine.")] = "10m",

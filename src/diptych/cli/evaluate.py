@@ -76,6 +76,7 @@ def _evaluate_one(
     last_report = 0.0
 
     def report_progress(task: str) -> None:
+        """Prints each task as it starts, and progress within a task at most every five seconds."""
         nonlocal last_report
         if not re.search(r"\d/\d", task) or time.monotonic() - last_report > 5:  # progress within a task every five seconds
             typer.echo(f"{address}: {task} …", err=True)

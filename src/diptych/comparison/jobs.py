@@ -1,6 +1,6 @@
 """Jobs in their own processes, some in parallel, with a live display; finished jobs are kept when the work is interrupted.
 
-A job of a comparison or a study is ``python -m MODULE ARGUMENTS``. It sends its progress on standard output, one JSON object a
+A job of a comparison or a study is ``python -m MODULE ARGUMENTS``. It sends its progress on standard output, one JSON object per
 line (``send``); everything else that it prints goes into ``log.txt``. On SIGTERM it saves and ends.
 """
 
@@ -62,7 +62,7 @@ def share_out(wanted: int | None, runs: int) -> tuple[int, int]:
 
 
 def budget_each(budget: Budget, side_by_side: int) -> Budget:
-    """The budget of one job. A second counts on the whole machine, so one of n parallel jobs gets n times the seconds."""
+    """The budget of one job. Seconds count for the whole machine, so one of n parallel jobs gets n times the seconds."""
     return replace(budget, seconds=budget.seconds * side_by_side if budget.seconds else None)
 
 
@@ -162,6 +162,7 @@ def _start(job: Job, events: Events) -> None:
     job.state["phase"] = "starting"
 
     def read() -> None:
+        """Puts the events that the job prints into the queue, and its other lines into the log."""
         assert job.process is not None and job.process.stdout is not None
         for line in job.process.stdout:
             try:

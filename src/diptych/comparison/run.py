@@ -186,7 +186,7 @@ def weights_of(recipe: Recipe) -> list[str]:
 
 
 def every_system(named: list[str] | None) -> list[str]:
-    """All built-in recipes whose weights are installed, then those named."""
+    """All built-in recipes with installed weights, then those named."""
     from diptych.models.pretrained import WEIGHTS, installed
 
     chosen = []

@@ -83,7 +83,7 @@ class Operation(BaseModel):
 class Augment(Strict):
     """The operations in the order in which they are applied; what is left out is not applied.
 
-    A string is the name of a preset. ``preset`` in a mapping names one whose values hold where the mapping gives no other.
+    A string is the name of a preset. ``preset`` in a mapping gives the values of the keys that the mapping leaves out.
     """
 
     crop: Crop | None = None  # None: the central square
@@ -126,5 +126,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def read_augment(spec: str | Mapping[str, Any], where: str = "augment") -> Augment:
-    """A preset's name or plain data, checked. ``where`` begins the messages of the DiptychError that a mistake raises."""
+    """A preset's name or plain data, checked. Raises DiptychError, with messages that begin with ``where``."""
     return check(Augment, {"preset": spec} if isinstance(spec, str) else dict(spec), where)

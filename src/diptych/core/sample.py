@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
 
-IMAGE = "<image>"  # stands in a turn's text where an image is shown
+IMAGE = "<image>"  # marks the place of an image in a turn's text
 
 
 class Turn(NamedTuple):
@@ -22,8 +22,8 @@ class Turn(NamedTuple):
 class Captions(NamedTuple):
     """The texts of a sample.
 
-    meanings: parallel to ``texts``; captions with the same meaning say the same thing, so a contrastive loss does not count one as
-    a negative of the other. Empty: the source knows no better, and a caption's own normalised text is its meaning.
+    meanings: parallel to ``texts``; captions with the same meaning are not counted as negatives of each other by a contrastive
+    loss. Empty: the source does not know, and a caption's normalised text is its meaning.
     """
 
     texts: list[str]
@@ -46,7 +46,7 @@ class Region(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Turns about images, shown in the order of the ``<image>`` marks. images: None: about the sample's one image."""
+    """Turns about images, which are shown in the order of the ``<image>`` marks. images: None means the sample's one image."""
 
     turns: list[Turn]
     images: list[np.ndarray] | None = None
@@ -60,7 +60,7 @@ class Video(NamedTuple):
 
 
 class Document(NamedTuple):
-    """Texts and images in their order."""
+    """Texts and images in order."""
 
     parts: list[str | np.ndarray]
 
@@ -70,9 +70,9 @@ class Sample:
 
     Built-in fields: ``image`` (uint8 [height, width, 3], RGB), ``text`` (``Captions``), ``negatives`` (a minimally wrong version of
     each caption, "" where there is none), ``label`` (``Label``), ``regions`` (list of ``Region``), ``turns`` (``Conversation``),
-    ``video`` (``Video``), ``document`` (``Document``). A sample has those that its source knows; an image without a caption is a
-    sample without ``text``.
-    extra: what the source knows beside the fields, as plain data (boxes, questions, a scene graph).
+    ``video`` (``Video``), ``document`` (``Document``). A sample has the fields that its source provides; an image without a caption
+    is a sample without ``text``.
+    extra: what else the source knows, as plain data (boxes, questions, a scene graph).
     """
 
     __slots__ = ("extra", "fields", "id")
@@ -143,5 +143,5 @@ def captioned(texts: Sequence[str], meanings: Sequence[str] = ()) -> Captions:
 
 
 def flat(values: Sequence[Sequence[Any]]) -> tuple[list[Any], list[int]]:
-    """Lists of several as one list, and the row that each entry belongs to."""
+    """Several lists as one, and the index of the list that each entry comes from."""
     return [v for row in values for v in row], [i for i, row in enumerate(values) for _ in row]

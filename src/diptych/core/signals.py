@@ -10,7 +10,9 @@ from typing import Any
 
 @contextmanager
 def handled(numbers: Sequence[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """``handler`` in place for as long as this lasts; nothing outside the main thread, whose owner handles signals."""
+    """Installs ``handler`` for the duration of the context. Does nothing outside the main thread, since only the main thread
+    receives signals.
+    """
     try:
         before = {n: signal.signal(n, handler) for n in numbers}
     except ValueError:
@@ -23,5 +25,5 @@ def handled(numbers: Sequence[int], handler: Callable[[int, Any], Any]) -> Itera
 
 
 def terminated_like_interrupted() -> Any:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does: processes that were started would not hear of it otherwise."""
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does: otherwise the processes that were started would not be stopped."""
     return handled([signal.SIGTERM], signal.default_int_handler)

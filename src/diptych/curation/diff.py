@@ -17,7 +17,7 @@ class Diff:
 
     rows: tuple[int, int]
     kept: tuple[int, int]
-    only: tuple[int, int]  # rows that the other pool lacks
+    only: tuple[int, int]  # rows that are missing from the other pool
     dropped: dict[str, int]  # kept before, now removed: by the reason now
     gained: dict[str, int]  # removed before, now kept: by the reason then
     moved: dict[str, int]  # removed in both, for another reason: "before → now"

@@ -101,6 +101,9 @@ class _Run:
         self.began = time.perf_counter()
 
     def run(self) -> Curated:
+        """Computes the steps and files that are not in the store yet, and publishes the result. A result that is already published
+        is returned as it is. Raises DiptychError for an empty source.
+        """
         self.store.sweep()
         for step in self.steps:
             step.describe()  # a missing list or model is reported before the source is read

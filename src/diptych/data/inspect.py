@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 QUANTILES = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
 SHOWN = 16  # samples on the contact sheet
-ENDLESS = 2**31 - 1  # the length of a source that draws its samples; of such, DRAWN are looked at
+ENDLESS = 2**31 - 1  # the length of a source that draws its samples; DRAWN of them are looked at
 DRAWN = 1000
 
 
 @dataclass
 class Inspection:
-    """All numbers are of the items looked at, which are all unless ``limit`` was given; ``splits`` of the whole."""
+    """All numbers are of the items looked at (all, unless ``limit`` was given); ``splits`` are of the whole source."""
 
     address: str
     items: int  # in the source
@@ -58,6 +58,7 @@ class Inspection:
     sheet: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data, for JSON."""
         return asdict(self)
 
 
@@ -76,7 +77,7 @@ class _Seen:
 
 
 def inspect(address: str, out: Path | None = None, limit: int | None = None, progress: bool = True) -> Inspection:
-    """Decodes the items (``limit``: that many, evenly spread) and counts.
+    """Decodes the items (``limit``: at most that many, evenly spread) and counts.
 
     With ``out``, writes ``inspection.json`` and a contact sheet there. Raises ``DiptychError`` for an address that
     cannot be opened.
@@ -109,6 +110,7 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
     from rich.progress import track
 
     def look(i: int) -> _Seen | Problem:
+        """What was seen of item i, or the problem if it cannot be used."""
         try:
             sample = source[i]
         except BrokenItem as error:
@@ -116,6 +118,7 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
         return _seen(i, sample)
 
     def results() -> Iterable[_Seen | Problem]:
+        """What was seen of each item, in order; threads decode 1,024 items ahead at most."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(indices), 1024):
                 yield from pool.map(look, indices[start : start + 1024])
@@ -163,6 +166,7 @@ def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Pro
     names = [name for name in getattr(source, "classes", None) or () if labels] or sorted(labels)
 
     def counted(what: str) -> list[float]:
+        """The counts of the items that have them."""
         return [item.counts[what] for item in seen if what in item.counts]
 
     part = getattr(source, "part", None)

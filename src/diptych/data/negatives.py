@@ -1,4 +1,4 @@
-"""Hard negatives for any English caption: the same words, two of them in each other's place (as in NegCLIP)."""
+"""Hard negatives for any English caption: the same words with two of them exchanged (as in NegCLIP)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
 def swap_words(caption: str, rng: random.Random, only: str = "") -> str | None:
-    """``caption`` with two content words swapped, so that it most likely says something else; ``None`` if none can be.
+    """``caption`` with two content words swapped, so that it most likely says something else; ``None`` if that is not possible.
 
     Words directly before another content word ("red cube") mostly are modifiers; the others are heads, or verbs in
-    -ing. A modifier goes with a modifier, a head with a head; any two only where no such pair will do. Never the same
-    text in other letters, nor "a dog and a cat" for "a cat and a dog", nor "burly big" for "big burly".
-    only: "modifier" or "head" for two of that kind and no others.
+    -ing. Modifiers are swapped with modifiers and heads with heads; any two words only if there is no such pair. The result never
+    has the same meaning: not the same text in other letters, not "a dog and a cat" for "a cat and a dog", not "burly big" for "big
+    burly". only: "modifier" or "head" for two of that kind and no others.
     """
     words = [m for m in _WORD.finditer(caption) if m[0].lower() not in FUNCTION_WORDS]
     kinds = []
@@ -54,7 +54,7 @@ def _swap(caption: str, first: re.Match[str], second: re.Match[str]) -> str:
 
 
 def _cased(word: str, place: str) -> str:
-    """``word`` with the capital of the place it goes to; abbreviations neither take nor give one."""
+    """``word`` with the capital of the place it goes to; abbreviations stay as they are."""
     if word.isupper() and len(word) > 1:
         return word
     capital = place[0].isupper() and (len(place) == 1 or not place.isupper())
@@ -62,7 +62,7 @@ def _cased(word: str, place: str) -> str:
 
 
 def meaning(caption: str) -> list[list[Any]]:
-    """Words in order, except where order says nothing: among modifiers, and on either side of "and" or "next to"."""
+    """The words in order, except where the order has no meaning: among modifiers, and on either side of "and" or "next to"."""
     phrases: list[list[str]] = [[]]  # content words, their head last; function words and marks stand between them
     between: list[str] = [""]  # what stands before each phrase
     for token in re.findall(rf"{_WORD.pattern}|\d+|[^\w\s]", caption.lower()):

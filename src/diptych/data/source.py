@@ -1,4 +1,4 @@
-"""What every data source offers, and what the judging may ask of those that know more."""
+"""The interface of every data source, and of those that can build controlled tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Problem:
 
 
 class BrokenItem(Exception):  # noqa: N818 - it is an outcome of reading one item, not a failure of the program
-    """Raised by ``Source.__getitem__`` for an item that cannot be used; the loader records it and goes on."""
+    """Raised by ``Source.__getitem__`` for an item that cannot be used; the loader records it and continues."""
 
     def __init__(self, item: str, reason: str):
         super().__init__(f"{item}: {reason}")
@@ -31,8 +31,8 @@ class BrokenItem(Exception):  # noqa: N818 - it is an outcome of reading one ite
 class Group:
     """k images and k captions; caption i is true of image i alone.
 
-    Because every caption is as often right as wrong, a scorer that does not look at the image gets exactly 1/k
-    (ties shared), whatever it prefers: the balance is in the design, not in the sampling.
+    Because every caption is right as often as wrong, a scorer that does not look at the image gets exactly 1/k (ties shared),
+    whichever captions it prefers: the design is balanced, not only the sample.
     """
 
     id: str  # also the cluster for the bootstrap
@@ -47,7 +47,7 @@ class Source(Protocol):
     """Random access to samples. ``source[i]`` is a pure function of i (and the address).
 
     ``problems`` lists what was found unusable when the source was opened (an empty caption, a missing file).
-    What only shows on decoding raises ``BrokenItem`` from ``source[i]``.
+    Problems that only decoding shows raise ``BrokenItem`` from ``source[i]``.
     """
 
     address: str
@@ -72,7 +72,9 @@ class Controlled(Protocol):
 
     skills: tuple[str, ...]
 
-    def groups(self, skill: str, n: int) -> list[Group]: ...
+    def groups(self, skill: str, n: int) -> list[Group]:
+        """n groups of k images and k captions that differ in one skill alone, image i with caption i."""
+        ...
 
     def concepts(self) -> list[str]:
         """Names for zero-shot concept naming, in singular."""

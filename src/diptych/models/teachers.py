@@ -1,4 +1,4 @@
-"""Teachers: a frozen or averaged copy of the model, or another model, whose encodings objectives can ask for by
+"""Teachers: a frozen or averaged copy of the model, or another model; objectives can ask for its encodings by
 ``<teacher>:<field>.<encoding>``.
 """
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Teacher(nn.Module):
-    """Parts, with the adapters in them, that no gradient reaches, in evaluation mode. decay: of a moving average of the student's
-    weights; None: they never change.
+    """Parts with their adapters, without gradients and in evaluation mode. decay: of a moving average of the student's weights;
+    None: they never change.
     """
 
     def __init__(self, parts: nn.ModuleDict, adapters: nn.ModuleDict, graph: Graph, decay: float | None = None):
@@ -34,7 +34,7 @@ class Teacher(nn.Module):
 
     def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
         """What a provider makes of its inputs, without a graph."""
-        learning = [m for m in provider.owner.modules() if m.training]  # of a part that is the student's own
+        learning = [m for m in provider.owner.modules() if m.training]  # modules of a part that the student owns
         for module in learning:
             module.training = False
         try:
@@ -45,13 +45,13 @@ class Teacher(nn.Module):
                 module.training = True
 
     def teacher(self, name: str) -> Teacher:
-        """A teacher has none."""
+        """Raises DiptychError, since a teacher has no teachers."""
         raise DiptychError(f"a teacher has no teacher '{name}'")
 
     @torch.no_grad()
     def follow(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module], decay: float | None = None) -> None:
-        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student, whose parts and adapters are given.
-        What never changes stays.
+        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student. parts, adapters: the student's. Weights
+        that never change are left.
         """
         if self.decay is None:
             return
@@ -68,8 +68,8 @@ class Teacher(nn.Module):
 
 
 def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where: str) -> Teacher:
-    """A copy of a model's parts, which follows them; parts not in ``of``, and with ``all`` those that never change, are the
-    student's own.
+    """A copy of a model's parts that follows them; parts not in ``of``, and with ``all`` those that never change, are shared with
+    the student.
     """
     adapted = {model.part_of(name) for name in model.adapters}
     names = set(model.parts) - (model.fixed - adapted) if of == "all" else set(of)
@@ -78,7 +78,8 @@ def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where:
             raise DiptychError(f"{where}.of: the recipe has no part '{name}'{nearest(name, model.parts)}")
     shared: dict[int, Any] = {id(part): part for name, part in model.parts.items() if name not in names}
     memo: dict[int, Any] = dict(shared)
-    parts, adapters = copy.deepcopy(model.parts, memo), copy.deepcopy(model.adapters, memo)  # with one memo: each in its own part
+    # With one memo, so that each adapter refers to its copied part.
+    parts, adapters = copy.deepcopy(model.parts, memo), copy.deepcopy(model.adapters, memo)
     own = nn.ModuleDict({name: parts[name] for name in names})
     within = nn.ModuleDict({name: adapter for name, adapter in adapters.items() if model.part_of(name) in names})
     graph = Graph(model.graph.fields, model.graph.choices)

@@ -52,13 +52,13 @@ def sigreg(x: Tensor, along: Tensor) -> Tensor:
 
 
 class TextPrediction(Objective):
-    """From several augmented views of an image its caption's frozen embedding, and SIGReg on what the tower says of the views
-    (NOVA).
+    """Predict the frozen embedding of the caption from several augmented views of the image, with SIGReg on the tower's output for
+    the views (NOVA).
 
     (1 − λ) · mean over views of ‖projection(view) − text‖² + λ · SIGReg, λ = ``regularity`` being the only hyperparameter. No
     negatives, no temperature.
     views: random crops of ``least`` to all of the image's area, never flipped, since captions say left and right. Small crops lose
-    what captions speak of.
+    the content of the captions.
     """
 
     couples = ("crops.pooled", "text.embedding")
@@ -71,9 +71,8 @@ class TextPrediction(Objective):
         space = model.part("space")
         if "text" not in model.fixed or any(True for _ in space.text.parameters()):
             raise DiptychError(
-                "objective text_prediction: texts that may move would meet the images at one point; take a frozen text tower "
-                "with a space of "
-                "its own: parts.text: {kind: minilm, frozen: true, project: false}"
+                "objective text_prediction: text embeddings that are trained would collapse to one point with the images; "
+                "use a frozen text tower with its own space: parts.text: {kind: minilm, frozen: true, project: false}"
             )
         self._space = [space]  # in a list: shared, not owned
         self.views, self.least = views, least

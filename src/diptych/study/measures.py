@@ -47,7 +47,7 @@ def deja_vu(
     of: recall or precision of the predicted labels, the arm's minus the reference's, a mean over members (for recall, the area
     between the two recall curves); or the share of members with more minus the share with less than the reference: prg for
     recall, ppg for precision.
-    members: ``own``, the repeated samples; ``ordinary``, as many others that neither arm repeats.
+    members: ``own``, the repeated samples; ``ordinary``, as many others that neither of the arms repeats.
     shown: ``colours`` uses the colours of objects as labels (scenes only): small models learn them long before shapes.
     """
     from diptych.benchmarks.probes.memorization import population_gap
@@ -149,9 +149,9 @@ def frequency(
     Pictures are counted by their labels or, if there are none, by the concepts that their captions name.
 
     data: its test part has ``images`` pictures of each concept, classified among all concepts.
-    counted: the arm whose training data is counted (default: this one; another for a control trained on all concepts equally).
-    of: the slope of accuracy against log10(count), the correlation r, or r_binned over bins of half a decade. The items of the
-    slope are concepts with their influence on the estimate, so that their spread is that of the slope.
+    counted: the arm with the training data that is counted (default: this one; another for a control trained on all concepts
+    equally). of: the slope of accuracy against log10(count), the correlation r, or r_binned over bins of half a decade. The items
+    of the slope are concepts with their influence on the estimate, so that their spread is that of the slope.
     """
     from diptych.benchmarks.probes.frequency import binned_correlation, correlation, log_bins
 

@@ -45,7 +45,7 @@ class Measure(Strict):
     control: Literal["blind", "shuffled"] | None = None  # the score of this control instead of the model's
     function: str | None = None  # module:function
     options: Options  # of the function
-    data: str | None = None  # what the task runs on; None: the study's eval_data, else the test part of the training data
+    data: str | None = None  # the data of the task; None: the study's eval_data, else the test part of the training data
     share: bool = True  # values are shares in [0, 1], shown as percentages
     arms: Annotated[list[str], Field(default_factory=list)]  # measured on these only; empty: on all
 

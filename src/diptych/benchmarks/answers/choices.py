@@ -42,7 +42,8 @@ MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations
 
 def parse_choice(text: str, options: Sequence[str]) -> int | None:
     """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by
-    being, or naming alone, the text of one option. None if it names none or several; never a guess."""
+    the text of one option, as the whole answer or as the only option named in it. None if it names none or several; never a guess.
+    """
     letters = LETTERS[: len(options)]
     text = re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
     start = re.match(rf"\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)", text)
@@ -70,7 +71,8 @@ def _plain(text: str) -> str:
 def circular(credits: Sequence[float], questions: Sequence[Hashable]) -> dict[Hashable, float]:
     """{question: credit}: right only if every rotation of its options was answered right (the smallest of their credits).
 
-    Equal scores tie in every rotation, so their chance is 1/k, as for one fixed order; who guesses anew in each rotation gets k^−k.
+    Equal scores tie in every rotation, so their chance is 1/k, as for one fixed order; a new guess in each rotation is right with
+    chance k^−k.
     """
     smallest: dict[Hashable, float] = {}
     for credit, question in zip(credits, questions, strict=True):
@@ -94,7 +96,7 @@ def _text(answer: Any, options: Sequence[str]) -> int | None:
 
 
 def _loose(answer: Any, options: Sequence[str]) -> int | None:
-    """A letter or the text of an option whatever the case of its letters."""
+    """A letter, or the text of an option in upper or lower case."""
     lower = [o.lower() for o in options]
     letter = _letter(str(answer).upper(), options)
     return letter if letter is not None else _text(str(answer).lower(), lower)
@@ -103,9 +105,9 @@ def _loose(answer: Any, options: Sequence[str]) -> int | None:
 def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[int]:
     """The index of the right option of each row, from the field ``answer``.
 
-    A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter is that
-    of an option even where the options are letters themselves. Where no kind fits all rows, a number is an index, and a text is
-    read by the first kind that fits it. Raises DiptychError for an answer that fits none.
+    A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter names an
+    option even if the options are letters themselves. If no kind fits all rows, a number is an index, and a text is read by the
+    first kind that fits it. Raises DiptychError for an answer that fits none.
     """
     answers = [row.need("answer", kind=(str, int)) for row in rows]
     answers = [a.strip() if isinstance(a, str) else a for a in answers]
@@ -119,7 +121,7 @@ def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[in
         right = next((k for kind in (kinds if isinstance(answer, str) else (_index,)) if (k := kind(answer, of)) is not None), None)
         if right is None:
             expected = "expected a letter, an index from 0 or an option"
-            raise DiptychError(f"{row.where}: field 'answer': '{answer}' is none of the {len(of)} options; {expected}")
+            raise DiptychError(f"{row.where}: field 'answer': '{answer}' is not one of the {len(of)} options; {expected}")
         right_of.append(right)
     return right_of
 
@@ -158,7 +160,7 @@ class Choices(QuestionTask):
         return example._replace(text=LETTERS[question.options.index(example.text)]) if way == "generate" else example
 
     def read(self, pictures: Pictures, all_fit: bool = False) -> Items:
-        """The questions of the file, of which open ones and those with several images are problems.
+        """The questions of the file; open ones and those with several images become problems.
 
         ``all_fit``: an image is not needed, and every question must have options. Raises DiptychError if there is no question.
         """
@@ -204,7 +206,7 @@ class Choices(QuestionTask):
         return None if index is None else record["options"][index]
 
     def constant(self, records: list[Record]) -> float:
-        """The accuracy of the best fixed place among the options: how much their order gives away."""
+        """The accuracy of the best fixed place among the options: how much the order reveals."""
         most = max(len(r["options"]) for r in records)
         return max(mean([self.credit(r, r["options"][i]) if i < len(r["options"]) else 0.0 for r in records]) for i in range(most))
 
@@ -241,7 +243,7 @@ class Choices(QuestionTask):
 def own_rotations(rows: Sequence[Row], options: Sequence[Sequence[str]], path: str) -> list[str]:
     """The question that each row is a rotation of; "" for all if the file holds every question once.
 
-    Raises DiptychError if a question has not as many rows as options.
+    Raises DiptychError if the number of rows of a question is not its number of options.
     """
     if "group" in rows[0]:
         groups = [row.text("group") for row in rows]
@@ -285,8 +287,9 @@ def options_of(row: Row) -> list[str]:
 
 
 class _Images:
-    """The image of each row and the name of its cluster. SEED and MMBench keep an image once; other rows hold the index of its
-    row."""
+    """The image of each row and the name of its cluster. SEED and MMBench store an image once; the other rows hold the index of the
+    row that has it.
+    """
 
     def __init__(self, rows: Sequence[Row], pictures: Pictures, needed: bool):
         self.pictures, self.needed = pictures, needed

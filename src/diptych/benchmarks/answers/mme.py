@@ -1,4 +1,4 @@
-"""MME: two yes/no questions an image (Fu et al., arXiv:2306.13394). Per subtask accuracy + accuracy⁺ (both right), out of 200.
+"""MME: two yes/no questions per image (Fu et al., arXiv:2306.13394). Per subtask accuracy + accuracy⁺ (both right), out of 200.
 
 File: VLMEvalKit's MME.tsv (index, question, answer, category, image in base64 or image_path).
 """
@@ -79,6 +79,7 @@ class Mme(Choices):
         clusters = [r["cluster"] for r in records]
 
         def score(credits: Sequence[float]) -> float:
+            """MME's score of a subtask: accuracy plus accuracy+, at most 200."""
             return float(mme_of_counts(mme_counts(credits, clusters)[1].sum(0)))
 
         images, counts = mme_counts([r["correct"]["accuracy"] for r in records], clusters)

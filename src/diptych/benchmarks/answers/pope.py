@@ -1,9 +1,9 @@
 """POPE: yes/no questions about objects, as many absent as present ones (Li et al., arXiv:2305.10355). "Yes" is the positive class.
 
 File: POPE's JSON lines with image, text and label. Else built from any labelled data: absent objects at random, the most
-frequent ones (popular), or those that most often occur with what is there (adversarial). Models that only score choose
-between "there is a dog" and "there is no dog". ``auc``: the share of (present, absent) pairs of an image in the right
-order, without a threshold; only where there are scores.
+frequent ones (popular), or those that most often occur together with the present objects (adversarial). Models that only score
+choose between "there is a dog" and "there is no dog". ``auc``: the share of (present, absent) pairs of an image in the right order,
+without a threshold; only for models that score.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _UNSURE = re.compile(r"(?:n't|\bnot) (?:\w+ )?(?:know|sure|certain|clear|tell|sa
 def parse_yes_no(text: str) -> bool | None:
     """The answer in a text's first sentence; None if it says neither or both (``Yes and no``), never a guess.
 
-    "Isn't" and the like count as no, "I don't know" and "not sure" as neither.
+    "Isn't" and the like count as no; "I don't know" and "not sure" as no answer.
     """
     words = re.findall(r"[a-z']+", re.split(r"[.!?\n]", text.strip(), maxsplit=1)[0].lower().replace("’", "'"))
     yes = any(w in _YES for w in words)
@@ -75,7 +75,7 @@ def pope_counts(answers: Sequence[bool | None], labels: Sequence[bool]) -> np.nd
 
 
 def pope_of_counts(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """{metric: float [...]} of column sums [..., 6]. An unparsed answer is no yes and never right; 0/0 is 0."""
+    """{metric: float [...]} of column sums [..., 6]. An unparsed answer counts as no, and is never right; 0/0 is 0."""
     tp, fp, fn, tn, unparsed_yes, unparsed_no = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
     n, positives = tp + fp + fn + tn + unparsed_yes + unparsed_no, tp + fn + unparsed_yes
     return {
@@ -124,7 +124,7 @@ class Pope(QuestionTask):
     prompt: str = "{question} Please answer yes or no."
     labels: str = ""  # a COCO instances file, for data that brings captions only
     kinds: tuple[str, ...] = KINDS
-    samples: int = 100  # images of the data; what is frequent is counted in ``labels``, else in the first 500 images
+    samples: int = 100  # images of the data; frequencies are counted in ``labels``, or in the first 500 images
     each: int = 3  # present and absent objects in an image, at most
 
     def items(self, source: Source) -> Items:
@@ -155,7 +155,7 @@ class Pope(QuestionTask):
     def build(self, images: list[tuple[str, Any, list[str]]], everything: list[list[str]] | None = None) -> list[Question]:
         """(id, image, objects) of each image → questions, balanced in every image.
 
-        everything: the objects of all images by which frequency is counted; None: of these.
+        everything: the objects of all images in which frequency is counted; None: only these images.
         """
         alone, together = frequencies(everything or [names for _, _, names in images])
         images = images[: self.samples]
@@ -260,7 +260,7 @@ def _pairs_in_order(records: list[Record], condition: str) -> dict[tuple[str, st
 
 
 def score_files(questions: Path, answers: Path) -> list[Result]:
-    """POPE's metrics. Control ``published``: by the rule of POPE's own script, for which every answer that is not no is yes."""
+    """POPE's metrics. Control ``published``: by the rule of POPE's own script: every answer that is not no is yes."""
     task = Pope(file=str(questions))
     read = task.read(NoPictures())
     given = _answers(read_rows(answers), read, questions)

@@ -2,13 +2,13 @@
 
 | by | what the model does | what it needs |
 |---|---|---|
-| ``generate`` | writes an answer, which is parsed; if it cannot be, it earns nothing and widens the band | prompt, generate |
+| ``generate`` | writes an answer, which is parsed; otherwise it earns nothing and widens the band | prompt, generate |
 | ``likelihood`` | the option with the highest log P(option given image and prompt) | prompt, loglikelihood; options |
-| ``score`` | the statement that fits the image best, one statement an option | score; statements |
+| ``score`` | the statement that fits the image best, one statement per option | score; statements |
 
 Blind: the same about a grey image. Shuffled: about another image. Constant: the one answer that would do best for all. ``shots``:
-so many training images, each with a question and its answer, are shown before, the same for every item and control, drawn by the
-seed. A language model that learned captions alone can then answer, too.
+this many training images, each with a question and its answer, are shown first. They are drawn by the seed, and are the same for
+every item and control. A language model that learned only captions can then answer, too.
 
 Answers in files (``diptych metrics``) become the same records, without controls: ``answer_records``.
 """
@@ -43,23 +43,23 @@ PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answ
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image, with what counts as right."""
+    """One question about one image, with its right answers."""
 
     id: str
     cluster: str  # the image: questions about one image belong together
     image: ImageRef
     text: str
     answers: tuple[str, ...]  # the answers of several people, or the right one
-    options: tuple[str, ...] = ()  # the possible answers, where these are given
+    options: tuple[str, ...] = ()  # the possible answers, if they are given
     statements: tuple[str, ...] = ()  # the same as captions, for models that only score
     slices: dict[str, str] = field(default_factory=dict)
-    prompt: str = ""  # in place of the task's
-    group: str = ""  # of questions that are one question with its options in another order
+    prompt: str = ""  # instead of the task's prompt
+    group: str = ""  # the same for all rotations of the options of one question
 
 
 @dataclass(frozen=True)
 class QuestionTask:
-    """What tasks of questions share: asking, parsing, controls, records."""
+    """Base class of tasks of questions: asking, parsing, controls, records."""
 
     name: str = "questions"
     needs: tuple[str, ...] = ("prompt|score",)
@@ -68,12 +68,12 @@ class QuestionTask:
     n: int = 0  # the number of questions; 0: all, of a built-in world 300
     by: str = "auto"  # generate, likelihood or score
     prompt: str = "{question} Answer the question using a single word or phrase."
-    prompts: tuple[str, ...] = ()  # several in place of one: how much depends on the wording?
+    prompts: tuple[str, ...] = ()  # several instead of one, to measure how much depends on the wording
     max_tokens: int = 16
     batch: int = 64
     seed: int = 0
     shots: int = 0
-    train: str = ""  # data whose training part the examples come from; "": that of the data
+    train: str = ""  # the examples come from the training part of this data; "": the training part of the evaluated data
 
     # --- what a benchmark overrides ---
 
@@ -119,11 +119,12 @@ class QuestionTask:
     # --- running a model ---
 
     def way(self, model: Model, items: Sequence[Question]) -> str:
-        """How the model answers: as the setting ``by`` says, or the first way that model and items allow. Raises NotApplicable
-        for none."""
+        """How the model answers: as the setting ``by`` says, or the first way that model and items allow. Raises NotApplicable if
+        there is none.
+        """
         closed, stated = all(q.options for q in items), all(q.statements for q in items)
         check_examples(model, self.shots)
-        able = model.capabilities | ({"prompt"} if self.shots else set())  # examples do for a prompt
+        able = model.capabilities | ({"prompt"} if self.shots else set())  # examples can replace the ability to follow prompts
         missing = {
             "generate": {"prompt", "generate"} - able,
             "likelihood": {"prompt", "loglikelihood"} - able or (set() if closed else {"options to choose from"}),
@@ -140,6 +141,10 @@ class QuestionTask:
         raise NotApplicable(f"it cannot answer by {self.by}: no {reason}")
 
     def run(self, model: Model, items: list[Question], records: Records, progress: Progress | None = None) -> None:
+        """One record per question with the model's answers and its answers under the controls blind and, where there are other
+        images, shuffled. With ``prompts`` each question is asked once per prompt, unless the model scores statements. Raises
+        NotApplicable if the model can answer in none of the ways.
+        """
         way = self.way(model, items)
         examples: list[Question] = getattr(items, "examples", [])
         if way != "score":
@@ -150,6 +155,7 @@ class QuestionTask:
         )  # questions about one image mostly follow each other
 
         def load(q: Question) -> Image:
+            """The image of a question, uint8 [H, W, 3]."""
             return load_file(q.image) if isinstance(q.image, str) else load_image(q.image, q.id)
 
         blind: dict[Any, Any] = {}
@@ -225,7 +231,7 @@ class QuestionTask:
         examples: Sequence[Question],
         known: dict[Any, Any],
     ) -> list[Any]:
-        """The answers about a grey image of the same size; the same question about the same grey image is put once."""
+        """The answers about a grey image of the same size; the same question about the same grey image is asked once."""
         keys = [(image.shape, self.prompt_for(q), q.statements) for image, q in zip(images, questions, strict=True)]
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         if new:
@@ -314,7 +320,7 @@ class QuestionTask:
         return max((mean([self.credit(r, answer) for r in records]) for answer, _ in common.most_common(10)), default=0.0)
 
     def selective(self, records: list[Record]) -> list[Result]:
-        """Selective prediction and calibration, where the model scored options."""
+        """Selective prediction and calibration, if the model scored options."""
         values = [r.get("confidence", r.get("margin")) for r in records]
         if not records or any(v is None for v in values):
             return []
@@ -327,7 +333,7 @@ class QuestionTask:
 
 
 def question_record(question: Question) -> Record:
-    """What every record says of its question."""
+    """The part of a record that describes its question."""
     record: Record = {
         "item": question.id,
         "cluster": question.cluster,
@@ -356,7 +362,7 @@ def _floats(scores: Sequence[float | None]) -> np.ndarray:
 
 
 def _confidence(scores: np.ndarray, likelihoods: bool) -> float:
-    """The best option's share of the probability, or how far its score lies above the next one."""
+    """The best option's share of the probability, or the distance of its score from the next one."""
     scores = lowest_if_not_finite(scores)
     if not np.isfinite(scores).any():
         return 0.0

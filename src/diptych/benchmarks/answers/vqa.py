@@ -4,7 +4,7 @@ arXiv:1902.09506), scenes.
 Files: VQAv2's questions with ``annotations``; GQA's questions; or rows (.json, .jsonl, .csv, .tsv, .parquet) with image,
 question and answer or answers. With four or more human answers an answer earns the VQA accuracy, else 1 if it is the same
 after the evaluator's normalisation. Of an answer only the first line counts; a blank or null one cannot be parsed. Models that only
-score need options or ``candidates``: so many of the most common answers become the options, and captions by ``statement``.
+score need options or ``candidates``: this many of the most common answers become the options, and captions by ``statement``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
-BUILT_IN = 300  # questions of a source without end
+BUILT_IN = 300  # questions from a source without end
 FEWEST_HUMANS = 4  # with fewer, a right answer could not get a VQA accuracy of 1
 
 # --- the formula ---
@@ -87,8 +87,8 @@ def clean(text: str) -> str:
 def normalise_answer(text: str) -> str:
     """The evaluator's normal form: ``3,000`` → ``3000``, ``U.S.A.`` → ``usa``, ``None`` → ``0``, ``tv/monitor`` → ``tv monitor``.
 
-    A punctuation sign is deleted everywhere if it stands next to a space anywhere, or if the text has digit,digit; else it
-    becomes a space.
+    A punctuation sign is deleted everywhere if it is next to a space anywhere, or if the text has digit,digit; otherwise it becomes
+    a space.
     """
     text = result = clean(text)
     thousands = _DIGIT_COMMA.search(text) is not None
@@ -102,7 +102,9 @@ def normalise_answer(text: str) -> str:
 
 @lru_cache(maxsize=1 << 18)
 def _counts(truth: tuple[str, ...]) -> tuple[dict[str, int], Callable[[str], str]]:
-    """How many people gave each answer, and the form in which answers are compared: as they are where many all say the same."""
+    """How many people gave each answer, and the form in which answers are compared: as they are if several people all give the same
+    answer.
+    """
     same = len(truth) >= FEWEST_HUMANS and len({clean(h) for h in truth}) == 1
     form = clean if same else normalise_answer
     return dict(Counter(map(form, truth))), form
@@ -116,7 +118,7 @@ def _credit(matches: int, n: int) -> float:
 
 
 def answer_credit(answer: str, truth: Sequence[str]) -> float:
-    """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
+    """The VQA accuracy if there are enough human answers, otherwise 1 if the answer equals one of ``truth`` after normalisation."""
     counts, form = _counts(tuple(truth))
     return _credit(counts.get(form(answer), 0), len(truth))
 
@@ -140,7 +142,7 @@ class Vqa(QuestionTask):
     """Visual question answering with the official accuracy of VQAv2 (Antol et al. 2015)."""
 
     name: str = "vqa"
-    annotations: str = ""  # VQAv2's answers, a file of their own
+    annotations: str = ""  # VQAv2's answers, in a separate file
     candidates: int = 0
     statement: str = "{question} {answer}"
 

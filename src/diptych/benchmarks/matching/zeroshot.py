@@ -1,7 +1,7 @@
 """Zero-shot classification: naming the class of an image among all names (protocol: Radford et al., arXiv:2103.00020).
 
-A model that embeds gets the normalised mean of several templates, another model one template through its scores. In place of
-templates, sentences that describe each class, such as a language model writes (CuPL, Pratt et al., arXiv:2209.03320):
+For a model that embeds, a class is the normalised mean of several templates; another model scores one template. Instead of
+templates, a class may have sentences that describe it, such as a language model writes (CuPL, Pratt et al., arXiv:2209.03320):
 ``descriptions``, a JSON file {class: [sentence, …]}. Shuffled: an image with the scores of an image of another class.
 """
 
@@ -45,7 +45,7 @@ def tied(credits: np.ndarray) -> np.ndarray:
 
 
 def commonest(classes: Sequence[Any] | np.ndarray) -> float:
-    """The top-1 accuracy of always naming the commonest class."""
+    """The top-1 accuracy of always naming the most common class."""
     return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
 
 
@@ -55,7 +55,7 @@ class ZeroShot:
 
     name: str = "zeroshot"
     needs: tuple[str, ...] = ("score",)
-    n: int = 200  # images, of a longer file spread evenly over it; 0: all
+    n: int = 200  # images, spread evenly over a longer file; 0: all
     templates: tuple[str, ...] = TEMPLATES
     seed: int = 0
     file: str = ""  # rows with image and label
@@ -81,11 +81,11 @@ class ZeroShot:
             (pictures.path(row.text("image", "file_name", "filename", "path"), row.where), row.text("label", "class"))
             for row in read_records(self.file)
         ]
-        names = sorted({label for _, label in rows})  # of the whole file, whatever part of it is used
+        names = sorted({label for _, label in rows})  # of the whole file, also if a part of it is used
         return self._items([(load_image(path, path), label) for path, label in _spread(rows, self.n)], names, [])
 
     def _of_labels(self, source: Source) -> Items:
-        """Images of a class each, or images with one label only."""
+        """Images with a class, or images with one label only."""
         if classes := getattr(source, "classes", None):
             problems: list[Problem] = []
             samples = readable(source, problems, _spread(range(len(source)), self.n))
@@ -111,6 +111,9 @@ class ZeroShot:
     def run(
         self, model: Model, items: list[tuple[Image, int, list[str]]], records: Records, progress: Progress | None = None
     ) -> None:
+        """One record per image with its scores for all classes. The controls are the scores of a grey image (blind), the scores of
+        an image of another class (shuffled) and equal scores (chance).
+        """
         ids = [f"concept-{i:05d}" for i in range(len(items))]
         if all(item in records for item in ids):
             return
@@ -172,6 +175,7 @@ class ZeroShot:
         return [[*described[name], *(more if self.both else ())] for name, more in zip(names, templates, strict=True)]
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Top-1 and, with six classes or more, top-5 accuracy over images, and the mean per-class recall."""
         return [*shares(self.name, records), self._per_class(records)]
 
     def _per_class(self, records: list[Record]) -> Result:
@@ -180,6 +184,7 @@ class ZeroShot:
         which = np.unique(classes, return_inverse=True)[1].ravel()
 
         def recall(condition: str) -> float:
+            """The mean over classes of one control's top-1 accuracy."""
             return float(mean_of_classes(class_sums(np.array([r[condition]["top1"] for r in records]), which).sum(0)))
 
         top1 = share(self.name, "top1", records)
@@ -197,7 +202,7 @@ def prompt(template: str, name: str) -> str:
 
 
 def _spread(values: Sequence[Any], n: int) -> Sequence[Any]:
-    """n values at even distances, since its order may be by class; 0: all."""
+    """n values at even distances, since they may be ordered by class; 0: all."""
     return [values[i * len(values) // n] for i in range(n)] if 0 < n < len(values) else values
 
 
@@ -232,7 +237,7 @@ def _labels(path: Path, scores: Path, matrix: np.ndarray, classes: Path | None) 
     given, names = read_json(path), _names(classes) if classes else None
     if not isinstance(given, list) or len(given) != len(matrix):
         got = f"{len(given)} labels" if isinstance(given, list) else type(given).__name__
-        raise DiptychError(f"{path}: expected a list of {len(matrix)} labels, one a row of {scores}, got {got}")
+        raise DiptychError(f"{path}: expected a list of {len(matrix)} labels, one per row of {scores}, got {got}")
     if names is not None and len(names) != matrix.shape[1]:
         raise DiptychError(f"{classes}: {len(names)} classes for the {matrix.shape[1]} columns of {scores}")
     which = []
@@ -241,7 +246,7 @@ def _labels(path: Path, scores: Path, matrix: np.ndarray, classes: Path | None) 
             label = names.index(label)
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < matrix.shape[1]:
             remedy = "" if names is not None or not isinstance(label, str) else "; names of classes need --classes"
-            raise DiptychError(f"{path}, [{i}]: {label!r:.60} is no class of {matrix.shape[1]}{remedy}")
+            raise DiptychError(f"{path}, [{i}]: {label!r:.60} is not one of the {matrix.shape[1]} classes{remedy}")
         which.append(label)
     return np.array(which)
 

@@ -1,6 +1,6 @@
 """Recall at K with ties shared: the expected value if tied items were put in random order.
 
-Q queries, M candidates. A score that is not finite counts as the lowest, tied with the others like it.
+Q queries, M candidates. A score that is not finite counts as the lowest, tied with other such scores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def recall_at(k: int, above: np.ndarray, tied: np.ndarray, hits: np.ndarray) -> 
     for j in range(k):
         drawn = j < slots
         miss = np.where(drawn, miss * np.maximum(tied - hits - j, 0) / np.maximum(tied - j, 1), miss)
-    return np.where(hits == 1, slots / tied, 1 - miss)  # the plain quotient is free of rounding
+    return np.where(hits == 1, slots / tied, 1 - miss)  # the plain quotient has no rounding error
 
 
 def expected_rank(above: NDArray[np.int64], tied: NDArray[np.int64], hits: NDArray[np.int64]) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Déjà vu memorisation (Jayaraman et al., arXiv:2402.02103): what a model knows of training images that their captions do not say.
 
 The embedding of a caption finds its k nearest images in a public set disjoint from the training data; the objects predicted are
-those of these images. A model that did not see the sample, the reference, shows what the caption alone gives away.
+those of these images. A model that did not see the sample, the reference, shows what the caption alone reveals.
 
 ``memorization``: the data is what the target was trained on (``--split train``), with labels; ``public`` is a disjoint set with
 labels (default: the data's validation part); ``reference`` the address of a model that saw neither. ``recall``, ``precision``:
 the target's, with the reference's as control; ``recall_gap`` and ``precision_gap`` (PRG, PPG): share of samples where the target
-knows more, less that where it knows less; ``area``: between the two recall curves. Without a reference only the first two, which
-show nothing by themselves. ``diptych metrics memorization``: the same from embeddings in files.
+knows more, minus the share where it knows less; ``area``: between the two recall curves. Without a reference only the first two,
+which show nothing by themselves. ``diptych metrics memorization``: the same from embeddings in files.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def precision_recall(predicted: Sequence[Collection[str]], true: Sequence[Collec
 
 def population_gap(target: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """sign(target − reference) of each sample, float [N]. Its mean is PPG for precisions and PRG for recalls:
-    the share of samples where the target does better less that where the reference does."""
+    the share of samples where the target does better minus the share where the reference does."""
     gap: np.ndarray = np.sign(np.round(np.asarray(target) - np.asarray(reference), 12)) + 0.0
     return gap
 
@@ -135,6 +135,9 @@ class Memorization:
         return Items([(sample, names, rest) for sample, names in own if sample.captions], own.problems)
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """One record per sample with the objects that the model predicts for its caption from the nearest public images, and with
+        those of the reference model, if one is given.
+        """
         todo = [item for item in items if item[0].id not in records]
         if not todo:
             return
@@ -164,6 +167,7 @@ class Memorization:
         return predicted_objects(nearest(captions, images, self.k), [names for _, names in public])
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Precision and recall of the predicted objects; with a reference also the gaps to it and the area. Lower is better."""
         records = by_item(records)
         true, predicted = [r["labels"] for r in records], [r["predicted"] for r in records]
         controls: dict[str, Values] = {}

@@ -52,18 +52,18 @@ def score_by_model(
 ) -> list[Result]:
     """CLIPScore and, with references, RefCLIPScore of captions {image id: text}. ``files``: {image id: name in ``folder``}.
 
-    Shuffled: each caption with the image of another. Raises DiptychError if the model has not both embeddings, or for a missing
-    image.
+    Shuffled: each caption with the image of another. Raises DiptychError if the model does not embed both images and texts, or for
+    a missing image.
     """
     from diptych.data.image import decode
 
     missing = {"embed_image", "embed_text"} - set(model.capabilities)
     if missing:
-        raise DiptychError(f"CLIPScore needs a model with {' and '.join(sorted(missing))}; '{model.name}' has none")
+        raise DiptychError(f"CLIPScore needs a model with {' and '.join(sorted(missing))}; '{model.name}' does not have them")
     keys = sorted(generated)
     absent = [k for k in keys if not (folder / files[k]).is_file()]
     if absent:
-        raise DiptychError(f"{folder}: {len(absent)} of {len(keys)} images are not there, the first {files[absent[0]]}")
+        raise DiptychError(f"{folder}: {len(absent)} of {len(keys)} images do not exist, the first {files[absent[0]]}")
     images, texts, refs = [], [], []
     for start in range(0, len(keys), batch):
         part = keys[start : start + batch]

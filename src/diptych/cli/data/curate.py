@@ -24,6 +24,7 @@ class PlanFirst(TyperGroup):
     """``curate PLAN …`` is ``curate run PLAN …``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts ``run`` before arguments that begin with neither a command nor a help option."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["run", *args]
         return super().parse_args(ctx, args)

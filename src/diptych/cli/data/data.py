@@ -40,7 +40,7 @@ def show(
 def inspect(
     address: Annotated[str, typer.Argument(help=DATA)],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write inspection.json and a contact sheet.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many items only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first N items only.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count, measure and decode everything: sizes, caption lengths, duplicates, broken items with reasons."""
@@ -61,27 +61,30 @@ def inspect(
 @app.command()
 def pack(
     address: Annotated[str, typer.Argument(help=DATA)],
-    out: Annotated[Path, typer.Argument(help="The directory to write; an unfinished one is gone on with.")],
+    out: Annotated[Path, typer.Argument(help="The directory to write; an unfinished one is completed.")],
     size: Annotated[
         int | None,
         typer.Option(
-            min=16, help="Pixels of the shorter side; smaller images stay as they are. Default: the scenes' own, else 256."
+            min=16,
+            help="Pixels of the shorter side; smaller images keep their size. Default: that of the scenes, else 256.",
         ),
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="`jpeg`, or `raw`: ten times the room, and nothing to decode.")] = "jpeg",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs that are resized.")] = 90,
+    format_: Annotated[
+        str, typer.Option("--format", help="`jpeg`, or `raw`, which takes ten times the space and needs no decoding.")
+    ] = "jpeg",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of the JPEGs that are resized.")] = 90,
     split: Annotated[
         str, typer.Option(help="`all`, or one part: train, validation, test. Splitting after packing gives the same parts.")
     ] = "all",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="The first so many items only; needed for `scenes:`, which has no end.")
+        int | None, typer.Option(min=1, help="Only the first N items; needed for `scenes:`, which has no end.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Resize images once and store them in memory-mapped Arrow, with captions, labels and boxes.
 
-    Read it as `packed:OUT`. Killed, interrupted or out of disk? The same command goes on with what is missing. Example:
+    Read it as `packed:OUT`. Killed, interrupted or out of disk? The same command does what is missing. Example:
 
     `diptych data pack coco:captions.json packed/coco --format raw`
     """
@@ -111,6 +114,6 @@ def verify(address: Annotated[str, typer.Argument(help="`packed:DIRECTORY`, or t
         wrong = packed.verify(display)
     if wrong:
         raise DiptychError(
-            "\n".join([*wrong, "delete these and run the same `diptych data pack` again: only what is missing is made"])
+            "\n".join([*wrong, "delete these and run the same `diptych data pack` again: it writes only what is missing"])
         )
     typer.echo(f"{address}: {len(packed):,} items in {len(packed.manifest['shards'])} shards, all as packed")

@@ -16,8 +16,8 @@ from diptych.data.source import BrokenItem
 def apply(operator: Operator, batch: pa.RecordBatch, state: pa.Table | None = None) -> pa.RecordBatch:
     """The outputs of ``operator`` for every row of ``batch``, and ``error``: why a row has none.
 
-    A batch that raises is tried again row by row. Errors that do not belong to a row stop everything: DiptychError, no memory,
-    an operator whose outputs differ from its declaration.
+    A batch that raises is tried again row by row. Errors that do not belong to a row stop the run: DiptychError, out of memory, an
+    operator that returns other outputs than it declares.
     """
     if batch.num_rows == 0:
         return _checked(operator, {name: pa.array([], kind) for name, kind in operator.outputs.items()}, 0, [])

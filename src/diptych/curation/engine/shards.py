@@ -20,7 +20,7 @@ from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.data.storage import files
 
-IMAGE_ROWS, IMAGE_BYTES = 64, 128_000_000  # limits of a batch with images: rows, and about so many decoded bytes
+IMAGE_ROWS, IMAGE_BYTES = 64, 128_000_000  # limits of a batch with images: rows, and about this many decoded bytes
 LIGHT = ("id", "item", "hash", "text", "captions", "extra", "error")
 
 
@@ -28,7 +28,7 @@ LIGHT = ("id", "item", "hash", "text", "captions", "extra", "error")
 class Keys:
     """The addresses of the results for one shard, by step; ``None`` for a rule, which is cheap and not stored."""
 
-    number: int  # the shard's place in the pool
+    number: int  # the shard's position in the pool
     pool: str
     steps: tuple[str | None, ...]  # columns of operators
     summaries: tuple[str | None, ...]  # first passes

@@ -83,14 +83,17 @@ class _Process:
         self.task: Task | None = None
 
     def join(self) -> None:
+        """Closes the pipe, which ends the worker, and waits for its end."""
         self.connection.close()
         self.process.join()
 
     def how_it_ended(self) -> str:
+        """The signal or the exit status, in words."""
         code = self.process.exitcode or 0
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
     def stop(self) -> None:
+        """Terminates the worker and waits for its end."""
         self.process.terminate()
         self.join()
 
@@ -121,7 +124,7 @@ def _serve(connection: Connection, plan: dict[str, Any], store: str) -> None:
 
 
 def explained(error: Exception) -> str:
-    """The message of an error of the system, with the remedy."""
+    """The message for an error of the operating system, with the remedy."""
     import errno
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

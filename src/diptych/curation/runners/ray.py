@@ -110,4 +110,5 @@ class _Actor:
         self.plan, self.store = plan, store
 
     def do(self, task: Task) -> tuple[str, Outcome | None]:
+        """The outcome of a task, as ``_do`` returns it."""
         return _do(self.plan, self.store, task)

@@ -1,4 +1,4 @@
-"""A class a sample."""
+"""One class per sample."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def meaning_number(meaning: str) -> int:
-    """63 bits of a hash: equal in every slice of a batch and on every rank, unlike a number counted up."""
+    """63 bits of a hash: equal in every slice of a batch and on every rank, unlike a running number."""
     return int.from_bytes(hashlib.blake2b(meaning.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
@@ -35,7 +35,7 @@ def tokenized(tokenizer: Any, strings: Sequence[str], **more: Any) -> Texts:
 
 
 class _Words(Field):
-    """What captions and their negatives share: a tokenizer, and tokens that are hidden in training."""
+    """Base class of captions and their negatives: a tokenizer, and tokens that are hidden in training."""
 
     kind = "text"
 
@@ -51,8 +51,9 @@ class _Words(Field):
         return cls(name, context.tokenizer, context.text_mask)
 
     def masked(self, ids: Any, rows: Sequence[Draw]) -> Any:
-        """Each token but [BOS], [EOS] and [PAD] hidden with the probability ``text_mask``, so that no caption can be memorised
-        (after Jayaraman et al., arXiv:2402.02103). A caption and its wrong version lose the same places, or the loss would show.
+        """Hides each token except [BOS], [EOS] and [PAD] with the probability ``text_mask``, so that no caption can be memorised
+        (after Jayaraman et al., arXiv:2402.02103). The same positions are hidden in a caption and its wrong version: otherwise the
+        hidden positions would reveal which is which.
         """
         import torch
 
@@ -67,7 +68,7 @@ class _Words(Field):
             raise BrokenItem(sample.id, "no caption")
 
     def rest(self, sample: Sample) -> Sample:
-        """The sample as it is kept beside what was fitted: without what is large."""
+        """The whole sample, since texts are small."""
         return sample  # texts are small, and other fields read them
 
 
@@ -117,7 +118,7 @@ class TextField(_Words):
 
 class NegativesField(_Words):
     """A wrong version of the caption that is read: the source's, or the caption with two words swapped. ``Texts`` with owner rows;
-    captions for which there is none have no row.
+    captions without a wrong version have no row.
     """
 
     optional = True

@@ -1,6 +1,6 @@
-"""Textured backgrounds: pale, so that every colour of object stands out, and made of integers, so that they are exact.
+"""Textured backgrounds: pale, so that objects of every colour are easy to see, and made of integers, so that they are exact.
 
-A texture is twice as wide and high as a scene; each scene shows some window of it.
+A texture is twice as wide and high as a scene; each scene shows a part of it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def textures(size: int) -> dict[str, list[np.ndarray]]:
     """Kind to its variants, each uint16 [2·size, 2·size, 3] with values 0..255."""
     bank = {}
     for number, (kind, base) in enumerate(BASES.items()):
-        random = np.random.RandomState(1000 + number)  # the one NumPy generator whose stream is frozen
+        random = np.random.RandomState(1000 + number)  # the one NumPy generator with a guaranteed stream
         bank[kind] = [
             np.clip(np.array(base) + random.randint(-8, 9, 3) + _relief(kind, random, 2 * size)[..., None], 0, 255).astype(
                 np.uint16

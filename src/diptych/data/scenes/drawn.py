@@ -1,4 +1,4 @@
-"""What the sources of the built-in world share: samples drawn on demand from seeds."""
+"""Base class of the sources of the built-in world: samples drawn on demand from seeds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Drawn:
         return self.drawn(self._checked(index))
 
     def drawn(self, index: int) -> Sample:
-        """The sample of a number from 0 on."""
+        """The sample at ``index``, from 0 on."""
         raise NotImplementedError
 
     def _checked(self, index: int) -> int:

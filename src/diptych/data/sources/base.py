@@ -1,4 +1,4 @@
-"""What the sources of files share: they list entries, and this class makes samples, splits and fingerprints of them."""
+"""Base class of the sources of files: they list entries, and this class makes samples, splits and fingerprints of them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Entry:
 
 
 def clean(caption: str) -> str:
-    """One line, without control characters. Never shortened: that is the tokenizer's business."""
+    """One line, without control characters. Never shortened: that is left to the tokenizer."""
     return " ".join(_CONTROL.sub("", caption).split())
 
 
 def texts(value: Any) -> list[str]:
     """The captions in a field: a text, several, or none."""
-    if value is None or value != value:  # NaN, pandas' way to say nothing
+    if value is None or value != value:  # NaN, by which pandas marks a missing value
         return []
     if isinstance(value, (list, tuple)):
         return [str(v) for v in value if v is not None]
@@ -71,7 +71,7 @@ def column(columns: list[str], names: tuple[str, ...], chosen: str | None, optio
 
 
 class ListedSource(ABC):
-    """A ``Source`` over a list of entries. A format says how to list them and, unless they are files, how to read one.
+    """A ``Source`` over a list of entries. A format defines how to list them and, unless they are files, how to read one.
 
     Captions that are empty and images that are missing are left out and recorded in ``problems``; entries with the
     same id are one sample with several captions, equal captions once.
@@ -113,7 +113,7 @@ class ListedSource(ABC):
             if first is not entry:
                 first.captions += entry.captions
                 for name, value in entry.fields.items():
-                    if isinstance(value, list):  # regions of one image may stand in several rows
+                    if isinstance(value, list):  # regions of one image may be in several rows
                         first.fields[name] = [*first.fields.get(name, []), *value]
         stamps = files.stamps(url for e in merged.values() for url in self.files_of(e))
         return [e for e in merged.values() if self._is_usable(e, stamps)]
@@ -159,11 +159,11 @@ class ListedSource(ABC):
         return Sample(entry.id, dict(entry.extra), **decoded, text=text, **entry.fields)
 
     def captions(self, index: int) -> list[str]:
-        """Of one item, without decoding its image."""
+        """The captions of one item, without decoding its image."""
         return list(self._entries[index].captions)
 
     def image_bytes(self, entry: Entry) -> bytes:
-        """As ``read``, but what goes wrong is a ``BrokenItem``."""
+        """Like ``read``, but every error becomes a ``BrokenItem``."""
         try:
             return self.read(entry)
         except Exception as error:  # remote file systems raise errors of their own
@@ -187,9 +187,9 @@ class ListedSource(ABC):
         return total.hexdigest()
 
     def split(self, name: str) -> ListedSource:
-        """The items whose image hash falls into the part's share: equal images are always in the same part.
+        """The items with an image hash in the part's share: equal images are always in the same part.
 
-        A part of very few items may be empty. A part gives itself for its own name, and refuses another.
+        A part of very few items may be empty. A part returns itself for its own name, and raises DiptychError for another.
         """
         if self.part is not None and name == self.part:
             return self
@@ -203,16 +203,16 @@ class ListedSource(ABC):
 
 
 def joined_stamp(stamps: Sequence[str]) -> str:
-    """The stamp of several files together; "" if that of one is not known."""
+    """The stamp of several files together; "" if one of them is not known."""
     if len(stamps) == 1 or not all(stamps):
         return stamps[0] if len(stamps) == 1 else ""
     return digests.digest("|".join(stamps).encode("utf-8", "surrogateescape")).hex()
 
 
 def split_rows(name: str, part: str | None, address: str, digests: bytes) -> np.ndarray:
-    """The places of the images whose hash falls into the share of the part called ``name``.
+    """Indices of the images with a hash in the share of the part called ``name``.
 
-    part: what the source is already, or None; digests: 16 bytes an image, one after the other.
+    part: the part that the source already is, or None; digests: 16 bytes per image, concatenated.
     """
     if name not in PARTS:
         raise DiptychError(f"{address}: no split '{name}'{nearest(name, PARTS)}")

@@ -19,9 +19,9 @@ PHRASES = ("phrase", "phrases", "expression", "sentence", "sentences", "label", 
 
 
 class Coco(ListedSource):
-    """Images lie beside the JSON, in ``images/``, or where COCO's own layout puts them; else ``?images=DIRECTORY``.
+    """Images are next to the JSON, in ``images/``, or where COCO's own layout puts them; otherwise give ``?images=DIRECTORY``.
 
-    instances: a second file of COCO, whose boxes become the images' regions, each with its category as phrase; given alone, as
+    instances: a second file of COCO; its boxes become the images' regions, each with its category as phrase. Given alone, as
     ``coco:instances.json``, images have regions and no captions. Crowds (``iscrowd``) are left out.
     """
 
@@ -99,7 +99,7 @@ class Coco(ListedSource):
 
 
 class RegionTable(ListedSource):
-    """A .jsonl (globs allowed) whose rows are ``{image, regions: [{box or bbox, phrase}], caption}``, or hold one ``box`` or
+    """A .jsonl (globs allowed) with rows ``{image, regions: [{box or bbox, phrase}], caption}``, or rows that hold one ``box`` or
     ``bbox`` and a ``phrase``.
 
     box: left, top, right, bottom; bbox: left, top, width, height; in pixels. Rows of the same image are one sample; captions may be
@@ -137,7 +137,7 @@ class RegionTable(ListedSource):
     def _regions(self, item: str, row: dict[str, Any]) -> list[Region]:
         size = row.get("width"), row.get("height")
         given = row.pop("regions", None)
-        if given is None:  # one region a row
+        if given is None:  # one region per row
             keys = ("box", "bbox", *PHRASES)
             given = [{k: row.pop(k) for k in keys if k in row}]
         regions = []
@@ -150,7 +150,7 @@ class RegionTable(ListedSource):
 
 
 def read_coco(place: str) -> dict[str, Any]:
-    """A file with COCO's lists ``images`` and ``annotations``; DiptychError if it is none."""
+    """A file with COCO's lists ``images`` and ``annotations``; DiptychError if it is another file."""
     content = json_object(files.read_text(place), place)
     if not isinstance(content.get("images"), list) or not isinstance(content.get("annotations"), list):
         keys = ", ".join(content)
@@ -159,7 +159,7 @@ def read_coco(place: str) -> dict[str, Any]:
 
 
 def beside(place: str, path: str) -> list[str]:
-    """Where a path may lie: as seen from the directory of a file, else from here."""
+    """Where a path may be: relative to the directory of a file, or to the current directory."""
     return [files.join(files.parent(place), path), files.normal(path)]
 
 

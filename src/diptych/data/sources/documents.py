@@ -28,17 +28,17 @@ _PICTURE = re.compile(
 
 
 class Mistake(Exception):  # noqa: N818 - becomes a Problem
-    """A row that is no document."""
+    """A row that is not a document."""
 
 
 class Documents(ListedSource):
-    """A .jsonl or .parquet (globs allowed) with a document a row, or a directory of Markdown files, a document each.
+    """A .jsonl or .parquet (globs allowed) with one document per row, or a directory of Markdown files, one document each.
 
     Rows: ``{images: [path or null …], texts: [text or null …]}``, parallel, as in OBELICS; ``{text_list: […], image_info:
-    [{image_name, matched_text_index}]}``, as in MMC4, where an image stands before the text that it is matched with; or ``{parts:
+    [{image_name, matched_text_index}]}``, as in MMC4, where an image comes before the text that it is matched with; or ``{parts:
     [{text: …} or {image: …}]}``. Other keys go to ``extra``. Paths are relative to ``?images=DIR``, else to the file; in Parquet,
     images may be bytes or ``{bytes, path}``, which stay in memory. In Markdown, ``![alt](path)`` is an image; alternative texts go
-    to ``extra["alt"]``. A missing image is left out and recorded, a document without any part too. All texts of a document in one
+    to ``extra["alt"]``. A missing image is left out and recorded, a document without any part too. All texts of a document, joined,
     are its caption.
     """
 
@@ -119,7 +119,7 @@ class Documents(ListedSource):
     # --- reading ---
 
     def read(self, entry: Entry) -> bytes:
-        """What the split goes by: all parts one after the other."""
+        """The bytes that decide the split: all parts one after the other."""
         return b"\0".join(v.encode() if k == "text" else _bytes(v) for k, v in entry.where)
 
     def encoded(self, index: int) -> bytes | None:
@@ -162,7 +162,7 @@ def _part(kind: str, value: Any, directory: str) -> Part:
 
 
 def parts_of(row: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
-    """The parts of a row in order, and its other keys. Raises ``Mistake`` for a row of none of ``LAYOUTS``."""
+    """The parts of a row in order, and its other keys. Raises ``Mistake`` for a row in none of ``LAYOUTS``."""
     row = dict(row)
     if isinstance(row.get("parts"), list):
         return [_given(part) for part in row.pop("parts")], row
@@ -170,7 +170,7 @@ def parts_of(row: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
         return _mmc4(row.pop("text_list"), row.pop("image_info", None) or []), row
     images, texts = row.pop("images", None), row.pop("texts", None)
     if not isinstance(images, list) or not isinstance(texts, list):
-        raise Mistake(f"no document; expected {LAYOUTS}")
+        raise Mistake(f"not a document; expected {LAYOUTS}")
     if len(images) != len(texts):
         raise Mistake(
             f"{len(images)} images and {len(texts)} texts; OBELICS' lists are parallel, with null where the other has the part"
@@ -181,7 +181,7 @@ def parts_of(row: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
 def _given(part: Any) -> Part:
     known = [(kind, part[kind]) for kind in ("text", "image") if part.get(kind) is not None] if isinstance(part, Mapping) else []
     if len(known) != 1:
-        raise Mistake("a part that is neither {text} nor {image}")
+        raise Mistake("a part that is not {text} or {image}")
     return known[0]
 
 

@@ -16,7 +16,9 @@ PARTS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",
 
 
 class Karpathy(ListedSource):
-    """Images lie beside the JSON or in ``images/``, else ``?images=DIRECTORY``. Its own splits hold, not ours by hash."""
+    """Images are next to the JSON or in ``images/``; otherwise give ``?images=DIRECTORY``. The file's own splits are used, not
+    those by hash.
+    """
 
     looked_for = "images with sentences"
 

@@ -1,4 +1,4 @@
-"""``llava:`` and ``chat:``: conversations about images, none, one or several each."""
+"""``llava:`` and ``chat:``: conversations about images: none, one or several in each."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from diptych.data.storage import files
 COLUMNS = ("messages", "conversations")
 IMAGES = ("images", "image")
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for messages; fields
+Row = tuple[str, dict[str, Any]]  # its place in the file, for messages; fields
 
 
 class Conversations(ListedSource):
     """A .json with LLaVA's list of ``{id, image, conversations: [{from, value}]}``, or a .jsonl or .parquet with ``messages``:
     ``[{role, content}]``.
 
-    ``<image>`` in a turn's text, or a part ``{type: image}`` of its content, says where an image stands. ``image`` or ``images``
+    ``<image>`` in a turn's text, or a part ``{type: image}`` of its content, marks the place of an image. ``image`` or ``images``
     holds a path (relative to ``?images=DIR``, else to the file), several, or none; in Parquet also bytes or ``{bytes, path}``,
     which stay in memory. A conversation that contradicts itself is refused, naming file and id; with ``?broken=skip`` it is left
     out and recorded. The first answer serves as the caption.
@@ -73,7 +73,7 @@ class Conversations(ListedSource):
         if self.problems and self.broken == "refuse":
             first = "".join(f"\n  {p.item}: {p.reason}" for p in self.problems[:3])
             raise DiptychError(
-                f"{self.place}: {len(self.problems)} conversations contradict themselves; mend them, or leave them out with "
+                f"{self.place}: {len(self.problems)} conversations contradict themselves; fix them, or leave them out with "
                 f"?broken=skip:{first}"
             )
         stamps = files.stamps(image for e in entries for image in e.where if isinstance(image, str))
@@ -95,12 +95,12 @@ class Conversations(ListedSource):
         return [files.read(image) if isinstance(image, str) else image for image in entry.where]
 
     def read(self, entry: Entry) -> bytes:
-        """What the split goes by: the images, or the words where there are none."""
+        """The bytes that decide the split: the images, or the words if there are no images."""
         return b"".join(self._images(entry)) or json.dumps(entry.extra["turns"]).encode()
 
     def encoded(self, index: int) -> bytes | None:
         """The image as it is stored; None if a sample of this source is not one image."""
-        return None  # any number of images, so nothing is taken over as it is
+        return None  # any number of images, so no encoded image is passed on
 
     def sample_of(self, index: int, encoded: bytes | None) -> Sample:
         """The sample, given what ``encoded(index)`` returned."""
@@ -118,12 +118,12 @@ class Conversations(ListedSource):
         return Sample(entry.id, image=first, text=captioned(entry.captions), turns=Conversation(turns, images))
 
     def conversation(self, index: int) -> tuple[str, list[Turn], int]:
-        """Id, turns and number of images, without reading these."""
+        """Id, turns and number of images, without reading the images."""
         entry = self._entries[index]
         return entry.id, [Turn(*turn) for turn in entry.extra["turns"]], len(entry.where)
 
     def captions(self, index: int) -> list[str]:
-        """All that is said: what a tokenizer has to know."""
+        """The texts of all turns, from which a tokenizer learns."""
         return [text for _, text in self._entries[index].extra["turns"]]
 
 

@@ -23,8 +23,7 @@ from diptych.data.storage import cache, files
 class Packed:
     """Splits go by the hash of the original images, so packing before or after splitting gives the same parts.
 
-    Images of ``raw`` shards are read-only views into the file. Workers that are forked share the mapping; a pickled source opens
-    its own.
+    Images of ``raw`` shards are read-only views into the file. Forked workers share the mapping; a pickled source opens its own.
     """
 
     def __init__(self, place: str):
@@ -39,12 +38,12 @@ class Packed:
         self.fields: tuple[str, ...] = ("image", "text") if fields is None else tuple(name for name, n in fields.items() if n)
         self._shards: list[Shard | None] = [None] * len(self.manifest["shards"])
         self._first = np.cumsum([0, *(s["items"] for s in self.manifest["shards"])])  # of each shard, and the end
-        self._rows: np.ndarray | None = None  # of a part: where its items stand
+        self._rows: np.ndarray | None = None  # of a part: the positions of its items
         self._check_files()
 
     @property
     def image_size(self) -> int | None:
-        """Of a source whose pictures have one size of their own, if they were packed at it."""
+        """The size of the pictures, if the source has a fixed size and they were packed at it."""
         size: int | None = self.manifest["native_size"]
         return size
 
@@ -55,7 +54,7 @@ class Packed:
 
     @property
     def instant(self) -> bool:
-        """Whether reading is a look into memory, for which threads and caches only cost."""
+        """Whether reading is only a memory access, for which threads and caches would be a waste."""
         return self.format == "raw"
 
     def __len__(self) -> int:
@@ -80,11 +79,14 @@ class Packed:
         return b"".join(d for number in range(len(self._shards)) for d in self._shard(number).digests())
 
     def fingerprint(self) -> str:
-        """Of what was packed and how."""
+        """A hash of what was packed and how."""
         whole = self.manifest["fingerprint"]
         return whole if self._rows is None else hashlib.blake2b(f"{whole} {self.part}".encode(), digest_size=16).hexdigest()
 
     def split(self, name: str) -> Packed:
+        """One part of what is packed: all of it if this part alone was packed, else the items that the hashes of their images put
+        into it.
+        """
         if self.part is not None and name == self.part:
             return self
         part = copy.copy(self)
@@ -93,7 +95,7 @@ class Packed:
         return part
 
     def verify(self, progress: Any = None) -> list[str]:
-        """The shards whose hash is not that of the manifest, each with what is wrong; reads every byte. ``progress(shards
+        """The shards that do not have the hash in the manifest, each with what is wrong; reads every byte. ``progress(shards
         read)``.
         """
         wrong = []
@@ -164,7 +166,7 @@ class Packed:
         return [Problem(row["item"], row["reason"]) for row in map(json.loads, filter(None, lines))]
 
     def _check_files(self) -> None:
-        """What is missing or cut off shows now, not in the middle of a run."""
+        """Finds missing and truncated shards now, not in the middle of a run."""
         shards = self.manifest["shards"]
         if files.is_local(self.place):
             for number in range(len(shards)):

@@ -23,9 +23,9 @@ HELD_BYTES = 512_000_000  # image columns of this size stay in memory, at least 
 
 
 class CellSource(ListedSource):
-    """A source whose images may lie in cells of Parquet files, read a row group at a time; ``HELD_BYTES`` of them stay in memory.
+    """A source of images in cells of Parquet files. They are read a row group at a time; ``HELD_BYTES`` of them stay in memory.
 
-    Such an entry's ``where`` is (URL, row group, row in it, column).
+    The ``where`` of such an entry is (URL, row group, row in it, column).
     """
 
     def __init__(self, place: str):
@@ -55,7 +55,7 @@ class CellSource(ListedSource):
         return data
 
     def _column(self, url: str, group: int, image: str) -> pa.ChunkedArray:
-        with self._lock:  # else every thread of a pool reads the same row group
+        with self._lock:  # otherwise every thread of a pool would read the same row group
             if (url, group) not in self._held:
                 with files.open_file(url) as file:  # opened anew: an open file must not be shared with forked workers
                     self._held[url, group] = open_parquet(file, url).read_row_group(group, columns=[image])[image]
@@ -68,7 +68,7 @@ class CellSource(ListedSource):
 class Parquet(CellSource):
     """Images as bytes, as ``{bytes, path}``, or as paths relative to the file; captions as a text or a list of texts.
 
-    Captions are in memory, images are not: they come a row group at a time. Random access over more than
+    Captions are kept in memory; images are read a row group at a time. Random access over more than
     ``HELD_BYTES`` re-reads row groups, so pack large sets, or keep row groups small.
     """
 

@@ -14,7 +14,7 @@ from diptych.data.source import Problem
 from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
 from diptych.data.storage import files
 
-CAPTION = ("caption", CAPTION_COLUMNS)  # an option, and the usual names of the column that it stands for
+CAPTION = ("caption", CAPTION_COLUMNS)  # an option, and the usual names of its column
 Row = tuple[int, dict[str, Any]]  # line number in the file, fields
 
 

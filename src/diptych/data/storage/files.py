@@ -1,4 +1,4 @@
-"""Files by URL: plain local paths, and whatever fsspec knows (``memory://``, ``s3://``, ``https://`` …)."""
+"""Files by URL: plain local paths, and any protocol of fsspec (``memory://``, ``s3://``, ``https://`` …)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def name(url: str) -> str:
 
 
 def join(directory: str, path: str) -> str:
-    """``path`` as seen from ``directory``; a URL or an absolute local path stands for itself."""
+    """``path`` relative to ``directory``; a URL or an absolute local path is returned as it is."""
     if not is_local(path) or (is_local(directory) and os.path.isabs(path)):
         return normal(path)
     protocol, base = _halves(directory)
@@ -76,7 +76,7 @@ def is_directory(url: str) -> bool:
 
 
 def open_file(url: str) -> Any:
-    """A seekable binary file; a missing one is the user's to mend."""
+    """A seekable binary file. Raises DiptychError if it does not exist."""
     try:
         here = url if is_local(url) else _copy(url)
         if here:
@@ -103,7 +103,7 @@ def read(url: str, start: int = 0, length: int | None = None) -> bytes:
 
 
 def _copy(url: str) -> str:
-    """Where the cache has a copy of a remote file; "" if none can be had. What lies in this process's memory needs none."""
+    """Where the cache has a copy of a remote file; "" if there is none. Files in this process's memory need none."""
     from diptych.data.storage import cache
 
     return "" if url.startswith("memory://") else cache.local_copy(url)
@@ -164,7 +164,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def relative(urls: list[str]) -> list[str]:
-    """Names that tell ``urls`` apart: each without the directory all have in common."""
+    """Names that distinguish ``urls``: each without the directory that all have in common."""
     paths = [_halves(url)[1] for url in urls]
     common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     return [posixpath.relpath(path, common or ".") for path in paths]
@@ -179,8 +179,8 @@ def stamps(urls: Iterable[str]) -> dict[str, str | None]:
         if is_local(url):
             result[url] = _local_stamp(url)
         elif url.startswith(("http://", "https://")):
-            result[url] = ""  # web servers do not list; what is missing shows on reading
-            web = web or filesystem(url)  # but what cannot be read at all shows now
+            result[url] = ""  # web servers do not list files; a missing one is noticed when it is read
+            web = web or filesystem(url)  # but a protocol that cannot be read is noticed now
         else:
             remote[parent(url)].append(url)
     for directory, members in remote.items():

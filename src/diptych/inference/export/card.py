@@ -36,7 +36,7 @@ from transformers import AutoProcessor, BlipForImageTextRetrieval
 model, processor = BlipForImageTextRetrieval.from_pretrained("."), AutoProcessor.from_pretrained(".")
 inputs = processor(images=Image.open("photo.jpg"), text="a caption", return_tensors="pt")
 print(model(**inputs).itm_score.softmax(-1)[:, 1])
-inputs["input_ids"][:, 0] = processor.tokenizer.bos_token_id  # the text alone begins so
+inputs["input_ids"][:, 0] = processor.tokenizer.bos_token_id  # the text alone begins with this token
 print(model(**inputs, use_itm_head=False).itm_score)
 ```
 """,
@@ -57,8 +57,8 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoProcessor
 
 model, processor = AutoModel.from_pretrained("."), AutoProcessor.from_pretrained(".")
-inputs = processor(images=Image.open("photo.jpg"), text=["a caption", "another"], padding=True, truncation=True, return_tensors="pt")
-text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output[:, 0]
+inputs = processor(images=Image.open("photo.jpg"), text=["a caption", "another"], padding=True, truncation=True,
+return_tensors="pt") text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output[:, 0]
 image = model.get_image_features(inputs["pixel_values"]).pooler_output[:, 0]
 print(model.logit_scale.exp() * normalize(image, dim=-1) @ normalize(text, dim=-1).T)
 ```
@@ -73,8 +73,8 @@ inputs = processor(images=Image.open("photo.jpg"), text=["a caption"], padding=T
 out = model(**inputs, input_ids_masked=inputs["input_ids"])  # nothing hidden: does the caption fit?
 print(out.itm_logits.softmax(-1)[:, 1], out.contrastive_logits_per_image)
 ```
-Losses of hidden patches need their codes (`mim_labels`) from the run's own quantizer: `diptych.load(RUN).model.part("quantizer").codes(pixels)`.
-""",
+Losses of hidden patches need their codes (`mim_labels`) from the run's own quantizer:
+`diptych.load(RUN).model.part("quantizer").codes(pixels)`. """,
     "LlavaForConditionalGeneration": """\
 ```python
 from PIL import Image
@@ -133,7 +133,7 @@ SIZES = (
 
 
 def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence[str] = ()) -> str:
-    """notes: what is to be known of the use."""
+    """notes: how to use it."""
     recipe, model = trained.recipe, trained.model
     files = RunFiles(run)
     data, spent = files.environment(), files.spent()
@@ -182,7 +182,7 @@ def _use(trained: TrainedModel, made: Exported) -> str:
     text = text.replace("QUESTION", asked)
     if made.adapters:
         text += (
-            "\n\nThe run's adapters lie apart in `adapter`; without them the model is not what was trained: "
+            "\n\nThe run's adapters are in `adapter`; without them the model is not the trained one: "
             '`model = peft.PeftModel.from_pretrained(model, "adapter")`.'
         )
     return text
@@ -210,7 +210,7 @@ def _measured(evaluation: EvaluationFiles, key: str) -> list[str]:
     results = evaluation.results()
     if results and evaluation.key() != key:
         return [
-            "Nothing of these weights: the run's evaluation is of another checkpoint. `diptych evaluate` judges this directory."
+            "Nothing for these weights: the run's evaluation is of another checkpoint. `diptych evaluate` evaluates this directory."
         ]
     if not results:
         return ["Nothing yet: the run was not evaluated before it was exported."]
@@ -238,4 +238,4 @@ def _terms(address: str) -> str:
     """The licence that a directory's own model card states."""
     card = Path(place(address)) / "README.md"
     stated = re.search(r"^license(?:_name)?: *(\S.*)$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
-    return stated[1] if stated else "its own terms, which it states nowhere here; see where it came from"
+    return stated[1] if stated else "its own terms, which are not stated here; see its origin"

@@ -63,6 +63,9 @@ class _ResamplerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, latents: Tensor, x: Tensor) -> Tensor:
+        """Latents [B, K, D] that look at the image's tokens x [B, N, D] and at each other: [B, K, D] (Alayrac et al. 2022, appendix
+        A.1.1).
+        """
         own = self.norm_latents(latents)
         latents = latents + self.attention(own, torch.cat([self.norm_image(x), own], 1))
         latents = latents + self.mlp(self.norm(latents))
@@ -97,7 +100,7 @@ class CAbstractor(Connector):
 
 
 class _ConvBlock(nn.Module):
-    """GroupNorm of one group instead of BatchNorm: what a sample becomes must not depend on the others of its batch."""
+    """GroupNorm of one group instead of BatchNorm: the output of a sample must not depend on the others of its batch."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -108,6 +111,7 @@ class _ConvBlock(nn.Module):
         self.out, self.norm3 = nn.Conv2d(width, width, 1, bias=False), nn.GroupNorm(1, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width, H, W] → the same shape."""
         y = F.silu(self.norm1(self.into(x)))
         y = F.silu(self.norm2(self.deep(y)))
         y = y * torch.sigmoid(self.excite(F.silu(self.squeeze(y.mean((2, 3), keepdim=True)))))

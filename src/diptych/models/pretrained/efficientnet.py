@@ -63,7 +63,7 @@ def round_channels(channels: float) -> int:
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's "same" padding: at stride 2 and an even size the odd pixel of it goes right and below."""
+    """TensorFlow's "same" padding: at stride 2 and an even size the odd pixel is added at the right and at the bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C', ⌈H / stride⌉, ⌈W / stride⌉]"""
@@ -120,7 +120,7 @@ class EfficientNetLite(nn.Module):
         blocks: list[nn.Module] = []
         inputs = STEM
         for stage in STAGES:
-            ends = stage in (STAGES[0], STAGES[-1])  # their depth does not scale
+            ends = stage in (STAGES[0], STAGES[-1])  # the depth of these does not scale
             outputs = round_channels(stage.channels * width)
             for i in range(stage.repeats if ends else math.ceil(stage.repeats * depth)):
                 blocks.append(Block(inputs, outputs, stage.kernel, stage.stride if i == 0 else 1, stage.expand))
@@ -142,13 +142,14 @@ class EfficientNetLite(nn.Module):
         return logits
 
     def load_original(self, path: str | Path) -> None:
-        """Take the weights of a published file, whose layers come in the same order under other names."""
+        """Load the weights of a published file, which has the layers in the same order under other names."""
         weights = torch.load(path, map_location="cpu", weights_only=True)
         self.load_state_dict(dict(zip(self.state_dict(), weights.values(), strict=True)))
 
     def fold_norms(self) -> None:
-        """Work each batch norm into the convolution before it: the same function in fewer steps, and no statistics
-        for a training loop to overwrite by chance."""
+        """Merge each batch norm into the convolution before it: the same function in fewer steps, and no statistics that a training
+        loop could overwrite.
+        """
         for module in [*self.modules()]:
             if isinstance(module, nn.Sequential):
                 for i, (first, second) in enumerate(pairwise([*module])):

@@ -47,9 +47,11 @@ def histogram(values: np.ndarray, kept: np.ndarray, thresholds: Sequence[float],
     peak = max(1, int(counts.max()))
 
     def sx(v: float) -> float:
+        """The pixel of a value, from the left."""
         return float(left + (width - left - right) * (v - edges[0]) / (edges[-1] - edges[0]))
 
     def sy(n: float) -> float:
+        """The pixel of a count, from the top."""
         return top + (height - top - bottom) * (1 - n / peak)
 
     body = []

@@ -55,7 +55,7 @@ def render(result: Result) -> str:
         Section("words", "Languages and concepts, before and after", _words(gathered)),
         Section("errors", "What could not be used or scored", _errors(gathered)),
         Section("cost", "What it cost", _cost(result)),
-        Section("again", "The plan, and how to go on", _again(result)),
+        Section("again", "The plan, and how to continue", _again(result)),
     ]
     facts = [
         ("Plan", manifest["plan"]),

@@ -87,9 +87,11 @@ def _loss_panel(
     end = max(1.0, max(float(c[0].max()) for _, c in curves))
 
     def sx(v: float) -> float:
+        """The pixel of a step, from the left."""
         return left + (width - left - right) * v / end
 
     def sy(v: float) -> float:
+        """The pixel of a loss, from the top; losses above the highest are drawn at the edge."""
         return top + (height - top - bottom) * (1 - (min(v, high) - low) / (high - low))
 
     body = []
@@ -127,7 +129,7 @@ def skill_profiles(comparison: Comparison) -> str:
     )
     caption = (
         "A skill is learned when its dot is clear of the chance tick <em>and</em> of the diamond and the cross: "
-        "a diamond right of chance means that the wording gives answers away."
+        "a diamond right of chance means that the wording reveals answers."
     )
     return signs + figure(panels(parts), caption)
 
@@ -138,6 +140,7 @@ def _skill_panel(index: int, recipe: Recipe, skills: list[Column]) -> str:
     colour = f"c{index % COLOURS}"
 
     def sx(v: float) -> float:
+        """The pixel of a share, from the left."""
         return left + (right - left) * min(max(v, 0.0), 1.0)
 
     body = [line(sx(v), top, sx(v), height - 20, "grid") for v in (0, 0.5, 1)]
@@ -231,7 +234,7 @@ def _map_panel(index: int, recipe: Recipe, image: np.ndarray, words: np.ndarray)
 def _neighbours(rows: np.ndarray) -> np.ndarray:
     """t-SNE (van der Maaten & Hinton 2008): rows [n, E] → [n, 2]. Raises DiptychError without scikit-learn."""
     manifold, threads = (need(name, extra="report", what="t-SNE") for name in ("sklearn.manifold", "threadpoolctl"))
-    with threads.threadpool_limits(1):  # so few points are not faster on several cores, and far slower on busy ones
+    with threads.threadpool_limits(1):  # a few points are not faster on several cores, and much slower on busy ones
         places: np.ndarray = manifold.TSNE(init="pca", perplexity=min(30, (len(rows) - 1) / 3), random_state=0).fit_transform(rows)
         return places
 

@@ -171,7 +171,7 @@ def short(column: Column) -> str:
     return "naming" if column.group == "Zero-shot naming" else column.label
 
 
-# --- a page a system ---
+# --- the page of one recipe ---
 
 
 def system_page(

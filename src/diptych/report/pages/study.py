@@ -138,6 +138,7 @@ def _forest(claim: dict[str, Any]) -> str:
     width, scale = 160, (right - left) or 1.0
 
     def x(v: float) -> float:
+        """The pixel of a difference, from the left."""
         return 8 + (width - 16) * (v - left) / scale
 
     body = [line(x(b), 2, x(b), 20, "ideal") for b in (0.0, *bounds)]

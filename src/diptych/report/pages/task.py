@@ -23,7 +23,7 @@ from diptych.report.sections.warnings import RULES, Contrast, Warned, contrasts_
 
 KINDS = {
     "control": "close to a control", "strong": "a strong control", "few": "few items", "ties": "many ties",
-    "unparsed": "unread answers", "nans": "scores that are no numbers",
+    "unparsed": "unread answers", "nans": "scores that are not numbers",
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def _page(comparison: Comparison, g: TaskAnswers, task_warnings: list[Warned], p
         ("calibration", "How sure, and how right", calibration(g)),
         ("coverage", "Risk and coverage", coverage(g)),
         ("differences", "Between the models", differences(comparison, g, pictures)),
-        ("retrieved", "What retrieval brings up", retrieval),
+        ("retrieved", "What retrieval finds", retrieval),
         ("written", "What is written", written),
         ("examples", "Examples", examples),
     ]

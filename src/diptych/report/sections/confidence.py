@@ -21,7 +21,7 @@ from diptych.training.run_files import Record
 BINS = 10
 LEAST = 30  # decisions: fewer give no diagram
 GRID = np.logspace(-2.5, 2, 46)  # temperatures to try, in standard deviations of the scores
-FITTED_ON = 2000  # decisions that a temperature is fitted on, at the most
+FITTED_ON = 2000  # the most decisions that a temperature is fitted on
 
 
 @dataclass
@@ -62,7 +62,7 @@ def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
 
 
 def probability(record: Record) -> float | None:
-    """The probability of the answer in a record; None without one, also for a ``confidence`` that is marked as no probability."""
+    """The probability of the answer in a record; None without one, also if ``confidence`` is marked as not a probability."""
     for name in ("confidence", "probability") if record.get("probabilities") is not False else ("probability",):
         value = finite(record.get(name))
         if value is not None and 0 <= value <= 1:

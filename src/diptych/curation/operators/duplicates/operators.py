@@ -1,4 +1,4 @@
-"""Duplicates: of rows that are copies of each other one stays; the others point to the row that caused their removal."""
+"""Duplicates: one of several rows that are copies of each other stays; the others point to the row that caused their removal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from diptych.curation.operators.text.quality import normalised as normalised_tex
 class Duplicates(Reduce):
     """The base of the operators that find duplicates: a row's pointer is null if it stays, else the ``row`` of its duplicate.
 
-    prefer: a column of numbers, such as ``shorter_side`` or ``clip_score``; of several duplicates the one with the highest value
-    stays (with ``-`` before the name: the lowest). Without it, and in a tie, the first in the pool.
+    prefer: a column of numbers, such as ``shorter_side`` or ``clip_score``; the duplicate with the highest value stays (with ``-``
+    before the name: the lowest). Without it, and in a tie, the first in the pool.
     """
 
     pointer: ClassVar[str]

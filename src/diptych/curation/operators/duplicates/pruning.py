@@ -39,7 +39,7 @@ def prune(order: np.ndarray, i: np.ndarray, j: np.ndarray, closeness: np.ndarray
 
 
 def same(values: Sequence[object], order: np.ndarray) -> np.ndarray:
-    """Pointers for exact duplicates, int64 [N]: of equal values the first in ``order`` stays; ``None`` equals nothing."""
+    """Pointers for exact duplicates, int64 [N]: the first of equal values in ``order`` stays; ``None`` equals nothing."""
     seen: dict[object, int] = {}
     cause = np.full(len(values), KEPT, np.int64)
     for item in order.tolist():

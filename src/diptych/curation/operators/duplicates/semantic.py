@@ -1,4 +1,4 @@
-"""SemDeDup (Abbas et al. 2023, arXiv:2303.09540): of items with close embeddings one stays.
+"""SemDeDup (Abbas et al. 2023, arXiv:2303.09540): one of several items with close embeddings stays.
 
 Shapes: N items, E embedding, K clusters.
 """
