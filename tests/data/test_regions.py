@@ -10,8 +10,10 @@ from PIL import Image
 
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Region
+from diptych.data.fields import Context, build_fields
+from diptych.data.fields.regions import RegionsField
 from diptych.data.inspect import inspect, print_inspection
-from diptych.data.loader import loader_for
+from diptych.data.loader import Loader, loader_for
 from diptych.data.sheet import contact_sheet
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
@@ -130,6 +132,41 @@ def test_splits_and_batches(tmp_path):
     rows = batch["regions"].owner.bincount(minlength=4).tolist()
     assert rows == [2] * 4 and set(batch.ids) <= {"a.png", "b.png"} and batch["regions"].boxes.shape == (8, 4)
     assert float(batch["regions"].boxes.min()) >= 0 and float(batch["regions"].boxes.max()) <= 1
+
+
+class Turned:
+    """An operation of one's own, of which nobody says that pixels stay."""
+
+    def __call__(self, image, rng):
+        return image[:, ::-1]
+
+
+class Boxes(RegionsField):
+    """Regions under another name."""
+
+
+def fields_of(augment, *names):
+    tokenizer = Tokenizer.train(["left right"], 300, 8)
+    own = {"boxes": f"{__name__}:Boxes"}
+    return build_fields(names, Context(tokenizer, 16, augment, views={"preset": "simclr", "views": 2}, own=own))
+
+
+@pytest.mark.parametrize("augment", ["crop", {"flip": 0.5}, {"also": [{"kind": f"{__name__}:Turned"}]}])
+def test_boxes_are_refused_where_their_image_is_moved(tmp_path, augment):
+    source = open_source(table(str(tmp_path)))
+    for name in ("regions", "boxes"):
+        with pytest.raises(DiptychError, match=r"data\.augment: boxes of regions do not follow .* set data\.augment to none"):
+            Loader(source, fields_of(augment, "image", name), 4)
+
+
+@pytest.mark.parametrize("augment", ["none", {"jitter": {"hue": 0.5}, "grey": 0.5, "blur": {}, "solarize": {}}])
+def test_boxes_stay_right_with_views_and_with_what_leaves_pixels_where_they_are(tmp_path, augment):
+    source = open_source(table(str(tmp_path)))
+    plain, coloured = (
+        Loader(source, fields_of(a, "image", *names), 4).rows(0, 0, 4)["regions"].boxes
+        for a, names in (("none", ["regions"]), (augment, ["views", "regions"]))
+    )
+    assert plain.equal(coloured)
 
 
 def test_regions_of_scenes_are_boxes_of_their_groups():

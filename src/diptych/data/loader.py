@@ -39,8 +39,11 @@ class Loader:
         if len(source) == 0:
             raise DiptychError(f"{source.address}: no samples to train on")
         self.drawn_fields = any(field.drawn for field in self.fields.values())
-        if self.drawn_fields and "regions" in self.fields:
-            raise DiptychError("data.augment: boxes of regions do not follow random crops; set data.augment to none")
+        if any(f.kind == "regions" for f in self.fields.values()) and any(f.moves for f in self.fields.values()):
+            raise DiptychError(
+                "data.augment: boxes of regions do not follow what moves pixels (crop, flip, operations of your own); set "
+                "data.augment to none, or to operations that leave pixels where they are (jitter, grey, blur, solarize)"
+            )
         self.order: Order = source.order(seed) if isinstance(source, Mixture) else Epochs(len(source), seed)
         self._prepare()
 

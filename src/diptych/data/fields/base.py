@@ -69,7 +69,8 @@ class Field:
 
     kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with
     their kinds.
-    drawn: whether ``fit`` draws at random, so that its result must not be kept. optional: a batch may lack it.
+    drawn: whether ``fit`` draws at random, so that its result must not be kept. moves: whether it moves the pixels of the sample's
+    image, so that boxes would not fit it. optional: a batch may lack it.
     columns: names of what ``pack`` writes.
     """
 
@@ -78,6 +79,7 @@ class Field:
     optional: ClassVar[bool] = False
     derived: ClassVar[bool] = False  # made from other fields where a source has none
     drawn = False
+    moves = False
 
     def __init__(self, name: str):
         self.name = name
