@@ -234,6 +234,19 @@ def test_shards_that_are_none(tmp_path: Path) -> None:
         open_source(f"{tmp_path}/x.parquet")
 
 
+@pytest.mark.parametrize("scheme", ["parquet", "classes", "documents", "chat"])
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, scheme: str) -> None:
+    put(f"{tmp_path}/none.parquet", b"PAR1 or so")
+    with pytest.raises(DiptychError, match=r"none\.parquet: not a Parquet file"):
+        open_source(f"{scheme}:{tmp_path}/none.parquet")
+    texts = [f"number {i}" for i in range(50)]
+    url = put_parquet(f"{tmp_path}/x.parquet", {"image": ["a.png"] * 50, "caption": texts, "label": texts})
+    whole = Path(url).read_bytes()
+    put(url, whole[:4] + bytes(255 - b for b in whole[4:300]) + whole[300:])  # the index at the end is as it was
+    with pytest.raises(DiptychError, match=r"x\.parquet: damaged Parquet file: .*copy or write it again"):
+        open_source(f"{scheme}:{url}")
+
+
 def test_parquet_rows_without_an_image(tmp_path: Path) -> None:
     put_parquet(f"{tmp_path}/t.parquet", {"image": [PICTURES[0], None], "caption": ["x", "y"], "n": [1, 2]})
     source = open_source(f"{tmp_path}/t.parquet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.sources.base import Entry, ListedSource, clean, joined_stamp
 from diptych.data.sources.coco import beside
+from diptych.data.sources.parquet import parquet_rows
 from diptych.data.sources.table import read_jsonl
 from diptych.data.storage import files
 
@@ -86,13 +86,7 @@ class Documents(ListedSource):
             raise DiptychError(f"{self.place}: no file has such a name")
         for url in urls:
             name, directory = files.name(url), self._directory(url)
-            if url.endswith(".parquet"):
-                import pyarrow.parquet as pq
-
-                with files.open_file(url) as file:
-                    rows: Iterator[tuple[int, dict[str, Any]]] = iter(enumerate(pq.read_table(io.BytesIO(file.read())).to_pylist()))
-            else:
-                rows = iter(read_jsonl(url)[1])
+            rows = enumerate(parquet_rows(url)) if url.endswith(".parquet") else iter(read_jsonl(url)[1])
             yield from ((f"{name}:{number}", directory, row) for number, row in rows)
 
     def _directory(self, url: str) -> str:
@@ -111,7 +105,8 @@ class Documents(ListedSource):
             self.problems.append(Problem(entry.id, "no text and no image is left"))
             return False
         urls = self.files_of(entry)
-        known = [json.dumps([v for k, v in entry.where if k == "text"]), *(stamps[url] or "" for url in urls)]
+        order = json.dumps([value if kind == "text" else None for kind, value in entry.where])  # which part is an image, too
+        known = [order, *(stamps[url] or "" for url in urls)]
         inline = any(isinstance(value, bytes) for _, value in entry.where)
         entry.stamp = joined_stamp(known) if urls and not inline else ""
         return True
@@ -167,7 +162,10 @@ def parts_of(row: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
     if isinstance(row.get("parts"), list):
         return [_given(part) for part in row.pop("parts")], row
     if isinstance(row.get("text_list"), list):
-        return _mmc4(row.pop("text_list"), row.pop("image_info", None) or []), row
+        texts, about = row.pop("text_list"), row.pop("image_info", None) or []
+        if not isinstance(about, list):
+            raise Mistake(f"image_info given as {type(about).__name__}; expected a list of {{image_name, matched_text_index}}")
+        return _mmc4(texts, about), row
     images, texts = row.pop("images", None), row.pop("texts", None)
     if not isinstance(images, list) or not isinstance(texts, list):
         raise Mistake(f"no document; expected {LAYOUTS}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from diptych.core.sample import Conversation, Sample, Turn, captioned
 from diptych.data.conversations.turns import Mistake, check_images, turns_of
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
-from diptych.data.sources.base import Entry, ListedSource
+from diptych.data.sources.base import Entry, ListedSource, joined_stamp
+from diptych.data.sources.parquet import parquet_rows
 from diptych.data.sources.table import read_jsonl
 from diptych.data.storage import files
 
@@ -86,7 +86,7 @@ class Conversations(ListedSource):
                 self.problems.append(Problem(entry.id, f"there is no file {path}"))
                 return False
         if paths and len(paths) == len(entry.where):
-            entry.stamp = "|".join(stamps[path] for path in paths)
+            entry.stamp = joined_stamp([stamps[path] for path in paths])
         return True
 
     # --- reading ---
@@ -130,11 +130,7 @@ class Conversations(ListedSource):
 def _rows(url: str) -> Iterator[Row]:
     name = files.name(url)
     if url.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
-        with files.open_file(url) as file:
-            rows = pq.read_table(io.BytesIO(file.read())).to_pylist()
-        yield from ((f"{name}:{k}", row) for k, row in enumerate(rows))
+        yield from ((f"{name}:{k}", row) for k, row in enumerate(parquet_rows(url)))
     elif url.endswith((".jsonl", ".ndjson")):
         yield from ((f"{name}:{line}", row) for line, row in read_jsonl(url)[1])
     else:

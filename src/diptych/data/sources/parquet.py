@@ -7,6 +7,7 @@ import posixpath
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import DiptychError
@@ -117,7 +118,8 @@ def _rows(
     light = [f.name for f in schema if f.name != image and "binary" not in str(f.type)]
     names, number = class_names(schema, caption), 0
     for group in range(parquet.num_row_groups):
-        rows = parquet.read_row_group(group, columns=[*light, image] if as_path else light).to_pylist()
+        with readable(url):
+            rows = parquet.read_row_group(group, columns=[*light, image] if as_path else light).to_pylist()
         for i, row in enumerate(rows):
             text, item, path = row.pop(caption), f"{name}:{number}", row.pop(image, None)
             captions = texts(names[text] if names and isinstance(text, int) and 0 <= text < len(names) else text)
@@ -142,11 +144,32 @@ def class_names(schema: pa.Schema, name: str) -> list[str]:
 
 
 def open_parquet(file: Any, url: str) -> pq.ParquetFile:
-    """A Parquet file at a path or URL."""
+    """A Parquet file at a path or URL. DiptychError if it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DiptychError(f"{url}: not a Parquet file: {error}") from error
+
+
+def parquet_rows(url: str) -> list[dict[str, Any]]:
+    """All rows of a Parquet file as plain data, in memory. DiptychError if it is none, or is damaged."""
+    with files.open_file(url) as file:
+        parquet = open_parquet(file, url)
+        with readable(url):
+            rows: list[dict[str, Any]] = parquet.read().to_pylist()
+    return rows
+
+
+@contextmanager
+def readable(url: str) -> Iterator[None]:
+    """Reading rows of a Parquet file within this raises DiptychError if the file is damaged."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DiptychError(f"{url}: damaged Parquet file: {reason}; copy or write it again") from error
