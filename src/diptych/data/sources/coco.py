@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import posixpath
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -148,22 +147,28 @@ class RegionTable(ListedSource):
         urls = files.expand(self.place)
         if not urls:
             raise DiptychError(f"{self.place}: no file has such a name")
-        for url in urls:
+        directories = [self._directory(url) for url in urls]
+        prefixes = files.prefixes(urls)
+        for url, directory, prefix in zip(urls, directories, prefixes, strict=True):
+            own = prefix if len(set(directories)) > 1 else ""  # in one directory, equal paths are the same image
             columns, rows = read_jsonl(url)
             image = column(columns, IMAGE_COLUMNS, self.image, "image", url)
             caption = next((c for c in CAPTION_COLUMNS if c in columns), "")
-            places = beside(url, self.images) if self.images else [files.parent(url)]
-            directory = next((p for p in places if files.is_directory(p)), places[0])
             for line, row in rows:
                 path = row.pop(image, None)
-                item = f"{files.name(url)}:{line}"
+                item = f"{prefix}{files.name(url)}:{line}"
                 if not isinstance(path, str) or not path.strip():
                     self.problems.append(Problem(item, f"no path in column '{image}'"))
                     continue
-                path = path.strip() if "://" in path else posixpath.normpath(path.strip())
                 regions = self._regions(item, row)
                 fields = {"regions": regions} if regions else {}
-                yield Entry(path, files.join(directory, path), texts(row.pop(caption, None)), row, fields=fields)
+                where = files.join(directory, path.strip())
+                yield Entry(files.named(path, own, url), where, texts(row.pop(caption, None)), row, fields=fields)
+
+    def _directory(self, url: str) -> str:
+        """Where the images of a file are."""
+        places = beside(url, self.images) if self.images else [files.parent(url)]
+        return next((p for p in places if files.is_directory(p)), places[0])
 
     def _regions(self, item: str, row: dict[str, Any]) -> list[Region]:
         size = row.get("width"), row.get("height")

@@ -84,8 +84,8 @@ class Documents(ListedSource):
         urls = files.expand(self.place)
         if not urls:
             raise DiptychError(f"{self.place}: no file has such a name")
-        for url in urls:
-            name, directory = files.name(url), self._directory(url)
+        for url, name in zip(urls, files.relative(urls), strict=True):
+            directory = self._directory(url)
             rows = enumerate(parquet_rows(url)) if url.endswith(".parquet") else iter(read_jsonl(url)[1])
             yield from ((f"{name}:{number}", directory, row) for number, row in rows)
 

@@ -50,11 +50,11 @@ class Conversations(ListedSource):
         if not urls:
             raise DiptychError(f"{self.place}: no file has such a name")
         seen: Counter[str] = Counter()
-        for url in urls:
+        for url, file in zip(urls, files.relative(urls), strict=True):
             here = files.join(files.parent(url), self.images) if self.images else files.parent(url)
             if self.images and not files.is_directory(here):
                 here = files.normal(self.images)
-            for place, row in _rows(url):
+            for place, row in _rows(url, file):
                 name = str(row.get("id", "")) or place
                 seen[name] += 1  # LLaVA's own files use an id several times
                 name = name if seen[name] == 1 else f"{name}#{seen[name]}"
@@ -63,7 +63,7 @@ class Conversations(ListedSource):
                     where = tuple(_image(image, here) for image in _listed(next((row[c] for c in IMAGES if c in row), None)))
                     check_images(turns, len(where))
                 except Mistake as mistake:
-                    self.problems.append(Problem(name, f"{files.name(url)}: {mistake}"))
+                    self.problems.append(Problem(name, f"{file}: {mistake}"))
                     continue
                 answer = next((t.text for t in turns if t.role == "assistant"), "")
                 yield Entry(name, where, [answer], {"turns": [list(turn) for turn in turns]})
@@ -127,8 +127,7 @@ class Conversations(ListedSource):
         return [text for _, text in self._entries[index].extra["turns"]]
 
 
-def _rows(url: str) -> Iterator[Row]:
-    name = files.name(url)
+def _rows(url: str, name: str) -> Iterator[Row]:
     if url.endswith(".parquet"):
         yield from ((f"{name}:{k}", row) for k, row in enumerate(parquet_rows(url)))
     elif url.endswith((".jsonl", ".ndjson")):

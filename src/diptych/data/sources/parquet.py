@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import posixpath
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -97,16 +96,17 @@ def parquet_entries(
     urls = files.expand(f"{place.rstrip('/')}/*.parquet" if files.is_directory(place) else place)
     if not urls:
         raise DiptychError(f"{place}: no file has such a name")
-    for url, name, stamp in zip(urls, files.relative(urls), files.stamps(urls).values(), strict=True):
+    files_of = zip(urls, files.relative(urls), files.prefixes(urls), files.stamps(urls).values(), strict=True)
+    for url, name, prefix, stamp in files_of:
         with files.open_file(url) as file:
             parquet = open_parquet(file, url)
             names = parquet.schema_arrow.names
             chosen = column(names, IMAGE_COLUMNS, image, "image", url), column(names, words[1], caption, words[0], url)
-            yield from _rows(url, name, stamp or "", parquet, *chosen, problems)
+            yield from _rows(url, name, prefix, stamp or "", parquet, *chosen, problems)
 
 
 def _rows(
-    url: str, name: str, stamp: str, parquet: pq.ParquetFile, image: str, caption: str, problems: list[Problem]
+    url: str, name: str, prefix: str, stamp: str, parquet: pq.ParquetFile, image: str, caption: str, problems: list[Problem]
 ) -> Iterator[Entry]:
     import pyarrow.types as kinds
 
@@ -127,9 +127,8 @@ def _rows(
             if not as_path:
                 where = (url, group, i, image)
                 yield Entry(item, where, captions, row, f"{stamp}:{where[1:]}" if stamp else "")
-            elif path:
-                path = path if "://" in path else posixpath.normpath(path)
-                yield Entry(path, files.join(files.parent(url), path), captions, row)
+            elif path and path.strip():
+                yield Entry(files.named(path, prefix, url), files.join(files.parent(url), path.strip()), captions, row)
             else:
                 problems.append(Problem(item, f"no path in column '{image}'"))
 

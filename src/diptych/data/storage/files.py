@@ -169,6 +169,24 @@ def relative(urls: list[str]) -> list[str]:
     return [posixpath.relpath(path, common or ".") for path in paths]
 
 
+def prefixes(urls: list[str]) -> list[str]:
+    """For each file the way to its directory from the one that all have in common, with a slash at its end; "" for files of
+    one directory. Before paths that are relative to the files, it tells equal paths of unlike directories apart.
+    """
+    ways = [posixpath.dirname(path) for path in relative(urls)] if urls else []
+    return [f"{way}/" if way else "" for way in ways]
+
+
+def named(path: str, prefix: str, url: str) -> str:
+    """The name of the item at ``path``, which stands in the file ``url``: the path as seen from the directory that files have in
+    common. prefix: that file's, of ``prefixes``.
+    """
+    path = path.strip()
+    if not is_local(path):
+        return path
+    return posixpath.normpath(path if is_local(url) and os.path.isabs(path) else prefix + path)
+
+
 def stamps(urls: Iterable[str]) -> dict[str, str | None]:
     """For each file a text that changes when its content does; "" if not known; ``None`` if there is no such file."""
     result: dict[str, str | None] = {}
