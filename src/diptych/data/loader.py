@@ -25,8 +25,8 @@ class Loader:
     """Batches of a source, in an order fixed by (seed, step). A broken item is recorded and its successor taken.
 
     fields: what is collated, by name; nothing else of a sample is prepared. workers: processes that ``stream`` reads with; 0: none.
-    unpaired: loaders of samples of which one field alone is read, by its name here; their rows join every batch. waited: seconds
-    that the consumer of ``stream`` spent waiting.
+    unpaired: loaders of samples of which one field alone is read, by its name here; their rows join every batch (``add_unpaired``).
+    problems: what was wrong with items that were met, by item. waited: seconds that the consumer of ``stream`` spent waiting.
     """
 
     def __init__(self, source: Source, fields: Mapping[str, Field], batch_size: int, seed: int = 0, workers: int = 0):
@@ -34,6 +34,7 @@ class Loader:
         self.workers, self.waited = workers, 0.0
         self.unpaired: dict[str, Loader] = {}
         self.problems: dict[str, Problem] = {}
+        self.joined: tuple[Loader, str] | None = None  # whose batches this one's rows join, and under which name
         for field in self.fields.values():
             field.note = self.note
         if len(source) == 0:
@@ -47,6 +48,13 @@ class Loader:
         self.order: Order = source.order(seed) if isinstance(source, Mixture) else Epochs(len(source), seed)
         self._prepare()
 
+    def add_unpaired(self, name: str, loader: Loader) -> None:
+        """Rows of another loader join every batch as the field ``name``. Its problems are listed here too, as ``NAME/ITEM``."""
+        self.unpaired[name] = loader
+        loader.joined = self, name
+        for problem in loader.source.problems:
+            loader.note(problem)
+
     def _prepare(self, worker: bool = False) -> None:
         """What a process must have for itself; a worker does with less."""
         self._seen: OrderedDict[int, tuple[Sample, dict[str, Any]]] = OrderedDict()
@@ -59,6 +67,8 @@ class Loader:
     def in_worker(self) -> None:
         """Called in a worker process, where threads of the parent are dead and a cache of its own would cost memory N times."""
         self._prepare(worker=True)
+        for loader in self.unpaired.values():
+            loader.in_worker()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_seen", "_threads")}
@@ -70,6 +80,9 @@ class Loader:
     def note(self, problem: Problem) -> None:
         """Record what was wrong with an item."""
         self.problems[problem.item] = problem
+        if self.joined is not None:
+            loader, name = self.joined
+            loader.note(Problem(f"{name}/{problem.item}", problem.reason))
 
     def index(self, position: int) -> int:
         """Which sample stands at this place of the endless stream."""

@@ -158,7 +158,7 @@ def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
         if kind in data.unpaired and name in wanted:
             other = open_source(data.unpaired[kind]).split("train")
             context = Context(setup.tokenizer, setup.model.image_size, data.augment, source=other)
-            loader.unpaired[name] = Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number))
+            loader.add_unpaired(name, Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number)))
     return loader
 
 
