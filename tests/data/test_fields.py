@@ -129,6 +129,38 @@ def test_negatives_say_whose_they_are_and_captions_without_one_have_no_row() -> 
     assert collated("negatives", *of(0, 2)) is None
 
 
+def test_a_sample_with_fewer_negatives_or_meanings_than_captions_is_read() -> None:
+    samples = [Sample(str(i), text=captioned(["red fish", "blue fish"], ["m"]), negatives=["red dog"]) for i in range(12)]
+    wrong, texts = collated("negatives", *samples), collated("text", *samples)
+    by_caption = {caption: wrong.strings[row] for row, caption in enumerate(texts.strings)}
+    assert by_caption == {"red fish": "red dog", "blue fish": "fish blue"}, "where none is given, two words are swapped"
+    assert len(set(texts.meaning.tolist())) == 2
+
+
+def test_a_text_field_of_another_name_reads_its_own_texts() -> None:
+    class Titled(Kit):
+        def __getitem__(self, i: int) -> Sample:
+            return (
+                super().__getitem__(i).with_(title=[None, "bare", captioned([])][i] if i < 3 else captioned([f"t {i}", f"u {i}"]))
+            )
+
+    context = Context(TOKENIZER, SIZE, source=Titled(), own={"title": "diptych.data.fields:TextField"})
+    one = Loader(Titled(), build_fields(["text", "title"], context), 64, 5)
+    batch = one.batch(0)
+    places = [("tu".index(title[0]), i) for title, i in zip(batch["title"].strings, batch.ids, strict=True)]
+    assert all(title[2:] == i for title, i in zip(batch["title"].strings, batch.ids, strict=True)) and {k for k, _ in places} == {
+        0,
+        1,
+    }
+    captions = [Titled()[int(i)].captions.index(text) for text, i in zip(batch["text"].strings, batch.ids, strict=True)]
+    assert captions != [k for k, _ in places], "drawn independently"
+    assert {i: p.reason for i, p in one.problems.items()} == {
+        "0": "no title",
+        "1": "title is a str; expected diptych.core.sample.captioned([…])",
+        "2": "no title",
+    }
+
+
 def test_labels_come_with_the_texts_of_all_classes() -> None:
     labels = collated("label", *of(1, 2, 6))
     assert labels.index.tolist() == [1, 2, 0] and labels.classes.strings == ("cat", "guinea pig", "dog") and labels.owner is None
