@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +81,14 @@ class Controlled(Protocol):
     def concept_samples(self, n: int) -> list[tuple[np.ndarray, int]]:
         """n images of one object each, with the index of its concept in ``concepts()``; classes balanced to ±1."""
         ...
+
+
+def all_said(source: Any, index: int) -> list[str]:
+    """Captions and turns of one item, without decoding it where the source can (``captions``). Raises ``BrokenItem``."""
+    if hasattr(source, "captions"):
+        return list(source.captions(index))
+    sample = source[index]
+    return sample.captions + [turn.text for turn in sample.turns]
 
 
 def usable_samples(source: Source, n: int) -> list[Sample]:
