@@ -143,8 +143,7 @@ def lengthened(x: Tensor, length: int) -> Tensor:
 class Images(Collated):
     """Images of one size.
 
-    keep: the only patches that the tower reads (FLIP's patch dropping, masked autoencoding); hidden: patches in whose place it
-    reads a mask token.
+    keep: the only patches that the tower reads; None: all. hidden: patches of which it reads a mask token instead.
     """
 
     pixels: Tensor  # [n, 3, H, W], uint8 from a loader, or float in [−1, 1]

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from diptych.data.source import Problem, Source
 
-NOTHING_TO_PACK: dict[str, Any] = {}
-
 
 @dataclass
 class Context:
@@ -69,15 +67,14 @@ class Field:
 
     kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with
     their kinds.
+    derived: whether it is made of other fields where a source has none.
     drawn: whether ``fit`` draws at random, so that its result must not be kept. moves: whether it moves the pixels of the sample's
-    image, so that boxes would not fit it. optional: a batch may lack it.
-    columns: names of what ``pack`` writes.
+    image, so that boxes would not fit it.
     """
 
     kind: ClassVar[str] = ""
     inner: ClassVar[Mapping[str, str]] = {}
-    optional: ClassVar[bool] = False
-    derived: ClassVar[bool] = False  # made from other fields where a source has none
+    derived: ClassVar[bool] = False
     drawn = False
     moves = False
 

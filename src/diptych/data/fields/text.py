@@ -138,7 +138,6 @@ class NegativesField(_Words):
     captions for which there is none have no row.
     """
 
-    optional = True
     derived = True
 
     def collate(self, rows: Sequence[Draw]) -> Texts | None:

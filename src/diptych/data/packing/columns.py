@@ -225,21 +225,13 @@ class Columns:
     def __getitem__(self, name: str) -> Any:
         return self.readers[name]
 
-    @property
-    def images(self) -> np.ndarray:
-        """The bytes of all images, uint8 [n]."""
-        data: np.ndarray = self["image"].data
-        return data
-
     def digests(self) -> bytes:
         """16 bytes a row."""
         return self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
 
 
 class Row(dict[str, Any]):
-    """One item; columns are read when they are asked for. ``image``: its bytes as a view into the file, ``shape``: height and
-    width.
-    """
+    """One item; columns are read when they are asked for. ``row["image"]``: the image's bytes as a view into the file."""
 
     __slots__ = ("columns", "i", "own", "raw", "readers")
 
@@ -252,21 +244,10 @@ class Row(dict[str, Any]):
         value = self[name] = self.readers[name][self.i]
         return value
 
-    @property
-    def id(self) -> str:
-        return self["id"]
-
-    @property
-    def image(self) -> np.ndarray:
-        return self["image"]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self["height"], self["width"]
-
     def load(self, data: Any, height: int, width: int) -> np.ndarray:
-        """A picture from its bytes; None stands for the sample's image. Raises ``BrokenItem``, or ``ValueError`` if there "
-        "are too few."""
+        """A picture from its bytes; None stands for the sample's image. Raises ``BrokenItem``, or ``ValueError`` if there are too
+        few.
+        """
         if data is not None and data is not self.get("image"):
             return self._picture(data, height, width)
         if self.own is None:
@@ -286,7 +267,9 @@ def sample_of(row: Row, format: str, path: str) -> Sample:
         fields = {name: unpack(row, row.load) for name, unpack, has in row.columns.unpack if has is None or has[i]}
         return Sample(row["id"], json.loads(row["extra"]), **fields)
     except ValueError as error:
-        raise DiptychError(f"{path}: damaged at {row.id}; delete the shard and pack again: only what is missing is made") from error
+        raise DiptychError(
+            f"{path}: damaged at {row['id']}; delete the shard and pack again: only what is missing is made"
+        ) from error
 
 
 def _decode(data: np.ndarray, item: str) -> np.ndarray:
