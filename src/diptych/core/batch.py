@@ -82,7 +82,13 @@ class Collated:
         return tuple(v.shapes() if isinstance(v, Collated) else tuple(v.shape) for v in values if hasattr(v, "to"))
 
     def __getitem__(self, rows: Tensor) -> Self:
-        """Some rows, in the order of ``rows``, with repeats if need be."""
+        """Some rows, in the order of ``rows``, with repeats if need be. ValueError where what stands next to the rows (``beside``)
+        would have to be picked too.
+        """
+        if left := [name for name in self.beside if getattr(self, name) is not None]:
+            raise ValueError(
+                f"no rows can be picked of {type(self).__name__} with {' and '.join(left)}: these have rows of their own"
+            )
         picked: dict[str, Any] = {}
         for name in self.row_wise:
             value = getattr(self, name)
