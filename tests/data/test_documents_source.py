@@ -96,6 +96,13 @@ def test_what_is_missing_or_broken(tmp_path):
         open_source(jsonl(f"{tmp_path}/none", [{"words": "none"}]))
 
 
+def test_ids_are_unique(tmp_path):
+    names = ["a", "a", "a#2", "a"]
+    source = open_source(jsonl(str(tmp_path), [{"id": name, "parts": [{"text": f"x{i}"}]} for i, name in enumerate(names)]))
+    ids = [source[i].id for i in range(4)]
+    assert ids[:2] == ["a", "a#2"] and len(set(ids)) == 4
+
+
 def test_the_kept_hash_of_a_document_goes_with_the_order_of_its_parts(tmp_path):
     parts = [{"text": "x"}, {"image": "a.png"}, {"image": "b.png"}]
     images(str(tmp_path))

@@ -234,6 +234,24 @@ def test_shards_that_are_none(tmp_path: Path) -> None:
         open_source(f"{tmp_path}/x.parquet")
 
 
+def test_malformed_entries_of_karpathys_files_are_named(tmp_path: Path) -> None:
+    put_images(str(tmp_path))
+    said = [{"tokens": ["it", 1]}, {"tokens": 7}, {"raw": None}, 5]
+    good = {"filename": "a.png", "filepath": None, "sentences": said}
+    images = [good, 5, {**good, "filename": 7}, {**good, "filepath": ["x"]}, {**good, "sentences": "x"}]
+    put(f"{tmp_path}/d.json", json.dumps({"images": images}))
+    source = open_source(f"karpathy:{tmp_path}/d.json")
+    assert len(source) == 1 and source[0].id == "a.png" and source[0].captions == ["it 1"]
+    found = problems(source)
+    assert found.pop("a.png") == "empty caption"
+    assert {item.removeprefix("d.json: "): reason for item, reason in found.items()} == {
+        "image 1": "no field 'filename'",
+        "image 2": "field 'filename' holds int; expected str",
+        "image 3": "field 'filepath' holds list; expected str",
+        "image 4": "field 'sentences' holds str; expected list",
+    }
+
+
 @pytest.mark.parametrize("scheme", ["parquet", "classes", "documents", "chat"])
 def test_a_damaged_parquet_file_is_named(tmp_path: Path, scheme: str) -> None:
     put(f"{tmp_path}/none.parquet", b"PAR1 or so")

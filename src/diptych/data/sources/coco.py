@@ -51,7 +51,8 @@ class Coco(ListedSource):
             else:
                 self._wrong(self.place, "annotation", annotation, f"caption: {_found(annotation['caption'])}; expected a text")
         if self.instances:
-            place = next((p for p in beside(self.place, self.instances) if files.exists(p)), beside(self.place, self.instances)[0])
+            places = files.beside(self.place, self.instances)
+            place = next((p for p in places if files.exists(p)), places[0])
             other = self._usable_of(read_coco(place), place)
             regions = self._regions(place, other, other["annotations"])  # any of these must be a box
         elif boxed:
@@ -117,7 +118,7 @@ class Coco(ListedSource):
         """The first likely directory that holds one of the first images."""
         here = files.parent(self.place)
         if self.images:
-            places = beside(self.place, self.images)
+            places = files.beside(self.place, self.images)
         else:
             part = files.name(self.place).removesuffix(".json").rpartition("_")[2]  # captions_val2017.json → val2017
             places = [files.join(here, d) for d in (".", "images", part, "..", "../images", f"../{part}")]
@@ -144,10 +145,8 @@ class RegionTable(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
-        urls = files.expand(self.place)
-        if not urls:
-            raise DiptychError(f"{self.place}: no file has such a name")
-        directories = [self._directory(url) for url in urls]
+        urls = files.matching(self.place)
+        directories = [files.directory_of(url, self.images) for url in urls]
         prefixes = files.prefixes(urls)
         for url, directory, prefix in zip(urls, directories, prefixes, strict=True):
             own = prefix if len(set(directories)) > 1 else ""  # in one directory, equal paths are the same image
@@ -164,11 +163,6 @@ class RegionTable(ListedSource):
                 fields = {"regions": regions} if regions else {}
                 where = files.join(directory, path.strip())
                 yield Entry(files.named(path, own, url), where, texts(row.pop(caption, None)), row, fields=fields)
-
-    def _directory(self, url: str) -> str:
-        """Where the images of a file are."""
-        places = beside(url, self.images) if self.images else [files.parent(url)]
-        return next((p for p in places if files.is_directory(p)), places[0])
 
     def _regions(self, item: str, row: dict[str, Any]) -> list[Region]:
         size = row.get("width"), row.get("height")
@@ -211,11 +205,6 @@ def _found(value: Any) -> str:
     """A value for a message: its type, and itself if it is short."""
     text = repr(value)
     return f"found {type(value).__name__} {text}" if len(text) <= 40 else f"found {type(value).__name__}"
-
-
-def beside(place: str, path: str) -> list[str]:
-    """Where a path may lie: as seen from the directory of a file, else from here."""
-    return [files.join(files.parent(place), path), files.normal(path)]
 
 
 def region_of(given: Any, size: tuple[Any, Any] = (None, None)) -> Region:

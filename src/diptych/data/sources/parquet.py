@@ -93,9 +93,7 @@ def parquet_entries(
 
     Where images are bytes, entries are for a ``CellSource``. Numbers of a column of ``ClassLabel`` become its names.
     """
-    urls = files.expand(f"{place.rstrip('/')}/*.parquet" if files.is_directory(place) else place)
-    if not urls:
-        raise DiptychError(f"{place}: no file has such a name")
+    urls = files.matching(f"{place.rstrip('/')}/*.parquet" if files.is_directory(place) else place)
     files_of = zip(urls, files.relative(urls), files.prefixes(urls), files.stamps(urls).values(), strict=True)
     for url, name, prefix, stamp in files_of:
         with files.open_file(url) as file:

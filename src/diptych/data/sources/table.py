@@ -31,9 +31,7 @@ class Table(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
-        urls = files.expand(self.place)
-        if not urls:
-            raise DiptychError(f"{self.place}: no file has such a name")
+        urls = files.matching(self.place)
         for url, prefix in zip(urls, files.prefixes(urls), strict=True):
             yield from table_entries(url, self.problems, image=self.image, caption=self.caption, prefix=prefix)
 

@@ -147,6 +147,25 @@ def expand(pattern: str) -> list[str]:
     return list(dict.fromkeys(os.path.relpath(u) if is_local(u) and not os.path.isabs(pattern) else u for u in urls))
 
 
+def matching(pattern: str) -> list[str]:
+    """``expand``; DiptychError if there is none."""
+    urls = expand(pattern)
+    if not urls:
+        raise DiptychError(f"{pattern}: no file has such a name")
+    return urls
+
+
+def beside(url: str, path: str) -> list[str]:
+    """Where a path that is given along with a file may lie: as seen from the file's directory, else from here."""
+    return [join(parent(url), path), normal(path)]
+
+
+def directory_of(url: str, images: str | None) -> str:
+    """The directory of the images of a file: the one given, where it is found, else the file's own."""
+    places = beside(url, images) if images else [parent(url)]
+    return next((p for p in places if is_directory(p)), places[0])
+
+
 def braces(pattern: str) -> list[str]:
     """``a{00..02}`` → a00, a01, a02; ``{x,y}b`` → xb, yb; several pairs multiply."""
     match = re.search(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}", pattern)
