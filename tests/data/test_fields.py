@@ -282,6 +282,8 @@ def shape(value: Any) -> Any:
     """A value without what it says: how many of what, and of which size."""
     if isinstance(value, Captions):  # that texts of one meaning belong together says something, too
         return len(value.texts)
+    if isinstance(value, Label):
+        return "a class"
     if isinstance(value, np.ndarray):
         return value.shape
     if isinstance(value, list | tuple):

@@ -143,10 +143,11 @@ class Field:
     @classmethod
     def shuffle(cls, values: Sequence[Any], rng: random.Random) -> list[Any]:
         """Values dealt out anew, none to its own sample if there are two or more: the shuffled control."""
-        order = list(range(len(values)))
+        order, dealt = list(range(len(values))), list(values)
         rng.shuffle(order)
-        cycle = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: nobody keeps its own
-        return [values[cycle[i]] for i in range(len(values))]
+        for taker, giver in zip(order, order[1:] + order[:1], strict=True):  # one cycle: nobody keeps its own
+            dealt[taker] = values[giver]
+        return dealt
 
     @classmethod
     def draw(cls, value: Any) -> list[Any]:
