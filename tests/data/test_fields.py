@@ -197,6 +197,24 @@ def test_conversations_have_a_row_each_and_their_images_stand_in_order() -> None
     assert (captions.ids == IMAGE_ID).sum(1).tolist() == [PLACES] * 3 and len(captions.images) == 3
 
 
+def test_packed_rows_hold_the_same_conversations_with_the_same_images() -> None:
+    def talks(turns: Turns) -> dict[tuple[int, ...], list[bytes]]:
+        """Tokens of each conversation, with the images that stand in it."""
+        images, result = iter([] if turns.images is None else turns.images.pixels), {}
+        for ids, mask, positions in zip(turns.ids, turns.mask, turns.positions, strict=True):
+            starts = [k for k in range(len(ids)) if positions[k] == 0 and mask[k]]
+            for a, b in pairwise([*starts, int(mask.sum())]):
+                said = tuple(ids[a:b].tolist())
+                result[said] = [next(images).numpy().tobytes() for _ in range(said.count(IMAGE_ID) // PLACES)]
+        assert next(images, None) is None
+        return result
+
+    for step in (0, 3):
+        plain, packed = (loader("turns", pack=pack).batch(step)["turns"] for pack in (False, True))
+        assert talks(plain) == talks(packed) and len(talks(plain)) == N == len(plain) > len(packed)
+        assert int(plain.learned.sum()) == int(packed.learned.sum()) and plain.count(PLACES) == packed.count(PLACES)
+
+
 def test_frames_of_clips_say_whose_they_are_and_when_they_are_shown() -> None:
     clips = collated("video", *of(1, 6, 0))
     assert clips.frames.pixels.shape == (3 + 8 + 1, 3, SIZE, SIZE)

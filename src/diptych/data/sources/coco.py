@@ -51,7 +51,7 @@ class Coco(ListedSource):
             else:
                 self._wrong(self.place, "annotation", annotation, f"caption: {_found(annotation['caption'])}; expected a text")
         if self.instances:
-            places = files.beside(self.place, self.instances)
+            places = files.places_of(self.place, self.instances)
             place = next((p for p in places if files.exists(p)), places[0])
             other = self._usable_of(read_coco(place), place)
             regions = self._regions(place, other, other["annotations"])  # any of these must be a box
@@ -118,7 +118,7 @@ class Coco(ListedSource):
         """The first likely directory that holds one of the first images."""
         here = files.parent(self.place)
         if self.images:
-            places = files.beside(self.place, self.images)
+            places = files.places_of(self.place, self.images)
         else:
             part = files.name(self.place).removesuffix(".json").rpartition("_")[2]  # captions_val2017.json → val2017
             places = [files.join(here, d) for d in (".", "images", part, "..", "../images", f"../{part}")]

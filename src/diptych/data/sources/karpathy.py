@@ -31,7 +31,7 @@ class Karpathy(ListedSource):
         if not isinstance(images, list):
             raise DiptychError(f"{self.place}: not one of Karpathy's files: needs the list 'images', has {', '.join(content)}")
         here = files.parent(self.place)
-        places = files.beside(self.place, self.images) if self.images else [here, files.join(here, "images")]
+        places = files.places_of(self.place, self.images) if self.images else [here, files.join(here, "images")]
         for number, image in enumerate(images):
             given = image if isinstance(image, dict) else {}
             given = {**given, "filepath": given.get("filepath") or "."}

@@ -155,14 +155,14 @@ def matching(pattern: str) -> list[str]:
     return urls
 
 
-def beside(url: str, path: str) -> list[str]:
+def places_of(url: str, path: str) -> list[str]:
     """Where a path that is given along with a file may lie: as seen from the file's directory, else from here."""
     return [join(parent(url), path), normal(path)]
 
 
 def directory_of(url: str, images: str | None) -> str:
     """The directory of the images of a file: the one given, where it is found, else the file's own."""
-    places = beside(url, images) if images else [parent(url)]
+    places = places_of(url, images) if images else [parent(url)]
     return next((p for p in places if is_directory(p)), places[0])
 
 
