@@ -163,10 +163,14 @@ def test_a_jpeg_that_fits_is_not_encoded_again(tmp_path):
     pack(f"folder:{tmp_path}/in", tmp_path / "out", size=64)
     packed = Packed(str(tmp_path / "out"))
     shard = packed._shard(0)
-    rows = {shard[i].id: shard[i] for i in range(3)}
-    assert rows["plain.jpg"].image.tobytes() == data
+    rows = {shard[i]["id"]: shard[i] for i in range(3)}
+    assert rows["plain.jpg"]["image"].tobytes() == data
     assert np.array_equal(good(packed)["plain.jpg"].image, decode(data, "plain"))
-    assert rows["turned.jpg"].shape == (80, 60) and good(packed)["turned.jpg"].image.shape == (80, 60, 3), "upright"
+    assert [rows["turned.jpg"][side] for side in ("height", "width")] == [80, 60] and good(packed)["turned.jpg"].image.shape == (
+        80,
+        60,
+        3,
+    ), "upright"
 
 
 def test_shrinking_keeps_the_whole_picture_and_never_enlarges():
@@ -182,7 +186,7 @@ def test_the_raw_form_is_a_view_into_the_file(folder, tmp_path):
     image = packed[0].image
     assert not image.flags.owndata and not image.flags.writeable
     columns = packed._shard(0).columns(0)
-    assert np.shares_memory(image, columns.images)
+    assert np.shares_memory(image, columns["image"].data)
 
 
 def test_any_arrow_reader_opens_a_shard(folder, tmp_path):
@@ -406,7 +410,7 @@ def test_damaged_shards_are_named(folder, tmp_path):
 def test_a_damaged_jpeg_in_a_shard_is_one_broken_item(folder, tmp_path):
     pack(folder, tmp_path / "out", size=32)
     path = tmp_path / "out" / shard_name(0)
-    data, picture = path.read_bytes(), Packed(str(tmp_path / "out"))._shard(0)[3].image.tobytes()
+    data, picture = path.read_bytes(), Packed(str(tmp_path / "out"))._shard(0)[3]["image"].tobytes()
     path.unlink()
     path.write_bytes(data.replace(picture, b"\xff\xd8\xff" + bytes(len(picture) - 3)))
     packed = Packed(str(tmp_path / "out"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from diptych.core.capabilities import FunctionModel, Image
+from diptych.data.fields.base import grey
 
 
 def blank(image: Image) -> Image:
     """A mid-grey image of the same size: the control without an image."""
-    return np.full_like(image, 128)
+    return grey(image)
 
 
 def derangement(n: int, labels: np.ndarray | None = None, seed: int = 0) -> np.ndarray | None:

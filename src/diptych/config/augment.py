@@ -93,8 +93,7 @@ class Augment(Strict):
     blur: Blur | None = None
     solarize: Solarize | None = None
     also: list[Operation] = Field(default=[])
-    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of Beta(alpha, alpha), on whole batches (arXiv:1710.09412); 0: none
-    views: Annotated[int, Field(ge=1)] = 1  # independently augmented copies of each image
+    views: Annotated[int, Field(ge=1)] = 1  # independently augmented copies of each image; several only in ``data.views``
 
     @model_validator(mode="before")
     @classmethod
@@ -106,6 +105,13 @@ class Augment(Strict):
             if name not in PRESETS:
                 raise ValueError(f"there is no preset '{name}'{nearest(str(name), PRESETS)}")
             data = {**PRESETS[name], **{key: value for key, value in data.items() if key != "preset"}}
+        if isinstance(data, dict) and "mixup" in data:
+            if data["mixup"]:
+                raise ValueError(
+                    "mixup changes what a loss compares, so it is no augmentation: leave it out, and mix the batch in an objective "
+                    "of your own by diptych.data.augment.mixup"
+                )
+            data = {key: value for key, value in data.items() if key != "mixup"}  # earlier versions wrote it into saved recipes
         return data
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from diptych.config.augment import Augment
 from diptych.config.budget import Budget
@@ -116,6 +116,16 @@ class Data(Strict):
     conversations: Conversations = Conversations()
 
     workers: Annotated[int, Field(ge=0)] = 0  # processes that read and decode; 0: the training process itself
+
+    @field_validator("augment")
+    @classmethod
+    def _one_view(cls, augment: Augment) -> Augment:
+        if augment.views != 1:
+            raise ValueError(
+                f"views: {augment.views} has no effect here, since the field 'image' is one view; several are the field 'views': "
+                "set data.views"
+            )
+        return augment
 
 
 class Stage(Strict):

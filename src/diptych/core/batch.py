@@ -82,7 +82,13 @@ class Collated:
         return tuple(v.shapes() if isinstance(v, Collated) else tuple(v.shape) for v in values if hasattr(v, "to"))
 
     def __getitem__(self, rows: Tensor) -> Self:
-        """The rows at ``rows``, in this order; a row may occur more than once."""
+        """The rows at ``rows``, in this order; a row may occur more than once. ValueError if a field has values with rows of their
+        own (``beside``), which would have to be picked too.
+        """
+        if left := [name for name in self.beside if getattr(self, name) is not None]:
+            raise ValueError(
+                f"no rows can be picked of {type(self).__name__} with {' and '.join(left)}: these have rows of their own"
+            )
         picked: dict[str, Any] = {}
         for name in self.row_wise:
             value = getattr(self, name)

@@ -154,10 +154,6 @@ class Graph:
 
     # --- looking up ---
 
-    def names(self) -> list[str]:
-        """All encodings that something provides."""
-        return list(self._table)
-
     def gives(self, name: str) -> bool:
         """Whether an encoding can be computed from fields."""
         try:

@@ -86,7 +86,8 @@ class Sample:
         return f"Sample({self.id!r}, {', '.join(self.fields)})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sample) and (self.id, self.fields, self.extra) == (other.id, other.fields, other.extra)
+        """Whether id, fields and extras are the same, arrays element by element."""
+        return isinstance(other, Sample) and _same((self.id, self.fields, self.extra), (other.id, other.fields, other.extra))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -130,6 +131,21 @@ class Sample:
         if conversation is not None and conversation.images is not None:
             return conversation.images
         return [] if self.image is None else [self.image]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality of plain values that may hold arrays, of which ``==`` alone makes no truth value."""
+    if hasattr(a, "dtype") or hasattr(b, "dtype"):
+        import numpy as np
+
+        alike = getattr(a, "dtype", None) == getattr(b, "dtype", None) and np.shape(a) == np.shape(b)
+        return alike and bool(np.array_equal(a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        kinds = isinstance(a, list) == isinstance(b, list)
+        return kinds and len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
 
 
 def class_text(name: str) -> str:

@@ -126,6 +126,8 @@ def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
 class Jitter:
     """With chance ``p``, each operation of a strength above 0, in random order (``config.augment.Jitter``)."""
 
+    moves = False
+
     def __init__(
         self,
         *,
@@ -157,6 +159,8 @@ class Jitter:
 class Grey:
     """``grey`` with chance ``p``."""
 
+    moves = False
+
     def __init__(self, *, p: Chance = 0.2):
         self.p = p
 
@@ -166,6 +170,8 @@ class Grey:
 
 class Blur:
     """``gaussian_blur`` with chance ``p``; the kernel spans a tenth of the image's height, as in SimCLR."""
+
+    moves = False
 
     def __init__(self, *, p: Chance = 0.5, sigma: Bounds = (0.1, 2.0)):
         self.p, self.sigma = p, sigma
@@ -179,6 +185,8 @@ class Blur:
 class Solarize:
     """``solarize`` with chance ``p``."""
 
+    moves = False
+
     def __init__(self, *, p: Chance = 0.2, threshold: Annotated[float, Field(ge=0, le=256)] = 128.0):
         self.p, self.threshold = p, threshold
 
@@ -186,7 +194,8 @@ class Solarize:
         return solarize(image, self.threshold) if rng.random() < self.p else image
 
 
-# Kinds for ``also``; others: package.module:Class, built with the options and called as (image, rng) → image.
+# Kinds for ``also``; others: package.module:Class, built with the options and called as (image, rng) → image. One that leaves every
+# pixel at its place says so by ``moves = False``; boxes of regions stay right then.
 OPERATIONS: Mapping[str, Any] = {"jitter": Jitter, "grey": Grey, "blur": Blur, "solarize": Solarize}
 
 
@@ -195,6 +204,7 @@ class Augmenter:
 
     spec: the checked settings. size: side of the output in pixels.
     draws: whether anything is random; if not, the output of an image is always the same and may be cached.
+    moves: whether a pixel may end up elsewhere than in the plain central square, so that boxes would be wrong.
     """
 
     def __init__(self, spec: Augment, size: int):
@@ -212,6 +222,7 @@ class Augmenter:
             cls = resolve(own.kind, OPERATIONS, "augmentation")
             self.operations.append(cls(**check_options(cls, own.options, f"data.augment.also.{i}")))
         self.draws = bool(spec.crop or spec.flip or self.operations)
+        self.moves = bool(spec.crop or spec.flip or any(getattr(operation, "moves", True) for operation in self.operations))
 
     def __call__(self, image: np.ndarray, rng: random.Random, captions: Sequence[str] = ()) -> np.ndarray:
         """One view: uint8 [H, W, 3] → uint8 [size, size, 3].

@@ -25,8 +25,9 @@ class Loader:
     """Batches of a source, in an order fixed by (seed, step). A broken item is recorded, and the next item takes its place.
 
     fields: what is collated, by name; nothing else of a sample is prepared. workers: processes that ``stream`` reads with; 0: none.
-    unpaired: loaders by the name of a field here; they read that field alone, and their rows join every batch. waited: seconds
-    that the consumer of ``stream`` spent waiting.
+    unpaired: loaders by the name of a field here; they read that field alone, and their rows join every batch
+    (``add_unpaired``). problems: what was wrong with items that were read, by item. waited: seconds that the consumer of
+    ``stream`` spent waiting.
     """
 
     def __init__(self, source: Source, fields: Mapping[str, Field], batch_size: int, seed: int = 0, workers: int = 0):
@@ -34,15 +35,26 @@ class Loader:
         self.workers, self.waited = workers, 0.0
         self.unpaired: dict[str, Loader] = {}
         self.problems: dict[str, Problem] = {}
+        self.joined: tuple[Loader, str] | None = None  # whose batches this one's rows join, and under which name
         for field in self.fields.values():
             field.note = self.note
         if len(source) == 0:
             raise DiptychError(f"{source.address}: no samples to train on")
         self.drawn_fields = any(field.drawn for field in self.fields.values())
-        if self.drawn_fields and "regions" in self.fields:
-            raise DiptychError("data.augment: boxes of regions do not follow random crops; set data.augment to none")
+        if any(f.kind == "regions" for f in self.fields.values()) and any(f.moves for f in self.fields.values()):
+            raise DiptychError(
+                "data.augment: boxes of regions do not follow what moves pixels (crop, flip, operations of your own); set "
+                "data.augment to none, or to operations that leave pixels where they are (jitter, grey, blur, solarize)"
+            )
         self.order: Order = source.order(seed) if isinstance(source, Mixture) else Epochs(len(source), seed)
         self._prepare()
+
+    def add_unpaired(self, name: str, loader: Loader) -> None:
+        """Rows of another loader join every batch as the field ``name``. Its problems are listed here too, as ``NAME/ITEM``."""
+        self.unpaired[name] = loader
+        loader.joined = self, name
+        for problem in loader.source.problems:
+            loader.note(problem)
 
     def _prepare(self, worker: bool = False) -> None:
         """Sets up what each process must have for itself; a worker needs less."""
@@ -56,6 +68,8 @@ class Loader:
     def in_worker(self) -> None:
         """Called in a worker process, where the parent's threads do not exist and a cache would take memory in every worker."""
         self._prepare(worker=True)
+        for loader in self.unpaired.values():
+            loader.in_worker()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_seen", "_threads")}
@@ -67,6 +81,9 @@ class Loader:
     def note(self, problem: Problem) -> None:
         """Record what was wrong with an item."""
         self.problems[problem.item] = problem
+        if self.joined is not None:
+            loader, name = self.joined
+            loader.note(Problem(f"{name}/{problem.item}", problem.reason))
 
     def index(self, position: int) -> int:
         """The index of the sample at this position of the endless stream."""

@@ -85,6 +85,14 @@ class Controlled(Protocol):
         ...
 
 
+def all_said(source: Any, index: int) -> list[str]:
+    """Captions and turns of one item, without decoding it where the source can (``captions``). Raises ``BrokenItem``."""
+    if hasattr(source, "captions"):
+        return list(source.captions(index))
+    sample = source[index]
+    return [*sample.captions, *(turn.text for turn in sample.turns)]
+
+
 def usable_samples(source: Source, n: int) -> list[Sample]:
     """The first n samples that can be used."""
     samples: list[Sample] = []

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,12 +20,12 @@ from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_json, write_text
 from diptych.core.registry import resolve
-from diptych.core.sample import Sample
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
 from diptych.data.order import mixed
-from diptych.data.source import BrokenItem, Source
+from diptych.data.source import BrokenItem, Source, all_said
 from diptych.data.sources import open_source
+from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer, tokenizer_class
 from diptych.models.build import SIZES
 from diptych.models.pretrained.tokenizer import kept_in
@@ -106,22 +106,24 @@ def image_size_of(recipe: Recipe, source: Source) -> int:
 
 
 def corpus_of(source: Source, n: int = CORPUS) -> list[str]:
-    """Captions of the first samples, for tokenizers and vocabularies."""
+    """Captions of the first samples, for tokenizers and vocabularies; of a mixture, of those that are drawn first, so that each
+    source has its share. Raises DiptychError if there are none.
+    """
     captions: list[str] = []
     if not len(source):
         raise DiptychError(f"{source.address}: no samples to train on")
-    for i in range(min(n, len(source))):
+    indices: Iterable[int] = range(min(n, len(source)))
+    if isinstance(source, Mixture) and n < len(source):
+        order = source.order(0)
+        indices = dict.fromkeys(order[position] for position in range(n))
+    for i in indices:
         try:
-            captions += source.captions(i) if hasattr(source, "captions") else _said(source[i])
+            captions += all_said(source, i)
         except BrokenItem:
             continue
     if not captions:
         raise DiptychError(f"{source.address}: no captions to learn from")
     return captions
-
-
-def _said(sample: Sample) -> list[str]:
-    return sample.captions + [turn.text for turn in sample.turns]
 
 
 def stage_objectives(setup: Setup, stage: Stage) -> list[Objective]:
@@ -160,7 +162,7 @@ def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
         if kind in data.unpaired and name in wanted:
             other = open_source(data.unpaired[kind]).split("train")
             context = Context(setup.tokenizer, setup.model.image_size, data.augment, source=other)
-            loader.unpaired[name] = Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number))
+            loader.add_unpaired(name, Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number)))
     return loader
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from diptych.data.source import Problem, Source
 
-NOTHING_TO_PACK: dict[str, Any] = {}
-
 
 @dataclass
 class Context:
@@ -70,15 +68,16 @@ class Field:
 
     kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with
     their kinds.
-    drawn: whether ``fit`` draws at random, so that its result must not be kept. optional: whether it may be missing from a batch.
-    columns: names of what ``pack`` writes.
+    derived: whether it is made of other fields if a source has none.
+    drawn: whether ``fit`` draws at random, so that its result must not be kept. moves: whether it moves the pixels of the sample's
+    image, so that boxes would not fit it.
     """
 
     kind: ClassVar[str] = ""
     inner: ClassVar[Mapping[str, str]] = {}
-    optional: ClassVar[bool] = False
-    derived: ClassVar[bool] = False  # made from other fields where a source has none
+    derived: ClassVar[bool] = False
     drawn = False
+    moves = False
 
     def __init__(self, name: str):
         self.name = name

@@ -25,7 +25,7 @@ class ImageField(Field):
     def __init__(self, name: str, size: int, augment: Any = "none"):
         super().__init__(name)
         self.size, self.augment = size, augmenter(augment, size)
-        self.drawn = self.augment.draws
+        self.drawn, self.moves = self.augment.draws, self.augment.moves
 
     @classmethod
     def build(cls, name: str, context: Context) -> ImageField:
@@ -89,6 +89,10 @@ class ViewsField(ImageField):
     """Several augmented views of ``image`` → ``Images`` with owner rows: those of a sample follow each other."""
 
     derived = True
+
+    def __init__(self, name: str, size: int, augment: Any = "none"):
+        super().__init__(name, size, augment)
+        self.moves = False  # the field ``image`` stays as it is
 
     @classmethod
     def build(cls, name: str, context: Context) -> ViewsField:

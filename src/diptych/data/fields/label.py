@@ -72,6 +72,11 @@ class LabelField(Field):
         return Label(row["label"], row["label_name"])
 
     @classmethod
+    def blank(cls, value: Label) -> Label:
+        """The same class for all: the blind control."""
+        return Label(0, "")
+
+    @classmethod
     def draw(cls, value: Label) -> list[Any]:
         """What to show a person: pictures (uint8 arrays) and lines of text, in order."""
         return [value.name]

@@ -35,8 +35,8 @@ def cropped(box: Box, height: int, width: int) -> Box | None:
 
 
 class RegionsField(Field):
-    """A list of ``Region`` → ``Regions`` with owner rows. Boxes follow the central crop; with random crops they are refused
-    (``Loader``).
+    """A list of ``Region`` → ``Regions`` with owner rows. Boxes follow the central crop; where the image is cropped or flipped
+    at random they are refused (``Loader``).
     """
 
     kind = "regions"

@@ -62,7 +62,7 @@ class _Words(Field):
         hidden = torch.from_numpy(chance[:, : ids.shape[1]] < self.hidden) & ~special
         return torch.where(hidden, self.tokenizer.mask, ids)
 
-    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Any:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if not sample.captions:
             raise BrokenItem(sample.id, "no caption")
@@ -73,16 +73,34 @@ class _Words(Field):
 
 
 class TextField(_Words):
-    """``Captions`` → ``Texts``: one of the captions of each sample, drawn anew each time."""
+    """``Captions`` → ``Texts``: one of the captions of each sample, drawn anew each time. Under another name than ``text``: of the
+    texts that the sample has under that name, drawn independently.
+    """
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Captions:
+        """The sample's texts."""
+        captions = sample.fields.get(self.name)
+        if captions is not None and not isinstance(captions, Captions):
+            raise BrokenItem(sample.id, f"{self.name} is a {type(captions).__name__}; expected diptych.core.sample.captioned([…])")
+        if captions is None or not captions.texts:
+            raise BrokenItem(sample.id, "no caption" if self.name == "text" else f"no {self.name}")
+        return captions
+
+    def drawn_of(self, row: Draw) -> int:
+        """Which of the texts is read here."""
+        if self.name == "text":
+            return row.caption
+        return row.stream(meaning_number(self.name)).randrange(len(row.fitted[self.name].texts))
 
     def collate(self, rows: Sequence[Draw]) -> Texts:
         """A batch of it; None if no sample has any."""
         import torch
 
-        strings = [row.sample.captions[row.caption] for row in rows]
-        meanings = [
-            row.sample.meanings[row.caption] if row.sample.meanings else normalise(s) for row, s in zip(rows, strings, strict=True)
-        ]
+        strings, meanings = [], []
+        for row in rows:
+            captions, k = row.fitted[self.name], self.drawn_of(row)
+            strings.append(captions.texts[k])
+            meanings.append(captions.meanings[k] if k < len(captions.meanings) else normalise(captions.texts[k]))
         texts = tokenized(self.tokenizer, strings, meaning=torch.tensor([meaning_number(m) for m in meanings]))
         if self.hidden:
             texts.ids = self.masked(texts.ids, rows)
@@ -121,7 +139,6 @@ class NegativesField(_Words):
     captions without a wrong version have no row.
     """
 
-    optional = True
     derived = True
 
     def collate(self, rows: Sequence[Draw]) -> Texts | None:
@@ -131,7 +148,8 @@ class NegativesField(_Words):
         wrong = []
         for row in rows:
             k = row.caption  # drawn first: the stream of random numbers is the text's
-            known = row.sample.negatives[k] if row.sample.negatives else ""
+            given = row.sample.fields.get(self.name, [])
+            known = given[k] if k < len(given) else ""
             wrong.append(known or swap_words(row.sample.captions[k], row.words) or "")
         owners = [i for i, text in enumerate(wrong) if text]
         if not owners:

@@ -226,12 +226,6 @@ class Columns:
     def __getitem__(self, name: str) -> Any:
         return self.readers[name]
 
-    @property
-    def images(self) -> np.ndarray:
-        """The bytes of all images, uint8 [n]."""
-        data: np.ndarray = self["image"].data
-        return data
-
     def digests(self) -> bytes:
         """16 bytes per row."""
         digests: bytes = self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
@@ -239,9 +233,7 @@ class Columns:
 
 
 class Row(dict[str, Any]):
-    """One item; columns are read when they are asked for. ``image``: its bytes as a view into the file, ``shape``: height and
-    width.
-    """
+    """One item; columns are read when they are asked for. ``row["image"]``: the image's bytes as a view into the file."""
 
     __slots__ = ("columns", "i", "own", "raw", "readers")
 
@@ -253,22 +245,6 @@ class Row(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         value = self[name] = self.readers[name][self.i]
         return value
-
-    @property
-    def id(self) -> str:
-        """The sample's id."""
-        return str(self["id"])
-
-    @property
-    def image(self) -> np.ndarray:
-        """The sample's image as stored: its bytes, uint8, as a view into the file."""
-        image: np.ndarray = self["image"]
-        return image
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the image in pixels."""
-        return self["height"], self["width"]
 
     def load(self, data: Any, height: int, width: int) -> np.ndarray:
         """A picture from its bytes; None means the sample's image. Raises ``BrokenItem``, or ``ValueError`` if there are too few
@@ -294,7 +270,7 @@ def sample_of(row: Row, format: str, path: str) -> Sample:
         return Sample(row["id"], json.loads(row["extra"]), **fields)
     except ValueError as error:
         raise DiptychError(
-            f"{path}: damaged at {row.id}; delete the shard and pack again: only missing shards are written"
+            f"{path}: damaged at {row['id']}; delete the shard and pack again: only missing shards are written"
         ) from error
 
 

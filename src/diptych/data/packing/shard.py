@@ -3,7 +3,7 @@
 
 Images are whole pictures with a shorter side of at most ``size`` pixels. They are never enlarged or cropped, so that a caption
 stays true and training may crop as it would from the original. Boxes, of regions and in ``extra["boxes"]``, are in pixels of the
-packed image.
+packed image; ``extra["width"]`` and ``extra["height"]`` are its size if they were the original's.
 """
 
 from __future__ import annotations
@@ -160,11 +160,14 @@ def row_of(source: Any, index: int, parameters: Parameters) -> dict[str, Any]:
         return None if picture is own else stored(picture, None, picture, parameters)
 
     own = None if sample.image is None else scale(sample.image)
-    x = y = 1.0
+    x, y, extra = 1.0, 1.0, sample.extra
     frames = sample.fields["video"].frames if "video" in sample.fields else []
     for picture in [sample.image] if sample.image is not None else frames[:1]:
-        x, y = scale(picture).shape[1] / picture.shape[1], scale(picture).shape[0] / picture.shape[0]
-    row: dict[str, Any] = {"id": sample.id, "extra": json.dumps(_scaled(sample.extra, x, y), default=_plain)}
+        (height, width), (new_height, new_width) = picture.shape[:2], scale(picture).shape[:2]
+        x, y = new_width / width, new_height / height
+        if (extra.get("width"), extra.get("height")) == (width, height):  # of the picture, and not of what it shows
+            extra = {**extra, "width": new_width, "height": new_height}
+    row: dict[str, Any] = {"id": sample.id, "extra": json.dumps(_scaled(extra, x, y), default=_plain)}
     row["digest"] = bytes(source.digests()[index]) if hasattr(source, "digests") else content_digest(sample)
     for name in present:
         value = FIELDS[name].scaled(sample.fields[name], x, y)

@@ -19,7 +19,8 @@
 | ``packed:DIRECTORY`` | what ``diptych data pack`` wrote |
 | ``openmoji:all`` | 1,900 drawings with their names, packaged: small, real, without a download |
 | ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
-| ``repeated:scenes:small?items=100&share=0.5`` | some of its samples repeated many times among fresh ones |
+| ``repeated:scenes:small?items=100&share=0.5`` | some of its samples repeated many times among new ones |
+| ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
 A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes
@@ -53,6 +54,7 @@ SCHEMES = {
     "packed": "diptych.data.sources.packed:Packed",
     "openmoji": "diptych.data.sources.openmoji:OpenMoji",
     "repeated": "diptych.data.sources.repeated:Repeated",
+    "control": "diptych.data.control:Control",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "wds", ".json": "coco"}
 _OWN = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,13 +194,48 @@ class ListedSource(ABC):
         """
         if self.part is not None and name == self.part:
             return self
-        chosen = split_rows(name, self.part, self.address, b"".join(self.digests())).tolist()
+        return self._part_of(name, split_rows(name, self.part, self.address, b"".join(self.digests())).tolist())
+
+    def _part_of(self, name: str, rows: Sequence[int]) -> ListedSource:
+        """Some of the items as the part called ``name``."""
         part = copy.copy(self)
         part.part = name
         part.address = f"{self.address}{'&' if '?' in self.address else '?'}split={name}"
-        part._entries = [self._entries[i] for i in chosen]
-        part._digests = [self.digests()[i] for i in chosen]
+        part._entries = [self._entries[i] for i in rows]
+        part._digests = None if self._digests is None else [self._digests[i] for i in rows]
         return part
+
+
+class Names:
+    """Ids that are unique: a name that comes again is numbered, ``a``, ``a#2``, ``a#3``."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+
+    def new(self, name: str) -> str:
+        """The id of the next item that is called so."""
+        self._seen[name] += 1
+        if self._seen[name] == 1:
+            return name
+        return self.new(f"{name}#{self._seen[name]}")  # unless something is called that, too
+
+
+def image_of(given: Any, directory: str) -> str | bytes:
+    """The URL of an image file, or its bytes, from a path as seen from a directory, bytes or ``{bytes, path}``. ValueError for
+    anything else.
+    """
+    if isinstance(given, Mapping):
+        given = given.get("bytes") or given.get("path")
+    if isinstance(given, bytes):
+        return given
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError(f"an image given as {type(given).__name__}; expected a path, or bytes")
+    return files.join(directory, given.strip())
+
+
+def bytes_of(image: str | bytes) -> bytes:
+    """The bytes of what ``image_of`` returned. Raises ``OSError`` or DiptychError."""
+    return files.read(image) if isinstance(image, str) else image
 
 
 def joined_stamp(stamps: Sequence[str]) -> str:

@@ -96,7 +96,11 @@ class Classes(CellSource):
                 raise DiptychError(
                     f"classes:{wrong[0]}: not a directory of class folders, and not a .csv, .tsv, .jsonl or .parquet table"
                 )
-            rows = (e for url in urls for e in table_entries(url, self.problems, self.image, self.label, words=LABEL))
+            rows = (
+                entry
+                for url, prefix in zip(urls, files.prefixes(urls), strict=True)
+                for entry in table_entries(url, self.problems, self.image, self.label, words=LABEL, prefix=prefix)
+            )
         for entry in rows:
             names = [name for name in map(str.strip, entry.captions) if name]
             if len(names) == 1:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Conversation, Sample, Turn, captioned
-from diptych.data.conversations.turns import Mistake, check_images, turns_of
+from diptych.data.conversations.turns import check_images, turns_of
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
-from diptych.data.sources.base import Entry, ListedSource
+from diptych.data.sources.base import Entry, ListedSource, Names, bytes_of, image_of, joined_stamp
+from diptych.data.sources.parquet import parquet_rows
 from diptych.data.sources.table import read_jsonl
 from diptych.data.storage import files
 
@@ -46,24 +45,18 @@ class Conversations(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
-        urls = files.expand(self.place)
-        if not urls:
-            raise DiptychError(f"{self.place}: no file has such a name")
-        seen: Counter[str] = Counter()
-        for url in urls:
-            here = files.join(files.parent(url), self.images) if self.images else files.parent(url)
-            if self.images and not files.is_directory(here):
-                here = files.normal(self.images)
-            for place, row in _rows(url):
-                name = str(row.get("id", "")) or place
-                seen[name] += 1  # LLaVA's own files use an id several times
-                name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+        urls = files.matching(self.place)
+        names = Names()  # LLaVA's own files use an id several times
+        for url, file in zip(urls, files.relative(urls), strict=True):
+            here = files.directory_of(url, self.images)
+            for place, row in _rows(url, file):
+                name = names.new(str(row.get("id", "")) or place)
                 try:
                     turns = turns_of(next((row[c] for c in COLUMNS if c in row), None))
-                    where = tuple(_image(image, here) for image in _listed(next((row[c] for c in IMAGES if c in row), None)))
+                    where = tuple(image_of(image, here) for image in _listed(next((row[c] for c in IMAGES if c in row), None)))
                     check_images(turns, len(where))
-                except Mistake as mistake:
-                    self.problems.append(Problem(name, f"{files.name(url)}: {mistake}"))
+                except ValueError as mistake:
+                    self.problems.append(Problem(name, f"{file}: {mistake}"))
                     continue
                 answer = next((t.text for t in turns if t.role == "assistant"), "")
                 yield Entry(name, where, [answer], {"turns": [list(turn) for turn in turns]})
@@ -86,13 +79,13 @@ class Conversations(ListedSource):
                 self.problems.append(Problem(entry.id, f"there is no file {path}"))
                 return False
         if paths and len(paths) == len(entry.where):
-            entry.stamp = "|".join(stamps[path] for path in paths)
+            entry.stamp = joined_stamp([stamps[path] for path in paths])
         return True
 
     # --- reading ---
 
     def _images(self, entry: Entry) -> list[bytes]:
-        return [files.read(image) if isinstance(image, str) else image for image in entry.where]
+        return [bytes_of(image) for image in entry.where]
 
     def read(self, entry: Entry) -> bytes:
         """The bytes that decide the split: the images, or the words if there are no images."""
@@ -127,14 +120,9 @@ class Conversations(ListedSource):
         return [text for _, text in self._entries[index].extra["turns"]]
 
 
-def _rows(url: str) -> Iterator[Row]:
-    name = files.name(url)
+def _rows(url: str, name: str) -> Iterator[Row]:
     if url.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
-        with files.open_file(url) as file:
-            rows = pq.read_table(io.BytesIO(file.read())).to_pylist()
-        yield from ((f"{name}:{k}", row) for k, row in enumerate(rows))
+        yield from ((f"{name}:{k}", row) for k, row in enumerate(parquet_rows(url)))
     elif url.endswith((".jsonl", ".ndjson")):
         yield from ((f"{name}:{line}", row) for line, row in read_jsonl(url)[1])
     else:
@@ -149,14 +137,3 @@ def _rows(url: str) -> Iterator[Row]:
 
 def _listed(images: Any) -> list[Any]:
     return [] if images is None or images == "" else list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def _image(image: Any, directory: str) -> str | bytes:
-    """The URL of an image file, or its bytes."""
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        return image
-    if not isinstance(image, str) or not image.strip():
-        raise Mistake(f"an image given as {type(image).__name__}; expected a path, or bytes")
-    return files.join(directory, image.strip())

@@ -11,7 +11,7 @@ from itertools import accumulate
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Label, Sample
 from diptych.data.order import BLOCK, Mixed
-from diptych.data.source import BrokenItem, Problem, Source
+from diptych.data.source import BrokenItem, Problem, Source, all_said
 
 EXPECTED = "expected mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, such as mix:0.7*coco:a.json+0.3*packed:b (in quotes on a command line)"
 
@@ -98,10 +98,9 @@ class Mixture:
         return sample.with_(id=f"{which + 1}/{sample.id}")
 
     def captions(self, index: int) -> list[str]:
-        """The captions of one item; without decoding it, where its source can."""
+        """All texts of one item; without decoding it, if its source can."""
         which, place = self._place(index)
-        source = self.sources[which]
-        return source.captions(place) if hasattr(source, "captions") else source[place].captions
+        return all_said(self.sources[which], place)
 
     def order(self, seed: int) -> Mixed:
         """The order of training, in which the sources occur by their weights."""

@@ -39,6 +39,7 @@ class Packed:
         self._shards: list[Shard | None] = [None] * len(self.manifest["shards"])
         self._first = np.cumsum([0, *(s["items"] for s in self.manifest["shards"])])  # of each shard, and the end
         self._rows: np.ndarray | None = None  # of a part: the positions of its items
+        self._known: list[bytes] | None = None  # digests, computed when first needed
         self._check_files()
 
     @property
@@ -70,10 +71,12 @@ class Packed:
         return shard.captions(row)
 
     def digests(self) -> list[bytes]:
-        """The 16-byte hash of each item's original image."""
-        together = self._digests()
-        rows = range(len(self)) if self._rows is None else self._rows.tolist()
-        return [together[16 * i : 16 * i + 16] for i in rows]
+        """The 16-byte hash of each item's original image. Kept: packing asks for each item."""
+        if self._known is None:
+            together = self._digests()
+            rows = range(len(self)) if self._rows is None else self._rows.tolist()
+            self._known = [together[16 * i : 16 * i + 16] for i in rows]
+        return self._known
 
     def _digests(self) -> bytes:
         return b"".join(d for number in range(len(self._shards)) for d in self._shard(number).digests())
@@ -90,6 +93,7 @@ class Packed:
         if self.part is not None and name == self.part:
             return self
         part = copy.copy(self)
+        part._known = None
         part.part, part._rows = name, split_rows(name, self.part, self.address, self._digests())
         part.address = f"{self.address}{'&' if '?' in self.address else '?'}split={name}"
         return part
@@ -112,7 +116,7 @@ class Packed:
         return wrong
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": [None] * len(self._shards)}
+        return {**self.__dict__, "_shards": [None] * len(self._shards), "_known": None}
 
     # Files.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
 from diptych.core.errors import DiptychError
-from diptych.data.source import Problem, Source
+from diptych.data.source import Problem, Source, all_said
 
 if TYPE_CHECKING:
     from diptych.core.sample import Sample
@@ -74,11 +74,7 @@ class Repeated:
 
     def captions(self, index: int) -> list[str]:
         """All texts of one item; without decoding it, if the base can."""
-        number = self.number(self._checked(index))
-        if hasattr(self.base, "captions"):
-            return list(self.base.captions(number))
-        sample = self.base[number]
-        return sample.captions + [turn.text for turn in sample.turns]
+        return all_said(self.base, self.number(self._checked(index)))
 
     def _checked(self, index: int) -> int:
         index = index + len(self) if index < 0 else index

@@ -148,6 +148,25 @@ def expand(pattern: str) -> list[str]:
     return list(dict.fromkeys(os.path.relpath(u) if is_local(u) and not os.path.isabs(pattern) else u for u in urls))
 
 
+def matching(pattern: str) -> list[str]:
+    """``expand``; DiptychError if there is none."""
+    urls = expand(pattern)
+    if not urls:
+        raise DiptychError(f"{pattern}: no file has such a name")
+    return urls
+
+
+def places_of(url: str, path: str) -> list[str]:
+    """Where a path that is given along with a file may lie: as seen from the file's directory, else from here."""
+    return [join(parent(url), path), normal(path)]
+
+
+def directory_of(url: str, images: str | None) -> str:
+    """The directory of the images of a file: the one given, where it is found, else the file's own."""
+    places = places_of(url, images) if images else [parent(url)]
+    return next((p for p in places if is_directory(p)), places[0])
+
+
 def braces(pattern: str) -> list[str]:
     """``a{00..02}`` → a00, a01, a02; ``{x,y}b`` → xb, yb; several pairs multiply."""
     match = re.search(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}", pattern)
@@ -168,6 +187,24 @@ def relative(urls: list[str]) -> list[str]:
     paths = [_halves(url)[1] for url in urls]
     common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     return [posixpath.relpath(path, common or ".") for path in paths]
+
+
+def prefixes(urls: list[str]) -> list[str]:
+    """For each file the way to its directory from the one that all have in common, with a slash at its end; "" for files of
+    one directory. Before paths that are relative to the files, it tells equal paths of unlike directories apart.
+    """
+    ways = [posixpath.dirname(path) for path in relative(urls)] if urls else []
+    return [f"{way}/" if way else "" for way in ways]
+
+
+def named(path: str, prefix: str, url: str) -> str:
+    """The name of the item at ``path``, which stands in the file ``url``: the path as seen from the directory that files have in
+    common. prefix: that file's, of ``prefixes``.
+    """
+    path = path.strip()
+    if not is_local(path):
+        return path
+    return posixpath.normpath(path if is_local(url) and os.path.isabs(path) else prefix + path)
 
 
 def stamps(urls: Iterable[str]) -> dict[str, str | None]:
