@@ -10,11 +10,12 @@ from diptych.report.drawing.charts import Series, chart
 from diptych.report.drawing.marks import dot, escape, figure, line
 from diptych.report.drawing.plots import legend
 from diptych.study.runs import Runs
+from diptych.study.schema import ArmName, MeasureName
 
 SHOWN = 250  # pairs in a map: more overlap, and t-SNE takes longer
 
 
-def recall_curves(runs: Runs, *, measure: str) -> str:
+def recall_curves(runs: Runs, *, measure: MeasureName) -> str:
     """A panel for each arm of a déjà vu recall measure: the share of members by the recall they reach at least."""
     from diptych.benchmarks.probes.memorization import recall_curve
 
@@ -38,7 +39,7 @@ def recall_curves(runs: Runs, *, measure: str) -> str:
     )
 
 
-def frequency_plot(runs: Runs, *, measure: str) -> str:
+def frequency_plot(runs: Runs, *, measure: MeasureName) -> str:
     """A panel for each arm of a frequency measure: accuracy on each concept against its count in training."""
     panels = []
     for i, arm in enumerate(runs.study.measured_on(measure)):
@@ -56,7 +57,7 @@ def frequency_plot(runs: Runs, *, measure: str) -> str:
     return signs + figure(_panels(panels), "Naming accuracy of each concept on held-out pictures of one object.")
 
 
-def maps(runs: Runs, *, arms: list[str] | None = None, seed: int = 0) -> str:
+def maps(runs: Runs, *, arms: list[ArmName] | None = None, seed: int = 0) -> str:
     """A t-SNE map of each arm's image and text embeddings, with the modality gap. Needs the task ``embedding``."""
     manifold = need("sklearn.manifold", extra="report", what="the figure maps (t-SNE)")
     from diptych.benchmarks.probes.embedding import modality_gap
