@@ -227,6 +227,39 @@ def test_circular_needs_every_rotation(tmp_path: Path) -> None:
     assert even["circular"] == pytest.approx((1 / 3, 1 / 3))
 
 
+def test_circular_of_ids_that_look_like_rotations(tmp_path: Path) -> None:
+    """Of the questions p@1 and p@2 one is answered right in both rotations: the ids do not make them one."""
+    rows = [{"id": f"p@{i}", "image": f"{i}.png", "question": "What?", "options": ["x", "y"], "answer": "x"} for i in (1, 2)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_pictures(tmp_path, ["1.png", "2.png"])
+    asked = Choices(file=f"{tmp_path}/q.jsonl", circular=True)
+    assert values(evaluate(speaker({(10, "What"): "x"}, "y"), None, [asked]), "choices") == {"accuracy": 0.5, "circular": 0.5}
+    twice = Choices(file=f"{tmp_path}/q.jsonl", circular=True, prompts=("{question} 1 {options}", "{question} 2 {options}"))
+    model = speaker({(10, "What? 1"): "x", (20, "What? 2"): "x"}, "y")
+    assert values(evaluate(model, None, [twice]), "choices")["circular"] == 0.5
+
+
+def test_several_prompts_are_not_one_rotation_or_one_image(tmp_path: Path) -> None:
+    """Right with one prompt and wrong with the other: half of the questions, and of the images, are whole."""
+    rows = [
+        {"id": i, "group": "g", "image": "p.png", "question": "What?", "options": of, "answer": "x"}
+        for i, of in enumerate((["x", "y"], ["y", "x"]))
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_pictures(tmp_path, ["p.png"])
+    prompts = ("{question} good {options}", "{question} bad {options}")
+    asked = Choices(file=f"{tmp_path}/q.jsonl", circular=True, prompts=prompts)
+    found = evaluate(speaker({(10, "good"): "x"}, "y"), None, [asked])
+    assert values(found, "choices")["circular"] == 0.5
+    assert next(r for r in found.results if r.metric == "circular").chance == 0.25  # each prompt has two rotations
+    (tmp_path / "m.tsv").write_text(
+        "index\timage_path\tquestion\tanswer\tcategory\n1\tp.png\ta?\tYes\texistence\n2\tp.png\tb?\tNo\texistence\n"
+    )
+    model = speaker({(10, "a? good"): "yes", (10, "b? good"): "no"}, "hm")
+    found = evaluate(model, None, [Mme(file=f"{tmp_path}/m.tsv", prompts=prompts)])
+    assert values(found, "mme")["existence (of 200)"] == 100  # 50 for two of four answers, 50 for one whole image of two
+
+
 def test_mme_adds_accuracy_and_accuracy_plus(tmp_path: Path) -> None:
     save_pictures(tmp_path, ["p.png", "q.png"])
     rows = [("1", "p.png", "a", "Yes"), ("2", "p.png", "b", "No"), ("3", "q.png", "a", "Yes"), ("4", "q.png", "b", "No")]

@@ -44,17 +44,28 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
     """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by
     being, or naming alone, the text of one option. None if it names none or several; never a guess."""
     letters = LETTERS[: len(options)]
+    either = letters + letters.lower()
     text = re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
-    start = re.match(rf"\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)", text)
-    if start:
-        return letters.index(start[1].upper())
     # a small letter before a word is an article: "the answer is a dog"
     letter = rf"[{letters}]\b|[{letters.lower()}](?=\s*(?:$|[).:,]|or\b|and\b))"
-    named = set(re.findall(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text))
-    named |= set(re.findall(rf"\(([{letters}{letters.lower()}])\)", text))
-    if named:
-        upper = {name.upper() for name in named}
-        return letters.index(upper.pop()) if len(upper) == 1 else None
+    another = re.compile(  # after a letter: "A or B", "A, B"
+        rf"\)?[.:]?,?\s*(?:(?:(?:or|and)\b|[/&])\s*(?:(?i:option|choice)\s+)?\(?(?:{letter})"
+        rf"|(?<=,)\s*\(?[{either}]\)?\s*(?:$|[.,;]|or\b|and\b))"
+    )
+    start = re.match(rf"\(?([{either}])(?:[).:,]|\s*$)", text)
+    if start:
+        return None if another.match(text, start.end(1)) else letters.index(start[1].upper())
+    said = re.search(r"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*(\w+\W+\w.*)", text)
+    forms = {_plain(said[1]), re.sub(r"^(?:a|an|the) ", "", _plain(said[1]))} if said else set()  # "The answer is A dog."
+    whole = [i for i, option in enumerate(options) if _plain(option) in forms]
+    if len(whole) == 1:
+        return whole[0]
+    found = [*re.finditer(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text)]
+    found += re.finditer(rf"(?<!\bnot )\(([{either}])\)", text)
+    if found:
+        upper = {match[1].upper() for match in found}
+        alone = len(upper) == 1 and not any(another.match(text, match.end(1)) for match in found)
+        return letters.index(upper.pop()) if alone else None
     plain = _plain(text)
     same = [i for i, option in enumerate(options) if _plain(option) == plain]
     if same:
@@ -213,7 +224,7 @@ class Choices(QuestionTask):
         guess in each."""
         if not self.circular:
             return []
-        groups = [r.get("group") or re.sub(r"@\d+", "", r["item"]) for r in records]
+        groups = [r.get("group") or re.sub(r"@\d+(?=(?:~\d+)?$)", "", r["item"]) for r in records]  # an id may hold @7
         cluster = {name: r["cluster"] for name, r in zip(groups, records, strict=True)}
         values = {
             condition: circular([r[condition]["accuracy"] for r in records], groups)

@@ -173,9 +173,16 @@ class QuestionTask:
                 progress(f"{self.name} {rows[-1] + 1}/{len(items)}")
 
     def _with_prompts(self, question: Question) -> list[Question]:
-        """The question once for each of ``prompts``."""
+        """The question once for each of ``prompts``; its rotations with one prompt are a group of their own."""
+        group = question.group
         variants = [
-            replace(question, id=f"{question.id}~{i}", prompt=p, slices={**question.slices, "prompt": str(i)})
+            replace(
+                question,
+                id=f"{question.id}~{i}",
+                prompt=p,
+                slices={**question.slices, "prompt": str(i)},
+                group=f"{group}~{i}" if group else "",
+            )
             for i, p in enumerate(self.prompts, 1)
         ]
         return variants or [question]
