@@ -24,6 +24,7 @@ from diptych.benchmarks.run import evaluate, recompute
 from diptych.benchmarks.tasks import task
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
+from diptych.core.files import read_json
 from diptych.data.sources import open_source
 
 
@@ -258,6 +259,12 @@ def test_several_prompts_are_not_one_rotation_or_one_image(tmp_path: Path) -> No
     model = speaker({(10, "a? good"): "yes", (10, "b? good"): "no"}, "hm")
     found = evaluate(model, None, [Mme(file=f"{tmp_path}/m.tsv", prompts=prompts)])
     assert values(found, "mme")["existence (of 200)"] == 100  # 50 for two of four answers, 50 for one whole image of two
+
+
+def test_a_prompt_longer_than_any_file_name(tmp_path: Path, pope_file: str) -> None:
+    asked = Pope(file=pope_file, prompt="{question} " + "Look closely. " * 500)
+    evaluate(speaker({(10, "snowboard"): "yes"}), None, [asked], tmp_path / "out", key="k")
+    assert list(read_json(tmp_path / "out" / "state.json")["tasks"]["pope"]["files"]) == ["file"]
 
 
 def test_mme_adds_accuracy_and_accuracy_plus(tmp_path: Path) -> None:

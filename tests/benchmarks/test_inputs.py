@@ -53,6 +53,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '{"id": 1}\n'.encode("utf-16"), "a.jsonl, line 1: UTF-16"),
         ("a.jsonl", '{"id": 1}\n{"id": "é"}\n'.encode("latin-1"), "a.jsonl, line 2: not UTF-8"),
         ("a.json", '[\n{"id": 1},\n{"id": "é"}]\n'.encode("latin-1"), "a.json, line 3: not UTF-8"),
+        ("a.csv", ("id,score\n" + "7,1\n" * 5000 + "é,1\n").encode("latin-1"), "a.csv, line 5002: not UTF-8"),
+        ("a.tsv", 'id\tscore\n"7\n8"\t1\n\né\t1\n'.encode("latin-1"), "a.tsv, line 5: not UTF-8"),
         ("a.json", b'[{"id": 1},\n{"id" 2}]', "a.json, line 2, column 7: not JSON"),
         ("a.json", b'[\n{"id": 1, "score": Infinity}]', "a.json, line 2: Infinity is not JSON"),
         ("a.json", b'{"row": []}', "a.json: expected a field 'rows'; did you mean 'row'"),

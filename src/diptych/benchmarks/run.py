@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -218,7 +219,8 @@ def _contents(settings: dict[str, Any]) -> dict[str, str]:
     """{setting: hash of the file that it names}: with another content, earlier records are not used."""
     hashes = {}
     for name, value in settings.items():
-        if name != "class" and isinstance(value, str) and value and Path(value).is_file():
+        # not Path.is_file: of a text too long for a path, such as a prompt, it raises OSError
+        if name != "class" and isinstance(value, str) and os.path.isfile(value):
             digest = hashlib.blake2b(digest_size=16)
             with Path(value).open("rb") as file:
                 while part := file.read(1 << 22):

@@ -9,23 +9,19 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli.options import DataOption
+from diptych.cli.options import DataOption, TasksOption
 from diptych.core.errors import DiptychError
 
 MODELS = (
     "Run directories, or other models: `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG`, "
     "`openai:http://HOST/v1?model=NAME`, `package.module:Class`."
 )
-TASKS = (
-    "Comma-separated, settings after `?`: `pope,vqa?n=200,winoground?file=examples.jsonl`. Default: the tasks for every model; "
-    "`all`: every task that fits the data and the model."
-)
 
 
 def evaluate(
     models: Annotated[list[str] | None, typer.Argument(help=MODELS)] = None,
     data: DataOption = None,
-    tasks: Annotated[str | None, typer.Option(help=TASKS)] = None,
+    tasks: TasksOption = None,
     split: Annotated[str, typer.Option(help="The part of the data to evaluate on; `all`: everything at --data.")] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: evaluation/ in the run directory, or in runs/<address>/.")
