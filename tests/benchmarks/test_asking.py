@@ -104,6 +104,22 @@ def test_vqa_by_candidates_for_models_that_only_score(vqa_files: Path) -> None:
     assert "no statements to score" in skipped[0]["reason"]
 
 
+def test_open_answers_without_references_have_no_accuracy(tmp_path: Path) -> None:
+    save_pictures(tmp_path, ["p.png", "q.png"])
+    rows = [{"question_id": i, "image": f"{i}.png", "text": "What is it?"} for i in "pq"]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"question_id": i, "text": "a red cat"}) + "\n" for i in "pq"))
+    model = speaker({(10, "What"): "a red cat"}, otherwise="nothing")
+    found = evaluate(model, None, [task(f"open?file={tmp_path}/q.jsonl")], tmp_path / "out", key="k")
+    assert found.results == [] and [s["task"] for s in found.skipped] == ["open"]
+    assert "no reference answers" in found.skipped[0]["reason"] and "annotations=" in found.skipped[0]["reason"]
+    assert [r["parsed"] for r in read_jsonl(tmp_path / "out/records/open.jsonl")] == ["a red cat", "nothing"]
+    assert recompute(tmp_path / "out").skipped == found.skipped
+    assert task("open").credits(read_jsonl(tmp_path / "out/records/open.jsonl")) == {}
+    compared = evaluate(model, None, [task(f"open?file={tmp_path}/q.jsonl&annotations={tmp_path}/a.jsonl")])
+    assert values(compared, "open") == {"accuracy": 0.5} and not compared.skipped
+
+
 def test_gqa_and_plain_tables(tmp_path: Path) -> None:
     save_pictures(tmp_path / "images", ["n1.png", "n2.png"])
     gqa = {"q1": {"question": "Is it red?", "imageId": "n1", "answer": "yes", "types": {"structural": "verify"}},

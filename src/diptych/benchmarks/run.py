@@ -95,6 +95,8 @@ def evaluate(
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]
         summary.seconds += seconds
+        if not results:
+            summary.skipped.append(_without_results(each))
     if out is not None:
         write_json(out / "summary.json", summary)
         if problems:
@@ -121,9 +123,17 @@ def recompute(folder: Path) -> Summary:
         each = TypeAdapter(resolve(_address(settings.pop("class")), {}, "task")).validate_python(settings)
         records = read_jsonl(path) if path.is_file() else []
         if records:
-            summary.results += [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
+            results = [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
+            summary.results += results
             summary.seconds += entry["seconds"]
+            if not results and name not in {s["task"] for s in summary.skipped}:
+                summary.skipped.append(_without_results(each))
     return summary
+
+
+def _without_results(each: Task) -> dict[str, str]:
+    """Why a task that was run has no results."""
+    return {"task": each.name, "reason": getattr(each, "no_results", "no number can be computed from its records")}
 
 
 def _address(stored: str) -> str:

@@ -81,7 +81,8 @@ def _evaluate_one(
     key = getattr(model, "key", None)
     summary = evaluate_model(model, source, wanted, folder, progress=report_progress, key=key, own=out is None, overwrite=overwrite)
     _show(summary, json_)
-    if not summary.results:
+    answered = any((folder / "records" / f"{each.name}.jsonl").is_file() for each in wanted)
+    if not summary.results and not answered:  # answers without references are kept to be read
         reasons = "; ".join(f"{s['task']}: {s['reason']}" for s in summary.skipped)
         raise DiptychError(f"{address}: nothing could be evaluated on {data or 'the files'}: {reasons}")
 

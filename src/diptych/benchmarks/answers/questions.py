@@ -296,7 +296,8 @@ class QuestionTask:
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
         """{metric: {item: credit}}: what a paired test compares."""
-        return {"accuracy": {r["item"]: r["correct"]["accuracy"] for r in map(self.with_credits, records)}}
+        by_item = {r["item"]: r["correct"]["accuracy"] for r in map(self.with_credits, records) if "correct" in r}
+        return {"accuracy": by_item} if by_item else {}
 
     def _over_prompts(self, results: list[Result]) -> list[Result]:
         """The lowest and the highest accuracy of several prompts; without an interval, since prompts are not drawn at random."""
