@@ -167,6 +167,22 @@ def test_broken_items_are_passed_over_and_listed(tmp_path: Path) -> None:
     assert [p["item"] for p in read_jsonl(tmp_path / "problems.jsonl")] == ["item0", "item5"]
 
 
+def test_problems_of_earlier_tasks_stay(tmp_path: Path) -> None:
+    def noted() -> list[tuple[str, str]]:
+        return [(p["task"], p["item"]) for p in read_jsonl(tmp_path / "problems.jsonl")]
+
+    source = Plain(size=12, broken=(0, 5))
+    evaluate(oracle(), source, ["retrieval"], tmp_path, key="k")
+    evaluate(oracle(), source, ["captions"], tmp_path, key="k")
+    both = [(name, item) for name in ("retrieval", "captions") for item in ("item0", "item5")]
+    assert noted() == both
+    evaluate(oracle(), source, ["retrieval"], tmp_path, key="k")  # finished before: nothing is read again
+    evaluate(oracle(), source, [Captions(max_tokens=5)], tmp_path, key="k")  # done again: noted once
+    assert noted() == both
+    evaluate(oracle(), Plain(size=12), ["captions"], tmp_path, key="k", overwrite=True)
+    assert not (tmp_path / "problems.jsonl").exists()
+
+
 def test_files_are_as_documented(tmp_path: Path) -> None:
     evaluate(oracle(), World(), out=tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -64,7 +65,6 @@ def evaluate(
         progress(f"earlier records in {out} were of other weights and are replaced")
     summary.results = state.others([t.name for t in chosen])
     summary.seconds = sum(entry["seconds"] for name, entry in state.tasks.items() if name in {r.task for r in summary.results})
-    problems: dict[str, Problem] = {}
     for each in chosen:
         missing = [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
         if missing:
@@ -85,7 +85,7 @@ def evaluate(
             except NotApplicable as reason:
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue
-            problems.update((p.item, p) for p in getattr(items, "problems", []))
+            state.note_problems(each, getattr(items, "problems", []))
             try:
                 each.run(model, items, records, progress)
             except NotApplicable as reason:
@@ -99,8 +99,6 @@ def evaluate(
             summary.skipped.append(_without_results(each))
     if out is not None:
         write_json(out / "summary.json", summary)
-        if problems:
-            write_jsonl(out / "problems.jsonl", [asdict(p) for p in problems.values()])
     return summary
 
 
@@ -183,6 +181,7 @@ class _State:
             path.unlink()
         for name in ("summary.json", "problems.jsonl", "captions.jsonl", "embeddings.npz", "state.json"):
             (self.out / name).unlink(missing_ok=True)
+        shutil.rmtree(self.out / "drawings", ignore_errors=True)
 
     def others(self, chosen: Sequence[str]) -> list[Result]:
         """Results of earlier calls for tasks that are not run now."""
@@ -206,6 +205,17 @@ class _State:
             self.tasks[each.name] = {"settings": settings, "files": content, "seconds": 0.0, "finished": False}
             self._write()
         return Records(path, self.out)
+
+    def note_problems(self, each: Task, problems: Sequence[Problem]) -> None:
+        """Keeps what a task could not use, next to what other tasks could not, of this call and of earlier ones."""
+        if self.out is None:
+            return
+        path = self.out / "problems.jsonl"
+        before = read_jsonl(path) if path.is_file() else []
+        found = {p.item: {"task": each.name, **asdict(p)} for p in problems}
+        rows = [row for row in before if row.get("task") != each.name] + list(found.values())
+        if rows != before:
+            write_jsonl(path, rows)
 
     def finished(self, each: Task) -> bool:
         return bool(self.tasks.get(each.name, {}).get("finished"))
