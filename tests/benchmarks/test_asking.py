@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from diptych.benchmarks.answers import vqa
 from diptych.benchmarks.answers.choices import Choices
 from diptych.benchmarks.answers.mme import Mme
 from diptych.benchmarks.answers.pope import Pope
@@ -102,6 +103,16 @@ def test_vqa_by_candidates_for_models_that_only_score(vqa_files: Path) -> None:
     assert values(found, "vqa")["accuracy"] == 1 and found.results[0].by == "score"
     skipped = evaluate(model, None, [Vqa(file=asked.file, annotations=asked.annotations)]).skipped
     assert "no statements to score" in skipped[0]["reason"]
+
+
+def test_candidates_of_a_source_without_a_file(tmp_path: Path) -> None:
+    asked = task("vqa?n=40&candidates=5")
+    items = asked.items(open_source("scenes:small?split=test&size=48"))
+    answers = {vqa.normalise_answer(a) for q in items for a in q.answers}
+    assert len(items) == 40 and {len(q.options) for q in items} == {5} and set(items[0].options) <= answers
+    assert all(q.options == items[0].options for q in items)
+    assert items[0].statements == tuple(f"{items[0].text} {o}" for o in items[0].options)
+    assert len({q.options for q in task("vqa?n=40").items(open_source("scenes:small?split=test&size=48"))}) > 1  # their own
 
 
 def test_open_answers_without_references_have_no_accuracy(tmp_path: Path) -> None:

@@ -151,7 +151,8 @@ class Vqa(QuestionTask):
     def items(self, source: Source) -> Items:
         """The questions."""
         if not self.file:
-            return sample_questions(source, self.n)
+            found = sample_questions(source, self.n)
+            return Items(self._with_candidates(found), found.problems)
         return Items(self.read(Pictures(self.images, self.file)))
 
     def read(self, pictures: Pictures, answers: dict[str, Row] | None = None) -> list[Question]:
@@ -163,9 +164,13 @@ class Vqa(QuestionTask):
             answers = read_annotations(self.annotations)
         questions = [self._question(row, pictures, answers) for row in islice(self._rows(), self.n or None)]
         unique((q.id for q in questions), self.file, "question")
+        return self._with_candidates(questions)
+
+    def _with_candidates(self, questions: list[Question]) -> list[Question]:
+        """The questions with the most common answers as options, in place of their own, if ``candidates`` is set."""
         if not self.candidates:
             return questions
-        common = Counter(Counter(map(normalise_answer, q.answers)).most_common(1)[0][0] for q in questions)
+        common = Counter(Counter(map(normalise_answer, q.answers)).most_common(1)[0][0] for q in questions if q.answers)
         options = tuple(sorted(answer for answer, _ in common.most_common(self.candidates)))
         return [replace(q, options=options, statements=self._statements(q.text, options)) for q in questions]
 
