@@ -55,7 +55,7 @@ class Output(Strict):
 
 
 class Plan(Strict):
-    """Operators and rules in order, and how rows are read and step_data."""
+    """Operators and rules in order, and how rows are read and written."""
 
     name: str
     about: str = ""

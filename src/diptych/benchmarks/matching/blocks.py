@@ -88,11 +88,6 @@ def word_counts(texts: Sequence[str]) -> np.ndarray:
     return np.array([len(text.split()) for text in texts], dtype=np.float64)
 
 
-def shared_credits(credits: np.ndarray) -> np.ndarray:
-    """Whether each credit of k × k matrices is the share of a tie, which is neither 0 nor 1; bool."""
-    return (credits > 0) & (credits < 1)
-
-
 @dataclass(frozen=True)
 class MatchingTask:
     """What tasks of scoring share: scoring, controls, records."""

@@ -18,7 +18,7 @@ from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_fi
 from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.inputs import read_json, read_npy, read_records
 from diptych.benchmarks.labels import labelled
-from diptych.benchmarks.metrics.ranking import recall_at, standing
+from diptych.benchmarks.metrics.ranking import recall_at, shared_credits, standing
 from diptych.benchmarks.pictures import Pictures, load_image
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import CONTROLS, class_sums, macro, mean_of_classes, of_credits, share, shares
@@ -36,11 +36,6 @@ def topk_credits(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray
     scores = np.asarray(scores)
     at = standing(scores, np.asarray(labels)[:, None] == np.arange(scores.shape[1]))
     return {f"top{k}": recall_at(k, *at) for k in (1, 5) if k == 1 or scores.shape[1] >= FEWEST_FOR_TOP5}
-
-
-def tied(credits: np.ndarray) -> np.ndarray:
-    """Whether a tie at the cut was shared; bool [N]."""
-    return (credits > 0) & (credits < 1)
 
 
 def commonest(classes: Sequence[Any] | np.ndarray) -> float:
@@ -132,7 +127,7 @@ class ZeroShot:
                 "class": names[labels[i]],
                 "scores": own[i],
                 **{name: {k: float(credit[i]) for k, credit in by_k.items()} for name, by_k in credits.items()},
-                "ties": {k: int(tied(credit[i])) for k, credit in credits["correct"].items()},
+                "ties": {k: int(shared_credits(credit[i])) for k, credit in credits["correct"].items()},
                 "nans": count_not_finite(own[i]),
             }
             for i, item in enumerate(ids)
@@ -220,7 +215,7 @@ def score_file(scores: Path, labels: Path, classes: Path | None = None, images: 
     for name, credit in credits.items():
         k = int(name[3:])
         controls = {"constant": commonest(which)} if k == 1 else {}
-        fields = {"chance": k / matrix.shape[1], "ties": int(tied(credit).sum()), "nans": nans, "controls": controls}
+        fields = {"chance": k / matrix.shape[1], "ties": int(shared_credits(credit).sum()), "nans": nans, "controls": controls}
         results.append(of_credits("zeroshot", name, credit, clusters, **fields))
     chance = 1 / matrix.shape[1]
     return [
