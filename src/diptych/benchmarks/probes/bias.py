@@ -35,7 +35,7 @@ RESAMPLES = 400
 
 @dataclass(frozen=True)
 class Bias:
-    """Whether the colour (size, position, background) of an object changes the name that a model gives it, or which image it prefers."""
+    """Whether an object's colour (size, position, background) changes its name for a model, or which image it prefers."""
 
     name: str = "bias"
     needs: tuple[str, ...] = ("score",)
