@@ -126,10 +126,15 @@ class MatchingTask:
             loaded: dict[str, Image] = {}  # a file that several blocks share is read, and encoded, once
 
             def load(block: Block, loaded: dict[str, Image] = loaded) -> list[Image]:
-                return [
-                    loaded.setdefault(image, load_image(image, block.id)) if isinstance(image, str) else load_image(image, block.id)
-                    for image in block.images
-                ]
+                images = []
+                for image in block.images:
+                    if not isinstance(image, str):
+                        images.append(load_image(image, block.id))
+                        continue
+                    if image not in loaded:
+                        loaded[image] = load_image(image, block.id)
+                    images.append(loaded[image])
+                return images
 
             for i in part:
                 block, other = items[i], others.get(items[i].id)

@@ -169,8 +169,10 @@ def contrast_results(table: Table) -> list[Result]:
     scores = table.column("score", "number")
     queries = table.column("query", "id", default=None)
     results: list[Result] = []
-    for query in dict.fromkeys(queries):
-        index = [i for i, q in enumerate(queries) if q == query]
+    by_query: dict[str | None, list[int]] = {}
+    for i, query in enumerate(queries):
+        by_query.setdefault(query, []).append(i)
+    for query, index in by_query.items():
         try:
             differences = contrast([scores[i] for i in index], [groups[i] for i in index], [sets[i] for i in index])
         except ValueError as error:
