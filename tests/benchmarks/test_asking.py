@@ -20,12 +20,12 @@ from diptych.benchmarks.answers.pope import Pope
 from diptych.benchmarks.answers.vqa import Vqa
 from diptych.benchmarks.controls import constant
 from diptych.benchmarks.labels import labels_in
-from diptych.benchmarks.records import plain, read_jsonl
+from diptych.benchmarks.records import plain
 from diptych.benchmarks.run import evaluate, recompute
 from diptych.benchmarks.tasks import task
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
+from diptych.core.files import read_json, read_jsonl
 from diptych.data.sources import open_source
 
 

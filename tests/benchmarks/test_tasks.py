@@ -16,12 +16,13 @@ from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.matching.controlled import Controlled
 from diptych.benchmarks.matching.retrieval import LargeRetrieval, Retrieval
 from diptych.benchmarks.matching.zeroshot import prompt
-from diptych.benchmarks.records import Records, plain, read_jsonl
+from diptych.benchmarks.records import Records, plain
 from diptych.benchmarks.run import Summary, evaluate, save_items
 from diptych.benchmarks.tasks import DEFAULT, TASKS
 from diptych.benchmarks.texts.captions import Captions
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
+from diptych.core.files import read_jsonl
 from diptych.core.sample import captioned
 from evaluation_fixture import Plain, World, constant, oracle, phrase, text_only, truth
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from diptych.benchmarks.inputs import read_rows
-from diptych.benchmarks.records import read_jsonl, write_json
+from diptych.benchmarks.records import write_json
 from diptych.benchmarks.results import credits
 from diptych.benchmarks.statistics import holm, mean, paired_test
 from diptych.benchmarks.tables import CHECKS, Table, match
 from diptych.benchmarks.tasks import TASKS
 from diptych.core.errors import DiptychError, nearest
+from diptych.core.files import read_jsonl
 
 
 @dataclass(frozen=True)

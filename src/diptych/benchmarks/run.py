@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from diptych.benchmarks.base import NotApplicable, Progress, Task, retrieval_items
-from diptych.benchmarks.records import Records, Result, plain, read_jsonl, write_json, write_jsonl
+from diptych.benchmarks.records import Records, Result, plain, write_json, write_jsonl
 from diptych.benchmarks.shots import with_examples
 from diptych.benchmarks.tasks import DEFAULT, TASKS, task
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json, write_atomically
+from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
@@ -119,7 +119,7 @@ def recompute(folder: Path) -> Summary:
         path = folder / "records" / f"{name}.jsonl"
         settings = dict(entry["settings"])
         each = TypeAdapter(resolve(_address(settings.pop("class")), {}, "task")).validate_python(settings)
-        records = read_jsonl(path) if path.is_file() else []
+        records = read_jsonl(path)
         if records:
             results = [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
             summary.results += results
@@ -211,7 +211,7 @@ class _State:
         if self.out is None:
             return
         path = self.out / "problems.jsonl"
-        before = read_jsonl(path) if path.is_file() else []
+        before = read_jsonl(path)
         found = {p.item: {"task": each.name, **asdict(p)} for p in problems}
         rows = [row for row in before if row.get("task") != each.name] + list(found.values())
         if rows != before:
