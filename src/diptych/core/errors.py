@@ -1,4 +1,4 @@
-"""The one exception that means "you, the user, can mend this"."""
+"""The one exception that means "you, the user, can fix this"."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class DiptychError(Exception):
-    """A problem the user can mend: the message names what is wrong, where, and the remedy.
+    """A problem that the user can fix: the message names what is wrong, where, and the remedy.
 
     The command line prints it without a traceback and exits with status 1.
     """

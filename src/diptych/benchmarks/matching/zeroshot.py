@@ -22,6 +22,7 @@ from diptych.benchmarks.metrics.ranking import recall_at, shared_credits, standi
 from diptych.benchmarks.pictures import Pictures, load_image
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import CONTROLS, class_sums, macro, mean_of_classes, of_credits, share, shares
+from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import class_text
@@ -143,8 +144,8 @@ class ZeroShot:
                 return np.asarray(model.score(images, [of_class[0] for of_class in texts]))
             scores = np.split(np.asarray(model.score(images, flat)), ends, axis=1)
             return np.stack([of_class.mean(1) for of_class in scores], 1)
-        classes = [of_class.mean(0) for of_class in np.split(_unit(model.embed_text(flat)), ends)]
-        return model.embed_image(images) @ _unit(np.stack(classes)).T
+        classes = [of_class.mean(0) for of_class in np.split(unit_rows(model.embed_text(flat)), ends)]
+        return model.embed_image(images) @ unit_rows(np.stack(classes)).T
 
     def texts(self, names: list[str]) -> list[list[str]]:
         """The texts of each class: names in templates, descriptions from the file, or both."""
@@ -192,10 +193,6 @@ def prompt(template: str, name: str) -> str:
 def _spread(values: Sequence[Any], n: int) -> Sequence[Any]:
     """n values at even distances, since its order may be by class; 0: all."""
     return [values[i * len(values) // n] for i in range(n)] if 0 < n < len(values) else values
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 # --- scores in a file: diptych metrics zeroshot ---

@@ -26,6 +26,7 @@ from diptych.benchmarks.labels import labelled
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import of_credits
 from diptych.benchmarks.statistics import mean, sign_flip_p
+from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
@@ -39,9 +40,9 @@ def nearest(captions: np.ndarray, public: np.ndarray, k: int, block: int = 1024)
     index."""
     if not 1 <= k <= len(public):
         raise ValueError(f"k = {k} nearest of {len(public)} public images")
-    public, indices = _unit(public), []
+    public, indices = unit_rows(public, np.float32), []
     for start in range(0, len(captions), block):
-        similarity = _unit(captions[start : start + block]) @ public.T
+        similarity = unit_rows(captions[start : start + block], np.float32) @ public.T
         indices.append(np.argsort(-similarity, axis=1, kind="stable")[:, :k])
     return np.concatenate(indices) if indices else np.zeros((0, k), dtype=np.int64)
 
@@ -73,11 +74,6 @@ def population_gap(target: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def recall_curve(recall: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Share of samples with at least each recall; float [T]."""
     return (np.asarray(recall)[None, :] >= np.asarray(thresholds)[:, None] - 1e-12).mean(1)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 Values = dict[str, np.ndarray]  # {"precision": float [N], "recall": float [N]}

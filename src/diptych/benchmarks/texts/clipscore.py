@@ -15,6 +15,7 @@ from diptych.benchmarks.controls import derangement
 from diptych.benchmarks.inputs import read_json, table_of
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.results import of_credits
+from diptych.core.arrays import unit_rows
 from diptych.core.errors import DiptychError, nearest
 
 PREFIX = "A photo depicts "
@@ -23,20 +24,15 @@ WEIGHT = 2.5
 
 def clipscore(image: np.ndarray, caption: np.ndarray) -> np.ndarray:
     """2.5 · max(cos, 0) of each image and its caption (eq. 1); float [N]."""
-    return WEIGHT * np.maximum((_unit(image) * _unit(caption)).sum(-1), 0)
+    return WEIGHT * np.maximum((unit_rows(image, np.float64) * unit_rows(caption, np.float64)).sum(-1), 0)
 
 
 def refclipscore(image: np.ndarray, caption: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
     """Harmonic mean of CLIPScore and the best cosine of the caption with its references [R_i, E], at least 0 (eq. 2); float [N]."""
-    alone, unit = clipscore(image, caption), _unit(caption)
-    best = np.array([max(0.0, float((_unit(r) @ u).max())) for r, u in zip(references, unit, strict=True)])
+    alone, unit = clipscore(image, caption), unit_rows(caption, np.float64)
+    best = np.array([max(0.0, float((unit_rows(r, np.float64) @ u).max())) for r, u in zip(references, unit, strict=True)])
     total = alone + best
     return np.divide(2 * alone * best, total, out=np.zeros_like(total), where=total > 0)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def score_by_model(

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from diptych.benchmarks.probes.embedding import modality_gap
 from diptych.config.budget import Budget
+from diptych.core.arrays import unit_rows
 from diptych.core.errors import DiptychError
 from diptych.core.extras import need
 from diptych.report.columns import Column, columns, number
@@ -172,7 +174,7 @@ def embedding_maps(comparison: Comparison) -> str:
         stored = next((e for run in recipe.runs if (e := readable(run.evaluation.embeddings, None, comparison.notes))), None)
         if stored is None:
             continue
-        image, words = map(unit, stored)
+        image, words = (unit_rows(vectors, np.float64) for vectors in stored)
         if len(image) == len(words) >= 3:
             parts.append((index, recipe, _map_panel(index, recipe, image, words)))
     if not parts:
@@ -188,17 +190,6 @@ def embedding_maps(comparison: Comparison) -> str:
         "centre of all images and the centre of all texts on the unit sphere (0: none; 2: opposite poles)."
     )
     return signs + figure(panels(parts, "panels maps"), caption)
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """The rows scaled to unit length, float64."""
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def modality_gap(image: np.ndarray, words: np.ndarray) -> float:
-    """The distance between the centres of image and text embeddings."""
-    return float(np.linalg.norm(image.mean(0) - words.mean(0)))
 
 
 def pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
