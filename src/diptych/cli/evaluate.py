@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from diptych.cli.options import DataOption, TasksOption
+from diptych.cli.results import print_json
 from diptych.core.errors import DiptychError
 
 MODELS = (
@@ -88,12 +89,9 @@ def _evaluate_one(
 
 
 def _show(summary: object, json_: bool) -> None:
-    import json
-
-    from diptych.benchmarks.records import plain
     from diptych.report import print_summary
 
     if json_:
-        typer.echo(json.dumps(plain(summary), indent=1, ensure_ascii=False))
+        print_json(summary)
     else:
         print_summary(summary)  # type: ignore[arg-type]

@@ -100,9 +100,9 @@ def show_rows(title: str, rows: Sequence[Any], json_: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as strict JSON."""
+    """Prints a value as strict JSON; what JSON has no form for, such as a date, as text."""
     import json
 
     from diptych.benchmarks.records import plain
 
-    print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))
