@@ -334,7 +334,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
         recipe = load_recipe("clip", {"data.train": repeated(base, 30, 0.5, part)})
         (tmp_path / f"{name}-s0" / "job.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     models = {"target-s0": arm(remembered), "reference-s0": arm({})}
-    monkeypatch.setattr(measures, "_loaded", lambda path: models[path.name])
+    monkeypatch.setattr(measures, "loaded", lambda path: models[path.name])
     return runs
 
 
@@ -400,7 +400,7 @@ def test_habit_tells_a_model_that_looks_from_one_that_guesses(memory: Runs, monk
         "both": (both, {"habitual": 1.0, "contrary": 0.0, "blind": 1.0}, 1.0),
     }
     for score, values, corrected in expected.values():
-        monkeypatch.setattr(measures, "_loaded", lambda path, score=score: FunctionModel("m", score=score))
+        monkeypatch.setattr(measures, "loaded", lambda path, score=score: FunctionModel("m", score=score))
         measures._habit_scores.cache_clear()
         for of, value in values.items():
             assert measures.habit(memory, "target", 0, of=of, data=data, pairs=20).value == value

@@ -303,8 +303,3 @@ def load_recipe(name_or_path: str, overrides: Overrides = None) -> Recipe:
     Raises DiptychError naming the file, the key, what was expected and the nearest valid key.
     """
     return LIBRARY.load(name_or_path, overrides)
-
-
-def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain data. Raises DiptychError as ``load_recipe``; ``where`` stands in for the file."""
-    return LIBRARY.check(tree, where)

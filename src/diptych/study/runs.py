@@ -52,7 +52,7 @@ class Runs:
 
     def model(self, arm: str, seed: int) -> TrainedModel:
         """The trained model, with its averaged weights."""
-        return _model(self.path(arm, seed))
+        return loaded(self.path(arm, seed))
 
     def source(self, arm: str, seed: int) -> Source:
         """The data of the arm; its ``split("test")`` and ``split("validation")`` were not trained on."""
@@ -129,7 +129,8 @@ class Runs:
 
 
 @lru_cache(maxsize=4)
-def _model(path: Path) -> TrainedModel:
+def loaded(path: Path) -> TrainedModel:
+    """The trained model in a run's directory; the last few are kept in memory."""
     from diptych.inference.run import TrainedModel
 
     return TrainedModel.load(path)

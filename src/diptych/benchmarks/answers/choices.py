@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.questions import CONDITIONS, LETTERS, Question, QuestionTask, answer_records
 from diptych.benchmarks.answers.vqa import questions_of, sample_questions
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_rows
@@ -32,7 +32,6 @@ from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IDS = ("index", "id", "question_id")
 LONGEST_NAME = 200  # characters; a longer text in the column image is an image in base64
 MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations

@@ -38,6 +38,7 @@ from diptych.data.source import Source
 
 WAYS = ("generate", "likelihood", "score")
 CONDITIONS = ("correct", "blind", "shuffled")  # with the image, a grey one, another one
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options
 PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answer" and "scores" in a record
 
 
@@ -107,9 +108,7 @@ class QuestionTask:
 
     def prompt_for(self, question: Question) -> str:
         """The prompt with the question and its lettered options in it."""
-        options = "\n".join(
-            f"{letter}. {option}" for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", question.options, strict=False)
-        )
+        options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
         return (question.prompt or self.prompt).replace("{question}", question.text).replace("{options}", options)
 
     def more_results(self, records: list[Record]) -> list[Result]:

@@ -115,12 +115,6 @@ def _credit(matches: int, n: int) -> float:
     return (matches * of_matching + (n - matches) * of_others) / (3 * n)
 
 
-def answer_credit(answer: str, truth: Sequence[str]) -> float:
-    """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
-    counts, form = _counts(tuple(truth))
-    return _credit(counts.get(form(answer), 0), len(truth))
-
-
 def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """Mean over the humans, each left out by position, of min(1, matches among the others / 3).
 
@@ -129,7 +123,16 @@ def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """
     if len(humans) < FEWEST_HUMANS:
         raise ValueError(f"VQA accuracy needs at least {FEWEST_HUMANS} human answers (the data sets have 10), got {len(humans)}")
-    return answer_credit(answer, humans)
+    counts, form = _counts(tuple(humans))
+    return _credit(counts.get(form(answer), 0), len(humans))
+
+
+def answer_credit(answer: str, truth: Sequence[str]) -> float:
+    """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
+    if len(truth) >= FEWEST_HUMANS:
+        return vqa_accuracy(answer, truth)
+    counts, form = _counts(tuple(truth))
+    return float(form(answer) in counts)
 
 
 # --- the task ---
