@@ -26,10 +26,9 @@ from diptych.curation.engine.output import SUFFIX
 from diptych.curation.engine.scoring import Outcome
 from diptych.curation.engine.shards import Keys
 from diptych.curation.engine.store import Store, address
-from diptych.curation.engine.work import Task
+from diptych.curation.engine.work import Task, explained
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
 from diptych.curation.runners import Runner, runner
-from diptych.curation.runners.local import explained
 
 SHARED = (
     "reading the source",
