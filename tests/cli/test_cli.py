@@ -35,6 +35,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what costs nothing ---
 
 
+def test_the_package_runs_as_a_module() -> None:
+    listed = subprocess.run([sys.executable, "-m", "diptych", "recipes"], capture_output=True, text=True)
+    assert listed.returncode == 0 and all(name in listed.stdout for name in recipe_names()), listed.stderr
+    wrong = subprocess.run([sys.executable, "-m", "diptych", "evaluate"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: name models to evaluate")
+
+
 @pytest.mark.parametrize("code", ["import diptych", "from diptych.cli import main; main()"])
 def test_help_and_import_bring_no_heavy_package(code: str) -> None:
     heavy = "torch", "transformers", "numpy", "matplotlib", "sklearn", "pyarrow"
