@@ -61,7 +61,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
         ("a.json", b"[[1]]", r"a.json, \[0\]: expected an object"),
         ("a.json", b"3", "a.json: expected a list of rows"),
         ("a.json", b"[" * 100_000, "a.json, line 1: nested too deeply"),
-        ("a.csv", b"id,score\n1,2\n3\n", "a.csv, line 3: 1 values for 2 columns"),
+        ("a.csv", b"id,score\n1,2\n3\n", "a.csv, line 3: 1 value for 2 columns"),
         ("a.csv", b"id,id\n1,2\n", "a.csv, line 1: a column name twice"),
         ("a.csv", 'id,t\n1,a\n2,é\n'.encode("latin-1"), "a.csv, line"),
         ("a.parquet", b"PAR1 no", "a.parquet: not Parquet"),

@@ -247,7 +247,7 @@ def test_a_missing_file_is_one_problem_among_good_items(cli: Cli, tmp_path: Path
     make_photos(tmp_path, 30)
     rows = "".join(f"p{i:03d}.png,picture {i}\n" for i in range(31))
     (tmp_path / "t.csv").write_text(f"image,caption\n{rows}")
-    assert "30 good, 1 problems" in cli("data", "inspect", "csv:t.csv").out
+    assert "30 good, 1 problem," in cli("data", "inspect", "csv:t.csv").out
     assert cli("train", "clip", "--data", "csv:t.csv", "--budget", "32 samples", "--out", "run", *SMALL).code == 0
     assert [p["item"] for p in read_jsonl(tmp_path / "run" / "problems.jsonl")] == ["p030.png"]
 

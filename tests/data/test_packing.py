@@ -430,7 +430,7 @@ def test_the_command_line(cli, folder, tmp_path):  # noqa: F811
     assert "40 of 42" not in done.err and "42 of 42 items" in done.err
     again = cli("data", "pack", folder, "out", "--size", 32, "--json")
     assert json.loads(again.out)["items"] == 40 and not again.err
-    assert "40 items in 1 shards, all as packed" in cli("data", "verify", "packed:out").out
+    assert "40 items in 1 shard, all as packed" in cli("data", "verify", "packed:out").out
     refused = cli("data", "pack", folder, "out", "--size", 48)
     assert refused.code == 1 and refused.err.startswith("error: out was packed with other parameters: --size 32 (now 48)")
     looked = cli("data", "inspect", "packed:out", "--json")

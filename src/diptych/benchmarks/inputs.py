@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from diptych.benchmarks.tables import Row, Table, short
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, counted, nearest
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is refused
 LINES_AT_ONCE = 64
@@ -225,7 +225,9 @@ def _read_csv(path: Path, delimiter: str) -> Table:
                 if not values:
                     continue
                 if len(values) != len(header):
-                    raise DiptychError(f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} columns")
+                    raise DiptychError(
+                        f"{path}, line {reader.line_num}: {counted(len(values), 'value')} for {counted(len(header), 'column')}"
+                    )
                 rows.append(dict(zip(header, values, strict=True)))
                 numbers.append(reader.line_num)
         except csv.Error as error:

@@ -20,7 +20,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from diptych.config.budget import Budget
-from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import terminated_like_interrupted
 
 
@@ -134,7 +134,7 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
 def why_failed(failed: Sequence[Job], planned: Sequence[Job]) -> str:
     """A message with the error and the log of each failed job."""
     lines = "\n".join(f"  {job.label}: {job.state.get('error', 'failed')} (log: {job.path / 'log.txt'})" for job in failed)
-    return f"{len(failed)} of {len(planned)} runs failed:\n{lines}"
+    return f"{len(failed)} of {counted(len(planned), 'run')} failed:\n{lines}"
 
 
 def _stop(running: Sequence[Job]) -> None:

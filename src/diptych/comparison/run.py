@@ -20,7 +20,7 @@ from diptych.comparison.jobs import Job, budget_each, run_jobs, share_out, why_f
 from diptych.config.budget import parse_budget
 from diptych.config.recipe import Recipe, load_recipe, recipe_names
 from diptych.core import extras
-from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
 from diptych.training.run_files import RunFiles
@@ -120,7 +120,9 @@ def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
     _check_same(c, planned)
     source = open_source(c.eval_data) if c.eval_data else open_source(c.data).split("test")
     if len(source) < 2:
-        raise DiptychError(f"{source.address} holds {len(source)} items, too few to evaluate on; use more data or --eval-data")
+        raise DiptychError(
+            f"{source.address} holds {counted(len(source), 'item')}, too few to evaluate on; use more data or --eval-data"
+        )
     describe(c, planned, source)
     save_items(source, c.out / "items", ITEMS)
     try:

@@ -310,7 +310,7 @@ class _Run:
         return {
             "date": time.strftime("%Y-%m-%d %H:%M:%S"),
             "runner": self.runner_options[0],
-            "workers": self.runner_options[1] or os.cpu_count(),
+            "workers": self.runner_options[1] or os.cpu_count() or 1,
             "seconds_of_last_call": round(time.perf_counter() - self.began, 3),
             "operators": {name: {"seconds": round(s, 4), "rows": rows[name]} for name, s in seconds.items()},
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.extras import need
 from diptych.report.drawing.charts import Series, chart
 from diptych.report.drawing.marks import dot, escape, figure, line
@@ -48,7 +48,7 @@ def frequency_plot(runs: Runs, *, measure: MeasureName) -> str:
         bins = np.array(measured[0].more["bins"])
         series = [Series(arm, counts, accuracy, i, "points"), Series("bins", bins[:, 0], bins[:, 1], i, "line")]
         slope = float(np.mean([m.value for m in measured]))
-        label = f"{arm}: {len(counts)} concepts, ten times the frequency adds {100 * slope:.1f} points"
+        label = f"{arm}: {counted(len(counts), 'concept')}, ten times the frequency adds {100 * slope:.1f} points"
         panels.append((arm, chart(series, "times shown in training", "accuracy", label=label, log_x=True, y_range=(0, 1))))
     signs = legend(
         ([dot(13, 8, "point c0", 4)], "a concept, mean over seeds"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.study.runs import ArmName, Runs, loaded
 from diptych.study.verdict import Measured
 
@@ -101,7 +101,7 @@ def _public(run: Path, address: str, n: int, shown: str) -> tuple[np.ndarray, li
 
     samples = usable_samples(open_source(address).split("validation"), n)
     if len(samples) < 2:
-        raise DiptychError(f"{address}: {len(samples)} pictures in the validation part; déjà vu needs at least two")
+        raise DiptychError(f"{address}: {counted(len(samples), 'picture')} in the validation part; déjà vu needs at least two")
     return loaded(run).embed_image([s.image for s in samples if s.image is not None]), [_labels(s, shown) for s in samples]
 
 
@@ -151,7 +151,7 @@ def frequency(
     by_name = _counts(runs, counted or arm, seed, tuple(known))
     names = [name for name in known if by_name.get(name, 0) > 0]
     if len(names) < 5:
-        raise DiptychError(f"{len(names)} concepts of {data} occur in the training data; at least five are needed")
+        raise DiptychError(f"concepts of {data} that occur in the training data: {len(names)}; at least five are needed")
     counts, accuracy = np.array([by_name[n] for n in names]), np.array([known[n] for n in names])
     x = np.log10(counts) - np.log10(counts).mean()
     if np.ptp(x) < 1e-9:

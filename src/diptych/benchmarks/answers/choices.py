@@ -28,7 +28,7 @@ from diptych.benchmarks.results import of_credits
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, Table, match, unique
 from diptych.core.capabilities import Example
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
@@ -338,7 +338,7 @@ def read_answers(task: Choices, answers: Path) -> list[Record]:
 def _check_scores(table: Table, ids: Sequence[str], given: Sequence[Sequence[float]], sizes: dict[str, int]) -> None:
     for i, (name, scores) in enumerate(zip(ids, given, strict=True)):
         if len(scores) != sizes[name]:
-            raise DiptychError(f"{table.where(i)}: {len(scores)} scores for {sizes[name]} options")
+            raise DiptychError(f"{table.where(i)}: {counted(len(scores), 'score')} for {sizes[name]} options")
 
 
 def score_files(questions: Path, answers: Path, circular: bool = False) -> list[Result]:

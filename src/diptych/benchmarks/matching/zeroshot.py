@@ -24,7 +24,7 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import CONTROLS, class_sums, macro, mean_of_classes, of_credits, share, shares
 from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Image, Model
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, counted, nearest
 from diptych.core.sample import class_text
 from diptych.data.source import Controlled, Problem, Source
 
@@ -205,7 +205,7 @@ def score_file(scores: Path, labels: Path, classes: Path | None = None, images: 
     which = _labels(labels, scores, matrix, classes)
     clusters = _names(images, unique=False) if images else [str(i) for i in range(len(which))]
     if len(clusters) != len(which):
-        raise DiptychError(f"{images}: {len(clusters)} images for {len(which)} labels")
+        raise DiptychError(f"{images}: {counted(len(clusters), 'image')} for {counted(len(which), 'label')}")
     credits = topk_credits(matrix, which)
     nans = sum(count_not_finite(matrix[i : i + 4096]) for i in range(0, len(matrix), 4096))
     results: list[Result] = []
@@ -225,10 +225,12 @@ def _labels(path: Path, scores: Path, matrix: np.ndarray, classes: Path | None) 
     """The column of each row's class, int [N]."""
     given, names = read_json(path), _names(classes) if classes else None
     if not isinstance(given, list) or len(given) != len(matrix):
-        got = f"{len(given)} labels" if isinstance(given, list) else type(given).__name__
-        raise DiptychError(f"{path}: expected a list of {len(matrix)} labels, one a row of {scores}, got {got}")
+        got = counted(len(given), "label") if isinstance(given, list) else type(given).__name__
+        raise DiptychError(f"{path}: expected a list of {counted(len(matrix), 'label')}, one a row of {scores}, got {got}")
     if names is not None and len(names) != matrix.shape[1]:
-        raise DiptychError(f"{classes}: {len(names)} classes for the {matrix.shape[1]} columns of {scores}")
+        raise DiptychError(
+            f"{classes}: {counted(len(names), 'class', 'classes')} for the {counted(matrix.shape[1], 'column')} of {scores}"
+        )
     which = []
     for i, label in enumerate(given):
         if isinstance(label, str) and names is not None and label in names:

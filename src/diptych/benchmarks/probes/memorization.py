@@ -28,7 +28,7 @@ from diptych.benchmarks.results import of_credits
 from diptych.benchmarks.statistics import mean, sign_flip_p
 from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.source import Source
 
@@ -125,7 +125,9 @@ class Memorization:
         ids = {sample.id for sample, _ in own}
         rest = [(s, names) for s, names in public if s.id not in ids]
         if len(rest) < self.k:
-            raise NotApplicable(f"the public set has {len(rest)} labelled images besides the data's own; k={self.k} need more")
+            raise NotApplicable(
+                f"the public set has {counted(len(rest), 'labelled image')} that the data has not; k={self.k} need more"
+            )
         return Items([(sample, names, rest) for sample, names in own if sample.captions], own.problems)
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
@@ -187,7 +189,9 @@ def score_files(target: Path, reference: Path, objects: Path, k: int = 10) -> li
         text, public = _embeddings(path)
         for key, array, of in (("text", text, "samples"), ("public", public, "public")):
             if len(array) != len(labels[of]):
-                raise DiptychError(f"{path}: '{key}' has {len(array)} rows, but {objects} has {len(labels[of])} under '{of}'")
+                raise DiptychError(
+                    f"{path}: '{key}' has {counted(len(array), 'row')}, but {objects} has {len(labels[of])} under '{of}'"
+                )
         try:
             values[name] = _values(predicted_objects(nearest(text, public, k), labels["public"]), labels["samples"])
         except ValueError as error:

@@ -16,7 +16,7 @@ from diptych.benchmarks.inputs import read_json, table_of
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.results import of_credits
 from diptych.core.arrays import unit_rows
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, counted, nearest
 
 PREFIX = "A photo depicts "
 WEIGHT = 2.5
@@ -57,7 +57,7 @@ def score_by_model(
     keys = sorted(generated)
     absent = [k for k in keys if not (folder / files[k]).is_file()]
     if absent:
-        raise DiptychError(f"{folder}: {len(absent)} of {len(keys)} images are not there, the first {files[absent[0]]}")
+        raise DiptychError(f"{folder}: {len(absent)} of {counted(len(keys), 'image')} missing, the first {files[absent[0]]}")
     images, texts, refs = [], [], []
     for start in range(0, len(keys), batch):
         part = keys[start : start + batch]

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from diptych.cli.data.pool import pool
 from diptych.cli.options import DATA
 from diptych.cli.results import print_json
+from diptych.core.errors import counted
 
 if TYPE_CHECKING:
     from diptych.curation.diff import Diff
@@ -75,7 +76,7 @@ def run(
         return
     manifest = done.manifest
     typer.echo(
-        f"{out}: {manifest['kept']:,} of {manifest['rows']:,} rows kept"
+        f"{out}: {manifest['kept']:,} of {counted(manifest['rows'], 'row')} kept"
         + ("" if done.fresh else " (nothing to do: the result exists)")
     )
     for reason, count in manifest["reasons"].items():
@@ -185,7 +186,7 @@ def _print_diff(d: Diff, a: Path, b: Path) -> None:
         typer.echo(f"  {line}")
     for number, path, where in ((d.only[0], a, "first"), (d.only[1], b, "second")):
         if number:
-            typer.echo(f"only in the {where} ({path}): {number:,} rows")
+            typer.echo(f"only in the {where} ({path}): {counted(number, 'row')}")
     for title, counts, prefix in (
         ("kept before, dropped now", d.dropped, "now dropped: "),
         ("dropped before, kept now", d.gained, "now kept, was: "),

@@ -9,7 +9,7 @@ import typer
 
 from diptych.cli.options import DATA
 from diptych.cli.results import print_json
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 
 app = typer.Typer(no_args_is_help=True, help="Inspect data before training, and pack it so that training reads it fast.")
 
@@ -92,9 +92,9 @@ def pack(
     if json_:
         print_json(done)
         return
-    broken = f", {done['broken']:,} broken ones left out (reasons in problems.jsonl)" if done["broken"] else ""
+    broken = f", {counted(done['broken'], 'broken one')} left out (reasons in problems.jsonl)" if done["broken"] else ""
     shards, size_ = len(done["shards"]), done["bytes"] / 1e6
-    typer.echo(f"{out}: {done['items']:,} items{broken}, {shards} shard{'s' if shards != 1 else ''}, {size_:,.1f} MB")
+    typer.echo(f"{out}: {counted(done['items'], 'item')}{broken}, {counted(shards, 'shard')}, {size_:,.1f} MB")
     typer.echo(f"train on it: diptych train clip --data packed:{out}")
 
 
@@ -111,4 +111,4 @@ def verify(address: Annotated[str, typer.Argument(help="`packed:DIRECTORY`, or t
         raise DiptychError(
             "\n".join([*wrong, "delete these and run the same `diptych data pack` again: only what is missing is made"])
         )
-    typer.echo(f"{address}: {len(packed):,} items in {len(packed.manifest['shards'])} shards, all as packed")
+    typer.echo(f"{address}: {counted(len(packed), 'item')} in {counted(len(packed.manifest['shards']), 'shard')}, all as packed")

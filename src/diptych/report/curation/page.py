@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.core.errors import counted
 from diptych.core.files import read_json
 from diptych.curation.explain import Result
 from diptych.report.curation.figures import before_after, funnel, histogram, table
@@ -97,10 +98,10 @@ def _lead(result: Result, gathered: Gathered) -> str:
     pointers = sum(sum(s.values()) for s in gathered.sizes.values())
     if pointers:
         groups = sum(len(s) for s in gathered.sizes.values())
-        sentences.append(f"{pointers:,} rows repeat one of {groups:,} others; each group keeps one.")
+        sentences.append(f"Rows that repeat another: {pointers:,}, in {counted(groups, 'group')}; each group keeps one.")
     if gathered.errors:
         sentences.append(
-            f"{sum(gathered.errors.values()):,} times something could not be read or scored; those rows carry the reason."
+            f"{counted(sum(gathered.errors.values()), 'time')} something could not be read or scored; those rows carry the reason."
         )
     return " ".join(sentences)
 
@@ -230,7 +231,7 @@ def _words(gathered: Gathered) -> str:
             continue
         after = gathered.after.get(column, Counter())
         top = [name for name, _ in sorted(before.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES]]
-        label = f"{column}: {len(before):,} values before, {len(after):,} after; most frequent {top[0]}"
+        label = f"{column}: {counted(len(before), 'value')} before, {len(after):,} after; most frequent {top[0]}"
         drawn = before_after(top, [before[n] for n in top], [after[n] for n in top], label)
         caption = f"{len(before):,} different before, {len(after):,} after"
         if len(before) > NAMES:
@@ -267,7 +268,8 @@ def _cost(result: Result) -> str:
             [escape(name), f"{cost['seconds']:.3g}", share(round(1e4 * cost["seconds"] / total), 10_000), f"{cost['rows']:,}", rate]
         )
     caption = (
-        f"Seconds of worker time, {costs['workers']} workers ({escape(costs['runner'])}), {escape(costs['date'])}; over all calls "
+        f"Seconds of worker time, {counted(costs['workers'], 'worker')} ({escape(costs['runner'])}), "
+        f"{escape(costs['date'])}; over all calls "
         "on this directory. Images are read and decoded once for adjacent operators."
     )
     return figure(table(["operator", "seconds", "share", "rows", "rows/s"], rows, "Cost"), caption)

@@ -10,7 +10,7 @@ import numpy as np
 from diptych.benchmarks.probes.embedding import modality_gap
 from diptych.config.budget import Budget
 from diptych.core.arrays import unit_rows
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.extras import need
 from diptych.report.columns import Column, columns, number
 from diptych.report.drawing.charts import ticks
@@ -206,7 +206,7 @@ def _map_panel(index: int, recipe: Recipe, image: np.ndarray, words: np.ndarray)
     flat, kept = pca(np.concatenate([image, words]))
     pick = np.linspace(0, n - 1, min(n, MAPPED)).astype(int)
     both = np.concatenate([image[pick], words[pick]])
-    shown = f"{len(pick)} of {n} pairs" if len(pick) < n else f"{n} pairs"
+    shown = f"{len(pick)} of {n} pairs" if len(pick) < n else counted(n, "pair")
     first = _map(index, flat[pick], flat[n:][pick], f"PCA of the embeddings of {recipe.label}, modality gap {gap:.2f}")
     try:
         near = _neighbours(both)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diptych.core.errors import counted
 from diptych.core.files import write_text
 from diptych.report.drawing.document import Page, Section, document
 from diptych.report.drawing.marks import dot, escape, header, key, line, link, scroller, svg
@@ -69,7 +70,12 @@ def expectation(claim: dict[str, Any], share: bool) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables of a study, Markdown."""
-    lines = [f"## {results['title'] or results['study']}", "", f"Budget {results['budget']} each, {results['seeds']} seeds.", ""]
+    lines = [
+        f"## {results['title'] or results['study']}",
+        "",
+        f"Budget {results['budget']} each, {counted(results['seeds'], 'seed')}.",
+        "",
+    ]
     lines += ["| claim | difference [95 %] | effect size | p (Holm) | verdict |", "|---|---:|---:|---:|---|"]
     for claim in results["claims"]:
         share = results["measures"][claim["measure"]]["share"]
@@ -172,7 +178,11 @@ def _arms(results: dict[str, Any]) -> str:
         changed = ", ".join(f"{k}={v}" for k, v in arm["set"].items())
         steps = "; ".join(f"{k} {v}" for k, v in arm["derive"].items())
         spent = arm["spent"]
-        cost = (f"{spent['samples']:,.0f} samples, {spent['seconds']:,.0f} s, {spent['flops'] / 1e12:.3g} TFLOP" if spent else "—",)
+        cost = (
+            f"{counted(spent['samples'], 'sample')}, {spent['seconds']:,.0f} s, {spent['flops'] / 1e12:.3g} TFLOP"
+            if spent
+            else "—",
+        )
         cells = [arm["recipe"], changed, arm["data"] or "", steps, *cost, arm["about"]]
         rows.append(f'<tr><th scope="row">{key(i, name)}</th>{"".join(f"<td>{escape(c)}</td>" for c in cells)}</tr>')
     names = ("recipe", "changed", "data", "derived by", "spent, mean of a run", "")

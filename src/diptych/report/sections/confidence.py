@@ -12,6 +12,7 @@ from diptych.benchmarks.metrics.calibration import bin_sums, ece_of_sums, reliab
 from diptych.benchmarks.metrics.groups import text_credit
 from diptych.benchmarks.metrics.selective import area_under_risk, risk_coverage
 from diptych.benchmarks.statistics import Interval, sums_interval
+from diptych.core.errors import counted
 from diptych.report.drawing.charts import Series, chart
 from diptych.report.drawing.marks import figure, key
 from diptych.report.records import finite, own_scores
@@ -150,7 +151,7 @@ def calibration(gathered: TaskAnswers) -> str:
         )
         v = ece_interval(d)
         value_text = f"ECE {100 * v.value:.1f} points [{100 * v.low:.1f}–{100 * v.high:.1f}]"
-        bins_text = "; ".join(f"{b.n} answers at {b.confidence:.0%}, {b.accuracy:.0%} right" for b in bins)
+        bins_text = "; ".join(f"{counted(b.n, 'answer')} at {b.confidence:.0%}, {b.accuracy:.0%} right" for b in bins)
         drawn = chart(
             [points],
             "how sure, %",
@@ -161,7 +162,7 @@ def calibration(gathered: TaskAnswers) -> str:
             percent=(True, True),
             diagonal=True,
         )
-        parts.append(_panel(a, f"<b>{value_text}</b> <span class='note'>{len(d.credit):,} answers</span>", drawn))
+        parts.append(_panel(a, f"<b>{value_text}</b> <span class='note'>{counted(len(d.credit), 'answer')}</span>", drawn))
     if not parts:
         return ""
     caption = (
