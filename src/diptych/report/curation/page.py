@@ -76,11 +76,6 @@ def share(n: int, of: int) -> str:
     return f"{100 * n / of:.3g} %" if of else "none"
 
 
-def count(rows: int) -> str:
-    """A number of rows as text."""
-    return f"{rows:,} {'row' if rows == 1 else 'rows'}"
-
-
 def _lead(result: Result, gathered: Gathered) -> str:
     rows, kept = result.manifest["rows"], result.manifest["kept"]
     sentences = [f"Of **{rows:,}** rows **{kept:,}** are kept ({share(kept, rows)})."]
@@ -90,7 +85,7 @@ def _lead(result: Result, gathered: Gathered) -> str:
     needed = [(reason, n) for reason, n in gathered.only.most_common() if n]
     if len(gathered.first) > 1 and needed:
         reason, n = needed[0]
-        sentences.append(f"**{reason}** matters most: it is the only reason against {count(n)}.")
+        sentences.append(f"**{reason}** matters most: it is the only reason against {counted(n, 'row')}.")
     idle = [r for r in gathered.first if not gathered.only[r]]
     if idle:
         many = "reasons" if len(idle) > 1 else "reason"
@@ -201,7 +196,7 @@ def _dropped(result: Result, gathered: Gathered, album: Album) -> str:
                 note = f"as {result.row(value)['id']}"
             note = note or next(iter(row["errors"] or []), "")
             inner.append(album.shot(row, escape(note[:120])))
-        parts.append(f"<h3>{escape(reason)} <span class='note'>{count(gathered.first[reason])}</span></h3>{shots(inner)}")
+        parts.append(f"<h3>{escape(reason)} <span class='note'>{counted(gathered.first[reason], 'row')}</span></h3>{shots(inner)}")
     return "".join(parts)
 
 
@@ -210,7 +205,7 @@ def _groups(result: Result, gathered: Gathered, album: Album) -> str:
     for column, sizes in gathered.sizes.items():
         if not sizes:
             continue
-        note = f"{len(sizes):,} groups, {count(sizes.total())} removed; the largest:"
+        note = f"{counted(len(sizes), 'group')}, {counted(sizes.total(), 'row')} removed; the largest:"
         parts.append(f"<h3>{escape(column)} <span class='note'>{note}</span></h3>")
         for target, size in largest(sizes):
             first = result.row(target)

@@ -9,6 +9,7 @@ from typing import Any
 
 from diptych.core.errors import counted
 from diptych.core.files import write_text
+from diptych.report.columns import p_value
 from diptych.report.drawing.document import Page, Section, document
 from diptych.report.drawing.marks import dot, escape, header, key, line, link, scroller, svg
 
@@ -51,7 +52,7 @@ def number(value: float | None, share: bool) -> str:
 
 
 def interval(entry: dict[str, Any], share: bool, name: str = "value") -> str:
-    """A value with its interval: "12.3 [10.0–14.6]", in per cent if it is a share."""
+    """A value with its interval: "12.3 [10.0, 14.6]", in per cent if it is a share."""
     value = number(entry.get(name), share)
     if entry.get("low") is None or entry.get("high") is None:
         return value
@@ -84,7 +85,7 @@ def markdown(results: dict[str, Any]) -> str:
             f"{claim['claim']} ({expectation(claim, share)})",
             interval(claim, share, "difference") if "difference" in claim else "—",
             _two(claim.get("effect")),
-            _p(claim.get("p_holm")),
+            p_value(claim.get("p_holm")),
             f"**{claim['verdict']}**{reason}",
         ]
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
@@ -106,10 +107,6 @@ def _two(value: float | None) -> str:
     return "—" if value is None else f"{value:.2f}"
 
 
-def _p(value: float | None) -> str:
-    return "—" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _about(study: dict[str, Any]) -> str:
     cite = f'<p class="note">{link(study["cite"])}</p>' if study.get("cite") else ""
     return (f"<p>{escape(study['about'])}</p>" if study.get("about") else "") + cite
@@ -126,7 +123,7 @@ def _claims(results: dict[str, Any]) -> str:
             f'<tr><th scope="row">{escape(claim["claim"])}<span class="note">{escape(expectation(claim, share))}</span></th>'
             f"<td>{MARKS[claim['verdict']]} <b>{claim['verdict']}</b>{reason}</td>"
             f"<td>{escape(interval(claim, share, 'difference') if 'difference' in claim else '—')}{_forest(claim)}</td>"
-            f"<td>{_two(claim.get('effect'))}</td><td>{_p(claim.get('p'))}</td><td>{_p(claim.get('p_holm'))}</td></tr>"
+            f"<td>{_two(claim.get('effect'))}</td><td>{p_value(claim.get('p'))}</td><td>{p_value(claim.get('p_holm'))}</td></tr>"
         )
     names = ("verdict", "difference, 95 % interval", "effect size", "p", "p, Holm")
     heads = header("claim", sortable=False, first=True) + "".join(header(name, sortable=False) for name in names)
