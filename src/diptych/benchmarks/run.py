@@ -145,6 +145,16 @@ def _needs(each: Task) -> tuple[str, ...]:
     return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)
 
 
+def settings_of(each: Task) -> dict[str, Any]:
+    """The class and the settings of a task, as ``state.json`` keeps them."""
+    return dict(plain({"class": f"{type(each).__module__}:{type(each).__qualname__}", **vars(each)}))
+
+
+def same_settings(stored: dict[str, Any], each: Task) -> bool:
+    """Whether records were made by this task with these settings. ``stored``: what ``settings_of`` gave then."""
+    return bool(stored) and {**stored, "class": _address(stored.get("class", ""))} == settings_of(each)
+
+
 _WORDS = {"model": "another model", "key": "other weights", "data_fingerprint": "other data"}
 
 
@@ -195,12 +205,10 @@ class _State:
         if self.out is None:
             return Records()
         path = self.out / "records" / f"{each.name}.jsonl"
-        settings = plain({"class": f"{type(each).__module__}:{type(each).__qualname__}", **vars(each)})
+        settings = settings_of(each)
         content = _contents(settings)
         known = self.tasks.get(each.name, {})
-        if "class" in known.get("settings", {}):
-            known["settings"]["class"] = _address(known["settings"]["class"])
-        if known.get("settings") != settings or known.get("files", {}) != content or not path.exists():
+        if not same_settings(known.get("settings", {}), each) or known.get("files", {}) != content or not path.exists():
             path.unlink(missing_ok=True)  # before the state is written: a crash between the two must not mix records
             self.tasks[each.name] = {"settings": settings, "files": content, "seconds": 0.0, "finished": False}
             self._write()

@@ -23,7 +23,7 @@ from diptych.core import extras
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
-from diptych.training.run_files import RunFiles
+from diptych.training.run_files import EvaluationFiles, RunFiles
 
 ITEMS = 100  # pictures saved for the report
 
@@ -69,13 +69,13 @@ class RecipeJob(Job):
         write_text(self.path / "job.yaml", self.recipe.to_yaml())
 
     def done(self) -> bool:
-        """Whether the run is trained and evaluated by all of these tasks. Added tasks cost only themselves: records are kept."""
-        from diptych.benchmarks.tasks import task
+        """Whether the run is trained and evaluated by all of these tasks with these settings.
 
+        Added tasks cost only themselves: records are kept.
+        """
         run = RunFiles(self.path)
         return run.finished() and all(
-            {task(name).name for name in evaluation.tasks} <= run.evaluation(evaluation.out).tasks()
-            for evaluation in self.evaluations
+            _evaluated(run.evaluation(evaluation.out), name) for evaluation in self.evaluations for name in evaluation.tasks
         )
 
     def check_same(self) -> None:
@@ -83,6 +83,16 @@ class RecipeJob(Job):
         requested = RunFiles(self.path).requested()
         if requested and requested != self.recipe:
             raise DiptychError(f"{self.path} holds a run of other settings, data or budget; choose another --out or delete it")
+
+
+def _evaluated(evaluation: EvaluationFiles, address: str) -> bool:
+    """Whether a task was done, or skipped with a reason, with the settings of this address."""
+    from diptych.benchmarks.run import same_settings
+    from diptych.benchmarks.tasks import task
+
+    each = task(address)
+    stored = evaluation.settings(each.name)  # none of a task that the model cannot do
+    return each.name in evaluation.tasks() and (not stored or same_settings(stored, each))
 
 
 def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
