@@ -128,7 +128,7 @@ def test_more_tasks_judge_again_and_train_nothing(cli: Cli, photos: str, tmp_pat
     summary = read_json(tmp_path / "c" / "clip-s0" / "evaluation" / "summary.json")
     assert {r["task"] for r in summary["results"]} == {"retrieval", "embedding"}
     assert (tmp_path / "c" / "clip-s0" / "spent.json").stat().st_mtime_ns == trained
-    assert cli(*asked, "retrieval?n=2,embedding").code == 0  # other settings: judged again
+    assert cli(*asked, "retrieval?n=2,embedding").code == 0  # other settings: evaluated again
     changed = read_json(tmp_path / "c" / "clip-s0" / "evaluation" / "summary.json")
     assert {r["n"] for r in changed["results"] if r["task"] == "retrieval"} == {2}
     assert (tmp_path / "c" / "clip-s0" / "spent.json").stat().st_mtime_ns == trained

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cli_fixture import Cli, cli, make_photos  # noqa: F401
 from conversations_fixture import Talker, picture, table
 from diptych.api import load
-from diptych.benchmarks.answers.questions import Question
 from diptych.benchmarks.base import NotApplicable, retrieval_items
-from diptych.benchmarks.pictures import Crop
 from diptych.benchmarks.run import evaluate
 from diptych.benchmarks.shots import training_part, with_examples
 from diptych.benchmarks.tasks import task
@@ -450,25 +446,6 @@ def test_an_item_that_is_judged_is_never_shown(tmp_path: Path) -> None:
     assert training_part(mixed).address == f"mix:0.5*{source.address}?split=train+0.5*scenes:small?split=train"
     elsewhere = with_examples(task("captions?shots=2&train=scenes:small"), retrieval_items(test, 5), test).examples
     assert not {e.image.tobytes() for e in elsewhere} & mine
-
-
-@pytest.mark.parametrize("kind", ["bytes", "path", "crop"])
-def test_a_picture_of_a_benchmarks_file_is_never_shown(tmp_path: Path, kind: str) -> None:
-    part = open_source(make_photos(tmp_path, 20)).split("train")
-    samples = [part[i] for i in range(len(part))]  # type: ignore[arg-type]
-
-    def question_of(number: int) -> Question:
-        file = io.BytesIO()
-        Image.fromarray(samples[number].image).save(file, "PNG")
-        path = f"elsewhere/{samples[number].id}"
-        image: Any = {"bytes": file.getvalue(), "path": path, "crop": Crop(path, (0, 0, 4, 4))}[kind]
-        return Question(f"q{number}", f"q{number}", image, "what?", ("a",))
-
-    judged = [question_of(i) for i in range(len(samples) - 2)]
-    shown = with_examples(task("captions?shots=2"), judged, part).examples
-    assert {e.image.tobytes() for e in shown} == {s.image.tobytes() for s in samples[-2:]}
-    with pytest.raises(NotApplicable, match="has 2 that can be shown"):
-        with_examples(task("captions?shots=3"), judged, part)
 
 
 def test_a_run_captions_behind_examples_and_is_judged_so(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
