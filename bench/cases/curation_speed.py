@@ -11,12 +11,13 @@ import numpy as np
 
 from bench.harness import Bench, rate
 from bench.pool import Pool
+from diptych.core.arrays import unit_rows
 from diptych.core.registry import resolve
 from diptych.curation.engine.apply import apply, rows_of
 from diptych.curation.operators import OPERATORS
 from diptych.curation.operators.duplicates.hamming import pairs_within
 from diptych.curation.operators.duplicates.operators import near_twins
-from diptych.curation.operators.duplicates.semantic import normalised, semantic_twins
+from diptych.curation.operators.duplicates.semantic import semantic_twins
 from diptych.curation.operators.text.concepts import Balance, Matcher
 
 METADATA = 100_000  # rows per CPU-second that an operator on captions and numbers alone should do
@@ -150,8 +151,10 @@ def _concepts(bench: Bench, n: int) -> None:
 
 def _meaning(bench: Bench, n: int) -> None:
     rng = np.random.default_rng(0)
-    vectors = normalised(rng.normal(size=(n, 256)))
-    vectors[n // 2 : n // 2 + n // 10] = normalised(vectors[: n // 10] + 0.2 * normalised(rng.normal(size=(n // 10, 256))))
+    vectors = unit_rows(rng.normal(size=(n, 256)), np.float32)
+    vectors[n // 2 : n // 2 + n // 10] = unit_rows(
+        vectors[: n // 10] + 0.2 * unit_rows(rng.normal(size=(n // 10, 256)), np.float32)
+    )
     rows = []
     for across in (False, True):
         began = time.process_time()

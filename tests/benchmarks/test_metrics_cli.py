@@ -471,5 +471,5 @@ def test_clipscore_by_a_model_that_knows_two_colours(tmp_path: Path, put: Put) -
     assert (beside.metric, beside.value) == ("refclipscore", pytest.approx((2 * 2.5 * 1 / 3.5 + 0 + 0) / 3, abs=1e-6))
     with pytest.raises(DiptychError, match="CLIPScore needs a model with embed_image and embed_text"):
         score_by_model(FunctionModel("mute", generate=lambda *_: []), tmp_path, files, generated, references)
-    with pytest.raises(DiptychError, match="1 of 1 images do not exist, the first 9.png"):
+    with pytest.raises(DiptychError, match="1 of 1 image missing, the first 9.png"):
         score_by_model(model, tmp_path, {"9": "9.png"}, {"9": "red"}, None)

@@ -8,10 +8,10 @@ from pathlib import Path
 import diptych
 
 ROOT = Path(diptych.__file__).parent
-# From the top to the bottom; ``api`` and the package itself stand above all.
+# From the top to the bottom; the package itself stands above all.
 ORDER = (
-    "cli", "api", "serve", "choose", "study", "plan", "report", "comparison", "curation", "benchmarks", "inference", "training", "interop",
-    "objectives", "models", "data", "config", "core",
+    "__main__", "cli", "api", "serve", "choose", "study", "plan", "report", "comparison", "curation", "benchmarks", "inference",
+    "training", "interop", "objectives", "models", "data", "config", "core",
 )  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

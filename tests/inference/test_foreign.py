@@ -294,7 +294,7 @@ def test_functions_get_a_prompt_for_each_image() -> None:
     assert model.generate(images(2), "same") == ["same", "same"]
     assert model.loglikelihood(images(2), ["a", "b"], ["x", "yy"]).tolist() == [1, 2]
     assert {"prompt", "score"} <= model.capabilities
-    with pytest.raises(DiptychError, match="1 prompts for 2 images"):
+    with pytest.raises(DiptychError, match="1 prompt for 2 images"):
         model.generate(images(2), ["one"])
     plain = FunctionModel("p", loglikelihood=lambda i, t: [float(len(x)) for x in t])
     assert plain.score(images(2), ["a", "bb"]).tolist() == [[1, 2], [1, 2]]

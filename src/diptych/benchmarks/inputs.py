@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from diptych.benchmarks.tables import Row, Table, short
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, counted, nearest
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is refused
 LINES_AT_ONCE = 64
@@ -211,8 +211,9 @@ def _lines_until(file: IO[bytes]) -> Iterator[bytes]:
 def _read_csv(path: Path, delimiter: str) -> Table:
     with _open(path) as file:
         largest = 0
-        for _, line in _lines(file, path):  # before the csv reader, which reads a line whole
+        for number, line in _lines(file, path):  # before the csv reader, which reads a line whole and decodes many at once
             largest = max(largest, len(line))
+            _decode(line, path, number)
     csv.field_size_limit(max(largest + 1, 131072))
     with path.open(encoding="utf-8", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -225,13 +226,13 @@ def _read_csv(path: Path, delimiter: str) -> Table:
                 if not values:
                     continue
                 if len(values) != len(header):
-                    raise DiptychError(f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} columns")
+                    raise DiptychError(
+                        f"{path}, line {reader.line_num}: {counted(len(values), 'value')} for {counted(len(header), 'column')}"
+                    )
                 rows.append(dict(zip(header, values, strict=True)))
                 numbers.append(reader.line_num)
         except csv.Error as error:
             raise DiptychError(f"{path}, line {reader.line_num}: {error}") from None
-        except UnicodeDecodeError as error:
-            raise DiptychError(f"{path}, line {reader.line_num + 1}: not UTF-8 ({error.reason}); save it as UTF-8") from None
     return Table(path, rows, numbers)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
-from diptych.core.files import write_text
+from diptych.core.files import read_jsonl, write_text
 
 Record = dict[str, Any]
 
@@ -71,22 +70,6 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
     write_text(path, "".join(map(_line, records)))
 
 
-def read_jsonl(path: Path) -> list[Record]:
-    """The records of a file. A last line that an interruption cut short is left out."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for i, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if i == len(lines) - 1:  # only a line without its line end can be half a line
-                break
-            raise DiptychError(f"{path}, line {i + 1} is not JSON ({error.msg}); delete the file to evaluate again") from None
-    return records
-
-
 class Records:
     """The records of one task, appended to ``path`` as they come, or kept in memory only.
 
@@ -96,7 +79,7 @@ class Records:
     def __init__(self, path: Path | None = None, folder: Path | None = None):
         self.path, self.folder = path, folder
         self._records: dict[str, Record] = {}
-        if path is not None and path.exists():
+        if path is not None and path.is_file():
             self._records = {r["item"]: r for r in read_jsonl(path)}
             write_jsonl(path, self._records.values())  # drops half a line at the end, so that nothing is appended to it
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from diptych.benchmarks.base import Items, NotApplicable
+from diptych.benchmarks.pictures import Crop, load_image
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
@@ -96,6 +97,10 @@ def _names(item: Any) -> set[Any]:
     """The identifiers of an item's image: its id, and its pixels or the name of its file."""
     image = item.image
     names: set[Any] = {getattr(item, "cluster", item.id)}
+    if isinstance(image, Crop):
+        image = image.path
+    if isinstance(image, bytes):  # a file within the benchmark's file, which has no name
+        image = load_image(image, item.id)
     if isinstance(image, np.ndarray):
         names.add((image.shape, image.tobytes()))
     elif isinstance(image, str):

@@ -196,11 +196,6 @@ def _of_equal_clusters(value: float, clusters: int, share: bool, level: float) -
     return Interval(value, math.nan, math.nan) if clusters < 2 else Interval(value, value, value)
 
 
-def band(credits: Sequence[float | None]) -> tuple[float, float]:
-    """The mean if every unparsed answer (None) were wrong, and if every one were right."""
-    return mean([0.0 if c is None else c for c in credits]), mean([1.0 if c is None else c for c in credits])
-
-
 @dataclass(frozen=True)
 class Spread:
     """The same number again over prompts or over training seeds: no interval, since these are few and not drawn."""

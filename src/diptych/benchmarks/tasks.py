@@ -64,8 +64,14 @@ DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", 
 
 def chosen(text: str | None) -> list[Task]:
     """The tasks of a comma-separated list of names with settings; None: ``DEFAULT``; ``all``: every registered one."""
-    names = list(DEFAULT) if not text else list(TASKS) if text.strip() == "all" else text.split(",")
-    return [task(name.strip()) for name in names]
+    return [task(name) for name in addresses(text)]
+
+
+def addresses(text: str | None) -> list[str]:
+    """The addresses of a comma-separated list, unchecked; None: ``DEFAULT``; ``all``: every registered one."""
+    if not text:
+        return list(DEFAULT)
+    return list(TASKS) if text.strip() == "all" else [name.strip() for name in text.split(",")]
 
 
 def task(text: str) -> Task:

@@ -18,7 +18,8 @@ from diptych.config.budget import Budget
 from diptych.config.library import Library
 from diptych.config.overrides import Overrides
 from diptych.config.typed import Strict
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import nearest
+from diptych.core.files import check_format
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
 FORMAT = 2  # of recipes and runs; counts up when older programs would misread them
@@ -253,11 +254,8 @@ def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
     given = tree.get("format")
     if given == FORMAT:
         return tree
-    if isinstance(given, int) and given > FORMAT:
-        raise DiptychError(
-            f"{where}: written by a newer Diptych (format {given}; this one reads up to {FORMAT}); "
-            "upgrade with: pip install -U diptych"
-        )
+    if isinstance(given, int):  # anything else is refused with the schema
+        check_format(given, FORMAT, where)
     tree = dict(tree)
     data, parts = tree.get("data"), tree.get("parts")
     if isinstance(data, dict) and {"lone_images", "lone_texts"} & set(data):
@@ -315,8 +313,3 @@ def load_recipe(name_or_path: str, overrides: Overrides = None) -> Recipe:
     Raises DiptychError naming the file, the key, what was expected and the nearest valid key.
     """
     return LIBRARY.load(name_or_path, overrides)
-
-
-def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain data. Raises DiptychError like ``load_recipe``; ``where`` replaces the file in messages."""
-    return LIBRARY.check(tree, where)

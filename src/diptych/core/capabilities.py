@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
 Prompt = str | Sequence[str]  # one for all images, or one for each
@@ -94,7 +94,7 @@ def prompts_for(prompt: Prompt, n: int) -> list[str]:
     """A prompt for each of n images."""
     given = [prompt] * n if isinstance(prompt, str) else list(prompt)
     if len(given) != n:
-        raise DiptychError(f"{len(given)} prompts for {n} images; give one for all or one for each")
+        raise DiptychError(f"{counted(len(given), 'prompt')} for {counted(n, 'image')}; give one for all or one for each")
     return given
 
 
@@ -108,7 +108,9 @@ def examples_for(examples: Examples, n: int) -> list[list[Example]]:
         wrong = given[single.index(False)]
         raise DiptychError(f"examples: expected (image, text) pairs, one list for all images or one for each; found {_told(wrong)}")
     if len(given) != n:
-        raise DiptychError(f"{len(given)} lists of examples for {n} images; give one list for all or one for each")
+        raise DiptychError(
+            f"{counted(len(given), 'list')} of examples for {counted(n, 'image')}; give one list for all or one for each"
+        )
     return [[Example(*e) for e in row] for row in given]
 
 

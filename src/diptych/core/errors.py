@@ -24,3 +24,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; valid: {', '.join(valid)}" if valid else ""
+
+
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """A number with its noun, in the plural where the number is not 1: ``1 row``, ``2,000 rows``. ``plural``: an irregular one."""
+    return f"{number:,.0f} {noun if number == 1 else plural or noun + 's'}"

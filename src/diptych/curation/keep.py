@@ -100,7 +100,8 @@ class Keep(Strict):
 
     def label(self) -> str:
         """The reason of its removals."""
-        return self.reason or f"not {self.text()}"
+        own = f"has {self.column}" if self.way == "unique" else f"not {self.text()}"  # unique says "no duplicate_of"
+        return self.reason or own
 
     # ---- deciding
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diptych.core.errors import counted
 from diptych.data.negatives import FUNCTION_WORDS
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.storage.digests import digest
@@ -228,7 +229,8 @@ def print_inspection(result: Inspection) -> None:
     part = "" if result.looked_at == result.items else f" ({result.looked_at:,} looked at)"
     console.print(f"[bold]{escape(result.address)}[/bold]  fingerprint {result.fingerprint}")
     console.print(
-        f"{result.items:,} items{part}, {result.good:,} good, {len(result.broken):,} problems, {result.captions:,} captions"
+        f"{counted(result.items, 'item')}{part}, {result.good:,} good, "
+        f"{counted(len(result.broken), 'problem')}, {counted(result.captions, 'caption')}"
     )
     console.print("split: " + ", ".join(f"{name} {size:,}" for name, size in result.splits.items()))
     console.print("captions an item: " + ", ".join(f"{n} × {k}" for k, n in result.captions_per_item.items()))
@@ -236,7 +238,9 @@ def print_inspection(result: Inspection) -> None:
     if result.classes:
         shown = list(result.classes.items())[:30]
         more = f" … and {len(result.classes) - 30:,} more" if len(result.classes) > 30 else ""
-        console.print(f"{len(result.classes):,} classes: " + escape(", ".join(f"{name} {n:,}" for name, n in shown)) + more)
+        console.print(
+            f"{counted(len(result.classes), 'class', 'classes')}: " + escape(", ".join(f"{name} {n:,}" for name, n in shown)) + more
+        )
     if result.regions_per_item:
         console.print("regions an item: " + ", ".join(f"{n} × {k}" for k, n in result.regions_per_item.items()))
     table = Table("", *QUANTILES)
@@ -252,7 +256,7 @@ def print_inspection(result: Inspection) -> None:
     console.print("frequent words: " + escape(", ".join(f"{w} {n}" for w, n in result.frequent.items())))
     if result.duplicates:
         first = escape(", ".join(result.duplicates[0]))
-        console.print(f"equal pictures: {len(result.duplicates):,} groups, first: {first}")
+        console.print(f"equal pictures: {counted(len(result.duplicates), 'group')}, first: {first}")
     if result.broken:
         problems = Table("item", "reason", title="problems" + (" (the first 20)" if len(result.broken) > 20 else ""))
         for problem in result.broken[:20]:

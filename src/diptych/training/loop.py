@@ -19,7 +19,7 @@ import torch
 
 from diptych.config.budget import Spent
 from diptych.config.recipe import Recipe, Stage
-from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import handled
 from diptych.data.loader import Loader
 from diptych.data.source import Source
@@ -195,8 +195,8 @@ class Trainer:
         loader.problems.update({p.item: p for p in source.problems})
         if any(o.couples for o in objectives.values()) and len(source) < stage.batch_size and self.cluster.first:
             print(
-                f"note: {len(source)} training samples for a batch of {stage.batch_size}: a batch holds the same picture "
-                "more than once",
+                f"note: {counted(len(source), 'training sample')} for a batch of {stage.batch_size}: "
+                "a batch holds the same picture more than once",
                 file=sys.stderr,
             )
         s.model.train()

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 
 from diptych.config.recipe import Recipe, Stage
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.order import mixed
 from diptych.objectives import Objective
 from diptych.training.distributed import Cluster
@@ -28,7 +28,7 @@ class Validator:
         source = setup.held_out(stage)
         if len(source) < 2:
             raise DiptychError(
-                f"validation: {source.address} has {len(source)} validation samples; use more data or remove validation"
+                f"validation: {source.address} has {counted(len(source), 'validation sample')}; use more data or remove validation"
             )
         n = min(recipe.validation.samples, len(source))
         size = min(BATCH, n)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.questions import CONDITIONS, LETTERS, Question, QuestionTask, answer_records
 from diptych.benchmarks.answers.vqa import questions_of, sample_questions
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_rows
@@ -28,11 +28,10 @@ from diptych.benchmarks.results import of_credits
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, Table, match, unique
 from diptych.core.capabilities import Example
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IDS = ("index", "id", "question_id")
 LONGEST_NAME = 200  # characters; a longer text in the column image is an image in base64
 MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations
@@ -45,17 +44,28 @@ def parse_choice(text: str, options: Sequence[str]) -> int | None:
     the text of one option, as the whole answer or as the only option named in it. None if it names none or several; never a guess.
     """
     letters = LETTERS[: len(options)]
+    either = letters + letters.lower()
     text = re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
-    start = re.match(rf"\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)", text)
-    if start:
-        return letters.index(start[1].upper())
     # a small letter before a word is an article: "the answer is a dog"
     letter = rf"[{letters}]\b|[{letters.lower()}](?=\s*(?:$|[).:,]|or\b|and\b))"
-    named = set(re.findall(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text))
-    named |= set(re.findall(rf"\(([{letters}{letters.lower()}])\)", text))
-    if named:
-        upper = {name.upper() for name in named}
-        return letters.index(upper.pop()) if len(upper) == 1 else None
+    another = re.compile(  # after a letter: "A or B", "A, B"
+        rf"\)?[.:]?,?\s*(?:(?:(?:or|and)\b|[/&])\s*(?:(?i:option|choice)\s+)?\(?(?:{letter})"
+        rf"|(?<=,)\s*\(?[{either}]\)?\s*(?:$|[.,;]|or\b|and\b))"
+    )
+    start = re.match(rf"\(?([{either}])(?:[).:,]|\s*$)", text)
+    if start:
+        return None if another.match(text, start.end(1)) else letters.index(start[1].upper())
+    said = re.search(r"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*(\w+\W+\w.*)", text)
+    forms = {_plain(said[1]), re.sub(r"^(?:a|an|the) ", "", _plain(said[1]))} if said else set()  # "The answer is A dog."
+    whole = [i for i, option in enumerate(options) if _plain(option) in forms]
+    if len(whole) == 1:
+        return whole[0]
+    found = [*re.finditer(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text)]
+    found += re.finditer(rf"(?<!\bnot )\(([{either}])\)", text)
+    if found:
+        upper = {match[1].upper() for match in found}
+        alone = len(upper) == 1 and not any(another.match(text, match.end(1)) for match in found)
+        return letters.index(upper.pop()) if alone else None
     plain = _plain(text)
     same = [i for i, option in enumerate(options) if _plain(option) == plain]
     if same:
@@ -215,7 +225,7 @@ class Choices(QuestionTask):
         guess in each."""
         if not self.circular:
             return []
-        groups = [r.get("group") or re.sub(r"@\d+", "", r["item"]) for r in records]
+        groups = [r.get("group") or re.sub(r"@\d+(?=(?:~\d+)?$)", "", r["item"]) for r in records]  # an id may hold @7
         cluster = {name: r["cluster"] for name, r in zip(groups, records, strict=True)}
         values = {
             condition: circular([r[condition]["accuracy"] for r in records], groups)
@@ -331,7 +341,7 @@ def read_answers(task: Choices, answers: Path) -> list[Record]:
 def _check_scores(table: Table, ids: Sequence[str], given: Sequence[Sequence[float]], sizes: dict[str, int]) -> None:
     for i, (name, scores) in enumerate(zip(ids, given, strict=True)):
         if len(scores) != sizes[name]:
-            raise DiptychError(f"{table.where(i)}: {len(scores)} scores for {sizes[name]} options")
+            raise DiptychError(f"{table.where(i)}: {counted(len(scores), 'score')} for {sizes[name]} options")
 
 
 def score_files(questions: Path, answers: Path, circular: bool = False) -> list[Result]:

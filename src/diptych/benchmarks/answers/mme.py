@@ -76,13 +76,15 @@ class Mme(Choices):
         ]
 
     def _subtask(self, name: str, records: list[Record]) -> Result:
-        clusters = [r["cluster"] for r in records]
+        # an image counts once for each prompt: accuracy⁺ asks for its questions, not for all prompts
+        asked = [(str(r["cluster"]), r["slices"].get("prompt", "")) for r in records]
+        clusters = [cluster for cluster, _ in dict.fromkeys(asked)]
 
         def score(credits: Sequence[float]) -> float:
             """MME's score of a subtask: accuracy plus accuracy+, at most 200."""
-            return float(mme_of_counts(mme_counts(credits, clusters)[1].sum(0)))
+            return float(mme_of_counts(mme_counts(credits, asked)[1].sum(0)))
 
-        images, counts = mme_counts([r["correct"]["accuracy"] for r in records], clusters)
+        counts = mme_counts([r["correct"]["accuracy"] for r in records], asked)[1]
         unparsed = sum(r["unparsed"] for r in records)
         best = score([1.0 if r["unparsed"] else r["correct"]["accuracy"] for r in records])
         fields: dict[str, Any] = {
@@ -96,7 +98,7 @@ class Mme(Choices):
             "band": (float(mme_of_counts(counts.sum(0))), best) if unparsed else None,
             "by": records[0].get("by", ""),
         }
-        result = of_sums(self.name, f"{name} (of 200)", counts, mme_of_counts, [str(i) for i in images], bounded=False, **fields)
+        result = of_sums(self.name, f"{name} (of 200)", counts, mme_of_counts, clusters, bounded=False, **fields)
         return replace(result, n=len(records))
 
 

@@ -28,7 +28,7 @@ from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import of_credits, of_sums
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, Table, match, unique
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.scenes.concepts import article
 from diptych.data.source import Source
 
@@ -278,7 +278,9 @@ def _answers(table: Table, questions: Sequence[Question], path: Path) -> dict[st
         match(list(given), [q.id for q in questions], table, path)
         return given
     if len(table) != len(questions):
-        raise DiptychError(f"{table.path}: {len(table)} answers without question_id for the {len(questions)} questions of {path}")
+        raise DiptychError(
+            f"{table.path}: {counted(len(table), 'answer')} without question_id for the {len(questions)} questions of {path}"
+        )
     for i, (q, repeated) in enumerate(zip(questions, table.column("question", "text"), strict=True)):
         if q.text != repeated.strip():
             rule = "answers without question_id must be in the order of the questions"

@@ -38,6 +38,7 @@ from diptych.data.source import Source
 
 WAYS = ("generate", "likelihood", "score")
 CONDITIONS = ("correct", "blind", "shuffled")  # with the image, a grey one, another one
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options
 PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answer" and "scores" in a record
 
 
@@ -107,9 +108,7 @@ class QuestionTask:
 
     def prompt_for(self, question: Question) -> str:
         """The prompt with the question and its lettered options in it."""
-        options = "\n".join(
-            f"{letter}. {option}" for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", question.options, strict=False)
-        )
+        options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
         return (question.prompt or self.prompt).replace("{question}", question.text).replace("{options}", options)
 
     def more_results(self, records: list[Record]) -> list[Result]:
@@ -179,9 +178,16 @@ class QuestionTask:
                 progress(f"{self.name} {rows[-1] + 1}/{len(items)}")
 
     def _with_prompts(self, question: Question) -> list[Question]:
-        """The question once for each of ``prompts``."""
+        """The question once for each of ``prompts``; its rotations with one prompt are a group of their own."""
+        group = question.group
         variants = [
-            replace(question, id=f"{question.id}~{i}", prompt=p, slices={**question.slices, "prompt": str(i)})
+            replace(
+                question,
+                id=f"{question.id}~{i}",
+                prompt=p,
+                slices={**question.slices, "prompt": str(i)},
+                group=f"{group}~{i}" if group else "",
+            )
             for i, p in enumerate(self.prompts, 1)
         ]
         return variants or [question]
@@ -295,7 +301,8 @@ class QuestionTask:
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
         """{metric: {item: credit}}: what a paired test compares."""
-        return {"accuracy": {r["item"]: r["correct"]["accuracy"] for r in map(self.with_credits, records)}}
+        by_item = {r["item"]: r["correct"]["accuracy"] for r in map(self.with_credits, records) if "correct" in r}
+        return {"accuracy": by_item} if by_item else {}
 
     def _over_prompts(self, results: list[Result]) -> list[Result]:
         """The lowest and the highest accuracy of several prompts; without an interval, since prompts are not drawn at random."""

@@ -117,12 +117,6 @@ def _credit(matches: int, n: int) -> float:
     return (matches * of_matching + (n - matches) * of_others) / (3 * n)
 
 
-def answer_credit(answer: str, truth: Sequence[str]) -> float:
-    """The VQA accuracy if there are enough human answers, otherwise 1 if the answer equals one of ``truth`` after normalisation."""
-    counts, form = _counts(tuple(truth))
-    return _credit(counts.get(form(answer), 0), len(truth))
-
-
 def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """Mean over the humans, each left out by position, of min(1, matches among the others / 3).
 
@@ -131,7 +125,16 @@ def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """
     if len(humans) < FEWEST_HUMANS:
         raise ValueError(f"VQA accuracy needs at least {FEWEST_HUMANS} human answers (the data sets have 10), got {len(humans)}")
-    return answer_credit(answer, humans)
+    counts, form = _counts(tuple(humans))
+    return _credit(counts.get(form(answer), 0), len(humans))
+
+
+def answer_credit(answer: str, truth: Sequence[str]) -> float:
+    """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
+    if len(truth) >= FEWEST_HUMANS:
+        return vqa_accuracy(answer, truth)
+    counts, form = _counts(tuple(truth))
+    return float(form(answer) in counts)
 
 
 # --- the task ---
@@ -153,7 +156,8 @@ class Vqa(QuestionTask):
     def items(self, source: Source) -> Items:
         """The questions."""
         if not self.file:
-            return sample_questions(source, self.n)
+            found = sample_questions(source, self.n)
+            return Items(self._with_candidates(found), found.problems)
         return Items(self.read(Pictures(self.images, self.file)))
 
     def read(self, pictures: Pictures, answers: dict[str, Row] | None = None) -> list[Question]:
@@ -165,9 +169,13 @@ class Vqa(QuestionTask):
             answers = read_annotations(self.annotations)
         questions = [self._question(row, pictures, answers) for row in islice(self._rows(), self.n or None)]
         unique((q.id for q in questions), self.file, "question")
+        return self._with_candidates(questions)
+
+    def _with_candidates(self, questions: list[Question]) -> list[Question]:
+        """The questions with the most common answers as options, in place of their own, if ``candidates`` is set."""
         if not self.candidates:
             return questions
-        common = Counter(Counter(map(normalise_answer, q.answers)).most_common(1)[0][0] for q in questions)
+        common = Counter(Counter(map(normalise_answer, q.answers)).most_common(1)[0][0] for q in questions if q.answers)
         options = tuple(sorted(answer for answer, _ in common.most_common(self.candidates)))
         return [replace(q, options=options, statements=self._statements(q.text, options)) for q in questions]
 

@@ -11,6 +11,7 @@ Shuffled: another caption's drawing. Half of the captions describe combinations 
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,15 +66,15 @@ class Drawing:
         """One record per caption with what the reader sees in the drawing, in the real scene and, if the model can reconstruct, in
         the reconstruction. The reader is trained first if no trained one is kept. With a folder, the drawings are saved in it.
         """
-        todo = [item for item in items if item[0].id not in records]
-        if not todo:
-            return
-        from diptych.benchmarks.drawings.scene_reader import scene_reader
-
-        reader = scene_reader(todo[0][2], self.reader, progress or (lambda text: None))
+        # Parts are always the same, also of a task that goes on: a part's seed decides what is drawn.
+        parts = [(start, items[start : start + self.batch]) for start in range(0, len(items), self.batch)]
+        todo = [(start, part) for start, part in parts if any(item[0].id not in records for item in part)]
+        if records.folder is not None and not len(records):
+            shutil.rmtree(records.folder / "drawings", ignore_errors=True)  # of other settings
         settings = {k: getattr(self, k) for k in ("temperature", "top_k", "top_p", "guidance")}
-        for start in range(0, len(todo), self.batch):
-            part = todo[start : start + self.batch]
+        reader: Any = None
+        for start, part in todo:
+            reader = reader or self._reader(items[0][2], progress)
             real = [sample.image for sample, _, _ in part if sample.image is not None]
             drawn = model.draw([sample.captions[0] for sample, _, _ in part], **settings, seed=self.seed + start)
             versions = {"drawn": drawn, "real": real}
@@ -98,9 +99,14 @@ class Drawing:
                 for i, (sample, combination, _) in enumerate(part)
             )
             if progress:
-                progress(f"{self.name} {min(start + self.batch, len(todo))}/{len(todo)}")
+                progress(f"{self.name} {min(start + self.batch, len(items))}/{len(items)}")
         if records.folder is not None:
             self._sheet(records, [item for item in items if item[0].id in records])
+
+    def _reader(self, source: Scenes, progress: Progress | None) -> Any:
+        from diptych.benchmarks.drawings.scene_reader import scene_reader
+
+        return scene_reader(source, self.reader, progress or (lambda text: None))
 
     def _sheet(self, records: Records, items: list[tuple[Sample, str, Scenes]]) -> None:
         """A contact sheet of the first drawings of either kind, each with its caption and what the reader read."""

@@ -89,11 +89,6 @@ def word_counts(texts: Sequence[str]) -> np.ndarray:
     return np.array([len(text.split()) for text in texts], dtype=np.float64)
 
 
-def shared_credits(credits: np.ndarray) -> np.ndarray:
-    """Whether each credit of k × k matrices is the share of a tie, strictly between 0 and 1; bool."""
-    return (credits > 0) & (credits < 1)
-
-
 @dataclass(frozen=True)
 class MatchingTask:
     """Base class of tasks that score: scoring, controls, records."""
@@ -134,10 +129,15 @@ class MatchingTask:
 
             def load(block: Block, loaded: dict[str, Image] = loaded) -> list[Image]:
                 """The images of a block, uint8 [H, W, 3] each."""
-                return [
-                    loaded.setdefault(image, load_image(image, block.id)) if isinstance(image, str) else load_image(image, block.id)
-                    for image in block.images
-                ]
+                images = []
+                for image in block.images:
+                    if not isinstance(image, str):
+                        images.append(load_image(image, block.id))
+                        continue
+                    if image not in loaded:
+                        loaded[image] = load_image(image, block.id)
+                    images.append(loaded[image])
+                return images
 
             for i in part:
                 block, other = items[i], others.get(items[i].id)

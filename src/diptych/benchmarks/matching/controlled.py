@@ -13,8 +13,9 @@ import numpy as np
 
 from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_finite
 from diptych.benchmarks.controls import derangement
-from diptych.benchmarks.matching.blocks import Batch, grey, shared_credits
+from diptych.benchmarks.matching.blocks import Batch, grey
 from diptych.benchmarks.metrics import groups
+from diptych.benchmarks.metrics.ranking import shared_credits
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import shares
 from diptych.benchmarks.statistics import mean

@@ -30,7 +30,7 @@ from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import CONTROLS, class_sums, credit_slices, macro, mean_of_classes, of_credits
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, Table, unique
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.negatives import swap_words
 from diptych.data.source import Problem, Source
@@ -243,7 +243,9 @@ def _length_controls(table: Table, sizes: np.ndarray) -> dict[str, float | None]
         others = [[text] for text in table.column("negative_caption", "text")]
     for i, texts in enumerate(others):
         if len(texts) != sizes[i]:
-            raise DiptychError(f"{table.where(i)}: {len(texts)} negative captions for {sizes[i]} negative scores")
+            raise DiptychError(
+                f"{table.where(i)}: {counted(len(texts), 'negative caption')} for {counted(sizes[i], 'negative score')}"
+            )
     lengths, _ = _padded([word_counts(texts) for texts in others])
     return {
         "shortest": mean(positive_credit(-own, -lengths, sizes)[0]),

@@ -91,8 +91,9 @@ class Retrieval:
         columns["rank"] = {way: expected_rank(*of_way) for way, of_way in standings["correct"].items()}
         top = np.argsort(-lowest_if_not_finite(scores.T), axis=1, kind="stable")[:, :3]  # [M, 3] best images of a text
         rows: list[Record] = []
+        firsts = set(np.unique(owner, return_index=True)[1].tolist())  # an image is a query once, with its first text
         for j, i in enumerate(owner):
-            query = {TO_TEXT: i, TO_IMAGE: j} if i not in owner[:j] else {TO_IMAGE: j}  # an image is a query once
+            query = {TO_TEXT: i, TO_IMAGE: j} if j in firsts else {TO_IMAGE: j}
             own = {
                 name: {m: column[query[way]] for m, column in by_metric.items() if (way := m.partition("/")[0]) in query}
                 for name, by_metric in columns.items()

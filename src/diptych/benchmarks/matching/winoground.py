@@ -16,8 +16,9 @@ import numpy as np
 
 from diptych.benchmarks.base import Items, NotApplicable, count_not_finite
 from diptych.benchmarks.inputs import read_records
-from diptych.benchmarks.matching.blocks import Block, MatchingTask, shared_credits
+from diptych.benchmarks.matching.blocks import Block, MatchingTask
 from diptych.benchmarks.metrics import groups
+from diptych.benchmarks.metrics.ranking import shared_credits
 from diptych.benchmarks.pictures import ImageRef, Pictures, embedded
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.results import credit_slices, of_credits
@@ -69,7 +70,7 @@ class Winoground(MatchingTask):
         return dict(CHANCE)
 
     def ties(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, int]:
-        """{metric: ties}: how many images have their highest score with several texts."""
+        """{metric: 1 if its credit is the share of a tie, else 0}."""
         return {name: int(shared_credits(np.array(credit))) for name, credit in groups.winoground(scores).items()}
 
 

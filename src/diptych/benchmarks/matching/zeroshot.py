@@ -18,14 +18,14 @@ from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_fi
 from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.inputs import read_json, read_npy, read_records
 from diptych.benchmarks.labels import labelled
-from diptych.benchmarks.metrics.ranking import recall_at, standing
+from diptych.benchmarks.metrics.ranking import recall_at, shared_credits, standing
 from diptych.benchmarks.pictures import Pictures, load_image
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import CONTROLS, class_sums, macro, mean_of_classes, of_credits, share, shares
+from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Image, Model
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, counted, nearest
 from diptych.core.sample import class_text
-from diptych.core.vectors import unit
 from diptych.data.source import Controlled, Problem, Source
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this is a {}")
@@ -37,11 +37,6 @@ def topk_credits(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray
     scores = np.asarray(scores)
     at = standing(scores, np.asarray(labels)[:, None] == np.arange(scores.shape[1]))
     return {f"top{k}": recall_at(k, *at) for k in (1, 5) if k == 1 or scores.shape[1] >= FEWEST_FOR_TOP5}
-
-
-def tied(credits: np.ndarray) -> np.ndarray:
-    """Whether a tie at the cut was shared; bool [N]."""
-    return (credits > 0) & (credits < 1)
 
 
 def commonest(classes: Sequence[Any] | np.ndarray) -> float:
@@ -136,7 +131,7 @@ class ZeroShot:
                 "class": names[labels[i]],
                 "scores": own[i],
                 **{name: {k: float(credit[i]) for k, credit in by_k.items()} for name, by_k in credits.items()},
-                "ties": {k: int(tied(credit[i])) for k, credit in credits["correct"].items()},
+                "ties": {k: int(shared_credits(credit[i])) for k, credit in credits["correct"].items()},
                 "nans": count_not_finite(own[i]),
             }
             for i, item in enumerate(ids)
@@ -152,8 +147,8 @@ class ZeroShot:
                 return np.asarray(model.score(images, [of_class[0] for of_class in texts]))
             scores = np.split(np.asarray(model.score(images, flat)), ends, axis=1)
             return np.stack([of_class.mean(1) for of_class in scores], 1)
-        classes = [of_class.mean(0) for of_class in np.split(unit(model.embed_text(flat)), ends)]
-        cosines: np.ndarray = model.embed_image(images) @ unit(np.stack(classes)).T
+        classes = [of_class.mean(0) for of_class in np.split(unit_rows(model.embed_text(flat)), ends)]
+        cosines: np.ndarray = model.embed_image(images) @ unit_rows(np.stack(classes)).T
         return cosines
 
     def texts(self, names: list[str]) -> list[list[str]]:
@@ -216,14 +211,14 @@ def score_file(scores: Path, labels: Path, classes: Path | None = None, images: 
     which = _labels(labels, scores, matrix, classes)
     clusters = _names(images, unique=False) if images else [str(i) for i in range(len(which))]
     if len(clusters) != len(which):
-        raise DiptychError(f"{images}: {len(clusters)} images for {len(which)} labels")
+        raise DiptychError(f"{images}: {counted(len(clusters), 'image')} for {counted(len(which), 'label')}")
     credits = topk_credits(matrix, which)
     nans = sum(count_not_finite(matrix[i : i + 4096]) for i in range(0, len(matrix), 4096))
     results: list[Result] = []
     for name, credit in credits.items():
         k = int(name[3:])
         controls = {"constant": commonest(which)} if k == 1 else {}
-        fields = {"chance": k / matrix.shape[1], "ties": int(tied(credit).sum()), "nans": nans, "controls": controls}
+        fields = {"chance": k / matrix.shape[1], "ties": int(shared_credits(credit).sum()), "nans": nans, "controls": controls}
         results.append(of_credits("zeroshot", name, credit, clusters, **fields))
     chance = 1 / matrix.shape[1]
     return [
@@ -236,10 +231,12 @@ def _labels(path: Path, scores: Path, matrix: np.ndarray, classes: Path | None) 
     """The column of each row's class, int [N]."""
     given, names = read_json(path), _names(classes) if classes else None
     if not isinstance(given, list) or len(given) != len(matrix):
-        got = f"{len(given)} labels" if isinstance(given, list) else type(given).__name__
-        raise DiptychError(f"{path}: expected a list of {len(matrix)} labels, one per row of {scores}, got {got}")
+        got = counted(len(given), "label") if isinstance(given, list) else type(given).__name__
+        raise DiptychError(f"{path}: expected a list of {counted(len(matrix), 'label')}, one per row of {scores}, got {got}")
     if names is not None and len(names) != matrix.shape[1]:
-        raise DiptychError(f"{classes}: {len(names)} classes for the {matrix.shape[1]} columns of {scores}")
+        raise DiptychError(
+            f"{classes}: {counted(len(names), 'class', 'classes')} for the {counted(matrix.shape[1], 'column')} of {scores}"
+        )
     which = []
     for i, label in enumerate(given):
         if isinstance(label, str) and names is not None and label in names:

@@ -55,7 +55,7 @@ def contrast(
 ) -> dict[tuple[str, str], dict[Hashable, float]]:
     """{(a, b): {set: score of a − score of b}} over sets in which the members differ only in the group; a < b by name.
 
-    Without bias the differences lie around 0. Raises ValueError if a set has a group twice, or not all groups that other sets have.
+    Without bias the differences lie around 0. Raises ValueError if a set has a group twice, or if a group is missing in it.
     """
     by_set: dict[Hashable, dict[str, float]] = {}
     for score, group, name in zip(scores, groups, sets, strict=True):

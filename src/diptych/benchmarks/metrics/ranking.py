@@ -15,6 +15,11 @@ def lowest_if_not_finite(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(scores), scores, -np.inf)
 
 
+def shared_credits(credits: np.ndarray) -> np.ndarray:
+    """Whether each credit is the share of a tie, which is neither 0 nor 1; bool of the same shape."""
+    return (credits > 0) & (credits < 1)
+
+
 def standing(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each query's best positive: how many candidates score above it, how many are tied with it (itself included), and how many
     of these are positive; int [Q] each, from scores [Q, M] and bool [Q, M]. Raises ValueError for a query without a positive."""

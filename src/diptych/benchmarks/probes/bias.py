@@ -35,7 +35,7 @@ RESAMPLES = 400
 
 @dataclass(frozen=True)
 class Bias:
-    """Whether a model favours groups of people."""
+    """Whether an object's colour (size, position, background) changes its name for a model, or which image it prefers."""
 
     name: str = "bias"
     needs: tuple[str, ...] = ("score",)
@@ -173,8 +173,10 @@ def contrast_results(table: Table) -> list[Result]:
     scores = table.column("score", "number")
     queries = table.column("query", "id", default=None)
     results: list[Result] = []
-    for query in dict.fromkeys(queries):
-        index = [i for i, q in enumerate(queries) if q == query]
+    by_query: dict[str | None, list[int]] = {}
+    for i, query in enumerate(queries):
+        by_query.setdefault(query, []).append(i)
+    for query, index in by_query.items():
         try:
             differences = contrast([scores[i] for i in index], [groups[i] for i in index], [sets[i] for i in index])
         except ValueError as error:

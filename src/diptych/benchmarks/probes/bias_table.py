@@ -27,7 +27,7 @@ from diptych.benchmarks.results import distinct, of_credits
 from diptych.benchmarks.statistics import function_interval, mean
 from diptych.benchmarks.tables import Table
 from diptych.core.capabilities import Model
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.source import Problem, Source
 
 ASSIGNMENTS = 200
@@ -151,7 +151,7 @@ def _skew(table: Table, k: int) -> list[Result]:
         mine = [groups[i] for i in index]
         if set(mine) != set(names) or len(index) < k:
             missing = sorted(set(names) - set(mine))
-            what = f"no item of the group '{missing[0]}'" if missing else f"{len(index)} items, fewer than --k {k}"
+            what = f"no item of the group '{missing[0]}'" if missing else f"{counted(len(index), 'item')}, fewer than --k {k}"
             raise DiptychError(f"{table.where(index[0])}: query '{query}' has {what}")
         of_group = skew(np.array([scores[i] for i in index]), mine, k)
         for name in names:

@@ -26,10 +26,10 @@ from diptych.benchmarks.labels import labelled
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import of_credits
 from diptych.benchmarks.statistics import mean, sign_flip_p
+from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
-from diptych.core.vectors import unit
 from diptych.data.source import Source
 
 # --- the formulas ---
@@ -40,9 +40,9 @@ def nearest(captions: np.ndarray, public: np.ndarray, k: int, block: int = 1024)
     index."""
     if not 1 <= k <= len(public):
         raise ValueError(f"k = {k} nearest of {len(public)} public images")
-    public, indices = _unit(public), []
+    public, indices = unit_rows(public, np.float32), []
     for start in range(0, len(captions), block):
-        similarity = _unit(captions[start : start + block]) @ public.T
+        similarity = unit_rows(captions[start : start + block], np.float32) @ public.T
         indices.append(np.argsort(-similarity, axis=1, kind="stable")[:, :k])
     return np.concatenate(indices) if indices else np.zeros((0, k), dtype=np.int64)
 
@@ -76,10 +76,6 @@ def recall_curve(recall: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Share of samples with at least each recall; float [T]."""
     curve: np.ndarray = (np.asarray(recall)[None, :] >= np.asarray(thresholds)[:, None] - 1e-12).mean(1)
     return curve
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return unit(np.asarray(x, dtype=np.float32))
 
 
 Values = dict[str, np.ndarray]  # {"precision": float [N], "recall": float [N]}
@@ -131,7 +127,9 @@ class Memorization:
         ids = {sample.id for sample, _ in own}
         rest = [(s, names) for s, names in public if s.id not in ids]
         if len(rest) < self.k:
-            raise NotApplicable(f"the public set has {len(rest)} labelled images besides the data's own; k={self.k} need more")
+            raise NotApplicable(
+                f"the public set has {counted(len(rest), 'labelled image')} that the data has not; k={self.k} need more"
+            )
         return Items([(sample, names, rest) for sample, names in own if sample.captions], own.problems)
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
@@ -197,7 +195,9 @@ def score_files(target: Path, reference: Path, objects: Path, k: int = 10) -> li
         text, public = _embeddings(path)
         for key, array, of in (("text", text, "samples"), ("public", public, "public")):
             if len(array) != len(labels[of]):
-                raise DiptychError(f"{path}: '{key}' has {len(array)} rows, but {objects} has {len(labels[of])} under '{of}'")
+                raise DiptychError(
+                    f"{path}: '{key}' has {counted(len(array), 'row')}, but {objects} has {len(labels[of])} under '{of}'"
+                )
         try:
             values[name] = _values(predicted_objects(nearest(text, public, k), labels["public"]), labels["samples"])
         except ValueError as error:

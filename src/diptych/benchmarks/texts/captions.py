@@ -186,7 +186,8 @@ def read_captions(results: Path, references: Path, partial: bool = False) -> tup
     """
     table = read_rows(results, "annotations")
     ids, known = table.unique("image_id"), read_references(references)
-    wanted = [i for i in known if i in set(ids)] if partial else list(known)
+    given = set(ids)
+    wanted = [i for i in known if i in given] if partial else list(known)
     try:
         match(ids, wanted, table, references)
     except DiptychError as error:

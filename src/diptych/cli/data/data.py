@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from diptych.cli.options import DATA
-from diptych.core.errors import DiptychError
+from diptych.cli.results import print_json
+from diptych.core.errors import DiptychError, counted
 
 app = typer.Typer(no_args_is_help=True, help="Inspect data before training, and pack it so that training reads it fast.")
 
@@ -44,14 +45,12 @@ def inspect(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count, measure and decode everything: sizes, caption lengths, duplicates, broken items with reasons."""
-    import json
-
     from diptych.data.inspect import inspect as inspect_source
     from diptych.data.inspect import print_inspection
 
     inspection = inspect_source(address, out, limit=limit, progress=not json_)
     if json_:
-        typer.echo(json.dumps(inspection.to_dict(), indent=1, ensure_ascii=False))
+        print_json(inspection.to_dict())
     else:
         print_inspection(inspection)
     if not inspection.good:
@@ -88,18 +87,17 @@ def pack(
 
     `diptych data pack coco:captions.json packed/coco --format raw`
     """
-    import json
     from typing import Any, cast
 
     from diptych.data.packing import pack as run
 
     done = run(address, out, size, cast(Any, format_), quality, split, limit, workers, progress=not json_)
     if json_:
-        typer.echo(json.dumps(done, indent=1, ensure_ascii=False))
+        print_json(done)
         return
-    broken = f", {done['broken']:,} broken ones left out (reasons in problems.jsonl)" if done["broken"] else ""
+    broken = f", {counted(done['broken'], 'broken one')} left out (reasons in problems.jsonl)" if done["broken"] else ""
     shards, size_ = len(done["shards"]), done["bytes"] / 1e6
-    typer.echo(f"{out}: {done['items']:,} items{broken}, {shards} shard{'s' if shards != 1 else ''}, {size_:,.1f} MB")
+    typer.echo(f"{out}: {counted(done['items'], 'item')}{broken}, {counted(shards, 'shard')}, {size_:,.1f} MB")
     typer.echo(f"train on it: diptych train clip --data packed:{out}")
 
 
@@ -116,4 +114,4 @@ def verify(address: Annotated[str, typer.Argument(help="`packed:DIRECTORY`, or t
         raise DiptychError(
             "\n".join([*wrong, "delete these and run the same `diptych data pack` again: it writes only what is missing"])
         )
-    typer.echo(f"{address}: {len(packed):,} items in {len(packed.manifest['shards'])} shards, all as packed")
+    typer.echo(f"{address}: {counted(len(packed), 'item')} in {counted(len(packed.manifest['shards']), 'shard')}, all as packed")

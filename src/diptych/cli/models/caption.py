@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from diptych.cli.options import DATA
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 
 if TYPE_CHECKING:
     from diptych.core.capabilities import Image
@@ -107,7 +107,7 @@ def caption(
                 typer.echo(f"{name}\t{caption_of[name]}")
         done += len(read)
         if json_ and time.monotonic() - last_report > 5:
-            typer.echo(f"{len(rows)} pictures …", err=True)
+            typer.echo(f"{counted(len(rows), 'picture')} …", err=True)
             last_report = time.monotonic()
     if json_:
         print_json(rows)

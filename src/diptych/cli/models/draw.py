@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 
 
 def draw(
@@ -63,7 +63,7 @@ def draw(
     if json_:
         print_json([{**row, "picture": str(out / row["picture"])} for row in rows])
     else:
-        typer.echo(f"{len(every)} pictures in {out}; all on {sheet}")
+        typer.echo(f"{counted(len(every), 'picture')} in {out}; all on {sheet}")
 
 
 def _lines(file: Path | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.curation.operators.base import Columns, Operator, Reduce
 from diptych.data.source import BrokenItem
 
@@ -66,7 +66,9 @@ def _checked(operator: Operator, columns: Columns, rows: int, errors: Sequence[s
     for name, kind in declared.items():
         array = _array(columns[name], kind)
         if len(array) != rows:
-            raise DiptychError(f"operator '{operator.name}' returned {len(array)} values of '{name}' for {rows} rows")
+            raise DiptychError(
+                f"operator '{operator.name}' returned {counted(len(array), 'value')} of '{name}' for {counted(rows, 'row')}"
+            )
         arrays.append(array)
     return pa.RecordBatch.from_arrays([*arrays, pa.array(errors, pa.string())], names=[*declared, "error"])
 

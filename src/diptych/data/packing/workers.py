@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.core.signals import how_it_ended
 from diptych.data.packing.shard import Parameters, Written, write_shard
 from diptych.data.source import Source
 
@@ -131,8 +132,7 @@ def _work(
 def _ended(process: Any, parameters: Parameters) -> None:
     process.join()
     if process.exitcode:
-        how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"status {process.exitcode}"
         raise DiptychError(
-            f"{parameters.address}: a packing process was killed ({how}; most often memory has run out). Finished shards are kept: "
-            "run the same command again with fewer --workers"
+            f"{parameters.address}: a packing process died ({how_it_ended(process.exitcode)}; most often memory has run out). "
+            "Finished shards are kept: run the same command again with fewer --workers"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Self
 
+from diptych.core.errors import counted
 from diptych.core.sample import Sample
 from diptych.data.scenes.graph import mix
 from diptych.data.scenes.world import SPLITS, World
@@ -48,7 +49,7 @@ class Drawn:
     def _checked(self, index: int) -> int:
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} samples; there is no number {index}")
+            raise IndexError(f"{self.address} has {counted(len(self), 'sample')}; there is no number {index}")
         return index
 
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Label, Sample
 from diptych.data.order import BLOCK, Mixed
 from diptych.data.source import BrokenItem, Problem, Source, all_said
@@ -81,7 +81,7 @@ class Mixture:
 
     def _place(self, index: int) -> tuple[int, int]:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} items; there is no number {index}")
+            raise IndexError(f"{self.address} has {counted(len(self), 'item')}; there is no number {index}")
         index %= len(self)
         which = bisect_right(self.ends, index)
         return which, index - (self.ends[which] - self.lengths[which])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.packing.columns import Shard, sample_of
 from diptych.data.packing.manifest import NAME, PROBLEMS
@@ -122,7 +122,7 @@ class Packed:
 
     def _place(self, index: int) -> tuple[Shard, int]:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} items; there is no number {index}")
+            raise IndexError(f"{self.address} has {counted(len(self), 'item')}; there is no number {index}")
         item = int(self._rows[index]) if self._rows is not None else index % len(self)
         number = int(self._first.searchsorted(item, "right")) - 1
         return self._shard(number), item - int(self._first[number])

@@ -12,7 +12,7 @@ import hashlib
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.source import Problem, Source, all_said
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Repeated:
     def _checked(self, index: int) -> int:
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} samples; there is no number {index}")
+            raise IndexError(f"{self.address} has {counted(len(self), 'sample')}; there is no number {index}")
         return index
 
     def members(self, part: str | None = None) -> range:

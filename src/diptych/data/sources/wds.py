@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.image import SUFFIXES
 from diptych.data.source import Problem
 from diptych.data.sources.base import Entry, ListedSource
@@ -84,7 +84,7 @@ class Wds(ListedSource):
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("no end mark after the last member")
             except (tarfile.TarError, EOFError) as error:
-                reason = f"damaged or truncated ({error}); kept the {len(groups)} keys before that"
+                reason = f"damaged or truncated ({error}); kept the {counted(len(groups), 'key')} before that"
                 self.problems.append(Problem(shard, reason))
         return groups
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.core.errors import counted
 from diptych.models.pretrained import licences
 from diptych.models.pretrained.hub import place
 from diptych.training.run_files import EvaluationFiles, RunFiles
@@ -200,8 +201,8 @@ def _budget(spent: dict[str, Any]) -> str:
         return "Not recorded."
     whole = "" if spent.get("finished") else " The run was not finished."
     return (
-        f"{spent['steps']} steps, {spent['samples']:.0f} samples, {spent['seconds']:.0f} s, {spent['flops'] / 1e12:.2f} TFLOP, "
-        f"{spent['trainable_parameters'] / 1e6:.2f} M trainable parameters.{whole}"
+        f"{counted(spent['steps'], 'step')}, {counted(spent['samples'], 'sample')}, {spent['seconds']:.0f} s, "
+        f"{spent['flops'] / 1e12:.2f} TFLOP, {spent['trainable_parameters'] / 1e6:.2f} M trainable parameters.{whole}"
     )
 
 

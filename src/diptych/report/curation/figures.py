@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diptych.core.errors import counted
 from diptych.report.drawing.charts import ticks
 from diptych.report.drawing.marks import escape, line, svg, text
 
@@ -30,7 +31,7 @@ def funnel(rows: int, steps: Sequence[tuple[str, int]]) -> str:
         label_text = f"{remaining:,}" + (f"  (−{removed:,})" if removed else "")
         body.append(text(left + before * scale + 8, y + 14, label_text, "tick strong"))
         y += bar + gap
-    label = f"Of {rows:,} rows {remaining:,} are left: " + ", ".join(f"{reason} removes {n:,}" for reason, n in steps)
+    label = f"{remaining:,} of {counted(rows, 'row')} left: " + ", ".join(f"{reason} removes {n:,}" for reason, n in steps)
     return svg(width, y, body, label, "funnel")
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from diptych.benchmarks.probes.embedding import modality_gap
 from diptych.config.budget import Budget
-from diptych.core import vectors
-from diptych.core.errors import DiptychError
+from diptych.core.arrays import unit_rows
+from diptych.core.errors import DiptychError, counted
 from diptych.core.extras import need
 from diptych.report.columns import Column, columns, number
 from diptych.report.drawing.charts import ticks
@@ -176,7 +177,7 @@ def embedding_maps(comparison: Comparison) -> str:
         stored = next((e for run in recipe.runs if (e := readable(run.evaluation.embeddings, None, comparison.notes))), None)
         if stored is None:
             continue
-        image, words = map(unit, stored)
+        image, words = (unit_rows(vectors, np.float64) for vectors in stored)
         if len(image) == len(words) >= 3:
             parts.append((index, recipe, _map_panel(index, recipe, image, words)))
     if not parts:
@@ -194,16 +195,6 @@ def embedding_maps(comparison: Comparison) -> str:
     return signs + figure(panels(parts, "panels maps"), caption)
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    """The rows scaled to unit length, float64."""
-    return vectors.unit(np.asarray(rows, dtype=np.float64))
-
-
-def modality_gap(image: np.ndarray, words: np.ndarray) -> float:
-    """The distance between the centres of image and text embeddings."""
-    return float(np.linalg.norm(image.mean(0) - words.mean(0)))
-
-
 def pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
     """The rows on the first two principal axes [n, 2], and the share of the variance on them."""
     centred = rows - rows.mean(0)
@@ -218,7 +209,7 @@ def _map_panel(index: int, recipe: Recipe, image: np.ndarray, words: np.ndarray)
     flat, kept = pca(np.concatenate([image, words]))
     pick = np.linspace(0, n - 1, min(n, MAPPED)).astype(int)
     both = np.concatenate([image[pick], words[pick]])
-    shown = f"{len(pick)} of {n} pairs" if len(pick) < n else f"{n} pairs"
+    shown = f"{len(pick)} of {n} pairs" if len(pick) < n else counted(n, "pair")
     first = _map(index, flat[pick], flat[n:][pick], f"PCA of the embeddings of {recipe.label}, modality gap {gap:.2f}")
     try:
         near = _neighbours(both)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from diptych.config.recipe import load_recipe, recipe_names, recipe_path
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.files import write_text
 from diptych.report.columns import SIGNIFICANT, Column, amount, columns, interval, number, p_holm, seconds
 from diptych.report.read import Comparison, Recipe, load
@@ -40,13 +40,13 @@ def write_markdown(directory: Path, out: Path, tests: Path | None = None) -> Pat
 def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     """The page of all recipes, Markdown."""
     counts = sorted({len(r.runs) for r in comparison.measured})
-    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else counted(counts[0], "seed")
     head = [
         f"# {comparison.title}",
         "",
         f"`{comparison.command}`",
         "",
-        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds}, on "
+        f"{counted(len(comparison.measured), 'recipe')}, each with the same budget of {comparison.budget} and {seeds}, on "
         f"`{comparison.data}`; {comparison.created}; {environment(comparison)}. Written by "
         "`diptych report DIRECTORY --markdown DIRECTORY`.",
         "",
@@ -222,7 +222,7 @@ def system_page(
             "",
             "## Tested",
             "",
-            *(f"- `{file}`: {n} test{'s' * (n > 1)}{f', {bad} failed' if bad else ''}" for file, (n, bad) in tests.items()),
+            *(f"- `{file}`: {counted(n, 'test')}{f', {bad} failed' if bad else ''}" for file, (n, bad) in tests.items()),
         ]
     lines += [
         "",

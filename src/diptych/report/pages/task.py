@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from diptych.core.errors import counted
 from diptych.report.columns import interval, is_share, number, seeds
 from diptych.report.drawing.document import Page, Section
 from diptych.report.drawing.marks import emphasise, escape, figure, header, key, scroller
@@ -59,7 +60,7 @@ def _page(comparison: Comparison, g: TaskAnswers, task_warnings: list[Warned], p
         ("examples", "Examples", examples),
     ]
     lead = f"<h2>{escape(g.task)}</h2>{_lead(g.task)}{settings_note(g)}{warning_box(task_warnings)}"
-    mark = f"{len(task_warnings)} warning{'s' if len(task_warnings) > 1 else ''}" if task_warnings else ""
+    mark = counted(len(task_warnings), "warning") if task_warnings else ""
     return Page(f"task-{name}", g.task, [Section(f"{i}-{name}", t, b) for i, t, b in sections], lead, mark)
 
 

@@ -9,17 +9,12 @@ from typing import Literal
 
 import numpy as np
 
+from diptych.core.arrays import unit_rows
 from diptych.core.extras import need
-from diptych.core.vectors import unit
 from diptych.curation.operators.duplicates.pruning import Mode, prune
 
 KeepRule = Literal["first", "hard", "easy", "random", "best"]
 _CELLS = 1 << 24  # similarities at a time: 64 MB
-
-
-def normalised(vectors: np.ndarray) -> np.ndarray:
-    """The rows scaled to unit length, float32 [N, E]; rows of zeros are unchanged."""
-    return unit(np.asarray(vectors, np.float32))
 
 
 def clusters(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
@@ -49,7 +44,7 @@ def semantic_twins(
     ``priority`` [N]. mode: see ``pruning.prune``. across: also find twins in different clusters (the published code does not): an
     item near the border to another cluster is compared with that cluster too, so the result equals a comparison of all pairs.
     """
-    vectors = normalised(vectors)
+    vectors = unit_rows(vectors, np.float32)
     n = len(vectors)
     if n < 2:
         return np.full(n, -1, np.int64), np.zeros(n, np.float32)

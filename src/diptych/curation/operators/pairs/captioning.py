@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from diptych.core.vectors import unit
+from diptych.core.arrays import unit_rows
 from diptych.curation.operators.base import Columns, Operator, arrays
 from diptych.curation.operators.models import able, stamp
 from diptych.curation.operators.pairs.similarity import score
@@ -51,7 +51,7 @@ def _sentences() -> Any:
 
 def sentence_vectors(texts: Sequence[str]) -> np.ndarray:
     """Unit vectors of MiniLM, float32 [N, 384]."""
-    return unit(_sentences().embed(list(texts)).numpy())
+    return unit_rows(_sentences().embed(list(texts)).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
