@@ -20,14 +20,15 @@ class Part(nn.Module):
     width: of the vectors that it gives. packaged: prefixes of parameters that come from a package and are in no checkpoint while
     the part is frozen.
     called: methods beside ``forward`` that the trainer must know of when it shards the part. borrows: it computes with another
-    part's weights, so it cannot be sharded. replicated: parameters that are never sharded. weights: the package of its weights, for
-    messages.
+    part's weights, so it cannot be sharded. works_in: the part that its layers work inside, by hooks. replicated: parameters that
+    are never sharded. weights: the package of its weights, for messages.
     """
 
     width: int
     packaged: tuple[str, ...] = ()
     called: tuple[str, ...] = ()
     borrows: bool = False
+    works_in: str = ""
     replicated: tuple[str, ...] = ()
     weights: str = ""
     can: frozenset[str] = frozenset()  # capabilities (``core.capabilities``) that a model has by it
