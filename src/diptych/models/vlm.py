@@ -186,6 +186,15 @@ class VLM(nn.Module):
             if isinstance(module, Transformer | RotaryTransformer):
                 module.checkpointing = gradient_checkpointing
 
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """``torch.compile`` on what every part computes in ``forward``, and on the transformers within parts that compute in other
+        methods. A language model of transformers stays plain.
+        """
+        for part in self.parts.values():
+            for module in part.modules():
+                if module is part or isinstance(module, Transformer | RotaryTransformer):
+                    module.compile(backend=backend)
+
     def encode(self, batch: Batch, wanted: Collection[str] = ()) -> Pass:
         """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image (FLIP, Li et al. 2023,
         §3).

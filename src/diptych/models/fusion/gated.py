@@ -76,7 +76,7 @@ class GatedCrossAttention(Part):
         part: Any = build.parts["lm"]
         part.gated = True
         for own, layer in zip(self.layers, decoder_layers(part.lm)[:: self.every], strict=True):
-            layer.register_forward_pre_hook(_Look(own, part.lm), with_kwargs=True)
+            layer.register_forward_pre_hook(_Look(own, part.lm), with_kwargs=True)  # type: ignore[arg-type]
 
 
 def decoder_layers(lm: CausalLM) -> list[nn.Module]:
