@@ -19,14 +19,15 @@ class Part(nn.Module):
 
     width: of its output vectors. packaged: prefixes of parameters that come from a package and are not in checkpoints while the
     part is frozen. called: methods besides ``forward`` that the trainer must know when it shards the part. borrows: it computes
-    with another part's weights, so it cannot be sharded. replicated: parameters that are never sharded. weights: the package of its
-    weights, for messages.
+    with another part's weights, so it cannot be sharded. works_in: the part that its layers work inside, by hooks. replicated:
+    parameters that are never sharded. weights: the package of its weights, for messages.
     """
 
     width: int
     packaged: tuple[str, ...] = ()
     called: tuple[str, ...] = ()
     borrows: bool = False
+    works_in: str = ""
     replicated: tuple[str, ...] = ()
     weights: str = ""
     can: frozenset[str] = frozenset()  # capabilities (``core.capabilities``) that it gives the model

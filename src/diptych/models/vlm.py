@@ -67,8 +67,9 @@ class VLM(nn.Module):
                 self.adapters[n] = build_adapter(n, a, build)
         if "space" not in specs and (kind := default_space(self.parts)):
             self._add("space", build_part("space", PartSpec(kind=kind), build), build)
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             if isinstance(part, Part):
+                build.where = f"parts.{name}"
                 part.attach(build)
         self.fixed = {name for name, spec in recipe.parts.items() if spec.frozen}
         self.unchanging = self.fixed | {self.part_of(n) for n in self.adapters if not _trains_base(recipe, self.part_of(n))}
@@ -124,10 +125,14 @@ class VLM(nn.Module):
                 part.prepare(mode)
         return self
 
+    @property
+    def constant(self) -> set[str]:
+        """Parts that never change: frozen in every stage, and without adapters."""
+        return self.fixed - {self.part_of(name) for name in self.adapters}
+
     def remember_features(self, images: int) -> None:
         """Keep the tower's output for each image, if the tower is frozen and the output for this many images fits in memory."""
-        adapted = {self.part_of(name) for name in self.adapters}
-        tower: Any = self.parts["vision"] if "vision" in self.fixed - adapted else None
+        tower: Any = self.parts["vision"] if "vision" in self.constant else None
         if tower is not None and fits(images, tower.extra + tower.tokens, tower.width):
             self.features = Features()
 
@@ -181,6 +186,15 @@ class VLM(nn.Module):
             if isinstance(module, Transformer | RotaryTransformer):
                 module.checkpointing = gradient_checkpointing
 
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """``torch.compile`` on what every part computes in ``forward``, and on the transformers within parts that compute in other
+        methods. A language model of transformers stays plain.
+        """
+        for part in self.parts.values():
+            for module in part.modules():
+                if module is part or isinstance(module, Transformer | RotaryTransformer):
+                    module.compile(backend=backend)
+
     def encode(self, batch: Batch, wanted: Collection[str] = ()) -> Pass:
         """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image (FLIP, Li et al. 2023,
         §3).
@@ -204,8 +218,11 @@ class VLM(nn.Module):
         """The weights a checkpoint must hold: all except those that a part loads from its package and that never change, and those
         of teachers that are other models.
         """
-        packaged = tuple(p for n in sorted(self.unchanging - self.restarted) for p in self.packaged(n))
-        others = tuple(f"teachers.{n}." for n, teacher in self.teachers.items() if teacher.decay is None)
+        packaged = [p for n in sorted(self.unchanging - self.restarted) for p in self.packaged(n)]
+        same = [p for n in sorted(self.constant - self.restarted) for p in self.packaged(n)]  # in a teacher as in the student
+        others = [
+            f"teachers.{n}.{p}" for n, teacher in self.teachers.items() for p in (same if teacher.decay is not None else [""])
+        ]
         left_out = (*packaged, *others)
         return {k: v for k, v in self.state_dict().items() if not (left_out and k.startswith(left_out)) or self.adapter_owns(k)}
 

@@ -103,11 +103,11 @@ class Trainer:
         """Shard and compile the parts, as the recipe says."""
         if self.recipe.sharding == "fsdp" and any(t.decay is not None for t in self.setup.model.teachers.values()):
             raise DiptychError("sharding: fsdp cannot keep an averaged teacher yet; remove `sharding`, or the teacher")
-        for part in self.setup.model.parts.values():
-            if self.recipe.sharding == "fsdp":
+        if self.recipe.sharding == "fsdp":
+            for part in self.setup.model.parts.values():
                 shard(part, self.cluster)
-            if self.recipe.compile:
-                part.compile()
+        if self.recipe.compile:
+            self.setup.model.compile_parts()
 
     # --- the run ---
 

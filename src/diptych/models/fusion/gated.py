@@ -51,6 +51,8 @@ class GatedLayer(nn.Module):
 class GatedCrossAttention(Part):
     """A ``fusion`` part that puts a gated layer before every ``every``-th layer of the ``lm`` part, which is not changed."""
 
+    works_in = "lm"
+
     def __init__(
         self,
         build: Build,
