@@ -18,9 +18,10 @@ class Part(nn.Module):
     """Subclasses take a ``Build`` and keyword-only options, which recipes set.
 
     width: of its output vectors. packaged: prefixes of parameters that come from a package and are not in checkpoints while the
-    part is frozen. called: methods besides ``forward`` that the trainer must know when it shards the part. borrows: it computes
-    with another part's weights, so it cannot be sharded. replicated: parameters that are never sharded. weights: the package of its
-    weights, for messages.
+    part is frozen.
+    called: methods besides ``forward`` that the trainer must know when it shards the part. borrows: it computes with another
+    part's weights, so it cannot be sharded. replicated: parameters that are never sharded. weights: the package of its weights, for
+    messages.
     """
 
     width: int
