@@ -28,7 +28,8 @@ def swap_words(caption: str, rng: random.Random, only: str = "") -> str | None:
     Words directly before another content word ("red cube") mostly are modifiers; the others are heads, or verbs in
     -ing. Modifiers are swapped with modifiers and heads with heads; any two words only if there is no such pair. The result never
     has the same meaning: not the same text in other letters, not "a dog and a cat" for "a cat and a dog", not "burly big" for "big
-    burly". only: "modifier" or "head" for two of that kind and no others.
+    burly".
+    only: "modifier" or "head" for two of that kind and no others.
     """
     words = [m for m in _WORD.finditer(caption) if m[0].lower() not in FUNCTION_WORDS]
     kinds = []

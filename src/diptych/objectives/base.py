@@ -18,11 +18,13 @@ class Objective(nn.Module):
     """Subclasses take the model and keyword-only options, and return a scalar from ``forward``.
 
     needs: the encodings and fields that it reads, checked when the recipe is read; the loader collates only the fields that these
-    are computed from. parts: parts without which it cannot work; ``text|lm``: one of the two.
+    are computed from.
+    parts: parts without which it cannot work; ``text|lm``: one of the two.
     couples: the encodings through which the samples of a batch meet in the loss (contrast within the batch). The engine then gives
     the objective those of the whole batch, for any number of micro-batches and processes. Empty: the loss is a mean over
-    independent terms. gathers: with several processes, each gets all of these encodings; False: the objective exchanges them itself
-    (``Pass.alone``, ``Pass.around``).
+    independent terms.
+    gathers: with several processes, each gets all of these encodings; False: the objective exchanges them itself (``Pass.alone``,
+    ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
     scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it does not score pairs.
     scores_all: whether ``all_scores`` scores every image of a pass with every text, each encoded once and compared cheaply.

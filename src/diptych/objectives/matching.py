@@ -38,8 +38,9 @@ class Matching(Objective):
     """A two-way classifier on the fused tokens of both sides; the mining is meaningful only together with a contrastive objective.
 
     batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: how strongly mining
-    prefers similar pairs. pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for
-    "no" and "yes" (BLIP; for BLIP-2, where the mean of the queries is pooled, this is the mean of their answers).
+    prefers similar pairs.
+    pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for "no" and "yes" (BLIP;
+    for BLIP-2, where the mean of the queries is pooled, this is the mean of their answers).
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding", "image.tokens", "text.tokens")

@@ -58,8 +58,8 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoProcessor
 
 model, processor = AutoModel.from_pretrained("."), AutoProcessor.from_pretrained(".")
-inputs = processor(images=Image.open("photo.jpg"), text=["a caption", "another"], padding=True, truncation=True,
-return_tensors="pt") text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output[:, 0]
+inputs = processor(images=Image.open("photo.jpg"), text=["a caption", "another"], padding=True, truncation=True, return_tensors="pt")
+text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output[:, 0]
 image = model.get_image_features(inputs["pixel_values"]).pooler_output[:, 0]
 print(model.logit_scale.exp() * normalize(image, dim=-1) @ normalize(text, dim=-1).T)
 ```
@@ -74,8 +74,8 @@ inputs = processor(images=Image.open("photo.jpg"), text=["a caption"], padding=T
 out = model(**inputs, input_ids_masked=inputs["input_ids"])  # nothing hidden: does the caption fit?
 print(out.itm_logits.softmax(-1)[:, 1], out.contrastive_logits_per_image)
 ```
-Losses of hidden patches need their codes (`mim_labels`) from the run's own quantizer:
-`diptych.load(RUN).model.part("quantizer").codes(pixels)`. """,
+Losses of hidden patches need their codes (`mim_labels`) from the run's own quantizer: `diptych.load(RUN).model.part("quantizer").codes(pixels)`.
+""",
     "LlavaForConditionalGeneration": """\
 ```python
 from PIL import Image

@@ -1,6 +1,6 @@
 """Tanh-gated cross-attention between the layers of a frozen language model (Flamingo, Alayrac et al. 2022, §2.2), as in Idefics.
 
-The image is not read as tokens among words: words attend to it, and to the last of several images before them. At the start the
+The image is not read as tokens among words: words attend to it; if there are several, to the last one before them. At the start the
 gates are closed, and the language model is unchanged.
 """
 

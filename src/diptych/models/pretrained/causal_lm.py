@@ -1,8 +1,8 @@
 """A causal language model of transformers, with the interfaces that a vision-language model needs.
 
 The input is vectors, so that image tokens can be among words; the output layer is separate, to be used at label positions only; a
-prefix is computed once and continued in many ways. Shapes: B batch, P prefix, L new positions, T text tokens, D width, V
-vocabulary, h key heads, d their width.
+prefix is computed once and continued in many ways.
+Shapes: B batch, P prefix, L new positions, T text tokens, D width, V vocabulary, h key heads, d their width.
 """
 
 from __future__ import annotations
