@@ -29,6 +29,7 @@ class Objective(nn.Module):
     scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it scores none.
     scores_all: whether ``all_scores`` scores every image of a pass with every text, each encoded once and compared cheaply.
     trains: encodings that it trains without reading them. can: capabilities that a model has learned by it.
+    borrows: it computes with a part's weights (tied word vectors, a norm), so the parts cannot be sharded.
     fields: fields that it reads instead of those in its code, as the recipe says: {"image": "video"}.
     """
 
@@ -40,6 +41,7 @@ class Objective(nn.Module):
     scores_as = ""
     scores_all = False
     trains: tuple[str, ...] = ()
+    borrows = False
 
     def __init__(self, model: VLM):
         super().__init__()
