@@ -41,7 +41,6 @@ RECIPES |= {  # providers other than ``forward``
     "sharded-llava": ["llava-joint", ["sharding=fsdp", *LM]],
     "llava": ["llava-joint", [*LM, "stages.0.micro_batch=4"]],
     "flamingo": ["flamingo", [*LM, "parts.fusion.every=1", "parts.fusion.hidden=32"]],
-    "maskvlm": ["maskvlm", ["stages.0.objectives.masked_patches.batch_share=1"]],
 }
 QUICK = ("clip", "ring", "filip", "sharded")
 

@@ -150,11 +150,7 @@ class Trainer:
                     logged = time.monotonic()
                 if validator and self.step % validator.every == 0:
                     self._validate(validator, learning)
-                due = (
-                    self.cluster.agree(time.monotonic() - saved > saving.seconds)
-                    if self.cluster.size > 1
-                    else time.monotonic() - saved > saving.seconds
-                )
+                due = self.cluster.agree(time.monotonic() - saved > saving.seconds)
                 if self.stopping or due or (saving.steps and self.step % saving.steps == 0):
                     self._save(learning)
                     saved = time.monotonic()
