@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from diptych.core.graph import renamed
@@ -95,6 +97,24 @@ class Objective(nn.Module):
     def count(self, p: Pass) -> float:
         """``terms``, of a pass with the batch's names."""
         return self.terms(p.renamed(self.fields))
+
+
+class Scaled(Objective):
+    """An objective with CLIP's learned scale of similarities, 1 / temperature, never above ``max_scale``."""
+
+    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
+        super().__init__(model)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.max_log_scale = math.log(max_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """1 / temperature."""
+        return self.logit_scale.clamp(max=self.max_log_scale).exp()
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers worth a line in the log, such as a temperature."""
+        return {"scale": self.scale.item()}
 
 
 def reads(objective: Any, field: str) -> bool:
