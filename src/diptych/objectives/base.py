@@ -117,11 +117,6 @@ class Scaled(Objective):
         return {"scale": self.scale.item()}
 
 
-def reads(objective: Any, field: str) -> bool:
-    """Whether an objective reads a field, or something made of it."""
-    return any(need.partition(".")[0] == field for need in objective.needed())
-
-
 def learns_turns(objective: Any) -> bool:
     """Whether an objective learns from conversations."""
-    return reads(objective, "turns")
+    return any(need.partition(".")[0] == "turns" for need in objective.needed())
