@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
-from diptych.objectives.base import Objective
+from diptych.objectives.base import Objective, Scaled
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def negatives_of(p: Pass) -> Tensor | None:
     return result if result is not None and len(result) else None
 
 
-class InfoNCE(Objective):
+class InfoNCE(Scaled):
     """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100. hard_negatives: each caption's wrong twin as extra
     columns.
     """
@@ -131,17 +131,10 @@ class InfoNCE(Objective):
     needs = ("text",)
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False):
-        super().__init__(model)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-        self.max_log_scale = math.log(max_scale)
+        super().__init__(model, temperature=temperature, max_scale=max_scale)
         self.hard_negatives = hard_negatives
         if hard_negatives:
             self.couples = (*self.couples, "negatives.embedding")
-
-    @property
-    def scale(self) -> Tensor:
-        """1 / temperature."""
-        return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -151,10 +144,6 @@ class InfoNCE(Objective):
         image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
             return loss(image, text, self.scale, p[TEXT].meaning, negatives, p.rows)
-
-    def metrics(self) -> dict[str, float]:
-        """Numbers for the log, such as a temperature."""
-        return {"scale": self.scale.item()}
 
 
 class Sigmoid(Objective):

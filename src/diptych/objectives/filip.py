@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diptych.core.encodings import TEXT, TEXT_EMBEDDING
 from diptych.models.fusion.qformer import best_query
-from diptych.objectives.base import Objective
+from diptych.objectives.base import Scaled
 from diptych.objectives.contrastive import same_meaning
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
-    from diptych.models.vlm import VLM
 
 CHUNK = 2**25  # token-to-token similarities held at a time (128 MB in float32)
 
@@ -51,23 +50,13 @@ def _best(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return by_image, by_text
 
 
-class LateInteraction(Objective):
+class LateInteraction(Scaled):
     """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale."""
 
     couples: tuple[str, ...] = ("image.token_embedding", "text.token_embedding")
     scores_as = "late_interaction"
     scores_all = True
     needs = ("text",)
-
-    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
-        super().__init__(model)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-        self.max_log_scale = math.log(max_scale)
-
-    @property
-    def scale(self) -> Tensor:
-        """1 / temperature."""
-        return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -98,10 +87,6 @@ class LateInteraction(Objective):
         by_image, by_text = late_similarity(p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask)
         return (by_image + by_text) / 2
 
-    def metrics(self) -> dict[str, float]:
-        """Numbers for the log, such as a temperature."""
-        return {"scale": self.scale.item()}
-
 
 class QueryContrast(LateInteraction):
     """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a pooled text against the image's queries, of which the nearest counts.
@@ -109,9 +94,6 @@ class QueryContrast(LateInteraction):
     """
 
     couples = ("image.query_embedding", "text.embedding")
-
-    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
-        super().__init__(model, temperature=temperature, max_scale=max_scale)
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
