@@ -354,6 +354,15 @@ def test_terminal(known: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     print_table(known)
     shown = capsys.readouterr().out
     assert "LLaVA-joint" in shown and "96.0 [94.1–97.9]" in shown and "≈ chance" in shown
+    for width in ("80", "100", "60"):
+        monkeypatch.setenv("COLUMNS", width)
+        print_table(known)
+        narrow = capsys.readouterr().out
+        table = narrow[: narrow.index("tied with the best")]
+        cells = set(re.findall(r"\d+\.\d \[\d+\.\d–\d+\.\d\]", shown))
+        assert len(cells) > 20 and cells == set(re.findall(r"\d+\.\d \[\d+\.\d–\d+\.\d\]", table)), "no interval is cut off"
+        assert "…" not in table and max(map(len, table.splitlines())) <= int(width)
+    monkeypatch.setenv("COLUMNS", "160")
     rows = [SimpleNamespace(**result("controlled", "binding", 0.51, 0.5, controls={"blind": 0.5, "shuffled": None}))]
     skipped = [{"task": "captions", "reason": "the model has no generate"}]
     print_summary(SimpleNamespace(model="m", data="scenes:", results=rows, skipped=skipped))  # type: ignore[arg-type]

@@ -14,24 +14,40 @@ if TYPE_CHECKING:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Prints the main table."""
+    """Prints the main table. Recipes that do not fit next to each other are printed in further tables below, so that no number is
+    cut off.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(comparison.title), caption=f"{TIED} tied with the best   {AT_CHANCE}: interval includes chance")
-    table.add_column("%")
-    for recipe in comparison.recipes:
-        table.add_column(escape(recipe.label), justify="right")
-    for column in columns(comparison):
-        marks = marks_of(comparison, column)
-        cells = []
-        for recipe in comparison.recipes:
-            cell = escape(text_cell(column, recipe, marks, bold=""))
-            cells.append(f"[bold]{cell}[/bold]" if marks.get(recipe.name) == "best" else cell)
-        table.add_row(escape(column.name), *cells)
+    shown = columns(comparison)
+    marks = [marks_of(comparison, column) for column in shown]
+    cells = [[text_cell(c, r, m, bold="") for c, m in zip(shown, marks, strict=True)] for r in comparison.recipes]
     console = Console()
-    console.print(table)
+    first = max([cell_len(column.name) for column in shown], default=0) + 4
+    widths = [max(map(cell_len, [r.label, *own])) + 3 for r, own in zip(comparison.recipes, cells, strict=True)]
+    blocks: list[list[int]] = []
+    for i, width in enumerate(widths):
+        if blocks and first + sum(widths[k] for k in blocks[-1]) + width <= console.width:
+            blocks[-1].append(i)
+        else:
+            blocks.append([i])
+    caption = f"{TIED} tied with the best   {AT_CHANCE}: interval includes chance"
+    for n, block in enumerate(blocks, 1):
+        table = Table(
+            title=escape(comparison.title) if n == 1 else None,
+            caption=caption if n == len(blocks) else None,
+        )
+        table.add_column("%", overflow="fold")
+        for i in block:
+            table.add_column(escape(comparison.recipes[i].label), justify="right", no_wrap=True)
+        for row, column in enumerate(shown):
+            texts = [escape(cells[i][row]) for i in block]
+            best = [marks[row].get(comparison.recipes[i].name) == "best" for i in block]
+            table.add_row(escape(column.name), *(f"[bold]{t}[/bold]" if b else t for t, b in zip(texts, best, strict=True)))
+        console.print(table)
     console.print(plain_words(comparison).replace("**", ""), markup=False, highlight=False)
 
 
