@@ -18,10 +18,11 @@ from torch import nn
 
 from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError
-from diptych.core.files import write_json, write_text
+from diptych.core.files import read_json_or, write_json, write_text
 from diptych.core.registry import resolve
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
+from diptych.data.notes import data_of
 from diptych.data.order import mixed
 from diptych.data.source import BrokenItem, Source, all_said
 from diptych.data.sources import open_source
@@ -256,7 +257,8 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     tokenizer, kept = _words(recipe, source, start, saved)
     device = device or pick_device(recipe.device)
     corpus = corpus_of(source) if tokenizer is None and kept is None else ()  # for a vocabulary that is trimmed to it
-    model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
+    size = read_json_or(saved / "model.json", {}).get("image_size") if saved and not recipe.data.image_size else None
+    model = build_model(recipe, tokenizer, size or image_size_of(recipe, source), corpus, kept)
     model.remember_features(len(source))
     add_teachers(recipe, model)
     objectives = build_objectives(recipe, model)
@@ -296,6 +298,12 @@ def _words(recipe: Recipe, source: Source, start: Start | None, saved: Path | No
     return own or cls.train(corpus_of(source), spec.vocab_size, spec.max_length), None
 
 
+def learned_from(setup: Setup) -> list[Source]:
+    """The training part of all data that a run learns from: that of its stages, and images and texts without a partner."""
+    unpaired = [open_source(address).split("train") for address in setup.recipe.data.unpaired.values()]
+    return [*(stage_source(setup, stage) for stage in setup.recipe.stages), *unpaired]
+
+
 def describe(setup: Setup, out: Path) -> None:
     """Write the files that define the run into its directory: recipe.yaml, environment.json, tokenizer.json, model.json."""
     if setup.started:
@@ -317,6 +325,7 @@ def describe(setup: Setup, out: Path) -> None:
             "bf16": setup.autocast,
             "data": setup.source.address,
             "data_fingerprint": setup.source.fingerprint(),
+            "sources": data_of(learned_from(setup)),
             "unpaired": {a: open_source(a).split("train").fingerprint() for a in setup.recipe.data.unpaired.values()},
             **({"weights": setup.started.plain()} if setup.started else {}),
             "packages": {p: _version(p) for p in PACKAGES},
