@@ -79,7 +79,8 @@ class Record:
     def _note_changes(self, setup: Setup, step: int) -> None:
         """Say what has changed in the data since the run began, and keep it in environment.json."""
         path = self.out / "environment.json"
-        environment, now = read_json_or(path, {}), data_of(learned_from(setup))
+        environment: dict[str, Any] = read_json_or(path, {})
+        now = data_of(learned_from(setup))
         if notes := compare_data(environment, now, step):
             print("note: " + "\n  ".join(notes), file=sys.stderr)
             entry = {"step": step, "sources": now}

@@ -257,8 +257,9 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     tokenizer, kept = _words(recipe, source, start, saved)
     device = device or pick_device(recipe.device)
     corpus = corpus_of(source) if tokenizer is None and kept is None else ()  # for a vocabulary that is trimmed to it
-    size = read_json_or(saved / "model.json", {}).get("image_size") if saved and not recipe.data.image_size else None
-    model = build_model(recipe, tokenizer, size or image_size_of(recipe, source), corpus, kept)
+    known: dict[str, Any] = read_json_or(saved / "model.json", {}) if saved else {}
+    size = recipe.data.image_size or known.get("image_size") or image_size_of(recipe, source)
+    model = build_model(recipe, tokenizer, size, corpus, kept)
     model.remember_features(len(source))
     add_teachers(recipe, model)
     objectives = build_objectives(recipe, model)
