@@ -60,7 +60,7 @@ def beside_or_in_table(
         beside = [stem + suffix for suffix in (".txt", ".json") if stem + suffix in known]
         try:
             captions, extra = captions_of({b: files.read_text(files.join(directory, b)) for b in beside})
-        except DiptychError as error:
+        except (DiptychError, ValueError) as error:
             return Problem(path, str(error))
         return Entry(path, files.join(directory, path), captions, extra)
 
@@ -73,7 +73,9 @@ def beside_or_in_table(
 
 
 def captions_of(beside: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
-    """Captions and extras in the texts that belong to one image, by name: .txt, .json. DiptychError for broken JSON."""
+    """Captions and extras in the texts that belong to one image, by name: .txt, .json. DiptychError for broken JSON, ValueError for
+    captions that are no texts.
+    """
     captions: list[str] = []
     extra: dict[str, Any] = {}
     for name, text in beside.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
+from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, split_key, texts
 from diptych.data.storage import files
 from diptych.data.storage.separated import records
 
@@ -19,7 +19,8 @@ Row = tuple[int, dict[str, Any]]  # line number in the file, fields
 class Table(ListedSource):
     """Rows of a .csv, .tsv or .jsonl file (globs allowed); paths are relative to the file.
 
-    Other columns go to ``extra``. A cell of captions may hold a JSON list. Rows with the same image are one sample.
+    Other columns go to ``extra``. A cell of captions may hold a list as JSON or Python writes it; of objects,
+    ``?caption=COLUMN.KEY`` names the text. Rows with the same image are one sample.
     """
 
     looked_for = "rows with an image path and a caption"
@@ -53,14 +54,19 @@ def table_entries(
     name = prefix + files.name(url)
     columns, rows = read_jsonl(url) if url.endswith((".jsonl", ".ndjson")) else read_csv(url, problems, name)
     image = column(columns, paths, image, "image", url)
-    caption = column(columns, words[1], caption, words[0], url)
+    caption, key = split_key(columns, column(columns, words[1], caption, words[0], url))
     for line, row in rows:
         path = row.pop(image, None)
         if not isinstance(path, str) or not path.strip():
             problems.append(Problem(f"{name}:{line}", f"no path in column '{image}'"))
             continue
-        where = files.join(files.parent(url), path.strip())
-        yield Entry(files.named(path, prefix, url), where, texts(row.pop(caption, None)), row)
+        item = files.named(path, prefix, url)
+        try:
+            captions = texts(row.pop(caption, None), key, names=words[0] != CAPTION[0])
+        except ValueError as error:
+            problems.append(Problem(item, f"{name}:{line}: {error}"))
+            continue
+        yield Entry(item, files.join(files.parent(url), path.strip()), captions, row)
 
 
 def read_csv(url: str, problems: list[Problem], name: str = "") -> tuple[list[str], list[Row]]:

@@ -50,7 +50,7 @@ class Wds(ListedSource):
             return None
         try:
             captions, extra = captions_of({f"{item}.{k}": _text(v) for k, v in members.items() if k in ("txt", "json")})
-        except (DiptychError, UnicodeDecodeError) as error:
+        except (DiptychError, ValueError) as error:
             self.problems.append(Problem(item, str(error)))
             return None
         if "cls" in members:
