@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import copy
 import hashlib
 import json
@@ -279,8 +280,8 @@ class Names:
 
 
 def image_of(given: Any, directory: str) -> str | bytes:
-    """The URL of an image file, or its bytes, from a path as seen from a directory, bytes or ``{bytes, path}``. ValueError for
-    anything else.
+    """The URL of an image file, or its bytes, from a path as seen from a directory, a ``data:`` URL, bytes or ``{bytes, path}``.
+    ValueError for anything else.
     """
     if isinstance(given, Mapping):
         given = given.get("bytes") or given.get("path")
@@ -288,6 +289,12 @@ def image_of(given: Any, directory: str) -> str | bytes:
         return given
     if not isinstance(given, str) or not given.strip():
         raise ValueError(f"an image given as {type(given).__name__}; expected a path, or bytes")
+    if given.startswith("data:"):
+        head, _, data = given.partition(",")
+        try:
+            return base64.b64decode(data if head.endswith(";base64") else "?", validate=True)
+        except ValueError as error:
+            raise ValueError(f"an image given as {head[:40]}: not data in base64") from error
     return files.join(directory, given.strip())
 
 
