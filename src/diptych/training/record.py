@@ -67,7 +67,9 @@ class Record:
             for rest in path.glob(".*.tmp"):
                 shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
         if resumed:
-            write_text(self.out / "recipe.yaml", self.recipe.to_yaml())  # a resumed run may have been given a larger budget
+            write_text(
+                self.out / "recipe.yaml", self.recipe.anchored().to_yaml()
+            )  # a resumed run may have been given a larger budget
             self._note_changes(setup, step)
         else:
             describe(setup, self.out)

@@ -309,7 +309,7 @@ def describe(setup: Setup, out: Path) -> None:
     """Write the files that define the run into its directory: recipe.yaml, environment.json, tokenizer.json, model.json."""
     if setup.started:
         print(f"note: {setup.started}", file=sys.stderr)
-    write_text(out / "recipe.yaml", setup.recipe.to_yaml())
+    write_text(out / "recipe.yaml", setup.recipe.anchored().to_yaml())
     setup.tokenizer.save(out / "tokenizer.json")
     write_json(out / "model.json", {"image_size": setup.model.image_size, "licences": setup.model.licences})
     write_json(
