@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diptych.core.errors import counted
 from diptych.data.source import Source
+from diptych.data.text import normalise
 
+CUT = 0.01  # a smaller share of captions that are cut is not worth a note, unless it makes captions equal
+AT_ONCE = 256  # captions that are encoded together: they are padded to the longest
 Held = dict[str, dict[str, Any]]  # {address: {"samples", "fingerprint"}}
 
 
@@ -57,3 +62,47 @@ def compare_data(environment: Mapping[str, Any], now: Held, step: int) -> list[s
         "restore it"
     )
     return [*lines, remedy]
+
+
+def caption_notes(captions: Sequence[str], tokenizer: Any, remedy: str = "") -> list[str]:
+    """Notes on captions from which little can be learned: cut to the tokenizer's length, equal after the cut, equal as they are.
+
+    captions: one or several of each sample. remedy: the setting that gives longer texts room; "": there is none.
+    """
+    total = len(captions)
+    if total < 2:
+        return []
+    notes = []
+    texts = Counter(map(normalise, captions))
+    text, times = texts.most_common(1)[0]
+    if times > total / 2:
+        amount = f"all {total:,}" if times == total else f"{times:,} of {total:,}"
+        notes.append(f"{amount} captions are the same, '{text[:60]}': the pictures that have it cannot be distinguished by it")
+    room = getattr(tokenizer, "max_length", None)
+    if room:
+        cut, alike, longest = _cut(texts, tokenizer, room)
+        if alike or cut > total * CUT:
+            note = f"{cut:,} of {total:,} captions are longer than {room} tokens and are cut (the longest has {longest:,})"
+            note += f"; {alike:,} of them are then equal to another one, and nothing distinguishes their pictures" if alike else ""
+            notes.append(note + (f"; more room: --set {remedy}={longest}, or shorten them" if remedy else "; shorten them"))
+    return notes
+
+
+def _cut(texts: Mapping[str, int], tokenizer: Any, room: int) -> tuple[int, int, int]:
+    """Of texts with how often each occurs: how many are cut, how many of these are then equal to another text, and the longest
+    length in tokens.
+    """
+    wide = copy.copy(tokenizer)
+    wide.max_length = 2**31
+    cut, longest, beginnings = 0, 0, defaultdict(list)
+    names = list(texts)
+    for start in range(0, len(names), AT_ONCE):
+        part = names[start : start + AT_ONCE]
+        ids, mask = wide.encode_batch(part)
+        for text, row, length in zip(part, ids, mask.sum(1), strict=True):
+            longest = max(longest, int(length))
+            if length > room:
+                cut += texts[text]
+                beginnings[row[: room - 1].tobytes()].append(text)
+    alike = sum(texts[text] for same in beginnings.values() if len(same) > 1 for text in same)
+    return cut, alike, longest

@@ -22,8 +22,8 @@ from diptych.core.files import read_json_or, write_json, write_text
 from diptych.core.registry import resolve
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
-from diptych.data.notes import data_of
-from diptych.data.order import mixed
+from diptych.data.notes import caption_notes, data_of
+from diptych.data.order import ENDLESS, mixed
 from diptych.data.source import BrokenItem, Source, all_said
 from diptych.data.sources import open_source
 from diptych.data.sources.mixture import Mixture
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat
 
 CORPUS = 4000  # the tokenizer is trained on the captions of this many samples
+NOTED = 2000  # samples, the captions of which are looked at before training
 SHOWN = 256  # samples that show which fields a source has
 PACKAGES = (
     "diptych",
@@ -305,10 +306,32 @@ def learned_from(setup: Setup) -> list[Source]:
     return [*(stage_source(setup, stage) for stage in setup.recipe.stages), *unpaired]
 
 
+def notes_on_captions(setup: Setup) -> list[str]:
+    """What is said before training about captions that are cut or equal; of the first samples of each stage's data that can give
+    captions without decoding pictures. None for sources that draw their samples.
+    """
+    notes: list[str] = []
+    remedy = "data.tokenizer.max_length" if setup.recipe.data.tokenizer.kind != "lm" else ""
+    for stage in setup.recipe.stages:
+        source = stage_source(setup, stage)
+        if "text" not in _own_fields(setup, stage) or not hasattr(source, "captions") or len(source) > ENDLESS:
+            continue
+        try:
+            captions = corpus_of(source, NOTED)
+        except DiptychError:  # none among the first
+            continue
+        found = caption_notes(captions, setup.tokenizer, remedy)
+        some = f" (of the first {NOTED:,} samples)" if len(source) > NOTED else ""
+        notes += [f"{source.address}: {note}{some}" for note in found]
+    return list(dict.fromkeys(notes))
+
+
 def describe(setup: Setup, out: Path) -> None:
     """Write the files that define the run into its directory: recipe.yaml, environment.json, tokenizer.json, model.json."""
     if setup.started:
         print(f"note: {setup.started}", file=sys.stderr)
+    for note in notes_on_captions(setup):
+        print(f"note: {note}", file=sys.stderr)
     write_text(out / "recipe.yaml", setup.recipe.anchored().to_yaml())
     setup.tokenizer.save(out / "tokenizer.json")
     write_json(out / "model.json", {"image_size": setup.model.image_size, "licences": setup.model.licences})
