@@ -5,10 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from diptych.core.errors import DiptychError
-from diptych.data.image import as_pixels, decode, random_resized_crop, resize
+from diptych.data.image import FORMATS, as_pixels, decode, random_resized_crop, resize
 from diptych.data.source import BrokenItem
 
 
@@ -77,6 +77,47 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     wide = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     pixels = decode(encoded(Image.fromarray(wide), "PNG"), "x")
     assert np.array_equal(pixels[..., 0], wide >> 8)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "PNG"), (10, "PNG"), (12, "TIFF"), (12, "PNG"), (14, "TIFF"), (16, "TIFF")])
+def test_fewer_bits_in_a_file_of_sixteen_are_not_black(bits: int, kind: str) -> None:
+    wide = np.linspace(0, 2**bits - 1, 64).astype(np.uint16).reshape(8, 8)
+    assert np.array_equal(decode(encoded(Image.fromarray(wide), kind), "x")[..., 0], wide >> (bits - 8))
+    dim = wide // 2 + 1  # whose largest value needs one bit less
+    brightest = decode(encoded(Image.fromarray(dim), kind), "x").max()
+    assert 127 <= brightest <= 255
+
+
+def test_thirty_two_bits_and_black() -> None:
+    assert decode(encoded(Image.new("I", (8, 8), 0), "TIFF"), "x").max() == 0
+    wide = np.array([[0, 2**20 - 1]] * 8, dtype=np.int32)
+    assert decode(encoded(Image.fromarray(wide), "TIFF"), "x")[0, :, 0].tolist() == [0, 255]
+
+
+HEAD = b"\0\0\0\x18ftyp"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (HEAD + b"heic\0\0\0\0mif1heic", "HEIC is not read: convert it"),
+        (HEAD + b"mif1\0\0\0\0mif1heic", "HEIC is not read: convert it"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL is not read: convert it"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 is not read: convert it"),
+        (b"a text file", "not an image"),
+    ],
+)
+def test_what_is_not_decoded_is_called_what_it_is(data: bytes, reason: str) -> None:
+    assert reason in broken(data + bytes(400))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(halves(), "AVIF")
+    pixels = decode(data, "x")
+    assert close(pixels[16, 8], (255, 0, 0)) and close(pixels[16, 56], (0, 0, 255))
+    monkeypatch.setattr("diptych.data.image._formats", lambda: FORMATS)  # an older Pillow
+    assert "AVIF, which this Pillow does not read: pip install -U pillow" in broken(data)
 
 
 def broken(data: bytes) -> str:

@@ -236,14 +236,14 @@ def test_shards_that_are_none(tmp_path: Path) -> None:
 
 def test_malformed_entries_of_karpathys_files_are_named(tmp_path: Path) -> None:
     put_images(str(tmp_path))
-    said = [{"tokens": ["it", 1]}, {"tokens": 7}, {"raw": None}, 5]
+    said = [{"tokens": ["it", "1"]}, {"tokens": 7}, {"raw": None}, 5]
     good = {"filename": "a.png", "filepath": None, "sentences": said}
     images = [good, 5, {**good, "filename": 7}, {**good, "filepath": ["x"]}, {**good, "sentences": "x"}]
     put(f"{tmp_path}/d.json", json.dumps({"images": images}))
     source = open_source(f"karpathy:{tmp_path}/d.json")
     assert len(source) == 1 and source[0].id == "a.png" and source[0].captions == ["it 1"]
     found = problems(source)
-    assert found.pop("a.png") == "empty caption"
+    assert found.pop("a.png").startswith("sentence 3: expected {raw: a text}")
     assert {item.removeprefix("d.json: "): reason for item, reason in found.items()} == {
         "image 1": "no field 'filename'",
         "image 2": "field 'filename' holds int; expected str",

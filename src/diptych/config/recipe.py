@@ -261,6 +261,27 @@ class Recipe(Strict):
         """The recipe as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
+    def anchored(self) -> Recipe:
+        """The recipe with absolute paths in place of relative ones that exist, for the weights that it names (``weights``, ``from``
+        of parts and teachers): a run is read from other working directories too.
+        """
+        tree = self.model_dump(mode="json", by_alias=True)
+        tree["weights"] = _anchored(tree["weights"])
+        for entry in (*tree["parts"].values(), *tree["teachers"].values()):
+            if "from" in entry:
+                entry["from"] = _anchored(entry["from"])
+        return Recipe.model_validate(tree)
+
+
+def _anchored(address: Any) -> Any:
+    """``hf:tower`` → ``hf:/work/tower`` if there is such a file or directory; options after a ``?`` stay."""
+    if not isinstance(address, str):
+        return address
+    scheme = "hf:" if address.startswith("hf:") else ""
+    name, mark, options = address.removeprefix(scheme).partition("?")
+    place = Path(name).expanduser()
+    return f"{scheme}{place.absolute()}{mark}{options}" if name and place.exists() else address
+
 
 def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
     """A recipe in the current format, also from the first edition, which had no ``format``. Raises DiptychError for a newer one."""

@@ -9,6 +9,7 @@ import io
 import math
 import random
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 100_000_000  # beyond this a file is refused from its header: 300 MB of pixels from a few kB of data
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS or PDF: those would run Ghostscript
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+UNREAD = {  # suffixes of pictures that are not decoded, and what they are
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG 2000"),
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"), "a camera's raw data"),
+    ".jxl": "JPEG XL",
+    ".psd": "a Photoshop document",
+    ".svg": "a drawing",
+    ".tga": "TGA",
+    ".ico": "an icon",
+}
+CONVERT = "is not read: convert it to JPEG or PNG, such as by `magick mogrify -format jpg FILE`"
 
 
 def decode(data: bytes, item: str) -> np.ndarray:
@@ -63,11 +75,35 @@ def _decode_plain_jpeg(data: bytes, item: str) -> np.ndarray | None:
         return None  # the strict decoder also refuses minor damage that loses no pixels
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """``FORMATS``, and AVIF where Pillow has it (from 11.3 on)."""
+    try:
+        from PIL import AvifImagePlugin, features
+    except ImportError:
+        return FORMATS
+    return (*FORMATS, AvifImagePlugin.AvifImageFile.format or "AVIF") if features.check("avif") else FORMATS
+
+
+def _why_unknown(data: bytes) -> str:
+    """Why bytes are not decoded, from their beginning."""
+    brands = data[8:32] if data[4:8] == b"ftyp" else b""
+    if b"avif" in brands or b"avis" in brands:
+        return "AVIF, which this Pillow does not read: pip install -U pillow, or convert it"
+    if brands[:4] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        return f"HEIC {CONVERT}"
+    if data[:2] == b"\xff\x0a" or data[4:8] == b"JXL ":
+        return f"JPEG XL {CONVERT}"
+    if data[4:8] == b"jP  ":
+        return f"JPEG 2000 {CONVERT}"
+    return f"not an image (starts with {bytes(data[:12])!r})"
+
+
 def _decode_any(data: bytes, item: str) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_size(*image.size, item)
             return to_rgb(ImageOps.exif_transpose(image))
     except BrokenItem:
@@ -77,7 +113,7 @@ def _decode_any(data: bytes, item: str) -> np.ndarray:
         size = f"{int(pixels[1]):,} pixels" if pixels else "too many pixels"
         raise BrokenItem(item, f"{size}, above the limit of {MAX_PIXELS:,}") from error
     except UnidentifiedImageError as error:
-        raise BrokenItem(item, f"not an image (starts with {bytes(data[:12])!r})") from error
+        raise BrokenItem(item, _why_unknown(data)) from error
     except MemoryError:
         raise
     except Exception as error:  # decoders of hostile data raise anything from SyntaxError to struct.error
@@ -119,14 +155,18 @@ def as_pixels(image: Any, item: str) -> np.ndarray:
 def to_rgb(image: Image.Image) -> np.ndarray:
     """The picture of Pillow as uint8 [height, width, 3]; transparent parts become white. ValueError for pixels without a known
     range.
+
+    Grey pixels of more than 8 bits do not say how many are used: cameras and scanners write 10, 12 or 14 bits into files of 16. The
+    range is 8, 10, 12, 14, 16 … bits, the smallest that holds the picture's largest value.
     """
     from PIL import Image
 
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip, not scale
-        wide = np.asarray(image).astype(np.int64)
-        grey = (np.clip(wide, 0, 65535) >> 8).astype(np.uint8)
+    if image.mode.startswith("I"):  # grey of more than 8 bits; Pillow's own conversion would clip, not scale
+        wide = np.maximum(np.asarray(image).astype(np.int64), 0)
+        bits = max(8, int(wide.max()).bit_length())
+        grey = (wide >> (bits + bits % 2 - 8)).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")

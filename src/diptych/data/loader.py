@@ -25,6 +25,7 @@ class Loader:
     """Batches of a source, in an order fixed by (seed, step). A broken item is recorded, and the next item takes its place.
 
     fields: what is collated, by name; nothing else of a sample is prepared. workers: processes that ``stream`` reads with; 0: none.
+    offset: samples by which the stream is ahead of step × batch size, in a run of which the batch size was changed (``move_to``).
     unpaired: loaders by the name of a field here; they read that field alone, and their rows join every batch
     (``add_unpaired``). problems: what was wrong with items that were read, by item. waited: seconds that the consumer of
     ``stream`` spent waiting.
@@ -32,7 +33,7 @@ class Loader:
 
     def __init__(self, source: Source, fields: Mapping[str, Field], batch_size: int, seed: int = 0, workers: int = 0):
         self.source, self.fields, self.batch_size, self.seed = source, dict(fields), batch_size, seed
-        self.workers, self.waited = workers, 0.0
+        self.workers, self.waited, self.offset = workers, 0.0, 0
         self.unpaired: dict[str, Loader] = {}
         self.problems: dict[str, Problem] = {}
         self.joined: tuple[Loader, str] | None = None  # whose batches this one's rows join, and under which name
@@ -84,6 +85,18 @@ class Loader:
         if self.joined is not None:
             loader, name = self.joined
             loader.note(Problem(f"{name}/{problem.item}", problem.reason))
+
+    def start_of(self, step: int) -> int:
+        """The position in the stream of the first sample of a step."""
+        return step * self.batch_size + self.offset
+
+    def move_to(self, step: int, position: int) -> None:
+        """Let a step begin at this position of the stream, and the rows that join its batch too: a run that resumes with another
+        batch size goes on where it was.
+        """
+        self.offset = position - step * self.batch_size
+        for loader in self.unpaired.values():
+            loader.move_to(step, position)
 
     def index(self, position: int) -> int:
         """The index of the sample at this position of the endless stream."""
@@ -154,11 +167,11 @@ class Loader:
     def rows(self, step: int, start: int, stop: int) -> Batch:
         """Samples start..stop of the global batch of that step: a rank's share, or a micro-batch.
 
-        Depends on (seed, step, start, stop) and the source alone; pixels are uint8.
+        Depends on (seed, offset, step, start, stop) and the source alone; pixels are uint8.
         """
         if not 0 <= start < stop <= self.batch_size:
             raise ValueError(f"rows {start} to {stop} of a batch of {self.batch_size}")
-        first = step * self.batch_size
+        first = self.start_of(step)
         positions = range(first + start, first + stop)
         read = map if self._threads is None else self._threads.map  # decoding releases the interpreter; drawing scenes does not
         draws = [Draw(self.seed, p, *pair) for p, pair in zip(positions, read(self._read, positions), strict=True)]

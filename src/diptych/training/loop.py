@@ -176,7 +176,7 @@ class Trainer:
         objectives: dict[str, Any] = {name: s.objectives[name] for name in stage.objectives}
         optimizer = build_optimizer([s.model, *objectives.values()], stage)
         averaged = Averaged(torch.nn.ModuleList([s.model, s.objectives]), stage.ema) if stage.ema else None
-        first = self.step
+        first, position = self.step, None
         if self._resumed and self._resumed.state["stage"] == stage.name:
             try:
                 optimizer.load_state_dict(self._resumed.optimizer)
@@ -186,10 +186,12 @@ class Trainer:
                 ) from None
             if averaged:
                 averaged.load(self._resumed.ema)
-            first = self._resumed.state["stage_first_step"]
+            first, position = self._resumed.state["stage_first_step"], self._resumed.state.get("position")
         self._resumed = None
         source = stage_source(s, stage)
         loader = training_loader(s, stage, source)
+        if position is not None:
+            loader.move_to(self.step, position)
         loader.problems.update({p.item: p for p in source.problems})
         if any(o.couples for o in objectives.values()) and len(source) < stage.batch_size and self.cluster.first:
             print(
@@ -244,6 +246,7 @@ class Trainer:
             "step": self.step,
             "stage": learning.stage.name,
             "stage_first_step": learning.first,
+            "position": learning.loader.start_of(self.step),
             "spent": asdict(self.spent),
             "best": self.record.best,
             "drawn": self.drawn,
@@ -261,7 +264,7 @@ class Trainer:
 
     def _count_drawn(self, learning: Learning) -> None:
         """Add the number of samples that each source gave since the last call."""
-        before, now = (learning.loader.drawn(step * learning.stage.batch_size) for step in (self._counted, self.step))
+        before, now = (learning.loader.drawn(learning.loader.start_of(step)) for step in (self._counted, self.step))
         self.drawn = self.drawn | {source: self.drawn.get(source, 0) + now[source] - before[source] for source in now}
         self._counted = self.step
 

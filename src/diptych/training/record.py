@@ -18,13 +18,14 @@ import torch
 from diptych.config.budget import Spent
 from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError
-from diptych.core.files import append_jsonl, read_jsonl, write_json, write_jsonl, write_text
+from diptych.core.files import append_jsonl, read_json_or, read_jsonl, write_json, write_jsonl, write_text
+from diptych.data.notes import compare_data, data_of
 from diptych.data.source import Problem
 from diptych.objectives import Objective
 from diptych.training.checkpoint import Checkpoint, best_checkpoint, checkpoints, newest, note_best
 from diptych.training.distributed import Cluster
 from diptych.training.mirror import Mirror
-from diptych.training.setup import Setup, describe
+from diptych.training.setup import Setup, describe, learned_from
 from diptych.training.trackers import Tracker, check_trackers, start_trackers
 
 
@@ -66,13 +67,26 @@ class Record:
             for rest in path.glob(".*.tmp"):
                 shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
         if resumed:
-            write_text(self.out / "recipe.yaml", self.recipe.to_yaml())  # a resumed run may have been given a larger budget
+            write_text(
+                self.out / "recipe.yaml", self.recipe.anchored().to_yaml()
+            )  # a resumed run may have been given a larger budget
+            self._note_changes(setup, step)
         else:
             describe(setup, self.out)
         for name in ("metrics.jsonl", "validation.jsonl"):
             log = self.out / name
             if log.is_file():
                 write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= step])
+
+    def _note_changes(self, setup: Setup, step: int) -> None:
+        """Say what has changed in the data since the run began, and keep it in environment.json."""
+        path = self.out / "environment.json"
+        environment: dict[str, Any] = read_json_or(path, {})
+        now = data_of(learned_from(setup))
+        if notes := compare_data(environment, now, step):
+            print("note: " + "\n  ".join(notes), file=sys.stderr)
+            entry = {"step": step, "sources": now}
+            write_json(path, {**environment, "resumed": [*(environment.get("resumed") or []), entry]})
 
     @contextmanager
     def tracking(self) -> Iterator[None]:

@@ -18,11 +18,12 @@ from torch import nn
 
 from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError
-from diptych.core.files import write_json, write_text
+from diptych.core.files import read_json_or, write_json, write_text
 from diptych.core.registry import resolve
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
-from diptych.data.order import mixed
+from diptych.data.notes import caption_notes, data_of
+from diptych.data.order import ENDLESS, mixed
 from diptych.data.source import BrokenItem, Source, all_said
 from diptych.data.sources import open_source
 from diptych.data.sources.mixture import Mixture
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat
 
 CORPUS = 4000  # the tokenizer is trained on the captions of this many samples
+NOTED = 2000  # samples, the captions of which are looked at before training
 SHOWN = 256  # samples that show which fields a source has
 PACKAGES = (
     "diptych",
@@ -256,7 +258,9 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     tokenizer, kept = _words(recipe, source, start, saved)
     device = device or pick_device(recipe.device)
     corpus = corpus_of(source) if tokenizer is None and kept is None else ()  # for a vocabulary that is trimmed to it
-    model = build_model(recipe, tokenizer, image_size_of(recipe, source), corpus, kept)
+    known: dict[str, Any] = read_json_or(saved / "model.json", {}) if saved else {}
+    size = recipe.data.image_size or known.get("image_size") or image_size_of(recipe, source)
+    model = build_model(recipe, tokenizer, size, corpus, kept)
     model.remember_features(len(source))
     add_teachers(recipe, model)
     objectives = build_objectives(recipe, model)
@@ -296,11 +300,39 @@ def _words(recipe: Recipe, source: Source, start: Start | None, saved: Path | No
     return own or cls.train(corpus_of(source), spec.vocab_size, spec.max_length), None
 
 
+def learned_from(setup: Setup) -> list[Source]:
+    """The training part of all data that a run learns from: that of its stages, and images and texts without a partner."""
+    unpaired = [open_source(address).split("train") for address in setup.recipe.data.unpaired.values()]
+    return [*(stage_source(setup, stage) for stage in setup.recipe.stages), *unpaired]
+
+
+def notes_on_captions(setup: Setup) -> list[str]:
+    """What is said before training about captions that are cut or equal; of the first samples of each stage's data that can give
+    captions without decoding pictures. None for sources that draw their samples.
+    """
+    notes: list[str] = []
+    remedy = "data.tokenizer.max_length" if setup.recipe.data.tokenizer.kind != "lm" else ""
+    for stage in setup.recipe.stages:
+        source = stage_source(setup, stage)
+        if "text" not in _own_fields(setup, stage) or not hasattr(source, "captions") or len(source) > ENDLESS:
+            continue
+        try:
+            captions = corpus_of(source, NOTED)
+        except DiptychError:  # none among the first
+            continue
+        found = caption_notes(captions, setup.tokenizer, remedy)
+        some = f" (of the first {NOTED:,} samples)" if len(source) > NOTED else ""
+        notes += [f"{source.address}: {note}{some}" for note in found]
+    return list(dict.fromkeys(notes))
+
+
 def describe(setup: Setup, out: Path) -> None:
     """Write the files that define the run into its directory: recipe.yaml, environment.json, tokenizer.json, model.json."""
     if setup.started:
         print(f"note: {setup.started}", file=sys.stderr)
-    write_text(out / "recipe.yaml", setup.recipe.to_yaml())
+    for note in notes_on_captions(setup):
+        print(f"note: {note}", file=sys.stderr)
+    write_text(out / "recipe.yaml", setup.recipe.anchored().to_yaml())
     setup.tokenizer.save(out / "tokenizer.json")
     write_json(out / "model.json", {"image_size": setup.model.image_size, "licences": setup.model.licences})
     write_json(
@@ -317,6 +349,7 @@ def describe(setup: Setup, out: Path) -> None:
             "bf16": setup.autocast,
             "data": setup.source.address,
             "data_fingerprint": setup.source.fingerprint(),
+            "sources": data_of(learned_from(setup)),
             "unpaired": {a: open_source(a).split("train").fingerprint() for a in setup.recipe.data.unpaired.values()},
             **({"weights": setup.started.plain()} if setup.started else {}),
             "packages": {p: _version(p) for p in PACKAGES},

@@ -24,7 +24,7 @@ from diptych.curation.plan import Pool
 from diptych.data.order import ENDLESS
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources import open_source
-from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, clean, column, texts
+from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, clean, column, split_key, texts
 from diptych.data.storage import files
 
 VERSION = 1  # of the shards' layout
@@ -252,17 +252,20 @@ def _parquet(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]] | None:
     with files.open_file(url) as file:
         schema = open_parquet(file, url).schema_arrow
     image = column(schema.names, IMAGE_COLUMNS, options.get("image"), "image", url)
-    caption = column(schema.names, CAPTION_COLUMNS, options.get("caption"), "caption", url)
+    caption, key = split_key(schema.names, column(schema.names, CAPTION_COLUMNS, options.get("caption"), "caption", url))
     kind = schema.field(image).type
     if not (kinds.is_binary(kind) or kinds.is_large_binary(kind)):
         return None
     light = [f.name for f in schema if f.name != image and "binary" not in str(f.type)]
-    return _row_groups(unit, pool, url, image, caption, light)
+    return _row_groups(unit, pool, url, image, (caption, key), light)
 
 
-def _row_groups(unit: Unit, pool: Pool, url: str, image: str, caption: str, light: list[str]) -> Iterator[list[dict[str, Any]]]:
+def _row_groups(
+    unit: Unit, pool: Pool, url: str, image: str, place_of_texts: tuple[str, str], light: list[str]
+) -> Iterator[list[dict[str, Any]]]:
     from diptych.data.sources.parquet import open_parquet
 
+    caption, key = place_of_texts
     stamp, number = _stamp(url), 0
     with files.open_file(url) as file:
         parquet = open_parquet(file, url)
@@ -275,7 +278,10 @@ def _row_groups(unit: Unit, pool: Pool, url: str, image: str, caption: str, ligh
                 256, row_groups=[group], columns=[*light, image] if inline else light, use_threads=False
             ):
                 for row in batch.to_pylist():
-                    captions = [c for c in map(clean, texts(row.pop(caption))) if c]
+                    try:
+                        captions, reason = [c for c in map(clean, texts(row.pop(caption), key)) if c], "no caption"
+                    except ValueError as error:
+                        captions, reason = [], str(error)
                     data = row.pop(image, None)
                     where = (
                         {"image": data}
@@ -286,5 +292,5 @@ def _row_groups(unit: Unit, pool: Pool, url: str, image: str, caption: str, ligh
                     if captions:
                         yield _item(identity, list(dict.fromkeys(captions)), row, where, pool)
                     else:
-                        yield [_broken(Problem(identity, "no caption"))]
+                        yield [_broken(Problem(identity, reason))]
                     place, number = place + 1, number + 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import base64
 import copy
 import hashlib
 import json
@@ -45,19 +47,76 @@ def clean(caption: str) -> str:
     return " ".join(_CONTROL.sub("", caption).split())
 
 
-def texts(value: Any) -> list[str]:
-    """The captions in a field: a text, several, or none."""
-    if value is None or value != value:  # NaN, by which pandas marks a missing value
-        return []
-    if isinstance(value, (list, tuple)):
-        return [str(v) for v in value if v is not None]
-    return [str(value)]
+def texts(value: Any, key: str = "", names: bool = False) -> list[str]:
+    """The captions in a field: a text, several, or none. A text that is a list as JSON or Python writes it is several: a table
+    holds it so.
+
+    key: where the texts are within objects (``split_key``). names: of classes, which may be numbers. ValueError for objects,
+    numbers and lists in lists, which are no captions.
+    """
+    if isinstance(value, str):
+        value = written_list(value)
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if key:
+        given = [v.get(key) if isinstance(v, Mapping) else v for v in given]
+        given = [v for inner in given for v in (inner if isinstance(inner, list) else [inner])]
+    found = [v for v in given if v is not None and v == v]  # NaN, by which pandas marks a missing value
+    for v in found:
+        if not isinstance(v, str) and not (names and isinstance(v, (int, float))):
+            raise ValueError(_not_a_text(v))
+    return [str(v) for v in found]
+
+
+def _not_a_text(value: Any) -> str:
+    """Why a value is no caption, and what to do."""
+    if isinstance(value, Mapping):
+        inner = [str(k) for k, v in value.items() if isinstance(v, str)]
+        example = f": ?caption=COLUMN.{inner[0]}" if inner else ""
+        return (
+            f"a caption given as an object with the keys {', '.join(map(str, value))}; name the one that holds the text{example}, "
+            "or write texts"
+        )
+    return f"a caption given as {type(value).__name__} {str(value)[:40]}; expected a text or a list of texts"
+
+
+_TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None)"""
+_PYTHON_LIST = re.compile(rf"\[\s*(?:{_TEXT}(?:\s*,\s*|\s+|(?=\])))*\]", re.DOTALL)  # numpy puts no commas
+
+
+def written_list(text: str) -> Any:
+    """A list of texts, or an object, that stands in a text as JSON or as Python writes it; else the text."""
+    bare = text.strip()
+    if bare[:1] + bare[-1:] not in ("[]", "{}"):
+        return text
+    try:
+        found = json.loads(bare)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return found
+    if isinstance(found, list):
+        return found if found and not all(isinstance(v, (int, float)) for v in found) else text if found else []
+    if bare[0] == "[" and _PYTHON_LIST.fullmatch(bare):
+        return [ast.literal_eval(part) for part in re.findall(_TEXT, bare, re.DOTALL)]
+    try:
+        found = ast.literal_eval(bare)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return found if isinstance(found, (dict, list)) and found else text
+
+
+def split_key(columns: Sequence[str], name: str) -> tuple[str, str]:
+    """``captions.raw`` → the column and the key within its objects, unless a column is called so; the key is "" for a column."""
+    column, _, key = name.partition(".")
+    return (name, "") if name in columns or column not in columns else (column, key)
 
 
 def column(columns: list[str], names: tuple[str, ...], chosen: str | None, option: str, where: str) -> str:
-    """The column called ``chosen``, or the first of the usual ``names``; else an error with the remedy."""
+    """The column called ``chosen``, or the first of the usual ``names``; else an error with the remedy. ``chosen`` may name a key
+    of a column's objects, ``captions.raw``.
+    """
     if chosen is not None:
-        if chosen not in columns:
+        if split_key(columns, chosen)[0] not in columns:
             hint = nearest(chosen, columns)
             raise DiptychError(f"{where}: no {option} column '{chosen}'{hint}; columns: {', '.join(columns)}")
         return chosen
@@ -221,8 +280,8 @@ class Names:
 
 
 def image_of(given: Any, directory: str) -> str | bytes:
-    """The URL of an image file, or its bytes, from a path as seen from a directory, bytes or ``{bytes, path}``. ValueError for
-    anything else.
+    """The URL of an image file, or its bytes, from a path as seen from a directory, a ``data:`` URL, bytes or ``{bytes, path}``.
+    ValueError for anything else.
     """
     if isinstance(given, Mapping):
         given = given.get("bytes") or given.get("path")
@@ -230,6 +289,12 @@ def image_of(given: Any, directory: str) -> str | bytes:
         return given
     if not isinstance(given, str) or not given.strip():
         raise ValueError(f"an image given as {type(given).__name__}; expected a path, or bytes")
+    if given.startswith("data:"):
+        head, _, data = given.partition(",")
+        try:
+            return base64.b64decode(data if head.endswith(";base64") else "?", validate=True)
+        except ValueError as error:
+            raise ValueError(f"an image given as {head[:40]}: not data in base64") from error
     return files.join(directory, given.strip())
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Label, class_text
-from diptych.data.image import SUFFIXES
+from diptych.data.image import CONVERT, SUFFIXES, UNREAD
 from diptych.data.source import Problem
 from diptych.data.sources.base import PARTS, Entry
 from diptych.data.sources.parquet import CellSource, parquet_entries
@@ -76,7 +77,9 @@ class Classes(CellSource):
             )
         empty = dict.fromkeys(folders)
         for path in files.find(self.place):
-            if path.lower().endswith(SUFFIXES):
+            if (suffix := PurePosixPath(path.lower()).suffix) in UNREAD:
+                self.problems.append(Problem(path, f"{UNREAD[suffix]} {CONVERT}"))
+            elif path.lower().endswith(SUFFIXES):
                 name, slash, _ = path.partition("/")
                 if slash:
                     empty.pop(name, None)

@@ -161,8 +161,13 @@ class RegionTable(ListedSource):
                     continue
                 regions = self._regions(item, row)
                 fields = {"regions": regions} if regions else {}
+                try:
+                    captions = texts(row.pop(caption, None))
+                except ValueError as error:
+                    self.problems.append(Problem(item, str(error)))
+                    captions = []
                 where = files.join(directory, path.strip())
-                yield Entry(files.named(path, own, url), where, texts(row.pop(caption, None)), row, fields=fields)
+                yield Entry(files.named(path, own, url), where, captions, row, fields=fields)
 
     def _regions(self, item: str, row: dict[str, Any]) -> list[Region]:
         size = row.get("width"), row.get("height")
@@ -228,7 +233,18 @@ def region_of(given: Any, size: tuple[Any, Any] = (None, None)) -> Region:
         top, bottom = (min(max(edge, 0.0), float(size[1])) for edge in (top, bottom))
     if right <= left or bottom <= top:
         raise ValueError(f"an empty box: {edges}")
-    phrases = [p for key in PHRASES for p in map(clean, texts(given.get(key))) if p]
-    if not phrases:
-        raise ValueError("no phrase")
-    return Region((left, top, right, bottom), phrases[0])
+    return Region((left, top, right, bottom), _phrase(given))
+
+
+def _phrase(given: Mapping[str, Any]) -> str:
+    """The first text among the usual keys. ValueError if there is none."""
+    reason = "no phrase"
+    for key in PHRASES:
+        try:
+            found = [phrase for phrase in map(clean, texts(given.get(key))) if phrase]
+        except ValueError:  # a number of a category, next to its name
+            reason = f"no phrase: '{key}' holds {type(given[key]).__name__}; expected a text"
+            continue
+        if found:
+            return found[0]
+    raise ValueError(reason)

@@ -128,7 +128,9 @@ class Documents(ListedSource):
 def _part(kind: str, value: Any, directory: str) -> Part:
     """A cleaned text, or an image as the URL of its file or its bytes; empty if there is nothing."""
     if kind == "text":
-        return kind, clean(str(value))
+        if not isinstance(value, str):
+            raise ValueError(f"a text given as {type(value).__name__}; expected a text")
+        return kind, clean(value)
     return kind, image_of(value, directory)
 
 

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
 from diptych.core.errors import DiptychError
-from diptych.data.image import SUFFIXES
+from diptych.data.image import CONVERT, SUFFIXES, UNREAD
 from diptych.data.source import Problem
-from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, texts
+from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, PARTS, Entry, ListedSource, texts
 from diptych.data.sources.table import json_object, table_entries
 from diptych.data.storage import files
 
 TABLES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
+_ABOUT = re.compile(r"(read.?me|licen[cs]e|copying|notice)", re.IGNORECASE)  # texts about a folder
+
+
+PART_FOLDERS = {"train": "train", "val": "validation", "valid": "validation", "dev": "validation"}
+PART_FOLDERS |= {"validation": "validation", "test": "test"}
 
 
 class Folder(ListedSource):
     """All images below a directory.
 
     Next to ``a.jpg``: ``a.txt`` with one caption per line, or ``a.json`` with ``caption`` or ``captions`` (other keys go
-    to ``extra``). Or, at the top, one of ``TABLES`` with the columns ``image`` or ``file_name``, and a caption.
+    to ``extra``). Or one of ``TABLES`` with the columns ``image`` or ``file_name``, and a caption: at the top for all, or in
+    folders for what is below them. If the top has no table, and all images are in folders with tables that are called train,
+    validation or test, these are the parts, not those by hash. Pictures that are not decoded (HEIC …), and texts without a
+    picture, are problems.
     """
 
     looked_for = f"images ({' '.join(SUFFIXES)}) with a caption in a .txt or .json of the same name, or in {TABLES[0]}"
+    _own_parts = False  # folders are the parts
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
@@ -33,25 +42,84 @@ class Folder(ListedSource):
             raise DiptychError(f"{self.place}: there is no such directory")
         result = files.find(self.place)
         images = [path for path in result if path.lower().endswith(SUFFIXES)]
+        unread = {path: UNREAD[suffix] for path in result if (suffix := PurePosixPath(path.lower()).suffix) in UNREAD}
+        tables = tables_of(result)
+        self._own_parts = bool(tables) and all(
+            path.partition("/")[0] in PART_FOLDERS and _table_for(path, tables) for path in images
+        )
+        if "" in tables:  # those that it names are refused when they are decoded
+            images = sorted([*images, *unread])
+        else:
+            self.problems += [Problem(path, f"{kind} {CONVERT}") for path, kind in unread.items()]
+            stems = {str(PurePosixPath(path).with_suffix("")) for path in (*images, *unread)}
+            lone = (p for p in result if p.endswith(".txt") and p[:-4] not in stems and not _table_for(p, tables))
+            self.problems += [Problem(p, "a text without a picture of its name") for p in lone if not _ABOUT.match(files.name(p))]
         yield from beside_or_in_table(self.place, images, result, self.problems)
+
+    def split(self, name: str) -> ListedSource:
+        """The folder of that name, if folders are the parts; else the part by hash."""
+        if not self._own_parts or name not in PARTS or self.part is not None:
+            return super().split(name)
+        first = (entry.id.partition("/")[0] for entry in self._entries)
+        return self._part_of(name, [i for i, folder in enumerate(first) if PART_FOLDERS.get(folder) == name])
+
+
+def tables_of(found: list[str]) -> dict[str, str]:
+    """The tables among the files of a directory: folder → the first of ``TABLES`` in it. One at the top, "", is the only one."""
+    tables: dict[str, str] = {}
+    for name in TABLES:
+        for path in found:
+            folder, _, own = path.rpartition("/")
+            if own == name:
+                tables.setdefault(folder, path)
+    return {"": tables[""]} if "" in tables else tables
+
+
+def _table_for(path: str, tables: Mapping[str, str]) -> str | None:
+    """The table of the nearest folder above a file."""
+    folder = path
+    while folder:
+        folder = folder.rpartition("/")[0]
+        if folder in tables:
+            return tables[folder]
+    return None
 
 
 def beside_or_in_table(
     directory: str, items: list[str], found: list[str], problems: list[Problem], paths: tuple[str, ...] = IMAGE_COLUMNS
 ) -> Iterator[Entry]:
-    """An entry for each of ``items`` with its texts: of the table at the top, if there is one, otherwise of the files next to it.
+    """An entry for each of ``items`` with its texts: of the table at the top or in a folder above it, if there is one, otherwise of
+    the files next to it.
 
     items, found: paths of the items that need captions, and of all files, relative to the directory. paths: usual names of the
     table's column of paths. Items without texts, and items that the table does not name, are added to ``problems``.
     """
-    table = next((t for t in TABLES if t in found), None)
-    if table:
-        named = set()
-        for entry in table_entries(files.join(directory, table), problems, paths=paths):
-            named.add(entry.id)
-            yield entry
-        problems += [Problem(path, f"not named in {table}") for path in items if path not in named]
-        return
+    tables = tables_of(found)
+    named: dict[str, set[str]] = {}
+    for folder, table in list(tables.items()):
+        rows = table_entries(files.join(directory, table), problems, paths=paths, prefix=f"{folder}/" if folder else "")
+        try:
+            entries = list(rows)
+        except DiptychError as error:
+            if not folder:
+                raise
+            del tables[folder]  # a table of something else
+            problems.append(Problem(table, str(error)))
+            continue
+        named[table] = {entry.id for entry in entries}
+        yield from entries
+    lone = []
+    for path in items:
+        above = _table_for(path, tables)
+        if above is None:
+            lone.append(path)
+        elif path not in named[above]:
+            problems.append(Problem(path, f"not named in {above}"))
+    yield from _beside(directory, lone, found, problems)
+
+
+def _beside(directory: str, items: list[str], found: list[str], problems: list[Problem]) -> Iterator[Entry]:
+    """An entry for each item with the texts of the files next to it."""
     known = set(found)
 
     def entry_of(path: str) -> Entry | Problem:
@@ -60,7 +128,7 @@ def beside_or_in_table(
         beside = [stem + suffix for suffix in (".txt", ".json") if stem + suffix in known]
         try:
             captions, extra = captions_of({b: files.read_text(files.join(directory, b)) for b in beside})
-        except DiptychError as error:
+        except (DiptychError, ValueError) as error:
             return Problem(path, str(error))
         return Entry(path, files.join(directory, path), captions, extra)
 
@@ -73,7 +141,9 @@ def beside_or_in_table(
 
 
 def captions_of(beside: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
-    """Captions and extras in the texts that belong to one image, by name: .txt, .json. DiptychError for broken JSON."""
+    """Captions and extras in the texts that belong to one image, by name: .txt, .json. DiptychError for broken JSON, ValueError for
+    captions that are no texts.
+    """
     captions: list[str] = []
     extra: dict[str, Any] = {}
     for name, text in beside.items():

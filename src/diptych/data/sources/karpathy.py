@@ -47,7 +47,14 @@ class Karpathy(ListedSource):
             name, sentences = given["filename"], given["sentences"]
             path = files.join(given["filepath"], name)  # COCO's are in val2014/ …
             where = next((p for d in places if files.exists(p := files.join(d, path))), files.join(places[0], path))
-            captions = [str(s.get("raw") or " ".join(map(str, _listed(s.get("tokens"))))) for s in sentences if isinstance(s, dict)]
+            captions = []
+            for place, sentence in enumerate(sentences):
+                caption = _caption(sentence)
+                if caption is None:
+                    reason = f"sentence {place}: expected {{raw: a text}} or {{tokens: a list of texts}}"
+                    self.problems.append(Problem(path, reason))
+                else:
+                    captions.append(caption)
             known: dict[str, Any] = {"part": str(given.get("split", ""))}
             if "cocoid" in given:
                 known["coco_id"] = given["cocoid"]
@@ -66,5 +73,13 @@ class Karpathy(ListedSource):
         return self._part_of(name, chosen)
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _caption(sentence: Any) -> str | None:
+    """The text of a sentence, or its tokens as a text; None if it has neither."""
+    if not isinstance(sentence, dict):
+        return None
+    raw, tokens = sentence.get("raw"), sentence.get("tokens")
+    if raw and isinstance(raw, str):
+        return raw
+    if raw or not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        return None
+    return " ".join(tokens)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Conversation, Sample, Turn, captioned
-from diptych.data.conversations.turns import check_images, turns_of
+from diptych.data.conversations.turns import Mistake, check_images, images_in, turns_of, unread_keys
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.sources.base import Entry, ListedSource, Names, bytes_of, image_of, joined_stamp
@@ -18,6 +19,8 @@ from diptych.data.storage import files
 
 COLUMNS = ("messages", "conversations")
 IMAGES = ("images", "image")
+MEDIA = ("video", "videos", "audio", "audios")  # what a turn would be about
+KNOWN = ("id", "system", *COLUMNS, *IMAGES, *MEDIA)
 
 Row = tuple[str, dict[str, Any]]  # its place in the file, for messages; fields
 
@@ -28,8 +31,10 @@ class Conversations(ListedSource):
 
     ``<image>`` in a turn's text, or a part ``{type: image}`` of its content, marks the place of an image. ``image`` or ``images``
     holds a path (relative to ``?images=DIR``, else to the file), several, or none; in Parquet also bytes or ``{bytes, path}``,
-    which stay in memory. A conversation that contradicts itself is refused, naming file and id; with ``?broken=skip`` it is left
-    out and recorded. The first answer serves as the caption.
+    which stay in memory. Parts may hold their image themselves, as Qwen's and OpenAI's do. A text in ``system`` is the system turn;
+    other columns go to ``extra``, and keys of turns that are not read are listed. A conversation that contradicts itself, or is
+    about a video or a sound, is refused, naming file and id; with ``?broken=skip`` it is left out and recorded. The first answer
+    serves as the caption.
     """
 
     looked_for = "conversations"
@@ -39,6 +44,7 @@ class Conversations(ListedSource):
 
     def __init__(self, place: str, *, images: str | None = None, broken: Literal["refuse", "skip"] = "refuse"):
         self.images, self.broken = images, broken
+        self._unread: Counter[tuple[str, str]] = Counter()  # keys of turns that are not read, by file: conversations
         super().__init__(place)
 
     # --- listing ---
@@ -52,14 +58,20 @@ class Conversations(ListedSource):
             for place, row in _rows(url, file):
                 name = names.new(str(row.get("id", "")) or place)
                 try:
-                    turns = turns_of(next((row[c] for c in COLUMNS if c in row), None))
-                    where = tuple(image_of(image, here) for image in _listed(next((row[c] for c in IMAGES if c in row), None)))
+                    given = _first(row, COLUMNS)
+                    turns = _with_system(turns_of(given), row.get("system"))
+                    if unread := next((key for key in MEDIA if row.get(key)), None):
+                        raise Mistake(f"{unread} is not read; conversations have texts and images")
+                    where = tuple(image_of(image, here) for image in _images_of(row, images_in(given)))
                     check_images(turns, len(where))
                 except ValueError as mistake:
                     self.problems.append(Problem(name, f"{file}: {mistake}"))
                     continue
+                for key in unread_keys(given):
+                    self._unread[file, key] += 1
                 answer = next((t.text for t in turns if t.role == "assistant"), "")
-                yield Entry(name, where, [answer], {"turns": [list(turn) for turn in turns]})
+                others = {k: v for k, v in row.items() if k not in KNOWN and v is not None and not isinstance(v, bytes)}
+                yield Entry(name, where, [answer], {**others, "turns": [list(turn) for turn in turns]})
 
     def _usable(self) -> list[Entry]:
         entries = list(self.entries())
@@ -69,6 +81,8 @@ class Conversations(ListedSource):
                 f"{self.place}: {len(self.problems)} conversations contradict themselves; fix them, or leave them out with "
                 f"?broken=skip:{first}"
             )
+        for (file, key), times in self._unread.items():
+            self.problems.append(Problem(file, f"'{key}' of turns is not read ({counted(times, 'conversation')})"))
         stamps = files.stamps(image for e in entries for image in e.where if isinstance(image, str))
         return [e for e in entries if self._is_usable(e, stamps)]
 
@@ -108,7 +122,8 @@ class Conversations(ListedSource):
         images = [decode(data, entry.id) for data in encoded]
         turns = [Turn(*turn) for turn in entry.extra["turns"]]
         first = images[0] if images else None
-        return Sample(entry.id, image=first, text=captioned(entry.captions), turns=Conversation(turns, images))
+        extra = {key: value for key, value in entry.extra.items() if key != "turns"}
+        return Sample(entry.id, extra, image=first, text=captioned(entry.captions), turns=Conversation(turns, images))
 
     def conversation(self, index: int) -> tuple[str, list[Turn], int]:
         """Id, turns and number of images, without reading the images."""
@@ -133,6 +148,28 @@ def _rows(url: str, name: str) -> Iterator[Row]:
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
             raise DiptychError(f"{url}: expected LLaVA's list of {{id, image, conversations}}, found {type(content).__name__}")
         yield from ((f"{name}:{k}", row) for k, row in enumerate(content))
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The first of these columns that holds something."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _images_of(row: dict[str, Any], inline: list[Any]) -> list[Any]:
+    """The images of a row: of its column, or those that its turns hold."""
+    listed = _listed(_first(row, IMAGES))
+    if listed and inline and listed != inline:
+        raise Mistake(f"images twice: {len(inline)} in its turns and {len(listed)} next to them; keep one of the two")
+    return listed or inline
+
+
+def _with_system(turns: list[Turn], system: Any) -> list[Turn]:
+    """The turns, after the system turn that stands next to them."""
+    if not isinstance(system, str) or not system.strip() or turns[0] == Turn("system", system):
+        return turns
+    if turns[0].role == "system":
+        raise Mistake("a system turn, and another text in 'system'")
+    return [Turn("system", system), *turns]
 
 
 def _listed(images: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources.base import IMAGE_COLUMNS, Entry, ListedSource, column, texts
+from diptych.data.sources.base import IMAGE_COLUMNS, Entry, ListedSource, column, split_key, texts
 from diptych.data.sources.table import CAPTION
 from diptych.data.storage import files
 
@@ -101,11 +101,19 @@ def parquet_entries(
             parquet = open_parquet(file, url)
             names = parquet.schema_arrow.names
             chosen = column(names, IMAGE_COLUMNS, image, "image", url), column(names, words[1], caption, words[0], url)
-            yield from _rows(url, name, prefix, stamp or "", parquet, *chosen, problems)
+            yield from _rows(url, name, prefix, stamp or "", parquet, *chosen, problems, words[0] != CAPTION[0])
 
 
 def _rows(
-    url: str, name: str, prefix: str, stamp: str, parquet: pq.ParquetFile, image: str, caption: str, problems: list[Problem]
+    url: str,
+    name: str,
+    prefix: str,
+    stamp: str,
+    parquet: pq.ParquetFile,
+    image: str,
+    caption: str,
+    problems: list[Problem],
+    labels: bool,
 ) -> Iterator[Entry]:
     import pyarrow.types as kinds
 
@@ -114,15 +122,23 @@ def _rows(
     as_path = kinds.is_string(kind) or kinds.is_large_string(kind)
     if not (as_path or kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_struct(kind)):
         raise DiptychError(f"{url}: column '{image}' holds {kind}; expected bytes, {{bytes, path}} or paths")
+    caption, key = split_key(schema.names, caption)
     light = [f.name for f in schema if f.name != image and "binary" not in str(f.type)]
+    if caption not in light:
+        raise DiptychError(f"{url}: column '{caption}' holds {schema.field(caption).type}; expected texts, or name another column")
     names, number = class_names(schema, caption), 0
     for group in range(parquet.num_row_groups):
         with readable(url):
             rows = parquet.read_row_group(group, columns=[*light, image] if as_path else light).to_pylist()
         for i, row in enumerate(rows):
             text, item, path = row.pop(caption), f"{name}:{number}", row.pop(image, None)
-            captions = texts(names[text] if names and isinstance(text, int) and 0 <= text < len(names) else text)
             number += 1
+            try:
+                known = names[text] if names and isinstance(text, int) and 0 <= text < len(names) else text
+                captions = texts(known, key, names=labels)
+            except ValueError as error:
+                problems.append(Problem(item, str(error)))
+                continue
             if not as_path:
                 where = (url, group, i, image)
                 yield Entry(item, where, captions, row, f"{stamp}:{where[1:]}" if stamp else "")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
+from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, split_key, texts
 from diptych.data.storage import files
+from diptych.data.storage.separated import records
 
 CAPTION = ("caption", CAPTION_COLUMNS)  # an option, and the usual names of its column
 Row = tuple[int, dict[str, Any]]  # line number in the file, fields
@@ -20,7 +19,8 @@ Row = tuple[int, dict[str, Any]]  # line number in the file, fields
 class Table(ListedSource):
     """Rows of a .csv, .tsv or .jsonl file (globs allowed); paths are relative to the file.
 
-    Other columns go to ``extra``. A cell of captions may hold a JSON list. Rows with the same image are one sample.
+    Other columns go to ``extra``. A cell of captions may hold a list as JSON or Python writes it; of objects,
+    ``?caption=COLUMN.KEY`` names the text. Rows with the same image are one sample.
     """
 
     looked_for = "rows with an image path and a caption"
@@ -54,40 +54,47 @@ def table_entries(
     name = prefix + files.name(url)
     columns, rows = read_jsonl(url) if url.endswith((".jsonl", ".ndjson")) else read_csv(url, problems, name)
     image = column(columns, paths, image, "image", url)
-    caption = column(columns, words[1], caption, words[0], url)
+    caption, key = split_key(columns, column(columns, words[1], caption, words[0], url))
     for line, row in rows:
         path = row.pop(image, None)
         if not isinstance(path, str) or not path.strip():
             problems.append(Problem(f"{name}:{line}", f"no path in column '{image}'"))
             continue
-        where = files.join(files.parent(url), path.strip())
-        yield Entry(files.named(path, prefix, url), where, texts(row.pop(caption, None)), row)
+        item = files.named(path, prefix, url)
+        try:
+            captions = texts(row.pop(caption, None), key, names=words[0] != CAPTION[0])
+        except ValueError as error:
+            problems.append(Problem(item, f"{name}:{line}: {error}"))
+            continue
+        yield Entry(item, files.join(files.parent(url), path.strip()), captions, row)
 
 
 def read_csv(url: str, problems: list[Problem], name: str = "") -> tuple[list[str], list[Row]]:
     """Column names and rows of a file separated by comma, semicolon, tab or bar: what its first line has most of. name: of the file
     in ``problems``, if it is not the URL's last part.
+
+    A field in quotes ends at a quote that is followed by a delimiter or a line end, and may hold several lines (RFC 4180). A field
+    that only begins with a quote, ``"Summer" by the lake``, is taken as it is written. If the quote is never closed, or the next
+    rows would become part of the field, that is recorded too, and the rows are kept.
     """
-    text = files.read_text(url)
+    text = files.read_text(url).replace("\r\n", "\n").replace("\r", "\n")
     header = text.lstrip().partition("\n")[0]
     delimiter = "\t" if url.endswith(".tsv") else max(",;\t|", key=header.count)
-    csv.field_size_limit(100_000_000)  # the standard limit of 128 kB stops at one long caption
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    name = name or files.name(url)
     rows: list[Row] = []
     columns: list[str] = []
-    try:
-        for fields in reader:
-            if not any(f.strip() for f in fields):
-                continue
-            if not columns:
-                columns = [f.strip() for f in fields]
-            elif len(fields) > len(columns):
-                reason = f"{len(fields)} fields, the header has {len(columns)}: quote texts that hold '{delimiter}'"
-                problems.append(Problem(f"{name or files.name(url)}:{reader.line_num}", reason))
-            else:
-                rows.append((reader.line_num, {c: _cell(f) for c, f in zip(columns, fields, strict=False)}))
-    except csv.Error as error:
-        raise DiptychError(f"{url}, line {reader.line_num}: {error}") from error
+    for line, fields, open_quote in records(text, delimiter):
+        if not any(f.strip() for f in fields):
+            continue
+        if open_quote:
+            problems.append(Problem(f"{name}:{line}", "a quote opens and is not closed; it was read as part of the text"))
+        if not columns:
+            columns = [f.strip() for f in fields]
+        elif len(fields) > len(columns):
+            reason = f"{len(fields)} fields, the header has {len(columns)}: quote texts that hold '{delimiter}'"
+            problems.append(Problem(f"{name}:{line}", reason))
+        else:
+            rows.append((line, {c: _cell(f) for c, f in zip(columns, fields, strict=False)}))
     return columns, rows
 
 

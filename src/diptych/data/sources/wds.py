@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diptych.core.errors import DiptychError, counted
-from diptych.data.image import SUFFIXES
+from diptych.data.image import CONVERT, SUFFIXES, UNREAD
 from diptych.data.source import Problem
 from diptych.data.sources.base import Entry, ListedSource
 from diptych.data.sources.folder import captions_of
@@ -20,7 +20,8 @@ TEXTS = ("txt", "json", "cls")
 class Wds(ListedSource):
     """Shards by name, brace range or glob. Each is read through once for offsets and texts, then images by offset.
 
-    The key is a member's path up to the first dot of its name. Of a damaged shard, the members before the damage are used.
+    The key is a member's path up to the first dot of its name, as in WebDataset; where that gives no image (``shot.05.png``), up to
+    the last dot, as in ``datasets``. Of a damaged shard, the members before the damage are used.
     """
 
     looked_for = "tar members such as KEY.jpg with KEY.txt or KEY.json"
@@ -36,7 +37,7 @@ class Wds(ListedSource):
             count = f"{len(missing)} of {len(urls)}"
             raise DiptychError(f"{self.place}: {count} shards do not exist: {', '.join(missing[:3])}")
         for url, shard in zip(urls, files.relative(urls), strict=True):
-            for key, members in self._groups(url, shard).items():
+            for key, members in _regrouped(self._groups(url, shard)).items():
                 entry = self._entry(url, f"{shard}:{key}", members)
                 if entry and stamps[url]:
                     entry.stamp = f"{stamps[url]}:{entry.where[1]}"
@@ -44,13 +45,17 @@ class Wds(ListedSource):
                     yield entry
 
     def _entry(self, url: str, item: str, members: dict[str, Any]) -> Entry | None:
-        where = next((place for kind, place in members.items() if f".{kind}" in SUFFIXES), None)
+        where = _image(members)
         if where is None:
-            self.problems.append(Problem(item, f"no image among its members ({', '.join(members)})"))
+            unread = next((f"; {UNREAD[f'.{kind}']} {CONVERT}" for kind in members if f".{kind}" in UNREAD), "")
+            reason = f"no image among its members ({', '.join(members)}){unread}"
+            if any("." in kind for kind in members):
+                reason += "; a key ends at the first dot of a name: put another character there"
+            self.problems.append(Problem(item, reason))
             return None
         try:
             captions, extra = captions_of({f"{item}.{k}": _text(v) for k, v in members.items() if k in ("txt", "json")})
-        except (DiptychError, UnicodeDecodeError) as error:
+        except (DiptychError, ValueError) as error:
             self.problems.append(Problem(item, str(error)))
             return None
         if "cls" in members:
@@ -63,6 +68,12 @@ class Wds(ListedSource):
         with files.open_file(url) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
+            packer = files.packer_of(file.read(8))
+            file.seek(0)
+            if packer:
+                raise DiptychError(
+                    f"{url}: compressed by {packer}, but images are read in place: unpack it first, `{packer} -d FILE`"
+                )
             end = 0  # of the last member, filled up to whole blocks
             try:
                 with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -74,7 +85,8 @@ class Wds(ListedSource):
                         key, _, kind = base.partition(".")
                         if not member.isfile() or not key or not kind:
                             continue
-                        content = tar.extractfile(member).read() if kind.lower() in TEXTS else None  # type: ignore[union-attr]
+                        is_text = kind.lower().rpartition(".")[2] in TEXTS
+                        content = tar.extractfile(member).read() if is_text else None  # type: ignore[union-attr]
                         group = groups.setdefault(f"{folder}/{key}" if folder else key, {})
                         if kind.lower() in group:
                             self.problems.append(Problem(f"{shard}:{member.name}", "same member again; kept the first"))
@@ -95,6 +107,27 @@ class Wds(ListedSource):
         if len(data) != length:
             raise OSError(f"{url} holds {len(data)} of its {length} bytes")
         return data
+
+
+def _image(members: dict[str, Any]) -> Any:
+    """Where the first image of a key is; None if it has none."""
+    return next((place for kind, place in members.items() if f".{kind}" in SUFFIXES), None)
+
+
+def _regrouped(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Groups without an image, divided at the last dots of their names if that gives images with texts; the others as they are."""
+    result: dict[str, dict[str, Any]] = {}
+    for key, members in groups.items():
+        if _image(members) is not None:
+            result[key] = members
+            continue
+        parts: dict[str, dict[str, Any]] = {}
+        for kind, place in members.items():
+            more, dot, last = kind.rpartition(".")
+            parts.setdefault(f"{key}{'.' if dot else ''}{more}", {})[last] = place
+        whole = any(_image(part) is not None and not part.keys().isdisjoint(TEXTS) for part in parts.values())
+        result |= parts if whole else {key: members}
+    return result
 
 
 def _text(data: bytes) -> str:

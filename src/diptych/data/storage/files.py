@@ -11,6 +11,8 @@ from typing import Any
 
 from diptych.core.errors import DiptychError
 
+_PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by a file's first bytes
+
 
 def is_local(url: str) -> bool:
     """Whether an address is a path on this machine."""
@@ -113,11 +115,20 @@ def read_text(url: str) -> str:
     """A text file in UTF-8, or in UTF-16 with its mark; the mark is dropped."""
     with open_file(url) as file:
         data: bytes = file.read()
+    if packer := packer_of(data):
+        raise DiptychError(f"{url}: compressed by {packer}: unpack it first, `{packer} -d FILE`")
+    if data.startswith(b"PK\x03\x04"):
+        raise DiptychError(f"{url}: a spreadsheet (.xlsx, .ods) or a zip archive: save the sheet as .csv, or unpack the archive")
     try:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DiptychError(f"{url}, line {line}: not UTF-8 text; save the file as UTF-8") from error
+
+
+def packer_of(data: bytes) -> str:
+    """The program that compressed a file, from its first bytes; "" if it is not compressed."""
+    return next((name for mark, name in _PACKERS.items() if data.startswith(mark)), "")
 
 
 def find(directory: str) -> list[str]:

@@ -37,7 +37,10 @@ def fetch(kind: Any, name: str, **options: Any) -> Any:
         elif Path(name).is_dir():
             remedy = "the directory must hold what save_pretrained writes for the model and its processor"
         else:
-            remedy = f"with a network, run `hf download {name} --local-dir DIR`, then use hf:DIR"
+            remedy = (
+                f"there is no directory '{name}' in {Path.cwd()}: if it is one, run the command where its path is right, or "
+                f"give the whole path; otherwise, with a network, run `hf download {name} --local-dir DIR`, then use hf:DIR"
+            )
         raise DiptychError(f"hf:{name}: cannot be loaded ({reason[:300]}); {remedy}") from error
 
 
