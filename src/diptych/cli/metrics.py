@@ -201,6 +201,10 @@ def multiple_choice(
     mode: Annotated[
         str, typer.Option(help="`plain`, `circular` (every rotation must be right) or `mme` (accuracy + accuracy⁺, out of 200).")
     ] = "plain",
+    key: Annotated[
+        str,
+        typer.Option(help="What the questions' `answer` is: `letter`, `text`, `index` (from 0); `auto`: what fits all rows."),
+    ] = "auto",
     json_: Json = False,
 ) -> None:
     """One right option among several. An answer that names none, or several, is not guessed at: it widens the band.
@@ -219,7 +223,10 @@ def multiple_choice(
 
     if mode not in MODES:
         raise DiptychError(f"--mode {mode}: no such mode{nearest(mode, MODES)}")
-    results = mme.score_files(questions, answers) if mode == "mme" else choices.score_files(questions, answers, mode == "circular")
+    if mode == "mme":
+        results = mme.score_files(questions, answers)
+    else:
+        results = choices.score_files(questions, answers, mode == "circular", key)
     show_results(results, json_=json_)
 
 

@@ -13,13 +13,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diptych.benchmarks.answers.questions import CONDITIONS, PREFIX, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.row_images import RowImages
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_records, read_rows
 from diptych.benchmarks.labels import frequencies, labelled, labels_in
@@ -137,20 +137,22 @@ class Pope(QuestionTask):
 
     def read(self, pictures: Pictures) -> list[Question]:
         """The questions of POPE's file. Raises DiptychError for a question that occurs twice."""
-        rows = islice(read_records(self.file), self.n or None)
-        questions = [self._question(row, pictures, i) for i, row in enumerate(rows)]
+        rows = read_records(self.file)
+        images = RowImages(rows, pictures, needed=not isinstance(pictures, NoPictures))
+        questions = [self._question(row, images, i) for i, row in enumerate(rows[: self.n or None])]
         unique((q.id for q in questions), self.file, "question")
         return questions
 
-    def _question(self, row: Row, pictures: Pictures, number: int) -> Question:
+    def _question(self, row: Row, images: RowImages, number: int) -> Question:
         label = row.text("label", "answer").lower()
         if label not in YES_NO:
             raise DiptychError(f"{row.where}: 'label' must be yes or no, got '{label}'")
-        image, text = row.text("image", "image_id"), row.text("text", "question")
+        text = row.text("text", "question")
         thing = text.partition("there ")[2].partition(" in the ")[0]
         statements = _statements(thing.removeprefix("an ").removeprefix("a ")) if thing else ()
-        name, path = f"{row.get('question_id', number)}", pictures.path(image, row.where)
-        return Question(name, image, path, text, (label,), YES_NO, statements, row.slices())
+        name = f"{row.get('question_id', row.get('index', number))}"
+        image, cluster = images.of(row, "image_id", "image_path")
+        return Question(name, cluster, image, text, (label,), YES_NO, statements, row.slices())
 
     def build(self, images: list[tuple[str, Any, list[str]]], everything: list[list[str]] | None = None) -> list[Question]:
         """(id, image, objects) of each image → questions, balanced in every image.
