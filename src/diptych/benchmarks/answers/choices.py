@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from diptych.benchmarks.answers.choice_text import parse_choice
 from diptych.benchmarks.answers.keys import LETTERS, Options, answer_key, options_of
 from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
 from diptych.benchmarks.answers.row_images import IDS, RowImages
@@ -33,46 +34,7 @@ from diptych.data.source import Problem, Source
 
 MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations
 
-# --- the formulas ---
-
-
-def parse_choice(text: str, options: Sequence[str], letters: str = "") -> int | None:
-    """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by
-    the text of one option, as the whole answer or as the only option named in it. None if it names none or several; never a guess.
-    """
-    letters = letters or LETTERS[: len(options)]
-    either = letters + letters.lower()
-    text = re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
-    # a small letter before a word is an article: "the answer is a dog"
-    letter = rf"[{letters}]\b|[{letters.lower()}](?=\s*(?:$|[).:,]|or\b|and\b))"
-    another = re.compile(  # after a letter: "A or B", "A, B"
-        rf"\)?[.:]?,?\s*(?:(?:(?:or|and)\b|[/&])\s*(?:(?i:option|choice)\s+)?\(?(?:{letter})"
-        rf"|(?<=,)\s*\(?[{either}]\)?\s*(?:$|[.,;]|or\b|and\b))"
-    )
-    start = re.match(rf"\(?([{either}])(?:[).:,]|\s*$)", text)
-    if start:
-        return None if another.match(text, start.end(1)) else letters.index(start[1].upper())
-    said = re.search(r"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*(\w+\W+\w.*)", text)
-    forms = {_plain(said[1]), re.sub(r"^(?:a|an|the) ", "", _plain(said[1]))} if said else set()  # "The answer is A dog."
-    whole = [i for i, option in enumerate(options) if _plain(option) in forms]
-    if len(whole) == 1:
-        return whole[0]
-    found = [*re.finditer(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text)]
-    found += re.finditer(rf"(?<!\bnot )\(([{either}])\)", text)
-    if found:
-        upper = {match[1].upper() for match in found}
-        alone = len(upper) == 1 and not any(another.match(text, match.end(1)) for match in found)
-        return letters.index(upper.pop()) if alone else None
-    plain = _plain(text)
-    same = [i for i, option in enumerate(options) if _plain(option) == plain]
-    if same:
-        return same[0] if len(same) == 1 else None
-    inside = [i for i, option in enumerate(options) if _plain(option) and re.search(rf"\b{re.escape(_plain(option))}\b", plain)]
-    return inside[0] if len(inside) == 1 else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+# --- the formula ---
 
 
 def circular(credits: Sequence[float], questions: Sequence[Hashable]) -> dict[Hashable, float]:

@@ -15,8 +15,9 @@ import numpy as np
 
 from diptych.benchmarks.answers.choices import Choices, read_answers
 from diptych.benchmarks.answers.keys import LETTERS, Options
-from diptych.benchmarks.answers.pope import YES_NO, parse_yes_no
+from diptych.benchmarks.answers.pope import YES_NO
 from diptych.benchmarks.answers.questions import CONDITIONS
+from diptych.benchmarks.answers.yes_no_text import parse_yes_no
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.pictures import Pictures
 from diptych.benchmarks.records import Record, Result

@@ -9,7 +9,6 @@ without a threshold; only for models that score.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ import numpy as np
 
 from diptych.benchmarks.answers.questions import CONDITIONS, PREFIX, Question, QuestionTask, answer_records
 from diptych.benchmarks.answers.row_images import RowImages
+from diptych.benchmarks.answers.yes_no_text import parse_yes_no
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_records, read_rows
 from diptych.benchmarks.labels import frequencies, labelled, labels_in
@@ -35,25 +35,8 @@ from diptych.data.source import Source
 KINDS = ("random", "popular", "adversarial")
 YES_NO = ("yes", "no")
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-_YES, _NO = frozenset(["yes", "yeah", "yep"]), frozenset(["no", "not", "nope"])
-_UNSURE = re.compile(r"(?:n't|\bnot) (?:\w+ )?(?:know|sure|certain|clear|tell|say|determine)\b")
 
 # --- the formula ---
-
-
-def parse_yes_no(text: str) -> bool | None:
-    """The answer in a text's first sentence; None if it says neither or both (``Yes and no``), never a guess.
-
-    "Isn't" and the like count as no; "I don't know" and "not sure" as no answer.
-    """
-    words = re.findall(r"[a-z']+", re.split(r"[.!?\n]", text.strip(), maxsplit=1)[0].lower().replace("’", "'"))
-    yes = any(w in _YES for w in words)
-    no = any(w in _NO or w.endswith("n't") for w in words)
-    if words and words[0] in _YES | _NO and not (yes and no and "and" in words[:3]):
-        return words[0] in _YES  # "No, there is not"; "Yes, but it is not red"
-    if _UNSURE.search(" ".join(words)):
-        return None
-    return yes if yes != no else None
 
 
 def published_yes_no(text: str | None) -> bool:

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from diptych.benchmarks.answers.final import spoken
 from diptych.benchmarks.answers.questions import Question, QuestionTask, answer_records
 from diptych.benchmarks.base import Items, NotApplicable, readable
 from diptych.benchmarks.inputs import kind_of, read_json, read_rows, table_of
@@ -206,8 +207,10 @@ class Vqa(QuestionTask):
         return Question(name, image, path, row.text("question"), _answers(true), slices=kinds)
 
     def parse(self, record: Record, text: str) -> str | None:
-        """The first line; of a closed set the option that it names."""
-        line = text.strip().partition("\n")[0].strip()
+        """The first line of what follows the thinking, or of the last mark such as ``<answer>``; of a closed set the option that it
+        names.
+        """
+        line = spoken(text).strip().partition("\n")[0].strip()
         if not line:
             return None
         same = [o for o in record["options"] if normalise_answer(o) == normalise_answer(line)]
