@@ -79,10 +79,15 @@ def vqa(
 
     `diptych metrics vqa --questions Q.json --annotations A.json --results R.json`
     """
-    from diptych.benchmarks.answers.vqa import score_files
+    from diptych.benchmarks.answers.vqa import DIFFERS, score_files
     from diptych.cli.results import show_results
 
-    show_results(score_files(questions, annotations, results), json_=json_)
+    scores = score_files(questions, annotations, results)
+    differ = [part["n"] for r in scores for part in r.slices if part["slice"] == DIFFERS]
+    why = "where all people agree, the official script (accuracy) compares answers as they are, with case, articles and punctuation"
+    show_results(
+        scores, json_=json_, notes=[f"{n} of {scores[0].n} answers count otherwise after normalisation: {why}" for n in differ]
+    )
 
 
 @app.command()
