@@ -172,3 +172,39 @@ def test_npy(tmp_path: Path) -> None:
         write(tmp_path, "t.npy", b"text")
         with pytest.raises(DiptychError, match="not a .npy array"):
             read_npy(tmp_path / name, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("gzip", r"a\.jsonl: compressed with gzip; gunzip it first"),
+        ("bz2", "compressed with bzip2; bunzip2 it"),
+        ("lzma", "compressed with xz; unxz it"),
+        ("zip", "an Excel file or a ZIP archive; save a table as CSV"),
+        ("pickle", "a Python pickle; save it as JSON lines"),
+        ("parquet", "a Parquet file; give it the ending .parquet"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, kind: str, message: str) -> None:
+    import bz2
+    import gzip
+    import io
+    import lzma
+    import pickle
+    import zipfile
+
+    text, archive = json.dumps(ROWS[0]).encode(), io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("xl/workbook.xml", text)
+    content = {"gzip": gzip.compress(text), "bz2": bz2.compress(text), "lzma": lzma.compress(text), "zip": archive.getvalue()}
+    content |= {"pickle": pickle.dumps(ROWS), "parquet": b"PAR1" + text}
+    with pytest.raises(DiptychError, match=message):
+        read_rows(write(tmp_path, "a.jsonl", content[kind]))
+
+
+def test_null_is_what_the_error_about_nan_asks_for(tmp_path: Path) -> None:
+    """The remedy of an error must itself be accepted."""
+    rows = '{"id": 1, "answer": "yes"}\n{"id": 2, "answer": NaN}\n'
+    with pytest.raises(DiptychError, match="line 2: NaN is not JSON; write null"):
+        read_rows(write(tmp_path, "a.jsonl", rows))
+    assert read_rows(write(tmp_path, "a.jsonl", rows.replace("NaN", "null"))).column("answer", "answer") == ["yes", None]

@@ -144,8 +144,8 @@ def both_choices(tmp_path: Path, rows: list[dict], answers: list[str | None], mo
         (["3", "2", "1"], [1, "1"], ["B", "B"]),
         (["x", "y", "z"], ["1", "0"], ["B", "A"]),  # indices as digits, as tables have them
         (["2", "3", "4"], ["4", "2"], ["C", "A"]),  # texts, for which 4 could not be an index
-        (["B", "A", "C"], ["A", "B"], ["A", "B"]),  # letters, though the options are letters
-        (["Cat", "dog"], ["cat", "B"], ["A", "B"]),  # the text of an option in another case
+        (["B", "A", "whale"], ["A", "C"], ["A", "C"]),  # letters, though options are letters: C is not the text of one
+        (["Cat", "dog"], ["cat", "Dog"], ["A", "B"]),  # the text of an option in another case
     ],
 )
 def test_the_right_option_is_read_alike(tmp_path: Path, options: list[str], keys: list, answers: list[str]) -> None:

@@ -21,6 +21,17 @@ from diptych.core.errors import DiptychError, counted, nearest
 LONGEST_LINE = 64 << 20  # bytes; a longer line is refused
 LINES_AT_ONCE = 64
 LARGEST_JSON = 2 << 30  # bytes; a larger document is refused, because it is read as a whole
+# How files start that are no text: what they are, and the remedy.
+NOT_TEXT = {
+    b"\x1f\x8b": ("compressed with gzip", "gunzip it first"),
+    b"BZh": ("compressed with bzip2", "bunzip2 it first"),
+    b"\xfd7zX": ("compressed with xz", "unxz it first"),
+    b"\x28\xb5\x2f\xfd": ("compressed with Zstandard", "unzstd it first"),
+    b"PK\x03\x04": ("an Excel file or a ZIP archive", "save a table as CSV or JSON lines, or unzip the archive"),
+    b"\xd0\xcf\x11\xe0": ("an Excel file", "save it as CSV or JSON lines"),
+    b"PAR1": ("a Parquet file", "give it the ending .parquet"),
+    b"\x80\x04\x95": ("a Python pickle", "save it as JSON lines; pickles are not read, since they can run code"),
+}
 
 Fields = dict[str, Any]
 
@@ -33,6 +44,10 @@ def _open(path: Path) -> IO[bytes]:
     file = path.open("rb")
     start = file.read(4)
     file.seek(0)
+    for magic, (what, remedy) in NOT_TEXT.items():
+        if start.startswith(magic):
+            file.close()
+            raise DiptychError(f"{path}: {what}; {remedy}")
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DiptychError(f"{path}, line 1: UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
     if start.startswith(b"\xef\xbb\xbf"):

@@ -79,10 +79,15 @@ def vqa(
 
     `diptych metrics vqa --questions Q.json --annotations A.json --results R.json`
     """
-    from diptych.benchmarks.answers.vqa import score_files
+    from diptych.benchmarks.answers.vqa import DIFFERS, score_files
     from diptych.cli.results import show_results
 
-    show_results(score_files(questions, annotations, results), json_=json_)
+    scores = score_files(questions, annotations, results)
+    differ = [part["n"] for r in scores for part in r.slices if part["slice"] == DIFFERS]
+    why = "where all people agree, the official script (accuracy) compares answers as they are, with case, articles and punctuation"
+    show_results(
+        scores, json_=json_, notes=[f"{n} of {scores[0].n} answers count otherwise after normalisation: {why}" for n in differ]
+    )
 
 
 @app.command()
@@ -201,6 +206,10 @@ def multiple_choice(
     mode: Annotated[
         str, typer.Option(help="`plain`, `circular` (every rotation must be right) or `mme` (accuracy + accuracy⁺, out of 200).")
     ] = "plain",
+    key: Annotated[
+        str,
+        typer.Option(help="What the questions' `answer` is: `letter`, `text`, `index` (from 0); `auto`: what fits all rows."),
+    ] = "auto",
     json_: Json = False,
 ) -> None:
     """One right option among several. An answer that names none, or several, is not guessed at: it widens the band.
@@ -219,7 +228,10 @@ def multiple_choice(
 
     if mode not in MODES:
         raise DiptychError(f"--mode {mode}: no such mode{nearest(mode, MODES)}")
-    results = mme.score_files(questions, answers) if mode == "mme" else choices.score_files(questions, answers, mode == "circular")
+    if mode == "mme":
+        results = mme.score_files(questions, answers)
+    else:
+        results = choices.score_files(questions, answers, mode == "circular", key)
     show_results(results, json_=json_)
 
 

@@ -1,28 +1,28 @@
 """Multiple choice: MMBench (arXiv:2307.06281), SEED-Bench (arXiv:2307.16125), MMMU (arXiv:2311.16502), scenes. (MME: mme.py.)
 
 Files: the .tsv of MMBench and SEED-Bench (question, A, B, …, answer, image in base64 or image_path), MMMU's .parquet (question,
-options, answer, image_1), or rows with image, question, options and answer. How the right answer is read: ``answer_key``.
+options, answer, image_1), or rows with image, question, options and answer. How the right answer is read: ``keys.answer_key``.
 ``circular``: a question counts only if it is answered right in every rotation of its options; a file's own rotations share
 ``group`` or, as in MMBench's files, the index modulo 1,000,000. A model that only scores compares "question option".
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.benchmarks.answers.questions import CONDITIONS, LETTERS, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.choice_text import parse_choice
+from diptych.benchmarks.answers.keys import LETTERS, Options, answer_key, options_of
+from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.row_images import IDS, RowImages
 from diptych.benchmarks.answers.vqa import questions_of, sample_questions
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_rows
-from diptych.benchmarks.pictures import ImageRef, NoPictures, Pictures, embedded
+from diptych.benchmarks.pictures import NoPictures, Pictures
 from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import of_credits
 from diptych.benchmarks.statistics import mean
@@ -32,50 +32,9 @@ from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
-IDS = ("index", "id", "question_id")
-LONGEST_NAME = 200  # characters; a longer text in the column image is an image in base64
 MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations
 
-# --- the formulas ---
-
-
-def parse_choice(text: str, options: Sequence[str]) -> int | None:
-    """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by
-    the text of one option, as the whole answer or as the only option named in it. None if it names none or several; never a guess.
-    """
-    letters = LETTERS[: len(options)]
-    either = letters + letters.lower()
-    text = re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
-    # a small letter before a word is an article: "the answer is a dog"
-    letter = rf"[{letters}]\b|[{letters.lower()}](?=\s*(?:$|[).:,]|or\b|and\b))"
-    another = re.compile(  # after a letter: "A or B", "A, B"
-        rf"\)?[.:]?,?\s*(?:(?:(?:or|and)\b|[/&])\s*(?:(?i:option|choice)\s+)?\(?(?:{letter})"
-        rf"|(?<=,)\s*\(?[{either}]\)?\s*(?:$|[.,;]|or\b|and\b))"
-    )
-    start = re.match(rf"\(?([{either}])(?:[).:,]|\s*$)", text)
-    if start:
-        return None if another.match(text, start.end(1)) else letters.index(start[1].upper())
-    said = re.search(r"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*(\w+\W+\w.*)", text)
-    forms = {_plain(said[1]), re.sub(r"^(?:a|an|the) ", "", _plain(said[1]))} if said else set()  # "The answer is A dog."
-    whole = [i for i, option in enumerate(options) if _plain(option) in forms]
-    if len(whole) == 1:
-        return whole[0]
-    found = [*re.finditer(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text)]
-    found += re.finditer(rf"(?<!\bnot )\(([{either}])\)", text)
-    if found:
-        upper = {match[1].upper() for match in found}
-        alone = len(upper) == 1 and not any(another.match(text, match.end(1)) for match in found)
-        return letters.index(upper.pop()) if alone else None
-    plain = _plain(text)
-    same = [i for i, option in enumerate(options) if _plain(option) == plain]
-    if same:
-        return same[0] if len(same) == 1 else None
-    inside = [i for i, option in enumerate(options) if _plain(option) and re.search(rf"\b{re.escape(_plain(option))}\b", plain)]
-    return inside[0] if len(inside) == 1 else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+# --- the formula ---
 
 
 def circular(credits: Sequence[float], questions: Sequence[Hashable]) -> dict[Hashable, float]:
@@ -90,52 +49,6 @@ def circular(credits: Sequence[float], questions: Sequence[Hashable]) -> dict[Ha
     return smallest
 
 
-def _letter(answer: Any, options: Sequence[str]) -> int | None:
-    letters = LETTERS[: len(options)]
-    return letters.index(answer) if isinstance(answer, str) and len(answer) == 1 and answer in letters else None
-
-
-def _index(answer: Any, options: Sequence[str]) -> int | None:
-    if isinstance(answer, bool) or not re.fullmatch(r"\d+", str(answer)):
-        return None
-    return int(answer) if int(answer) < len(options) else None
-
-
-def _text(answer: Any, options: Sequence[str]) -> int | None:
-    return options.index(answer) if isinstance(answer, str) and answer in options else None
-
-
-def _loose(answer: Any, options: Sequence[str]) -> int | None:
-    """A letter, or the text of an option in upper or lower case."""
-    lower = [o.lower() for o in options]
-    letter = _letter(str(answer).upper(), options)
-    return letter if letter is not None else _text(str(answer).lower(), lower)
-
-
-def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[int]:
-    """The index of the right option of each row, from the field ``answer``.
-
-    A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter names an
-    option even if the options are letters themselves. If no kind fits all rows, a number is an index, and a text is read by the
-    first kind that fits it. Raises DiptychError for an answer that fits none.
-    """
-    answers = [row.need("answer", kind=(str, int)) for row in rows]
-    answers = [a.strip() if isinstance(a, str) else a for a in answers]
-    for kind in (_letter, _text, _index):
-        key = [kind(a, o) for a, o in zip(answers, options, strict=True)]
-        if None not in key:
-            return [k for k in key if k is not None]
-    right_of: list[int] = []
-    for row, answer, of in zip(rows, answers, options, strict=True):
-        kinds: tuple[Callable[[Any, Sequence[str]], int | None], ...] = (_letter, _text, _loose, _index)
-        right = next((k for kind in (kinds if isinstance(answer, str) else (_index,)) if (k := kind(answer, of)) is not None), None)
-        if right is None:
-            expected = "expected a letter, an index from 0 or an option"
-            raise DiptychError(f"{row.where}: field 'answer': '{answer}' is not one of the {len(of)} options; {expected}")
-        right_of.append(right)
-    return right_of
-
-
 # --- the task ---
 
 
@@ -147,6 +60,7 @@ class Choices(QuestionTask):
     prompt: str = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
     statement: str = "{question} {option}"
     circular: bool = False
+    key: str = "auto"  # what the file's answers are: letter, text, index, or auto: the one that fits all of them
 
     def items(self, source: Source) -> Items:
         """The questions."""
@@ -167,7 +81,11 @@ class Choices(QuestionTask):
     def example_of(self, question: Question, way: str) -> Example:
         """A question with its answer, as an example."""
         example = super().example_of(question, way)  # by its letter, as the prompt asks for
-        return example._replace(text=LETTERS[question.options.index(example.text)]) if way == "generate" else example
+        return (
+            example._replace(text=(question.letters or LETTERS)[question.options.index(example.text)])
+            if way == "generate"
+            else example
+        )
 
     def read(self, pictures: Pictures, all_fit: bool = False) -> Items:
         """The questions of the file; open ones and those with several images become problems.
@@ -180,39 +98,48 @@ class Choices(QuestionTask):
         if not rows:
             raise DiptychError(f"{self.file}: no question of one picture with options")
         options = [self._options(row) for row in rows]
-        key = answer_key(rows, options)
-        groups = own_rotations(rows, options, self.file) if self.circular else [""] * len(rows)
+        key = answer_key(rows, options, self.key)
+        groups = own_rotations(rows, [of.texts for of in options], self.file) if self.circular else [""] * len(rows)
         kept = set(list(dict.fromkeys(group or i for i, group in enumerate(groups)))[: self.n or None])
-        images = _Images(rows, pictures, needed=not all_fit)
+        images = RowImages(rows, pictures, needed=not all_fit)
         questions = [
             self._question(row, options[i], key[i], groups[i], images) for i, row in enumerate(rows) if (groups[i] or i) in kept
         ]
         unique((q.id for q in questions), self.file, "question")
         return Items(questions, problems)
 
-    def _options(self, row: Row) -> list[str]:
+    def _options(self, row: Row) -> Options:
         return options_of(row)
 
-    def _question(self, row: Row, options: list[str], right: int, group: str, images: _Images) -> Question:
+    def _question(self, row: Row, options: Options, right: int, group: str, images: RowImages) -> Question:
         name = row.text(*IDS)
         image, cluster = images.of(row)
         hint, text = str(row.get("hint") or "").strip(), row.text("question") if images.needed or row.get("question") else ""
         text = f"{hint}\n{text}" if hint and hint != "nan" else text
-        statements = tuple(self.statement.replace("{question}", text).replace("{option}", o) for o in options)
+        statements = tuple(self.statement.replace("{question}", text).replace("{option}", o) for o in options.texts)
         return Question(
-            name, cluster or name, image, text, (options[right],), tuple(options), statements, row.slices(), group=group
+            name,
+            cluster or name,
+            image,
+            text,
+            (options.texts[right],),
+            tuple(options.texts),
+            statements,
+            row.slices(),
+            group=group,
+            letters="" if LETTERS.startswith(options.letters) else options.letters,
         )
 
     def _rotations(self, q: Question) -> list[Question]:
         rotated = []
         for k in range(len(q.options)):
             options, statements = q.options[k:] + q.options[:k], q.statements[k:] + q.statements[:k]
-            rotated.append(replace(q, id=f"{q.id}@{k}", options=options, statements=statements))
+            rotated.append(replace(q, id=f"{q.id}@{k}", options=options, statements=statements, letters=""))
         return rotated
 
     def parse(self, record: Record, text: str) -> str | None:
         """The answer in a model's text; None if there is none."""
-        index = parse_choice(text, record["options"])
+        index = parse_choice(text, record["options"], record.get("letters", ""))
         return None if index is None else record["options"][index]
 
     def constant(self, records: list[Record]) -> float:
@@ -276,52 +203,6 @@ def _unfit(row: Row) -> str:
     return "needs several pictures" if row.get("image_2") is not None else ""
 
 
-def options_of(row: Row) -> list[str]:
-    """The options: a list, a list written as text (MMMU), or the columns A, B, … that are not empty."""
-    given = row.get("options", row.get("choices"))
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            try:
-                given = ast.literal_eval(given)
-            except (ValueError, SyntaxError):
-                given = None
-    if given is None:
-        given = [
-            row[letter] for letter in LETTERS if str("" if row.get(letter) is None else row[letter]).strip() not in ("", "nan")
-        ]
-    if not isinstance(given, list) or not 2 <= len(given) <= len(LETTERS):
-        raise DiptychError(f"{row.where}: expected two or more options (at most 26) in fields A, B, … or in the list 'options'")
-    return [str(o).strip() for o in given]
-
-
-class _Images:
-    """The image of each row and the name of its cluster. SEED and MMBench store an image once; the other rows hold the index of the
-    row that has it.
-    """
-
-    def __init__(self, rows: Sequence[Row], pictures: Pictures, needed: bool):
-        self.pictures, self.needed = pictures, needed
-        self.shared = {
-            row.text(*IDS): row["image"] for row in rows if isinstance(row.get("image"), str) and len(row["image"]) > LONGEST_NAME
-        }
-
-    def of(self, row: Row) -> tuple[ImageRef, str]:
-        """The image and its name; without ``needed`` both may be empty."""
-        value = row.get("image") if row.get("image") is not None else row.get("image_1")
-        name = str(row.get("image_path") or "")
-        if isinstance(value, str | int) and str(value) in self.shared:
-            value = self.shared[str(value)]
-        elif isinstance(value, str | int) and len(str(value)) <= LONGEST_NAME:
-            return self.pictures.path(str(value), row.where), str(value)
-        elif value is None:
-            name = row.text("image_path", "img", "file_name", "image_id") if self.needed else name or str(row.get("image_id") or "")
-            return self.pictures.path(name, row.where), name
-        data = embedded(value, row.where) if self.needed else repr(value).encode()
-        return data, name or hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
 # --- answers in a file: diptych metrics multiple-choice ---
 
 
@@ -344,9 +225,9 @@ def _check_scores(table: Table, ids: Sequence[str], given: Sequence[Sequence[flo
             raise DiptychError(f"{table.where(i)}: {counted(len(scores), 'score')} for {sizes[name]} options")
 
 
-def score_files(questions: Path, answers: Path, circular: bool = False) -> list[Result]:
+def score_files(questions: Path, answers: Path, circular: bool = False, key: str = "auto") -> list[Result]:
     """Accuracy and, with ``circular``, circular accuracy of answers to a file of questions, as they are or with their rotations."""
-    task = Choices(name="multiple-choice", file=str(questions), circular=circular)
+    task = Choices(name="multiple-choice", file=str(questions), circular=circular, key=key)
     records = read_answers(task, answers)
     if circular and not all("group" in r for r in records):
         raise DiptychError(

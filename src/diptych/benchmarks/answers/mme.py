@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from diptych.benchmarks.answers.choices import Choices, read_answers
-from diptych.benchmarks.answers.pope import YES_NO, parse_yes_no
+from diptych.benchmarks.answers.keys import LETTERS, Options
+from diptych.benchmarks.answers.pope import YES_NO
 from diptych.benchmarks.answers.questions import CONDITIONS
+from diptych.benchmarks.answers.yes_no_text import parse_yes_no
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.pictures import Pictures
 from diptych.benchmarks.records import Record, Result
@@ -54,14 +56,14 @@ class Mme(Choices):
             raise NotApplicable("MME is read from its file: ?file=MME.tsv")
         return self.read(Pictures(self.images, self.file))
 
-    def _options(self, row: Row) -> list[str]:
+    def _options(self, row: Row) -> Options:
         answer = row.text("answer")
         if answer.lower() not in YES_NO:
             raise DiptychError(f"{row.where}: field 'answer': expected Yes or No, found '{answer}'")
         if all(row.get(name) is None for name in ("image", "image_path", "image_id")):
             raise DiptychError(f"{row.where}: mme needs the field 'image'")
         row["answer"], row["category"] = answer.lower(), row.text("category", "subtask")
-        return list(YES_NO)
+        return Options(list(YES_NO), LETTERS[:2], False)
 
     def parse(self, record: Record, text: str) -> str | None:
         """The answer in a model's text; None if there is none."""

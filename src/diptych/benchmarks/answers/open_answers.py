@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diptych.benchmarks.answers.final import without_thinking
 from diptych.benchmarks.answers.questions import CONDITIONS, Question
 from diptych.benchmarks.answers.vqa import Vqa, annotation_of
 from diptych.benchmarks.base import Items, NotApplicable
@@ -42,8 +43,8 @@ class OpenAnswers(Vqa):
         return Question(name, image, pictures.path(image, row.where), row.text("text", "question"), true, slices=row.slices())
 
     def parse(self, record: Record, text: str) -> str | None:
-        """The first line; of a closed set the option that it names."""
-        return text.strip() or None
+        """The whole text behind the thinking; None if there is none."""
+        return without_thinking(text) or None
 
     def with_credits(self, record: Record) -> Record:
         """The record with the parsed answer and its credits; without credits where there is no reference answer."""

@@ -9,17 +9,17 @@ without a threshold; only for models that score.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diptych.benchmarks.answers.questions import CONDITIONS, PREFIX, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.row_images import RowImages
+from diptych.benchmarks.answers.yes_no_text import parse_yes_no
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_records, read_rows
 from diptych.benchmarks.labels import frequencies, labelled, labels_in
@@ -35,25 +35,8 @@ from diptych.data.source import Source
 KINDS = ("random", "popular", "adversarial")
 YES_NO = ("yes", "no")
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-_YES, _NO = frozenset(["yes", "yeah", "yep"]), frozenset(["no", "not", "nope"])
-_UNSURE = re.compile(r"(?:n't|\bnot) (?:\w+ )?(?:know|sure|certain|clear|tell|say|determine)\b")
 
 # --- the formula ---
-
-
-def parse_yes_no(text: str) -> bool | None:
-    """The answer in a text's first sentence; None if it says neither or both (``Yes and no``), never a guess.
-
-    "Isn't" and the like count as no; "I don't know" and "not sure" as no answer.
-    """
-    words = re.findall(r"[a-z']+", re.split(r"[.!?\n]", text.strip(), maxsplit=1)[0].lower().replace("’", "'"))
-    yes = any(w in _YES for w in words)
-    no = any(w in _NO or w.endswith("n't") for w in words)
-    if words and words[0] in _YES | _NO and not (yes and no and "and" in words[:3]):
-        return words[0] in _YES  # "No, there is not"; "Yes, but it is not red"
-    if _UNSURE.search(" ".join(words)):
-        return None
-    return yes if yes != no else None
 
 
 def published_yes_no(text: str | None) -> bool:
@@ -137,20 +120,22 @@ class Pope(QuestionTask):
 
     def read(self, pictures: Pictures) -> list[Question]:
         """The questions of POPE's file. Raises DiptychError for a question that occurs twice."""
-        rows = islice(read_records(self.file), self.n or None)
-        questions = [self._question(row, pictures, i) for i, row in enumerate(rows)]
+        rows = read_records(self.file)
+        images = RowImages(rows, pictures, needed=not isinstance(pictures, NoPictures))
+        questions = [self._question(row, images, i) for i, row in enumerate(rows[: self.n or None])]
         unique((q.id for q in questions), self.file, "question")
         return questions
 
-    def _question(self, row: Row, pictures: Pictures, number: int) -> Question:
+    def _question(self, row: Row, images: RowImages, number: int) -> Question:
         label = row.text("label", "answer").lower()
         if label not in YES_NO:
             raise DiptychError(f"{row.where}: 'label' must be yes or no, got '{label}'")
-        image, text = row.text("image", "image_id"), row.text("text", "question")
+        text = row.text("text", "question")
         thing = text.partition("there ")[2].partition(" in the ")[0]
         statements = _statements(thing.removeprefix("an ").removeprefix("a ")) if thing else ()
-        name, path = f"{row.get('question_id', number)}", pictures.path(image, row.where)
-        return Question(name, image, path, text, (label,), YES_NO, statements, row.slices())
+        name = f"{row.get('question_id', row.get('index', number))}"
+        image, cluster = images.of(row, "image_id", "image_path")
+        return Question(name, cluster, image, text, (label,), YES_NO, statements, row.slices())
 
     def build(self, images: list[tuple[str, Any, list[str]]], everything: list[list[str]] | None = None) -> list[Question]:
         """(id, image, objects) of each image → questions, balanced in every image.

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from diptych.benchmarks.answers.confidence import calibration_results, coverage_results
+from diptych.benchmarks.answers.keys import LETTERS
 from diptych.benchmarks.base import Items, NotApplicable, Progress, by_item, count_not_finite
 from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.metrics.ranking import lowest_if_not_finite
@@ -38,7 +39,6 @@ from diptych.data.source import Source
 
 WAYS = ("generate", "likelihood", "score")
 CONDITIONS = ("correct", "blind", "shuffled")  # with the image, a grey one, another one
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options
 PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answer" and "scores" in a record
 
 
@@ -56,6 +56,7 @@ class Question:
     slices: dict[str, str] = field(default_factory=dict)
     prompt: str = ""  # instead of the task's prompt
     group: str = ""  # the same for all rotations of the options of one question
+    letters: str = ""  # of the options, if they are not A, B, C … in a row
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ class QuestionTask:
 
     def prompt_for(self, question: Question) -> str:
         """The prompt with the question and its lettered options in it."""
-        options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
+        options = "\n".join(
+            f"{letter}. {option}" for letter, option in zip(question.letters or LETTERS, question.options, strict=False)
+        )
         return (question.prompt or self.prompt).replace("{question}", question.text).replace("{options}", options)
 
     def more_results(self, records: list[Record]) -> list[Result]:
@@ -349,7 +352,8 @@ def question_record(question: Question) -> Record:
         "answers": list(question.answers),
         "options": list(question.options),
     }
-    return record | ({"group": question.group} if question.group else {})
+    more = {"group": question.group, "letters": question.letters}
+    return record | {name: value for name, value in more.items() if value}
 
 
 def answer_records(

@@ -3,7 +3,8 @@ arXiv:1902.09506), scenes.
 
 Files: VQAv2's questions with ``annotations``; GQA's questions; or rows (.json, .jsonl, .csv, .tsv, .parquet) with image,
 question and answer or answers. With four or more human answers an answer earns the VQA accuracy, else 1 if it is the same
-after the evaluator's normalisation. Of an answer only the first line counts; a blank or null one cannot be parsed. Models that only
+after the evaluator's normalisation. ``accuracy_normalised`` normalises everywhere; the official script does not where all people
+agree. Of an answer only the first line counts; a blank or null one cannot be parsed. Models that only
 score need options or ``candidates``: this many of the most common answers become the options, and captions by ``statement``.
 """
 
@@ -18,17 +19,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from diptych.benchmarks.answers.questions import Question, QuestionTask, answer_records
+import numpy as np
+
+from diptych.benchmarks.answers.final import spoken
+from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
 from diptych.benchmarks.base import Items, NotApplicable, readable
 from diptych.benchmarks.inputs import kind_of, read_json, read_rows, table_of
 from diptych.benchmarks.pictures import NoPictures, Pictures
 from diptych.benchmarks.records import Record, Result
+from diptych.benchmarks.results import of_credits, take
+from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, match, unique
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
 BUILT_IN = 300  # questions from a source without end
+DIFFERS = "differs from accuracy"  # the slice of accuracy_normalised
 FEWEST_HUMANS = 4  # with fewer, a right answer could not get a VQA accuracy of 1
 
 # --- the formula ---
@@ -129,6 +136,20 @@ def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     return _credit(counts.get(form(answer), 0), len(humans))
 
 
+def normalised_accuracy(answer: str, humans: Sequence[str]) -> float:
+    """``vqa_accuracy`` with both sides normalised also where all humans say the same.
+
+    There the official script compares answers as they are: "Yes" earns nothing against ten times "yes". Raises ValueError as it.
+    """
+    if len(humans) < FEWEST_HUMANS:
+        raise ValueError(f"VQA accuracy needs at least {FEWEST_HUMANS} human answers (the data sets have 10), got {len(humans)}")
+    return _credit(Counter(map(normalise_answer, humans)).get(normalise_answer(answer), 0), len(humans))
+
+
+def _unanimous(truth: Sequence[str]) -> bool:
+    return _counts(tuple(truth))[1] is clean
+
+
 def answer_credit(answer: str, truth: Sequence[str]) -> float:
     """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
     if len(truth) >= FEWEST_HUMANS:
@@ -206,8 +227,10 @@ class Vqa(QuestionTask):
         return Question(name, image, path, row.text("question"), _answers(true), slices=kinds)
 
     def parse(self, record: Record, text: str) -> str | None:
-        """The first line; of a closed set the option that it names."""
-        line = text.strip().partition("\n")[0].strip()
+        """The first line of what follows the thinking, or of the last mark such as ``<answer>``; of a closed set the option that it
+        names.
+        """
+        line = spoken(text).strip().partition("\n")[0].strip()
         if not line:
             return None
         same = [o for o in record["options"] if normalise_answer(o) == normalise_answer(line)]
@@ -216,6 +239,38 @@ class Vqa(QuestionTask):
     def credit(self, record: Record, answer: str) -> float:
         """The credit of an answer, 0 to 1."""
         return answer_credit(answer, record["answers"])
+
+    def more_results(self, records: list[Record]) -> list[Result]:
+        """``accuracy_normalised``, where all people agree about some question; its slice is of the items in which it differs from
+        the official accuracy.
+        """
+        if not any(_unanimous(r["answers"]) for r in records):
+            return []
+        credits = {
+            condition: np.array([self._normalised(r, condition) for r in records])
+            for condition in CONDITIONS
+            if all(condition in r for r in records)
+        }
+        own, clusters = credits["correct"], [r["cluster"] for r in records]
+        unparsed = np.array([r["unparsed"] for r in records], dtype=bool)
+        fields: dict[str, Any] = {
+            "controls": {condition: mean(values) for condition, values in credits.items() if condition != "correct"},
+            "by": records[0].get("by", ""),
+            "unparsed": int(unparsed.sum()),
+            "band": (mean(own), mean(np.where(unparsed, 1.0, own))) if unparsed.any() else None,
+        }
+        differ = np.flatnonzero([r["correct"]["accuracy"] != c for r, c in zip(records, own, strict=True)])
+        at = of_credits("", "", own[differ], take(clusters, differ)) if len(differ) else None
+        if at is not None:
+            row = {"value": at.value, "low": at.low, "high": at.high, "n": at.n, "clusters": at.clusters}
+            fields["slices"] = [{"slice": DIFFERS, **row}]
+        return [of_credits(self.name, "accuracy_normalised", own, clusters, **fields)]
+
+    def _normalised(self, record: Record, condition: str) -> float:
+        if not _unanimous(record["answers"]):
+            return float(record[condition]["accuracy"])
+        answers = self.parsed(record, condition)
+        return mean([normalised_accuracy(answer, record["answers"]) for answer in answers]) if answers else 0.0
 
     def constant(self, records: list[Record]) -> float:
         """The accuracy of the best single answer to all questions."""
