@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diptych.core.words import words
 from diptych.curation.operators.base import Columns, Operator
 
 # Texts written by a camera, a shop or a page template; RE2, case-insensitive, on the trimmed text.
@@ -38,6 +39,7 @@ class TextQuality(Operator):
     """
 
     name = "text_quality"
+    version = 2
     inputs = ("text",)
     outputs = {  # noqa: RUF012 - declared, never changed
         "character_repetition": pa.float32(),
@@ -80,8 +82,8 @@ def character_repetition(text: str, run: int) -> float:
 
 def word_repetition(text: str, run: int) -> float:
     """The share of repeated n-grams of ``run`` words, see ``TextQuality``."""
-    words = text.lower().split()
-    runs = list(zip(*(words[i:] for i in range(run)), strict=False))
+    found = words(text.lower())
+    runs = list(zip(*(found[i:] for i in range(run)), strict=False))
     if len(set(runs)) == len(runs):
         return 0.0
     return sum(c for c in Counter(runs).values() if c > 1) / len(runs)
