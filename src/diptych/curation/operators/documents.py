@@ -101,7 +101,7 @@ class DocumentLimits(Operator):
     }
     texts: str = "extra.texts"
     images: str = "extra.images"
-    identifier: str = "py3langid"
+    identifier: str = "fasttext"
 
     @property
     def inputs(self) -> tuple[str, ...]:
