@@ -94,7 +94,7 @@ def run(bench: Bench) -> None:
     explained = np.mean(np.array(letters) == [s["num_words"] for s in theirs["words_num_filter"]["stats"]])
     bench.note(
         "words_num: data-juicer removes punctuation, digits and emoji from each word and does not count words that are then empty (`..`, `4 u`, `image 203`); "
-        f"counted in this way, {explained:.1%} agree. Diptych follows DataComp's rule, which counts everything between white space."
+        f"counted in this way, {explained:.1%} agree. Diptych counts numbers, and words by Unicode's boundaries."
     )
     bench.note("document_deduplicator compares lowercased texts; Diptych also normalises white space and outer punctuation.")
     bench.note("Not compared: language_id_score_filter (downloads lid.176.bin), perplexity_filter (downloads KenLM models), image_text_similarity_filter (downloads CLIP), image_deduplicator "

@@ -50,8 +50,8 @@ def _operators(bench: Bench) -> None:
         ("text_length", "text_length", {}, many),
         ("text_quality", "text_quality", {}, many),
         ("same_text", "same_text", {}, many),
-        ("language, py3langid", "language", {"identifier": "py3langid"}, few),
         ("language, fasttext", "language", {"identifier": "fasttext"}, few),
+        ("language, py3langid", "language", {"identifier": "py3langid"}, few),
         ("language, cld2", "language", {"identifier": "cld2"}, few),
         ("negatives", "negatives", {}, few),
     ):

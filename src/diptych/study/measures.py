@@ -134,7 +134,7 @@ def frequency(
     data: str,
     counted: ArmName | None = None,
     images: int = 10,
-    metric: str = "top1",
+    metric: Literal["top1", "top5"] = "top1",
 ) -> Measured:
     """Accuracy on a concept against the logarithm of its count in training (Udandarao et al., arXiv:2404.04125).
 

@@ -28,7 +28,7 @@ from diptych.core.registry import check_options, resolve
 from diptych.study.derive import check_steps, derive
 from diptych.study.measure import MeasureJob, functions_of
 from diptych.study.runs import Runs
-from diptych.study.schema import Claim, Study, names_in
+from diptych.study.schema import Claim, Measure, Study, names_in
 from diptych.study.verdict import OPEN, Verdict, decide, estimate
 
 
@@ -67,21 +67,29 @@ class ArmJob(RecipeJob):
 
 
 def check_study(study: Study) -> None:
-    """Raises DiptychError if recipes, tasks, functions or steps do not exist or do not take their options."""
-    from diptych.benchmarks.tasks import task
-
+    """Raises DiptychError if recipes, tasks, metrics, functions or steps do not exist or do not take their options."""
     for name, arm in study.arms.items():
         check_steps(arm.derive, f"arms.{name}.derive")
         _recipe(study, name, arm.data or study.data, 0)
     for name, measure in study.measures.items():
         if measure.task:
-            task(measure.task)
+            _check_metric(study, name, measure)
         else:
             check_options(resolve(str(measure.function), {}, "measure"), measure.options, f"measures.{name}")
             _check_names(study, str(measure.function), measure.options, f"measures.{name}")
     for i, figure in enumerate(study.figures):
         check_options(resolve(figure.function, {}, "figure"), figure.options, f"figures.{i}")
         _check_names(study, figure.function, figure.options, f"figures.{i}")
+
+
+def _check_metric(study: Study, name: str, measure: Measure) -> None:
+    """Raises DiptychError if a measure's task does not exist or has no such metric."""
+    from diptych.benchmarks.metric_names import check_metric
+    from diptych.benchmarks.tasks import task
+
+    one = measure.data or study.eval_data
+    data = [one] if one else sorted({arm.data or study.data for arm in study.arms.values()})
+    check_metric(task(str(measure.task)), str(measure.metric), f"measures.{name}.metric", data)
 
 
 def _check_names(study: Study, function: str, options: dict[str, Any], where: str) -> None:

@@ -21,6 +21,7 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import credits, shares
 from diptych.benchmarks.statistics import mean
 from diptych.core.capabilities import Image, Model
+from diptych.core.words import count_words
 from diptych.data.source import Source
 
 
@@ -85,8 +86,8 @@ def best_image(scores: np.ndarray, fits: np.ndarray) -> float:
 
 
 def word_counts(texts: Sequence[str]) -> np.ndarray:
-    """The lengths in words, for the controls shortest and longest; float [texts]."""
-    return np.array([len(text.split()) for text in texts], dtype=np.float64)
+    """The lengths in words (``core.words``), for the controls shortest and longest; float [texts]."""
+    return np.array(count_words(texts), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,12 +12,12 @@ import pyarrow as pa
 
 from diptych.core.extras import need
 from diptych.core.registry import resolve
+from diptych.core.words import words
 from diptych.curation.operators.base import Columns, Operator
 from diptych.curation.operators.text.language import IDENTIFIERS
 from diptych.curation.operators.text.quality import character_repetition, word_repetition
 from diptych.data.negatives import FUNCTION_WORDS
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _SPECIAL = frozenset(string.punctuation + string.digits)
 
 
@@ -52,17 +51,17 @@ OBELICS = Limits()
 
 def text_reason(text: str, limits: TextLimits, english: float | None = None) -> str | None:
     """The name of the first limit that a text violates; None if it violates none."""
-    words = _WORD.findall(text.lower())
-    n = len(words)
+    found = words(text.lower())
+    n = len(found)
     if n < limits.least_words:
         return "too few words"
     if n > limits.most_words:
         return "too many words"
     measured = {
         "character repetition": character_repetition(text, 10) > limits.character_repetition,
-        "word repetition": word_repetition(" ".join(words), 5) > limits.word_repetition,
+        "word repetition": word_repetition(text, 5) > limits.word_repetition,
         "special characters": sum(c in _SPECIAL for c in text) / len(text) > limits.special_characters,
-        "few stop words": sum(w in STOP_WORDS for w in words) / n < limits.least_stop_words,
+        "few stop words": sum(w in STOP_WORDS for w in found) / n < limits.least_stop_words,
         "no punctuation": n >= 12 and sum(c in string.punctuation for c in text) / n < limits.least_punctuation,
         "not English": english is not None and limits.language_probability is not None and english < limits.language_probability,
     }
@@ -94,6 +93,7 @@ class DocumentLimits(Operator):
     """
 
     name = "document_limits"
+    version = 2
     outputs = {  # noqa: RUF012 - declared, never changed
         "kept_texts": pa.list_(pa.int32()),
         "kept_images": pa.list_(pa.int32()),
@@ -101,7 +101,7 @@ class DocumentLimits(Operator):
     }
     texts: str = "extra.texts"
     images: str = "extra.images"
-    identifier: str = "py3langid"
+    identifier: str = "fasttext"
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,12 +9,11 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from diptych.core.words import words
 from diptych.curation.operators.base import Columns, Operator
 from diptych.curation.operators.duplicates.hamming import nearest_within
 from diptych.curation.operators.images.quality import phashes, pixel_hash
 from diptych.curation.operators.text.quality import normalised
-
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,15 @@ def reference(against: tuple[str, ...], run: int) -> Reference:
                 hashes.append(phashes([sample.image]))
             for text in sample.captions:
                 texts.setdefault(normalised(text), place)
-                for words in word_runs(text, run):
-                    runs.setdefault(words, place)
+                for sequence in word_runs(text, run):
+                    runs.setdefault(sequence, place)
     return Reference(tuple(ids), pixels, np.concatenate(hashes), texts, runs, " ".join(prints))
 
 
 def word_runs(text: str, n: int) -> list[str]:
     """The n-grams of n words, without case and punctuation."""
-    words = _WORD.findall(text.casefold())
-    return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+    found = words(text.casefold())
+    return [" ".join(found[i : i + n]) for i in range(len(found) - n + 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +75,7 @@ class Leaks(Operator):
     """
 
     name = "leaks"
+    version = 2
     inputs = ("pixel_hash", "phash", "text")
     outputs = {  # noqa: RUF012 - declared, never changed
         "leaked_image": pa.string(),

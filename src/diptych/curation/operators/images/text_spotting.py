@@ -5,7 +5,6 @@ A picture that spells its caption teaches reading, not seeing (Maini et al. 2023
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from diptych.core.extras import need
+from diptych.core.words import words
 from diptych.curation.operators.base import Columns, Operator, arrays
 from diptych.curation.operators.models import stamp
 from diptych.curation.operators.pairs.similarity import score
@@ -68,12 +68,11 @@ def covered(boxes: Sequence[Sequence[int]], height: int, width: int) -> np.ndarr
 
 def overlap(caption: str, spotted: str) -> float:
     """The share of the caption's words that the picture spells; case, punctuation and missing spaces do not matter."""
-    words = re.findall(r"\w+", caption.casefold())
-    letters = re.sub(r"\W+", "", spotted.casefold())
-    tokens = set(re.findall(r"\w+", spotted.casefold()))
-    if not words:
+    wanted, read = words(caption.casefold()), words(spotted.casefold())
+    if not wanted:
         return 0.0
-    return sum(word in tokens or (len(word) > 3 and word in letters) for word in words) / len(words)
+    letters, tokens = "".join(read), set(read)
+    return sum(word in tokens or (len(word) > 3 and word in letters) for word in wanted) / len(wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +84,7 @@ class TextSpotting(Operator):
     """
 
     name = "text_spotting"
+    version = 2
     resources: ClassVar[Literal["cpu", "model"]] = "model"
     inputs = ("pixels", "text")
     outputs = {  # noqa: RUF012 - declared, never changed

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from diptych.core.arrays import unit_rows
+from diptych.core.words import spans
 from diptych.curation.operators.base import Columns, Operator, arrays
 from diptych.curation.operators.models import able, stamp
 from diptych.curation.operators.pairs.similarity import score
@@ -91,7 +92,9 @@ class Sieve(Operator):
 
 def shear(extended: str, original: str) -> str:
     """The extended caption cut to the number of words of the original: "text shearing" (Liu et al. 2023, arXiv:2311.18765)."""
-    return " ".join(extended.split()[: max(1, len(original.split()))])
+    found = spans(extended)
+    kept = max(1, len(spans(original)))
+    return extended.strip() if len(found) <= kept else extended[: found[kept - 1][1]].strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,7 @@ class Recaption(Operator):
     """
 
     name = "recaption"
+    version = 2
     resources: ClassVar[Literal["cpu", "model"]] = "model"
     inputs = ("pixels", "text")
     outputs = {"synthetic_text": pa.string(), "sheared_text": pa.string()}  # noqa: RUF012 - declared, never changed

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from diptych.core.errors import DiptychError
 from diptych.core.extras import need
 from diptych.core.registry import resolve
 from diptych.curation.operators.base import Columns, Operator
@@ -16,8 +17,8 @@ from diptych.curation.operators.base import Columns, Operator
 Identify = Callable[[Sequence[str]], list[tuple[str, float]]]  # texts → (ISO 639-1 code or "und", probability) each
 
 IDENTIFIERS: Mapping[str, str] = {
-    "py3langid": "diptych.curation.operators.text.language:py3langid",
     "fasttext": "diptych.curation.operators.text.language:fasttext",
+    "py3langid": "diptych.curation.operators.text.language:py3langid",
     "cld2": "diptych.curation.operators.text.language:cld2",
 }
 UNDETERMINED = "und"
@@ -27,20 +28,27 @@ UNDETERMINED = "und"
 class Language(Operator):
     """``language``: ISO 639-1 code ("und": undetermined), and ``language_probability`` by the identifier.
 
-    identifier: ``py3langid`` (the default), ``fasttext`` (lid.176), ``cld2``, or your own ``package.module:function`` from texts to
-    (code, probability) pairs. ``docs/curation.md`` compares them.
+    identifier: ``fasttext`` (lid.176, the default), ``py3langid``, ``cld2``, or your own ``package.module:function`` from texts to
+    (code, probability) pairs. ``docs/curation.md`` compares them. least: a language with a lower probability is "und"; that of a
+    caption of a few words is often a guess. ``language_probability`` is the identifier's in any case.
     """
 
     name = "language"
     inputs = ("text",)
     outputs = {"language": pa.string(), "language_probability": pa.float32()}  # noqa: RUF012 - declared, never changed
-    identifier: str = "py3langid"
+    identifier: str = "fasttext"
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= 1:
+            raise DiptychError(f"language: least is a probability, 0 to 1, and not {self.least}")
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
         """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
         identify: Identify = resolve(self.identifier, IDENTIFIERS, "language identifier")
         languages = identify(batch["text"].to_pylist())
-        return {"language": [code for code, _ in languages], "language_probability": [p for _, p in languages]}
+        codes = [code if p >= self.least else UNDETERMINED for code, p in languages]
+        return {"language": codes, "language_probability": [p for _, p in languages]}
 
     def depends(self) -> str:
         """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""
@@ -55,7 +63,7 @@ class Language(Operator):
 
 def _package(identifier: str, module: str) -> Any:
     """The module of an identifier; only that of the default is in an extra."""
-    return need(module, extra="curate" if identifier == "py3langid" else None, what=f"the language identifier {identifier}")
+    return need(module, extra="curate" if identifier == "fasttext" else None, what=f"the language identifier {identifier}")
 
 
 @cache

@@ -9,21 +9,42 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diptych.core.words import words
 from diptych.curation.operators.base import Columns, Operator
 
-# Texts written by a camera, a shop or a page template; RE2, case-insensitive, on the trimmed text.
+# What a camera, a shop or a page template wrote; RE2, case-insensitive, on the trimmed text. Words such as "log in" also describe
+# pictures ("a turtle on a log in a pond"), so most of them count only as a clause of their own, or with what follows in a template.
+_START = r"(?:^|[.!?|;:,•·»>/–—…]\s*|\s-\s+)"  # of a clause
+_END = r"(?:\s*(?:$|[.!?|;:,•·»>/–—…])|\s-\s)"
+_FILE = r"\.(?:jpe?g|png|gif|webp|bmp|tiff?|heic)"
+_THIS = r"(?:(?:the|this|our|your)\s)?(?:image|picture|photo|page|post|article|video|link|story|item|product|file|app|pdf)s?"
+_SITE = r"(?:facebook|instagram|twitter|pinterest|youtube|tiktok|whatsapp|linkedin|reddit|tumblr|social media)"
 BOILERPLATE = (
-    r"^(img|dsc|dscn|dcim|pxl|image|photo|picture|pic|screenshot|screen shot|scan|untitled|file|unnamed|no ?name)"
-    r"[\s_\-#.:()]*\d*\)?(\.(jpe?g|png|gif|webp|bmp|tiff?))?$",
-    r"^[\w\-. ()%+]+\.(jpe?g|png|gif|webp|bmp|tiff?)$",
-    r"^(click|tap) (here|to|for|on)\b|\b(click|tap) (here|to (enlarge|view|zoom|see|open|expand))\b",
-    r"\b(stock (photo|image|photography|illustration|vector)s?|royalty[- ]free|shutterstock|istock(photo)?|getty images|alamy"
+    rf"^(?:img|dsc|dscn|dcim|pxl|image|photo|picture|pic|screenshot|screen shot|scan|untitled|file|unnamed|no ?name)"
+    rf"[\s_\-#.:()]*\d*\)?(?:{_FILE})?$",
+    rf"^[\p{{L}}\p{{N}}_\-.()%+]+{_FILE}$|^[\p{{L}}\p{{N}}_\-. ()%+]*\d[\p{{L}}\p{{N}}_\-. ()%+]*{_FILE}$",
+    r"\b(?:click|tap) here\b|\b(?:click|tap) to (?:enlarge|view|zoom|see|open|expand|play|read)\b",
+    rf"{_START}click (?:on|for)\s(?:{_THIS}|(?:a )?(?:larger|bigger|full|more)|details)\b",
+    r"\b(?:stock (?:photo|image|photography|illustration|vector)s?|royalty[- ]free|shutterstock|istock(?:photo)?|getty images|alamy"
     r"|dreamstime)\b",
-    r"\b(buy now|add to cart|free shipping|order online|best price|in stock|out of stock|sold out|on sale now|shop now)\b",
-    r"\b(all rights reserved|copyright \d{4}|image credit|photo credit|terms of use|privacy policy|cookie policy)\b|©",
-    r"\b(subscribe|sign up|log ?in|read more|learn more|see more|load more|share (this|on)|follow us|download (now|here|free))\b",
-    r"^(null|none|nan|n/?a|undefined|alt( text)?|placeholder|thumbnail|logo|icon|banner|default|loading\.*|lorem ipsum.*)$",
-    r"https?://|www\.\w",
+    rf"{_START}(?:buy|shop|order|book|download|subscribe|register|sign up) (?:now|online|today|here|for free|free)"
+    rf"(?:{_END}| (?:and|for|at|from|with|the|our|all|your)\b)|{_START}download {_THIS}\b|\bfree download{_END}",
+    rf"{_START}add to (?:cart|basket|bag|wish ?list)\b|\badd to (?:cart|basket|bag|wish ?list)$",
+    rf"{_START}(?:currently |temporarily |back |now )?(?:in stock|out of stock|sold out|on sale now){_END}"
+    rf"|\bfree shipping(?:{_END}| (?:on|over|for|worldwide)\b)|\b(?:best|lowest) prices? (?:guaranteed?|online)\b",
+    r"\ball rights reserved\b|\bcopyright (?:©|\(c\)|\d{4})|^©|©\s*(?:\d{4}|(?-i:[A-Z]))|\b(?:image|photo|picture) credits?\s*:",
+    rf"{_START}(?:terms of (?:use|service)|privacy policy|cookie policy)(?:{_END}| (?:and|&) )"
+    r"|\bour (?:terms of (?:use|service)|privacy policy|cookie policy)\b",
+    rf"{_START}subscribe(?:{_END}| to (?:our|the|my|this)\b)|\bto our newsletter\b",
+    rf"{_START}(?:sign up|log[ -]?in|sign in|register)(?:{_END}| or (?:register|sign|log|create)\b"
+    rf"| to (?:your|view|see|continue|comment|post|reply|download|access|read|receive|get)\b"
+    rf"| for (?:our|free|updates|a free|an account)\b| with (?:your|google|apple|email|{_SITE})\b)",
+    rf"{_START}(?:read|learn|see|load|view|show) more(?:{_END}| (?:about|here|on page|on our|of this)\b)"
+    r"|(?-i:\b(?:Read|Learn|See|Load|View|Show) [Mm]ore)\W*$",
+    rf"{_START}(?:share|pin|tweet) (?:this{_END}|{_THIS}(?:{_END}|\s(?:on|with|via)\b))"
+    rf"|\b(?:share|follow us|like us|find us) on {_SITE}\b|{_START}follow us(?:{_END}| (?:on|@|for)\b)",
+    r"^(?:null|none|nan|n/?a|undefined|alt(?: text)?|placeholder|thumbnail|logo|icon|banner|default|loading\.*|lorem ipsum.*)$",
+    r"https?://|^www\.\w|\b(?:visit|see|via|source:?|more at|info at|order at|buy at) www\.\w",
 )
 
 
@@ -38,6 +59,7 @@ class TextQuality(Operator):
     """
 
     name = "text_quality"
+    version = 2
     inputs = ("text",)
     outputs = {  # noqa: RUF012 - declared, never changed
         "character_repetition": pa.float32(),
@@ -80,8 +102,8 @@ def character_repetition(text: str, run: int) -> float:
 
 def word_repetition(text: str, run: int) -> float:
     """The share of repeated n-grams of ``run`` words, see ``TextQuality``."""
-    words = text.lower().split()
-    runs = list(zip(*(words[i:] for i in range(run)), strict=False))
+    found = words(text.lower())
+    runs = list(zip(*(found[i:] for i in range(run)), strict=False))
     if len(set(runs)) == len(runs):
         return 0.0
     return sum(c for c in Counter(runs).values() if c > 1) / len(runs)

@@ -1,0 +1,103 @@
+"""The metrics of each registered task by name, so that a misspelt one is refused before a model is trained for it.
+
+A task of your own declares them as ``metrics: ClassVar[tuple[str, ...]]``; without it, its metrics are not checked.
+``*`` stands for a part that depends on the items, such as the name of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from diptych.benchmarks.answers.pope import METRICS as POPE
+from diptych.benchmarks.base import Task
+from diptych.benchmarks.drawings.drawing import METRICS as DRAWING
+from diptych.benchmarks.drawings.drawing import VERSIONS
+from diptych.benchmarks.matching.controlled import Controlled
+from diptych.benchmarks.tasks import TASKS
+from diptych.benchmarks.texts.captions import METRICS as CAPTIONS
+from diptych.benchmarks.texts.chair import METRICS as CHAIR
+from diptych.benchmarks.texts.facts import METRICS as FACTS
+from diptych.core.errors import DiptychError, nearest
+from diptych.data.scenes.controlled import SKILLS
+
+SELECTIVE = ("risk_coverage_area", "coverage@*_risk", "ece", "brier")
+QUESTIONS = ("accuracy", "accuracy/lowest_prompt", "accuracy/highest_prompt", *SELECTIVE)
+WAYS = ("image-to-text", "text-to-image")
+FREQUENCY = ("correlation", "binned_correlation", "rank_correlation", "slope")
+MEMORIZATION = ("precision", "recall", "precision_gap", "recall_gap", "area")
+ZEROSHOT = ("top1", "top5", "per_class_recall")
+HARMS = ("refused", "harmful", "over_refusal")
+
+
+def _retrieval(task: Any) -> list[str]:
+    return [f"{way}/recall@{k}" for way in WAYS for k in task.ks]
+
+
+def _controlled(task: Any) -> list[str]:
+    return [f"{skill}{way}" for skill in task.skills or SKILLS for way in ("", "/text-to-image", "/group")]
+
+
+NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
+    "retrieval": _retrieval,
+    "retrieval-1000": _retrieval,
+    "controlled": _controlled,
+    "zeroshot": ZEROSHOT,
+    "captions": CAPTIONS,
+    "embedding": ("modality_gap", "separability", "matched_cosine"),
+    "winoground": ("text", "image", "group"),
+    "pairs": ("accuracy", "macro"),
+    "spec": (*WAYS, *(f"*/{way}" for way in WAYS)),
+    "vqa": QUESTIONS,
+    "open": QUESTIONS,
+    "choices": (*QUESTIONS, "circular"),
+    "mme": (*QUESTIONS, "circular", "* (of 200)"),
+    "pope": (*QUESTIONS, *POPE[1:], "auc"),
+    "priors": ("accuracy", "corrected"),
+    "bias": ("naming", "group_difference", "consistency", "preference/*", "max_skew"),
+    "bias-table": ("max_skew@*", "association/*"),
+    "redteam": (*HARMS, "harmful_or_unclear", *(f"{harm}/*" for harm in HARMS)),
+    "chair": tuple(CHAIR),
+    "facts": (*FACTS, "precision", "unread"),
+    "drawing": (*(f"{version}{name}" for version in VERSIONS.values() for name in DRAWING), "codes/psnr"),
+    "vqascore": ("vqascore", "accuracy"),
+    "memorization": MEMORIZATION,
+    "frequency": FREQUENCY,
+}
+
+
+def metric_names(task: Task) -> list[str]:
+    """The metrics that a task can have, ``*`` for a part that depends on the items; empty: not known before it runs."""
+    declared = getattr(task, "metrics", None)
+    if declared is not None:
+        return list(declared)
+    name = next((name for name, cls in TASKS.items() if type(task) is cls), "")
+    names = NAMES.get(name, ())
+    return list(names(task) if callable(names) else names)
+
+
+def has_metric(task: Task, metric: str) -> bool:
+    """Whether a task can have a metric; True if its metrics are not known."""
+    names = metric_names(task)
+    return not names or any(fnmatchcase(metric, name) for name in names)
+
+
+def check_metric(task: Task, metric: str, where: str, data: Iterable[str]) -> None:
+    """Raises DiptychError, with the nearest name, if a task has no such metric. data: addresses; a source may have skills
+    of its own.
+    """
+    if has_metric(task, metric):
+        return
+    if isinstance(task, Controlled) and not task.skills:
+        from diptych.data.sources import open_source
+
+        skills = {skill for address in data for skill in getattr(open_source(address), "skills", ())}
+        if skills and has_metric(replace(task, skills=tuple(sorted(skills))), metric):
+            return
+    names = metric_names(task)
+    hint = nearest(metric, names)
+    if not hint.startswith("; valid"):
+        hint += f" It has {', '.join(names)}"
+    raise DiptychError(f"{where}: {task.name} has no metric '{metric}'{hint}")
