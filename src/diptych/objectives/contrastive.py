@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
+from diptych.core.encodings import IMAGE_EMBEDDING, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
 from diptych.objectives.base import Objective
+from diptych.objectives.scale import ScaledObjective, meanings
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
@@ -122,26 +123,31 @@ def negatives_of(p: Pass) -> Tensor | None:
     return result if result is not None and len(result) else None
 
 
-class InfoNCE(Objective):
-    """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100. hard_negatives: each caption's wrong twin as extra
-    columns.
+class InfoNCE(ScaledObjective):
+    """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100.
+
+    hard_negatives: each caption's wrong twin as extra columns.
+    false_negatives: ``mask`` leaves captions that mean the same out of each other's denominators; ``keep`` counts them as
+    negatives, as the published losses do.
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
     needs = ("text",)
 
-    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False):
-        super().__init__(model)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-        self.max_log_scale = math.log(max_scale)
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        hard_negatives: bool = False,
+        false_negatives: Literal["mask", "keep"] = "mask",
+    ):
+        super().__init__(model, temperature=temperature, max_scale=max_scale)
         self.hard_negatives = hard_negatives
+        self.false_negatives: Literal["mask", "keep"] = false_negatives
         if hard_negatives:
             self.couples = (*self.couples, "negatives.embedding")
-
-    @property
-    def scale(self) -> Tensor:
-        """1 / temperature."""
-        return self.logit_scale.clamp(max=self.max_log_scale).exp()
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -150,18 +156,14 @@ class InfoNCE(Objective):
         loss = tiled_info_nce if tiled else info_nce
         image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # encoded here, outside: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
-            return loss(image, text, self.scale, p[TEXT].meaning, negatives, p.rows)
-
-    def metrics(self) -> dict[str, float]:
-        """Numbers worth a line in the log, such as a temperature."""
-        return {"scale": self.scale.item()}
+            return loss(image, text, self.scale, meanings(p, self.false_negatives), negatives, p.rows)
 
 
 class Sigmoid(Objective):
     """``sigmoid_loss`` with learned scale and bias, from 10 and −10 as in the paper.
 
     exchange: between processes; ``gather``: everyone gets all embeddings; ``ring``: texts go round, and no one ever holds more than
-    two processes' share (SigLIP, §3.3).
+    two processes' share (SigLIP, §3.3). false_negatives: as in ``InfoNCE``.
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
@@ -174,9 +176,11 @@ class Sigmoid(Objective):
         scale: float = 10.0,
         bias: float = -10.0,
         hard_negatives: bool = False,
+        false_negatives: Literal["mask", "keep"] = "mask",
         exchange: Literal["gather", "ring"] = "gather",
     ):
         super().__init__(model)
+        self.false_negatives: Literal["mask", "keep"] = false_negatives
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.logit_bias = nn.Parameter(torch.tensor(bias))
         self.hard_negatives, self.gathers = hard_negatives, exchange == "gather"
@@ -192,12 +196,13 @@ class Sigmoid(Objective):
         negatives = negatives_of(p) if self.hard_negatives else None
         image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]
         with torch.autocast(image.device.type, enabled=False):
-            return sigmoid_loss(image, text, self.logit_scale.exp(), self.logit_bias, p[TEXT].meaning, negatives, p.rows)
+            scale, meaning = self.logit_scale.exp(), meanings(p, self.false_negatives)
+            return sigmoid_loss(image, text, scale, self.logit_bias, meaning, negatives, p.rows)
 
     def _around(self, p: Pass) -> Tensor:
         """The same from this process's images and texts that come round, one process's at a time."""
         own = p.alone
-        image, text, meaning = own[IMAGE_EMBEDDING], own[TEXT_EMBEDDING], own[TEXT].meaning
+        image, text, meaning = own[IMAGE_EMBEDDING], own[TEXT_EMBEDDING], meanings(own, self.false_negatives)
         add_up = _sigmoid_sum(len(image) ** 2)
         total = image.new_zeros(())
         with torch.autocast(image.device.type, enabled=False):

@@ -6,17 +6,17 @@ FILIP (Yao et al. 2022, §3.1). Shapes: B batch, M images and K texts, N image t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diptych.core.encodings import TEXT, TEXT_EMBEDDING
 from diptych.models.fusion.qformer import best_query
-from diptych.objectives.base import Objective
 from diptych.objectives.contrastive import same_meaning
+from diptych.objectives.scale import ScaledObjective, meanings
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
@@ -51,23 +51,27 @@ def _best(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return by_image, by_text
 
 
-class LateInteraction(Objective):
-    """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale."""
+class LateInteraction(ScaledObjective):
+    """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale.
+
+    false_negatives: as in ``InfoNCE``.
+    """
 
     couples: tuple[str, ...] = ("image.token_embedding", "text.token_embedding")
     scores_as = "late_interaction"
     scores_all = True
     needs = ("text",)
 
-    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
-        super().__init__(model)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-        self.max_log_scale = math.log(max_scale)
-
-    @property
-    def scale(self) -> Tensor:
-        """1 / temperature."""
-        return self.logit_scale.clamp(max=self.max_log_scale).exp()
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        false_negatives: Literal["mask", "keep"] = "mask",
+    ):
+        super().__init__(model, temperature=temperature, max_scale=max_scale)
+        self.false_negatives: Literal["mask", "keep"] = false_negatives
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -79,7 +83,11 @@ class LateInteraction(Objective):
             else:
                 by_image = late_similarity(image[own], text, mask)[0]
                 by_text = late_similarity(image, text[own], mask[own])[1]
-            return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, same_meaning(p[TEXT].meaning, rows))
+            return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, self.same(p))
+
+    def same(self, p: Pass) -> Tensor | None:
+        """[R, B] bool, True for other samples whose captions mean the same; None if none is left out."""
+        return same_meaning(meanings(p, self.false_negatives), p.rows)
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
@@ -98,10 +106,6 @@ class LateInteraction(Objective):
         by_image, by_text = late_similarity(p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask)
         return (by_image + by_text) / 2
 
-    def metrics(self) -> dict[str, float]:
-        """Numbers worth a line in the log, such as a temperature."""
-        return {"scale": self.scale.item()}
-
 
 class QueryContrast(LateInteraction):
     """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a text, pooled, against the image's queries, of which the nearest
@@ -110,16 +114,13 @@ class QueryContrast(LateInteraction):
 
     couples = ("image.query_embedding", "text.embedding")
 
-    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
-        super().__init__(model, temperature=temperature, max_scale=max_scale)
-
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         image, text, rows = p["image.query_embedding"], p[TEXT_EMBEDDING], p.rows
         own = rows or slice(0, len(image))
         with torch.autocast(image.device.type, enabled=False):
             to_text, to_image = best_query(image[own], text), best_query(image, text[own]).T
-            return late_loss(to_text * self.scale, to_image * self.scale, own.start, same_meaning(p[TEXT].meaning, rows))
+            return late_loss(to_text * self.scale, to_image * self.scale, own.start, self.same(p))
 
     def scores(self, p: Pass) -> Tensor:
         """The cosine of text i and the nearest query of image i: [B]."""

@@ -19,7 +19,7 @@ from diptych.core.encodings import IMAGE, IMAGE_CODES, TEXT
 from diptych.core.errors import DiptychError
 from diptych.models.vision.drawn import random_keep
 from diptych.objectives.base import Objective
-from diptych.objectives.maskvlm import hidden_counts, mask_words
+from diptych.objectives.maskvlm import hidden_counts, mask_words, words_of
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
@@ -121,7 +121,8 @@ class MaskedText(Objective):
         """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
         do.
         """
-        return int(hidden_counts(p[alone(p, "text")].mask, self.share).sum())
+        text = p[alone(p, "text")]
+        return int(hidden_counts(words_of(text.ids, text.mask), self.share).sum())
 
 
 class MaskedBoth(_Codes):

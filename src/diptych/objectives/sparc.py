@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.core.encodings import TEXT
-from diptych.objectives.base import Objective
+from diptych.objectives.scale import ScaledObjective
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
@@ -48,7 +48,7 @@ def grouped_loss(groups: Tensor, text: Tensor, mask: Tensor, scale: Tensor | flo
     return ((losses * mask).sum(1) / mask.sum(1)).mean()
 
 
-class GroupedTokens(Objective):
+class GroupedTokens(ScaledObjective):
     """SPARC's fine-grained loss, within each sample; beside ``info_nce``, which sees whole images and captions.
 
     threshold: below which a patch has no part in a token's group; None: 1 / the number of patches, as in the paper.
@@ -57,21 +57,11 @@ class GroupedTokens(Objective):
     needs = ("image.projected", "text.projected", "text")
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, threshold: float | None = None):
-        super().__init__(model)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-        self.max_log_scale, self.threshold = math.log(max_scale), threshold
-
-    @property
-    def scale(self) -> Tensor:
-        """1 / temperature."""
-        return self.logit_scale.clamp(max=self.max_log_scale).exp()
+        super().__init__(model, temperature=temperature, max_scale=max_scale)
+        self.threshold = threshold
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         image, text = p["image.projected"], p["text.projected"]
         with torch.autocast(image.device.type, enabled=False):
             return grouped_loss(grouped_patches(image, text, self.threshold), text, p[TEXT].mask, self.scale)
-
-    def metrics(self) -> dict[str, float]:
-        """Numbers worth a line in the log, such as a temperature."""
-        return {"scale": self.scale.item()}
