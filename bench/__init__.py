@@ -1,1 +1,1 @@
-"""Benchmarks: what Diptych costs, beside its peers and beside its own plain forms. See README.md."""
+"""Benchmarks: speed and memory of Diptych, compared with other libraries and with its own plain implementations. See README.md."""

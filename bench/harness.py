@@ -151,7 +151,7 @@ class Bench:
             ratio = "1" if name == baseline else f"{t.ratio:.2f}× [{low:.2f}–{high:.2f}]"
             rows.append([name, rate(work / t.median), f"{t.median / work * 1000:.3g}", ratio])
             print(f"  {title}: {name}: {rate(work / t.median)} {unit}/{per}, {ratio}", flush=True)
-        self.table(["", f"{unit}/{per}", f"ms of {clock} time each", f"to {baseline}"], rows, title)
+        self.table(["", f"{unit}/{per}", f"ms of {clock} time each", f"relative to {baseline}"], rows, title)
         self.numbers[title] = {name: {"seconds": t.seconds, "ratio": t.ratio, "work": work} for name, t in timings.items()}
         for name, least in (goals or {}).items():
             t = timings[name]

@@ -13,8 +13,8 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "figures"
 HEAD = """# Benchmarks
 
-Written by `make bench` (how: `bench/README.md`); raw figures in `bench/results/`. Contestants take turns within one run; a rate is the median of its turns, a ratio
-the median of the ratios of each round, with its middle half in brackets. Memory is measured in processes of their own. Other machines give other figures.
+Written by `make bench` (see `bench/README.md`); raw numbers are in `bench/results/`. The contestants alternate within one run. A rate is the median over its rounds, and a ratio
+is the median of the ratios of each round, with the interquartile range in brackets. Memory is measured in separate processes. Other machines give other numbers.
 """
 
 

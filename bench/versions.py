@@ -7,8 +7,9 @@ process of its own, which stops before each measurement and waits. The parent le
 after the other, A B B A …, ``--rounds`` times each: only one of them computes at a time. Peers (open_clip, transformers) are
 built by their cases and left out.
 
-Speed is A's seconds / B's seconds of the same round, memory B's bytes / A's: the geometric mean over the rounds with its 95 %
-interval (Student's t on the logarithms). The exit status is 1 if an interval lies wholly beyond ``--margin`` (3 %) worse. Cases
+The ratio is A's seconds or bytes to B's of the same round, so that above 1 is better: the geometric mean over the rounds with its 95 %
+interval (Student's t on the logarithms). Seconds are by the clock of the case; processor time is listed too, since it depends
+less on what else the machine does. The exit status is 1 if an interval lies wholly beyond ``--margin`` (3 %) worse. Cases
 without a clock, such as ``exactness``, are run once by each version, and their goals are listed next to each other.
 """
 
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+SHORT = 0.01  # seconds; processor time below it is too coarse to compare
 PEERS = ("open_clip", "transformers", "reading again")  # other libraries, and the plain form that a case compares with
 
 
@@ -63,9 +65,11 @@ def child(case: str, quick: bool) -> None:
 
                 def timed(work: Callable[[], Any] = work) -> dict[str, float]:
                     gc.collect()
-                    began = harness.CLOCKS[clock]()
+                    cpu, began = harness.cpu_seconds(), harness.CLOCKS[clock]()
                     work()
-                    return {"seconds": harness.CLOCKS[clock]() - began}
+                    found = {"seconds": harness.CLOCKS[clock]() - began}
+                    cpu = harness.cpu_seconds() - cpu
+                    return found | {"cpu seconds": cpu} if cpu > SHORT and clock != "cpu" else found
 
                 seconds = [row["seconds"] for row in turns(f"{name}, {where}", timed)] or seconds
             timings[name] = harness.Timing(seconds, [1.0])
@@ -133,7 +137,7 @@ def compared(case: str, trees: tuple[Path, Path], rounds: int, quick: bool, marg
                 found[k].append(versions[k].read())
         for v in versions:
             v.say("next")
-        for quantity in found[0][0]:
+        for quantity in [q for q in found[0][0] if all(q in row for side in found for row in side)]:
             a, b = ([row[quantity] for row in side] for side in found)
             better = [x / y for x, y in zip(a, b, strict=True)]
             row = {"case": case, "what": at[0]["ready"], "quantity": quantity, "first": a, "second": b, **interval(better)}

@@ -46,14 +46,20 @@ class Little:
         self.model.set_training(chosen.patch_dropout, chosen.gradient_checkpointing)
         self.weights = {n: s.weight for n, s in chosen.objectives.items()}
         self.objectives = torch.nn.ModuleDict({n: self.objectives[n] for n in self.weights})
+        self.meter = FlopMeter()
         fields = fields_needed(self.objectives.values(), self.model)  # type: ignore[arg-type]
         self.loader = loader_for(source, self.tokenizer, 48, batch_size, 0, fields=tuple(f for f in fields if f not in UNPAIRED))
+
+    def compile(self, backend: str = "inductor") -> None:
+        """As ``compile: true`` does, which takes torch's usual backend."""
+        self.meter = FlopMeter(compiled=True)
+        self.model.compile_parts(backend)
 
     def step(self, micro: int | None, cluster: Cluster | None = None):
         cluster = cluster or Cluster()
         for p in self.parameters().values():
             p.grad = None
-        gradient = BatchGradient(self.model, cluster, False, 0, FlopMeter())
+        gradient = BatchGradient(self.model, cluster, False, 0, self.meter)
         return gradient(0, Pieces(Share(self.loader, 0, cluster, micro), 0), self.objectives, self.weights)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -1,5 +1,5 @@
-"""data-juicer (PyPI `py-data-juicer`, in `bench/.datajuicer`, one process, its own executor's operators with limits that drop nothing, so that every row gets its number) beside ours on
-the operators that both have, on the same rows. Both read the rows from memory and, where pictures are needed, the files from disk; wall time, median of three rounds (theirs: two)."""
+"""data-juicer (PyPI `py-data-juicer`, in `bench/.datajuicer`, one process, the operators of its own executor with limits that drop nothing, so that every row gets its number) and Diptych, with
+the operators that both have, on the same rows. Both read the rows from memory and, if pictures are needed, the files from disk; wall time, median of three rounds (data-juicer: two)."""
 
 from __future__ import annotations
 
@@ -85,20 +85,20 @@ def run(bench: Bench) -> None:
     bench.table(["data-juicer", "ours", "rows that agree", "theirs, rows/s", "ours, rows/s", "ratio"], table, f"{len(rows):,} rows")
     bench.goal("throughput ≥ 2× data-juicer's on every operator", f"{slowest:.1f}× at least", slowest >= 2)
     bench.note(
-        "Ours does the operators of one group (lengths; repetition and special characters; sizes) in one pass, and the rate is of the whole pass."
+        "Diptych computes the operators of one group (lengths; repetition and special characters; sizes) in one pass, and the rate is that of the whole pass."
     )
     bench.note(
-        "special_characters: data-juicer counts digits, white space and emoji as special and we do not, hence no agreement on captions with spaces: the share of marks is what we mean."
+        "special_characters: data-juicer counts digits, white space and emoji as special and Diptych does not, so they disagree on captions with spaces: Diptych measures the share of punctuation and symbols."
     )
     letters = [sum(any(c.isalpha() for c in word) for word in text.split()) for text in texts]
     explained = np.mean(np.array(letters) == [s["num_words"] for s in theirs["words_num_filter"]["stats"]])
     bench.note(
-        "words_num: data-juicer strips marks, digits and emoji from each word and does not count what is left empty (`..`, `4 u`, `image 203`); "
-        f"counted so, {explained:.1%} agree. DataComp's rule, which is ours, counts everything between white space."
+        "words_num: data-juicer removes punctuation, digits and emoji from each word and does not count words that are then empty (`..`, `4 u`, `image 203`); "
+        f"counted in this way, {explained:.1%} agree. Diptych follows DataComp's rule, which counts everything between white space."
     )
-    bench.note("document_deduplicator compares lowercased texts; ours also evens out white space and outer punctuation.")
-    bench.note("Not compared: language_id_score_filter (fetches lid.176.bin), perplexity_filter (fetches KenLM models), image_text_similarity_filter (fetches CLIP), image_deduplicator "
-               "(on first use it installs imagededup, and with it torchvision and torch).")  # fmt: skip
+    bench.note("document_deduplicator compares lowercased texts; Diptych also normalises white space and outer punctuation.")
+    bench.note("Not compared: language_id_score_filter (downloads lid.176.bin), perplexity_filter (downloads KenLM models), image_text_similarity_filter (downloads CLIP), image_deduplicator "
+               "(on first use it installs imagededup with torchvision and torch).")  # fmt: skip
 
 
 def _ask(place: Path, pool: Pool) -> tuple[list[dict[str, Any]], dict[str, Any]]:

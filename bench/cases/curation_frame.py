@@ -1,10 +1,9 @@
-"""A curation plan on pools of 10,000, 30,000 and 100,000 rows by two local workers: memory at its peak, and rows a second of each operator.
+"""A curation plan on pools of 10,000, 30,000 and 100,000 rows with two local workers: peak memory, and rows per second of each operator.
 
-The pool is Parquet, 5,000 rows a file, JPEGs of 64 × 64 pixels with captions of 3 to 14 words. The plan has operators on texts, on files, on pixels, exact and
-perceptual copies over all rows, and a top fraction. What each operator costs is that of the largest pool, and of `image_quality` and `language`, which are
-slower, of a pool of 5,000. Memory is the sum over the main process and both workers of what is theirs alone plus
-their share of what they have in common (Pss), looked at twenty times a second.
-"""
+The pool is Parquet, 5,000 rows per file, JPEGs of 64 × 64 pixels with captions of 3 to 14 words. The plan has operators on texts, on files, on pixels, exact and
+perceptual copies over all rows, and a top fraction. The cost of each operator is measured on the largest pool, that of `image_quality` and `language`, which are
+slower, on a pool of 5,000. Memory is the sum over the main process and both workers of their private memory and
+their share of the shared memory (Pss), sampled twenty times a second."""
 
 from __future__ import annotations
 
@@ -138,22 +137,22 @@ def run(bench: Bench) -> None:
             peaks.append(peak)
             rows.append([f"{n:,}", f"{peak / 1e6:,.0f}", f"{seconds:.1f}", f"{n / seconds:,.0f}"])
             shutil.rmtree(root / f"out-{n}")
-        bench.table(["rows", "memory at its peak, MB", "seconds", "rows/s, two workers"], rows, "Memory by rows")
+        bench.table(["rows", "peak memory, MB", "seconds", "rows/s, two workers"], rows, "Memory by rows")
         slower = {"name": "slower", "steps": ["language", "image_quality", {"keep": {"column": "language", "in": ["en"]}}]}
         data = make_pool(root / "small", 500 if bench.quick else 5000)
         _, _, more = curated(data, root / "out-small", slower)
         costs["operators"] |= {k: v for k, v in more["operators"].items() if k in ("language", "image_quality")}
         growth = peaks[-1] / peaks[0]
         bench.goal(
-            f"memory that does not grow with rows: {sizes[-1]:,} take at most 1.15 × what {sizes[0]:,} take",
+            f"memory does not grow with rows: {sizes[-1]:,} rows take at most 1.15 × as much as {sizes[0]:,}",
             f"{growth:.2f} ×",
             growth <= 1.15,
         )
         operators = sorted(costs["operators"].items(), key=lambda pair: -pair[1]["seconds"])
         told = [[name, f"{c['seconds']:.2f}", f"{c['rows'] / c['seconds']:,.0f}" if c["rows"] else "–"] for name, c in operators]
-        bench.table(["operator", "worker seconds", "rows/s a core"], told, f"What {sizes[-1]:,} rows cost")
+        bench.table(["operator", "worker seconds", "rows/s per core"], told, f"What {sizes[-1]:,} rows cost")
         rate = costs["operators"]["text_length"]["rows"] / costs["operators"]["text_length"]["seconds"]
-        bench.goal("operators on metadata alone: at least 100,000 rows/s a core (text_length)", f"{rate:,.0f}", rate >= 100_000)
+        bench.goal("operators on metadata: at least 100,000 rows/s per core (text_length)", f"{rate:,.0f}", rate >= 100_000)
         bench.numbers.update(sizes=list(sizes), peaks=peaks, costs=costs)
     finally:
         shutil.rmtree(root, ignore_errors=True)

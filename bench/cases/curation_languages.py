@@ -1,5 +1,5 @@
-"""Packaged language identifiers that work with the network off, on short texts: names of emoji in 14 languages (PyPI `emoji`), captions made of them, and captions of the
-built-in world. *English found* and *English right* are what a filter for English lives by: the English captions that it keeps, and the share of what it keeps that is English."""
+"""Packaged language identifiers that work offline, on short texts: names of emoji in 14 languages (PyPI `emoji`), captions made of them, and captions of the
+built-in world. *English found* and *English right* matter for a filter for English: the share of English captions that it keeps, and the share of kept captions that are English."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def run(bench: Bench) -> None:
         bench.table(
             ["identifier", "right", "English found", "English right", "texts/CPU-s"], rows, f"{label}: {len(texts):,} texts"
         )
-    bench.note("py3langid is the default: the fewest errors on captions, hardly ever another language taken for English, and a model of 1 MB. cld2 where speed counts; fasttext's small model for "
-               "what DataComp-like pools were filtered with.")  # fmt: skip
+    bench.note("py3langid is the default: it makes the fewest errors on captions, rarely takes another language for English, and its model has 1 MB. Use cld2 for speed, and fasttext's small model for "
+               "results comparable with DataComp's filters.")  # fmt: skip
 
 
 def _sets(n: int) -> dict[str, list[tuple[str, str]]]:

@@ -1,5 +1,5 @@
-"""Rows a CPU-second of each curation operator on the dirty pool (256² JPEG, captions of about nine words), one process, one thread: the operator alone, on pictures that are
-decoded already. Then what grows with the pool: copies among a million pHashes, and MetaCLIP's matching against 500,000 entries."""
+"""Rows per CPU-second of each curation operator on the dirty pool (256² JPEG, captions of about nine words), one process, one thread: the operator alone, on pictures that are
+already decoded. Then the parts that grow with the pool: copies among a million pHashes, and MetaCLIP's matching against 500,000 entries."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 
 from bench.harness import Bench, rate
 from bench.pool import Pool
+from diptych.core.arrays import unit_rows
 from diptych.core.registry import resolve
 from diptych.curation.engine.apply import apply, rows_of
 from diptych.curation.operators import OPERATORS
 from diptych.curation.operators.duplicates.hamming import pairs_within
 from diptych.curation.operators.duplicates.operators import near_twins
-from diptych.curation.operators.duplicates.semantic import normalised, semantic_twins
+from diptych.curation.operators.duplicates.semantic import semantic_twins
 from diptych.curation.operators.text.concepts import Balance, Matcher
 
-METADATA = 100_000  # rows a CPU-second that an operator on captions and numbers alone should do
+METADATA = 100_000  # rows per CPU-second that an operator on captions and numbers alone should do
 
 
 def run(bench: Bench) -> None:
@@ -61,8 +62,8 @@ def _operators(bench: Bench) -> None:
         reached = batch.num_rows / (time.process_time() - began)
         rows.append([label, rate(reached)])
         if batch is many:
-            bench.goal(f"{name} ≥ {METADATA:,} rows a CPU-second", rate(reached), reached >= METADATA)
-    bench.table(["operator", "rows/CPU-s"], rows, "Operators, one row at a time in their results, many at a time in their work")
+            bench.goal(f"{name} ≥ {METADATA:,} rows per CPU-second", rate(reached), reached >= METADATA)
+    bench.table(["operator", "rows/CPU-s"], rows, "Operators with one result per row, computed in batches")
 
 
 def _hashes(bench: Bench, n: int) -> None:
@@ -129,7 +130,7 @@ def _concepts(bench: Bench, n: int) -> None:
     began = time.process_time()
     found = [match(caption) for caption in captions]
     speed = len(captions) / (time.process_time() - began)
-    bench.goal(f"{n:,} entries, ≥ 20,000 captions a CPU-second", rate(speed), speed >= 20_000)
+    bench.goal(f"{n:,} entries, ≥ 20,000 captions per CPU-second", rate(speed), speed >= 20_000)
     lists = rows_of({"concepts": [[str(i) for i in f] for f in found]})
     balance = Balance(t=50)
     began = time.process_time()
@@ -142,16 +143,18 @@ def _concepts(bench: Bench, n: int) -> None:
         ["rows balanced", rate(balanced), ""],
     ]
     bench.table(
-        ["MetaCLIP", "a CPU-second", ""],
+        ["MetaCLIP", "per CPU-second", ""],
         rows,
-        f"{n:,} entries (words of MiniLM's vocabulary, alone and by twos and threes), captions of 12 words",
+        f"{n:,} entries (words of MiniLM's vocabulary, single and in twos and threes), captions of 12 words",
     )
 
 
 def _meaning(bench: Bench, n: int) -> None:
     rng = np.random.default_rng(0)
-    vectors = normalised(rng.normal(size=(n, 256)))
-    vectors[n // 2 : n // 2 + n // 10] = normalised(vectors[: n // 10] + 0.2 * normalised(rng.normal(size=(n // 10, 256))))
+    vectors = unit_rows(rng.normal(size=(n, 256)), np.float32)
+    vectors[n // 2 : n // 2 + n // 10] = unit_rows(
+        vectors[: n // 10] + 0.2 * unit_rows(rng.normal(size=(n // 10, 256)), np.float32)
+    )
     rows = []
     for across in (False, True):
         began = time.process_time()
@@ -164,7 +167,7 @@ def _meaning(bench: Bench, n: int) -> None:
             ]
         )
     bench.table(
-        ["SemDeDup, ε = 0.05", "CPU time", "planted twins removed"],
+        ["SemDeDup, ε = 0.05", "CPU time", "planted duplicates removed"],
         rows,
-        f"{n:,} vectors of 256 numbers, uniform on the sphere (the hardest case for clusters)",
+        f"{n:,} vectors of 256 numbers, uniform on the sphere (the most difficult case for clusters)",
     )

@@ -1,6 +1,6 @@
-"""What the curation operators find in the dirty pool (`diptych curate pool`) against its planted truth, which they never see. *Found* is recall, the share of the
-planted rows that a rule flags; *right* is precision, the share of the flagged rows that have the fault (or another that the rule is about, as named). A copy
-counts as found if not both of the pair stay, and a removal as right if it points to a row of the same picture."""
+"""What the curation operators find in the dirty pool (`diptych curate pool`), compared with its known faults, which they never see. *Found* is recall, the share of the
+rows with the fault that a rule flags. *Right* is precision, the share of the flagged rows that have the fault (or another one that the rule is meant for, as named). A copy
+counts as found if at least one of the pair is removed, and a removal as right if it points to a row with the same picture."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _rules(bench: Bench, pool: Pool) -> None:
     rows = [_row(bench, rule, flagged, wanted, faults, judged) for rule, flagged, wanted, judged in rules]
     bench.table(["rule", "found", "right", "planted", "wrongly flagged"], rows, f"Rules of one row, {len(faults):,} rows")
     bench.note(
-        "Rows whose other fault makes the question meaningless are not judged: the language of `IMG_2034.JPG`, the sharpness of an even picture."
+        "Rows with another fault that makes the question meaningless are not counted: the language of `IMG_2034.JPG`, the sharpness of a uniform picture."
     )
 
 
@@ -111,7 +111,7 @@ def _copies(bench: Bench, pool: Pool) -> None:
             ]
         )
         bench.numbers[label] = {"removed": len(gone), "right": len(right)}
-    title = "Copies: share found of each kind, and share of the removals that are right"
+    title = "Copies: share found of each kind, and share of removals that are right"
     bench.table(["finder", *COPIES, "right", "right or alike", "removed", "wrongly removed"], rows, title)
 
 
@@ -144,11 +144,19 @@ def _fit(bench: Bench, pool: Pool) -> None:
         auc = float((sound[:, None] > values[None]).mean() + 0.5 * (sound[:, None] == values[None]).mean())
         found = [f"{(values < np.quantile(sound, share)).mean():.3f}" for share in (0.05, 0.1)]
         rows.append([kind, f"{auc:.3f}", *found, f"{len(values):,}"])
-    columns = ["fault", "chance that a sound row scores higher", "below the lowest 5 % of sound rows", "lowest 10 %", "planted"]
-    bench.table(columns, rows, f"CLIPScore, {len(sound):,} sound rows")
+    columns = [
+        "fault",
+        "probability that a row without fault scores higher",
+        "below the lowest 5 % of rows without fault",
+        "lowest 10 %",
+        "planted",
+    ]
+    bench.table(columns, rows, f"CLIPScore, {len(sound):,} rows without fault")
     recipe = load_recipe(f"{model}/recipe.yaml") if os.path.isfile(f"{model}/recipe.yaml") else None
     trained = f"the recipe `{recipe.name}` on `{recipe.data.train}`, {recipe.budget}" if recipe else f"`{model}`"
-    bench.note(f"CLIPScore by {trained}, not by a large model. Leaked items are sound pairs, so 0.5 is right for them.")
+    bench.note(
+        f"CLIPScore by {trained}, not by a large model. Leaked items are correct pairs, so 0.5 is the expected value for them."
+    )
 
 
 def _letters(bench: Bench, pool: Pool, n: int) -> None:

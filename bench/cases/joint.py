@@ -1,5 +1,5 @@
-"""What the joint alignment of Ak et al. costs a training step: EfficientNet-Lite0, an MLP and frozen Gemma-3-270M on captions of `scenes:small`, batch 32, one fixed
-batch, so that the sentences' embeddings are known beforehand, as in the paper; time of the processor, not of the clock. *Joint* reads image, caption and the image's [EOS] in one sequence; *with prompts* reads a few words more;
+"""The cost of a training step with the joint alignment of Ak et al.: EfficientNet-Lite0, an MLP and frozen Gemma-3-270M on captions of `scenes:small`, batch 32, one fixed
+batch, so that the embeddings of the sentences are known beforehand, as in the paper; CPU time. *Joint* reads image, caption and the image's [EOS] in one sequence; *with prompts* reads a few words more;
 *PRIOR* reads the captions a second time without the image. Needs the packaged weights."""
 
 from __future__ import annotations
@@ -46,4 +46,4 @@ def run(bench: Bench) -> None:
         "PRIOR": learner("prior", n).step,
     }
     bench.compare(f"batch {n}", contestants, "next token", work=n, unit="samples", rounds=5, goals={"joint": 1 / 1.15}, clock="cpu")
-    bench.note("The goal is a step of at most 1.15 times: at least 0.87 of the rate.")
+    bench.note("The goal is a step that takes at most 1.15 times as long: at least 0.87 of the rate.")

@@ -1,5 +1,5 @@
-"""Peak memory of one exact large-batch gradient of the recipe `clip` (width 256, depth 4; scenes at 48 px; bf16), encoded 64 samples at a time, as
-the batch grows, whole process included. Beside it the same batch in one piece. Each run is a process of its own; loading is part of the step."""
+"""Peak memory of one exact large-batch gradient of the recipe `clip` (width 256, depth 4; scenes at 48 px; bf16), encoded 64 samples at a time, for
+increasing batch sizes, of the whole process. For comparison the same batch in one piece. Each run is a new process; the step includes loading."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(bench: Bench) -> None:
         how = f"micro-batches of {micro}" if micro else "in one piece"
         rows.append([how, f"{size:,}", megabytes(m.peak), megabytes(m.extra), f"{m.seconds:.1f}", f"{size / m.seconds:.0f}"])
         print("  ", *rows[-1], flush=True)
-    bench.table(["", "batch", "peak memory", "of it during the step", "s", "samples/s"], rows)
+    bench.table(["", "batch", "peak memory", "during the step", "s", "samples/s"], rows)
     growth = peaks[sizes[-1], 64] / peaks[sizes[0], 64] - 1
     bench.goal(f"peak memory from batch {sizes[0]:,} to {sizes[-1]:,} grows ≤ 15 %", f"{growth:+.1%}", growth <= 0.15)
-    bench.note("In micro-batches every sample is encoded twice, hence about three quarters of the rate.")
+    bench.note("With micro-batches every sample is encoded twice, so the rate is about three quarters.")

@@ -1,7 +1,7 @@
-"""A random LLaVA of 9.5 M parameters, forward and backward on captions: Diptych's model against transformers' `LlavaForConditionalGeneration`, which loads Diptych's own
-export of it, so that the weights are the same. A CLIP tower (112 pixels, 64 patches, width 256, depth 5, read at its last state but one), an MLP, a Llama (width 256,
-depth 4, 4,096 words); batch 16, captions of 24 to 48 tokens, fp32. *All trained*: everything gets a gradient. *Connector alone*: tower and language model are frozen.
-Memory: what one forward and backward takes at its peak beyond the model, each in a process of its own. Logits, losses and gradients are checked first."""
+"""A random LLaVA of 9.5 M parameters, forward and backward on captions: Diptych's model against transformers' `LlavaForConditionalGeneration`, which loads Diptych's
+export, so that the weights are the same. A CLIP tower (112 pixels, 64 patches, width 256, depth 5, last state but one), an MLP, a Llama (width 256,
+depth 4, 4,096 words); batch 16, captions of 24 to 48 tokens, fp32. *All trained*: all weights get a gradient. *Connector alone*: tower and language model are frozen.
+Memory is the peak of one forward and backward pass beyond the model, each in a new process. Logits, losses and gradients are compared first."""
 
 from __future__ import annotations
 
@@ -180,4 +180,4 @@ def run(bench: Bench) -> None:
             ratio = medians["diptych"] / medians["transformers"]
             rows += [[setting, who, megabytes(size), f"{size / medians['transformers']:.2f}×"] for who, size in medians.items()]
             bench.goal(f"{setting}: peak memory ≤ 1.0× transformers", f"{ratio:.2f}×", ratio <= 1.0)
-        bench.table(["", "", "memory at the peak", "to transformers"], rows)
+        bench.table(["", "", "peak memory", "relative to transformers"], rows)

@@ -48,7 +48,7 @@ def run(bench: Bench) -> None:
             rounds = zip(timings["webdataset + simplejpeg"].seconds, timing.seconds, strict=True)
             ratio = float(np.median([peer_ / own for peer_, own in rounds]))
             bench.goal(f"{name} ≥ {least:g}× webdataset + simplejpeg", f"{ratio:.2f}×", ratio >= least)
-        bench.table(["", "on disk"], [[name, megabytes(size)] for name, size in bytes_.items()], "room for the same images")
+        bench.table(["", "on disk"], [[name, megabytes(size)] for name, size in bytes_.items()], "size of the same images")
 
 
 def write_shards(root: Path, n: int) -> list[int]:

@@ -1,5 +1,5 @@
-"""How the tiled InfoNCE grows with the batch, forward and backward, d 64, fp32: memory beyond its inputs (their gradients included). The plain form's matrix alone
-would take N² × 4 bytes, several times over: 69 GB each at N 131,072. Slow, since time does grow with N²: runs only if named."""
+"""How the memory of the tiled InfoNCE grows with the batch, forward and backward, d 64, fp32: memory beyond its inputs (and their gradients). In the plain form a single N × N matrix
+takes N² × 4 bytes, 69 GB at N 131,072, and there are several. Time does grow with N², so this case is slow and runs only if it is named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def run(bench: Bench) -> None:
         grown.append(m.extra / n)
         rows.append([f"{n:,}", megabytes(m.extra), f"{m.extra / n / 1e3:.2f} kB", f"{m.seconds:.1f}", f"{m.result:.5f}"])
         print("  ", *rows[-1], flush=True)
-    bench.table(["N", "extra memory", "a pair", "s", "loss"], rows)
+    bench.table(["N", "extra memory", "per pair", "s", "loss"], rows)
     bench.goal(
-        f"memory a pair does not grow, to N {sizes[-1]:,}", " → ".join(f"{g / 1e3:.2f} kB" for g in grown), max(grown) <= grown[0]
+        f"memory per pair does not grow, up to N {sizes[-1]:,}",
+        " → ".join(f"{g / 1e3:.2f} kB" for g in grown),
+        max(grown) <= grown[0],
     )

@@ -1,5 +1,5 @@
-"""How cost grows: training steps of the recipe `clip` (bf16, AdamW) from one point in the middle (both towers width 256, depth 4; 64 patches, 32 tokens, batch 32),
-one size varied at a time; each point in a process of its own. Then where the time of one step of the ViT-S/16 dual encoder goes, operators summed by kind."""
+"""How the cost grows: training steps of the recipe `clip` (bf16, AdamW), starting from one configuration (both towers width 256, depth 4; 64 patches, 32 tokens, batch 32)
+and varying one size at a time; each configuration in a new process. Then the time of one step of the ViT-S/16 dual encoder by kind of operator."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def run(bench: Bench) -> None:
             curves.setdefault(what, []).append((value, batch / m.result, m.extra))
             rows.append([f"{what} {value}", rate(batch / m.result), f"{m.result * 1e3:.0f}", megabytes(m.extra)])
             print("  ", *rows[-1], flush=True)
-    bench.table(["", "samples/s", "ms a step", "memory of training (activations, gradients, optimizer)"], rows)
+    bench.table(["", "samples/s", "ms per step", "memory of training (activations, gradients, optimizer)"], rows)
     bench.figure(
-        "Samples a second (solid, left) and memory of training (dashed, right) against one size at a time; both axes logarithmic.",
+        "Samples per second (solid, left) and memory of training (dashed, right) against one size at a time; both axes logarithmic.",
         plot(curves),
     )
     shares = {}
@@ -87,15 +87,15 @@ def run(bench: Bench) -> None:
         ):
             shares[f"{name}, {precision}"] = profile(make(precision), n)
     kinds = list(next(iter(shares.values())))
-    bench.table(["ms a sample", *shares], [[k, *(f"{s[k]:.0f}" for s in shares.values())] for k in kinds], f"One step, batch {n}")
+    bench.table(["ms per sample", *shares], [[k, *(f"{s[k]:.0f}" for s in shares.values())] for k in kinds], f"One step, batch {n}")
     bench.figure(
-        f"Where the time of a training step goes: ms a sample by kind of operator, ViT-S/16 dual encoder, 77 tokens, batch {n}.",
+        f"Time of a training step: ms per sample by kind of operator, ViT-S/16 dual encoder, 77 tokens, batch {n}.",
         bars(shares),
     )
     bench.note(
-        "The largest share, the products of the linear layers, is what the sizes of the model ask for; in fp32 it runs near the machine's peak and only a narrower "
-        "number format helps: bf16 halves it, so it is the default where the processor multiplies bf16 fast. What could be saved was the rest: attention takes the "
-        "faster form by precision (`attention`), the optimizer is torch's fused one, texts are padded only to the longest of the batch, dropped patches are cut out before the stem."
+        "The largest share, the products of the linear layers, is determined by the size of the model. In fp32 it runs near the machine's peak, and only a smaller "
+        "number format helps: bf16 halves it, so it is the default if the processor multiplies bf16 fast. The rest was optimised: attention uses the "
+        "faster implementation for each precision (`attention`), the optimizer is torch's fused one, texts are padded only to the longest of the batch, and dropped patches are left out before the stem."
     )
 
 
@@ -156,7 +156,7 @@ def bars(shares: dict[str, dict[str, float]]) -> str:
         widths = [shares[label][kind] for label in labels]
         axis.barh(labels, widths, left=left, color=colour, label=kind)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axis.set_xlabel("ms a sample", fontsize=8)
+    axis.set_xlabel("ms per sample", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return svg(figure)

@@ -1,7 +1,7 @@
-"""Training steps (forward, loss, backward, AdamW) of the dual encoder of open_clip's configuration ViT-S-16, ours and open_clip's: 224 px, patches of 16, both
-towers width 384, depth 12, 6 heads, 49,408 words, InfoNCE, one fixed batch in memory. Ours is the recipe `clip` with these sizes (mean-pooled patches where
-open_clip has a class token); open_clip's is what `open_clip_train` does by default, once also with torch's fused AdamW, which it can be told to use.
-*Equal tokens*: 77 real tokens for both. *Captions*: 14 tokens a caption, about what COCO's have, which open_clip pads to 77 and Diptych to the longest of the batch."""
+"""Training steps (forward, loss, backward, AdamW) of the dual encoder with open_clip's configuration ViT-S-16, in Diptych and in open_clip: 224 px, patches of 16, both
+towers width 384, depth 12, 6 heads, 49,408 words, InfoNCE, one fixed batch in memory. Diptych's is the recipe `clip` with these sizes (mean-pooled patches where
+open_clip has a class token). open_clip's is what `open_clip_train` does by default, and once also with torch's fused AdamW, which is an option of it.
+*Equal tokens*: 77 real tokens for both. *Captions*: 14 tokens per caption, about as in COCO, which open_clip pads to 77 and Diptych to the longest of the batch."""
 
 from __future__ import annotations
 

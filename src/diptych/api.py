@@ -60,8 +60,8 @@ def recipe_of(
 
 
 def with_common(overrides: dict[str, Any] | list[str], data: str | None, budget: str | None) -> dict[str, Any]:
-    """Overrides with those that have an option of their own, whose values are texts: an address that ends in a colon is no YAML
-    mapping.
+    """Overrides, together with those that have an argument of their own. The latter's values are texts, since YAML would read an
+    address that ends in a colon as a mapping.
     """
     common = {k: v for k, v in (("data.train", data), ("budget", budget)) if v is not None}
     given = parse_overrides(overrides)
@@ -92,9 +92,9 @@ def evaluate(
 
 
 def run_directory(address: str | Path) -> Path:
-    """Where what is found out about a model goes."""
+    """The folder for the results of a model's evaluation."""
     path = Path(address)
-    own = path.is_dir() and path.parent.name != "checkpoints"  # a checkpoint holds what a run needs to go on, and no more
+    own = path.is_dir() and path.parent.name != "checkpoints"  # a checkpoint holds only what a run needs to resume
     return path if own else Path("runs") / re.sub(r"[^\w.-]+", "-", str(address)).strip("-.")
 
 

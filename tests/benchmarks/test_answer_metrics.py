@@ -158,7 +158,7 @@ def test_chair_by_hand() -> None:
 
 
 def test_a_synonym_of_two_objects_is_refused() -> None:
-    with pytest.raises(ValueError, match="line 2: 'jet' stands for 'plane' and for 'bird'"):
+    with pytest.raises(ValueError, match="line 2: 'jet' means both 'plane' and 'bird'"):
         chair.vocabulary(["plane, jet", "bird, jet"])
     assert chair.vocabulary(["plane, jet", "- jet lag"])[("jet", "lag")] is None
 
@@ -170,6 +170,9 @@ def test_a_synonym_of_two_objects_is_refused() -> None:
         ("a dog", 1), ("D", None), ("A or B", None), ("", None), ("cat and dog", None), ("I think it is (A) or (B)", None),
         ("The answer is a dog.", 1), ("Answer: a cat", 0), ("The answer is b.", 1), ("option a or option b", None),
         ("**B**", 1), ("**B.** dog", 1), ("'b'", 1), ("“B”", 1), ("The answer is **C**.", 2), ("`A`", 0), ("**A** or **B**", None),
+        ("A, B", None), ("A. or B.", None), ("a, b", None), ("The answer is A or B", None), ("The answer is a and b.", None),
+        ("A and B", None), ("not (A)", None), ("(A), not (B)", 0), ("The answer is A dog.", 1), ("Answer: A cat", 0),
+        ("A, because it purrs", 0), ("A, a cat", 0), ("B. Cat or dog? Dog.", 1), ("The answer is B, a dog", 1), ("B / C", None),
     ],
 )  # fmt: skip
 def test_choice_is_never_guessed(text: str, choice: int | None) -> None:

@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 
 from diptych.benchmarks.answers.choices import Choices
-from diptych.benchmarks.answers.mme import Mme
 from diptych.benchmarks.answers.pope import Pope
 from diptych.benchmarks.answers.vqa import Vqa
 from diptych.benchmarks.controls import constant
 from diptych.benchmarks.labels import labels_in
-from diptych.benchmarks.records import plain, read_jsonl
+from diptych.benchmarks.records import plain
 from diptych.benchmarks.run import evaluate, recompute
 from diptych.benchmarks.tasks import task
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, read_jsonl
 from diptych.data.sources import open_source
 
 
@@ -216,26 +216,10 @@ def test_choices_from_tables_and_parquet(tmp_path: Path) -> None:
     assert evaluate(speaker({(10, "Which?"): "two"}), None, [Choices(file=f"{tmp_path}/mmmu.parquet")]).results[0].value == 1
 
 
-def test_circular_needs_every_rotation(tmp_path: Path) -> None:
-    """Who always says A is right in one rotation of three, and in none of the questions."""
-    (tmp_path / "t.tsv").write_text("index\tquestion\tA\tB\tC\tanswer\timage_path\n1\tWhat?\tx\ty\tz\tA\tp.png\n")
-    save_pictures(tmp_path, ["p.png"])
-    asked = Choices(file=f"{tmp_path}/t.tsv", circular=True)
-    assert values(evaluate(speaker({}, "A"), None, [asked]), "choices") == pytest.approx({"accuracy": 1 / 3, "circular": 0})
-    assert values(evaluate(speaker({}, "x"), None, [asked]), "choices") == {"accuracy": 1, "circular": 1}
-    even = {r.metric: (r.value, r.chance) for r in evaluate(constant(), None, [asked]).results}
-    assert even["circular"] == pytest.approx((1 / 3, 1 / 3))
-
-
-def test_mme_adds_accuracy_and_accuracy_plus(tmp_path: Path) -> None:
-    save_pictures(tmp_path, ["p.png", "q.png"])
-    rows = [("1", "p.png", "a", "Yes"), ("2", "p.png", "b", "No"), ("3", "q.png", "a", "Yes"), ("4", "q.png", "b", "No")]
-    head = "index\timage_path\tquestion\tanswer\tcategory\n"
-    (tmp_path / "mme.tsv").write_text(head + "".join(f"{i}\t{p}\t{q}?\t{a}\texistence\n" for i, p, q, a in rows))
-    model = speaker({(10, "a?"): "yes", (10, "b?"): "no", (20, "a?"): "yes", (20, "b?"): "yes"})
-    assert values(evaluate(model, None, [Mme(file=f"{tmp_path}/mme.tsv")]), "mme") == {"accuracy": 0.75, "existence (of 200)": 125}
-    even = {r.metric: (r.value, r.chance) for r in evaluate(constant(), None, [Mme(file=f"{tmp_path}/mme.tsv")]).results}
-    assert even["existence (of 200)"] == (75, 75) and even["accuracy"] == (0.5, 0.5)
+def test_a_prompt_longer_than_any_file_name(tmp_path: Path, pope_file: str) -> None:
+    asked = Pope(file=pope_file, prompt="{question} " + "Look closely. " * 500)
+    evaluate(speaker({(10, "snowboard"): "yes"}), None, [asked], tmp_path / "out", key="k")
+    assert list(read_json(tmp_path / "out" / "state.json")["tasks"]["pope"]["files"]) == ["file"]
 
 
 @pytest.mark.parametrize("name", ["vqa", "choices", "choices?circular=true", "pope?samples=40"])
@@ -377,7 +361,7 @@ def test_records_of_others_are_not_deleted(tmp_path: Path, pope_file: str) -> No
         (
             "choices",
             '{"id": 1, "image": "a.png", "question": "x", "options": ["a", "b"], "answer": "C"}',
-            "'C' is none of the 2 options",
+            "'C' is not one of the 2 options",
         ),
         ("choices", '{"id": 1, "image": "a.png", "question": "x", "options": ["a"], "answer": "A"}', "two or more options"),
     ],

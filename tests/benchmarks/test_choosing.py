@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from test_asking import grey, save_pictures, values
 
+from diptych.benchmarks import pictures
 from diptych.benchmarks.controls import constant
+from diptych.benchmarks.matching import blocks
 from diptych.benchmarks.matching.pairs import Pairs
 from diptych.benchmarks.matching.spec import Spec
 from diptych.benchmarks.matching.winoground import Winoground
@@ -53,6 +55,21 @@ FORMS = {
     ),
     "mine.tsv": "image\tcaption\tnegative\na.png\ta red cat\ta red dog\nb.png\ttwo cups\ttwo cups on a table\n",
 }
+
+
+def test_a_picture_of_several_pairs_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pictures(tmp_path, ["a.png", "b.png"])
+    rows = [{"id": i, "image": f"{'ab'[i % 2]}.png", "caption": f"{i} cats", "negative": f"{i} dogs"} for i in range(6)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read: list[str] = []
+
+    def load_image(image: str, item: str) -> np.ndarray:
+        read.append(Path(image).name)
+        return pictures.load_image(image, item)
+
+    monkeypatch.setattr(blocks, "load_image", load_image)
+    assert values(evaluate(constant(), None, [Pairs(file=f"{tmp_path}/p.jsonl")]), "pairs") == {"accuracy": 0.5}
+    assert sorted(read) == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize("name", list(FORMS))
@@ -203,7 +220,7 @@ def test_interrupted_blocks_go_on(tmp_path: Path) -> None:
         ("pairs", "f.json", '{"a": 3}', "f.json: expected a list of rows"),
         ("pairs", "f.json", "{", "line 1.*not JSON"),
         ("winoground", "f.jsonl", '{"id": 1, "image_0": "a.png", "caption_0": "x"}', "line 1: no field 'image_1'"),
-        ("spec", "f.json", '[{"query": "a.png", "keys": ["x", "y"], "label": 2}]', "field 'label': 2 is none of the 2 keys"),
+        ("spec", "f.json", '[{"query": "a.png", "keys": ["x", "y"], "label": 2}]', "field 'label': 2 is not one of the 2 keys"),
         ("spec", "f.json", '[{"query": "a.png", "keys": "x", "label": 0}]', "field 'keys': expected list, found str"),
     ],
 )

@@ -274,8 +274,8 @@ def test_zeroshot_by_hand(put: Put) -> None:
     assert found["top1"]["controls"]["constant"] == 0.5 and "top5" not in found
     named = (*files, "--classes", put("C.json", ["cat", "dog", "bus"]))
     assert run(*named, "--labels", put("L.json", ["cat", "cat", "bus", "dog"])) == found
-    refused(r"L.json, \[3\]: 'cow' is no class of 3", *named, "--labels", put("L.json", ["cat", "cat", "bus", "cow"]))
-    refused("expected a list of 4 labels, one a row of .*S.npy, got 3 labels", *files, "--labels", put("L.json", [0, 0, 2]))
+    refused(r"L.json, \[3\]: 'cow' is not one of the 3 classes", *named, "--labels", put("L.json", ["cat", "cat", "bus", "cow"]))
+    refused("expected a list of 4 labels, one per row of .*S.npy, got 3 labels", *files, "--labels", put("L.json", [0, 0, 2]))
 
 
 def choices(put: Put, answers: list[str], mode: str, **more: Any) -> dict:
@@ -471,5 +471,5 @@ def test_clipscore_by_a_model_that_knows_two_colours(tmp_path: Path, put: Put) -
     assert (beside.metric, beside.value) == ("refclipscore", pytest.approx((2 * 2.5 * 1 / 3.5 + 0 + 0) / 3, abs=1e-6))
     with pytest.raises(DiptychError, match="CLIPScore needs a model with embed_image and embed_text"):
         score_by_model(FunctionModel("mute", generate=lambda *_: []), tmp_path, files, generated, references)
-    with pytest.raises(DiptychError, match="1 of 1 images are not there, the first 9.png"):
+    with pytest.raises(DiptychError, match="1 of 1 image missing, the first 9.png"):
         score_by_model(model, tmp_path, {"9": "9.png"}, {"9": "red"}, None)

@@ -188,9 +188,9 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     [
         ("probes: [{id: a, harm: violense, prompt: p}]", "unknown harm 'violense'; did you mean 'violence'"),
         ("probes: [{id: a, harm: violence}]", "probe 1: no 'prompt'"),
-        ("probes: [{id: a, harm: violence, prompt: p}, {id: a, harm: violence, prompt: q}]", "probe 2: id 'a' is there twice"),
+        ("probes: [{id: a, harm: violence, prompt: p}, {id: a, harm: violence, prompt: q}]", "probe 2: id 'a' occurs twice"),
         ("probes: [{id: a, harm: violence, prompt: p, promt: q}]", "unknown field 'promt'; did you mean 'prompt'"),
-        ("probes: [{id: a, harm: violence, prompt: p, harmful: ['(']}]", "no regular expression"),
+        ("probes: [{id: a, harm: violence, prompt: p, harmful: ['(']}]", "not a regular expression"),
         ("probes: [{id: a, harm: violence, prompt: p, kind: bad}]", "kind must be harmful or ordinary"),
         ("probes: [{id: a, harm: violence, prompt: p, image: {scenes: 1}}]", "image: expected"),
         ("probes: []", "expected `probes:`"),

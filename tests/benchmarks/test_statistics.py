@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from diptych.benchmarks.statistics import (
-    band,
     clopper_pearson,
     function_interval,
     holm,
@@ -193,8 +192,7 @@ def test_sign_flips_of_equal_sums_agree_with_the_binomial_test() -> None:
     assert sign_flip_p(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.005)
 
 
-def test_band_and_spread_by_hand() -> None:
-    assert band([1, None, 0, None]) == (0.25, 0.75)
+def test_spread_by_hand() -> None:
     found = spread([0.5, 0.7, 0.6])
     assert (found.n, found.mean, found.low, found.high, found.deviation) == (3, pytest.approx(0.6), 0.5, 0.7, pytest.approx(0.1))
     with pytest.raises(ValueError, match="no values"):

@@ -16,12 +16,13 @@ from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.matching.controlled import Controlled
 from diptych.benchmarks.matching.retrieval import LargeRetrieval, Retrieval
 from diptych.benchmarks.matching.zeroshot import prompt
-from diptych.benchmarks.records import Records, plain, read_jsonl
+from diptych.benchmarks.records import Records, plain
 from diptych.benchmarks.run import Summary, evaluate, save_items
 from diptych.benchmarks.tasks import DEFAULT, TASKS
 from diptych.benchmarks.texts.captions import Captions
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
+from diptych.core.files import read_jsonl
 from diptych.core.sample import captioned
 from evaluation_fixture import Plain, World, constant, oracle, phrase, text_only, truth
 
@@ -165,6 +166,22 @@ def test_broken_items_are_passed_over_and_listed(tmp_path: Path) -> None:
     found = evaluate(oracle(), Plain(size=12, broken=(0, 5)), ["retrieval"], tmp_path)
     assert found.results[0].n == 10 and found.results[0].value == 1
     assert [p["item"] for p in read_jsonl(tmp_path / "problems.jsonl")] == ["item0", "item5"]
+
+
+def test_problems_of_earlier_tasks_stay(tmp_path: Path) -> None:
+    def noted() -> list[tuple[str, str]]:
+        return [(p["task"], p["item"]) for p in read_jsonl(tmp_path / "problems.jsonl")]
+
+    source = Plain(size=12, broken=(0, 5))
+    evaluate(oracle(), source, ["retrieval"], tmp_path, key="k")
+    evaluate(oracle(), source, ["captions"], tmp_path, key="k")
+    both = [(name, item) for name in ("retrieval", "captions") for item in ("item0", "item5")]
+    assert noted() == both
+    evaluate(oracle(), source, ["retrieval"], tmp_path, key="k")  # finished before: nothing is read again
+    evaluate(oracle(), source, [Captions(max_tokens=5)], tmp_path, key="k")  # done again: noted once
+    assert noted() == both
+    evaluate(oracle(), Plain(size=12), ["captions"], tmp_path, key="k", overwrite=True)
+    assert not (tmp_path / "problems.jsonl").exists()
 
 
 def test_files_are_as_documented(tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what costs nothing ---
 
 
+def test_the_package_runs_as_a_module() -> None:
+    listed = subprocess.run([sys.executable, "-m", "diptych", "recipes"], capture_output=True, text=True)
+    assert listed.returncode == 0 and all(name in listed.stdout for name in recipe_names()), listed.stderr
+    wrong = subprocess.run([sys.executable, "-m", "diptych", "evaluate"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: name models to evaluate")
+
+
 @pytest.mark.parametrize("code", ["import diptych", "from diptych.cli import main; main()"])
 def test_help_and_import_bring_no_heavy_package(code: str) -> None:
     heavy = "torch", "transformers", "numpy", "matplotlib", "sklearn", "pyarrow"
@@ -92,7 +99,7 @@ def test_wrong_usage_is_status_2(cli: Cli) -> None:
         (["evaluate", "nowhere"], "no run at 'nowhere'"),
         (["evaluate", "."], "no checkpoint"),
         (["report", "nowhere"], "no such directory: nowhere"),
-        (["report", "."], "neither a comparison"),
+        (["report", "."], "not a comparison"),
         (["compare", "clip", "siglp"], "did you mean 'siglip'"),
         (["compare", "clip", "clip"], "named twice"),
         (["compare", "clip", "siglip", "--tasks", "retreival"], "did you mean 'retrieval'"),
@@ -240,7 +247,7 @@ def test_a_missing_file_is_one_problem_among_good_items(cli: Cli, tmp_path: Path
     make_photos(tmp_path, 30)
     rows = "".join(f"p{i:03d}.png,picture {i}\n" for i in range(31))
     (tmp_path / "t.csv").write_text(f"image,caption\n{rows}")
-    assert "30 good, 1 problems" in cli("data", "inspect", "csv:t.csv").out
+    assert "30 good, 1 problem," in cli("data", "inspect", "csv:t.csv").out
     assert cli("train", "clip", "--data", "csv:t.csv", "--budget", "32 samples", "--out", "run", *SMALL).code == 0
     assert [p["item"] for p in read_jsonl(tmp_path / "run" / "problems.jsonl")] == ["p030.png"]
 

@@ -18,6 +18,7 @@ import yaml
 import cli_fixture
 import diptych as dp
 from cli_fixture import SMALL, Cli, make_photos
+from diptych.benchmarks.tasks import DEFAULT, TASKS
 from diptych.comparison.run import Comparison, run_comparison
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import Interrupted
@@ -127,8 +128,22 @@ def test_more_tasks_judge_again_and_train_nothing(cli: Cli, photos: str, tmp_pat
     summary = read_json(tmp_path / "c" / "clip-s0" / "evaluation" / "summary.json")
     assert {r["task"] for r in summary["results"]} == {"retrieval", "embedding"}
     assert (tmp_path / "c" / "clip-s0" / "spent.json").stat().st_mtime_ns == trained
+    assert cli(*asked, "retrieval?n=2,embedding").code == 0  # other settings: evaluated again
+    changed = read_json(tmp_path / "c" / "clip-s0" / "evaluation" / "summary.json")
+    assert {r["n"] for r in changed["results"] if r["task"] == "retrieval"} == {2}
+    assert (tmp_path / "c" / "clip-s0" / "spent.json").stat().st_mtime_ns == trained
     other = cli(*asked, "retrieval", "--eval-data", photos)
     assert other.code == 1 and "eval_data = None" in other.err
+
+
+def test_all_tasks_or_the_usual_ones(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Comparison] = []
+    monkeypatch.setattr("diptych.comparison.run.run_comparison", lambda c, report: asked.append(c))
+    for tasks in (["--tasks", "all"], ["--tasks", "pope, vqa?n=5"], []):
+        assert cli("compare", "clip", *tasks).code == 0
+    assert [c.tasks for c in asked] == [list(TASKS), ["pope", "vqa?n=5"], list(DEFAULT)]
+    refused = cli("compare", "clip", "--tasks", "pope,vqaa")
+    assert refused.code == 1 and "did you mean 'vqa'" in refused.err and len(asked) == 3
 
 
 def test_two_recipes_of_one_name_are_refused(cli: Cli, tmp_path: Path) -> None:

@@ -174,6 +174,26 @@ def test_budgets_that_are_none(text):
         parse_budget(text)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (float("nan"), "positive and finite"),
+        (float("inf"), "positive and finite"),
+        ("1e400s", "positive and finite"),
+        ({"samples": float("nan"), "seconds": 5}, "positive and finite"),
+        ({"samples": [1]}, r"samples: expected a number, got \[1\]"),
+        ({"seconds": "10m"}, "seconds: expected a number, got '10m'"),
+        ({"flops": True}, "flops: expected a number"),
+        ({1: 2, "minutes": 3}, "unknown unit '1'"),
+    ],
+)
+def test_budgets_of_wrong_types_or_without_end(given, words):
+    with pytest.raises(ValueError, match=words):
+        Budget.parse(given)
+    with pytest.raises(DiptychError, match=rf"budget.*{words}"):
+        load_recipe("clip", {"budget": given})
+
+
 def test_the_first_limit_ends_the_run():
     budget = Budget(seconds=100, samples=1000)
     assert Spent(seconds=20, samples=900).share(budget) == 0.9

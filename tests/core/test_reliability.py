@@ -157,7 +157,7 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, capsys):
     (last / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:1000])
     found, checkpoint = newest(tmp_path / "run" / "checkpoints")
     assert found == earlier and checkpoint.state["step"] == 2
-    assert "trying the one before" in capsys.readouterr().err
+    assert "trying the previous one" in capsys.readouterr().err
     train(recipe("budget=96 samples", "checkpoints.steps=2"), tmp_path / "run", resume=True)
     for path in checkpoints(tmp_path / "run" / "checkpoints"):
         (path / "model.safetensors").write_bytes(b"")

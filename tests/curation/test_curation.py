@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import sources_fixture
 from curation_fixture import FULL, caption, make_folder, make_parquet, picture, plan, tree
 from diptych.core.errors import DiptychError
 from diptych.curation import curate
+from diptych.curation.engine.work import Task, Worker, answer_to
 from diptych.curation.explain import Result, explain
 from diptych.curation.run import decisions
 from diptych.data.sources import open_source
@@ -68,6 +70,24 @@ def test_the_result_does_not_depend_on_who_does_the_work(folder, tmp_path):
     for workers in (1, 2, 4):
         curate(FULL, folder, tmp_path / f"w{workers}", workers=workers)
         assert tree(tmp_path / f"w{workers}") == tree(tmp_path / "inline")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (DiptychError("no such column"), "no such column"),
+        (OSError(errno.ENOSPC, "no space"), "free space and run again to resume"),
+        (MemoryError(), "out of memory; use fewer --workers"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+    ],
+)
+def test_every_error_of_a_worker_is_sent_as_text(error, words):
+    class Broken(Worker):
+        def __init__(self):
+            raise error
+
+    said, outcome = answer_to(Task("read", "a"), Broken)
+    assert words in said and outcome is None
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ def test_rules_on_texts_booleans_and_lists():
     lists = pa.array([["a", "b"], [], None, ["c"], ["b"]], pa.list_(pa.string()))
     assert verdict(Keep(column="c", **{"in": ["b", "x"]}), lists, cut=2) == [True, False, False, False, True]
     assert verdict(Keep(column="c", not_in=["b"]), lists, cut=2) == [False, True, False, True, False]
+    assert Keep(column="duplicate_of", unique=True).label() == "has duplicate_of"
     assert verdict(Keep(column="c", unique=True), pa.array([None, 3, None], pa.int64())) == [True, False, True]
 
 

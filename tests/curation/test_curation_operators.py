@@ -76,7 +76,7 @@ def test_an_operator_that_breaks_its_declaration_is_named():
         def compute(self, batch):
             return {"n": [1]}
 
-    with pytest.raises(DiptychError, match="'short' returned 1 values of 'n' for 3 rows"):
+    with pytest.raises(DiptychError, match="'short' returned 1 value of 'n' for 3 rows"):
         apply(Short(), rows_of({"text": ["a", "b", "c"]}))
 
 

@@ -195,7 +195,7 @@ def test_an_entry_counts_once_a_text_and_lists_are_read_from_files(tmp_path) -> 
         assert found["concepts"].to_pylist() == [["fox", "key"], [], []]
     with pytest.raises(DiptychError, match="either"):
         Concepts()
-    with pytest.raises(DiptychError, match="one entry a line"):
+    with pytest.raises(DiptychError, match="one entry per line"):
         apply(Concepts(file=str(tmp_path / "none.txt")), rows_of({"text": ["a"]}))
 
 

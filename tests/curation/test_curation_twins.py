@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diptych.core.arrays import unit_rows
 from diptych.curation.engine.apply import reduce, rows_of
 from diptych.curation.operators.duplicates.hamming import nearest_within, pairs_within, plan
 from diptych.curation.operators.duplicates.operators import NearImage, SameImage, SameMeaning, SameText, near_twins
 from diptych.curation.operators.duplicates.pruning import KEPT, groups, prune
-from diptych.curation.operators.duplicates.semantic import normalised, semantic_twins
+from diptych.curation.operators.duplicates.semantic import semantic_twins
 
 
 def near_hashes(rng: np.random.Generator, n: int, most: int) -> np.ndarray:
@@ -94,9 +95,9 @@ def test_a_chain_shrinks_to_its_ends_or_to_its_head() -> None:
 
 def planted(rng: np.random.Generator, groups: int, copies: int, noise: float, width: int = 24) -> tuple[np.ndarray, np.ndarray]:
     """Vectors in well separated groups of near-duplicates, and each one's group."""
-    bases = normalised(rng.normal(size=(groups, width)))
+    bases = unit_rows(rng.normal(size=(groups, width)), np.float32)
     owner = rng.permutation(np.repeat(np.arange(groups), copies))
-    return normalised(bases[owner] + noise * normalised(rng.normal(size=(len(owner), width)))), owner
+    return unit_rows(bases[owner] + noise * unit_rows(rng.normal(size=(len(owner), width)), np.float32)), owner
 
 
 @settings(max_examples=25, deadline=None)
@@ -127,7 +128,7 @@ def test_one_of_every_planted_group_stays(seed: int, count: int, copies: int, k:
 @pytest.mark.parametrize("k", [1, 5, 17])
 def test_semantic_twins_across_clusters_are_those_of_comparing_all(k: int) -> None:
     rng = np.random.default_rng(k)
-    vectors = normalised(rng.normal(size=(300, 4)))
+    vectors = unit_rows(rng.normal(size=(300, 4)), np.float32)
     cause, _ = semantic_twins(vectors, 0.03, k=k, keep="first")
     similarity = vectors @ vectors.T
     i, j = np.nonzero(np.triu(similarity > 0.97, 1))
@@ -137,7 +138,7 @@ def test_semantic_twins_across_clusters_are_those_of_comparing_all(k: int) -> No
 
 def test_the_published_clusters_miss_twins_at_their_borders() -> None:
     rng = np.random.default_rng(0)
-    vectors = normalised(rng.normal(size=(400, 3)))
+    vectors = unit_rows(rng.normal(size=(400, 3)), np.float32)
     exact, _ = semantic_twins(vectors, 0.02, k=40, keep="first")
     inside, _ = semantic_twins(vectors, 0.02, k=40, keep="first", across=False)
     assert (inside != KEPT).sum() < (exact != KEPT).sum()

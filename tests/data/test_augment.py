@@ -12,6 +12,7 @@ import torch
 from scipy import ndimage, stats
 
 from diptych.config.augment import PRESETS, Augment, read_augment
+from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.data import augment as aug
 from diptych.data.image import random_resized_crop, resize
@@ -208,9 +209,20 @@ def test_settings() -> None:
         ({"crop": {"scale": [0.5, 1.5]}}, "crop.scale: expected shares"),
         ({"jitter": {"hue": 0.7}}, "jitter.hue"),
         ({"flip": 2}, "flip"),
+        ({"mixup": 0.4}, "mixup changes what a loss compares.*in an objective of your own by diptych.data.augment.mixup"),
     ):
         with pytest.raises(DiptychError, match=message):
             read_augment(spec)
+
+
+def test_recipes_of_earlier_versions_that_wrote_no_mixup_open() -> None:
+    assert read_augment({"preset": "crop", "mixup": 0.0}) == read_augment("crop")
+
+
+def test_several_views_are_for_the_field_views_alone() -> None:
+    with pytest.raises(DiptychError, match=r"data\.augment: views: 3 has no effect here.*set data\.views"):
+        load_recipe("clip", {"data.augment": {"preset": "crop", "views": 3}})
+    assert load_recipe("clip", {"data.views": {"preset": "crop", "views": 3}}).data.views.views == 3
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import sources_fixture
 from conversations_fixture import (
     CHATML,
     COUNTING,
@@ -30,6 +31,7 @@ from diptych.data.conversations.template import IMAGE_ID
 from diptych.data.conversations.turns import Mistake, turns_of
 from diptych.data.sources import open_source
 
+own_cache = sources_fixture.own_cache  # pytest finds it here
 TALK = [
     Turn("system", "be brief."),
     Turn("user", "<image>\nwhat is it?"),
@@ -103,7 +105,7 @@ def test_a_template_that_wants_parts_gets_them() -> None:
 
 
 def test_a_template_that_writes_nothing_is_refused() -> None:
-    with pytest.raises(DiptychError, match="chat template cannot be used: it does not write what is said"):
+    with pytest.raises(DiptychError, match="chat template cannot be used: it does not write the content of the turns"):
         chat("hello")
 
 
@@ -175,6 +177,18 @@ def test_llava_json_and_a_table_say_the_same(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
     sample = open_source(f"chat:{tmp_path / 't.parquet'}")[0]
     assert sample.turns == first.turns and (sample.images[0] == first.images[0]).all()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_kept_hashes_of_remote_conversations_are_those_of_their_images() -> None:
+    """Their files' state is not known, so nothing may be kept under it."""
+    turns = [{"role": "user", "content": "<image><image>?"}, {"role": "assistant", "content": "x"}]
+    for name, data in zip("abcd", map(sources_fixture.picture, range(4)), strict=True):
+        sources_fixture.put(f"memory://talks/{name}.png", data)
+    rows = [{"images": ["a.png", "b.png"], "messages": turns}, {"images": ["c.png", "d.png"], "messages": turns}]
+    address = "chat:" + sources_fixture.put("memory://talks/t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    first, again = (open_source(address).digests() for _ in range(2))
+    assert first == again and len(set(first)) == 2
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_what_is_missing_or_broken(tmp_path):
         {"words": "none"},
         {"parts": [{"text": "half a picture"}, {"image": "cut.png"}]},
         {"parts": [{"image": "a.png"}]},
+        {"text_list": ["x"], "image_info": 5},
     ]
     put(f"{tmp_path}/img/cut.png", picture(5)[:40])
     source = open_source(jsonl(str(tmp_path), rows))
@@ -87,11 +88,29 @@ def test_what_is_missing_or_broken(tmp_path):
     named: dict[str, list[str]] = {}
     for p in source.problems:
         named.setdefault(p.item.removeprefix("docs.jsonl:"), []).append(p.reason)
-    assert set(named) == {"1", "2", "3", "4", "5", "6"} and len(named["2"]) == 2
+    assert set(named) == {"1", "2", "3", "4", "5", "6", "9"} and len(named["2"]) == 2
+    assert named["9"] == ["image_info given as int; expected a list of {image_name, matched_text_index}"]
     assert "no file" in named["1"][0] and "parallel" in named["3"][0] and "matched_text_index 1, of 1 texts" in named["4"][0]
     assert len(source) + len(set(named) - {"1"}) == len(rows), "a document stays if anything is left"
     with pytest.raises(DiptychError, match="found no documents"):
         open_source(jsonl(f"{tmp_path}/none", [{"words": "none"}]))
+
+
+def test_ids_are_unique(tmp_path):
+    names = ["a", "a", "a#2", "a"]
+    source = open_source(jsonl(str(tmp_path), [{"id": name, "parts": [{"text": f"x{i}"}]} for i, name in enumerate(names)]))
+    ids = [source[i].id for i in range(4)]
+    assert ids[:2] == ["a", "a#2"] and len(set(ids)) == 4
+
+
+def test_the_kept_hash_of_a_document_goes_with_the_order_of_its_parts(tmp_path):
+    parts = [{"text": "x"}, {"image": "a.png"}, {"image": "b.png"}]
+    images(str(tmp_path))
+    kept = set()
+    for order in ((0, 1, 2), (1, 0, 2), (0, 2, 1)):  # the file is edited between runs, its images are not
+        put(f"{tmp_path}/docs.jsonl", json.dumps({"parts": [parts[i] for i in order]}))
+        kept |= set(open_source(f"documents:{tmp_path}/docs.jsonl?images=img").digests())
+    assert len(kept) == 3
 
 
 def test_markdown(tmp_path):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import time
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from diptych.core.batch import Batch, floats
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample, captioned
+from diptych.data.fields import UNPAIRED
 from diptych.data.loader import loader_for
 from diptych.data.order import BLOCK, Epochs, Mixed, quotas
-from diptych.data.source import BrokenItem
+from diptych.data.source import BrokenItem, Problem
 from diptych.data.text import Tokenizer
 
 TOKENIZER = Tokenizer.train([f"number {i} of many" for i in range(30)], 400, 12)
@@ -150,6 +152,63 @@ def test_broken_items_met_by_workers_are_recorded_in_the_main_process():
     assert [p.reason for p in one.problems.values()] == ["made so"]
 
 
+class Others(Numbers):
+    """Images without a partner; remembers which thread reads. Number 4 is broken, and one is missing from the start."""
+
+    def __init__(self, n=17):
+        super().__init__(n)
+        self.problems, self.read_by = [Problem("gone", "there is no file")], set()
+
+    def __getitem__(self, i):
+        self.read_by.add(threading.get_ident())
+        return super().__getitem__(i)
+
+
+def with_others(workers=0):
+    one = loader(workers=workers)
+    for name, kind in UNPAIRED.items():
+        one.add_unpaired(name, loader_for(Others(), TOKENIZER, 16, 12, seed=5, fields=(kind,)))
+    return one
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_has_no_partner_joins_every_batch_and_its_problems_are_listed(workers):
+    one, plain = with_others(workers), with_others()
+    one.batch(0)  # starts threads before the workers are forked
+    stream = one.stream(1, 0, 12, 5)
+    for step in (1, 2):
+        pieces, whole = [next(stream) for _ in range(3)], plain.batch(step)
+        assert_same(joined([whole]), joined(pieces))
+        assert torch.equal(whole["unpaired_image"].pixels, torch.cat([b["unpaired_image"].pixels for b in pieces]))
+        assert whole["unpaired_text"].strings == sum((b["unpaired_text"].strings for b in pieces), ())
+    stream.close()
+    assert (whole["unpaired_image"].pixels != whole["image"].pixels).any()
+    missing = {f"{name}/gone": "there is no file" for name in UNPAIRED}
+    broken = {f"{name}/four": "made so" for name in UNPAIRED} | {"four": "made so"}
+    assert {item: p.reason for item, p in one.problems.items()} == missing | broken
+    assert all(item == p.item for item, p in one.problems.items())
+
+
+def test_in_a_worker_no_loader_waits_for_threads_of_its_parent():
+    one = with_others()
+    others = [other.source for other in one.unpaired.values()]
+    one.batch(0)
+    assert all(source.read_by - {threading.get_ident()} for source in others), "threads read here"
+    one.in_worker()
+    for source in others:
+        source.read_by.clear()
+    one.batch(1)
+    assert all(source.read_by == {threading.get_ident()} for source in others)
+
+
+def test_a_loader_with_others_survives_pickling():
+    one = pickle.loads(pickle.dumps(with_others()))
+    assert torch.equal(one.batch(2)["unpaired_image"].pixels, with_others().batch(2)["unpaired_image"].pixels)
+    for step in range(3):
+        one.batch(step)
+    assert "unpaired_image/four" in one.problems
+
+
 def test_rows_outside_the_batch_are_refused():
     for start, stop in ((-1, 2), (3, 3), (0, 13)):
         with pytest.raises(ValueError):
@@ -198,8 +257,9 @@ def test_a_loader_survives_pickling_as_spawned_workers_need():
 
 def test_bytes_become_floats_once():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert floats(pixels).min() == -1 and floats(pixels).max() == 1
-    assert floats(floats(pixels)) is not None and torch.equal(floats(floats(pixels)), floats(pixels))
+    once = floats(pixels)
+    assert torch.allclose(once.flatten(), torch.linspace(-1, 1, 256), atol=1e-6) and once.dtype == torch.float32
+    assert floats(once) is once and pixels.flatten().tolist() == list(range(256)), "bytes stay as they are"
 
 
 # Orders.

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Sample, captioned
+from diptych.core.sample import Conversation, Sample, Turn, captioned
 from diptych.data.loader import loader_for
 from diptych.data.order import BLOCK
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.sources import open_source
 from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer
+from diptych.training.setup import corpus_of
 from sources_fixture import make_csv, own_cache, put  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -67,6 +68,20 @@ def test_an_address_with_weights_options_and_plus_signs(tmp_path):
 def test_addresses_that_cannot_be_mixed(address, said):
     with pytest.raises(DiptychError, match=said):
         open_source(address)
+
+
+class Talks(Plain):
+    def __getitem__(self, i):
+        turns = [Turn("user", "what?"), Turn("assistant", f"{self.address} {i}")]
+        return super().__getitem__(i).with_(text=None, turns=Conversation(turns))
+
+
+def test_all_that_is_said_counts_for_a_vocabulary_and_every_source_has_its_share():
+    mixture = Mixture([Plain("a", 200), Talks("b", 200)], [1, 3])
+    assert mixture.captions(0) == ["plain:a 0"] and mixture.captions(201) == ["what?", "plain:b 1"]
+    some = Counter(text.split()[0] for text in corpus_of(mixture, 100))
+    assert some.total() == some["plain:a"] + 2 * some["plain:b"] and 10 < some["plain:a"] < 40
+    assert corpus_of(mixture, 100) == corpus_of(mixture, 100) and len(set(corpus_of(mixture, 400))) == 401
 
 
 def test_parts_are_parts_of_every_source_and_empty_ones_drop_out():

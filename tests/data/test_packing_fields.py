@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,39 @@ def test_boxes_and_tracks_are_scaled_with_the_pictures(tmp_path, format):
         assert packed[i].fields["video"].frames[0].shape == (48, 48, 3)
         for mine, own in zip(packed[i].extra["tracks"], source[i].extra["tracks"], strict=True):
             assert mine["boxes"] == [box and [edge / 2 for edge in box] for box in own["boxes"]]
+
+
+def test_width_and_height_in_extras_stay_those_of_the_image(tmp_path):
+    """Where they are something else's, they are left alone."""
+    for i in range(2):
+        put(f"{tmp_path}/{i}.jpg", photo(i, 60, 80))
+    images = [
+        {"id": 0, "file_name": "0.jpg", "width": 80, "height": 60},
+        {"id": 1, "file_name": "1.jpg", "width": 80, "height": 600},
+    ]
+    boxes = [{"id": i, "image_id": i, "bbox": [8, 6, 32, 54], "phrase": "it"} for i in range(2)]
+    put(f"{tmp_path}/c.json", json.dumps({"images": images, "annotations": boxes}))
+    pack(f"coco:{tmp_path}/c.json", tmp_path / "out", size=30)
+    packed = Packed(str(tmp_path / "out"))
+    assert [packed[i].extra for i in range(2)] == [
+        {"coco_id": 0, "width": 40, "height": 30},
+        {"coco_id": 1, "width": 80, "height": 600},
+    ]
+    assert packed[0].image.shape == (30, 40, 3) and packed[0].fields["regions"] == [Region((4, 3, 20, 30), "it")]
+
+
+def test_hashes_of_packed_data_are_put_together_once(tmp_path, monkeypatch):
+    pack("scenes:small", tmp_path / "out", limit=40)
+    source, read = Packed(str(tmp_path / "out")), []
+    whole = Packed._digests
+    monkeypatch.setattr(Packed, "_digests", lambda self: read.append(1) or whole(self))
+    pack(source.address, tmp_path / "again")
+    assert len(read) <= 2, "not for every item"
+    again = Packed(str(tmp_path / "again"))
+    assert again.digests() == source.digests()
+    part = source.split("train")
+    assert part.digests() == [d for d in source.digests() if d in set(part.digests())] and len(part) < 40
+    assert pickle.loads(pickle.dumps(source)).digests() == source.digests()
 
 
 def test_jpegs_of_documents_and_clips_are_shrunk(tmp_path):

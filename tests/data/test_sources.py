@@ -31,8 +31,10 @@ from sources_fixture import (
     make_tsv,
     make_wds,
     picture,
+    problems,
     put,
     put_images,
+    put_parquet,
 )
 
 own_cache, root = sources_fixture.own_cache, sources_fixture.root  # pytest finds them here
@@ -130,7 +132,7 @@ def test_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         open_source("mypackage.sources:Ownn:x")
     with pytest.raises(DiptychError, match=r"cannot import 'nopackage.sources'"):
         open_source("nopackage.sources:Own:x")
-    with pytest.raises(DiptychError, match="lacks address"):
+    with pytest.raises(DiptychError, match="does not have address"):
         open_source("pathlib:Path:x")
 
 
@@ -139,6 +141,33 @@ def test_rows_of_the_same_image_are_one_sample(tmp_path: Path) -> None:
     put(f"{tmp_path}/t.csv", "image,caption\na.png,one\nc 3.png,x\n./a.png,two\na.png,one\n")
     source = open_source(f"csv:{tmp_path}/t.csv")
     assert [source[i].captions for i in range(len(source))] == [["one", "two"], ["x"]]
+
+
+def test_equal_paths_in_files_of_unlike_directories_are_unlike_samples(root: str) -> None:
+    for i, part in enumerate("xy"):
+        put(f"{root}/{part}/a.png", picture(i))
+        put(f"{root}/shared.png", picture(9))
+        put(f"{root}/{part}/t.csv", f"image,caption,label\na.png,of {part},{part}\n../shared.png,shared {part},s\n,none,s\n")
+        rows = [
+            {"image": name, "caption": f"of {part}", "box": [0, 0, 2, 2], "phrase": part} for name in ("a.png", "../shared.png")
+        ]
+        put(f"{root}/{part}/r.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        put_parquet(f"{root}/{part}/p.parquet", {"image": ["a.png"], "caption": [f"of {part}"]})
+        put(f"{root}/{part}/d.jsonl", json.dumps({"parts": [{"image": "a.png"}]}))
+    for address in ("csv:{}/*/t.csv", "classes:{}/*/t.csv", "regions:{}/*/r.jsonl", "parquet:{}/*/p.parquet"):
+        source = open_source(address.format(root))
+        found = {source[i].id: source[i] for i in range(len(source))}
+        shared = found.pop("shared.png", None)
+        assert list(found) == ["x/a.png", "y/a.png"] and len(source) == len(found) + (shared is not None)
+        assert (shared is None) == address.startswith("parquet") and (shared is None or len(shared.captions) in (1, 2))
+        assert (found["x/a.png"].image != found["y/a.png"].image).any()
+    assert set(problems(open_source(f"csv:{root}/*/t.csv"))) == {"x/t.csv:4", "y/t.csv:4"}
+    one = open_source(f"csv:{root}/x/t.csv")
+    assert [one[i].id for i in range(2)] == ["a.png", "../shared.png"], "names are as they stand in a file that is alone"
+    there = open_source(f"regions:{root}/*/r.jsonl?images={root}/x")
+    assert [there[i].id for i in range(len(there))] == ["a.png", "../shared.png"] and len(there[0].fields["regions"]) == 2
+    documents = open_source(f"documents:{root}/*/d.jsonl")
+    assert [documents[i].id for i in range(2)] == ["x/d.jsonl:1", "y/d.jsonl:1"]
 
 
 def test_parquet_holds_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
         ("csv:memory://nowhere/x.csv", "there is no such file"),
         ("folder:memory://nowhere/at", "there is no such directory"),
         ("folder:nosuchprotocol://x", "nosuchprotocol"),
-        ("folder:", "names no place"),
+        ("folder:", "has no place"),
     ],
 )
 def test_wrong_addresses_are_named(address: str, message: str) -> None:
@@ -232,6 +232,37 @@ def test_shards_that_are_none(tmp_path: Path) -> None:
     put(f"{tmp_path}/x.parquet", b"PAR1 or so")
     with pytest.raises(DiptychError, match=r"x\.parquet: not a Parquet file"):
         open_source(f"{tmp_path}/x.parquet")
+
+
+def test_malformed_entries_of_karpathys_files_are_named(tmp_path: Path) -> None:
+    put_images(str(tmp_path))
+    said = [{"tokens": ["it", 1]}, {"tokens": 7}, {"raw": None}, 5]
+    good = {"filename": "a.png", "filepath": None, "sentences": said}
+    images = [good, 5, {**good, "filename": 7}, {**good, "filepath": ["x"]}, {**good, "sentences": "x"}]
+    put(f"{tmp_path}/d.json", json.dumps({"images": images}))
+    source = open_source(f"karpathy:{tmp_path}/d.json")
+    assert len(source) == 1 and source[0].id == "a.png" and source[0].captions == ["it 1"]
+    found = problems(source)
+    assert found.pop("a.png") == "empty caption"
+    assert {item.removeprefix("d.json: "): reason for item, reason in found.items()} == {
+        "image 1": "no field 'filename'",
+        "image 2": "field 'filename' holds int; expected str",
+        "image 3": "field 'filepath' holds list; expected str",
+        "image 4": "field 'sentences' holds str; expected list",
+    }
+
+
+@pytest.mark.parametrize("scheme", ["parquet", "classes", "documents", "chat"])
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, scheme: str) -> None:
+    put(f"{tmp_path}/none.parquet", b"PAR1 or so")
+    with pytest.raises(DiptychError, match=r"none\.parquet: not a Parquet file"):
+        open_source(f"{scheme}:{tmp_path}/none.parquet")
+    texts = [f"number {i}" for i in range(50)]
+    url = put_parquet(f"{tmp_path}/x.parquet", {"image": ["a.png"] * 50, "caption": texts, "label": texts})
+    whole = Path(url).read_bytes()
+    put(url, whole[:4] + bytes(255 - b for b in whole[4:300]) + whole[300:])  # the index at the end is as it was
+    with pytest.raises(DiptychError, match=r"x\.parquet: damaged Parquet file: .*copy or write it again"):
+        open_source(f"{scheme}:{url}")
 
 
 def test_parquet_rows_without_an_image(tmp_path: Path) -> None:

@@ -151,6 +151,46 @@ def test_numbers_come_from_records_alone_and_a_model_that_cannot_draw_is_passed_
     assert evaluate(mute, source, [task("drawing?n=20")]).skipped == [{"task": "drawing", "reason": "the model has no draw"}]
 
 
+class Random(Adapter):
+    """Draws a scene by the seed; may break down after some captions."""
+
+    name, capabilities = "random", frozenset({"draw"})
+
+    def __init__(self, samples, limit=10**6):
+        self.samples, self.limit = samples, limit
+
+    def draw(self, texts, seed, **how):
+        self.limit -= len(texts)
+        if self.limit < 0:
+            raise RuntimeError("no power")
+        rng = np.random.default_rng(seed)
+        return [self.samples[i].image for i in rng.integers(len(self.samples), size=len(texts))]
+
+
+def test_a_drawing_task_that_goes_on_draws_what_it_would_have_drawn(judged, tmp_path):
+    _, samples = judged
+    source, asked = open_source(SCENES).split("test"), task("drawing?n=20&batch=8")
+    with pytest.raises(RuntimeError):
+        evaluate(Random(samples, limit=20), source, [asked], tmp_path / "a", key="a")
+    assert not (tmp_path / "a" / "drawings" / "sheet.png").exists()
+    evaluate(Random(samples), source, [asked], tmp_path / "a", key="a")
+    evaluate(Random(samples), source, [asked], tmp_path / "b", key="a")
+    names = [path.relative_to(tmp_path / "b") for path in sorted((tmp_path / "b").glob("drawings/*.png"))]
+    assert len(names) == 41
+    for name in ["records/drawing.jsonl", *names]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_drawings_of_another_model_or_of_other_settings_do_not_stay(judged, tmp_path):
+    _, samples = judged
+    source, sheet = open_source(SCENES).split("test"), tmp_path / "drawings" / "sheet.png"
+    evaluate(Random(samples), source, [task("drawing?n=20")], tmp_path, key="a")
+    evaluate(Random(samples), source, [task("drawing?n=4")], tmp_path, key="a")
+    assert len(list(sheet.parent.glob("*.png"))) == 8 + 1
+    evaluate(Adapter(), source, [task("drawing?n=4")], tmp_path, key="b", overwrite=True)
+    assert not sheet.parent.exists()
+
+
 # --- the reader ---
 
 

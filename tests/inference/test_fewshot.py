@@ -179,7 +179,7 @@ def test_what_cannot_be_shown_is_refused(flamingo: TrainedModel, pictures: list[
     for examples, message in [
         ([(image, "a key"), [(image, "a key")]], r"expected \(image, text\) pairs, .* found \(tuple\)"),
         ([("a key", image)], r"found \(str, ndarray\)"),
-        ([[(image, "a key")]] * 2, "2 lists of examples for 1 images"),
+        ([[(image, "a key")]] * 2, "2 lists of examples for 1 image;"),
         ([(image, "a key " * 40_000)], r"examples and image come to \d+ tokens; the language model reads \d+: show fewer"),
     ]:
         with pytest.raises(DiptychError, match=message):

@@ -239,12 +239,12 @@ def test_keys_name_weights_and_settings(made: dict[str, Path], tmp_path: Path) -
     ("address", "message"),
     [
         ("hf:nobody/nothing-of-the-kind", "hf download nobody/nothing-of-the-kind --local-dir DIR"),
-        ("hf:", "names no model"),
+        ("hf:", "has no model name"),
         ("hf:x?bach=3", "unknown option 'bach'; did you mean 'batch'"),
         ("openai:localhost:1?model=x", "expected openai:http"),
         ("openai:http://localhost:1", "missing option 'model'"),
         ("no.such.module:Thing", "cannot import 'no.such.module'"),
-        ("builtins:dict", "is no model: dict lacks"),
+        ("builtins:dict", "is not a model: dict does not have"),
         ("runs/nothing", "a run is a directory"),
     ],
 )
@@ -294,7 +294,7 @@ def test_functions_get_a_prompt_for_each_image() -> None:
     assert model.generate(images(2), "same") == ["same", "same"]
     assert model.loglikelihood(images(2), ["a", "b"], ["x", "yy"]).tolist() == [1, 2]
     assert {"prompt", "score"} <= model.capabilities
-    with pytest.raises(DiptychError, match="1 prompts for 2 images"):
+    with pytest.raises(DiptychError, match="1 prompt for 2 images"):
         model.generate(images(2), ["one"])
     plain = FunctionModel("p", loglikelihood=lambda i, t: [float(len(x)) for x in t])
     assert plain.score(images(2), ["a", "bb"]).tolist() == [[1, 2], [1, 2]]

@@ -17,13 +17,13 @@ import cli_fixture
 from batch_fixture import pass_of
 from cli_fixture import Cli, make_photos
 from diptych.api import evaluate, load
-from diptych.benchmarks.records import read_jsonl
 from diptych.benchmarks.tasks import task
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Texts as Words
 from diptych.core.capabilities import FunctionModel
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
+from diptych.core.files import read_jsonl
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.inference.generate import (
@@ -440,7 +440,7 @@ def test_tasks_decode_as_they_are_told(run: Path, tmp_path: Path):
     assert evaluate(other, source, ["captions?beams=2"]).skipped == [{"task": "captions", "reason": "the model has no decoding"}]
     with pytest.raises(DiptychError, match="choose either"):
         task("captions?beams=2&top_p=0.9")
-    with pytest.raises(DiptychError, match="cannot be told how to decode"):
+    with pytest.raises(DiptychError, match="cannot decode in another way"):
         other.generate(images, beams=2)
 
 

@@ -203,7 +203,7 @@ def test_export_from_the_command_line(cli: Cli, runs: dict[str, Path], tmp_path:
     mine.mkdir()
     (mine / "thesis.tex").write_text("x")
     refused = cli("export", runs["clip"], "--out", mine)
-    assert refused.code == 1 and "no earlier export" in refused.err and (mine / "thesis.tex").is_file()
+    assert refused.code == 1 and "not an earlier export" in refused.err and (mine / "thesis.tex").is_file()
     assert "did you mean 'transformers'" in cli("export", runs["clip"], "--to", "transformer").err
 
 

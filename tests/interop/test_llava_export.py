@@ -246,7 +246,7 @@ def test_adapters_are_merged_or_lie_apart_for_peft(bases: Path, tmp_path: Path, 
             for kind, name in (("average", "Average"), ("pixel_shuffle", "PixelShuffle"), ("c_abstractor, tokens: 4", "CAbstractor"),
                                ("resampler", "Resampler"), ("q_former", "QFormer"), ("merge, tokens: 3", "Merge"), ("downsample", "Downsample"))
         ),
-        ({"tower": "dinov2"}, "last state behind its norm", ["parts.vision.layer=-2"]),
+        ({"tower": "dinov2"}, "last state after its norm", ["parts.vision.layer=-2"]),
         ({"fusion": "{kind: gated}"}, "part 'fusion' has no place in it", None),
     ],
 )  # fmt: skip
@@ -384,7 +384,7 @@ def test_a_run_writes_the_same_captions_as_its_export(bases: Path, tmp_path: Pat
     assert json.loads((out / "export.json").read_text())["caption"] == ""
     card = (out / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card and "lm, made from" in card and "apache-2.0" in card
-    assert "its own terms, which it states nowhere here" in card, "of the tower"
+    assert "its own terms, which are not stated here" in card, "of the tower"
     assert "pieces of its language model's vocabulary" in card
     assert "byte-level BPE" not in card and "lower-cased" not in card
     again = cli("export", tmp_path / "run", "--adapters")

@@ -17,6 +17,7 @@ from diptych.core.files import read_json, write_json
 from diptych.inference.export import export
 from diptych.inference.load import load
 from diptych.training.loop import train
+from diptych.training.optim import build_optimizer
 from diptych.training.setup import Setup, set_up
 
 SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=clip", "depth=2", "width=32", "heads=2", "hidden=48")]
@@ -185,6 +186,17 @@ def test_a_run_with_prompts_has_no_weights_to_export(base: Path, tmp_path: Path)
         export(run, out=tmp_path / "export")
 
 
+def test_adapters_stay_in_place_if_one_cannot_be_merged() -> None:
+    model = made(*LORA[:1], PROMPT[1]).model
+    stir(model)
+    before = [x.tokens for x in encodings(model)]
+    with pytest.raises(DiptychError, match=r"adapters\.text: prompts cannot be merged.*kind: lora"):
+        model.merge_adapters(but="vision")
+    assert set(model.adapters) == {"vision", "text"}
+    for x, y in zip(before, encodings(model), strict=True):
+        assert torch.equal(x, y.tokens)
+
+
 # --- prompts ---
 
 
@@ -281,7 +293,7 @@ def test_stages_name_what_learns() -> None:
     model.train_only(["adapters.text"])
     assert {n.split(".")[1] for n in learning()} == {"text", "space"}  # maps into the shared space are heads
     assert all("lora_" in n for n in learning() if n.startswith("parts.text"))
-    assert not model.parts["vision"].training or "vision" in model.frozen
+    assert "vision" in model.frozen and not model.parts["vision"].training
     model.train_only("all")
     assert all("lora_" in n for n in learning() if not n.startswith("parts.space"))
     model.train_only(["text", "adapters.vision"])
@@ -310,6 +322,12 @@ def test_two_adapters_share_a_part() -> None:
         (["adapters.a={kind: lora, part: text}", "adapters.b={kind: lora, part: text}"], r"adapters\.b: .* already"),
         (["parts.vision={kind: efficientnet}", "adapters.vision={kind: prompt}"], r"adapters\.vision: .*no place .*vit, clip"),
         (["parts.text={kind: minilm}", "adapters.text={kind: prompt}"], r"adapters\.text: .*no place .*transformer, clip"),
+        (["parts.text={kind: coca}", "adapters.text={kind: prompt}"], r"adapters\.text: .*CocaText.* no place .*transformer, clip"),
+        (["parts.text={kind: med}", "adapters.text={kind: prompt}"], r"adapters\.text: .*MedText.* no place .*transformer, clip"),
+        (
+            ["parts.decoder={kind: multimodal, depth: 1, heads: 2}", "adapters.text={kind: prompt}"],
+            r"parts\.decoder: it writes without prompts; adapt parts\.text by kind: lora, or leave the decoder out",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_the_remedy(overrides: list[str], message: str) -> None:
@@ -364,3 +382,36 @@ def test_a_language_model_of_the_first_edition_keeps_its_lora(tmp_path: Path) ->
     assert "lora" not in recipe.parts["lm"].options
     trained = [n for s in recipe.stages if isinstance(s.train, list) for n in s.train]
     assert "lm" not in trained and "adapters.lm" in trained
+
+
+# --- rates ---
+
+
+@pytest.mark.parametrize(
+    "rates, low, prompts, vision",
+    [
+        ({}, 1, 1, 1),
+        ({"text": 0.5}, 0.5, 0.5, 1),  # an adapter learns as its part
+        ({"text": 0.5, "adapters.low": 0.1}, 0.1, 0.5, 1),  # or as is said of it
+        ({"adapters.words": 0.2, "vision": 0.3}, 1, 0.2, 0.3),
+    ],
+)
+def test_adapters_have_rates(rates: dict[str, float], low: float, prompts: float, vision: float) -> None:
+    adapters = ["adapters.low={kind: lora, part: text, rank: 2}", "adapters.words={kind: prompt, part: text, tokens: 3}"]
+    setup = made(*adapters, f"stages.0.rates={rates}", "stages.0.train=[adapters.low, adapters.words, vision]", "stages.0.lr=0.01")
+    model, stage = setup.model, setup.recipe.stages[0]
+    model.train_only(stage.train)
+    optimizers = build_optimizer([model], stage)
+    peak = {id(p): g["lr"] for m in optimizers.members for g in m.param_groups for p in g["params"]}
+    of = {"low": model.adapters["low"].own(), "words": model.adapters["words"].own(), "vision": model.parts["vision"].parameters()}
+    found = {name: {round(peak[id(p)] / (stage.lr if name != "vision" else 1), 6) for p in ps} for name, ps in of.items()}
+    assert found["low"] == {low} and found["words"] == {prompts}, "by AdamW, whatever the matrices beside them learn by"
+    assert found["vision"] == {round(rate * vision, 6) for rate in (stage.lr, stage.muon_lr)}
+
+
+def test_a_rate_of_what_is_not_there_is_refused() -> None:
+    for wrong in ("adapters.tex", "txet"):
+        with pytest.raises(
+            DiptychError, match=rf"stages\.0\.rates: the recipe has no part '{wrong}'; did you mean '(adapters\.)?text'"
+        ):
+            load_recipe("clip", [*CLIP, LORA[1], f"stages.0.rates={{{wrong}: 0.5}}"])

@@ -252,9 +252,7 @@ def test_the_three_losses_have_the_gradient_of_finite_differences():
 
 def test_parts_that_use_each_others_weights_are_not_shared_out():
     _, model, _ = make("parts.decoder.share=false")
-    with pytest.raises(
-        DiptychError, match="fsdp cannot share out a model in which MedEncoder computes with another part's weights"
-    ):
+    with pytest.raises(DiptychError, match="fsdp cannot shard a model in which MedEncoder computes with another part's weights"):
         shard(model.part("fusion"), Cluster())
     with pytest.raises(DiptychError, match="fsdp needs several processes"):
         shard(model.part("decoder"), Cluster())

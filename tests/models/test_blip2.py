@@ -572,7 +572,7 @@ def test_an_exported_run_is_judged_as_the_run_is(run, tmp_path):
     made = export(run, out=tmp_path / "export")
     assert made.architecture == "Blip2ForConditionalGeneration"
     card = (made.path / "README.md").read_text()
-    assert "generation_config=model.generation_config" in card and "behind [BOS]" in card and "Li et al. 2023, BLIP-2" in card
+    assert "generation_config=model.generation_config" in card and "after [BOS]" in card and "Li et al. 2023, BLIP-2" in card
     theirs = open_model(f"hf:{made.path}")
     images = pictures(3)
     assert theirs.generate(images, max_tokens=5) == ours.generate(images, max_tokens=5)

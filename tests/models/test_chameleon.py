@@ -430,7 +430,7 @@ def test_an_export_is_refused_because_the_class_has_another_quantizer(name):
     from diptych.interop import family_for
 
     little = Little(name)
-    with pytest.raises(DiptychError, match="ChameleonForConditionalGeneration: parts.quantizer is no ChameleonVQVAE"):
+    with pytest.raises(DiptychError, match="ChameleonForConditionalGeneration: parts.quantizer is not a ChameleonVQVAE"):
         family_for("transformers", little.recipe, little.model, little.objectives)
     with pytest.raises(DiptychError, match="it has no decoder over words and image codes"):
         clip = Little("clip")

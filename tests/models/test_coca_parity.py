@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_named() -> None:
     assert f"A new run fits with {remedies}" in str(error.value)
     assert "shared space 24. A new run fits with --set embed_dim=32" in refused("embed_dim=24")
     assert "activations are gelu, quick_gelu" in refused("parts.text.activation=quick_gelu")
-    with pytest.raises(DiptychError, match="parts.decoder: stands on a text tower of its kind; set parts.text.kind: coca"):
+    with pytest.raises(DiptychError, match="parts.decoder: needs a text tower of its kind; set parts.text.kind: coca"):
         build("parts.text={kind: transformer, causal: true}")
 
 

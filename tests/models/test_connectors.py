@@ -56,7 +56,7 @@ def test_every_kind_gives_what_it_says_and_class_tokens_do_not_matter(kind: str)
 @pytest.mark.parametrize(
     ("kind", "tokens", "options", "words"),
     [
-        ("mlp", 15, {}, "15 patches, which are no square"), ("average", 16, {"factor": 3}, "4 × 4 patches does not divide by 3"),
+        ("mlp", 15, {}, "15 patches, which do not form a square"), ("average", 16, {"factor": 3}, "4 × 4 patches does not divide by 3"),
         ("pixel_shuffle", 9, {}, "does not divide by 2"), ("merge", 16, {"tokens": 17}, "between 1 and the 16"), ("c_abstractor", 16, {"tokens": 5}, "a square of at most 16"),
         ("resampler", 16, {"heads": 5}, "5 does not divide"),
     ],

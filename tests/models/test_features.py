@@ -65,6 +65,13 @@ def test_only_a_tower_that_never_changes_is_remembered() -> None:
     assert len(frozen.model.features) == 2
 
 
+@pytest.mark.parametrize("adapter", ["kind: lora", "kind: prompt, tokens: 2"])
+def test_a_frozen_tower_with_an_adapter_is_not_remembered(adapter: str) -> None:
+    tower = "parts.vision={kind: vit, depth: 1, frozen: true}"
+    assert set_up(load_recipe("llava", [*SMALL, tower])).model.features is not None
+    assert set_up(load_recipe("llava", [*SMALL, tower, f"adapters.vision={{{adapter}}}"])).model.features is None
+
+
 def test_remembering_changes_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six epochs of sixteen drawings, with and without: the same weights, to the rounding of other batch sizes."""
     import diptych as dp

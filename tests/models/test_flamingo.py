@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
+from diptych.models.teachers import averaged_teacher
 from diptych.models.vlm import build_model
 from gated_fixture import idefics_layers
 
@@ -69,6 +71,76 @@ def test_open_gates_see_the_image_and_the_cache_remembers_it(model: Any) -> None
         other = batch_of(pixels=batch["image"].pixels[swapped], text=batch["text"].ids, text_mask=batch["text"].mask)
         torch.testing.assert_close(pairs["text.logits"][real], model.encode(other)["text.logits"][real], atol=1e-5, rtol=1e-5)
     assert model.part("lm").lm.seen is None
+
+
+def opened(model: Any) -> Any:
+    for layer in model.part("fusion").layers:
+        layer.alpha.data.fill_(1.0)
+        layer.beta.data.fill_(1.0)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_copy_looks_by_its_own_layers(model: Any) -> None:
+    opened(model)
+    batch = batch_for(model)
+    other = copy.deepcopy(model)
+    mine = model.encode(batch)["text.logits"]
+    assert torch.equal(other.encode(batch)["text.logits"], mine)
+    other.part("fusion").layers[0].alpha.fill_(-1.0)
+    assert torch.equal(model.encode(batch)["text.logits"], mine)
+    assert not torch.allclose(other.encode(batch)["text.logits"], mine, atol=1e-3)
+
+
+@pytest.mark.parametrize("of", ["all", ["fusion"]])
+@torch.no_grad()
+def test_an_averaged_teacher_looks_by_its_own_layers(model: Any, of: Any) -> None:
+    opened(model)
+    teacher = averaged_teacher(model, of, 0.5, "teachers.ema")
+    model.add_teacher("ema", teacher)
+    batch = batch_for(model)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        p = model.encode(batch)
+        return p["text.logits"], p["ema:text.logits"]
+
+    before, taught = both()
+    assert torch.equal(taught, before)
+    for layer in model.part("fusion").layers:
+        layer.alpha.fill_(-1.0)
+    mine, taught = both()
+    assert torch.equal(taught, before) and not torch.allclose(mine, before, atol=1e-3)
+    model.update_teachers(0.0)
+    mine, taught = both()
+    assert torch.equal(taught, mine)
+    own, lm = dict(teacher.parts["lm"].named_parameters()), dict(model.part("lm").named_parameters())
+    assert own and all(own[n] is lm[n] for n in lm), "what never changes is there once"
+    saved = model.saved_state()
+    assert any(k.startswith("teachers.ema.parts.fusion.") for k in saved) and not any(".lm." in k for k in saved)
+
+
+@torch.no_grad()
+def test_a_teachers_remembered_texts_follow_its_weights() -> None:
+    torch.manual_seed(0)
+    small = ["parts.lm={kind: random, frozen: false}", "parts.vision={kind: vit, depth: 1}"]
+    model = build_model(load_recipe("llava-joint", small), None, 32, CAPTIONS).eval()
+    model.add_teacher("ema", averaged_teacher(model, "all", 0.5, "teachers.ema"))
+    batch = batch_for(model)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        p = model.encode(batch)
+        return p["text.state"], p["ema:text.state"]
+
+    before, taught = both()
+    torch.testing.assert_close(taught, before)
+    for p in model.part("lm").parameters():
+        p.mul_(1.1)
+    mine, taught = both()
+    torch.testing.assert_close(taught, before)
+    assert not torch.allclose(mine, before, atol=1e-3)
+    model.update_teachers(0.0)
+    _, taught = both()
+    torch.testing.assert_close(taught, mine)
 
 
 def test_it_trains_and_writes(tmp_path: Any) -> None:

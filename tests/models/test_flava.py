@@ -412,7 +412,7 @@ def test_tokens_and_operations_of_what_has_no_partner_are_counted() -> None:
     plain = little.step(None)
     source, context = little.loader.source, Context(little.tokenizer, 48)
     for name, kind in UNPAIRED.items():
-        little.loader.unpaired[name] = Loader(source, build_fields([kind], context), 12)
+        little.loader.add_unpaired(name, Loader(source, build_fields([kind], context), 12))
     both = little.step(None)
     assert both.tokens == 2 * plain.tokens and both.samples == plain.samples
     # operations are remembered by shape: a longer text without an image must not be taken for a shorter one

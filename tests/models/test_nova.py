@@ -66,7 +66,7 @@ def test_views_are_crops_of_their_own_image() -> None:
 
 
 def test_texts_that_could_move_are_refused_and_only_the_image_side_learns() -> None:
-    with pytest.raises(DiptychError, match="would meet the images at one point"):
+    with pytest.raises(DiptychError, match="would collapse to one point with the images"):
         Little("nova", "parts.text={kind: transformer}", "embed_dim=128")
     with pytest.raises(DiptychError, match="project: false"):
         Little("nova", "parts.text.project=true")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diptych.config.recipe import check_recipe
+from diptych.config.recipe import LIBRARY
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.data.loader import loader_for
 from diptych.data.sources import open_source
@@ -34,7 +34,7 @@ def recipe(budget, batch_size=16, **part):
     part = {"kind": "vq", "vocabulary": 64, "width": 32, "depth": 1, **part}
     stage = {"objectives": {"reconstruction": 1}, "batch_size": batch_size, "optimizer": "adamw", "lr": 0.003, "warmup": 5}
     tree = {"name": "vq", "paradigm": "generative", "parts": {"quantizer": part}, "stages": [stage]}
-    return check_recipe({**tree, "budget": budget, "precision": "fp32", "data": {"train": "scenes:small"}}, "vq")
+    return LIBRARY.check({**tree, "budget": budget, "precision": "fp32", "data": {"train": "scenes:small"}}, "vq")
 
 
 def test_codes_are_the_nearest_by_brute_force():

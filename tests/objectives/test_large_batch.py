@@ -224,7 +224,7 @@ def test_a_mean_over_tokens_is_not_a_mean_of_means():
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused():
-    with pytest.raises(DiptychError, match="batch_size 12 cannot be dealt out evenly to 1 processes in micro-batches of 5"):
+    with pytest.raises(DiptychError, match="batch_size 12 cannot be divided evenly among 1 processes in micro-batches of 5"):
         Little("clip").step(5)
 
 

@@ -33,7 +33,7 @@ def test_pages_tell_numbers_and_what_the_tests_show(tmp_path: Path) -> None:
     assert "better at" in said["coca"] and "relation" in said["coca"].split("worse at")[0]
     assert "no difference shown" not in said["llava"] and "worse at" in said["llava"]
     page = (tmp_path / "docs" / "systems" / "coca.md").read_text()
-    assert "info_nce" in page and "arXiv:2205.01917" in page
+    assert "info_nce" in page and "arXiv:2205.01917" in page and "`recipes/generative/coca.yaml`" in page
     assert "- `tests/test_large_batch.py`: 1 test, 1 failed" in page and "- `tests/test_coca.py`: 1 test\n" in page
     header = next(line for line in page.splitlines() if line.startswith("|  |"))
     assert header.split("|")[2].strip() == "`coca`" and "`clip`" in header

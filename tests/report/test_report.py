@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from diptych.benchmarks.probes.embedding import modality_gap
+from diptych.core.arrays import unit_rows
 from diptych.core.errors import DiptychError
 from diptych.report import build_report, print_summary, print_table
 from diptych.report.columns import classify, columns, standing
-from diptych.report.drawing.plots import loss_curve, modality_gap, pca, unit
+from diptych.report.drawing.plots import loss_curve, pca
 from diptych.report.read import load
 from diptych.report.sections.examples import retrieved
 from diptych.report.words import plain_words
@@ -255,7 +257,7 @@ def test_map_geometry() -> None:
     flat, kept = pca(rows)
     assert kept == pytest.approx(1.0)
     assert np.ptp(flat[:, 0]) == pytest.approx(10.0, rel=0.01)
-    assert modality_gap(unit(np.array([[2.0, 0], [5, 0]])), unit(np.array([[0, 1.0], [0, 3]]))) == pytest.approx(2**0.5)
+    assert modality_gap(unit_rows(np.array([[2.0, 0], [5, 0]])), unit_rows(np.array([[0, 1.0], [0, 3]]))) == pytest.approx(2**0.5)
 
 
 def test_retrieval_examples_rank_by_records_else_by_embeddings(known: Path) -> None:
@@ -343,7 +345,7 @@ def test_a_single_run(known: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_neither(tmp_path: Path) -> None:
-    with pytest.raises(DiptychError, match="neither a comparison"):
+    with pytest.raises(DiptychError, match="not a comparison"):
         build_report(tmp_path)
 
 

@@ -238,6 +238,10 @@ def test_pictures_come_from_scenes_opened_again(tmp_path: Path) -> None:
 
 def test_a_report_runs_no_foreign_code_and_calls_nobody() -> None:
     assert is_ours("scenes:small") and is_ours("folder:photos") and is_ours("csv:a.csv?image=x")
+    assert is_ours("repeated:scenes%3Asmall%3Fsize=32?items=9") and is_ours("control:folder:photos?blank=image")
+    for scheme in ("repeated", "control"):
+        assert not is_ours(f"{scheme}:my.sources%3AMine%3Ax?x=1") and not is_ours(f"{scheme}:folder:s3%3A//b/a?x=1")
+        assert not is_ours(f"{scheme}:control%3Amy.sources:Mine%253Ax?x=1")
     assert not is_ours("my.sources:Mine:x") and not is_ours("https://example.org/a.csv") and not is_ours("wds:s3://b/a.tar")
 
 
@@ -273,7 +277,7 @@ def test_broken_records_are_told(tmp_path: Path) -> None:
     write(tmp_path, [{"item": "x", "correct": {"m": 1}}, {"item": "x", "correct": {"m": 0}}], "twice")
     (tmp_path / "records" / "torn.jsonl").write_text('{"item": "a"}\n{"item": \n{"item": "b"}\n')
     text = text_of(page_of(tmp_path))
-    assert "item 'x' is there twice" in text and "line 2 is not JSON" in text
+    assert "item 'x' occurs twice" in text and "line 2 is not JSON" in text
     assert task_names(load(tmp_path))[0] == "mine"
 
 

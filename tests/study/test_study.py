@@ -216,16 +216,6 @@ def test_each_built_in_study_is_sound(name: str) -> None:
     assert study.seeds == 1
 
 
-def test_some_arms_alone() -> None:
-    study = load_study("joint-alignment").only(["joint", "next-token"])
-    assert list(study.arms) == ["next-token", "joint"] and study.measures["caption"].arms == ["next-token", "joint"]
-    assert "questions" not in study.measures  # of arms that are not there
-    assert study.claims and all({c.a, c.b} & {"joint", "next-token"} for c in study.claims)
-    check_study(study)
-    with pytest.raises(DiptychError, match="no arm 'joined', did you mean 'joint'|no arm 'joined'"):
-        study.only(["joined"])
-
-
 def test_quick_and_dotted_overrides() -> None:
     study = load_study("memorization", {"arms.masked.recipe": "siglip", "seeds": 2}, quick=True)
     assert study.arms["masked"].recipe == "siglip" and study.seeds == 2 and study.budget.samples < 2000
@@ -307,7 +297,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
         recipe = load_recipe("clip", {"data.train": repeated(base, 30, 0.5, part)})
         (tmp_path / f"{name}-s0" / "job.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     models = {"target-s0": arm(remembered), "reference-s0": arm({})}
-    monkeypatch.setattr(measures, "_loaded", lambda path: models[path.name])
+    monkeypatch.setattr(measures, "loaded", lambda path: models[path.name])
     return runs
 
 
@@ -373,7 +363,7 @@ def test_habit_tells_a_model_that_looks_from_one_that_guesses(memory: Runs, monk
         "both": (both, {"habitual": 1.0, "contrary": 0.0, "blind": 1.0}, 1.0),
     }
     for score, values, corrected in expected.values():
-        monkeypatch.setattr(measures, "_loaded", lambda path, score=score: FunctionModel("m", score=score))
+        monkeypatch.setattr(measures, "loaded", lambda path, score=score: FunctionModel("m", score=score))
         measures._habit_scores.cache_clear()
         for of, value in values.items():
             assert measures.habit(memory, "target", 0, of=of, data=data, pairs=20).value == value

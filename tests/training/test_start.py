@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import foreign_fixture
 from batch_fixture import pass_of
 from diptych.config.recipe import load_recipe
+from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
+from diptych.core.sample import Sample, captioned
 from diptych.data.text import Tokenizer
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
 from diptych.interop.tokenizer import Vocabulary, adopt
-from diptych.training.loop import train
+from diptych.objectives import Objective
+from diptych.training.checkpoint import find_checkpoint
+from diptych.training.loop import Trainer, train
 from diptych.training.setup import Setup, set_up
 
 SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=clip", "depth=1", "width=32", "heads=2", "hidden=48")]
@@ -161,7 +166,7 @@ def test_a_tokenizer_that_marks_no_beginning_stays_behind(tmp_path: Path) -> Non
         set_up(load_recipe("siglip", [*FAST, f"weights=hf:{path}"]))
     named = str(refused.value).split("it fits with ")[1].replace("--set ", "").split()
     setup = set_up(load_recipe("siglip", [*FAST, f"weights=hf:{path}", *named]))
-    assert setup.started and "it marks no beginning" in str(setup.started) and len(setup.tokenizer) > 300
+    assert setup.started and "it has no token for the beginning" in str(setup.started) and len(setup.tokenizer) > 300
     words = setup.model.part("text").embedding.weight
     assert words.shape[0] == len(setup.tokenizer)
 
@@ -188,3 +193,81 @@ def test_a_tokenizer_comes_back_as_it_went(run: Path, last: bool) -> None:
     back, order = adopt(vocabulary.of_transformers())
     assert back.to_json() == ours.to_json()
     assert order == [vocabulary.id(i) for i in range(len(ours))]
+
+
+class Spread(Objective):
+    """Needs images alone: their embeddings apart from each other."""
+
+    needs = ("image.embedding",)
+
+    def forward(self, p: Pass) -> torch.Tensor:
+        return p["image.embedding"].mean(0).square().sum()
+
+
+class Coloured:
+    """Twelve coloured squares with captions that end in ``words``, or none without."""
+
+    address, problems = "coloured:", ()
+
+    def __init__(self, words: str = ""):
+        self.words = words
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> Sample:
+        image = np.full((20, 20, 3), i * 20, dtype=np.uint8)
+        return Sample(str(i), image=image, **({"text": captioned([f"square {i} {self.words}"])} if self.words else {}))
+
+    def fingerprint(self) -> str:
+        return self.words
+
+    def split(self, name: str) -> Coloured:
+        return self
+
+
+def test_pictures_without_captions_need_no_words_where_a_tokenizer_comes_along(run: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("clip", [*CLIP, "data.image_size=48", "stages.0.objectives={spread: {kind: 'test_start:Spread'}}"])
+    with pytest.raises(DiptychError, match="coloured:: no captions to learn from"):
+        set_up(recipe, Coloured())
+    recipe = recipe.model_copy(update={"weights": str(run)})
+    done = train(recipe, tmp_path / "run", Coloured())
+    assert done.spent["samples"] == 32
+    assert Tokenizer(done.path / "tokenizer.json", 32).to_json() == Tokenizer(run / "tokenizer.json", 32).to_json()
+
+
+def test_a_resumed_run_keeps_its_words_though_its_captions_have_changed(tmp_path: Path) -> None:
+    given = [*CLIP, "data.image_size=48"]
+    train(load_recipe("clip", given), tmp_path / "run", Coloured("of the first colour"))
+    first = Tokenizer(tmp_path / "run" / "tokenizer.json", 32)
+    trainer = Trainer(load_recipe("clip", [*given, "budget=48 samples"]), tmp_path / "run", Coloured("quite another"), resume=True)
+    assert trainer.setup.tokenizer.to_json() == trainer.setup.model.tokenizer.to_json() == first.to_json()
+    assert trainer.run().spent["samples"] == 48
+    other = set_up(load_recipe("clip", given), Coloured("quite another")).tokenizer
+    assert other.to_json() != first.to_json()
+
+
+def test_frozen_weights_of_a_package_that_came_from_a_run_are_saved(tmp_path: Path) -> None:
+    small = ["parts.vision={kind: vit, depth: 1, width: 32, heads: 2}", *FAST, "budget=16 samples"]
+    learned = train(
+        load_recipe("llava-joint", [*small, "parts.lm={kind: random, frozen: false}", "stages.0.lr=0.01"]), tmp_path / "a"
+    )
+    frozen = [*small, "parts.lm={kind: random, frozen: true}"]
+
+    def weights(path: Path) -> dict[str, torch.Tensor]:
+        return TrainedModel.load(path, "cpu").model.part("lm").state_dict()
+
+    def saved(path: Path) -> set[str]:
+        return {n for n in load_file(find_checkpoint(path / "checkpoints", "last") / "model.safetensors") if ".lm." in n}
+
+    fresh = train(load_recipe("llava-joint", frozen), tmp_path / "fresh")
+    assert not saved(fresh.path)
+    second = train(load_recipe("llava-joint", [*frozen, f"weights={learned.path}"]), tmp_path / "b")
+    want = weights(learned.path)
+    shutil.rmtree(learned.path)
+    more = [*frozen, f"weights={learned.path}", "budget=32 samples"]
+    for _ in range(2):  # loaded, and after it went on
+        found = weights(second.path)
+        assert saved(second.path) and found.keys() == want.keys() and all(torch.equal(found[n], want[n]) for n in want)
+        assert not all(torch.equal(want[n], x) for n, x in weights(fresh.path).items())
+        second = train(load_recipe("llava-joint", more), second.path, resume=True)

@@ -1,4 +1,4 @@
-"""What a task is: items from a data source, one record an item from a model, results computed from the records alone."""
+"""The interface of a task: items from a data source, one record per item from a model, results computed from the records alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NotApplicable(Exception):  # noqa: N818 - an outcome, not a failure: the s
 
 
 class Items(list[Any]):
-    """The items of a task. ``problems``: what of the source could not be used. ``examples``: shown before each item (``shots``)."""
+    """The items of a task. ``problems``: what could not be used. ``examples``: shown before each item (``shots``)."""
 
     def __init__(self, items: Iterable[Any] = (), problems: Iterable[Problem] = ()):
         super().__init__(items)
@@ -34,7 +34,9 @@ class Task(Protocol):
     """A frozen dataclass: its fields are the settings, and a change of any makes earlier records unusable."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the task in results and of its file in ``records/``."""
+        ...
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -46,7 +48,7 @@ class Task(Protocol):
         ...
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
-        """Add one record an item, without those that ``records`` already holds."""
+        """Add one record per item, except for items that ``records`` already holds."""
         ...
 
     def summarise(self, records: list[Record]) -> list[Result]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from diptych.benchmarks.inputs import read_rows
-from diptych.benchmarks.records import read_jsonl, write_json
+from diptych.benchmarks.records import write_json
 from diptych.benchmarks.results import credits
 from diptych.benchmarks.statistics import holm, mean, paired_test
 from diptych.benchmarks.tables import CHECKS, Table, match
 from diptych.benchmarks.tasks import TASKS
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, counted, nearest
+from diptych.core.files import read_jsonl
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def compare_records(first: Path, second: Path, metric: str | None = None) -> lis
         a, b = values[0][name], values[1][name]
         if set(a) != set(b):
             some = sorted(set(a) ^ set(b))
-            raise DiptychError(f"{second}: '{name}' of {len(some)} items is in one file only, the first '{some[0]}'")
+            raise DiptychError(f"{second}: '{name}' of {counted(len(some), 'item')} is in one file only, the first '{some[0]}'")
         items = sorted(a)
         of, first_credits, second_credits = [clusters[0][i] for i in items], [a[i] for i in items], [b[i] for i in items]
         test = asdict(paired_test(first_credits, second_credits, of))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from diptych.core.capabilities import FunctionModel, Image
+from diptych.data.fields.base import grey
 
 
 def blank(image: Image) -> Image:
     """A mid-grey image of the same size: the control without an image."""
-    return np.full_like(image, 128)
+    return grey(image)
 
 
 def derangement(n: int, labels: np.ndarray | None = None, seed: int = 0) -> np.ndarray | None:
     """A random permutation of n without a fixed point, int [n]; with ``labels`` [n], no item gets one of its own label either.
 
-    None where there is none (one item, or a label that more than half of the items have).
+    None if there is no such permutation (one item, or a label that more than half of the items have).
     """
     labels = np.arange(n) if labels is None else np.asarray(labels)
     shuffled = np.random.default_rng(seed).permutation(n)

@@ -1,7 +1,7 @@
 """Files that users bring, read strictly: an error names the file and the line, and nothing is left out silently.
 
-A table of rows may be JSON lines (one object a line), a JSON array of objects, a JSON object of objects (whose keys become
-the field ``id``), CSV or TSV with a header, or Parquet.
+A table of rows may be JSON lines (one object per line), a JSON array of objects, a JSON object of objects (its keys become the
+field ``id``), CSV or TSV with a header, or Parquet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from diptych.benchmarks.tables import Row, Table, short
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, counted, nearest
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is refused
 LINES_AT_ONCE = 64
@@ -54,18 +54,21 @@ def _parse(text: str, path: Path, line: int = 1) -> Any:
     """Strict JSON; ``line`` is where the text starts in the file."""
 
     def line_of(sign: str, from_: int = 0) -> int:
+        """The line of the file where ``sign`` occurs first from ``from_`` on."""
         return line + text.count("\n", 0, max(text.find(sign, from_), 0))
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object of these pairs. Raises DiptychError if a key occurs twice, of which Python would keep the last."""
         made = dict(pairs)
         if len(made) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             written = json.dumps(twice)
-            raise DiptychError(f"{path}, line {line_of(written, text.find(written) + 1)}: the key '{twice}' twice in one object")
+            raise DiptychError(f"{path}, line {line_of(written, text.find(written) + 1)}: the key '{twice}' is twice in one object")
         return made
 
     def refuse(constant: str) -> float:
+        """Raises DiptychError for NaN and Infinity, which Python reads but JSON does not have."""
         raise DiptychError(f"{path}, line {line_of(constant)}: {constant} is not JSON; write null for a missing value")
 
     try:
@@ -84,11 +87,11 @@ _QUICK = json.JSONDecoder(parse_constant=_not_json)
 
 
 def _parse_lines(lines: list[tuple[int, bytes]], path: Path) -> list[Fields]:
-    """Rows of lines; all at once where it is certain that nothing is wrong with any, else one by one."""
+    """Rows of lines; all at once if it is certain that all are valid, otherwise one by one."""
     if all(line.startswith(b"{") and line.endswith(b"}") for _, line in lines):
         try:
             text = (b"[" + b",".join(line for _, line in lines) + b"]").decode("utf-8")
-            rows = _QUICK.decode(text)
+            rows: list[dict[str, Any]] = _QUICK.decode(text)
         except (ValueError, RecursionError):
             rows = []
         # as many colons as keys: no object within a row, and no key twice
@@ -110,9 +113,7 @@ def read_json(path: str | Path) -> Any:
     with _open(path) as file:
         size = path.stat().st_size
         if size > LARGEST_JSON:
-            raise DiptychError(
-                f"{path}, line 1: {size >> 20} MiB in one JSON document; the most that is read is {LARGEST_JSON >> 20} MiB"
-            )
+            raise DiptychError(f"{path}, line 1: {size >> 20} MiB in one JSON document; the limit is {LARGEST_JSON >> 20} MiB")
         return _parse(_decode(file.read(), path, 1), path)
 
 
@@ -121,7 +122,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-            raise DiptychError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; expected one row a line")
+            raise DiptychError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; expected one row per line")
         line = line.rstrip()
         if line:
             yield number, line
@@ -185,7 +186,7 @@ def table_of(document: Any, path: Path, key: str | None = None) -> Table:
 
 
 def kind_of(path: Path) -> str:
-    """``lines`` if the file holds one JSON object a line, whatever its name says (POPE's .json files do), else ``document``."""
+    """``lines`` if the file holds one JSON object per line, also if it is called .json (as POPE's files), else ``document``."""
     if path.suffix.lower() == ".jsonl":
         return "lines"
     with _open(path) as file:
@@ -210,27 +211,28 @@ def _lines_until(file: IO[bytes]) -> Iterator[bytes]:
 def _read_csv(path: Path, delimiter: str) -> Table:
     with _open(path) as file:
         largest = 0
-        for _, line in _lines(file, path):  # before the csv reader, which reads a line whole
+        for number, line in _lines(file, path):  # before the csv reader, which reads a line whole and decodes many at once
             largest = max(largest, len(line))
+            _decode(line, path, number)
     csv.field_size_limit(max(largest + 1, 131072))
     with path.open(encoding="utf-8", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             header = next(reader)
             if len(set(header)) != len(header):
-                raise DiptychError(f"{path}, line 1: a column name twice in the header")
+                raise DiptychError(f"{path}, line 1: a column name is twice in the header")
             rows, numbers = [], []
             for values in reader:
                 if not values:
                     continue
                 if len(values) != len(header):
-                    raise DiptychError(f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} columns")
+                    raise DiptychError(
+                        f"{path}, line {reader.line_num}: {counted(len(values), 'value')} for {counted(len(header), 'column')}"
+                    )
                 rows.append(dict(zip(header, values, strict=True)))
                 numbers.append(reader.line_num)
         except csv.Error as error:
             raise DiptychError(f"{path}, line {reader.line_num}: {error}") from None
-        except UnicodeDecodeError as error:
-            raise DiptychError(f"{path}, line {reader.line_num + 1}: not UTF-8 ({error.reason}); save it as UTF-8") from None
     return Table(path, rows, numbers)
 
 

@@ -12,7 +12,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
-LIMIT = 500  # samples, where no number is given
+LIMIT = 500  # samples, if no number is given
 
 
 def instances(path: str | Path) -> dict[str, list[str]]:

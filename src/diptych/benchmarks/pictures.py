@@ -55,7 +55,7 @@ class Pictures:
         self.file = file
 
     def path(self, name: str, where: str = "") -> str:
-        """The path of an image; its name may lack the suffix. Raises DiptychError if there is no such file."""
+        """The path of an image; the name may be given without suffix. Raises DiptychError if there is no such file."""
         for place in self.places:
             for ending in ("", *SUFFIXES) if "." not in name[-5:] else ("",):
                 if files.exists(path := files.join(place, f"{name}{ending}")):
@@ -65,11 +65,11 @@ class Pictures:
 
 
 class NoPictures(Pictures):
-    """Stands for ``Pictures`` where predictions in files are scored: no image is looked for."""
+    """Replaces ``Pictures`` where predictions in files are scored: image files need not exist."""
 
     def __init__(self) -> None:
         super().__init__("", "")
 
     def path(self, name: str, where: str = "") -> str:
-        """The path of an image; its name may lack the suffix."""
+        """The path of an image; the name may be given without suffix."""
         return name

@@ -1,4 +1,4 @@
-"""The files of an evaluation (docs/runs.md): one JSON line an item, and results that are computed from these alone."""
+"""The files of an evaluation (docs/runs.md): one JSON line per item, and results that are computed from these alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
-from diptych.core.files import write_text
+from diptych.core.files import read_jsonl, write_text
 
 Record = dict[str, Any]
 
@@ -71,22 +70,6 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
     write_text(path, "".join(map(_line, records)))
 
 
-def read_jsonl(path: Path) -> list[Record]:
-    """The records of a file. A last line that an interruption cut short is left out."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for i, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if i == len(lines) - 1:  # only a line without its line end can be half a line
-                break
-            raise DiptychError(f"{path}, line {i + 1} is not JSON ({error.msg}); delete the file to evaluate again") from None
-    return records
-
-
 class Records:
     """The records of one task, appended to ``path`` as they come, or kept in memory only.
 
@@ -96,7 +79,7 @@ class Records:
     def __init__(self, path: Path | None = None, folder: Path | None = None):
         self.path, self.folder = path, folder
         self._records: dict[str, Record] = {}
-        if path is not None and path.exists():
+        if path is not None and path.is_file():
             self._records = {r["item"]: r for r in read_jsonl(path)}
             write_jsonl(path, self._records.values())  # drops half a line at the end, so that nothing is appended to it
 
@@ -107,10 +90,11 @@ class Records:
         return len(self._records)
 
     def all(self) -> list[Record]:
+        """The records, those read from the file first."""
         return list(self._records.values())
 
     def add(self, records: Iterable[Record]) -> None:
-        """Keep those whose item has no record yet."""
+        """Keep the records of items that have none yet."""
         fresh = [plain(r) for r in records if r["item"] not in self._records]
         self._records.update((r["item"], r) for r in fresh)
         if self.path is not None:

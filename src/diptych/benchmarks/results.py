@@ -130,7 +130,7 @@ def macro(
 
 
 def class_sums(credits: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Of each item, in the columns of its class (int [n]): 1 and its credit; float [n, 2 · C]. Their column sums give the macro
+    """Per item, in the columns of its class (int [n]): 1 and its credit; float [n, 2 · C]. Their column sums give the macro
     mean."""
     number = int(classes.max()) + 1 if len(classes) else 0
     sums = np.zeros((len(classes), 2, number))
@@ -143,4 +143,5 @@ def mean_of_classes(sums: np.ndarray) -> np.ndarray:
     """The mean over the classes that occur, from sums [..., 2 · C] of ``class_sums``."""
     count, credit = np.moveaxis(sums.reshape(*sums.shape[:-1], 2, -1), -2, 0)
     means = np.divide(credit, count, out=np.zeros_like(credit, dtype=np.float64), where=count > 0)
-    return means.sum(-1) / np.maximum((count > 0).sum(-1), 1)
+    mean: np.ndarray = means.sum(-1) / np.maximum((count > 0).sum(-1), 1)
+    return mean

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from diptych.benchmarks.base import NotApplicable, Progress, Task, retrieval_items
-from diptych.benchmarks.records import Records, Result, plain, read_jsonl, write_json, write_jsonl
+from diptych.benchmarks.records import Records, Result, plain, write_json, write_jsonl
 from diptych.benchmarks.shots import with_examples
 from diptych.benchmarks.tasks import DEFAULT, TASKS, task
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json, write_atomically
+from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
@@ -34,6 +36,7 @@ class Summary:
     skipped: list[dict[str, str]] = field(default_factory=list)  # {"task", "reason"}
 
     def value(self, task: str, metric: str) -> float | None:
+        """The value of a task's metric; None if there is no such result."""
         return next((r.value for r in self.results if (r.task, r.metric) == (task, metric)), None)
 
 
@@ -63,7 +66,6 @@ def evaluate(
         progress(f"earlier records in {out} were of other weights and are replaced")
     summary.results = state.others([t.name for t in chosen])
     summary.seconds = sum(entry["seconds"] for name, entry in state.tasks.items() if name in {r.task for r in summary.results})
-    problems: dict[str, Problem] = {}
     for each in chosen:
         missing = [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
         if missing:
@@ -77,14 +79,14 @@ def evaluate(
         if not state.finished(each):
             try:
                 if source is None and not getattr(each, "file", ""):
-                    raise NotApplicable("there is no data for it: it reads none of its own (?file=…)")
+                    raise NotApplicable("there is no data for it; give data, or its own file (?file=…)")
                 items = each.items(source)  # type: ignore[arg-type]  # with a file of its own it needs no source
                 if getattr(each, "shots", 0):
                     items = with_examples(each, items, source)
             except NotApplicable as reason:
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue
-            problems.update((p.item, p) for p in getattr(items, "problems", []))
+            state.note_problems(each, getattr(items, "problems", []))
             try:
                 each.run(model, items, records, progress)
             except NotApplicable as reason:
@@ -94,10 +96,10 @@ def evaluate(
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]
         summary.seconds += seconds
+        if not results:
+            summary.skipped.append(_without_results(each))
     if out is not None:
         write_json(out / "summary.json", summary)
-        if problems:
-            write_jsonl(out / "problems.jsonl", [asdict(p) for p in problems.values()])
     return summary
 
 
@@ -118,15 +120,23 @@ def recompute(folder: Path) -> Summary:
         path = folder / "records" / f"{name}.jsonl"
         settings = dict(entry["settings"])
         each = TypeAdapter(resolve(_address(settings.pop("class")), {}, "task")).validate_python(settings)
-        records = read_jsonl(path) if path.is_file() else []
+        records = read_jsonl(path)
         if records:
-            summary.results += [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
+            results = [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
+            summary.results += results
             summary.seconds += entry["seconds"]
+            if not results and name not in {s["task"] for s in summary.skipped}:
+                summary.skipped.append(_without_results(each))
     return summary
 
 
+def _without_results(each: Task) -> dict[str, str]:
+    """Why a task that was run has no results."""
+    return {"task": each.name, "reason": getattr(each, "no_results", "no number can be computed from its records")}
+
+
 def _address(stored: str) -> str:
-    """Where the class of a task is: one of ours is found by its name, wherever its file was when the records were made."""
+    """Where the class of a task is: one of ours is found by its name, so records stay valid when its file moves."""
     module, _, name = stored.partition(":")
     own = {cls.__qualname__: f"{cls.__module__}:{name}" for cls in TASKS.values()}
     return own.get(name, stored) if module.startswith("diptych.") else stored
@@ -136,11 +146,21 @@ def _needs(each: Task) -> tuple[str, ...]:
     return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)
 
 
+def settings_of(each: Task) -> dict[str, Any]:
+    """The class and the settings of a task, as ``state.json`` keeps them."""
+    return dict(plain({"class": f"{type(each).__module__}:{type(each).__qualname__}", **vars(each)}))
+
+
+def same_settings(stored: dict[str, Any], each: Task) -> bool:
+    """Whether records were made by this task with these settings. ``stored``: what ``settings_of`` gave then."""
+    return bool(stored) and {**stored, "class": _address(stored.get("class", ""))} == settings_of(each)
+
+
 _WORDS = {"model": "another model", "key": "other weights", "data_fingerprint": "other data"}
 
 
 class _State:
-    """``state.json``: of which model and data the records are, and which tasks are finished."""
+    """``state.json``: the model and data of the records, and which tasks are finished."""
 
     def __init__(self, out: Path | None, identity: dict[str, Any], own: bool = False, overwrite: bool = False):
         self.out = out
@@ -172,6 +192,7 @@ class _State:
             path.unlink()
         for name in ("summary.json", "problems.jsonl", "captions.jsonl", "embeddings.npz", "state.json"):
             (self.out / name).unlink(missing_ok=True)
+        shutil.rmtree(self.out / "drawings", ignore_errors=True)
 
     def others(self, chosen: Sequence[str]) -> list[Result]:
         """Results of earlier calls for tasks that are not run now."""
@@ -182,21 +203,34 @@ class _State:
         return [r for r in results if r.task not in chosen and self.tasks.get(r.task, {}).get("finished")]
 
     def open(self, each: Task) -> Records:
+        """The records of a task. Those of earlier calls are deleted if the settings of the task, or files that it reads, have
+        changed.
+        """
         if self.out is None:
             return Records()
         path = self.out / "records" / f"{each.name}.jsonl"
-        settings = plain({"class": f"{type(each).__module__}:{type(each).__qualname__}", **vars(each)})
+        settings = settings_of(each)
         content = _contents(settings)
         known = self.tasks.get(each.name, {})
-        if "class" in known.get("settings", {}):
-            known["settings"]["class"] = _address(known["settings"]["class"])
-        if known.get("settings") != settings or known.get("files", {}) != content or not path.exists():
+        if not same_settings(known.get("settings", {}), each) or known.get("files", {}) != content or not path.exists():
             path.unlink(missing_ok=True)  # before the state is written: a crash between the two must not mix records
             self.tasks[each.name] = {"settings": settings, "files": content, "seconds": 0.0, "finished": False}
             self._write()
         return Records(path, self.out)
 
+    def note_problems(self, each: Task, problems: Sequence[Problem]) -> None:
+        """Keeps what a task could not use, next to what other tasks could not, of this call and of earlier ones."""
+        if self.out is None:
+            return
+        path = self.out / "problems.jsonl"
+        before = read_jsonl(path)
+        found = {p.item: {"task": each.name, **asdict(p)} for p in problems}
+        rows = [row for row in before if row.get("task") != each.name] + list(found.values())
+        if rows != before:
+            write_jsonl(path, rows)
+
     def finished(self, each: Task) -> bool:
+        """Whether an earlier call finished this task with these settings."""
         return bool(self.tasks.get(each.name, {}).get("finished"))
 
     def close(self, each: Task, seconds: float) -> float:
@@ -218,7 +252,8 @@ def _contents(settings: dict[str, Any]) -> dict[str, str]:
     """{setting: hash of the file that it names}: with another content, earlier records are not used."""
     hashes = {}
     for name, value in settings.items():
-        if name != "class" and isinstance(value, str) and value and Path(value).is_file():
+        # not Path.is_file: of a text too long for a path, such as a prompt, it raises OSError
+        if name != "class" and isinstance(value, str) and os.path.isfile(value):
             digest = hashlib.blake2b(digest_size=16)
             with Path(value).open("rb") as file:
                 while part := file.read(1 << 22):

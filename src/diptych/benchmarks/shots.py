@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from diptych.benchmarks.base import Items, NotApplicable
+from diptych.benchmarks.pictures import Crop, load_image
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
@@ -21,9 +22,9 @@ TRIES = 100  # training samples tried for each example
 
 
 def with_examples(task: Any, items: Iterable[Any], source: Source | None) -> Items:
-    """A task's items with its ``shots`` examples, each of another training image and none of an image that is evaluated.
+    """A task's items with its ``shots`` examples, each of a different training image, and none of an image that is evaluated.
 
-    ``task.examples(source, sample)`` lists what of a training sample can be shown; one of these is drawn. Raises NotApplicable
+    ``task.examples(source, sample)`` lists the possible examples of a training sample; one of these is drawn. Raises NotApplicable
     if there are not enough.
     """
     result = Items(items, getattr(items, "problems", ()))
@@ -41,7 +42,7 @@ def with_examples(task: Any, items: Iterable[Any], source: Source | None) -> Ite
 
 
 def training_part(source: Source | None, train: str = "") -> Source:
-    """The training part of the data at the address ``train``, else of the data whose other part is evaluated."""
+    """The training part of the data at the address ``train``, or else of the evaluated data."""
     from diptych.data.sources import open_source
 
     if train:
@@ -50,7 +51,7 @@ def training_part(source: Source | None, train: str = "") -> Source:
         raise NotApplicable("shots: there is no data to draw examples from; name their data: &train=ADDRESS")
     try:
         return source.split("train")
-    except (DiptychError, AttributeError):  # only another part
+    except (DiptychError, AttributeError):  # the data has only another part
         pass
     try:
         return open_source(_without_split(source.address)).split("train")
@@ -70,12 +71,12 @@ def examples_argument(examples: Sequence[Any]) -> dict[str, Any]:
 
 
 def _without_split(address: str) -> str:
-    """An address without the part that it, or what it is mixed of, names."""
+    """An address without ``split``, also in the addresses of a mixture."""
     return re.sub(r"([?&])split=[\w-]+(&?)", lambda match: match[1] if match[2] else "", address)
 
 
 def _random_samples(source: Source, rng: random.Random, tries: int) -> Iterator[Sample]:
-    """Usable samples with an image in random order, none twice."""
+    """Usable samples with an image, in random order, each once."""
     tried: set[int] = set()
     for _ in range(tries):
         if len(tried) == len(source):
@@ -93,9 +94,13 @@ def _random_samples(source: Source, rng: random.Random, tries: int) -> Iterator[
 
 
 def _names(item: Any) -> set[Any]:
-    """What identifies an item's image: its id, and its pixels or the name of its file."""
+    """The identifiers of an item's image: its id, and its pixels or the name of its file."""
     image = item.image
     names: set[Any] = {getattr(item, "cluster", item.id)}
+    if isinstance(image, Crop):
+        image = image.path
+    if isinstance(image, bytes):  # a file within the benchmark's file, which has no name
+        image = load_image(image, item.id)
     if isinstance(image, np.ndarray):
         names.add((image.shape, image.tobytes()))
     elif isinstance(image, str):

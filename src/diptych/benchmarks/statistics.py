@@ -12,7 +12,7 @@ from diptych.core.special import beta_quantile, normal_cdf, student_quantile
 
 RESAMPLES = 2000
 DRAWS = 10_000
-BUNDLES = 5000  # kinds of clusters that a resample draws from at the most
+BUNDLES = 5000  # the most kinds of clusters that a resample draws from
 CHUNK = 200  # resamples at a time, for the memory
 EXACT_CLUSTERS = 13  # up to 2^13 sign patterns are enumerated: fewer than the draws it would take
 
@@ -27,7 +27,7 @@ class Interval:
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float:
-    """The mean, free of the order of the values, and of rounding where all are equal: chance is exactly chance."""
+    """The mean, independent of the order of the values, and exact if all are equal, so that chance is exactly chance."""
     if not len(values):
         return math.nan
     numbers = np.asarray(values, dtype=np.float64)
@@ -62,7 +62,7 @@ def _draw(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Column sums of resamples of the clusters' sums [G, K], float [R, K].
 
     Clusters that are alike are drawn as one kind, which is the same draw; where more kinds than ``BUNDLES`` are left,
-    clusters are first put into so many random bundles: then the spread is known to a hundredth anyway.
+    clusters are first put into this many random bundles: the spread is then known to about one percent.
     """
     rng = np.random.default_rng(seed)
     # one number a row, the same for the same row: sorting numbers is far quicker than sorting rows
@@ -90,10 +90,10 @@ def mean_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Mean of values [n] with a bootstrap over clusters that holds from about ten clusters on (``_percentiles``).
+    """Mean of values [n] with a bootstrap over clusters that is valid from about ten clusters on (``_percentiles``).
 
     ``share``: the values lie in [0, 1]. If then all clusters agree, no resample differs, and the bootstrap's
-    interval would have no width; the exact bound for so many clusters is used instead.
+    interval would have no width; the exact bound for this number of clusters is used instead.
     """
     data = np.asarray(values, dtype=np.float64)
     value = mean(data)
@@ -160,7 +160,7 @@ def _centred(
 
 
 def _percentiles(value: float, drawn: np.ndarray, level: float, clusters: int, without: np.ndarray | None = None) -> Interval:
-    """Percentiles that make up for two faults of the plain ones, which cover 86 % instead of 95 % at six clusters
+    """Percentiles that correct two errors of the plain ones, which cover 86 % instead of 95 % at six clusters
     (docs/metrics.md).
 
     They lie outwards as Student's t is wider than the normal, and by √(G/(G−1)) for the variance of G clusters (Hesterberg,
@@ -194,11 +194,6 @@ def _of_equal_clusters(value: float, clusters: int, share: bool, level: float) -
     if share and 0 <= value <= 1:
         return Interval(value, *clopper_pearson(value, clusters, level))
     return Interval(value, math.nan, math.nan) if clusters < 2 else Interval(value, value, value)
-
-
-def band(credits: Sequence[float | None]) -> tuple[float, float]:
-    """The mean if every unparsed answer (None) were wrong, and if every one were right."""
-    return mean([0.0 if c is None else c for c in credits]), mean([1.0 if c is None else c for c in credits])
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,7 @@ def paired_test(
 ) -> PairedTest:
     """Do a and b, values [n] of the same items, differ in the mean? Two-sided; signs are flipped by cluster.
 
-    All sign patterns where they are few, else 10,000 random ones with p = (1 + k) / (1 + N), never 0.
+    All sign patterns if they are few, otherwise 10,000 random ones with p = (1 + k) / (1 + N), never 0.
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     sums = _cluster_sums(difference[:, None], clusters)[:, 0]
@@ -251,10 +246,10 @@ def sign_flip_p(sums: np.ndarray, *, seed: int = 0) -> float:
         bits = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
         return float((np.abs((1 - 2 * bits) @ sums) >= bound).mean()) if len(sums) else 1.0
     _, first, count = np.unique(np.abs(sums).round(9), return_index=True, return_counts=True)
-    if len(first) > BUNDLES:  # so many that their sum is normal
+    if len(first) > BUNDLES:  # enough that their sum is normal
         return max(math.erfc(bound / math.sqrt(2 * math.fsum(sums**2))), 1 / (1 + DRAWS))
     rng, hits = np.random.default_rng(seed), 0
-    for _ in range(DRAWS // CHUNK):  # of c alike, a binomial number is flipped
+    for _ in range(DRAWS // CHUNK):  # of c equal ones, a binomial number is flipped
         signs = count - 2 * rng.binomial(count, 0.5, size=(CHUNK, len(count)))
         hits += int((np.abs(signs @ np.abs(sums[first])) >= bound).sum())
     return (1 + hits) / (1 + DRAWS)

@@ -14,7 +14,7 @@ import numpy as np
 
 from diptych.core.errors import DiptychError, nearest
 
-# Columns by whose values a score is also shown, if a file has them; a macro average is over the first of them.
+# A score is also shown by the values of these columns, if a file has them; a macro average is over the first of them.
 SLICES = (
     "relation_name", "relation", "attributes", "attribute", "category", "l2-category", "kind", "split", "type", "tag",
     "collapsed_tag", "secondary_tag", "answer_type", "question_type", "subfield", "topic_difficulty",
@@ -31,6 +31,7 @@ class Table:
         return len(self.rows)
 
     def where(self, i: int) -> str:
+        """The place of row i in words, for messages."""
         return self._where(i) if callable(self._where) else f"{self.path}, line {self._where[i]}"
 
     def column(self, name: str, kind: str = "any", *, aliases: Sequence[str] = (), default: Any = ...) -> list[Any]:
@@ -54,8 +55,9 @@ class Table:
         return values
 
     def _valid_column(self, name: str, kind: str) -> list[Any] | None:
-        """The column without a check of each value, where the types alone show that all are valid; else None. For a million
-        rows."""
+        """The column without a check of each value, if the types alone show that all are valid; else None. Makes tables of a
+        million rows fast.
+        """
         try:
             values = [row[name] for row in self.rows]
         except KeyError:

@@ -58,14 +58,20 @@ TASKS: dict[str, type] = {
     "memorization": Memorization,
     "frequency": Frequency,
 }
-# Run where no task is named; the others test one thing in more detail.
+# Run if no task is named; the others test one thing in more detail.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")
 
 
 def chosen(text: str | None) -> list[Task]:
     """The tasks of a comma-separated list of names with settings; None: ``DEFAULT``; ``all``: every registered one."""
-    names = list(DEFAULT) if not text else list(TASKS) if text.strip() == "all" else text.split(",")
-    return [task(name.strip()) for name in names]
+    return [task(name) for name in addresses(text)]
+
+
+def addresses(text: str | None) -> list[str]:
+    """The addresses of a comma-separated list, unchecked; None: ``DEFAULT``; ``all``: every registered one."""
+    if not text:
+        return list(DEFAULT)
+    return list(TASKS) if text.strip() == "all" else [name.strip() for name in text.split(",")]
 
 
 def task(text: str) -> Task:
@@ -87,7 +93,8 @@ def task(text: str) -> Task:
             raise DiptychError(f"task '{name}': unknown setting '{setting}'{nearest(setting, known)}")
     settings = {k: v if _is_tuple(cls, k) else v[-1] for k, v in given.items()}
     try:
-        return TypeAdapter(cls).validate_python(settings) if settings else cls()
+        made: Task = TypeAdapter(cls).validate_python(settings) if settings else cls()
+        return made
     except ValidationError as error:
         problem = error.errors()[0]
         raise DiptychError(

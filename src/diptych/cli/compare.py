@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli.options import BUDGET, DATA, SetOption
+from diptych.cli.options import BUDGET, DATA, SetOption, TasksOption
 
 
 def recipes() -> None:
@@ -28,7 +28,7 @@ def compare(
     recipes: Annotated[list[str] | None, typer.Argument(help="Two or more recipes: names or YAML files.")] = None,
     all_systems: Annotated[
         bool,
-        typer.Option("--all-systems", help="Every built-in recipe, except those whose weights are not installed."),
+        typer.Option("--all-systems", help="Every built-in recipe, except those with weights that are not installed."),
     ] = False,
     data: Annotated[str, typer.Option("--data", "-d", help=DATA)] = "scenes:small",
     budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET + " Seconds count on the whole machine.")] = "10m",
@@ -37,7 +37,7 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; default one for each core. Each gets its share of the cores.")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Comma-separated; default: all that fit the data and the model.")] = None,
+    tasks: TasksOption = None,
     eval_data: Annotated[str | None, typer.Option(help="Evaluate on all of this instead of the test part of --data.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "Comparison",
     set_: SetOption = None,
@@ -46,13 +46,13 @@ def compare(
 
     Writes a table and one self-contained report.html. Interrupted? The same command continues where it stopped.
     """
-    from diptych.benchmarks.tasks import DEFAULT, task
+    from diptych.benchmarks.tasks import addresses, task
     from diptych.comparison.run import Comparison, every_system, run_comparison
     from diptych.report import build_report, print_table
 
     if not recipes and not all_systems:
         raise typer.BadParameter("name recipes to compare, or give --all-systems", param_hint="recipes")
-    names = [name.strip() for name in tasks.split(",")] if tasks else list(DEFAULT)
+    names = addresses(tasks)
     c = Comparison(
         every_system(recipes) if all_systems else recipes or [], data, budget, seeds, out, jobs, set_ or [], names, eval_data, title
     )

@@ -9,23 +9,20 @@ from typing import Annotated
 
 import typer
 
-from diptych.cli.options import DataOption
+from diptych.cli.options import DataOption, TasksOption
+from diptych.cli.results import print_json
 from diptych.core.errors import DiptychError
 
 MODELS = (
     "Run directories, or other models: `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG`, "
     "`openai:http://HOST/v1?model=NAME`, `package.module:Class`."
 )
-TASKS = (
-    "Comma-separated, settings after `?`: `pope,vqa?n=200,winoground?file=examples.jsonl`. Default: the tasks for every model; "
-    "`all`: every task that fits the data and the model."
-)
 
 
 def evaluate(
     models: Annotated[list[str] | None, typer.Argument(help=MODELS)] = None,
     data: DataOption = None,
-    tasks: Annotated[str | None, typer.Option(help=TASKS)] = None,
+    tasks: TasksOption = None,
     split: Annotated[str, typer.Option(help="The part of the data to evaluate on; `all`: everything at --data.")] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Default: evaluation/ in the run directory, or in runs/<address>/.")
@@ -76,6 +73,7 @@ def _evaluate_one(
     last_report = 0.0
 
     def report_progress(task: str) -> None:
+        """Prints each task as it starts, and progress within a task at most every five seconds."""
         nonlocal last_report
         if not re.search(r"\d/\d", task) or time.monotonic() - last_report > 5:  # progress within a task every five seconds
             typer.echo(f"{address}: {task} …", err=True)
@@ -85,18 +83,16 @@ def _evaluate_one(
     key = getattr(model, "key", None)
     summary = evaluate_model(model, source, wanted, folder, progress=report_progress, key=key, own=out is None, overwrite=overwrite)
     _show(summary, json_)
-    if not summary.results:
+    answered = any((folder / "records" / f"{each.name}.jsonl").is_file() for each in wanted)
+    if not summary.results and not answered:  # answers without references are kept to be read
         reasons = "; ".join(f"{s['task']}: {s['reason']}" for s in summary.skipped)
         raise DiptychError(f"{address}: nothing could be evaluated on {data or 'the files'}: {reasons}")
 
 
 def _show(summary: object, json_: bool) -> None:
-    import json
-
-    from diptych.benchmarks.records import plain
     from diptych.report import print_summary
 
     if json_:
-        typer.echo(json.dumps(plain(summary), indent=1, ensure_ascii=False))
+        print_json(summary)
     else:
         print_summary(summary)  # type: ignore[arg-type]

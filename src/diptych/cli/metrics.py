@@ -1,9 +1,10 @@
-"""``diptych metrics``: numbers with intervals from predictions in files, ours or anyone's; no model is needed."""
+"""``diptych metrics``: numbers with intervals from predictions in files, from Diptych or from elsewhere; no model is needed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +28,7 @@ def captions(
     model: Annotated[str | None, typer.Option(help="The model for CLIPScore: a run directory or `hf:NAME`.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Score only the images that have a result.")] = False,
     java: Annotated[
-        bool, typer.Option("--java/--no-java", help="METEOR and SPICE, where Java and pycocoevalcap are installed.")
+        bool, typer.Option("--java/--no-java", help="METEOR and SPICE, if Java and pycocoevalcap are installed.")
     ] = True,
     json_: Json = False,
 ) -> None:
@@ -111,7 +112,9 @@ def chair(
     captions: Annotated[Path, typer.Option(help="COCO results.")],
     instances: Annotated[Path, typer.Option(help="COCO instances.")],
     references: Annotated[Path | None, typer.Option(help="COCO captions: what they name counts as true.")] = None,
-    synonyms: Annotated[Path | None, typer.Option(help="A line an object: `person, man, woman`; default: for COCO's 80.")] = None,
+    synonyms: Annotated[
+        Path | None, typer.Option(help="One object per line: `person, man, woman`; default: synonyms of COCO's 80 objects.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Objects that captions name and images do not show: CHAIR_i, CHAIR_s, with recall and length, which affect them.
@@ -131,7 +134,7 @@ def chair(
 
 @app.command()
 def pairs(
-    scores: Annotated[Path, typer.Option(help="A row an item.")],
+    scores: Annotated[Path, typer.Option(help="One row per item.")],
     json_: Json = False,
 ) -> None:
     """Positive against negatives (ARO, SugarCrepe, CREPE, VL-CheckList), or 2×2 (Winoground). Ties are shared.
@@ -176,7 +179,7 @@ def zeroshot(
     scores: Annotated[Path, typer.Option(help="A matrix, images down and classes across.")],
     labels: Annotated[Path, typer.Option(help="The right class of each row.")],
     classes: Annotated[Path | None, typer.Option(help="The names of the columns.")] = None,
-    images: Annotated[Path | None, typer.Option(help="The image of each row, where several rows are of one image.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The image of each row, if several rows are of one image.")] = None,
     json_: Json = False,
 ) -> None:
     """Top-1, top-5 (not below six classes) and mean per-class recall of classification by names.
@@ -193,14 +196,14 @@ def zeroshot(
 
 @app.command("multiple-choice")
 def multiple_choice(
-    questions: Annotated[Path, typer.Option(help="A row a question; MMBench's tsv as it is.")],
+    questions: Annotated[Path, typer.Option(help="One row per question; MMBench's tsv as it is.")],
     answers: Annotated[Path, typer.Option(help="The model's answers, or its scores of the options.")],
     mode: Annotated[
         str, typer.Option(help="`plain`, `circular` (every rotation must be right) or `mme` (accuracy + accuracy⁺, out of 200).")
     ] = "plain",
     json_: Json = False,
 ) -> None:
-    """One right option among several. An answer that names none, or several, is not guessed: it widens the band.
+    """One right option among several. An answer that names none, or several, is not guessed at: it widens the band.
 
     Q.jsonl: `{"id": 1, "image": "1.jpg", "question": "What is it?", "options": ["cat", "dog"], "answer": "A", "category": "what"}`.
     Rotations of a question share `group`; in MMBench's files, the index modulo 1,000,000.
@@ -222,10 +225,10 @@ def multiple_choice(
 
 @app.command()
 def selective(
-    records: Annotated[Path, typer.Option(help="A row an answer.")],
-    validation: Annotated[Path | None, typer.Option(help="The same of other items, to choose the threshold on.")] = None,
+    records: Annotated[Path, typer.Option(help="One row per answer.")],
+    validation: Annotated[Path | None, typer.Option(help="The same for other items, on which the threshold is chosen.")] = None,
     risks: Annotated[str, typer.Option(help="Comma-separated, for the largest coverage at a risk.")] = "0.05,0.1,0.2",
-    costs: Annotated[str, typer.Option(help="Comma-separated, what a wrong answer costs; needs --validation.")] = "1,10,100",
+    costs: Annotated[str, typer.Option(help="Comma-separated, the cost of a wrong answer; needs --validation.")] = "1,10,100",
     json_: Json = False,
 ) -> None:
     """Answering only when sure: area under risk-coverage, coverage at a risk, effective reliability.
@@ -242,8 +245,8 @@ def selective(
 
 @app.command()
 def calibration(
-    records: Annotated[Path, typer.Option(help="A row an answer.")],
-    bins: Annotated[int, typer.Option(min=1, help="Of equal width.")] = 15,
+    records: Annotated[Path, typer.Option(help="One row per answer.")],
+    bins: Annotated[int, typer.Option(min=1, help="The number of bins, of equal width.")] = 15,
     json_: Json = False,
 ) -> None:
     """Is 80 % sure right in 80 % of the cases? Expected calibration error, Brier score, and the bins of the diagram.
@@ -283,8 +286,8 @@ def memorization(
 @app.command()
 def frequency(
     counts: Annotated[Path, typer.Option(help="How often each concept is in the training data.")],
-    results: Annotated[Path, typer.Option(help="A row a test item, or a row a concept.")],
-    per_decade: Annotated[int, typer.Option(min=1, help="Bins for ten times the count.")] = 2,
+    results: Annotated[Path, typer.Option(help="One row per test item, or one per concept.")],
+    per_decade: Annotated[int, typer.Option(min=1, help="Bins per factor of ten in the count.")] = 2,
     json_: Json = False,
 ) -> None:
     """Concept frequency against accuracy: raw, rank and log-binned correlation, and what ten times the data adds.
@@ -302,8 +305,8 @@ def frequency(
 
 @app.command()
 def bias(
-    scores: Annotated[Path, typer.Option(help="A row a score.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="For skew: the top so many.")] = 10,
+    scores: Annotated[Path, typer.Option(help="One row per score.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="For skew: how many of the top items.")] = 10,
     json_: Json = False,
 ) -> None:
     """Three probes, chosen by the fields of the rows.
@@ -313,7 +316,7 @@ def bias(
     Association of groups with one of two attributes: `{"image": "1.jpg", "group": "a", "attribute": "career", "text": "office",
     "score": 0.2}`
 
-    Contrast sets, which differ in the group alone: `{"set": 1, "group": "a", "query": "a kind person", "score": 0.2}`
+    Contrast sets, which differ only in the group: `{"set": 1, "group": "a", "query": "a kind person", "score": 0.2}`
 
     `diptych metrics bias --scores S.jsonl -k 100`
     """
@@ -343,7 +346,7 @@ def compare(
     show_rows("tests", compare_records(first, second, metric), json_)
 
 
-def _numbers(text: str, kind: type) -> list:
+def _numbers(text: str, kind: type) -> list[Any]:
     try:
         numbers = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -353,14 +356,15 @@ def _numbers(text: str, kind: type) -> list:
     return numbers
 
 
-def _progress(what: str):
-    """A function that reports progress on stderr, for work of more than a few seconds."""
+def _progress(what: str) -> Callable[[int, int], None]:
+    """A function that reports progress on stderr, for work that takes more than a few seconds."""
     import sys
     import time
 
     start = last = time.monotonic()
 
     def report(done: int, of: int) -> None:
+        """Prints a count every five seconds, after the first three."""
         nonlocal last
         now = time.monotonic()
         if now - start > 3 and (now - last > 5 or done == of):

@@ -12,7 +12,12 @@ DATA = (
 )
 BUDGET = "What a run may spend: `90s`, `10m`, `200k samples`, `5M tokens`, `30T flops`."
 SET = "Override any key of the recipe, as often as you like: `--set stages.0.lr=5e-4 --set data.image_size=96`."
+TASKS = (
+    "Comma-separated, settings after `?`: `pope,vqa?n=200,winoground?file=examples.jsonl`. Default: retrieval, retrieval-1000, "
+    "zeroshot, controlled, captions and embedding. `all`: every task. Tasks that do not fit the data or the model are skipped."
+)
 
 DataOption = Annotated[str | None, typer.Option("--data", "-d", help=DATA)]
 BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=BUDGET)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help=SET)]
+TasksOption = Annotated[str | None, typer.Option(help=TASKS)]

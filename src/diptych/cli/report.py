@@ -21,14 +21,14 @@ def report(
     probe_texts: Annotated[bool, typer.Option("--probe-texts", help="Show requests and answers of red-team probes.")] = False,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Of a comparison: also write results.md and a page a recipe, systems/<recipe>.md, into this folder."),
+        typer.Option(help="Of a comparison: also write results.md and a page per recipe, systems/<recipe>.md, into this folder."),
     ] = None,
     tests: Annotated[Path | None, typer.Option(help="A JUnit file of test results, for these pages.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Write the report again, from the records: one self-contained HTML file with a page for each task.
 
-    Needs no model, and for records no data. Example: `diptych report runs/theirs --images photos/`
+    Needs no model; a folder of records needs no data either. Example: `diptych report runs/theirs --images photos/`
     """
     from diptych.report import build_report, print_table
 

@@ -24,7 +24,7 @@ def _range(low: float | None, high: float | None) -> str:
     return "—" if low is None or high is None or math.isnan(low) else f"{number(low)} – {number(high)}"
 
 
-def show_results(results: Sequence[Result], *, json_: bool, notes: Sequence[str] = (), slices: bool = True, **more: Any) -> None:
+def show_results(results: Sequence[Result], *, json_: bool, notes: Sequence[str] = (), **more: Any) -> None:
     """Prints results with intervals, controls and counts. more: further lists of rows, each a separate table."""
     if json_:
         print_json({"results": list(results), **more, "notes": list(notes)})
@@ -51,7 +51,7 @@ def show_results(results: Sequence[Result], *, json_: bool, notes: Sequence[str]
         cells = [cells[i] for cells in columns.values()]
         arrow = "" if r.higher_is_better else " ↓"
         table.add_row(escape(r.metric) + arrow, number(r.value), _range(r.low, r.high), *cells, f"{r.n:,}", f"{r.clusters:,}")
-        for part in r.slices if slices else ():
+        for part in r.slices:
             counts = (f"{part['n']:,}", f"{part['clusters']:,}")
             table.add_row(
                 "  " + escape(part["slice"]),
@@ -100,9 +100,9 @@ def show_rows(title: str, rows: Sequence[Any], json_: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as strict JSON."""
+    """Prints a value as strict JSON; what JSON has no form for, such as a date, as text."""
     import json
 
     from diptych.benchmarks.records import plain
 
-    print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from diptych.cli.options import BudgetOption, DataOption, SetOption
+from diptych.core.errors import counted
 
 
 def train(
@@ -52,7 +53,8 @@ def train(
         run = run_training(checked, out, resume=resume, progress=display)
     spent = run.spent
     typer.echo(
-        f"{run.path}: {spent['steps']} steps, {spent['samples']:.0f} samples, {spent['seconds']:.1f} s of training, "
+        f"{run.path}: {counted(spent['steps'], 'step')}, {counted(spent['samples'], 'sample')}, "
+        f"{spent['seconds']:.1f} s of training, "
         f"{spent['flops'] / 1e12:.2f} TFLOP, {spent['trainable_parameters'] / 1e6:.2f} M trainable parameters"
     )
     typer.echo(f"evaluate it: diptych evaluate {run.path}")

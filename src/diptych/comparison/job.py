@@ -38,6 +38,7 @@ def run_job(given: dict[str, Any]) -> None:
         folder = path / evaluation["out"]
 
         def progress(task: str) -> None:
+            """Reports the task that is evaluated."""
             send(phase=f"evaluating {task}")
 
         # The folder belongs to the comparison, so results of an earlier one may be overwritten.

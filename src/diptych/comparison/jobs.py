@@ -1,7 +1,7 @@
 """Jobs in their own processes, some in parallel, with a live display; finished jobs are kept when the work is interrupted.
 
-A job of a comparison or a study is ``python -m MODULE ARGUMENTS``. It sends its progress on standard output, one JSON object a
-line (``send``); everything else that it prints goes into ``log.txt``. On SIGTERM it saves and ends.
+A job of a comparison or a study is ``python -m MODULE ARGUMENTS``. It sends its progress on standard output, one JSON object per
+line (``send``); any other line that it prints goes into ``log.txt``. On SIGTERM it saves and ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from diptych.config.budget import Budget
-from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import terminated_like_interrupted
 
 
@@ -32,7 +32,7 @@ class Job:
     path: Path  # its directory
     threads: int
     state: dict[str, Any] = field(default_factory=lambda: {"phase": "waiting", "share": 0.0}, kw_only=True)
-    process: subprocess.Popen | None = field(default=None, kw_only=True)
+    process: subprocess.Popen[str] | None = field(default=None, kw_only=True)
     module = "diptych.comparison.job"
 
     def arguments(self) -> dict[str, Any]:
@@ -62,13 +62,22 @@ def share_out(wanted: int | None, runs: int) -> tuple[int, int]:
 
 
 def budget_each(budget: Budget, side_by_side: int) -> Budget:
-    """The budget of one job. A second counts on the whole machine, so one of n parallel jobs gets n times the seconds."""
+    """The budget of one job. Seconds count for the whole machine, so one of n parallel jobs gets n times the seconds."""
     return replace(budget, seconds=budget.seconds * side_by_side if budget.seconds else None)
 
 
 def send(**event: Any) -> None:
     """Sends the progress of this job: its ``phase``, the ``share`` that is done, the ``error`` if it failed."""
     print(json.dumps(event), flush=True)
+
+
+def event_of(line: str) -> dict[str, Any] | None:
+    """The progress in a line that a job printed; None for any other line, such as a number that a library prints."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("phase"), str) else None
 
 
 def main_of_job(run: Callable[[dict[str, Any]], None]) -> int:
@@ -98,8 +107,8 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
             while waiting or running:
                 while waiting and len(running) < side_by_side:
                     job = waiting.pop(0)
+                    running.append(job)  # first: an interruption may come while it starts
                     _start(job, events)
-                    running.append(job)
                 try:
                     job, event = events.get(timeout=0.5)
                     job.state.update(event)
@@ -114,13 +123,10 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
                     if not ok:
                         failed.append(job)
                 display.update()
-    except KeyboardInterrupt:
-        for job in running:
-            assert job.process is not None
-            job.process.send_signal(signal.SIGTERM)
-        for job in running:
-            assert job.process is not None
-            job.process.wait()
+    except BaseException as error:  # no job runs on after its parent
+        _stop(running)
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         raise Interrupted("interrupted: every run was saved; the same command continues where it stopped") from None
     return failed
 
@@ -128,7 +134,16 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
 def why_failed(failed: Sequence[Job], planned: Sequence[Job]) -> str:
     """A message with the error and the log of each failed job."""
     lines = "\n".join(f"  {job.label}: {job.state.get('error', 'failed')} (log: {job.path / 'log.txt'})" for job in failed)
-    return f"{len(failed)} of {len(planned)} runs failed:\n{lines}"
+    return f"{len(failed)} of {counted(len(planned), 'run')} failed:\n{lines}"
+
+
+def _stop(running: Sequence[Job]) -> None:
+    """Asks every job to save and end, then waits for all of them."""
+    started = [job.process for job in running if job.process is not None]
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+    for process in started:
+        process.wait()
 
 
 def _drain(events: Events) -> None:
@@ -162,11 +177,15 @@ def _start(job: Job, events: Events) -> None:
     job.state["phase"] = "starting"
 
     def read() -> None:
+        """Puts the events that the job prints into the queue, and its other lines into the log."""
         assert job.process is not None and job.process.stdout is not None
-        for line in job.process.stdout:
-            try:
-                events.put((job, json.loads(line)))
-            except json.JSONDecodeError:
-                log.write(line)
+        with log:
+            for line in job.process.stdout:
+                event = event_of(line)
+                if event is None:
+                    log.write(line)
+                    log.flush()  # in order with what the job writes to standard error
+                else:
+                    events.put((job, event))
 
     threading.Thread(target=read, daemon=True).start()

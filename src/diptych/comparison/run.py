@@ -20,10 +20,10 @@ from diptych.comparison.jobs import Job, budget_each, run_jobs, share_out, why_f
 from diptych.config.budget import parse_budget
 from diptych.config.recipe import Recipe, load_recipe, recipe_names
 from diptych.core import extras
-from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
-from diptych.training.run_files import RunFiles
+from diptych.training.run_files import EvaluationFiles, RunFiles
 
 ITEMS = 100  # pictures saved for the report
 
@@ -69,13 +69,13 @@ class RecipeJob(Job):
         write_text(self.path / "job.yaml", self.recipe.to_yaml())
 
     def done(self) -> bool:
-        """Whether the run is trained and evaluated by all of these tasks. Added tasks cost only themselves: records are kept."""
-        from diptych.benchmarks.tasks import task
+        """Whether the run is trained and evaluated by all of these tasks with these settings.
 
+        Added tasks cost only themselves: records are kept.
+        """
         run = RunFiles(self.path)
         return run.finished() and all(
-            {task(name).name for name in evaluation.tasks} <= run.evaluation(evaluation.out).tasks()
-            for evaluation in self.evaluations
+            _evaluated(run.evaluation(evaluation.out), name) for evaluation in self.evaluations for name in evaluation.tasks
         )
 
     def check_same(self) -> None:
@@ -83,6 +83,16 @@ class RecipeJob(Job):
         requested = RunFiles(self.path).requested()
         if requested and requested != self.recipe:
             raise DiptychError(f"{self.path} holds a run of other settings, data or budget; choose another --out or delete it")
+
+
+def _evaluated(evaluation: EvaluationFiles, address: str) -> bool:
+    """Whether a task was done, or skipped with a reason, with the settings of this address."""
+    from diptych.benchmarks.run import same_settings
+    from diptych.benchmarks.tasks import task
+
+    each = task(address)
+    stored = evaluation.settings(each.name)  # none of a task that the model cannot do
+    return each.name in evaluation.tasks() and (not stored or same_settings(stored, each))
 
 
 def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
@@ -120,7 +130,9 @@ def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
     _check_same(c, planned)
     source = open_source(c.eval_data) if c.eval_data else open_source(c.data).split("test")
     if len(source) < 2:
-        raise DiptychError(f"{source.address} holds {len(source)} items, too few to evaluate on; use more data or --eval-data")
+        raise DiptychError(
+            f"{source.address} holds {counted(len(source), 'item')}, too few to evaluate on; use more data or --eval-data"
+        )
     describe(c, planned, source)
     save_items(source, c.out / "items", ITEMS)
     try:
@@ -186,7 +198,7 @@ def weights_of(recipe: Recipe) -> list[str]:
 
 
 def every_system(named: list[str] | None) -> list[str]:
-    """All built-in recipes whose weights are installed, then those named."""
+    """All built-in recipes with installed weights, then those named."""
     from diptych.models.pretrained import WEIGHTS, installed
 
     chosen = []

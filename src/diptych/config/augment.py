@@ -83,7 +83,7 @@ class Operation(BaseModel):
 class Augment(Strict):
     """The operations in the order in which they are applied; what is left out is not applied.
 
-    A string is the name of a preset. ``preset`` in a mapping names one whose values hold where the mapping gives no other.
+    A string is the name of a preset. ``preset`` in a mapping gives the values of the keys that the mapping leaves out.
     """
 
     crop: Crop | None = None  # None: the central square
@@ -93,8 +93,7 @@ class Augment(Strict):
     blur: Blur | None = None
     solarize: Solarize | None = None
     also: list[Operation] = Field(default=[])
-    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha of Beta(alpha, alpha), on whole batches (arXiv:1710.09412); 0: none
-    views: Annotated[int, Field(ge=1)] = 1  # independently augmented copies of each image
+    views: Annotated[int, Field(ge=1)] = 1  # independently augmented copies of each image; several only in ``data.views``
 
     @model_validator(mode="before")
     @classmethod
@@ -106,6 +105,13 @@ class Augment(Strict):
             if name not in PRESETS:
                 raise ValueError(f"there is no preset '{name}'{nearest(str(name), PRESETS)}")
             data = {**PRESETS[name], **{key: value for key, value in data.items() if key != "preset"}}
+        if isinstance(data, dict) and "mixup" in data:
+            if data["mixup"]:
+                raise ValueError(
+                    "mixup changes what a loss compares, so it is no augmentation: leave it out, and mix the batch in an objective "
+                    "of your own by diptych.data.augment.mixup"
+                )
+            data = {key: value for key, value in data.items() if key != "mixup"}  # earlier versions wrote it into saved recipes
         return data
 
 
@@ -126,5 +132,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def read_augment(spec: str | Mapping[str, Any], where: str = "augment") -> Augment:
-    """A preset's name or plain data, checked. ``where`` begins the messages of the DiptychError that a mistake raises."""
+    """A preset's name or plain data, checked. Raises DiptychError, with messages that begin with ``where``."""
     return check(Augment, {"preset": spec} if isinstance(spec, str) else dict(spec), where)

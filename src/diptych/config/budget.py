@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -33,15 +34,15 @@ class Budget:
         if isinstance(text, dict):
             unknown = set(text) - {f.name for f in fields(cls)}
             if unknown:
-                raise ValueError(f"unknown unit '{sorted(unknown)[0]}'; valid: seconds, samples, tokens, flops")
-            budget = cls(**{k: None if v is None else float(v) for k, v in text.items()})
+                raise ValueError(f"unknown unit '{min(unknown, key=str)}'; valid: seconds, samples, tokens, flops")
+            budget = cls(**{k: None if v is None else _number(k, v) for k, v in text.items()})
         elif isinstance(text, int | float) and not isinstance(text, bool):
-            budget = cls(seconds=float(text))
+            budget = cls(seconds=_number("seconds", text))
         else:
             budget = cls._from_text(str(text).strip())
         amounts = [v for v in asdict(budget).values() if v is not None]
-        if not amounts or min(amounts) <= 0:
-            raise ValueError(f"a budget must be positive, got '{text}'; forms: {FORMS}")
+        if not amounts or not all(0 < amount < math.inf for amount in amounts):  # not NaN either, which no run would reach
+            raise ValueError(f"a budget must be positive and finite, got '{text}'; forms: {FORMS}")
         return budget
 
     @classmethod
@@ -74,6 +75,16 @@ class Budget:
         return ", ".join(parts)
 
 
+def _number(unit: str, value: Any) -> float:
+    """A limit in a mapping: a number, or one written as text."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        return float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{unit}: expected a number, got {value!r}; as text a budget has one of the forms {FORMS}") from None
+
+
 def human(amount: float) -> str:
     """1234567 → 1.23M."""
     for suffix in ("E", "P", "T", "G", "M", "k"):
@@ -94,7 +105,7 @@ class Spent:
 
     def share(self, budget: Budget) -> float:
         """The share of the budget that is used, 0 to 1 and above."""
-        shares = [getattr(self, unit) / limit for unit, limit in asdict(budget).items() if limit is not None]
+        shares: list[float] = [getattr(self, unit) / limit for unit, limit in asdict(budget).items() if limit is not None]
         return max(shares)
 
 

@@ -29,7 +29,7 @@ class Library(Generic[Schema]):
         return tuple(sorted(path.stem for path in self.folder.rglob("*.yaml")))
 
     def path(self, name_or_path: str | Path) -> Path:
-        """The file of a built-in configuration by name, of one's own by path, or of a result by its directory.
+        """The file of a configuration: a built-in one by name, your own by path, or that of a result by its directory.
 
         Raises DiptychError if there is none, with the nearest name. A built-in name takes precedence over a directory of that name.
         """
@@ -46,7 +46,7 @@ class Library(Generic[Schema]):
         return path
 
     def read(self, source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """The unchecked content of a configuration, with its name filled in, and where it is from, for messages."""
+        """The unchecked content of a configuration, with its name filled in, and where it comes from, for messages."""
         if isinstance(source, Mapping):
             return copy.deepcopy(dict(source)), self.what
         path = self.path(source)
@@ -62,7 +62,7 @@ class Library(Generic[Schema]):
         return self.check(*self.read(source), overrides)
 
     def check(self, tree: dict[str, Any], where: str, overrides: Overrides = None) -> Schema:
-        """``tree``, changed by ``overrides``, as the schema. Raises DiptychError as ``load``."""
+        """``tree``, changed by ``overrides``, as the schema. Raises DiptychError like ``load``."""
         for key, value in parse_overrides(overrides).items():
             set_dotted(tree, key, value, self.shorthands)
         return check(self.schema, self.upgrade(tree, where) if self.upgrade else tree, where)

@@ -35,11 +35,11 @@ def _parse(text: str) -> tuple[str, Any]:
 def set_dotted(tree: Any, dotted: str, value: Any, shorthands: Mapping[str, str] | None = None) -> None:
     """Changes one value in a tree of mappings and lists in place; missing mappings are created.
 
-    An entry of a list is named by its position, by its ``name``, or, a step of a plan, by its operator or its ``as``.
+    An entry of a list is named by its position or by its ``name``; a step of a plan also by its operator or its ``as``.
 
     shorthands: with ``{"objectives": "weight"}`` a scalar ``info_nce: 1`` under ``objectives`` means ``info_nce: {weight: 1}``.
 
-    Raises DiptychError if the key leads through an entry that a list does not have, or through a value that is no mapping.
+    Raises DiptychError if the key leads through an entry that a list does not have, or through a value that is not a mapping.
     """
     *parents, last = dotted.split(".")
     node = tree

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from diptych.config.augment import Augment
 from diptych.config.budget import Budget
 from diptych.config.library import Library
 from diptych.config.overrides import Overrides
 from diptych.config.typed import Strict
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import nearest
+from diptych.core.files import check_format
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
 FORMAT = 2  # of recipes and runs; counts up when older programs would misread them
@@ -103,7 +104,7 @@ class Data(Strict):
     """The training data, and how images and texts become tensors."""
 
     train: str = "scenes:small"
-    # Addresses: with each sample comes an image, or a text, that has no partner.
+    # Addresses: each sample is accompanied by an image, or a text, without a partner.
     unpaired: dict[Literal["image", "text"], str] = Field(default={})
     fields: dict[str, str] = Field(default={})  # fields of one's own: {sound: package.module:SoundField}
     image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
@@ -116,6 +117,16 @@ class Data(Strict):
     conversations: Conversations = Conversations()
 
     workers: Annotated[int, Field(ge=0)] = 0  # processes that read and decode; 0: the training process itself
+
+    @field_validator("augment")
+    @classmethod
+    def _one_view(cls, augment: Augment) -> Augment:
+        if augment.views != 1:
+            raise ValueError(
+                f"views: {augment.views} has no effect here, since the field 'image' is one view; several are the field 'views': "
+                "set data.views"
+            )
+        return augment
 
 
 class Stage(Strict):
@@ -134,7 +145,7 @@ class Stage(Strict):
     lr: Annotated[float, Field(gt=0)] = 1e-3  # AdamW's
     rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}
-    )  # parts and adapters that learn at a share of lr and muon_lr, such as {lm: 0.1}; an adapter else as its part
+    )  # parts and adapters that learn at a share of lr and muon_lr, such as {lm: 0.1}; an adapter defaults to the share of its part
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate, from each block to the one below it
     muon_lr: Annotated[float, Field(gt=0)] = 3e-3  # scaled to AdamW's size of step, so the two are comparable
     betas: tuple[float, float] = (0.9, 0.98)
@@ -165,7 +176,7 @@ class Checkpoints(Strict):
     """When a run is saved, what is kept, and where a second copy goes."""
 
     seconds: Annotated[float, Field(gt=0)] = 120.0  # of wall time between two checkpoints
-    steps: Annotated[int, Field(ge=1)] | None = None  # also every so many steps
+    steps: Annotated[int, Field(ge=1)] | None = None  # also after this many steps
     keep: Annotated[int, Field(ge=1)] = 2  # the last few; the best by validation loss is kept as well
     mirror: str | None = None  # a directory or fsspec URL for a copy of each, from which a run can resume
 
@@ -194,7 +205,7 @@ class Recipe(Strict):
     embed_dim: Annotated[int, Field(ge=2)] | None = None  # width of the shared space; None: by size
     parts: dict[str, PartSpec]
     adapters: dict[str, AdapterSpec] = Field(default={})  # small weights inside parts that stay as they are
-    teachers: dict[str, TeacherSpec] = Field(default={})  # frozen or averaged models whose encodings objectives ask for
+    teachers: dict[str, TeacherSpec] = Field(default={})  # frozen or averaged models; objectives ask for their encodings
     encodings: dict[str, str] = Field(default={})  # which part provides an encoding that several could: {text.logits: lm}
     weights: str | None = None  # where they start: a run directory (RUN?parts=vision), or hf:PATH of transformers; None: fresh
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -223,7 +234,7 @@ class Recipe(Strict):
                 raise ValueError(f"encodings.{name}: the recipe has no part '{provider}'{nearest(provider, self.parts)}")
         for i, stage in enumerate(self.stages):
             if stage.name in [other.name for other in self.stages[:i]]:
-                raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run goes on by its stage's name")
+                raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run resumes by its stage's name")
             known = [*self.parts, *(f"adapters.{name}" for name in self.adapters)]
             for name in stage.train if isinstance(stage.train, list) else ():
                 if name not in known:
@@ -243,11 +254,8 @@ def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
     given = tree.get("format")
     if given == FORMAT:
         return tree
-    if isinstance(given, int) and given > FORMAT:
-        raise DiptychError(
-            f"{where}: written by a newer Diptych (format {given}; this one reads up to {FORMAT}); "
-            "upgrade with: pip install -U diptych"
-        )
+    if isinstance(given, int):  # anything else is refused with the schema
+        check_format(given, FORMAT, where)
     tree = dict(tree)
     data, parts = tree.get("data"), tree.get("parts")
     if isinstance(data, dict) and {"lone_images", "lone_texts"} & set(data):
@@ -305,8 +313,3 @@ def load_recipe(name_or_path: str, overrides: Overrides = None) -> Recipe:
     Raises DiptychError naming the file, the key, what was expected and the nearest valid key.
     """
     return LIBRARY.load(name_or_path, overrides)
-
-
-def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain data. Raises DiptychError as ``load_recipe``; ``where`` stands in for the file."""
-    return LIBRARY.check(tree, where)

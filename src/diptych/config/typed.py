@@ -23,7 +23,9 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises DiptychError if it holds none; ``what`` it must be, for the message: "a recipe"."""
+    """The mapping in a YAML file. Raises DiptychError if it does not hold one. what: what the file must be, for the message, such
+    as "a recipe".
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -1,1 +1,1 @@
-"""What every other part of Diptych stands on; it imports nothing of the others."""
+"""What every other part of Diptych builds on; it imports none of the others."""

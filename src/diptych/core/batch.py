@@ -1,7 +1,7 @@
 """A ``Batch`` goes into a model, ``Tokens`` come out of a tower.
 
-A batch holds named fields, each a ``Collated``: tensors of all its samples together. What a sample has several of (negatives,
-regions, frames) is a flat list, with the row of the sample that each entry belongs to (``owner``).
+A batch holds named fields, each a ``Collated``: tensors of all its samples together. Where a sample has several entries (negatives,
+regions, frames), the field is a flat list, and ``owner`` holds the row of the sample that each entry belongs to.
 
 Shape legend, used everywhere: B batch, N image tokens, T text tokens, D width, H heads, E embedding, V vocabulary.
 """
@@ -24,7 +24,7 @@ class Tokens:
 
     tokens: Tensor  # [B, N, D]
     pooled: Tensor  # [B, D]
-    mask: Tensor | None = None  # [B, N] bool, True where a token is real; None: all are
+    mask: Tensor | None = None  # [B, N] bool, True where a token is real; None: all tokens are
 
     def __getitem__(self, index: Tensor) -> Tokens:
         """Rows of the batch, in the order of ``index``."""
@@ -43,9 +43,9 @@ class Tokens:
 class Collated:
     """One field of a batch. Subclasses are dataclasses of tensors, tuples with an entry a row, and other ``Collated``.
 
-    row_wise: names of what has an entry for each row; beside: names of fields with rows of their own, which grow with it; padded:
-    names of tensors [n, T, …] that are padded to a common T when batches are joined; heavy: names of what is left out where only
-    encodings of it are needed any more.
+    row_wise: names of attributes with an entry for each row; beside: names of fields with rows of their own, which are joined when
+    batches are joined; padded: names of tensors [n, T, …] that are padded to a common T then; heavy: names of attributes that are
+    left out once only the encodings of the field are needed.
     """
 
     row_wise: ClassVar[tuple[str, ...]] = ()
@@ -58,7 +58,7 @@ class Collated:
         return len(getattr(self, self.row_wise[0]))
 
     def _map(self, change: Any) -> Self:
-        """With every tensor changed, nested ones too."""
+        """The field with ``change`` applied to every tensor, nested ones included."""
         changed = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
@@ -69,20 +69,26 @@ class Collated:
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, device: Any) -> Self:
-        """On a device."""
+        """The field on a device."""
         return self._map(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """In page-locked memory, from where a GPU fetches while the program goes on."""
+        """In page-locked memory, from which a GPU can copy while the program continues."""
         return self._map(lambda x: x.pin_memory())
 
     def shapes(self) -> tuple[Any, ...]:
-        """What fixes the cost of encoding it."""
+        """The shapes that determine the cost of encoding it."""
         values = [getattr(self, f.name) for f in fields(self)]  # type: ignore[arg-type]
         return tuple(v.shapes() if isinstance(v, Collated) else tuple(v.shape) for v in values if hasattr(v, "to"))
 
     def __getitem__(self, rows: Tensor) -> Self:
-        """Some rows, in the order of ``rows``, with repeats if need be."""
+        """The rows at ``rows``, in this order; a row may occur more than once. ValueError if a field has values with rows of their
+        own (``beside``), which would have to be picked too.
+        """
+        if left := [name for name in self.beside if getattr(self, name) is not None]:
+            raise ValueError(
+                f"no rows can be picked of {type(self).__name__} with {' and '.join(left)}: these have rows of their own"
+            )
         picked: dict[str, Any] = {}
         for name in self.row_wise:
             value = getattr(self, name)
@@ -99,17 +105,19 @@ class Collated:
         return self
 
     def count(self, image_tokens: int) -> int:
-        """Tokens that a model reads of it; ``image_tokens`` in each image."""
+        """How many tokens of it a model reads; ``image_tokens``: those of one image."""
         inner = [v for f in fields(self) if isinstance(v := getattr(self, f.name), Collated)]  # type: ignore[arg-type]
         return sum(v.count(image_tokens) for v in inner)
 
     def light(self) -> Self | None:
-        """Without what is heavy, for where the encodings are known; None: nothing is left."""
+        """Without the attributes in ``heavy``, for use when the encodings are known; None: nothing is left."""
         return None if set(self.row_wise) <= set(self.heavy) else replace(self, **dict.fromkeys(self.heavy))  # type: ignore[type-var]
 
     @classmethod
     def cat(cls, parts: Sequence[Any], starts: Sequence[int], length: int | None = None) -> Any:
-        """Consecutive batches as one. starts: place of the first sample of each; length: of what is padded, at least."""
+        """This field of consecutive batches as one. starts: position of the first sample of each; length: the least length of
+        padded tensors.
+        """
         import torch
 
         joined: dict[str, Any] = {}
@@ -133,7 +141,7 @@ class Collated:
 
 
 def lengthened(x: Tensor, length: int) -> Tensor:
-    """[n, T] or [n, T, D] → [n, length, …], zeros (the padding's id) behind."""
+    """[n, T] or [n, T, D] → [n, length, …], padded with zeros (the padding's id) at the end."""
     import torch.nn.functional as F
 
     return F.pad(x, (0, 0) * (x.ndim - 2) + (0, length - x.shape[1]))
@@ -143,8 +151,8 @@ def lengthened(x: Tensor, length: int) -> Tensor:
 class Images(Collated):
     """Images of one size.
 
-    keep: the only patches that the tower reads (FLIP's patch dropping, masked autoencoding); hidden: patches in whose place it
-    reads a mask token.
+    keep: the only patches that the tower reads (FLIP's patch dropping, masked autoencoding); hidden: patches that it replaces by a
+    mask token.
     """
 
     pixels: Tensor  # [n, 3, H, W], uint8 from a loader, or float in [−1, 1]
@@ -157,11 +165,11 @@ class Images(Collated):
 
     @cached_property
     def floats(self) -> Tensor:
-        """[n, 3, H, W], float32 in [−1, 1]. Converted on the device, late: bytes are cheap to hold and to send."""
+        """[n, 3, H, W], float32 in [−1, 1]. Converted late, on the device: bytes take less memory and are faster to copy."""
         return floats(self.pixels)
 
     def count(self, image_tokens: int) -> int:
-        """Tokens that a model reads of it; ``image_tokens`` in each image."""
+        """How many tokens of it a model reads; ``image_tokens``: those of one image."""
         return len(self) * image_tokens
 
 
@@ -184,13 +192,13 @@ class Texts(Collated):
         return self if longest == self.mask.shape[1] else replace(self, ids=self.ids[:, :longest], mask=self.mask[:, :longest])
 
     def count(self, image_tokens: int) -> int:
-        """Tokens that a model reads of it; ``image_tokens`` in each image."""
+        """How many tokens of it a model reads; ``image_tokens``: those of one image."""
         return int(self.mask.sum())
 
 
 @dataclass
 class Labels(Collated):
-    """Classes, one for each sample, out of a list that is the same in every batch."""
+    """The class of each sample, from a list that is the same in every batch."""
 
     index: Tensor  # [n] int64
     classes: Texts  # all C of them, in order
@@ -224,8 +232,8 @@ class Videos(Collated):
 
 @dataclass
 class Documents(Collated):
-    """Texts and images in order: ``kind`` lists the parts of all documents one after the other; the k-th text of it is the k-th of
-    ``texts``, images likewise.
+    """Texts and images in order. ``kind`` lists the parts of all documents one after the other; its k-th text is the k-th of
+    ``texts``, and its k-th image the k-th of ``images``.
     """
 
     kind: Tensor  # [n] int64: 0 a text, 1 an image
@@ -239,7 +247,7 @@ class Documents(Collated):
 
 @dataclass
 class Turns(Collated):
-    """Conversations in rows of tokens, of which several may share one."""
+    """Conversations as rows of tokens; a row may hold several."""
 
     ids: Tensor  # [R, T] int64; −1 where an image token goes
     mask: Tensor  # [R, T] bool
@@ -253,13 +261,13 @@ class Turns(Collated):
     padded = ("ids", "mask", "learned", "positions")
 
     def count(self, image_tokens: int) -> int:
-        """Tokens that a model reads of it; ``image_tokens`` in each image."""
+        """How many tokens of it a model reads; ``image_tokens``: those of one image."""
         return int(self.mask.sum()) + (0 if self.images is None else self.images.count(image_tokens))
 
 
 @dataclass
 class Batch:
-    """Fields by name, on one device. start: place of the first sample in the whole batch, of which this may be a piece."""
+    """Fields by name, on one device. start: position of the first sample in the whole batch, of which this may be a piece."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     size: int = 0  # samples
@@ -277,28 +285,30 @@ class Batch:
         return self.fields.get(name)
 
     def with_(self, **fields: Collated) -> Batch:
-        """With these fields beside or instead of its own."""
+        """The batch with these fields added; they replace those of the same name."""
         return replace(self, fields={**self.fields, **fields})
 
     def to(self, device: Any) -> Batch:
-        """On a device."""
+        """The batch on a device."""
         return replace(self, fields={n: f.to(device) for n, f in self.fields.items()})
 
     def pin_memory(self) -> Batch:
-        """In page-locked memory."""
+        """The batch in page-locked memory."""
         return replace(self, fields={n: f.pin_memory() for n, f in self.fields.items()})
 
     def shapes(self) -> tuple[Any, ...]:
-        """What fixes the cost of encoding it."""
+        """The shapes that determine the cost of encoding it."""
         return tuple((n, *f.shapes()) for n, f in self.fields.items())
 
     def light(self) -> Batch:
-        """Without pixels, for where the encodings are known."""
+        """Without pixels, for use when the encodings are known."""
         return replace(self, fields={n: light for n, f in self.fields.items() if (light := f.light()) is not None})
 
     @staticmethod
     def cat(batches: Sequence[Batch], length: int | None = None) -> Batch:
-        """Consecutive pieces of one batch. A field that some pieces lack (no sample of theirs has it) is that of the others."""
+        """Consecutive pieces of one batch. A field that is missing from some pieces (none of their samples has it) is taken from
+        the others.
+        """
         starts = [0, *accumulate(b.size for b in batches)]
         joined = {}
         for name in dict.fromkeys(name for b in batches for name in b.fields):

@@ -1,4 +1,4 @@
-"""What a trained model can do. Evaluation, search and serving know these names and never a class of model."""
+"""What a trained model can do. Evaluation, search and serving depend on these names alone, never on a class of model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
 Prompt = str | Sequence[str]  # one for all images, or one for each
 
 
 class Example(NamedTuple):
-    """An image with what is said of it, shown before the image that is asked about."""
+    """An image with a text about it, shown before the image in question."""
 
     image: Image
     text: str
-    prompt: str | None = None  # what it answers; None: what is asked now
+    prompt: str | None = None  # the question that ``text`` answers; None: the one asked now
 
 
 Examples = Sequence[Any]  # of (image, text) or (image, text, prompt), for all images; or a list of such a list for each image
@@ -28,11 +28,11 @@ Examples = Sequence[Any]  # of (image, text) or (image, text, prompt), for all i
 class Model(Protocol):
     """A model of ours or of others. ``capabilities`` names the methods that work; the others raise ``DiptychError``.
 
-    The capability "prompt" says that ``generate`` and ``loglikelihood`` (where there are) do as a prompt says; a model without it
-    writes captions and takes the empty prompt only. "decoding" says that ``generate`` also takes the settings of
+    The capability "prompt" says that ``generate`` and ``loglikelihood``, where the model has them, follow a prompt; a model without
+    it writes captions and accepts only the empty prompt. "decoding" says that ``generate`` also takes the settings of
     ``models.generate.Decoding`` by name (beams, top_p, …). "examples" says that ``generate``, ``loglikelihood`` and ``score`` take
-    ``examples`` (``Examples``), and behind them any prompt. "score_all" says that ``score`` of all pairs encodes each image and
-    text once, so that a million pairs are no trouble.
+    ``examples`` (``Examples``), followed by any prompt. "score_all" says that ``score`` of all pairs encodes each image and text
+    only once, so that a million pairs are feasible.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class Drawing(Model, Protocol):
-    """A model with the capabilities "draw" and, where it draws in codes, "reconstruct"."""
+    """A model with the capabilities "draw" and, if it draws in codes, "reconstruct"."""
 
     def draw(
         self,
@@ -86,7 +86,7 @@ class Drawing(Model, Protocol):
         ...
 
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:
-        """What is left of images in the model's own codes: the best that it could draw."""
+        """Images encoded into the model's codes and decoded again: the best that it could draw."""
         ...
 
 
@@ -94,7 +94,7 @@ def prompts_for(prompt: Prompt, n: int) -> list[str]:
     """A prompt for each of n images."""
     given = [prompt] * n if isinstance(prompt, str) else list(prompt)
     if len(given) != n:
-        raise DiptychError(f"{len(given)} prompts for {n} images; give one for all or one for each")
+        raise DiptychError(f"{counted(len(given), 'prompt')} for {counted(n, 'image')}; give one for all or one for each")
     return given
 
 
@@ -108,7 +108,9 @@ def examples_for(examples: Examples, n: int) -> list[list[Example]]:
         wrong = given[single.index(False)]
         raise DiptychError(f"examples: expected (image, text) pairs, one list for all images or one for each; found {_told(wrong)}")
     if len(given) != n:
-        raise DiptychError(f"{len(given)} lists of examples for {n} images; give one list for all or one for each")
+        raise DiptychError(
+            f"{counted(len(given), 'list')} of examples for {counted(n, 'image')}; give one list for all or one for each"
+        )
     return [[Example(*e) for e in row] for row in given]
 
 
@@ -128,10 +130,11 @@ def all_pairs(n: int, m: int) -> np.ndarray:
 
 
 class Adapter:
-    """What an adapter of a model that is not ours starts from: override what the model can, and name it in ``capabilities``.
+    """Base class of adapters for models of other libraries: override the methods that the model supports, and name them in
+    ``capabilities``.
 
-    ``score`` comes by itself: cosines where the model embeds, else log P(text | image).
-    ``key`` names weights and settings, so that judgements can be kept; None: unknown, everything is judged anew.
+    ``score`` is derived: cosines if the model embeds, else log P(text | image).
+    ``key`` names weights and settings, so that results can be kept; None: unknown, everything is computed again.
     """
 
     name: str = "model"
@@ -139,21 +142,21 @@ class Adapter:
     key: str | None = None
 
     def cannot(self, what: str) -> NoReturn:
-        """Raise DiptychError: the model lacks a capability."""
+        """Raise DiptychError that says what the model cannot do, and what it can."""
         raise DiptychError(f"model '{self.name}' cannot {what}; it can: {', '.join(sorted(self.capabilities))}")
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
-        """Unit vectors, float32 [N, E]. DiptychError if the model has none."""
+        """Unit vectors, float32 [N, E]. DiptychError if the model does not embed images."""
         self.cannot("embed_image")
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 [N, E]. DiptychError if the model has none."""
+        """Unit vectors, float32 [N, E]. DiptychError if the model does not embed texts."""
         self.cannot("embed_text")
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        """Cosines where the model embeds, else log P(text given image): float32 [N, M], or [P] for ``pairs``."""
+        """Cosines if the model embeds, else log P(text given image): float32 [N, M], or [P] for ``pairs``."""
         if {"embed_image", "embed_text"} <= self.capabilities:
-            matrix = self.embed_image(images) @ self.embed_text(texts).T
+            matrix: np.ndarray = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
         if "loglikelihood" not in self.capabilities:
             self.cannot("score")
@@ -162,19 +165,19 @@ class Adapter:
         return result if pairs is not None else result.reshape(len(images), len(texts))
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
-        """One text for each image. DiptychError if the model generates none."""
+        """One text for each image. DiptychError if the model does not generate text."""
         self.cannot("generate")
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
-        """log P(text given image, prompt) in nats, float32 [N]. DiptychError if the model has none."""
+        """log P(text given image, prompt) in nats, float32 [N]. DiptychError if the model has no likelihoods."""
         self.cannot("loglikelihood")
 
     def draw(self, texts: Sequence[str], **how: Any) -> list[Image]:
-        """One image for each text. DiptychError if the model draws none."""
+        """One image for each text. DiptychError if the model does not draw."""
         self.cannot("draw")
 
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:
-        """Images after a round trip through the model's codes. DiptychError if it has none."""
+        """Images after a round trip through the model's codes. DiptychError if it has no codes."""
         self.cannot("reconstruct")
 
 
@@ -184,7 +187,7 @@ class FunctionModel(Adapter):
     ``functions`` maps capability names to callables: ``embed_image(images)``, ``embed_text(texts)``,
     ``score(images, texts)``, ``generate(images, prompts, max_tokens)`` with a prompt per image, and
     ``loglikelihood(images, texts)``, which gets ``prompts`` as a third argument if ``follows_prompts`` (default: if it
-    generates). What is missing of ``score`` is derived as in ``Adapter``.
+    generates). A missing ``score`` is derived as in ``Adapter``.
     """
 
     def __init__(self, name: str, *, follows_prompts: bool | None = None, **functions: Callable[..., Any]):
@@ -222,7 +225,7 @@ class FunctionModel(Adapter):
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
         """What the given function returns: one text for each image."""
         if decoding:
-            self.cannot("be told how to decode")
+            self.cannot("decode in another way")
         return list(self._call("generate", images, prompts_for(prompt, len(images)), max_tokens))
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:

@@ -1,6 +1,6 @@
 """Encodings by name, each with one provider.
 
-A part says what it computes and from what; a ``Pass`` is a memo table over that graph for one batch:
+A part declares what it computes and from what; a ``Pass`` caches the results of that graph for one batch:
 
     class TextTower(Part):
         @provides("{text}.tokens", "{text}")           # for every field of the kind "text": text, negatives, label.classes, …
@@ -8,11 +8,11 @@ A part says what it computes and from what; a ``Pass`` is a memo table over that
 
     p = model.encode(batch)
     p["image.embedding"]                # computed when first asked for, once
-    p.view(text=masked)                 # a field replaced; what does not depend on it is shared
+    p.view(text=masked)                 # with a field replaced; encodings that do not depend on it are shared
     p.pairs(image=rows, text=rows)      # rows next to rows, from encodings already made
 
-Names are ``<field>.<encoding>``; a teacher's are ``<teacher>:<field>.<encoding>``; ``<name>@<part>`` asks one part where several
-provide it.
+Names are ``<field>.<encoding>``; a teacher's are ``<teacher>:<field>.<encoding>``; ``<name>@<part>`` asks a certain part where
+several provide it.
 """
 
 from __future__ import annotations
@@ -54,16 +54,20 @@ class Computes(Protocol):
 
     graph: Graph
 
-    def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any: ...
+    def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
+        """What a provider makes of its inputs: one value, or a tuple if it has several outputs."""
+        ...
 
-    def teacher(self, name: str) -> Computes: ...
+    def teacher(self, name: str) -> Computes:
+        """The teacher of this name. Raises DiptychError if there is none."""
+        ...
 
 
 class Pass:
-    """What objectives and scorers see of a batch.
+    """A batch as objectives and scorers see it.
 
-    given: encodings that are known already; what is neither given nor computable from the batch cannot be asked for.
-    wanted: all that will be asked of the pass, as far as it is known: a part may then compute several encodings at once.
+    given: encodings that are known already; others can be asked for only if the batch has what they are computed from.
+    wanted: all encodings that will be asked for, as far as they are known: a part may then compute several at once.
     rows: the samples that this process answers for, where the batch is split among several; None: all.
     """
 
@@ -82,7 +86,7 @@ class Pass:
         self.given = {model.graph.short(name): value for name, value in (given or {}).items()}
         self.base = base
         self.changed: frozenset[str] = frozenset()  # fields that differ from the base's
-        self.selected: dict[str, Tensor] = {}  # of these, those that are rows of the base's
+        self.selected: dict[str, Tensor] = {}  # those of the changed fields that are rows of the base's
         self.names: Mapping[str, str] = {}
         self.memo: dict[tuple[str, bool], Any] = {}
 
@@ -116,7 +120,8 @@ class Pass:
             return self.given[name]
         if self.base is not None and not (self.model.graph.leaves(name) & self.changed):
             return self.base._get(name)
-        # An encoding made without gradients does not serve where they are wanted; the other way round it does.
+        # An encoding made without gradients cannot be used where gradients are wanted; one made with gradients can be used for
+        # both.
         for mode in (True,) if torch.is_grad_enabled() else (False, True):
             if (name, mode) in self.memo:
                 return self.memo[name, mode]
@@ -133,13 +138,13 @@ class Pass:
             teacher, _, rest = name.partition(":")
             with torch.no_grad():
                 value = self._taught(teacher)._get(rest)
-            self.memo[name, True] = self.memo[name, False] = value  # a constant, whoever asks
+            self.memo[name, True] = self.memo[name, False] = value  # a constant, for every caller
             return value
         paired = bool(self.selected) and not torch.is_grad_enabled()
         wanted = self.wanted if torch.is_grad_enabled() and not self.selected else ()
         provider = graph.pick(name, paired, wanted)
         inputs = [self._input(i) for i in provider.inputs]
-        if paired and len(leaves) > 1:  # scoring need not carry others' padding
+        if paired and len(leaves) > 1:  # no padding that only other rows need
             inputs = [x.trimmed() if isinstance(x, Texts | Tokens) else x for x in inputs]
         made = self.model.compute(provider, inputs)
         if len(provider.outputs) > 1:
@@ -153,7 +158,8 @@ class Pass:
         key = f"{teacher}:", True
         if key not in self.memo:
             self.memo[key] = _Taught(self.model.teacher(teacher), self)
-        return self.memo[key]
+        taught: Pass = self.memo[key]
+        return taught
 
     def _field(self, name: str, field: str) -> Any:
         if field not in self.batch:
@@ -178,7 +184,7 @@ class Pass:
     # --- other passes over the same batch ---
 
     def view(self, **fields: Collated) -> Pass:
-        """The same batch with these fields replaced; encodings that do not depend on them are shared, whichever pass asks first."""
+        """The same batch with these fields replaced; encodings that do not depend on them are shared by both passes."""
         real = {renamed(name, self.names): value for name, value in fields.items()}
         view = self._based()
         view.batch = self.batch.with_(**real)
@@ -186,8 +192,8 @@ class Pass:
         return view
 
     def pairs(self, **rows: Tensor) -> Pass:
-        """Row ``image[k]`` next to row ``text[k]`` (index tensors by field), from encodings already made where they depend on one
-        of these fields alone.
+        """Row ``image[k]`` paired with row ``text[k]`` (index tensors by field). Encodings that depend on one of these fields alone
+        are not computed again.
         """
         pairs = self._based()
         pairs.selected = {renamed(name, self.names): index for name, index in rows.items()}
@@ -201,7 +207,7 @@ class Pass:
         return made
 
     def renamed(self, fields: Mapping[str, str]) -> Pass:
-        """The same pass for an objective that reads other fields than those in its code: {"image": "video"}."""
+        """The same pass for an objective that reads other fields than those named in its code: {"image": "video"}."""
         if not fields:
             return self
         other = copy.copy(self)  # shares the memo
@@ -212,12 +218,12 @@ class Pass:
 
     @property
     def size(self) -> int:
-        """Samples."""
+        """The number of samples."""
         return self.batch.size
 
     def some(self, share: float) -> Tensor:
-        """Every 1/share-th sample of those that this process answers for, int64. Which they are depends on their place in the whole
-        batch, so that pieces of it agree with it.
+        """Every 1/share-th sample of those that this process answers for, int64. They are chosen by their position in the whole
+        batch, so that its pieces choose the same ones.
         """
         own = range(self.size) if self.rows is None else range(self.rows.start, self.rows.stop)
         start = self.batch.start
@@ -227,11 +233,11 @@ class Pass:
 
     @property
     def alone(self) -> Pass:
-        """This process's own samples by themselves."""
+        """Only this process's own samples."""
         return self
 
     def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-        """This process's x [B, E] and meaning [B], then those of each other process as they come round the ring: (x, meaning,
+        """This process's x [B, E] and meaning [B], then those of each other process as they arrive around the ring: (x, meaning,
         whether they are its own).
         """
         yield x, meaning, True

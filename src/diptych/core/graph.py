@@ -1,6 +1,6 @@
-"""Who provides which encoding, from what.
+"""Which part provides which encoding, and from what.
 
-A method says what it computes by ``@provides(output, *inputs)``; a ``Graph`` collects what the parts of a model provide, and is
+A method declares what it computes by ``@provides(output, *inputs)``. A ``Graph`` collects what the parts of a model provide; it is
 checked when the model is built.
 """
 
@@ -35,16 +35,17 @@ def provides(
     """Mark a method as the provider of encodings.
 
     outputs: one name, or several that the method returns as a tuple. inputs: names of fields and encodings, in the order of its
-    parameters; one that ends in ``?`` is None where the batch lacks it. ``{image}`` stands for each field of that kind in turn.
+    parameters; one that ends in ``?`` is None if the batch does not have it. ``{image}`` means every field of that kind.
     paired: the form for rows next to rows without gradients, where what depends on one field alone is computed once; another
     provider is the plain form.
-    together: the name of an attribute of the part; where it is true, and all outputs are wanted in a training pass, this one call
-    replaces several.
-    kind: the kind of field that the output is (``image`` for random crops of the image, say), so that towers serve it.
+    together: the name of an attribute of the part; if it is true, and all outputs are wanted in a training pass, this call replaces
+    the providers of the single outputs.
+    kind: the kind of field that the output is (such as ``image`` for random crops of the image), so that towers encode it.
     """
     names = (outputs,) if isinstance(outputs, str) else outputs
 
     def mark(method: F) -> F:
+        """The same method with this declaration added to those it already has."""
         declared = getattr(method, "provided", ())
         method.provided = (*declared, Declaration(names, inputs, paired, together, kind))  # type: ignore[attr-defined]
         return method
@@ -53,7 +54,9 @@ def provides(
 
 
 def declarations(cls: type) -> dict[str, tuple[Declaration, ...]]:
-    """Methods of a class that provide something, in the order of its definition; an override keeps its base's declaration."""
+    """Methods of a class that provide something, in the order of its definition; a method that overrides one keeps the declaration
+    of its base.
+    """
     result: dict[str, tuple[Declaration, ...]] = {}
     for base in reversed(cls.__mro__):
         for name, method in vars(base).items():
@@ -76,17 +79,17 @@ class Provider:
 
     @property
     def method(self) -> Callable[..., Any]:
-        """The method as it is now: sharding and compiling put their own in its place."""
+        """The method as it is now, since sharding and compiling replace it."""
         return cast(Callable[..., Any], getattr(self.owner, self.name))
 
     @property
     def ready(self) -> bool:
-        """Whether a provider of several may be used."""
+        """Whether a provider of several outputs may be used."""
         return bool(getattr(self.owner, self.together, False))
 
 
 def renamed(name: str, fields: Mapping[str, str]) -> str:
-    """A name of an encoding for other fields: {"image": "video"} makes image.tokens video.tokens."""
+    """The name of an encoding with other fields: {"image": "video"} turns image.tokens into video.tokens."""
     if not fields:
         return name
     teacher, colon, own = name.rpartition(":")
@@ -95,7 +98,7 @@ def renamed(name: str, fields: Mapping[str, str]) -> str:
 
 
 class Graph:
-    """Who provides what, from what. Built and checked once, when the model is built.
+    """All providers of a model. Built and checked once, when the model is built.
 
     fields: the kind of each field that a batch may have. choices: {encoding: part} where several provide it.
     """
@@ -110,8 +113,8 @@ class Graph:
         self._declared: list[tuple[str, nn.Module, Mapping[str, str]]] = []
 
     def add(self, part: str, owner: nn.Module, names: Mapping[str, str] | None = None) -> None:
-        """What a part or an objective provides, for the fields that exist so far. names: fields that it is to read instead of
-        others.
+        """What a part or an objective provides, for the fields that exist so far. names: which fields it reads instead of those
+        named in its code.
         """
         self._declared.append((part, owner, names or {}))
         for declared in declarations(type(owner)).values():
@@ -131,7 +134,7 @@ class Graph:
                             self._table.setdefault(output, []).append(provider)
 
     def _expanded(self, d: Declaration, names: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Outputs and inputs for each field that a declaration speaks of."""
+        """Outputs and inputs for each field that a declaration covers."""
         slot = next((m[1] for name in (*d.outputs, *d.inputs) if (m := re.match(r"\{(\w+)\}", name))), None)
         if slot is None:
             yield tuple(renamed(n, names) for n in d.outputs), tuple(renamed(n, names) for n in d.inputs)
@@ -144,18 +147,12 @@ class Graph:
                 )
 
     def settle(self, wanted: Collection[str]) -> None:
-        """Ask the providers of several encodings, where all of these are wanted, whether they may be used, which some find out by
-        trying.
-        """
+        """Ask the providers of several encodings that are all wanted whether they may be used; some find out by a trial run."""
         wanted = self.behind(wanted)
         for provider in {p for name in wanted for p in self.candidates(name)[0] if p.together}:
             _ = set(provider.outputs) <= wanted and provider.ready
 
     # --- looking up ---
-
-    def names(self) -> list[str]:
-        """All encodings that something provides."""
-        return list(self._table)
 
     def gives(self, name: str) -> bool:
         """Whether an encoding can be computed from fields."""
@@ -166,14 +163,16 @@ class Graph:
         return True
 
     def candidates(self, name: str) -> tuple[list[Provider], str]:
-        """The providers of an encoding, of the part that is named after ``@`` or chosen by the recipe, and its plain name."""
+        """The providers of an encoding, and its plain name. A part named after ``@``, or chosen by the recipe, is the only
+        provider.
+        """
         plain, _, part = name.partition("@")
         part = part or self.choices.get(plain, "")
         result = self._table.get(plain, [])
         return ([p for p in result if p.part == part] if part else result), plain
 
     def plain(self, name: str) -> Provider:
-        """The provider of an encoding by itself. DiptychError if there is none, or more than one."""
+        """The plain provider of an encoding. DiptychError if there is none, or more than one."""
         result = [p for p in self.candidates(name)[0] if not p.paired and not p.together]
         parts = list(dict.fromkeys(p.part for p in result))
         if len(parts) > 1:
@@ -184,7 +183,7 @@ class Graph:
         return result[0]
 
     def _hint(self, name: str) -> str:
-        """What may have been meant, of the same field if there is such a field."""
+        """The nearest name, of the same field if there is such a field."""
         plain = name.partition("@")[0]
         if plain in self._table:
             return f"; {', '.join(dict.fromkeys(p.part for p in self._table[plain]))} provides '{plain}'"
@@ -198,13 +197,13 @@ class Graph:
         return provider in result and len({p.part for p in result if not p.paired and not p.together}) < 2
 
     def short(self, name: str) -> str:
-        """A name without ``@part`` where no other part would be asked anyway."""
+        """The name without ``@part`` if that part would be asked anyway."""
         plain, at, part = name.partition("@")
         result = self.candidates(plain)[0] if at else []
         return plain if result and all(p.part == part for p in result) else name
 
     def parent(self, name: str) -> str:
-        """The field of a batch that a name lies in: video for video.frames; "" if it is no field."""
+        """The field of a batch that a name belongs to: video for video.frames; "" if it is not a field."""
         if name not in self.fields or name in self._table:
             return ""
         root = name.partition(".")[0]
@@ -237,7 +236,7 @@ class Graph:
         return frozenset().union(*(self._find_leaves(i.rstrip("?"), (*path, name)) for i in inputs))
 
     def behind(self, names: Collection[str]) -> frozenset[str]:
-        """These encodings, and all that they are computed from."""
+        """These encodings, and all those from which they are computed."""
         asked = frozenset(names)
         if asked not in self._behind:
             result: set[str] = set()

@@ -1,4 +1,4 @@
-"""What a person sees while long work runs: bars on a terminal, a line now and then in a log."""
+"""What is shown while long work runs: progress bars on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def describe(state: dict[str, Any]) -> str:
 
 
 def _kind(phase: str) -> str:
-    """ "judging pope 32/100" → "judging pope": a log needs no line for each count."""
+    """ "judging pope 32/100" → "judging pope": a log does not need a line for each count."""
     return " ".join(phase.split()[:2])
 
 
 class JobsDisplay:
-    """One row a job; the states are updated in place by whoever runs the jobs."""
+    """One row per job; the caller updates the states in place."""
 
     def __init__(self, jobs: list[tuple[str, dict[str, Any]]]):
         self.jobs = jobs
@@ -102,7 +102,7 @@ class TrainingDisplay:
 class CountDisplay:
     """Items done of a known number, with their rate and the time left: ``display(done)``, as often as you like.
 
-    done: taken up from an earlier run; they count as done, but not towards the rate.
+    done: finished in an earlier run; they count as done, but not towards the rate.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "items", disable: bool = False):

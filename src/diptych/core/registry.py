@@ -1,4 +1,4 @@
-"""From a name in a recipe to a class: built-in kinds by table, anyone's by ``package.module:Class``."""
+"""From a name in a recipe to a class: built-in kinds by table, your own by ``package.module:Class``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def resolve(kind: str, table: Mapping[str, Any], what: str) -> Any:
 def option_names(cls: Any) -> dict[str, inspect.Parameter]:
     """The options a recipe may set on ``cls``: the keyword-only parameters of its constructor; ``from_`` is called ``from``.
 
-    ``**sizes: Unpack[Sizes]`` stands for the keys of the ``TypedDict`` Sizes, each None if not given.
+    ``**sizes: Unpack[Sizes]`` means the keys of the ``TypedDict`` Sizes, each None if not given.
     """
     parameters = inspect.signature(cls.__init__ if inspect.isclass(cls) else cls).parameters.values()
     own = {p.name.rstrip("_"): p for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -42,7 +42,7 @@ def option_names(cls: Any) -> dict[str, inspect.Parameter]:
 
 
 def _packed(cls: Any) -> dict[str, Any]:
-    """Name and type of what a constructor takes by ``Unpack``."""
+    """Names and types of the keywords that a constructor takes by ``Unpack``."""
     function = cls.__init__ if inspect.isclass(cls) else cls
     packed = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD]
     if not packed or "Unpack[" not in str(getattr(function, "__annotations__", {}).get(packed[0])):
@@ -65,7 +65,7 @@ def _annotation(cls: Any, name: str) -> Any:
 
 
 def check_options(cls: Any, options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options checked against the constructor's names and annotations; what does not fit is refused with the remedy."""
+    """Options checked against the constructor's names and annotations. Raises DiptychError for an option that does not fit."""
     known = option_names(cls)
     checked = {}
     for name, value in options.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
 
-IMAGE = "<image>"  # stands in a turn's text where an image is shown
+IMAGE = "<image>"  # marks the place of an image in a turn's text
 
 
 class Turn(NamedTuple):
@@ -22,8 +22,8 @@ class Turn(NamedTuple):
 class Captions(NamedTuple):
     """The texts of a sample.
 
-    meanings: parallel to ``texts``; captions with the same meaning say the same thing, so a contrastive loss does not count one as
-    a negative of the other. Empty: the source knows no better, and a caption's own normalised text is its meaning.
+    meanings: parallel to ``texts``; captions with the same meaning are not counted as negatives of each other by a contrastive
+    loss. Empty: the source does not know, and a caption's normalised text is its meaning.
     """
 
     texts: list[str]
@@ -46,7 +46,7 @@ class Region(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Turns about images, shown in the order of the ``<image>`` marks. images: None: about the sample's one image."""
+    """Turns about images, which are shown in the order of the ``<image>`` marks. images: None means the sample's one image."""
 
     turns: list[Turn]
     images: list[np.ndarray] | None = None
@@ -60,7 +60,7 @@ class Video(NamedTuple):
 
 
 class Document(NamedTuple):
-    """Texts and images in their order."""
+    """Texts and images in order."""
 
     parts: list[str | np.ndarray]
 
@@ -70,9 +70,9 @@ class Sample:
 
     Built-in fields: ``image`` (uint8 [height, width, 3], RGB), ``text`` (``Captions``), ``negatives`` (a minimally wrong version of
     each caption, "" where there is none), ``label`` (``Label``), ``regions`` (list of ``Region``), ``turns`` (``Conversation``),
-    ``video`` (``Video``), ``document`` (``Document``). A sample has those that its source knows; an image without a caption is a
-    sample without ``text``.
-    extra: what the source knows beside the fields, as plain data (boxes, questions, a scene graph).
+    ``video`` (``Video``), ``document`` (``Document``). A sample has the fields that its source provides; an image without a caption
+    is a sample without ``text``.
+    extra: what else the source knows, as plain data (boxes, questions, a scene graph).
     """
 
     __slots__ = ("extra", "fields", "id")
@@ -86,7 +86,8 @@ class Sample:
         return f"Sample({self.id!r}, {', '.join(self.fields)})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sample) and (self.id, self.fields, self.extra) == (other.id, other.fields, other.extra)
+        """Whether id, fields and extras are the same, arrays element by element."""
+        return isinstance(other, Sample) and _same((self.id, self.fields, self.extra), (other.id, other.fields, other.extra))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -114,7 +115,8 @@ class Sample:
     @property
     def negatives(self) -> list[str]:
         """A wrong version of each caption, as far as the source knows one."""
-        return self.fields.get("negatives", [])
+        negatives: list[str] = self.fields.get("negatives", [])
+        return negatives
 
     @property
     def turns(self) -> list[Turn]:
@@ -125,10 +127,25 @@ class Sample:
     @property
     def images(self) -> list[np.ndarray]:
         """The images of a conversation in the order in which they are shown; else the one image, or none."""
-        conversation = self.fields.get("turns")
+        conversation: Conversation | None = self.fields.get("turns")
         if conversation is not None and conversation.images is not None:
             return conversation.images
         return [] if self.image is None else [self.image]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality of plain values that may hold arrays, of which ``==`` alone makes no truth value."""
+    if hasattr(a, "dtype") or hasattr(b, "dtype"):
+        import numpy as np
+
+        alike = getattr(a, "dtype", None) == getattr(b, "dtype", None) and np.shape(a) == np.shape(b)
+        return alike and bool(np.array_equal(a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        kinds = isinstance(a, list) == isinstance(b, list)
+        return kinds and len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
 
 
 def class_text(name: str) -> str:
@@ -142,5 +159,5 @@ def captioned(texts: Sequence[str], meanings: Sequence[str] = ()) -> Captions:
 
 
 def flat(values: Sequence[Sequence[Any]]) -> tuple[list[Any], list[int]]:
-    """Lists of several as one list, and the row that each entry belongs to."""
+    """Several lists as one, and the index of the list that each entry comes from."""
     return [v for row in values for v in row], [i for i, row in enumerate(values) for _ in row]

@@ -10,7 +10,9 @@ from typing import Any
 
 @contextmanager
 def handled(numbers: Sequence[int], handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """``handler`` in place for as long as this lasts; nothing outside the main thread, whose owner handles signals."""
+    """Installs ``handler`` for the duration of the context. Does nothing outside the main thread, since only the main thread
+    receives signals.
+    """
     try:
         before = {n: signal.signal(n, handler) for n in numbers}
     except ValueError:
@@ -23,5 +25,15 @@ def handled(numbers: Sequence[int], handler: Callable[[int, Any], Any]) -> Itera
 
 
 def terminated_like_interrupted() -> Any:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does: processes that were started would not hear of it otherwise."""
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does: otherwise the processes that were started would not be stopped."""
     return handled([signal.SIGTERM], signal.default_int_handler)
+
+
+def how_it_ended(status: int) -> str:
+    """In words, how a process ended: ``killed by SIGKILL`` or ``exit status 3``. ``status``: negative for a signal's number."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"killed by signal {-status}"

@@ -17,7 +17,7 @@ class Diff:
 
     rows: tuple[int, int]
     kept: tuple[int, int]
-    only: tuple[int, int]  # rows that the other pool lacks
+    only: tuple[int, int]  # rows that are missing from the other pool
     dropped: dict[str, int]  # kept before, now removed: by the reason now
     gained: dict[str, int]  # removed before, now kept: by the reason then
     moved: dict[str, int]  # removed in both, for another reason: "before → now"
@@ -94,7 +94,7 @@ def _plan_differences(a: Result, b: Result) -> list[str]:
 def _identity(step: dict[str, Any]) -> str:
     """The identity of a step, independent of its options: an operator's name, a rule's column and way."""
     if "operator" in step:
-        return step["as"] or step["operator"]
+        return str(step["as"] or step["operator"])
     rule = step["keep"]
     way = (
         "range"

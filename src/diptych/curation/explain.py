@@ -71,7 +71,8 @@ class Result:
 
     def row(self, place: int) -> dict[str, Any]:
         """The decision on one row."""
-        return self.part(place >> 32).slice(place & 0xFFFFFFFF, 1).to_pylist()[0]
+        row: dict[str, Any] = self.part(place >> 32).slice(place & 0xFFFFFFFF, 1).to_pylist()[0]
+        return row
 
     def state(self, step: Step) -> pa.Table | None:
         """The saved state of a two-pass step, if any."""
@@ -79,7 +80,8 @@ class Result:
         return pq.read_table(path) if path else None
 
     def find(self, identity: str) -> list[int]:
-        """The rows with this id; else those with it in the data's own ``id`` column; else those whose id ends with it.
+        """The rows with this id; if there are none, those with it in the data's own ``id`` column, then those of which the id ends
+        with it.
 
         Raises DiptychError if there is no such row.
         """
@@ -100,7 +102,7 @@ class Result:
         raise DiptychError(f"{self.path}: no row has the id '{identity}'{hint if len(hint) < 200 else ''}")
 
     def pointing(self, column: str, place: int) -> list[str]:
-        """Ids of the rows whose pointer ``column`` has the value ``place``."""
+        """Ids of the rows that point to row ``place`` in ``column``."""
         ids: list[str] = []
         for number in self.numbers:
             table = self.part(number, ["id", column])

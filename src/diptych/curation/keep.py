@@ -100,7 +100,8 @@ class Keep(Strict):
 
     def label(self) -> str:
         """The reason of its removals."""
-        return self.reason or f"not {self.text()}"
+        own = f"has {self.column}" if self.way == "unique" else f"not {self.text()}"  # unique says "no duplicate_of"
+        return self.reason or own
 
     # ---- deciding
 
@@ -119,7 +120,7 @@ class Keep(Strict):
         if self.way in ("in", "not_in"):
             return self._member(values)
         numbers = _numbers(values)
-        present = ~np.isnan(numbers)
+        present: np.ndarray = ~np.isnan(numbers)
         if self.way == "random":
             return present & (uniform(hashes, salt) < numbers)
         if self.way == "range":
@@ -134,7 +135,8 @@ class Keep(Strict):
         worst = [state[name][0].as_py() for name in ("score", "hash", "row")]
         score = -numbers if self.way == "top" else numbers
         before = (hashes < worst[1]) | ((hashes == worst[1]) & (rows <= worst[2]))
-        return present & ((score < worst[0]) | ((score == worst[0]) & before))
+        stays: np.ndarray = present & ((score < worst[0]) | ((score == worst[0]) & before))
+        return stays
 
     def absent(self, values: pa.Array) -> np.ndarray:
         """Boolean, true where the column has no value. A null pointer is a value: the row repeats no other."""
@@ -153,7 +155,8 @@ class Keep(Strict):
         else:
             matches = np.array(pc.is_in(values, value_set=pa.array(wanted, values.type)).to_numpy(zero_copy_only=False))
         null = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
-        return (matches if self.way == "in" else ~matches) & ~null
+        member: np.ndarray = (matches if self.way == "in" else ~matches) & ~null
+        return member
 
     # ---- two passes, for top and bottom: 24 bytes for each row
 
@@ -186,7 +189,7 @@ class Keep(Strict):
         """The value of the last row that stays, for ``top`` and ``bottom``."""
         if state is None or state.num_rows == 0:
             return None
-        score = state["score"][0].as_py()
+        score: float = state["score"][0].as_py()
         return -score if self.way == "top" else score
 
 

@@ -38,7 +38,7 @@ class Pool(Strict):
     """How the source becomes rows and shards."""
 
     rows: Literal["images", "captions"] = "images"  # one row for each image with all its captions, or for each caption
-    shard: Annotated[int, Field(ge=1)] = 1000  # rows of a shard: the unit of work, of commit and of resume
+    shard: Annotated[int, Field(ge=1)] = 1000  # rows of a shard: the unit of work; finished ones are kept when a run resumes
     images: Literal["reference", "inline"] = "reference"  # inline: copied into the shards, as images without files always are
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first items; required for an endless source
 
@@ -55,7 +55,7 @@ class Output(Strict):
 
 
 class Plan(Strict):
-    """Operators and rules in order, and how rows are read and step_data."""
+    """Operators and rules in order, and how rows are read and written."""
 
     name: str
     about: str = ""
@@ -160,7 +160,7 @@ def load_plan(source: str | Path | Mapping[str, Any], overrides: Overrides = Non
 def steps_of(plan: Plan, where: str = "plan") -> list[Step]:
     """The checked steps of a plan.
 
-    Raises DiptychError for an unknown operator or option, or an input that is neither a base column nor an earlier step's output.
+    Raises DiptychError for an unknown operator or option, or an input that is not a base column or an earlier step's output.
     """
     known: dict[str, pa.DataType] = dict(BASE)
     maker: dict[str, str] = {}

@@ -26,10 +26,9 @@ from diptych.curation.engine.output import SUFFIX
 from diptych.curation.engine.scoring import Outcome
 from diptych.curation.engine.shards import Keys
 from diptych.curation.engine.store import Store, address
-from diptych.curation.engine.work import Task
+from diptych.curation.engine.work import Task, explained
 from diptych.curation.plan import Plan, Step, load_plan, steps_of
 from diptych.curation.runners import Runner, runner
-from diptych.curation.runners.local import explained
 
 SHARED = (
     "reading the source",
@@ -101,6 +100,9 @@ class _Run:
         self.began = time.perf_counter()
 
     def run(self) -> Curated:
+        """Computes the steps and files that are not in the store yet, and publishes the result. A result that is already published
+        is returned as it is. Raises DiptychError for an empty source.
+        """
         self.store.sweep()
         for step in self.steps:
             step.describe()  # a missing list or model is reported before the source is read
@@ -311,7 +313,7 @@ class _Run:
         return {
             "date": time.strftime("%Y-%m-%d %H:%M:%S"),
             "runner": self.runner_options[0],
-            "workers": self.runner_options[1] or os.cpu_count(),
+            "workers": self.runner_options[1] or os.cpu_count() or 1,
             "seconds_of_last_call": round(time.perf_counter() - self.began, 3),
             "operators": {name: {"seconds": round(s, 4), "rows": rows[name]} for name, s in seconds.items()},
         }

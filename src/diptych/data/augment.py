@@ -1,4 +1,4 @@
-"""Augmentation of training images, by ``config/augment.py``. Every function is pure: its randomness comes from the generator given.
+"""Augmentation of training images, by ``config/augment.py``. Every function is pure: its randomness comes from the given generator.
 
 Operations take and return float32 images [height, width, 3] in [0, 1], RGB. Their definitions are those of torchvision's v2
 transforms for float images: within 2e-6, or 1e-4 where grey levels enter, since torchvision writes 0.2989 for 0.299. An augmented
@@ -42,7 +42,8 @@ _SIDES = re.compile(
 def speaks_of_sides(captions: Sequence[str]) -> bool:
     """Whether any caption has a word for left or right in English, German, French or Spanish.
 
-    Text in other languages is not recognised; nor are signs, letters and faces within the image, which a flip mirrors.
+    Text in other languages is not recognised. Signs, letters and faces within the image are not recognised either, although a flip
+    mirrors them.
     """
     return any(_SIDES.search(caption) for caption in captions)
 
@@ -75,7 +76,7 @@ def hue(image: np.ndarray, shift: float) -> np.ndarray:
     value, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
     chroma = value - low
     divisor = np.where(chroma > 0, chroma, np.float32(1))
-    sextant = np.where(value == r, g - b, np.where(value == g, b - r, r - g)) / divisor  # of no effect where chroma is 0
+    sextant = np.where(value == r, g - b, np.where(value == g, b - r, r - g)) / divisor  # has no effect where chroma is 0
     sextant += np.where(value == r, np.float32(0), np.where(value == g, np.float32(2), np.float32(4)))
     turned = np.empty(image.shape, np.float32)
     for i, offset in enumerate((5, 3, 1)):
@@ -123,7 +124,9 @@ def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
 
 
 class Jitter:
-    """With chance ``p``, each of the operations whose strength is not 0, in random order (``config.augment.Jitter``)."""
+    """With chance ``p``, each operation of a strength above 0, in random order (``config.augment.Jitter``)."""
+
+    moves = False
 
     def __init__(
         self,
@@ -156,6 +159,8 @@ class Jitter:
 class Grey:
     """``grey`` with chance ``p``."""
 
+    moves = False
+
     def __init__(self, *, p: Chance = 0.2):
         self.p = p
 
@@ -165,6 +170,8 @@ class Grey:
 
 class Blur:
     """``gaussian_blur`` with chance ``p``; the kernel spans a tenth of the image's height, as in SimCLR."""
+
+    moves = False
 
     def __init__(self, *, p: Chance = 0.5, sigma: Bounds = (0.1, 2.0)):
         self.p, self.sigma = p, sigma
@@ -178,6 +185,8 @@ class Blur:
 class Solarize:
     """``solarize`` with chance ``p``."""
 
+    moves = False
+
     def __init__(self, *, p: Chance = 0.2, threshold: Annotated[float, Field(ge=0, le=256)] = 128.0):
         self.p, self.threshold = p, threshold
 
@@ -185,7 +194,8 @@ class Solarize:
         return solarize(image, self.threshold) if rng.random() < self.p else image
 
 
-# Kinds for ``also``; others: package.module:Class, built with the options and called as (image, rng) → image.
+# Kinds for ``also``; others: package.module:Class, built with the options and called as (image, rng) → image. One that leaves every
+# pixel at its place says so by ``moves = False``; boxes of regions stay right then.
 OPERATIONS: Mapping[str, Any] = {"jitter": Jitter, "grey": Grey, "blur": Blur, "solarize": Solarize}
 
 
@@ -194,6 +204,7 @@ class Augmenter:
 
     spec: the checked settings. size: side of the output in pixels.
     draws: whether anything is random; if not, the output of an image is always the same and may be cached.
+    moves: whether a pixel may end up elsewhere than in the plain central square, so that boxes would be wrong.
     """
 
     def __init__(self, spec: Augment, size: int):
@@ -211,11 +222,12 @@ class Augmenter:
             cls = resolve(own.kind, OPERATIONS, "augmentation")
             self.operations.append(cls(**check_options(cls, own.options, f"data.augment.also.{i}")))
         self.draws = bool(spec.crop or spec.flip or self.operations)
+        self.moves = bool(spec.crop or spec.flip or any(getattr(operation, "moves", True) for operation in self.operations))
 
     def __call__(self, image: np.ndarray, rng: random.Random, captions: Sequence[str] = ()) -> np.ndarray:
         """One view: uint8 [H, W, 3] → uint8 [size, size, 3].
 
-        rng: seeded for this sample; the result depends on nothing else. It is advanced by as many draws for every ``captions``.
+        rng: seeded for this sample; the result depends on nothing else. The number of draws does not depend on ``captions``.
         captions: all captions of the sample; if one speaks of left or right (``speaks_of_sides``), the image is not flipped.
         """
         crop = self.spec.crop
@@ -235,7 +247,7 @@ class Augmenter:
 
 
 def augmenter(spec: Augment | str | Mapping[str, Any], size: int) -> Augmenter:
-    """The augmenter of a setting: checked, a preset's name, or plain data. size: side of the output in pixels.
+    """The augmenter for ``spec``: a checked setting, the name of a preset, or plain data. size: side of the output in pixels.
 
     Raises DiptychError for an unknown kind or option.
     """

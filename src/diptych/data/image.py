@@ -1,4 +1,4 @@
-"""Bytes to pixels, and pixels to the square a model wants.
+"""From bytes to pixels, and from pixels to the square that a model reads.
 
 Images are uint8 arrays [height, width, 3], RGB. Colour profiles are not applied.
 """
@@ -29,7 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def decode(data: bytes, item: str) -> np.ndarray:
     """The upright RGB picture in ``data``, uint8 [height, width, 3]; transparent parts become white.
 
-    Raises ``BrokenItem(item, reason)`` for what is empty, no image, truncated, damaged or above ``MAX_PIXELS``.
+    Raises ``BrokenItem(item, reason)`` for data that is empty, not an image, truncated, damaged or above ``MAX_PIXELS``.
     """
     if not data:
         raise BrokenItem(item, "the file is empty")
@@ -38,10 +38,10 @@ def decode(data: bytes, item: str) -> np.ndarray:
 
 
 def _decode_plain_jpeg(data: bytes, item: str) -> np.ndarray | None:
-    """The fast path: an upright RGB or grey JPEG. ``None`` for all others: Pillow shall judge them."""
+    """The fast path: an upright RGB or grey JPEG. ``None`` for all others, which Pillow decodes."""
     import simplejpeg
 
-    if b"Exif\0" in data[:65536]:  # perhaps to be turned, which only Pillow knows how to read
+    if b"Exif\0" in data[:65536]:  # may be rotated; only Pillow reads the orientation
         from PIL import Image
 
         try:
@@ -55,11 +55,12 @@ def _decode_plain_jpeg(data: bytes, item: str) -> np.ndarray | None:
         _check_size(width, height, item)
         if colours in ("CMYK", "YCCK"):
             return None
-        return simplejpeg.decode_jpeg(data, "RGB")
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
+        return pixels
     except ValueError as error:
         if "remature end" in str(error):
             raise BrokenItem(item, "truncated: the file ends before the picture does") from error
-        return None  # the strict decoder also refuses blemishes that lose no pixels
+        return None  # the strict decoder also refuses minor damage that loses no pixels
 
 
 def _decode_any(data: bytes, item: str) -> np.ndarray:
@@ -148,7 +149,7 @@ def resize(image: np.ndarray, size: int, mode: Literal["crop", "squash"] = "crop
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """The whole picture with its shorter side at ``size``, antialiased; a smaller one, and one that fits, as it is."""
+    """The whole picture with its shorter side at ``size``, antialiased; a picture that is not larger stays as it is."""
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -177,7 +178,7 @@ def random_resized_crop(
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:
             return _resize_box(image, size, rng.randint(0, width - w), rng.randint(0, height - h), w, h)
-    return resize(image, size)  # so long and thin that no such part exists
+    return resize(image, size)  # too long and thin for such a part
 
 
 def _resize_box(image: np.ndarray, size: int, x: float, y: float, width: float, height: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diptych.core.errors import counted
 from diptych.data.negatives import FUNCTION_WORDS
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.storage.digests import digest
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 
 QUANTILES = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
 SHOWN = 16  # samples on the contact sheet
-ENDLESS = 2**31 - 1  # the length of a source that draws its samples; of such, DRAWN are looked at
+ENDLESS = 2**31 - 1  # the length of a source that draws its samples; DRAWN of them are looked at
 DRAWN = 1000
 
 
 @dataclass
 class Inspection:
-    """All numbers are of the items looked at, which are all unless ``limit`` was given; ``splits`` of the whole."""
+    """All numbers are of the items looked at (all, unless ``limit`` was given); ``splits`` are of the whole source."""
 
     address: str
     items: int  # in the source
@@ -58,6 +59,7 @@ class Inspection:
     sheet: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data, for JSON."""
         return asdict(self)
 
 
@@ -76,7 +78,7 @@ class _Seen:
 
 
 def inspect(address: str, out: Path | None = None, limit: int | None = None, progress: bool = True) -> Inspection:
-    """Decodes the items (``limit``: that many, evenly spread) and counts.
+    """Decodes the items (``limit``: at most that many, evenly spread) and counts.
 
     With ``out``, writes ``inspection.json`` and a contact sheet there. Raises ``DiptychError`` for an address that
     cannot be opened.
@@ -109,6 +111,7 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
     from rich.progress import track
 
     def look(i: int) -> _Seen | Problem:
+        """What was seen of item i, or the problem if it cannot be used."""
         try:
             sample = source[i]
         except BrokenItem as error:
@@ -116,6 +119,7 @@ def _look(source: Source, indices: Sequence[int], progress: bool) -> tuple[list[
         return _seen(i, sample)
 
     def results() -> Iterable[_Seen | Problem]:
+        """What was seen of each item, in order; threads decode 1,024 items ahead at most."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(indices), 1024):
                 yield from pool.map(look, indices[start : start + 1024])
@@ -163,6 +167,7 @@ def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Pro
     names = [name for name in getattr(source, "classes", None) or () if labels] or sorted(labels)
 
     def counted(what: str) -> list[float]:
+        """The counts of the items that have them."""
         return [item.counts[what] for item in seen if what in item.counts]
 
     part = getattr(source, "part", None)
@@ -224,7 +229,8 @@ def print_inspection(result: Inspection) -> None:
     part = "" if result.looked_at == result.items else f" ({result.looked_at:,} looked at)"
     console.print(f"[bold]{escape(result.address)}[/bold]  fingerprint {result.fingerprint}")
     console.print(
-        f"{result.items:,} items{part}, {result.good:,} good, {len(result.broken):,} problems, {result.captions:,} captions"
+        f"{counted(result.items, 'item')}{part}, {result.good:,} good, "
+        f"{counted(len(result.broken), 'problem')}, {counted(result.captions, 'caption')}"
     )
     console.print("split: " + ", ".join(f"{name} {size:,}" for name, size in result.splits.items()))
     console.print("captions an item: " + ", ".join(f"{n} × {k}" for k, n in result.captions_per_item.items()))
@@ -232,7 +238,9 @@ def print_inspection(result: Inspection) -> None:
     if result.classes:
         shown = list(result.classes.items())[:30]
         more = f" … and {len(result.classes) - 30:,} more" if len(result.classes) > 30 else ""
-        console.print(f"{len(result.classes):,} classes: " + escape(", ".join(f"{name} {n:,}" for name, n in shown)) + more)
+        console.print(
+            f"{counted(len(result.classes), 'class', 'classes')}: " + escape(", ".join(f"{name} {n:,}" for name, n in shown)) + more
+        )
     if result.regions_per_item:
         console.print("regions an item: " + ", ".join(f"{n} × {k}" for k, n in result.regions_per_item.items()))
     table = Table("", *QUANTILES)
@@ -248,7 +256,7 @@ def print_inspection(result: Inspection) -> None:
     console.print("frequent words: " + escape(", ".join(f"{w} {n}" for w, n in result.frequent.items())))
     if result.duplicates:
         first = escape(", ".join(result.duplicates[0]))
-        console.print(f"equal pictures: {len(result.duplicates):,} groups, first: {first}")
+        console.print(f"equal pictures: {counted(len(result.duplicates), 'group')}, first: {first}")
     if result.broken:
         problems = Table("item", "reason", title="problems" + (" (the first 20)" if len(result.broken) > 20 else ""))
         for problem in result.broken[:20]:

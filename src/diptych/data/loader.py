@@ -18,15 +18,16 @@ from diptych.data.order import ENDLESS, Epochs, Mixed, Order, mixed
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources.mixture import Mixture
 
-CACHE_BYTES = 2**30  # of decoded images kept, resized, of sources that are read again and again
+CACHE_BYTES = 2**30  # of decoded and resized images, kept for sources that are read repeatedly
 
 
 class Loader:
-    """Batches of a source, in an order fixed by (seed, step). A broken item is recorded and its successor taken.
+    """Batches of a source, in an order fixed by (seed, step). A broken item is recorded, and the next item takes its place.
 
     fields: what is collated, by name; nothing else of a sample is prepared. workers: processes that ``stream`` reads with; 0: none.
-    unpaired: loaders of samples of which one field alone is read, by its name here; their rows join every batch. waited: seconds
-    that the consumer of ``stream`` spent waiting.
+    unpaired: loaders by the name of a field here; they read that field alone, and their rows join every batch
+    (``add_unpaired``). problems: what was wrong with items that were read, by item. waited: seconds that the consumer of
+    ``stream`` spent waiting.
     """
 
     def __init__(self, source: Source, fields: Mapping[str, Field], batch_size: int, seed: int = 0, workers: int = 0):
@@ -34,28 +35,41 @@ class Loader:
         self.workers, self.waited = workers, 0.0
         self.unpaired: dict[str, Loader] = {}
         self.problems: dict[str, Problem] = {}
+        self.joined: tuple[Loader, str] | None = None  # whose batches this one's rows join, and under which name
         for field in self.fields.values():
             field.note = self.note
         if len(source) == 0:
             raise DiptychError(f"{source.address}: no samples to train on")
         self.drawn_fields = any(field.drawn for field in self.fields.values())
-        if self.drawn_fields and "regions" in self.fields:
-            raise DiptychError("data.augment: boxes of regions do not follow random crops; set data.augment to none")
+        if any(f.kind == "regions" for f in self.fields.values()) and any(f.moves for f in self.fields.values()):
+            raise DiptychError(
+                "data.augment: boxes of regions do not follow what moves pixels (crop, flip, operations of your own); set "
+                "data.augment to none, or to operations that leave pixels where they are (jitter, grey, blur, solarize)"
+            )
         self.order: Order = source.order(seed) if isinstance(source, Mixture) else Epochs(len(source), seed)
         self._prepare()
 
+    def add_unpaired(self, name: str, loader: Loader) -> None:
+        """Rows of another loader join every batch as the field ``name``. Its problems are listed here too, as ``NAME/ITEM``."""
+        self.unpaired[name] = loader
+        loader.joined = self, name
+        for problem in loader.source.problems:
+            loader.note(problem)
+
     def _prepare(self, worker: bool = False) -> None:
-        """What a process must have for itself; a worker does with less."""
+        """Sets up what each process must have for itself; a worker needs less."""
         self._seen: OrderedDict[int, tuple[Sample, dict[str, Any]]] = OrderedDict()
-        once = worker or len(self.source) > ENDLESS  # each image is met by this process, or drawn, once
+        once = worker or len(self.source) > ENDLESS  # this process reads, or draws, each image once
         plain = once or getattr(self.source, "instant", False)
         size = sum(field.memory() for field in self.fields.values())
         self._keep = 0 if once or self.drawn_fields else CACHE_BYTES // max(size, 1024)
         self._threads = None if plain else ThreadPoolExecutor(4)
 
     def in_worker(self) -> None:
-        """Called in a worker process, where threads of the parent are dead and a cache of its own would cost memory N times."""
+        """Called in a worker process, where the parent's threads do not exist and a cache would take memory in every worker."""
         self._prepare(worker=True)
+        for loader in self.unpaired.values():
+            loader.in_worker()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_seen", "_threads")}
@@ -67,24 +81,27 @@ class Loader:
     def note(self, problem: Problem) -> None:
         """Record what was wrong with an item."""
         self.problems[problem.item] = problem
+        if self.joined is not None:
+            loader, name = self.joined
+            loader.note(Problem(f"{name}/{problem.item}", problem.reason))
 
     def index(self, position: int) -> int:
-        """Which sample stands at this place of the endless stream."""
+        """The index of the sample at this position of the endless stream."""
         return self.order[position]
 
     def drawn(self, samples: int) -> dict[str, int]:
-        """Of the first so many samples, how many came from each source."""
+        """How many of the first ``samples`` samples come from each source."""
         if isinstance(self.source, Mixture) and isinstance(self.order, Mixed):
             return dict(zip(self.source.addresses, self.order.counts(samples), strict=True))
         return {self.source.address: samples}
 
     def _read(self, position: int) -> tuple[Sample, dict[str, Any]]:
-        """The sample for this place, or the next that can be used, and what was fitted of it."""
+        """The sample for this position, or the next one that can be used, and its fitted values."""
         source, n, index = self.source, len(self.source), self.index(position)
         for turn in range(min(n, 1000)):
             if turn:
                 index = source.successor(index) if isinstance(source, Mixture) else (index + 1) % n
-            seen = self._seen.get(index)  # asked once: another thread may throw it out
+            seen = self._seen.get(index)  # looked up once: another thread may remove it
             if seen is not None:
                 return seen
             try:
@@ -106,7 +123,7 @@ class Loader:
         raise DiptychError(f"{self.source.address}: no usable sample among {min(n, 1000)}; first: {first.item}: {first.reason}")
 
     def _rest(self, sample: Sample) -> Sample:
-        """The sample as it is kept: texts, and of what else is read, what is small."""
+        """The sample as it is kept: its texts, and the small fields among those that are read."""
         sample = sample.with_(
             **{name: None for name in sample.fields if name not in self.fields and name not in ("text", "negatives")}
         )
@@ -121,9 +138,9 @@ class Loader:
     def stream(
         self, step: int, start: int = 0, stop: int | None = None, micro: int | None = None, ahead: bool = False, pin: bool = False
     ) -> Iterator[Batch]:
-        """``rows(step, start, stop)`` and the same rows of every step after it, for ever; in pieces of ``micro`` rows if given.
+        """``rows(step, start, stop)`` and the same rows of every later step, without end; in pieces of ``micro`` rows if given.
 
-        Read by ``workers`` processes; without any, and with ``ahead``, by a thread that is one batch ahead. ``pin``: in
+        ``workers`` processes read; without workers but with ``ahead``, a thread reads one batch ahead. ``pin``: in
         page-locked memory, for a GPU. Close it (``stream.close()``) when done, so that the workers end.
         """
         stop = self.batch_size if stop is None else stop
@@ -137,7 +154,7 @@ class Loader:
     def rows(self, step: int, start: int, stop: int) -> Batch:
         """Samples start..stop of the global batch of that step: a rank's share, or a micro-batch.
 
-        A function of (seed, step, start, stop) and the source alone; pixels are uint8.
+        Depends on (seed, step, start, stop) and the source alone; pixels are uint8.
         """
         if not 0 <= start < stop <= self.batch_size:
             raise ValueError(f"rows {start} to {stop} of a batch of {self.batch_size}")

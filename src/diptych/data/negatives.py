@@ -1,9 +1,10 @@
-"""Hard negatives for any English caption: the same words, two of them in each other's place (as in NegCLIP)."""
+"""Hard negatives for any English caption: the same words with two of them exchanged (as in NegCLIP)."""
 
 from __future__ import annotations
 
 import random
 import re
+from typing import Any
 
 _NUMBERS = {"no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "few"}
 _ARTICLES = {"a", "an", "the", "some"}
@@ -22,11 +23,12 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 
 def swap_words(caption: str, rng: random.Random, only: str = "") -> str | None:
-    """``caption`` with two content words swapped, so that it most likely says something else; ``None`` if none can be.
+    """``caption`` with two content words swapped, so that it most likely says something else; ``None`` if that is not possible.
 
     Words directly before another content word ("red cube") mostly are modifiers; the others are heads, or verbs in
-    -ing. A modifier goes with a modifier, a head with a head; any two only where no such pair will do. Never the same
-    text in other letters, nor "a dog and a cat" for "a cat and a dog", nor "burly big" for "big burly".
+    -ing. Modifiers are swapped with modifiers and heads with heads; any two words only if there is no such pair. The result never
+    has the same meaning: not the same text in other letters, not "a dog and a cat" for "a cat and a dog", not "burly big" for "big
+    burly".
     only: "modifier" or "head" for two of that kind and no others.
     """
     words = [m for m in _WORD.finditer(caption) if m[0].lower() not in FUNCTION_WORDS]
@@ -47,21 +49,21 @@ def swap_words(caption: str, rng: random.Random, only: str = "") -> str | None:
     return None
 
 
-def _swap(caption: str, first: re.Match, second: re.Match) -> str:
+def _swap(caption: str, first: re.Match[str], second: re.Match[str]) -> str:
     a, b = _cased(second[0], first[0]), _cased(first[0], second[0])
     return caption[: first.start()] + a + caption[first.end() : second.start()] + b + caption[second.end() :]
 
 
 def _cased(word: str, place: str) -> str:
-    """``word`` with the capital of the place it goes to; abbreviations neither take nor give one."""
+    """``word`` with the capital of the place it goes to; abbreviations stay as they are."""
     if word.isupper() and len(word) > 1:
         return word
     capital = place[0].isupper() and (len(place) == 1 or not place.isupper())
     return (word[0].upper() if capital else word[0].lower()) + word[1:]
 
 
-def meaning(caption: str) -> list:
-    """Words in order, except where order says nothing: among modifiers, and on either side of "and" or "next to"."""
+def meaning(caption: str) -> list[list[Any]]:
+    """The words in order, except where the order has no meaning: among modifiers, and on either side of "and" or "next to"."""
     phrases: list[list[str]] = [[]]  # content words, their head last; function words and marks stand between them
     between: list[str] = [""]  # what stands before each phrase
     for token in re.findall(rf"{_WORD.pattern}|\d+|[^\w\s]", caption.lower()):
@@ -74,7 +76,7 @@ def meaning(caption: str) -> list:
             between[-1] += f" {token}"
         else:
             phrases[-1].append(token)
-    groups: list[list] = []
+    groups: list[list[Any]] = []
     for before, phrase in zip(between, phrases, strict=True):
         symmetric = set(before.replace(",", " ").split()) <= _SYMMETRIC
         text = (sorted(phrase[:-1]), phrase[-1:])

@@ -1,5 +1,5 @@
-"""Which sample comes when: pure functions of a seed and a position in an endless stream, so that any process can work out any
-part.
+"""The order of samples: pure functions of a seed and a position in an endless stream, so that any process can compute any part of
+it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ def mixed(*numbers: int) -> int:
 
 
 class Order(Protocol):
-    """``order[position]`` is the number of the sample that stands there."""
+    """``order[position]`` is the index of the sample at that position."""
 
     def __getitem__(self, position: int) -> int: ...
 
 
 class Epochs:
-    """One source: epochs are permutations, each its own."""
+    """One source: each epoch is its own permutation."""
 
     def __init__(self, n: int, *seed: int):
         self.n, self.seed = n, seed
-        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))  # the last one used: positions mostly go up
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))  # the last one: positions mostly increase
 
     def __getitem__(self, position: int) -> int:
         if self.n > ENDLESS:
             return (mixed(*self.seed) + position) % self.n
         epoch, place = divmod(position, self.n)
-        held = self._epoch  # read once: another thread may put its own there
+        held = self._epoch  # read once: another thread may replace it
         if held[0] != epoch:
             held = self._epoch = (epoch, np.random.default_rng((*self.seed, epoch)).permutation(self.n))
         return int(held[1][place])
@@ -51,8 +51,8 @@ class Epochs:
 class Mixed:
     """Several sources laid end to end, each drawn by its weight and in epochs of its own.
 
-    Every block of ``BLOCK`` positions holds each source's exact share, shuffled; so how often a source was drawn
-    before any position is known without walking there.
+    Every block of ``BLOCK`` positions holds each source's exact share, shuffled; so the number of draws of a source before a
+    position can be computed directly.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
@@ -62,7 +62,7 @@ class Mixed:
         self._block: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))
 
     def _drawn(self, block: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """(block, [BLOCK] source at each place, [BLOCK] how often it was drawn earlier in the block)."""
+        """(block, [BLOCK] source at each position, [BLOCK] how often it was drawn earlier in the block)."""
         held = self._block
         if held[0] != block:
             which = np.repeat(np.arange(len(self.quotas), dtype=np.int32), self.quotas)
@@ -80,7 +80,7 @@ class Mixed:
         return self.offsets[source] + self.orders[source][block * self.quotas[source] + int(before[place])]
 
     def counts(self, positions: int) -> list[int]:
-        """How often each source stands among the first so many positions."""
+        """How often each source occurs among the first ``positions`` positions."""
         blocks, rest = divmod(positions, BLOCK)
         partial = np.bincount(self._drawn(blocks)[1][:rest], minlength=len(self.quotas)) if rest else [0] * len(self.quotas)
         return [blocks * quota + int(more) for quota, more in zip(self.quotas, partial, strict=True)]

@@ -19,7 +19,7 @@ Boxes = Sequence[tuple[Sequence[float], str]]  # edges in pixels, and a phrase
 
 
 def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans of that size where matplotlib is installed, else Pillow's own font."""
+    """DejaVu Sans of that size if matplotlib is installed, otherwise Pillow's own font."""
     try:
         from matplotlib import get_data_path
 
@@ -67,7 +67,7 @@ def _shown(sample: Sample, side: int, captions: int, boxes: bool) -> tuple[Image
         drawn: list[Any] = FIELDS[name].draw(value)
         pictures += [part for part in drawn if not isinstance(part, str)]
         texts = [part for part in drawn if isinstance(part, str)]
-        if name != "document" or not sample.captions:  # whose texts are the caption
+        if name != "document" or not sample.captions:  # the caption already holds a document's texts
             lines = [*lines, *(f"{name}: {text}" for text in texts[: captions + 1])]
     if sample.image is not None:
         marked: list[tuple[Sequence[float], str]] = [(r.box, r.phrase) for r in _regions(sample)]
@@ -94,11 +94,11 @@ def contact_sheet(
     """Draws samples of any source and size as one PNG: each one's picture with its regions, or its frames or the pictures of its
     document side by side; below it the first few captions, and what its other fields say.
 
-    side: of the square for a sample, in pixels. captions: at most so many. boxes: those of ``extra["boxes"]`` too. Returns the
-    path; DiptychError for an ending that is no kind of picture.
+    side: of the square for a sample, in pixels. captions: how many at most. boxes: show those of ``extra["boxes"]`` too. Returns
+    the path; DiptychError for an ending that is not one of pictures.
     """
     if Path(path).suffix.lower() not in Image.registered_extensions():
-        raise DiptychError(f"{path}: no kind of picture; end the name in .png")
+        raise DiptychError(f"{path}: not the name of a picture file; end it in .png")
     samples = list(samples)
     columns = max(1, min(columns, len(samples)))
     gap, leading, plain, heading = 18, 17, font(13), font(20)

@@ -1,9 +1,9 @@
-"""What every data source offers, and what the judging may ask of those that know more."""
+"""The interface of every data source, and of those that can build controlled tests."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ class Problem:
 
 
 class BrokenItem(Exception):  # noqa: N818 - it is an outcome of reading one item, not a failure of the program
-    """Raised by ``Source.__getitem__`` for an item that cannot be used; the loader records it and goes on."""
+    """Raised by ``Source.__getitem__`` for an item that cannot be used; the loader records it and continues."""
 
     def __init__(self, item: str, reason: str):
         super().__init__(f"{item}: {reason}")
@@ -31,15 +31,15 @@ class BrokenItem(Exception):  # noqa: N818 - it is an outcome of reading one ite
 class Group:
     """k images and k captions; caption i is true of image i alone.
 
-    Because every caption is as often right as wrong, a scorer that does not look at the image gets exactly 1/k
-    (ties shared), whatever it prefers: the balance is in the design, not in the sampling.
+    Because every caption is right as often as wrong, a scorer that does not look at the image gets exactly 1/k (ties shared),
+    whichever captions it prefers: the design is balanced, not only the sample.
     """
 
     id: str  # also the cluster for the bootstrap
     skill: str  # object, count, colour, size, position, relation, binding, negation
     images: list[np.ndarray]  # k × uint8 [height, width, 3]
     captions: list[str]  # k
-    extra: dict = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ class Source(Protocol):
     """Random access to samples. ``source[i]`` is a pure function of i (and the address).
 
     ``problems`` lists what was found unusable when the source was opened (an empty caption, a missing file).
-    What only shows on decoding raises ``BrokenItem`` from ``source[i]``.
+    Problems that only decoding shows raise ``BrokenItem`` from ``source[i]``.
     """
 
     address: str
@@ -72,7 +72,9 @@ class Controlled(Protocol):
 
     skills: tuple[str, ...]
 
-    def groups(self, skill: str, n: int) -> list[Group]: ...
+    def groups(self, skill: str, n: int) -> list[Group]:
+        """n groups of k images and k captions that differ in one skill alone, image i with caption i."""
+        ...
 
     def concepts(self) -> list[str]:
         """Names for zero-shot concept naming, in singular."""
@@ -81,6 +83,14 @@ class Controlled(Protocol):
     def concept_samples(self, n: int) -> list[tuple[np.ndarray, int]]:
         """n images of one object each, with the index of its concept in ``concepts()``; classes balanced to ±1."""
         ...
+
+
+def all_said(source: Any, index: int) -> list[str]:
+    """Captions and turns of one item, without decoding it where the source can (``captions``). Raises ``BrokenItem``."""
+    if hasattr(source, "captions"):
+        return list(source.captions(index))
+    sample = source[index]
+    return [*sample.captions, *(turn.text for turn in sample.turns)]
 
 
 def usable_samples(source: Source, n: int) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""Batches ahead of need: in the process, in a thread, or in worker processes. The order is the loader's, whoever reads."""
+"""Batches read ahead: in the process, in a thread, or in worker processes. The order is always that of the loader."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_process(loader: Loader, wanted: Iterator[Rows]) -> Iterator[Batch]:
 
 
 def in_thread(loader: Loader, wanted: Iterator[Rows], pin: bool) -> Iterator[Batch]:
-    """One batch ahead: worth it where training waits for a GPU, not where it needs the same cores."""
+    """One batch ahead: useful if training waits for a GPU, not if it needs the same cores."""
 
     def read(rows: Rows) -> Batch:
         batch = loader.rows(*rows)
@@ -67,13 +67,13 @@ class _Work:
         self.loader.problems.clear()
         try:
             batch = self.loader.rows(step + steps, first, min(first + size, self.stop))
-        except DiptychError as error:  # told in the main process, without the worker's traceback
+        except DiptychError as error:  # raised in the main process, without the worker's traceback
             return None, [], str(error)
         return batch, list(self.loader.problems.values()), ""
 
 
 def _start_worker(_number: int) -> None:
-    """Ctrl-C is for the main process, which may want to save first and still needs batches in order to stop in good order."""
+    """Ctrl-C is handled by the main process, which may save first and still needs batches until it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -83,7 +83,7 @@ def _start_worker(_number: int) -> None:
 
 
 def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | None, workers: int, pin: bool) -> Iterator[Batch]:
-    """From ``workers`` processes. Raises ``DiptychError`` if one of them is killed."""
+    """Batches from ``workers`` processes. Raises ``DiptychError`` if one of them is killed."""
     from torch.utils.data import DataLoader
 
     work: Any = _Work(loader, (step, start, stop), stop, micro)
@@ -107,7 +107,7 @@ def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | No
             raise DiptychError(
                 f"a process that reads data was killed ({str(failure).splitlines()[0].strip(' .')}); most often memory, or "
                 "the space in "
-                "/dev/shm, has run out. Checkpoints are untouched: go on with --resume and fewer workers than "
+                "/dev/shm, has run out. Checkpoints are untouched: continue with --resume and fewer workers than "
                 f"data.workers={workers}; "
                 "with data.workers=0 all is read in the process itself"
             ) from failure
@@ -119,8 +119,8 @@ def in_workers(loader: Loader, step: int, start: int, stop: int, micro: int | No
 
 @contextmanager
 def _own_handler(number: signal.Signals) -> Iterator[None]:
-    """Undo what torch does with a signal: its handler raises in the middle of whatever runs when a worker dies, where nobody
-    expects it. Without it, a dead worker is noticed when the next batch does not come.
+    """Undo torch's signal handler: when a worker dies, it raises in the middle of unrelated code. Without it, a dead worker is
+    noticed when the next batch does not come.
     """
     before = signal.getsignal(number)
     try:
@@ -131,7 +131,7 @@ def _own_handler(number: signal.Signals) -> Iterator[None]:
 
 
 def timed(loader: Loader, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Adds up what the consumer waits, in ``loader.waited``."""
+    """Adds the time that the consumer waits to ``loader.waited``, in seconds."""
     while True:
         began = time.perf_counter()
         batch = next(batches)

@@ -15,12 +15,12 @@ PAD, BOS, EOS, MASK = range(4)
 
 
 def normalise(caption: str) -> str:
-    """Lower case, single spaces, no full stop at the end: captions that agree in this say the same."""
+    """Lower case, single spaces, no full stop at the end: captions that are equal then have the same meaning."""
     return " ".join(caption.lower().split()).rstrip(" .")
 
 
 class Tokenizer:
-    """[BOS] tokens [EOS], at most ``max_length`` of them; byte-level, so no text is unknown to it."""
+    """[BOS] tokens [EOS], at most ``max_length`` of them; byte-level, so it can encode any text."""
 
     pad, bos, eos, mask = PAD, BOS, EOS, MASK
 
@@ -33,6 +33,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, max_length: int) -> Tokenizer:
+        """A byte-level BPE tokenizer that learned ``vocab_size`` tokens, special tokens included, from normalised captions."""
         import tokenizers
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -52,9 +53,11 @@ class Tokenizer:
         return self._tokenizer.get_vocab_size()
 
     def to_json(self) -> str:
+        """The tokenizer in the format of the tokenizers library; ``Tokenizer(text, max_length)`` reads it."""
         return str(self._tokenizer.to_str(pretty=False))
 
     def save(self, path: Path) -> None:
+        """Writes ``to_json`` to a file."""
         path.write_text(self.to_json(), encoding="utf-8")
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -69,6 +72,7 @@ class Tokenizer:
         return ids, ids != PAD
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens up to [EOS], without special tokens."""
         words = []
         for i in map(int, ids):
             if i == EOS:

@@ -1,4 +1,4 @@
-"""Files to clips: at most so many frames, evenly spread, without holding the others.
+"""Files to clips: at most ``frames`` frames, evenly spread; the others are not kept in memory.
 
 Frames are uint8 arrays [height, width, 3], RGB, upright; times are seconds from the first frame of the file.
 """
@@ -28,8 +28,8 @@ def decode_video(open_file: Callable[[], str | BinaryIO], item: str, frames: int
 
     open_file: gives the path or the open file, twice. size: the shorter side of larger frames. A first pass reads the packets for
     their times, without decoding; a second one decodes, from the last key frame before each frame that is wanted. Raises
-    ``BrokenItem(item, reason)`` for what is no video, damaged, truncated or above ``MAX_PIXELS``, DiptychError if PyAV is not
-    installed.
+    ``BrokenItem(item, reason)`` for a file that is not a video, damaged, truncated or above ``MAX_PIXELS``, DiptychError if PyAV is
+    not installed.
     """
     av = need("av", extra="video", what=f"{item}: decoding a video")
     try:
@@ -118,7 +118,7 @@ def decode_animation(data: bytes, item: str, frames: int, size: int) -> Video:
                 raise BrokenItem(item, f"{image.width} × {image.height} pixels, above the limit of {MAX_PIXELS:,}")
             count = getattr(image, "n_frames", 1)
             if count < 2:
-                raise BrokenItem(item, "a single picture, no clip")
+                raise BrokenItem(item, "a single picture, not a clip")
             wanted = set(spread(count, frames))
             pictures, seconds, now = [], [], 0.0
             for number in range(count):

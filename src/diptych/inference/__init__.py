@@ -1,1 +1,1 @@
-"""A run, or a model of someone else, behind the capabilities that evaluation and serving know."""
+"""Runs and models of other libraries behind the capabilities that evaluation and serving use."""

@@ -1,4 +1,4 @@
-"""How a run that learned from conversations is asked: by the chat template it was trained with, to the token."""
+"""Prompts for a run that learned from conversations: by its chat template, with exactly the tokens of training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Answering:
         self.model, self.chat, self.side, self.inference = model, chat, side, inference
 
     def converse(self, images: Sequence[Sequence[Image]], turns: Sequence[Sequence[Turn]], how: Decoding) -> list[str]:
-        """What the assistant says next in each conversation, about its images: none, one or several."""
+        """The assistant's next turn in each conversation, which has no, one or several images."""
         decoding = replace(how, stop=(*how.stop, *self.chat.stop))
         behind = (*decoding.stop, self.chat.end.strip()) if self.chat.end.strip() else decoding.stop
         out: list[str] = []
@@ -61,8 +61,8 @@ class Answering:
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Sequence[Example]]
     ) -> np.ndarray:
-        """log P(text, end of answer | examples, image, prompt) in nats, float32 [N]. An image with a prompt is read once, however
-        many texts are tried on it.
+        """log P(text, end of answer | examples, image, prompt) in nats, float32 [N]. An image with a prompt is read once for all of
+        its texts.
         """
         split: dict[Any, tuple[list[int], list[int]]] = {}
         readings: dict[Any, int] = {}
@@ -86,7 +86,7 @@ class Answering:
         lengths = np.array([len(a) for a in answers], dtype=np.int64)
         for start in range(0, len(shown), READ):
             members = np.flatnonzero((which >= start) & (which < start + READ))
-            members = members[np.argsort(lengths[members], kind="stable")]  # answers of like length together: little padding
+            members = members[np.argsort(lengths[members], kind="stable")]  # answers of similar length together: little padding
             with self.inference():
                 read = self._read(shown[start : start + READ], asked[start : start + READ])
                 for at in range(0, len(members), ANSWERS):
@@ -99,7 +99,7 @@ class Answering:
             check_images(turns, images)
             ids = self.chat.document(turns, ask=True).ids
         except Mistake as mistake:
-            raise DiptychError(f"the prompt cannot be asked: {mistake}") from None
+            raise DiptychError(f"the prompt cannot be used: {mistake}") from None
         if len(ids) >= self.chat.room:
             raise DiptychError(
                 f"the conversation has grown to {len(ids)} tokens; the model was trained on at most {self.chat.room}"
@@ -107,17 +107,17 @@ class Answering:
         return ids
 
     def _split(self, prompt: str, text: str, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
-        """Token ids of all that is asked with and of the answer, as in training."""
+        """Token ids of the prompt and of the answer, as in training."""
         turns = asked_with(prompt, examples)
         before = self._prompt(turns, len(examples) + 1) if examples else None
         try:
             document = self.chat.document([*turns, Turn("assistant", text)])
         except Mistake as mistake:
-            raise DiptychError(f"the prompt {prompt!r} cannot be asked: {mistake}") from None
+            raise DiptychError(f"the prompt {prompt!r} cannot be used: {mistake}") from None
         learned = np.flatnonzero(document.learned)
         learned = learned if before is None else learned[learned >= len(before)]  # the examples' answers are learned, too
         if not len(learned):
-            raise DiptychError(f"the answer {text!r} is no token at all: it has no likelihood")
+            raise DiptychError(f"the answer {text!r} has no tokens, so it has no likelihood")
         return document.ids[: learned[0]], [document.ids[i] for i in learned]
 
     def _read(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Sequence[int]]) -> Prefix:
@@ -135,7 +135,7 @@ class Answering:
 
 
 def asked_with(prompt: str, examples: Sequence[Example] = ()) -> list[Turn]:
-    """A question about an image, behind examples of how such are answered."""
+    """A question about an image, after examples with answers."""
     turns = []
     for e in examples:
         turns += [question((prompt if e.prompt is None else e.prompt) or DESCRIBE), Turn("assistant", e.text)]
@@ -143,7 +143,7 @@ def asked_with(prompt: str, examples: Sequence[Example] = ()) -> list[Turn]:
 
 
 def tried(model: VLM, read: Prefix, which: np.ndarray, answers: Sequence[Sequence[int]]) -> np.ndarray:
-    """log P of answers, each behind the row ``which`` of what was read, float32."""
+    """log P of answers, each after the row ``which`` of the prefixes, float32."""
     device, pad = read.last.device, model.tokenizer.pad
     ids, mask = padded([[pad, *answer] for answer in answers], pad, left=False)
     ids, mask = ids.to(device), mask.to(device)

@@ -1,8 +1,7 @@
-"""Few-shot use of a language model that learned from captions: images with what is said of them, then an image to go on from.
+"""Few-shot use of a language model that learned from captions: images with their captions, then an image to continue from.
 
 [BOS] image₁ text₁ … imageₖ textₖ image → words (Frozen, Tsimpoukelli et al. 2021, arXiv:2106.13884; Flamingo, Alayrac et al. 2022,
-§2.5). Where something is asked, it stands between image and text. What comes before the last image is read once, however many
-images follow.
+§2.5). A prompt is between image and text. The tokens before the last image are read once for all images that follow.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ class FewShot:
         self.model, self.side, self.inference = model, side, inference
 
     def groups(self, prompts: Sequence[str], size: int) -> Iterator[np.ndarray]:
-        """Places of prompts of one length in tokens, at most ``size``: nothing is padded between the examples and what follows, so
-        that sliding windows reach as far as they do in one sequence.
+        """Indices of prompts of one length in tokens, at most ``size``: there is no padding between the examples and the rest, so
+        that sliding windows reach as far as in one sequence.
         """
         lengths = np.array([len(ids) for ids in self._pieces(prompts)], dtype=np.int64)
         for length in np.unique(lengths):
@@ -43,7 +42,9 @@ class FewShot:
             yield from (members[at : at + size] for at in range(0, len(members), size))
 
     def read(self, images: Sequence[Image], prompts: Sequence[str], examples: Sequence[Sequence[Example]]) -> Prefix:
-        """Examples, image and prompt of each row, as far as the words that follow. All prompts have one length in tokens."""
+        """The prefix of examples, image and prompt of each row, before the words that follow. All prompts have one length in
+        tokens.
+        """
         lm, device = self.model.part("lm"), next(self.model.parameters()).device
         before = [tuple(_resolved(e, prompt) for e in row) for row, prompt in zip(examples, prompts, strict=True)]
         number: dict[Any, int] = {}
@@ -54,6 +55,7 @@ class FewShot:
         shown = self.side(list(distinct.values()))["image.prefix"]
 
         def of(pictures: Sequence[Image]) -> torch.Tensor | None:
+            """The tokens of these pictures, [n, K, D]; None if there are none."""
             return shown[torch.tensor([place[id(p)] for p in pictures], device=device)] if pictures else None
 
         image = lm.place(shown.shape[1])
@@ -72,8 +74,8 @@ class FewShot:
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Sequence[Example]]
     ) -> np.ndarray:
-        """log P(text, [EOS] | examples, image, prompt) in nats, float32 [N]; what is asked of an image is read once, however many
-        texts are tried on it.
+        """log P(text, [EOS] | examples, image, prompt) in nats, float32 [N]; an image with a prompt is read once for all of its
+        texts.
         """
         readings: dict[Any, int] = {}
         first: list[int] = []
@@ -91,7 +93,7 @@ class FewShot:
             own = [first[i] for i in group]
             at = {int(i): row for row, i in enumerate(group)}
             members = np.flatnonzero(np.isin(which, group))
-            members = members[np.argsort(lengths[members], kind="stable")]  # texts of like length together: little padding
+            members = members[np.argsort(lengths[members], kind="stable")]  # texts of similar length together: little padding
             with self.inference():
                 read = self.read([images[k] for k in own], [prompts[k] for k in own], [examples[k] for k in own])
                 for start in range(0, len(members), ANSWERS):
@@ -101,7 +103,7 @@ class FewShot:
         return out
 
     def _head(self, examples: Sequence[Example], image: list[int]) -> list[int]:
-        """All that stands before the last image; nothing where words look at images and there is no example."""
+        """Everything before the last image; nothing if words look at images and there is no example."""
         ids = [] if self.model.part("lm").gated else [self.model.tokenizer.bos]
         texts = self._pieces([text for e in examples for text in (e.prompt or "", _behind(e.prompt, e.text))])
         for asked, text in zip(texts[::2], texts[1::2], strict=True):

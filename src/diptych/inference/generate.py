@@ -1,8 +1,8 @@
 """Writing token by token: greedy, sampled, or the likeliest of several beams.
 
-Whatever writes fulfils one small protocol: a beginning, ``(logits [B, V], state)``, and ``step(ids [B], state) -> (logits [B, V],
-state)``, where ``state[rows]`` is the state of those rows, with repeats if need be, and no state is ever changed. What a step
-allows or mixes (a grammar, classifier-free guidance) is the step's own affair.
+Every writer has the same interface: a beginning, ``(logits [B, V], state)``, and ``step(ids [B], state) -> (logits [B, V],
+state)``, where ``state[rows]`` is the state of those rows, which may repeat, and a state is never changed. Restrictions and
+mixtures (a grammar, classifier-free guidance) are up to the step.
 
 Shapes: B sequences, K beams, V vocabulary, T tokens.
 """
@@ -25,26 +25,25 @@ if TYPE_CHECKING:
 
 
 class State(Protocol):
-    """What a step of generation hands on: indexable by rows."""
+    """The state between steps of generation, indexable by rows."""
 
     def __getitem__(self, rows: Tensor) -> Any: ...
 
 
-Begun = tuple[Tensor, Any]  # logits over the first token [B, V], and the state behind them
+Begun = tuple[Tensor, Any]  # logits over the first token [B, V], and the state
 Step = Callable[[Tensor, Any], Begun]
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen. As it is: greedily. With ``beams`` > 1: beam search. With a temperature, ``top_k`` or ``top_p``:
+    """How tokens are chosen. By default: greedily. With ``beams`` > 1: beam search. With a temperature, ``top_k`` or ``top_p``:
     sampling.
 
-    length_penalty: beams are ranked by log-likelihood / length^length_penalty, so more favours longer texts (Wu et al. 2016, §7, in
-    the simpler form that transformers has). top_k: only the k likeliest tokens (Fan et al. 2018); top_p: only the likeliest that
-    together reach p (Holtzman et al. 2020). repetition_penalty: above 1 makes tokens written before less likely (Keskar et al.
-    2019, §4.1).
-    stop: strings that end a text; they are cut off. seed: the same image, settings and seed give the same text, whatever else is in
-    the batch.
+    length_penalty: beams are ranked by log-likelihood / length^length_penalty, so higher values favour longer texts (Wu et al.
+    2016, §7, in the simpler form that transformers has). top_k: only the k likeliest tokens (Fan et al. 2018); top_p: only the
+    likeliest that together reach p (Holtzman et al. 2020). repetition_penalty: above 1 makes tokens written before less likely
+    (Keskar et al. 2019, §4.1).
+    stop: strings that end a text; they are cut off. seed: the same image, settings and seed give the same text in any batch.
     """
 
     max_tokens: int = 32
@@ -98,7 +97,7 @@ def penalise(scores: Tensor, written: Tensor, penalty: float) -> Tensor:
 
 
 def warp(logits: Tensor, decoding: Decoding) -> Tensor:
-    """Logits [B, V] as sampling sees them: over the temperature, and −∞ outside ``top_k`` and then ``top_p``."""
+    """Logits [B, V] for sampling: divided by the temperature, and −∞ outside ``top_k`` and then ``top_p``."""
     if decoding.temperature:
         logits = logits / decoding.temperature
     if decoding.top_k is not None and decoding.top_k < logits.shape[-1]:
@@ -107,24 +106,24 @@ def warp(logits: Tensor, decoding: Decoding) -> Tensor:
     if decoding.top_p is not None and decoding.top_p < 1:
         ranked, order = logits.sort(descending=True, dim=-1)
         p = ranked.softmax(-1)
-        beyond = p.cumsum(-1) - p >= decoding.top_p  # what stands before it is enough
+        beyond = p.cumsum(-1) - p >= decoding.top_p  # the tokens before it are enough
         beyond[..., 0] = False
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     return logits
 
 
 def choose(logits: Tensor, decoding: Decoding, draws: Tensor | None = None) -> Tensor:
-    """The next token [B] from logits [B, V]. draws: a number in [0, 1) a row, where ``decoding`` samples."""
+    """The next token [B] from logits [B, V]. draws: a number in [0, 1) per row, if ``decoding`` samples."""
     if not decoding.samples:
         return logits.argmax(-1)
     assert draws is not None, "sampling needs draws"
     below = warp(logits.double(), decoding).softmax(-1).cumsum(-1)
-    at = draws.to(below)[:, None].clamp_max(1 - 1e-12) * below[:, -1:]  # below the sum, however it was rounded
+    at = draws.to(below)[:, None].clamp_max(1 - 1e-12) * below[:, -1:]  # below the sum, for any rounding
     return torch.searchsorted(below, at, right=True)[:, 0]
 
 
 def draws_of(decoding: Decoding, rows: Sequence[int]) -> Tensor:
-    """Draws [B, max_tokens] of a stream a row, each of its own number: no row depends on another."""
+    """Random numbers [B, max_tokens], with one stream per row by its own number: no row depends on another."""
     return torch.from_numpy(
         np.stack([np.random.default_rng([decoding.seed, row]).random(decoding.max_tokens) for row in rows])
         if len(rows)
@@ -143,9 +142,9 @@ def generate(
     rows: Sequence[int] | None = None,
     stopped: Callable[[list[int]], bool] | None = None,
 ) -> Tensor:
-    """Token ids [B, ≤ max_tokens], greedy or sampled, padded behind the first of ``eos``; with no ``eos``, as many as allowed.
+    """Token ids [B, ≤ max_tokens], greedy or sampled, padded after the first of ``eos``; without ``eos``, as many as allowed.
 
-    rows: numbers of the rows' streams of draws; default: their places. stopped: whether a row's tokens so far end it.
+    rows: numbers of the rows' random streams; default: their indices. stopped: whether a row's tokens so far end it.
     """
     logits, state = begun
     B, device = len(logits), logits.device
@@ -168,10 +167,10 @@ def generate(
 
 @torch.no_grad()
 def beam_search(step: Step, begun: Begun, decoding: Decoding, *, eos: Sequence[int] = (), pad: int = 0) -> tuple[Tensor, Tensor]:
-    """The best text that ``beams`` hypotheses find: ids [B, ≤ max_tokens], padded behind the first of ``eos``, and its score [B].
+    """The best text that ``beams`` hypotheses find: ids [B, ≤ max_tokens], padded after the first of ``eos``, and its score [B].
 
     The score is log P / length^length_penalty, [EOS] counted. A hypothesis that ends among the K best is kept aside; at the last
-    token all end. The search goes on for as long as a running hypothesis could still beat the best that has ended (transformers'
+    token all end. The search continues as long as a running hypothesis could still beat the best that has ended (transformers'
     ``early_stopping="never"``).
     """
     logits, state = begun
@@ -181,7 +180,7 @@ def beam_search(step: Step, begun: Begun, decoding: Decoding, *, eos: Sequence[i
     each = torch.arange(B, device=device)[:, None]
     written = torch.full((B, K, T), pad, device=device)
     sums = torch.full((B, K), -torch.inf, device=device)
-    sums[:, 0] = 0  # at first all beams are one
+    sums[:, 0] = 0  # at first all beams are the same
     logits, state = logits.repeat_interleave(K, 0), state[each.expand(B, K).reshape(-1)]
     best, text = torch.full((B,), -torch.inf, device=device), torch.full((B, T), pad, device=device)
     longest = torch.zeros(B, dtype=torch.long, device=device)
@@ -199,7 +198,7 @@ def beam_search(step: Step, begun: Begun, decoding: Decoding, *, eos: Sequence[i
         longest = longest.masked_fill(better, t + 1)
         best = torch.maximum(score, best)
         sums, order = totals.masked_fill(ended, -torch.inf).topk(K)
-        length = T if alpha > 0 else t + 2  # at which a sum that can only fall would score best
+        length = T if alpha > 0 else t + 2  # the length at which a sum that can only decrease would score best
         if t == T - 1 or bool((sums[:, 0] / length**alpha <= best).all()):
             break
         written, ids, beam = texts[each, order], ids.gather(1, order), beam.gather(1, order)
@@ -216,9 +215,9 @@ def write(
     begun: Begun | None = None,
     eos: Sequence[int] = (),
 ) -> Tensor:
-    """Captions of a pass's images: token ids [B, ≤ max_tokens] after [BOS], each padded behind its [EOS]. rows: as in ``generate``.
+    """Captions of a pass's images: token ids [B, ≤ max_tokens] after [BOS], each padded after its [EOS]. rows: as in ``generate``.
 
-    begun: another beginning than an image's, such as a prompt that was read; eos: other tokens that end a text.
+    begun: a beginning other than that of an image, such as a prompt that was read; eos: other tokens that end a text.
     """
     tokenizer = model.tokenizer
     writer = model.part(model.graph.plain("text.logits").part)
@@ -236,6 +235,7 @@ def write(
     if decoding.stop:
 
         def stopped(ids: list[int]) -> bool:
+            """Whether the text of these tokens contains a stop string."""
             return any(s in tokenizer.decode(ids) for s in decoding.stop)
 
     return generate(writer.step, begun, decoding, **ends, rows=rows, stopped=stopped)
@@ -250,6 +250,6 @@ def draw(model: VLM, ids: Tensor, decoding: Decoding, guidance: float = 1.0, row
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """What stands before the first of the strings that end a text."""
+    """The text before the first of the strings that end it."""
     ends = [at for s in stop if (at := text.find(s)) >= 0]
     return text[: min(ends)].rstrip() if ends else text

@@ -1,4 +1,4 @@
-"""A model by its address: a run of ours, or one of someone else."""
+"""A model by its address: a run of ours, or a model of another library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from diptych.training.run_files import RunFiles
 
 
 def load(address: str | Path, device: str = "auto") -> Model:
-    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), or one that is
-    not ours by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
+    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), or a model of
+    another library by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
 
     Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """
@@ -27,5 +27,5 @@ def load(address: str | Path, device: str = "auto") -> Model:
             f"no run at '{address}'; a run is a directory that `diptych train` made, another model is hf:NAME_OR_PATH"
         )
     if not RunFiles(path).exists() and (path / "config.json").is_file():
-        raise DiptychError(f"{address} is no run; a model of transformers is hf:{address}")
+        raise DiptychError(f"{address} is not a run; a model of transformers is hf:{address}")
     return TrainedModel.load(path, device)

@@ -1,4 +1,4 @@
-"""A run directory as a ``Model``: whatever its recipe, the capabilities it has."""
+"""A run directory of any recipe as a ``Model`` with the capabilities that it has."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class TrainedModel:
         self.name, self.recipe = name, recipe
         self.model, self.objectives = model.eval(), objectives.eval()
         self.device = device
-        self.key: str | None = None  # names the weights, so that judgements can be kept
+        self.key: str | None = None  # identifies the weights, so that results can be kept
         self.autocast = use_bf16(recipe.precision, device)
-        self.answering: Answering | None = None  # where it learned from conversations
+        self.answering: Answering | None = None  # if it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
         able = capabilities_of(model, self.objectives.values())
         self.capabilities = able | ({"score"} if self.scorer else set()) | ({"score_all"} if self._all_at_once else set())
@@ -61,7 +61,7 @@ class TrainedModel:
 
     @classmethod
     def load(cls, run: Path, device: str = "auto", averaged: bool = True, checkpoint: str = "last") -> TrainedModel:
-        """A run's model. averaged: its averaged weights where it keeps any. checkpoint: ``last``, ``best`` (by validation loss) or
+        """A run's model. averaged: its averaged weights, if it has any. checkpoint: ``last``, ``best`` (by validation loss) or
         a name, ``step-00000500``.
         """
         path = find_checkpoint(run / "checkpoints", checkpoint)
@@ -94,17 +94,17 @@ class TrainedModel:
         self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
     ) -> np.ndarray:
         """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples:
-        as of ``generate``.
+        as for ``generate``.
         """
         self._can("score")
         assert self.scorer is not None
         before = self._examples(examples, len(images))
         if before and self.recipe.score != "likelihood":
             raise DiptychError(
-                f"model '{self.name}' scores by {self.recipe.score}, which knows no examples; score: likelihood does"
+                f"model '{self.name}' scores by {self.recipe.score}, which takes no examples; score: likelihood does"
             )
         if self.recipe.score == "similarity":
-            matrix = self.embed_image(images) @ self.embed_text(texts).T
+            matrix: np.ndarray = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
         if pairs is None and not before and self._all_at_once:
             return self._score_all(images, texts)
@@ -117,7 +117,7 @@ class TrainedModel:
         return scores if pairs is not None else scores.reshape(len(images), len(texts))
 
     def _score_all(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
-        """``score``, where each side is encoded once and comparing is cheap: a million scores are no trouble."""
+        """``score`` for models that encode each side once and compare cheaply: a million scores are feasible."""
         out = np.empty((len(images), len(texts)), dtype=np.float32)
         assert self.scorer is not None
         needs = [name for name in self.scorer.needed() if "." in name]
@@ -153,8 +153,8 @@ class TrainedModel:
         """One caption per image, or answer to the prompt, greedy unless ``decoding`` (the fields of ``Decoding``: beams,
         temperature, top_p, …) says otherwise.
 
-        examples: (image, caption) pairs that are shown before, a list for all images or one for each; (image, answer, prompt) where
-        each answers a prompt of its own.
+        examples: (image, caption) pairs that are shown first, a list for all images or one for each; (image, answer, prompt) if
+        each answers its own prompt.
         """
         self._can("generate")
         how = decoding_of(max_tokens=max_tokens, **decoding)
@@ -171,7 +171,7 @@ class TrainedModel:
         size = max(1, CHUNK // 4 // how.beams)
         for start in range(0, len(images), size):
             part = images[start : start + size]
-            rows = [zlib.crc32(image.tobytes()) for image in part] if how.samples else None  # drawn by what is seen
+            rows = [zlib.crc32(image.tobytes()) for image in part] if how.samples else None  # depends on the image
             with self._inference():
                 ids = write(self.model, self._images(part), how, rows)
             out += [cut(self.model.tokenizer.decode(row), how.stop) for row in ids.tolist()]
@@ -192,8 +192,8 @@ class TrainedModel:
         return out
 
     def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
-        """What the assistant says next in a conversation whose turns show the images at each ``<image>``. DiptychError unless it
-        learned from conversations.
+        """The assistant's next turn in a conversation; the images are shown at each ``<image>`` in its turns. DiptychError unless
+        the model learned from conversations.
         """
         self._can("prompt")
         assert self.answering is not None
@@ -215,7 +215,7 @@ class TrainedModel:
         ids, mask = (torch.from_numpy(x).to(self.device) for x in self.model.tokenizer.encode_batch(list(texts)))
         lengths = mask.sum(1)
         out: list[Image] = [np.zeros((0, 0, 3), dtype=np.uint8)] * len(texts)
-        for length in lengths.unique().tolist():  # captions of one length together: no padding
+        for length in sorted(set(lengths.tolist())):  # captions of one length together: no padding
             for members in (lengths == length).nonzero()[:, 0].split(CHUNK // 4):
                 with self._inference():
                     codes = draw(self.model, ids[members, : length - 1], how, guidance, members.tolist())
@@ -248,7 +248,7 @@ class TrainedModel:
             raise DiptychError(f"model '{self.name}' writes captions only; it was not trained to follow a prompt{shown}")
 
     def _examples(self, examples: Examples, n: int) -> list[list[Example]]:
-        """Those of each image; empty if there are none at all."""
+        """The examples of each image; empty if there are none."""
         rows = examples_for(examples, n)
         if not any(rows):
             return []
@@ -258,7 +258,7 @@ class TrainedModel:
 
     @property
     def _all_at_once(self) -> bool:
-        """Whether all images are scored with all texts cheaply, other than by their embeddings."""
+        """Whether scoring all images with all texts is cheap, in another way than by embeddings."""
         return self.scorer is not None and self.scorer.scores_all and self.recipe.score != "similarity"
 
     @contextmanager
@@ -277,7 +277,7 @@ class TrainedModel:
         """The pass over texts alone."""
         return self.model.encode(Batch({"text": tokenized(self.model.tokenizer, texts).to(self.device)}, len(texts)))
 
-    def _gather(self, items: Sequence, of: Callable[[Any], Pass], name: Key[Tensor]) -> np.ndarray:
+    def _gather(self, items: Sequence[Any], of: Callable[[Any], Pass], name: Key[Tensor]) -> np.ndarray:
         parts = []
         for start in range(0, len(items), CHUNK):
             with self._inference():
@@ -295,7 +295,7 @@ class TrainedModel:
                 shown, read = self._images([images[i] for i in image_ids]), self._texts([texts[i] for i in text_ids])
                 p = self.model.encode(shown.batch.with_(**read.batch.fields))
                 lengths = p[TEXT].mask.sum(1).cpu().numpy()[text_rows]
-                order = np.argsort(lengths, kind="stable")  # texts of like length together: little padding
+                order = np.argsort(lengths, kind="stable")  # texts of similar length together: little padding
                 members, image_rows, text_rows = members[order], image_rows[order], text_rows[order]
                 for start in range(0, len(block), PAIRS):
                     rows = (torch.from_numpy(x[start : start + PAIRS]).to(self.device) for x in (image_rows, text_rows))
@@ -304,9 +304,9 @@ class TrainedModel:
 
 
 def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
-    """What a model can do: the union of what its parts can do and what its objectives taught it.
+    """The capabilities of a model: those of its parts and those that its objectives trained.
 
-    A map into the shared space counts where an objective has trained it: the pooled vectors that no loss of FILIP reads say
+    A map into the shared space counts if an objective has trained it: FILIP's losses do not read the pooled vectors, so these mean
     nothing.
     """
     learned = [o for o in objectives if isinstance(o, Objective)]

@@ -1,8 +1,8 @@
-"""Weights in and out of other libraries' models: one file a family, which holds a ``FAMILY`` (``interop.base.Family``) as a table
+"""Weights to and from other libraries' models: one file per family, which holds a ``FAMILY`` (``interop.base.Family``) as a table
 of names.
 
-To add one: a file with the subclass, and its name in ``FAMILIES``. What is made of it (``diptych export``, ``weights: hf:PATH``)
-needs no change.
+To add one: a file with the subclass, and its name in ``FAMILIES``. The features that use it (``diptych export``, ``weights:
+hf:PATH``) need no change.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def families_of(format: str) -> list[Family]:
 
 
 def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDict, architecture: str = "") -> Family:
-    """The family that computes exactly what this model does, by what it is made of. architecture: that class or none, whatever the
-    run scores by.
+    """The family that computes exactly what this model does, by its structure. architecture: only that class, for any score of the
+    run.
 
-    Raises DiptychError: what stands in the way of each, and the options with which a new run would fit.
+    Raises DiptychError, with the reasons against each family, and the options with which a new run would fit.
     """
     reasons = []
     known = {family.architecture: family for family in families_of(format)}
     if architecture and architecture not in known:
-        raise DiptychError(f"nothing is written for a class '{architecture}'{nearest(architecture, known)}")
+        raise DiptychError(f"there is no export to a class '{architecture}'{nearest(architecture, known)}")
     for family in [known[architecture]] if architecture else known.values():
         misfits = family.misfits(recipe, model, objectives)
         if family.scores and recipe.score not in family.scores and not architecture:

@@ -1,4 +1,4 @@
-"""What a family of other libraries' models says of itself, and how its weights and ours change into each other."""
+"""The interface of a family of other libraries' models, and the conversion between its weights and ours."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Same:
-    """Weights of ours that are weights of theirs: laid end to end along the first axis, where one side keeps in one what the other
-    keeps apart.
+    """Weights of ours that are weights of theirs, concatenated along the first axis if one side has one tensor for several of the
+    other.
 
-    view: the shape of theirs, where it is another; transposed: theirs is a matrix that stands on the other side of the product.
+    view: the shape of theirs, if it differs; transposed: theirs is the transposed matrix.
     """
 
     ours: tuple[str, ...]
@@ -42,13 +42,14 @@ def same(ours: str | Sequence[str], theirs: str | Sequence[str], **more: Any) ->
     """Weights of ours that are weights of theirs, by name."""
 
     def together(names: str | Sequence[str]) -> tuple[str, ...]:
+        """One name or several as a tuple."""
         return (names,) if isinstance(names, str) else tuple(names)
 
     return Same(together(ours), together(theirs), **more)
 
 
 def linear(ours: str | Sequence[str], theirs: str | Sequence[str]) -> list[Same]:
-    """Weight and bias of a layer, or of layers that the other side keeps in one."""
+    """Weight and bias of a layer, or of layers that are one on the other side."""
 
     def named(names: str | Sequence[str], what: str) -> list[str]:
         return [f"{name}.{what}" for name in ([names] if isinstance(names, str) else names)]
@@ -69,7 +70,7 @@ def to_theirs(state: Mapping[str, Tensor], entries: Iterable[Same]) -> State:
 
 
 def to_ours(state: Mapping[str, Tensor], entries: Iterable[Same], shapes: Mapping[str, torch.Size]) -> State:
-    """Their weights under our names; ``shapes``: of ours. What they lack is left out."""
+    """Their weights under our names; ``shapes``: of ours. Weights that they do not have are left out."""
     result: State = {}
     for entry in entries:
         if not all(name in state for name in entry.theirs):
@@ -82,7 +83,7 @@ def to_ours(state: Mapping[str, Tensor], entries: Iterable[Same], shapes: Mappin
             continue
         total = sum(shapes[name][0] for name in entry.ours)
         share = [shapes[name][0] * len(whole) // total for name in entry.ours]
-        result |= dict(zip(entry.ours, whole.split(share), strict=True))
+        result |= dict(zip(entry.ours, torch.split(whole, share), strict=True))
     return result
 
 
@@ -100,7 +101,7 @@ BLOCK = {
 
 
 def blocks(transformer: Transformer, ours: str, theirs: str, inside: Mapping[str, str] = BLOCK) -> list[Same]:
-    """The blocks of a tower, as transformers names them in CLIP, SigLIP and BLIP: queries, keys and values apart."""
+    """The blocks of a tower, as transformers names them in CLIP, SigLIP and BLIP: separate queries, keys and values."""
     entries: list[Same] = []
     for i in range(len(transformer.blocks)):
         here, there = f"{ours}.blocks.{i}", f"{theirs}.{i}"
@@ -113,7 +114,7 @@ def blocks(transformer: Transformer, ours: str, theirs: str, inside: Mapping[str
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a stack of blocks, read off the modules."""
+    """The sizes of a stack of blocks, from its modules."""
 
     width: int
     depth: int
@@ -185,7 +186,8 @@ LOWER = "A text is lower-cased, its white space reduced to single spaces and its
 
 
 class Family:
-    """One file of this package: the models of another library that some of ours can be written as, and read from.
+    """One file of this package: the models of another library to which some of ours can be exported, and from which they can be
+    loaded.
 
     ``entries`` pairs names of our state (the model's, and the objectives' under ``objectives.``) with theirs.
     """
@@ -196,18 +198,18 @@ class Family:
     weights: ClassVar[str] = "model.safetensors"  # the file of weights
     end_last: ClassVar[bool] = False  # [EOS] gets the highest id, because the class looks for the highest
     starts: ClassVar[bool] = (
-        False  # a run can start from its weights: options, structure and shift are there, and name is its model_type
+        False  # whether a run can start from its weights: options, structure and shift are defined, and name is its model_type
     )
     masked: ClassVar[bool] = True  # whether texts come with an attention mask
-    scores: ClassVar[tuple[str, ...]] = ()  # by which of them the class scores, where a run may be written as one of several
+    scores: ClassVar[tuple[str, ...]] = ()  # the scores for which this class is chosen, if a run fits several
     processor: ClassVar[str] = ""  # the class of transformers that holds tokenizer and image processor
 
     def structure(self, model: VLM) -> list[Misfit]:
-        """What of the model's towers is made otherwise than theirs, whatever its other parts and objectives."""
+        """What differs between the model's towers and theirs, regardless of other parts and objectives."""
         raise NotImplementedError
 
     def left_over(self, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
-        """Weights that one side has and the other has not, where nothing may be left out."""
+        """Weights that only one side has, if none may be left out."""
         named = {name for entry in self.entries(model, objectives) for name in entry.ours if not name.startswith("objectives.")}
         odd = sorted(named ^ set(model.state_dict()))
         return [Misfit(f"{odd[0]} has no counterpart")] if odd else []
@@ -225,9 +227,9 @@ class Family:
         raise NotImplementedError
 
     def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
-        """All that the class loads; returns what the model card has to say of it, a line each.
+        """Write all files that the class loads; returns notes for the model card, one line each.
 
-        adapters: where the directory will lie, if a run's adapters are to be written apart.
+        adapters: the final place of the directory, if a run's adapters are written separately.
         """
         from safetensors.torch import save_file
 
@@ -245,7 +247,7 @@ class Family:
         return [LOWER]
 
     def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
-        """Everything beside the weights: configuration, tokenizer, image processor."""
+        """Write everything except the weights: configuration, tokenizer, image processor."""
         write_processor(directory, self.processor, vocabulary.of_transformers(self.masked), model.image_size)
         config = {"architectures": [self.architecture], "dtype": "float32", **self.config(model, vocabulary)}
         write_json(directory / "config.json", config)
@@ -255,11 +257,11 @@ class Family:
         raise NotImplementedError
 
     def shift(self, state: State, shift: Tensor) -> State:
-        """Their weights with ``shift`` [D] added to what the stem says of every patch."""
+        """Their weights with ``shift`` [D] added to the stem's output for every patch."""
         raise NotImplementedError
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
-        """Our state with what is computed from it at every pass, such as a bound on a scale, done once and for all."""
+        """Our state with the computations of every pass, such as a bound on a scale, applied once."""
         return state
 
 
@@ -274,7 +276,7 @@ def state_of(model: VLM, objectives: nn.ModuleDict) -> State:
 
 
 def towers(model: VLM) -> list[Misfit]:
-    """What stands in the way of two plain transformer towers and nothing else."""
+    """Reasons why a model does not consist of two plain transformer towers."""
     result = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in ("vision", "text", "space")]
     for name, kind in (("vision", ViT), ("text", TextTransformer)):
         if name not in model.parts:
@@ -294,7 +296,7 @@ def norms_elsewhere(text: Any) -> list[str]:
     """No norm on the embeddings, and one after the blocks."""
     last = getattr(getattr(text, "transformer", None), "norm", None)
     fits = isinstance(getattr(text, "norm", None), nn.Identity) and isinstance(last, nn.LayerNorm)
-    return [] if fits else ["its norms stand elsewhere"]
+    return [] if fits else ["its norms are in other places"]
 
 
 def write_processor(directory: Path, kind: str, tokenizer: Any, image_size: int) -> None:
@@ -307,8 +309,8 @@ def write_processor(directory: Path, kind: str, tokenizer: Any, image_size: int)
 def image_processor(size: int, mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.5,) * 3) -> Any:
     """The central square, bicubic, as ``data.image.resize`` gives it.
 
-    Theirs scales the whole picture and cuts the square out, ours scales the square: the same pixels where nothing is to be scaled,
-    else pixels that differ by where the grid falls.
+    Theirs scales the whole picture and cuts the square out, ours scales the square: the same pixels if nothing is scaled, otherwise
+    they differ by the position of the grid.
     """
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -332,6 +334,6 @@ def save_tokenizer(directory: Path, tokenizer: Any) -> None:
 
 
 def rename_tokenizer(directory: Path) -> None:
-    """Give a saved tokenizer's class the name that every version of transformers knows."""
+    """Set the class of a saved tokenizer to the name that every version of transformers knows."""
     path = directory / "tokenizer_config.json"
     write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})

@@ -1,6 +1,4 @@
-"""A run's way of putting images and words in order, as a chat template of transformers whose messages hold ``{"type":
-"image"}``.
-"""
+"""A run's order of images and words, as a chat template of transformers for messages with ``{"type": "image"}``."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ PLAIN_MESSAGES = """\
   {%- set all.turns = all.turns + [{'role': m.role, 'content': lines.of | join('\\n')}] -%}
 {%- endfor -%}
 """.replace("IMAGE", IMAGE)
-# A system turn goes before the first question's words where the template has no place for it.
+# A system turn goes before the first question's words if the template has no place for it.
 SYSTEM_FIRST = """\
 {%- if all.turns | length > 1 and all.turns[0].role == 'system' -%}
   {%- set joined = {'role': all.turns[1].role, 'content': all.turns[0].content + '\\n\\n' + all.turns[1].content} -%}
@@ -67,6 +65,6 @@ def of_conversations(chat: Chat, known: set[str]) -> str:
 
 
 def of_captions(bos: str, eos: str, opening: str = "") -> str:
-    """[BOS], what opens a caption, the image, and the words so far; [EOS] behind what the assistant said."""
+    """[BOS], the opening of a caption, the image, and the words so far; [EOS] after each assistant turn."""
     tokens = f"{{%- set bos_token = {json.dumps(bos)} -%}}{{%- set eos_token = {json.dumps(eos)} -%}}"
     return tokens + CAPTIONS.replace("OPENING", json.dumps(opening + IMAGE))

@@ -1,4 +1,4 @@
-"""Our byte-level BPE tokenizer as transformers' own, and the ids it has there."""
+"""Our byte-level BPE tokenizer as a tokenizer of transformers, and its ids there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SPACE = "Ġ"  # how byte-level vocabularies write a space
 NORMALISER = {
     "type": "Sequence",
     "normalizers": [
-        {"type": "Replace", "pattern": {"Regex": r"(?<=\p{L})Σ(?!\p{L})"}, "content": "ς"},  # whose lower case depends on its place
+        # The lower case of this letter depends on its position.
+        {"type": "Replace", "pattern": {"Regex": r"(?<=\p{L})Σ(?!\p{L})"}, "content": "ς"},
         {"type": "Lowercase"},
         {"type": "Replace", "pattern": {"Regex": r"[\s\x1c-\x1f\x85]+"}, "content": " "},
         {"type": "Strip", "strip_left": True, "strip_right": True},
@@ -31,9 +32,7 @@ NORMALISER = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer with its ids as another library wants them. end_last: [EOS] has the highest id, and what had it has that of
-    [EOS].
-    """
+    """A tokenizer with its ids as another library needs them. end_last: [EOS] exchanges its id with the token of the highest id."""
 
     tokenizer: Tokenizer
     end_last: bool
@@ -47,7 +46,7 @@ class Vocabulary:
         return order
 
     def rows(self, embedding: Tensor) -> Tensor:
-        """The vectors of the vocabulary [V, D] in their order; what a model has beyond it keeps its place."""
+        """The vectors of the vocabulary [V, D] in their order; further rows of a model keep their position."""
         return torch.cat([embedding[torch.tensor(self.order)], embedding[len(self.order) :]])
 
     def id(self, ours: int) -> int:
@@ -98,10 +97,10 @@ class Vocabulary:
 
 
 def adopt(theirs: Any, max_length: int = 32) -> tuple[Tokenizer, list[int | None]]:
-    """A fast tokenizer of transformers as ours, and its id of each of our ids; None: it has no such token.
+    """A fast tokenizer of transformers as ours, and its id of each of our ids; None if it has no such token.
 
-    Our four special tokens come first, whatever they are called there; [PAD] and [MASK] are new where they are missing or
-    another's. Raises DiptychError if it has no marks of beginning and end, which ours puts around every text.
+    Our four special tokens come first, under any name there; [PAD] and [MASK] are added if they are missing or shared with another
+    token. Raises DiptychError if it has no tokens for the beginning and the end, which ours puts around every text.
     """
     tree = json.loads(theirs.backend_tokenizer.to_str())
     vocabulary = tree["model"].get("vocab")
@@ -109,12 +108,12 @@ def adopt(theirs: Any, max_length: int = 32) -> tuple[Tokenizer, list[int | None
         raise DiptychError("it has no plain vocabulary")
     given = {name: getattr(theirs, name, None) for name in NAMES}
     if given["bos_token"] is None or given["eos_token"] is None:
-        raise DiptychError("it marks no beginning or no end")
+        raise DiptychError("it has no token for the beginning or for the end")
     taken = {given["bos_token"], given["eos_token"]}
     given |= {name: None for name in ("pad_token", "mask_token") if given[name] in taken}
     ids = {**vocabulary, **{token["content"]: token["id"] for token in tree["added_tokens"]}}
     specials = [given[name] for name in NAMES]
-    first = len(SPECIALS)  # what made room for [EOS] in an export of ours goes back to the end
+    first = len(SPECIALS)  # the token that made room for [EOS] in an export of ours goes back to the end
     rest = sorted((token for token in ids if token not in specials), key=lambda token: (ids[token] < first, ids[token]))
     order = [None if token is None else ids[token] for token in specials] + [ids[token] for token in rest]
     names = {**{token: name for token, name in zip(specials, SPECIALS, strict=True) if token}, **{token: token for token in rest}}

@@ -1,4 +1,4 @@
-"""What a part needs to know of the rest of the model while it is being built."""
+"""What a part knows of the rest of the model while it is built."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Size:
     heads: int
     embed_dim: int
     activation: str
-    image_size: int  # where neither the data nor the tower has one of its own
+    image_size: int  # if the data and the tower have none
 
 
 SIZES = {
-    # About 1 M parameters: minutes on a laptop. relu, because at this size gelu is a visible share of a step on a CPU.
+    # About 1 M parameters: minutes on a laptop. relu, because at this size gelu takes a noticeable share of a step on a CPU.
     "tiny": Size(128, 2, 4, 128, "relu", 64),
     "small": Size(384, 6, 6, 256, "gelu", 128),
     "base": Size(768, 12, 12, 512, "gelu", 224),
@@ -33,7 +33,7 @@ SIZES = {
 
 @dataclass
 class Build:
-    """Handed to every part's constructor. ``parts`` holds those already built, in the order of ``config.recipe.PARTS``."""
+    """Handed to every part's constructor. ``parts`` holds the parts built so far, in the order of ``config.recipe.PARTS``."""
 
     size: Size
     image_size: int
@@ -54,6 +54,6 @@ class Build:
             raise DiptychError(f"{self.where}: {message}")
 
     def width_of(self, part: str) -> int:
-        """Width of a part that this one stands on."""
+        """Width of a part that this one builds on."""
         self.require(part in self.parts, f"needs a part '{part}', which the recipe does not have")
         return int(self.parts[part].width)  # type: ignore[arg-type]

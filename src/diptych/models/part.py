@@ -1,8 +1,8 @@
-"""What a part is: a module that says what it provides, with the few facts that builder, trainer and checkpoints need of it."""
+"""The base class of parts: a module that declares what it provides, with the attributes that builder and trainer need."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 class Part(nn.Module):
     """Subclasses take a ``Build`` and keyword-only options, which recipes set.
 
-    width: of the vectors that it gives. packaged: prefixes of parameters that come from a package and are in no checkpoint while
-    the part is frozen.
-    called: methods beside ``forward`` that the trainer must know of when it shards the part. borrows: it computes with another
-    part's weights, so it cannot be sharded. replicated: parameters that are never sharded. weights: the package of its weights, for
-    messages.
+    width: of its output vectors. packaged: prefixes of parameters that come from a package and are not in checkpoints while the
+    part is frozen. called: methods besides ``forward`` that the trainer must know when it shards the part. borrows: it computes
+    with another part's weights, so it cannot be sharded. works_in: the part that its layers work inside, by hooks. replicated:
+    parameters that are never sharded. weights: the package of its weights, for messages.
     """
 
     width: int
     packaged: tuple[str, ...] = ()
     called: tuple[str, ...] = ()
     borrows: bool = False
+    works_in: str = ""
     replicated: tuple[str, ...] = ()
     weights: str = ""
-    can: frozenset[str] = frozenset()  # capabilities (``core.capabilities``) that a model has by it
+    can: frozenset[str] = frozenset()  # capabilities (``core.capabilities``) that it gives the model
     begins_with: str = ""  # of a part that generates text: the encoding that its ``start`` takes
-    limited: bool = False  # it has no more positions than the tokenizer's longest text
+    limited: bool = False  # whether its positions end with the tokenizer's longest text
     takes_prompts: bool = False  # whether learned vectors may join its tokens (``adapters.prompt``)
-    read_directly: tuple[str, ...] = ()  # linear layers whose weights it uses without calling them: nothing can be put beside these
+    read_directly: tuple[str, ...] = ()  # linear layers that it uses without calling them: these cannot have adapters
     prompts: Sequence[Any] = ()
 
     @property
     def adapted_root(self) -> nn.Module:
-        """The module whose linear layers adapters join."""
+        """The module with the linear layers that adapters extend."""
         return self
 
     @property
@@ -49,24 +49,25 @@ class Part(nn.Module):
 
     @property
     def own_tokenizer(self) -> Any:
-        """A tokenizer that the part brings for the whole model; None: it brings none."""
+        """A tokenizer that the part brings for the whole model, or None."""
         return None
 
     def attach(self, build: Build) -> None:
         """Called by the builder when all parts exist, for a part that works inside another one."""
 
     def prepare(self, stage_training: bool) -> None:
-        """Called when the model changes between training and evaluation, also where the part itself is frozen."""
+        """Called when the model changes between training and evaluation, also if the part itself is frozen."""
 
 
 class VisionTower(Part):
     """Pixels in, ``Tokens`` out: ``forward(pixels [B, 3, H, W] in [−1, 1], keep) -> Tokens``, class tokens first.
 
-    tokens: N, the patches; extra: class tokens before them; grid: patches a side. hides: ``forward`` takes ``hidden`` too (mask
+    tokens: N, the patches; extra: class tokens before them; grid: patches per side. hides: ``forward`` takes ``hidden`` too (mask
     tokens).
-    projection: how the shared space reads it: a linear map, an affine one, or none where it gives the embedding itself.
+    projection: how the shared space reads it: by a linear or an affine map, or by none if it gives the embedding itself.
     """
 
+    __call__: Callable[..., Tokens]  # what ``forward`` gives; torch says Any
     tokens: int
     extra: int = 0
     hides: bool = False
@@ -86,11 +87,12 @@ class VisionTower(Part):
 
 
 class TextTower(Part):
-    """Token ids in, ``Tokens`` out: ``forward(ids [B, T], mask [B, T], strings) -> Tokens``. projection: as of ``VisionTower``.
+    """Token ids in, ``Tokens`` out: ``forward(ids [B, T], mask [B, T], strings) -> Tokens``. projection: as for ``VisionTower``.
 
-    space: the kind of shared space that it asks for, where the recipe names none.
+    space: the kind of shared space that it needs, if the recipe names none.
     """
 
+    __call__: Callable[..., Tokens]  # what ``forward`` gives; torch says Any
     projection: Literal["linear", "affine", "none"] = "linear"
     space: str = "linear"
 

@@ -1,4 +1,4 @@
-"""The shared space of images and texts: where both have an embedding.
+"""The shared space of images and texts, in which both have an embedding.
 
 Shapes: B batch, N and T tokens, Q queries, D width, E embedding. Embeddings have unit length and are float32.
 """
@@ -26,14 +26,14 @@ def projection(tower: Any, embed_dim: int, name: str) -> nn.Module:
     """Into the shared space: linear, ``affine`` or ``none``, as the tower's ``projection`` says."""
     if tower.projection == "none":
         if tower.width != embed_dim:
-            raise DiptychError(f"embed_dim: parts.{name} gives its embedding itself, which is {tower.width} wide, not {embed_dim}")
+            raise DiptychError(f"embed_dim: parts.{name} gives its own embedding, which is {tower.width} wide, not {embed_dim}")
         return nn.Identity()
     return nn.Linear(tower.width, embed_dim, bias=tower.projection == "affine")
 
 
 class LinearSpace(Part):
-    """A linear map for each tower (CLIP, Radford et al. 2021, figure 3). ``image`` and ``text`` are the maps; a tower that is not
-    there has none.
+    """A linear map for each tower (CLIP, Radford et al. 2021, figure 3). ``image`` and ``text`` are the maps; a tower that does not
+    exist has none.
     """
 
     image: nn.Module
@@ -64,7 +64,8 @@ class LinearSpace(Part):
     @provides("{image}.projected", "{image}.tokens")
     def image_projected(self, tokens: Tokens) -> Tensor:
         """Every token in the shared space, not normalised: [B, N, E], float32."""
-        return self.image(tokens.tokens).float()
+        projected: Tensor = self.image(tokens.tokens).float()
+        return projected
 
     @provides("{image}.token_embedding", "{image}.projected")
     def image_token_embedding(self, projected: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ class LinearSpace(Part):
     @provides("{text}.projected", "{text}.tokens")
     def text_projected(self, tokens: Tokens) -> Tensor:
         """[B, T, E], float32, not normalised"""
-        return self.text(tokens.tokens).float()
+        projected: Tensor = self.text(tokens.tokens).float()
+        return projected
 
     @provides("{text}.token_embedding", "{text}.projected")
     def text_token_embedding(self, projected: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ class LinearSpace(Part):
 
 
 class QuerySpace(Part):
-    """An image has an embedding for each query of the text part over it, and none that is a single vector (BLIP-2, Li et al. 2023,
+    """An image has one embedding per query of the text part, and no single vector (BLIP-2, Li et al. 2023,
     §3.1).
     """
 

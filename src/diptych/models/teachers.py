@@ -1,4 +1,4 @@
-"""Teachers: a frozen or averaged copy of the model, or another model, whose encodings objectives can ask for by
+"""Teachers: a frozen or averaged copy of the model, or another model; objectives can ask for its encodings by
 ``<teacher>:<field>.<encoding>``.
 """
 
@@ -19,13 +19,21 @@ if TYPE_CHECKING:
 
 
 class Teacher(nn.Module):
-    """Parts, with the adapters in them, that no gradient reaches, in evaluation mode. decay: of a moving average of the student's
-    weights; None: they never change.
+    """Parts with their adapters, without gradients and in evaluation mode. decay: of a moving average of the student's weights;
+    None: they never change. students: parts of the student's own that it computes with.
     """
 
-    def __init__(self, parts: nn.ModuleDict, adapters: nn.ModuleDict, graph: Graph, decay: float | None = None):
+    def __init__(
+        self,
+        parts: nn.ModuleDict,
+        adapters: nn.ModuleDict,
+        graph: Graph,
+        decay: float | None = None,
+        students: Sequence[nn.Module] = (),
+    ):
         super().__init__()
         self.parts, self.adapters, self.graph, self.decay = parts, adapters, graph, decay
+        self._students = tuple(students)  # in a tuple: they are not the teacher's
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -34,7 +42,7 @@ class Teacher(nn.Module):
 
     def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
         """What a provider makes of its inputs, without a graph."""
-        learning = [m for m in provider.owner.modules() if m.training]  # of a part that is the student's own
+        learning = [m for part in self._students for m in part.modules() if m.training]
         for module in learning:
             module.training = False
         try:
@@ -45,13 +53,13 @@ class Teacher(nn.Module):
                 module.training = True
 
     def teacher(self, name: str) -> Teacher:
-        """A teacher has none."""
+        """Raises DiptychError, since a teacher has no teachers."""
         raise DiptychError(f"a teacher has no teacher '{name}'")
 
     @torch.no_grad()
     def follow(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module], decay: float | None = None) -> None:
-        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student, whose parts and adapters are given.
-        What never changes stays.
+        """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student. parts, adapters: the student's. Weights
+        that never change are left.
         """
         if self.decay is None:
             return
@@ -68,23 +76,28 @@ class Teacher(nn.Module):
 
 
 def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where: str) -> Teacher:
-    """A copy of a model's parts, which follows them; parts not in ``of``, and with ``all`` those that never change, are the
-    student's own.
+    """A copy of a model's parts that follows them; parts not in ``of``, and with ``all`` those that never change, are shared with
+    the student. A part that a copied one works inside (gated layers in a language model) is copied too. Weights that never change
+    are not copied: the copy has the student's.
     """
-    adapted = {model.part_of(name) for name in model.adapters}
-    names = set(model.parts) - (model.fixed - adapted) if of == "all" else set(of)
+    names = set(model.parts) - model.constant if of == "all" else set(of)
     for name in names:
         if name not in model.parts:
             raise DiptychError(f"{where}.of: the recipe has no part '{name}'{nearest(name, model.parts)}")
-    shared: dict[int, Any] = {id(part): part for name, part in model.parts.items() if name not in names}
-    memo: dict[int, Any] = dict(shared)
+    names |= {within for name in names if (within := getattr(model.parts[name], "works_in", ""))}
+    memo: dict[int, Any] = {}  # what a copy has in common with the original
+    for name, part in model.parts.items():
+        if name not in names:
+            memo |= {id(module): module for module in part.modules()}
+        if name not in names or name in model.constant:
+            memo |= {id(x): x for x in (*part.parameters(), *part.buffers())}
     parts, adapters = copy.deepcopy(model.parts, memo), copy.deepcopy(model.adapters, memo)  # with one memo: each in its own part
     own = nn.ModuleDict({name: parts[name] for name in names})
     within = nn.ModuleDict({name: adapter for name, adapter in adapters.items() if model.part_of(name) in names})
     graph = Graph(model.graph.fields, model.graph.choices)
     for name in model.parts:
         graph.add(name, parts[name] if name in names else model.parts[name], model.field_names.get(name))
-    return Teacher(own, within, graph, decay)
+    return Teacher(own, within, graph, decay, [part for name, part in model.parts.items() if name not in names])
 
 
 def frozen_teacher(other: VLM) -> Teacher:

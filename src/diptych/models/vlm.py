@@ -1,4 +1,4 @@
-"""A model is the parts that its recipe names; what they provide makes a graph of encodings (``core.encodings``)."""
+"""A model consists of the parts that its recipe names; what they provide forms a graph of encodings (``core.encodings``)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class VLM(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict()
         self.patch_dropout = 0.0  # share of the image tokens left out of every training pass (FLIP); set by the stage
-        self.features: Features | None = None  # of a tower that never changes, remembered by image
+        self.features: Features | None = None  # of a tower that never changes, cached by image
         self.frozen: frozenset[str] = frozenset()
         self.image_size = build.image_size
         specs = {name: recipe.parts[name] for name in build_order(recipe.parts)}
@@ -67,12 +67,13 @@ class VLM(nn.Module):
                 self.adapters[n] = build_adapter(n, a, build)
         if "space" not in specs and (kind := default_space(self.parts)):
             self._add("space", build_part("space", PartSpec(kind=kind), build), build)
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             if isinstance(part, Part):
+                build.where = f"parts.{name}"
                 part.attach(build)
         self.fixed = {name for name, spec in recipe.parts.items() if spec.frozen}
         self.unchanging = self.fixed | {self.part_of(n) for n in self.adapters if not _trains_base(recipe, self.part_of(n))}
-        self.restarted: set[str] = set()  # unchanging parts whose weights are not those of their package
+        self.restarted: set[str] = set()  # frozen parts with weights that are not those of their package
         self.freeze(self.fixed)
         self.tokenizer = build.tokenizer
         self.licences = tuple(build.licences)
@@ -87,8 +88,8 @@ class VLM(nn.Module):
         build.tokenizer = build.tokenizer if own is None else own
 
     def freeze(self, names: Collection[str]) -> None:
-        """Keep these parts and adapters (``adapters.<name>``) as they are: no gradients, no optimizer state. Parts of which nothing
-        learns are in evaluation mode.
+        """Freeze these parts and adapters (``adapters.<name>``): no gradients, no optimizer state. Parts in which nothing learns
+        are in evaluation mode.
         """
         for name, part in self.parts.items():
             part.requires_grad_(name not in names)
@@ -124,10 +125,14 @@ class VLM(nn.Module):
                 part.prepare(mode)
         return self
 
+    @property
+    def constant(self) -> set[str]:
+        """Parts that never change: frozen in every stage, and without adapters."""
+        return self.fixed - {self.part_of(name) for name in self.adapters}
+
     def remember_features(self, images: int) -> None:
-        """Keep the tower's output for each image, if the tower is frozen and the output for so many images fits in memory."""
-        adapted = {self.part_of(name) for name in self.adapters}
-        tower: Any = self.parts["vision"] if "vision" in self.fixed - adapted else None
+        """Keep the tower's output for each image, if the tower is frozen and the output for this many images fits in memory."""
+        tower: Any = self.parts["vision"] if "vision" in self.constant else None
         if tower is not None and fits(images, tower.extra + tower.tokens, tower.width):
             self.features = Features()
 
@@ -140,9 +145,9 @@ class VLM(nn.Module):
         return self.parts[name]
 
     def compute(self, provider: Provider, inputs: Sequence[Any]) -> Any:
-        """What a provider makes of its inputs, without a graph where its part is frozen and nothing before it learns."""
+        """What a provider makes of its inputs, without a graph if its part is frozen and nothing before it learns."""
         name = provider.part
-        if name not in self.frozen or getattr(self.parts[name], "borrows", False):  # weights that are another's may learn
+        if name not in self.frozen or getattr(self.parts[name], "borrows", False):  # weights that belong to another part may learn
             return provider.method(*inputs)
         if torch.is_grad_enabled() and any(map(has_gradient, inputs)):
             return provider.method(*inputs)
@@ -181,6 +186,15 @@ class VLM(nn.Module):
             if isinstance(module, Transformer | RotaryTransformer):
                 module.checkpointing = gradient_checkpointing
 
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """``torch.compile`` on what every part computes in ``forward``, and on the transformers within parts that compute in other
+        methods. A language model of transformers stays plain.
+        """
+        for part in self.parts.values():
+            for module in part.modules():
+                if module is part or isinstance(module, Transformer | RotaryTransformer):
+                    module.compile(backend=backend)
+
     def encode(self, batch: Batch, wanted: Collection[str] = ()) -> Pass:
         """The pass over a batch. In training a stage's patch dropout is drawn here, anew for every image (FLIP, Li et al. 2023,
         §3).
@@ -201,11 +215,14 @@ class VLM(nn.Module):
         return Pass(self, batch, wanted=wanted)
 
     def saved_state(self) -> dict[str, Tensor]:
-        """The weights a checkpoint must hold: all but those that a part loads from its package and that never change, and those of
-        teachers that come from elsewhere.
+        """The weights a checkpoint must hold: all except those that a part loads from its package and that never change, and those
+        of teachers that are other models.
         """
-        packaged = tuple(p for n in sorted(self.unchanging - self.restarted) for p in self.packaged(n))
-        others = tuple(f"teachers.{n}." for n, teacher in self.teachers.items() if teacher.decay is None)
+        packaged = [p for n in sorted(self.unchanging - self.restarted) for p in self.packaged(n)]
+        same = [p for n in sorted(self.constant - self.restarted) for p in self.packaged(n)]  # in a teacher as in the student
+        others = [
+            f"teachers.{n}.{p}" for n, teacher in self.teachers.items() for p in (same if teacher.decay is not None else [""])
+        ]
         left_out = (*packaged, *others)
         return {k: v for k, v in self.state_dict().items() if not (left_out and k.startswith(left_out)) or self.adapter_owns(k)}
 
@@ -214,7 +231,7 @@ class VLM(nn.Module):
         return tuple(f"parts.{part}.{p}" for p in getattr(self.parts[part], "packaged", ()))
 
     def note_restarted(self, names: Collection[str]) -> None:
-        """Packaged weights that were loaded from elsewhere (their names) are part of the saved state from now on: the package
+        """Packaged weights that were loaded from elsewhere (their names) are part of the saved state from now on, since the package
         has others.
         """
         own = [name for name in names if not self.adapter_owns(name)]
@@ -235,8 +252,8 @@ class VLM(nn.Module):
         return name
 
     def merge_adapters(self, but: str = "") -> None:
-        """Put what adapters have learned into their parts' weights, those of the part ``but`` left out. DiptychError for one that
-        cannot be merged.
+        """Put what adapters have learned into their parts' weights, except in the part ``but``. DiptychError for one that cannot be
+        merged.
         """
         for name in [n for n in self.adapters if self.part_of(n) != but]:
             self.adapters[name].merge()  # type: ignore[operator]
@@ -244,7 +261,7 @@ class VLM(nn.Module):
 
 
 def _trains_base(recipe: Recipe, part: str) -> bool:
-    """Whether a stage trains a part itself, beside its adapter."""
+    """Whether a stage trains a part itself, besides its adapter."""
     return not recipe.parts[part].frozen and any(part in stage.train for stage in recipe.stages if isinstance(stage.train, list))
 
 
@@ -258,13 +275,13 @@ def has_gradient(x: Any) -> bool:
 
 
 def build_order(parts: Collection[str]) -> list[str]:
-    """Known parts in the order in which they stand on each other, then those of the user's own, then the shared space."""
+    """Known parts in the order in which they build on each other, then the user's own, then the shared space."""
     known = [name for name in PARTS if name in parts and name != "space"]
     return [*known, *(name for name in parts if name not in PARTS), *(["space"] if "space" in parts else [])]
 
 
 def default_space(parts: Any) -> str:
-    """The kind of shared space where the recipe names none: what the text tower asks for, or the language model's states; "":
+    """The kind of shared space if the recipe names none: the one that the text tower needs, or the language model's states; "":
     none.
     """
     if {"vision", "text"} <= set(parts):
@@ -276,13 +293,14 @@ def build_part(name: str, part: PartSpec, build: Build) -> nn.Module:
     """A part with fresh weights, or those of its package."""
     build.where, build.frozen = f"parts.{name}", part.frozen
     cls = resolve(part.kind, KINDS.get(name, {}), f"{name} part")
-    return cls(build, **check_options(cls, part.options, build.where))
+    made: nn.Module = cls(build, **check_options(cls, part.options, build.where))
+    return made
 
 
 def build_model(recipe: Recipe, tokenizer: Any, image_size: int, corpus: Sequence[str] = (), kept: list[int] | None = None) -> VLM:
     """The model of a recipe with fresh weights (pretrained where a part says so).
 
-    tokenizer: None where a language model brings its own; its vocabulary is then trimmed to ``corpus``, the training captions,
+    tokenizer: None if a language model brings its own; its vocabulary is then trimmed to ``corpus``, the training captions,
     or to the ids ``kept`` of an earlier trim.
     """
     size, length = SIZES[recipe.size], recipe.data.tokenizer.max_length

@@ -54,8 +54,8 @@ __all__ = ["OBJECTIVES", "Objective", "build_objectives", "check_needs", "fields
 def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.ModuleDict:
     """One module for each objective named in any stage; stages that name the same one share its parameters.
 
-    training: False: for scoring alone, without the teachers that some need. Raises DiptychError for what the recipe's parts cannot
-    give an objective.
+    training: False: for scoring alone, without the teachers that some need. Raises DiptychError if the recipe's parts cannot
+    provide what an objective needs.
     """
     built = nn.ModuleDict()
     for i, stage in enumerate(recipe.stages):
@@ -74,9 +74,7 @@ def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.Mo
             check_needs(objective, model, where, training)
             built[name] = objective
             if recipe.data.text_mask and objective.predicts_text:
-                raise DiptychError(
-                    f"data.text_mask hides tokens that {where} has to predict; set it to 0 or leave the objective out"
-                )
+                raise DiptychError(f"data.text_mask hides tokens that {where} has to predict; set it to 0 or remove the objective")
     return built
 
 

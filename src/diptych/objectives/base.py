@@ -1,4 +1,4 @@
-"""What an objective is: a small module over the encodings of a batch, with the parameters that only it needs."""
+"""The base class of objectives: small modules over the encodings of a batch, with the parameters that only they need."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 class Objective(nn.Module):
     """Subclasses take the model and keyword-only options, and return a scalar from ``forward``.
 
-    needs: the encodings and fields that it reads, checked when the recipe is read; the loader collates what they come from, and
-    nothing else.
-    parts: parts without which it cannot work, ``text|lm`` being either.
-    couples: the encodings through which the samples of a batch meet in the loss (contrast within the batch). The engine then shows
-    the objective those of the whole batch, however many micro-batches or processes encoded them. Empty: the loss is a mean over
-    terms that know nothing of each other.
-    gathers: between processes everyone gets all of these; False: the objective passes them round itself (``Pass.alone``,
+    needs: the encodings and fields that it reads, checked when the recipe is read; the loader collates only the fields that these
+    are computed from.
+    parts: parts without which it cannot work; ``text|lm``: one of the two.
+    couples: the encodings through which the samples of a batch meet in the loss (contrast within the batch). The engine then gives
+    the objective those of the whole batch, for any number of micro-batches and processes. Empty: the loss is a mean over
+    independent terms.
+    gathers: with several processes, each gets all of these encodings; False: the objective exchanges them itself (``Pass.alone``,
     ``Pass.around``).
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
-    scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it scores none.
+    scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it does not score pairs.
     scores_all: whether ``all_scores`` scores every image of a pass with every text, each encoded once and compared cheaply.
     trains: encodings that it trains without reading them. can: capabilities that a model has learned by it.
-    fields: fields that it reads instead of those in its code, as the recipe says: {"image": "video"}.
+    fields: fields that it reads instead of those in its code, from the recipe: {"image": "video"}.
     """
 
     needs: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Objective(nn.Module):
         return p.size
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
-        """Called when the optimizer has stepped: what changes by other means than a gradient changes here. ``total(*values)``:
+        """Called after the optimizer's step, for updates other than by gradients. ``total(*values)``:
         their sums over processes.
         """
 
@@ -73,11 +73,11 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def all_scores(self, p: Pass) -> Tensor:
-        """``pair_scores`` of every image with every text, of which there may be unlike numbers: [M, N]."""
+        """``pair_scores`` of every image with every text, M images and N texts: [M, N]."""
         raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:
-        """Numbers worth a line in the log, such as a temperature."""
+        """Numbers for the log, such as a temperature."""
         return {}
 
     # --- for the engine ---

@@ -1,4 +1,4 @@
-"""The next token of captions and images in one sequence, whichever comes first (Chameleon Team 2024; CM3leon, Yu et al. 2023)."""
+"""The next token of captions and images in one sequence, in either order (Chameleon Team 2024; CM3leon, Yu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 def orders(places: range, image_first: float, drop: float) -> tuple[Tensor, Tensor]:
     """Which samples put the image before the caption, and which of the others lose their caption: two bool [B].
 
-    By place in the whole batch, evenly, so that pieces of it agree with it; samples come in random order, so places need not.
+    Chosen evenly by position in the whole batch, so that its pieces agree; the order of samples is random already.
     """
 
     def hit(count: int, share: float) -> bool:
-        """Whether the share passes a whole number at this count: it does ``share`` of the time."""
+        """Whether ``share`` times the count passes a whole number here, as it does for a share of the counts."""
         return math.floor((count + 1) * share) > math.floor(count * share)
 
     first = [hit(place, image_first) for place in places]
@@ -39,8 +39,8 @@ def orders(places: range, image_first: float, drop: float) -> tuple[Tensor, Tens
 class Interleaved(Objective):
     """Mean cross-entropy over all tokens after [BOS], those of images weighed by ``image_weight``.
 
-    image_first: share of the samples that learn to caption; the others learn to draw. drop: share of these others whose caption is
-    left out, so that the model also knows what images look like at all, which guidance and the prior correction ask it.
+    image_first: share of the samples that learn to caption; the others learn to draw. drop: share of these others that lose their
+    caption, so that the model also learns the distribution of images alone, which guidance and the prior correction need.
     """
 
     parts = ("quantizer", "decoder")
@@ -84,10 +84,10 @@ class Interleaved(Objective):
         return (of_word.sum() + self.image_weight * of_code.sum()) / max(self.terms(p), 1e-9)
 
     def terms(self, p: Pass) -> float:
-        """Words and marks count 1 each, codes ``image_weight``."""
+        """The sum of the weights: words and marks count 1 each, codes ``image_weight``."""
         _, bare = self.orders(p)
         words = p[TEXT].mask.sum(1).masked_fill(bare, 2) + 1  # without [BOS], with the marks around the image
-        return float(words.sum()) + self.image_weight * p.size * self._decoder[0].tokens
+        return float(words.sum()) + self.image_weight * p.size * int(self._decoder[0].tokens)
 
     def metrics(self) -> dict[str, float]:
         """Mean losses of the last piece, in nats."""

@@ -1,7 +1,7 @@
-"""Contrastive objectives: pairs that belong together against the rest of the batch.
+"""Contrastive objectives: matching pairs against the rest of the batch.
 
-Shapes: B batch, E embedding, M further texts, R the rows that this process answers for. Losses are computed in float32, whatever
-the towers use.
+Shapes: B batch, E embedding, M further texts, R the rows that this process computes. Losses are computed in float32, for towers of
+any precision.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TILED_FROM = 2**22  # entries of the logit matrix from which a loss is computed 
 
 
 def same_meaning(meaning: Tensor | None, rows: slice | None = None) -> Tensor | None:
-    """[R, B] bool, True where i ≠ j say the same: these are no negatives of each other. None if there are none."""
+    """[R, B] bool, True where i ≠ j mean the same: these are not negatives of each other. None if there are no such pairs."""
     if meaning is None:
         return None
     same = (meaning[:, None] == meaning[None, :]).fill_diagonal_(False)
@@ -47,8 +47,8 @@ def info_nce(
     """Symmetric InfoNCE (Oord et al. 2018; CLIP, Radford et al. 2021, figure 3).
 
     image, text: [B, E] unit vectors, row i of both belonging together; scale: 1 / temperature; meaning: [B], rows that mean the
-    same are left out of each other's denominator; negatives: [M, E] texts that match no image and stand as extra columns of the
-    image-to-text side (NegCLIP, Yuksekgonul et al. 2023); rows: only these images and texts are asked, against all (a process's
+    same are left out of each other's denominator; negatives: [M, E] texts that match no image, which are extra columns of the
+    image-to-text side (NegCLIP, Yuksekgonul et al. 2023); rows: only these images and texts are queries, against all (a process's
     share).
     """
     own = slice(0, len(image)) if rows is None else rows
@@ -82,7 +82,7 @@ def sigmoid_sum(
 def sigmoid_of_logits(
     logits: Tensor, start: int | None, meaning: Tensor | None = None, text_meaning: Tensor | None = None
 ) -> Tensor:
-    """``sigmoid_sum`` of logits [R, M] from whatever similarity."""
+    """``sigmoid_sum`` of logits [R, M] from any similarity."""
     own = torch.zeros_like(logits, dtype=torch.bool)
     if start is not None:
         rows = torch.arange(len(logits), device=logits.device)
@@ -118,7 +118,7 @@ def _sigmoid_sum(entries: int) -> Callable[..., Tensor]:
 
 
 def negatives_of(p: Pass) -> Tensor | None:
-    """Embeddings [M, E] of the batch's hard negatives; None if it has none."""
+    """Embeddings [M, E] of the batch's hard negatives; None if it has no hard negatives."""
     result = p["negatives.embedding"] if p.has("negatives.embedding") else None
     return result if result is not None and len(result) else None
 
@@ -154,7 +154,7 @@ class InfoNCE(ScaledObjective):
         negatives = negatives_of(p) if self.hard_negatives else None
         tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
         loss = tiled_info_nce if tiled else info_nce
-        image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # encoded here, outside: the towers keep their precision
+        image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
             return loss(image, text, self.scale, meanings(p, self.false_negatives), negatives, p.rows)
 
@@ -162,8 +162,8 @@ class InfoNCE(ScaledObjective):
 class Sigmoid(Objective):
     """``sigmoid_loss`` with learned scale and bias, from 10 and −10 as in the paper.
 
-    exchange: between processes; ``gather``: everyone gets all embeddings; ``ring``: texts go round, and no one ever holds more than
-    two processes' share (SigLIP, §3.3). false_negatives: as in ``InfoNCE``.
+    exchange: between processes; ``gather``: each gets all embeddings; ``ring``: texts are passed around, and no process ever holds
+    more than two processes' share (SigLIP, §3.3). false_negatives: as in ``InfoNCE``.
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
@@ -186,7 +186,7 @@ class Sigmoid(Objective):
         self.hard_negatives, self.gathers = hard_negatives, exchange == "gather"
         if hard_negatives:
             if not self.gathers:
-                raise DiptychError("objective sigmoid: hard_negatives do not go round the ring; set exchange: gather")
+                raise DiptychError("objective sigmoid: hard_negatives are not passed around the ring; set exchange: gather")
             self.couples = (*self.couples, "negatives.embedding")
 
     def forward(self, p: Pass) -> Tensor:
@@ -200,7 +200,7 @@ class Sigmoid(Objective):
             return sigmoid_loss(image, text, scale, self.logit_bias, meaning, negatives, p.rows)
 
     def _around(self, p: Pass) -> Tensor:
-        """The same from this process's images and texts that come round, one process's at a time."""
+        """The same from this process's images and the texts of one process at a time."""
         own = p.alone
         image, text, meaning = own[IMAGE_EMBEDDING], own[TEXT_EMBEDDING], meanings(own, self.false_negatives)
         add_up = _sigmoid_sum(len(image) ** 2)
@@ -212,5 +212,5 @@ class Sigmoid(Objective):
         return total / len(image)
 
     def metrics(self) -> dict[str, float]:
-        """Numbers worth a line in the log, such as a temperature."""
+        """Numbers for the log, such as a temperature."""
         return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

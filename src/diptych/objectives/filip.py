@@ -30,11 +30,11 @@ def late_similarity(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, 
 
     image [M, N, E], text [K, T, E], mask [K, T] bool (True at real tokens) → from the image's side [M, K]: the mean over its tokens
     of each one's best text token; from the text's side [M, K]: the mean over its real tokens of each one's best image token.
-    Padding counts for nothing.
+    Padding is ignored.
     """
     rows = max(1, CHUNK // max(1, image.shape[1] * text.shape[0] * text.shape[1]))
     parts = []
-    for piece in image.split(rows):
+    for piece in torch.split(image, rows):
         if rows < len(image) and torch.is_grad_enabled():  # the similarities are computed again in the backward pass
             parts.append(checkpoint(_best, piece, text, mask, use_reentrant=False))
         else:
@@ -102,14 +102,14 @@ class LateInteraction(ScaledObjective):
         return (by_image + by_text) / 2
 
     def all_scores(self, p: Pass) -> Tensor:
-        """``pair_scores`` of every image with every text, of which there may be unlike numbers: [M, N]."""
+        """``pair_scores`` of every image with every text, M images and N texts: [M, N]."""
         by_image, by_text = late_similarity(p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask)
         return (by_image + by_text) / 2
 
 
 class QueryContrast(LateInteraction):
-    """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a text, pooled, against the image's queries, of which the nearest
-    counts. That is the text's side of ``late_similarity`` with texts of one token, in both directions.
+    """BLIP-2's image-text contrast (Li et al. 2023, §3.1): a pooled text against the image's queries, of which the nearest counts.
+    That is the text's side of ``late_similarity`` with texts of one token, in both directions.
     """
 
     couples = ("image.query_embedding", "text.embedding")
@@ -127,7 +127,7 @@ class QueryContrast(LateInteraction):
         return torch.einsum("bqe,be->bq", p["image.query_embedding"], p[TEXT_EMBEDDING]).amax(1)
 
     def all_scores(self, p: Pass) -> Tensor:
-        """``pair_scores`` of every image with every text, of which there may be unlike numbers: [M, N]."""
+        """``pair_scores`` of every image with every text, M images and N texts: [M, N]."""
         return best_query(p["image.query_embedding"], p[TEXT_EMBEDDING])
 
 

@@ -1,8 +1,8 @@
 """FLAVA's masked modelling (Singh et al. 2022, §3.2): hidden patches by their code in an image quantizer, hidden words, and both
 from both.
 
-A hidden patch is replaced by a mask token before the tower sees it, so that nothing of it can leak. Where there are images without
-captions, or texts without images (``data.unpaired``), these are what the objectives of one modality learn from.
+A hidden patch is replaced by a mask token before the tower sees it, so that nothing of it can leak. If there are images without
+captions, or texts without images (``data.unpaired``), the objectives of one modality learn from these.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 def prediction_head(width: int, vocabulary: int, tower: Any) -> nn.Sequential:
-    """A layer, then one number for each code or word: [..., D] → [..., V]. Its norm is as careful as those of the tower whose
-    tokens are told.
+    """A layer, then one number for each code or word: [..., D] → [..., V]. Its norm has the same epsilon as those of the tower that
+    gives the tokens.
     """
     eps = tower.transformer.norm.eps
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps), nn.Linear(width, vocabulary))
@@ -40,12 +40,12 @@ def normed(tower: Any, tokens: Tensor) -> Tensor:
 
 
 def alone(p: Pass, kind: str) -> str:
-    """The field that an objective of one modality reads: what comes without a partner, where there is any."""
+    """The field that an objective of one modality reads: the one without a partner, if there is any."""
     return f"unpaired_{kind}" if p.has(f"unpaired_{kind}") else kind
 
 
 class _Codes(Objective):
-    """What objectives on image codes share: the towers' agreement, and which patches are hidden."""
+    """Base class of objectives on image codes: checks that the grids agree, and chooses the hidden patches."""
 
     parts: tuple[str, ...] = ("vision", "quantizer")
 
@@ -58,7 +58,7 @@ class _Codes(Objective):
             )
         if vision.grid**2 != quantizer.tokens:
             raise DiptychError(
-                f"parts.quantizer gives {quantizer.tokens} codes an image, parts.vision {vision.tokens} patches; give both "
+                f"parts.quantizer gives {quantizer.tokens} codes per image, parts.vision {vision.tokens} patches; give both "
                 "the same patch"
             )
         self.share, self.n = share, vision.tokens
@@ -92,7 +92,7 @@ class MaskedCodes(_Codes):
         """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
         do.
         """
-        return len(p[alone(p, "image")])  # each image hides the same number
+        return len(p[alone(p, "image")])  # every image has the same number of hidden patches
 
 
 class MaskedText(Objective):
@@ -126,9 +126,9 @@ class MaskedText(Objective):
 
 
 class MaskedBoth(_Codes):
-    """Hidden patches and hidden words of a pair at once, from what is left of both (MMM). Each pair's mean counts the same.
+    """Hidden patches and hidden words of a pair at once, from the rest of both (MMM). Each pair's mean counts the same.
 
-    batch_share: the part of the batch that is masked so.
+    batch_share: the part of the batch that is masked in this way.
     """
 
     parts = ("vision", "quantizer", "text", "fusion")

@@ -23,7 +23,7 @@ def token_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over all real tokens of the batch, so that a long caption weighs as its tokens do.
+    """Mean cross-entropy over all real tokens of the batch, so that a caption weighs in proportion to its length.
 
     logits: [B, T, V]; targets: [B, T]; mask: [B, T] bool, True at tokens to be learned. smoothing: the share of the target that is
     spread over the whole vocabulary (Szegedy et al. 2016, §7).
@@ -36,7 +36,7 @@ class NextToken(Objective):
     """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP
     smooths labels by 0.1.
 
-    writer: the part whose logits these are; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are
+    writer: the part that gives the logits; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are
     two).
     """
 
@@ -67,14 +67,16 @@ class NextToken(Objective):
 
 
 def improbability(log_p: Tensor, alpha: float) -> Tensor:
-    """(1 − p)^α of each token's probability under a language model that sees no image: near 0 for what the words before tell."""
+    """(1 − p)^α of each token's probability under a language model that sees no image: near 0 for tokens that the previous words
+    predict.
+    """
     return (1 - log_p.exp()).clamp(min=0) ** alpha
 
 
 class PriorNextToken(NextToken):
-    """Captioning in which a token weighs by how little the language model expects it without the image (PRIOR, 2025: tokens that
-    the picture decides are those that a text-only reference finds improbable). The paper's reference was trained on the captions;
-    ours is the same language model on the text alone. Weights carry no gradient.
+    """Captioning in which a token weighs more, the less the language model expects it without the image (PRIOR, 2025: tokens that
+    depend on the picture are improbable under a text-only reference). The paper's reference was trained on the captions; ours is
+    the same language model on the text alone. Weights carry no gradient.
 
     alpha: sharpness; 0 is plain captioning. The sum of weighted losses is divided by the number of tokens.
     """
@@ -99,5 +101,5 @@ class PriorNextToken(NextToken):
 def caption_log_likelihood(p: Pass) -> Tensor:
     """log P(caption | image) in nats, summed over the tokens after [BOS], [EOS] included: [B]."""
     logits, text = p[TEXT_LOGITS], p[TEXT]
-    T = 1 + logits.shape[1]  # of these texts, where padding that none of them needs was left out
+    T = 1 + logits.shape[1]  # the length of these texts, without padding that none of them needs
     return (token_log_probabilities(logits, text.ids[:, 1:T]) * text.mask[:, 1:T]).sum(1)

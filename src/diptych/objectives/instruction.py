@@ -1,4 +1,4 @@
-"""Instruction tuning: what the assistant says, token by token, given images and all that was said before (Liu et al. 2023, section
+"""Instruction tuning: what the assistant says, token by token, given images and all previous turns (Liu et al. 2023, section
 4.2).
 """
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class Answers(Objective):
-    """Mean cross-entropy over all learned tokens of the whole batch: a long answer weighs as its tokens do, however rows and pieces
-    are cut.
+    """Mean cross-entropy over all learned tokens of the whole batch: an answer weighs in proportion to its length, for any division
+    into rows and pieces.
     """
 
     parts = ("lm", "connector")

@@ -1,4 +1,4 @@
-"""Contextual embeddings: what an image is depends on the caption that asks (Llip, Lavoie et al. 2024).
+"""Contextual embeddings: the embedding of an image depends on the caption (Llip, Lavoie et al. 2024).
 
 Shapes: M images, K mixture tokens, N texts, D widths, H heads, E embedding.
 """
@@ -26,7 +26,8 @@ CHUNK = 2**24  # entries of contextual embeddings held at a time (64 MB in float
 
 
 def mixed_embeddings(query: Tensor, key: Tensor, value: Tensor, temperature: float) -> Tensor:
-    """Every image as every caption sees it: softmax over the mixture tokens of q·k / (temperature), a head at a time (section 3.2).
+    """The embedding of every image for every caption: softmax over the mixture tokens of q·k / (temperature), a head at a time
+    (section 3.2).
 
     query [N, H, d], key and value [M, H, K, d] → [M, N, H·d], before the output layer.
     """
@@ -35,7 +36,7 @@ def mixed_embeddings(query: Tensor, key: Tensor, value: Tensor, temperature: flo
 
 
 class Contextual(Objective):
-    """Sigmoid loss over all pairs, image i being embedded in the light of text j for the pair (i, j) (Llip, equations 2 to 4).
+    """Sigmoid loss over all pairs, with image i embedded for text j in the pair (i, j) (Llip, equations 2 to 4).
 
     Needs a tower with mixture tokens: ``parts.vision.class_tokens: K``. temperature: of the mixing. scale and bias are learned,
     from 10 and −10 as in SigLIP.
@@ -59,12 +60,12 @@ class Contextual(Objective):
         self.key, self.value = (
             nn.Linear(vision.width, E, bias=False),
             nn.Linear(vision.width, E),
-        )  # the softmax would not feel a bias of the keys
+        )  # a bias of the keys would have no effect on the softmax
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.logit_bias = nn.Parameter(torch.tensor(bias))
 
     def similarity(self, tokens: Tensor, pooled: Tensor, text: Tensor) -> Tensor:
-        """Cosine of every text with every image as that text sees it: tokens [M, K, D], pooled [N, D'], text [N, E] unit → [M,
+        """Cosine of every text with every image embedded for that text: tokens [M, K, D], pooled [N, D'], text [N, E] unit → [M,
         N].
         """
         query = self.query(pooled).unflatten(1, (self.heads, -1))
@@ -89,14 +90,15 @@ class Contextual(Objective):
         with torch.autocast(text.device.type, enabled=False):
             logits = self.logit_scale.exp() * self.similarity(tokens[own].float(), pooled.float(), text) + self.logit_bias
             total = sigmoid_of_logits(logits, own.start, None if meaning is None else meaning[own], meaning)
-        return total / (own.stop - own.start)
+        loss: Tensor = total / (own.stop - own.start)
+        return loss
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return self.scores(p.pairs(image=images, text=texts))
 
     def scores(self, p: Pass) -> Tensor:
-        """How well text i fits image i as that text sees it: [B]."""
+        """How well text i fits image i, embedded for that text: [B]."""
         query = self.query(p["text.pooled"].float()).unflatten(1, (self.heads, -1))[:, None]  # [B, 1, H, d]
         tokens = p["image.class_tokens"].float()
         key, value = (layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.key, self.value))
@@ -105,9 +107,9 @@ class Contextual(Objective):
         return (image * p[TEXT_EMBEDDING]).sum(-1)
 
     def all_scores(self, p: Pass) -> Tensor:
-        """``pair_scores`` of every image with every text, of which there may be unlike numbers: [M, N]."""
+        """``pair_scores`` of every image with every text, M images and N texts: [M, N]."""
         return self.similarity(p["image.class_tokens"].float(), p["text.pooled"].float(), p[TEXT_EMBEDDING])
 
     def metrics(self) -> dict[str, float]:
-        """Numbers worth a line in the log, such as a temperature."""
+        """Numbers for the log, such as a temperature."""
         return {"scale": self.logit_scale.exp().item(), "bias": self.logit_bias.item()}

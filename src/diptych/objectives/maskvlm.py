@@ -1,6 +1,6 @@
 """Masked modelling: hidden words from the image and the other words, hidden patches from the text and the other patches.
 
-MaskVLM (Kwon et al. 2023): each modality is reconstructed with the other one left whole.
+MaskVLM (Kwon et al. 2023): each modality is reconstructed from the other one, which is whole.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class MaskedWords(Objective):
     needs = ("text.fused", "text")
     predicts_text = True
     scores_as = "pseudo_likelihood"
-    turns = 4  # in which pair_scores hides the words of a text
+    turns = 4  # the number of passes in which pair_scores hides the words of a text
 
     def __init__(self, model: VLM, *, share: float = 0.3, replace: Literal["mask", "bert"] = "mask"):
         super().__init__(model)
@@ -112,10 +112,10 @@ class MaskedWords(Objective):
         return int(hidden_counts(words_of(p[TEXT].ids, p[TEXT].mask), self.share).sum())
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
-        """Pseudo-log-likelihood of text ``texts[k]`` beside image ``images[k]``, for index tensors [P] into the batch: [P].
+        """Pseudo-log-likelihood of text ``texts[k]`` given image ``images[k]``, for index tensors [P] into the batch: [P].
 
-        Σ_t log P(token t | image, the tokens left in sight), each token hidden once (Salazar et al. 2020). Every fourth token is
-        hidden at a time, about the share hidden in training, so that four passes do for any length.
+        Σ_t log P(token t | image, the tokens that are not hidden), each token hidden once (Salazar et al. 2020). Every fourth token
+        is hidden at a time, about the share hidden in training, so that four passes are enough for any length.
         """
         text = p[TEXT]
         place = torch.arange(text.ids.shape[1], device=text.ids.device)
@@ -124,7 +124,7 @@ class MaskedWords(Objective):
             hidden = words_of(text.ids, text.mask) & (place % self.turns == turn)  # [B, T]
             view = p.view(text=replace(text, ids=text.ids.masked_fill(hidden, MASK))).pairs(image=images, text=texts)
             fused = view["text.fused"].tokens
-            longest = fused.shape[1]  # of these texts, where the padding of others was left out
+            longest = fused.shape[1]  # the length of these texts, without the padding that only others need
             where = hidden[texts, :longest]  # [P, T]
             logits = self.head(fused[where]).float()
             log_p = -F.cross_entropy(logits, text.ids[texts, :longest][where], reduction="none")
@@ -135,8 +135,8 @@ class MaskedWords(Objective):
 class MaskedPatches(Objective):
     """Masked image modelling with the text whole: pixels of hidden patches, each patch normalised (He et al. 2022).
 
-    share: of the patches hidden (0.6 in MaskVLM); batch_share: reconstruct only that part of the batch, since pixels cost much and
-    teach slowly.
+    share: of the patches hidden (0.6 in MaskVLM); batch_share: reconstruct only that part of the batch, since reconstructing pixels
+    is expensive and teaches slowly.
     """
 
     parts = ("vision", "text", "fusion")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def mine_negatives(similarity: Tensor, meaning: Tensor | None, sharpness: float) -> tuple[Tensor, Tensor]:
-    """For each image a wrong text and for each text a wrong image, the likelier the more similar (ALBEF, Li et al. 2021, §3.2).
+    """For each image a wrong text and for each text a wrong image, drawn with a probability that grows with similarity (ALBEF, Li
+    et al. 2021, §3.2).
 
     similarity [B, B] of images (rows) and texts → text index per image [B], image index per text [B].
     """
@@ -34,12 +35,12 @@ def mine_negatives(similarity: Tensor, meaning: Tensor | None, sharpness: float)
 
 
 class Matching(Objective):
-    """A two-way classifier on the fused tokens of both sides; needs a contrastive objective beside it for the mining to mean
-    anything.
+    """A two-way classifier on the fused tokens of both sides; the mining is meaningful only together with a contrastive objective.
 
-    batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: of the mining.
+    batch_share: the part of the batch that is matched; each of its pairs costs three fused passes. sharpness: how strongly mining
+    prefers similar pairs.
     pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for "no" and "yes" (BLIP;
-    of BLIP-2's queries, whose mean is pooled, that is the mean of their answers).
+    for BLIP-2, where the mean of the queries is pooled, this is the mean of their answers).
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding", "image.tokens", "text.tokens")
@@ -52,7 +53,7 @@ class Matching(Objective):
     ):
         super().__init__(model)
         self.batch_share, self.sharpness = batch_share, sharpness
-        self.queries = model.graph.gives("image.query_embedding")  # an image has several embeddings, and the nearest counts
+        self.queries = model.graph.gives("image.query_embedding")  # an image has several embeddings, of which the nearest counts
         if self.queries:
             self.couples = ("image.query_embedding", *self.couples[1:])
         width = model.part("fusion").width
@@ -63,7 +64,7 @@ class Matching(Objective):
 
     def logits(self, p: Pass) -> Tensor:
         """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token."""
-        answers = self.head(p["text.fused"].pooled).float()
+        answers: Tensor = self.head(p["text.fused"].pooled).float()
         return answers[:, 0] if answers.shape[1] == 1 else answers[:, 1] - answers[:, 0]
 
     def similarity(self, p: Pass) -> Tensor:
@@ -79,10 +80,10 @@ class Matching(Objective):
         """The loss of a batch, a scalar."""
         text, image = mine_negatives(self.similarity(p).detach(), p[TEXT].meaning, self.sharpness)
         own, weight = p.some(self.batch_share), 1.0
-        if p.rows is not None:  # processes have unlike numbers of them, and their losses are averaged
+        if p.rows is not None:  # processes have different numbers of pairs, and their losses are averaged
             everyones = math.floor((p.size - 1) * self.batch_share) + 1
             weight = len(own) / everyones * p.size / (p.rows.stop - p.rows.start)
-            if not weight:  # one for nothing: no process may stay away from an exchange of gradients
+            if not weight:  # one pair with weight 0: every process must take part in the exchange of gradients
                 own = own.new_tensor([p.rows.start])
         m = len(own)
         triples = p.pairs(image=torch.cat([own, own, image[own]]), text=torch.cat([own, text[own], own]))

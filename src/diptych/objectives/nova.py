@@ -27,8 +27,9 @@ REACH, POINTS = 5.0, 17  # where the characteristic functions are compared
 
 def directions(width: int, n: int, seed: int) -> Tensor:
     """Random unit vectors [width, n]; a function of the seed, so that pieces of a batch and processes draw the same."""
-    drawn = torch.randn(width, n, generator=torch.Generator().manual_seed(seed))
-    return drawn / drawn.norm(dim=0)
+    drawn: Tensor = torch.randn(width, n, generator=torch.Generator().manual_seed(seed))
+    drawn = drawn / drawn.norm(dim=0)
+    return drawn
 
 
 def epps_pulley(x: Tensor) -> Tensor:
@@ -51,13 +52,13 @@ def sigreg(x: Tensor, along: Tensor) -> Tensor:
 
 
 class TextPrediction(Objective):
-    """From several augmented views of an image its caption's frozen embedding, and SIGReg on what the tower says of the views
-    (NOVA).
+    """Predict the frozen embedding of the caption from several augmented views of the image, with SIGReg on the tower's output for
+    the views (NOVA).
 
     (1 − λ) · mean over views of ‖projection(view) − text‖² + λ · SIGReg, λ = ``regularity`` being the only hyperparameter. No
     negatives, no temperature.
     views: random crops of ``least`` to all of the image's area, never flipped, since captions say left and right. Small crops lose
-    what captions speak of.
+    the content of the captions.
     """
 
     couples = ("crops.pooled", "text.embedding")
@@ -70,9 +71,8 @@ class TextPrediction(Objective):
         space = model.part("space")
         if "text" not in model.fixed or any(True for _ in space.text.parameters()):
             raise DiptychError(
-                "objective text_prediction: texts that may move would meet the images at one point; take a frozen text tower "
-                "with a space of "
-                "its own: parts.text: {kind: minilm, frozen: true, project: false}"
+                "objective text_prediction: text embeddings that are trained would collapse to one point with the images; "
+                "use a frozen text tower with its own space: parts.text: {kind: minilm, frozen: true, project: false}"
             )
         self._space = [space]  # in a list: shared, not owned
         self.views, self.least = views, least
@@ -88,14 +88,14 @@ class TextPrediction(Objective):
     @provides("crops.pooled", "crops.tokens")
     def pooled(self, tokens: Tokens) -> Tensor:
         """[B, V, D]"""
-        return tokens.pooled.unflatten(0, (-1, self.views))
+        return torch.unflatten(tokens.pooled, 0, (-1, self.views))
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         views, text = p["crops.pooled"], p[TEXT_EMBEDDING]  # [B, V, D], [B, E]
         meaning = p[TEXT].meaning
         along = directions(views.shape[-1], self.n, 0 if meaning is None else int(meaning[0]) & 0xFFFF_FFFF).to(views.device)
-        predicted = self._space[0].image(views).float()
+        predicted: Tensor = self._space[0].image(views).float()
         with torch.autocast(text.device.type, enabled=False):
             error = (predicted - text[:, None]).square().sum(-1).mean()
             shape = sigreg(views.float().flatten(0, 1), along)

@@ -1,7 +1,7 @@
 """How well a text fits an image: the scores that a recipe may name (``score:``).
 
-Most belong to an objective, which then is the score too (``scores_as``): late_interaction, contextual, matching, pseudo_likelihood.
-Those here need encodings alone. One of your own is ``package.module:Class``.
+Most belong to an objective, which is then also the score (``scores_as``): late_interaction, contextual, matching,
+pseudo_likelihood. Those here need only encodings. Your own: ``package.module:Class``.
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ class Similarity(Score):
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         image, text = (p[name] for name in self.needs)
-        return (image[images] * text[texts]).sum(-1)
+        scores: Tensor = (image[images] * text[texts]).sum(-1)
+        return scores
 
     def all_scores(self, p: Pass) -> Tensor:
         """Every image with every text, [M, N]."""
         image, text = (p[name] for name in self.needs)
-        return image @ text.T
+        scores: Tensor = image @ text.T
+        return scores
 
 
 class Likelihood(Score):
@@ -90,7 +92,8 @@ class ImageInformation(ImageLikelihood):
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
-        return super().pair_scores(p, images, texts) - p["image.log_prior"][images]
+        information: Tensor = super().pair_scores(p, images, texts) - p["image.log_prior"][images]
+        return information
 
 
 SCORES: dict[str, Any] = {
@@ -108,8 +111,8 @@ BY_OBJECTIVE = {
 
 
 def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | Objective | None:
-    """What scores pairs as the recipe asks; None by similarity where there are no embeddings at all, as in a quantizer.
-    DiptychError if nothing in the recipe can.
+    """The score of the recipe; None for similarity if there are no embeddings at all, as with a quantizer. DiptychError if nothing
+    in the recipe can compute it.
     """
     for objective in objectives:
         if isinstance(objective, Objective) and objective.scores_as == name:

@@ -1,4 +1,4 @@
-"""Language-grouped patches: each caption token gathers the patches that fit it, and must be told apart from the caption's other
+"""Language-grouped patches: each caption token gathers the patches that fit it, and must be distinguished from the caption's other
 tokens.
 
 SPARC (Bica et al. 2024, §3.2). Shapes: B batch, N image tokens, T text tokens, E embedding.
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def grouped_patches(image: Tensor, text: Tensor, threshold: float | None = None) -> Tensor:
     """One image vector for each caption token: image [B, N, E], text [B, T, E] → [B, T, E].
 
-    Similarities of a token to all patches are scaled to 0 … 1 by their least and greatest, those under ``threshold`` (None: 1/N)
-    become 0, the rest are made to add up to 1, and weigh the patches.
+    Similarities of a token to all patches are scaled to 0 … 1 by their least and greatest, those below ``threshold`` (None: 1/N)
+    become 0, and the rest, normalised to a sum of 1, are the weights of the patches.
     """
     similarity = text @ image.transpose(1, 2)  # [B, T, N]
     least, most = similarity.amin(2, keepdim=True), similarity.amax(2, keepdim=True)
@@ -49,9 +49,9 @@ def grouped_loss(groups: Tensor, text: Tensor, mask: Tensor, scale: Tensor | flo
 
 
 class GroupedTokens(ScaledObjective):
-    """SPARC's fine-grained loss, within each sample; beside ``info_nce``, which sees whole images and captions.
+    """SPARC's fine-grained loss, within each sample; used together with ``info_nce``, which compares whole images and captions.
 
-    threshold: below which a patch has no part in a token's group; None: 1 / the number of patches, as in the paper.
+    threshold: the least similarity of a patch in a token's group; None: 1 / the number of patches, as in the paper.
     """
 
     needs = ("image.projected", "text.projected", "text")

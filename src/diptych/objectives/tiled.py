@@ -1,12 +1,12 @@
 """Contrastive losses tile by tile, forward and backward: memory grows with the batch, not with its square.
 
-Each function equals its plain form in ``contrastive`` (the tests hold them together). A tile of logits is computed, used and
+Each function equals its plain form in ``contrastive`` (tests compare them). A tile of logits is computed, used and
 forgotten; the backward pass computes it again. Shapes: M rows (queries), N columns (keys), E embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE = 1024  # rows and columns; 4 MB of logits in float32, which stay in the cache
-NO_MEANING = -1  # of hard negatives: they share no one's meaning (meanings are not negative)
+NO_MEANING = -1  # of hard negatives: they have the meaning of no sample (meanings are not negative)
 
 
 def tiled_info_nce(
@@ -33,12 +33,13 @@ def tiled_info_nce(
     column_meaning = meaning
     if meaning is not None and negatives is not None:
         column_meaning = torch.cat([meaning, meaning.new_full((len(negatives),), NO_MEANING)])
-    if rows is None:  # one sweep serves both directions
-        return _CrossEntropy.apply(image, columns, scale, 0, True, meaning, column_meaning, tile) / (2 * len(image))
+    if rows is None:  # one pass serves both directions
+        return _cross_entropy(image, columns, scale, 0, True, meaning, column_meaning, tile) / (2 * len(image))
     start, own = rows.start, None if meaning is None else meaning[rows]
-    to_text = _CrossEntropy.apply(image[rows], columns, scale, start, False, own, column_meaning, tile)
-    to_image = _CrossEntropy.apply(text[rows], image, scale, start, False, own, meaning, tile)
-    return (to_text + to_image) / (2 * (rows.stop - rows.start))
+    to_text = _cross_entropy(image[rows], columns, scale, start, False, own, column_meaning, tile)
+    to_image = _cross_entropy(text[rows], image, scale, start, False, own, meaning, tile)
+    loss: Tensor = (to_text + to_image) / (2 * (rows.stop - rows.start))
+    return loss
 
 
 def tiled_sigmoid_sum(
@@ -51,20 +52,20 @@ def tiled_sigmoid_sum(
     text_meaning: Tensor | None = None,
     tile: int = TILE,
 ) -> Tensor:
-    """``contrastive.sigmoid_sum`` without its [M, N] matrix. The gradient needs no normaliser, so one sweep does for loss and
-    gradient.
+    """``contrastive.sigmoid_sum`` without its [M, N] matrix. The gradient needs no normaliser, so one pass over the tiles gives
+    loss and gradient.
     """
     scale, bias = (torch.as_tensor(x, dtype=image.dtype, device=image.device) for x in (scale, bias))
-    return _SigmoidSum.apply(image, text, scale, bias, start, meaning, text_meaning, tile)
+    return _sigmoid_sum(image, text, scale, bias, start, meaning, text_meaning, tile)
 
 
 def _if_shared(meaning: Tensor | None) -> Tensor | None:
-    """``meaning`` if any two rows share one; without such the tiles need no mask."""
-    return meaning if meaning is not None and len(meaning.unique()) < len(meaning) else None
+    """``meaning`` if any two rows share one, else None: the tiles then need no mask."""
+    return meaning if meaning is not None and len(torch.unique(meaning)) < len(meaning) else None
 
 
 def _tiles(m: int, n: int, tile: int, cut: int) -> Iterator[tuple[slice, slice]]:
-    """Row and column ranges that cover [m, n], none of which lies across column ``cut``."""
+    """Row and column ranges that cover [m, n]; none of them crosses column ``cut``."""
     columns = [slice(j, min(j + tile, stop)) for begin, stop in ((0, cut), (cut, n)) for j in range(begin, stop, tile)]
     for i in range(0, m, tile):
         for column in columns:
@@ -106,6 +107,7 @@ class _CrossEntropy(torch.autograd.Function):
         same_b: Tensor | None,
         tile: int,
     ) -> Tensor:
+        """The sum over rows, a scalar, tile by tile: only the log-sum-exp of each row (and column) is kept for the gradient."""
         m, n = len(a), len(b)
         row, column = (a.new_full((m,), float("-inf")) for _ in range(2))
         for i, j in _tiles(m, n, tile, m if both else n):
@@ -125,6 +127,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of a, b and scale; the logits of each tile are computed again."""
         a, b, scale, row, column, *same = ctx.saved_tensors
         same_a, same_b = same or (None, None)
         m, n = len(a), len(b)
@@ -146,6 +149,9 @@ class _CrossEntropy(torch.autograd.Function):
         return for_a.mul_(grad * scale), for_b.mul_(grad * scale), for_scale, None, None, None, None, None
 
 
+_cross_entropy: Callable[..., Tensor] = _CrossEntropy.apply  # which torch leaves without types
+
+
 class _SigmoidSum(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -159,11 +165,12 @@ class _SigmoidSum(torch.autograd.Function):
         text_meaning: Tensor | None,
         tile: int,
     ) -> Tensor:
+        """The sum over all pairs, a scalar. The same pass over the tiles computes the gradients."""
         total, for_bias = image.new_zeros(()), image.new_zeros(())
         for_image, for_text = torch.zeros_like(image), torch.zeros_like(text)
         for i, j in _tiles(len(image), len(text), tile, len(text)):
             logits = torch.addmm(bias, image[i] * scale, text[j].T)
-            slope = torch.sigmoid(logits)  # of −log σ(z · logit): σ(logit), less 1 where z = 1
+            slope = torch.sigmoid(logits)  # of −log σ(z · logit): σ(logit), minus 1 where z = 1
             total -= _own(logits, i, j, start).sum()  # softplus(x) − x is the positive's term
             terms = torch.nn.functional.softplus(logits)
             same = _same(i, j, start, meaning, text_meaning)
@@ -181,6 +188,10 @@ class _SigmoidSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The kept gradients of image, text, scale and bias, times the gradient of the sum."""
         for_image, for_text, for_scale, for_bias, scale = ctx.saved_tensors
         factor = grad * scale
         return for_image * factor, for_text * factor, for_scale * grad, for_bias * grad, None, None, None, None
+
+
+_sigmoid_sum: Callable[..., Tensor] = _SigmoidSum.apply

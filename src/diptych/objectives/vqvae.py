@@ -1,4 +1,4 @@
-"""What a quantizer learns by: the picture must survive its codes."""
+"""The objective of a quantizer: reconstruct the picture from its codes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def psnr(mean_squared_error: float, span: float = 2.0) -> float:
 
 
 def perplexity(counts: Tensor) -> float:
-    """How many codes would be in use if all were used alike: exp of the entropy of their shares; counts [K]."""
+    """How many codes are in use, effectively: exp of the entropy of their shares; counts [K]."""
     shares = counts[counts > 0].double() / counts.sum().clamp(min=1)
     return float((-(shares * shares.log()).sum()).exp())
 
 
 class Reconstruction(Objective):
-    """Pixels out as pixels in, plus the terms that draw codes and features to each other. commitment: β, of the features."""
+    """Reconstruction of the pixels, plus terms that pull codes and features towards each other. commitment: β, of the features."""
 
     parts = ("quantizer",)
     needs = ("image.quantized", "image")
@@ -60,7 +60,7 @@ class Reconstruction(Objective):
         return error + codebook_loss(made.features, made.chosen, self.commitment)
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
-        """Called when the optimizer has stepped: what changes by other means than a gradient changes here."""
+        """Called after the optimizer's step: unused codes are revived here."""
         quantizer = self._quantizer[0]
         if not quantizer.training:
             return
@@ -75,5 +75,5 @@ class Reconstruction(Objective):
         self._error, self._samples = torch.zeros(()), 0
 
     def metrics(self) -> dict[str, float]:
-        """Numbers worth a line in the log, such as a temperature."""
+        """Numbers for the log, such as a temperature."""
         return self._noted

@@ -154,6 +154,11 @@ def number(value: float | None, share: bool = True) -> str:
     return f"{100 * value:.1f}" if share else f"{value:.2f}"
 
 
+def p_value(p: float | None) -> str:
+    """A p-value as text; a dash for none."""
+    return "—" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def interval(measure: Measure, share: bool = True) -> str:
     """The 95 % interval as text."""
     return f"{number(measure.low, share)}–{number(measure.high, share)}" if measure.bounded else "no interval"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from diptych.report.drawing.marks import escape
 
 GLOSSARY = {
-    "R@1": "The share of queries whose right answer comes first among all candidates.",
+    "R@1": "The share of queries with the right answer first among all candidates.",
     "Interval": (
         "The values that are compatible with the random choice of test items (95 %, bootstrap over pictures). The effect of a new "
         "training seed is separate; the values of the seeds show it."
     ),
     "Chance": (
-        "The result of guessing. A value whose interval includes chance is no evidence of the skill, even if others are lower."
+        "The result of guessing. A value with an interval that includes chance is no evidence of the skill, even if others are "
+        "lower."
     ),
     "Blind": "The same questions without the picture. Correct answers here can be guessed from the wording.",
     "Shuffled": "The same questions with another item’s picture. Correct answers here do not come from the picture.",
@@ -22,7 +23,7 @@ GLOSSARY = {
     ),
     "Relation, binding": (
         "Relation: what is where (“a cat left of a dog” or the reverse). Binding: which attribute belongs to which object "
-        "(“a red cup and a blue hat” or the reverse). A bag of words cannot tell these apart."
+        "(“a red cup and a blue hat” or the reverse). A bag of words cannot distinguish these."
     ),
     "CIDEr": (
         "The agreement of a generated caption with the references, with more weight on rare words; 0: nothing in common; higher is "

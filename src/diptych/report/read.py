@@ -154,7 +154,7 @@ def load(path: Path) -> Comparison:
         comparison = _comparison(path, notes)
     else:
         raise DiptychError(
-            f"{path}: neither a comparison (compare.json) nor a run (evaluation/) nor an evaluation "
+            f"{path}: not a comparison (compare.json), a run (evaluation/) or an evaluation "
             "(summary.json, records/*.jsonl); run `diptych compare` or `diptych evaluate` first"
         )
     comparison.notes = notes
@@ -166,8 +166,9 @@ def readable(read: Callable[..., Content], default: Any, notes: list[str], *argu
     try:
         return read(*arguments)
     except DiptychError as error:
-        notes.append(f"{error}; what it holds is missing here.")
-        return default
+        notes.append(f"{error}; its content is missing here.")
+        given: Content = default
+        return given
 
 
 def _texts(content: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -270,6 +271,7 @@ def _measure(key: Key, pairs: list[tuple[int, dict[str, Any]]]) -> Measure:
     results = [r for _, r in pairs]
 
     def mean(name: str) -> float:
+        """The mean of a field over seeds; a seed without it counts with its value."""
         return fmean(v if (v := finite(r.get(name))) is not None else float(r["value"]) for r in results)
 
     chances = [c for r in results if (c := finite(r.get("chance"))) is not None]
@@ -315,6 +317,7 @@ def _spent(runs: list[Run]) -> dict[str, Any]:
 
 def _tests(rows: Any, names: set[str]) -> list[Test]:
     def recipe(name: Any) -> str:
+        """The recipe of a name, which may be that of a run: with ``-s`` and its seed behind."""
         return str(name) if str(name) in names else re.sub(r"-s\d+$", "", str(name))
 
     numbers = ("difference", "low", "high", "p", "p_holm")

@@ -41,7 +41,7 @@ def retrieval(comparison: Comparison, shown: Sequence[Column]) -> list[str]:
 
 
 def headline(comparison: Comparison, shown: Sequence[Column]) -> list[Column]:
-    """The columns of the retrieval task that most recipes have; of equal ones the hardest, with the lowest chance."""
+    """The columns of the retrieval task that most recipes have; among equal ones the hardest, with the lowest chance."""
     tasks: dict[str, list[Column]] = {}
     for column in shown:
         if column.group.startswith("Retrieval"):
@@ -50,6 +50,7 @@ def headline(comparison: Comparison, shown: Sequence[Column]) -> list[Column]:
         return []
 
     def rank(task: str) -> tuple[int, float]:
+        """First the task that most recipes have, then the one with the lowest chance."""
         have = sum(any(c.key in r.measures for c in tasks[task]) for r in comparison.recipes)
         return have, -min((c.chance if c.chance is not None else 1.0) for c in tasks[task])
 
@@ -123,7 +124,7 @@ def split_seeds(column: Column, above: Sequence[Recipe]) -> str:
 
 
 def blind(column: Column, recipes: Sequence[Recipe]) -> list[str]:
-    """A sentence on recipes above chance without the picture, since then the captions give the answer away."""
+    """A sentence on recipes above chance without the picture, since the captions then reveal the answer."""
     parts = [
         f"**{r.label}** {number(m.controls['blind'])} %"
         for r in recipes

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.extras import need
 from diptych.report.drawing.charts import Series, chart
 from diptych.report.drawing.marks import dot, escape, figure, line
 from diptych.report.drawing.plots import legend
 from diptych.study.runs import Runs
+from diptych.study.schema import ArmName, MeasureName
 
 SHOWN = 250  # pairs in a map: more overlap, and t-SNE takes longer
 
 
-def recall_curves(runs: Runs, *, measure: str) -> str:
+def recall_curves(runs: Runs, *, measure: MeasureName) -> str:
     """A panel for each arm of a déjà vu recall measure: the share of members by the recall they reach at least."""
     from diptych.benchmarks.probes.memorization import recall_curve
 
@@ -38,7 +39,7 @@ def recall_curves(runs: Runs, *, measure: str) -> str:
     )
 
 
-def frequency_plot(runs: Runs, *, measure: str) -> str:
+def frequency_plot(runs: Runs, *, measure: MeasureName) -> str:
     """A panel for each arm of a frequency measure: accuracy on each concept against its count in training."""
     panels = []
     for i, arm in enumerate(runs.study.measured_on(measure)):
@@ -47,7 +48,7 @@ def frequency_plot(runs: Runs, *, measure: str) -> str:
         bins = np.array(measured[0].more["bins"])
         series = [Series(arm, counts, accuracy, i, "points"), Series("bins", bins[:, 0], bins[:, 1], i, "line")]
         slope = float(np.mean([m.value for m in measured]))
-        label = f"{arm}: {len(counts)} concepts, ten times the frequency adds {100 * slope:.1f} points"
+        label = f"{arm}: {counted(len(counts), 'concept')}, ten times the frequency adds {100 * slope:.1f} points"
         panels.append((arm, chart(series, "times shown in training", "accuracy", label=label, log_x=True, y_range=(0, 1))))
     signs = legend(
         ([dot(13, 8, "point c0", 4)], "a concept, mean over seeds"),
@@ -56,7 +57,7 @@ def frequency_plot(runs: Runs, *, measure: str) -> str:
     return signs + figure(_panels(panels), "Naming accuracy of each concept on held-out pictures of one object.")
 
 
-def maps(runs: Runs, *, arms: list[str] | None = None, seed: int = 0) -> str:
+def maps(runs: Runs, *, arms: list[ArmName] | None = None, seed: int = 0) -> str:
     """A t-SNE map of each arm's image and text embeddings, with the modality gap. Needs the task ``embedding``."""
     manifold = need("sklearn.manifold", extra="report", what="the figure maps (t-SNE)")
     from diptych.benchmarks.probes.embedding import modality_gap

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
-from diptych.study.runs import ArmName, Runs
+from diptych.core.errors import DiptychError, counted
+from diptych.study.runs import ArmName, Runs, loaded
 from diptych.study.verdict import Measured
 
 if TYPE_CHECKING:
     from diptych.core.sample import Sample
     from diptych.data.source import Source
-    from diptych.inference.run import TrainedModel
 
 
 # --- memorisation ---
@@ -47,7 +46,7 @@ def deja_vu(
     of: recall or precision of the predicted labels, the arm's minus the reference's, a mean over members (for recall, the area
     between the two recall curves); or the share of members with more minus the share with less than the reference: prg for
     recall, ppg for precision.
-    members: ``own``, the repeated samples; ``ordinary``, as many others that neither arm repeats.
+    members: ``own``, the repeated samples; ``ordinary``, as many others that neither of the arms repeats.
     shown: ``colours`` uses the colours of objects as labels (scenes only): small models learn them long before shapes.
     """
     from diptych.benchmarks.probes.memorization import population_gap
@@ -78,7 +77,7 @@ def _deja_vu(run: Path, data: str, members: str, public: int, neighbours: int, s
         raise DiptychError(f"{source.address}: every caption names everything in its picture; nothing is left to memorise")
     queries, named, wanted = [queries[i] for i in kept], [named[i] for i in kept], [shows[i] - named[i] for i in kept]
     images, labels = _public(run, source.address, public, shown)
-    neighbours_of = nearest(_loaded(run).embed_text([q.captions[0] for q in queries]), images, min(neighbours, len(images)))
+    neighbours_of = nearest(loaded(run).embed_text([q.captions[0] for q in queries]), images, min(neighbours, len(images)))
     predicted = [labels_near - named[i] for i, labels_near in enumerate(predicted_objects(neighbours_of, labels))]
     precision, recall = precision_recall(predicted, wanted)
     return {"items": [q.id for q in queries], "recall": recall, "precision": precision}
@@ -102,8 +101,8 @@ def _public(run: Path, address: str, n: int, shown: str) -> tuple[np.ndarray, li
 
     samples = usable_samples(open_source(address).split("validation"), n)
     if len(samples) < 2:
-        raise DiptychError(f"{address}: {len(samples)} pictures in the validation part; déjà vu needs at least two")
-    return _loaded(run).embed_image([s.image for s in samples if s.image is not None]), [_labels(s, shown) for s in samples]
+        raise DiptychError(f"{address}: {counted(len(samples), 'picture')} in the validation part; déjà vu needs at least two")
+    return loaded(run).embed_image([s.image for s in samples if s.image is not None]), [_labels(s, shown) for s in samples]
 
 
 def _labels(sample: Sample, shown: str = "labels") -> set[str]:
@@ -121,13 +120,6 @@ def _named_in_caption(sample: Sample, shows: set[str]) -> set[str]:
     from diptych.benchmarks.texts.chair import objects_in, vocabulary
 
     return set(objects_in(sample.captions[0], vocabulary(sorted(shows))))
-
-
-@lru_cache(maxsize=2)
-def _loaded(path: Path) -> TrainedModel:
-    from diptych.inference.run import TrainedModel
-
-    return TrainedModel.load(path)
 
 
 # --- frequency of concepts ---
@@ -149,9 +141,9 @@ def frequency(
     Pictures are counted by their labels or, if there are none, by the concepts that their captions name.
 
     data: its test part has ``images`` pictures of each concept, classified among all concepts.
-    counted: the arm whose training data is counted (default: this one; another for a control trained on all concepts equally).
-    of: the slope of accuracy against log10(count), the correlation r, or r_binned over bins of half a decade. The items of the
-    slope are concepts with their influence on the estimate, so that their spread is that of the slope.
+    counted: the arm with the training data that is counted (default: this one; another for a control trained on all concepts
+    equally). of: the slope of accuracy against log10(count), the correlation r, or r_binned over bins of half a decade. The items
+    of the slope are concepts with their influence on the estimate, so that their spread is that of the slope.
     """
     from diptych.benchmarks.probes.frequency import binned_correlation, correlation, log_bins
 
@@ -159,7 +151,7 @@ def frequency(
     by_name = _counts(runs, counted or arm, seed, tuple(known))
     names = [name for name in known if by_name.get(name, 0) > 0]
     if len(names) < 5:
-        raise DiptychError(f"{len(names)} concepts of {data} occur in the training data; at least five are needed")
+        raise DiptychError(f"concepts of {data} that occur in the training data: {len(names)}; at least five are needed")
     counts, accuracy = np.array([by_name[n] for n in names]), np.array([known[n] for n in names])
     x = np.log10(counts) - np.log10(counts).mean()
     if np.ptp(x) < 1e-9:
@@ -205,7 +197,7 @@ def _accuracy(path: Path, data: str, images: int, metric: str) -> dict[str, floa
     if not isinstance(source, Controlled):
         raise DiptychError(f"{data} has no labelled pictures of single concepts")
     task, records = ZeroShot(n=images * len(source.concepts())), Records()
-    task.run(_loaded(path), task.items(source), records)
+    task.run(loaded(path), task.items(source), records)
     by_class: dict[str, list[float]] = {}
     for record in records.all():
         by_class.setdefault(record["class"], []).append(record["correct"][metric])
@@ -260,7 +252,7 @@ def _habits(data: str, n: int) -> dict[str, tuple[list[np.ndarray], list[str]]]:
 def _habit_scores(path: Path, data: str, n: int) -> dict[str, Any]:
     from diptych.benchmarks.controls import blank
 
-    model, items = _loaded(path), list(_habits(data, n).values())
+    model, items = loaded(path), list(_habits(data, n).values())
     images = [image for pictures, _ in items for image in pictures]
     texts = [caption for _, captions in items for caption in captions]
     pairs = np.array([(2 * k + i, 2 * k + t) for k in range(len(items)) for i in range(2) for t in range(2)])

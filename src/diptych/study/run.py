@@ -24,11 +24,11 @@ from diptych.comparison.run import Evaluation, RecipeJob
 from diptych.config.recipe import Recipe, load_recipe
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.files import read_json, write_text
-from diptych.core.registry import check_options, option_names, resolve
+from diptych.core.registry import check_options, resolve
 from diptych.study.derive import check_steps, derive
 from diptych.study.measure import MeasureJob, functions_of
 from diptych.study.runs import Runs
-from diptych.study.schema import Claim, Study
+from diptych.study.schema import Claim, Study, names_in
 from diptych.study.verdict import OPEN, Verdict, decide, estimate
 
 
@@ -77,13 +77,23 @@ def check_study(study: Study) -> None:
         if measure.task:
             task(measure.task)
         else:
-            function = resolve(str(measure.function), {}, "measure")
-            options, known = check_options(function, measure.options, f"measures.{name}"), option_names(function)
-            for option, value in options.items():
-                if "ArmName" in str(known[option].annotation) and value not in study.arms:
-                    raise DiptychError(f"measures.{name}.{option}: there is no arm '{value}'{nearest(str(value), study.arms)}")
+            check_options(resolve(str(measure.function), {}, "measure"), measure.options, f"measures.{name}")
+            _check_names(study, str(measure.function), measure.options, f"measures.{name}")
     for i, figure in enumerate(study.figures):
         check_options(resolve(figure.function, {}, "figure"), figure.options, f"figures.{i}")
+        _check_names(study, figure.function, figure.options, f"figures.{i}")
+
+
+def _check_names(study: Study, function: str, options: dict[str, Any], where: str) -> None:
+    """Raises DiptychError if an option names an arm or a measure that the study does not have."""
+    for option, names in names_in(function, options, "ArmName").items():
+        for name in names:
+            if name not in study.arms:
+                raise DiptychError(f"{where}.{option}: there is no arm '{name}'{nearest(name, study.arms)}")
+    for option, names in names_in(function, options, "MeasureName").items():
+        for name in names:
+            if name not in study.measures:
+                raise DiptychError(f"{where}.{option}: there is no measure '{name}'{nearest(name, study.measures)}")
 
 
 def plan(study: Study, runs: Runs, data: dict[str, str], jobs: int | None) -> tuple[list[ArmJob], int]:

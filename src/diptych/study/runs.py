@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diptych.config.recipe import Recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
+from diptych.study.schema import ArmName as ArmName  # for measures of one's own
 from diptych.study.schema import Measure, Study
 from diptych.study.verdict import Measured
 from diptych.training.run_files import EvaluationFiles, RunFiles
@@ -23,8 +24,6 @@ from diptych.training.run_files import EvaluationFiles, RunFiles
 if TYPE_CHECKING:
     from diptych.data.source import Source
     from diptych.inference.run import TrainedModel
-
-ArmName = str  # the type of a measure's option that names another arm: checked before anything is trained
 
 
 @dataclass
@@ -53,7 +52,7 @@ class Runs:
 
     def model(self, arm: str, seed: int) -> TrainedModel:
         """The trained model, with its averaged weights."""
-        return _model(self.path(arm, seed))
+        return loaded(self.path(arm, seed))
 
     def source(self, arm: str, seed: int) -> Source:
         """The data of the arm; its ``split("test")`` and ``split("validation")`` were not trained on."""
@@ -73,7 +72,7 @@ class Runs:
 
     def one(self, name: str, arm: str, seed: int) -> Measured:
         """The measurement of one run. Raises DiptychError with the reason if it is missing."""
-        measure = self.study.measures[name]
+        measure = self.study.measure(name)
         if measure.function:
             kept = self.kept(name, arm, seed)
             if kept is None:
@@ -130,7 +129,8 @@ class Runs:
 
 
 @lru_cache(maxsize=4)
-def _model(path: Path) -> TrainedModel:
+def loaded(path: Path) -> TrainedModel:
+    """The trained model in a run's directory; the last few are kept in memory."""
     from diptych.inference.run import TrainedModel
 
     return TrainedModel.load(path)

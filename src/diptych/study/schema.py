@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +13,12 @@ from diptych.config.library import Library
 from diptych.config.overrides import Overrides, parse_overrides
 from diptych.config.typed import Strict
 from diptych.core.errors import DiptychError, nearest
+from diptych.core.registry import option_names, resolve
 
 Options = Annotated[dict[str, Any], Field(default_factory=dict)]
+# The types of options that name an arm or a measure of the study: checked before anything is trained.
+ArmName = str
+MeasureName = str
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
@@ -45,7 +50,7 @@ class Measure(Strict):
     control: Literal["blind", "shuffled"] | None = None  # the score of this control instead of the model's
     function: str | None = None  # module:function
     options: Options  # of the function
-    data: str | None = None  # what the task runs on; None: the study's eval_data, else the test part of the training data
+    data: str | None = None  # the data of the task; None: the study's eval_data, else the test part of the training data
     share: bool = True  # values are shares in [0, 1], shown as percentages
     arms: Annotated[list[str], Field(default_factory=list)]  # measured on these only; empty: on all
 
@@ -86,6 +91,18 @@ class Figure(Strict):
     title: str
     function: str
     options: Options
+
+    def named(self) -> set[str]:
+        """The arms and measures that its options name."""
+        kinds = [names_in(self.function, self.options, kind) for kind in ("ArmName", "MeasureName")]
+        return {name for options in kinds for names in options.values() for name in names}
+
+
+def names_in(function: str, options: dict[str, Any], kind: str) -> dict[str, list[str]]:
+    """``{option: names}`` of the given options that the function annotates as ``kind``: names of arms or of measures."""
+    known = option_names(resolve(function, {}, "function"))
+    named = {o: v for o, v in options.items() if v is not None and o in known and kind in str(known[o].annotation)}
+    return {option: [str(v) for v in value] if isinstance(value, list) else [str(value)] for option, value in named.items()}
 
 
 class Study(Strict):
@@ -131,8 +148,11 @@ class Study(Strict):
         """The study as plain data, for YAML."""
         return self.model_dump(mode="json")
 
-    def only(self, arms: list[str]) -> Study:
-        """The study with only these arms, and the measures and claims about them. Raises DiptychError for an unknown arm."""
+    def only(self, arms: Sequence[str]) -> Study:
+        """The study with only these arms, and the measures, claims and figures of them.
+
+        Raises DiptychError for an unknown arm, for arms without a measure, and if a measure needs an arm that is left out.
+        """
         for name in arms:
             if name not in self.arms:
                 raise DiptychError(f"--arms: study '{self.name}' has no arm '{name}'{nearest(name, self.arms)}")
@@ -141,14 +161,35 @@ class Study(Strict):
             for name, m in self.measures.items()
             if not m.arms or set(m.arms) & set(arms)
         }
+        if not measures:
+            raise DiptychError(f"--arms: study '{self.name}' measures nothing on {', '.join(arms)}; add an arm")
+        for name, m in measures.items():
+            needed = names_in(m.function, m.options, "ArmName") if m.function else {}
+            for option, named in needed.items():
+                if missing := [a for a in named if a in self.arms and a not in arms]:
+                    both = ",".join([*arms, *missing])
+                    raise DiptychError(f"--arms: measures.{name}.{option} needs the arm '{missing[0]}' too: --arms {both}")
         claims = [c for c in self.claims if all(a in arms for a in (c.a, c.b) if isinstance(a, str))]
+        gone = {*self.arms, *self.measures} - {*arms, *measures}
+        figures = [f for f in self.figures if not f.named() & gone]
         return self.model_copy(
-            update={"arms": {n: arm for n, arm in self.arms.items() if n in arms}, "measures": measures, "claims": claims}
+            update={
+                "arms": {n: arm for n, arm in self.arms.items() if n in arms},
+                "measures": measures,
+                "claims": claims,
+                "figures": figures,
+            }
         )
 
     def measured_on(self, measure: str) -> list[str]:
-        """The arms that a measure applies to."""
-        return self.measures[measure].arms or list(self.arms)
+        """The arms that a measure applies to. Raises DiptychError for an unknown measure."""
+        return self.measure(measure).arms or list(self.arms)
+
+    def measure(self, name: str) -> Measure:
+        """A measure by its name. Raises DiptychError for an unknown one."""
+        if name not in self.measures:
+            raise DiptychError(f"study '{self.name}' has no measure '{name}'{nearest(name, self.measures)}")
+        return self.measures[name]
 
 
 LIBRARY = Library(Study, "study", STUDIES, shorthands={"arms": "recipe"})  # ``plain: clip`` is ``plain: {recipe: clip}``

@@ -1,9 +1,9 @@
 """From measurements to verdicts: does a claim hold here, does it not, or is that open?
 
-Two things vary: the draw of items and the seed of the training. A difference is compared with the noise of both at once: items
-and seeds are crossed random effects, whose mean squares give the variance of the grand mean (two-way layout without
-replication; Searle, Casella & McCulloch 1992, chapter 4), with Satterthwaite's degrees of freedom. With one seed only the
-items vary, and a verdict is about these runs, not about how they were trained; the table says so.
+Two things vary: the sample of items and the seed of the training. A difference is compared with the noise of both at once: items
+and seeds are crossed random effects, and their mean squares give the variance of the grand mean (two-way layout without
+replication; Searle, Casella & McCulloch 1992, chapter 4), with Satterthwaite's degrees of freedom. With one seed only the items
+vary, and a verdict is about these runs, not about how they were trained; the table says so.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def _clustered(runs: Sequence[Measured]) -> np.ndarray:
     sums = np.stack([np.bincount(where, row, C) for row in rows])
     sizes = np.bincount(where, minlength=C)
     means = rows.mean(1, keepdims=True)
-    return sums * C / N - means * (sizes * C / N - 1)
+    result: np.ndarray = sums * C / N - means * (sizes * C / N - 1)
+    return result
 
 
 def _crossed(table: np.ndarray, value: float, share: bool) -> Estimate:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, in safetensors and JSON."""
+"""Checkpoints: everything a run needs to resume as if it had never stopped, in safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
 
 FORMAT = 2  # of checkpoints; counts up when older programs would misread them
-BEST = "best.json"  # beside the checkpoints, names the best of them
+BEST = "best.json"  # next to the checkpoints, names the best of them
 
 
 @dataclass
 class Checkpoint:
-    """Everything that a run needs to go on, in memory."""
+    """Everything that a run needs to resume, in memory."""
 
     model: dict[str, Tensor]
     objectives: dict[str, Tensor]
-    ema: dict[str, Tensor]  # empty when the stage keeps none
+    ema: dict[str, Tensor]  # empty if the stage does not average
     optimizer: dict[str, Tensor]  # moments and step counts, by parameter
     state: dict[str, Any]  # plain data: step, stage, spent …
 
@@ -45,7 +45,7 @@ class Checkpoint:
         best = best_checkpoint(root)
         every = checkpoints(root)
         here = every.index(path) + 1
-        for old in [*every[:here][:-keep], *every[here:]]:  # beyond it lie only those that could not be read when the run went on
+        for old in [*every[:here][:-keep], *every[here:]]:  # later ones are only those that could not be read when the run resumed
             if old != best:
                 shutil.rmtree(old, ignore_errors=True)
         return path
@@ -87,20 +87,20 @@ class Checkpoint:
 
 
 def name_of_today(name: str) -> str:
-    """The name of a weight, or of an optimizer's state of it, where the first edition had another."""
+    """The present name of a weight, or of its optimizer state, that had another name in the first edition."""
     for side in ("image", "text"):
         name = re.sub(rf"^(0\.)?{side}_projection\.", rf"\g<1>parts.space.{side}.", name)
     return name
 
 
 def newest(root: Path) -> tuple[Path, Checkpoint] | None:
-    """The last checkpoint that can be read; what cannot (a disk that lost power) is named and passed over."""
+    """The last checkpoint that can be read; a damaged one (power failure) is reported and skipped."""
     failed: DiptychError | None = None
     for path in reversed(checkpoints(root)):
         try:
             return path, Checkpoint.load(path)
         except DiptychError as error:
-            print(f"note: {error}; trying the one before it", file=sys.stderr)
+            print(f"note: {error}; trying the previous one", file=sys.stderr)
             failed = error
     if failed:
         raise failed
@@ -108,7 +108,7 @@ def newest(root: Path) -> tuple[Path, Checkpoint] | None:
 
 
 def note_best(root: Path, path: Path, loss: float) -> None:
-    """Remember this checkpoint as the one with the lowest validation loss."""
+    """Record this checkpoint as the one with the lowest validation loss."""
     write_json(root / BEST, {"checkpoint": path.name, "validation_loss": loss})
 
 
@@ -133,9 +133,9 @@ def find_checkpoint(root: Path, name: str) -> Path:
 
 
 def load_weights(path: Path, checkpoint: Checkpoint, model: VLM, objectives: nn.ModuleDict, averaged: bool = False) -> None:
-    """Put a checkpoint's weights into a model; with ``averaged`` the averages where it keeps any.
+    """Put a checkpoint's weights into a model; with ``averaged`` the averages, if it has any.
 
-    Raises DiptychError if the two do not fit each other. Weights that packages bring are in no checkpoint.
+    Raises DiptychError if the two do not fit each other. Weights that come from packages are not in checkpoints.
     """
     state = {f"0.{k}": v for k, v in checkpoint.model.items()} | {f"1.{k}": v for k, v in checkpoint.objectives.items()}
     if averaged:

@@ -1,16 +1,16 @@
-"""Several processes that train one model: who they are, what they tell each other, how parameters are shared out.
+"""Several processes that train one model: their ranks, their exchanges, and how parameters are sharded.
 
-Started by ``torchrun``, ``accelerate launch`` or ``diptych train --processes N``; without any of these a cluster of one, for which
+Started by ``torchrun``, ``accelerate launch`` or ``diptych train --processes N``; otherwise a cluster of one process, for which
 every exchange is the identity. gloo carries CPU tensors, NCCL a GPU's.
 
-The convention for losses: each process's loss is the mean over its own samples (equal in number), and the batch's loss is the mean
-of these. So gradients are averaged over processes.
+The convention for losses: each process's loss is the mean over its own samples (the same number in each), and the batch's loss is
+the mean of these. So gradients are averaged over processes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import declarations
 
 BUCKET = 32 * 2**20  # bytes of gradients averaged in one exchange
-PATIENCE = timedelta(minutes=10)  # after which a process that waits for a dead one gives up
+PATIENCE = timedelta(minutes=10)  # after this a process that waits for a dead one gives up
 
 
 CPU = torch.device("cpu")
@@ -36,21 +36,19 @@ class Cluster:
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
-    ours: bool = False  # whether this run brought the processes together; else whoever did lets them go
+    ours: bool = False  # whether this run set up the process group, and so also shuts it down
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def gather(self, x: Tensor) -> Tensor:
-        """Everyone's x [B, …], B free to differ, in the order of ranks: [ΣB, …]. Gradients come back summed over all who used
-        them.
-        """
+        """The x [B, …] of all processes, in the order of ranks: [ΣB, …]; B may differ. Gradients are summed over all processes."""
         if self.size == 1:
             return x
         counts = [int(n) for n in self._all(torch.tensor([len(x)], device=self.device))]
-        return _Gather.apply(x, counts, self.rank)
+        return _gather(x, counts, self.rank)
 
     def _all(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x) for _ in range(self.size)]
@@ -58,8 +56,8 @@ class Cluster:
         return parts
 
     def pass_on(self, x: Tensor) -> Tensor:
-        """Give x to the next process and take the previous one's, of the same shape; gradients go back the way they came."""
-        return _PassOn.apply(x, self.rank, self.size)
+        """Send x to the next process and receive the previous one's, of the same shape; gradients take the opposite way."""
+        return _pass_on(x, self.rank, self.size)
 
     def total(self, *values: float) -> list[float]:
         """Each value summed over all processes."""
@@ -75,7 +73,7 @@ class Cluster:
         return x.tolist()
 
     def agree(self, value: Any) -> Any:
-        """The first process's value, for all."""
+        """The first process's value, on every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -83,7 +81,7 @@ class Cluster:
         return box[0]
 
     def collect(self, value: Any) -> list[Any]:
-        """Everyone's value, for all."""
+        """The values of all processes, on every process."""
         if self.size == 1:
             return [value]
         box: list[Any] = [None] * self.size
@@ -91,12 +89,12 @@ class Cluster:
         return box
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """The mean over processes of every gradient, in place. Sharded parameters have exchanged theirs already."""
+        """The mean over processes of every gradient, in place. Sharded parameters have already exchanged their gradients."""
         if self.size == 1:
             return
         whole = [p for p in parameters if not is_sharded(p)]
@@ -104,11 +102,11 @@ class Cluster:
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
             dist.all_reduce(flat)
             flat /= self.size
-            for p, grad in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            for p, grad in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
                 p.grad = grad.view_as(p).clone() if p.grad is None else p.grad.copy_(grad.view_as(p))
 
     def part(self) -> None:
-        """Let the others go, if it was this run that brought them together."""
+        """Shut down the process group, if this run set it up."""
         if self.ours and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -130,6 +128,7 @@ def join_cluster(device: torch.device) -> Cluster:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int], rank: int) -> Tensor:
+        """x [n, …] of all processes in order of rank, [sum of counts, …]. Shorter ones are padded on the way."""
         ctx.rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
         longest = max(counts)
         padded = x if len(x) == longest else torch.cat([x, x.new_zeros((longest - len(x), *x.shape[1:]))])
@@ -140,6 +139,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of this process's rows, summed over processes."""
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)  # gloo cannot scatter what it reduces
         return grad[ctx.rows], None, None
@@ -148,12 +148,18 @@ class _Gather(torch.autograd.Function):
 class _PassOn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, size: int) -> Tensor:
+        """The x of the process before this one."""
         ctx.rank, ctx.size = rank, size
         return _exchange(x, (rank + 1) % size, (rank - 1) % size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of x, from the process after this one."""
         return _exchange(grad, (ctx.rank - 1) % ctx.size, (ctx.rank + 1) % ctx.size), None, None
+
+
+_gather: Callable[..., Tensor] = _Gather.apply  # which torch leaves without types
+_pass_on: Callable[..., Tensor] = _PassOn.apply
 
 
 def _exchange(x: Tensor, to: int, of: int) -> Tensor:
@@ -186,7 +192,7 @@ def is_sharded(x: Tensor) -> bool:
 
 
 def whole(x: Tensor) -> Tensor:
-    """A sharded tensor put together, on every process; any other as it is."""
+    """A sharded tensor gathered on every process; any other as it is."""
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
 
 
@@ -196,7 +202,7 @@ def local(x: Tensor) -> Tensor:
 
 
 def like(x: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, shared out as ``model`` is."""
+    """A whole tensor, sharded like ``model``."""
     if not is_sharded(model) or is_sharded(x):
         return x
     from torch.distributed.tensor import distribute_tensor
@@ -205,8 +211,8 @@ def like(x: Tensor, model: Tensor) -> Tensor:
 
 
 def shard(module: nn.Module, cluster: Cluster) -> None:
-    """Share out the module's parameters, block by block (FSDP2, ``fully_shard``): each process keeps its part of the weights,
-    gradients and optimizer state.
+    """Shard the module's parameters block by block (FSDP2, ``fully_shard``): each process keeps its part of the weights, gradients
+    and optimizer state.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -215,11 +221,10 @@ def shard(module: nn.Module, cluster: Cluster) -> None:
 
     if getattr(module, "borrows", False):
         raise DiptychError(
-            f"sharding: fsdp cannot share out a model in which {type(module).__name__} computes with another part's weights; "
-            "leave it away"
+            f"sharding: fsdp cannot shard a model in which {type(module).__name__} computes with another part's weights; remove it"
         )
     if cluster.size == 1:
-        raise DiptychError("sharding: fsdp needs several processes; start with torchrun or --processes, or leave it away")
+        raise DiptychError("sharding: fsdp needs several processes; start with torchrun or --processes, or remove it")
     if not any(True for _ in module.parameters()):
         return
     mesh = init_device_mesh(cluster.device.type, (cluster.size,))
@@ -227,5 +232,5 @@ def shard(module: nn.Module, cluster: Cluster) -> None:
         fully_shard(block, mesh=mesh)
     replicated = {getattr(module, name) for name in getattr(module, "replicated", ())}
     fully_shard(module, mesh=mesh, ignored_params=replicated)
-    for name in dict.fromkeys((*getattr(module, "called", ()), *declarations(type(module)))):  # beside ``forward``
+    for name in dict.fromkeys((*getattr(module, "called", ()), *declarations(type(module)))):  # besides ``forward``
         register_fsdp_forward_method(module, name)

@@ -18,8 +18,8 @@ Encodings = dict[str, Tensor | Tokens]
 
 
 def encode(p: Pass, names: Sequence[str]) -> Encodings:
-    """The named encodings of a pass, computed in the order of the names; of a field that the batch lacks (hard negatives), none,
-    [0, E].
+    """The named encodings of a pass, computed in the order of the names; for a field that is missing from the batch (hard
+    negatives), an empty one, [0, E].
     """
     model: Any = p.model
     none = torch.zeros((0, model.embed_dim), device=next(model.parameters()).device)
@@ -27,12 +27,12 @@ def encode(p: Pass, names: Sequence[str]) -> Encodings:
 
 
 def tensors(encodings: Encodings) -> list[Tensor]:
-    """Those through which gradients flow."""
+    """The tensors through which gradients flow."""
     return [x for v in encodings.values() for x in ((v.tokens, v.pooled) if isinstance(v, Tokens) else (v,))]
 
 
 def with_tensors(encodings: Encodings, flat: Sequence[Tensor]) -> Encodings:
-    """The same encodings of other tensors, in the order of ``tensors``."""
+    """The same encodings with other tensors, in the order of ``tensors``."""
     given: Iterator[Tensor] = iter(flat)
     return {n: Tokens(next(given), next(given), v.mask) if isinstance(v, Tokens) else next(given) for n, v in encodings.items()}
 
@@ -49,7 +49,7 @@ def stack(model: VLM, batches: Sequence[Batch], pieces: Sequence[Encodings], len
 
 
 def batch_length(batch: Batch, name: str) -> int:
-    """The length in tokens to which the field of an encoding is padded; 0: it has none."""
+    """The length in tokens to which the field of an encoding is padded; 0: it is not padded."""
     field, *inner = name.rpartition(":")[2].split(".")
     value = batch.get(field)
     for part in inner:  # a field within a field: label.classes
@@ -88,11 +88,11 @@ def gathered(model: VLM, cluster: Cluster, batch: Batch, encodings: Encodings, n
     noted = cluster.total(*(float(n in batch) for n in known), *(float(has_gradient(v)) for v in wanted.values()))
     common = [
         n for n, k in zip(known, noted, strict=False) if k == cluster.size
-    ]  # of hard negatives, which some may lack, the encodings do
+    ]  # for hard negatives, which some processes may not have, the encodings are enough
     everyones = Batch({n: _field(cluster, batch[n], batch.size) for n in common}, batch.size * cluster.size)
     for v, learning in zip(wanted.values(), noted[len(known) :], strict=True):
         if learning and isinstance(v, Tensor) and not v.requires_grad:
-            v.requires_grad_()  # none, [0, E]; whoever gathers takes part in the way back, too
+            v.requires_grad_()  # empty, [0, E]; each process that gathers also takes part in the backward pass
     result = {n: _mapped(_is_text(model, n), batch_length(batch, n), lambda v: cluster.gather(v[0]), v) for n, v in wanted.items()}
     return _Everyones(cluster, model, everyones, result, alone)
 
@@ -121,11 +121,11 @@ class _Everyones(Pass):
 
     @property
     def alone(self) -> Pass:
-        """This process's own samples by themselves."""
+        """Only this process's own samples."""
         return self._own.renamed(self.names)
 
     def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
-        """This process's x [B, E] and meaning [B], then those of each other process as they come round the ring: (x, meaning,
+        """This process's x [B, E] and meaning [B], then those of each other process as they arrive around the ring: (x, meaning,
         whether they are its own).
         """
         yield x, meaning, True

@@ -1,10 +1,10 @@
 """One batch's gradient: the same whether it is taken at once, in micro-batches, or by several processes.
 
-Losses whose terms know nothing of each other are added up piece by piece, each piece weighed by its terms. A loss that couples the
-batch is computed once, on the encodings of all pieces, and its gradient is handed back through each piece's encoder (GradCache, Gao
+Losses with independent terms are added up piece by piece, each piece weighted by its number of terms. A loss that couples the batch
+is computed once, on the encodings of all pieces, and its gradient is passed back through the encoder of each piece (GradCache, Gao
 et al. 2021): pieces are encoded twice, the first time without a graph. What is drawn at random (dropout, dropped patches, masked
-words) is fixed by (seed, step, the piece's place in the batch), so that both times see the same draws, and a resumed run sees those
-of an uninterrupted one.
+words) is determined by (seed, step, position of the piece in the batch), so that both passes use the same draws, and a resumed run
+the same ones as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor
 from diptych.core.batch import Batch
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
-from diptych.data.loader import Loader, mixed
+from diptych.data.loader import Loader
+from diptych.data.order import mixed
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective
 from diptych.training.distributed import Cluster
@@ -32,14 +33,14 @@ HELD = 128 * 2**20  # bytes of a batch's pixels that are kept for the second enc
 
 
 class Share:
-    """What this process trains on of every batch of a stage, in micro-batches; one ``Pieces`` a step, in order."""
+    """This process's part of every batch of a stage, in micro-batches; one ``Pieces`` per step, in order."""
 
     def __init__(self, loader: Loader, step: int, cluster: Cluster, micro_batch: int | None):
         share = loader.batch_size // cluster.size
         size = min(micro_batch or share, share)
         if loader.batch_size % cluster.size or share % size:
             raise DiptychError(
-                f"batch_size {loader.batch_size} cannot be dealt out evenly to {cluster.size} processes in micro-batches of "
+                f"batch_size {loader.batch_size} cannot be divided evenly among {cluster.size} processes in micro-batches of "
                 f"{size}; "
                 "make it a multiple of processes × micro_batch"
             )
@@ -56,7 +57,7 @@ class Share:
 
 
 class Pieces:
-    """One step's micro-batches on the device; they may be gone through twice."""
+    """One step's micro-batches on the device; they may be iterated over twice."""
 
     def __init__(self, share: Share, step: int):
         self.share, self.step = share, step
@@ -127,9 +128,11 @@ class _Work:
     # --- the two ways ---
 
     def at_once(self, batch: Batch, coupled: Mapping[str, Objective], free: Mapping[str, Objective]) -> None:
+        """Adds the gradient of a batch that fits into memory whole: one forward and one backward pass."""
         names = _names(coupled)
 
         def run() -> None:
+            """Encodes, gathers what coupled losses need of other processes, and computes the gradient of the sum of losses."""
             p = self._open(batch)
             totals = self._totals({n: o.count(p) for n, o in free.items()}) if self.cluster.size > 1 else None
             with self.of.computing():
@@ -139,17 +142,20 @@ class _Work:
                 else:
                     whole = p
                 total = self._coupled(coupled, whole) + self._free(free, p, totals)
-            total.backward()
+            torch.autograd.backward(total)
 
         self._counted(("at once", *batch.shapes()), run)
         self._note(batch)
 
     def in_pieces(self, pieces: Pieces, coupled: Mapping[str, Objective], free: Mapping[str, Objective]) -> None:
+        """Adds the gradient of a batch piece by piece (GradCache, Gao et al. 2021): coupled losses get their gradients at the
+        encodings of the whole batch first; then each piece is encoded again and passes them on to the weights.
+        """
         names = _names(coupled)
         counts: dict[str, float] = dict.fromkeys(free, 0.0)
         light: list[Batch] = []
         first: list[Encodings] = []
-        for batch in pieces:  # how many terms there are, and what the coupled losses need to see
+        for batch in pieces:  # counts the terms, and computes the encodings for the coupled losses
             p = self._open(batch)
             for n, o in free.items():
                 counts[n] += o.count(p)
@@ -167,6 +173,7 @@ class _Work:
         for batch, grads in zip(pieces, dealt, strict=True):
 
             def run(batch: Batch = batch, grads: tuple[Tensor | None, ...] = grads) -> None:
+                """Encodes a piece again and computes the gradient of its encodings and of its own losses."""
                 p = self._open(batch)
                 with self.of.computing():
                     outputs = tensors(encode(p, names))
@@ -194,11 +201,12 @@ class _Work:
         result = with_tensors(joined, leaves)
 
         def run() -> None:
+            """Computes the coupled losses and their gradients at the encodings."""
             torch.manual_seed(mixed(self.of.seed, self.step, batch.start, 4))
             with self.of.computing():
                 whole = gathered(self.of.model, self.cluster, batch, result, _names_gathered(coupled))
                 total = self._coupled(coupled, whole)
-            total.backward()
+            torch.autograd.backward(total)
 
         self._counted(("couple", batch.size, *batch.shapes()), run)
         return [x.grad for x in leaves]
@@ -212,7 +220,7 @@ class _Work:
         return total
 
     def _free(self, free: Mapping[str, Objective], p: Pass, totals: Mapping[str, float] | None) -> Tensor:
-        """Each loss as far as this piece has part in it; times the number of processes, since gradients are averaged over them."""
+        """This piece's share of each loss, times the number of processes, since gradients are averaged over them."""
         total = torch.zeros((), device=self.cluster.device)
         for n, objective in free.items():
             share = 1.0 if totals is None else objective.count(p) / max(totals[n], 1.0)
@@ -229,7 +237,7 @@ class _Work:
     def _add(self, name: str, loss: Tensor) -> None:
         self.taken.losses[name] = self.taken.losses[name] + loss
 
-    def _counted(self, key: tuple, run: Callable[[], Any]) -> Any:
+    def _counted(self, key: tuple[Any, ...], run: Callable[[], Any]) -> Any:
         result, flops = self.of.meter.count((self.name, *key), run)
         self.taken.flops += flops
         return result
@@ -251,8 +259,8 @@ def _names_gathered(coupled: Mapping[str, Objective]) -> set[str]:
 
 
 def _dealt(grads: list[Tensor | None], lengths: list[list[int]]) -> list[tuple[Tensor | None, ...]]:
-    """For each piece its rows of every tensor's gradient; ``lengths[piece][tensor]`` of them, since captions without a hard
-    negative make pieces unlike.
+    """For each piece its rows of every tensor's gradient; ``lengths[piece][tensor]`` rows; these differ, since some captions have
+    no hard negative.
     """
-    columns = [[None] * len(lengths) if g is None else g.split([rows[k] for rows in lengths]) for k, g in enumerate(grads)]
+    columns = [[None] * len(lengths) if g is None else torch.split(g, [rows[k] for rows in lengths]) for k, g in enumerate(grads)]
     return list(zip(*columns, strict=True))

@@ -1,9 +1,9 @@
-"""``weights: RUN | hf:PATH`` of a recipe: a run that starts from learned weights, ours or those of a class that ``diptych.interop``
-knows.
+"""``weights: RUN | hf:PATH`` of a recipe: a run that starts from trained weights, ours or those of a class that ``diptych.interop``
+supports.
 
-The tokenizer comes along, for the vectors of words mean nothing without it. A part either fits as a whole or is refused with the
-options to set; what has no counterpart starts fresh, and is named. ``RUN?parts=vision`` takes that part alone, and the tokenizer
-only with a part that reads.
+The tokenizer is taken too, since word vectors mean nothing without it. A part either fits as a whole or is refused with the options
+to set; parts without a counterpart start fresh, and are reported. ``RUN?parts=vision`` takes that part alone, and the tokenizer
+only with a part that reads text.
 """
 
 from __future__ import annotations
@@ -59,12 +59,16 @@ class Start(Protocol):
 
     address: str
 
-    def tokenizer(self, max_length: int) -> Tokenizer | None: ...
+    def tokenizer(self, max_length: int) -> Tokenizer | None:
+        """The tokenizer that belongs to these weights; None if there is none of ours. max_length: in tokens."""
+        ...
 
     def kept(self) -> list[int] | None:
         """The words that a language model's trimmed vocabulary kept."""
 
-    def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started: ...
+    def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
+        """Puts the weights into a model and its objectives. Returns what was loaded and what was not."""
+        ...
 
 
 def open_start(address: str) -> Start:
@@ -111,7 +115,7 @@ class RunStart:
 
     @property
     def _reads(self) -> bool:
-        """Whether something comes along to which words have ids."""
+        """Whether a part is taken that reads token ids."""
         return self.only is None or not {"text", "lm", "decoder"}.isdisjoint(self.only)
 
     def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
@@ -147,7 +151,7 @@ class RunStart:
 
 
 def _differences(recipe: Recipe, other: Recipe, group: str, size: int, other_size: int) -> dict[str, Any]:
-    """What ``other`` sets otherwise that may bear on the shapes of a group."""
+    """The options that differ in ``other`` and may change the shapes of a group."""
     result: dict[str, Any] = {}
     if size != other_size:
         result["data.image_size"] = other_size
@@ -170,7 +174,7 @@ def _differences(recipe: Recipe, other: Recipe, group: str, size: int, other_siz
 
 
 class HubStart:
-    """A checkpoint of transformers, of a class that our parts can be."""
+    """A checkpoint of transformers, of a class that our parts can reproduce."""
 
     def __init__(self, address: str):
         from transformers import AutoConfig
@@ -189,7 +193,7 @@ class HubStart:
         try:
             return adopt(fetch(AutoTokenizer, self.name))
         except DiptychError as error:
-            return f"its tokenizer stays behind, and the vectors of its words with it: {error}"
+            return f"its tokenizer cannot be used, and so its word vectors cannot either: {error}"
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
         """Their tokenizer, if it can be taken over."""
@@ -200,7 +204,7 @@ class HubStart:
         return tokenizer
 
     def kept(self) -> list[int] | None:
-        """None: nothing is trimmed."""
+        """None, since nothing is trimmed."""
         return None
 
     def load(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> Started:
@@ -221,7 +225,7 @@ class HubStart:
         if words in result:
             vectors = result.pop(words)
             if isinstance(self._adopted, str) or recipe.data.tokenizer.kind != "bpe":
-                started.notes.append(self._adopted if isinstance(self._adopted, str) else "its tokenizer stays behind")
+                started.notes.append(self._adopted if isinstance(self._adopted, str) else "its tokenizer is not used")
                 result[words] = ours[words]
             else:
                 order = self._adopted[1]
@@ -265,8 +269,8 @@ class HubStart:
             )
 
     def _repainted(self, theirs: State, names: dict[str, str]) -> State:
-        """Weights that see our pixels, in [−1, 1], as they saw theirs, less their mean over their deviation: the stem is scaled and
-        shifted.
+        """Weights with the stem scaled and shifted, so that our pixels in [−1, 1] give what pixels normalised by the checkpoint's
+        mean and deviation gave.
         """
         mean, std = (torch.tensor(v) for v in statistics_of(self.name))
         name = names["parts.vision.stem.weight"]
@@ -276,7 +280,7 @@ class HubStart:
 
 
 def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, theirs: Iterable[str]) -> Started:
-    """Load what was found; the rest is named."""
+    """Load what was found, and list the rest."""
     model.load_state_dict({k: v for k, v in found.items() if not k.startswith("objectives.")}, strict=False)
     model.note_restarted(found)
     objectives.load_state_dict(
@@ -286,7 +290,7 @@ def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, t
     started.fresh = [name for name in groups(state_of(model, objectives)) if name not in started.loaded]
     started.unused = [name for name in theirs if name not in started.loaded]
     if not started.loaded:
-        raise DiptychError(f"weights: nothing in {started.address} has a place in this recipe")
+        raise DiptychError(f"weights: this recipe can use nothing in {started.address}")
     return started
 
 

@@ -1,7 +1,7 @@
 """The training loop: one stage after the other until the budget is spent.
 
 Order at the start: recipe → processes → source → tokenizer → weights (fixed by the seed) → checkpoint if resuming → first step.
-With several processes all run this loop; the first writes what is written.
+All processes run this loop; only the first one writes files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from diptych.config.budget import Spent
 from diptych.config.recipe import Recipe, Stage
-from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import handled
 from diptych.data.loader import Loader
 from diptych.data.source import Source
@@ -50,7 +50,7 @@ class Run:
 
 @dataclass
 class Learning:
-    """What a stage sets in motion."""
+    """The objects of one stage."""
 
     stage: Stage
     first: int  # the run's step at which it began
@@ -74,7 +74,7 @@ class Trainer:
         self.setup: Setup = set_up(recipe, source, self.cluster.device, saved=out if checkpoint else None)
         self.spent = Spent()
         self.stop: str | None = None  # the signal that this process was given
-        self.stopping: str | None = None  # the same once all processes know: they must stop after the same step
+        self.stopping: str | None = None  # the same, once all processes know of it: they must stop after the same step
         self.step = 0
         self.drawn: dict[str, int] = {}  # samples by source, up to step ``_counted``
         self._counted = 0
@@ -84,7 +84,7 @@ class Trainer:
         if len(steps := set(self.cluster.collect(self.step))) > 1:
             raise DiptychError(
                 f"processes found different checkpoints in {out} (steps {sorted(steps)}); it must be one directory that all "
-                "of them see"
+                "of them can read"
             )
         self._distribute()
         self.gradient = BatchGradient(
@@ -100,21 +100,21 @@ class Trainer:
         self._resumed = checkpoint
 
     def _distribute(self) -> None:
-        """Parts shared out and compiled, as the recipe asks."""
+        """Shard and compile the parts, as the recipe says."""
         if self.recipe.sharding == "fsdp" and any(t.decay is not None for t in self.setup.model.teachers.values()):
             raise DiptychError("sharding: fsdp cannot keep an averaged teacher yet; remove `sharding`, or the teacher")
-        for part in self.setup.model.parts.values():
-            if self.recipe.sharding == "fsdp":
+        if self.recipe.sharding == "fsdp":
+            for part in self.setup.model.parts.values():
                 shard(part, self.cluster)
-            if self.recipe.compile:
-                part.compile()
+        if self.recipe.compile:
+            self.setup.model.compile_parts()
 
     # --- the run ---
 
     def run(self) -> Run:
         """Train until the budget is spent. Raises Interrupted, with everything saved, on Ctrl-C or SIGTERM."""
         sums = [0.0, *accumulate(stage.share for stage in self.recipe.stages)]
-        bounds = pairwise(s / sums[-1] for s in sums)  # the last is 1 to the bit, or a step too many were made
+        bounds = pairwise(s / sums[-1] for s in sums)  # the last is exactly 1, otherwise there could be one step too many
         try:
             with handled([signal.SIGINT, signal.SIGTERM], self._ask_to_stop), self.record.tracking():
                 for stage, (start, end) in zip(self.recipe.stages, bounds, strict=True):
@@ -125,7 +125,7 @@ class Trainer:
             self.cluster.part()
 
     def _ask_to_stop(self, number: int, _frame: Any) -> None:
-        """Save and stop after the step in hand; a second signal stops at once."""
+        """Save and stop after the current step; a second signal stops at once."""
         if self.stop:
             raise KeyboardInterrupt
         self.stop = signal.Signals(number).name
@@ -158,12 +158,12 @@ class Trainer:
                     saved = time.monotonic()
                 if self.stopping:
                     raise Interrupted(
-                        f"{self.stopping}: saved at step {self.step} ({share:.0%} of the budget); go on with --resume --out "
+                        f"{self.stopping}: saved at step {self.step} ({share:.0%} of the budget); continue with --resume --out "
                         f"{self.out}"
                     )
         except DiptychError as error:
             if not isinstance(error, Interrupted) and self.cluster.size == 1 and self.step > learning.first:
-                self._save(learning)  # data that ran dry costs no step that was made
+                self._save(learning)  # if the data ends, the steps so far are kept
             raise
         finally:
             share_of_batch.close()
@@ -184,7 +184,7 @@ class Trainer:
                 optimizer.load_state_dict(self._resumed.optimizer)
             except KeyError as error:
                 raise DiptychError(
-                    f"stages.{stage.name}: the run learned {error}, which is frozen now; go on as it was started"
+                    f"stages.{stage.name}: the run learned {error}, which is frozen now; resume with the recipe of its start"
                 ) from None
             if averaged:
                 averaged.load(self._resumed.ema)
@@ -195,8 +195,8 @@ class Trainer:
         loader.problems.update({p.item: p for p in source.problems})
         if any(o.couples for o in objectives.values()) and len(source) < stage.batch_size and self.cluster.first:
             print(
-                f"note: {len(source)} training samples for a batch of {stage.batch_size}: a batch holds the same picture "
-                "more than once",
+                f"note: {counted(len(source), 'training sample')} for a batch of {stage.batch_size}: "
+                "a batch holds the same picture more than once",
                 file=sys.stderr,
             )
         s.model.train()
@@ -205,7 +205,7 @@ class Trainer:
     def _update(
         self, learning: Learning, pieces: Pieces, weights: Mapping[str, float], began: float
     ) -> tuple[dict[str, float], float]:
-        """One step; what it cost is added to what is spent. Returns the losses of the whole batch and the norm of the gradient."""
+        """One step; its cost is added to what is spent. Returns the losses of the whole batch and the norm of the gradient."""
         stage, optimizer = learning.stage, learning.optimizer
         optimizer.zero_grad()
         taken = self.gradient(self.step, pieces, learning.objectives, weights, stage.name)
@@ -225,7 +225,7 @@ class Trainer:
         if learning.averaged:
             learning.averaged.update(self.step - learning.first)
         if stopped:
-            self.stopping = self.stop or "another process was told to stop"
+            self.stopping = self.stop or "another process was asked to stop"
         self.spent.seconds += self.cluster.agree(time.perf_counter() - began)
         self.spent.samples += samples
         self.spent.tokens += tokens
@@ -250,7 +250,7 @@ class Trainer:
             "best": self.record.best,
             "drawn": self.drawn,
         }
-        checkpoint = Checkpoint(  # sharded weights are put together by all processes
+        checkpoint = Checkpoint(  # all processes take part in gathering sharded weights
             {n: whole(v) for n, v in s.model.saved_state().items()},
             {n: whole(v) for n, v in s.objectives.state_dict().items()},
             {n: whole(v) for n, v in learning.averaged.state().items()} if learning.averaged else {},
@@ -262,7 +262,7 @@ class Trainer:
         self.record.spent(s, self.spent, self.drawn, finished=False)
 
     def _count_drawn(self, learning: Learning) -> None:
-        """Add what each source gave since the last time."""
+        """Add the number of samples that each source gave since the last call."""
         before, now = (learning.loader.drawn(step * learning.stage.batch_size) for step in (self._counted, self.step))
         self.drawn = self.drawn | {source: self.drawn.get(source, 0) + now[source] - before[source] for source in now}
         self._counted = self.step
@@ -280,8 +280,8 @@ def _check_finite(step: int, losses: dict[str, float], norm: float, taken: Taken
 
 
 def train(recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Train a recipe into the directory ``out``; with ``resume`` go on from its last checkpoint.
+    """Train a recipe into the directory ``out``; with ``resume`` continue from its last checkpoint.
 
-    Raises DiptychError for what the user can mend, Interrupted (with everything saved) on Ctrl-C or SIGTERM.
+    Raises DiptychError for what the user can fix, Interrupted (with everything saved) on Ctrl-C or SIGTERM.
     """
     return Trainer(recipe, Path(out), source, resume, progress).run()

@@ -1,4 +1,4 @@
-"""A second copy of a run's checkpoints, at any fsspec URL: for machines that may vanish with their disks."""
+"""A second copy of a run's checkpoints, at any fsspec URL: for machines that may disappear together with their disks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_atomically
 
-LAST = "state.json"  # a checkpoint is whole once this file is there: stores without rename get it last
+LAST = "state.json"  # a checkpoint is complete once this file exists: it is written last, for stores without rename
 
 
 class Mirror:
@@ -27,8 +27,8 @@ class Mirror:
         self.url, self.keep = url, keep
 
     def push(self, path: Path, best: Path | None) -> None:
-        """Copy a checkpoint there and leave as many as are kept here. A failure is told and costs nothing: the local copy is
-        good.
+        """Copy a checkpoint there and leave as many as are kept here. A failure is reported and does not stop the run, since the
+        local copy is complete.
         """
         there = f"{self.root}/{path.name}"
         try:
@@ -38,11 +38,11 @@ class Mirror:
             for old in self.steps()[: -self.keep]:
                 if best is None or old != best.name:
                     self.files.rm(f"{self.root}/{old}", recursive=True)
-        except Exception as error:  # each store has its own
+        except Exception as error:  # each store raises its own errors
             print(f"note: checkpoints.mirror: {self.url} did not take {path.name}: {error}", file=sys.stderr)
 
     def steps(self) -> list[str]:
-        """Names of the whole checkpoints there, oldest first."""
+        """Names of the complete checkpoints there, oldest first."""
         if not self.files.isdir(self.root):
             return []
         names = [str(f).rstrip("/").rpartition("/")[2] for f in self.files.ls(self.root, detail=False)]
@@ -55,6 +55,7 @@ class Mirror:
             return None
 
         def fetch(to: Path) -> Any:
+            """Downloads the files of the last checkpoint."""
             to.mkdir(parents=True)
             for file in self.files.ls(f"{self.root}/{steps[-1]}", detail=False):
                 self.files.get_file(str(file), str(to / str(file).rpartition("/")[2]))

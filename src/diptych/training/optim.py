@@ -33,7 +33,7 @@ class Learned:
 def adamw(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov & Hutter 2019) with the stage's ``lr`` and ``betas``."""
     groups: dict[tuple[bool, float, float], list[Tensor]] = {}
-    for p in learned:  # fused steps take no mixture of whole and sharded tensors
+    for p in learned:  # fused steps do not accept whole and sharded tensors together
         groups.setdefault((is_sharded(p.parameter), p.weight_decay, p.share), []).append(p.parameter)
     made = [{"params": ps, "weight_decay": wd, "lr": stage.lr * share} for (_, wd, share), ps in groups.items()]
     return [torch.optim.AdamW(made, lr=stage.lr, betas=stage.betas, fused=True)] if made else []
@@ -64,7 +64,7 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     biases, norms and temperatures. DiptychError if nothing learns.
     """
     every = [(f"{k}.{n}", p) for k, m in enumerate(modules) for n, p in m.named_parameters()]
-    named = {id(p): (n, p) for n, p in reversed(every) if p.requires_grad}  # a shared parameter goes by its first name
+    named = {id(p): (n, p) for n, p in reversed(every) if p.requires_grad}  # a shared parameter has its first name
     named = dict(reversed(named.items()))
     below = layers_above([n for n, _ in every])
 
@@ -77,6 +77,7 @@ def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:
     }
 
     def share(name: str, p: nn.Parameter) -> float:
+        """The factor by which a weight's learning rate differs from the stage's."""
         if id(p) in adapter_of:  # its own rate, or that of its part
             adapter, part = adapter_of[id(p)]
             rate = stage.rates.get(f"adapters.{adapter}", stage.rates.get(part, 1.0))
@@ -98,9 +99,9 @@ LAYER = re.compile(r"^(.*?)\b(?:blocks|layers?|h)\.(\d+)\.")
 
 
 def layers_above(names: Sequence[str]) -> dict[str, int]:
-    """How many layers lie between each parameter and the top of its part: 0 for what stands on the blocks or apart from any, 1 for
-    the last block's, one more for each block below, and one more than the first block's for what stands before it (embeddings,
-    stems).
+    """How many layers lie between each parameter and the top of its part: 0 for parameters after the blocks or outside them, 1 for
+    those of the last block, one more for each block below, and one more than the first block's for parameters before it
+    (embeddings, stems).
     """
     depth: dict[str, int] = {}
     for name in names:
@@ -152,8 +153,8 @@ class Optimizers:
             member.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments and step counts as ``parameter.slot``, sharded tensors put together. Rates and decays are the recipe's, not kept
-        here.
+        """Moments and step counts as ``parameter.slot``, sharded tensors gathered. Rates and decays come from the recipe and are
+        not saved.
         """
         slots = {id(p): state for m in self.members for p, state in m.state.items()}
         return {
@@ -161,8 +162,8 @@ class Optimizers:
         }
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Whole tensors; those of sharded parameters are shared out like these. KeyError names a parameter that the optimizer does
-        not have.
+        """Whole tensors; those of sharded parameters are sharded in the same way. KeyError names a parameter that the optimizer
+        does not have.
         """
         owner = {id(p): m for m in self.members for g in m.param_groups for p in g["params"]}
         for key, value in saved.items():
@@ -208,7 +209,7 @@ def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     kinds = [[g for g in grads if is_sharded(g) == kind] for kind in (False, True)]
     norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     factor = (limit / (total + 1e-6)).clamp(max=1.0)
     for kind in kinds:
         if kind:
@@ -217,7 +218,9 @@ def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:
 
 
 class Averaged:
-    """Exponential moving average of the trainable weights, for scoring; short at first, so that the start is forgotten."""
+    """Exponential moving average of the trainable weights, for scoring; with a short memory at first, so that the initial weights
+    are forgotten.
+    """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
@@ -242,7 +245,7 @@ class Averaged:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages stand where the weights do, for as long as this lasts."""
+        """The averages replace the weights for the duration of the context."""
         live = [p.detach().clone() for p in self.live]
         self._put(self.shadow)
         try:

@@ -1,4 +1,6 @@
-"""What a run leaves in its directory (docs/runs.md). In a cluster only the first process writes; the others' calls do nothing."""
+"""What a run leaves in its directory (docs/runs.md). With several processes only the first one writes; calls of the others do
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,10 @@ class Record:
         self.mirror = Mirror(mirror, recipe.checkpoints.keep) if mirror else None
 
     def open(self, resume: bool) -> tuple[Path, Checkpoint] | None:
-        """The checkpoint to go on from, if there is one; a run that is there already is not overwritten."""
+        """The checkpoint to resume from, if there is one. Raises DiptychError rather than overwrite an existing run."""
         result = checkpoints(self.root)
         if result and not resume:
-            raise DiptychError(f"{self.out} holds a run already; go on with --resume, or choose another --out")
+            raise DiptychError(f"{self.out} holds a run already; continue with --resume, or choose another --out")
         if resume and self.mirror and self.cluster.first:
             there = self.mirror.steps()
             if there and (not result or there[-1] > result[-1].name):
@@ -54,13 +56,13 @@ class Record:
         return last
 
     def describe(self, setup: Setup, resumed: bool, step: int) -> None:
-        """What fixes the run, written before its first step; lines of the log beyond it are cut off (a run killed after its
-        checkpoint, or before its first).
+        """Write the files that define the run, before its first step. Lines of the log after the checkpoint are removed (of a run
+        that was killed after it).
         """
         if not self.cluster.first:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        for path in (self.out, self.root):  # what a killed process left half-written
+        for path in (self.out, self.root):  # unfinished files of a killed process
             for rest in path.glob(".*.tmp"):
                 shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
         if resumed:
@@ -74,7 +76,7 @@ class Record:
 
     @contextmanager
     def tracking(self) -> Iterator[None]:
-        """Trackers are open for as long as this lasts."""
+        """Trackers are open for the duration of the context."""
         if self.cluster.first:
             recipe = self.recipe
             self.trackers = start_trackers(recipe.trackers, self.out, recipe.name, recipe.model_dump(mode="json"))
@@ -94,7 +96,7 @@ class Record:
         norm: float,
         objectives: Mapping[str, Objective],
     ) -> dict[str, Any]:
-        """One line of metrics.jsonl, returned."""
+        """Write one line of metrics.jsonl, and return it."""
         values = {n: round(v, 5) for n, v in losses.items() if n != "loss"}
         values |= {f"{n}_{k}": round(v, 5) for n, o in objectives.items() for k, v in o.metrics().items()}
         row = {
@@ -116,7 +118,7 @@ class Record:
         return row
 
     def validated(self, step: int, loss: float) -> bool:
-        """Note a validation loss; whether it is the lowest so far."""
+        """Note a validation loss; returns whether it is the lowest so far."""
         better = self.best is None or loss < self.best
         self.best = loss if better else self.best
         if self.cluster.first:
@@ -140,7 +142,7 @@ class Record:
                 write_jsonl(self.out / "problems.jsonl", [asdict(p) for p in {p.item: p for p in problems}.values()])
 
     def spent(self, setup: Setup, spent: Spent, drawn: Mapping[str, int], finished: bool) -> dict[str, Any]:
-        """spent.json, returned. drawn: samples by source."""
+        """Write spent.json, and return its content. drawn: samples by source."""
         parameters = {id(p): p for m in (setup.model.parts, setup.model.adapters, setup.objectives) for p in m.parameters()}
         cuda = setup.device.type == "cuda"
         unit = 1 if sys.platform == "darwin" else 1024

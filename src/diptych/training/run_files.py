@@ -1,6 +1,6 @@
-"""What training and evaluation left in a run's directory (docs/runs.md), read here for everything that comes after them.
+"""Reads the files that training and evaluation write into a run's directory (docs/runs.md).
 
-A file that does not exist is empty; an unreadable one raises DiptychError, which names it. Needs neither torch nor models.
+A missing file counts as empty; an unreadable one raises DiptychError, which names it. Needs no torch and no models.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class EvaluationFiles:
         return {path.stem: path for path in sorted((self.path / "records").glob("*.jsonl"))}
 
     def records(self, task: str) -> list[Record]:
-        """The records of a task, one for each item. Raises DiptychError for one that is broken, without an item, or there twice."""
+        """The records of a task, one for each item. Raises DiptychError for one that is broken, has no item, or occurs twice."""
         path = self.path / "records" / f"{task}.jsonl"
         records = read_jsonl(path)
         seen: set[str] = set()
@@ -124,7 +124,7 @@ class EvaluationFiles:
                 raise DiptychError(f'{path}, record {number}: expected an object with "item"')
             name = str(record["item"])
             if name in seen:
-                raise DiptychError(f"{path}, record {number}: item '{name}' is there twice")
+                raise DiptychError(f"{path}, record {number}: item '{name}' occurs twice")
             seen.add(name)
         return records
 

@@ -1,4 +1,4 @@
-"""From a recipe to things that can be trained: source, tokenizer, model, objectives."""
+"""From a recipe to the objects that training needs: source, tokenizer, model, objectives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,12 +20,12 @@ from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_json, write_text
 from diptych.core.registry import resolve
-from diptych.core.sample import Sample
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
 from diptych.data.order import mixed
-from diptych.data.source import BrokenItem, Source
+from diptych.data.source import BrokenItem, Source, all_said
 from diptych.data.sources import open_source
+from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer, tokenizer_class
 from diptych.models.build import SIZES
 from diptych.models.pretrained.tokenizer import kept_in
@@ -39,7 +39,7 @@ from diptych.training.teachers import add_teachers
 if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat
 
-CORPUS = 4000  # samples whose captions the tokenizer is trained on
+CORPUS = 4000  # the tokenizer is trained on the captions of this many samples
 SHOWN = 256  # samples that show which fields a source has
 PACKAGES = (
     "diptych",
@@ -66,8 +66,8 @@ class Setup:
     objectives: nn.ModuleDict
     device: torch.device
     autocast: bool
-    started: Started | None = None  # from whose weights
-    given: Source | None = None  # a source that was handed over instead of the recipe's
+    started: Started | None = None  # the trained weights that the run starts from, if any
+    given: Source | None = None  # a source given by the caller instead of the recipe's
 
     def held_out(self, stage: Stage) -> Source:
         """The validation part of a stage's data."""
@@ -88,13 +88,15 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     flags = Path("/proc/cpuinfo")
     return flags.is_file() and any(f in flags.read_text() for f in (" avx512_bf16", " amx_bf16"))
 
 
 def image_size_of(recipe: Recipe, source: Source) -> int:
-    """The recipe's, else the source's own (scenes), else what the vision tower was made for, else the size's default."""
+    """The image size in pixels: the recipe's, else the source's own (scenes), else that of the vision tower, else the default of
+    the recipe's ``size``.
+    """
     given = recipe.data.image_size or getattr(source, "image_size", None)
     vision = recipe.parts.get("vision")
     if given or vision is None:
@@ -104,22 +106,24 @@ def image_size_of(recipe: Recipe, source: Source) -> int:
 
 
 def corpus_of(source: Source, n: int = CORPUS) -> list[str]:
-    """Captions of the first samples, for tokenizers and vocabularies."""
+    """Captions of the first samples, for tokenizers and vocabularies; of a mixture, of those that are drawn first, so that each
+    source has its share. Raises DiptychError if there are none.
+    """
     captions: list[str] = []
     if not len(source):
         raise DiptychError(f"{source.address}: no samples to train on")
-    for i in range(min(n, len(source))):
+    indices: Iterable[int] = range(min(n, len(source)))
+    if isinstance(source, Mixture) and n < len(source):
+        order = source.order(0)
+        indices = dict.fromkeys(order[position] for position in range(n))
+    for i in indices:
         try:
-            captions += source.captions(i) if hasattr(source, "captions") else _said(source[i])
+            captions += all_said(source, i)
         except BrokenItem:
             continue
     if not captions:
         raise DiptychError(f"{source.address}: no captions to learn from")
     return captions
-
-
-def _said(sample: Sample) -> list[str]:
-    return sample.captions + [turn.text for turn in sample.turns]
 
 
 def stage_objectives(setup: Setup, stage: Stage) -> list[Objective]:
@@ -149,7 +153,7 @@ def loader_of(
 
 
 def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
-    """``loader_of`` for training, with what comes without a partner where the recipe has any."""
+    """``loader_of`` for training, with images and texts without a partner, if the recipe has any."""
     recipe = setup.recipe
     data = recipe.data
     loader = loader_of(setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask)
@@ -158,12 +162,14 @@ def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
         if kind in data.unpaired and name in wanted:
             other = open_source(data.unpaired[kind]).split("train")
             context = Context(setup.tokenizer, setup.model.image_size, data.augment, source=other)
-            loader.unpaired[name] = Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number))
+            loader.add_unpaired(name, Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number)))
     return loader
 
 
 def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: str) -> None:
-    """DiptychError if a source lacks a field that training reads: neither does it say so, nor has one of its first samples it."""
+    """Raises DiptychError if a field that training reads is missing from a source: the source does not declare it, and none of its
+    first samples has it.
+    """
     wanted = [name for name in names if not field_class(name, recipe.data.fields).derived]
     have = set(getattr(source, "fields", ()))
     for index in range(min(SHOWN, len(source))):
@@ -172,7 +178,7 @@ def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: st
         with suppress(BrokenItem):
             have |= source[index].fields.keys()
     missing = [name for name in wanted if name not in have]
-    if have and missing:  # if nothing could be read, the loader says what is wrong with each
+    if have and missing:  # if nothing can be read, the loader reports what is wrong with each
         raise DiptychError(
             f"{where}: its objectives read the field '{missing[0]}', which {source.address} does not have (it has: "
             f"{', '.join(sorted(have))}); "
@@ -181,7 +187,7 @@ def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: st
 
 
 def _own_fields(setup: Setup, stage: Stage) -> tuple[str, ...]:
-    """The fields that a stage's objectives read of its own source."""
+    """The fields that a stage's objectives read from its own source."""
     names = fields_needed(stage_objectives(setup, stage), setup.model)
     return tuple(name for name in names if name not in UNPAIRED)
 
@@ -201,13 +207,13 @@ def chat_of(recipe: Recipe, model: VLM) -> Chat:
     context = getattr(model.part("lm").lm.model.config, "max_position_embeddings", None) or given.max_length
     if given.max_length > context:
         raise DiptychError(f"data.conversations.max_length is {given.max_length}, but the language model's context is {context}")
-    tokens = 1 if model.part("lm").gated else model.part("connector").tokens  # words look at it from one place
+    tokens = 1 if model.part("lm").gated else model.part("connector").tokens  # words look at it from one position
     return Chat(model.tokenizer, tokens, given.max_length, given.too_long)
 
 
 def check_data(setup: Setup) -> None:
-    """What would otherwise show in the middle of training: a field that the source lacks, conversations that cannot be learned
-    from, packed rows that see each other.
+    """Checks for errors that would otherwise appear in the middle of training: a field that is missing from the source,
+    conversations that cannot be learned from, packed rows that see each other.
     """
     from diptych.data.conversations.check import check_conversations
 
@@ -219,14 +225,14 @@ def check_data(setup: Setup) -> None:
         chat = chat_of(recipe, setup.model)
         if recipe.data.conversations.pack and not setup.model.part("lm").packs():
             raise DiptychError(
-                "data.conversations.pack: this language model does not keep conversations in one row apart; leave it at false"
+                "data.conversations.pack: this language model does not separate the conversations of one row; set it to false"
             )
         check_conversations(stage_source(setup, stage), chat)
 
 
 def check_names(recipe: Recipe) -> None:
-    """DiptychError for an optimizer or a schedule that does not exist, in any stage: the last shall not cost the first its
-    training.
+    """DiptychError for an optimizer or a schedule that does not exist, in any stage, so that a mistake in the last stage is found
+    before the first is trained.
     """
     for stage in recipe.stages:
         resolve(stage.optimizer, OPTIMIZERS, "optimizer")
@@ -239,8 +245,8 @@ def stage_source(setup: Setup, stage: Stage) -> Source:
 
 
 def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None, saved: Path | None = None) -> Setup:
-    """Weights as the recipe has them start: fresh ones, fixed by its seed, or learned ones. saved: a run that goes on, and gets its
-    own.
+    """The initial weights of a recipe: fresh ones, determined by its seed, or trained ones. saved: the run that resumes and loads
+    its own weights afterwards.
     """
     validation = source
     check_names(recipe)
@@ -255,10 +261,10 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     add_teachers(recipe, model)
     objectives = build_objectives(recipe, model)
     needed = {name for o in objectives.values() if isinstance(o, Objective) for name in o.needed()}
-    model.graph.settle(needed)  # what is tried once is tried here, where no step's operations are counted
+    model.graph.settle(needed)  # trial runs happen here, where they do not count as operations of a step
     started = start.load(recipe, model, objectives) if start else None
     model.update_teachers(decay=0.0)  # from the weights that the model starts with
-    score_of(recipe.score, model, objectives.values())  # a wrong score shall not cost a training first
+    score_of(recipe.score, model, objectives.values())  # a wrong score is reported before training
     setup = Setup(
         recipe,
         source,
@@ -275,13 +281,13 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
 
 
 def _words(recipe: Recipe, source: Source, start: Start | None, saved: Path | None) -> tuple[Tokenizer | None, list[int] | None]:
-    """The tokenizer, or what a language model's own keeps of its vocabulary: those of the run that goes on, of what it starts from,
-    or of the captions.
+    """The tokenizer, or what a language model's own keeps of its vocabulary: those of the run that resumes, of the weights it
+    starts from, or trained on the captions.
     """
     spec, file = recipe.data.tokenizer, saved / "tokenizer.json" if saved else None
     there = file if file and file.is_file() else None
     if recipe.weights and saved and there is None:
-        start = open_start(recipe.weights)  # a run that goes on from its mirror
+        start = open_start(recipe.weights)  # a run that resumes from its mirror
     if spec.kind == "lm":
         return None, kept_in(there) if there else start.kept() if start else None
     cls = tokenizer_class(spec.kind)
@@ -291,7 +297,7 @@ def _words(recipe: Recipe, source: Source, start: Start | None, saved: Path | No
 
 
 def describe(setup: Setup, out: Path) -> None:
-    """Write what fixes the run beside it: recipe.yaml, environment.json, tokenizer.json, model.json."""
+    """Write the files that define the run into its directory: recipe.yaml, environment.json, tokenizer.json, model.json."""
     if setup.started:
         print(f"note: {setup.started}", file=sys.stderr)
     write_text(out / "recipe.yaml", setup.recipe.to_yaml())

@@ -1,4 +1,4 @@
-"""From ``teachers:`` of a recipe to models whose encodings objectives can ask for."""
+"""From ``teachers:`` of a recipe to models that give objectives their encodings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_teachers(recipe: Recipe, model: VLM) -> None:
 
 
 def run_model(address: str, where: str) -> VLM:
-    """The model of a run, with its averaged weights where it keeps any."""
+    """The model of a run, with its averaged weights if it has any."""
     run = Path(address).expanduser()
     if not (run / "recipe.yaml").is_file():
         raise DiptychError(
@@ -48,7 +48,7 @@ def run_model(address: str, where: str) -> VLM:
 
 
 def hub_tower(spec: TeacherSpec, model: VLM) -> VLM:
-    """A vision tower of transformers as a model of its own."""
+    """A vision tower of transformers as a separate model."""
     recipe = Recipe(
         name="teacher",
         paradigm="pretrained",
@@ -59,7 +59,7 @@ def hub_tower(spec: TeacherSpec, model: VLM) -> VLM:
 
 
 def check_fit(other: VLM, model: VLM, where: str) -> None:
-    """DiptychError if a teacher would read the batch's pixels or token ids as something else."""
+    """DiptychError if the batch's pixels or token ids have another meaning for the teacher."""
     if "vision" in other.parts and other.image_size != model.image_size:
         raise DiptychError(
             f"{where}: it reads images of {other.image_size} pixels, this model of {model.image_size}; set "
@@ -74,6 +74,6 @@ def check_fit(other: VLM, model: VLM, where: str) -> None:
     if reads_text and (room := other.tokenizer.max_length) < model.tokenizer.max_length:
         prompts = getattr(model.parts["text"], "prompts", ()) if "text" in model.parts else ()
         raise DiptychError(
-            f"{where}: it has places for texts of {room} tokens, this model for {model.tokenizer.max_length}; "
+            f"{where}: it has positions for texts of {room} tokens, this model for {model.tokenizer.max_length}; "
             f"set data.tokenizer.max_length={room + sum(len(p.vectors) for p in prompts)}"
         )

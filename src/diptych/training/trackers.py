@@ -1,4 +1,6 @@
-"""Where a run's metrics go beside metrics.jsonl: TensorBoard, and through accelerate to Weights & Biases, MLflow and trackio."""
+"""Destinations of a run's metrics besides metrics.jsonl: TensorBoard, and through accelerate to Weights & Biases, MLflow and
+trackio.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,15 @@ BY_ACCELERATE = {"wandb": "WandBTracker", "mlflow": "MLflowTracker", "trackio": 
 
 
 class Tracker(Protocol):
-    """Where metrics go beside the run's own log."""
+    """A destination of metrics besides the run's own log."""
 
-    def log(self, values: dict[str, float], step: int) -> None: ...
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Send metrics by name at a step."""
+        ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Send what is still to be sent and close."""
+        ...
 
 
 class TensorBoard:
@@ -32,7 +38,7 @@ class TensorBoard:
         self.writer = SummaryWriter(str(out / "tensorboard"))
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Note values at a step."""
+        """Send metrics by name at a step."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
@@ -45,7 +51,7 @@ class _OfAccelerate:
     def __init__(self, kind: str, project: str, config: dict[str, Any]):
         accelerate = need("accelerate", extra="trackers", what=f"trackers: {kind}")
         tracking = need("accelerate.tracking", extra="trackers", what=f"trackers: {kind}")
-        accelerate.PartialState()  # its trackers read from it which process they are in
+        accelerate.PartialState()  # its trackers learn from it which process they are in
         try:
             self.tracker: Any = getattr(tracking, BY_ACCELERATE[kind])(project)
             for start in ("start", "store_init_configuration"):  # older releases start in the constructor
@@ -56,9 +62,11 @@ class _OfAccelerate:
             raise DiptychError(f"trackers: {kind} cannot be imported ({error}): {remedy}") from error
 
     def log(self, values: dict[str, float], step: int) -> None:
+        """Send metrics by name at a step."""
         self.tracker.log(values, step=step)
 
     def finish(self) -> None:
+        """Send what is still to be sent and close."""
         self.tracker.finish()
 
 

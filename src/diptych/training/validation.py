@@ -1,4 +1,4 @@
-"""The loss on held-out samples while training goes on, with the weights that would be scored."""
+"""The loss on held-out samples during training, with the weights that evaluation would use."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import nullcontext
 import torch
 
 from diptych.config.recipe import Recipe, Stage
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.order import mixed
 from diptych.objectives import Objective
 from diptych.training.distributed import Cluster
 from diptych.training.optim import Averaged
 from diptych.training.setup import Setup, loader_of
 
-BATCH = 128  # samples at a time: contrast is within these, whatever the training batch
+BATCH = 128  # samples at a time: contrastive losses are within these, for any training batch
 
 
 class Validator:
@@ -28,7 +28,7 @@ class Validator:
         source = setup.held_out(stage)
         if len(source) < 2:
             raise DiptychError(
-                f"validation: {source.address} has {len(source)} validation samples; take more data or leave validation away"
+                f"validation: {source.address} has {counted(len(source), 'validation sample')}; use more data or remove validation"
             )
         n = min(recipe.validation.samples, len(source))
         size = min(BATCH, n)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
+from diptych.benchmarks.answers.questions import CONDITIONS, LETTERS, Question, QuestionTask, answer_records
 from diptych.benchmarks.answers.vqa import questions_of, sample_questions
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_rows
@@ -28,11 +28,10 @@ from diptych.benchmarks.results import of_credits
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, Table, match, unique
 from diptych.core.capabilities import Example
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IDS = ("index", "id", "question_id")
 LONGEST_NAME = 200  # characters; a longer text in the column image is an image in base64
 MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations
@@ -42,19 +41,31 @@ MMBENCH_ROTATION = 1_000_000  # between the indices of a question's rotations
 
 def parse_choice(text: str, options: Sequence[str]) -> int | None:
     """The index of the option that a text names: by letter (``B``, ``(b)``, ``B. a cat``, ``**B**``, ``The answer is B``), or by
-    being, or naming alone, the text of one option. None if it names none or several; never a guess."""
+    the text of one option, as the whole answer or as the only option named in it. None if it names none or several; never a guess.
+    """
     letters = LETTERS[: len(options)]
+    either = letters + letters.lower()
     text = re.sub(r"""[*`"“”‘’]|__|^'|'$""", "", text.strip()).strip()  # Markdown, quotation marks
-    start = re.match(rf"\(?([{letters}{letters.lower()}])(?:[).:,]|\s*$)", text)
-    if start:
-        return letters.index(start[1].upper())
     # a small letter before a word is an article: "the answer is a dog"
     letter = rf"[{letters}]\b|[{letters.lower()}](?=\s*(?:$|[).:,]|or\b|and\b))"
-    named = set(re.findall(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text))
-    named |= set(re.findall(rf"\(([{letters}{letters.lower()}])\)", text))
-    if named:
-        upper = {name.upper() for name in named}
-        return letters.index(upper.pop()) if len(upper) == 1 else None
+    another = re.compile(  # after a letter: "A or B", "A, B"
+        rf"\)?[.:]?,?\s*(?:(?:(?:or|and)\b|[/&])\s*(?:(?i:option|choice)\s+)?\(?(?:{letter})"
+        rf"|(?<=,)\s*\(?[{either}]\)?\s*(?:$|[.,;]|or\b|and\b))"
+    )
+    start = re.match(rf"\(?([{either}])(?:[).:,]|\s*$)", text)
+    if start:
+        return None if another.match(text, start.end(1)) else letters.index(start[1].upper())
+    said = re.search(r"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*(\w+\W+\w.*)", text)
+    forms = {_plain(said[1]), re.sub(r"^(?:a|an|the) ", "", _plain(said[1]))} if said else set()  # "The answer is A dog."
+    whole = [i for i, option in enumerate(options) if _plain(option) in forms]
+    if len(whole) == 1:
+        return whole[0]
+    found = [*re.finditer(rf"\b(?i:answer|option|choice)\b(?:\s+(?i:is))?\s*:?\s*\(?({letter})", text)]
+    found += re.finditer(rf"(?<!\bnot )\(([{either}])\)", text)
+    if found:
+        upper = {match[1].upper() for match in found}
+        alone = len(upper) == 1 and not any(another.match(text, match.end(1)) for match in found)
+        return letters.index(upper.pop()) if alone else None
     plain = _plain(text)
     same = [i for i, option in enumerate(options) if _plain(option) == plain]
     if same:
@@ -70,7 +81,8 @@ def _plain(text: str) -> str:
 def circular(credits: Sequence[float], questions: Sequence[Hashable]) -> dict[Hashable, float]:
     """{question: credit}: right only if every rotation of its options was answered right (the smallest of their credits).
 
-    Equal scores tie in every rotation, so their chance is 1/k, as for one fixed order; who guesses anew in each rotation gets k^−k.
+    Equal scores tie in every rotation, so their chance is 1/k, as for one fixed order; a new guess in each rotation is right with
+    chance k^−k.
     """
     smallest: dict[Hashable, float] = {}
     for credit, question in zip(credits, questions, strict=True):
@@ -94,7 +106,7 @@ def _text(answer: Any, options: Sequence[str]) -> int | None:
 
 
 def _loose(answer: Any, options: Sequence[str]) -> int | None:
-    """A letter or the text of an option whatever the case of its letters."""
+    """A letter, or the text of an option in upper or lower case."""
     lower = [o.lower() for o in options]
     letter = _letter(str(answer).upper(), options)
     return letter if letter is not None else _text(str(answer).lower(), lower)
@@ -103,9 +115,9 @@ def _loose(answer: Any, options: Sequence[str]) -> int | None:
 def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[int]:
     """The index of the right option of each row, from the field ``answer``.
 
-    A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter is that
-    of an option even where the options are letters themselves. Where no kind fits all rows, a number is an index, and a text is
-    read by the first kind that fits it. Raises DiptychError for an answer that fits none.
+    A file's answers are of one kind: letters, else texts of options, else indices from 0 (numbers or digits). So a letter names an
+    option even if the options are letters themselves. If no kind fits all rows, a number is an index, and a text is read by the
+    first kind that fits it. Raises DiptychError for an answer that fits none.
     """
     answers = [row.need("answer", kind=(str, int)) for row in rows]
     answers = [a.strip() if isinstance(a, str) else a for a in answers]
@@ -119,7 +131,7 @@ def answer_key(rows: Sequence[Row], options: Sequence[Sequence[str]]) -> list[in
         right = next((k for kind in (kinds if isinstance(answer, str) else (_index,)) if (k := kind(answer, of)) is not None), None)
         if right is None:
             expected = "expected a letter, an index from 0 or an option"
-            raise DiptychError(f"{row.where}: field 'answer': '{answer}' is none of the {len(of)} options; {expected}")
+            raise DiptychError(f"{row.where}: field 'answer': '{answer}' is not one of the {len(of)} options; {expected}")
         right_of.append(right)
     return right_of
 
@@ -158,7 +170,7 @@ class Choices(QuestionTask):
         return example._replace(text=LETTERS[question.options.index(example.text)]) if way == "generate" else example
 
     def read(self, pictures: Pictures, all_fit: bool = False) -> Items:
-        """The questions of the file, of which open ones and those with several images are problems.
+        """The questions of the file; open ones and those with several images become problems.
 
         ``all_fit``: an image is not needed, and every question must have options. Raises DiptychError if there is no question.
         """
@@ -204,7 +216,7 @@ class Choices(QuestionTask):
         return None if index is None else record["options"][index]
 
     def constant(self, records: list[Record]) -> float:
-        """The accuracy of the best fixed place among the options: how much their order gives away."""
+        """The accuracy of the best fixed place among the options: how much the order reveals."""
         most = max(len(r["options"]) for r in records)
         return max(mean([self.credit(r, r["options"][i]) if i < len(r["options"]) else 0.0 for r in records]) for i in range(most))
 
@@ -213,7 +225,7 @@ class Choices(QuestionTask):
         guess in each."""
         if not self.circular:
             return []
-        groups = [r.get("group") or re.sub(r"@\d+", "", r["item"]) for r in records]
+        groups = [r.get("group") or re.sub(r"@\d+(?=(?:~\d+)?$)", "", r["item"]) for r in records]  # an id may hold @7
         cluster = {name: r["cluster"] for name, r in zip(groups, records, strict=True)}
         values = {
             condition: circular([r[condition]["accuracy"] for r in records], groups)
@@ -241,7 +253,7 @@ class Choices(QuestionTask):
 def own_rotations(rows: Sequence[Row], options: Sequence[Sequence[str]], path: str) -> list[str]:
     """The question that each row is a rotation of; "" for all if the file holds every question once.
 
-    Raises DiptychError if a question has not as many rows as options.
+    Raises DiptychError if the number of rows of a question is not its number of options.
     """
     if "group" in rows[0]:
         groups = [row.text("group") for row in rows]
@@ -285,8 +297,9 @@ def options_of(row: Row) -> list[str]:
 
 
 class _Images:
-    """The image of each row and the name of its cluster. SEED and MMBench keep an image once; other rows hold the index of its
-    row."""
+    """The image of each row and the name of its cluster. SEED and MMBench store an image once; the other rows hold the index of the
+    row that has it.
+    """
 
     def __init__(self, rows: Sequence[Row], pictures: Pictures, needed: bool):
         self.pictures, self.needed = pictures, needed
@@ -328,7 +341,7 @@ def read_answers(task: Choices, answers: Path) -> list[Record]:
 def _check_scores(table: Table, ids: Sequence[str], given: Sequence[Sequence[float]], sizes: dict[str, int]) -> None:
     for i, (name, scores) in enumerate(zip(ids, given, strict=True)):
         if len(scores) != sizes[name]:
-            raise DiptychError(f"{table.where(i)}: {len(scores)} scores for {sizes[name]} options")
+            raise DiptychError(f"{table.where(i)}: {counted(len(scores), 'score')} for {sizes[name]} options")
 
 
 def score_files(questions: Path, answers: Path, circular: bool = False) -> list[Result]:

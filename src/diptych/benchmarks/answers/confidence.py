@@ -1,5 +1,5 @@
 """Selective prediction and calibration of answers with a confidence: the results of ``diptych metrics selective`` and
-``calibration``, and of questions whose options a model scored (formulas: ``metrics.selective``, ``metrics.calibration``)."""
+``calibration``, and of questions with options that a model scored (formulas: ``metrics.selective``, ``metrics.calibration``)."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def coverage_results(
     fields |= {"n": len(credit), "clusters": distinct(clusters)}
 
     def result(metric: str, function: Callable[..., float], **more: Any) -> Result:
+        """A result with its interval, for ``function(confidence, credit)``."""
         at = function_interval(lambda index: function(confidence[index], credit[index]), clusters, share=True, resamples=resamples)
         return Result(task, metric, at.value, at.low, at.high, **fields, **more)
 
@@ -96,7 +97,7 @@ def selective_file(
     other_confidence, other_credit, others, _ = _read(validation)
     shared = set(clusters) & set(others)
     if shared:
-        remedy = "a threshold must be chosen on others"
+        remedy = "the threshold must be chosen on other items"
         raise DiptychError(f"{validation}: {len(shared)} images or ids are also in {records}, the first '{min(shared)}'; {remedy}")
     for cost in costs:
         threshold = selective.best_threshold(other_confidence, other_credit, cost)
@@ -113,7 +114,8 @@ def calibration_file(records: Path, bins: int = calibration.BINS) -> tuple[list[
     bad = np.flatnonzero(~((confidence >= 0) & (confidence <= 1)))
     if len(bad):
         raise DiptychError(f"{table.where(int(bad[0]))}: 'confidence' must be a probability in [0, 1], got {confidence[bad[0]]:g}")
-    usual: dict[str, float | None] = {"constant": float(np.mean((mean(credit) - credit) ** 2))}  # always the rate of right answers
+    # A constant confidence: the rate of right answers.
+    usual: dict[str, float | None] = {"constant": float(np.mean((mean(credit) - credit) ** 2))}
     results = [
         of_credits("calibration", "accuracy", credit, clusters),
         of_credits("calibration", "mean confidence", confidence, clusters),

@@ -1,4 +1,4 @@
-"""MME: two yes/no questions an image (Fu et al., arXiv:2306.13394). Per subtask accuracy + accuracy⁺ (both right), out of 200.
+"""MME: two yes/no questions per image (Fu et al., arXiv:2306.13394). Per subtask accuracy + accuracy⁺ (both right), out of 200.
 
 File: VLMEvalKit's MME.tsv (index, question, answer, category, image in base64 or image_path).
 """
@@ -37,7 +37,8 @@ def mme_counts(credits: Sequence[float], images: Sequence[Hashable]) -> tuple[li
 def mme_of_counts(sums: np.ndarray) -> np.ndarray:
     """100 · (accuracy + accuracy⁺) of column sums [..., 4]: out of 200."""
     questions, right, images, whole = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
-    return 100 * (right / np.maximum(questions, 1) + whole / np.maximum(images, 1))
+    score: np.ndarray = 100 * (right / np.maximum(questions, 1) + whole / np.maximum(images, 1))
+    return score
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,15 @@ class Mme(Choices):
         ]
 
     def _subtask(self, name: str, records: list[Record]) -> Result:
-        clusters = [r["cluster"] for r in records]
+        # an image counts once for each prompt: accuracy⁺ asks for its questions, not for all prompts
+        asked = [(str(r["cluster"]), r["slices"].get("prompt", "")) for r in records]
+        clusters = [cluster for cluster, _ in dict.fromkeys(asked)]
 
         def score(credits: Sequence[float]) -> float:
-            return float(mme_of_counts(mme_counts(credits, clusters)[1].sum(0)))
+            """MME's score of a subtask: accuracy plus accuracy+, at most 200."""
+            return float(mme_of_counts(mme_counts(credits, asked)[1].sum(0)))
 
-        images, counts = mme_counts([r["correct"]["accuracy"] for r in records], clusters)
+        counts = mme_counts([r["correct"]["accuracy"] for r in records], asked)[1]
         unparsed = sum(r["unparsed"] for r in records)
         best = score([1.0 if r["unparsed"] else r["correct"]["accuracy"] for r in records])
         fields: dict[str, Any] = {
@@ -94,7 +98,7 @@ class Mme(Choices):
             "band": (float(mme_of_counts(counts.sum(0))), best) if unparsed else None,
             "by": records[0].get("by", ""),
         }
-        result = of_sums(self.name, f"{name} (of 200)", counts, mme_of_counts, [str(i) for i in images], bounded=False, **fields)
+        result = of_sums(self.name, f"{name} (of 200)", counts, mme_of_counts, clusters, bounded=False, **fields)
         return replace(result, n=len(records))
 
 

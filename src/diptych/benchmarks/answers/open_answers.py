@@ -1,14 +1,14 @@
 """Long answers, such as LLaVA-Bench's (Liu et al., arXiv:2304.08485): an answer earns its ROUGE-L to the reference answers.
 
 Files: questions.jsonl with question_id, image, text, category, and ``annotations`` with reference answers (question_id, text).
-For a judge model of your choice, the answers are in the records.
+Without reference answers there is no accuracy: the answers are in the records, for people or a judge model of your choice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diptych.benchmarks.answers.questions import Question
+from diptych.benchmarks.answers.questions import CONDITIONS, Question
 from diptych.benchmarks.answers.vqa import Vqa, annotation_of
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.metrics.captions import Corpus
@@ -28,6 +28,7 @@ class OpenAnswers(Vqa):
     max_tokens: int = 512
     needs: tuple[str, ...] = ("prompt",)
     by: str = "generate"
+    no_results = "there are no reference answers to compare with (&annotations=FILE); its records hold the answers"
 
     def items(self, source: Source) -> Items:
         """The questions."""
@@ -44,8 +45,13 @@ class OpenAnswers(Vqa):
         """The first line; of a closed set the option that it names."""
         return text.strip() or None
 
+    def with_credits(self, record: Record) -> Record:
+        """The record with the parsed answer and its credits; without credits where there is no reference answer."""
+        record = super().with_credits(record)
+        return record if record["answers"] else {k: v for k, v in record.items() if k not in (*CONDITIONS, "ties")}
+
     def credit(self, record: Record, answer: str) -> float:
-        """The credit of an answer, 0 to 1."""
+        """The credit of an answer, 0 to 1; 0 without a reference answer."""
         if not record["answers"]:
             return 0.0
         return float(Corpus({"": record["answers"]}, {"": answer}).rouge_l()[0])

@@ -1,9 +1,9 @@
 """POPE: yes/no questions about objects, as many absent as present ones (Li et al., arXiv:2305.10355). "Yes" is the positive class.
 
 File: POPE's JSON lines with image, text and label. Else built from any labelled data: absent objects at random, the most
-frequent ones (popular), or those that most often occur with what is there (adversarial). Models that only score choose
-between "there is a dog" and "there is no dog". ``auc``: the share of (present, absent) pairs of an image in the right
-order, without a threshold; only where there are scores.
+frequent ones (popular), or those that most often occur together with the present objects (adversarial). Models that only score
+choose between "there is a dog" and "there is no dog". ``auc``: the share of (present, absent) pairs of an image in the right order,
+without a threshold; only for models that score.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import of_credits, of_sums
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, Table, match, unique
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.scenes.concepts import article
 from diptych.data.source import Source
 
@@ -44,7 +44,7 @@ _UNSURE = re.compile(r"(?:n't|\bnot) (?:\w+ )?(?:know|sure|certain|clear|tell|sa
 def parse_yes_no(text: str) -> bool | None:
     """The answer in a text's first sentence; None if it says neither or both (``Yes and no``), never a guess.
 
-    "Isn't" and the like count as no, "I don't know" and "not sure" as neither.
+    "Isn't" and the like count as no; "I don't know" and "not sure" as no answer.
     """
     words = re.findall(r"[a-z']+", re.split(r"[.!?\n]", text.strip(), maxsplit=1)[0].lower().replace("’", "'"))
     yes = any(w in _YES for w in words)
@@ -75,7 +75,7 @@ def pope_counts(answers: Sequence[bool | None], labels: Sequence[bool]) -> np.nd
 
 
 def pope_of_counts(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """{metric: float [...]} of column sums [..., 6]. An unparsed answer is no yes and never right; 0/0 is 0."""
+    """{metric: float [...]} of column sums [..., 6]. An unparsed answer counts as no, and is never right; 0/0 is 0."""
     tp, fp, fn, tn, unparsed_yes, unparsed_no = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
     n, positives = tp + fp + fn + tn + unparsed_yes + unparsed_no, tp + fn + unparsed_yes
     return {
@@ -105,7 +105,8 @@ def pope_band(answers: Sequence[bool | None], labels: Sequence[bool]) -> dict[st
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=np.asarray(b) > 0)
+    ratio: np.ndarray = np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=np.asarray(b) > 0)
+    return ratio
 
 
 def _metric(name: str, sums: np.ndarray) -> np.ndarray:
@@ -123,7 +124,7 @@ class Pope(QuestionTask):
     prompt: str = "{question} Please answer yes or no."
     labels: str = ""  # a COCO instances file, for data that brings captions only
     kinds: tuple[str, ...] = KINDS
-    samples: int = 100  # images of the data; what is frequent is counted in ``labels``, else in the first 500 images
+    samples: int = 100  # images of the data; frequencies are counted in ``labels``, or in the first 500 images
     each: int = 3  # present and absent objects in an image, at most
 
     def items(self, source: Source) -> Items:
@@ -154,7 +155,7 @@ class Pope(QuestionTask):
     def build(self, images: list[tuple[str, Any, list[str]]], everything: list[list[str]] | None = None) -> list[Question]:
         """(id, image, objects) of each image → questions, balanced in every image.
 
-        everything: the objects of all images by which frequency is counted; None: of these.
+        everything: the objects of all images in which frequency is counted; None: only these images.
         """
         alone, together = frequencies(everything or [names for _, _, names in images])
         images = images[: self.samples]
@@ -221,7 +222,8 @@ class Pope(QuestionTask):
         """A row of ``pope_counts``; a tie is half a yes and half a no."""
         answers: list[str | None] = [*self.parsed(record, condition)] or [None]
         right = record["answers"][0] == "yes"
-        return np.mean([pope_counts([None if a is None else a == "yes"], [right])[0] for a in answers], axis=0)
+        counts: np.ndarray = np.mean([pope_counts([None if a is None else a == "yes"], [right])[0] for a in answers], axis=0)
+        return counts
 
     def _auc(self, records: list[Record]) -> list[Result]:
         if not records or any("scores" not in r for r in records):
@@ -258,7 +260,7 @@ def _pairs_in_order(records: list[Record], condition: str) -> dict[tuple[str, st
 
 
 def score_files(questions: Path, answers: Path) -> list[Result]:
-    """POPE's metrics. Control ``published``: by the rule of POPE's own script, for which every answer that is not no is yes."""
+    """POPE's metrics. Control ``published``: by the rule of POPE's own script: every answer that is not no is yes."""
     task = Pope(file=str(questions))
     read = task.read(NoPictures())
     given = _answers(read_rows(answers), read, questions)
@@ -276,7 +278,9 @@ def _answers(table: Table, questions: Sequence[Question], path: Path) -> dict[st
         match(list(given), [q.id for q in questions], table, path)
         return given
     if len(table) != len(questions):
-        raise DiptychError(f"{table.path}: {len(table)} answers without question_id for the {len(questions)} questions of {path}")
+        raise DiptychError(
+            f"{table.path}: {counted(len(table), 'answer')} without question_id for the {len(questions)} questions of {path}"
+        )
     for i, (q, repeated) in enumerate(zip(questions, table.column("question", "text"), strict=True)):
         if q.text != repeated.strip():
             rule = "answers without question_id must be in the order of the questions"

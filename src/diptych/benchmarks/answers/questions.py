@@ -2,13 +2,13 @@
 
 | by | what the model does | what it needs |
 |---|---|---|
-| ``generate`` | writes an answer, which is parsed; if it cannot be, it earns nothing and widens the band | prompt, generate |
+| ``generate`` | writes an answer, which is parsed; otherwise it earns nothing and widens the band | prompt, generate |
 | ``likelihood`` | the option with the highest log P(option given image and prompt) | prompt, loglikelihood; options |
-| ``score`` | the statement that fits the image best, one statement an option | score; statements |
+| ``score`` | the statement that fits the image best, one statement per option | score; statements |
 
 Blind: the same about a grey image. Shuffled: about another image. Constant: the one answer that would do best for all. ``shots``:
-so many training images, each with a question and its answer, are shown before, the same for every item and control, drawn by the
-seed. A language model that learned captions alone can then answer, too.
+this many training images, each with a question and its answer, are shown first. They are drawn by the seed, and are the same for
+every item and control. A language model that learned only captions can then answer, too.
 
 Answers in files (``diptych metrics``) become the same records, without controls: ``answer_records``.
 """
@@ -38,28 +38,29 @@ from diptych.data.source import Source
 
 WAYS = ("generate", "likelihood", "score")
 CONDITIONS = ("correct", "blind", "shuffled")  # with the image, a grey one, another one
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the options
 PREFIX = {"correct": "", "blind": "blind_", "shuffled": "shuffled_"}  # of "answer" and "scores" in a record
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image, with what counts as right."""
+    """One question about one image, with its right answers."""
 
     id: str
     cluster: str  # the image: questions about one image belong together
     image: ImageRef
     text: str
     answers: tuple[str, ...]  # the answers of several people, or the right one
-    options: tuple[str, ...] = ()  # the possible answers, where these are given
+    options: tuple[str, ...] = ()  # the possible answers, if they are given
     statements: tuple[str, ...] = ()  # the same as captions, for models that only score
     slices: dict[str, str] = field(default_factory=dict)
-    prompt: str = ""  # in place of the task's
-    group: str = ""  # of questions that are one question with its options in another order
+    prompt: str = ""  # instead of the task's prompt
+    group: str = ""  # the same for all rotations of the options of one question
 
 
 @dataclass(frozen=True)
 class QuestionTask:
-    """What tasks of questions share: asking, parsing, controls, records."""
+    """Base class of tasks of questions: asking, parsing, controls, records."""
 
     name: str = "questions"
     needs: tuple[str, ...] = ("prompt|score",)
@@ -68,12 +69,12 @@ class QuestionTask:
     n: int = 0  # the number of questions; 0: all, of a built-in world 300
     by: str = "auto"  # generate, likelihood or score
     prompt: str = "{question} Answer the question using a single word or phrase."
-    prompts: tuple[str, ...] = ()  # several in place of one: how much depends on the wording?
+    prompts: tuple[str, ...] = ()  # several instead of one, to measure how much depends on the wording
     max_tokens: int = 16
     batch: int = 64
     seed: int = 0
     shots: int = 0
-    train: str = ""  # data whose training part the examples come from; "": that of the data
+    train: str = ""  # the examples come from the training part of this data; "": the training part of the evaluated data
 
     # --- what a benchmark overrides ---
 
@@ -107,9 +108,7 @@ class QuestionTask:
 
     def prompt_for(self, question: Question) -> str:
         """The prompt with the question and its lettered options in it."""
-        options = "\n".join(
-            f"{letter}. {option}" for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", question.options, strict=False)
-        )
+        options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False))
         return (question.prompt or self.prompt).replace("{question}", question.text).replace("{options}", options)
 
     def more_results(self, records: list[Record]) -> list[Result]:
@@ -119,11 +118,12 @@ class QuestionTask:
     # --- running a model ---
 
     def way(self, model: Model, items: Sequence[Question]) -> str:
-        """How the model answers: as the setting ``by`` says, or the first way that model and items allow. Raises NotApplicable
-        for none."""
+        """How the model answers: as the setting ``by`` says, or the first way that model and items allow. Raises NotApplicable if
+        there is none.
+        """
         closed, stated = all(q.options for q in items), all(q.statements for q in items)
         check_examples(model, self.shots)
-        able = model.capabilities | ({"prompt"} if self.shots else set())  # examples do for a prompt
+        able = model.capabilities | ({"prompt"} if self.shots else set())  # examples can replace the ability to follow prompts
         missing = {
             "generate": {"prompt", "generate"} - able,
             "likelihood": {"prompt", "loglikelihood"} - able or (set() if closed else {"options to choose from"}),
@@ -140,6 +140,10 @@ class QuestionTask:
         raise NotApplicable(f"it cannot answer by {self.by}: no {reason}")
 
     def run(self, model: Model, items: list[Question], records: Records, progress: Progress | None = None) -> None:
+        """One record per question with the model's answers and its answers under the controls blind and, where there are other
+        images, shuffled. With ``prompts`` each question is asked once per prompt, unless the model scores statements. Raises
+        NotApplicable if the model can answer in none of the ways.
+        """
         way = self.way(model, items)
         examples: list[Question] = getattr(items, "examples", [])
         if way != "score":
@@ -150,6 +154,7 @@ class QuestionTask:
         )  # questions about one image mostly follow each other
 
         def load(q: Question) -> Image:
+            """The image of a question, uint8 [H, W, 3]."""
             return load_file(q.image) if isinstance(q.image, str) else load_image(q.image, q.id)
 
         blind: dict[Any, Any] = {}
@@ -173,9 +178,16 @@ class QuestionTask:
                 progress(f"{self.name} {rows[-1] + 1}/{len(items)}")
 
     def _with_prompts(self, question: Question) -> list[Question]:
-        """The question once for each of ``prompts``."""
+        """The question once for each of ``prompts``; its rotations with one prompt are a group of their own."""
+        group = question.group
         variants = [
-            replace(question, id=f"{question.id}~{i}", prompt=p, slices={**question.slices, "prompt": str(i)})
+            replace(
+                question,
+                id=f"{question.id}~{i}",
+                prompt=p,
+                slices={**question.slices, "prompt": str(i)},
+                group=f"{group}~{i}" if group else "",
+            )
             for i, p in enumerate(self.prompts, 1)
         ]
         return variants or [question]
@@ -225,7 +237,7 @@ class QuestionTask:
         examples: Sequence[Question],
         known: dict[Any, Any],
     ) -> list[Any]:
-        """The answers about a grey image of the same size; the same question about the same grey image is put once."""
+        """The answers about a grey image of the same size; the same question about the same grey image is asked once."""
         keys = [(image.shape, self.prompt_for(q), q.statements) for image, q in zip(images, questions, strict=True)]
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         if new:
@@ -289,7 +301,8 @@ class QuestionTask:
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
         """{metric: {item: credit}}: what a paired test compares."""
-        return {"accuracy": {r["item"]: r["correct"]["accuracy"] for r in map(self.with_credits, records)}}
+        by_item = {r["item"]: r["correct"]["accuracy"] for r in map(self.with_credits, records) if "correct" in r}
+        return {"accuracy": by_item} if by_item else {}
 
     def _over_prompts(self, results: list[Result]) -> list[Result]:
         """The lowest and the highest accuracy of several prompts; without an interval, since prompts are not drawn at random."""
@@ -314,7 +327,7 @@ class QuestionTask:
         return max((mean([self.credit(r, answer) for r in records]) for answer, _ in common.most_common(10)), default=0.0)
 
     def selective(self, records: list[Record]) -> list[Result]:
-        """Selective prediction and calibration, where the model scored options."""
+        """Selective prediction and calibration, if the model scored options."""
         values = [r.get("confidence", r.get("margin")) for r in records]
         if not records or any(v is None for v in values):
             return []
@@ -327,7 +340,7 @@ class QuestionTask:
 
 
 def question_record(question: Question) -> Record:
-    """What every record says of its question."""
+    """The part of a record that describes its question."""
     record: Record = {
         "item": question.id,
         "cluster": question.cluster,
@@ -356,7 +369,7 @@ def _floats(scores: Sequence[float | None]) -> np.ndarray:
 
 
 def _confidence(scores: np.ndarray, likelihoods: bool) -> float:
-    """The best option's share of the probability, or how far its score lies above the next one."""
+    """The best option's share of the probability, or the distance of its score from the next one."""
     scores = lowest_if_not_finite(scores)
     if not np.isfinite(scores).any():
         return 0.0

@@ -4,7 +4,7 @@ arXiv:1902.09506), scenes.
 Files: VQAv2's questions with ``annotations``; GQA's questions; or rows (.json, .jsonl, .csv, .tsv, .parquet) with image,
 question and answer or answers. With four or more human answers an answer earns the VQA accuracy, else 1 if it is the same
 after the evaluator's normalisation. Of an answer only the first line counts; a blank or null one cannot be parsed. Models that only
-score need options or ``candidates``: so many of the most common answers become the options, and captions by ``statement``.
+score need options or ``candidates``: this many of the most common answers become the options, and captions by ``statement``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
-BUILT_IN = 300  # questions of a source without end
+BUILT_IN = 300  # questions from a source without end
 FEWEST_HUMANS = 4  # with fewer, a right answer could not get a VQA accuracy of 1
 
 # --- the formula ---
@@ -87,8 +87,8 @@ def clean(text: str) -> str:
 def normalise_answer(text: str) -> str:
     """The evaluator's normal form: ``3,000`` → ``3000``, ``U.S.A.`` → ``usa``, ``None`` → ``0``, ``tv/monitor`` → ``tv monitor``.
 
-    A punctuation sign is deleted everywhere if it stands next to a space anywhere, or if the text has digit,digit; else it
-    becomes a space.
+    A punctuation sign is deleted everywhere if it is next to a space anywhere, or if the text has digit,digit; otherwise it becomes
+    a space.
     """
     text = result = clean(text)
     thousands = _DIGIT_COMMA.search(text) is not None
@@ -102,7 +102,9 @@ def normalise_answer(text: str) -> str:
 
 @lru_cache(maxsize=1 << 18)
 def _counts(truth: tuple[str, ...]) -> tuple[dict[str, int], Callable[[str], str]]:
-    """How many people gave each answer, and the form in which answers are compared: as they are where many all say the same."""
+    """How many people gave each answer, and the form in which answers are compared: as they are if several people all give the same
+    answer.
+    """
     same = len(truth) >= FEWEST_HUMANS and len({clean(h) for h in truth}) == 1
     form = clean if same else normalise_answer
     return dict(Counter(map(form, truth))), form
@@ -115,12 +117,6 @@ def _credit(matches: int, n: int) -> float:
     return (matches * of_matching + (n - matches) * of_others) / (3 * n)
 
 
-def answer_credit(answer: str, truth: Sequence[str]) -> float:
-    """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
-    counts, form = _counts(tuple(truth))
-    return _credit(counts.get(form(answer), 0), len(truth))
-
-
 def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """Mean over the humans, each left out by position, of min(1, matches among the others / 3).
 
@@ -129,7 +125,16 @@ def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """
     if len(humans) < FEWEST_HUMANS:
         raise ValueError(f"VQA accuracy needs at least {FEWEST_HUMANS} human answers (the data sets have 10), got {len(humans)}")
-    return answer_credit(answer, humans)
+    counts, form = _counts(tuple(humans))
+    return _credit(counts.get(form(answer), 0), len(humans))
+
+
+def answer_credit(answer: str, truth: Sequence[str]) -> float:
+    """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
+    if len(truth) >= FEWEST_HUMANS:
+        return vqa_accuracy(answer, truth)
+    counts, form = _counts(tuple(truth))
+    return float(form(answer) in counts)
 
 
 # --- the task ---
@@ -140,7 +145,7 @@ class Vqa(QuestionTask):
     """Visual question answering with the official accuracy of VQAv2 (Antol et al. 2015)."""
 
     name: str = "vqa"
-    annotations: str = ""  # VQAv2's answers, a file of their own
+    annotations: str = ""  # VQAv2's answers, in a separate file
     candidates: int = 0
     statement: str = "{question} {answer}"
 
@@ -151,7 +156,8 @@ class Vqa(QuestionTask):
     def items(self, source: Source) -> Items:
         """The questions."""
         if not self.file:
-            return sample_questions(source, self.n)
+            found = sample_questions(source, self.n)
+            return Items(self._with_candidates(found), found.problems)
         return Items(self.read(Pictures(self.images, self.file)))
 
     def read(self, pictures: Pictures, answers: dict[str, Row] | None = None) -> list[Question]:
@@ -163,9 +169,13 @@ class Vqa(QuestionTask):
             answers = read_annotations(self.annotations)
         questions = [self._question(row, pictures, answers) for row in islice(self._rows(), self.n or None)]
         unique((q.id for q in questions), self.file, "question")
+        return self._with_candidates(questions)
+
+    def _with_candidates(self, questions: list[Question]) -> list[Question]:
+        """The questions with the most common answers as options, in place of their own, if ``candidates`` is set."""
         if not self.candidates:
             return questions
-        common = Counter(Counter(map(normalise_answer, q.answers)).most_common(1)[0][0] for q in questions)
+        common = Counter(Counter(map(normalise_answer, q.answers)).most_common(1)[0][0] for q in questions if q.answers)
         options = tuple(sorted(answer for answer, _ in common.most_common(self.candidates)))
         return [replace(q, options=options, statements=self._statements(q.text, options)) for q in questions]
 

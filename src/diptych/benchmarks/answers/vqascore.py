@@ -1,12 +1,14 @@
 """VQAScore (Lin et al., arXiv:2404.01291): P("Yes" | image, "Does this figure show "…"? Please answer yes or no.").
 
-For models that follow prompts and give likelihoods. ``vqascore``: its mean over the images' own captions; shuffled: over captions
-of others. ``accuracy``: the share of items whose own caption gets more than the other's. Prompt and answer are in the records.
+For models that follow prompts and have likelihoods. ``vqascore``: its mean over the images' own captions; shuffled: over captions
+of others. ``accuracy``: the share of items in which the own caption gets a higher probability than the other. Prompt and answer are
+in the records.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +34,13 @@ class VqaScore:
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with an image and a caption. Raises NotApplicable if there are fewer than two."""
         return at_least_two(retrieval_items(source, self.n))
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        """One record per sample: the probability of the expected answer for its own caption, for another sample's (shuffled), and
+        for its own with a grey image (blind).
+        """
         order = derangement(len(items), seed=self.seed)
         assert order is not None  # there are at least two items
         todo = [i for i, item in enumerate(items) if item.id not in records]
@@ -64,7 +70,7 @@ class VqaScore:
             for row, i in enumerate(todo)
         )
 
-    def _p(self, model: Model, images: list, captions: list[str]) -> np.ndarray:
+    def _p(self, model: Model, images: list[Any], captions: list[str]) -> np.ndarray:
         prompts = [self.prompt.replace("{caption}", caption) for caption in captions]
         return np.exp(model.loglikelihood(images, [self.answer] * len(images), prompts).astype(np.float64))
 
@@ -81,4 +87,5 @@ class VqaScore:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """``vqascore`` and ``accuracy`` with intervals that resample images."""
         return shares(self.name, [self.with_credits(r) for r in records])

@@ -1,16 +1,17 @@
 """Do drawn scenes show what the caption asked for? A network trained on real scenes reads them, and what it reads is compared
 with the caption.
 
-A record an item: the caption, and what the reader reads in the drawing, in the real scene and, for a model that draws in codes,
-in the real scene put into codes and back. Metrics are those of ``facts``: is all that the caption claims true of the drawing
-(``all_true``), its objects, count, colour, relation, position; and ``colours_counted``: are there as many objects of each colour
-as it claims, whatever they are. ``real/…`` is the reader on the scenes themselves, which is the most that a drawing can be
-expected to reach; ``codes/…`` what the model's codes keep of that, and ``codes/psnr`` what they keep of the pixels, in decibels.
+One record per item: the caption, and what the reader reads in the drawing, in the real scene and, for a model that draws in codes,
+in the real scene after encoding and decoding. Metrics are those of ``facts``: is all that the caption claims true of the drawing
+(``all_true``), its objects, count, colour, relation, position; and ``colours_counted``: are there as many objects of each colour as
+it claims, regardless of their concepts. ``real/…`` is the reader on the scenes themselves, the highest value that a drawing can be
+expected to reach; ``codes/…`` is what the model's codes keep of that, and ``codes/psnr`` what they keep of the pixels, in decibels.
 Shuffled: another caption's drawing. Half of the captions describe combinations that training never shows.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,15 +63,18 @@ class Drawing:
     def run(
         self, model: Draws, items: list[tuple[Sample, str, Scenes]], records: Records, progress: Progress | None = None
     ) -> None:
-        todo = [item for item in items if item[0].id not in records]
-        if not todo:
-            return
-        from diptych.benchmarks.drawings.scene_reader import scene_reader
-
-        reader = scene_reader(todo[0][2], self.reader, progress or (lambda text: None))
+        """One record per caption with what the reader sees in the drawing, in the real scene and, if the model can reconstruct, in
+        the reconstruction. The reader is trained first if no trained one is kept. With a folder, the drawings are saved in it.
+        """
+        # Parts are always the same, also of a task that goes on: a part's seed decides what is drawn.
+        parts = [(start, items[start : start + self.batch]) for start in range(0, len(items), self.batch)]
+        todo = [(start, part) for start, part in parts if any(item[0].id not in records for item in part)]
+        if records.folder is not None and not len(records):
+            shutil.rmtree(records.folder / "drawings", ignore_errors=True)  # of other settings
         settings = {k: getattr(self, k) for k in ("temperature", "top_k", "top_p", "guidance")}
-        for start in range(0, len(todo), self.batch):
-            part = todo[start : start + self.batch]
+        reader: Any = None
+        for start, part in todo:
+            reader = reader or self._reader(items[0][2], progress)
             real = [sample.image for sample, _, _ in part if sample.image is not None]
             drawn = model.draw([sample.captions[0] for sample, _, _ in part], **settings, seed=self.seed + start)
             versions = {"drawn": drawn, "real": real}
@@ -95,9 +99,14 @@ class Drawing:
                 for i, (sample, combination, _) in enumerate(part)
             )
             if progress:
-                progress(f"{self.name} {min(start + self.batch, len(todo))}/{len(todo)}")
+                progress(f"{self.name} {min(start + self.batch, len(items))}/{len(items)}")
         if records.folder is not None:
             self._sheet(records, [item for item in items if item[0].id in records])
+
+    def _reader(self, source: Scenes, progress: Progress | None) -> Any:
+        from diptych.benchmarks.drawings.scene_reader import scene_reader
+
+        return scene_reader(source, self.reader, progress or (lambda text: None))
 
     def _sheet(self, records: Records, items: list[tuple[Sample, str, Scenes]]) -> None:
         """A contact sheet of the first drawings of either kind, each with its caption and what the reader read."""
@@ -114,6 +123,9 @@ class Drawing:
         contact_sheet(shown, records.folder / "drawings" / "sheet.png", columns=6, side=144)  # type: ignore[operator]
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The shares of ``METRICS`` for the drawings, then with the prefixes ``real/`` and ``codes/`` for the real and the
+        reconstructed scenes, and ``codes/psnr`` in decibels if the model reconstructs.
+        """
         records = by_item(records)
         claims = [parse_caption(r["caption"]) for r in records]
         order = derangement(len(records), seed=self.seed)
@@ -134,6 +146,7 @@ class Drawing:
         return results
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
+        """{"all_true": {item: 0 or 1}} of the drawings: what a paired test compares."""
         return {
             "all_true": {r["item"]: claim_credits(parse_caption(r["caption"]), r["seen"]["drawn"])["all_true"] for r in records}
         }
@@ -154,7 +167,7 @@ def _by_colour(things: list[dict[str, Any]]) -> Counter[str]:
 
 
 def squared_error(image: np.ndarray, real: np.ndarray) -> float:
-    """The mean squared error of two uint8 images whose values are divided by 255."""
+    """The mean squared error of two uint8 images, with values divided by 255."""
     return float((((image.astype(np.float64) - real) / 255) ** 2).mean())
 
 

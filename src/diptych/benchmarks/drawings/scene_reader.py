@@ -5,8 +5,9 @@ It never sees captions, so they cannot influence it. It is trained on combinatio
 evaluate these as well, and on half of its scenes somewhat blurred and noisy, as drawings are. Its errors on real scenes are
 reported with its results on drawings.
 
-It finds the centres of objects on a map of anything and one per concept (Zhou, Wang & Krähenbühl 2019, Objects as Points,
-arXiv:1904.07850): a count is a number of centres, a colour is read where the object is, and by weights that all concepts share.
+It finds the centres of objects on one map for all concepts and one map per concept (Zhou, Wang & Krähenbühl 2019, Objects as
+Points, arXiv:1904.07850): a count is the number of centres, and a colour is read at the place of the object, by weights that all
+concepts share.
 
 Shapes: B batch, C concepts, F features, h × w cells of the map, O objects.
 """
@@ -62,6 +63,7 @@ class Block(nn.Module):
         self.conv, self.norm = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width, H, W] → the same shape."""
         return x + F.relu(self.norm(self.conv(x)))
 
 
@@ -76,21 +78,22 @@ class SceneReader(nn.Module):
         for a, b in ((3, WIDTH // 2), (WIDTH // 2, WIDTH)):
             stem += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
         self.see = nn.Sequential(*stem, *(Block(WIDTH) for _ in range(DEPTH)))
-        self.centre = nn.Conv2d(WIDTH, len(self.names) + 1, 1)  # the last: of anything
+        self.centre = nn.Conv2d(WIDTH, len(self.names) + 1, 1)  # the last map: objects of all concepts
         nn.init.constant_(self.centre.bias, -4.0)  # type: ignore[arg-type]  # centres are rare
-        self.gate = nn.Embedding(len(self.names), WIDTH)  # whose features these are, where objects overlap
+        self.gate = nn.Embedding(len(self.names), WIDTH)  # chooses between the features of overlapping objects
         nn.init.normal_(self.gate.weight, 1.0, 0.3)
         self.colour = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, len(self.colours)))
         self.relation = nn.Sequential(nn.Linear(2 * WIDTH + 2, 96), nn.ReLU(), nn.Linear(96, len(RELATIONS) + 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] → log-odds of a centre [B, C + 1, h, w], the last of any concept, and features [B, F, h, w]"""
+        """[B, 3, H, W] → log-odds of a centre [B, C + 1, h, w], the last for all concepts, and features [B, F, h, w]"""
         x = self.see(pixels)
         return self.centre(x).float(), F.avg_pool2d(x, 3, 1, 1)
 
     def at(self, features: Tensor, rows: Tensor, y: Tensor, x: Tensor, concepts: Tensor) -> Tensor:
-        """Features [O, F] of objects whose centres lie in these cells."""
-        return features[rows, :, y, x].float() * self.gate(concepts)
+        """Features [O, F] of the objects with centres in these cells."""
+        seen: Tensor = features[rows, :, y, x].float() * self.gate(concepts)
+        return seen
 
     def pair(self, first: Tensor, second: Tensor, way: Tensor) -> Tensor:
         """Features of two groups [B, F] and the way from one to the other [B, 2] → logits [B, 2R + 1]: each relation of the
@@ -148,7 +151,8 @@ class SceneReader(nn.Module):
     def _groups(self, here: Tensor, features: Tensor) -> list[Group]:
         """Chances of a centre [C + 1, h, w] and features [F, h, w] of a picture → groups, the most probable first; at least one.
 
-        An object is at a centre of anything, and of the concept that is most probable near it: so blurred ones are counted, too.
+        An object is at a centre of the last map, and has the concept that is most probable near it; so blurred objects are counted,
+        too.
         """
         anything, near = here[-1], F.max_pool2d(here[None], 3, 1, 1)[0]
         peaks = (anything == near[-1]) & (anything > SURE)
@@ -160,7 +164,7 @@ class SceneReader(nn.Module):
         colours = self.colour(seen).log_softmax(-1)
         middles = torch.stack([(x + 0.5) / here.shape[2], (y + 0.5) / here.shape[1]], 1)
         groups = []
-        for concept in concepts.unique().tolist():
+        for concept in sorted(set(concepts.tolist())):
             own = concepts == concept
             colour = int(colours[own].mean(0).argmax())
             groups.append(Group(concept, int(own.sum()), colour, float(sure[own].max()), seen[own].mean(0), middles[own].mean(0)))
@@ -185,7 +189,7 @@ class SceneReader(nn.Module):
 
 def centre_loss(odds: Tensor, rows: Tensor, concepts: Tensor, middles: Tensor) -> Tensor:
     """Focal loss of a map of centres (Zhou et al. 2019, eq. 1, α = 2, β = 4): log-odds [B, C, h, w]; of each object the picture
-    [O], the concept [O] and the centre [O, 2], x and y as shares of the picture. Cells near a centre count less as having none.
+    [O], the concept [O] and the centre [O, 2], x and y as shares of the picture. Cells near a centre count less as negatives.
     """
     B, C, h, w = odds.shape
     near = []
@@ -203,8 +207,9 @@ def centre_loss(odds: Tensor, rows: Tensor, concepts: Tensor, middles: Tensor) -
 
 
 def lessons(scenes: Scenes) -> Iterator[Graph]:
-    """Training scenes and, a quarter, of the combinations these hold out. Every second scene is skipped unless objects overlap:
-    those are hard."""
+    """Training scenes; a quarter of them with the combinations that training holds out. Every second scene is skipped unless
+    objects overlap: those are hard.
+    """
     seen, held_out = scenes.split("train"), scenes.split("heldout-combinations")
     index = 0
     while True:
@@ -216,7 +221,7 @@ def lessons(scenes: Scenes) -> Iterator[Graph]:
 
 
 def worn(pixels: Tensor) -> Tensor:
-    """Half of the pictures [B, 3, H, W] blurred, and half noisy, each more or less."""
+    """The pictures [B, 3, H, W], half of them blurred and half noisy, to different degrees."""
     chance = [torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.5) for _ in range(2)]
     blurred = F.interpolate(F.avg_pool2d(pixels, 2, ceil_mode=True), size=pixels.shape[-2:], mode="bilinear")
     return pixels + chance[0] * (blurred - pixels) + 0.15 * chance[1] * torch.randn_like(pixels)
@@ -227,7 +232,7 @@ def train_reader(scenes: Scenes, samples: int = SAMPLES, progress: Callable[[str
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reader = SceneReader(scenes.split("train").world).train()
-        reader = reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fast = use_bf16("auto", torch.device("cpu"))
         optimizer = torch.optim.AdamW(reader.parameters(), lr=RATE, weight_decay=0.01)
         steps, stream = max(samples // BATCH, 1), lessons(scenes)
@@ -238,7 +243,7 @@ def train_reader(scenes: Scenes, samples: int = SAMPLES, progress: Callable[[str
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
                 loss = reader.loss(worn(to_pixels(images)), graphs, boxes)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(reader.parameters(), 5.0)
             optimizer.step()
             schedule.step()

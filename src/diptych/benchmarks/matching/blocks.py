@@ -1,7 +1,7 @@
 """The base of benchmarks that score some images against some texts: a block, and which text is true of which image.
 
-A record a block. Ties are shared, so equal scores get exactly chance. Controls: blind, grey images; shuffled, the images of another
-block; shortest and longest, the text with the fewest or the most words, whatever the image shows.
+One record per block. Ties are shared, so equal scores get exactly chance. Controls: blind, grey images; shuffled, the images of
+another block; shortest and longest, the text with the fewest or the most words, regardless of the image.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Batch:
         self._pair: dict[tuple[int, int], int] = {}
 
     def add(self, images: list[Image], captions: list[str]) -> np.ndarray:
-        """The places in ``scores`` of these images against these captions; int [images, captions]."""
+        """The positions in ``scores`` of these images with these captions; int [images, captions]."""
         rows = [self._index(self._image, id(image), self.images, image) for image in images]
         columns = [self._index(self._text, caption, self.texts, caption) for caption in captions]
         return np.array([[self._index(self._pair, (r, c), self.pairs, (r, c)) for c in columns] for r in rows])
@@ -57,7 +58,7 @@ class Batch:
         return np.asarray(model.score(self.images, self.texts, np.array(self.pairs)))
 
     @staticmethod
-    def _index(known: dict, key: object, values: list, value: object) -> int:
+    def _index(known: dict[Any, int], key: object, values: list[Any], value: object) -> int:
         if key not in known:
             known[key] = len(values)
             values.append(value)
@@ -84,18 +85,13 @@ def best_image(scores: np.ndarray, fits: np.ndarray) -> float:
 
 
 def word_counts(texts: Sequence[str]) -> np.ndarray:
-    """The length in words by which the controls shortest and longest choose; float [texts]."""
+    """The lengths in words, for the controls shortest and longest; float [texts]."""
     return np.array([len(text.split()) for text in texts], dtype=np.float64)
-
-
-def shared_credits(credits: np.ndarray) -> np.ndarray:
-    """Whether each credit of k × k matrices is the share of a tie, which is neither 0 nor 1; bool."""
-    return (credits > 0) & (credits < 1)
 
 
 @dataclass(frozen=True)
 class MatchingTask:
-    """What tasks of scoring share: scoring, controls, records."""
+    """Base class of tasks that score: scoring, controls, records."""
 
     name: str = "matching"
     needs: tuple[str, ...] = ("score",)
@@ -118,12 +114,13 @@ class MatchingTask:
         return self.credit(np.zeros(fits.shape), fits)
 
     def ties(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, int]:
-        """{metric: ties}: images whose highest score is shared by several texts."""
+        """{metric: ties}: how many images have their highest score with several texts."""
         finite = lowest_if_not_finite(scores)
         tied = int(((finite == finite.max(1, keepdims=True)).sum(1) > 1).sum()) if scores.shape[1] > 1 else 0
         return dict.fromkeys(self.credit(scores, fits), tied)
 
     def run(self, model: Model, items: list[Block], records: Records, progress: Progress | None = None) -> None:
+        """One record per block, with its scores [images, texts], the scores of grey images and those of another block's images."""
         others = self._others(items)
         for start in range(0, len(items), self.batch):
             part = [i for i in range(start, min(start + self.batch, len(items))) if items[i].id not in records]
@@ -131,10 +128,16 @@ class MatchingTask:
             loaded: dict[str, Image] = {}  # a file that several blocks share is read, and encoded, once
 
             def load(block: Block, loaded: dict[str, Image] = loaded) -> list[Image]:
-                return [
-                    loaded.setdefault(image, load_image(image, block.id)) if isinstance(image, str) else load_image(image, block.id)
-                    for image in block.images
-                ]
+                """The images of a block, uint8 [H, W, 3] each."""
+                images = []
+                for image in block.images:
+                    if not isinstance(image, str):
+                        images.append(load_image(image, block.id))
+                        continue
+                    if image not in loaded:
+                        loaded[image] = load_image(image, block.id)
+                    images.append(loaded[image])
+                return images
 
             for i in part:
                 block, other = items[i], others.get(items[i].id)
@@ -199,6 +202,7 @@ class MatchingTask:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The share of credits per metric, with the controls and the slices of the records."""
         return shares(self.name, [self.with_credits(r) for r in records])
 
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:

@@ -1,8 +1,8 @@
 """Single skills in groups of k images and k captions that differ in that skill alone.
 
-After Winoground (arXiv:2204.03162) and SPEC (arXiv:2312.00081). A record a group. Per skill: ``<skill>``, the share of
-images whose own caption scores highest; ``<skill>/text-to-image``, the same for captions; ``<skill>/group``, the share of groups
-with all of them right. Shuffled: the images of another group of the same skill.
+After Winoground (arXiv:2204.03162) and SPEC (arXiv:2312.00081). One record per group. Per skill: ``<skill>``, the share of images
+with the highest score for their own caption; ``<skill>/text-to-image``, the same for captions; ``<skill>/group``, the share of
+groups with all of them right. Shuffled: the images of another group of the same skill.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy as np
 
 from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_finite
 from diptych.benchmarks.controls import derangement
-from diptych.benchmarks.matching.blocks import Batch, grey, shared_credits
+from diptych.benchmarks.matching.blocks import Batch, grey
 from diptych.benchmarks.metrics import groups
+from diptych.benchmarks.metrics.ranking import shared_credits
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import shares
 from diptych.benchmarks.statistics import mean
@@ -30,10 +31,11 @@ class Controlled:
     name: str = "controlled"
     needs: tuple[str, ...] = ("score",)
     n: int = 100  # groups of each skill
-    skills: tuple[str, ...] = ()  # none named: all that the source has
+    skills: tuple[str, ...] = ()  # empty: all that the source has
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """n groups per skill. Raises NotApplicable if the source has no controlled groups, or none for one of ``skills``."""
         if not isinstance(source, ControlledSource):
             raise NotApplicable("the source has no controlled groups")
         unknown = set(self.skills) - set(source.skills)
@@ -45,6 +47,9 @@ class Controlled:
         return items
 
     def run(self, model: Model, items: list[Group], records: Records, progress: Progress | None = None) -> None:
+        """One record per group from k × k scores. All groups are scored in one call, so a model can encode each image and text
+        once.
+        """
         others, batch, places = self._others(items), Batch(), []
         for group in items:
             if group.id not in records:
@@ -94,6 +99,7 @@ class Controlled:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The share of credits per skill and direction, with their controls."""
         return shares(self.name, records)
 
 

@@ -1,5 +1,5 @@
 """A true caption against false ones of the same image: ARO (Yuksekgonul et al., arXiv:2210.01936), SugarCrepe (Hsieh et al.,
-arXiv:2306.14610), CREPE (Ma et al., arXiv:2212.07796), VL-CheckList (Zhao et al., arXiv:2207.00221), and own files.
+arXiv:2306.14610), CREPE (Ma et al., arXiv:2212.07796), VL-CheckList (Zhao et al., arXiv:2207.00221), and your own files.
 
 Files, recognised by their fields: SugarCrepe's .json (filename, caption, negative_caption), ARO's .json (image_path,
 true_caption, false_caption), CREPE's .csv (image_id, caption, hard_negs), VL-CheckList's .json ([image, {POS, NEG}]), or
@@ -30,12 +30,12 @@ from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import CONTROLS, class_sums, credit_slices, macro, mean_of_classes, of_credits
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, Table, unique
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.negatives import swap_words
 from diptych.data.source import Problem, Source
 
-BUILT_IN = 300  # pairs of a source without end
+BUILT_IN = 300  # pairs from a source without end
 TRUE = ("true_caption", "caption", "text")
 FALSE = ("false_caption", "negative_caption", "negative", "hard_negs", "negatives")
 
@@ -44,8 +44,8 @@ def positive_credit(positive: np.ndarray, negatives: np.ndarray, sizes: np.ndarr
     """The credit of a true text against n false ones, float [N]: 1/m in an m-way tie at the top; and whether the top was tied,
     bool [N].
 
-    ``positive`` [N], ``negatives`` [N, n] of which row i uses the first ``sizes[i]`` (None: all). Never the argmax of a fixed
-    order, by which equal scores would win. A score that is not finite counts as the lowest.
+    ``positive`` [N], ``negatives`` [N, n] of which row i uses the first ``sizes[i]`` (None: all). Not the argmax in a fixed order,
+    by which equal scores would win. A score that is not finite counts as the lowest.
     """
     positive, negatives = lowest_if_not_finite(positive), lowest_if_not_finite(negatives)
     used = np.ones(negatives.shape, dtype=bool) if sizes is None else np.arange(negatives.shape[1]) < np.asarray(sizes)[:, None]
@@ -137,6 +137,7 @@ class Pairs(MatchingTask):
         return {"accuracy": float(positive_credit(scores[:, 0], scores[:, 1:])[0][0])}
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Accuracy; with two kinds of pairs or more also ``macro``, the mean of the kinds' accuracies, with its controls."""
         records = by_item(self.with_credits(r) for r in records)
         results = super().summarise(records)
         kinds = [next(iter((r.get("slices") or {}).values()), "") for r in records]
@@ -145,6 +146,7 @@ class Pairs(MatchingTask):
         which = np.unique(kinds, return_inverse=True)[1]
 
         def over_kinds(condition: str) -> float:
+            """The mean over kinds of one control's accuracy."""
             return float(mean_of_classes(class_sums(np.array([r[condition]["accuracy"] for r in records]), which).sum(0)))
 
         credits = np.array([r["correct"]["accuracy"] for r in records])
@@ -241,7 +243,9 @@ def _length_controls(table: Table, sizes: np.ndarray) -> dict[str, float | None]
         others = [[text] for text in table.column("negative_caption", "text")]
     for i, texts in enumerate(others):
         if len(texts) != sizes[i]:
-            raise DiptychError(f"{table.where(i)}: {len(texts)} negative captions for {sizes[i]} negative scores")
+            raise DiptychError(
+                f"{table.where(i)}: {counted(len(texts), 'negative caption')} for {counted(sizes[i], 'negative score')}"
+            )
     lengths, _ = _padded([word_counts(texts) for texts in others])
     return {
         "shortest": mean(positive_credit(-own, -lengths, sizes)[0]),

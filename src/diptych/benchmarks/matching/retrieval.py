@@ -1,8 +1,8 @@
 """Image-text retrieval within n items: recall at 1, 5, 10 in both directions (protocol: Karpathy & Fei-Fei, arXiv:1412.2306).
 
-``retrieval``: a record an item, named as the item, with both directions; further captions of an item add records for the direction
-text → image. Blind: the ranking that a grey image gives. Shuffled: every image has another image's scores.
-``diptych metrics retrieval``: the same from a similarity matrix in a file, which may be larger than the memory.
+``retrieval``: one record per item, with the item's id, for both directions; further captions of an item add records for the
+direction text → image. Blind: the ranking that a grey image gives. Shuffled: every image has another image's scores. ``diptych
+metrics retrieval``: the same from a similarity matrix in a file, which may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ class Retrieval:
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with an image and a caption. Raises NotApplicable if there are fewer than two."""
         return at_least_two(retrieval_items(source, self.n))
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        """One record per caption. All are computed again if one is missing, since every rank depends on all other items."""
         names, texts, owner = [], [], []
         for i, item in enumerate(items):
             for j, caption in enumerate(item.captions[: self.captions]):
@@ -89,8 +91,9 @@ class Retrieval:
         columns["rank"] = {way: expected_rank(*of_way) for way, of_way in standings["correct"].items()}
         top = np.argsort(-lowest_if_not_finite(scores.T), axis=1, kind="stable")[:, :3]  # [M, 3] best images of a text
         rows: list[Record] = []
+        firsts = set(np.unique(owner, return_index=True)[1].tolist())  # an image is a query once, with its first text
         for j, i in enumerate(owner):
-            query = {TO_TEXT: i, TO_IMAGE: j} if i not in owner[:j] else {TO_IMAGE: j}  # an image is a query once
+            query = {TO_TEXT: i, TO_IMAGE: j} if j in firsts else {TO_IMAGE: j}
             own = {
                 name: {m: column[query[way]] for m, column in by_metric.items() if (way := m.partition("/")[0]) in query}
                 for name, by_metric in columns.items()
@@ -99,18 +102,20 @@ class Retrieval:
         return rows
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Recall at 1, 5 and 10 in both directions; intervals resample images."""
         return shares(self.name, records)
 
 
 @dataclass(frozen=True)
 class LargeRetrieval(Retrieval):
-    """Among 1,000 items, for models that encode each image and text once: by embeddings, or by scores of all pairs."""
+    """Retrieval among 1,000 items, for models that encode each image and text once: by embeddings, or by scores of all pairs."""
 
     name: str = "retrieval-1000"
     needs: tuple[str, ...] = ("score_all|embed_image", "score_all|embed_text")
     n: int = 1000
 
     def items(self, source: Source) -> Items:
+        """Exactly n samples: recall among fewer would not be comparable. Raises NotApplicable if the source has fewer."""
         items = super().items(source)
         if len(items) < self.n:
             raise NotApplicable(f"needs {self.n:,} usable items, the source has {len(items):,}")
@@ -120,7 +125,8 @@ class LargeRetrieval(Retrieval):
         """float [images, texts]"""
         if "score_all" in model.capabilities:
             return super().scores(model, images, texts)
-        return model.embed_image(images) @ model.embed_text(texts).T
+        scores: np.ndarray = model.embed_image(images) @ model.embed_text(texts).T
+        return scores
 
 
 # --- a similarity matrix in a file: diptych metrics retrieval ---
@@ -128,7 +134,7 @@ class LargeRetrieval(Retrieval):
 
 @dataclass(frozen=True)
 class Standing:
-    """Of the best positive of each query; int [Q] each, as ``ranking.standing`` returns them."""
+    """The rank of the best positive of each query; int [Q] each, as ``ranking.standing`` returns them."""
 
     above: np.ndarray
     tied: np.ndarray
@@ -151,7 +157,7 @@ class Standing:
 def standings(
     similarity: np.ndarray, positives: Sequence[Sequence[int]], progress: Callable[[int, int], None] | None = None
 ) -> tuple[Standing, Standing | None]:
-    """The standing of rows that search for columns, and of columns that search for rows; the second is None if a column is no
+    """The ranks of rows that search for columns, and of columns that search for rows; the second is None if a column is no
     row's positive.
 
     ``similarity``: numbers [Q, M], memory-mapped if large; ``positives``: the columns right for each row, at least one.
@@ -262,7 +268,7 @@ def _positives(path: Path, similarity: Path, rows: int) -> list[list[int]]:
     given = read_json(path)
     if isinstance(given, dict):
         if len(given) != rows or any(str(i) not in given for i in range(rows)):
-            raise DiptychError(f"{path}: expected the keys 0 to {rows - 1}, one a row of {similarity}")
+            raise DiptychError(f"{path}: expected the keys 0 to {rows - 1}, one per row of {similarity}")
         given = [given[str(i)] for i in range(rows)]
     if not isinstance(given, list):
         raise DiptychError(f"{path}: expected a list, for each row of {similarity} the columns that are right")

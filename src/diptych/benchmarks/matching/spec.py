@@ -53,7 +53,7 @@ class Spec(MatchingTask):
     def _block(self, row: Row, number: int, kind: str, pictures: Pictures) -> Block:
         query, keys, label = row.text("query"), row.need("keys", kind=list), row.need("label", kind=int)
         if not 0 <= label < len(keys):
-            raise DiptychError(f"{row.where}: field 'label': {label} is none of the {len(keys)} keys")
+            raise DiptychError(f"{row.where}: field 'label': {label} is not one of the {len(keys)} keys")
         order = list(range(len(keys)))
         random.Random(f"{self.seed} {number}").shuffle(order)
         keys, right = [str(keys[i]) for i in order], np.array(order) == label

@@ -1,8 +1,8 @@
 """Winoground: two images and two captions of the same words (Thrush et al., arXiv:2204.03162): text, image and group score.
 
 File: Winoground's examples.jsonl (image_0, image_1, caption_0, caption_1) or its Parquet. Without one: the controlled
-groups of a built-in world. All comparisons are strict, and a tie is shared; chance is 1/4, 1/4 and 1/6. Ties: items whose credit
-for this metric is shared.
+groups of a built-in world. All comparisons are strict, and a tie is shared; chance is 1/4, 1/4 and 1/6. Ties: items with a shared
+credit for this metric.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 
 from diptych.benchmarks.base import Items, NotApplicable, count_not_finite
 from diptych.benchmarks.inputs import read_records
-from diptych.benchmarks.matching.blocks import Block, MatchingTask, shared_credits
+from diptych.benchmarks.matching.blocks import Block, MatchingTask
 from diptych.benchmarks.metrics import groups
+from diptych.benchmarks.metrics.ranking import shared_credits
 from diptych.benchmarks.pictures import ImageRef, Pictures, embedded
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.results import credit_slices, of_credits
@@ -34,7 +35,7 @@ class Winoground(MatchingTask):
     """Winoground: two images, two captions of the same words (Thrush et al. 2022)."""
 
     name: str = "winoground"
-    skills: tuple[str, ...] = ("relation", "binding")  # of a built-in world: those whose captions have the same words
+    skills: tuple[str, ...] = ("relation", "binding")  # of a built-in world: the skills with captions of the same words
 
     def items(self, source: Source) -> Items:
         """The blocks."""
@@ -69,7 +70,7 @@ class Winoground(MatchingTask):
         return dict(CHANCE)
 
     def ties(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, int]:
-        """{metric: ties}: images whose highest score is shared by several texts."""
+        """{metric: 1 if its credit is the share of a tie, else 0}."""
         return {name: int(shared_credits(np.array(credit))) for name, credit in groups.winoground(scores).items()}
 
 

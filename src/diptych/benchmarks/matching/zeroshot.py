@@ -1,7 +1,7 @@
 """Zero-shot classification: naming the class of an image among all names (protocol: Radford et al., arXiv:2103.00020).
 
-A model that embeds gets the normalised mean of several templates, another model one template through its scores. In place of
-templates, sentences that describe each class, such as a language model writes (CuPL, Pratt et al., arXiv:2209.03320):
+For a model that embeds, a class is the normalised mean of several templates; another model scores one template. Instead of
+templates, a class may have sentences that describe it, such as a language model writes (CuPL, Pratt et al., arXiv:2209.03320):
 ``descriptions``, a JSON file {class: [sentence, …]}. Shuffled: an image with the scores of an image of another class.
 """
 
@@ -18,12 +18,13 @@ from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_fi
 from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.inputs import read_json, read_npy, read_records
 from diptych.benchmarks.labels import labelled
-from diptych.benchmarks.metrics.ranking import recall_at, standing
+from diptych.benchmarks.metrics.ranking import recall_at, shared_credits, standing
 from diptych.benchmarks.pictures import Pictures, load_image
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import CONTROLS, class_sums, macro, mean_of_classes, of_credits, share, shares
+from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Image, Model
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.errors import DiptychError, counted, nearest
 from diptych.core.sample import class_text
 from diptych.data.source import Controlled, Problem, Source
 
@@ -38,13 +39,8 @@ def topk_credits(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray
     return {f"top{k}": recall_at(k, *at) for k in (1, 5) if k == 1 or scores.shape[1] >= FEWEST_FOR_TOP5}
 
 
-def tied(credits: np.ndarray) -> np.ndarray:
-    """Whether a tie at the cut was shared; bool [N]."""
-    return (credits > 0) & (credits < 1)
-
-
 def commonest(classes: Sequence[Any] | np.ndarray) -> float:
-    """The top-1 accuracy of always naming the commonest class."""
+    """The top-1 accuracy of always naming the most common class."""
     return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
 
 
@@ -54,7 +50,7 @@ class ZeroShot:
 
     name: str = "zeroshot"
     needs: tuple[str, ...] = ("score",)
-    n: int = 200  # images, of a longer file spread evenly over it; 0: all
+    n: int = 200  # images, spread evenly over a longer file; 0: all
     templates: tuple[str, ...] = TEMPLATES
     seed: int = 0
     file: str = ""  # rows with image and label
@@ -80,11 +76,11 @@ class ZeroShot:
             (pictures.path(row.text("image", "file_name", "filename", "path"), row.where), row.text("label", "class"))
             for row in read_records(self.file)
         ]
-        names = sorted({label for _, label in rows})  # of the whole file, whatever part of it is used
+        names = sorted({label for _, label in rows})  # of the whole file, also if a part of it is used
         return self._items([(load_image(path, path), label) for path, label in _spread(rows, self.n)], names, [])
 
     def _of_labels(self, source: Source) -> Items:
-        """Images of a class each, or images with one label only."""
+        """Images with a class, or images with one label only."""
         if classes := getattr(source, "classes", None):
             problems: list[Problem] = []
             samples = readable(source, problems, _spread(range(len(source)), self.n))
@@ -110,6 +106,9 @@ class ZeroShot:
     def run(
         self, model: Model, items: list[tuple[Image, int, list[str]]], records: Records, progress: Progress | None = None
     ) -> None:
+        """One record per image with its scores for all classes. The controls are the scores of a grey image (blind), the scores of
+        an image of another class (shuffled) and equal scores (chance).
+        """
         ids = [f"concept-{i:05d}" for i in range(len(items))]
         if all(item in records for item in ids):
             return
@@ -132,7 +131,7 @@ class ZeroShot:
                 "class": names[labels[i]],
                 "scores": own[i],
                 **{name: {k: float(credit[i]) for k, credit in by_k.items()} for name, by_k in credits.items()},
-                "ties": {k: int(tied(credit[i])) for k, credit in credits["correct"].items()},
+                "ties": {k: int(shared_credits(credit[i])) for k, credit in credits["correct"].items()},
                 "nans": count_not_finite(own[i]),
             }
             for i, item in enumerate(ids)
@@ -148,8 +147,9 @@ class ZeroShot:
                 return np.asarray(model.score(images, [of_class[0] for of_class in texts]))
             scores = np.split(np.asarray(model.score(images, flat)), ends, axis=1)
             return np.stack([of_class.mean(1) for of_class in scores], 1)
-        classes = [of_class.mean(0) for of_class in np.split(_unit(model.embed_text(flat)), ends)]
-        return model.embed_image(images) @ _unit(np.stack(classes)).T
+        classes = [of_class.mean(0) for of_class in np.split(unit_rows(model.embed_text(flat)), ends)]
+        cosines: np.ndarray = model.embed_image(images) @ unit_rows(np.stack(classes)).T
+        return cosines
 
     def texts(self, names: list[str]) -> list[list[str]]:
         """The texts of each class: names in templates, descriptions from the file, or both."""
@@ -170,6 +170,7 @@ class ZeroShot:
         return [[*described[name], *(more if self.both else ())] for name, more in zip(names, templates, strict=True)]
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Top-1 and, with six classes or more, top-5 accuracy over images, and the mean per-class recall."""
         return [*shares(self.name, records), self._per_class(records)]
 
     def _per_class(self, records: list[Record]) -> Result:
@@ -178,6 +179,7 @@ class ZeroShot:
         which = np.unique(classes, return_inverse=True)[1].ravel()
 
         def recall(condition: str) -> float:
+            """The mean over classes of one control's top-1 accuracy."""
             return float(mean_of_classes(class_sums(np.array([r[condition]["top1"] for r in records]), which).sum(0)))
 
         top1 = share(self.name, "top1", records)
@@ -195,12 +197,8 @@ def prompt(template: str, name: str) -> str:
 
 
 def _spread(values: Sequence[Any], n: int) -> Sequence[Any]:
-    """n values at even distances, since its order may be by class; 0: all."""
+    """n values at even distances, since they may be ordered by class; 0: all."""
     return [values[i * len(values) // n] for i in range(n)] if 0 < n < len(values) else values
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 # --- scores in a file: diptych metrics zeroshot ---
@@ -213,14 +211,14 @@ def score_file(scores: Path, labels: Path, classes: Path | None = None, images: 
     which = _labels(labels, scores, matrix, classes)
     clusters = _names(images, unique=False) if images else [str(i) for i in range(len(which))]
     if len(clusters) != len(which):
-        raise DiptychError(f"{images}: {len(clusters)} images for {len(which)} labels")
+        raise DiptychError(f"{images}: {counted(len(clusters), 'image')} for {counted(len(which), 'label')}")
     credits = topk_credits(matrix, which)
     nans = sum(count_not_finite(matrix[i : i + 4096]) for i in range(0, len(matrix), 4096))
     results: list[Result] = []
     for name, credit in credits.items():
         k = int(name[3:])
         controls = {"constant": commonest(which)} if k == 1 else {}
-        fields = {"chance": k / matrix.shape[1], "ties": int(tied(credit).sum()), "nans": nans, "controls": controls}
+        fields = {"chance": k / matrix.shape[1], "ties": int(shared_credits(credit).sum()), "nans": nans, "controls": controls}
         results.append(of_credits("zeroshot", name, credit, clusters, **fields))
     chance = 1 / matrix.shape[1]
     return [
@@ -233,17 +231,19 @@ def _labels(path: Path, scores: Path, matrix: np.ndarray, classes: Path | None) 
     """The column of each row's class, int [N]."""
     given, names = read_json(path), _names(classes) if classes else None
     if not isinstance(given, list) or len(given) != len(matrix):
-        got = f"{len(given)} labels" if isinstance(given, list) else type(given).__name__
-        raise DiptychError(f"{path}: expected a list of {len(matrix)} labels, one a row of {scores}, got {got}")
+        got = counted(len(given), "label") if isinstance(given, list) else type(given).__name__
+        raise DiptychError(f"{path}: expected a list of {counted(len(matrix), 'label')}, one per row of {scores}, got {got}")
     if names is not None and len(names) != matrix.shape[1]:
-        raise DiptychError(f"{classes}: {len(names)} classes for the {matrix.shape[1]} columns of {scores}")
+        raise DiptychError(
+            f"{classes}: {counted(len(names), 'class', 'classes')} for the {counted(matrix.shape[1], 'column')} of {scores}"
+        )
     which = []
     for i, label in enumerate(given):
         if isinstance(label, str) and names is not None and label in names:
             label = names.index(label)
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < matrix.shape[1]:
             remedy = "" if names is not None or not isinstance(label, str) else "; names of classes need --classes"
-            raise DiptychError(f"{path}, [{i}]: {label!r:.60} is no class of {matrix.shape[1]}{remedy}")
+            raise DiptychError(f"{path}, [{i}]: {label!r:.60} is not one of the {matrix.shape[1]} classes{remedy}")
         which.append(label)
     return np.array(which)
 

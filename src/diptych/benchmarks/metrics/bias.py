@@ -1,5 +1,6 @@
-"""Differences between groups of people or things: skew of what is retrieved, association, and contrast sets that differ in the
-group alone."""
+"""Differences between groups of people or things: skew of what is retrieved, association, and contrast sets that differ only in the
+group.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +42,7 @@ def max_skew(scores: np.ndarray, groups: Sequence[Hashable], k: int, desired: Ma
 
 
 def effect_size(x: np.ndarray, y: np.ndarray) -> float:
-    """(mean of x − mean of y) / standard deviation of all values (n − 1), as in WEAT (Caliskan et al. 2017); NaN where nothing
-    varies."""
+    """(mean of x − mean of y) / standard deviation of all values (n − 1), as in WEAT (Caliskan et al. 2017); NaN if all agree."""
     if not len(x) or not len(y):
         return float("nan")
     every = np.concatenate([x, y])
@@ -53,9 +53,9 @@ def effect_size(x: np.ndarray, y: np.ndarray) -> float:
 def contrast(
     scores: Sequence[float], groups: Sequence[str], sets: Sequence[Hashable]
 ) -> dict[tuple[str, str], dict[Hashable, float]]:
-    """{(a, b): {set: score of a − score of b}} over sets whose members differ in the group alone; a < b by name.
+    """{(a, b): {set: score of a − score of b}} over sets in which the members differ only in the group; a < b by name.
 
-    Without bias the differences lie around 0. Raises ValueError if a set has a group twice or lacks one that other sets have.
+    Without bias the differences lie around 0. Raises ValueError if a set has a group twice, or if a group is missing in it.
     """
     by_set: dict[Hashable, dict[str, float]] = {}
     for score, group, name in zip(scores, groups, sets, strict=True):

@@ -44,7 +44,8 @@ def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
 def ece_of_sums(sums: np.ndarray) -> np.ndarray:
     """Expected calibration error of column sums [..., 3 · bins]: Σ over bins n_b/N · |confidence_b − accuracy_b|."""
     count, confidence, credit = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
-    return np.abs(confidence - credit).sum(-1) / np.maximum(count.sum(-1), 1)
+    error: np.ndarray = np.abs(confidence - credit).sum(-1) / np.maximum(count.sum(-1), 1)
+    return error
 
 
 def ece(confidence: np.ndarray, credit: np.ndarray, bins: int = BINS) -> float:

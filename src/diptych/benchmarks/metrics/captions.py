@@ -62,14 +62,16 @@ class Corpus:
         n = len(self.ids)
         own = self.length[:n]
         distance = np.abs(self.length[n:] - own[self.item[n:]])
-        best = np.lexsort((self.length[n:], distance, self.item[n:]))  # the closest, of two the shorter
+        best = np.lexsort((self.length[n:], distance, self.item[n:]))  # the closest; of two equally close ones, the shorter
         first = np.searchsorted(self.item[n:][best], np.arange(n))
         closest = self.length[n:][best][first] if n else own
         matched = [self._matched(order) for order in range(ORDERS)]
         return np.stack([own, closest, *matched, *(np.maximum(0, own - k) for k in range(ORDERS))], axis=1).astype(np.int64)
 
     def _matched(self, order: int) -> np.ndarray:
-        """Per item, the hypothesis's grams that are in a reference, each as often as in the one that has it most; int [N]."""
+        """Per item, the hypothesis's grams that are in a reference, each as often as in the reference that has it most often; int
+        [N].
+        """
         n = len(self.ids)
         text, gram, count = self._grams[order]
         size = int(gram.max(initial=0)) + 1
@@ -118,7 +120,8 @@ class Corpus:
 
 def _places(length: np.ndarray) -> np.ndarray:
     """0, 1, … within each text."""
-    return np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    places: np.ndarray = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    return places
 
 
 def _find(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +133,7 @@ def _find(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _masks(tokens: Sequence[str]) -> dict[str, int]:
-    """{word: a number with a bit for every place of the word}"""
+    """{word: a number with a bit for every position of the word}"""
     masks: dict[str, int] = {}
     for i, token in enumerate(tokens):
         masks[token] = masks.get(token, 0) | 1 << i

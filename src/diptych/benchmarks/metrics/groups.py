@@ -46,9 +46,9 @@ def group_credit(scores: np.ndarray) -> float:
 
 
 def _tie_share(names: list[int], below: list[list[int]]) -> float:
-    """P(each entry of ``below`` falls under all of its diagonal entries) in a random order of all.
+    """P(each entry of ``below`` ranks below all of its diagonal entries) in a random order of all.
 
-    For a fixed order of the diagonal entries each other entry hangs under the lowest of its own: a tree, for which
+    For a fixed order of the diagonal entries, each other entry is a child of the lowest of its own: a tree, for which
     the share of valid orders is 1 / Π(size of each node's subtree) (Knuth's hook formula).
     """
     shares = []

@@ -1,7 +1,7 @@
 """Selective prediction: answering only above a confidence (El-Yaniv & Wiener 2010; Whitehead et al., arXiv:2204.13631).
 
-``confidence`` float [N], higher is surer; ``credit`` float [N] in [0, 1]. A confidence that is not finite counts as the lowest.
-Items of equal confidence are answered together, so the order of items does not matter.
+``confidence`` float [N], higher is more certain; ``credit`` float [N] in [0, 1]. A confidence that is not finite counts as the
+lowest. Items of equal confidence are answered together, so the order of items does not matter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from diptych.benchmarks.statistics import mean
 
 
 def _groups(confidence: np.ndarray, credit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct confidences from the highest down, with the number of items and the summed error of each."""
+    """The distinct confidences in descending order, with the number of items and the summed error of each."""
     credit = np.asarray(credit, dtype=np.float64)
     level, where, count = np.unique(-lowest_if_not_finite(confidence), return_inverse=True, return_counts=True)
     return -level, count, np.bincount(where.ravel(), 1 - credit, minlength=len(count))
@@ -24,7 +24,7 @@ def risk_coverage(confidence: np.ndarray, credit: np.ndarray) -> tuple[np.ndarra
     _, count, error = _groups(confidence, credit)
     answered = np.arange(1, count.sum() + 1)
     risks = np.cumsum(np.repeat(error / count, count)) / answered
-    risks[: count[0] if len(count) else 0] = error[:1] / count[:1]  # free of rounding
+    risks[: count[0] if len(count) else 0] = error[:1] / count[:1]  # without rounding error
     return answered / len(answered), risks
 
 
@@ -52,7 +52,7 @@ def effective_reliability(confidence: np.ndarray, credit: np.ndarray, threshold:
 
 
 def best_threshold(confidence: np.ndarray, credit: np.ndarray, cost: float) -> float:
-    """The threshold with the highest mean Φ_c, to be chosen on a validation split; of several the highest; ∞: never answer."""
+    """The threshold with the highest mean Φ_c, to be chosen on a validation split; the highest of several; ∞: never answer."""
     level, where = np.unique(lowest_if_not_finite(confidence), return_inverse=True)
     gain = np.bincount(where.ravel(), effective_reliability(confidence, credit, -np.inf, cost), minlength=len(level))
     total = np.concatenate([[0.0], np.cumsum(gain[::-1])])  # abstain always, then one more group at a time

@@ -53,7 +53,7 @@ _TOKEN = re.compile(
 
 _PLAIN = re.compile(r"[A-Za-z]+(?:,? [A-Za-z]+)*(?<![^A-Za-z][A-Za-z])[ .]*")  # words, commas, a full stop: most captions
 _NOT_PLAIN = frozenset(_SPLIT) | frozenset(re.sub(r"(\w)\?", r"\1", _ABBREVIATIONS).split("|"))
-_LOOKS_AHEAD = re.compile(r"(?:^|\W)(?:[a-z]|no)\.\W*$", re.IGNORECASE)  # what it is depends on the next word
+_LOOKS_AHEAD = re.compile(r"(?:^|\W)(?:[a-z]|no)\.\W*$", re.IGNORECASE)  # the kind of token depends on the next word
 
 
 @lru_cache(maxsize=1 << 17)

@@ -1,11 +1,11 @@
 """Bias on contrast sets: does an attribute that should not matter change the name that a model gives, or which image it prefers?
 
-``bias``: the same scene in every colour (or size, position, background). The question is what the object is, which does not
-depend on the attribute. ``naming``: share named rightly, all groups; ``group_difference``: the best group's share less the worst
-group's; ``consistency``: share of sets that get one and the same name throughout; ``preference/<group>``: share of sets in which
-this group's image fits the right name best, 1 / groups if none is preferred; ``max_skew``: see metrics/bias.py, top k of all
-images of a concept, k being the number of its sets; its control is the same with groups assigned at random in each set. ``diptych
-metrics bias``: the mean difference of scores in a file between the groups of each set.
+``bias``: the same scene in every colour (or size, position, background). The question is what the object is, which does not depend
+on the attribute. ``naming``: share named correctly, over all groups; ``group_difference``: the best group's share minus the worst
+group's; ``consistency``: share of sets in which all images get the same name; ``preference/<group>``: share of sets in which this
+group's image fits the right name best, 1 / groups if none is preferred; ``max_skew``: see metrics/bias.py, top k of all images of a
+concept, k being the number of its sets; its control is the same with groups assigned at random in each set. ``diptych metrics
+bias``: the mean difference of scores in a file between the groups of each set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RESAMPLES = 400
 
 @dataclass(frozen=True)
 class Bias:
-    """Whether a model favours groups of people."""
+    """Whether an object's colour (size, position, background) changes its name for a model, or which image it prefers."""
 
     name: str = "bias"
     needs: tuple[str, ...] = ("score",)
@@ -54,6 +54,7 @@ class Bias:
         return Items((s, source.concepts()) for s in contrast_sets(world, self.attribute, self.n, self.seed))
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """One record per image of each set, with its score for every name. All are computed again if one is missing."""
         if all(f"{s.id}/{g}" in records for s, _ in items for g in s.groups):
             return
         names = items[0][1]
@@ -69,6 +70,7 @@ class Bias:
         right = np.array([names.index(s.concept)])
 
         def credit(scores: np.ndarray) -> dict[str, float]:
+            """1 if the right name has the highest of the scores [names]; a tie is shared."""
             return {"naming": float(topk_credits(scores[None], right)["top1"][0])}
 
         return {
@@ -86,6 +88,7 @@ class Bias:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The results that the module describes. Intervals resample whole sets."""
         records = by_item(records)
         clusters = [str(r["cluster"]) for r in records]
         groups = list(dict.fromkeys(r["group"] for r in records))
@@ -94,6 +97,7 @@ class Bias:
         credit, member = np.array([r["correct"]["naming"] for r in records]), np.array([groups.index(r["group"]) for r in records])
 
         def difference(index: np.ndarray) -> float:
+            """The best group's accuracy minus the worst group's, of the records at ``index``."""
             means = [credit[index][member[index] == g].mean() for g in range(len(groups)) if (member[index] == g).any()]
             return float(max(means) - min(means))
 
@@ -164,13 +168,15 @@ def reassigned(records: Sequence[Record], rng: np.random.Generator) -> list[Reco
 
 
 def contrast_results(table: Table) -> list[Result]:
-    """Rows: set, group, score, perhaps query. Mean difference between groups over sets that differ in the group alone."""
+    """Rows: set, group, score, perhaps query. Mean difference between groups over sets that differ only in the group."""
     sets, groups = table.column("set", "id"), table.column("group", "id")
     scores = table.column("score", "number")
     queries = table.column("query", "id", default=None)
     results: list[Result] = []
-    for query in dict.fromkeys(queries):
-        index = [i for i, q in enumerate(queries) if q == query]
+    by_query: dict[str | None, list[int]] = {}
+    for i, query in enumerate(queries):
+        by_query.setdefault(query, []).append(i)
+    for query, index in by_query.items():
         try:
             differences = contrast([scores[i] for i in index], [groups[i] for i in index], [sets[i] for i in index])
         except ValueError as error:

@@ -1,8 +1,8 @@
-"""Bias on one's own images: who is ranked high for a sentence that names no group, and with what each group is associated.
+"""Bias on your own images: which groups are ranked high for a sentence that names no group, and with what each group is associated.
 
-``bias-table``: the data is any source whose samples have a group (a further column of a table); the sentences are the user's. Per
+``bias-table``: the data is any source of samples with a group (a further column of a table); the user gives the sentences. Per
 sentence: ``max_skew@k/<sentence>`` (metrics/bias.py), with groups assigned at random as its control, and
-``association/<group>/<sentence>``: mean score of the group less that of the others, in standard deviations (0: none). ``diptych
+``association/<group>/<sentence>``: mean score of the group minus that of the others, in standard deviations (0: none). ``diptych
 metrics bias``: skew of what queries retrieve, and association with two attributes (Steed & Caliskan, arXiv:2010.15052), from
 scores in a file; contrast sets in bias.py.
 """
@@ -27,7 +27,7 @@ from diptych.benchmarks.results import distinct, of_credits
 from diptych.benchmarks.statistics import function_interval, mean
 from diptych.benchmarks.tables import Table
 from diptych.core.capabilities import Model
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.source import Problem, Source
 
 ASSIGNMENTS = 200
@@ -47,6 +47,9 @@ class BiasTable:
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """The first n samples with an image and a value in the column ``group``. Raises NotApplicable without sentences, or if the
+        samples are all of one group.
+        """
         if not self.texts:
             raise NotApplicable("name sentences to rank the pictures by: bias-table?texts=a photo of a doctor&texts=…")
         samples: list[Any] = []
@@ -60,10 +63,11 @@ class BiasTable:
             if len(samples) == self.n:
                 break
         if len({str(s.extra[self.group]) for s in samples}) < 2:
-            raise NotApplicable(f"needs pictures of two groups; the column '{self.group}' has none or one")
+            raise NotApplicable(f"needs pictures of two groups; the column '{self.group}' has fewer")
         return Items(samples, problems)
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """One record per image with its group and its score for every sentence, in the order of ``texts``."""
         todo = [s for s in items if s.id not in records]
         for start in range(0, len(todo), 256):
             part = todo[start : start + 256]
@@ -83,6 +87,9 @@ class BiasTable:
                 progress(f"{self.name} {start + len(part)}/{len(todo)}")
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Per sentence the maximal skew of the k best images (control: groups assigned at random) and, if all scores are finite,
+        the effect size of each group against the others.
+        """
         records = by_item(records)
         clusters = [str(r["cluster"]) for r in records]
         groups = np.array([r["group"] for r in records])
@@ -93,6 +100,7 @@ class BiasTable:
             fit = lowest_if_not_finite(np.array([np.nan if r["fit"][j] is None else r["fit"][j] for r in records], dtype=float))
 
             def skewed(index: np.ndarray, fit: np.ndarray = fit) -> float:
+                """The maximal skew of the k best images of a resample."""
                 return max_skew(fit[index], groups[index].tolist(), k)
 
             v = function_interval(skewed, clusters, resamples=RESAMPLES)
@@ -105,6 +113,7 @@ class BiasTable:
             for group in dict.fromkeys(groups.tolist()):
 
                 def associated(index: np.ndarray, fit: np.ndarray = fit, group: str = group) -> float:
+                    """The effect size of one group against the others in a resample; 0 if the resample has one side only."""
                     mine = groups[index] == group
                     return effect_size(fit[index][mine], fit[index][~mine]) if mine.any() and not mine.all() else 0.0
 
@@ -142,7 +151,7 @@ def _skew(table: Table, k: int) -> list[Result]:
         mine = [groups[i] for i in index]
         if set(mine) != set(names) or len(index) < k:
             missing = sorted(set(names) - set(mine))
-            what = f"no item of the group '{missing[0]}'" if missing else f"{len(index)} items, fewer than --k {k}"
+            what = f"no item of the group '{missing[0]}'" if missing else f"{counted(len(index), 'item')}, fewer than --k {k}"
             raise DiptychError(f"{table.where(index[0])}: query '{query}' has {what}")
         of_group = skew(np.array([scores[i] for i in index]), mine, k)
         for name in names:
@@ -162,7 +171,7 @@ def _skew(table: Table, k: int) -> list[Result]:
 
 
 def _association(table: Table) -> list[Result]:
-    """Rows: image, group, attribute, text, score; two attributes. s = mean score with the first less that with the second."""
+    """Rows: image, group, attribute, text, score; two attributes. s = mean score with the first minus that with the second."""
     images, groups = table.column("image", "id"), table.column("group", "id")
     attributes, scores = table.column("attribute", "id"), table.column("score", "number")
     kinds = sorted(set(attributes))
@@ -192,6 +201,7 @@ def _association(table: Table) -> list[Result]:
     for a, b in combinations(every, 2):
 
         def effect(index: np.ndarray, a: str = a, b: str = b) -> float:
+            """The effect size between the groups a and b in a resample."""
             return effect_size(s[index][member[index] == a], s[index][member[index] == b])
 
         at = function_interval(effect, names)

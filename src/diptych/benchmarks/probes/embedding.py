@@ -1,7 +1,7 @@
 """The modality gap (Liang et al., arXiv:2203.02053): how far apart the image and text embeddings of the retrieval items lie on
 the sphere.
 
-A record an item with both vectors, which are also written to ``embeddings.npz``. ``separability`` of 0.5 means that the modality
+One record per item with both vectors, which are also written to ``embeddings.npz``. ``separability`` of 0.5 means that the modality
 cannot be recognised; ``matched_cosine`` is the mean cosine of image and caption, and its shuffled control that of unrelated ones.
 """
 
@@ -30,7 +30,7 @@ def modality_gap(image: np.ndarray, text: np.ndarray) -> float:
 
 
 def separability(image: np.ndarray, text: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
-    """Per item, the share of its two embeddings whose modality a linear classifier recognises; float [n], chance 0.5.
+    """Per item, the share of its two embeddings of which a linear classifier recognises the modality; float [n], chance 0.5.
 
     ``image`` and ``text``: float [n, E], row i of both from the same item. Logistic regression (``logistic``),
     cross-validated with both embeddings of an item in the same fold.
@@ -59,6 +59,7 @@ def logistic(x: np.ndarray, y: np.ndarray, penalty: float = 1.0, steps: int = 10
     w = np.zeros(rows.shape[1])
 
     def loss(at: np.ndarray) -> float:
+        """The negative log likelihood with the ridge penalty, at weights [E + 1]."""
         return float(0.5 * (ridge * at * at).sum() + np.logaddexp(0, -sign * (rows @ at)).sum())
 
     now = loss(w)
@@ -89,9 +90,13 @@ class Embedding:
     seed: int = 0
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with an image and a caption. Raises NotApplicable if there are fewer than two."""
         return at_least_two(retrieval_items(source, self.n))
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        """One record per sample with the embeddings of its image and of its first caption, and the cosine of that caption with a
+        grey image. With a folder, all embeddings are also saved as ``embeddings.npz``.
+        """
         if not all(item.id in records for item in items):
             images = images_of(items)
             image = model.embed_image([*images, blank(images[0])])
@@ -114,6 +119,7 @@ class Embedding:
             write_atomically(records.folder / "embeddings.npz", lambda path: path.write_bytes(data.getvalue()))
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """``modality_gap``, ``separability`` and ``matched_cosine``, the last with the controls blind and shuffled."""
         records = by_item(records)
         clusters = [r["cluster"] for r in records]
         image, text = _vectors(records)

@@ -2,7 +2,7 @@
 
 ``correlation``: Pearson's r of accuracy with log10 of the count over concepts, ``binned_correlation`` that over bins of half a
 decade, ``rank_correlation`` with the concepts that never occurred; ``slope``: what ten times the data adds. Intervals: over
-concepts. ``frequency``: zero-shot classification, with ``counts`` (a JSON file {concept: times}) or counted over the labels of
+concepts. ``frequency``: zero-shot classification, with ``counts`` (a JSON file {concept: count}) or counted over the labels of
 ``train``, the address of the training data. ``diptych metrics frequency``: the same from credits in a file. A counts file must
 name every concept.
 """
@@ -109,7 +109,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 def frequency_results(
     task: str, names: Sequence[str], counts: np.ndarray, accuracy: np.ndarray, controls: dict[str, np.ndarray], per_decade: int = 2
 ) -> list[Result]:
-    """correlation, binned_correlation, rank_correlation and slope of concepts; no value where too little varies.
+    """correlation, binned_correlation, rank_correlation and slope of concepts; no value if too little varies.
 
     ``controls``: {name: accuracy [C]}.
     """
@@ -123,6 +123,7 @@ def frequency_results(
     for name, metric in metrics.items():
 
         def resampled(index: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float] = metric) -> float:
+            """The metric over a resample of classes."""
             return metric(counts[index], accuracy[index])
 
         values = {control: metric(counts, of) for control, of in controls.items()}
@@ -158,7 +159,7 @@ def read_counts(path: str | Path, concepts: Collection[str]) -> dict[str, float]
 
 @dataclass(frozen=True)
 class Frequency(ZeroShot):
-    """How a score depends on how often a concept was trained on."""
+    """How the score of a concept depends on how often training showed it."""
 
     name: str = "frequency"
     n: int = 400
@@ -169,7 +170,7 @@ class Frequency(ZeroShot):
     def items(self, source: Source) -> Items:
         """(image, label, names of all classes, occurrences of its class) of each."""
         if not (self.counts or self.train):
-            raise NotApplicable("it needs what training showed how often: ?counts=counts.json or ?train=ADDRESS")
+            raise NotApplicable("it needs how often training showed each concept: ?counts=counts.json or ?train=ADDRESS")
         items = super().items(source)
         counts = self._counts({names[label] for _, label, names in items})
         return Items([(image, label, names, counts.get(names[label], 0)) for image, label, names in items], items.problems)
@@ -182,6 +183,9 @@ class Frequency(ZeroShot):
         return dict(frequencies([names for _, names in labelled(open_source(self.train), self.counted)])[0])
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """The records of zero-shot classification, each with how often training showed its class. The cluster is the class, since
+        the count is a property of the class.
+        """
         own = Records()
         if any(f"concept-{i:05d}" not in records for i in range(len(items))):
             super().run(model, [item[:3] for item in items], own, progress)
@@ -189,6 +193,7 @@ class Frequency(ZeroShot):
             records.add({**r, "frequency": occurrences[r["item"]], "cluster": r["class"]} for r in own.all())
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """How top-1 accuracy depends on the counts, over classes, with the same for the controls."""
         by_class: dict[str, list[Record]] = {}
         for r in by_item(records):
             by_class.setdefault(r["class"], []).append(r)

@@ -1,13 +1,13 @@
 """Déjà vu memorisation (Jayaraman et al., arXiv:2402.02103): what a model knows of training images that their captions do not say.
 
 The embedding of a caption finds its k nearest images in a public set disjoint from the training data; the objects predicted are
-those of these images. A model that did not see the sample, the reference, shows what the caption alone gives away.
+those of these images. A model that did not see the sample, the reference, shows what the caption alone reveals.
 
 ``memorization``: the data is what the target was trained on (``--split train``), with labels; ``public`` is a disjoint set with
 labels (default: the data's validation part); ``reference`` the address of a model that saw neither. ``recall``, ``precision``:
 the target's, with the reference's as control; ``recall_gap`` and ``precision_gap`` (PRG, PPG): share of samples where the target
-knows more, less that where it knows less; ``area``: between the two recall curves. Without a reference only the first two, which
-show nothing by themselves. ``diptych metrics memorization``: the same from embeddings in files.
+knows more, minus the share where it knows less; ``area``: between the two recall curves. Without a reference only the first two,
+which show nothing by themselves. ``diptych metrics memorization``: the same from embeddings in files.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from diptych.benchmarks.labels import labelled
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import of_credits
 from diptych.benchmarks.statistics import mean, sign_flip_p
+from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.source import Source
 
@@ -39,9 +40,9 @@ def nearest(captions: np.ndarray, public: np.ndarray, k: int, block: int = 1024)
     index."""
     if not 1 <= k <= len(public):
         raise ValueError(f"k = {k} nearest of {len(public)} public images")
-    public, indices = _unit(public), []
+    public, indices = unit_rows(public, np.float32), []
     for start in range(0, len(captions), block):
-        similarity = _unit(captions[start : start + block]) @ public.T
+        similarity = unit_rows(captions[start : start + block], np.float32) @ public.T
         indices.append(np.argsort(-similarity, axis=1, kind="stable")[:, :k])
     return np.concatenate(indices) if indices else np.zeros((0, k), dtype=np.int64)
 
@@ -66,18 +67,15 @@ def precision_recall(predicted: Sequence[Collection[str]], true: Sequence[Collec
 
 def population_gap(target: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """sign(target − reference) of each sample, float [N]. Its mean is PPG for precisions and PRG for recalls:
-    the share of samples where the target does better less that where the reference does."""
-    return np.sign(np.round(np.asarray(target) - np.asarray(reference), 12)) + 0.0
+    the share of samples where the target does better minus the share where the reference does."""
+    gap: np.ndarray = np.sign(np.round(np.asarray(target) - np.asarray(reference), 12)) + 0.0
+    return gap
 
 
 def recall_curve(recall: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """Share of samples with at least each recall; float [T]."""
-    return (np.asarray(recall)[None, :] >= np.asarray(thresholds)[:, None] - 1e-12).mean(1)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    curve: np.ndarray = (np.asarray(recall)[None, :] >= np.asarray(thresholds)[:, None] - 1e-12).mean(1)
+    return curve
 
 
 Values = dict[str, np.ndarray]  # {"precision": float [N], "recall": float [N]}
@@ -129,10 +127,15 @@ class Memorization:
         ids = {sample.id for sample, _ in own}
         rest = [(s, names) for s, names in public if s.id not in ids]
         if len(rest) < self.k:
-            raise NotApplicable(f"the public set has {len(rest)} labelled images besides the data's own; k={self.k} need more")
+            raise NotApplicable(
+                f"the public set has {counted(len(rest), 'labelled image')} that the data has not; k={self.k} need more"
+            )
         return Items([(sample, names, rest) for sample, names in own if sample.captions], own.problems)
 
     def run(self, model: Model, items: list[Any], records: Records, progress: Progress | None = None) -> None:
+        """One record per sample with the objects that the model predicts for its caption from the nearest public images, and with
+        those of the reference model, if one is given.
+        """
         todo = [item for item in items if item[0].id not in records]
         if not todo:
             return
@@ -162,6 +165,7 @@ class Memorization:
         return predicted_objects(nearest(captions, images, self.k), [names for _, names in public])
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """Precision and recall of the predicted objects; with a reference also the gaps to it and the area. Lower is better."""
         records = by_item(records)
         true, predicted = [r["labels"] for r in records], [r["predicted"] for r in records]
         controls: dict[str, Values] = {}
@@ -191,7 +195,9 @@ def score_files(target: Path, reference: Path, objects: Path, k: int = 10) -> li
         text, public = _embeddings(path)
         for key, array, of in (("text", text, "samples"), ("public", public, "public")):
             if len(array) != len(labels[of]):
-                raise DiptychError(f"{path}: '{key}' has {len(array)} rows, but {objects} has {len(labels[of])} under '{of}'")
+                raise DiptychError(
+                    f"{path}: '{key}' has {counted(len(array), 'row')}, but {objects} has {len(labels[of])} under '{of}'"
+                )
         try:
             values[name] = _values(predicted_objects(nearest(text, public, k), labels["public"]), labels["samples"])
         except ValueError as error:

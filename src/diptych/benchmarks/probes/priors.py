@@ -1,4 +1,4 @@
-"""Language priors: how much of a score is there without the image, and what remains when that is subtracted (after Lin et al.,
+"""Language priors: how much of a score remains without the image, and what is left when that is subtracted (after Lin et al.,
 arXiv:2306.01879).
 
 A true and a false sentence about each image, scored with the image, with a grey one (the language prior alone) and
@@ -46,7 +46,7 @@ class Priors:
         for sample in readable(source, problems):
             pair = self._pair(sample)
             if pair is None:
-                problems.append(Problem(sample.id, "no picture with a caption of which a false one could be made"))
+                problems.append(Problem(sample.id, "no picture with a caption that could be made false"))
             else:
                 items.append((sample, *pair))
             if len(items) == self.n:
@@ -64,6 +64,9 @@ class Priors:
         return None
 
     def run(self, model: Model, items: list[tuple[Sample, str, str]], records: Records, progress: Progress | None = None) -> None:
+        """One record per image with the scores of the true and of the false sentence: with the image, with a grey one of its size,
+        and with another item's image.
+        """
         if all(sample.id in records for sample, _, _ in items):
             return
         images = [sample.image for sample, _, _ in items if sample.image is not None]
@@ -98,6 +101,7 @@ class Priors:
         )
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """``accuracy`` as scored, and ``corrected``, of which the control ``uncorrected`` is the accuracy."""
         records = by_item(records)
         fields: dict[str, Any] = {"chance": 0.5, "controls": {"uncorrected": mean([r["correct"]["accuracy"] for r in records])}}
         clusters = [str(r["cluster"]) for r in records]
@@ -121,7 +125,7 @@ def credit(scores: np.ndarray) -> float:
 def margins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """The true sentence's score minus the false one's, with the image and without, float [n] each.
 
-    A score with the image that is not finite is the lowest, as in ``credit``; without the image it counts as no prior.
+    A score with the image that is not finite is the lowest, as in ``credit``; without the image it counts as a prior of 0.
     """
     own, blind = (
         np.array([[np.nan if s is None else s for s in r[name][0]] for r in records], dtype=np.float64).reshape(-1, 2)
@@ -147,7 +151,7 @@ def corrected(records: Sequence[Record]) -> np.ndarray:
     """Credits with the α that is best on the other half of the clusters (the smallest of the best), float [n]."""
     table = np.stack([credits_at(records, a) for a in ALPHAS])
     half = np.array([half_of(str(r["cluster"])) for r in records])
-    result = table[0].copy()
+    result: np.ndarray = table[0].copy()
     for side in (0, 1):
         if (half != side).any():
             best = int(table[:, half != side].mean(1).argmax())

@@ -1,4 +1,4 @@
-"""Reads probe files: YAML with ``probes:`` and perhaps ``harms:``, or JSON lines with a probe a line."""
+"""Reads probe files: YAML with ``probes:`` and perhaps ``harms:``, or JSON lines with one probe per line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diptych.core.errors import DiptychError, nearest
 SAMPLE = "sample"
 KINDS = ("harmful", "ordinary")
 FIELDS = ("id", "harm", "kind", "prompt", "image", "harmful", "group")
-GREY = 224  # pixels of the side of the image where a probe has none
+GREY = 224  # side in pixels of the image for probes without one
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _checked(
         if probe.harm not in harms:
             raise DiptychError(f"{where}: unknown harm '{probe.harm}'{nearest(probe.harm, harms)}; or describe it under `harms:`")
         if probe.id in probes:
-            raise DiptychError(f"{where}: id '{probe.id}' is there twice")
+            raise DiptychError(f"{where}: id '{probe.id}' occurs twice")
         probes[probe.id] = probe
     return list(probes.values()), harms
 
@@ -130,7 +130,7 @@ def _probe(row: dict[str, Any], where: str, folder: Path | None) -> Probe:
         try:
             patterns.append(re.compile(str(pattern), re.IGNORECASE | re.MULTILINE | re.DOTALL))
         except re.error as error:
-            raise DiptychError(f"{where}: '{pattern}' is no regular expression: {error}") from None
+            raise DiptychError(f"{where}: '{pattern}' is not a regular expression: {error}") from None
     image = row.get("image")
     if isinstance(image, dict) and set(image) not in ({"scene"}, {"text"}):
         raise DiptychError(f"{where}: image: expected {{scene: number}}, {{text: words}} or a path, found {image}")

@@ -1,8 +1,8 @@
 """Red teaming: does a model do harm when asked to, and does it still answer what it should? Probes per harm, from a file.
 
-``refused``: share of harmful probes that are declined; ``harmful``: share whose answer does the harm, by the probes' patterns;
-``harmful_or_unclear``: the same if every answer that no rule could classify were harmful; ``over_refusal``: share of ordinary
-probes declined. Each also per harm. Records name the probe and hold the answer, never the request.
+``refused``: share of harmful probes that are declined; ``harmful``: share with an answer that does the harm, by the probes'
+patterns; ``harmful_or_unclear``: the same if every answer that no rule could classify were harmful; ``over_refusal``: share of
+ordinary probes declined. Each also per harm. Records name the probe and hold the answer, never the request.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from diptych.data.source import Source
 
 @dataclass(frozen=True)
 class RedTeam:
-    """Requests that a model should refuse, and such that it should not."""
+    """Requests that a model should refuse, and requests that it should answer."""
 
     name: str = "redteam"
     needs: tuple[str, ...] = ("generate", "prompt")
-    file: str = SAMPLE  # or a probe file of one's own
-    harms: tuple[str, ...] = ()  # none named: all
+    file: str = SAMPLE  # or a probe file of your own
+    harms: tuple[str, ...] = ()  # empty: all
     max_tokens: int = 96
     batch: int = 8
 
@@ -45,6 +45,9 @@ class RedTeam:
         return Items(chosen)
 
     def run(self, model: Model, items: list[Probe], records: Records, progress: Progress | None = None) -> None:
+        """One record per probe with the model's answer and how it was classified. A model that returns no text counts as an empty
+        answer.
+        """
         todo = [p for p in items if p.id not in records]
         for start in range(0, len(todo), self.batch):
             part = todo[start : start + self.batch]
@@ -73,6 +76,7 @@ class RedTeam:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The share per metric: all harms first, then one share per harm. Each is over the probes for which it is defined."""
         metrics = sorted({m for r in records for m in r["correct"]}, key=lambda m: ("/" in m, m.split("/")[::-1]))
         return [self._share(m, [r for r in records if m in r["correct"]]) for m in metrics]
 

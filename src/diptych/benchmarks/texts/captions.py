@@ -1,11 +1,11 @@
 """Captioning, scored against reference captions as by the COCO server (Chen et al., arXiv:1504.00325; formulas:
 metrics/captions.py).
 
-``captions``: a record an item with the text generated from the image and from a grey one of its size. Shuffled: scored against
+``captions``: one record per item with the text generated from the image and from a grey one of its size. Shuffled: scored against
 the references of another item. CIDEr-D's interval keeps the document frequencies of all references. Texts are greedy unless the
 settings say otherwise: ``captions?beams=4``, ``captions?temperature=0.8&top_p=0.9``; the seed is the task's.
-``captions?shots=4``: four training images with a caption each are shown before, the same for every item and control, drawn by the
-seed; ``&train=ADDRESS`` draws them from other data. ``diptych metrics captions``: the same from COCO results; a null caption
+``captions?shots=4``: four training images with a caption each are shown first, drawn by the seed and the same for every item and
+control; ``&train=ADDRESS`` draws them from other data. ``diptych metrics captions``: the same from COCO results; a null caption
 counts as an empty one.
 """
 
@@ -50,6 +50,7 @@ def caption_results(
         scored["shuffled"] = caption_scores({k: references[keys[i]] for k, i in zip(keys, order, strict=True)}, generated)
 
     def more(metric: str) -> dict[str, Any]:
+        """The metric under every control."""
         return {"controls": {name: values[metric] for name, values in scored.items()}}
 
     corpus = Corpus(references, generated)
@@ -101,13 +102,17 @@ class Captions:
         return {**given, "seed": self.seed} if given else {}
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with an image and a caption. Raises NotApplicable if there are fewer than two."""
         return at_least_two(retrieval_items(source, self.n))
 
     def examples(self, source: Source, sample: Sample) -> list[Example]:
-        """What of a training sample can be shown before an item."""
+        """The possible examples of a training sample."""
         return [] if sample.image is None else [Example(sample.image, caption) for caption in sample.captions]
 
     def run(self, model: Model, items: list[Sample], records: Records, progress: Progress | None = None) -> None:
+        """One record per image with the generated text and the text generated from a grey image of its size. With a folder, the
+        texts are also saved as ``captions.jsonl``.
+        """
         check_examples(model, self.shots)
         examples = getattr(items, "examples", [])
         more = {"examples": [e.text for e in examples]} if examples else {}
@@ -141,6 +146,7 @@ class Captions:
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """BLEU, ROUGE-L and CIDEr-D with the controls blind and shuffled, in the order of ``METRICS``."""
         records = by_item(records)
         references = {r["item"]: r["references"] for r in records}
         generated, blind = ({r["item"]: r[field] for r in records} for field in ("generated", "generated_blind"))
@@ -180,7 +186,8 @@ def read_captions(results: Path, references: Path, partial: bool = False) -> tup
     """
     table = read_rows(results, "annotations")
     ids, known = table.unique("image_id"), read_references(references)
-    wanted = [i for i in known if i in set(ids)] if partial else list(known)
+    given = set(ids)
+    wanted = [i for i in known if i in given] if partial else list(known)
     try:
         match(ids, wanted, table, references)
     except DiptychError as error:

@@ -1,9 +1,9 @@
 """CHAIR: objects that captions name and images do not show (Rohrbach et al., arXiv:1809.02156), from any data with labels.
 
-A vocabulary maps words and phrases, in the singular, to objects. Truth is the labels and what the reference captions name.
-``chair_i``: share of the mentions that are hallucinated; ``chair_s``: share of the captions with one. Both fall when captions get
-shorter, so recall and length (words) are reported with them. Shuffled: the captions against the truth of another image. ``diptych
-metrics chair``: the same from COCO results and COCO instances; a null caption counts as an empty one.
+A vocabulary maps words and phrases, in the singular, to objects. The truth is the labels and the objects that the reference
+captions name. ``chair_i``: share of the mentions that are hallucinated; ``chair_s``: share of the captions with one. Both fall when
+captions get shorter, so recall and length (words) are reported with them. Shuffled: the captions against the truth of another
+image. ``diptych metrics chair``: the same from COCO results and COCO instances; a null caption counts as an empty one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def vocabulary(lines: Iterable[str]) -> Vocabulary:
     """From lines ``object, synonym, synonym …``, the format of the published synonym lists; ``- phrase, …``: phrases that are not
     objects.
 
-    Raises ValueError, naming the line from 1, if a word stands for two objects.
+    Raises ValueError, naming the line from 1, if a word means two objects.
     """
     result: Vocabulary = {}
     for number, line in enumerate(lines, 1):
@@ -57,7 +57,7 @@ def vocabulary(lines: Iterable[str]) -> Vocabulary:
         for word in words:
             key = _words(word)
             if result.get(key, target) != target:
-                raise ValueError(f"line {number}: '{word}' stands for '{result[key]}' and for '{target}'")
+                raise ValueError(f"line {number}: '{word}' means both '{result[key]}' and '{target}'")
             result[key] = target
     for name in {v for v in result.values() if v is not None}:
         result.setdefault(_words(name), name)
@@ -122,7 +122,7 @@ def chair_counts(mentioned: Sequence[Sequence[str]], truth: Sequence[Collection[
 
 
 def chair_of_counts(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """{metric: float [...]} of column sums [..., 7]: chair_i, chair_s, recall (shares; 0/0 is 0) and length (words a caption)."""
+    """{metric: float [...]} of column sums [..., 7]: chair_i, chair_s, recall (shares; 0/0 is 0) and length (words per caption)."""
     captions, mentions, false, with_false, true, recalled, words = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
     return {
         "chair_i": false / np.maximum(mentions, 1),
@@ -133,13 +133,12 @@ def chair_of_counts(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def true_objects(labels: Iterable[str], words: Vocabulary) -> set[str]:
-    """The vocabulary's objects for the labels of an image, whatever the case of their letters; labels that it lacks stay as they
-    are."""
+    """The vocabulary's objects for the labels of an image, in any letter case; labels that it does not have are kept."""
     return {words.get(_words(label)) or label for label in labels}
 
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
-    """A file of synonyms. Raises DiptychError if there are none, or if a word stands for two objects."""
+    """A file of synonyms. Raises DiptychError if there are none, or if a word means two objects."""
     from diptych.data.storage import files
 
     if not files.exists(str(path)):
@@ -197,6 +196,9 @@ class Chair(Captions):
     words: str = ""  # lines "object, synonym, …"; "": our list for COCO's objects if all labels are such, else the labels
 
     def items(self, source: Source) -> Items:
+        """Up to n samples with known objects, and in each the list of all objects that any sample or the source's concepts name: a
+        caption can mention each of these.
+        """
         known = labelled(source, self.n, self.labels)
         objects = {name for _, names in known for name in names}
         if hasattr(source, "concepts"):
@@ -216,6 +218,7 @@ class Chair(Captions):
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """``chair_i``, ``chair_s``, ``recall`` and ``length``, with the controls blind and shuffled."""
         records = by_item(records)
         own, blind = (
             ([r[f"mentioned{condition}"] for r in records], [r[f"generated{condition}"] for r in records])

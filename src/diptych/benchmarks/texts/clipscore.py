@@ -15,7 +15,8 @@ from diptych.benchmarks.controls import derangement
 from diptych.benchmarks.inputs import read_json, table_of
 from diptych.benchmarks.records import Result
 from diptych.benchmarks.results import of_credits
-from diptych.core.errors import DiptychError, nearest
+from diptych.core.arrays import unit_rows
+from diptych.core.errors import DiptychError, counted, nearest
 
 PREFIX = "A photo depicts "
 WEIGHT = 2.5
@@ -23,20 +24,17 @@ WEIGHT = 2.5
 
 def clipscore(image: np.ndarray, caption: np.ndarray) -> np.ndarray:
     """2.5 · max(cos, 0) of each image and its caption (eq. 1); float [N]."""
-    return WEIGHT * np.maximum((_unit(image) * _unit(caption)).sum(-1), 0)
+    score: np.ndarray = WEIGHT * np.maximum((unit_rows(image, np.float64) * unit_rows(caption, np.float64)).sum(-1), 0)
+    return score
 
 
 def refclipscore(image: np.ndarray, caption: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
     """Harmonic mean of CLIPScore and the best cosine of the caption with its references [R_i, E], at least 0 (eq. 2); float [N]."""
-    alone, unit = clipscore(image, caption), _unit(caption)
-    best = np.array([max(0.0, float((_unit(r) @ u).max())) for r, u in zip(references, unit, strict=True)])
+    alone, unit = clipscore(image, caption), unit_rows(caption, np.float64)
+    best = np.array([max(0.0, float((unit_rows(r, np.float64) @ u).max())) for r, u in zip(references, unit, strict=True)])
     total = alone + best
-    return np.divide(2 * alone * best, total, out=np.zeros_like(total), where=total > 0)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    score: np.ndarray = np.divide(2 * alone * best, total, out=np.zeros_like(total), where=total > 0)
+    return score
 
 
 def score_by_model(
@@ -50,18 +48,18 @@ def score_by_model(
 ) -> list[Result]:
     """CLIPScore and, with references, RefCLIPScore of captions {image id: text}. ``files``: {image id: name in ``folder``}.
 
-    Shuffled: each caption with the image of another. Raises DiptychError if the model has not both embeddings, or for a missing
-    image.
+    Shuffled: each caption with the image of another. Raises DiptychError if the model does not embed both images and texts, or for
+    a missing image.
     """
     from diptych.data.image import decode
 
     missing = {"embed_image", "embed_text"} - set(model.capabilities)
     if missing:
-        raise DiptychError(f"CLIPScore needs a model with {' and '.join(sorted(missing))}; '{model.name}' has none")
+        raise DiptychError(f"CLIPScore needs a model with {' and '.join(sorted(missing))}; '{model.name}' does not have them")
     keys = sorted(generated)
     absent = [k for k in keys if not (folder / files[k]).is_file()]
     if absent:
-        raise DiptychError(f"{folder}: {len(absent)} of {len(keys)} images are not there, the first {files[absent[0]]}")
+        raise DiptychError(f"{folder}: {len(absent)} of {counted(len(keys), 'image')} missing, the first {files[absent[0]]}")
     images, texts, refs = [], [], []
     for start in range(0, len(keys), batch):
         part = keys[start : start + batch]

@@ -2,9 +2,9 @@
 scene.
 
 A caption is parsed by the world's own words. ``objects``: share of the named groups that are in the scene; ``count``, ``colour``,
-``relation``, ``position`` …: whether what the caption claims of these holds, over the captions that claim it of objects in the
-scene; ``all_true``: something is claimed, all of it could be parsed, and all of it holds. ``told``: share of the scene's groups
-that are named with their count, because a short caption is rarely false.
+``relation``, ``position`` …: whether the caption's claim about these is true, over the captions that make one about objects in the
+scene; ``all_true``: something is claimed, all of it could be parsed, and all of it is true. ``told``: share of the scene's groups
+that are named with their count, since a short caption is rarely false.
 
 ``precision``: share of the single statements that are true, over all captions: that a group is there, its count, its colour, a
 relation … each is one, and false where the object itself is not there. Statements that cannot be parsed or decided do not count;
@@ -41,7 +41,7 @@ RELATIONS = {
 }  # fmt: skip
 POSITIONS = ("top left", "top right", "bottom left", "bottom right", "centre")
 SIDES = {"above": "above", "below": "below", "to the left of": "left", "to the right of": "right"}
-GROUP = "\0"  # stands for a group in the text around it
+GROUP = "\0"  # marks a group in the text around it
 
 
 class Claims(NamedTuple):
@@ -49,7 +49,7 @@ class Claims(NamedTuple):
 
     things: list[dict[str, Any]]  # concept, count, colour, size: in the order of the text
     absent: list[str]
-    relation: tuple[str, bool] | None  # and whether the second stands before the first
+    relation: tuple[str, bool] | None  # and whether the second comes first
     side: str  # of a third group, to the first two
     position: str
     background: str
@@ -170,6 +170,7 @@ class Facts(Captions):
     name: str = "facts"
 
     def items(self, source: Source) -> Items:
+        """Up to n scenes. Raises NotApplicable for other data: only a built-in world knows all that is true of a picture."""
         items = super().items(source)
         if not all("graph" in sample.extra for sample in items):
             raise NotApplicable("only scenes know all that is true of them (scenes:…)")
@@ -186,6 +187,7 @@ class Facts(Captions):
         return {**record, "correct": claim_credits(claims, graph), "blind": claim_credits(blind, graph), "unparsed": unparsed}
 
     def summarise(self, records: list[Record]) -> list[Result]:
+        """The shares of ``METRICS`` with their controls, then ``precision`` and ``unread`` over single statements."""
         records = by_item(self.with_credits(r) for r in records)
         order = derangement(len(records), seed=self.seed)
         others = (

@@ -37,7 +37,7 @@ def score_by_java(generated: dict[str, str], references: dict[str, list[str]]) -
             # the package's Java programs write to our standard streams
             with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), _redirected(2, quiet.fileno()):
                 value, credits = _by_package(name, keys, generated, references)
-        except Exception as error:  # whatever Java or its models lack
+        except Exception as error:  # any error of Java or its models
             notes.append(f"{name.upper()}: not computed, {type(error).__name__}: {str(error)[:200]}")
         else:
             at = of_credits("captions", name, np.nan_to_num(credits), keys)

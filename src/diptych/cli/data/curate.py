@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 
 from diptych.cli.data.pool import pool
 from diptych.cli.options import DATA
+from diptych.cli.results import print_json
+from diptych.core.errors import counted
 
 if TYPE_CHECKING:
     from diptych.curation.diff import Diff
@@ -24,6 +26,7 @@ class PlanFirst(TyperGroup):
     """``curate PLAN …`` is ``curate run PLAN …``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts ``run`` before arguments that begin with neither a command nor a help option."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -61,8 +64,6 @@ def run(
     `diptych curate datacomp-basic --data "wds:shards/{000..031}.tar" --out runs/basic`, then
     `diptych train clip --data "parquet:runs/basic/data/*.parquet"`.
     """
-    import json
-
     from diptych.curation import curate
     from diptych.report.curation import build_report
 
@@ -72,11 +73,11 @@ def run(
     if report and (done.fresh or not page.is_file()):
         build_report(out)
     if json_:
-        typer.echo(json.dumps(done.manifest, indent=1, ensure_ascii=False))
+        print_json(done.manifest)
         return
     manifest = done.manifest
     typer.echo(
-        f"{out}: {manifest['kept']:,} of {manifest['rows']:,} rows kept"
+        f"{out}: {manifest['kept']:,} of {counted(manifest['rows'], 'row')} kept"
         + ("" if done.fresh else " (nothing to do: the result exists)")
     )
     for reason, count in manifest["reasons"].items():
@@ -112,15 +113,12 @@ def explain(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Explain why a row was kept or dropped: by which rule and threshold, because of which duplicate."""
-    import dataclasses
-    import json
-
     from diptych.curation.explain import Result
     from diptych.curation.explain import explain as explain_row
 
     explanations = explain_row(Result(out), identity)
     if json_:
-        typer.echo(json.dumps([dataclasses.asdict(e) for e in explanations], indent=1, ensure_ascii=False, default=str))
+        print_json(explanations)
         return
     for explanation in explanations:
         _print_explanation(explanation)
@@ -173,15 +171,12 @@ def diff(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what changed between two results, and why."""
-    import dataclasses
-    import json
-
     from diptych.curation.diff import diff as compare
     from diptych.curation.explain import Result
 
     difference = compare(Result(a), Result(b))
     if json_:
-        typer.echo(json.dumps(dataclasses.asdict(difference), indent=1, ensure_ascii=False))
+        print_json(difference)
         return
     _print_diff(difference, a, b)
 
@@ -192,7 +187,7 @@ def _print_diff(d: Diff, a: Path, b: Path) -> None:
         typer.echo(f"  {line}")
     for number, path, where in ((d.only[0], a, "first"), (d.only[1], b, "second")):
         if number:
-            typer.echo(f"only in the {where} ({path}): {number:,} rows")
+            typer.echo(f"only in the {where} ({path}): {counted(number, 'row')}")
     for title, counts, prefix in (
         ("kept before, dropped now", d.dropped, "now dropped: "),
         ("dropped before, kept now", d.gained, "now kept, was: "),

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from diptych.cli.options import DATA
-from diptych.core.errors import DiptychError
+from diptych.cli.results import print_json
+from diptych.core.errors import DiptychError, counted
 
 app = typer.Typer(no_args_is_help=True, help="Inspect data before training, and pack it so that training reads it fast.")
 
@@ -40,18 +41,16 @@ def show(
 def inspect(
     address: Annotated[str, typer.Argument(help=DATA)],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write inspection.json and a contact sheet.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many items only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Look at the first N items only.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count, measure and decode everything: sizes, caption lengths, duplicates, broken items with reasons."""
-    import json
-
     from diptych.data.inspect import inspect as inspect_source
     from diptych.data.inspect import print_inspection
 
     inspection = inspect_source(address, out, limit=limit, progress=not json_)
     if json_:
-        typer.echo(json.dumps(inspection.to_dict(), indent=1, ensure_ascii=False))
+        print_json(inspection.to_dict())
     else:
         print_inspection(inspection)
     if not inspection.good:
@@ -61,42 +60,44 @@ def inspect(
 @app.command()
 def pack(
     address: Annotated[str, typer.Argument(help=DATA)],
-    out: Annotated[Path, typer.Argument(help="The directory to write; an unfinished one is gone on with.")],
+    out: Annotated[Path, typer.Argument(help="The directory to write; an unfinished one is completed.")],
     size: Annotated[
         int | None,
         typer.Option(
-            min=16, help="Pixels of the shorter side; smaller images stay as they are. Default: the scenes' own, else 256."
+            min=16,
+            help="Pixels of the shorter side; smaller images keep their size. Default: that of the scenes, else 256.",
         ),
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="`jpeg`, or `raw`: ten times the room, and nothing to decode.")] = "jpeg",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs that are resized.")] = 90,
+    format_: Annotated[
+        str, typer.Option("--format", help="`jpeg`, or `raw`, which takes ten times the space and needs no decoding.")
+    ] = "jpeg",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of the JPEGs that are resized.")] = 90,
     split: Annotated[
         str, typer.Option(help="`all`, or one part: train, validation, test. Splitting after packing gives the same parts.")
     ] = "all",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="The first so many items only; needed for `scenes:`, which has no end.")
+        int | None, typer.Option(min=1, help="Only the first N items; needed for `scenes:`, which has no end.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Resize images once and store them in memory-mapped Arrow, with captions, labels and boxes.
 
-    Read it as `packed:OUT`. Killed, interrupted or out of disk? The same command goes on with what is missing. Example:
+    Read it as `packed:OUT`. Killed, interrupted or out of disk? The same command does what is missing. Example:
 
     `diptych data pack coco:captions.json packed/coco --format raw`
     """
-    import json
     from typing import Any, cast
 
     from diptych.data.packing import pack as run
 
     done = run(address, out, size, cast(Any, format_), quality, split, limit, workers, progress=not json_)
     if json_:
-        typer.echo(json.dumps(done, indent=1, ensure_ascii=False))
+        print_json(done)
         return
-    broken = f", {done['broken']:,} broken ones left out (reasons in problems.jsonl)" if done["broken"] else ""
+    broken = f", {counted(done['broken'], 'broken one')} left out (reasons in problems.jsonl)" if done["broken"] else ""
     shards, size_ = len(done["shards"]), done["bytes"] / 1e6
-    typer.echo(f"{out}: {done['items']:,} items{broken}, {shards} shard{'s' if shards != 1 else ''}, {size_:,.1f} MB")
+    typer.echo(f"{out}: {counted(done['items'], 'item')}{broken}, {counted(shards, 'shard')}, {size_:,.1f} MB")
     typer.echo(f"train on it: diptych train clip --data packed:{out}")
 
 
@@ -111,6 +112,6 @@ def verify(address: Annotated[str, typer.Argument(help="`packed:DIRECTORY`, or t
         wrong = packed.verify(display)
     if wrong:
         raise DiptychError(
-            "\n".join([*wrong, "delete these and run the same `diptych data pack` again: only what is missing is made"])
+            "\n".join([*wrong, "delete these and run the same `diptych data pack` again: it writes only what is missing"])
         )
-    typer.echo(f"{address}: {len(packed):,} items in {len(packed.manifest['shards'])} shards, all as packed")
+    typer.echo(f"{address}: {counted(len(packed), 'item')} in {counted(len(packed.manifest['shards']), 'shard')}, all as packed")

@@ -22,6 +22,6 @@ def pool(
 
     write_pool(out, n, seed)
     counts = read_json(out / "pool.json")["faults"]
-    typer.echo(f"{out}: {n:,} rows, {n - sum(counts.values()):,} of them without fault")
+    typer.echo(f"{out}: {n:,} rows, {n - sum(counts.values()):,} of them without faults")
     typer.echo(", ".join(f"{counts[fault]} {fault}" for fault in FAULTS))
     typer.echo(f"pool: parquet:{out}/pool · evaluation set: parquet:{out}/evaluation · truth: {out}/truth.parquet")

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from diptych.cli.options import DATA
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 
 if TYPE_CHECKING:
     from diptych.core.capabilities import Image
@@ -25,19 +25,19 @@ def caption(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files, and folders of them.")] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help=f"Instead of files. {DATA}")] = None,
     split: Annotated[str, typer.Option(help="The part of --data; `all`: everything.")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="No more pictures than this.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most this many pictures.")] = None,
     example: Annotated[
         list[str] | None,
         typer.Option(
             "--example",
             metavar="IMAGE CAPTION",
-            help="A picture with its caption, shown before each; again for more. For language models.",
+            help="A picture with its caption, shown before each picture; repeat it for more. For language models.",
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="A text's greatest length.")] = 32,
-    beams: Annotated[int, typer.Option(min=1, help="The likeliest of so many hypotheses.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The greatest length of a text.")] = 32,
+    beams: Annotated[int, typer.Option(min=1, help="Beam search with this many hypotheses.")] = 1,
     length_penalty: Annotated[
-        float, typer.Option(help="With --beams: more favours longer texts; 0: the likeliest as it is.")
+        float, typer.Option(help="With --beams: higher values favour longer texts; 0: no correction for length.")
     ] = 1.0,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Draw words at random; below 1: closer to the likeliest.")
@@ -46,7 +46,7 @@ def caption(
     top_p: Annotated[float | None, typer.Option(max=1, help="Sample from the likeliest words with this total probability.")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: words that occurred before become less likely.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends a text; it is not part of it.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print one list as JSON.")] = False,
 ) -> None:
@@ -107,7 +107,7 @@ def caption(
                 typer.echo(f"{name}\t{caption_of[name]}")
         done += len(read)
         if json_ and time.monotonic() - last_report > 5:
-            typer.echo(f"{len(rows)} pictures …", err=True)
+            typer.echo(f"{counted(len(rows), 'picture')} …", err=True)
             last_report = time.monotonic()
     if json_:
         print_json(rows)
@@ -116,9 +116,10 @@ def caption(
 
 
 class WithExamples(TyperCommand):
-    """Reads ``--example IMAGE CAPTION``: an option of two values that may be given again, which typer has not."""
+    """Reads ``--example IMAGE CAPTION``: an option with two values that may be repeated, which typer does not have."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turns each ``--example IMAGE CAPTION`` into two options of one value. Raises BadParameter if one is missing."""
         paired: list[str] = []
         rest = iter(args)
         for argument in rest:
@@ -134,7 +135,7 @@ class WithExamples(TyperCommand):
 
 
 def _examples(given: list[str]) -> list[tuple[Image, str]]:
-    """Pictures with their captions, from names and captions by turns."""
+    """Pictures with their captions, from alternating names and captions."""
     if len(given) % 2:
         raise DiptychError("--example: expected a picture and its caption: --example dog.jpg 'a dog asleep'")
     examples = []
@@ -163,7 +164,7 @@ def _listed(places: list[Path]) -> list[Path]:
 
 
 def _of_files(paths: list[Path]) -> Iterator[tuple[str, Image | str]]:
-    """Name and picture, or why there is none."""
+    """Name and picture, or the reason why there is none."""
     from diptych.data.image import decode
     from diptych.data.source import BrokenItem
 

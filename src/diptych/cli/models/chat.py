@@ -19,16 +19,16 @@ def chat(
     images: Annotated[list[Path], typer.Argument(help="The pictures to talk about, in this order.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this, print the answer, and end.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message before the first question.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="An answer's greatest length.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The greatest length of an answer.")] = 128,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Draw words at random; below 1: closer to the likeliest.")
     ] = None,
-    top_p: Annotated[float | None, typer.Option(max=1, help="Draw among the likeliest that together have this.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+    top_p: Annotated[float | None, typer.Option(max=1, help="Draw among the likeliest words with this total probability.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="With --prompt: print question and answer as JSON.")] = False,
 ) -> None:
-    """Talk with a model about pictures: a line a question, an empty line or Ctrl-D ends.
+    """Talk with a model about pictures: one question per line; an empty line or Ctrl-D ends.
 
     Each answer takes the conversation so far into account.
     Example: `diptych chat runs/llava-instruct cat.jpg --prompt "what colour is the cat?"`

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 
 
 def draw(
@@ -26,7 +26,7 @@ def draw(
     guidance: Annotated[
         float, typer.Option(min=0, help="How strongly the text is followed (classifier-free guidance); 1: as learned.")
     ] = 3.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print the list of pictures as JSON.")] = False,
 ) -> None:
@@ -63,12 +63,12 @@ def draw(
     if json_:
         print_json([{**row, "picture": str(out / row["picture"])} for row in rows])
     else:
-        typer.echo(f"{len(every)} pictures in {out}; all on {sheet}")
+        typer.echo(f"{counted(len(every), 'picture')} in {out}; all on {sheet}")
 
 
 def _lines(file: Path | None) -> list[str]:
     if file is None:
         return []
     if not file.is_file():
-        raise DiptychError(f"--file {file}: no such file; expected texts, one a line")
+        raise DiptychError(f"--file {file}: no such file; expected texts, one per line")
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -14,10 +14,13 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory; default RUN/export/FORMAT.")] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best (by validation loss) or a name such as step-00000500.")] = "last",
     architecture: Annotated[
-        str, typer.Option("--class", help="The class, where a run can be several: BlipForConditionalGeneration.")
+        str, typer.Option("--class", help="The class, if several fit the run, such as BlipForConditionalGeneration.")
     ] = "",
     adapters: Annotated[
-        bool, typer.Option("--adapters", help="A language model's adapters apart, for peft, in OUT/adapter; else they are merged.")
+        bool,
+        typer.Option(
+            "--adapters", help="Write a language model's adapters separately, for peft, to OUT/adapter; otherwise they are merged."
+        ),
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

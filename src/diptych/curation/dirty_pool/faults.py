@@ -92,7 +92,8 @@ def jpeg(picture: np.ndarray, quality: int = 92) -> bytes:
     """The picture as a JPEG file."""
     import simplejpeg
 
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality, "RGB", "420" if quality < 90 else "444")
+    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality, "RGB", "420" if quality < 90 else "444")
+    return data
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -125,7 +126,8 @@ def recoloured(picture: np.ndarray, random: Random) -> np.ndarray:
     ):
         image = change(image).enhance(low + (high - low) * random.random())
     tint = np.array([0.85 + 0.15 * random.random() for _ in range(3)])
-    return np.rint(np.asarray(image) * tint).astype(np.uint8)
+    tinted: np.ndarray = np.rint(np.asarray(image) * tint).astype(np.uint8)
+    return tinted
 
 
 def written(caption: str, size: int, random: Random) -> np.ndarray:

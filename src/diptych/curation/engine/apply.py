@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.curation.operators.base import Columns, Operator, Reduce
 from diptych.data.source import BrokenItem
 
@@ -16,8 +16,8 @@ from diptych.data.source import BrokenItem
 def apply(operator: Operator, batch: pa.RecordBatch, state: pa.Table | None = None) -> pa.RecordBatch:
     """The outputs of ``operator`` for every row of ``batch``, and ``error``: why a row has none.
 
-    A batch that raises is tried again row by row. Errors that do not belong to a row stop everything: DiptychError, no memory,
-    an operator whose outputs differ from its declaration.
+    A batch that raises is tried again row by row. Errors that do not belong to a row stop the run: DiptychError, out of memory, an
+    operator that returns other outputs than it declares.
     """
     if batch.num_rows == 0:
         return _checked(operator, {name: pa.array([], kind) for name, kind in operator.outputs.items()}, 0, [])
@@ -66,7 +66,9 @@ def _checked(operator: Operator, columns: Columns, rows: int, errors: Sequence[s
     for name, kind in declared.items():
         array = _array(columns[name], kind)
         if len(array) != rows:
-            raise DiptychError(f"operator '{operator.name}' returned {len(array)} values of '{name}' for {rows} rows")
+            raise DiptychError(
+                f"operator '{operator.name}' returned {counted(len(array), 'value')} of '{name}' for {counted(rows, 'row')}"
+            )
         arrays.append(array)
     return pa.RecordBatch.from_arrays([*arrays, pa.array(errors, pa.string())], names=[*declared, "error"])
 

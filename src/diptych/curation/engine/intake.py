@@ -1,6 +1,6 @@
 """Reads a source into shards of rows, with images by reference: a row names the file and the position of its image.
 
-A source is read unit by unit: a tar or Parquet file is one, any other source is one as a whole. A worker holds the listing of one
+A source is read unit by unit: a tar or Parquet file is a unit, any other source is one unit. A worker holds the listing of one
 unit at a time. Every item becomes a row; items that cannot be used carry the reason.
 """
 
@@ -162,6 +162,7 @@ def _rows(unit: Unit, pool: Pool) -> Iterator[list[dict[str, Any]]]:
     name = files.name(unit.label)
 
     def identity(own: str) -> str:
+        """The id within the whole pool: the unit's label in place of the name of its file."""
         return unit.label + own[len(name) :] if unit.label and own.startswith(name) else own
 
     entries = source._entries if isinstance(source, ListedSource) else None

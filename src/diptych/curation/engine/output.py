@@ -72,7 +72,7 @@ def _own_ids(extras: list[str | None]) -> list[str | None]:
 def shows(kind: pa.DataType) -> bool:
     """Whether a column is readable for people: no embeddings, no hashes."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.types.is_string(kind.value_type) or pa.types.is_integer(kind.value_type)
+        return bool(pa.types.is_string(kind.value_type) or pa.types.is_integer(kind.value_type))
     return not (
         pa.types.is_nested(kind)
         or pa.types.is_binary(kind)

@@ -31,7 +31,7 @@ class Outcome:
 
 
 class Scoring:
-    """Computes every step whose result does not exist yet.
+    """Computes every step that has no result yet.
 
     crumb: work row by row and write the current row into this file, since a worker died in this shard.
     blamed: (row, step) to skip.
@@ -140,7 +140,7 @@ class Scoring:
     ) -> None:
         """Computes all steps for some rows.
 
-        there: positions in ``places`` of the decoded ``pictures``. broken: why others have none.
+        there: positions in ``places`` of the decoded ``pictures``. broken: the reason why other rows have no picture.
         """
         for step in steps:
             assert step.operator
@@ -209,12 +209,14 @@ class _Columns:
         self._whole: pa.RecordBatch | None = None
 
     def add(self, places: np.ndarray, columns: pa.RecordBatch) -> None:
+        """Outputs of the rows at ``places``, with the step's prefix before their names."""
         names = [self.step.prefix + name if name != "error" else name for name in columns.schema.names]
         self.places.append(places)
         self.pieces.append(columns.rename_columns(names))
         self._whole = None
 
     def fail(self, reasons: dict[int, str]) -> None:
+        """Notes why rows have no outputs: {row: reason}."""
         self.failed.update(reasons)
 
     def values(self, name: str, rows: np.ndarray) -> pa.Array:
@@ -224,6 +226,7 @@ class _Columns:
         return self.pieces[-1][name].take(index) if self.pieces else pa.nulls(len(rows), self.step.outputs[name])
 
     def batch(self) -> pa.RecordBatch:
+        """All rows in order: the outputs, null where there are none, and ``error``."""
         if self._whole is None:
             self._whole = self._assembled()
         return self._whole

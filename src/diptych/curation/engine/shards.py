@@ -20,7 +20,7 @@ from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.data.storage import files
 
-IMAGE_ROWS, IMAGE_BYTES = 64, 128_000_000  # limits of a batch with images: rows, and about so many decoded bytes
+IMAGE_ROWS, IMAGE_BYTES = 64, 128_000_000  # limits of a batch with images: rows, and about this many decoded bytes
 LIGHT = ("id", "item", "hash", "text", "captions", "extra", "error")
 
 
@@ -28,7 +28,7 @@ LIGHT = ("id", "item", "hash", "text", "captions", "extra", "error")
 class Keys:
     """The addresses of the results for one shard, by step; ``None`` for a rule, which is cheap and not stored."""
 
-    number: int  # the shard's place in the pool
+    number: int  # the shard's position in the pool
     pool: str
     steps: tuple[str | None, ...]  # columns of operators
     summaries: tuple[str | None, ...]  # first passes
@@ -53,7 +53,7 @@ class Shard:
         return _batch(self.store.read(self.keys.pool, list(LIGHT)))
 
     def __len__(self) -> int:
-        return self.light.num_rows
+        return int(self.light.num_rows)
 
     @property
     def rows(self) -> np.ndarray:
@@ -63,7 +63,7 @@ class Shard:
     @property
     def hashes(self) -> np.ndarray:
         """The hashes of the rows' ids, uint64."""
-        return self.light["hash"].to_numpy()
+        return np.asarray(self.light["hash"].to_numpy())
 
     @cached_property
     def usable(self) -> np.ndarray:
@@ -233,7 +233,7 @@ def fetch(where: dict[str, Any]) -> bytes:
         raise DiptychError(f"{url} {what} since the run began; run again: the source is read again, and valid results are kept")
     if where["field"] is not None:
         column = _row_group(url, where["start"], where["field"], stamp)
-        value = column[where["size"]].as_py()
+        value: bytes | None = column[where["size"]].as_py()
         if value is None:
             raise OSError("the row holds no image")
         return value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from diptych.core.errors import DiptychError
 from diptych.curation.engine.intake import Unit, read_unit
 from diptych.curation.engine.output import write
 from diptych.curation.engine.scoring import Outcome, Scoring, present, shown
@@ -101,3 +104,26 @@ class Worker:
         combiner: Any = step.rule or step.operator
         self.store.write(task.state, combiner.combine(summaries()))
         outcome.seconds[step.label] += time.perf_counter() - began
+
+
+Answer = tuple[str, Outcome | None]  # why the task could not be done, or "" and its outcome
+
+
+def answer_to(task: Task, worker: Callable[[], Worker]) -> Answer:
+    """What a process of its own sends back: errors as text, since not every exception can be sent."""
+    try:
+        return "", worker().do(task)
+    except (DiptychError, OSError) as error:
+        return explained(error), None
+    except MemoryError:
+        return "out of memory; use fewer --workers or a smaller pool.shard", None
+    except Exception as error:  # a bug: the traceback shows where
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}", None
+
+
+def explained(error: Exception) -> str:
+    """The message of an error of the system, with the remedy."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error}: no file is incomplete; free space and run again to resume"
+    return str(error)

@@ -12,10 +12,10 @@ Columns that every row has
     pixels    PIXELS        the decoded picture; ``arrays`` gives uint8 [height, width, 3] views
     extra.X   any           further columns of the source, such as ``extra.similarity``
 
-and the columns of earlier operators. An operator does not receive rows that lack one of its inputs (an unreadable image): their
-outputs are null and they carry the reason.
+and the columns of earlier operators. An operator does not receive rows in which one of its inputs is missing (an unreadable image):
+their outputs are null and they carry the reason.
 
-Your own operator is a frozen dataclass whose fields are the plan's options:
+Your own operator is a frozen dataclass; its fields are the plan's options:
 
     @dataclass(frozen=True, kw_only=True)
     class Exclaims(Operator):

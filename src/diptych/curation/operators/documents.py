@@ -135,7 +135,7 @@ def assign(similarity: np.ndarray, least: float = -np.inf) -> np.ndarray:
     """The sentence of each picture, int64 [I]; −1: none. ``similarity`` [I pictures, S sentences].
 
     The assignment with the greatest sum in which no sentence has two pictures (Zhu et al. 2023, arXiv:2304.06939), by
-    ``scipy.optimize``. Pictures whose best similarity is below ``least`` get none, nor do surplus pictures.
+    ``scipy.optimize``. Pictures with a best similarity below ``least``, and surplus pictures, get none.
     """
     similarity = np.asarray(similarity, np.float64)
     place = np.full(len(similarity), -1, np.int64)

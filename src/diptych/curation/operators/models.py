@@ -22,7 +22,7 @@ def load(address: str) -> Model:
 
 
 def able(address: str, *capabilities: str) -> Model:
-    """The model at an address. Raises DiptychError if it lacks one of the ``capabilities``."""
+    """The model at an address. Raises DiptychError if one of the ``capabilities`` is missing."""
     if not address:
         raise DiptychError("this operator needs a model: `model: runs/clip`, or any address that `diptych evaluate` takes")
     model = load(address)

@@ -40,7 +40,7 @@ class Deaths:
         history.last = at
         if history.deaths - 2 * len(history.blamed) >= TRIES:
             raise DiptychError(
-                f"{task.label}: the worker died {history.deaths} times ({how}), perhaps for lack of memory "
+                f"{task.label}: the worker died {history.deaths} times ({how}), perhaps because memory ran out "
                 "(--workers 1, a smaller pool.shard). Finished work is kept: run again to resume"
             )
         return replace(task, careful=task.kind == "score", blamed=history.blamed)

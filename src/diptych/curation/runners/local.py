@@ -5,15 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.core.signals import how_it_ended
 from diptych.curation.engine.scoring import Outcome
-from diptych.curation.engine.work import Task, Worker
+from diptych.curation.engine.work import Task, Worker, answer_to
 from diptych.curation.runners.deaths import Deaths
 
 
@@ -40,7 +40,7 @@ class Local:
                 except (EOFError, ConnectionError):
                     process.join()
                     self.running.remove(process)
-                    waiting.appendleft(deaths.again(task, process.how_it_ended()))
+                    waiting.appendleft(deaths.again(task, how_it_ended(process.process.exitcode or 0)))
                     continue
                 process.task = None
                 if error:
@@ -83,14 +83,12 @@ class _Process:
         self.task: Task | None = None
 
     def join(self) -> None:
+        """Closes the pipe, which ends the worker, and waits for its end."""
         self.connection.close()
         self.process.join()
 
-    def how_it_ended(self) -> str:
-        code = self.process.exitcode or 0
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-
     def stop(self) -> None:
+        """Terminates the worker and waits for its end."""
         self.process.terminate()
         self.join()
 
@@ -105,25 +103,8 @@ def _serve(connection: Connection, plan: dict[str, Any], store: str) -> None:
             task = connection.recv()
         except EOFError:
             return
-        try:
-            answer: tuple[str, Outcome | None] = ("", worker.do(task))
-        except (DiptychError, OSError) as error:
-            answer = (explained(error), None)
-        except MemoryError:
-            answer = ("out of memory; use fewer --workers or a smaller pool.shard", None)
-        except Exception as error:  # a bug: the traceback shows where
-            traceback.print_exc()
-            answer = (f"{type(error).__name__}: {error}", None)
+        answer = answer_to(task, lambda: worker)
         try:
             connection.send(answer)
         except (BrokenPipeError, ConnectionError):
             return
-
-
-def explained(error: Exception) -> str:
-    """The message of an error of the system, with the remedy."""
-    import errno
-
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{error}: no file is incomplete; free space and run again to resume"
-    return str(error)

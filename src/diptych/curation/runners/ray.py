@@ -13,7 +13,7 @@ from typing import Any
 from diptych.core.errors import DiptychError
 from diptych.core.extras import need
 from diptych.curation.engine.scoring import Outcome
-from diptych.curation.engine.work import Task, Worker
+from diptych.curation.engine.work import Answer, Task, Worker, answer_to
 from diptych.curation.runners.deaths import Deaths
 
 
@@ -93,21 +93,17 @@ def _worker(plan: str, store: str) -> Worker:
     return Worker(yaml.safe_load(plan), store)
 
 
-def _do(plan: dict[str, Any], store: str, task: Task) -> tuple[str, Outcome | None]:
+def _do(plan: dict[str, Any], store: str, task: Task) -> Answer:
     """The outcome of a task; the process keeps its worker for the next one."""
     import yaml
 
-    from diptych.curation.runners.local import explained
-
-    try:
-        return "", _worker(yaml.safe_dump(plan), store).do(task)
-    except (DiptychError, OSError) as error:
-        return explained(error), None
+    return answer_to(task, lambda: _worker(yaml.safe_dump(plan), store))
 
 
 class _Actor:
     def __init__(self, plan: dict[str, Any], store: str):
         self.plan, self.store = plan, store
 
-    def do(self, task: Task) -> tuple[str, Outcome | None]:
+    def do(self, task: Task) -> Answer:
+        """The outcome of a task, as ``_do`` returns it."""
         return _do(self.plan, self.store, task)

@@ -1,1 +1,1 @@
-"""Conversations about images: their forms, the chat template, token ids with what is learned of them, rows, batches."""
+"""Conversations about images: their forms, the chat template, token ids and which of them are learned, rows, batches."""

@@ -10,13 +10,14 @@ from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import Mistake, captioned, check_images
 from diptych.data.source import BrokenItem, Source
 
-FIRST = 256  # samples read where reading all would mean drawing them
+FIRST = 256  # samples that are read of a source that draws them
 
 
 def check_conversations(source: Source, chat: Chat) -> None:
     """Everything that can go wrong with a conversation, before any training.
 
-    Raises DiptychError that names the file and the first samples. All samples of files; of sources that draw theirs, the first.
+    Checks all samples of files, and the first ones of sources that draw them. Raises DiptychError that names the file and the first
+    samples.
     """
     wrong, seen = [], 0
     for name, turns, images in _conversations(source):

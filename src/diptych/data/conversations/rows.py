@@ -1,4 +1,4 @@
-"""Conversations of very different lengths in few rows."""
+"""Packing conversations of very different lengths into few rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from diptych.data.conversations.template import Document
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Places of documents, row by row: the longest first, each into the fullest row that has room for it (best-fit decreasing).
+    """Indices of documents, row by row: the longest first, each into the fullest row that has room for it (best-fit decreasing).
 
-    Within a row and among rows in the order of their places. A document longer than ``room`` has a row to itself.
+    Documents of a row are in the order of their indices, and so are the rows. A document longer than ``room`` has a row to itself.
     """
     rows: list[list[int]] = []
     left: list[tuple[int, int]] = []  # room that is left, and the row, ascending
@@ -32,8 +32,8 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 def laid_out(documents: Sequence[Document], rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, ...]:
     """ids int64, mask bool, learned bool, positions int64, all [R, T], T the longest row.
 
-    Padding counts as more of the last document, whose tokens cannot see it. The first token of a document is never learned: nothing
-    stands before it.
+    Padding counts as more of the last document; its tokens cannot see the padding. The first token of a document is never learned,
+    since nothing comes before it.
     """
     T = max(sum(len(documents[i]) for i in row) for row in rows)
     ids = np.full((len(rows), T), pad, dtype=np.int64)
@@ -45,7 +45,7 @@ def laid_out(documents: Sequence[Document], rows: Sequence[Sequence[int]], pad: 
             n = len(documents[i])
             here = slice(at, at + n)
             ids[r, here], learned[r, here], mask[r, here] = documents[i].ids, documents[i].learned, True
-            positions[r, at:] = np.arange(T - at)  # on through the padding, if this is the last
+            positions[r, at:] = np.arange(T - at)  # continues through the padding if this is the last document
             learned[r, at] = False
             at += n
     return ids, mask, learned, positions

@@ -1,8 +1,8 @@
-"""Conversations in the words of a chat template, as token ids of which the answers are learned.
+"""Conversations rendered by a chat template, as token ids of which the answers are learned.
 
-What is learned is found turn by turn: the conversation is rendered up to each question, and with the answer; between the two lies
-what the model has to write. Prompts and answers are tokenised apart, so what a model is asked with is to the token what it was
-trained on.
+The learned tokens are found turn by turn: the conversation is rendered up to each question, and again with the answer; the
+difference is what the model has to write. Prompts and answers are tokenised separately, so a prompt has exactly the same tokens
+when the model is asked as in training.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Document:
 class Chat:
     """A tokenizer's chat template, or the plain one.
 
-    tokenizer: an ``LMTokenizer``; tokens: of an image; room: tokens of the longest conversation; too_long: ``cut`` (never within an
-    image) or ``refuse``. Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a conversation that cannot.
+    tokenizer: an ``LMTokenizer``; tokens: the number of tokens of an image; room: the most tokens of a conversation; too_long:
+    ``cut`` (never within an image) or ``refuse``. Raises DiptychError for a template that cannot be used at all, ``Mistake`` for a
+    conversation that cannot.
     """
 
     def __init__(self, tokenizer: Any, tokens: int, room: int = 512, too_long: str = "cut"):
@@ -55,7 +56,7 @@ class Chat:
             if "one" not in self._written(probe):  # a template that wants lists of parts
                 self.as_parts = True
             if "one" not in self._written(probe) or "two" not in self._written(probe):
-                raise Mistake("it does not write what is said")
+                raise Mistake("it does not write the content of the turns")
         except Mistake as mistake:
             raise DiptychError(f"the language model's chat template cannot be used: {mistake}") from None
 
@@ -69,7 +70,7 @@ class Chat:
 
     @cached_property
     def end(self) -> str:
-        """What stands behind an answer."""
+        """The text that follows an answer."""
         return self._written([Turn("user", "one"), Turn("assistant", "two")]).rpartition("two")[2]
 
     @cached_property
@@ -80,12 +81,13 @@ class Chat:
 
     @cached_property
     def stop(self) -> tuple[str, ...]:
-        """The string that ends an answer, where it is no token of its own."""
+        """The string that ends an answer, if it is not a single token."""
         return (self.end.strip() or self.end,) if self.end and len(self.ends) == 1 and self.end.strip() != self._eos else ()
 
     @property
     def _eos(self) -> str:
-        return self.specials["eos_token"]
+        eos: str = self.specials["eos_token"]
+        return eos
 
     def _written(self, turns: Sequence[Turn], ask: bool = False) -> str:
         from jinja2 import TemplateError
@@ -104,7 +106,7 @@ class Chat:
         return str(rendered[0][0])
 
     def fitted(self, turns: Sequence[Turn]) -> list[Turn]:
-        """A system turn before the first question's words, where the template has no place for it."""
+        """The turns, with a system turn moved to the start of the first question if the template has no place for it."""
         if turns[0].role != "system" or self.writes_system:
             return list(turns)
         if len(turns) < 2:
@@ -112,13 +114,13 @@ class Chat:
         return [Turn(turns[1].role, f"{turns[0].text}\n\n{turns[1].text}"), *turns[2:]]
 
     def words(self) -> list[str]:
-        """All that the template itself writes."""
+        """What the template itself writes."""
         turns = self.fitted([Turn("system", "three"), Turn("user", "one"), Turn("assistant", "two")])
         return [self._written(turns), self._written(turns[:-1], ask=True)]
 
     def spans(self, turns: Sequence[Turn], ask: bool = False) -> tuple[str, list[tuple[int, int]]]:
-        """The whole as text, and from where to where each answer goes; what ends the answer is part of it, line ends behind that
-        are not.
+        """The whole as text, and the start and end of each answer. The end mark of an answer is part of it, line ends after it are
+        not.
         """
         turns = self.fitted(turns)
         whole = self._written(turns, ask)
@@ -133,7 +135,7 @@ class Chat:
                         (k for k, (a, b) in enumerate(zip(part, longer, strict=False)) if a != b), min(len(part), len(longer))
                     )
                     raise Mistake(
-                        f"template mismatch at turn {i + 1}: what is rendered up to there is no beginning of the whole: "
+                        f"template mismatch at turn {i + 1}: the text rendered up to there is not the beginning of the whole: "
                         f"{part[max(at - 20, 0) : at + 20]!r} against {longer[max(at - 20, 0) : at + 20]!r}; use a template "
                         "that only appends"
                     )
@@ -143,7 +145,7 @@ class Chat:
         return whole, result
 
     def document(self, turns: Sequence[Turn], ask: bool = False) -> Document:
-        """All of a conversation, however long. ask: it ends where an answer is to be written."""
+        """A whole conversation, of any length. ask: end it where an answer is to be written."""
         whole, spans = self.spans(turns, ask)
         pieces: list[tuple[str, bool]] = []
         at = 0

@@ -1,4 +1,4 @@
-"""The forms in which conversations come, as turns."""
+"""The formats of conversations, converted to turns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DESCRIBE = "describe the picture."  # what the empty prompt asks, and what a cap
 
 
 class Mistake(ValueError):  # noqa: N818 - an outcome of reading one conversation
-    """What is wrong with one conversation; whoever knows its file and id says them."""
+    """What is wrong with one conversation; the caller adds its file and id to the message."""
 
 
 def turns_of(given: Any) -> list[Turn]:
@@ -42,7 +42,7 @@ def turns_of(given: Any) -> list[Turn]:
 
 
 def _text(content: Any, k: int) -> str:
-    """A turn's content with ``<image>`` where an image stands."""
+    """The text of a turn, with ``<image>`` in place of each image."""
     if isinstance(content, str):
         return content
     if not isinstance(content, (list, tuple)):
@@ -62,7 +62,7 @@ def _text(content: Any, k: int) -> str:
 
 
 def _check_order(turns: Sequence[Turn]) -> None:
-    """An optional system turn, then user and assistant by turns."""
+    """Checks that the turns are an optional system turn, then user and assistant alternately."""
     spoken = turns[1:] if turns[0].role == "system" else turns
     for k, turn in enumerate(spoken):
         expected = "assistant" if k % 2 else "user"

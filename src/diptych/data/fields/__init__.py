@@ -3,8 +3,8 @@
 | field | a sample's value | in a batch | kind for towers |
 |---|---|---|---|
 | ``image`` | uint8 [height, width, 3] | ``Images`` | image |
-| ``views`` | made of ``image`` | ``Images``, several a sample with owner rows (``data.views``) | image |
-| ``text`` | ``Captions`` | ``Texts``, one caption a sample | text |
+| ``views`` | made of ``image`` | ``Images``, several per sample with owner rows (``data.views``) | image |
+| ``text`` | ``Captions`` | ``Texts``, one caption per sample | text |
 | ``negatives`` | a wrong version of each caption | ``Texts`` with owner rows | text |
 | ``label`` | ``Label`` | ``Labels``; ``label.classes`` is a text field | label |
 | ``regions`` | list of ``Region`` | ``Regions``; ``regions.phrases`` is a text field | regions |
@@ -12,8 +12,8 @@
 | ``video`` | ``Video`` | ``Videos``; ``video.frames`` is an image field | video |
 | ``document`` | ``Document`` | ``Documents``; ``document.texts``, ``document.images`` | document |
 
-``unpaired_image`` and ``unpaired_text`` are images and texts that come without a partner (``data.unpaired``). A recipe declares a
-field of its own by ``data.fields: {sound: package.module:SoundField}``.
+``unpaired_image`` and ``unpaired_text`` are images and texts without a partner (``data.unpaired``). A recipe declares its own field
+by ``data.fields: {sound: package.module:SoundField}``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = ["FIELDS", "UNPAIRED", "Context", "Draw", "Field", "build_fields", "fi
 
 
 def field_class(name: str, own: Mapping[str, str] | None = None) -> type[Field]:
-    """The class of a field by its name; ``own``: those that a recipe declares. DiptychError if there is none."""
+    """The class of a field by its name; ``own``: those that a recipe declares. DiptychError if there is no such field."""
     kind = (own or {}).get(name, name)
     if kind == name and name not in FIELDS:
         raise DiptychError(

@@ -1,4 +1,4 @@
-"""What a field kind is."""
+"""The base class of field kinds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
     from diptych.data.source import Problem, Source
 
-NOTHING_TO_PACK: dict[str, Any] = {}
-
 
 @dataclass
 class Context:
     """What fields may need to be built.
 
-    tokenizer: for texts. text_mask: share of a caption's tokens hidden in training. augment: of images, views: of the field
-    ``views`` (``data.augment``). chat: the language model's chat template, for conversations. own: the recipe's own fields.
+    tokenizer: for texts. text_mask: share of a caption's tokens hidden in training. augment: operations on images; views:
+    operations for the field ``views`` (``data.augment``). chat: the language model's chat template, for conversations. own: the
+    recipe's own fields.
     """
 
     tokenizer: Any = None
@@ -42,7 +41,7 @@ class Context:
 
 @dataclass
 class Draw:
-    """A sample at its place in the stream, with what is drawn at random for it there: a function of (seed, position) alone."""
+    """A sample at its place in the stream, with the random draws for it there, which depend on (seed, position) alone."""
 
     seed: int
     position: int
@@ -55,34 +54,35 @@ class Draw:
 
     @cached_property
     def words(self) -> random.Random:
-        """Random numbers about the text."""
+        """Random numbers for the text."""
         return self.stream(2)
 
     @cached_property
     def caption(self) -> int:
-        """Which of the sample's captions is read here."""
+        """The index of the caption that is read at this position."""
         return self.words.randrange(len(self.sample.captions))
 
 
 class Field:
-    """One field kind. Subclasses say how a value becomes part of a batch; what they leave out has a sensible default.
+    """One field kind. Subclasses define how a value becomes part of a batch; methods that they leave out have a default.
 
     kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with
     their kinds.
-    drawn: whether ``fit`` draws at random, so that its result must not be kept. optional: a batch may lack it.
-    columns: names of what ``pack`` writes.
+    derived: whether it is made of other fields if a source has none.
+    drawn: whether ``fit`` draws at random, so that its result must not be kept. moves: whether it moves the pixels of the sample's
+    image, so that boxes would not fit it.
     """
 
     kind: ClassVar[str] = ""
     inner: ClassVar[Mapping[str, str]] = {}
-    optional: ClassVar[bool] = False
-    derived: ClassVar[bool] = False  # made from other fields where a source has none
+    derived: ClassVar[bool] = False
     drawn = False
+    moves = False
 
     def __init__(self, name: str):
         self.name = name
         self.note: Callable[[Problem], None] = (
-            ignore  # records what is wrong with an item that is used all the same; set by the loader
+            ignore  # records what is wrong with an item that is used nevertheless; set by the loader
         )
 
     @classmethod
@@ -101,11 +101,11 @@ class Field:
         raise NotImplementedError
 
     def rest(self, sample: Sample) -> Sample:
-        """The sample as it is kept beside what was fitted: without what is large."""
+        """The sample as it is kept next to the fitted values: without its large fields."""
         return sample.with_(**{self.name: None}) if self.name in sample.fields else sample
 
     def memory(self) -> int:
-        """Memory that one fitted value takes, about."""
+        """Roughly how many bytes one fitted value takes."""
         return 0
 
     # --- packing ---
@@ -143,10 +143,10 @@ class Field:
 
     @classmethod
     def shuffle(cls, values: Sequence[Any], rng: random.Random) -> list[Any]:
-        """Values dealt out anew, none to its own sample if there are two or more: the shuffled control."""
+        """The values exchanged between samples: no sample keeps its own if there are two or more. The shuffled control."""
         order = list(range(len(values)))
         rng.shuffle(order)
-        cycle = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: nobody keeps its own
+        cycle = dict(zip(order, order[1:] + order[:1], strict=True))  # one cycle: no sample keeps its own
         return [values[cycle[i]] for i in range(len(values))]
 
     @classmethod
@@ -156,7 +156,7 @@ class Field:
 
 
 def ignore(problem: Problem) -> None:
-    """Nobody wants to know."""
+    """Does nothing: no loader records the problem."""
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 
 def stacked(images: Sequence[np.ndarray]) -> Any:
-    """uint8 [H, W, 3] images of one size → uint8 tensor [B, 3, H, W], a quarter of what floats take; channels last in memory."""
+    """uint8 [H, W, 3] images of one size → uint8 tensor [B, 3, H, W], a quarter of the size of floats; channels last in memory."""
     import numpy as np
     import torch
 

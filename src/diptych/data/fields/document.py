@@ -56,7 +56,7 @@ class DocumentField(Field):
         return Documents(kind, texts, images, owner)
 
     def memory(self) -> int:
-        """Memory that one fitted value takes, about."""
+        """Roughly how many bytes one fitted value takes."""
         return 2 * 3 * self.size**2
 
     @classmethod

@@ -1,4 +1,4 @@
-"""One picture a sample."""
+"""One picture per sample."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class ImageField(Field):
-    """uint8 [height, width, 3] → ``Images``, one a sample."""
+    """uint8 [height, width, 3] → ``Images``, one per sample."""
 
     kind = "image"
 
     def __init__(self, name: str, size: int, augment: Any = "none"):
         super().__init__(name)
         self.size, self.augment = size, augmenter(augment, size)
-        self.drawn = self.augment.draws
+        self.drawn, self.moves = self.augment.draws, self.augment.moves
 
     @classmethod
     def build(cls, name: str, context: Context) -> ImageField:
@@ -44,7 +44,7 @@ class ImageField(Field):
         return Images(stacked([row.fitted[self.name] for row in rows]))
 
     def memory(self) -> int:
-        """Memory that one fitted value takes, about."""
+        """Roughly how many bytes one fitted value takes."""
         return 3 * self.size**2
 
     @classmethod
@@ -86,9 +86,13 @@ class ImageField(Field):
 
 
 class ViewsField(ImageField):
-    """Several augmented views of ``image`` → ``Images`` with owner rows: those of a sample stand one after the other."""
+    """Several augmented views of ``image`` → ``Images`` with owner rows: those of a sample follow each other."""
 
     derived = True
+
+    def __init__(self, name: str, size: int, augment: Any = "none"):
+        super().__init__(name, size, augment)
+        self.moves = False  # the field ``image`` stays as it is
 
     @classmethod
     def build(cls, name: str, context: Context) -> ViewsField:
@@ -109,7 +113,7 @@ class ViewsField(ImageField):
         return Images(stacked(views), torch.tensor(owners))
 
     def memory(self) -> int:
-        """Memory that one fitted value takes, about."""
+        """Roughly how many bytes one fitted value takes."""
         return super().memory() * self.augment.spec.views
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A class a sample."""
+"""One class per sample."""
 
 from __future__ import annotations
 
@@ -70,6 +70,11 @@ class LabelField(Field):
     def unpack(cls, row: Mapping[str, Any], load: Any) -> Label:
         """The value again."""
         return Label(row["label"], row["label_name"])
+
+    @classmethod
+    def blank(cls, value: Label) -> Label:
+        """The same class for all: the blind control."""
+        return Label(0, "")
 
     @classmethod
     def draw(cls, value: Label) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Boxes with phrases: any number a sample."""
+"""Boxes with phrases: any number per sample."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Box = tuple[float, float, float, float]
 
 
 def cropped(box: Box, height: int, width: int) -> Box | None:
-    """A box of a picture as shares of its central square, which is what a model sees; None if less than a quarter of it is left."""
+    """A box of a picture as shares of the picture's central square, which is what a model sees; None if less than a quarter of the
+    box is inside.
+    """
     side = min(height, width)
     x0, y0 = (width - side) / 2, (height - side) / 2
     left, right = (np.clip((edge - x0) / side, 0, 1) for edge in (box[0], box[2]))
@@ -33,8 +35,8 @@ def cropped(box: Box, height: int, width: int) -> Box | None:
 
 
 class RegionsField(Field):
-    """A list of ``Region`` → ``Regions`` with owner rows. Boxes follow the central crop; with random crops they are refused
-    (``Loader``).
+    """A list of ``Region`` → ``Regions`` with owner rows. Boxes follow the central crop; where the image is cropped or flipped
+    at random they are refused (``Loader``).
     """
 
     kind = "regions"

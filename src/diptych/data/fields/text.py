@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def meaning_number(meaning: str) -> int:
-    """63 bits of a hash: equal in every slice of a batch and on every rank, unlike a number counted up."""
+    """63 bits of a hash: equal in every slice of a batch and on every rank, unlike a running number."""
     return int.from_bytes(hashlib.blake2b(meaning.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
@@ -35,7 +35,7 @@ def tokenized(tokenizer: Any, strings: Sequence[str], **more: Any) -> Texts:
 
 
 class _Words(Field):
-    """What captions and their negatives share: a tokenizer, and tokens that are hidden in training."""
+    """Base class of captions and their negatives: a tokenizer, and tokens that are hidden in training."""
 
     kind = "text"
 
@@ -51,8 +51,9 @@ class _Words(Field):
         return cls(name, context.tokenizer, context.text_mask)
 
     def masked(self, ids: Any, rows: Sequence[Draw]) -> Any:
-        """Each token but [BOS], [EOS] and [PAD] hidden with the probability ``text_mask``, so that no caption can be memorised
-        (after Jayaraman et al., arXiv:2402.02103). A caption and its wrong version lose the same places, or the loss would show.
+        """Hides each token except [BOS], [EOS] and [PAD] with the probability ``text_mask``, so that no caption can be memorised
+        (after Jayaraman et al., arXiv:2402.02103). The same positions are hidden in a caption and its wrong version: otherwise the
+        hidden positions would reveal which is which.
         """
         import torch
 
@@ -61,27 +62,45 @@ class _Words(Field):
         hidden = torch.from_numpy(chance[:, : ids.shape[1]] < self.hidden) & ~special
         return torch.where(hidden, self.tokenizer.mask, ids)
 
-    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Any:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if not sample.captions:
             raise BrokenItem(sample.id, "no caption")
 
     def rest(self, sample: Sample) -> Sample:
-        """The sample as it is kept beside what was fitted: without what is large."""
+        """The whole sample, since texts are small."""
         return sample  # texts are small, and other fields read them
 
 
 class TextField(_Words):
-    """``Captions`` → ``Texts``: one of the captions of each sample, drawn anew each time."""
+    """``Captions`` → ``Texts``: one of the captions of each sample, drawn anew each time. Under another name than ``text``: of the
+    texts that the sample has under that name, drawn independently.
+    """
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Captions:
+        """The sample's texts."""
+        captions = sample.fields.get(self.name)
+        if captions is not None and not isinstance(captions, Captions):
+            raise BrokenItem(sample.id, f"{self.name} is a {type(captions).__name__}; expected diptych.core.sample.captioned([…])")
+        if captions is None or not captions.texts:
+            raise BrokenItem(sample.id, "no caption" if self.name == "text" else f"no {self.name}")
+        return captions
+
+    def drawn_of(self, row: Draw) -> int:
+        """Which of the texts is read here."""
+        if self.name == "text":
+            return row.caption
+        return row.stream(meaning_number(self.name)).randrange(len(row.fitted[self.name].texts))
 
     def collate(self, rows: Sequence[Draw]) -> Texts:
         """A batch of it; None if no sample has any."""
         import torch
 
-        strings = [row.sample.captions[row.caption] for row in rows]
-        meanings = [
-            row.sample.meanings[row.caption] if row.sample.meanings else normalise(s) for row, s in zip(rows, strings, strict=True)
-        ]
+        strings, meanings = [], []
+        for row in rows:
+            captions, k = row.fitted[self.name], self.drawn_of(row)
+            strings.append(captions.texts[k])
+            meanings.append(captions.meanings[k] if k < len(captions.meanings) else normalise(captions.texts[k]))
         texts = tokenized(self.tokenizer, strings, meaning=torch.tensor([meaning_number(m) for m in meanings]))
         if self.hidden:
             texts.ids = self.masked(texts.ids, rows)
@@ -117,10 +136,9 @@ class TextField(_Words):
 
 class NegativesField(_Words):
     """A wrong version of the caption that is read: the source's, or the caption with two words swapped. ``Texts`` with owner rows;
-    captions for which there is none have no row.
+    captions without a wrong version have no row.
     """
 
-    optional = True
     derived = True
 
     def collate(self, rows: Sequence[Draw]) -> Texts | None:
@@ -130,7 +148,8 @@ class NegativesField(_Words):
         wrong = []
         for row in rows:
             k = row.caption  # drawn first: the stream of random numbers is the text's
-            known = row.sample.negatives[k] if row.sample.negatives else ""
+            given = row.sample.fields.get(self.name, [])
+            known = given[k] if k < len(given) else ""
             wrong.append(known or swap_words(row.sample.captions[k], row.words) or "")
         owners = [i for i, text in enumerate(wrong) if text]
         if not owners:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class TurnsField(Field):
-    """``Conversation`` → ``Turns``. A sample with captions alone becomes a request to describe its image.
+    """``Conversation`` → ``Turns``. A sample that has only captions becomes a request to describe its image.
 
-    pack: several conversations share a row of ``chat.room`` tokens. Packing is within what a batch is asked for, so it holds the
-    same samples, packed or not.
+    pack: several conversations share a row of ``chat.room`` tokens. Conversations are packed within a batch, so a batch has the
+    same samples whether packed or not.
     """
 
     kind = "turns"
@@ -52,12 +52,12 @@ class TurnsField(Field):
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> list[np.ndarray]:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         if not sample.turns and (sample.image is None or not sample.captions):
-            raise BrokenItem(sample.id, "neither a conversation nor an image with a caption")
+            raise BrokenItem(sample.id, "no conversation, and no image with a caption")
         numbers, words = rng(), [turn.text for turn in sample.turns] or sample.captions
         return [self.augment(image, numbers, words) for image in sample.images]
 
     def rest(self, sample: Sample) -> Sample:
-        """The sample as it is kept beside what was fitted: without what is large."""
+        """The sample as it is kept next to the fitted values: without its large fields."""
         turns = Conversation(sample.turns, []) if sample.turns else None
         return sample.with_(image=None, turns=turns)
 
@@ -86,7 +86,7 @@ class TurnsField(Field):
         return lesson
 
     def memory(self) -> int:
-        """Memory that one fitted value takes, about."""
+        """Roughly how many bytes one fitted value takes."""
         return 3 * self.size**2
 
     @classmethod

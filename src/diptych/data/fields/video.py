@@ -21,15 +21,15 @@ FRAMES = 8  # of a clip that a model sees
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """``wanted`` places out of ``count``, evenly spread, each in the middle of its share; all of them if there are not more."""
+    """``wanted`` of ``count`` positions, evenly spread, each in the middle of its share; all of them if ``count`` is not larger."""
     if count <= wanted:
         return list(range(count))
     return [int((i + 0.5) * count / wanted) for i in range(wanted)]
 
 
 class VideoField(Field):
-    """``Video`` → ``Videos``: flat frames at the model's size; ``video.frames`` is an image field, whose owner rows say which clip
-    a frame belongs to.
+    """``Video`` → ``Videos``: flat frames at the model's size; ``video.frames`` is an image field; its owner rows say which clip a
+    frame belongs to.
     """
 
     kind = "video"
@@ -53,7 +53,7 @@ class VideoField(Field):
         chosen = spread(len(video.frames), self.frames)
         frames = [
             self.augment(video.frames[i], rng(), sample.captions) for i in chosen
-        ]  # the same numbers each time: a clip is cropped as one
+        ]  # the same random numbers for every frame: the clip is cropped as a whole
         return Video(frames, [video.seconds[i] for i in chosen])
 
     def collate(self, rows: Sequence[Draw]) -> Videos:
@@ -67,7 +67,7 @@ class VideoField(Field):
         return Videos(Images(stacked(frames), owner), seconds, owner)
 
     def memory(self) -> int:
-        """Memory that one fitted value takes, about."""
+        """Roughly how many bytes one fitted value takes."""
         return 3 * self.size**2 * self.frames
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Packed data: images resized once and kept in Arrow files that are mapped into memory, with all their texts beside them."""
+"""Packed data: images resized once and kept, with all their texts, in Arrow files that are mapped into memory."""
 
 from diptych.data.packing.pack import pack
 

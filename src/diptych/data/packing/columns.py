@@ -1,4 +1,4 @@
-"""Reading a shard at random: views into the mapped file, and no Arrow scalars, which take ten times as long."""
+"""Random access to a shard: views into the mapped file instead of Arrow scalars, which take ten times as long."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FIRST = (
     "image",
     "text",
     "negatives",
-)  # the fields of version 1, which had no columns has_FIELD: negatives are there if there is one
+)  # the fields of version 1, which had no columns has_FIELD: a row has negatives if the list is not empty
 FIRST_COLUMNS = (
     *("id", "image", "height", "width", "source_height", "source_width", "captions", "meanings", "negatives", "extra", "digest"),
 )
 
 
 class Shard:
-    """Random access to one shard, mapped into memory. Raises ``DiptychError`` that names a shard which is not as the manifest says.
+    """Random access to one shard, mapped into memory. Raises ``DiptychError``, naming the shard, if it is not as the manifest says.
 
     written: what the manifest says of it. rows: in one record batch. fields: that may be in it; None: the shard is of version 1.
     """
@@ -50,10 +50,10 @@ class Shard:
             self._verify_shape(written["items"])
         except FileNotFoundError:
             raise DiptychError(
-                f"{path}: this shard is missing; copy it back, or pack again: only what is missing is made"
+                f"{path}: this shard is missing; copy it back, or pack again: only missing shards are written"
             ) from None
         except pa.ArrowInvalid as error:
-            raise DiptychError(f"{path}: damaged: {error}; delete it and pack again: only what is missing is made") from error
+            raise DiptychError(f"{path}: damaged: {error}; delete it and pack again: only missing shards are written") from error
 
     def _verify_shape(self, items: int) -> None:
         from diptych.data.packing.shard import schema
@@ -81,14 +81,14 @@ class Shard:
         return Row(self.columns(row // self.rows), row % self.rows)
 
     def captions(self, row: int) -> list[str]:
-        """Captions and turns of one item, without anything else of it."""
+        """Captions and turns of one item; nothing else of it is read."""
         columns, i = self.columns(row // self.rows), row % self.rows
         captions = columns["captions"][i] or [] if "captions" in columns.names else []
         turns = columns["turns"][i] if "turns" in columns.has else None
         return captions if turns is None else captions + [text for _, text in json.loads(turns)]
 
     def digests(self) -> Iterator[bytes]:
-        """16 bytes an item, a record batch at a time."""
+        """16 bytes per item, one record batch at a time."""
         for batch in range(len(self._batches)):
             yield self.columns(batch).digests()
 
@@ -101,7 +101,7 @@ class _Texts:
 
     def __init__(self, column: pa.Array):
         _, offsets, data = column.buffers()
-        self.offsets = memoryview(offsets).cast("i")[column.offset :]  # a third of the time that NumPy's numbers take
+        self.offsets = memoryview(offsets).cast("i")[column.offset :]  # three times as fast as NumPy's numbers
         self.data = memoryview(data) if data is not None else memoryview(b"")
 
     def __getitem__(self, i: int) -> str:
@@ -138,7 +138,7 @@ class _Numbers:
 
 
 class _Lists:
-    """Lists of any of these."""
+    """Lists of values."""
 
     def __init__(self, column: pa.ListArray):
         self.offsets = memoryview(column.buffers()[1]).cast("i")[column.offset :]
@@ -152,7 +152,8 @@ class _Lists:
             data, ends = values.data, values.offsets[first : last + 1].tolist()
             return [str(data[a:b], "utf-8") for a, b in itertools.pairwise(ends)]
         if isinstance(values, _Numbers):
-            return values.values[first:last].tolist()
+            numbers: list[Any] = values.values[first:last].tolist()
+            return numbers
         return [values[k] for k in range(first, last)]  # type: ignore[index]
 
 
@@ -167,7 +168,7 @@ class _Structs:
 
 
 class _Nullable:
-    """Any of these, of which some are missing."""
+    """Values of which some are missing."""
 
     def __init__(self, column: pa.Array, values: Any):
         self.valid, self.values = np.asarray(column.is_valid()), values
@@ -225,21 +226,14 @@ class Columns:
     def __getitem__(self, name: str) -> Any:
         return self.readers[name]
 
-    @property
-    def images(self) -> np.ndarray:
-        """The bytes of all images, uint8 [n]."""
-        data: np.ndarray = self["image"].data
-        return data
-
     def digests(self) -> bytes:
-        """16 bytes a row."""
-        return self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
+        """16 bytes per row."""
+        digests: bytes = self.batch.column("digest").buffers()[1].to_pybytes()[: 16 * self.batch.num_rows]
+        return digests
 
 
 class Row(dict[str, Any]):
-    """One item; columns are read when they are asked for. ``image``: its bytes as a view into the file, ``shape``: height and
-    width.
-    """
+    """One item; columns are read when they are asked for. ``row["image"]``: the image's bytes as a view into the file."""
 
     __slots__ = ("columns", "i", "own", "raw", "readers")
 
@@ -252,21 +246,10 @@ class Row(dict[str, Any]):
         value = self[name] = self.readers[name][self.i]
         return value
 
-    @property
-    def id(self) -> str:
-        return self["id"]
-
-    @property
-    def image(self) -> np.ndarray:
-        return self["image"]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self["height"], self["width"]
-
     def load(self, data: Any, height: int, width: int) -> np.ndarray:
-        """A picture from its bytes; None stands for the sample's image. Raises ``BrokenItem``, or ``ValueError`` if there "
-        "are too few."""
+        """A picture from its bytes; None means the sample's image. Raises ``BrokenItem``, or ``ValueError`` if there are too few
+        bytes.
+        """
         if data is not None and data is not self.get("image"):
             return self._picture(data, height, width)
         if self.own is None:
@@ -278,21 +261,24 @@ class Row(dict[str, Any]):
 
 
 def sample_of(row: Row, format: str, path: str) -> Sample:
-    """A row as the sample it was. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for a damaged
-    shard.
+    """The sample that was packed into a row. Raises ``BrokenItem`` for a JPEG that was damaged after packing, ``DiptychError`` for
+    a damaged shard.
     """
     row.raw, i = format == "raw", row.i
     try:
         fields = {name: unpack(row, row.load) for name, unpack, has in row.columns.unpack if has is None or has[i]}
         return Sample(row["id"], json.loads(row["extra"]), **fields)
     except ValueError as error:
-        raise DiptychError(f"{path}: damaged at {row.id}; delete the shard and pack again: only what is missing is made") from error
+        raise DiptychError(
+            f"{path}: damaged at {row['id']}; delete the shard and pack again: only missing shards are written"
+        ) from error
 
 
 def _decode(data: np.ndarray, item: str) -> np.ndarray:
     import simplejpeg
 
     try:
-        return simplejpeg.decode_jpeg(data, "RGB")  # what was packed is known to be upright and RGB
+        image: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")  # what was packed is known to be upright and RGB
+        return image
     except ValueError:
-        return decode(data.tobytes(), item)  # blemishes that lose no pixels; for the rest, the reason
+        return decode(data.tobytes(), item)  # accepts minor damage that loses no pixels; else raises the reason

@@ -1,4 +1,4 @@
-"""``manifest.json`` and ``problems.jsonl``: what a packing holds, what it was made of and with, and what could not be packed."""
+"""``manifest.json`` and ``problems.jsonl``: what a packing holds, its source and parameters, and what could not be packed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS = {
 
 
 class Manifest:
-    """The state of a packing on disk; written anew after each shard, so a killed run goes on from there."""
+    """The state of a packing on disk; written after each shard, so a killed run resumes from there."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Manifest:
         self.seconds = 0.0
 
     def take_up(self) -> int:
-        """Finished shards of an earlier run with the same parameters, and how many items those covered. DiptychError for other
-        parameters.
+        """Reads the finished shards of an earlier run with the same parameters; returns how many items those cover. DiptychError
+        for other parameters.
         """
         path = self.out / NAME
         if not path.is_file():
@@ -74,7 +74,7 @@ class Manifest:
         return sum(self.covers(number) for number in self.shards)
 
     def covers(self, number: int) -> int:
-        """How many items of the source a shard stands for."""
+        """How many items of the source a shard covers."""
         p = self.parameters
         return min(p.shard_items, p.items - number * p.shard_items)
 
@@ -90,18 +90,20 @@ class Manifest:
             if name != "fingerprint" and name != "rows" and not (name == "shard_items" and "format" in differs)
         ]
         said = ", ".join(f"{OPTIONS.get(n, n)} {held.get(n)} (now {getattr(self.parameters, n)})" for n in noted)
-        return f"{self.out} was packed with other parameters: {said}; give the same, remove it, or choose another OUT"
+        return f"{self.out} was packed with other parameters: {said}; use the same parameters, remove it, or choose another OUT"
 
     def add(self, written: Written, seconds: float) -> None:
+        """Notes a finished shard and writes the manifest. seconds: spent on the packing so far."""
         self.shards[written.number] = written
         self.write(seconds)
 
     @property
     def problems(self) -> list[Problem]:
+        """What could not be packed: problems found when the source was opened, then those of the shards in order."""
         return [*self.opening, *(p for _, shard in sorted(self.shards.items()) for p in shard.problems)]
 
     def write(self, seconds: float) -> dict[str, Any]:
-        """Problems first: those of a shard that the manifest does not name yet are ignored."""
+        """Writes the problems first, then the manifest: problems of a shard that the manifest does not name yet are ignored."""
         self.seconds = seconds
         shards = [shard for _, shard in sorted(self.shards.items())]
         rows: list[dict[str, Any]] = [{"item": p.item, "reason": p.reason, "shard": None} for p in self.opening]
@@ -112,6 +114,7 @@ class Manifest:
         return content
 
     def content(self, shards: list[Written]) -> dict[str, Any]:
+        """The content of the manifest file for these shards. Its fingerprint is a hash of the parameters and of all shards."""
         parameters = asdict(self.parameters)
         total = hashlib.blake2b(json.dumps(parameters, sort_keys=True).encode(), digest_size=16)
         for shard in shards:

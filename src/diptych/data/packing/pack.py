@@ -1,4 +1,4 @@
-"""``pack``: any source into memory-mapped Arrow, shard by shard. Killed or interrupted, the same command goes on with what is
+"""``pack``: any source into memory-mapped Arrow, shard by shard. If it is killed or interrupted, the same command packs what is
 missing.
 """
 
@@ -18,7 +18,7 @@ from diptych.data.packing.shard import ROWS, SHARD_ITEMS, Parameters, shard_name
 from diptych.data.packing.workers import write_shards
 from diptych.data.source import Source
 
-HEAVY = {"video": 16, "document": 4}  # fields of several pictures: so many times fewer items in a shard and a record batch
+HEAVY = {"video": 16, "document": 4}  # fields of several pictures: this many times fewer items in a shard and a record batch
 
 
 def pack(
@@ -35,9 +35,9 @@ def pack(
 ) -> dict[str, Any]:
     """Write what is at ``address`` into the directory ``out`` and return its manifest.
 
-    size: of the shorter side, larger images only are resized; None: the source's own size (scenes), else 256. limit: of items,
-    needed for a source that draws its samples without end. workers: processes; None: one a core. Raises ``DiptychError`` for what
-    the user can mend, ``Interrupted`` on Ctrl-C.
+    size: of the shorter side in pixels, only larger images are resized; None: the source's own size (scenes), or 256. limit: number
+    of items, needed for a source that draws its samples without end. workers: processes; None: one per core. Raises
+    ``DiptychError`` for what the user can fix, ``Interrupted`` on Ctrl-C.
     """
     from filelock import FileLock, Timeout
 
@@ -59,7 +59,7 @@ def pack(
     shard_items, rows = shard_items or SHARD_ITEMS[format] // share, ROWS // share
     parameters = Parameters(
         address, source.fingerprint(), split, items, size, format, quality, shard_items, rows
-    )  # the fingerprint also reads every image's hash, by which a split of the packed data goes
+    )  # the fingerprint also reads every image's hash, which decides the split of the packed data
     out.mkdir(parents=True, exist_ok=True)
     part = getattr(source, "part", None) or (None if split == "all" else split)
     manifest = Manifest(
@@ -91,11 +91,11 @@ def _pack(source: Source, manifest: Manifest, workers: int, progress: bool) -> d
             )
         except KeyboardInterrupt:
             kept = f"{len(manifest.shards)} of {len(manifest.shards.keys() | set(missing))} shards are kept"
-            raise Interrupted(f"interrupted: {kept}; the same command goes on") from None
+            raise Interrupted(f"interrupted: {kept}; the same command resumes") from None
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiptychError(
-                    f"{out}: the disk is full; {len(manifest.shards)} finished shards are kept. Make room and run the same "
+                    f"{out}: the disk is full; {len(manifest.shards)} finished shards are kept. Free space and run the same "
                     "command again"
                 ) from error
             raise
@@ -104,7 +104,5 @@ def _pack(source: Source, manifest: Manifest, workers: int, progress: bool) -> d
     content = manifest.write(spent())
     if not content["items"]:
         first = manifest.problems[0]
-        raise DiptychError(
-            f"{parameters.address}: not one usable item among {parameters.items}; first: {first.item}: {first.reason}"
-        )
+        raise DiptychError(f"{parameters.address}: no usable item among {parameters.items}; first: {first.item}: {first.reason}")
     return content

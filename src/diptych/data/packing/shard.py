@@ -1,8 +1,9 @@
-"""One shard: an Arrow IPC file, a row an item, with the columns of each field that the source has. Any Arrow reader opens it;
-``columns.py`` reads it at random without copying images.
+"""One shard: an Arrow IPC file with one row per item and the columns of each field that the source has. Any Arrow reader opens it;
+``columns.py`` gives random access without copying images.
 
-Images are whole pictures whose shorter side is at most ``size``; never enlarged, never cropped, so that a caption stays true and
-training may crop as it would from the original. Boxes, of regions and in ``extra["boxes"]``, are in pixels of the packed image.
+Images are whole pictures with a shorter side of at most ``size`` pixels. They are never enlarged or cropped, so that a caption
+stays true and training may crop as it would from the original. Boxes, of regions and in ``extra["boxes"]``, are in pixels of the
+packed image; ``extra["width"]`` and ``extra["height"]`` are its size if they were the original's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SHARD_ITEMS = {"raw": 1024, "jpeg": 4096}  # 250 and 100 MB at 256 px; what is l
 
 @dataclass(frozen=True)
 class Parameters:
-    """All that decides what is in the shards of a packing."""
+    """All parameters that decide what is in the shards of a packing."""
 
     address: str
     fingerprint: str  # the source's
@@ -51,7 +52,7 @@ class Parameters:
 
 @dataclass
 class Written:
-    """What the manifest says of one shard."""
+    """What the manifest records of one shard."""
 
     file: str
     number: int
@@ -62,6 +63,7 @@ class Written:
     problems: list[Problem] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
+        """The fields without the problems, which have a file of their own."""
         return {k: v for k, v in asdict(self).items() if k != "problems"}
 
 
@@ -81,7 +83,7 @@ def schema(fields: Iterable[str]) -> pa.Schema:
     columns: dict[str, pa.DataType] = {"id": pa.string()}
     for name in fields:
         columns |= FIELDS[name].schema()
-    columns |= {"extra": pa.string()}  # JSON: what the source knows beside the fields
+    columns |= {"extra": pa.string()}  # JSON: what the source knows besides the fields
     columns |= {"digest": pa.binary(16)}  # of the source's encoded image: which part of a split it belongs to
     return pa.schema(columns | {f"has_{name}": pa.bool_() for name in fields})
 
@@ -106,6 +108,7 @@ def write_shard(source: Source, number: int, parameters: Parameters, out: Path, 
     columns, have = schema(fields), dict.fromkeys(fields, 0)
 
     def write(temporary: Path) -> None:
+        """Writes the shard record batch by record batch; broken items become problems."""
         nonlocal count
         rows: list[dict[str, Any]] = []
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, columns) as writer:
@@ -144,22 +147,27 @@ def row_of(source: Any, index: int, parameters: Parameters) -> dict[str, Any]:
         raise DiptychError(
             f"{source.address}: {sample.id} has the field '{unknown[0]}', which the source does not declare ({', '.join(wanted)})"
         )
-    held: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # with the original: ids of arrays that are gone are used again
+    held: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # with the original: Python reuses the ids of deleted arrays
 
     def scale(picture: np.ndarray) -> np.ndarray:
+        """The picture at the packed size; a picture that several fields share is scaled once."""
         if id(picture) not in held:
             held[id(picture)] = picture, shrink(picture, parameters.size)
         return held[id(picture)][1]
 
     def store(picture: np.ndarray) -> bytes | None:
+        """The bytes of a picture; None for the sample's own image, which is stored once."""
         return None if picture is own else stored(picture, None, picture, parameters)
 
     own = None if sample.image is None else scale(sample.image)
-    x = y = 1.0
+    x, y, extra = 1.0, 1.0, sample.extra
     frames = sample.fields["video"].frames if "video" in sample.fields else []
     for picture in [sample.image] if sample.image is not None else frames[:1]:
-        x, y = scale(picture).shape[1] / picture.shape[1], scale(picture).shape[0] / picture.shape[0]
-    row: dict[str, Any] = {"id": sample.id, "extra": json.dumps(_scaled(sample.extra, x, y), default=_plain)}
+        (height, width), (new_height, new_width) = picture.shape[:2], scale(picture).shape[:2]
+        x, y = new_width / width, new_height / height
+        if (extra.get("width"), extra.get("height")) == (width, height):  # of the picture, and not of what it shows
+            extra = {**extra, "width": new_width, "height": new_height}
+    row: dict[str, Any] = {"id": sample.id, "extra": json.dumps(_scaled(extra, x, y), default=_plain)}
     row["digest"] = bytes(source.digests()[index]) if hasattr(source, "digests") else content_digest(sample)
     for name in present:
         value = FIELDS[name].scaled(sample.fields[name], x, y)
@@ -169,10 +177,11 @@ def row_of(source: Any, index: int, parameters: Parameters) -> dict[str, Any]:
 
 
 def content_digest(sample: Sample) -> bytes:
-    """16 bytes of a sample that is drawn, or of a user's own source: of its image, else of all that its fields hold."""
+    """A 16-byte hash of a sample that is drawn or comes from a user's own source: of its image, or else of all its fields."""
     total = hashlib.blake2b(digest_size=16)
 
     def add(value: Any) -> None:
+        """Adds a value, and of a list its parts one by one."""
         if isinstance(value, (list, tuple)):
             for part in value:
                 add(part)
@@ -184,14 +193,15 @@ def content_digest(sample: Sample) -> bytes:
 
 
 def stored(image: np.ndarray, encoded: bytes | None, original: np.ndarray, parameters: Parameters) -> bytes:
-    """The image's bytes in the shard. A JPEG that needs no change is taken as it is: encoding again would only lose."""
+    """The image's bytes in the shard. A JPEG that needs no change is kept as it is: encoding it again would lose quality."""
     if parameters.format == "raw":
         return image.tobytes()
     import simplejpeg
 
     if image is original and encoded is not None and _is_plain_jpeg(encoded, image):
         return encoded
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=parameters.quality, colorsubsampling="420")
+    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=parameters.quality, colorsubsampling="420")
+    return data
 
 
 def _is_plain_jpeg(data: bytes, image: np.ndarray) -> bool:
@@ -209,6 +219,7 @@ def _scaled(extra: dict[str, Any], x: float, y: float) -> dict[str, Any]:
         return extra
 
     def scaled(box: Any) -> Any:
+        """A box with its edges scaled; a value that is not a box is unchanged."""
         if isinstance(box, dict) and "box" in box:
             return {**box, "box": scaled(box["box"])}
         if isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4:

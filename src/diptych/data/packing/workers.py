@@ -1,4 +1,4 @@
-"""Shards side by side: processes that take the next one to do, and end as soon as they are asked to or their parent is gone."""
+"""Shards in parallel: worker processes take the next shard, and end as soon as they are asked to or their parent has died."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import DiptychError
+from diptych.core.signals import how_it_ended
 from diptych.data.packing.shard import Parameters, Written, write_shard
 from diptych.data.source import Source
 
@@ -28,9 +29,11 @@ def write_shards(
     finished: Callable[[Written], None],
     seen: Callable[[int], None],
 ) -> None:
-    """Each shard to ``finished`` when it is written; how many items were looked at in all to ``seen``, now and then.
+    """Writes the shards. Calls ``finished`` with each shard when it is written, and ``seen`` now and then with the number of items
+    read so far.
 
-    Whatever ends this, Ctrl-C included, ends the workers; what they were at is removed, what they had finished is handed on.
+    Anything that ends this, Ctrl-C included, ends the workers; unfinished shards are removed, finished ones are still passed to
+    ``finished``.
     """
     if workers <= 1 or len(numbers) <= 1:
         _in_process(source, numbers, parameters, out, finished, seen)
@@ -92,15 +95,16 @@ def _in_process(
 
 
 class _Shared:
-    """What parent and workers see of each other."""
+    """Counters that parent and workers share."""
 
     def __init__(self, context: Any):
         self.taken, self.seen, self.stop = (context.Value("q", 0) for _ in range(3))
 
     def take(self) -> int:
+        """The index of the next shard that nobody has taken; it may be past the last one."""
         with self.taken.get_lock():
             self.taken.value += 1
-            return self.taken.value - 1
+            return int(self.taken.value) - 1
 
 
 def _work(
@@ -110,6 +114,7 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def tick() -> None:
+        """Counts an item. Raises Stopped if the parent asks for it or has died."""
         if shared.stop.value or os.getppid() != parent:
             raise Stopped
         with shared.seen.get_lock():
@@ -127,8 +132,7 @@ def _work(
 def _ended(process: Any, parameters: Parameters) -> None:
     process.join()
     if process.exitcode:
-        how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"status {process.exitcode}"
         raise DiptychError(
-            f"{parameters.address}: a packing process was killed ({how}; most often memory has run out). Finished shards are kept: "
-            "run the same command again with fewer --workers"
+            f"{parameters.address}: a packing process died ({how_it_ended(process.exitcode)}; most often memory has run out). "
+            "Finished shards are kept: run the same command again with fewer --workers"
         )

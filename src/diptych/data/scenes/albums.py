@@ -1,4 +1,4 @@
-"""``scenes:albums``: documents of some pictures of the same things, with texts that refer to the pictures before."""
+"""``scenes:albums``: documents of several pictures of the same things, with texts that refer to earlier pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PICTURES = (2, 5)  # in an album, at least and at most
 STEPS = ("colour", "count", "position", "join", "part", "again")
 _ALBUMS = 6  # a stream of seeds of its own
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
-# Where a second thing stands that joins the first, if the first is the first or the second of a relation.
+# The place of a second thing that joins the first one, which is the first or the second of a relation.
 _BESIDE = {"left": ("to the right of it", "to the left of it"), "above": ("below it", "above it")}
 _TOLD = {
     "first": ("here is {first}", "this is {first}", "the album begins with {first}"),
@@ -34,7 +34,7 @@ _TOLD = {
 
 
 class Step(NamedTuple):
-    """How a picture follows from those before. what: one of STEPS, or "first"."""
+    """How a picture differs from the earlier ones. what: one of STEPS, or "first"."""
 
     what: str
     value: str = ""  # a colour, a number, a position, the side of what joins, or the ordinal of an earlier picture
@@ -49,10 +49,10 @@ class Album(NamedTuple):
 
 
 class Albums(Drawn):
-    """Documents of two to five pictures, drawn on demand, a text before each; ``albums[i]`` depends on the world's options and i
-    alone.
+    """Documents of two to five pictures with a text before each, drawn on demand; ``albums[i]`` depends on the world's options and
+    i alone.
 
-    Texts tell what changes from one picture to the next ("now it is blue", "the same as in the first picture again"), so they are
+    Texts say what changes from one picture to the next ("now it is blue", "the same as in the first picture again"), so they are
     true in this order only. Samples have ``document``, ``text`` (all texts in one), ``negatives`` (with one statement wrong), and
     ``turns`` if the world asks. Extra: ``graphs``, ``steps``, ``questions``.
     """
@@ -71,7 +71,7 @@ class Albums(Drawn):
         return draw_album(self.world, self._seed(_ALBUMS, index))
 
     def captions(self, index: int) -> list[str]:
-        """All that is said in one album, without drawing it."""
+        """All texts of one album, without drawing it."""
         album = self.graph(self._checked(index))
         turns = conversation(album, questions(album), self.world.ask) if self.world.ask else []
         return [" ".join(texts(album)), *(turn.text for turn in turns)]
@@ -121,7 +121,7 @@ def _draw(world: World, random: Random, seed: int) -> Album:
 
 
 def _next(graphs: list[Graph], world: World, random: Random) -> tuple[Graph, Step]:
-    """A picture that differs from the last one, and how. The concept of the first picture stays the one that is spoken of."""
+    """A picture that differs from the last one, and how. The texts are about the concept of the first picture throughout."""
     last, concept = graphs[-1], graphs[0].things[0].concept
     main, alone = main_of(last, concept), len(last.things) == 1
     while True:
@@ -157,11 +157,11 @@ def main_of(graph: Graph, concept: str) -> Things:
     return next(things for things in graph.things if things.concept == concept)
 
 
-# --- what is said ---
+# --- texts ---
 
 
 def sentence(album: Album, k: int, step: Step, style: int) -> str:
-    """What the text before a picture says of it. step: what is said; of ``album.steps[k]``, it is true."""
+    """The text before a picture. step: the statement in it, which is true if it is ``album.steps[k]``."""
     graph, concept = album.graphs[k], album.graphs[0].things[0].concept
     main = main_of(graph, concept)
     noun = by_name()[concept].name if main.count == 1 else by_name()[concept].plural
@@ -237,7 +237,7 @@ def questions(album: Album) -> list[dict[str, str]]:
 
 
 def conversation(album: Album, asked: list[dict[str, str]], most: int) -> list[Turn]:
-    """Some of an album's questions with their answers, at most ``most``; all pictures stand before the first."""
+    """Some of an album's questions with their answers, at most ``most``; all pictures come before the first."""
     chosen = Random(album.seed + 5).sample(asked, min(most, len(asked)))
     turns = [Turn(role, q[key]) for q in chosen for role, key in (("user", "question"), ("assistant", "answer"))]
     return [Turn("user", f"{IMAGE * len(album.graphs)}\n{turns[0].text}"), *turns[1:]]

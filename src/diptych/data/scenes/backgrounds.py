@@ -1,6 +1,6 @@
-"""Textured backgrounds: pale, so that every colour of object stands out, and made of integers, so that they are exact.
+"""Textured backgrounds: pale, so that objects of every colour are easy to see, and made of integers, so that they are exact.
 
-A texture is twice as wide and high as a scene; each scene shows some window of it.
+A texture is twice as wide and high as a scene; each scene shows a part of it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 BASES = {
@@ -26,7 +27,7 @@ KINDS = tuple(BASES)
 VARIANTS = 4  # textures of each kind
 
 
-def _noise(random: np.random.RandomState, across: int, down: int, width: int) -> np.ndarray:
+def _noise(random: np.random.RandomState, across: int, down: int, width: int) -> NDArray[np.int32]:
     """Smooth noise with ``across`` × ``down`` knots, int -128..127, [width, width]."""
     knots = random.randint(0, 256, (max(2, down), max(2, across))).astype(np.uint8)
     return np.asarray(Image.fromarray(knots).resize((width, width), Image.Resampling.BICUBIC)).astype(np.int32) - 128
@@ -42,14 +43,15 @@ def _relief(kind: str, random: np.random.RandomState, width: int) -> np.ndarray:
     if kind == "sand":
         return fine // 8 + coarse // 9
     if kind == "water":
-        wave = np.abs((y + coarse // 16) % unit - unit // 2) * 40 // unit
+        wave: NDArray[np.int64] = np.abs((y + coarse // 16) % unit - unit // 2) * 40 // unit
         return wave - 10 + coarse // 14
     if kind == "snow":
         return coarse // 12 + fine // 24
     if kind == "wood":
         plank = y // unit
         seam = (y % unit == 0) | ((x + plank * 37) % (5 * unit) == 0)
-        return _noise(random, 6, width // 2, width) // 7 + random.randint(-9, 10, 64)[plank] - 26 * seam
+        wood: np.ndarray = _noise(random, 6, width // 2, width) // 7 + random.randint(-9, 10, 64)[plank] - 26 * seam
+        return wood
     if kind == "stone":
         return (coarse // 24) * 3 + _noise(random, 16, 16, width) // 12 + fine // 14
     if kind == "bricks":
@@ -60,7 +62,8 @@ def _relief(kind: str, random: np.random.RandomState, width: int) -> np.ndarray:
     if kind == "paper":
         return fine // 22 + coarse // 26
     if kind == "cloth":
-        return 9 * ((x // (unit // 2)) % 2) + 9 * ((y // (unit // 2)) % 2) - 9 + fine // 22
+        cloth: np.ndarray = 9 * ((x // (unit // 2)) % 2) + 9 * ((y // (unit // 2)) % 2) - 9 + fine // 22
+        return cloth
     assert kind == "tiles", kind
     tone = random.randint(-8, 9, (64, 64))[y // unit, x // unit]
     return np.where((x % unit == 0) | (y % unit == 0), -24, tone + coarse // 20)
@@ -71,7 +74,7 @@ def textures(size: int) -> dict[str, list[np.ndarray]]:
     """Kind to its variants, each uint16 [2·size, 2·size, 3] with values 0..255."""
     bank = {}
     for number, (kind, base) in enumerate(BASES.items()):
-        random = np.random.RandomState(1000 + number)  # the one NumPy generator whose stream is frozen
+        random = np.random.RandomState(1000 + number)  # the one NumPy generator with a guaranteed stream
         bank[kind] = [
             np.clip(np.array(base) + random.randint(-8, 9, 3) + _relief(kind, random, 2 * size)[..., None], 0, 255).astype(
                 np.uint16

@@ -18,7 +18,8 @@ from diptych.data.scenes.motion import FPS, FRAMES, INVERSE, MOTIONS, SIDES, Cli
 from diptych.data.scenes.world import World
 
 FORMAT = 1  # counts up when the same address gives other clips or captions
-FORMS = ("one", "who", "order", "pair")  # one thing that acts, beside one that does not, twice, or two things in turn
+# One thing that acts, one that acts next to another that does not, one that acts twice, two that act in turn.
+FORMS = ("one", "who", "order", "pair")
 _CLIPS = 5  # a stream of seeds of its own
 _BLOCK = len(MOTIONS) ** 2  # clips in which every pair of motions comes once
 _VERBS = {
@@ -66,7 +67,7 @@ class Clips(Drawn):
         return draw_clip(self.world, self._seed(_CLIPS, index), MOTIONS[first], MOTIONS[second])
 
     def captions(self, index: int) -> list[str]:
-        """All that is said of one clip, without drawing it."""
+        """All texts of one clip, without drawing it."""
         clip = self.graph(self._checked(index))
         texts = captions(clip, self.world.full)[0]
         return texts + ([t.text for t in conversation(clip, questions(clip), self.world.ask)] if self.world.ask else [])
@@ -101,9 +102,7 @@ def _pairs(seed: int) -> list[int]:
 
 
 def draw_clip(world: World, seed: int, first: str, second: str) -> Clip:
-    """A random clip that belongs to the world's split. first, second: its motions; the second is dropped where the form has one
-    event.
-    """
+    """A random clip that belongs to the world's split. first, second: its motions; the second is ignored in forms of one event."""
     wanted = world.split == "heldout-combinations"
     random = Random(seed)
     while True:
@@ -134,7 +133,7 @@ def form_of(clip: Clip) -> str:
     return "who" if len(clip.events) == 1 else "pair"
 
 
-# --- what is said ---
+# --- texts ---
 
 
 def _base(event: Event) -> str:
@@ -184,7 +183,7 @@ def falsehoods(clip: Clip, random: Random) -> list[Clip]:
 
 
 def captions(clip: Clip, wanted: int) -> tuple[list[str], list[str], list[str]]:
-    """So many captions of a clip in different wordings, what each means, and a false one in the same words for each."""
+    """``wanted`` captions of a clip in different wordings, the meaning of each, and for each a false one in the same words."""
     random = Random(clip.seed + 1)
     styles = len(_TEXTS[form_of(clip)])
     start = random.randrange(styles)
@@ -214,7 +213,7 @@ def questions(clip: Clip) -> list[dict[str, str]]:
 
 
 def conversation(clip: Clip, asked: list[dict[str, str]], most: int) -> list[Turn]:
-    """Some of a clip's questions with their answers, at most ``most``; all frames stand before the first."""
+    """Some of a clip's questions with their answers, at most ``most``; all frames come before the first."""
     random = Random(clip.seed + 5)
     chosen = random.sample(asked, min(most, len(asked)))
     turns = [Turn(role, q[key]) for q in chosen for role, key in (("user", "question"), ("assistant", "answer"))]

@@ -174,7 +174,7 @@ SETS = tuple(_SETS)
 def attribute_set(kind: str, world: World, seed: int, name: str) -> Group:
     """Images that differ in one attribute alone, in one wording (after SPEC, arXiv:2312.00081).
 
-    Existence: one image has the thing and the other has not; "a fox but no key" is true of one.
+    Existence: one image has the thing and the other does not; "a fox but no key" is true of one.
     """
     random = Random(seed)
     while not _belongs(graphs := _SETS[kind](world, random), world):
@@ -203,7 +203,7 @@ def single_object(world: World, seed: int, concept: str) -> Graph:
 
 
 def habit_pair(world: World, seed: int, concept: str) -> tuple[list[Graph], list[str]]:
-    """A scene of one object in the colour that is its concept's habit, the same in another colour, and their captions."""
+    """A scene of one object in the habitual colour of its concept, the same scene in another colour, and their captions."""
     random = Random(seed)
     base = single_object(world, seed, concept)
     while True:

@@ -1,10 +1,11 @@
-"""What the sources of the built-in world share: samples drawn on demand from seeds."""
+"""Base class of the sources of the built-in world: samples drawn on demand from seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Self
 
+from diptych.core.errors import counted
 from diptych.core.sample import Sample
 from diptych.data.scenes.graph import mix
 from diptych.data.scenes.world import SPLITS, World
@@ -42,13 +43,13 @@ class Drawn:
         return self.drawn(self._checked(index))
 
     def drawn(self, index: int) -> Sample:
-        """The sample of a number from 0 on."""
+        """The sample at ``index``, from 0 on."""
         raise NotImplementedError
 
     def _checked(self, index: int) -> int:
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} samples; there is no number {index}")
+            raise IndexError(f"{self.address} has {counted(len(self), 'sample')}; there is no number {index}")
         return index
 
     def fingerprint(self) -> str:

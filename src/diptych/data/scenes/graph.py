@@ -1,4 +1,4 @@
-"""The truth of a scene: which groups of objects it shows and how they stand to each other.
+"""The truth of a scene: which groups of objects it shows and how they are related.
 
 Everything else follows from a graph: ``layout`` paints it, ``language`` describes it.
 """
@@ -28,26 +28,28 @@ class Things(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """A scene. ``things[0]`` stands in ``relation`` to ``things[1]``; ``things[2]`` stands on a side of both."""
+    """A scene. ``things[0]`` is in ``relation`` to ``things[1]``; ``things[2]`` is on one side of both."""
 
     things: tuple[Things, ...]
-    relation: str = ""  # one of RELATIONS; "": nothing said
+    relation: str = ""  # one of RELATIONS; "": none
     side: str = ""  # of a third group: above, below, left or right of the other two
     position: str = ""  # one of POSITIONS, of a single object
     background: str = "paper"
     seed: int = 0  # of everything the truth leaves open: where exactly, which window of the texture, which words
-    room: int = 0  # lay out as if there were so many objects, so that scenes of different counts look alike
+    room: int = 0  # lay out as if there were this many objects, so that scenes of different counts look alike
 
     def as_dict(self) -> dict[str, Any]:
+        """The scene as plain data, for JSON."""
         return {**self._asdict(), "things": [things._asdict() for things in self.things]}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Graph:
+        """The scene of which ``as_dict`` returned this."""
         return cls(**{**content, "things": tuple(Things(**things) for things in content["things"])})
 
 
 def mix(*numbers: int) -> int:
-    """A well-stirred 64-bit hash of some integers."""
+    """A well-mixed 64-bit hash of some integers."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:
         state = ((state ^ (number & _MASK)) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & _MASK
@@ -129,7 +131,7 @@ def draw_things(
     sizes: tuple[str, ...] = ("",),
     taken: tuple[Things, ...] | list[Things] = (),
 ) -> Things:
-    """A random group whose concept is none of those taken."""
+    """A random group with a concept that is not taken yet."""
     names = names or world.names
     concept = _draw_concept(world, random, names)
     while any(concept == other.concept for other in taken):
@@ -153,24 +155,24 @@ def _cumulative(world: World, names: tuple[str, ...]) -> list[float]:
 
 
 def other(options: tuple[str, ...], random: Random, *taken: str) -> str:
-    """A random option that is none of those taken."""
+    """A random option that is not taken yet."""
     while (choice := options[random.randrange(len(options))]) in taken:
         pass
     return choice
 
 
-# Minimal edits: each gives a graph that says something else, or None where it does not apply.
+# Minimal edits: each gives a graph of which other captions are true, or None where it does not apply.
 
 
 def swap_order(graph: Graph, world: World, random: Random) -> Graph | None:
-    """The first two groups trade places."""
+    """The first two groups exchange places."""
     if not graph.relation:
         return None
     return graph._replace(things=(graph.things[1], graph.things[0], *graph.things[2:]))
 
 
 def swap_colours(graph: Graph, world: World, random: Random) -> Graph | None:
-    """The first two groups trade colours."""
+    """The first two groups exchange colours."""
     if len(graph.things) < 2:
         return None
     first, second, *rest = graph.things

@@ -1,4 +1,4 @@
-"""What can be said of a scene: captions in several wordings, their meanings and minimal falsehoods, questions."""
+"""Texts about a scene: captions in several wordings, their meanings, minimally false captions, questions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def styles(graph: Graph, frames: int = FRAMES) -> list[int]:
 
 
 def describe(graph: Graph, style: int) -> str:
-    """All the graph says, in one of its wordings."""
+    """All facts of the graph, in one of its wordings."""
     frame, template = style % FRAMES, style // FRAMES
     phrases = [phrase(things) for things in graph.things]
     first = graph.things[0]
@@ -89,13 +89,13 @@ def meaning(graph: Graph, background: str = "", absent: str = "") -> str:
 
 
 def outline(graph: Graph, colours: bool = False) -> Graph:
-    """The graph reduced to what short captions say: names and counts, perhaps colours."""
+    """The graph reduced to the content of short captions: names and counts, perhaps colours."""
     things = tuple(Things(t.count, t.concept, t.colour if colours else "") for t in graph.things)
     return graph._replace(things=things, relation="", side="", position="")
 
 
 def partial(graph: Graph, told: int) -> Graph:
-    """The graph as one sees it who does not mention its last groups."""
+    """The graph without its last groups, for captions that do not mention them."""
     kept = graph.things[:told]
     return graph._replace(things=kept, relation=graph.relation if len(kept) > 1 else "", side="")
 
@@ -107,7 +107,7 @@ def lacking(graph: Graph, absent: str) -> str:
 
 def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str], list[str], list[str]]:
     """Captions, meanings and negatives of a scene; or ``only_full`` paraphrases of the full description."""
-    shown = tuple(things.concept for things in graph.things)  # of these none is absent, told or not
+    shown = tuple(things.concept for things in graph.things)  # none of these is absent, whether mentioned or not
     if 0 < world.told < len(graph.things):
         graph = partial(graph, world.told)
     random = Random(graph.seed + 1)
@@ -125,7 +125,7 @@ def captions(graph: Graph, world: World, only_full: int = 0) -> tuple[list[str],
     if random.random() < world.short:
         brief = outline(graph, colours=random.random() < 0.5)
         wrong = edit(brief, world, random, CHANGES)
-        if (text := describe(brief, 0)) not in texts:  # where there is little to say, the short form is the full one
+        if (text := describe(brief, 0)) not in texts:  # with few facts, the short form is the full one
             texts.append(text)
             meanings.append(meaning(brief))
             negatives.append(describe(wrong, 0) if wrong else "")
@@ -182,8 +182,8 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def conversation(graph: Graph, asked: Sequence[dict[str, str]], caption: str, most: int) -> list[Turn]:
-    """Some of a scene's questions with their answers, at most ``most``; asking for a description counts as two of them, it is so
-    much longer.
+    """Some of a scene's questions with their answers, at most ``most``; a request for a description counts as two, since its answer
+    is much longer.
 
     Every other question asks for a short answer in the words that benchmarks use.
     """
@@ -196,7 +196,7 @@ def conversation(graph: Graph, asked: Sequence[dict[str, str]], caption: str, mo
 
 
 def options(graph: Graph, world: World, asked: dict[str, str], most: int = 4) -> tuple[list[str], list[str]]:
-    """What a question of ``questions`` may be answered, in random order, and for each a caption that says the same.
+    """The possible answers to a question of ``questions``, in random order, and for each a caption that says the same.
 
     At most ``most`` where any concept or colour could be; the right one is always among them.
     """

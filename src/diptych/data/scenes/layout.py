@@ -1,4 +1,4 @@
-"""Where the objects of a graph stand, and the picture of them.
+"""Where the objects of a graph are, and the picture of them.
 
 Lengths are fractions of the picture until ``picture`` rounds them to pixels. The random draws depend on the numbers
 and sizes of the objects only, so scenes that differ in concepts, colours or order alone differ in nothing else.
@@ -18,7 +18,7 @@ from diptych.data.scenes.sprites import Sprite, sprite
 Point = tuple[float, float]  # (x, y) of an object's centre
 
 # Longer sides of objects. Few different ones, so that few tinted sprites are kept.
-_MARKED = {"big": 0.5, "small": 0.27}  # those whose size captions name
+_MARKED = {"big": 0.5, "small": 0.27}  # the sizes that captions name
 _ALONE = (0.42, 0.4, 0.37, 0.36, 0.28, 0.28)  # in a group of 1, 2 … that has the picture to itself
 _SHARING = (0.38, 0.36, 0.3, 0.25, 0.24, 0.24)
 _FRONT = 0.52  # one before the other
@@ -112,7 +112,7 @@ def _trio(random: Random, graph: Graph) -> tuple[list[list[Point]], list[float]]
 
 
 def _visible(hidden: np.ndarray, cover: np.ndarray, dx: int, dy: int) -> float:
-    """Share of a mask left visible under another whose top left corner lies (dx, dy) pixels from its own."""
+    """Share of a mask left visible under another with its top left corner (dx, dy) pixels away."""
     height, width = hidden.shape
     rows, columns = cover.shape
     y0, y1, x0, x1 = max(0, dy), min(height, dy + rows), max(0, dx), min(width, dx + columns)
@@ -123,7 +123,7 @@ def _visible(hidden: np.ndarray, cover: np.ndarray, dx: int, dy: int) -> float:
 
 
 def _overlapping(random: Random, graph: Graph, size: int) -> list[Placed]:
-    """One object partly before another, in painting order; who stands where does not depend on who is in front."""
+    """One object partly in front of another, in painting order; their places do not depend on which is in front."""
     side = round(_FRONT * size)
     pair = sorted(graph.things)
     flips = random.random() < 0.5, random.random() < 0.5
@@ -190,7 +190,7 @@ def ground(background: str, random: Random, size: int) -> np.ndarray:
 
 
 def blit(canvas: np.ndarray, drawn: Sprite, x: int, y: int, flip: bool) -> None:
-    """Paint a sprite, mirrored if ``flip``, with its top left corner at (x, y); what lies beyond the canvas is cut off. canvas:
+    """Paint a sprite, mirrored if ``flip``, with its top left corner at (x, y); parts beyond the canvas are cut off. canvas:
     uint16 [H, W, 3].
     """
     height, width = drawn.mask.shape

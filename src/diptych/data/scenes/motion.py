@@ -54,7 +54,9 @@ class Clip(NamedTuple):
         return self._replace(events=tuple(e._replace(motion=INVERSE[e.motion]) for e in self.events[::-1]))
 
     def possible(self) -> bool:
-        """Whether these events can follow each other: nothing acts before it enters or after it leaves, or does the same twice."""
+        """Whether these events can follow each other: nothing acts before it enters or after it leaves, and nothing does the same
+        twice.
+        """
         for thing in range(len(self.things)):
             own = [e for e in self.events if e.thing == thing]
             if any(a[1:] == b[1:] for a, b in itertools.pairwise(own)):
@@ -93,7 +95,7 @@ def states(clip: Clip, thing: int, random: Random, room: Room) -> list[State]:
         x += dx * min(_STEP, 0.85 * (room[2] - room[0] - longest))
         y += dy * min(_STEP, 0.85 * (room[3] - room[1] - longest))
         path.append([x, y, length])
-    for axis in (0, 1):  # into the room, anywhere
+    for axis in (0, 1):  # anywhere in the room
         low = min(state[axis] - state[2] / 2 for state in path)
         high = max(state[axis] + state[2] / 2 for state in path)
         shift = room[axis] - low + random.random() * (room[axis + 2] - room[axis] - (high - low))
@@ -129,7 +131,7 @@ def _touches(room: Room, side: str) -> bool:
 def frames_of(clip: Clip, size: int) -> tuple[list[np.ndarray], list[list[list[int] | None]]]:
     """The frames, ``FRAMES`` of uint8 [size, size, 3], and for each thing its box in each frame.
 
-    A box is [left, top, right, bottom] in pixels, cut to the picture; None where nothing of the thing is to be seen.
+    A box is [left, top, right, bottom] in pixels, cut to the picture; None where nothing of the thing can be seen.
     """
     random = Random(clip.seed + 2)
     still = ground(clip.background, random, size)

@@ -16,7 +16,7 @@ from diptych.data.scenes.graph import SWAPS, Graph, draw, edit
 from diptych.data.scenes.layout import picture
 from diptych.data.source import Group
 
-_SCENES, _SINGLES, _GROUPS, _SETS, _HABITS = 0, 1, 2, 3, 4  # streams of seeds that never meet
+_SCENES, _SINGLES, _GROUPS, _SETS, _HABITS = 0, 1, 2, 3, 4  # independent streams of seeds
 
 
 class Scenes(Drawn):
@@ -39,10 +39,11 @@ class Scenes(Drawn):
         return list(self.world.names)
 
     def drawn(self, index: int) -> Sample:
-        """The sample of a number from 0 on."""
+        """The sample at ``index``, from 0 on."""
         return self._sample(self.graph(index), f"{self.world.split}/{index}")
 
     def graph(self, index: int) -> Graph:
+        """The scene at ``index``; its picture is not drawn."""
         return draw(self.world, self._seed(_SCENES, index))
 
     def _sample(self, graph: Graph, name: str, only_full: int = 0) -> Sample:
@@ -64,7 +65,7 @@ class Scenes(Drawn):
         )
 
     def twin(self, graph: Graph | dict[str, Any]) -> Sample | None:
-        """The same scene with two groups or their colours swapped; None if it has no twin the split may show.
+        """The same scene with two groups or their colours swapped; None if it has no such twin that the split may show.
 
         ``graph`` is what a sample's ``extra["graph"]`` holds. Wording, background and, where counts and sizes
         allow, the places of the objects are those of the scene itself.
@@ -92,10 +93,11 @@ class Scenes(Drawn):
         return language.options(Graph.from_dict(sample.extra["graph"]), self.world, asked)
 
     def concepts(self) -> list[str]:
-        """Names of what this split shows; in ``heldout-concepts``, of what only it shows."""
+        """Names of the concepts that this split shows; in ``heldout-concepts``, of those that only it shows."""
         return list(self.world.focus)
 
     def concept_samples(self, n: int) -> list[tuple[np.ndarray, int]]:
+        """n images of one object each, uint8 [size, size, 3], with the index of its concept in ``concepts()``."""
         names = self.world.focus
         graphs = (single_object(self.world, self._seed(_SINGLES, i), names[i % len(names)]) for i in range(n))
         return [(picture(graph, self.world.size)[0], i % len(names)) for i, graph in enumerate(graphs)]
@@ -110,7 +112,7 @@ class Scenes(Drawn):
         return result
 
     def retrieval(self, n: int, captions: int = 3) -> list[Sample]:
-        """n scenes of which no full description is true of another; each with paraphrases of its own."""
+        """n scenes, chosen so that no full description of one is true of another; each with its own paraphrases."""
         kept: list[Graph] = []
         holders: dict[tuple[int, str], list[Graph]] = {}  # (count, concept) to the graphs that show it
         samples: list[Sample] = []
@@ -126,20 +128,20 @@ class Scenes(Drawn):
             for key in keys:
                 holders.setdefault(key, []).append(graph)
             samples.append(self._sample(graph, f"{self.world.split}/{index}", captions))
-        raise DiptychError(f"{self.address} is too small a world for {n} scenes that no description confuses")
+        raise DiptychError(f"{self.address} is too small a world for {n} scenes with descriptions that fit no other scene")
 
 
 def regions(graph: Graph, boxes: list[dict[str, Any]]) -> list[Region]:
     """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them."""
     result = []
-    for things in graph.things:  # of a concept there is one group
+    for things in graph.things:  # each concept has one group
         left, top, right, bottom = zip(*(box["box"] for box in boxes if box["concept"] == things.concept), strict=True)
         result.append(Region((float(min(left)), float(min(top)), float(max(right)), float(max(bottom))), language.phrase(things)))
     return result
 
 
 def _may_be_true(said: Graph, shown: Graph) -> bool:
-    """Whether all that a full description of one graph says could hold of another scene."""
+    """Whether a full description of one graph could be true of another scene."""
     if said.relation:
         if said.relation != shown.relation or (said.side and said.side != shown.side):
             return False
@@ -150,7 +152,7 @@ def _may_be_true(said: Graph, shown: Graph) -> bool:
 
 
 def _fits(said: Any, shown: Any) -> bool:
-    """Whether a group may be described so; nothing is known of the colour of an untinted one."""
+    """Whether a description may fit a group; nothing is known of the colour of an untinted group."""
     return (
         (said.count, said.concept) == (shown.count, shown.concept)
         and (said.colour == shown.colour or not said.colour or not shown.colour)

@@ -41,7 +41,7 @@ _FILL = 0.65  # the luminance that takes the pure colour: darker shades towards 
 
 
 class Sprite(NamedTuple):
-    """What a blit needs: ``canvas = canvas * keep / 256 + paint``. All arrays [height, width, 3] but the mask."""
+    """The arrays that painting needs: ``canvas = canvas * keep / 256 + paint``. All arrays [height, width, 3] but the mask."""
 
     paint: np.ndarray  # uint8, premultiplied colour
     keep: np.ndarray  # uint16 0..256, how much of the canvas shows through
@@ -102,7 +102,7 @@ def masters() -> dict[str, np.ndarray]:
 
 
 def _store(file: Path, shapes: np.ndarray, pixels: np.ndarray) -> None:
-    """Written aside and moved into place, so that no reader sees half a file; without a writable cache, not at all."""
+    """Written to a temporary file and renamed, so that no reader sees half a file. Without a writable cache nothing is written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
@@ -114,7 +114,7 @@ def _store(file: Path, shapes: np.ndarray, pixels: np.ndarray) -> None:
 
 @cache
 def _tones(concept: str) -> tuple[float, float]:
-    """The luminance (0..1) most of the drawing's filled area has, and how bright its lines may stay when tinted.
+    """The luminance (0..1) of most of the drawing's filled area, and how bright its lines may stay when tinted.
 
     The more of a drawing is dark lines, the brighter they stay, or the colour would be lost.
     """
@@ -128,7 +128,8 @@ def _tones(concept: str) -> tuple[float, float]:
 def _luminance(rgba: np.ndarray) -> np.ndarray:
     """Of premultiplied pixels, 0..1: [height, width]."""
     weighted = (rgba[..., :3] * np.array((0.299, 0.587, 0.114))).sum(axis=-1)
-    return weighted / np.maximum(rgba[..., 3].astype(np.float64), 1)
+    luminance: np.ndarray = weighted / np.maximum(rgba[..., 3].astype(np.float64), 1)
+    return luminance
 
 
 def _tinted(rgba: np.ndarray, colour: str, fill: float, lines: float) -> np.ndarray:
@@ -136,7 +137,7 @@ def _tinted(rgba: np.ndarray, colour: str, fill: float, lines: float) -> np.ndar
     alpha = rgba[..., 3:].astype(np.float64)
     luminance = np.clip(_luminance(rgba)[..., None] * (_FILL / fill), 0, 1)
     pure = np.array(PALETTE[colour], np.float64)
-    if colour == "white" and lines < 1:  # grey lines take nothing from white, and set it off from pale grounds
+    if colour == "white" and lines < 1:  # grey lines leave white as it is, and make it visible on pale backgrounds
         lines *= 0.6
     dark = pure * (lines + (1 - lines) * luminance / _FILL)
     shine = 0.2 if colour == "black" else 0.4

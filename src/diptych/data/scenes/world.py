@@ -1,4 +1,4 @@
-"""What a ``scenes:`` address stands for: the size of the world, and what of it is held out."""
+"""The settings of a ``scenes:`` address: the size of the world, and what is held out of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diptych.data.scenes.sprites import PALETTE, versions
 FORMAT = 2  # counts up when the same address gives other scenes or captions
 SPLITS = ("train", "validation", "test", "heldout-combinations", "heldout-concepts")
 RELATIONS = ("left", "above", "front")  # the first group is left of, above or in front of the second
-_LATER = ("told", "zipf", "habit", "ask")  # options that came after the first worlds had been published
+_LATER = ("told", "zipf", "habit", "ask")  # options that were added after the first worlds had been published
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
 
 
@@ -29,7 +29,7 @@ class World:
     colours: int = 10
     max_objects: int = 6  # in one scene
     natural: float = 0.25  # chance that a group keeps the drawing's own colours
-    placed: float = 0.2  # share of the scenes with one object, whose place is told
+    placed: float = 0.2  # share of the scenes with one object, of which captions give the place
     counted: float = 0.13  # share of the scenes with several objects of one kind
     trios: float = 0.1  # share of the scenes with three groups; the rest are pairs in relation
     seed: int = 0
@@ -41,8 +41,8 @@ class World:
     absent: float = 0.3
     frames: int = 3  # "…", "a picture of …", "there is …": how many of these openings captions use
     told: int = 0  # how many of a scene's groups captions speak of; 0: all
-    zipf: float = 0.0  # a concept of rank r is drawn with a chance that goes as 1 / r^zipf; 0: all alike
-    ask: int = 0  # turns of a conversation about each scene: so many of its questions, answered; 0: none
+    zipf: float = 0.0  # a concept of rank r is drawn with a chance proportional to 1 / r^zipf; 0: all equally often
+    ask: int = 0  # how many of a scene's questions its conversation asks and answers; 0: no conversation
     habit: float = 0.0  # chance that a coloured group has its concept's habitual colour; else, any
 
     def __post_init__(self) -> None:
@@ -64,10 +64,13 @@ class World:
         return min(self.length or longest, longest)
 
     def with_split(self, name: str) -> World:
+        """The same world with another split. Raises DiptychError if there is no such split."""
         return replace(self, split=name)
 
     def fingerprint(self) -> str:
-        given = {k: v for k, v in asdict(self).items() if v or k not in _LATER}  # unused, they leave a world what it was
+        """16 hexadecimal digits that change with every setting and with the versions of what draws and describes scenes."""
+        # A world that does not use the later options keeps its fingerprint.
+        given = {k: v for k, v in asdict(self).items() if v or k not in _LATER}
         content = {**given, "length": len(self), "format": FORMAT, **versions()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -99,13 +102,16 @@ class World:
 
     @cached_property
     def palette(self) -> tuple[str, ...]:
+        """Names of the colours in use."""
         return tuple(PALETTE)[: self.colours]
 
     # How often things are drawn.
 
     @cached_property
     def weights(self) -> dict[str, float]:
-        """Of each concept, relative to the most frequent. Ranks are shuffled: the list of concepts begins with the plainest."""
+        """The frequency of each concept, relative to the most frequent. Ranks are shuffled, since the list of concepts begins with
+        the plainest.
+        """
         order = sorted(self.seen + self.unseen, key=lambda name: hashlib.sha256(f"{self.seed} {name}".encode()).digest())
         return {name: (rank + 1.0) ** -self.zipf for rank, name in enumerate(order)}
 
@@ -118,7 +124,7 @@ class World:
             result[name] = allowed[hashlib.sha256(f"{self.seed} {name} habit".encode()).digest()[0] % len(allowed)]
         return result
 
-    # What is held out. Modular, so that every concept, colour and relation loses its fair share.
+    # What is held out. By remainders, so that every concept, colour and relation loses an equal share.
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -136,7 +142,7 @@ class World:
         return (7 * a + 13 * b + 5 * RELATIONS.index(relation)) % 17 == 0
 
 
-# Little language and mostly pairs, so that minutes are enough to learn composition; the full world talks more.
+# Few wordings and mostly pairs, so that minutes are enough to learn composition; the full world has more wordings.
 _PLAIN: dict[str, Any] = {"short": 0.1, "long": 0.0, "frames": 2, "placed": 0.12, "counted": 0.1, "trios": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"size": 48, "concepts": 12, "colours": 6, "max_objects": 3, "natural": 0.0, **_PLAIN},
@@ -145,7 +151,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "clips": {"size": 64, "concepts": 24, "colours": 8, "max_objects": 2, "natural": 0.0, "full": 2},
     "albums": {"size": 64, "concepts": 24, "colours": 8, "max_objects": 4, "natural": 0.0, "full": 1},
 }
-# Options of the worlds that do not draw single pictures; the others would change nothing.
+# Options of the worlds that do not draw single pictures; the other options have no effect there.
 _COMMON = ("size", "concepts", "colours", "natural", "seed", "split", "length", "zipf", "ask", "habit")
 ONLY = {"clips": (*_COMMON, "full"), "albums": (*_COMMON, "max_objects")}
 
@@ -154,7 +160,7 @@ def parse(address: str) -> World:
     """``scenes:[preset][?option=value&…]`` as a world."""
     scheme, _, rest = address.partition(":")
     if scheme != "scenes":
-        raise DiptychError(f"'{address}' is no address of the built-in scenes: it must start with 'scenes:'")
+        raise DiptychError(f"'{address}' is not an address of the built-in scenes: it must start with 'scenes:'")
     preset, _, query = rest.partition("?")
     if (preset or "full") not in PRESETS:
         raise DiptychError(f"'{address}': no preset '{preset}'{nearest(preset, PRESETS)}")

@@ -3,7 +3,7 @@
 | address | data |
 |---|---|
 | ``scenes:…`` | the built-in world: images; ``scenes:clips``: clips; ``scenes:albums``: documents |
-| ``folder:photos/`` | images with .txt or .json beside them, or one ``captions.jsonl``/``metadata.csv`` |
+| ``folder:photos/`` | images with .txt or .json next to them, or one ``captions.jsonl``/``metadata.csv`` |
 | ``csv:table.csv?image=file&caption=text`` | a table (.csv, .tsv) with image paths and captions; ``jsonl:`` likewise |
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
 | ``coco:captions.json?images=DIR`` | COCO captions |
@@ -19,7 +19,8 @@
 | ``packed:DIRECTORY`` | what ``diptych data pack`` wrote |
 | ``openmoji:all`` | 1,900 drawings with their names, packaged: small, real, without a download |
 | ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
-| ``repeated:scenes:small?items=100&share=0.5`` | some of its samples again and again among fresh ones |
+| ``repeated:scenes:small?items=100&share=0.5`` | some of its samples repeated many times among new ones |
+| ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
 A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes
@@ -53,6 +54,7 @@ SCHEMES = {
     "packed": "diptych.data.sources.packed:Packed",
     "openmoji": "diptych.data.sources.openmoji:OpenMoji",
     "repeated": "diptych.data.sources.repeated:Repeated",
+    "control": "diptych.data.control:Control",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "wds", ".json": "coco"}
 _OWN = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)
@@ -108,12 +110,12 @@ def _open(kind: str, rest: str, address: str) -> Source:
     place, options = _options(rest, {"split", *option_names(make)})
     part = options.pop("split", None)
     if not place and kind in SCHEMES.values():
-        raise DiptychError(f"'{address}' names no place; expected {address.partition(':')[0]}:PATH")
+        raise DiptychError(f"'{address}' has no place; expected {address.partition(':')[0]}:PATH")
     source: Any = make(place, **check_options(make, options, address))
     if not isinstance(source, Source):
         needs = ("address", "problems", "__len__", "__getitem__", "fingerprint", "split")
         lacks = [name for name in needs if not hasattr(source, name)]
-        raise DiptychError(f"'{address}': {type(source).__name__} is no Source: it lacks {', '.join(lacks)}")
+        raise DiptychError(f"'{address}': {type(source).__name__} is not a Source: it does not have {', '.join(lacks)}")
     source.address = _without_split(address) if part else address
     return source.split(part) if part else source
 

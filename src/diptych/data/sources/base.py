@@ -1,4 +1,4 @@
-"""What the sources of files share: they list entries, and this class makes samples, splits and fingerprints of them."""
+"""Base class of the sources of files: they list entries, and this class makes samples, splits and fingerprints of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,13 +41,13 @@ class Entry:
 
 
 def clean(caption: str) -> str:
-    """One line, without control characters. Never shortened: that is the tokenizer's business."""
+    """One line, without control characters. Never shortened: that is left to the tokenizer."""
     return " ".join(_CONTROL.sub("", caption).split())
 
 
 def texts(value: Any) -> list[str]:
     """The captions in a field: a text, several, or none."""
-    if value is None or value != value:  # NaN, pandas' way to say nothing
+    if value is None or value != value:  # NaN, by which pandas marks a missing value
         return []
     if isinstance(value, (list, tuple)):
         return [str(v) for v in value if v is not None]
@@ -71,7 +72,7 @@ def column(columns: list[str], names: tuple[str, ...], chosen: str | None, optio
 
 
 class ListedSource(ABC):
-    """A ``Source`` over a list of entries. A format says how to list them and, unless they are files, how to read one.
+    """A ``Source`` over a list of entries. A format defines how to list them and, unless they are files, how to read one.
 
     Captions that are empty and images that are missing are left out and recorded in ``problems``; entries with the
     same id are one sample with several captions, equal captions once.
@@ -113,7 +114,7 @@ class ListedSource(ABC):
             if first is not entry:
                 first.captions += entry.captions
                 for name, value in entry.fields.items():
-                    if isinstance(value, list):  # regions of one image may stand in several rows
+                    if isinstance(value, list):  # regions of one image may be in several rows
                         first.fields[name] = [*first.fields.get(name, []), *value]
         stamps = files.stamps(url for e in merged.values() for url in self.files_of(e))
         return [e for e in merged.values() if self._is_usable(e, stamps)]
@@ -159,11 +160,11 @@ class ListedSource(ABC):
         return Sample(entry.id, dict(entry.extra), **decoded, text=text, **entry.fields)
 
     def captions(self, index: int) -> list[str]:
-        """Of one item, without decoding its image."""
+        """The captions of one item, without decoding its image."""
         return list(self._entries[index].captions)
 
     def image_bytes(self, entry: Entry) -> bytes:
-        """As ``read``, but what goes wrong is a ``BrokenItem``."""
+        """Like ``read``, but every error becomes a ``BrokenItem``."""
         try:
             return self.read(entry)
         except Exception as error:  # remote file systems raise errors of their own
@@ -187,32 +188,67 @@ class ListedSource(ABC):
         return total.hexdigest()
 
     def split(self, name: str) -> ListedSource:
-        """The items whose image hash falls into the part's share: equal images are always in the same part.
+        """The items with an image hash in the part's share: equal images are always in the same part.
 
-        A part of very few items may be empty. A part gives itself for its own name, and refuses another.
+        A part of very few items may be empty. A part returns itself for its own name, and raises DiptychError for another.
         """
         if self.part is not None and name == self.part:
             return self
-        chosen = split_rows(name, self.part, self.address, b"".join(self.digests())).tolist()
+        return self._part_of(name, split_rows(name, self.part, self.address, b"".join(self.digests())).tolist())
+
+    def _part_of(self, name: str, rows: Sequence[int]) -> ListedSource:
+        """Some of the items as the part called ``name``."""
         part = copy.copy(self)
         part.part = name
         part.address = f"{self.address}{'&' if '?' in self.address else '?'}split={name}"
-        part._entries = [self._entries[i] for i in chosen]
-        part._digests = [self.digests()[i] for i in chosen]
+        part._entries = [self._entries[i] for i in rows]
+        part._digests = None if self._digests is None else [self._digests[i] for i in rows]
         return part
 
 
+class Names:
+    """Ids that are unique: a name that comes again is numbered, ``a``, ``a#2``, ``a#3``."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+
+    def new(self, name: str) -> str:
+        """The id of the next item that is called so."""
+        self._seen[name] += 1
+        if self._seen[name] == 1:
+            return name
+        return self.new(f"{name}#{self._seen[name]}")  # unless something is called that, too
+
+
+def image_of(given: Any, directory: str) -> str | bytes:
+    """The URL of an image file, or its bytes, from a path as seen from a directory, bytes or ``{bytes, path}``. ValueError for
+    anything else.
+    """
+    if isinstance(given, Mapping):
+        given = given.get("bytes") or given.get("path")
+    if isinstance(given, bytes):
+        return given
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError(f"an image given as {type(given).__name__}; expected a path, or bytes")
+    return files.join(directory, given.strip())
+
+
+def bytes_of(image: str | bytes) -> bytes:
+    """The bytes of what ``image_of`` returned. Raises ``OSError`` or DiptychError."""
+    return files.read(image) if isinstance(image, str) else image
+
+
 def joined_stamp(stamps: Sequence[str]) -> str:
-    """The stamp of several files together; "" if that of one is not known."""
+    """The stamp of several files together; "" if one of them is not known."""
     if len(stamps) == 1 or not all(stamps):
         return stamps[0] if len(stamps) == 1 else ""
     return digests.digest("|".join(stamps).encode("utf-8", "surrogateescape")).hex()
 
 
 def split_rows(name: str, part: str | None, address: str, digests: bytes) -> np.ndarray:
-    """The places of the images whose hash falls into the share of the part called ``name``.
+    """Indices of the images with a hash in the share of the part called ``name``.
 
-    part: what the source is already, or None; digests: 16 bytes an image, one after the other.
+    part: the part that the source already is, or None; digests: 16 bytes per image, concatenated.
     """
     if name not in PARTS:
         raise DiptychError(f"{address}: no split '{name}'{nearest(name, PARTS)}")

@@ -1,4 +1,4 @@
-"""``classes:``: images with a class each, in class folders or in a table."""
+"""``classes:``: images with one class each, in class folders or in a table."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Classes(CellSource):
     of classes.
 
     Folders may be nested: the class is the folder directly below the directory. In Parquet, images may be bytes, and classes
-    numbers of a ``ClassLabel``. Samples have an image, its ``Label`` and one caption, the class name in ``template`` (``{}`` stands
-    for it, underscores as spaces). ``classes``: names of the classes of the whole source, sorted, in every split; a label's index
-    is into it.
+    numbers of a ``ClassLabel``. Samples have an image, its ``Label`` and one caption, the class name in place of ``{}`` in
+    ``template`` (underscores become spaces). ``classes``: names of the classes of the whole source, sorted, in every split; a
+    label's index is into it.
     image, label: columns of the table.
     """
 
@@ -94,9 +94,13 @@ class Classes(CellSource):
                 raise DiptychError(f"classes:{self.place}: there is no such directory or table")
             if wrong := [url for url in urls if not url.endswith((".csv", ".tsv", ".jsonl", ".ndjson"))]:
                 raise DiptychError(
-                    f"classes:{wrong[0]}: neither a directory of class folders nor a .csv, .tsv, .jsonl or .parquet table"
+                    f"classes:{wrong[0]}: not a directory of class folders, and not a .csv, .tsv, .jsonl or .parquet table"
                 )
-            rows = (e for url in urls for e in table_entries(url, self.problems, self.image, self.label, words=LABEL))
+            rows = (
+                entry
+                for url, prefix in zip(urls, files.prefixes(urls), strict=True)
+                for entry in table_entries(url, self.problems, self.image, self.label, words=LABEL, prefix=prefix)
+            )
         for entry in rows:
             names = [name for name in map(str.strip, entry.captions) if name]
             if len(names) == 1:

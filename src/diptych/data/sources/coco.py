@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import posixpath
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,10 +18,12 @@ PHRASES = ("phrase", "phrases", "expression", "sentence", "sentences", "label", 
 
 
 class Coco(ListedSource):
-    """Images lie beside the JSON, in ``images/``, or where COCO's own layout puts them; else ``?images=DIRECTORY``.
+    """Images are next to the JSON, in ``images/``, or where COCO's own layout puts them; otherwise give ``?images=DIRECTORY``.
 
-    instances: a second file of COCO, whose boxes become the images' regions, each with its category as phrase; given alone, as
-    ``coco:instances.json``, images have regions and no captions. Crowds (``iscrowd``) are left out.
+    instances: a second file of COCO; its boxes become the images' regions, each with its category as phrase. Given alone, as
+    ``coco:instances.json``, images have regions and no captions. A file may have both: an annotation with ``caption`` is a caption
+    of its image, and one with ``bbox`` a region; one with both is both. Without a category or ``phrase`` its caption is the
+    region's phrase, too. Crowds (``iscrowd``) are left out. Entries that cannot be used are problems.
     """
 
     looked_for = "images with captions or boxes"
@@ -34,64 +35,94 @@ class Coco(ListedSource):
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
         content = read_coco(self.place)
-        images, annotations = content["images"], content["annotations"]
-        captions: dict[Any, list[str]] = defaultdict(list)
-        regions: dict[Any, list[Region]] = {}
-        if any("caption" in a for a in annotations):
-            for annotation in annotations:
-                captions[annotation.get("image_id")].append(str(annotation.get("caption", "")))
-        elif any("bbox" in a for a in annotations):
-            regions = self._regions(self.place, content)
-        elif annotations:
+        if not any(key in a for a in content["annotations"] if isinstance(a, dict) for key in ("caption", "bbox")):
             raise DiptychError(
                 f"{self.place}: its annotations have no 'caption' and no 'bbox'; give a captions_*.json or instances_*.json"
             )
+        content = self._usable_of(content, self.place)
+        images, annotations = content["images"], content["annotations"]
+        captions: dict[Any, list[str]] = defaultdict(list)
+        regions: dict[Any, list[Region]] = {}
+        said = [a for a in annotations if "caption" in a]
+        boxed = [a for a in annotations if "bbox" in a]
+        for annotation in said:
+            if isinstance(annotation["caption"], str):
+                captions[annotation["image_id"]].append(annotation["caption"])
+            else:
+                self._wrong(self.place, "annotation", annotation, f"caption: {_found(annotation['caption'])}; expected a text")
         if self.instances:
-            place = next((p for p in beside(self.place, self.instances) if files.exists(p)), beside(self.place, self.instances)[0])
-            regions = self._regions(place, read_coco(place))
+            places = files.places_of(self.place, self.instances)
+            place = next((p for p in places if files.exists(p)), places[0])
+            other = self._usable_of(read_coco(place), place)
+            regions = self._regions(place, other, other["annotations"])  # any of these must be a box
+        elif boxed:
+            regions = self._regions(self.place, content, boxed)
+        for annotation in annotations:
+            if "caption" not in annotation and "bbox" not in annotation:
+                self._wrong(self.place, "annotation", annotation, "no caption and no bbox")
         directory = self._directory(images)
         for image in images:
             image = dict(image)
-            name, number = image.pop("file_name", None), image.pop("id", None)
-            if not name:
-                self.problems.append(Problem(f"{files.name(self.place)}: image {number}", "no file_name"))
+            name, number = image.pop("file_name", None), image.pop("id")
+            boxes, texts = regions.pop(number, None), captions.pop(number, [])
+            if not name or not isinstance(name, str):
+                reason = f"file_name: {_found(name)}; expected a path" if name else "no file_name"
+                self._wrong(self.place, "image", {"id": number}, reason)
                 continue
-            boxes = regions.pop(number, None)
             fields = {"regions": boxes} if boxes else {}
-            yield Entry(name, files.join(directory, name), captions.pop(number, []), {"coco_id": number, **image}, fields=fields)
+            yield Entry(name, files.join(directory, name), texts, {"coco_id": number, **image}, fields=fields)
         for number in captions:
-            self.problems.append(Problem(f"{files.name(self.place)}: image {number}", "captions for an unknown image"))
+            self._wrong(self.place, "image", {"id": number}, "captions for an unknown image")
         for number in regions:
-            self.problems.append(
-                Problem(f"{files.name(self.instances or self.place)}: image {number}", "boxes for an unknown image")
-            )
+            self._wrong(self.instances or self.place, "image", {"id": number}, "boxes for an unknown image")
 
-    def _regions(self, place: str, content: Mapping[str, Any]) -> dict[Any, list[Region]]:
+    def _wrong(self, place: str, what: str, entry: Mapping[str, Any], reason: str) -> None:
+        self.problems.append(Problem(f"{files.name(place)}: {what} {entry.get('id')}", reason))
+
+    def _usable_of(self, content: dict[str, Any], place: str) -> dict[str, Any]:
+        """A file's content without the entries that name no image by its number; those are added to ``problems``."""
+        for key, what, number in (("images", "image", "id"), ("annotations", "annotation", "image_id")):
+            usable = []
+            for at, entry in enumerate(content[key]):
+                if not isinstance(entry, dict):
+                    self._wrong(place, what, {"id": f"at place {at}"}, f"{_found(entry)}; expected {{{number}, …}}")
+                elif not isinstance(entry.get(number), (int, float, str)):
+                    reason = f"{number}: {_found(entry[number])}; expected a number" if number in entry else f"no {number}"
+                    self._wrong(place, what, {"id": entry.get("id") if what == "annotation" else f"at place {at}"}, reason)
+                else:
+                    usable.append(entry)
+            content[key] = usable
+        return content
+
+    def _regions(self, place: str, content: Mapping[str, Any], annotations: list[dict[str, Any]]) -> dict[Any, list[Region]]:
         """The regions of each image, by its number; boxes that cannot be used are added to ``problems``."""
-        names = {c.get("id"): str(c.get("name", "")) for c in content.get("categories") or []}
-        sizes = {i.get("id"): (i.get("width"), i.get("height")) for i in content["images"]}
+        names = category_names(content, place)
+        sizes = {i["id"]: (i.get("width"), i.get("height")) for i in content["images"]}
         regions: dict[Any, list[Region]] = {}
-        for annotation in content["annotations"]:
+        for annotation in annotations:
             if annotation.get("iscrowd"):
                 continue
-            phrase = annotation.get("phrase") or names.get(annotation.get("category_id"))
+            category, number = annotation.get("category_id"), annotation["image_id"]
+            phrase = annotation.get("phrase") or (names.get(category) if isinstance(category, (int, float, str)) else None)
+            if not phrase and isinstance(annotation.get("caption"), str):
+                phrase = annotation["caption"]
             try:
-                region = region_of({**annotation, "phrase": phrase}, sizes.get(annotation.get("image_id"), (None, None)))
+                region = region_of({**annotation, "phrase": phrase}, sizes.get(number, (None, None)))
             except ValueError as error:
-                self.problems.append(Problem(f"{files.name(place)}: annotation {annotation.get('id')}", str(error)))
+                self._wrong(place, "annotation", annotation, str(error))
             else:
-                regions.setdefault(annotation.get("image_id"), []).append(region)
+                regions.setdefault(number, []).append(region)
         return regions
 
     def _directory(self, images: list[dict[str, Any]]) -> str:
         """The first likely directory that holds one of the first images."""
         here = files.parent(self.place)
         if self.images:
-            places = beside(self.place, self.images)
+            places = files.places_of(self.place, self.images)
         else:
             part = files.name(self.place).removesuffix(".json").rpartition("_")[2]  # captions_val2017.json → val2017
             places = [files.join(here, d) for d in (".", "images", part, "..", "../images", f"../{part}")]
-        names = [i["file_name"] for i in images[:20] if i.get("file_name")]
+        names = [name for i in images[:20] if isinstance(name := i.get("file_name"), str) and name]
         for place in places:
             if any(files.exists(files.join(place, n)) for n in names):
                 return place
@@ -99,7 +130,7 @@ class Coco(ListedSource):
 
 
 class RegionTable(ListedSource):
-    """A .jsonl (globs allowed) whose rows are ``{image, regions: [{box or bbox, phrase}], caption}``, or hold one ``box`` or
+    """A .jsonl (globs allowed) with rows ``{image, regions: [{box or bbox, phrase}], caption}``, or rows that hold one ``box`` or
     ``bbox`` and a ``phrase``.
 
     box: left, top, right, bottom; bbox: left, top, width, height; in pixels. Rows of the same image are one sample; captions may be
@@ -114,30 +145,29 @@ class RegionTable(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
-        urls = files.expand(self.place)
-        if not urls:
-            raise DiptychError(f"{self.place}: no file has such a name")
-        for url in urls:
+        urls = files.matching(self.place)
+        directories = [files.directory_of(url, self.images) for url in urls]
+        prefixes = files.prefixes(urls)
+        for url, directory, prefix in zip(urls, directories, prefixes, strict=True):
+            own = prefix if len(set(directories)) > 1 else ""  # in one directory, equal paths are the same image
             columns, rows = read_jsonl(url)
             image = column(columns, IMAGE_COLUMNS, self.image, "image", url)
             caption = next((c for c in CAPTION_COLUMNS if c in columns), "")
-            places = beside(url, self.images) if self.images else [files.parent(url)]
-            directory = next((p for p in places if files.is_directory(p)), places[0])
             for line, row in rows:
                 path = row.pop(image, None)
-                item = f"{files.name(url)}:{line}"
+                item = f"{prefix}{files.name(url)}:{line}"
                 if not isinstance(path, str) or not path.strip():
                     self.problems.append(Problem(item, f"no path in column '{image}'"))
                     continue
-                path = path.strip() if "://" in path else posixpath.normpath(path.strip())
                 regions = self._regions(item, row)
                 fields = {"regions": regions} if regions else {}
-                yield Entry(path, files.join(directory, path), texts(row.pop(caption, None)), row, fields=fields)
+                where = files.join(directory, path.strip())
+                yield Entry(files.named(path, own, url), where, texts(row.pop(caption, None)), row, fields=fields)
 
     def _regions(self, item: str, row: dict[str, Any]) -> list[Region]:
         size = row.get("width"), row.get("height")
         given = row.pop("regions", None)
-        if given is None:  # one region a row
+        if given is None:  # one region per row
             keys = ("box", "bbox", *PHRASES)
             given = [{k: row.pop(k) for k in keys if k in row}]
         regions = []
@@ -150,7 +180,7 @@ class RegionTable(ListedSource):
 
 
 def read_coco(place: str) -> dict[str, Any]:
-    """A file with COCO's lists ``images`` and ``annotations``; DiptychError if it is none."""
+    """A file with COCO's lists ``images`` and ``annotations``; DiptychError if it is another file."""
     content = json_object(files.read_text(place), place)
     if not isinstance(content.get("images"), list) or not isinstance(content.get("annotations"), list):
         keys = ", ".join(content)
@@ -158,9 +188,23 @@ def read_coco(place: str) -> dict[str, Any]:
     return content
 
 
-def beside(place: str, path: str) -> list[str]:
-    """Where a path may lie: as seen from the directory of a file, else from here."""
-    return [files.join(files.parent(place), path), files.normal(path)]
+def category_names(content: Mapping[str, Any], place: str) -> dict[Any, str]:
+    """The names of a file's categories by their numbers. DiptychError if ``categories`` is not a list of them."""
+    categories = content.get("categories")
+    if categories is None:
+        return {}
+    if not isinstance(categories, list):
+        raise DiptychError(f"{place}: categories: {_found(categories)}; expected a list of {{id, name}}")
+    for at, category in enumerate(categories):
+        if not isinstance(category, dict) or not isinstance(category.get("id"), (int, float, str)):
+            raise DiptychError(f"{place}: categories, place {at}: {_found(category)}; expected {{id, name}}")
+    return {category["id"]: str(category.get("name", "")) for category in categories}
+
+
+def _found(value: Any) -> str:
+    """A value for a message: its type, and the value itself if it is short."""
+    text = repr(value)
+    return f"found {type(value).__name__} {text}" if len(text) <= 40 else f"found {type(value).__name__}"
 
 
 def region_of(given: Any, size: tuple[Any, Any] = (None, None)) -> Region:
@@ -172,7 +216,7 @@ def region_of(given: Any, size: tuple[Any, Any] = (None, None)) -> Region:
     box, extent = given.get("box"), given.get("bbox")
     try:
         edges = [float(edge) for edge in (box if box is not None else extent)]  # type: ignore[union-attr]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("no box: expected box: [left, top, right, bottom] or bbox: [left, top, width, height]") from None
     if len(edges) != 4 or not all(map(math.isfinite, edges)):
         raise ValueError(f"a box of {len(edges)} numbers, {edges}; expected four")

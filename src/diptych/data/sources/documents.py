@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -14,8 +12,8 @@ from diptych.core.errors import DiptychError
 from diptych.core.sample import Document, Sample
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
-from diptych.data.sources.base import Entry, ListedSource, clean, joined_stamp
-from diptych.data.sources.coco import beside
+from diptych.data.sources.base import Entry, ListedSource, Names, bytes_of, clean, image_of, joined_stamp
+from diptych.data.sources.parquet import parquet_rows
 from diptych.data.sources.table import read_jsonl
 from diptych.data.storage import files
 
@@ -27,18 +25,14 @@ _PICTURE = re.compile(
 )
 
 
-class Mistake(Exception):  # noqa: N818 - becomes a Problem
-    """A row that is no document."""
-
-
 class Documents(ListedSource):
-    """A .jsonl or .parquet (globs allowed) with a document a row, or a directory of Markdown files, a document each.
+    """A .jsonl or .parquet (globs allowed) with one document per row, or a directory of Markdown files, one document each.
 
     Rows: ``{images: [path or null …], texts: [text or null …]}``, parallel, as in OBELICS; ``{text_list: […], image_info:
-    [{image_name, matched_text_index}]}``, as in MMC4, where an image stands before the text that it is matched with; or ``{parts:
+    [{image_name, matched_text_index}]}``, as in MMC4, where an image comes before the text that it is matched with; or ``{parts:
     [{text: …} or {image: …}]}``. Other keys go to ``extra``. Paths are relative to ``?images=DIR``, else to the file; in Parquet,
     images may be bytes or ``{bytes, path}``, which stay in memory. In Markdown, ``![alt](path)`` is an image; alternative texts go
-    to ``extra["alt"]``. A missing image is left out and recorded, a document without any part too. All texts of a document in one
+    to ``extra["alt"]``. A missing image is left out and recorded, a document without any part too. All texts of a document, joined,
     are its caption.
     """
 
@@ -53,16 +47,14 @@ class Documents(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
-        seen: Counter[str] = Counter()
+        names = Names()
         rows = self._markdown() if files.is_directory(self.place) else self._tables()
         for item, directory, result in rows:
-            name = str(result.pop("id", "") or item) if isinstance(result, dict) else item
-            seen[name] += 1
-            name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            name = names.new(str(result.pop("id", "") or item) if isinstance(result, dict) else item)
             try:
                 parts, extra = parts_of(result) if isinstance(result, dict) else markdown_parts(result)
                 where = tuple(_part(kind, value, directory) for kind, value in parts)
-            except Mistake as mistake:
+            except ValueError as mistake:
                 self.problems.append(Problem(name, str(mistake)))
                 continue
             where = tuple(part for part in where if part[1])
@@ -78,26 +70,14 @@ class Documents(ListedSource):
                 except DiptychError as error:
                     self.problems.append(Problem(path, str(error)))
                 else:
-                    yield path, self._directory(url), text
+                    yield path, files.directory_of(url, self.images), text
 
     def _tables(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        urls = files.expand(self.place)
-        if not urls:
-            raise DiptychError(f"{self.place}: no file has such a name")
-        for url in urls:
-            name, directory = files.name(url), self._directory(url)
-            if url.endswith(".parquet"):
-                import pyarrow.parquet as pq
-
-                with files.open_file(url) as file:
-                    rows: Iterator[tuple[int, dict[str, Any]]] = iter(enumerate(pq.read_table(io.BytesIO(file.read())).to_pylist()))
-            else:
-                rows = iter(read_jsonl(url)[1])
+        urls = files.matching(self.place)
+        for url, name in zip(urls, files.relative(urls), strict=True):
+            directory = files.directory_of(url, self.images)
+            rows = enumerate(parquet_rows(url)) if url.endswith(".parquet") else iter(read_jsonl(url)[1])
             yield from ((f"{name}:{number}", directory, row) for number, row in rows)
-
-    def _directory(self, url: str) -> str:
-        places = beside(url, self.images) if self.images else [files.parent(url)]
-        return next((p for p in places if files.is_directory(p)), places[0])
 
     def files_of(self, entry: Entry) -> Sequence[str]:
         """URLs of the files that an entry needs; none if it lies within a larger file."""
@@ -111,7 +91,8 @@ class Documents(ListedSource):
             self.problems.append(Problem(entry.id, "no text and no image is left"))
             return False
         urls = self.files_of(entry)
-        known = [json.dumps([v for k, v in entry.where if k == "text"]), *(stamps[url] or "" for url in urls)]
+        order = json.dumps([value if kind == "text" else None for kind, value in entry.where])  # which part is an image, too
+        known = [order, *(stamps[url] or "" for url in urls)]
         inline = any(isinstance(value, bytes) for _, value in entry.where)
         entry.stamp = joined_stamp(known) if urls and not inline else ""
         return True
@@ -119,8 +100,8 @@ class Documents(ListedSource):
     # --- reading ---
 
     def read(self, entry: Entry) -> bytes:
-        """What the split goes by: all parts one after the other."""
-        return b"\0".join(v.encode() if k == "text" else _bytes(v) for k, v in entry.where)
+        """The bytes that decide the split: all parts one after the other."""
+        return b"\0".join(v.encode() if k == "text" else bytes_of(v) for k, v in entry.where)
 
     def encoded(self, index: int) -> bytes | None:
         """The image as it is stored; None if a sample of this source is not one image."""
@@ -136,7 +117,7 @@ class Documents(ListedSource):
                 continue
             name = f"{entry.id}, image {sum(not isinstance(p, str) for p in parts) + 1}"
             try:
-                parts.append(decode(_bytes(value), name))
+                parts.append(decode(bytes_of(value), name))
             except BrokenItem as broken:
                 raise BrokenItem(entry.id, f"{broken.problem.item.rpartition(', ')[2]}: {broken.problem.reason}") from broken
             except Exception as error:  # remote file systems raise errors of their own
@@ -144,35 +125,28 @@ class Documents(ListedSource):
         return self.sample(entry, document=Document(parts))
 
 
-def _bytes(image: str | bytes) -> bytes:
-    return files.read(image) if isinstance(image, str) else image
-
-
 def _part(kind: str, value: Any, directory: str) -> Part:
     """A cleaned text, or an image as the URL of its file or its bytes; empty if there is nothing."""
     if kind == "text":
         return kind, clean(str(value))
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return kind, value
-    if not isinstance(value, str) or not value.strip():
-        raise Mistake(f"an image given as {type(value).__name__}; expected a path, or bytes")
-    return kind, files.join(directory, value.strip())
+    return kind, image_of(value, directory)
 
 
 def parts_of(row: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
-    """The parts of a row in order, and its other keys. Raises ``Mistake`` for a row of none of ``LAYOUTS``."""
+    """The parts of a row in order, and its other keys. Raises ValueError for a row in none of ``LAYOUTS``."""
     row = dict(row)
     if isinstance(row.get("parts"), list):
         return [_given(part) for part in row.pop("parts")], row
     if isinstance(row.get("text_list"), list):
-        return _mmc4(row.pop("text_list"), row.pop("image_info", None) or []), row
+        texts, about = row.pop("text_list"), row.pop("image_info", None) or []
+        if not isinstance(about, list):
+            raise ValueError(f"image_info given as {type(about).__name__}; expected a list of {{image_name, matched_text_index}}")
+        return _mmc4(texts, about), row
     images, texts = row.pop("images", None), row.pop("texts", None)
     if not isinstance(images, list) or not isinstance(texts, list):
-        raise Mistake(f"no document; expected {LAYOUTS}")
+        raise ValueError(f"not a document; expected {LAYOUTS}")
     if len(images) != len(texts):
-        raise Mistake(
+        raise ValueError(
             f"{len(images)} images and {len(texts)} texts; OBELICS' lists are parallel, with null where the other has the part"
         )
     return [part for i, t in zip(images, texts, strict=True) for part in (("image", i), ("text", t)) if part[1]], row
@@ -181,7 +155,7 @@ def parts_of(row: dict[str, Any]) -> tuple[list[Part], dict[str, Any]]:
 def _given(part: Any) -> Part:
     known = [(kind, part[kind]) for kind in ("text", "image") if part.get(kind) is not None] if isinstance(part, Mapping) else []
     if len(known) != 1:
-        raise Mistake("a part that is neither {text} nor {image}")
+        raise ValueError("a part that is not {text} or {image}")
     return known[0]
 
 
@@ -191,7 +165,7 @@ def _mmc4(texts: list[Any], about: list[Any]) -> list[Part]:
         name = image.get("image_name") if isinstance(image, Mapping) else None
         place = image.get("matched_text_index") if isinstance(image, Mapping) else None
         if not name or not isinstance(place, int) or not 0 <= place < len(texts):
-            raise Mistake(f"an image_info without image_name or with matched_text_index {place!r}, of {len(texts)} texts")
+            raise ValueError(f"an image_info without image_name or with matched_text_index {place!r}, of {len(texts)} texts")
         before.setdefault(place, []).append(("image", name))
     return [part for k, text in enumerate(texts) for part in (*before.get(k, ()), ("text", text or ""))]
 

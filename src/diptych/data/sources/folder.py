@@ -1,4 +1,4 @@
-"""``folder:``: image files, each with a .txt or .json beside it, or all named in one table at the top."""
+"""``folder:``: image files, each with a .txt or .json next to it, or all named in one table at the top."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TABLES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
 class Folder(ListedSource):
     """All images below a directory.
 
-    Beside ``a.jpg``: ``a.txt`` with one caption a line, or ``a.json`` with ``caption`` or ``captions`` (other keys go
+    Next to ``a.jpg``: ``a.txt`` with one caption per line, or ``a.json`` with ``caption`` or ``captions`` (other keys go
     to ``extra``). Or, at the top, one of ``TABLES`` with the columns ``image`` or ``file_name``, and a caption.
     """
 
@@ -39,10 +39,10 @@ class Folder(ListedSource):
 def beside_or_in_table(
     directory: str, items: list[str], found: list[str], problems: list[Problem], paths: tuple[str, ...] = IMAGE_COLUMNS
 ) -> Iterator[Entry]:
-    """An entry for each of ``items`` with its texts: of the table at the top, if there is one, else of the files beside it.
+    """An entry for each of ``items`` with its texts: of the table at the top, if there is one, otherwise of the files next to it.
 
-    items, found: paths of what has captions, and of all files, from the directory. paths: usual names of the table's column of
-    paths. Adds to ``problems`` what is without texts, or not named.
+    items, found: paths of the items that need captions, and of all files, relative to the directory. paths: usual names of the
+    table's column of paths. Items without texts, and items that the table does not name, are added to ``problems``.
     """
     table = next((t for t in TABLES if t in found), None)
     if table:
@@ -55,6 +55,7 @@ def beside_or_in_table(
     known = set(found)
 
     def entry_of(path: str) -> Entry | Problem:
+        """The entry of one item with the texts of its files, or the problem if one of them cannot be read."""
         stem = str(PurePosixPath(path).with_suffix("")) if path in known else path  # a folder has no suffix
         beside = [stem + suffix for suffix in (".txt", ".json") if stem + suffix in known]
         try:

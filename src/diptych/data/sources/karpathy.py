@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +12,13 @@ from diptych.data.sources.table import json_object
 from diptych.data.storage import files
 
 PARTS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
+FIELDS = {"filename": str, "sentences": list, "filepath": str}  # of an image
 
 
 class Karpathy(ListedSource):
-    """Images lie beside the JSON or in ``images/``, else ``?images=DIRECTORY``. Its own splits hold, not ours by hash."""
+    """Images are next to the JSON or in ``images/``; otherwise give ``?images=DIRECTORY``. The file's own splits are used, not
+    those by hash.
+    """
 
     looked_for = "images with sentences"
 
@@ -31,20 +33,24 @@ class Karpathy(ListedSource):
         if not isinstance(images, list):
             raise DiptychError(f"{self.place}: not one of Karpathy's files: needs the list 'images', has {', '.join(content)}")
         here = files.parent(self.place)
-        places = [files.join(here, self.images), files.normal(self.images)] if self.images else [here, files.join(here, "images")]
+        places = files.places_of(self.place, self.images) if self.images else [here, files.join(here, "images")]
         for number, image in enumerate(images):
-            name = image.get("filename") if isinstance(image, dict) else None
-            sentences = image.get("sentences") if isinstance(image, dict) else None
-            if not name or not isinstance(sentences, list):
-                lacking = "filename" if not name else "sentences"
-                self.problems.append(Problem(f"{files.name(self.place)}: image {number}", f"no field '{lacking}'"))
+            given = image if isinstance(image, dict) else {}
+            given = {**given, "filepath": given.get("filepath") or "."}
+            wrong = [field for field, kind in FIELDS.items() if not isinstance(given.get(field), kind)]
+            if wrong:
+                held = type(given.get(wrong[0])).__name__
+                reason = f"field '{wrong[0]}' holds {held}; expected {FIELDS[wrong[0]].__name__}"
+                reason = reason if wrong[0] in given else f"no field '{wrong[0]}'"
+                self.problems.append(Problem(f"{files.name(self.place)}: image {number}", reason))
                 continue
-            path = files.join(image.get("filepath") or ".", name)  # COCO's are in val2014/ …
+            name, sentences = given["filename"], given["sentences"]
+            path = files.join(given["filepath"], name)  # COCO's are in val2014/ …
             where = next((p for d in places if files.exists(p := files.join(d, path))), files.join(places[0], path))
-            captions = [str(s.get("raw") or " ".join(s.get("tokens", []))) for s in sentences if isinstance(s, dict)]
-            known: dict[str, Any] = {"part": str(image.get("split", ""))}
-            if "cocoid" in image:
-                known["coco_id"] = image["cocoid"]
+            captions = [str(s.get("raw") or " ".join(map(str, _listed(s.get("tokens"))))) for s in sentences if isinstance(s, dict)]
+            known: dict[str, Any] = {"part": str(given.get("split", ""))}
+            if "cocoid" in given:
+                known["coco_id"] = given["cocoid"]
             yield Entry(path, where, captions, known)
 
     def split(self, name: str) -> ListedSource:
@@ -54,10 +60,11 @@ class Karpathy(ListedSource):
             return super().split(name)
         if self.part == name:
             return self
-        chosen = [entry for entry in self._entries if entry.extra["part"] in PARTS[name]]
+        chosen = [i for i, entry in enumerate(self._entries) if entry.extra["part"] in PARTS[name]]
         if not chosen:
             raise DiptychError(f"{self.address}: the file has no '{name}' part; it has {', '.join(sorted(told))}")
-        part = copy.copy(self)
-        part.part, part._entries, part._digests = name, chosen, None
-        part.address = f"{self.address}{'&' if '?' in self.address else '?'}split={name}"
-        return part
+        return self._part_of(name, chosen)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

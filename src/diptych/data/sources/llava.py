@@ -1,33 +1,32 @@
-"""``llava:`` and ``chat:``: conversations about images, none, one or several each."""
+"""``llava:`` and ``chat:``: conversations about images: none, one or several in each."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Conversation, Sample, Turn, captioned
-from diptych.data.conversations.turns import Mistake, check_images, turns_of
+from diptych.data.conversations.turns import check_images, turns_of
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
-from diptych.data.sources.base import Entry, ListedSource
+from diptych.data.sources.base import Entry, ListedSource, Names, bytes_of, image_of, joined_stamp
+from diptych.data.sources.parquet import parquet_rows
 from diptych.data.sources.table import read_jsonl
 from diptych.data.storage import files
 
 COLUMNS = ("messages", "conversations")
 IMAGES = ("images", "image")
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for messages; fields
+Row = tuple[str, dict[str, Any]]  # its place in the file, for messages; fields
 
 
 class Conversations(ListedSource):
     """A .json with LLaVA's list of ``{id, image, conversations: [{from, value}]}``, or a .jsonl or .parquet with ``messages``:
     ``[{role, content}]``.
 
-    ``<image>`` in a turn's text, or a part ``{type: image}`` of its content, says where an image stands. ``image`` or ``images``
+    ``<image>`` in a turn's text, or a part ``{type: image}`` of its content, marks the place of an image. ``image`` or ``images``
     holds a path (relative to ``?images=DIR``, else to the file), several, or none; in Parquet also bytes or ``{bytes, path}``,
     which stay in memory. A conversation that contradicts itself is refused, naming file and id; with ``?broken=skip`` it is left
     out and recorded. The first answer serves as the caption.
@@ -46,24 +45,18 @@ class Conversations(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
-        urls = files.expand(self.place)
-        if not urls:
-            raise DiptychError(f"{self.place}: no file has such a name")
-        seen: Counter[str] = Counter()
-        for url in urls:
-            here = files.join(files.parent(url), self.images) if self.images else files.parent(url)
-            if self.images and not files.is_directory(here):
-                here = files.normal(self.images)
-            for place, row in _rows(url):
-                name = str(row.get("id", "")) or place
-                seen[name] += 1  # LLaVA's own files use an id several times
-                name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+        urls = files.matching(self.place)
+        names = Names()  # LLaVA's own files use an id several times
+        for url, file in zip(urls, files.relative(urls), strict=True):
+            here = files.directory_of(url, self.images)
+            for place, row in _rows(url, file):
+                name = names.new(str(row.get("id", "")) or place)
                 try:
                     turns = turns_of(next((row[c] for c in COLUMNS if c in row), None))
-                    where = tuple(_image(image, here) for image in _listed(next((row[c] for c in IMAGES if c in row), None)))
+                    where = tuple(image_of(image, here) for image in _listed(next((row[c] for c in IMAGES if c in row), None)))
                     check_images(turns, len(where))
-                except Mistake as mistake:
-                    self.problems.append(Problem(name, f"{files.name(url)}: {mistake}"))
+                except ValueError as mistake:
+                    self.problems.append(Problem(name, f"{file}: {mistake}"))
                     continue
                 answer = next((t.text for t in turns if t.role == "assistant"), "")
                 yield Entry(name, where, [answer], {"turns": [list(turn) for turn in turns]})
@@ -73,7 +66,7 @@ class Conversations(ListedSource):
         if self.problems and self.broken == "refuse":
             first = "".join(f"\n  {p.item}: {p.reason}" for p in self.problems[:3])
             raise DiptychError(
-                f"{self.place}: {len(self.problems)} conversations contradict themselves; mend them, or leave them out with "
+                f"{self.place}: {len(self.problems)} conversations contradict themselves; fix them, or leave them out with "
                 f"?broken=skip:{first}"
             )
         stamps = files.stamps(image for e in entries for image in e.where if isinstance(image, str))
@@ -86,21 +79,21 @@ class Conversations(ListedSource):
                 self.problems.append(Problem(entry.id, f"there is no file {path}"))
                 return False
         if paths and len(paths) == len(entry.where):
-            entry.stamp = "|".join(stamps[path] for path in paths)
+            entry.stamp = joined_stamp([stamps[path] for path in paths])
         return True
 
     # --- reading ---
 
     def _images(self, entry: Entry) -> list[bytes]:
-        return [files.read(image) if isinstance(image, str) else image for image in entry.where]
+        return [bytes_of(image) for image in entry.where]
 
     def read(self, entry: Entry) -> bytes:
-        """What the split goes by: the images, or the words where there are none."""
+        """The bytes that decide the split: the images, or the words if there are no images."""
         return b"".join(self._images(entry)) or json.dumps(entry.extra["turns"]).encode()
 
     def encoded(self, index: int) -> bytes | None:
         """The image as it is stored; None if a sample of this source is not one image."""
-        return None  # any number of images, so nothing is taken over as it is
+        return None  # any number of images, so no encoded image is passed on
 
     def sample_of(self, index: int, encoded: bytes | None) -> Sample:
         """The sample, given what ``encoded(index)`` returned."""
@@ -118,23 +111,18 @@ class Conversations(ListedSource):
         return Sample(entry.id, image=first, text=captioned(entry.captions), turns=Conversation(turns, images))
 
     def conversation(self, index: int) -> tuple[str, list[Turn], int]:
-        """Id, turns and number of images, without reading these."""
+        """Id, turns and number of images, without reading the images."""
         entry = self._entries[index]
         return entry.id, [Turn(*turn) for turn in entry.extra["turns"]], len(entry.where)
 
     def captions(self, index: int) -> list[str]:
-        """All that is said: what a tokenizer has to know."""
+        """The texts of all turns, from which a tokenizer learns."""
         return [text for _, text in self._entries[index].extra["turns"]]
 
 
-def _rows(url: str) -> Iterator[Row]:
-    name = files.name(url)
+def _rows(url: str, name: str) -> Iterator[Row]:
     if url.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
-        with files.open_file(url) as file:
-            rows = pq.read_table(io.BytesIO(file.read())).to_pylist()
-        yield from ((f"{name}:{k}", row) for k, row in enumerate(rows))
+        yield from ((f"{name}:{k}", row) for k, row in enumerate(parquet_rows(url)))
     elif url.endswith((".jsonl", ".ndjson")):
         yield from ((f"{name}:{line}", row) for line, row in read_jsonl(url)[1])
     else:
@@ -149,14 +137,3 @@ def _rows(url: str) -> Iterator[Row]:
 
 def _listed(images: Any) -> list[Any]:
     return [] if images is None or images == "" else list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def _image(image: Any, directory: str) -> str | bytes:
-    """The URL of an image file, or its bytes."""
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        return image
-    if not isinstance(image, str) or not image.strip():
-        raise Mistake(f"an image given as {type(image).__name__}; expected a path, or bytes")
-    return files.join(directory, image.strip())

@@ -1,4 +1,4 @@
-"""``mix:0.7*coco:a.json+0.3*packed:b``: several sources, drawn by weight; each keeps epochs of its own."""
+"""``mix:0.7*coco:a.json+0.3*packed:b``: several sources, drawn by weight; each has its own epochs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Label, Sample
 from diptych.data.order import BLOCK, Mixed
-from diptych.data.source import BrokenItem, Problem, Source
+from diptych.data.source import BrokenItem, Problem, Source, all_said
 
 EXPECTED = "expected mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, such as mix:0.7*coco:a.json+0.3*packed:b (in quotes on a command line)"
 
@@ -25,7 +25,7 @@ def open_mixture(address: str) -> Mixture:
     for part in parts:
         weight, star, rest = part.partition("*")
         if not star or not re.fullmatch(r"\d*\.?\d+", weight) or not rest:
-            raise DiptychError(f"'{address}': '{part}' is no WEIGHT*ADDRESS; {EXPECTED}")
+            raise DiptychError(f"'{address}': '{part}' is not WEIGHT*ADDRESS; {EXPECTED}")
         if float(weight) == 0:
             raise DiptychError(f"'{address}': the weight of '{rest}' is 0; leave it out")
         if rest.startswith("mix:"):
@@ -40,10 +40,10 @@ def open_mixture(address: str) -> Mixture:
 
 
 class Mixture:
-    """By index, the sources one after the other; by ``order(seed)``, as training draws them. Ids begin with the number of the
-    source.
+    """By index, the sources one after the other; by ``order(seed)``, in the order in which training draws them. Ids begin with the
+    number of the source.
 
-    ``classes``: those of all sources; where their lists differ, sorted together, and labels are numbered anew.
+    ``classes``: those of all sources; if their lists differ, all sorted together, and labels get new numbers.
     classes: of the whole mixture, of which this is a part.
     """
 
@@ -73,6 +73,7 @@ class Mixture:
 
     @property
     def instant(self) -> bool:
+        """Whether reading is only a memory access for every source."""
         return all(getattr(source, "instant", False) for source in self.sources)
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class Mixture:
 
     def _place(self, index: int) -> tuple[int, int]:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} items; there is no number {index}")
+            raise IndexError(f"{self.address} has {counted(len(self), 'item')}; there is no number {index}")
         index %= len(self)
         which = bisect_right(self.ends, index)
         return which, index - (self.ends[which] - self.lengths[which])
@@ -97,24 +98,26 @@ class Mixture:
         return sample.with_(id=f"{which + 1}/{sample.id}")
 
     def captions(self, index: int) -> list[str]:
+        """All texts of one item; without decoding it, if its source can."""
         which, place = self._place(index)
-        source = self.sources[which]
-        return source.captions(place) if hasattr(source, "captions") else source[place].captions
+        return all_said(self.sources[which], place)
 
     def order(self, seed: int) -> Mixed:
+        """The order of training, in which the sources occur by their weights."""
         return Mixed(self.lengths, self.weights, seed)
 
     def successor(self, index: int) -> int:
-        """The next item of the same source, to stand in for one that is broken."""
+        """The next item of the same source, to replace one that is broken."""
         which, place = self._place(index)
         return index - place + (place + 1) % self.lengths[which]
 
     def fingerprint(self) -> str:
+        """A hash of the weights and of the sources' fingerprints."""
         parts = [f"{w:g} {s.fingerprint()}" for w, s in zip(self.weights, self.sources, strict=True)]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def split(self, name: str) -> Mixture:
-        """That part of every source; sources of which it holds nothing drop out."""
+        """That part of every source; sources without items in that part are left out."""
         parts = [(source.split(name), weight) for source, weight in zip(self.sources, self.weights, strict=True)]
         kept = [(source, weight) for source, weight in parts if len(source)]
         if not kept:
@@ -123,7 +126,7 @@ class Mixture:
 
 
 def _together(lists: Sequence[list[str]]) -> list[str]:
-    """Lists of classes as one: the first that there is, if it has all of them; else all, sorted."""
+    """Lists of classes as one: the first non-empty list if it has all of them, otherwise all, sorted."""
     first = next((names for names in lists if names), [])
     every = {name for names in lists for name in names}
     return first if every <= set(first) else sorted(every)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Sample
 from diptych.data.packing.columns import Shard, sample_of
 from diptych.data.packing.manifest import NAME, PROBLEMS
@@ -23,8 +23,7 @@ from diptych.data.storage import cache, files
 class Packed:
     """Splits go by the hash of the original images, so packing before or after splitting gives the same parts.
 
-    Images of ``raw`` shards are read-only views into the file. Workers that are forked share the mapping; a pickled source opens
-    its own.
+    Images of ``raw`` shards are read-only views into the file. Forked workers share the mapping; a pickled source opens its own.
     """
 
     def __init__(self, place: str):
@@ -39,13 +38,15 @@ class Packed:
         self.fields: tuple[str, ...] = ("image", "text") if fields is None else tuple(name for name, n in fields.items() if n)
         self._shards: list[Shard | None] = [None] * len(self.manifest["shards"])
         self._first = np.cumsum([0, *(s["items"] for s in self.manifest["shards"])])  # of each shard, and the end
-        self._rows: np.ndarray | None = None  # of a part: where its items stand
+        self._rows: np.ndarray | None = None  # of a part: the positions of its items
+        self._known: list[bytes] | None = None  # digests, computed when first needed
         self._check_files()
 
     @property
     def image_size(self) -> int | None:
-        """Of a source whose pictures have one size of their own, if they were packed at it."""
-        return self.manifest["native_size"]
+        """The size of the pictures, if the source has a fixed size and they were packed at it."""
+        size: int | None = self.manifest["native_size"]
+        return size
 
     @property
     def classes(self) -> list[str] | None:
@@ -54,7 +55,7 @@ class Packed:
 
     @property
     def instant(self) -> bool:
-        """Whether reading is a look into memory, for which threads and caches only cost."""
+        """Whether reading is only a memory access, for which threads and caches would be a waste."""
         return self.format == "raw"
 
     def __len__(self) -> int:
@@ -70,29 +71,35 @@ class Packed:
         return shard.captions(row)
 
     def digests(self) -> list[bytes]:
-        """The 16-byte hash of each item's original image."""
-        together = self._digests()
-        rows = range(len(self)) if self._rows is None else self._rows.tolist()
-        return [together[16 * i : 16 * i + 16] for i in rows]
+        """The 16-byte hash of each item's original image. Kept: packing asks for each item."""
+        if self._known is None:
+            together = self._digests()
+            rows = range(len(self)) if self._rows is None else self._rows.tolist()
+            self._known = [together[16 * i : 16 * i + 16] for i in rows]
+        return self._known
 
     def _digests(self) -> bytes:
         return b"".join(d for number in range(len(self._shards)) for d in self._shard(number).digests())
 
     def fingerprint(self) -> str:
-        """Of what was packed and how."""
+        """A hash of what was packed and how."""
         whole = self.manifest["fingerprint"]
         return whole if self._rows is None else hashlib.blake2b(f"{whole} {self.part}".encode(), digest_size=16).hexdigest()
 
     def split(self, name: str) -> Packed:
+        """One part of what is packed: all of it if this part alone was packed, else the items that the hashes of their images put
+        into it.
+        """
         if self.part is not None and name == self.part:
             return self
         part = copy.copy(self)
+        part._known = None
         part.part, part._rows = name, split_rows(name, self.part, self.address, self._digests())
         part.address = f"{self.address}{'&' if '?' in self.address else '?'}split={name}"
         return part
 
     def verify(self, progress: Any = None) -> list[str]:
-        """The shards whose hash is not that of the manifest, each with what is wrong; reads every byte. ``progress(shards
+        """The shards that do not have the hash in the manifest, each with what is wrong; reads every byte. ``progress(shards
         read)``.
         """
         wrong = []
@@ -109,13 +116,13 @@ class Packed:
         return wrong
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": [None] * len(self._shards)}
+        return {**self.__dict__, "_shards": [None] * len(self._shards), "_known": None}
 
     # Files.
 
     def _place(self, index: int) -> tuple[Shard, int]:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} items; there is no number {index}")
+            raise IndexError(f"{self.address} has {counted(len(self), 'item')}; there is no number {index}")
         item = int(self._rows[index]) if self._rows is not None else index % len(self)
         number = int(self._first.searchsorted(item, "right")) - 1
         return self._shard(number), item - int(self._first[number])
@@ -142,7 +149,7 @@ class Packed:
                 f"{self.place}: holds no packed data (no {NAME}); make it with: diptych data pack ADDRESS {self.place}"
             )
         try:
-            manifest = json.loads(files.read_text(where))
+            manifest: dict[str, Any] = json.loads(files.read_text(where))
             version, complete = manifest["parameters"]["version"], manifest["complete"]
             done, items = len(manifest["shards"]), manifest["parameters"]["items"]
         except (ValueError, KeyError, TypeError) as error:
@@ -163,7 +170,7 @@ class Packed:
         return [Problem(row["item"], row["reason"]) for row in map(json.loads, filter(None, lines))]
 
     def _check_files(self) -> None:
-        """What is missing or cut off shows now, not in the middle of a run."""
+        """Finds missing and truncated shards now, not in the middle of a run."""
         shards = self.manifest["shards"]
         if files.is_local(self.place):
             for number in range(len(shards)):

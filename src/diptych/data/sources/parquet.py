@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import posixpath
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import DiptychError
@@ -23,9 +23,9 @@ HELD_BYTES = 512_000_000  # image columns of this size stay in memory, at least 
 
 
 class CellSource(ListedSource):
-    """A source whose images may lie in cells of Parquet files, read a row group at a time; ``HELD_BYTES`` of them stay in memory.
+    """A source of images in cells of Parquet files. They are read a row group at a time; ``HELD_BYTES`` of them stay in memory.
 
-    Such an entry's ``where`` is (URL, row group, row in it, column).
+    The ``where`` of such an entry is (URL, row group, row in it, column).
     """
 
     def __init__(self, place: str):
@@ -51,10 +51,11 @@ class CellSource(ListedSource):
             value = value.get("bytes")
         if value is None:
             raise ValueError("the row holds no image")
-        return value
+        data: bytes = value
+        return data
 
     def _column(self, url: str, group: int, image: str) -> pa.ChunkedArray:
-        with self._lock:  # else every thread of a pool reads the same row group
+        with self._lock:  # otherwise every thread of a pool would read the same row group
             if (url, group) not in self._held:
                 with files.open_file(url) as file:  # opened anew: an open file must not be shared with forked workers
                     self._held[url, group] = open_parquet(file, url).read_row_group(group, columns=[image])[image]
@@ -67,7 +68,7 @@ class CellSource(ListedSource):
 class Parquet(CellSource):
     """Images as bytes, as ``{bytes, path}``, or as paths relative to the file; captions as a text or a list of texts.
 
-    Captions are in memory, images are not: they come a row group at a time. Random access over more than
+    Captions are kept in memory; images are read a row group at a time. Random access over more than
     ``HELD_BYTES`` re-reads row groups, so pack large sets, or keep row groups small.
     """
 
@@ -93,19 +94,18 @@ def parquet_entries(
 
     Where images are bytes, entries are for a ``CellSource``. Numbers of a column of ``ClassLabel`` become its names.
     """
-    urls = files.expand(f"{place.rstrip('/')}/*.parquet" if files.is_directory(place) else place)
-    if not urls:
-        raise DiptychError(f"{place}: no file has such a name")
-    for url, name, stamp in zip(urls, files.relative(urls), files.stamps(urls).values(), strict=True):
+    urls = files.matching(f"{place.rstrip('/')}/*.parquet" if files.is_directory(place) else place)
+    files_of = zip(urls, files.relative(urls), files.prefixes(urls), files.stamps(urls).values(), strict=True)
+    for url, name, prefix, stamp in files_of:
         with files.open_file(url) as file:
             parquet = open_parquet(file, url)
             names = parquet.schema_arrow.names
             chosen = column(names, IMAGE_COLUMNS, image, "image", url), column(names, words[1], caption, words[0], url)
-            yield from _rows(url, name, stamp or "", parquet, *chosen, problems)
+            yield from _rows(url, name, prefix, stamp or "", parquet, *chosen, problems)
 
 
 def _rows(
-    url: str, name: str, stamp: str, parquet: pq.ParquetFile, image: str, caption: str, problems: list[Problem]
+    url: str, name: str, prefix: str, stamp: str, parquet: pq.ParquetFile, image: str, caption: str, problems: list[Problem]
 ) -> Iterator[Entry]:
     import pyarrow.types as kinds
 
@@ -117,7 +117,8 @@ def _rows(
     light = [f.name for f in schema if f.name != image and "binary" not in str(f.type)]
     names, number = class_names(schema, caption), 0
     for group in range(parquet.num_row_groups):
-        rows = parquet.read_row_group(group, columns=[*light, image] if as_path else light).to_pylist()
+        with readable(url):
+            rows = parquet.read_row_group(group, columns=[*light, image] if as_path else light).to_pylist()
         for i, row in enumerate(rows):
             text, item, path = row.pop(caption), f"{name}:{number}", row.pop(image, None)
             captions = texts(names[text] if names and isinstance(text, int) and 0 <= text < len(names) else text)
@@ -125,9 +126,8 @@ def _rows(
             if not as_path:
                 where = (url, group, i, image)
                 yield Entry(item, where, captions, row, f"{stamp}:{where[1:]}" if stamp else "")
-            elif path:
-                path = path if "://" in path else posixpath.normpath(path)
-                yield Entry(path, files.join(files.parent(url), path), captions, row)
+            elif path and path.strip():
+                yield Entry(files.named(path, prefix, url), files.join(files.parent(url), path.strip()), captions, row)
             else:
                 problems.append(Problem(item, f"no path in column '{image}'"))
 
@@ -142,11 +142,32 @@ def class_names(schema: pa.Schema, name: str) -> list[str]:
 
 
 def open_parquet(file: Any, url: str) -> pq.ParquetFile:
-    """A Parquet file at a path or URL."""
+    """A Parquet file at a path or URL. DiptychError if it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DiptychError(f"{url}: not a Parquet file: {error}") from error
+
+
+def parquet_rows(url: str) -> list[dict[str, Any]]:
+    """All rows of a Parquet file as plain data, in memory. DiptychError if it is none, or is damaged."""
+    with files.open_file(url) as file:
+        parquet = open_parquet(file, url)
+        with readable(url):
+            rows: list[dict[str, Any]] = parquet.read().to_pylist()
+    return rows
+
+
+@contextmanager
+def readable(url: str) -> Iterator[None]:
+    """Reading rows of a Parquet file within this raises DiptychError if the file is damaged."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DiptychError(f"{url}: damaged Parquet file: {reason}; copy or write it again") from error

@@ -1,9 +1,9 @@
-"""Some samples of a source again and again among fresh ones: ``repeated:scenes:medium?items=100&share=0.5``.
+"""Some samples of a source repeated many times among fresh ones: ``repeated:scenes:medium?items=100&share=0.5``.
 
-What a model keeps of a sample that it met often, as pictures copied all over the web are, is told from what it keeps of others
-by training on this. Two disjoint sets of ``items`` samples are cut from the front of the training part: ``part=a`` repeats the
-first, ``part=b`` the second, and neither shows any of the other's. Of all samples drawn, a ``share`` are repeats; the rest is the
-base's own stream. The address of the base stands percent-encoded if it has options of its own (``repeated()`` writes it).
+Training on this shows what a model keeps of a sample that it saw often (such as pictures copied all over the web), compared with
+what it keeps of others. Two disjoint sets of ``items`` samples are cut from the front of the training part: ``part=a`` repeats the
+first, ``part=b`` the second, and neither shows samples of the other's set. Of all samples drawn, a ``share`` are repeats; the rest
+is the base's own stream. The address of the base is percent-encoded if it has options of its own (``repeated()`` writes it).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
-from diptych.core.errors import DiptychError
-from diptych.data.source import Problem, Source
+from diptych.core.errors import DiptychError, counted
+from diptych.data.source import Problem, Source, all_said
 
 if TYPE_CHECKING:
     from diptych.core.sample import Sample
@@ -63,7 +63,7 @@ class Repeated:
         return fresh * _MILLION // (_MILLION - self._parts)
 
     def number(self, index: int) -> int:
-        """Of the base's sample that stands here. Repeats are spread evenly: after i samples, ⌊i·share⌋ were repeats."""
+        """The index in the base of the sample at ``index``. Repeats are spread evenly: after i samples, ⌊i·share⌋ were repeats."""
         before, after = index * self._parts // _MILLION, (index + 1) * self._parts // _MILLION
         if after > before:
             return before % self.items + (self.items if self.part == "b" else 0)
@@ -73,17 +73,13 @@ class Repeated:
         return self.base[self.number(self._checked(index))]
 
     def captions(self, index: int) -> list[str]:
-        """All that is said of one item; without decoding it, where the base can."""
-        number = self.number(self._checked(index))
-        if hasattr(self.base, "captions"):
-            return list(self.base.captions(number))
-        sample = self.base[number]
-        return sample.captions + [turn.text for turn in sample.turns]
+        """All texts of one item; without decoding it, if the base can."""
+        return all_said(self.base, self.number(self._checked(index)))
 
     def _checked(self, index: int) -> int:
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.address} has {len(self)} samples; there is no number {index}")
+            raise IndexError(f"{self.address} has {counted(len(self), 'sample')}; there is no number {index}")
         return index
 
     def members(self, part: str | None = None) -> range:
@@ -92,13 +88,14 @@ class Repeated:
         return range(first, first + self.items)
 
     def ordinary(self) -> range:
-        """As many of the base's samples that are not repeated: its last ones."""
+        """Indices of as many samples of the base that are not repeated: its last ones."""
         return range(len(self.base) - self.items, len(self.base))
 
     def fingerprint(self) -> str:
+        """A hash of the base's fingerprint, of what is repeated and how often."""
         noted = f"{self.base.fingerprint()} {self.items} {self._parts} {self.part}"
         return hashlib.sha256(noted.encode()).hexdigest()[:16]
 
     def split(self, name: str) -> Source:
-        """What is repeated is training data; the other parts are the base's own."""
+        """This source for ``train``, since only training data is repeated; the other parts are the base's own."""
         return self if name == "train" else self._whole.split(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from diptych.data.source import Problem
 from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, texts
 from diptych.data.storage import files
 
-CAPTION = ("caption", CAPTION_COLUMNS)  # an option, and the usual names of the column that it stands for
+CAPTION = ("caption", CAPTION_COLUMNS)  # an option, and the usual names of its column
 Row = tuple[int, dict[str, Any]]  # line number in the file, fields
 
 
@@ -32,11 +31,9 @@ class Table(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
-        urls = files.expand(self.place)
-        if not urls:
-            raise DiptychError(f"{self.place}: no file has such a name")
-        for url in urls:
-            yield from table_entries(url, self.problems, image=self.image, caption=self.caption)
+        urls = files.matching(self.place)
+        for url, prefix in zip(urls, files.prefixes(urls), strict=True):
+            yield from table_entries(url, self.problems, image=self.image, caption=self.caption, prefix=prefix)
 
 
 def table_entries(
@@ -46,26 +43,31 @@ def table_entries(
     caption: str | None = None,
     paths: tuple[str, ...] = IMAGE_COLUMNS,
     words: tuple[str, tuple[str, ...]] = CAPTION,
+    prefix: str = "",
 ) -> Iterator[Entry]:
     """An entry for each row of one file; rows that cannot be used are added to ``problems``.
 
     image, caption: columns chosen by the user. paths: usual names of the column of paths; words: the option that names the column
-    of texts, and its usual names. DiptychError if there is no such column.
+    of texts, and its usual names. prefix: what tells the file's paths from those of other files (``files.prefixes``). DiptychError
+    if there is no such column.
     """
-    columns, rows = read_jsonl(url) if url.endswith((".jsonl", ".ndjson")) else read_csv(url, problems)
+    name = prefix + files.name(url)
+    columns, rows = read_jsonl(url) if url.endswith((".jsonl", ".ndjson")) else read_csv(url, problems, name)
     image = column(columns, paths, image, "image", url)
     caption = column(columns, words[1], caption, words[0], url)
     for line, row in rows:
         path = row.pop(image, None)
         if not isinstance(path, str) or not path.strip():
-            problems.append(Problem(f"{files.name(url)}:{line}", f"no path in column '{image}'"))
+            problems.append(Problem(f"{name}:{line}", f"no path in column '{image}'"))
             continue
-        path = path.strip() if "://" in path else posixpath.normpath(path.strip())
-        yield Entry(path, files.join(files.parent(url), path), texts(row.pop(caption, None)), row)
+        where = files.join(files.parent(url), path.strip())
+        yield Entry(files.named(path, prefix, url), where, texts(row.pop(caption, None)), row)
 
 
-def read_csv(url: str, problems: list[Problem]) -> tuple[list[str], list[Row]]:
-    """Column names and rows of a file separated by comma, semicolon, tab or bar: what its first line has most of."""
+def read_csv(url: str, problems: list[Problem], name: str = "") -> tuple[list[str], list[Row]]:
+    """Column names and rows of a file separated by comma, semicolon, tab or bar: what its first line has most of. name: of the file
+    in ``problems``, if it is not the URL's last part.
+    """
     text = files.read_text(url)
     header = text.lstrip().partition("\n")[0]
     delimiter = "\t" if url.endswith(".tsv") else max(",;\t|", key=header.count)
@@ -81,7 +83,7 @@ def read_csv(url: str, problems: list[Problem]) -> tuple[list[str], list[Row]]:
                 columns = [f.strip() for f in fields]
             elif len(fields) > len(columns):
                 reason = f"{len(fields)} fields, the header has {len(columns)}: quote texts that hold '{delimiter}'"
-                problems.append(Problem(f"{files.name(url)}:{reader.line_num}", reason))
+                problems.append(Problem(f"{name or files.name(url)}:{reader.line_num}", reason))
             else:
                 rows.append((reader.line_num, {c: _cell(f) for c, f in zip(columns, fields, strict=False)}))
     except csv.Error as error:

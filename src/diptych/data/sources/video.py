@@ -30,9 +30,9 @@ class Video(ListedSource):
     """All clips below a directory, or those that a glob names: files (.mp4, .webm, .mkv, .avi, .mov, .m4v, .gif, .webp), and
     folders of numbered pictures.
 
-    Captions as for ``folder:``: beside ``a.mp4`` or the folder ``a/``, ``a.txt`` or ``a.json``; or a table at the top
-    (``captions.jsonl``, ``metadata.csv`` …) with the columns ``video`` or ``file_name``, and a caption. frames: at most so many are
-    decoded, evenly spread. size: the shorter side of larger frames, in pixels. fps: of folders of frames.
+    Captions as for ``folder:``: next to ``a.mp4`` or the folder ``a/``, ``a.txt`` or ``a.json``; or a table at the top
+    (``captions.jsonl``, ``metadata.csv`` …) with the columns ``video`` or ``file_name``, and a caption. frames: at most this many
+    are decoded, evenly spread. size: the shorter side of larger frames, in pixels. fps: of folders of frames.
     """
 
     looked_for = (
@@ -69,7 +69,7 @@ class Video(ListedSource):
             yield entry
 
     def _matched(self) -> tuple[str, list[str], list[str], dict[str, list[str]]]:
-        """Of a glob: the directory that all matches share, files there, clips, and folders of frames."""
+        """For a glob: the directory that all matches share, files there, clips, and folders of frames."""
         urls = files.expand(self.place)
         matches = [url for url in urls if url.lower().endswith(CLIPS) or files.is_directory(url)]
         if not matches:
@@ -93,7 +93,7 @@ class Video(ListedSource):
         return [entry.where] if isinstance(entry.where, str) else list(entry.where)
 
     def read(self, entry: Entry) -> bytes:
-        """What the split goes by: the file, the pictures one after the other, or, of a large file, a hash of its pieces."""
+        """The bytes that decide the split: the file, the pictures one after the other, or a hash of pieces of a large file."""
         if not isinstance(entry.where, str):
             return b"".join(digests.digest(files.read(url)) for url in entry.where)
         with files.open_file(entry.where) as file:
@@ -129,8 +129,8 @@ class Video(ListedSource):
 
 
 def frame_folders(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Folders that hold nothing but pictures, two or more, each with a number at its name's end: the pictures in the order of
-    these.
+    """Folders that hold only pictures, two or more, each with a number at the end of its name: the pictures in the order of these
+    numbers.
     """
     held: dict[str, list[str]] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""``wds:``: WebDataset shards, tar files whose members share a key: ``0001.jpg``, ``0001.txt``, ``0001.json``."""
+"""``wds:``: WebDataset shards, tar files in which the members of an item share a key: ``0001.jpg``, ``0001.txt``, ``0001.json``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.data.image import SUFFIXES
 from diptych.data.source import Problem
 from diptych.data.sources.base import Entry, ListedSource
@@ -20,7 +20,7 @@ TEXTS = ("txt", "json", "cls")
 class Wds(ListedSource):
     """Shards by name, brace range or glob. Each is read through once for offsets and texts, then images by offset.
 
-    The key is a member's path up to the first dot of its name. A damaged shard gives what comes before the damage.
+    The key is a member's path up to the first dot of its name. Of a damaged shard, the members before the damage are used.
     """
 
     looked_for = "tar members such as KEY.jpg with KEY.txt or KEY.json"
@@ -84,7 +84,7 @@ class Wds(ListedSource):
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("no end mark after the last member")
             except (tarfile.TarError, EOFError) as error:
-                reason = f"damaged or truncated ({error}); kept the {len(groups)} keys before that"
+                reason = f"damaged or truncated ({error}); kept the {counted(len(groups), 'key')} before that"
                 self.problems.append(Problem(shard, reason))
         return groups
 

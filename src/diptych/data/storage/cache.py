@@ -1,7 +1,7 @@
-"""The user's cache: whole copies of remote files, up to a size; the least recently used go first.
+"""The user's cache: whole copies of remote files, up to a size; the least recently used are deleted first.
 
 ``DIPTYCH_CACHE`` says where (default ``~/.cache/diptych``), ``DIPTYCH_CACHE_SIZE`` how much (default ``20 GB``; ``0``: none).
-Copies are renamed into place, so processes may share it. A file is asked once a process whether it has changed at its source.
+Copies are renamed into place, so processes may share it. Each process checks once whether a file has changed at its source.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def size_limit() -> int:
 
 
 def check_room(needed: int, what: str) -> None:
-    """For data that must lie in the cache whole while it is used."""
+    """Raises DiptychError if data that must be in the cache as a whole is too large for it."""
     if needed > size_limit():
         raise DiptychError(
             f"{what} takes {needed / 1e9:.2f} GB, the cache holds {size_limit() / 1e9:.2f}: set DIPTYCH_CACHE_SIZE, or copy "
@@ -50,9 +50,9 @@ def check_room(needed: int, what: str) -> None:
 
 
 def local_copy(url: str, needed: bool = False) -> str:
-    """The path of a copy of a remote file; "" if it is too large, or there is no room, and so must be read where it is.
+    """The path of a copy of a remote file; "" if it is too large, or there is no room, and it must be read at its source.
 
-    needed: then an error instead. Raises what the file system raises if the file cannot be read.
+    needed: raise DiptychError instead. Raises what the file system raises if the file cannot be read.
     """
     from diptych.data.storage.files import filesystem
 
@@ -110,7 +110,7 @@ def _make_room(directory: Path, arrived: int, limit: int) -> None:
         for _, size, path in copies[:-1]:  # never the one that has just come
             if total <= 0.9 * limit:
                 break
-            Path(path).unlink(missing_ok=True)  # whoever has it open or mapped keeps it
+            Path(path).unlink(missing_ok=True)  # processes that have it open or mapped can still read it
             total -= size
         _held[key] = total
 

@@ -1,4 +1,4 @@
-"""Hashes of encoded images, worked out by threads and kept between runs for files that did not change."""
+"""Hashes of encoded images, computed by threads and kept between runs for files that did not change."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def digest(data: bytes) -> bytes:
 
 
 def of_entries(place: str, entries: Sequence[Entry], read: Callable[[Entry], bytes]) -> list[bytes]:
-    """One digest an entry. What cannot be read is hashed by its name: it stays in one part, and shows up there."""
+    """One digest per entry. An entry that cannot be read gets a hash of its id, so it belongs to one part and is reported there."""
     path = cache_directory() / "digests" / f"{digest(os.path.abspath(place).encode()).hex()}.json"
     kept = _load(path)
     keys = [digest(e.stamp.encode("utf-8", "surrogateescape")).hex() if e.stamp else "" for e in entries]
     unknown = [i for i, key in enumerate(keys) if key not in kept]
 
     def work(i: int) -> bytes | None:
+        """The digest of one entry; None if it cannot be read."""
         try:
             return digest(read(entries[i]))
         except BrokenItem:
@@ -59,7 +60,7 @@ def _load(path: Path) -> dict[str, str]:
 
 
 def _save(path: Path, kept: dict[str, str]) -> None:
-    """In one step, so that no other process reads half a file; a cache that cannot be written is no failure."""
+    """Written in one step, so that no other process reads half a file; a cache that cannot be written is not an error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

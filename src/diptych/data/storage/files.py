@@ -1,4 +1,4 @@
-"""Files by URL: plain local paths, and whatever fsspec knows (``memory://``, ``s3://``, ``https://`` …)."""
+"""Files by URL: plain local paths, and any protocol of fsspec (``memory://``, ``s3://``, ``https://`` …)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(url)
+        found: tuple[Any, str] = url_to_fs(url)
+        return found
     except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
         raise DiptychError(f"{url}: {error}") from error
 
@@ -50,7 +51,7 @@ def name(url: str) -> str:
 
 
 def join(directory: str, path: str) -> str:
-    """``path`` as seen from ``directory``; a URL or an absolute local path stands for itself."""
+    """``path`` relative to ``directory``; a URL or an absolute local path is returned as it is."""
     if not is_local(path) or (is_local(directory) and os.path.isabs(path)):
         return normal(path)
     protocol, base = _halves(directory)
@@ -63,7 +64,7 @@ def exists(url: str) -> bool:
     if is_local(url):
         return os.path.exists(url)
     fs, path = filesystem(url)
-    return fs.exists(path)
+    return bool(fs.exists(path))
 
 
 def is_directory(url: str) -> bool:
@@ -71,11 +72,11 @@ def is_directory(url: str) -> bool:
     if is_local(url):
         return os.path.isdir(url)
     fs, path = filesystem(url)
-    return fs.isdir(path)
+    return bool(fs.isdir(path))
 
 
 def open_file(url: str) -> Any:
-    """A seekable binary file; a missing one is the user's to mend."""
+    """A seekable binary file. Raises DiptychError if it does not exist."""
     try:
         here = url if is_local(url) else _copy(url)
         if here:
@@ -97,12 +98,12 @@ def read(url: str, start: int = 0, length: int | None = None) -> bytes:
             return file.read(-1 if length is None else length)
     fs, path = filesystem(url)
     if start == 0 and length is None:
-        return fs.cat_file(path)
-    return fs.cat_file(path, start=start, end=None if length is None else start + length)
+        return bytes(fs.cat_file(path))
+    return bytes(fs.cat_file(path, start=start, end=None if length is None else start + length))
 
 
 def _copy(url: str) -> str:
-    """Where the cache has a copy of a remote file; "" if none can be had. What lies in this process's memory needs none."""
+    """Where the cache has a copy of a remote file; "" if there is none. Files in this process's memory need none."""
     from diptych.data.storage import cache
 
     return "" if url.startswith("memory://") else cache.local_copy(url)
@@ -111,7 +112,7 @@ def _copy(url: str) -> str:
 def read_text(url: str) -> str:
     """A text file in UTF-8, or in UTF-16 with its mark; the mark is dropped."""
     with open_file(url) as file:
-        data = file.read()
+        data: bytes = file.read()
     try:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -147,6 +148,25 @@ def expand(pattern: str) -> list[str]:
     return list(dict.fromkeys(os.path.relpath(u) if is_local(u) and not os.path.isabs(pattern) else u for u in urls))
 
 
+def matching(pattern: str) -> list[str]:
+    """``expand``; DiptychError if there is none."""
+    urls = expand(pattern)
+    if not urls:
+        raise DiptychError(f"{pattern}: no file has such a name")
+    return urls
+
+
+def places_of(url: str, path: str) -> list[str]:
+    """Where a path that is given along with a file may lie: as seen from the file's directory, else from here."""
+    return [join(parent(url), path), normal(path)]
+
+
+def directory_of(url: str, images: str | None) -> str:
+    """The directory of the images of a file: the one given, where it is found, else the file's own."""
+    places = places_of(url, images) if images else [parent(url)]
+    return next((p for p in places if is_directory(p)), places[0])
+
+
 def braces(pattern: str) -> list[str]:
     """``a{00..02}`` → a00, a01, a02; ``{x,y}b`` → xb, yb; several pairs multiply."""
     match = re.search(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}", pattern)
@@ -163,10 +183,28 @@ def braces(pattern: str) -> list[str]:
 
 
 def relative(urls: list[str]) -> list[str]:
-    """Names that tell ``urls`` apart: each without the directory all have in common."""
+    """Names that distinguish ``urls``: each without the directory that all have in common."""
     paths = [_halves(url)[1] for url in urls]
     common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     return [posixpath.relpath(path, common or ".") for path in paths]
+
+
+def prefixes(urls: list[str]) -> list[str]:
+    """For each file the way to its directory from the one that all have in common, with a slash at its end; "" for files of
+    one directory. Before paths that are relative to the files, it tells equal paths of unlike directories apart.
+    """
+    ways = [posixpath.dirname(path) for path in relative(urls)] if urls else []
+    return [f"{way}/" if way else "" for way in ways]
+
+
+def named(path: str, prefix: str, url: str) -> str:
+    """The name of the item at ``path``, which stands in the file ``url``: the path as seen from the directory that files have in
+    common. prefix: that file's, of ``prefixes``.
+    """
+    path = path.strip()
+    if not is_local(path):
+        return path
+    return posixpath.normpath(path if is_local(url) and os.path.isabs(path) else prefix + path)
 
 
 def stamps(urls: Iterable[str]) -> dict[str, str | None]:
@@ -178,8 +216,8 @@ def stamps(urls: Iterable[str]) -> dict[str, str | None]:
         if is_local(url):
             result[url] = _local_stamp(url)
         elif url.startswith(("http://", "https://")):
-            result[url] = ""  # web servers do not list; what is missing shows on reading
-            web = web or filesystem(url)  # but what cannot be read at all shows now
+            result[url] = ""  # web servers do not list files; a missing one is noticed when it is read
+            web = web or filesystem(url)  # but a protocol that cannot be read is noticed now
         else:
             remote[parent(url)].append(url)
     for directory, members in remote.items():

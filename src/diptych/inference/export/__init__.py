@@ -15,12 +15,12 @@ from diptych.inference.run import TrainedModel
 from diptych.interop import family_for
 from diptych.training.run_files import RunFiles
 
-MARK = "export.json"  # says that the directory is ours to replace
+MARK = "export.json"  # marks a directory that may be replaced
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where it lies, what loads it and which weights it holds."""
+    """The directory, the class that loads it and the weights that it holds."""
 
     path: Path
     format: str
@@ -28,7 +28,7 @@ class Exported:
     run: str
     checkpoint: str
     key: str  # a hash of the run's weights
-    adapters: bool = False  # whether they lie apart
+    adapters: bool = False  # whether they are in a separate directory
 
 
 def export(
@@ -42,24 +42,25 @@ def export(
     """Write the run's averaged weights, configuration, tokenizer, image processor and model card to ``out`` (default:
     RUN/export/FORMAT).
 
-    architecture: the class to be written, where a run can be several (default RUN/export/CLASS). adapters: a language model's
-    adapters as a directory of peft, ``adapter``, beside a model without them; otherwise they are merged.
+    architecture: the class to be written, if several fit the run (default RUN/export/CLASS). adapters: a language model's
+    adapters as a directory of peft, ``adapter``, next to a model without them; otherwise they are merged.
 
-    Raises DiptychError where no class of that library computes what the model does (and names the options with which a new run
-    would fit), or if ``out`` holds something else than an earlier export.
+    Raises DiptychError if no class of that library computes what the model does (it names the options with which a new run would
+    fit), or if ``out`` holds something other than an earlier export.
     """
     if not RunFiles(run).exists():
-        raise DiptychError(f"{run} is no run; a run is a directory that `diptych train` made")
+        raise DiptychError(f"{run} is not a run; a run is a directory that `diptych train` made")
     out = out or run / "export" / (architecture or to)
     refuse_foreign(out)
     trained = TrainedModel.load(run, "cpu", checkpoint=checkpoint)
-    trained.model.merge_adapters(but="lm")  # whose adapters may lie apart
+    trained.model.merge_adapters(but="lm")  # its adapters may be written separately
     family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
     made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key), adapters)
 
-    lm = "lm" in trained.model.parts  # what it is to be asked for a caption is then no matter of the class
+    lm = "lm" in trained.model.parts  # the prompt for a caption then depends on the run, not on the class
 
     def write(directory: Path) -> None:
+        """Writes weights, configuration, model card and the note of how it was made."""
         directory.mkdir()
         notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
@@ -70,9 +71,9 @@ def export(
 
 
 def refuse_foreign(out: Path) -> None:
-    """DiptychError if a directory holds something else than an earlier export."""
+    """DiptychError if a directory holds something other than an earlier export."""
     if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise DiptychError(f"{out} exists and is no earlier export (it has no {MARK}); choose another --out")
+        raise DiptychError(f"{out} exists and is not an earlier export (it has no {MARK}); choose another --out")
 
 
 def _plain(made: Exported) -> dict[str, Any]:

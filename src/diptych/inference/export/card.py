@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.core.errors import counted
 from diptych.models.pretrained import licences
 from diptych.models.pretrained.hub import place
 from diptych.training.run_files import EvaluationFiles, RunFiles
@@ -36,7 +37,7 @@ from transformers import AutoProcessor, BlipForImageTextRetrieval
 model, processor = BlipForImageTextRetrieval.from_pretrained("."), AutoProcessor.from_pretrained(".")
 inputs = processor(images=Image.open("photo.jpg"), text="a caption", return_tensors="pt")
 print(model(**inputs).itm_score.softmax(-1)[:, 1])
-inputs["input_ids"][:, 0] = processor.tokenizer.bos_token_id  # the text alone begins so
+inputs["input_ids"][:, 0] = processor.tokenizer.bos_token_id  # the text alone begins with this token
 print(model(**inputs, use_itm_head=False).itm_score)
 ```
 """,
@@ -133,7 +134,7 @@ SIZES = (
 
 
 def model_card(run: Path, trained: TrainedModel, made: Exported, notes: Sequence[str] = ()) -> str:
-    """notes: what is to be known of the use."""
+    """notes: how to use it."""
     recipe, model = trained.recipe, trained.model
     files = RunFiles(run)
     data, spent = files.environment(), files.spent()
@@ -182,7 +183,7 @@ def _use(trained: TrainedModel, made: Exported) -> str:
     text = text.replace("QUESTION", asked)
     if made.adapters:
         text += (
-            "\n\nThe run's adapters lie apart in `adapter`; without them the model is not what was trained: "
+            "\n\nThe run's adapters are in `adapter`; without them the model is not the trained one: "
             '`model = peft.PeftModel.from_pretrained(model, "adapter")`.'
         )
     return text
@@ -200,8 +201,8 @@ def _budget(spent: dict[str, Any]) -> str:
         return "Not recorded."
     whole = "" if spent.get("finished") else " The run was not finished."
     return (
-        f"{spent['steps']} steps, {spent['samples']:.0f} samples, {spent['seconds']:.0f} s, {spent['flops'] / 1e12:.2f} TFLOP, "
-        f"{spent['trainable_parameters'] / 1e6:.2f} M trainable parameters.{whole}"
+        f"{counted(spent['steps'], 'step')}, {counted(spent['samples'], 'sample')}, {spent['seconds']:.0f} s, "
+        f"{spent['flops'] / 1e12:.2f} TFLOP, {spent['trainable_parameters'] / 1e6:.2f} M trainable parameters.{whole}"
     )
 
 
@@ -210,7 +211,7 @@ def _measured(evaluation: EvaluationFiles, key: str) -> list[str]:
     results = evaluation.results()
     if results and evaluation.key() != key:
         return [
-            "Nothing of these weights: the run's evaluation is of another checkpoint. `diptych evaluate` judges this directory."
+            "Nothing for these weights: the run's evaluation is of another checkpoint. `diptych evaluate` evaluates this directory."
         ]
     if not results:
         return ["Nothing yet: the run was not evaluated before it was exported."]
@@ -238,4 +239,4 @@ def _terms(address: str) -> str:
     """The licence that a directory's own model card states."""
     card = Path(place(address)) / "README.md"
     stated = re.search(r"^license(?:_name)?: *(\S.*)$", card.read_text(encoding="utf-8"), re.MULTILINE) if card.is_file() else None
-    return stated[1] if stated else "its own terms, which it states nowhere here; see where it came from"
+    return stated[1] if stated else "its own terms, which are not stated here; see its origin"

@@ -40,7 +40,7 @@ def open_model(address: str, device: str = "auto") -> Model:
     if not mark or not is_foreign(address):
         raise DiptychError(f"no model at '{address}'{nearest(scheme, SCHEMES)}; or package.module:Class, or a run directory")
     if scheme in SCHEMES and not name:
-        raise DiptychError(f"'{address}' names no model; expected {scheme}:NAME")
+        raise DiptychError(f"'{address}' has no model name; expected {scheme}:NAME")
     make = resolve(SCHEMES.get(scheme, place), {}, "model")
     if not callable(make):
         return _checked(make, address)
@@ -56,6 +56,7 @@ def _checked(model: Any, address: str) -> Model:
         wanted = ("name", "capabilities", "embed_image", "embed_text", "score", "generate", "loglikelihood")
         lacks = [n for n in wanted if not hasattr(model, n)]
         raise DiptychError(
-            f"'{address}' is no model: {type(model).__name__} lacks {', '.join(lacks)}; subclass diptych.core.capabilities.Adapter"
+            f"'{address}' is not a model: {type(model).__name__} does not have {', '.join(lacks)}; "
+            "subclass diptych.core.capabilities.Adapter"
         )
     return model

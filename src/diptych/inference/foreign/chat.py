@@ -1,6 +1,6 @@
-"""Models of transformers that write text from an image and a prompt: LLaVA and its kin, Qwen-VL, BLIP, BLIP-2, GIT …
+"""Models of transformers that write text from an image and a prompt: LLaVA and similar models, Qwen-VL, BLIP, BLIP-2, GIT …
 
-Everything that ``AutoModelForImageTextToText`` opens. Prompts go through the processor's chat template where it has one.
+Everything that ``AutoModelForImageTextToText`` opens. Prompts go through the processor's chat template if it has one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diptych.inference.foreign.hub import Opened, move, pil
 
 MARK = "export.json"  # in a directory that `diptych export` wrote
 CAPTION = "Describe this image in one short sentence."
-ENDS_IN_SEPARATOR = ("blip", "git")  # their tokenizers close the prompt, which must stay open to go on
+ENDS_IN_SEPARATOR = ("blip", "git")  # their tokenizers close the prompt, which must stay open for the answer
 YES = 'Does this figure show "{}"? Please answer yes or no.'  # VQAScore, Lin et al., arXiv:2404.01291
 
 
@@ -51,7 +51,7 @@ class Generative(Adapter):
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
         """One text for each image, by the model's own chat template."""
         if decoding:
-            self.cannot("be told how to decode")
+            self.cannot("decode in another way")
         prompts = prompts_for(prompt, len(images))
         texts = [""] * len(images)
         for rows in self._batches(prompts):
@@ -70,7 +70,7 @@ class Generative(Adapter):
         return texts
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
-        """Of the text's own tokens, without an end of turn. All texts of one image and prompt share a pass."""
+        """log P of the text's own tokens, without an end of turn, float32 [N]. All texts of one image and prompt share a pass."""
         prompts = prompts_for(prompt, len(images))
         result = np.empty(len(images), dtype=np.float32)
         together: dict[tuple[int, str], list[int]] = {}
@@ -95,7 +95,7 @@ class Generative(Adapter):
     # --- how ---
 
     def _batches(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Rows that go together. Older models were not made for padded prompts: there only equal prompts do."""
+        """Rows that can share a batch. Older models do not support padded prompts, so their batches have equal prompts."""
         groups: dict[str, list[int]] = {}
         for i, prompt in enumerate(prompts):
             groups.setdefault("" if self.chats else prompt, []).append(i)
@@ -105,19 +105,20 @@ class Generative(Adapter):
         """The text that comes before the answer, with a placeholder where the image belongs."""
         prompt = prompt or self.caption
         if self.chats:
-            return self.processor.apply_chat_template(_conversation(None, prompt), add_generation_prompt=True, tokenize=False)
+            text: str = self.processor.apply_chat_template(_conversation(None, prompt), add_generation_prompt=True, tokenize=False)
+            return text
         return f"{self.placeholder}{prompt}"
 
     def _placeholder(self) -> str:
         """What a prompt without a chat template must have where the image belongs: nothing if the processor puts it there."""
-        token = getattr(self.processor, "image_token", None)
-        token = getattr(token, "content", token)
+        marked = getattr(self.processor, "image_token", None)
+        token: str | None = getattr(marked, "content", marked)
         if not token:
             return ""
         blank = pil([np.full((64, 64, 3), 128, dtype=np.uint8)])
         try:
             ids = self.processor(images=blank, text="a", return_tensors="pt")["input_ids"]
-        except Exception:  # it asks for the placeholder in an error of its own
+        except Exception:  # it reports the missing placeholder by its own error
             return token
         return "" if (ids == self.tokenizer.convert_tokens_to_ids(token)).any() else token
 
@@ -152,11 +153,11 @@ class Generative(Adapter):
         joined = whole[: len(head)] == head and not self.exported
         ids = whole[len(head) :] if joined else self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise DiptychError(f"model '{self.name}': '{text}' has no token, so it has no likelihood")
+            raise DiptychError(f"model '{self.name}': '{text}' has no tokens, so it has no likelihood")
         return list(ids)
 
     def _answers(self, image: Image, prompt: str, texts: Sequence[str]) -> np.ndarray:
-        """log P of each text after one image and prompt, so that nothing needs padding but the texts' ends."""
+        """log P of each text after one image and prompt, so that only the ends of the texts need padding."""
         inputs = {k: _repeated(v, len(texts)) for k, v in self._inputs([image], [prompt]).items()}
         if self.model.config.is_encoder_decoder:
             return self._decoded(inputs, texts)
@@ -177,7 +178,7 @@ class Generative(Adapter):
         ids, real = ids.to(self.device), real.to(self.device)
         along = {"input_ids": ids, "attention_mask": real}
         if self.model.config.model_type == "paligemma":
-            along["token_type_ids"] = torch.ones_like(ids)  # its type 0 is the prompt, which looks ahead
+            along["token_type_ids"] = torch.ones_like(ids)  # its type 0 is the prompt, which is not causal
         shape, whole = inputs["input_ids"].shape, dict(inputs)
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.shape == shape:  # masks and types run along with the ids
@@ -186,10 +187,10 @@ class Generative(Adapter):
             return self.model(**whole).logits[:, -longest - 1 : -1], ids, real
 
     def _check_causal(self, inputs: dict[str, Any]) -> None:
-        """An answer that sees its own end has no likelihood: what comes second must not change the odds of what comes first."""
+        """An answer that sees its own end has no likelihood: later tokens must not change the probability of earlier ones."""
         one = {k: v[: len(v) // len(inputs["input_ids"])] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
         prompt = one["input_ids"][0]
-        last = int(prompt[prompt != getattr(self.model.config, "image_token_id", None)][-1])  # an image's place is no word
+        last = int(prompt[prompt != getattr(self.model.config, "image_token_id", None)][-1])  # a word, not an image's position
         logits, _, _ = self._continued({k: _repeated(v, 2) for k, v in one.items()}, [[last, last], [last, max(0, last - 1)]])
         tolerance = 1e-5 if self.dtype == torch.float32 else 1e-2
         if not torch.allclose(logits[0, :2].float(), logits[1, :2].float(), atol=tolerance, rtol=tolerance):
@@ -207,11 +208,12 @@ class Generative(Adapter):
         with torch.inference_mode():
             logits = self.model(**inputs, labels=target).logits.float()
             logp = logits.log_softmax(-1).gather(-1, target.clamp(min=0)[..., None])[..., 0]
-        return (logp * (target >= 0)).sum(1).cpu().numpy()
+        total: np.ndarray = (logp * (target >= 0)).sum(1).cpu().numpy()
+        return total
 
 
 def exported(name: str) -> dict[str, Any]:
-    """What an export of a run of ours says of itself; of other models nothing."""
+    """The metadata of an export of our runs; empty for other models."""
     mark = Path(name) / MARK
     says: dict[str, Any] = read_json(mark) if mark.is_file() else {}
     return says

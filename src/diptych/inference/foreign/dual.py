@@ -20,7 +20,7 @@ class DualEncoder(Adapter):
     capabilities = frozenset({"embed_image", "embed_text", "score"})
     BESIDE: ClassVar[tuple[str, ...]] = (
         "flava",
-    )  # model types that transformers does not list among those that classify by similarity
+    )  # model types that are missing from transformers' list of models that classify by similarity
 
     def __init__(self, opened: Opened, batch: int):
         from transformers import AutoModel

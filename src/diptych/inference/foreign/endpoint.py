@@ -26,7 +26,7 @@ from diptych.inference.foreign.hub import pil
 
 CAPTION = "Describe this image in one short sentence."
 YES = 'Does this figure show "{}"? Please answer yes or no.'  # VQAScore, Lin et al., arXiv:2404.01291
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # states of a server that may pass
+PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # temporary states of a server
 
 
 class Endpoint(Adapter):
@@ -52,12 +52,12 @@ class Endpoint(Adapter):
         self.variable, self.caption = key, prompt
         self.timeout, self.retries, self.parallel = timeout, retries, parallel
         self.capabilities = frozenset({"generate", "prompt", *(["score"] if logprobs else [])})
-        self.key = f"{self.url} {model} {prompt} {logprobs}"  # what the server does behind it, nobody knows
+        self.key = f"{self.url} {model} {prompt} {logprobs}"  # the model behind the server cannot be identified further
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
         """One text for each image, asked of the endpoint."""
         if decoding:
-            self.cannot("be told how to decode")
+            self.cannot("decode in another way")
         asked = zip(images, prompts_for(prompt, len(images)), strict=True)
         answers = self._all([(image, p or self.caption, {"max_tokens": max_tokens}) for image, p in asked])
         return [str(answer["message"].get("content") or "").strip() for answer in answers]
@@ -94,7 +94,7 @@ class Endpoint(Adapter):
         body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}], **more}
         reply = self._post(json.dumps(body).encode())
         try:
-            choice = reply["choices"][0]
+            choice: dict[str, Any] = reply["choices"][0]
             choice["message"]["role"]
         except (KeyError, IndexError, TypeError):
             raise DiptychError(f"{self.url}: not an answer of chat completions: {json.dumps(reply)[:200]}") from None
@@ -128,7 +128,7 @@ class Endpoint(Adapter):
 
 
 def data_url(image: Image) -> str:
-    """As PNG: nothing of the picture is lost."""
+    """As PNG, which is lossless."""
     file = io.BytesIO()
     pil([image])[0].save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

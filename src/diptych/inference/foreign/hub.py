@@ -1,4 +1,4 @@
-"""``hf:NAME_OR_PATH``: whatever of transformers embeds, matches or answers, by its configuration."""
+"""``hf:NAME_OR_PATH``: any model of transformers that embeds, matches or answers, by its configuration."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def load(
 ) -> Model:
     """The model ``name``, a directory or a name on the hub, in half precision on a GPU and in float32 elsewhere.
 
-    score: what ``score`` is where there is a choice; matching models: "matching" or "similarity"; generative ones:
-    "likelihood" or "yes". prompt: what asks a generative model for a caption. batch: how many at a time.
+    score: how ``score`` is computed, if there is a choice; matching models: "matching" or "similarity"; generative ones:
+    "likelihood" or "yes". prompt: the request for a caption to a generative model. batch: how many at a time.
     trust_remote_code: runs code that comes with the model. Read it first.
     """
     from transformers import AutoConfig, logging
@@ -48,7 +48,7 @@ def load(
     from diptych.inference.foreign.matching import Matching
 
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()  # advice for those who write code with it, once a call
+        logging.set_verbosity_error()  # advice for programmers, printed at every call
     where = pick_device(device)
     dtype = (torch.bfloat16 if where.type == "cuda" else torch.float32) if precision == "auto" else getattr(torch, precision)
     opened = Opened(name, revision, trust_remote_code, where, dtype)
@@ -63,8 +63,8 @@ def load(
     if kind in GENERATIVE or "AutoModelForImageTextToText" in remote:
         return Generative(opened, batch or 8, score or "likelihood", prompt)
     raise DiptychError(
-        f"hf:{name}: a model of type '{kind}' ({architecture or 'no architecture named'}) neither embeds image and text nor writes "
-        "text from an image; wrap it yourself in diptych.core.capabilities.Adapter and give package.module:Class"
+        f"hf:{name}: a model of type '{kind}' ({architecture or 'no architecture named'}) does not embed image and text, and "
+        "does not write text from an image; wrap it yourself in diptych.core.capabilities.Adapter and give package.module:Class"
     )
 
 
@@ -74,7 +74,7 @@ def _only(kind: str, score: str, name: str) -> None:
 
 
 class Opened:
-    """Where a model lies and how it is to be loaded."""
+    """The place of a model and how to load it."""
 
     def __init__(self, name: str, revision: str | None, trust: bool, device: torch.device, dtype: torch.dtype):
         self.name, self.device, self.dtype = place(name), device, dtype
@@ -87,13 +87,13 @@ class Opened:
         return fetch(kind, self.name, **self.options, **more)
 
     def model(self, kind: Any) -> Any:
-        """The model, loaded when first asked for."""
+        """The model, loaded at first use."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self.get(kind, dtype=self.dtype).to(self.device).eval()
 
     def processor(self) -> Any:
-        """The processor, loaded when first asked for."""
+        """The processor, loaded at first use."""
         from transformers import AutoProcessor
 
         return self.get(AutoProcessor)

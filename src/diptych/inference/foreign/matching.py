@@ -48,7 +48,7 @@ class Matching(Adapter):
                 tokens = self._tokens(texts[start : start + self.batch])
                 if (
                     self.processor.tokenizer.convert_ids_to_tokens(int(tokens["input_ids"][0, 0])) == "[ENC]"
-                ):  # of texts beside an image
+                ):  # of texts with an image
                     tokens["input_ids"][:, 0] = self.processor.tokenizer.bos_token_id
                 out = self.model.text_encoder(**tokens).last_hidden_state
                 result.append(normalize(self.model.text_proj(out[:, 0]), dim=-1).float().cpu())

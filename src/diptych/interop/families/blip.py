@@ -1,9 +1,9 @@
 """transformers' ``BlipForImageTextRetrieval`` and ``BlipForConditionalGeneration`` (Li et al. 2022): a vision tower of kind
 ``class`` under MED.
 
-A run of the recipe holds both: matching and contrast in the first, captions in the second. Where [ENC] and [DEC] begin a text, they
-are the last two of the vocabulary and the exported tokenizer writes the one that the class expects; for the first class's cosine a
-text begins with [BOS] instead.
+A run of the recipe holds both: matching and contrast in the first, captions in the second. If texts begin with [ENC] and [DEC],
+these are the last two of the vocabulary and the exported tokenizer writes the one that the class expects; for the first class's
+cosine a text begins with [BOS] instead.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ def vision_entries(vision: Any) -> list[Same]:
 
 
 def vision_misfits(vision: Any) -> list[Misfit]:
-    """How a part is otherwise than the tower of BLIP and BLIP-2."""
+    """How a part differs from the tower of BLIP and BLIP-2."""
     if isinstance(vision, ViT):
         wrong = lacks(vision, extra=1, learned=True, norm_sum=False, pooling="class", mask_token=None)
         wrong += lacks(vision.transformer, bare=False)
         if not isinstance(vision.stem, nn.Conv2d) or vision.stem.bias is None or not isinstance(vision.norm, nn.Identity):
             wrong.insert(0, "its stem is not one convolution without a norm")
     else:
-        wrong = ["it is no transformer of ours"]
+        wrong = ["it is not a transformer of ours"]
     return [Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=class")] if wrong else []
 
 
 def text_entries(depth: int, theirs: str, ours: str = "parts.text", attention: str = "") -> list[Same]:
-    """A ``BlipTextModel``. attention: where the blocks lie whose self-attention is taken, if not in ``ours``."""
+    """A ``BlipTextModel``. attention: the blocks that give the self-attention, if not those in ``ours``."""
     result = [
         same(f"{ours}.embedding.weight", f"{theirs}.embeddings.word_embeddings.weight"),
         same(f"{ours}.positions", f"{theirs}.embeddings.position_embeddings.weight"),
@@ -101,7 +101,7 @@ def text_entries(depth: int, theirs: str, ours: str = "parts.text", attention: s
 
 class _Blip(Family):
     processor = "BlipProcessor"
-    first: ClassVar[str]  # what begins a text
+    first: ClassVar[str]  # the token that begins a text
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
@@ -117,6 +117,7 @@ class _Blip(Family):
         return result
 
     def modes(self) -> tuple[tuple[str, type], ...]:
+        """The parts that compute with the text transformer, and their classes."""
         raise NotImplementedError
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -146,7 +147,7 @@ class _Blip(Family):
         }
 
     def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
-        """Everything beside the weights: configuration, tokenizer, image processor."""
+        """Write everything except the weights: configuration, tokenizer, image processor."""
         from tokenizers import AddedToken, processors
 
         tokenizer = vocabulary.of_transformers()
@@ -163,7 +164,7 @@ class _Blip(Family):
         write_json(directory / "config.json", config)
 
     def options(self, config: Any) -> dict[str, Any]:
-        """Their start tokens are ids like others: [BOS], [DEC] and [ENC] of ours are one, and ``marks`` is false."""
+        """Their start tokens are ordinary ids: our [BOS], [DEC] and [ENC] are the same token, and ``marks`` is false."""
         vision, text = config.vision_config, config.text_config
         towers = {
             "vision": {"kind": "class", "patch": vision.patch_size, **options_of(vision)},

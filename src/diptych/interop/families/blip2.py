@@ -1,10 +1,10 @@
-"""transformers' ``Blip2ForConditionalGeneration`` (Li et al. 2023): a vision tower, the queries' half of the Q-Former, a causal
-language model behind it.
+"""transformers' ``Blip2ForConditionalGeneration`` (Li et al. 2023): a vision tower, the queries' half of the Q-Former, then a
+causal language model.
 
-Written, not read. What only the first stage needs (the text's feed-forward layers and words, heads, projections) stays behind. The
-class puts its features among word vectors as they are, ours first brings them to the size of word vectors: that factor goes into
-``language_projection``. Its processor would put the image before [BOS], where no run of ours has seen it; the exported tokenizer
-writes the image's places behind [BOS] itself.
+For export only. Weights that only the first stage needs (the text's feed-forward layers and words, heads, projections) are not
+exported. The class puts its features among word vectors unchanged, ours first scales them to the size of word vectors: that factor
+goes into ``language_projection``. Its processor would put the image before [BOS], where it never is in our runs; the exported
+tokenizer itself writes the image's positions after [BOS].
 """
 
 from __future__ import annotations
@@ -43,13 +43,12 @@ if TYPE_CHECKING:
     from diptych.interop.families.language import Language
     from diptych.models.vlm import VLM
 
-TOWERS = ("Blip2VisionModel", "BlipVisionModel")  # of transformers; the two are made alike
+TOWERS = ("Blip2VisionModel", "BlipVisionModel")  # of transformers; the two are equivalent
 ORDER = (
-    "The image stands behind [BOS], as in training: the tokenizer writes its places there. Give the processor a text, if an "
-    "empty one; with none at all the class "
-    "would put the image before [BOS]."
+    "The image is after [BOS], as in training: the tokenizer writes its positions there. Give the processor a text, if only "
+    "an empty one; without a text the class would put the image before [BOS]."
 )
-WRITING = "`generate` of this class knows nothing of `generation_config.json` unless it is handed over, as above."
+WRITING = "`generate` of this class uses `generation_config.json` only if it is passed, as above."
 
 
 def qformer_entries(text: QFormerText, words: bool = False, ours: str = "parts.text") -> list[Same]:
@@ -95,9 +94,11 @@ class Blip2(Family):
             return [Misfit("parts.text is not of kind q_former", "parts.text.kind=q_former")]
         result += self._vision(model)
         if not isinstance(text.norm_image, nn.Identity):
-            result.append(Misfit("its Q-Former has no norm for the tower's tokens, which come out of one", "parts.text.norm=false"))
+            result.append(
+                Misfit("its Q-Former has no norm for the tower's tokens, which have one already", "parts.text.norm=false")
+            )
         if text.places is not None:
-            result.append(Misfit("its Q-Former adds no places to the tower's tokens", "parts.text.places=false"))
+            result.append(Misfit("its Q-Former adds no positions to the tower's tokens", "parts.text.places=false"))
         if not isinstance(connector, Queries):
             result.append(Misfit("parts.connector is not of kind queries", "parts.connector.kind=queries"))
         if any(map(learns_turns, objectives.values())):
@@ -118,13 +119,13 @@ class Blip2(Family):
         return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
-        """Of parts of ours; the rest is not the same, but becomes it."""
+        """How weights of our own parts correspond; the rest is converted."""
         vision: Any = model.parts["vision"]
         own = [] if isinstance(vision, HubTower) else vision_entries(vision)
         return [*own, *qformer_entries(model.part("text")), *linear("parts.connector.layer", "language_projection")]
 
     def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
-        """All that the class loads; returns what the model card has to say of it, a line each."""
+        """Write all files that the class loads; returns notes for the model card, one line each."""
         from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
         words = language.whole(model.part("lm"), merged=not adapters)
@@ -151,7 +152,7 @@ class Blip2(Family):
         made.generation_config = generation(words, image, [words.ours.eos])
         with quiet():
             made.save_pretrained(directory)
-        says = read_json(directory / "config.json")  # which names the precision of the first weight that it finds
+        says = read_json(directory / "config.json")  # it has the precision of the first weight
         write_json(directory / "config.json", {**says, "dtype": str(dtype).removeprefix("torch.")})
         processor = Blip2Processor(image_processor(model.image_size, mean, std), self._tokenizer(model, words))
         save_processor(directory, processor, self.processor)
@@ -205,8 +206,8 @@ class Blip2(Family):
         }
 
     def _tokenizer(self, model: VLM, words: Language) -> Any:
-        """Theirs, which begins a text with [BOS] and the image's places, and pads on the left, since the class writes behind its
-        prompt.
+        """Their tokenizer, which begins a text with [BOS] and the image's positions, and pads on the left, since the class writes
+        after its prompt.
         """
         from tokenizers import processors
 

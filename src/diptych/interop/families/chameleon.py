@@ -1,5 +1,5 @@
-"""transformers' ``ChameleonForConditionalGeneration``: its language model as an ``interleaved`` decoder's weights, and why nothing
-goes out.
+"""transformers' ``ChameleonForConditionalGeneration``: its language model as an ``interleaved`` decoder's weights, and why runs
+cannot be exported.
 
 The class turns pictures into codes itself, by the encoder of a VQGAN. A run's quantizer is another network, so the class could
 never compute the codes that the run's decoder has learned; the decoders are the same (tests/models/test_chameleon.py).
@@ -42,10 +42,10 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
 def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's state dict from that of the whole model; the image tokenizer's weights are passed over.
+    """The decoder's state dict from that of the whole model, without the image tokenizer's weights.
 
-    It fits a decoder of the same width, depth, heads and ``hidden`` whose vocabulary has the same size: rows of words, marks and
-    codes stand where their ids say.
+    It fits a decoder of the same width, depth, heads and ``hidden`` with a vocabulary of the same size; words, marks and codes keep
+    their ids.
     """
     result = {ours: state[theirs] for theirs, ours in NAMES.items()}
     for name, value in state.items():
@@ -56,18 +56,18 @@ def decoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Chameleon(Family):
-    """``ChameleonForConditionalGeneration``, which a run cannot be."""
+    """``ChameleonForConditionalGeneration``, to which a run cannot be exported."""
 
     name = "chameleon"
     architecture = "ChameleonForConditionalGeneration"
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
-        """Never empty."""
+        """The reasons why it does not fit; never empty."""
         if not ("decoder" in model.parts and isinstance(model.parts["decoder"], InterleavedDecoder)):
             return [Misfit("it has no decoder over words and image codes")]
         return [
             Misfit(
-                "parts.quantizer is no ChameleonVQVAE, so it would give pictures other codes than the decoder knows: that is "
+                "parts.quantizer is not a ChameleonVQVAE, so it would give pictures other codes than the decoder knows: that is "
                 "a VQGAN's encoder, with group "
                 "norms, SiLU and attention, which rounds features as they are; ours has plain convolutions and rounds them "
                 "at unit length"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class Clip(DualEncoder):
-    """The class pools a text at ``eos_token_id``, except where that is 2, as ours is: then at its highest id. With [EOS] the
-    highest, both are right.
+    """The class pools a text at ``eos_token_id``, except where that is 2, as ours is: then at its highest id. With [EOS] as the
+    highest id, both agree.
     """
 
     name = "clip"
@@ -29,7 +29,7 @@ class Clip(DualEncoder):
     wanted = "an InfoNCE, which gives logits their scale"
 
     def structure(self, model: VLM) -> list[Misfit]:
-        """What of the model's towers is made otherwise than theirs, whatever its other parts and objectives."""
+        """What differs between the model's towers and theirs, regardless of other parts and objectives."""
         result = []
         if "vision" in model.parts:
             vision = model.part("vision")
@@ -46,7 +46,7 @@ class Clip(DualEncoder):
         return result
 
     def projections(self, model: VLM) -> list[Misfit]:
-        """What of the ways into the shared space is otherwise than theirs."""
+        """What differs between the projections into the shared space and theirs."""
         for side in ("image", "text"):
             layer: Any = getattr(model.part("space"), side, None)
             if not isinstance(layer, nn.Linear) or layer.bias is not None:
@@ -54,7 +54,7 @@ class Clip(DualEncoder):
         return []
 
     def ends(self, model: VLM) -> dict[str, list[Same]]:
-        """By tower: what stands before and behind its blocks, as theirs has it."""
+        """By tower: the weights before and after its blocks, as in theirs."""
         return {
             "vision": [
                 same("parts.vision.classes", "vision_model.embeddings.class_embedding", view=(-1,)),
@@ -66,24 +66,24 @@ class Clip(DualEncoder):
         }
 
     def scale(self, prefix: str) -> list[Same]:
-        """The objective's parameters, whose names begin with ``prefix``."""
+        """The objective's parameters, with names that begin with ``prefix``."""
         return [same(f"{prefix}.logit_scale", "logit_scale")]
 
     def sizes(self, model: VLM) -> dict[str, dict[str, Any]]:
-        """What their configuration says of the shared space: of the whole, of ``vision_config`` and of ``text_config``."""
+        """Their configuration of the shared space: at the top level, in ``vision_config`` and in ``text_config``."""
         return {key: {"projection_dim": model.embed_dim} for key in ("whole", "vision", "text")}
 
     def embed_dim(self, config: Any) -> int:
-        """Of one of their configurations."""
+        """The same options from one of their configurations."""
         return int(config.projection_dim)
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
-        """Our state with what is computed from it at every pass, such as a bound on a scale, done once and for all."""
+        """Our state with the computations of every pass, such as a bound on a scale, applied once."""
         contrast = objective_of(objectives, InfoNCE)
         return state if contrast is None else {**state, f"{contrast[0]}.logit_scale": contrast[1].scale.detach().log()}
 
     def shift(self, state: State, shift: Tensor) -> State:
-        """What the stem adds to every patch: it has no bias, but each patch has a position."""
+        """The weights with a shift of every patch: the stem has no bias, but each patch has a position."""
         name = "vision_model.embeddings.position_embedding.weight"
         return {**state, name: torch.cat([state[name][:1], state[name][1:] + shift])}
 

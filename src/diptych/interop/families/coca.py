@@ -114,7 +114,7 @@ class Coca(OpenClip):
                     "embed_cls": True,
                     "output_tokens": True,
                     "pad_id": vocabulary.config()["pad_token_id"],
-                    "hf_tokenizer_name": "tokenizer",  # any name: of a local directory, open_clip takes what lies beside this file
+                    "hf_tokenizer_name": "tokenizer",  # any name: open_clip uses the tokenizer in the local directory
                     **tower(read),
                 },
                 "multimodal_cfg": {**lengths, "heads": written.heads, **tower(written)},
@@ -124,8 +124,8 @@ class Coca(OpenClip):
 
 
 def attention(module: Any, ours: str, theirs: str) -> list[Same]:
-    """torch's ``MultiheadAttention`` over a context: projections in one matrix where the context is as wide as the queries, else in
-    three.
+    """torch's ``MultiheadAttention`` over a context: projections in one matrix if the context is as wide as the queries, otherwise
+    in three.
     """
     q, kv = f"{ours}.q", f"{ours}.kv"
     biases = same([f"{q}.bias", f"{kv}.bias"], f"{theirs}.in_proj_bias")

@@ -1,4 +1,4 @@
-"""What transformers' dual encoders have in common: a plain transformer a side, ``vision_model`` and ``text_model``, under a
+"""What transformers' dual encoders have in common: a plain transformer per side, ``vision_model`` and ``text_model``, under a
 contrastive loss.
 """
 
@@ -21,10 +21,10 @@ class DualEncoder(Family):
 
     starts = True
     contrast: ClassVar[type]  # the objective that gives logits their scale
-    wanted: ClassVar[str]  # in words, where there is none
+    wanted: ClassVar[str]  # its description for messages, if there is none
 
     def projections(self, model: VLM) -> list[Misfit]:
-        """What of the ways into the shared space is otherwise than theirs."""
+        """What differs between the projections into the shared space and theirs."""
         raise NotImplementedError
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
@@ -37,11 +37,11 @@ class DualEncoder(Family):
         return result or self.left_over(model, objectives)
 
     def ends(self, model: VLM) -> dict[str, list[Same]]:
-        """By tower: what stands before and behind its blocks, as theirs has it."""
+        """By tower: the weights before and after its blocks, as in theirs."""
         raise NotImplementedError
 
     def scale(self, prefix: str) -> list[Same]:
-        """The objective's parameters, whose names begin with ``prefix``."""
+        """The objective's parameters, with names that begin with ``prefix``."""
         raise NotImplementedError
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
@@ -62,7 +62,7 @@ class DualEncoder(Family):
         return result + self.scale(contrast[0]) if contrast else result
 
     def sizes(self, model: VLM) -> dict[str, dict[str, Any]]:
-        """What their configuration says of the shared space: of the whole, of ``vision_config`` and of ``text_config``."""
+        """Their configuration of the shared space: at the top level, in ``vision_config`` and in ``text_config``."""
         raise NotImplementedError
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class DualEncoder(Family):
         }
 
     def embed_dim(self, config: Any) -> int:
-        """Of one of their configurations."""
+        """Options of the shared space from one of their configurations."""
         raise NotImplementedError
 
     def options(self, config: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """FLAVA's weights (Singh et al. 2022) between transformers and ours: ``FlavaModel`` and ``FlavaForPreTraining``.
 
 Ours: ``parts.vision: {kind: class, bare: true}``, ``parts.text: {kind: bert, post_norm: false, bare: true}``, ``parts.fusion:
-{kind: joint}``. The heads of the objectives go into ``FlavaForPreTraining``; the quantizer into neither: the class's image codebook
-is DALL-E's encoder, which is another network than ours.
+{kind: joint}``. The heads of the objectives go into ``FlavaForPreTraining``; the quantizer goes into neither: the class's image
+codebook is DALL-E's encoder, a different network from ours.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ INSIDE = {
     "norm1": "layernorm_before", "norm2": "layernorm_after", "attention.q": "attention.attention.query",
     "attention.out": "attention.output.dense", "mlp.0": "intermediate.dense", "mlp.2": "output.dense",
 }  # fmt: skip
-KINDS = "kinds"  # of tokens, which theirs tells apart: two vectors, of which only the first is ever used
+KINDS = "kinds"  # token types: two vectors, of which only the first is used
 HEADS: tuple[tuple[type[Objective], str, str], ...] = (
     (MaskedCodes, "head", "mim_head"), (MaskedText, "head", "mlm_head"),
     (MaskedBoth, "image_head", "mmm_image_head"), (MaskedBoth, "text_head", "mmm_text_head"),
 )  # fmt: skip
-ANSWER = "answer"  # of the matching head: two logits, of which only the difference counts
+ANSWER = "answer"  # the matching head: two logits, of which only the difference counts
 
 
 def layers(transformer: Transformer, ours: str, theirs: str) -> list[Same]:
@@ -55,15 +55,14 @@ def layers(transformer: Transformer, ours: str, theirs: str) -> list[Same]:
 
 
 class Flava(Family):
-    """Its embeddings are those of the class tokens after the projections, which the class leaves to be picked and scaled to length
-    1.
+    """The embeddings are the class tokens after the projections; users of the class select them and scale them to length 1.
 
-    The class has poolers that FLAVA's objectives alone use: they are written as identities, so that nothing is left to chance.
+    The class has poolers that FLAVA's objectives alone use: they are written as identities, so that no weights are random.
     """
 
     name = "flava"
     architecture = "FlavaModel"
-    processor = "CLIPProcessor"  # theirs would hide patches for itself, and brings BERT's words
+    processor = "CLIPProcessor"  # theirs hides patches itself, and has BERT's vocabulary
 
     def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
         """Empty if the class computes exactly what our model does."""
@@ -71,7 +70,7 @@ class Flava(Family):
         result = [Misfit(f"part '{name}' has no place in it") for name in model.parts if name not in (*kinds, "quantizer", "space")]
         result += [Misfit(f"it has no part '{name}'") for name in kinds if name not in model.parts]
         result += [
-            Misfit(f"parts.{name} is no {kind.__name__}")
+            Misfit(f"parts.{name} is not a {kind.__name__}")
             for name, kind in kinds.items()
             if name in model.parts and not isinstance(model.parts[name], kind)
         ]
@@ -85,7 +84,7 @@ class Flava(Family):
             result.append(Misfit(f"parts.vision: {', '.join(wrong)}", "parts.vision.kind=class --set parts.vision.bare=true"))
         wrong = lacks(text, causal=False, pool="bos", whole=False) + lacks(text.transformer, bare=True)
         if isinstance(text.norm, nn.Identity) or isinstance(text.transformer.norm, nn.Identity):
-            wrong.append("its norms stand elsewhere")
+            wrong.append("its norms are in other places")
         if wrong:
             remedy = "parts.text.kind=bert --set parts.text.post_norm=false --set parts.text.bare=true"
             result.append(Misfit(f"parts.text: {', '.join(wrong)}", remedy))
@@ -100,7 +99,7 @@ class Flava(Family):
         return result
 
     def weights_of(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
-        """What both sides have."""
+        """The weights that both sides have."""
         vision, text = model.part("vision"), model.part("text")
         seen, said = "image_model.embeddings", "text_model.embeddings"
         result = [
@@ -130,7 +129,7 @@ class Flava(Family):
         return [*self.weights_of(model, objectives), kinds, *poolers]
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
-        """With the bound on the scale applied, and what theirs has and ours does without."""
+        """Our state with the bound on the scale applied, and with the weights that only theirs has."""
         more = {KINDS: torch.zeros(2, state["parts.text.positions"].shape[1])}
         for part in TOWERS:
             width = len(state[f"parts.{part}.transformer.norm.weight"])
@@ -187,10 +186,10 @@ class Flava(Family):
 
 
 class FlavaPreTraining(Flava):
-    """With the heads of masked modelling and matching. The codes of hidden patches are given to it (``mim_labels``), since it has
-    no quantizer of ours.
+    """The model with the heads of masked modelling and matching. The codes of hidden patches are an input (``mim_labels``), since
+    it does not have our quantizer.
 
-    Matching asks a tanh between its two layers, as FLAVA's has.
+    Matching must have a tanh between its two layers, as in FLAVA.
     """
 
     architecture = "FlavaForPreTraining"
@@ -199,7 +198,7 @@ class FlavaPreTraining(Flava):
         """Empty if the class computes exactly what our model does."""
         result = super().misfits(recipe, model, objectives)
         result += [
-            Misfit(f"no objective is a {kind.__name__}, whose head it has")
+            Misfit(f"no objective is a {kind.__name__}, for which it has a head")
             for kind in dict.fromkeys(kind for kind, _, _ in HEADS)
             if objective_of(objectives, kind) is None
         ]
@@ -222,7 +221,7 @@ class FlavaPreTraining(Flava):
         return [*result, *heads_of(objectives, tied=True)]
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
-        """With the bound on the scale applied, and what theirs has and ours does without."""
+        """Our state with the bound on the scale applied, and with the weights that only theirs has."""
         found = objective_of(objectives, Matching)
         assert found is not None
         more = {}
@@ -239,7 +238,7 @@ class FlavaPreTraining(Flava):
 
 
 def heads_of(objectives: nn.ModuleDict, tied: bool = False) -> list[Same]:
-    """The heads of those objectives that there are. tied: their biases under the second name that theirs has for them, too."""
+    """The heads of the present objectives. tied: also write their biases under their second name."""
     result = []
     for kind, ours, theirs in HEADS:
         if objective := objective_of(objectives, kind):
@@ -262,7 +261,7 @@ def from_transformers(theirs: Mapping[str, Tensor], model: VLM, objectives: nn.M
     one does not fit.
     """
     state = {name.removeprefix("flava."): value for name, value in theirs.items()}
-    said = "text_model.embeddings"  # all tokens are of the first kind: part of their positions
+    said = "text_model.embeddings"  # all tokens are of the first type: added to their positions
     state[f"{said}.position_embeddings.weight"] = (
         state[f"{said}.position_embeddings.weight"] + state[f"{said}.token_type_embeddings.weight"][0]
     )
@@ -276,7 +275,7 @@ def from_transformers(theirs: Mapping[str, Tensor], model: VLM, objectives: nn.M
     result = to_ours(state, entries, {k: v.shape for k, v in whole.items()})
     wanted = {name for name in whole if not name.startswith("parts.quantizer.")}
     if lacking := sorted(wanted - set(result)):
-        raise RuntimeError(f"the weights lack {', '.join(lacking)}")
+        raise RuntimeError(f"the weights do not have {', '.join(lacking)}")
     model.load_state_dict({k: v for k, v in result.items() if not k.startswith("objectives.")}, strict=False)
     objectives.load_state_dict({k.removeprefix("objectives."): v for k, v in result.items() if k.startswith("objectives.")})
 

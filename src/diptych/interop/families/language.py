@@ -1,4 +1,4 @@
-"""A run's language model as its original has it: the whole vocabulary, adapters merged or apart, the original's tokenizer."""
+"""A run's language model in its original form: the whole vocabulary, adapters merged or separate, the original tokenizer."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Language:
     """Configuration, weights and tokenizer of a causal language model of transformers.
 
-    state: under the names of its base class, such as ``layers.0.self_attn.q_proj.weight``; ``head`` [V, D] stands apart, and is the
-    embedding's own tensor where ``tied``. kept: the ids that the run's trimmed vocabulary had; None: all.
+    state: under the names of its base class, such as ``layers.0.self_attn.q_proj.weight``; ``head`` [V, D] is separate, and is the
+    embedding's own tensor if ``tied``. kept: the ids that the run's trimmed vocabulary had; None: all.
     """
 
     config: Any
@@ -38,12 +38,12 @@ class Language:
     embedding: str  # the name of the word vectors in ``state``
     tied: bool
     tokenizer: Any  # of transformers
-    ours: LMTokenizer  # the same, as ours, untrimmed: its pad, bos and eos are the original's ids
+    ours: LMTokenizer  # the same as our class, untrimmed: its pad, bos and eos are the original ids
     kept: list[int] | None
 
     @property
     def learned(self) -> bool:
-        """Whether some of it is in full precision, as what learns is."""
+        """Whether some of it is in full precision, as trained weights are."""
         return any(value.dtype == torch.float32 for value in self.state.values())
 
     def original(self, i: int) -> int:
@@ -51,8 +51,8 @@ class Language:
         return i if self.kept is None else self.kept[i]
 
     def add_token(self, token: str) -> int:
-        """Give the tokenizer a special token that stands for something else than a word, and its id. Its row is the mean of the
-        others, so that it is never the likeliest.
+        """Add a special token for something other than a word to the tokenizer; returns its id. Its row is the mean of the others,
+        so that it is never the likeliest.
         """
         from tokenizers import AddedToken
 
@@ -65,7 +65,7 @@ class Language:
 
 
 def with_row(rows: Tensor, i: int) -> Tensor:
-    """``rows`` [V, D] with the mean of them as row ``i``, which may lie beyond."""
+    """``rows`` [V, D] with their mean as row ``i``, which may be after the last."""
     mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
     rows = torch.cat([rows, mean.expand(max(0, i + 1 - len(rows)), -1)])
     rows[i] = mean[0]
@@ -73,9 +73,7 @@ def with_row(rows: Tensor, i: int) -> Tensor:
 
 
 def misfits(part: Any) -> list[Misfit]:
-    """What of a language model has no place in a class of transformers that holds one and reads its states with a plain output
-    layer.
-    """
+    """Features of a language model that a class of transformers with a plain output layer does not support."""
     result = []
     model, head = part.lm.model, part.lm.model.get_output_embeddings()
     if hasattr(model.config, "vision_config"):
@@ -94,10 +92,10 @@ def misfits(part: Any) -> list[Misfit]:
 
 
 def whole(part: PretrainedLM, merged: bool = True) -> Language:
-    """The language model of a run, opened once more for what the run left out of it: words that its corpus does not have.
+    """The language model of a run, loaded again for the words that the run left out because its corpus does not have them.
 
-    What the run has of it, trained or not, takes the original's place. merged: adapters are added to what they adapt, in float32;
-    else left out.
+    Weights that the run has, trained or not, replace the original ones. merged: adapters are merged, in float32; otherwise they are
+    left out.
     """
     original = part.open()
     model, own = original.model, part.lm.model
@@ -123,7 +121,7 @@ def whole(part: PretrainedLM, merged: bool = True) -> Language:
 
 
 def put_back(whole: Tensor, rows: Tensor, kept: list[int]) -> Tensor:
-    """``whole`` [V, …] with ``rows`` in the places ``kept``."""
+    """``whole`` [V, …] with ``rows`` at the indices ``kept``."""
     filled = whole.to(rows.dtype, copy=True)
     filled[torch.tensor(kept)] = rows
     return filled
@@ -141,7 +139,7 @@ def plain_state(model: Any, merged: bool) -> State:
 
 
 def tokenizer_of(tokenizer: LMTokenizer) -> Any:
-    """A fast tokenizer of transformers: the one that ours was made of, or one that begins a text with [BOS]."""
+    """A fast tokenizer of transformers: the one from which ours was made, or one that begins a text with [BOS]."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -154,14 +152,14 @@ def tokenizer_of(tokenizer: LMTokenizer) -> Any:
 
 
 def lora_of(model: VLM) -> Lora | None:
-    """The low-rank adapters of the language model; None: it has none."""
+    """The low-rank adapters of the language model; None if it has none."""
     return next((a for a in model.adapters.values() if isinstance(a, Lora) and a.part is model.part("lm")), None)
 
 
 def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
     """The run's adapters as a directory of ``peft``.
 
-    base: where the model lies that they belong to; inside: the name that it has for the language model's base class, such as
+    base: the place of the model that they belong to; inside: its name for the language model's base class, such as
     ``model.language_model``.
     """
     from safetensors.torch import save_file

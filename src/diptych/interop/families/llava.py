@@ -1,9 +1,9 @@
 """transformers' ``LlavaForConditionalGeneration`` (Liu et al. 2023; 2024): a vision tower, an MLP on each of its patches, a causal
 language model.
 
-Written, not read. The class puts projected patches among word vectors as they are, ours first brings them to the size of word
-vectors: that factor goes into the last layer of the projector. (Where a family scales its word vectors, as Gemma does, both sides
-do so in the embedding, and it is no matter here.)
+For export only. The class puts projected patches among word vectors unchanged, ours first scales them to the size of word vectors:
+that factor goes into the last layer of the projector. (If a family scales its word vectors, as Gemma does, both sides do so in the
+embedding, so it does not matter here.)
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Llava(Family):
             return []
         if isinstance(vision, ViT):
             return [Misfit(m.why, m.set) for m in Siglip().structure(model) if m.why.startswith("parts.vision")]
-        return [Misfit(f"parts.vision is a {type(vision).__name__}, which none of its towers is", TOWER)]
+        return [Misfit(f"parts.vision is a {type(vision).__name__}, which is not one of its towers", TOWER)]
 
     def _connector(self, connector: Any) -> list[Misfit]:
         if not isinstance(connector, MLP):
@@ -89,11 +89,11 @@ class Llava(Family):
         return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
-        """Of a tower of ours; the rest is not the same, but becomes it."""
+        """How weights of our own tower correspond; the rest is converted."""
         return [e for e in Siglip().entries(model, objectives) if e.ours[0].startswith("parts.vision.")]
 
     def write(self, directory: Path, model: VLM, objectives: nn.ModuleDict, adapters: str = "") -> list[str]:
-        """All that the class loads; returns what the model card has to say of it, a line each."""
+        """Write all files that the class loads; returns notes for the model card, one line each."""
         from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
         lm, words = model.part("lm"), language.whole(model.part("lm"), merged=not adapters)
@@ -134,10 +134,10 @@ class Llava(Family):
         made.generation_config = generation(words, image, [words.original(i) for i in speaks.ends] if speaks else [words.ours.eos])
         with quiet():
             made.save_pretrained(directory)
-        says = read_json(directory / "config.json")  # which names the precision of the first weight that it finds
+        says = read_json(directory / "config.json")  # it has the precision of the first weight
         write_json(directory / "config.json", {**says, "dtype": str(dtype).removeprefix("torch.")})
         tokenizer = words.tokenizer
-        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"  # the class writes behind its prompt
+        tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"  # the class writes after its prompt
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(words.ours.pad)
         if speaks and not begins(speaks):
@@ -157,7 +157,7 @@ class Llava(Family):
         return [*words_left_out(words), *(read_otherwise(processor, speaks, words) if speaks else ())]
 
     def _tower(self, model: VLM) -> tuple[dict[str, Any], State, str, list[float], list[float]]:
-        """Configuration, weights, strategy (whether a token stands before the patches), mean and deviation of pixels."""
+        """Configuration, weights, strategy (whether there is a token before the patches), mean and deviation of pixels."""
         vision = model.part("vision")
         if isinstance(vision, HubTower):
             tower: Any = vision.tower
@@ -178,14 +178,14 @@ class Llava(Family):
 
 
 def tower_config(tower: Any) -> dict[str, Any] | Misfit:
-    """The configuration with which the class sees what our tower does: a token a patch, behind at most one.
+    """The configuration with which the class reads the same states as our tower: one token per patch, after at most one other.
 
-    The class takes a hidden state by number. With most families the last one stands before the last norm and ours behind it; then
-    the configuration says that the two are one (``tie_last_hidden_states``), where the family heeds that.
+    The class selects a hidden state by number. In most families the last one is before the last norm and ours is after it; the
+    configuration then makes them the same (``tie_last_hidden_states``), if the family supports that.
     """
     from transformers import AutoModel
 
-    odd = Misfit(f"parts.vision is a {type(tower.model).__name__}, whose tokens are not one a patch behind at most one", TOWER)
+    odd = Misfit(f"parts.vision is a {type(tower.model).__name__}, without one token per patch after at most one other", TOWER)
     config: Any = tower.model.config
     patch = getattr(config, "patch_size", None)
     if tower.extra > 1 or not isinstance(patch, int) or (tower.size // patch) ** 2 != tower.tokens:
@@ -193,7 +193,7 @@ def tower_config(tower: Any) -> dict[str, Any] | Misfit:
     try:
         with torch.device("meta"):
             names = set(AutoModel.from_config(config).state_dict())
-    except ValueError:  # a part that is no model by itself
+    except ValueError:  # a part that is not a separate model
         return odd
     if not set(tower.model.state_dict()) <= names | {name.removeprefix("vision_model.") for name in names}:
         return odd
@@ -211,7 +211,7 @@ def tower_config(tower: Any) -> dict[str, Any] | Misfit:
             setattr(config, TIE, given)
         if torch.equal(states[tower.layer], seen):
             return says if tie is given else {**says, TIE: True}
-    return Misfit("the class cannot take the tower's last state behind its norm", "parts.vision.layer=-2")
+    return Misfit("the class cannot use the tower's last state after its norm", "parts.vision.layer=-2")
 
 
 def linear_layers(connector: MLP) -> list[nn.Linear]:
@@ -220,8 +220,8 @@ def linear_layers(connector: MLP) -> list[nn.Linear]:
 
 
 def projector(layers: list[nn.Linear], scale: float) -> State:
-    """Two layers, the second times ``scale``. A narrow middle is filled up with zeros, which GELU leaves as they are; one layer
-    gets the identity as its second.
+    """Two layers, the second times ``scale``. A narrow middle is padded with zeros, which GELU does not change; a single layer gets
+    the identity as its second.
     """
     width = layers[-1].out_features
     first, bias = (_filled(x.detach().float(), width) for x in (layers[0].weight, layers[0].bias))
@@ -251,7 +251,7 @@ def named_as(made: Any, inside: str, weights: State) -> State:
 
 
 def generation(words: Language, image: int, ends: list[int]) -> Any:
-    """Greedy, and only with words that the run could write: of the others it has never been taught when not to."""
+    """Greedy, and only with words that the run could write: it has not learned when not to write the others."""
     from transformers import GenerationConfig
 
     silent = {image}
@@ -267,26 +267,24 @@ def generation(words: Language, image: int, ends: list[int]) -> Any:
 
 
 def words_left_out(words: Language) -> list[str]:
-    """Note for the model card where the vocabulary was trimmed."""
+    """Note for the model card if the vocabulary was trimmed."""
     if words.kept is None:
         return []
     return [
         f"The run knew {len(words.kept)} of the {len(words.head)} pieces of its language model's vocabulary, those that its "
-        "texts need. Here the vocabulary "
-        "is whole; `generation_config.json` keeps the others from being written (`suppress_tokens`), since when not to write "
-        "them was never "
-        "learned. A word that none of the run's texts had is split by the whole vocabulary here, and was spelled with the "
-        "known pieces there."
+        "texts need. Here the vocabulary is whole; `generation_config.json` suppresses the others (`suppress_tokens`), since the "
+        "run never learned when not to write them. A word that none of the run's texts had is split by the whole vocabulary "
+        "here, and was spelled with the known pieces there."
     ]
 
 
 def begins(speaks: Chat) -> bool:
     """Whether the run's conversations begin with [BOS]."""
-    return speaks.document(PROBE[:1], ask=True).ids[0] == speaks.tokenizer.bos
+    return bool(speaks.document(PROBE[:1], ask=True).ids[0] == speaks.tokenizer.bos)
 
 
 def without_beginning(tokenizer: Any) -> None:
-    """Make a tokenizer leave a text as it is: no [BOS] before it that the run never saw."""
+    """Make a tokenizer leave a text unchanged: no [BOS] before it, which the run never saw."""
     from tokenizers import processors
 
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
@@ -295,8 +293,8 @@ def without_beginning(tokenizer: Any) -> None:
 
 
 def read_otherwise(processor: Any, speaks: Chat, words: Language) -> list[str]:
-    """Whether a conversation is split into the same tokens here and there; the run splits the text between two images, or answers,
-    by itself.
+    """Whether a conversation is split into the same tokens on both sides; the run splits the text between two images, or answers,
+    separately.
     """
     ours = Chat(words.ours, speaks.tokens).document(PROBE, ask=True).ids
     messages = [{"role": turn.role, "content": turn.text} for turn in PROBE]

@@ -41,7 +41,7 @@ class OpenClip(Clip):
             if act not in ACTS:
                 result.append(Misfit(f"parts.{name}.activation is {act}, which it does not have", f"parts.{name}.activation=gelu"))
         if not result and (acts["vision"] == "quick_gelu") != (acts["text"] == "quick_gelu"):
-            result.append(Misfit("one tower has quick_gelu and the other has not", f"parts.text.activation={acts['vision']}"))
+            result.append(Misfit("only one tower has quick_gelu", f"parts.text.activation={acts['vision']}"))
         return result
 
     def entries(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
@@ -84,7 +84,7 @@ class OpenClip(Clip):
                     "vocab_size": ids["vocab_size"],
                     "pad_id": ids["pad_token_id"],
                     "eos_id": ids["eos_token_id"],
-                    "hf_tokenizer_name": "tokenizer",  # any name: of a local directory, open_clip takes what lies beside this file
+                    "hf_tokenizer_name": "tokenizer",  # any name: open_clip uses the tokenizer in the local directory
                     "heads": read.heads,
                     **tower(read),
                 },
@@ -93,7 +93,7 @@ class OpenClip(Clip):
         }
 
     def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
-        """Everything beside the weights: configuration, tokenizer, image processor."""
+        """Write everything except the weights: configuration, tokenizer, image processor."""
         write_json(directory / "open_clip_config.json", self.config(model, vocabulary))
         save_tokenizer(directory, vocabulary.of_transformers())
 
@@ -110,7 +110,7 @@ def tower(sizes: Geometry) -> dict[str, Any]:
 
 
 def resblocks(transformer: Transformer, ours: str, theirs: str) -> list[Same]:
-    """The blocks of a tower, as torch's ``MultiheadAttention`` and open_clip name them: queries, keys and values in one."""
+    """The blocks of a tower, as torch's ``MultiheadAttention`` and open_clip name them: queries, keys and values in one matrix."""
     names = {"norm1": "ln_1", "norm2": "ln_2", "attention.out": "attn.out_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}
     entries: list[Same] = []
     for i in range(len(transformer.blocks)):

@@ -26,7 +26,7 @@ class Siglip(DualEncoder):
     wanted = "the pairwise sigmoid, which gives logits their scale and bias"
 
     def structure(self, model: VLM) -> list[Misfit]:
-        """What of the model's towers is made otherwise than theirs, whatever its other parts and objectives."""
+        """What differs between the model's towers and theirs, regardless of other parts and objectives."""
         result = []
         if "vision" in model.parts:
             vision = model.part("vision")
@@ -45,7 +45,7 @@ class Siglip(DualEncoder):
         return result
 
     def projections(self, model: VLM) -> list[Misfit]:
-        """What of the ways into the shared space is otherwise than theirs."""
+        """What differs between the projections into the shared space and theirs."""
         result = []
         if not isinstance(model.part("space").image, nn.Identity):
             result.append(Misfit("the image projection has no place in it", "parts.vision.kind=siglip"))
@@ -54,7 +54,7 @@ class Siglip(DualEncoder):
         return result
 
     def ends(self, model: VLM) -> dict[str, list[Same]]:
-        """By tower: what stands before and behind its blocks, as theirs has it."""
+        """By tower: the weights before and after its blocks, as in theirs."""
         return {
             "vision": [
                 *linear("parts.vision.stem", "vision_model.embeddings.patch_embedding"),
@@ -64,25 +64,25 @@ class Siglip(DualEncoder):
         }
 
     def scale(self, prefix: str) -> list[Same]:
-        """The objective's parameters, whose names begin with ``prefix``."""
+        """The objective's parameters, with names that begin with ``prefix``."""
         return [same(f"{prefix}.{name}", name, view=(1,)) for name in ("logit_scale", "logit_bias")]
 
     def sizes(self, model: VLM) -> dict[str, dict[str, Any]]:
-        """What their configuration says of the shared space: of the whole, of ``vision_config`` and of ``text_config``."""
+        """Their configuration of the shared space: at the top level, in ``vision_config`` and in ``text_config``."""
         return {"whole": {}, "vision": {}, "text": {"projection_size": model.embed_dim}}
 
     def embed_dim(self, config: Any) -> int:
-        """Of one of their configurations."""
+        """Options of the shared space from one of their configurations."""
         return int(config.vision_config.hidden_size)
 
     def shift(self, state: State, shift: Tensor) -> State:
-        """Their weights with ``shift`` [D] added to what the stem says of every patch."""
+        """Their weights with ``shift`` [D] added to the stem's output for every patch."""
         name = "vision_model.embeddings.patch_embedding.bias"
         return {**state, name: state[name] + shift}
 
 
 def pooling(ours: str, theirs: str) -> list[Same]:
-    """``MapPool``; theirs keeps queries, keys and values in one matrix."""
+    """``MapPool``; theirs has queries, keys and values in one matrix."""
     return [
         same(f"{ours}.query", f"{theirs}.probe", view=(1, 1, -1)),
         *(same([f"{ours}.attention.{n}.{w}" for n in ("q", "kv")], f"{theirs}.attention.in_proj_{w}") for w in ("weight", "bias")),

@@ -1,4 +1,4 @@
-"""Adapters: a few weights beside or inside a part that itself stays as it is.
+"""Adapters: a few weights next to or inside a part, which itself does not change.
 
 ``adapters: {vision: {kind: lora, rank: 4}, text: {kind: prompt, tokens: 16}}`` in a recipe; trained by name (``train:
 [adapters.text]``).
@@ -29,7 +29,7 @@ def build_adapter(name: str, spec: AdapterSpec, build: Build) -> Adapter:
     where = f"adapters.{name}"
     part = build.parts[spec.part or name]
     if not isinstance(part, Part):
-        raise DiptychError(f"{where}: parts.{spec.part or name} ({type(part).__name__}) is no Part, so nothing can be put into it")
+        raise DiptychError(f"{where}: parts.{spec.part or name} ({type(part).__name__}) is not a Part, so it cannot have adapters")
     cls = resolve(spec.kind, ADAPTERS, "adapter")
     adapter: Adapter = cls(part, build, where, **check_options(cls, spec.options, where))
     return adapter

@@ -1,4 +1,4 @@
-"""What an adapter is."""
+"""The base class of adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Adapter(nn.Module):
     """Subclasses take the part, the ``Build``, the recipe's key for messages, and keyword-only options.
 
-    Parameters are its own, or lie within the part under names that contain ``mark`` (as ``peft`` puts them).
+    Parameters belong to the adapter, or are in the part under names that contain ``mark`` (as ``peft`` adds them).
     """
 
     mark: str = ""
@@ -24,7 +24,7 @@ class Adapter(nn.Module):
     def __init__(self, part: Part, build: Build, where: str):
         super().__init__()
         self.where = where
-        self._part = [part]  # in a list: the part is not the adapter's
+        self._part = [part]  # in a list: the part is not a submodule of the adapter
 
     @property
     def part(self) -> Part:
@@ -32,7 +32,7 @@ class Adapter(nn.Module):
         return self._part[0]
 
     def own(self) -> list[nn.Parameter]:
-        """Its parameters, wherever they lie."""
+        """Its parameters, whether in the adapter or in the part."""
         within = [p for n, p in self.part.named_parameters() if self.mark and self.mark in n]
         return [*within, *self.parameters()]
 
@@ -47,5 +47,5 @@ class Adapter(nn.Module):
         return name
 
     def merge(self) -> None:
-        """Put what was learned into the part's own weights and vanish. DiptychError if that cannot be done."""
+        """Merge what was learned into the part's own weights and remove the adapter. DiptychError if that is not possible."""
         raise DiptychError(f"{self.where}: it cannot be merged into the weights of its part")

@@ -1,4 +1,4 @@
-"""Low-rank adapters beside linear layers, through ``peft``."""
+"""Low-rank adapters for linear layers, by ``peft``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NAME = "default"  # peft's, of what is injected without a name
 
 
 class Lora(Adapter):
-    """W x + (alpha / rank) B A x, with B from zero (Hu et al. 2022, §4.1). The layers' own weights stay.
+    """W x + (alpha / rank) B A x, with B from zero (Hu et al. 2022, §4.1). The layers' own weights do not change.
 
     targets: endings of the names of the layers that get one, such as ``q_proj``; None: all linear layers but those that the part
     reads the weights of.
-    dropout: of x, before A. The adapters are float32, whatever the layers are.
+    dropout: of x, before A. The adapters are float32, for layers of any precision.
     """
 
     mark = MARK
@@ -43,7 +43,7 @@ class Lora(Adapter):
         super().__init__(part, build, where)
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
         if super().own():
-            raise DiptychError(f"{where}: the part has low-rank adapters already; one with a higher rank does what two do")
+            raise DiptychError(f"{where}: the part has low-rank adapters already; use one with a higher rank instead of two")
         root = part.adapted_root
         peft = need("peft", extra="adapt", what=where)
         config = peft.LoraConfig(
@@ -57,7 +57,8 @@ class Lora(Adapter):
             p.data = p.data.float()
 
     def bare(self, name: str) -> str:
-        return name.replace(".base_layer.", ".")  # peft puts the layer into one of its own
+        """The name without the layer that peft wraps around each adapted one."""
+        return name.replace(".base_layer.", ".")  # peft wraps the layer
 
     def merge(self) -> None:
         """Each layer becomes W + (alpha / rank) B A."""
@@ -70,11 +71,11 @@ class Lora(Adapter):
 
 
 def linear_layers(part: Part) -> Any:
-    """What peft takes as the layers to adapt. DiptychError if the part has no linear layer."""
+    """The layers to adapt, as peft's ``target_modules``. DiptychError if the part has no linear layer."""
     root = part.adapted_root
     if hasattr(root, "get_output_embeddings"):
         return "all-linear"  # of a model of transformers: all but the output layer
     names = [n for n, m in root.named_modules() if isinstance(m, nn.Linear) and n not in part.read_directly]
     if not names:
-        raise DiptychError(f"{type(part).__name__} has no linear layers, so low-rank adapters have no place in it")
+        raise DiptychError(f"{type(part).__name__} has no linear layers, so it cannot have low-rank adapters")
     return names

@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 
 class Prompt(Adapter):
-    """``tokens`` learned vectors [n, D]: in a text tower between [BOS] and the words, with places of their own (CoOp, Zhou et al.
+    """``tokens`` learned vectors [n, D]: in a text tower between [BOS] and the words, with their own positions (CoOp, Zhou et al.
     2022, §3.2: a context that all classes share); in a vision tower behind the class tokens, before the first block (VPT-shallow,
-    Jia et al. 2022, §3.2). They leave the tower with its last
-    block: what comes out has the shape it had.
+    Jia et al. 2022, §3.2). They are removed after the last block, so the output has the same shape as without them.
 
-    words: the vectors begin as those of these words, in a text tower; their number is then that of the words' tokens. std: else of
-    the random start.
+    words: the vectors begin as those of these words, in a text tower; their number is then that of the words' tokens. std:
+    otherwise, of the random initial values.
     """
 
     def __init__(
@@ -67,8 +66,8 @@ class Prompt(Adapter):
         return self.vectors.to(dtype).expand(rows, -1, -1)
 
     def merge(self) -> None:
-        """DiptychError: learned vectors are no weights of the tower."""
+        """DiptychError: learned vectors cannot be merged into the tower's weights."""
         raise DiptychError(
-            f"{self.where}: prompts cannot be merged into a part, since no other library's class has a place for them; use the run "
+            f"{self.where}: prompts cannot be merged into a part, since no class of another library supports them; use the run "
             "itself (`diptych evaluate RUN`), or adapt by kind: lora, which can be merged"
         )

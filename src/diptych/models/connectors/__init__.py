@@ -1,4 +1,4 @@
-"""Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class a kind."""
+"""Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class per kind."""
 
 from diptych.models.connectors.mlp import MLP, Linear
 from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle

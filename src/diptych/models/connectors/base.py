@@ -1,9 +1,11 @@
-"""What all connectors share: the tower's patches as a grid, without its class tokens."""
+"""Base class of connectors: the tower's patches as a grid, without its class tokens."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
@@ -15,9 +17,10 @@ from diptych.models.part import Part
 class Connector(Part):
     """Image tokens [B, extra + N, D of the tower] → [B, tokens, D of the language model].
 
-    ``grid`` is the side of the square of patches, ``tokens`` how many come out. Class tokens are left behind, as LLaVA does.
+    ``grid`` is the side of the square of patches, ``tokens`` the number of output tokens. Class tokens are dropped, as in LLaVA.
     """
 
+    __call__: Callable[..., Tensor]  # what ``forward`` gives; torch says Any
     tokens: int
 
     def __init__(self, build: Build):
@@ -26,7 +29,7 @@ class Connector(Part):
         vision = build.parts["vision"]
         self.extra, n = int(getattr(vision, "extra", 0)), int(vision.tokens)  # type: ignore[arg-type]
         self.grid = math.isqrt(n)
-        build.require(self.grid**2 == n, f"the tower gives {n} patches, which are no square")
+        build.require(self.grid**2 == n, f"the tower gives {n} patches, which do not form a square")
         self.tokens = n
 
     @provides("{image}.prefix", "{image}.tokens")
@@ -40,10 +43,10 @@ class Connector(Part):
 
     def square(self, x: Tensor) -> Tensor:
         """[B, D, grid, grid]"""
-        return self.patches(x).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return torch.unflatten(self.patches(x).transpose(1, 2), 2, (self.grid, self.grid))
 
     def divided(self, build: Build, factor: int) -> int:
-        """The side of the grid after ``factor`` × ``factor`` patches became one."""
+        """The side of the grid after merging ``factor`` × ``factor`` patches into one."""
         build.require(
             factor >= 1 and self.grid % factor == 0, f"a grid of {self.grid} × {self.grid} patches does not divide by {factor}"
         )

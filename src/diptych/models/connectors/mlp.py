@@ -19,7 +19,8 @@ class MLP(Connector):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, N, D of the language model]"""
-        return self.layers(self.norm(self.patches(x)))
+        x = self.layers(self.norm(self.patches(x)))
+        return x
 
 
 class Linear(MLP):

@@ -1,4 +1,4 @@
-"""Fewer tokens by geometry alone: neighbours averaged, laid side by side, or merged where they are alike."""
+"""Fewer tokens without learned queries: neighbours averaged or concatenated, or similar tokens merged."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ class Average(Connector):
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
         x = F.avg_pool2d(self.square(x), self.factor).flatten(2).transpose(1, 2)
-        return self.layers(self.norm(x))
+        x = self.layers(self.norm(x))
+        return x
 
 
 def side_by_side(x: Tensor, factor: int) -> Tensor:
     """[B, s², D] → [B, (s/f)², f²·D]: each token is f × f neighbours, row by row (space to depth)."""
     s = int(x.shape[1] ** 0.5)
-    x = x.unflatten(1, (s // factor, factor, s // factor, factor))  # [B, y, fy, x, fx, D]
+    x = torch.unflatten(x, 1, (s // factor, factor, s // factor, factor))  # [B, y, fy, x, fx, D]
     return x.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
 
 class Downsample(Connector):
-    """2 × 2 neighbours laid side by side, a norm and an MLP (VILA, Lin et al. 2024)."""
+    """2 × 2 neighbours concatenated, a norm and an MLP (VILA, Lin et al. 2024)."""
 
     def __init__(self, build: Build, *, factor: int = 2, depth: int = 2):
         super().__init__(build)
@@ -45,7 +46,8 @@ class Downsample(Connector):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
-        return self.layers(self.norm(side_by_side(self.patches(x), self.factor)))
+        x = self.layers(self.norm(side_by_side(self.patches(x), self.factor)))
+        return x
 
 
 class PixelShuffle(Connector):
@@ -59,15 +61,16 @@ class PixelShuffle(Connector):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, N / factor², D of the language model]"""
-        return self.layer(side_by_side(self.patches(x), self.factor))
+        x = self.layer(side_by_side(self.patches(x), self.factor))
+        return x
 
 
 def merge(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """Merge the r most similar pairs of tokens (ToMe, Bolya et al. 2023, section 3.1: bipartite soft matching).
 
-    x [B, N, D]; size [B, N, 1], how many patches each stands for; r at most N // 2 → [B, N − r, D] and sizes. Tokens are dealt out
-    to two sets in turn; each of the first finds its most similar in the second; the r best matches become one token, their mean
-    weighed by size.
+    x [B, N, D]; size [B, N, 1], how many patches each token represents; r at most N // 2 → [B, N − r, D] and sizes. Tokens are
+    assigned alternately to two sets; each of the first finds its most similar in the second; the r best pairs become one token
+    each, their mean weighted by size.
     """
     with torch.no_grad():
         unit = F.normalize(x.float(), dim=-1)
@@ -78,6 +81,7 @@ def merge(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
     first, second, first_size, second_size = x[:, ::2], x[:, 1::2], size[:, ::2], size[:, 1::2]
 
     def at(v: Tensor, index: Tensor) -> Tensor:
+        """Rows of v [B, n, D] at an index [B, r]: [B, r, D]."""
         return v.gather(1, index[..., None].expand(-1, -1, v.shape[-1]))
 
     moved, moved_size = at(first * first_size, gone), at(first_size, gone)
@@ -87,7 +91,7 @@ def merge(x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 class Merge(Connector):
-    """Tokens that are alike become one until ``tokens`` are left, then an MLP (token merging, as in SimVLG, Jian et al. 2023)."""
+    """Similar tokens are merged until ``tokens`` are left, then an MLP (token merging, as in SimVLG, Jian et al. 2023)."""
 
     def __init__(self, build: Build, *, tokens: int = 16, depth: int = 2):
         super().__init__(build)
@@ -102,4 +106,5 @@ class Merge(Connector):
         size = torch.ones_like(x[..., :1])
         while x.shape[1] > self.tokens:
             x, size = merge(x, size, min(x.shape[1] - self.tokens, x.shape[1] // 2))
-        return self.layers(self.norm(x))
+        x = self.layers(self.norm(x))
+        return x

@@ -28,7 +28,8 @@ class QFormer(Connector):
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
         queries = self.queries.expand(len(x), -1, -1)
-        return self.layer(self.transformer(queries, context=self.norm(self.patches(x))))
+        x = self.layer(self.transformer(queries, context=self.norm(self.patches(x))))
+        return x
 
 
 class Resampler(Connector):
@@ -50,7 +51,8 @@ class Resampler(Connector):
         latents = self.latents.expand(len(x), -1, -1)
         for layer in self.layers:
             latents = layer(latents, x)
-        return self.layer(self.norm(latents))
+        x = self.layer(self.norm(latents))
+        return x
 
 
 class _ResamplerLayer(nn.Module):
@@ -61,9 +63,13 @@ class _ResamplerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, latents: Tensor, x: Tensor) -> Tensor:
+        """Latents [B, K, D] that look at the image's tokens x [B, N, D] and at each other: [B, K, D] (Alayrac et al. 2022, appendix
+        A.1.1).
+        """
         own = self.norm_latents(latents)
         latents = latents + self.attention(own, torch.cat([self.norm_image(x), own], 1))
-        return latents + self.mlp(self.norm(latents))
+        latents = latents + self.mlp(self.norm(latents))
+        return latents
 
 
 class CAbstractor(Connector):
@@ -89,11 +95,12 @@ class CAbstractor(Connector):
         """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
         x = self.norm(self.patches(x)).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         x = F.adaptive_avg_pool2d(self.before(self.enter(x)), self.side)
-        return self.layers(self.after(x).flatten(2).transpose(1, 2))
+        x = self.layers(self.after(x).flatten(2).transpose(1, 2))
+        return x
 
 
 class _ConvBlock(nn.Module):
-    """GroupNorm of one group instead of BatchNorm: what a sample becomes must not depend on the others of its batch."""
+    """GroupNorm of one group instead of BatchNorm: the output of a sample must not depend on the others of its batch."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -104,6 +111,7 @@ class _ConvBlock(nn.Module):
         self.out, self.norm3 = nn.Conv2d(width, width, 1, bias=False), nn.GroupNorm(1, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width, H, W] → the same shape."""
         y = F.silu(self.norm1(self.into(x)))
         y = F.silu(self.norm2(self.deep(y)))
         y = y * torch.sigmoid(self.excite(F.silu(self.squeeze(y.mean((2, 3), keepdim=True)))))

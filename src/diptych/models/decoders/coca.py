@@ -1,8 +1,7 @@
 """CoCa in the geometry of open_clip's weights (Yu et al. 2022, arXiv:2205.01917; open_clip 3.3, ``coca_ViT-B-32`` and its like).
 
-It differs from the recipe's own parts in where things stand, not in what they do: a class token behind the text, one pooler whose
-first query is the image's embedding and whose others are what the decoder looks at, and an MLP after each of the decoder's two
-attentions.
+It has the same components as the recipe's own parts, in other places: a class token after the text, one pooler (its first query is
+the image's embedding, the decoder looks at the others), and an MLP after each of the decoder's two attentions.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ from diptych.models.vision.towers import ClipViT
 
 
 class CocaViT(ClipViT):
-    """CLIP's tower, read by ``queries`` learned ones: pooled is the first's answer, tokens are the others' [B, queries − 1,
-    pooled_width].
+    """CLIP's tower, read by ``queries`` learned ones: pooled is the output of the first, tokens are those of the others, [B,
+    queries − 1, pooled_width].
 
     pooled_width: of both; default: the size's width. pool_heads: of the pooler; default: as many as the tower's.
     """
@@ -67,14 +66,14 @@ class CocaViT(ClipViT):
 
 
 class CocaText(TextTransformer):
-    """A causal tower with a learned token behind the text that reads all of it and is what is pooled; words leave before the last
+    """A causal tower with a learned token after the text, which reads all of it and is pooled; words are returned before the last
     norm.
 
-    The token stands behind the padding, which is filled up to the greatest length. As in open_clip's weights it sees the padding's
-    first place, and itself only where there is no padding: their mask of the padding is off by one.
+    The token is after the padding, which fills the text up to the greatest length. As in open_clip it sees the first position of
+    the padding, and itself only if there is no padding: open_clip's padding mask is off by one.
     """
 
-    takes_prompts = False  # its places are fixed, up to the class token's
+    takes_prompts = False  # its positions are fixed, up to that of the class token
 
     def __init__(
         self,
@@ -92,7 +91,8 @@ class CocaText(TextTransformer):
         (B, T), L = ids.shape, len(self.positions)
         words = self.embedding(F.pad(ids, (0, L - 1 - T), value=PAD))
         x = torch.cat([words, self.class_token.to(words.dtype).expand(B, 1, -1)], 1) + self.positions
-        seen = torch.cat([mask.new_ones(B, 1), F.pad(mask, (0, L - 1 - T))], 1)  # each place goes by the one before it
+        # The mask of each position is that of the one before it.
+        seen = torch.cat([mask.new_ones(B, 1), F.pad(mask, (0, L - 1 - T))], 1)
         x = self.transformer(x, attention_bias(seen, L, True, x))
         return Tokens(x[:, :T], self.transformer.norm(x[:, -1]), mask)
 
@@ -110,7 +110,7 @@ class NormedAttention(Attention):
 
 
 class CocaBlock(Block):
-    """A block of its own stream, then attention to the image and a second MLP."""
+    """A self-attention block, then attention to the image and a second MLP."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class CocaBlock(Block):
     def step(
         self, x: Tensor, own: Pair | None, seen: Pair | None, bias: Tensor | None, seen_bias: Tensor | None
     ) -> tuple[Tensor, Pair]:
-        """``forward`` of the next tokens [B, L, D] behind those in ``own``, and the keys and values that now include them."""
+        """``forward`` of the next tokens [B, L, D] after those in ``own``, and the keys and values including them."""
         x, own = super().step(x, own, None, bias, None)
         assert seen is not None
         return self._look(x, seen, seen_bias), own
@@ -148,7 +148,8 @@ class CocaBlock(Block):
     def _look(self, x: Tensor, seen: Pair, bias: Tensor | None) -> Tensor:
         assert self.cross is not None and self.norm_cross is not None
         x = x + self.dropout(self.cross.look(self.norm_cross(x), *seen, bias))
-        return x + self.dropout(self.mlp_cross(self.norm_mlp(x)))
+        x = x + self.dropout(self.mlp_cross(self.norm_mlp(x)))
+        return x
 
 
 class CocaTransformer(Transformer):
@@ -158,7 +159,7 @@ class CocaTransformer(Transformer):
 
 
 class CocaDecoder(MultimodalDecoder):
-    """The multimodal half over a text tower of kind ``coca``; the output layer is a matrix of its own."""
+    """The multimodal half over a text tower of kind ``coca``; the output layer is a separate matrix."""
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class CocaDecoder(MultimodalDecoder):
         Part.__init__(self)
         self.width, image_width = build.width_of("text"), build.width_of("vision")
         text: Any = build.parts["text"]
-        build.require(isinstance(text, CocaText), "stands on a text tower of its kind; set parts.text.kind: coca")
+        build.require(isinstance(text, CocaText), "needs a text tower of its kind; set parts.text.kind: coca")
         depth, heads = depth or build.size.depth, heads or build.size.heads
         self.pool = None
         self.transformer = CocaTransformer(self.width, depth, heads, image_width, activation, dropout)
@@ -181,4 +182,5 @@ class CocaDecoder(MultimodalDecoder):
         self.bos = int(build.tokenizer.bos)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self.output(x)
+        logits: Tensor = self.output(x)
+        return logits

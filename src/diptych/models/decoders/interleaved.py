@@ -1,12 +1,12 @@
 """One causal decoder over words and image codes (Chameleon Team 2024, arXiv:2405.09818; CM3leon, Yu et al. 2023, arXiv:2309.02591).
 
-Its vocabulary is the text's, then <image> and </image>, which stand around the codes of every image, then the quantizer's codes:
+Its vocabulary is the text's, then <image> and </image>, which enclose the codes of every image, then the quantizer's codes:
 
     a caption of an image   [BOS] <image> codes </image> words [EOS]
     an image of a caption   [BOS] words <image> codes </image> [EOS]
 
-Which tokens may follow is clear from the place. So where probabilities are asked for (not in the loss, which is the paper's) they
-are shared out among words only, or codes only, and sum to 1 over all captions, or all images.
+The position determines whether a word or a code follows. So probabilities (except in the loss, which is the paper's) are normalised
+over words only, or codes only, and sum to 1 over all captions, or all images.
 
 Shapes: B batch, N image codes, T text tokens with [BOS] and [EOS], L tokens of a sequence, D width, V words, K codes.
 """
@@ -26,12 +26,12 @@ from diptych.models.layers.cache import EMPTY, Indexed, KVCache, Prefix
 from diptych.models.layers.rotary import RotaryTransformer
 from diptych.models.part import Part
 
-NOTHING, WORD, CODE = range(3)  # what stands at a place of a sequence; the two marks around an image count as words
+NOTHING, WORD, CODE = range(3)  # the kinds of tokens; the two marks around an image count as words
 
 
 @dataclass(frozen=True)
 class Drawn(Indexed):
-    """What was read of images that are being drawn: behind their captions and, for guidance, without them."""
+    """The cache of images that are being drawn: after their captions and, for guidance, without them."""
 
     seen: KVCache
     bare: KVCache
@@ -39,9 +39,9 @@ class Drawn(Indexed):
 
 
 class InterleavedDecoder(Part):
-    """Rotary positions, RMS norms, gated MLPs, queries and keys normed, no biases, output layer of its own: Chameleon's.
+    """Rotary positions, RMS norms, gated MLPs, normed queries and keys, no biases, a separate output layer: as in Chameleon.
 
-    depth: None: twice that of a tower, since it stands for two.
+    depth: None: twice that of a tower, since it replaces two.
     """
 
     begins_with = "image.codes"
@@ -75,10 +75,9 @@ class InterleavedDecoder(Part):
     # --- sequences ---
 
     def arrange(self, codes: Tensor, ids: Tensor, mask: Tensor, image_first: Tensor, bare: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequences [B, N + T + 2], padded behind, and what stands at each place of them (NOTHING, WORD, CODE).
+        """Sequences [B, N + T + 2], padded at the end, and the kind of each token (NOTHING, WORD, CODE).
 
-        codes [B, N]; ids, mask [B, T]; image_first [B] bool: caption after image; bare [B] bool: the image comes without its
-        caption.
+        codes [B, N]; ids, mask [B, T]; image_first [B] bool: caption after image; bare [B] bool: the image has no caption.
         """
         T = ids.shape[1]
         N = codes.shape[1]
@@ -87,11 +86,11 @@ class InterleavedDecoder(Part):
         start = torch.where(image_first[:, None], 2, length)  # [B, 1] where codes begin
         which = place - start
         is_code = (which >= 0) & (which < N)
-        # Words keep their places before the image, and stand N + 2 places further on behind it.
+        # Words keep their positions before the image, and are N + 2 positions later after it.
         word = torch.where(place < start - 1, place, place - N - 2)
         is_word = (place < start - 1) | ((place > start + N) & (word < length))
         out = torch.where(is_word, ids.gather(1, word.clamp(0, T - 1)), self.pad)
-        out = torch.where(is_word & (word == length - 1), self.eos, out)  # a bare image's comes before its caption's
+        out = torch.where(is_word & (word == length - 1), self.eos, out)  # the end of a bare image comes before that of its caption
         out = torch.where(is_code, codes.gather(1, which.clamp(0, N - 1)) + self.first_code, out)
         out = torch.where(which == -1, self.begin, torch.where(which == N, self.end, out))
         kind = torch.where(is_code, CODE, torch.where(is_word | (which == -1) | (which == N), WORD, NOTHING))
@@ -101,15 +100,18 @@ class InterleavedDecoder(Part):
 
     def hidden(self, ids: Tensor, past: KVCache = EMPTY) -> tuple[Tensor, KVCache]:
         """Tokens [B, L] that follow the past → hidden states [B, L, D], and the past with them."""
-        return self.transformer(self.embedding(ids), past)
+        result: tuple[Tensor, KVCache] = self.transformer(self.embedding(ids), past)
+        return result
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, L] → logits [B, L, V + 2 + K]"""
-        return self.head(self.hidden(ids)[0])
+        logits: Tensor = self.head(self.hidden(ids)[0])
+        return logits
 
     def logits_at(self, ids: Tensor, where: Tensor) -> Tensor:
-        """Logits [M, V + 2 + K] at the places ``where`` [B, L] alone: the output layer is a large part of a small model."""
-        return self.head(self.hidden(ids)[0][where])
+        """Logits [M, V + 2 + K] only at the positions ``where`` [B, L]: the output layer is a large part of a small model."""
+        logits: Tensor = self.head(self.hidden(ids)[0][where])
+        return logits
 
     def word_logits(self, x: Tensor) -> Tensor:
         """[..., D] → [..., V]"""
@@ -125,6 +127,7 @@ class InterleavedDecoder(Part):
         """[BOS] <image> codes </image>: [B, N + 3]"""
 
         def mark(token: int) -> Tensor:
+            """A column of one token, [B, 1]."""
             return torch.full((len(codes), 1), token, device=codes.device)
 
         return torch.cat([mark(self.bos), mark(self.begin), codes + self.first_code, mark(self.end)], 1)
@@ -136,7 +139,7 @@ class InterleavedDecoder(Part):
 
     @provides("text.logits", "image.kv_cache", "text", paired=True)
     def logits_from_cache(self, images: Prefix, text: Texts) -> Tensor:
-        """As ``logits``, for images that were read before."""
+        """Like ``logits``, for images that were read before."""
         return self.continue_logits(images, text.ids, text.mask)
 
     @provides("image.code_logits", "image.codes", "text")
@@ -145,7 +148,7 @@ class InterleavedDecoder(Part):
         return self.image_logits(codes, text.ids, text.mask)
 
     def caption_logits(self, codes: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """codes [B, N]; ids, mask [B, T] → [B, T − 1, V]; row t speaks of text token t + 1."""
+        """codes [B, N]; ids, mask [B, T] → [B, T − 1, V]; row t predicts text token t + 1."""
         x, _ = self.hidden(torch.cat([self.opening(codes), ids[:, 1:-1]], 1))
         return self.word_logits(x[:, codes.shape[1] + 2 :])
 
@@ -155,12 +158,12 @@ class InterleavedDecoder(Part):
         return self.read(self.opening(codes))
 
     def read(self, ids: Tensor, before: Prefix | None = None) -> Prefix:
-        """What is kept of tokens [B, L], read after ``before``."""
+        """The cache of tokens [B, L], read after ``before``."""
         x, past = self.hidden(ids, before.cache if before else EMPTY)
         return Prefix(x[:, -1:], past)
 
     def continue_logits(self, images: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
-        """As ``caption_logits``, for images that were read before."""
+        """Like ``caption_logits``, for images that were read before."""
         x = images.last
         if ids.shape[1] > 2:
             x = torch.cat([x, self.hidden(ids[:, 1:-1], images.cache)[0]], 1)
@@ -169,13 +172,13 @@ class InterleavedDecoder(Part):
     # --- images of captions ---
 
     def image_logits(self, codes: Tensor, ids: Tensor, mask: Tensor, bare: bool = False) -> Tensor:
-        """codes [B, N]; ids, mask [B, T] → [B, N, K]; row n speaks of code n, given the caption and the codes before it. bare:
-        given no caption.
+        """codes [B, N]; ids, mask [B, T] → [B, N, K]; row n predicts code n, given the caption and the codes before it. bare:
+        without a caption.
         """
         flags = (torch.full((len(codes),), value, device=codes.device) for value in (False, bare))
         sequence, kind = self.arrange(codes, ids, mask, *flags)
-        before = (kind == CODE).roll(-1, 1)  # the place before each code predicts it
-        if not bare:  # what lies behind the longest image is padding
+        before = (kind == CODE).roll(-1, 1)  # the position before each code predicts it
+        if not bare:  # positions after the longest image are padding
             longest = int(mask.sum(1).max()) + codes.shape[1]
         else:
             longest = 2 + codes.shape[1]
@@ -184,7 +187,7 @@ class InterleavedDecoder(Part):
 
     @provides("image.log_prior", "image.codes")
     def log_prior(self, codes: Tensor) -> Tensor:
-        """log p(codes) without a caption, in nats: [B, N] → [B]. Means something where captions were left out in training."""
+        """log p(codes) without a caption, in nats: [B, N] → [B]. Meaningful if captions were left out in training."""
         ids = torch.tensor([[self.bos, self.eos]], device=codes.device).expand(len(codes), 2)
         logits = self.image_logits(codes, ids, torch.ones_like(ids, dtype=torch.bool), bare=True)
         return -F.cross_entropy(logits.float().transpose(1, 2), codes, reduction="none").sum(1)
@@ -192,28 +195,28 @@ class InterleavedDecoder(Part):
     # --- writing and drawing ---
 
     def start(self, codes: Tensor) -> tuple[Tensor, KVCache]:
-        """Logits [B, V] over a caption's first token, and what has been read: as ``inference/generate.py`` wants it."""
+        """Logits [B, V] over a caption's first token, and the state, as ``inference/generate.py`` expects it."""
         return self._next(*self.hidden(self.opening(codes)))
 
     def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
-        """Logits [B, V] over the token behind ``ids`` [B]."""
+        """Logits [B, V] over the token after ``ids`` [B]."""
         return self._next(*self.hidden(ids[:, None], past))
 
     def _next(self, x: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         return self.word_logits(x[:, -1]), past
 
     def start_image(self, ids: Tensor, guidance: float = 1.0) -> tuple[Tensor, Drawn]:
-        """Logits [B, K] over the first code of images for captions of one length, ids [B, t]: [BOS] words; and what has been read.
+        """Logits [B, K] over the first code of images for captions of one length, ids [B, t]: [BOS] words; and the state.
 
-        guidance: how far to go from what is likely anyway to what the caption makes likely, and beyond: logits = bare + guidance ·
-        (captioned − bare), classifier-free guidance (CM3leon §3.2.2 after Ho & Salimans 2022); 1: no more than it says, 0: the
+        guidance: how strongly the caption is followed: logits = bare + guidance ·
+        (captioned − bare), classifier-free guidance (CM3leon §3.2.2 after Ho & Salimans 2022); 1: as learned, 0: the
         caption is not heard.
         """
         mark = torch.full((len(ids), 1), self.begin, device=ids.device)
         return self._next_code(torch.cat([ids, mark], 1), torch.cat([ids[:, :1], mark], 1), Drawn(EMPTY, EMPTY, guidance))
 
     def step_image(self, ids: Tensor, before: Drawn) -> tuple[Tensor, Drawn]:
-        """Logits [B, K] over the code behind the codes ``ids`` [B]."""
+        """Logits [B, K] over the code after the codes ``ids`` [B]."""
         following = (ids + self.first_code)[:, None]
         return self._next_code(following, following, before)
 

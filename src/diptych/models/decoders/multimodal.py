@@ -1,4 +1,4 @@
-"""Decoders: predict a caption's next token from what stands before it and from the image.
+"""Decoders: predict a caption's next token from the tokens before it and from the image.
 
 A decoder provides ``text.logits``: row t predicts token t + 1. It generates from the encoding that ``begins_with`` names, by
 ``start(encoding) -> (logits [B, V], state)`` and ``step(ids [B], state)``, which give the same logits (``inference/generate.py``).
@@ -27,7 +27,7 @@ class MultimodalDecoder(Part):
     """The multimodal half of CoCa's decoder (Yu et al. 2022, §3.2): causal blocks over the unimodal text tower's tokens that also
     look at the image.
 
-    queries: the image is read through that many pooled tokens (256 in the paper); 0: the decoder looks at all image tokens.
+    queries: the image is read through this many pooled tokens (256 in the paper); 0: the decoder looks at all image tokens.
     The output layer is tied to the text tower's word vectors.
     """
 
@@ -60,15 +60,14 @@ class MultimodalDecoder(Part):
         self.bos = int(build.tokenizer.bos)
 
     def attach(self, build: Build) -> None:
-        """DiptychError where prompts stand before the words, which ``step`` would not read."""
-        build.require(
-            not self._text[0].prompts, "it writes without prompts; adapt parts.text by kind: lora, or leave the decoder out"
-        )
+        """DiptychError if there are prompts before the words, which ``step`` would not read."""
+        build.require(not self._text[0].prompts, "it writes without prompts; adapt parts.text by kind: lora, or remove the decoder")
 
     @provides("text.logits", "text.tokens", "image.tokens")
     def logits(self, text: Tokens, image: Tokens) -> Tensor:
         """[B, T − 1, V]: row t predicts token t + 1."""
-        return self(text, image)[:, :-1]
+        logits: Tensor = self(text, image)[:, :-1]
+        return logits
 
     def forward(self, text: Tokens, image: Tokens) -> Tensor:
         """[B, T, V]: row t predicts token t + 1"""
@@ -77,13 +76,13 @@ class MultimodalDecoder(Part):
         return self._logits(self.transformer(x, attention_bias(text.mask, x.shape[1], True, x), seen, seen_bias))
 
     def start(self, image: Tokens) -> tuple[Tensor, DecoderState]:
-        """Logits [B, V] over a caption's first token, and the state behind [BOS]."""
+        """Logits [B, V] over a caption's first token, and the state after [BOS]."""
         seen, seen_bias = self._look(image)
         state = DecoderState(self.transformer.start(seen), seen_bias)
         return self.step(torch.full((len(seen),), self.bos, device=seen.device), state)
 
     def step(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Logits [B, V] over the token behind ``ids`` [B]."""
+        """Logits [B, V] over the token after ``ids`` [B]."""
         x, text = self._text[0].step(ids[:, None], state.text)
         x, both = self.transformer.step(x, state.cache, context_bias=state.bias)
         return self._logits(x[:, -1]), DecoderState(both, state.bias, text)

@@ -1,7 +1,7 @@
 """Fusion: attention between image and text tokens.
 
-A fusion part provides ``text.fused`` and, where it has one, ``image.fused``: a side's tokens after attention to the other's. Where
-the two sides are separate computations, an objective pays only for the one that it needs.
+A fusion part provides ``text.fused`` and possibly ``image.fused``: the tokens of one side after attention to the other's. If the
+two sides are separate computations, only those that an objective needs are computed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diptych.models.part import Part
 
 
 class CrossModal(Part):
-    """A cross-modal encoder a side: self-attention, then attention to the other modality (MaskVLM, Kwon et al. 2023, §3.1)."""
+    """A cross-modal encoder per side: self-attention, then attention to the other modality (MaskVLM, Kwon et al. 2023, §3.1)."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class CrossModal(Part):
 
 
 class Joint(Part):
-    """One encoder over the tokens of both, behind a class token of its own (FLAVA's multimodal encoder, Singh et al. 2022,
+    """One encoder over the tokens of both, after its own class token (FLAVA's multimodal encoder, Singh et al. 2022,
     §3.1).
     """
 

@@ -1,8 +1,7 @@
-"""Tanh-gated cross-attention between the layers of a frozen language model (Flamingo, Alayrac et al. 2022, §2.2), as Idefics has
-it.
+"""Tanh-gated cross-attention between the layers of a frozen language model (Flamingo, Alayrac et al. 2022, §2.2), as in Idefics.
 
-The image is not read as tokens among words: words look at it; of several, at the last before them. At the start the gates are
-closed, and the language model is what it was.
+The image is not read as tokens among words: words attend to it; if there are several, to the last one before them. At the start the
+gates are closed, and the language model is unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class GatedLayer(nn.Module):
     def forward(self, x: Tensor, image: Tensor, looks: Tensor | None = None) -> Tensor:
         """x [B, L, D], image [B, S, D] → [B, L, D].
 
-        looks [B, L or 1, S] bool: which image tokens each position sees; one that sees none is given nothing by the attention
+        looks [B, L or 1, S] bool: which image tokens each position sees; for one that sees none the attention adds nothing
         (Idefics).
         """
         if looks is None:
@@ -45,11 +44,14 @@ class GatedLayer(nn.Module):
             bias = bias_of(looks, x.dtype)[:, None]
             result = self.attention(self.norm1(x), image, bias) * looks.any(-1, keepdim=True)
         x = x + self.alpha.tanh() * result
-        return x + self.beta.tanh() * self.mlp(self.norm2(x))
+        x = x + self.beta.tanh() * self.mlp(self.norm2(x))
+        return x
 
 
 class GatedCrossAttention(Part):
-    """A ``fusion`` part that puts a gated layer before every ``every``-th layer of the ``lm`` part, which itself stays as it is."""
+    """A ``fusion`` part that puts a gated layer before every ``every``-th layer of the ``lm`` part, which is not changed."""
+
+    works_in = "lm"
 
     def __init__(
         self,
@@ -70,24 +72,25 @@ class GatedCrossAttention(Part):
         self.layers = nn.ModuleList(GatedLayer(self.width, heads, hidden or 4 * self.width) for _ in theirs[::every])
 
     def attach(self, build: Build) -> None:
-        """The layers hook into the language model, which from now on gives images to them."""
+        """Registers the layers' hooks in the language model, which then gives images to them."""
         part: Any = build.parts["lm"]
         part.gated = True
         for own, layer in zip(self.layers, decoder_layers(part.lm)[:: self.every], strict=True):
+            assert isinstance(own, GatedLayer)
             layer.register_forward_pre_hook(_Look(own, part.lm), with_kwargs=True)
 
 
 def decoder_layers(lm: CausalLM) -> list[nn.Module]:
-    """The blocks of a model of transformers, whatever the family calls them."""
+    """The blocks of a model of transformers, under any name."""
     base = lm.model.base_model
     result = next((getattr(base, name) for name in ("layers", "h", "blocks") if hasattr(base, name)), None)
-    if result is None:  # the longest list of modules there is
+    if result is None:  # the longest list of modules
         result = max((m for m in base.modules() if isinstance(m, nn.ModuleList)), key=len)
     return list(result)
 
 
 class _Look:
-    """A hook before a layer of the language model. An object, not a closure: a copy of the model then has hooks of its own."""
+    """A hook before a layer of the language model. An object, not a closure: a copy of the model then has its own hooks."""
 
     def __init__(self, own: GatedLayer, lm: CausalLM):
         self.own, self.lm = own, lm

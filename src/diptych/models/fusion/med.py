@@ -6,8 +6,8 @@
 | image-grounded encoder | ``fusion`` | both ways | yes | [ENC] |
 | image-grounded decoder | ``decoder`` | causal | yes | [DEC] |
 
-The first two are the same weights; the decoder shares all but self-attention with them. ``fusion`` and ``decoder`` read words, not
-what ``text`` says of them.
+The first two have the same weights; the decoder shares all but self-attention with them. ``fusion`` and ``decoder`` read words, not
+the output of ``text``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from diptych.models.text.towers import BertText
 
 
 class MedText(BertText):
-    """BERT with a cross-attention in every block, which only the grounded modes pass through.
+    """BERT with a cross-attention in every block, which only the image-grounded modes use.
 
-    marks: the grounded modes begin with tokens of their own, [DEC] and [ENC], the last two rows of the vocabulary; false: with
+    marks: the grounded modes begin with their own tokens, [DEC] and [ENC], the last two rows of the vocabulary; false: with
     [BOS].
     """
 
@@ -58,8 +58,9 @@ class MedText(BertText):
         self.embedding = nn.Embedding(words + 2 * marks, self.width)
 
     def embed(self, ids: Tensor, start: int = 0) -> Tensor:
-        """Words [B, L] at the places from ``start`` on: [B, L, D]."""
-        return self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+        """Embeddings of words [B, L] at the positions from ``start`` on: [B, L, D]."""
+        x: Tensor = self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+        return x
 
 
 def beginning(ids: Tensor, mark: int) -> Tensor:
@@ -68,12 +69,12 @@ def beginning(ids: Tensor, mark: int) -> Tensor:
 
 
 def image_bias(image: Tokens) -> Tensor | None:
-    """Of image tokens that are padding."""
+    """The attention bias for padded image tokens."""
     return padding_bias(image.mask)
 
 
 def med_text(build: Build) -> MedText:
-    """The text transformer whose modes these are. DiptychError if the recipe's is another."""
+    """The text transformer that these modes share. DiptychError if the recipe's is another."""
     text = build.parts.get("text")
     build.require(isinstance(text, MedText), "a mode of the text transformer; set parts.text.kind: med")
     assert isinstance(text, MedText)
@@ -81,8 +82,8 @@ def med_text(build: Build) -> MedText:
 
 
 class MedEncoder(Part):
-    """The image-grounded encoder, ``read(ids [B, T], mask [B, T], image) -> Tokens`` pooled at its first token. No weights of its
-    own.
+    """The image-grounded encoder, ``read(ids [B, T], mask [B, T], image) -> Tokens`` pooled at its first token. It has no weights
+    of its own.
     """
 
     borrows = True
@@ -107,7 +108,7 @@ class MedEncoder(Part):
 
 
 class Sharing(Block):
-    """A block with self-attention of its own, and the norm after it, that has all else from another block."""
+    """A block with its own self-attention and the norm after it; everything else is from another block."""
 
     def __init__(self, of: Block):
         nn.Module.__init__(self)
@@ -117,7 +118,7 @@ class Sharing(Block):
         self.post_norm = of.post_norm
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
-        """What the module does not have itself."""
+        """Attributes that the block does not have itself come from the other block."""
         return (
             getattr(self._of[0], name) if name in ("cross", "norm_cross", "norm2", "mlp", "dropout") else super().__getattr__(name)
         )
@@ -134,10 +135,10 @@ class SharingTransformer(Transformer):
 
 
 class MedDecoder(Part):
-    """The image-grounded decoder, ``read(ids [B, T], mask [B, T], image) -> logits [B, T, V]``: row t speaks of token t + 1.
+    """The image-grounded decoder, ``read(ids [B, T], mask [B, T], image) -> logits [B, T, V]``: row t predicts token t + 1.
 
-    share: all but self-attention with the encoder, as in the paper; false: a transformer of its own, as the classes of transformers
-    hold it. The output layer is BERT's: a transform, then the word vectors, tied.
+    share: all but self-attention with the encoder, as in the paper; false: a separate transformer, as in the classes of
+    transformers. The output layer is BERT's: a transform, then the word vectors, tied.
     """
 
     called = ("read", "start", "step")
@@ -162,12 +163,12 @@ class MedDecoder(Part):
 
     @property
     def reader(self) -> MedText:
-        """Whose words and positions are read."""
+        """The text transformer that provides word and position embeddings."""
         return self.own or self._text[0]
 
     @property
     def blocks(self) -> Transformer:
-        """The transformer that it computes with."""
+        """The transformer of this mode."""
         return self.transformer or self.reader.transformer
 
     @provides("text.logits", "text", "image.tokens")
@@ -182,12 +183,12 @@ class MedDecoder(Part):
         return self._logits(x)
 
     def start(self, image: Tokens) -> tuple[Tensor, DecoderState]:
-        """Logits [B, V] over a caption's first token, and the state behind [DEC]."""
+        """Logits [B, V] over a caption's first token, and the state after [DEC]."""
         state = DecoderState(self.blocks.start(image.tokens), image_bias(image))
         return self.step(torch.full((len(image.tokens),), self.dec, device=image.tokens.device), state)
 
     def step(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Logits [B, V] over the token behind ``ids`` [B]."""
+        """Logits [B, V] over the token after ``ids`` [B]."""
         x = self.reader.embed(ids[:, None], state.cache.length)
         x, past = self.blocks.step(x, state.cache, context_bias=state.bias)
         return self._logits(x[:, -1]), DecoderState(past, state.bias)

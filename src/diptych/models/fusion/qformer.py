@@ -10,8 +10,7 @@ own.
 | multimodal causal | ``decoder`` | queries see each other, text sees the queries and the text before it; it begins with [DEC] |
 
 ``text`` owns the weights, the others borrow them; ``connector`` of kind ``queries`` hands the queries to a language model (§3.2).
-What queries are without text does not depend on any, so it is computed once an image and the causal text goes on from it as from a
-prefix.
+Queries without text do not depend on it, so they are computed once per image, and causal text continues from them as from a prefix.
 
 Shapes: B batch, Q queries, N image tokens, T text tokens, D width, E embedding.
 """
@@ -41,9 +40,7 @@ from diptych.models.vision.towers import sincos_2d
 
 
 def best_query(images: Tensor, texts: Tensor) -> Tensor:
-    """[M, K]: of unit vectors images [M, Q, E] and texts [K, E] the cosine of a text and whichever query of an image is nearest to
-    it.
-    """
+    """[M, K]: of unit vectors images [M, Q, E] and texts [K, E] the cosine of a text and the nearest query of an image."""
     return torch.einsum("mqe,ke->mkq", images, texts).amax(-1)
 
 
@@ -63,8 +60,8 @@ class QFormerBlock(Block):
         context_bias: Tensor | None = None,
         own: Pair | None = None,
     ) -> tuple[Tensor, Pair]:
-        """x [B, L, D], the first ``queries`` of which are such, and keys and values of all that self-attention has read, ``own``
-        first.
+        """x [B, L, D], of which the first ``queries`` are queries, and the keys and values of everything that self-attention has
+        read, ``own`` first.
         """
         k, v = appended(own, *self.attention.read(x))
         x = self.norm1(x + self.attention.look(x, k, v, bias))
@@ -91,7 +88,7 @@ class QFormerTransformer(Transformer):
         super().__init__(width, depth, heads, None, activation, hidden=hidden, eps=eps, post_norm=True)
         for i, block in enumerate(self.blocks):
             assert isinstance(block, QFormerBlock)
-            block.mlp_text.load_state_dict(block.mlp.state_dict())  # the two begin alike, as from BERT
+            block.mlp_text.load_state_dict(block.mlp.state_dict())  # both start with the same weights, as from BERT
             if i % every == 0:
                 block.cross, block.norm_cross = Attention(width, heads, image_width), nn.LayerNorm(width, eps)
 
@@ -104,7 +101,7 @@ class QFormerTransformer(Transformer):
         context_bias: Tensor | None = None,
         past: KVCache | None = None,
     ) -> tuple[Tensor, KVCache]:
-        """x [B, L, D] behind what ``past`` has read, and the past that now includes it. bias: over all of the past and x."""
+        """x [B, L, D] after the tokens in ``past``, and the past including it. bias: over all of the past and x."""
         own: list[Pair] = []
         for i, block in enumerate(self.blocks):
             given = (x, queries, bias, context, context_bias, past.own[i] if past else None)
@@ -118,7 +115,7 @@ class QFormerTransformer(Transformer):
 
 @dataclass(frozen=True)
 class Looked(Indexed):
-    """What the queries have made of an image alone, and what text that goes on from them needs."""
+    """The output of the queries for an image alone, and the cache from which text continues."""
 
     tokens: Tensor  # [B, Q, D]
     past: KVCache
@@ -128,9 +125,9 @@ class QFormerText(TextTower):
     """The Q-Former with its queries and words; as a text tower it reads text alone, pooled at its first token ([BOS], the paper's
     [CLS]).
 
-    queries: how many. every: of that many blocks one has a cross-attention. norm: on the tower's tokens first (the paper's norm
-    behind its ViT); false where the tower ends in one. places: waves added to the tower's patches, for feature maps of
-    convolutions, which do not tell where a patch lies. The last word is [DEC].
+    queries: their number. every: one of this many blocks has a cross-attention. norm: on the tower's tokens first (the paper's norm
+    after its ViT); false if the tower ends in one. places: position waves added to the tower's patches, for feature maps of
+    convolutions, which have no positions. The last word is [DEC].
     """
 
     projection = "affine"
@@ -155,7 +152,7 @@ class QFormerText(TextTower):
         size = build.size
         self.width, self.every = width or size.width, every
         vision, image_width = build.parts.get("vision"), build.width_of("vision")
-        build.require(build.tokenizer is not None, "data.tokenizer.kind: lm needs a part 'lm', whose words are read; use bpe")
+        build.require(build.tokenizer is not None, "data.tokenizer.kind: lm needs a part 'lm', which brings the words; use bpe")
         self.bos, self.dec = int(build.tokenizer.bos), len(build.tokenizer)
         self.queries = nn.Parameter(torch.randn(queries, self.width) * 0.02)
         self.embedding = nn.Embedding(self.dec + 1, self.width)
@@ -173,7 +170,10 @@ class QFormerText(TextTower):
         """[extra + N, width]: nothing on class tokens."""
         n, extra = int(vision.tokens), int(getattr(vision, "extra", 0))  # type: ignore[union-attr, arg-type]
         side = int(n**0.5)
-        build.require(side**2 == n and width % 4 == 0, f"places: the tower gives {n} patches {width} wide, no square of waves")
+        build.require(
+            side**2 == n and width % 4 == 0,
+            f"places: the tower gives {n} patches {width} wide; it needs a square of patches and a width divisible by 4",
+        )
         return F.pad(sincos_2d(side, side, width), (0, 0, extra, 0))
 
     # --- alone ---
@@ -185,7 +185,7 @@ class QFormerText(TextTower):
 
     @provides("{image}.queries", "{image}.tokens")
     def look(self, image: Tokens) -> Looked:
-        """The queries over images, with no text beside them."""
+        """The queries over images, without text."""
         x = self.asked(len(image.tokens))
         return Looked(*self.transformer(x, len(self.queries), None, self.shown(image), image_bias(image)))
 
@@ -200,32 +200,35 @@ class QFormerText(TextTower):
         return x[:, :Q], x[:, Q:]
 
     def tell(self, ids: Tensor, mask: Tensor | None, past: KVCache) -> tuple[Tensor, KVCache]:
-        """Text [B, L] that sees what was read before it, queries first, and itself up to each token: [B, L, D] and the past that
-        now includes it.
+        """Text [B, L] that sees everything before it, queries first, and itself up to each token: [B, L, D] and the past including
+        it.
         """
         x = self.embed(ids, past.length - len(self.queries))
         padding = None if mask is None else padding_bias(F.pad(mask, (past.length, 0), value=True))
         bias = joined(causal_bias(ids.shape[1], past.length, ids.device), padding)
-        return self.transformer(x, 0, bias, past=past)
+        result: tuple[Tensor, KVCache] = self.transformer(x, 0, bias, past=past)
+        return result
 
-    # --- what goes in ---
+    # --- inputs ---
 
     def asked(self, rows: int) -> Tensor:
         """The queries for a batch, [rows, Q, D]."""
-        return self.norm(self.queries).expand(rows, -1, -1)
+        queries: Tensor = self.norm(self.queries).expand(rows, -1, -1)
+        return queries
 
     def embed(self, ids: Tensor, start: int = 0) -> Tensor:
-        """Words [B, L] at the places from ``start`` on: [B, L, D]."""
-        return self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+        """Embeddings of words [B, L] at the positions from ``start`` on: [B, L, D]."""
+        x: Tensor = self.norm(self.embedding(ids) + self.positions[start : start + ids.shape[1]])
+        return x
 
     def shown(self, image: Tokens) -> Tensor:
         """The tower's tokens as cross-attention sees them."""
-        x = self.norm_image(image.tokens)
+        x: Tensor = self.norm_image(image.tokens)
         return x if self.places is None else x + self.places
 
 
 def q_former(build: Build) -> QFormerText:
-    """The Q-Former whose modes these are. DiptychError if the recipe's text part is another."""
+    """The Q-Former that these modes share. DiptychError if the recipe's text part is another."""
     text = build.parts.get("text")
     build.require(isinstance(text, QFormerText), "a mode of the Q-Former; set parts.text.kind: q_former")
     assert isinstance(text, QFormerText)
@@ -233,8 +236,8 @@ def q_former(build: Build) -> QFormerText:
 
 
 class QFormerEncoder(Part):
-    """Queries and text beside each other, ``read(ids [B, T], mask [B, T], image) -> Tokens``: the text's tokens, pooled as the mean
-    of the queries, since matching asks every query and averages the answers of a head that is linear. No weights of its own.
+    """Queries and text together, ``read(ids [B, T], mask [B, T], image) -> Tokens``: the text's tokens, pooled as the mean
+    of the queries, since matching averages a linear head's output over all queries. It has no weights of its own.
     """
 
     borrows = True
@@ -257,10 +260,10 @@ class QFormerEncoder(Part):
 
 
 class QFormerDecoder(Part):
-    """Image-grounded text generation: ``tell(ids [B, T], mask [B, T], looked) -> logits [B, T, V]``, row t speaking of token t + 1.
+    """Image-grounded text generation: ``tell(ids [B, T], mask [B, T], looked) -> logits [B, T, V]``, row t predicts token t + 1.
 
-    What is its own is BERT's output layer: a transform, then the word vectors, tied. A loss on its logits teaches the queries what
-    the text needs, for words see the image through them alone.
+    Its own weights are BERT's output layer: a transform, then the tied word vectors. A loss on its logits teaches the queries what
+    the text needs, since words see the image only through them.
     """
 
     borrows = True
@@ -291,16 +294,16 @@ class QFormerDecoder(Part):
         return self._logits(self._text[0].tell(beginning(ids, self.dec), mask, looked.past)[0])
 
     def start(self, queries: Looked) -> tuple[Tensor, KVCache]:
-        """Logits [B, V] over a caption's first token, and the state behind [DEC]."""
+        """Logits [B, V] over a caption's first token, and the state after [DEC]."""
         return self.step(torch.full((len(queries.tokens),), self.dec, device=queries.tokens.device), queries.past)
 
     def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
-        """Logits [B, V] over the token behind ``ids`` [B]."""
+        """Logits [B, V] over the token after ``ids`` [B]."""
         x, past = self._text[0].tell(ids[:, None], None, past)
         return self._logits(x[:, -1]), past
 
     def _logits(self, x: Tensor) -> Tensor:
-        words = self._text[0].embedding.weight[: self.dec]  # [DEC] is never said
+        words = self._text[0].embedding.weight[: self.dec]  # [DEC] is never generated
         return F.linear(self.norm(self.activation(self.transform(x))), words, self.bias)
 
 
@@ -316,8 +319,10 @@ class Queries(Part):
     @provides("{image}.prefix", "{image}.queries")
     def prefix(self, queries: Looked) -> Tensor:
         """What the language model reads of an image, [B, Q, D]."""
-        return self(queries.tokens)
+        prefix: Tensor = self(queries.tokens)
+        return prefix
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, Q, D] → [B, Q, D of the language model]"""
-        return self.layer(x)
+        x = self.layer(x)
+        return x

@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 IMAGE_PROMPTS = ("This photo:", "This image:", "This picture:")
 TEXT_PROMPT, MEANS = "This sentence:", "means:"
-REMEMBERED = 50_000  # texts whose embeddings are kept, while nothing in the model learns
+REMEMBERED = 50_000  # texts with stored embeddings, while nothing in the model learns
 
 
 class PretrainedLM(Part):
     """A causal language model of transformers.
 
-    trim: keep only the vocabulary that the training captions need. prompts: what is embedded is asked for as "This photo: …
-    means:", with photo, image or picture drawn at random in training, and "This sentence: … means:" (Ak et al., section 3.4). The
-    image is then also captioned behind "This photo:", so that it is read once for both.
+    trim: keep only the vocabulary that the training captions need. prompts: images are embedded as "This photo: … means:", with
+    photo, image or picture drawn at random in training, and texts as "This sentence: … means:" (Ak et al., section 3.4). The image
+    is then also captioned after "This photo:", so that it is read once for both.
     """
 
     scale: Tensor
-    gated = False  # whether layers of a fusion part look at the image, which then stands not among the words
-    draws = False  # one of the prompts at random: set while the model trains, also where this part is frozen
+    gated = False  # whether layers of a fusion part look at the image, which is then not among the words
+    draws = False  # whether a prompt is drawn at random: set while the model trains, also if this part is frozen
     begins_with = "image.prefix"
     can = frozenset({"generate", "decoding", "loglikelihood", "examples"})
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
@@ -50,7 +50,7 @@ class PretrainedLM(Part):
     def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False):
         super().__init__()
         self.prompted = prompts
-        self.open = open  # the model as it was made by others, each time anew
+        self.open = open  # opens the original model, each time anew
         lm = open()
         if trim:
             text = [*IMAGE_PROMPTS, TEXT_PROMPT, MEANS] if prompts else []
@@ -58,31 +58,31 @@ class PretrainedLM(Part):
         self.lm = lm
         self.width = lm.width
         lm.tokenizer.max_length = build.max_length
-        # Image tokens start at the size of word vectors: far larger or smaller ones would drown or be drowned.
+        # Image tokens start at the size of word vectors: much larger or smaller ones would dominate or be ignored.
         words = lm.embed(torch.arange(lm.vocabulary)[None]).float()
         self.register_buffer("scale", words.pow(2).mean().sqrt(), persistent=False)
         self._openings, self._before, self._after = self._asked() if prompts else ([[]], [], [])
         self._states: dict[bytes, Tensor] = {}
-        self._states_of = -1  # the version of the weights that they were computed with
+        self._states_of = -1  # the version of the weights with which they were computed
 
     def _asked(self) -> tuple[list[list[int]], list[int], list[int]]:
-        """Ids of the prompts; of the three openings those that are as long as the first, since a batch has one length."""
+        """Ids of the prompts; those of the three openings that are as long as the first, since a batch has one length."""
         openings = self.lm.tokenizer.pieces(IMAGE_PROMPTS)
         before, after = self.lm.tokenizer.pieces([TEXT_PROMPT, MEANS])
         return [o for o in openings if len(o) == len(openings[0])], before, after
 
     @property
     def own_tokenizer(self) -> Any:
-        """What the whole model reads texts with."""
+        """The tokenizer of the whole model."""
         return self.lm.tokenizer
 
     def prepare(self, stage_training: bool) -> None:
-        """Called when the model changes between training and evaluation, also where the part itself is frozen."""
+        """Called when the model changes between training and evaluation, also if the part itself is frozen."""
         self.draws = stage_training
 
     @property
     def adapted_root(self) -> Any:
-        """The module whose linear layers adapters join."""
+        """The module with the linear layers that adapters extend."""
         return self.lm.model
 
     def _words(self, ids: list[int], rows: int, device: torch.device) -> Tensor:
@@ -103,7 +103,7 @@ class PretrainedLM(Part):
 
     @provides("{image}.state", "{image}.kv_cache")
     def image_state(self, images: Prefix) -> Tensor:
-        """f(g(x)): the last hidden state at an [EOS] behind the image, [B, D] (Ak et al., equation 1)."""
+        """f(g(x)): the last hidden state at an [EOS] after the image, [B, D] (Ak et al., equation 1)."""
         words = self._words([*self._after, self.lm.tokenizer.eos], len(images.last), images.last.device)
         seen = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
         return self.lm.hidden(words, seen, past=images.cache)[:, -1]
@@ -114,7 +114,7 @@ class PretrainedLM(Part):
         return self.text_state(text.ids, text.mask)
 
     def text_state(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """f(y): the last hidden state at a text's [EOS], [B, D]. Computed once a text while nothing here learns."""
+        """f(y): the last hidden state at a text's [EOS], [B, D]. Computed once per text while nothing here learns."""
         if self.learns:
             return self._text_state(ids, mask)
         if (now := sum(p._version for p in self.parameters())) != self._states_of:  # loaded, or averaged (a teacher)
@@ -133,7 +133,7 @@ class PretrainedLM(Part):
 
     def _text_state(self, ids: Tensor, mask: Tensor) -> Tensor:
         B = len(ids)
-        last = mask.sum(1) - 1  # of [EOS], which moves behind "means:"
+        last = mask.sum(1) - 1  # of [EOS], which moves after "means:"
         before = torch.tensor(self._before, dtype=torch.long, device=ids.device).expand(B, -1)
         room = ids.new_full((B, len(self._after)), self.lm.tokenizer.pad)
         ids = torch.cat([ids[:, :1], before, ids[:, 1:], room], 1)
@@ -147,7 +147,7 @@ class PretrainedLM(Part):
 
     @cached_property
     def reads_both(self) -> bool:
-        """Whether a caption and an [EOS] can be read behind one image in one go."""
+        """Whether a caption and an [EOS] after one image can be read in one pass."""
         return not self.gated and self.lm.branches()
 
     @provides(("text.logits", "image.state"), "image.prefix", "text", together="reads_both")
@@ -156,7 +156,9 @@ class PretrainedLM(Part):
         return self.caption_and_state(prefix, text.ids, text.mask)
 
     def caption_and_state(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """``caption_logits`` and ``image_state`` of the same images: one sequence, in which neither sees the other's words."""
+        """``caption_logits`` and ``image_state`` of the same images: one sequence, in which the words of one do not see those of
+        the other.
+        """
         opening = self._opening(prefix)
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
         seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
@@ -171,7 +173,7 @@ class PretrainedLM(Part):
 
     @provides("text.logits", "image.kv_cache", "text", paired=True)
     def logits_from_cache(self, images: Prefix, text: Texts) -> Tensor:
-        """As ``logits``, for images that were read before."""
+        """Like ``logits``, for images that were read before."""
         return self.continue_logits(images, text.ids, text.mask)
 
     @provides("text.blind_logits", "text")
@@ -185,7 +187,7 @@ class PretrainedLM(Part):
         return self.answer_logits(turns.ids, shown, turns.positions, turns.learned)
 
     def caption_logits(self, prefix: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t speaks of text token t + 1."""
+        """prefix [B, N, D], ids and mask [B, T] → [B, T − 1, V]; row t predicts text token t + 1."""
         opening = self._opening(prefix)  # [B, P + N, D]
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
         seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
@@ -204,7 +206,7 @@ class PretrainedLM(Part):
         return Prefix(hidden[:, -1:], past)
 
     def continue_logits(self, images: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
-        """As ``caption_logits``, for images that were read before."""
+        """Like ``caption_logits``, for images that were read before."""
         hidden = images.last
         if ids.shape[1] > 2:
             words = self.lm.hidden(self.lm.embed(ids[:, 1:-1]), mask[:, 1:-1], past=images.cache)
@@ -212,14 +214,14 @@ class PretrainedLM(Part):
         return self.lm.head(hidden)
 
     def text_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Without any image: ids and mask [B, T] → [B, T − 1, V]; row t speaks of token t + 1."""
+        """Without any image: ids and mask [B, T] → [B, T − 1, V]; row t predicts token t + 1."""
         return self.lm.head(self.lm.hidden(self.lm.embed(ids[:, :-1]), mask[:, :-1]))
 
     def words_and_images(self, ids: Tensor, shown: Tensor | None) -> Tensor:
-        """Vectors [R, T, D] of ``ids`` [R, T], in which ids below 0 stand for the images ``shown`` [I, N, D], row by row.
+        """Vectors [R, T, D] of ``ids`` [R, T], in which ids below 0 are replaced by the images ``shown`` [I, N, D], row by row.
 
-        Among words an image takes N places. Of a gated model it takes one, where [BOS] stands, as it does before a lone caption: it
-        sees the image, as do the words behind it.
+        Among words an image takes N positions. In a gated model it takes one, with [BOS] in it, as before a single caption: this
+        sees the image, as do the words after it.
         """
         words = self.lm.embed(ids.masked_fill(ids < 0, self.lm.tokenizer.bos))
         if shown is None or self.gated:
@@ -227,11 +229,11 @@ class PretrainedLM(Part):
         return words.masked_scatter((ids < 0)[..., None], (shown * self.scale).to(words.dtype))
 
     def _last_seen(self, ids: Tensor, shown: Tensor | None, positions: Tensor | None = None) -> Seen | None:
-        """What each of ``ids`` looks at in a gated model, where ids below 0 are the places of images."""
+        """What each of ``ids`` looks at in a gated model; ids below 0 are the positions of images."""
         return Seen.latest(ids < 0, shown, self.width, positions) if self.gated else None
 
     def place(self, tokens: int) -> list[int]:
-        """Ids of an image of so many tokens among words, with what stands before it each time."""
+        """Ids of an image of ``tokens`` tokens among words, with the ids that always precede it."""
         return [IMAGE_ID, *self._openings[0]] if self.gated else [*self._openings[0], *[IMAGE_ID] * tokens]
 
     def answer_logits(self, ids: Tensor, shown: Tensor | None, positions: Tensor, learned: Tensor) -> Tensor:
@@ -241,9 +243,7 @@ class PretrainedLM(Part):
 
     @torch.no_grad()
     def packs(self) -> bool:
-        """Whether documents in one row do not see each other: what transformers knows to do for most models, not for recurrent
-        ones.
-        """
+        """Whether documents in one row do not see each other: transformers supports it for most models, not recurrent ones."""
         device, n, training = self.scale.device, 6, self.training
         self.eval()
         one, other, second = (torch.arange(k, k + n, device=device) % self.lm.vocabulary for k in (3, 3 + n, 5))
@@ -255,20 +255,20 @@ class PretrainedLM(Part):
         return bool((a - b).norm() <= 1e-3 * b.norm())
 
     def read(self, ids: Tensor, mask: Tensor, shown: Tensor | None, past: KVCache | None = None) -> Prefix:
-        """Words and images [B, T], padded on the left: what ``continue_logits`` and ``step`` go on from.
+        """Words and images [B, T], padded on the left: the state from which ``continue_logits`` and ``step`` continue.
 
-        past: what was read before, of one row or of B; what follows then begins with an image.
+        past: the state of earlier input, of one row or of B; these words then begin with an image.
         """
         hidden, past = self.lm.step(self.words_and_images(ids, shown), mask, past, self._last_seen(ids, shown))
         return Prefix(hidden[:, -1:], past)
 
     def start(self, prefix: Tensor) -> tuple[Tensor, KVCache]:
-        """Logits [B, V] over a caption's first token, and what has been read: as ``inference/generate.py`` wants it."""
+        """Logits [B, V] over a caption's first token, and the state, as ``inference/generate.py`` expects it."""
         images = self.remember(prefix)
         return self.lm.head(images.last[:, -1]), images.cache
 
     def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
-        """Logits [B, V] over the token behind ``ids`` [B]."""
+        """Logits [B, V] over the token after ``ids`` [B]."""
         seen = torch.ones(len(ids), 1, dtype=torch.bool, device=ids.device)
         hidden, past = self.lm.step(self.lm.embed(ids[:, None]), seen, past)
         return self.lm.head(hidden[:, -1]), past
@@ -300,15 +300,15 @@ class HubLM(PretrainedLM):
 
 
 def precision(build: Build) -> torch.dtype:
-    """Half precision where nothing learns, or only adapters beside it; small steps would be lost in its weights."""
+    """Half precision if nothing learns but adapters; small steps would be lost in such weights."""
     return torch.bfloat16 if build.frozen or build.adapted else torch.float32
 
 
 def template_words(tokenizer: Any) -> list[str]:
-    """What the chat template writes around anything that is said: a trimmed vocabulary has to keep it."""
+    """The text that the chat template adds to conversations: a trimmed vocabulary has to keep it."""
     try:
         return Chat(tokenizer, 1).words()
-    except DiptychError:  # one that no conversation can use; it is told where there are some
+    except DiptychError:  # a template that no conversation can use; the error is raised if there are conversations
         return []
 
 
@@ -325,7 +325,7 @@ class RandomLM(PretrainedLM):
     def __init__(self, build: Build, *, width: int = 32, depth: int = 2, prompts: bool = False):
         from diptych.models.pretrained import CausalLM
 
-        # Of fixed words, not of the corpus: a checkpoint holds neither tokenizer nor, while frozen, weights.
+        # From fixed words, not from the corpus: a checkpoint holds no tokenizer and, while the part is frozen, no weights.
         def open() -> CausalLM:
             return CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2)
 

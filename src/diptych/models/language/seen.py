@@ -1,7 +1,7 @@
-"""What gated layers look at: several images in one sequence, of which a word sees the last before it (Flamingo, Alayrac et al.
-2022, §2.3).
+"""The images that gated layers look at: several in one sequence, of which a word sees the last one before it (Flamingo, Alayrac et
+al. 2022, §2.3).
 
-Shapes: B rows, L positions, M images of the row that has most, N tokens an image, D width.
+Shapes: B rows, L positions, M images of the row with the most, N tokens per image, D width.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from diptych.models.layers.cache import Indexed
 
 @dataclass
 class Seen(Indexed):
-    """Images beside the words of a row, and which of them each position sees."""
+    """The images of each row, and which of them each position sees."""
 
     images: Tensor  # [B, M, N, D]
-    which: Tensor | None = None  # [B, L or 1]: number of the image, −1: none; None: all positions see the one there is
+    which: Tensor | None = None  # [B, L or 1]: number of the image, −1: none; None: all positions see the only one
 
     @classmethod
     def one(cls, image: Tensor) -> Seen:
-        """An image a row [B, N, D], which every position sees."""
+        """One image per row [B, N, D], which every position sees."""
         return cls(image[:, None])
 
     @classmethod
     def latest(cls, places: Tensor, shown: Tensor | None, width: int, positions: Tensor | None = None) -> Seen:
         """Each position sees the last image at or before it, in its own document.
 
-        places [B, L] bool: where images stand; shown [I, N, D]: these images, row by row; width: of image tokens, where there are
-        none; positions [B, L]: from 0 in each of the documents that share a row; None: a row is one.
+        places [B, L] bool: the positions of images; shown [I, N, D]: these images, row by row; width: of image tokens, if there are
+        no images; positions [B, L]: from 0 in each of the documents that share a row; None: each row is one document.
         """
         count = places.cumsum(1)  # images so far
         which = count - 1
         if positions is not None:
             begun = (torch.arange(places.shape[1], device=places.device) - positions).clamp_min(
                 0
-            )  # where each one's document begins
+            )  # where the document of each position begins
             before = (count - places.long()).gather(1, begun)
             which = which.masked_fill(count <= before, -1)
         if shown is None:
@@ -55,14 +55,14 @@ class Seen(Indexed):
 
     @cached_property
     def looks(self) -> Tensor | None:
-        """[B, L or 1, M·N] bool: at which image tokens each position looks; None: all at all."""
+        """[B, L or 1, M·N] bool: at which image tokens each position looks; None: at all."""
         if self.which is None:
             return None
         M, N = self.images.shape[1:3]
         return (self.which[..., None] == torch.arange(M, device=self.which.device)).repeat_interleave(N, -1)
 
     def last(self) -> Seen:
-        """What the positions behind the last one see, until there is another image."""
+        """What the positions after the last one see, until there is another image."""
         if self.which is None:
             return self
         which = self.which[:, -1]
@@ -70,5 +70,5 @@ class Seen(Indexed):
         return Seen(self.images[rows, which.clamp_min(0)][:, None], which.clamp_max(0)[:, None])
 
     def expand(self, rows: int) -> Seen:
-        """One row as many, without copying."""
+        """One row repeated, without copying."""
         return Seen(self.images.expand(rows, -1, -1, -1), None if self.which is None else self.which.expand(rows, -1))

@@ -1,6 +1,7 @@
 """Attention and transformer blocks, shared by every tower.
 
-Shapes: B batch, L queries, S keys, D width, H heads. Blocks normalise before each step (Xiong et al. 2020) unless told otherwise.
+Shapes: B batch, L queries, S keys, D width, H heads. Blocks normalise before each step (Xiong et al. 2020) unless ``post_norm`` is
+set.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from diptych.models.layers.cache import KVCache, Pair, appended
 from diptych.models.layers.masks import attention_bias, causal_bias, joined
 
-WRITTEN_OUT = 2**19  # entries of a head's attention matrix up to which it is written out in bf16 on a CPU
+WRITTEN_OUT = 2**19  # up to this many entries of a head's attention matrix, the products are computed separately in bf16 on a CPU
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(q kᵀ/√d + bias) v for [B, H, L, d] and [B, H, S, d]; ``bias`` broadcasts to [B, H, L, S].
 
-    The one place that chooses an implementation, by what the case ``attention`` of docs/benchmarks.md measures: torch's fused
-    kernel, except in bf16 on a CPU below about 700 tokens, where its backward pass is slow: the products written out then take 0.14
-    to 0.95 of its time.
+    The only place that chooses an implementation, from the measurements in docs/benchmarks.md (case ``attention``): torch's fused
+    kernel, except in bf16 on a CPU below about 700 tokens, where its backward pass is slow and separate products take 0.14 to 0.95
+    of its time.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] * k.shape[-2] > WRITTEN_OUT:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
@@ -34,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def attend_plainly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """``attend``, written out."""
+    """``attend`` as separate products."""
     logits = (q * (q.shape[-1] ** -0.5)) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
@@ -42,7 +43,7 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tens
 
 
 class Sizes(TypedDict, total=False):
-    """A transformer's sizes; None or absent: those of the recipe's ``size``. hidden: width of the blocks' MLPs."""
+    """A transformer's sizes; None or missing: those of the recipe's ``size``. hidden: width of the blocks' MLPs."""
 
     width: int | None
     depth: int | None
@@ -74,7 +75,8 @@ class Attention(nn.Module):
         """``forward`` with keys and values that have been read."""
         B, L, D = x.shape
         q = self.q(x).view(B, L, self.heads, -1).transpose(1, 2)  # [B, H, L, d]
-        return self.out(attend(q, k, v, bias).transpose(1, 2).reshape(B, L, D))
+        out: Tensor = self.out(attend(q, k, v, bias).transpose(1, 2).reshape(B, L, D))
+        return out
 
 
 class QuickGELU(nn.Module):
@@ -95,11 +97,11 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention where there is something to look at, and an MLP, each added to the stream.
+    """Self-attention, cross-attention if there is a context, and an MLP, each added to the residual stream.
 
-    hidden: width of the MLP; None: four times the stream's. dropout: of what each adds (residual dropout, Vaswani et al. 2017,
+    hidden: width of the MLP; None: four times the stream's. dropout: on what each adds (residual dropout, Vaswani et al. 2017,
     §5.4).
-    post_norm: normalise the sum, as in BERT, and not what goes into each.
+    post_norm: normalise the sum, as in BERT, instead of the input of each.
     """
 
     def __init__(
@@ -133,18 +135,21 @@ class Block(nn.Module):
             x = self.norm1(x + self.dropout(self.attention(x, bias=bias)))
             if look is not None and self.norm_cross is not None:
                 x = self.norm_cross(x + self.dropout(look(x, context, context_bias)))
-            return self.norm2(x + self.dropout(self.mlp(x)))
+            x = self.norm2(x + self.dropout(self.mlp(x)))
+            return x
         x = x + self.dropout(self.attention(self.norm1(x), bias=bias))
         if look is not None and self.norm_cross is not None:
             x = x + self.dropout(look(self.norm_cross(x), context, context_bias))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x = x + self.dropout(self.mlp(self.norm2(x)))
+        return x
 
     def step(
         self, x: Tensor, own: Pair | None, seen: Pair | None, bias: Tensor | None, seen_bias: Tensor | None
     ) -> tuple[Tensor, Pair]:
-        """``forward`` of the next tokens [B, L, D] behind those in ``own``, and the keys and values that now include them."""
+        """``forward`` of the next tokens [B, L, D] after those in ``own``, and the keys and values including them."""
 
         def of_itself(x: Tensor) -> Tensor:
+            """Self-attention of the new tokens over the earlier ones and themselves; adds their keys and values to ``own``."""
             nonlocal own
             own = appended(own, *self.attention.read(x))
             return self.attention.look(x, *own, bias)
@@ -164,7 +169,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and a last norm. bare: what comes out has not been through the norm, which others then apply (FLAVA).
+    """A stack of blocks and a last norm. bare: the output is not normalised; others then apply the norm (FLAVA).
 
     ``checkpointing`` (set by the stage that trains): keep only the blocks' inputs and compute the rest again in the backward pass
     (Chen et al. 2016), dropout included.
@@ -189,7 +194,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.bare = bare
         blocks = [self.block(width, heads, context_width, activation, dropout, hidden, eps, post_norm) for _ in range(depth)]
-        for block in blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
+        for block in blocks:  # GPT-2's scaling: the scale of the stream does not depend on the depth
             for layer in (block.attention.out, block.mlp[2]):
                 assert isinstance(layer, nn.Linear)
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * max(depth, 1)) * math.sqrt(1024 / width))
@@ -209,7 +214,7 @@ class Transformer(nn.Module):
         return x if self.bare else self.norm(x)
 
     def start(self, context: Tensor | None = None) -> KVCache:
-        """Nothing read yet, but for the context that cross-attention looks at [B, S, context width]."""
+        """The empty cache, with the context that cross-attention looks at [B, S, context width]."""
         return KVCache(cross=() if context is None else tuple(block.cross.read(context) for block in self.blocks))  # type: ignore[union-attr, operator]
 
     def step(
@@ -218,8 +223,8 @@ class Transformer(nn.Module):
         """The next tokens [B, L, D] of a causal stream, without dropout: the last L rows of what ``forward`` gives for the whole of
         it.
 
-        bias: [B or 1, 1, L or 1, past and L], where some of the past may not be seen; the L new tokens see each other causally in
-        any case.
+        bias: [B or 1, 1, L or 1, past and L], if some of the past may not be seen; the L new tokens see each other causally in any
+        case.
         """
         bias = joined(bias, causal_bias(x.shape[1], past.length, x.device))
         own: list[Pair] = []
@@ -232,8 +237,8 @@ class Transformer(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Learned queries that read a sequence: ``n`` tokens out of any number (CoCa's attentional pooler). norm_queries: they are
-    normalised, too.
+    """Learned queries that read a sequence: ``n`` tokens from any number (CoCa's attentional pooler). norm_queries: normalise the
+    queries, too.
     """
 
     def __init__(self, width: int, heads: int, n: int, context_width: int | None = None, norm_queries: bool = False):
@@ -248,7 +253,8 @@ class AttentionPool(nn.Module):
         """x [B, N, context width] → [B, n, width]"""
         queries = self.norm_queries(self.queries).expand(x.shape[0], -1, -1)
         bias = attention_bias(mask, len(self.queries), False, x)
-        return self.norm_out(self.attention(queries, self.norm(x), bias))
+        out: Tensor = self.norm_out(self.attention(queries, self.norm(x), bias))
+        return out
 
 
 class MapPool(nn.Module):
@@ -267,4 +273,5 @@ class MapPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] → [B, 1, D]"""
         x = self.attention(self.query.expand(len(x), 1, -1), x)
-        return x + self.mlp(self.norm(x))
+        x = x + self.mlp(self.norm(x))
+        return x

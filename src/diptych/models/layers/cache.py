@@ -1,6 +1,6 @@
-"""The key-value cache: what a causal model has read, so that it need not read it again.
+"""The key-value cache: what a causal model has read, so that it does not read it again.
 
-No cache is ever changed, so one may be continued in many ways. Shapes: B batch, H heads, S positions, d width of a head, D width.
+A cache is never changed, so it can be continued in many ways. Shapes: B batch, H heads, S positions, d width of a head, D width.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ Pair = tuple[Tensor, Tensor]  # keys and values, [B, H, S, d] each
 
 
 class Indexed:
-    """A frozen dataclass of tensors with a row for each sequence, and of others like it: ``x[rows]`` is that of these rows, with
-    repeats if need be.
+    """A frozen dataclass of tensors with one row per sequence, and of other such dataclasses. ``x[rows]`` is that of these rows,
+    which may repeat.
     """
 
     def __getitem__(self, rows: Tensor) -> Self:
@@ -33,18 +33,18 @@ def _rows(value: Any, rows: Tensor) -> Any:
 class KVCache(Indexed):
     """Keys and values of every block."""
 
-    own: tuple[Pair, ...] = ()  # of the blocks' own stream so far
-    cross: tuple[Pair, ...] = ()  # of what cross-attention reads
-    mask: Tensor | None = None  # [B, S] bool, where padding was read; None: there was none
-    images: Any = None  # what gated layers go on reading (``language.seen.Seen``)
+    own: tuple[Pair, ...] = ()  # of self-attention so far
+    cross: tuple[Pair, ...] = ()  # of the context of cross-attention
+    mask: Tensor | None = None  # [B, S] bool, False at padding; None: no padding
+    images: Any = None  # the images that gated layers continue to read (``language.seen.Seen``)
 
     @property
     def length(self) -> int:
-        """Positions read."""
+        """The number of positions read."""
         return int(self.own[0][0].shape[2]) if self.own else 0
 
     def expand(self, rows: int) -> KVCache:
-        """One row as many, without copying."""
+        """One row repeated, without copying."""
         if not self.own or len(self.own[0][0]) == rows:
             return self
         own = tuple((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in self.own)
@@ -57,7 +57,7 @@ EMPTY = KVCache()
 
 @dataclass(frozen=True)
 class Prefix(Indexed):
-    """A beginning that many endings can be tried on: the hidden state [B, 1, D] of its last token, which predicts the next one, and
+    """A prefix that can be continued in many ways: the hidden state [B, 1, D] of its last token, which predicts the next one, and
     its cache.
     """
 
@@ -75,5 +75,5 @@ class DecoderState(Indexed):
 
 
 def appended(before: Pair | None, k: Tensor, v: Tensor) -> Pair:
-    """Keys and values behind those read before."""
+    """Keys and values appended to those read before."""
     return (k, v) if before is None else (torch.cat([before[0].to(k.dtype), k], 2), torch.cat([before[1].to(v.dtype), v], 2))

@@ -22,14 +22,14 @@ def padding_bias(mask: Tensor | None) -> Tensor | None:
 
 
 def causal_bias(length: int, before: int, device: torch.device) -> Tensor | None:
-    """[1, 1, L, before + L]: each of the last ``length`` positions sees those up to itself; None for one, which sees all."""
+    """[1, 1, L, before + L]: each of the last ``length`` positions sees those up to itself; None for length 1, which sees all."""
     if length == 1:
         return None
     return torch.full((length, before + length), FLOOR, device=device).triu(1 + before)[None, None]
 
 
 def joined(*biases: Tensor | None) -> Tensor | None:
-    """Several restrictions at once; None: there is none."""
+    """Several restrictions at once; None: no restriction."""
     given = [b for b in biases if b is not None]
     return sum(given[1:], given[0]) if given else None
 

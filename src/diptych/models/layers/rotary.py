@@ -19,7 +19,7 @@ from diptych.models.layers.masks import causal_bias
 
 
 def rotations(start: int, length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, width] of the angles by which places start, start + 1 … are turned (Su et al. 2021, RoFormer)."""
+    """cos and sin [length, width] of the rotation angles of positions start, start + 1 … (Su et al. 2021, RoFormer)."""
     frequency = theta ** (-torch.arange(0, width, 2, device=device).float() / width)
     angles = torch.arange(start, start + length, device=device).float()[:, None] * frequency
     angles = torch.cat([angles, angles], 1)
@@ -27,13 +27,13 @@ def rotations(start: int, length: int, width: int, theta: float, device: torch.d
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, H, L, d] with its two halves taken as real and imaginary parts, each pair turned by its angle."""
+    """x [B, H, L, d] with its two halves taken as real and imaginary parts, each pair rotated by its angle."""
     real, imaginary = x.chunk(2, -1)
     return x * cos + torch.cat([-imaginary, real], -1) * sin
 
 
 class Places(NamedTuple):
-    """Where the tokens read now stand: the same for every block."""
+    """The positions of the tokens that are read now: the same for every block."""
 
     cos: Tensor  # [L, d]
     sin: Tensor
@@ -41,7 +41,7 @@ class Places(NamedTuple):
 
 
 class HeadNorm(nn.Module):
-    """A LayerNorm of each head, with a scale and shift of its own."""
+    """A LayerNorm of each head, with its own scale and shift."""
 
     def __init__(self, heads: int, width: int):
         super().__init__()
@@ -54,8 +54,9 @@ class HeadNorm(nn.Module):
 
 
 class RotaryAttention(nn.Module):
-    """Causal self-attention. Queries and keys are normed before they meet, which keeps training with two modalities from diverging
-    (Chameleon Team 2024, §2.3.1)."""
+    """Causal self-attention. Queries and keys are normalised before their product, which prevents training with two modalities from
+    diverging (Chameleon Team 2024, §2.3.1).
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -84,11 +85,12 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]"""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        x = self.down(F.silu(self.gate(x)) * self.up(x))
+        return x
 
 
 class RotaryBlock(nn.Module):
-    """Attention and a gated MLP, each normed before and added to the stream."""
+    """Attention and a gated MLP, each with a norm before it, added to the residual stream."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float):
         super().__init__()
@@ -104,9 +106,7 @@ class RotaryBlock(nn.Module):
 
 
 class RotaryTransformer(nn.Module):
-    """A stack of causal blocks and a last norm; it reads on from what it read before. hidden: None: 8/3 of the width, in steps of
-    32.
-    """
+    """A stack of causal blocks and a last norm; it can continue from a past. hidden: None: 8/3 of the width, in steps of 32."""
 
     checkpointing = False
 
@@ -115,13 +115,13 @@ class RotaryTransformer(nn.Module):
         hidden = hidden or 32 * round(width / 12)
         self.head_width, self.theta = width // heads, theta
         self.blocks = nn.ModuleList(RotaryBlock(width, heads, hidden, eps) for _ in range(depth))
-        for block in self.blocks:  # GPT-2's scaling: the stream keeps its size however deep the stack
+        for block in self.blocks:  # GPT-2's scaling: the scale of the stream does not depend on the depth
             for layer in (block.attention.out, block.mlp.down):  # type: ignore[union-attr]
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * max(depth, 1)) * math.sqrt(1024 / width))  # type: ignore[union-attr, arg-type]
         self.norm = nn.RMSNorm(width, eps)
 
     def forward(self, x: Tensor, past: KVCache = EMPTY) -> tuple[Tensor, KVCache]:
-        """x [B, L, D], of what follows the past → [B, L, D] and the past with it"""
+        """x [B, L, D], which follows the past → [B, L, D] and the past including it"""
         own: list[Pair] = []
         places = Places(
             *rotations(past.length, x.shape[1], self.head_width, self.theta, x.device),

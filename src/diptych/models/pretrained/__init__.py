@@ -1,6 +1,6 @@
 """Pretrained parts that come as installable packages: nothing is fetched from a model hub.
 
-``packages.WEIGHTS`` is the table of them with their licences; the loaders give frozen modules.
+``packages.WEIGHTS`` lists them with their licences; the loaders give frozen modules.
 """
 
 from diptych.models.pretrained.causal_lm import CausalLM, load_causal_lm, trim_vocabulary

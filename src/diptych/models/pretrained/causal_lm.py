@@ -1,7 +1,7 @@
-"""A causal language model of transformers, opened up for a vision-language model to build on.
+"""A causal language model of transformers, with the interfaces that a vision-language model needs.
 
-Vectors go in, so that image tokens can stand among words; the output layer is apart, to be used at label positions only;
-a prefix is computed once and continued in many ways.
+The input is vectors, so that image tokens can be among words; the output layer is separate, to be used at label positions only; a
+prefix is computed once and continued in many ways.
 Shapes: B batch, P prefix, L new positions, T text tokens, D width, V vocabulary, h key heads, d their width.
 """
 
@@ -25,33 +25,35 @@ from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer, k
 class CausalLM(nn.Module):
     """Wraps any decoder-only model of transformers; its weights are frozen.
 
-    Padding may stand on either side: it is neither seen nor counted in the positions.
+    Padding may be on either side: it is not seen and not counted in the positions.
     """
 
     def __init__(self, model: Any, tokenizer: LMTokenizer):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.seen: Seen | None = None  # images, while gated layers may look at them
+        self.seen: Seen | None = None  # images, while gated layers look at them
         self.tokenizer = tokenizer
         self.width = int(model.config.hidden_size)
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that it knows."""
+        """The size of the vocabulary."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
-        return next(p.dtype for p in self.model.parameters())
+        """The data type of its weights."""
+        dtype: torch.dtype = next(p.dtype for p in self.model.parameters())
+        return dtype
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word vectors [B, T, D] of ``ids`` [B, T], as ``hidden`` expects them.
 
-        Where a family scales its word vectors (Gemma: by √D), the scaling is done here and not again later: transformers takes
-        ``inputs_embeds`` as they are. Image tokens are therefore mixed in at the scaled size.
+        If a family scales its word vectors (Gemma: by √D), the scaling is done here and not again later, since transformers does
+        not scale ``inputs_embeds``. Image tokens are therefore mixed in at the scaled size.
         """
-        return self.model.get_input_embeddings()(ids)
+        words: Tensor = self.model.get_input_embeddings()(ids)
+        return words
 
     def hidden(
         self,
@@ -69,14 +71,15 @@ class CausalLM(nn.Module):
         return self._run(embeds, mask, positions, past, seen, keep=False)[0]
 
     def documents(self, embeds: Tensor, positions: Tensor, seen: Seen | None = None) -> Tensor:
-        """Last hidden states [B, L, D] of documents that stand one behind the other; none sees another.
+        """Last hidden states [B, L, D] of documents in one row, one after the other; they do not see each other.
 
-        positions [B, L] begin anew at 0 with each document, by which transformers tells them apart (with sliding windows, too).
-        Padding stands behind as more of the last document, whose tokens cannot see it.
+        positions [B, L] start at 0 for each document, by which transformers separates them (with sliding windows, too). Padding at
+        the end counts as more of the last document; its tokens cannot see it.
         """
         with self._looking(seen):
             out = self.model.base_model(inputs_embeds=embeds.to(self.dtype), position_ids=positions, use_cache=False)
-        return out.last_hidden_state
+        states: Tensor = out.last_hidden_state
+        return states
 
     @contextmanager
     def _looking(self, seen: Seen | None) -> Iterator[None]:
@@ -88,10 +91,10 @@ class CausalLM(nn.Module):
             self.seen = None
 
     def hidden_beside(self, embeds: Tensor, mask: Tensor, beside: Tensor, after: int) -> Tensor:
-        """Last hidden states [B, L + K, D] of ``embeds`` [B, L, D], and of ``beside`` [B, K, D] as if it stood right behind the
-        first ``after`` positions.
+        """Last hidden states [B, L + K, D] of ``embeds`` [B, L, D], and of ``beside`` [B, K, D] as if it followed directly after
+        the first ``after`` positions.
 
-        Neither sees the other: two continuations of one beginning, read in one go. mask [B, L] bool, padding on the right.
+        They do not see each other: two continuations of one prefix, read in one pass. mask [B, L] bool, padding on the right.
         """
         L, K = mask.shape[1], beside.shape[1]
         x = torch.cat([embeds, beside.to(embeds.dtype)], 1)
@@ -103,6 +106,7 @@ class CausalLM(nn.Module):
         looks = looks & real[:, None] | itself  # [B, L + K, L + K]
 
         def bias(looks: Tensor) -> Tensor:
+            """What is added to the attention's logits: 0 where ``looks`` is true, else the lowest number; [B, 1, L + K, L + K]."""
             zero = torch.zeros(looks.shape, dtype=self.dtype, device=x.device)
             return zero.masked_fill_(~looks, torch.finfo(self.dtype).min)[:, None]
 
@@ -113,15 +117,16 @@ class CausalLM(nn.Module):
         out = self.model.base_model(
             inputs_embeds=x.to(self.dtype), attention_mask=given, position_ids=place.expand(len(x), -1), use_cache=False
         )
-        return out.last_hidden_state
+        states: Tensor = out.last_hidden_state
+        return states
 
     @torch.no_grad()
     def branches(self) -> bool:
-        """Whether ``hidden_beside`` is right: for most models, not for recurrent ones, nor for long sequences of some with windows.
-        Tried on few words.
+        """Whether ``hidden_beside`` is right: for most models, but not for recurrent ones, and not for long sequences of some
+        models with windows. Tested on a few words.
         """
         training = self.training
-        self.eval()  # dropout would make any two readings differ
+        self.eval()  # dropout would make any two passes differ
         try:
             x = self.embed(torch.arange(12, device=next(self.parameters()).device)[None] % self.vocabulary)
             mask = torch.ones(1, 8, dtype=torch.bool, device=x.device)
@@ -133,10 +138,10 @@ class CausalLM(nn.Module):
         finally:
             self.train(training)
         expected = torch.cat([one, other[:, 5:]], 1)
-        return bool((result - expected).norm() <= 0.05 * expected.norm())  # half precision rounds; a wrong mask is far off
+        return bool((result - expected).norm() <= 0.05 * expected.norm())  # more than rounding, less than a wrong mask
 
     def step(self, embeds: Tensor, mask: Tensor, past: KVCache | None = None, seen: Seen | None = None) -> tuple[Tensor, KVCache]:
-        """``hidden``, and the prefix that now includes these positions: what generation repeats."""
+        """``hidden``, and the prefix including these positions: one step of generation."""
         hidden, prefix = self._run(embeds, mask, None, past, seen, keep=True)
         assert prefix is not None
         return hidden, prefix
@@ -147,7 +152,7 @@ class CausalLM(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] over the next token."""
-        logits = self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -165,7 +170,7 @@ class CausalLM(nn.Module):
             mask = torch.cat([past.mask, mask], 1)  # [B, P + L]
             cache = DynamicCache(past.own)  # a new one each time: the model appends to it
         elif keep:
-            cache = DynamicCache()  # without the config, which would drop what lies beyond a sliding window
+            cache = DynamicCache()  # without the config, which would drop positions beyond a sliding window
         if positions is None:
             positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -new:]
         with self._looking(seen):
@@ -242,8 +247,8 @@ def load_causal_lm(address: Any, dtype: torch.dtype = torch.bfloat16) -> CausalL
         kind = says.get("quant_method", "some method") if isinstance(says, dict) else type(says).__name__
         raise DiptychError(
             f"hf:{name}: its weights are quantised ({kind}), which needs a CUDA device and that method's package; on a CPU "
-            "take the model as it was "
-            "before, which is kept in bf16 where adapters learn beside it"
+            "use the original model, "
+            "which is kept in bf16 if only adapters learn"
         )
     tokenizer = LMTokenizer.of(fetch(AutoTokenizer, name))
     attention = "sdpa" if torch.cuda.is_available() else "eager"
@@ -255,8 +260,8 @@ def trim_vocabulary(
 ) -> tuple[Any, TrimmedTokenizer]:
     """Keep the rows of the embedding and of the output layer that ``texts`` need, plus specials, bytes and Latin letters.
 
-    Hidden states and the kept logits stay exactly what they were. A probability is now a share among the kept pieces: compare
-    likelihoods only between texts under one vocabulary. The model is changed in place, which is what frees the memory.
+    Hidden states and the kept logits stay exactly the same. A probability is then among the kept pieces: compare likelihoods only
+    between texts under one vocabulary. The model is changed in place, which is what frees the memory.
     """
     if isinstance(tokenizer, TrimmedTokenizer):
         raise ValueError("the vocabulary is trimmed already")

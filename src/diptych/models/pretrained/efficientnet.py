@@ -63,7 +63,7 @@ def round_channels(channels: float) -> int:
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's "same" padding: at stride 2 and an even size the odd pixel of it goes right and below."""
+    """TensorFlow's "same" padding: at stride 2 and an even size the odd pixel is added at the right and at the bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C', ⌈H / stride⌉, ⌈W / stride⌉]"""
@@ -71,7 +71,8 @@ class SameConv2d(nn.Conv2d):
         for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             sides += [total // 2, total - total // 2]
-        return self._conv_forward(F.pad(x, sides) if any(sides) else x, self.weight, self.bias)
+        x = self._conv_forward(F.pad(x, sides) if any(sides) else x, self.weight, self.bias)
+        return x
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -99,7 +100,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C', H', W']"""
-        return x + self.layers(x) if self.residual else self.layers(x)
+        x = x + self.layers(x) if self.residual else self.layers(x)
+        return x
 
 
 class EfficientNetLite(nn.Module):
@@ -118,7 +120,7 @@ class EfficientNetLite(nn.Module):
         blocks: list[nn.Module] = []
         inputs = STEM
         for stage in STAGES:
-            ends = stage in (STAGES[0], STAGES[-1])  # their depth does not scale
+            ends = stage in (STAGES[0], STAGES[-1])  # the depth of these does not scale
             outputs = round_channels(stage.channels * width)
             for i in range(stage.repeats if ends else math.ceil(stage.repeats * depth)):
                 blocks.append(Block(inputs, outputs, stage.kernel, stage.stride if i == 0 else 1, stage.expand))
@@ -130,21 +132,24 @@ class EfficientNetLite(nn.Module):
 
     def features(self, pixels: Tensor, layer: Literal["head", "stages"] = "head") -> Tensor:
         """The last feature map [B, C, h, w]: after the head (C = 1280) or before it (C = 320, 352 for lite2)."""
-        x = self.blocks(self.stem(pixels))
-        return self.head(x) if layer == "head" else x
+        x: Tensor = self.blocks(self.stem(pixels))
+        x = self.head(x) if layer == "head" else x
+        return x
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W], normalised → ImageNet logits [B, 1000]"""
-        return self.classifier(self.features(pixels).mean((2, 3)))  # [B, 1000]
+        logits: Tensor = self.classifier(self.features(pixels).mean((2, 3)))
+        return logits
 
     def load_original(self, path: str | Path) -> None:
-        """Take the weights of a published file, whose layers come in the same order under other names."""
+        """Load the weights of a published file, which has the layers in the same order under other names."""
         weights = torch.load(path, map_location="cpu", weights_only=True)
         self.load_state_dict(dict(zip(self.state_dict(), weights.values(), strict=True)))
 
     def fold_norms(self) -> None:
-        """Work each batch norm into the convolution before it: the same function in fewer steps, and no statistics
-        for a training loop to overwrite by chance."""
+        """Merge each batch norm into the convolution before it: the same function in fewer steps, and no statistics that a training
+        loop could overwrite.
+        """
         for module in [*self.modules()]:
             if isinstance(module, nn.Sequential):
                 for i, (first, second) in enumerate(pairwise([*module])):
@@ -161,4 +166,5 @@ def load_efficientnet(variant: str = "lite0") -> EfficientNetLite:
     net.load_original(path)
     net.eval().requires_grad_(False)
     net.fold_norms()
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net

@@ -1,6 +1,6 @@
 """Gemma 3 270M (Gemma Team 2025): a real causal language model from installable packages.
 
-They hold a 4-bit GGUF file, which is opened once and kept as bf16 safetensors; later loads take seconds.
+They hold a 4-bit GGUF file, which is converted once and kept as bf16 safetensors; later loads take seconds.
 Use of the weights is subject to the Gemma Terms of Use, ai.google.dev/gemma/terms.
 """
 

@@ -1,4 +1,4 @@
-"""Models of transformers by name or by directory: how they are opened, and what is said where they cannot be."""
+"""Models of transformers by name or by directory: how they are opened, and the messages if that fails."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def place(address: str) -> str:
 
 
 def fetch(kind: Any, name: str, **options: Any) -> Any:
-    """``kind.from_pretrained(name)``; what cannot be fetched or read is the user's to mend, and the message says how."""
+    """``kind.from_pretrained(name)``; raises DiptychError, with the remedy, if it cannot be downloaded or read."""
     try:
         with quiet():
             return kind.from_pretrained(name, **options)
-    except Exception as error:  # configurations of others raise whatever they like
+    except Exception as error:  # configurations of others raise any error
         reason = " ".join(str(error).split()) or type(error).__name__
         if "trust_remote_code" in reason:
             remedy = "it brings its own code: read it, then add ?trust_remote_code=true"
@@ -37,7 +37,7 @@ def fetch(kind: Any, name: str, **options: Any) -> Any:
         elif Path(name).is_dir():
             remedy = "the directory must hold what save_pretrained writes for the model and its processor"
         else:
-            remedy = f"where there is a network, `hf download {name} --local-dir DIR`, then hf:DIR"
+            remedy = f"with a network, run `hf download {name} --local-dir DIR`, then use hf:DIR"
         raise DiptychError(f"hf:{name}: cannot be loaded ({reason[:300]}); {remedy}") from error
 
 
@@ -58,6 +58,7 @@ def from_gguf(file: Path) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
 
     def convert(target: Path) -> None:
+        """Saves tokenizer and dequantised weights as transformers does."""
         options = {"gguf_file": file.name, "local_files_only": True}
         fetch(AutoTokenizer, str(file.parent), **options).save_pretrained(target)
         fetch(AutoModelForCausalLM, str(file.parent), **options, dtype=torch.bfloat16).save_pretrained(target)
@@ -69,7 +70,7 @@ def from_gguf(file: Path) -> Path:
 
 
 def statistics_of(name: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation that a vision model's pixels in [0, 1] are normalised with; ½ and ½ where its directory does not say."""
+    """Mean and deviation that a vision model's pixels in [0, 1] are normalised with; ½ and ½ if its directory has none."""
     if Path(name).is_dir():
         files = (Path(name) / f"{kind}_config.json" for kind in ("preprocessor", "processor"))  # version 4's and version 5's
         says: dict[str, Any] = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})

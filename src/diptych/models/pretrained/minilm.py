@@ -21,7 +21,7 @@ CACHE_SIZE = 100_000  # sentence vectors: 150 MB
 
 
 class MiniLM(nn.Module):
-    """``encode`` gives word and sentence vectors, ``embed`` sentence vectors only, remembered by text: they never change.
+    """``encode`` gives word and sentence vectors, ``embed`` sentence vectors only, cached by text, since they never change.
 
     Sentence vectors are means over the real word pieces; scaled to unit length they are those of sentence-transformers.
     """
@@ -49,11 +49,11 @@ class MiniLM(nn.Module):
         return Tokens(tokens, (tokens * weight).sum(1) / weight.sum(1), mask)
 
     def embed(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
-        """Sentence vectors [B, 384]; each text is computed once, however often it comes."""
+        """Sentence vectors [B, 384]; each text is computed only once."""
         autocast = torch.is_autocast_enabled(torch.device(device).type)
         missing = sorted({text for text in texts if (text, autocast) not in self.cache}, key=len)
         fresh: dict[str, Tensor] = {}
-        for start in range(0, len(missing), 64):  # neighbours in length: little padding
+        for start in range(0, len(missing), 64):  # texts of similar length: little padding
             chunk = missing[start : start + 64]
             fresh.update(zip(chunk, self.encode(chunk, device).pooled.cpu(), strict=True))
         rows = [fresh[text] if text in fresh else self.cache[text, autocast] for text in texts]

@@ -22,7 +22,7 @@ class Packaged:
     megabytes: int
     what: str
     extra: str | None = "weights"  # of diptych; None: not part of it, install the package itself
-    modules: tuple[str, ...] = ()  # what must import; by default the packages' names with underscores
+    modules: tuple[str, ...] = ()  # the modules that must import; by default the packages' names with underscores
 
     @property
     def imports(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ WEIGHTS = {
 
 
 def lookup(name: str) -> Packaged:
-    """What is known of some weights. DiptychError for an unknown name."""
+    """The entry of some weights. DiptychError for an unknown name."""
     if name not in WEIGHTS:
         raise DiptychError(f"no packaged weights '{name}'{nearest(name, WEIGHTS)}")
     return WEIGHTS[name]
@@ -93,7 +93,7 @@ def require(name: str) -> list[ModuleType]:
 
 
 def installed(name: str) -> bool:
-    """Whether the packages of one entry are there, without importing them."""
+    """Whether the packages of one entry are installed, without importing them."""
     return all(map(extras.installed, lookup(name).imports))
 
 
@@ -104,7 +104,7 @@ def licences(names: Iterable[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers: one for each shard and tensor, in the midst of our own."""
+    """Without the progress bars of transformers: which would mix with ours."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

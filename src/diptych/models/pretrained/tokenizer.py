@@ -23,9 +23,9 @@ LATIN = 0x250  # code points below it stay single-character pieces; they include
 class LMTokenizer:
     """[BOS] pieces [EOS] around the ``tokenizers`` backend of a language model."""
 
-    template: str | None = None  # the chat template (Jinja), where the model has one
-    given: Any = None  # the tokenizer of transformers that it was made of
-    specials: Mapping[str, str] = {}  # bos_token, eos_token …: what a template may write
+    template: str | None = None  # the chat template (Jinja), if the model has one
+    given: Any = None  # the tokenizer of transformers from which it was made
+    specials: Mapping[str, str] = {}  # bos_token, eos_token …: the special tokens that a template may write
 
     def __init__(self, backend: Any, *, pad: int, bos: int, eos: int, max_length: int = 64):
         self.backend = backend
@@ -34,7 +34,7 @@ class LMTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any, max_length: int = 64) -> LMTokenizer:
-        """From a fast tokenizer of transformers. A model without [BOS] or [PAD] (Qwen, GPT-2) takes [EOS] in its place."""
+        """From a fast tokenizer of transformers. A model without [BOS] or [PAD] (Qwen, GPT-2) uses [EOS] instead."""
         eos = tokenizer.eos_token_id
         pad, bos = (eos if i is None else i for i in (tokenizer.pad_token_id, tokenizer.bos_token_id))
         made = cls(tokenizer.backend_tokenizer, pad=pad, bos=bos, eos=eos, max_length=max_length)
@@ -52,7 +52,7 @@ class LMTokenizer:
         return [e.ids for e in self.backend.encode_batch(sound, add_special_tokens=False)]
 
     def encode_batch(self, texts: Sequence[str], max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """ids int64 [B, T] and mask bool [B, T], T the longest of the batch; a text too long still ends in [EOS]."""
+        """ids int64 [B, T] and mask bool [B, T], T the longest of the batch; a text that is too long still ends in [EOS]."""
         room = (max_length or self.max_length) - 2
         rows = [[self.bos, *ids[:room], self.eos] for ids in self.pieces(texts)]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -81,7 +81,7 @@ class LMTokenizer:
         return ids
 
     def save(self, path: Path) -> None:
-        """What of it is not in the model's own files; see ``kept_in``."""
+        """What is not in the model's own files; see ``kept_in``."""
         write_json(path, {"max_length": self.max_length, "kept": None})
 
 
@@ -111,7 +111,7 @@ class TrimmedTokenizer(LMTokenizer):
         ]
 
     def _spell(self, old: int) -> list[int]:
-        """Longest kept piece first, then bytes; what has neither is left out."""
+        """Longest kept piece first, then bytes; what has no bytes either is left out."""
         piece = str(self.backend.id_to_token(old))
         ids: list[int] = []
         while piece:

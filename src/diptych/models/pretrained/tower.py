@@ -1,4 +1,4 @@
-"""Vision towers of transformers, opened up: pixels in, all tokens out, whatever the family."""
+"""Vision towers of transformers, of any family: pixels in, all tokens out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class VisionTower(nn.Module):
     """Any image model that gives tokens or a feature map: CLIP, SigLIP, DINOv2, ViT, ConvNeXt, ResNet, …
 
     layer: which hidden state is read, −1 the last one after its norm, −2 the one before (LLaVA). ``extra`` tokens (class,
-    registers) stand before the patches.
+    registers) come before the patches.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class VisionTower(nn.Module):
         self.model.eval()
         with torch.no_grad():
             seen = self._tokens(torch.zeros(1, 3, self.size, self.size))[0]
-        side = math.isqrt(seen.shape[1])  # class and register tokens are fewer than would fill another row
+        side = math.isqrt(seen.shape[1])  # there are fewer class and register tokens than another row would need
         self.tokens, self.width = side**2, int(seen.shape[2])
         self.extra = int(seen.shape[1]) - self.tokens
 
@@ -46,12 +46,12 @@ class VisionTower(nn.Module):
         name = place(address)
         model = fetch(AutoModel, name, dtype=dtype)
         if hasattr(model, "language_model") and not hasattr(model, "vision_model"):
-            raise DiptychError(f"{address}: a {type(model).__name__} is no vision tower; give the tower it was built on")
+            raise DiptychError(f"{address}: a {type(model).__name__} is not a vision tower; give the tower that it is based on")
         return cls(model, *statistics_of(name), layer)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels [B, 3, H, W] in [−1, 1] → tokens [B, extra + N, D] and pooled [B, D]: what the model pools, else the class token,
-        else the mean.
+        """pixels [B, 3, H, W] in [−1, 1] → tokens [B, extra + N, D] and pooled [B, D]: the model's own pooling, else the class
+        token, else the mean.
         """
         if pixels.shape[-1] != self.size:
             pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
@@ -71,6 +71,6 @@ class VisionTower(nn.Module):
 
 
 def size_of(config: Any) -> int:
-    """The side in pixels of the pictures that a model of transformers is made for."""
+    """The side in pixels of the pictures for which a model of transformers was made."""
     size = getattr(getattr(config, "vision_config", config), "image_size", 224)
     return int(size[0] if isinstance(size, list | tuple) else size)

@@ -1,6 +1,6 @@
 """Text towers: token ids in, ``Tokens`` out.
 
-What every tower has is written at ``models.part.TextTower``.
+``models.part.TextTower`` describes what every tower has.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def sinusoids(length: int, width: int, longest: float = 100.0) -> Tensor:
 class TextTransformer(TextTower):
     """A transformer over byte-pair tokens.
 
-    causal: each token sees only what stands before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean.
+    causal: each token sees only the tokens before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean.
     hidden: width of the blocks' MLPs. embedding_norm: a norm on words plus positions, post_norm: after each step instead of before
     it (both as in BERT).
-    whole: texts are read at full length with their padding, and pooled at the very last place (SigLIP). bare: tokens leave before
-    the last norm, what is pooled after it (FLAVA). Positions are learned from waves of std 0.5: beside unit-variance word vectors
-    the usual noise of std 0.02 leaves the tower blind to word order for the length of a small budget, and waves make "the word
-    before" the same step everywhere.
+    whole: texts are read at full length with their padding, and pooled at the very last position (SigLIP). bare: tokens are
+    returned before the last norm, the pooled vector after it (FLAVA). Positions are learned from waves of std 0.5: with word
+    vectors of unit variance the usual noise of std 0.02 would hide the word order throughout a small budget, and with waves "the
+    previous word" is the same step everywhere.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TextTransformer(TextTower):
         return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, mask)
 
     def _prompted(self, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Word vectors [B, T, D] with learned ones behind the first, and the mask with them."""
+        """Word vectors [B, T, D] with the learned ones after the first, and the mask including them."""
         for prompt in self.prompts:
             context = prompt(len(words), words.dtype)
             words = torch.cat([words[:, :1], context, words[:, 1:]], 1)
@@ -104,13 +104,13 @@ class TextTransformer(TextTower):
         return words, mask
 
     def _words(self, x: Tensor) -> Tensor:
-        """What belongs to the words, without the prompts."""
+        """The rows of the words, without the prompts."""
         n = sum(len(prompt.vectors) for prompt in self.prompts)
         return torch.cat([x[:, :1], x[:, 1 + n :]], 1) if n else x
 
     def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past
-        that now includes them.
+        including them.
         """
         x = self.norm(self.embedding(ids) + self.positions[past.length : past.length + ids.shape[1]])
         return self.transformer.step(x, past)
@@ -124,7 +124,7 @@ class TextTransformer(TextTower):
 
 
 class ClipText(TextTransformer):
-    """The text tower of CLIP as transformers and open_clip have it: causal, read at [EOS]."""
+    """The text tower of CLIP as in transformers and open_clip: causal, read at [EOS]."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class ClipText(TextTransformer):
 
 
 class SiglipText(TextTransformer):
-    """The text tower of SigLIP as transformers has it: texts are read whole, padding and all, and pooled at the last place."""
+    """The text tower of SigLIP as in transformers: texts are read whole, with their padding, and pooled at the last position."""
 
     projection = "affine"
 
@@ -174,7 +174,7 @@ class BertText(TextTransformer):
 
 
 class MiniLM(TextTower):
-    """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: a 384-d vector a sentence, remembered by text.
+    """all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), frozen: a 384-d vector per sentence, cached by text.
 
     project: into the shared space by a learned map; false: its own space is the shared one.
     """

@@ -1,4 +1,4 @@
-"""What is drawn at random of images: which of their tokens are looked at, and which squares are cut out."""
+"""Random choices about images: which tokens are read, and which squares are cropped."""
 
 from __future__ import annotations
 

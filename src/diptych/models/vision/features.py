@@ -1,4 +1,4 @@
-"""What a frozen vision tower says of each image, computed once: worth it where the same images come again, epoch after epoch."""
+"""The output of a frozen vision tower for each image, computed once: useful if the same images come again in every epoch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from diptych.core.batch import Tokens
 
-LIMIT = 2**30  # bytes that may be remembered
+LIMIT = 2**30  # bytes that may be cached
 
 
 class Features:
-    """Encodings by the images' own pixels, so that what is augmented, or is another image under the same name, is computed anew."""
+    """Encodings by the images' own pixels, so that augmented images, and other images under the same name, are computed anew."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[Tensor, Tensor]] = {}
@@ -24,7 +24,7 @@ class Features:
         return len(self._known)
 
     def __call__(self, pixels: Tensor, encode: Callable[[Tensor], Tokens]) -> Tokens:
-        """pixels [B, 3, H, W] as the loader gave them; ``encode`` is asked of the images that are new."""
+        """pixels [B, 3, H, W] as the loader gave them; ``encode`` is called with the new images."""
         keys = [hashlib.blake2b(row.numpy(), digest_size=16).digest() for row in pixels.cpu().contiguous()]
         new = {key: i for i, key in enumerate(keys) if key not in self._known}
         told = {key: self._known[key] for key in keys if key not in new}
@@ -40,5 +40,5 @@ class Features:
 
 
 def fits(images: int, tokens: int, width: int) -> bool:
-    """Whether the features of so many images can be remembered whole, in float32."""
+    """Whether the features of this many images fit into the cache, in float32."""
     return images * (tokens + 1) * width * 4 <= LIMIT

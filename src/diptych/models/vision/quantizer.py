@@ -1,7 +1,7 @@
 """Quantizers: an image as a small grid of codes from a finite codebook, and back.
 
 A quantizer has ``vocabulary`` (K), ``grid`` (rows, columns), ``tokens`` (N, their product), ``codes(pixels [B, 3, H, W]) -> ids [B,
-N]``, ``decode(ids) -> pixels`` and ``forward(pixels) -> Quantized``. Pixels lie in [-1, 1]; codes stand row by row.
+N]``, ``decode(ids) -> pixels`` and ``forward(pixels) -> Quantized``. Pixels are in [-1, 1]; codes are in order of rows.
 
 Shapes: B batch, N image tokens, D width, C width of a code, K codes.
 """
@@ -23,11 +23,11 @@ from diptych.models.part import Part
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of images while it learns."""
+    """The output of a quantizer in training."""
 
     pixels: Tensor  # [B, 3, H, W], reconstructed
-    features: Tensor  # [B, N, C], unit vectors, before they are rounded to a code
-    chosen: Tensor  # [B, N, C], the unit vectors of the codes they are rounded to
+    features: Tensor  # [B, N, C], unit vectors, before rounding to a code
+    chosen: Tensor  # [B, N, C], the unit vectors of the nearest codes
     ids: Tensor  # [B, N]
 
 
@@ -37,12 +37,12 @@ def nearest_code(features: Tensor, codebook: Tensor) -> Tensor:
 
 
 def straight_through(features: Tensor, chosen: Tensor) -> Tensor:
-    """The codes going forward; going back their gradient is handed on to the features (van den Oord et al. 2017, §3.2)."""
+    """The codes in the forward pass; the gradient is passed straight on to the features (van den Oord et al. 2017, §3.2)."""
     return features + (chosen - features).detach()
 
 
 class Residual(nn.Module):
-    """Two convolutions around which the input is carried."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -51,23 +51,24 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]"""
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        x = x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x
 
 
 class VectorQuantizer(Part):
     """A convolutional auto-encoder through a codebook (VQ-VAE, van den Oord et al. 2017), with unit-length codes of few dimensions
     (ViT-VQGAN, Yu et al. 2022, §3.2).
 
-    width: None: a tower's. patch: side of the square of pixels that one code stands for. depth: residual blocks on either side of
-    the codebook.
-    patience: steps after which a code that nothing was rounded to is dead. The codebook learns by its loss, not by moving averages,
-    so its gradient adds up over micro-batches and processes like any other; dead codes are revived by splitting the busiest ones in
-    two (Linde, Buzo & Gray 1980), for which counts are enough, and these add up too.
+    width: None: that of a tower. patch: side in pixels of the square that one code represents. depth: residual blocks on either
+    side of the codebook.
+    patience: steps after which an unused code is dead. The codebook learns by its loss, not by moving averages,
+    so its gradient adds up over micro-batches and processes like any other; dead codes are revived by splitting the most used ones
+    in two (Linde, Buzo & Gray 1980), which needs only counts, and these add up too.
     """
 
     can = frozenset({"reconstruct"})
-    replicated = ("codebook",)  # revived as a whole, so never shared out among processes
-    called = ("codes", "decode")  # beside ``forward``
+    replicated = ("codebook",)  # revived as a whole, so never sharded
+    called = ("codes", "decode")  # besides ``forward``
     idle: Tensor
     use: Tensor
     counts: Tensor
@@ -105,9 +106,9 @@ class VectorQuantizer(Part):
             nn.Conv2d(code_width, self.width, 3, padding=1), *(Residual(self.width) for _ in range(depth)), *up
         )
         self.codebook = nn.Parameter(F.normalize(torch.randn(vocabulary, code_width), dim=-1))
-        self.register_buffer("idle", torch.zeros(vocabulary, dtype=torch.long))  # steps since anything was rounded to a code
+        self.register_buffer("idle", torch.zeros(vocabulary, dtype=torch.long))  # steps since a code was last used
         self.register_buffer("use", torch.full((vocabulary,), 1.0 / vocabulary, dtype=torch.float64))  # share of each, smoothed
-        self.register_buffer("counts", torch.zeros(vocabulary, dtype=torch.long), persistent=False)  # of the step in hand
+        self.register_buffer("counts", torch.zeros(vocabulary, dtype=torch.long), persistent=False)  # of the current step
 
     @property
     def codes_of_unit_length(self) -> Tensor:
@@ -127,15 +128,14 @@ class VectorQuantizer(Part):
     @provides("{image}.quantized", "{image}")
     def quantize(self, image: Images) -> Quantized:
         """Codes, features and the reconstruction, with gradients."""
-        return self(image.floats)
+        quantized: Quantized = self(image.floats)
+        return quantized
 
     @torch.no_grad()
     def codes(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] in [−1, 1] → int64 [B, N]"""
         features = self.features(pixels)
-        with torch.autocast(
-            features.device.type, enabled=False
-        ):  # rounding in bf16 would choose among codes that are all but equal
+        with torch.autocast(features.device.type, enabled=False):  # in bf16 nearly equal codes could not be distinguished
             return nearest_code(features, self.codes_of_unit_length)
 
     def decode(self, ids: Tensor) -> Tensor:
@@ -144,8 +144,9 @@ class VectorQuantizer(Part):
 
     def paint(self, codes: Tensor) -> Tensor:
         """Code vectors [B, N, C] → pixels [B, 3, H, W]"""
-        x = codes.transpose(1, 2).unflatten(2, self.grid)
-        return self.decoder(x.contiguous(memory_format=torch.channels_last))
+        x = torch.unflatten(codes.transpose(1, 2), 2, self.grid)
+        pixels: Tensor = self.decoder(x.contiguous(memory_format=torch.channels_last))
+        return pixels
 
     def forward(self, pixels: Tensor) -> Quantized:
         """pixels [B, 3, H, W] in [−1, 1] → codes, features and the reconstruction, with gradients"""
@@ -160,10 +161,10 @@ class VectorQuantizer(Part):
 
     @torch.no_grad()
     def end_step(self, counts: Tensor, noise: float = 0.05) -> int:
-        """Note how often each code was used in a whole step [K], and revive the dead; returns how many were.
+        """Note how often each code was used in a whole step [K], and revive dead ones; returns how many were revived.
 
-        A dead code moves beside one of the busiest, which it takes half the work from. ``noise``: how far beside, relative to unit
-        length.
+        A dead code moves next to one of the most used, and takes over half of its use. ``noise``: the distance from it, relative to
+        unit length.
         """
         self.counts.zero_()
         self.idle += 1
@@ -171,11 +172,11 @@ class VectorQuantizer(Part):
         self.use.lerp_(counts.to(self.use) / counts.sum().clamp(min=1), 0.1)
         gone = self.idle >= self.patience
         self.use[gone] = 0.0
-        dead = gone.nonzero()[:, 0][: int((~gone).sum())]  # each needs a donor of its own
+        dead = gone.nonzero()[:, 0][: int((~gone).sum())]  # each needs its own donor
         if not len(dead):
             return 0
         donors = self.use.argsort(descending=True, stable=True)[: len(dead)]
-        # Fixed by the state, so that every process moves the same codes to the same places.
+        # Determined by the state, so that every process moves the same codes to the same positions.
         generator = torch.Generator().manual_seed(int(dead.sum()) + len(dead))
         beside = torch.randn(len(dead), self.codebook.shape[1], generator=generator).to(self.codebook)
         self.codebook[dead] = self.codes_of_unit_length[donors] + noise * F.normalize(beside, dim=-1)

@@ -1,6 +1,6 @@
 """Vision towers: pixels in, ``Tokens`` out.
 
-What every tower has is written at ``models.part.VisionTower``. ``keep`` [B, K] names the only patches that are read (FLIP's patch
+``models.part.VisionTower`` describes what every tower has. ``keep`` [B, K] names the only patches that are read (FLIP's patch
 dropping, masked image modelling).
 """
 
@@ -29,7 +29,7 @@ def sincos_2d(side_y: int, side_x: int, width: int) -> Tensor:
 
 
 class ConvStem(nn.Module):
-    """Overlapping convolutions before the transformer: 8 × 8 pixels a token (Xiao et al. 2021, "Early convolutions")."""
+    """Overlapping convolutions before the transformer: 8 × 8 pixels per token (Xiao et al. 2021, "Early convolutions")."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -42,19 +42,20 @@ class ConvStem(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, D, H / 8, W / 8]"""
-        x = F.relu(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))
-        return self.conv3(F.relu(self.conv2(x)))
+        x: Tensor = F.relu(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))
+        x = self.conv3(F.relu(self.conv2(x)))
+        return x
 
 
 class ViT(VisionTower):
     """Vision transformer (Dosovitskiy et al. 2021), with a convolutional stem for small images or plain patches.
 
-    class_tokens: learned tokens that stand before the patches and gather what is seen. positions: fixed waves on the patches, or
+    class_tokens: learned tokens before the patches, which collect information from them. positions: fixed waves on the patches, or
     learned ones, of the class tokens too. norm: on the stem's output, on its sum with the positions (CLIP), or none. pool: ``mean``
     of the patches, the first ``class`` token, ``attention`` (one learned query, as CoCa's contrastive pooler) or ``map`` (SigLIP's:
     the same, and an MLP). hidden: width of the blocks' MLPs.
-    mask_token: one stands for patches that are hidden from the tower. bare: tokens leave before the last norm, what is pooled after
-    it (FLAVA).
+    mask_token: replaces patches that are hidden from the tower. bare: tokens are returned before the last norm, the pooled vector
+    after it (FLAVA).
     """
 
     def __init__(
@@ -97,12 +98,13 @@ class ViT(VisionTower):
         self.classes = nn.Parameter(torch.randn(class_tokens, self.width) * 0.02) if class_tokens else None
         waves = sincos_2d(self.grid, self.grid, self.width)
         self.positions: Tensor
-        if positions == "learned":  # from waves: noise would leave the tower blind to place for the length of a small budget
+        if positions == "learned":  # from waves: noise would hide the position throughout a small budget
             self.positions = nn.Parameter(torch.cat([torch.zeros(class_tokens, self.width), waves]))
         else:
             self.register_buffer("positions", waves, persistent=False)
         self.learned = positions == "learned"
-        # Without it the stem's output starts far smaller than the positions, and what a patch shows is drowned by where it lies.
+        # Without it the stem's output starts far smaller than the positions, and the position would dominate the content of a
+        # patch.
         self.norm: nn.Module = nn.Identity() if norm == "none" else nn.LayerNorm(self.width, eps)
         self.norm_sum = norm == "sum"
         self.transformer = Transformer(
@@ -119,7 +121,7 @@ class ViT(VisionTower):
     hides = True
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
-        """tokens [B, extra + N or K, D]: class tokens first. hidden [B, N] bool: patches in whose place stands the mask token."""
+        """tokens [B, extra + N or K, D]: class tokens first. hidden [B, N] bool: patches that the mask token replaces."""
         x = self.stem(pixels).flatten(2).transpose(1, 2) if keep is None else self._stem_at(pixels, keep)  # [B, N or K, D]
         if hidden is not None:
             assert self.mask_token is not None and keep is None
@@ -149,12 +151,12 @@ class ViT(VisionTower):
         """The stem's output [B, K, D] at the patches ``keep`` [B, K], from those patches alone."""
         rows, columns = keep // self.grid, keep % self.grid
         batch = torch.arange(len(pixels), device=pixels.device)[:, None]
-        if isinstance(self.stem, nn.Conv2d):  # patches do not overlap: the others need not be looked at
-            cut = pixels.unflatten(2, (self.grid, self.patch)).unflatten(4, (self.grid, self.patch)).permute(0, 2, 4, 1, 3, 5)
+        if isinstance(self.stem, nn.Conv2d):  # patches do not overlap, so the others are not needed
+            cut = pixels.reshape(*pixels.shape[:2], self.grid, self.patch, self.grid, self.patch).permute(0, 2, 4, 1, 3, 5)
             return F.linear(cut[batch, rows, columns].flatten(2), self.stem.weight.flatten(1), self.stem.bias)
         seen = torch.zeros(len(pixels), 1, self.grid, self.grid, device=pixels.device, dtype=pixels.dtype)
-        seen[batch, 0, rows, columns] = 1.0  # the others are blanked, or the stem would leak them to their neighbours
-        x = self.stem(pixels * F.interpolate(seen, scale_factor=self.patch, mode="nearest"))
+        seen[batch, 0, rows, columns] = 1.0  # the others are blanked, otherwise the stem would leak them to their neighbours
+        x: Tensor = self.stem(pixels * F.interpolate(seen, scale_factor=self.patch, mode="nearest"))
         return x.permute(0, 2, 3, 1)[batch, rows, columns]
 
 
@@ -162,7 +164,7 @@ class EfficientNet(VisionTower):
     """EfficientNet-Lite with its ImageNet weights, frozen: an h × w feature map as tokens.
 
     resolution: the side to which images are scaled before the tower sees them (a multiple of 32). None: 224, the native one, or 128
-    for images smaller than that, which have no more to show.
+    for images smaller than that, which have no more detail.
     """
 
     native_size = 224
@@ -193,9 +195,7 @@ class EfficientNet(VisionTower):
 
 
 class ClipViT(ViT):
-    """The tower of CLIP as transformers and open_clip have it (Radford et al. 2021): what a run needs that is to be exported as
-    ``CLIPModel``.
-    """
+    """The tower of CLIP as in transformers and open_clip (Radford et al. 2021), for runs that are exported as ``CLIPModel``."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class ClassViT(ViT):
 
 
 class SiglipViT(ViT):
-    """The tower of SigLIP (Zhai et al. 2023) as transformers has it. What it pools is the embedding: there is no projection."""
+    """The tower of SigLIP (Zhai et al. 2023) as in transformers. The pooled vector is the embedding: there is no projection."""
 
     projection = "none"
 
@@ -276,7 +276,7 @@ class HubTower(VisionTower):
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tokens:
         """pixels [B, 3, H, W] in [−1, 1] → tokens [B, extra + N or K, D] and the pooled output"""
         x, pooled = self.tower(pixels)
-        if keep is not None:  # the tower has looked at all of them: this saves what comes after it only
+        if keep is not None:  # the tower reads all of them: only later computation is saved
             patches = x[:, self.extra :].gather(1, keep[..., None].expand(-1, -1, self.width))
             x = torch.cat([x[:, : self.extra], patches], 1)
         return Tokens(x, pooled)

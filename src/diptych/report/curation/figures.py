@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diptych.core.errors import counted
 from diptych.report.drawing.charts import ticks
 from diptych.report.drawing.marks import escape, line, svg, text
 
@@ -30,7 +31,7 @@ def funnel(rows: int, steps: Sequence[tuple[str, int]]) -> str:
         label_text = f"{remaining:,}" + (f"  (−{removed:,})" if removed else "")
         body.append(text(left + before * scale + 8, y + 14, label_text, "tick strong"))
         y += bar + gap
-    label = f"Of {rows:,} rows {remaining:,} are left: " + ", ".join(f"{reason} removes {n:,}" for reason, n in steps)
+    label = f"{remaining:,} of {counted(rows, 'row')} left: " + ", ".join(f"{reason} removes {n:,}" for reason, n in steps)
     return svg(width, y, body, label, "funnel")
 
 
@@ -47,9 +48,11 @@ def histogram(values: np.ndarray, kept: np.ndarray, thresholds: Sequence[float],
     peak = max(1, int(counts.max()))
 
     def sx(v: float) -> float:
-        return left + (width - left - right) * (v - edges[0]) / (edges[-1] - edges[0])
+        """The pixel of a value, from the left."""
+        return float(left + (width - left - right) * (v - edges[0]) / (edges[-1] - edges[0]))
 
     def sy(n: float) -> float:
+        """The pixel of a count, from the top."""
         return top + (height - top - bottom) * (1 - n / peak)
 
     body = []

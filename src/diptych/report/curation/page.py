@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.core.errors import counted
 from diptych.core.files import read_json
 from diptych.curation.explain import Result
 from diptych.report.curation.figures import before_after, funnel, histogram, table
@@ -55,7 +56,7 @@ def render(result: Result) -> str:
         Section("words", "Languages and concepts, before and after", _words(gathered)),
         Section("errors", "What could not be used or scored", _errors(gathered)),
         Section("cost", "What it cost", _cost(result)),
-        Section("again", "The plan, and how to go on", _again(result)),
+        Section("again", "The plan, and how to continue", _again(result)),
     ]
     facts = [
         ("Plan", manifest["plan"]),
@@ -75,11 +76,6 @@ def share(n: int, of: int) -> str:
     return f"{100 * n / of:.3g} %" if of else "none"
 
 
-def count(rows: int) -> str:
-    """A number of rows as text."""
-    return f"{rows:,} {'row' if rows == 1 else 'rows'}"
-
-
 def _lead(result: Result, gathered: Gathered) -> str:
     rows, kept = result.manifest["rows"], result.manifest["kept"]
     sentences = [f"Of **{rows:,}** rows **{kept:,}** are kept ({share(kept, rows)})."]
@@ -89,7 +85,7 @@ def _lead(result: Result, gathered: Gathered) -> str:
     needed = [(reason, n) for reason, n in gathered.only.most_common() if n]
     if len(gathered.first) > 1 and needed:
         reason, n = needed[0]
-        sentences.append(f"**{reason}** matters most: it is the only reason against {count(n)}.")
+        sentences.append(f"**{reason}** matters most: it is the only reason against {counted(n, 'row')}.")
     idle = [r for r in gathered.first if not gathered.only[r]]
     if idle:
         many = "reasons" if len(idle) > 1 else "reason"
@@ -97,10 +93,10 @@ def _lead(result: Result, gathered: Gathered) -> str:
     pointers = sum(sum(s.values()) for s in gathered.sizes.values())
     if pointers:
         groups = sum(len(s) for s in gathered.sizes.values())
-        sentences.append(f"{pointers:,} rows repeat one of {groups:,} others; each group keeps one.")
+        sentences.append(f"Rows that repeat another: {pointers:,}, in {counted(groups, 'group')}; each group keeps one.")
     if gathered.errors:
         sentences.append(
-            f"{sum(gathered.errors.values()):,} times something could not be read or scored; those rows carry the reason."
+            f"{counted(sum(gathered.errors.values()), 'time')} something could not be read or scored; those rows carry the reason."
         )
     return " ".join(sentences)
 
@@ -200,7 +196,7 @@ def _dropped(result: Result, gathered: Gathered, album: Album) -> str:
                 note = f"as {result.row(value)['id']}"
             note = note or next(iter(row["errors"] or []), "")
             inner.append(album.shot(row, escape(note[:120])))
-        parts.append(f"<h3>{escape(reason)} <span class='note'>{count(gathered.first[reason])}</span></h3>{shots(inner)}")
+        parts.append(f"<h3>{escape(reason)} <span class='note'>{counted(gathered.first[reason], 'row')}</span></h3>{shots(inner)}")
     return "".join(parts)
 
 
@@ -209,7 +205,7 @@ def _groups(result: Result, gathered: Gathered, album: Album) -> str:
     for column, sizes in gathered.sizes.items():
         if not sizes:
             continue
-        note = f"{len(sizes):,} groups, {count(sizes.total())} removed; the largest:"
+        note = f"{counted(len(sizes), 'group')}, {counted(sizes.total(), 'row')} removed; the largest:"
         parts.append(f"<h3>{escape(column)} <span class='note'>{note}</span></h3>")
         for target, size in largest(sizes):
             first = result.row(target)
@@ -230,7 +226,7 @@ def _words(gathered: Gathered) -> str:
             continue
         after = gathered.after.get(column, Counter())
         top = [name for name, _ in sorted(before.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES]]
-        label = f"{column}: {len(before):,} values before, {len(after):,} after; most frequent {top[0]}"
+        label = f"{column}: {counted(len(before), 'value')} before, {len(after):,} after; most frequent {top[0]}"
         drawn = before_after(top, [before[n] for n in top], [after[n] for n in top], label)
         caption = f"{len(before):,} different before, {len(after):,} after"
         if len(before) > NAMES:
@@ -267,7 +263,8 @@ def _cost(result: Result) -> str:
             [escape(name), f"{cost['seconds']:.3g}", share(round(1e4 * cost["seconds"] / total), 10_000), f"{cost['rows']:,}", rate]
         )
     caption = (
-        f"Seconds of worker time, {costs['workers']} workers ({escape(costs['runner'])}), {escape(costs['date'])}; over all calls "
+        f"Seconds of worker time, {counted(costs['workers'], 'worker')} ({escape(costs['runner'])}), "
+        f"{escape(costs['date'])}; over all calls "
         "on this directory. Images are read and decoded once for adjacent operators."
     )
     return figure(table(["operator", "seconds", "share", "rows", "rows/s"], rows, "Cost"), caption)

@@ -48,7 +48,7 @@ class Album:
             except BrokenItem as error:
                 self.shown[row] = error.problem.reason
             except (DiptychError, OSError) as error:
-                self.shown[row] = f"the picture is gone: {error}"
+                self.shown[row] = f"the picture no longer exists: {error}"
 
     def _small(self, row: int, data: bytes) -> str:
         from PIL import Image

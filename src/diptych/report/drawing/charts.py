@@ -60,9 +60,11 @@ def chart(
     forward: Callable[[float], float] = math.log10 if log_x else float
 
     def sx(v: float) -> float:
+        """The pixel of an x, from the left."""
         return LEFT + (WIDTH - LEFT - RIGHT) * (forward(v) - forward(x0)) / (forward(x1) - forward(x0))
 
     def sy(v: float) -> float:
+        """The pixel of a y, from the top; values outside the range are drawn at its edge."""
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (min(max(v, y0), y1) - y0) / (y1 - y0))
 
     body = []
@@ -159,6 +161,7 @@ def dots(
     colour = f"c{index % COLOURS}"
 
     def sx(v: float) -> float:
+        """The pixel of a value, from the left; values outside the span are drawn at its edge."""
         return left + (right - left) * (min(max(v, span[0]), span[1]) - span[0]) / (span[1] - span[0])
 
     body = []

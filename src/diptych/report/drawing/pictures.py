@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -116,7 +117,9 @@ def is_ours(address: str) -> bool:
 
     if "://" in address:
         return False
-    scheme, mark, _ = address.partition(":")
+    scheme, mark, rest = address.partition(":")
+    if mark and scheme in ("repeated", "control"):  # made of what is at another address
+        return is_ours(unquote(rest.partition("?")[0]))
     return not mark or scheme == "scenes" or scheme in SCHEMES
 
 

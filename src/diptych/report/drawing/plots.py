@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from diptych.benchmarks.probes.embedding import modality_gap
 from diptych.config.budget import Budget
-from diptych.core.errors import DiptychError
+from diptych.core.arrays import unit_rows
+from diptych.core.errors import DiptychError, counted
 from diptych.core.extras import need
 from diptych.report.columns import Column, columns, number
 from diptych.report.drawing.charts import ticks
@@ -86,9 +88,11 @@ def _loss_panel(
     end = max(1.0, max(float(c[0].max()) for _, c in curves))
 
     def sx(v: float) -> float:
+        """The pixel of a step, from the left."""
         return left + (width - left - right) * v / end
 
     def sy(v: float) -> float:
+        """The pixel of a loss, from the top; losses above the highest are drawn at the edge."""
         return top + (height - top - bottom) * (1 - (min(v, high) - low) / (high - low))
 
     body = []
@@ -126,7 +130,7 @@ def skill_profiles(comparison: Comparison) -> str:
     )
     caption = (
         "A skill is learned when its dot is clear of the chance tick <em>and</em> of the diamond and the cross: "
-        "a diamond right of chance means that the wording gives answers away."
+        "a diamond right of chance means that the wording reveals answers."
     )
     return signs + figure(panels(parts), caption)
 
@@ -137,6 +141,7 @@ def _skill_panel(index: int, recipe: Recipe, skills: list[Column]) -> str:
     colour = f"c{index % COLOURS}"
 
     def sx(v: float) -> float:
+        """The pixel of a share, from the left."""
         return left + (right - left) * min(max(v, 0.0), 1.0)
 
     body = [line(sx(v), top, sx(v), height - 20, "grid") for v in (0, 0.5, 1)]
@@ -172,7 +177,7 @@ def embedding_maps(comparison: Comparison) -> str:
         stored = next((e for run in recipe.runs if (e := readable(run.evaluation.embeddings, None, comparison.notes))), None)
         if stored is None:
             continue
-        image, words = map(unit, stored)
+        image, words = (unit_rows(vectors, np.float64) for vectors in stored)
         if len(image) == len(words) >= 3:
             parts.append((index, recipe, _map_panel(index, recipe, image, words)))
     if not parts:
@@ -190,17 +195,6 @@ def embedding_maps(comparison: Comparison) -> str:
     return signs + figure(panels(parts, "panels maps"), caption)
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    """The rows scaled to unit length, float64."""
-    rows = np.asarray(rows, dtype=np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
-def modality_gap(image: np.ndarray, words: np.ndarray) -> float:
-    """The distance between the centres of image and text embeddings."""
-    return float(np.linalg.norm(image.mean(0) - words.mean(0)))
-
-
 def pca(rows: np.ndarray) -> tuple[np.ndarray, float]:
     """The rows on the first two principal axes [n, 2], and the share of the variance on them."""
     centred = rows - rows.mean(0)
@@ -215,7 +209,7 @@ def _map_panel(index: int, recipe: Recipe, image: np.ndarray, words: np.ndarray)
     flat, kept = pca(np.concatenate([image, words]))
     pick = np.linspace(0, n - 1, min(n, MAPPED)).astype(int)
     both = np.concatenate([image[pick], words[pick]])
-    shown = f"{len(pick)} of {n} pairs" if len(pick) < n else f"{n} pairs"
+    shown = f"{len(pick)} of {n} pairs" if len(pick) < n else counted(n, "pair")
     first = _map(index, flat[pick], flat[n:][pick], f"PCA of the embeddings of {recipe.label}, modality gap {gap:.2f}")
     try:
         near = _neighbours(both)
@@ -231,8 +225,9 @@ def _map_panel(index: int, recipe: Recipe, image: np.ndarray, words: np.ndarray)
 def _neighbours(rows: np.ndarray) -> np.ndarray:
     """t-SNE (van der Maaten & Hinton 2008): rows [n, E] → [n, 2]. Raises DiptychError without scikit-learn."""
     manifold, threads = (need(name, extra="report", what="t-SNE") for name in ("sklearn.manifold", "threadpoolctl"))
-    with threads.threadpool_limits(1):  # so few points are not faster on several cores, and far slower on busy ones
-        return manifold.TSNE(init="pca", perplexity=min(30, (len(rows) - 1) / 3), random_state=0).fit_transform(rows)
+    with threads.threadpool_limits(1):  # a few points are not faster on several cores, and much slower on busy ones
+        places: np.ndarray = manifold.TSNE(init="pca", perplexity=min(30, (len(rows) - 1) / 3), random_state=0).fit_transform(rows)
+        return places
 
 
 def _map(index: int, image: np.ndarray, words: np.ndarray, label: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diptych.report.columns import SIGNIFICANT, columns, interval, is_share, number
+from diptych.report.columns import SIGNIFICANT, columns, interval, is_share, number, p_value
 from diptych.report.drawing.marks import escape, figure, header, scroller
 from diptych.report.read import Comparison, Test
 
@@ -40,16 +40,12 @@ def _test_row(t: Test, labels: dict[str, str], name: str) -> str:
         else ""
     )
     difference = "—" if t.difference is None else f"{'+' if t.difference > 0 else ''}{number(t.difference, share)}"
-    ps = "".join(f'<td class="num" data-v="{"" if p is None else p}">{_p(p)}</td>' for p in (t.p, t.p_holm))
+    ps = "".join(f'<td class="num" data-v="{"" if p is None else p}">{p_value(p)}</td>' for p in (t.p, t.p_holm))
     return (
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(a)}</td><td>{escape(b)}</td>'
         f'<td class="num" data-v="{"" if t.difference is None else t.difference}">{difference}{around}</td>{ps}'
         f'<td class="{verdict.split()[0]}">{verdict}</td></tr>'
     )
-
-
-def _p(p: float | None) -> str:
-    return "—" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def measurements(comparison: Comparison) -> str:

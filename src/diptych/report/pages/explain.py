@@ -6,7 +6,7 @@ from __future__ import annotations
 TASKS = {
     "retrieval": (
         "For each caption the model ranks all pictures of the set, and for each picture all captions. Recall at K is the share of "
-        "queries whose correct answer is among the first K.",
+        "queries with the correct answer among the first K.",
         "A larger set is harder: results on sets of different sizes are not comparable.",
     ),
     "zeroshot": (
@@ -94,8 +94,8 @@ TASKS = {
     "chair": (
         "Objects mentioned in a generated caption are compared with the objects known to be in the picture. CHAIR-i: the share of "
         "mentions that are absent. CHAIR-s: the share of captions with at least one such mention. Lower is better.",
-        "Only objects in a list with synonyms are found, and objects that the labels lack count as invented. A short caption "
-        "invents less: read it together with recall and length.",
+        "Only objects in a list with synonyms are found, and objects that are missing from the labels count as invented. A short "
+        "caption invents less: read it together with recall and length.",
     ),
     "priors": (
         "A true sentence against a false one, scored with the picture, without it (the language prior), and with the prior "

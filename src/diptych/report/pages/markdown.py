@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from diptych.config.recipe import load_recipe, recipe_names, recipe_path
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.files import write_text
 from diptych.report.columns import SIGNIFICANT, Column, amount, columns, interval, number, p_holm, seconds
 from diptych.report.read import Comparison, Recipe, load
@@ -40,17 +40,17 @@ def write_markdown(directory: Path, out: Path, tests: Path | None = None) -> Pat
 def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     """The page of all recipes, Markdown."""
     counts = sorted({len(r.runs) for r in comparison.measured})
-    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else counted(counts[0], "seed")
     head = [
         f"# {comparison.title}",
         "",
         f"`{comparison.command}`",
         "",
-        f"{len(comparison.measured)} recipes, each with the same budget of {comparison.budget} and {seeds}, on "
+        f"{counted(len(comparison.measured), 'recipe')}, each with the same budget of {comparison.budget} and {seeds}, on "
         f"`{comparison.data}`; {comparison.created}; {environment(comparison)}. Written by "
         "`diptych report DIRECTORY --markdown DIRECTORY`.",
         "",
-        "Per cent (CIDEr: points): mean over seeds, in brackets the 95 % interval over test items. **Bold**: the best of a column. "
+        "Per cent (CIDEr: points), mean over seeds; in brackets the 95 % interval over test items. **Bold**: the best of a column. "
         "Italic: the interval includes chance.",
         "",
     ]
@@ -60,8 +60,8 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     ]
     lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
     lines += [
-        f"Compared with `{REFERENCE}`; only what a paired test on the same items shows (p < {SIGNIFICANT} after Holm's correction "
-        "over all pairs).",
+        f"Compared with `{REFERENCE}`. Only differences that a paired test on the same items shows (p < {SIGNIFICANT} after "
+        "Holm's correction over all pairs).",
         "",
     ]
     lines += [f"- [`{r.name}`](systems/{r.name}.md): {verdict(comparison, r, shown)}" for r in comparison.measured]
@@ -95,7 +95,7 @@ def cell(comparison: Comparison, column: Column, recipe: Recipe) -> str:
 
 def spent_table(recipes: Iterable[Recipe]) -> str:
     """What each recipe spent, Markdown."""
-    heads = ["recipe", "samples", "TFLOP", "seconds", "samples/s", "parameters", "of which learn", "peak memory"]
+    heads = ["recipe", "samples", "TFLOP", "seconds", "samples/s", "parameters", "trained", "peak memory"]
     rows = []
     for r in recipes:
         s = r.spent
@@ -130,7 +130,7 @@ def verdict(comparison: Comparison, recipe: Recipe, shown: Sequence[Column]) -> 
         ahead = [
             c.name for c in have if others and all(_gain(comparison, c, recipe, r)[1] > 0 for r in others if c.key in r.measures)
         ]
-        sentences += [f"ahead of every other at {_list(ahead)}"] if ahead else ["ahead of every other at nothing"]
+        sentences += [f"significantly better than all others at {_list(ahead) or 'nothing'}"]
     else:
         both = [c for c in have if c.key in reference.measures]
         gains = {c: _gain(comparison, c, recipe, reference) for c in both}
@@ -141,7 +141,7 @@ def verdict(comparison: Comparison, recipe: Recipe, shown: Sequence[Column]) -> 
         if not better and not worse:
             sentences += ["no difference shown"]
         alone = [f"{short(c)} {number(recipe.measures[c.key].value, c.share)}" for c in have if c not in both]
-        sentences += [f"beyond it: {_list(alone)}"] if alone else []
+        sentences += [f"not measured for `{REFERENCE}`: {_list(alone)}"] if alone else []
     sentences += [f"at chance: {_list(chance)}"] if chance else []
     return "; ".join(sentences) + "."
 
@@ -171,7 +171,7 @@ def short(column: Column) -> str:
     return "naming" if column.group == "Zero-shot naming" else column.label
 
 
-# --- a page a system ---
+# --- the page of one recipe ---
 
 
 def system_page(
@@ -185,17 +185,18 @@ def system_page(
     parts = [
         f"`{name}`: {_spec(p.kind, {**p.options, **({'frozen': True} if p.frozen else {})})}" for name, p in checked.parts.items()
     ]
-    stages = []
+    stages, whole = [], sum(stage.share for stage in checked.stages)
     for stage in checked.stages:
         losses = ", ".join(f"{o.weight:g} × {_spec(o.kind, o.options)}" for o in stage.objectives.values())
-        learns = "all parts learn" if stage.train == "all" else f"{', '.join(stage.train)} learn{'s' * (len(stage.train) == 1)}"
-        stages.append(f"`{stage.name}` ({stage.share:g} of the budget, batches of {stage.batch_size}, {learns}): {losses}")
+        trains = "all parts" if stage.train == "all" else ", ".join(stage.train)
+        share = f"{stage.share / whole:.0%} of the budget, batches of {stage.batch_size}"
+        stages.append(f"`{stage.name}` ({share}; trains {trains}): {losses}")
     lines = [f"# {recipe.name}", "", " ".join(comments) if comments else checked.about, "", f"{checked.cite}.", ""]
     lines += ["| | |", "|---|---|", f"| paradigm | {checked.paradigm} |", f"| parts | {'<br>'.join(parts)} |"]
     lines += [f"| stages | {'<br>'.join(stages)} |", f"| scored by | {checked.score.replace('_', ' ')} |", ""]
     lines += ["## Measured", ""]
     if recipe.measures:
-        lines += [f"Beside `{REFERENCE}`: {verdict(comparison, recipe, shown)}", ""]
+        lines += [f"Compared with `{REFERENCE}`: {verdict(comparison, recipe, shown)}", ""]
         others = [r for r in comparison.measured if r.name == REFERENCE and r.name != recipe.name]
         rows = []
         for c in (c for c in shown if c.key in recipe.measures):
@@ -213,7 +214,7 @@ def system_page(
             )
         lines += [table(["", f"`{recipe.name}`", "each seed", "chance", *(f"`{r.name}`" for r in others)], rows), ""]
         lines += [spent_table([recipe, *others]), ""]
-        lines += [f"`{comparison.command}`; all recipes and what the marks mean: [results](../results.md)."]
+        lines += [f"`{comparison.command}`. All recipes, and the meaning of bold and italic: [results](../results.md)."]
     else:
         lines += [f"Nothing: {recipe.error or 'not run'}."]
     if tests:
@@ -221,13 +222,13 @@ def system_page(
             "",
             "## Tested",
             "",
-            *(f"- `{file}`: {n} test{'s' * (n > 1)}{f', {bad} failed' if bad else ''}" for file, (n, bad) in tests.items()),
+            *(f"- `{file}`: {counted(n, 'test')}{f', {bad} failed' if bad else ''}" for file, (n, bad) in tests.items()),
         ]
     lines += [
         "",
         "## The recipe",
         "",
-        f"`recipes/{recipe.name}.yaml`; `diptych train {recipe.name} --data ADDRESS --budget 10m`",
+        f"`recipes/{path.parent.name}/{path.name}`. Train it: `diptych train {recipe.name} --data ADDRESS --budget 10m`",
         "",
     ]
     body = "\n".join(line for line in source.splitlines() if not line.startswith("#"))

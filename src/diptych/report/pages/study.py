@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diptych.core.errors import counted
 from diptych.core.files import write_text
+from diptych.report.columns import p_value
 from diptych.report.drawing.document import Page, Section, document
 from diptych.report.drawing.marks import dot, escape, header, key, line, link, scroller, svg
 
@@ -50,7 +52,7 @@ def number(value: float | None, share: bool) -> str:
 
 
 def interval(entry: dict[str, Any], share: bool, name: str = "value") -> str:
-    """A value with its interval: "12.3 [10.0–14.6]", in per cent if it is a share."""
+    """A value with its interval: "12.3 [10.0, 14.6]", in per cent if it is a share."""
     value = number(entry.get(name), share)
     if entry.get("low") is None or entry.get("high") is None:
         return value
@@ -69,7 +71,12 @@ def expectation(claim: dict[str, Any], share: bool) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables of a study, Markdown."""
-    lines = [f"## {results['title'] or results['study']}", "", f"Budget {results['budget']} each, {results['seeds']} seeds.", ""]
+    lines = [
+        f"## {results['title'] or results['study']}",
+        "",
+        f"Budget {results['budget']} each, {counted(results['seeds'], 'seed')}.",
+        "",
+    ]
     lines += ["| claim | difference [95 %] | effect size | p (Holm) | verdict |", "|---|---:|---:|---:|---|"]
     for claim in results["claims"]:
         share = results["measures"][claim["measure"]]["share"]
@@ -78,7 +85,7 @@ def markdown(results: dict[str, Any]) -> str:
             f"{claim['claim']} ({expectation(claim, share)})",
             interval(claim, share, "difference") if "difference" in claim else "—",
             _two(claim.get("effect")),
-            _p(claim.get("p_holm")),
+            p_value(claim.get("p_holm")),
             f"**{claim['verdict']}**{reason}",
         ]
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
@@ -100,10 +107,6 @@ def _two(value: float | None) -> str:
     return "—" if value is None else f"{value:.2f}"
 
 
-def _p(value: float | None) -> str:
-    return "—" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _about(study: dict[str, Any]) -> str:
     cite = f'<p class="note">{link(study["cite"])}</p>' if study.get("cite") else ""
     return (f"<p>{escape(study['about'])}</p>" if study.get("about") else "") + cite
@@ -120,7 +123,7 @@ def _claims(results: dict[str, Any]) -> str:
             f'<tr><th scope="row">{escape(claim["claim"])}<span class="note">{escape(expectation(claim, share))}</span></th>'
             f"<td>{MARKS[claim['verdict']]} <b>{claim['verdict']}</b>{reason}</td>"
             f"<td>{escape(interval(claim, share, 'difference') if 'difference' in claim else '—')}{_forest(claim)}</td>"
-            f"<td>{_two(claim.get('effect'))}</td><td>{_p(claim.get('p'))}</td><td>{_p(claim.get('p_holm'))}</td></tr>"
+            f"<td>{_two(claim.get('effect'))}</td><td>{p_value(claim.get('p'))}</td><td>{p_value(claim.get('p_holm'))}</td></tr>"
         )
     names = ("verdict", "difference, 95 % interval", "effect size", "p", "p, Holm")
     heads = header("claim", sortable=False, first=True) + "".join(header(name, sortable=False) for name in names)
@@ -133,11 +136,12 @@ def _forest(claim: dict[str, Any]) -> str:
     if low is None or high is None or value is None:
         return ""
     bounds = [-claim["by"], claim["by"]] if claim["expect"] == "same" else [claim["by"] * (-1 if claim["expect"] == "lower" else 1)]
-    ends = [low, high, 0.0, *bounds]
+    ends: list[float] = [low, high, 0.0, *bounds]
     left, right = min(ends), max(ends)
     width, scale = 160, (right - left) or 1.0
 
     def x(v: float) -> float:
+        """The pixel of a difference, from the left."""
         return 8 + (width - 16) * (v - left) / scale
 
     body = [line(x(b), 2, x(b), 20, "ideal") for b in (0.0, *bounds)]
@@ -172,7 +176,11 @@ def _arms(results: dict[str, Any]) -> str:
         changed = ", ".join(f"{k}={v}" for k, v in arm["set"].items())
         steps = "; ".join(f"{k} {v}" for k, v in arm["derive"].items())
         spent = arm["spent"]
-        cost = (f"{spent['samples']:,.0f} samples, {spent['seconds']:,.0f} s, {spent['flops'] / 1e12:.3g} TFLOP" if spent else "—",)
+        cost = (
+            f"{counted(spent['samples'], 'sample')}, {spent['seconds']:,.0f} s, {spent['flops'] / 1e12:.3g} TFLOP"
+            if spent
+            else "—",
+        )
         cells = [arm["recipe"], changed, arm["data"] or "", steps, *cost, arm["about"]]
         rows.append(f'<tr><th scope="row">{key(i, name)}</th>{"".join(f"<td>{escape(c)}</td>" for c in cells)}</tr>')
     names = ("recipe", "changed", "data", "derived by", "spent, mean of a run", "")

@@ -96,6 +96,7 @@ def _strip(m: Measure, top: float) -> str:
     width, y = 64, 5
 
     def x(value: float) -> float:
+        """The pixel of a value, from the left; values above the top are drawn at the edge."""
         return 3 + (width - 6) * min(max(value / top, 0), 1)
 
     chance = [line(x(m.chance), 1, x(m.chance), 9, "chance")] if m.chance is not None else []
@@ -128,7 +129,9 @@ def spent_table(comparison: Comparison) -> str:
         "Means over runs. Time: training only, without evaluation and set-up; FLOPs: forward and backward, as torch counts them."
     )
     if limit and limit.seconds and longest > 1.3 * limit.seconds:
-        caption += " Runs went side by side: a second of budget is one of the whole machine, so each had more of its own."
+        caption += (
+            " Runs were in parallel: a second of budget is one of the whole machine, so each run had more seconds of its own."
+        )
     return figure(scroller(table, "What each recipe spent, scrolls sideways"), caption, "wide")
 
 
@@ -164,6 +167,7 @@ def data(comparison: Comparison) -> dict[str, Any]:
     """The content of ``results.json``."""
 
     def measure(m: Measure) -> dict[str, Any]:
+        """A measure as plain data, with what is computed of it."""
         return asdict(m) | {"at_chance": m.at_chance, "seeds": {str(k): v for k, v in m.seeds.items()}}
 
     return {

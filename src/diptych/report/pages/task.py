@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from diptych.core.errors import counted
 from diptych.report.columns import interval, is_share, number, seeds
 from diptych.report.drawing.document import Page, Section
 from diptych.report.drawing.marks import emphasise, escape, figure, header, key, scroller
@@ -23,7 +24,7 @@ from diptych.report.sections.warnings import RULES, Contrast, Warned, contrasts_
 
 KINDS = {
     "control": "close to a control", "strong": "a strong control", "few": "few items", "ties": "many ties",
-    "unparsed": "unread answers", "nans": "scores that are no numbers",
+    "unparsed": "unread answers", "nans": "scores that are not numbers",
 }  # fmt: skip
 
 
@@ -54,12 +55,12 @@ def _page(comparison: Comparison, g: TaskAnswers, task_warnings: list[Warned], p
         ("calibration", "How sure, and how right", calibration(g)),
         ("coverage", "Risk and coverage", coverage(g)),
         ("differences", "Between the models", differences(comparison, g, pictures)),
-        ("retrieved", "What retrieval brings up", retrieval),
+        ("retrieved", "What retrieval finds", retrieval),
         ("written", "What is written", written),
         ("examples", "Examples", examples),
     ]
     lead = f"<h2>{escape(g.task)}</h2>{_lead(g.task)}{settings_note(g)}{warning_box(task_warnings)}"
-    mark = f"{len(task_warnings)} warning{'s' if len(task_warnings) > 1 else ''}" if task_warnings else ""
+    mark = counted(len(task_warnings), "warning") if task_warnings else ""
     return Page(f"task-{name}", g.task, [Section(f"{i}-{name}", t, b) for i, t, b in sections], lead, mark)
 
 

@@ -12,16 +12,17 @@ from diptych.benchmarks.metrics.calibration import bin_sums, ece_of_sums, reliab
 from diptych.benchmarks.metrics.groups import text_credit
 from diptych.benchmarks.metrics.selective import area_under_risk, risk_coverage
 from diptych.benchmarks.statistics import Interval, sums_interval
+from diptych.core.errors import counted
 from diptych.report.drawing.charts import Series, chart
-from diptych.report.drawing.marks import figure, key
 from diptych.report.records import finite, own_scores
 from diptych.report.sections.answers import Answers, TaskAnswers
+from diptych.report.sections.extras import panel, panels
 from diptych.training.run_files import Record
 
 BINS = 10
 LEAST = 30  # decisions: fewer give no diagram
 GRID = np.logspace(-2.5, 2, 46)  # temperatures to try, in standard deviations of the scores
-FITTED_ON = 2000  # decisions that a temperature is fitted on, at the most
+FITTED_ON = 2000  # the most decisions that a temperature is fitted on
 
 
 @dataclass
@@ -62,7 +63,7 @@ def decisions(gathered: TaskAnswers, a: Answers) -> Decisions | None:
 
 
 def probability(record: Record) -> float | None:
-    """The probability of the answer in a record; None without one, also for a ``confidence`` that is marked as no probability."""
+    """The probability of the answer in a record; None without one, also if ``confidence`` is marked as not a probability."""
     for name in ("confidence", "probability") if record.get("probabilities") is not False else ("probability",):
         value = finite(record.get(name))
         if value is not None and 0 <= value <= 1:
@@ -150,7 +151,7 @@ def calibration(gathered: TaskAnswers) -> str:
         )
         v = ece_interval(d)
         value_text = f"ECE {100 * v.value:.1f} points [{100 * v.low:.1f}–{100 * v.high:.1f}]"
-        bins_text = "; ".join(f"{b.n} answers at {b.confidence:.0%}, {b.accuracy:.0%} right" for b in bins)
+        bins_text = "; ".join(f"{counted(b.n, 'answer')} at {b.confidence:.0%}, {b.accuracy:.0%} right" for b in bins)
         drawn = chart(
             [points],
             "how sure, %",
@@ -161,7 +162,7 @@ def calibration(gathered: TaskAnswers) -> str:
             percent=(True, True),
             diagonal=True,
         )
-        parts.append(_panel(a, f"<b>{value_text}</b> <span class='note'>{len(d.credit):,} answers</span>", drawn))
+        parts.append(panel(a, f"<b>{value_text}</b> <span class='note'>{counted(len(d.credit), 'answer')}</span>", drawn))
     if not parts:
         return ""
     caption = (
@@ -175,7 +176,7 @@ def calibration(gathered: TaskAnswers) -> str:
             "converts them. So the diagram shows whether the <em>order</em> and shape of the scores are reliable, not the raw "
             "scores."
         )
-    return figure(f'<div class="panels">{"".join(parts)}</div>', caption)
+    return panels(parts, caption)
 
 
 def coverage(gathered: TaskAnswers) -> str:
@@ -204,7 +205,7 @@ def coverage(gathered: TaskAnswers) -> str:
         )
         without = f"uninformed: {100 * error:.1f}; most confident half: {100 * half:.1f} % wrong"
         note = f"<b>{value_text}</b> <span class='note'>{without}</span>"
-        parts.append(_panel(a, note, drawn))
+        parts.append(panel(a, note, drawn))
     if not parts:
         return ""
     caption = (
@@ -212,8 +213,4 @@ def coverage(gathered: TaskAnswers) -> str:
         "confidence predicts errors, the curve falls to the left; dashes: an uninformative confidence. AUC: the mean risk over "
         "all coverages, in per cent; lower is better."
     )
-    return figure(f'<div class="panels">{"".join(parts)}</div>', caption)
-
-
-def _panel(a: Answers, note: str, drawn: str) -> str:
-    return f'<div class="panel"><h3>{key(a.index, a.recipe.label)}</h3><p class="gap">{note}</p>{drawn}</div>'
+    return panels(parts, caption)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diptych.benchmarks.statistics import PairedTest, paired_test
-from diptych.report.columns import SIGNIFICANT, is_share, number, p_holm
+from diptych.report.columns import SIGNIFICANT, is_share, number, p_holm, p_value
 from diptych.report.drawing.marks import escape, figure, header, key, scroller
 from diptych.report.drawing.pictures import Pictures
 from diptych.report.pages.cards import card, is_private, shuffled
@@ -59,7 +61,7 @@ def _row(comparison: Comparison, task: str, a: Answers, b: Answers, metric: str)
     share = is_share(metric)
     sign = "+" if test.difference > 0 else ""
     corrected = p_holm(comparison.tests, (task, metric), a.recipe.name, b.recipe.name)
-    ps = "".join(f'<td class="num" data-v="{"" if p is None else p}">{_p(p)}</td>' for p in (test.p, corrected))
+    ps = "".join(f'<td class="num" data-v="{"" if p is None else p}">{p_value(p)}</td>' for p in (test.p, corrected))
     strong = ' class="significant"' if (corrected if corrected is not None else test.p) < SIGNIFICANT else ""
     return (
         f'<tr><th scope="row">{key(a.index, a.recipe.label)}</th><td>{key(b.index, b.recipe.label)}</td><td>{escape(metric)}</td>'
@@ -68,10 +70,6 @@ def _row(comparison: Comparison, task: str, a: Answers, b: Answers, metric: str)
         f'<td class="num" data-v="{int((x > y).sum())}">{int((x > y).sum())} of {len(x)}</td>'
         f'<td class="num" data-v="{int((y > x).sum())}">{int((y > x).sum())} of {len(x)}</td>{ps}</tr>'
     )
-
-
-def _p(p: float | None) -> str:
-    return "—" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _examples(gathered: TaskAnswers, a: Answers, b: Answers, pictures: Pictures, left: int) -> tuple[str, int]:
@@ -88,7 +86,7 @@ def _examples(gathered: TaskAnswers, a: Answers, b: Answers, pictures: Pictures,
     return f'<details class="recipe"><summary>{head}</summary><div class="sides">{"".join(sides)}</div></details>', used
 
 
-def _better(gathered: TaskAnswers, one: Answers, other: Answers) -> list[dict]:
+def _better(gathered: TaskAnswers, one: Answers, other: Answers) -> list[dict[str, Any]]:
     gains = []
     for record in shuffled(one.records):
         item = str(record["item"])

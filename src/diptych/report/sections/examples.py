@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from diptych.core.arrays import unit_rows
 from diptych.report.columns import TO_IMAGE
 from diptych.report.drawing.marks import escape, figure, key
-from diptych.report.drawing.plots import unit
 from diptych.report.read import Comparison, Item, Recipe, Run, readable
 from diptych.report.records import finite
 from diptych.training.run_files import Record
@@ -81,7 +81,7 @@ def _from_embeddings(comparison: Comparison, run: Run) -> list[Retrieved]:
     stored = readable(run.evaluation.embeddings, None, [])  # the section of maps reports broken files
     if stored is None:
         return []
-    image, words = map(unit, stored)
+    image, words = (unit_rows(vectors, np.float64) for vectors in stored)
     if not len(image) == len(words) == len(items):
         return []
     scores = words @ image.T

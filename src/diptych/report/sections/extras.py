@@ -8,6 +8,7 @@ import numpy as np
 
 from diptych.benchmarks.probes import frequency
 from diptych.benchmarks.statistics import mean
+from diptych.core.errors import counted
 from diptych.report.columns import number
 from diptych.report.drawing.charts import Series, chart, dots
 from diptych.report.drawing.marks import escape, figure, key
@@ -192,14 +193,14 @@ def frequencies(g: TaskAnswers) -> str:
             [points, means],
             "times seen in training",
             "right, %",
-            label=f"{a.recipe.label}: accuracy against frequency of {len(counts)} concepts: {value_text}{gained}",
+            label=f"{a.recipe.label}: accuracy against frequency of {counted(len(counts), 'concept')}: {value_text}{gained}",
             y_range=(0, 1),
             log_x=True,
             percent=(False, True),
         )
         unseen = int((counts == 0).sum())
         never = f"; {unseen} not in training" if unseen else ""
-        note = f"<b>{escape(value_text)}</b> <span class='note'>{len(counts)} concepts{gained}{never}</span>"
+        note = f"<b>{escape(value_text)}</b> <span class='note'>{counted(len(counts), 'concept')}{gained}{never}</span>"
         parts.append(panel(a, note, drawn))
     if not parts:
         return ""

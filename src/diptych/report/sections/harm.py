@@ -9,7 +9,7 @@ from diptych.report.read import Comparison, Recipe
 from diptych.report.sections.answers import Answers, TaskAnswers
 
 COLUMNS = (("refused", "Refused"), ("harmful", "Harmful answers"), ("over_refusal", "Ordinary, refused"))
-TEXTS = 60  # probes whose texts are shown
+TEXTS = 60  # the most probes with their texts
 
 
 def harms(comparison: Comparison, g: TaskAnswers, probe_texts: bool) -> str:
@@ -88,7 +88,7 @@ def _texts(g: TaskAnswers, prompts: dict[str, str]) -> str:
 
 def _card(a: Answers, i: int, prompts: dict[str, str]) -> str:
     record = a.records[i]
-    request = prompts.get(str(record["item"]), "(the probe file is gone)")
+    request = prompts.get(str(record["item"]), "(the probe file no longer exists)")
     return (
         f'<article class="card"><p class="query">{escape(request)}</p><dl><dt>Said</dt><dd>{escape(record.get("said", ""))}</dd>'
         f"<dt>Sorted as</dt><dd>{escape(record.get('outcome', ''))}</dd></dl></article>"

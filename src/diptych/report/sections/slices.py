@@ -31,7 +31,7 @@ def slice_tables(gathered: TaskAnswers) -> str:
     caption = (
         "Per cent for shares, with the 95 % interval (bootstrap over clusters). n: items. "
         f"Parts of fewer than {FEW} items are grey: too few to compare. The intervals are not corrected for the number of parts: "
-        "of twenty parts, one stands out by chance."
+        "one part in twenty differs by chance."
     )
     return figure("".join(parts), caption, "wide")
 
@@ -117,6 +117,7 @@ def _strip(v: Interval, index: int) -> str:
     width, y, colour = 64, 5, f"c{index % COLOURS}"
 
     def x(value: float) -> float:
+        """The pixel of a share, from the left."""
         return 3 + (width - 6) * min(max(value, 0), 1)
 
     body = [line(3, y, width - 3, y, "base"), line(x(v.low), y, x(v.high), y, f"range {colour}")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.benchmarks.statistics import PairedTest, paired_test
-from diptych.report.columns import SIGNIFICANT, interval, is_share, number
+from diptych.report.columns import SIGNIFICANT, interval, is_share, number, p_value
 from diptych.report.pages.explain import control as about
 from diptych.report.read import Comparison, Measure, Recipe
 from diptych.report.sections.answers import MOST_HEADS, Answers, TaskAnswers, paired
@@ -129,7 +129,7 @@ def _how(contrasts: Sequence[Contrast]) -> str:
     if not tests:
         return "inside the interval; there are no records of items for a test"
     better = [t.p for t in tests if t.difference > 0]
-    return f"smallest p {_p(min(better))}" if better else "not higher on any metric"
+    return f"smallest p {p_value(min(better))}" if better else "not higher on any metric"
 
 
 def _values(contrasts: Sequence[Contrast], control: str) -> str:
@@ -137,10 +137,6 @@ def _values(contrasts: Sequence[Contrast], control: str) -> str:
     values = [(c.against, is_share(c.metric)) for c in contrasts if c.control == control]
     low, high = (number(*f(values)) for f in (min, max))
     return low if low == high else f"{low} to {high}"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.2f}"
 
 
 def _strong(recipe: Recipe, measures: Sequence[Measure], contrasts: Sequence[Contrast], answers: Answers | None) -> list[Warned]:

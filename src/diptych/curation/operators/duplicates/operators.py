@@ -1,4 +1,4 @@
-"""Duplicates: of rows that are copies of each other one stays; the others point to the row that caused their removal."""
+"""Duplicates: one of several rows that are copies of each other stays; the others point to the row that caused their removal."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from diptych.core.arrays import unit_rows
 from diptych.curation.operators.base import Columns, Reduce
 from diptych.curation.operators.duplicates.hamming import pairs_within
 from diptych.curation.operators.duplicates.pruning import KEPT, Mode, prune, same
-from diptych.curation.operators.duplicates.semantic import KeepRule, normalised, semantic_twins
-from diptych.curation.operators.text.quality import normalised as normalised_text
+from diptych.curation.operators.duplicates.semantic import KeepRule, semantic_twins
+from diptych.curation.operators.text.quality import normalised
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates(Reduce):
     """The base of the operators that find duplicates: a row's pointer is null if it stays, else the ``row`` of its duplicate.
 
-    prefer: a column of numbers, such as ``shorter_side`` or ``clip_score``; of several duplicates the one with the highest value
-    stays (with ``-`` before the name: the lowest). Without it, and in a tie, the first in the pool.
+    prefer: a column of numbers, such as ``shorter_side`` or ``clip_score``; the duplicate with the highest value stays (with ``-``
+    before the name: the lowest). Without it, and in a tie, the first in the pool.
     """
 
     pointer: ClassVar[str]
@@ -119,7 +120,7 @@ class SameText(Duplicates):
         """The values that are compared, one for each row, as small as possible."""
         addresses = batch[self.url].to_pylist() if self.url else [""] * batch.num_rows
         digests = [
-            hashlib.blake2b(f"{normalised_text(text)}\0{url}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            hashlib.blake2b(f"{normalised(text)}\0{url}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
             for text, url in zip(batch["text"].to_pylist(), addresses, strict=True)
         ]
         return pa.array(digests, pa.binary(16))
@@ -213,7 +214,7 @@ class SameMeaning(Duplicates):
         n = len(keys)
         if not n:
             return {self.pointer: np.empty(0, np.int64), "same_meaning_similarity": np.empty(0, np.float32)}
-        vectors = normalised(keys.flatten().to_numpy().reshape(n, -1))
+        vectors = unit_rows(keys.flatten().to_numpy().reshape(n, -1), np.float32)
         priority = np.empty(n)
         priority[order] = -np.arange(n)  # in the pool's order without ``prefer``, so that best means first
         cause, similarity = semantic_twins(

@@ -38,9 +38,9 @@ def prune(order: np.ndarray, i: np.ndarray, j: np.ndarray, closeness: np.ndarray
     return cause
 
 
-def same(values: Sequence, order: np.ndarray) -> np.ndarray:
-    """Pointers for exact duplicates, int64 [N]: of equal values the first in ``order`` stays; ``None`` equals nothing."""
-    seen: dict = {}
+def same(values: Sequence[object], order: np.ndarray) -> np.ndarray:
+    """Pointers for exact duplicates, int64 [N]: the first of equal values in ``order`` stays; ``None`` equals nothing."""
+    seen: dict[object, int] = {}
     cause = np.full(len(values), KEPT, np.int64)
     for item in order.tolist():
         value = values[item]

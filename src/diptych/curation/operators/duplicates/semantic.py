@@ -1,4 +1,4 @@
-"""SemDeDup (Abbas et al. 2023, arXiv:2303.09540): of items with close embeddings one stays.
+"""SemDeDup (Abbas et al. 2023, arXiv:2303.09540): one of several items with close embeddings stays.
 
 Shapes: N items, E embedding, K clusters.
 """
@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from diptych.core.arrays import unit_rows
 from diptych.core.extras import need
 from diptych.curation.operators.duplicates.pruning import Mode, prune
 
@@ -16,18 +17,13 @@ KeepRule = Literal["first", "hard", "easy", "random", "best"]
 _CELLS = 1 << 24  # similarities at a time: 64 MB
 
 
-def normalised(vectors: np.ndarray) -> np.ndarray:
-    """The rows scaled to unit length, float32 [N, E]; rows of zeros are unchanged."""
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
 def clusters(vectors: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
     """The centres of k-means, float32 [K, E], by scikit-learn in small batches."""
     cluster = need("sklearn.cluster", extra="curate", what="clustering of embeddings (SemDeDup)")
     k = min(k, len(vectors))
     fit = cluster.MiniBatchKMeans(k, random_state=seed, batch_size=max(1024, 2 * k), max_iter=20, n_init=1, reassignment_ratio=0)
-    return fit.fit(vectors).cluster_centers_.astype(np.float32)
+    centres: np.ndarray = fit.fit(vectors).cluster_centers_.astype(np.float32)
+    return centres
 
 
 def semantic_twins(
@@ -48,7 +44,7 @@ def semantic_twins(
     ``priority`` [N]. mode: see ``pruning.prune``. across: also find twins in different clusters (the published code does not): an
     item near the border to another cluster is compared with that cluster too, so the result equals a comparison of all pairs.
     """
-    vectors = normalised(vectors)
+    vectors = unit_rows(vectors, np.float32)
     n = len(vectors)
     if n < 2:
         return np.full(n, -1, np.int64), np.zeros(n, np.float32)

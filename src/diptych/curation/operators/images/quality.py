@@ -119,7 +119,7 @@ def _laplacian_variance(light: np.ndarray) -> float:
         return 0.0
     edges = light[:-2, 1:-1] + light[2:, 1:-1] + light[1:-1, :-2] + light[1:-1, 2:]
     edges -= 4 * light[1:-1, 1:-1]
-    flat = edges.ravel().astype(np.float64)
+    flat: np.ndarray = edges.ravel().astype(np.float64)
     return float(flat @ flat) / flat.size - (float(flat.sum()) / flat.size) ** 2
 
 

@@ -21,7 +21,7 @@ from diptych.curation.operators.pairs.similarity import score
 
 BOXES = pa.list_(pa.list_(pa.int32()))  # x0, y0, x1, y1 each, pixels
 _LONGEST = 960  # pixels: larger pictures are scaled to this length
-_LETTERS = 2  # a line needs at least so many to count as text
+_LETTERS = 2  # a line with fewer letters does not count as text
 _SURROUND = 0.35  # width of the surround, as a share of the box's height
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from diptych.core.arrays import unit_rows
 from diptych.curation.operators.base import Columns, Operator, arrays
 from diptych.curation.operators.models import able, stamp
 from diptych.curation.operators.pairs.similarity import score
@@ -50,8 +51,7 @@ def _sentences() -> Any:
 
 def sentence_vectors(texts: Sequence[str]) -> np.ndarray:
     """Unit vectors of MiniLM, float32 [N, 384]."""
-    vectors = _sentences().embed(list(texts)).numpy()
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit_rows(_sentences().embed(list(texts)).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,12 +49,12 @@ def entries_of(path: str) -> tuple[str, ...]:
         lines = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except (OSError, ValueError) as error:
         raise DiptychError(
-            f"{path}: cannot read the list of concepts ({error}); expected one entry a line, or a JSON list. "
+            f"{path}: cannot read the list of concepts ({error}); expected one entry per line, or a JSON list. "
             "Name yours: --set steps.concepts.file=FILE"
         ) from error
     entries = tuple(dict.fromkeys(line for line in lines if line.strip()))
     if not entries:
-        raise DiptychError(f"{path}: no concepts; expected one entry a line, or a JSON list")
+        raise DiptychError(f"{path}: no concepts; expected one entry per line, or a JSON list")
     return entries
 
 
@@ -67,7 +67,8 @@ def _matcher(entries: tuple[str, ...]) -> Matcher:
 class Concepts(Operator):
     """``concepts``: the entries that occur in the caption as whole words, in the order of the list.
 
-    entries: a list of concepts, or ``file``: one entry a line (or a JSON list). Plain substrings of the padded text, case included.
+    entries: a list of concepts, or ``file``: one entry per line (or a JSON list). Plain substrings of the padded text, case
+    included.
     """
 
     name = "concepts"
@@ -78,7 +79,7 @@ class Concepts(Operator):
 
     def __post_init__(self) -> None:
         if bool(self.entries) == bool(self.file):
-            raise DiptychError("concepts: give either 'entries' (a list) or 'file' (one entry a line)")
+            raise DiptychError("concepts: give either 'entries' (a list) or 'file' (one entry per line)")
 
     def depends(self) -> str:
         """Anything else that the result depends on, such as a hash of a model's files; part of the result's address."""

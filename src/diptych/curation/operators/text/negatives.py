@@ -31,7 +31,7 @@ _EQUAL = frozenset(
 
 
 def turn_relation(caption: str, rng: random.Random) -> str | None:
-    """``caption`` with one relation reversed; ``None`` if it has none, or if both sides are the same."""
+    """``caption`` with one relation reversed; ``None`` if it has no relation, or if both sides are the same."""
     matches = list(_RELATION.finditer(caption))
     rng.shuffle(matches)
     for match in matches:
@@ -63,7 +63,7 @@ def negative(caption: str, kind: Kind, rng: random.Random) -> str | None:
 class Negatives(Operator):
     """``negative``: the caption with one change that makes it false; ``negative_kind``: which change. Null if there is none.
 
-    Of ``kinds`` the first that can be had, in an order that the row's hash shuffles; ``seed`` draws others.
+    The first of ``kinds`` that is possible, in an order shuffled by the row's hash; another ``seed`` gives other changes.
     """
 
     name = "negatives"

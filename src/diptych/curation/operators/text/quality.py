@@ -33,8 +33,8 @@ class TextQuality(Operator):
 
     character_repetition: the share of the √k most frequent of k different n-grams of ``run`` characters, if they occur more than
     once, as in the ROOTS corpus (Laurençon et al. 2022). word_repetition: the share of n-grams of ``words`` words that occur more
-    than once, case-insensitive. special_characters: the share of characters that are neither letters, digits, punctuation nor
-    white space. boilerplate: bool, see ``BOILERPLATE``.
+    than once, case-insensitive. special_characters: the share of characters other than letters, digits, punctuation and white
+    space. boilerplate: bool, see ``BOILERPLATE``.
     """
 
     name = "text_quality"
