@@ -161,6 +161,9 @@ class Distance(Objective):
         ("3e13 flops", Budget(flops=3e13)),
         ("30T flops", Budget(flops=3e13)),
         ("512 samples", Budget(samples=512)),
+        ("500 steps", Budget(steps=500)),
+        ("2k steps", Budget(steps=2000)),
+        ({"steps": 1}, Budget(steps=1)),
         ({"seconds": 60, "flops": 1e12}, Budget(seconds=60, flops=1e12)),
     ],
 )

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from diptych.core.batch import Batch, Collated, Turns, lengthened
 from diptych.core.errors import DiptychError
 from diptych.core.sample import IMAGE, Captions, Conversation, Document, Label, Region, Sample, Turn, Video, captioned
 from diptych.data.conversations.template import IMAGE_ID
-from diptych.data.fields import FIELDS, Context, Draw, build_fields, field_class
+from diptych.data.fields import FIELDS, Context, Draw, build_fields, field_class, kinds_of_fields
 from diptych.data.loader import Loader
 from diptych.data.source import BrokenItem
+from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.objectives import Objective
 from diptych.training.setup import set_up
@@ -222,6 +224,28 @@ def test_frames_of_clips_say_whose_they_are_and_when_they_are_shown() -> None:
     assert clips.seconds[:3].tolist() == [0, 0.25, 0.5]
     chosen = [0, 2, 4, 5, 7, 8, 10, 12]  # of 13 frames the middle of each eighth: 13 / 16, 39 / 16, …
     assert clips.seconds[3:11].tolist() == [k / 4 for k in chosen]
+
+
+def test_a_recipe_sets_how_many_frames_of_a_clip_a_model_sees(tmp_path: Path) -> None:
+    clips = open_source("scenes:clips")
+
+    def shown(*overrides: str) -> int:
+        own = load_recipe("clip", list(overrides)).data.fields
+        kinds_of_fields(load_recipe("clip", list(overrides)))  # what a model asks when it is built
+        field = build_fields(["video"], Context(image_size=32, own=own))["video"]
+        return len(field.collate([Draw(0, i, clips[i], {"video": field.fit(clips[i], random.Random)}) for i in range(2)]).frames)
+
+    assert shown() == 2 * 8
+    assert shown("data.fields={video: {kind: video, frames: 3}}") == 2 * 3
+    saved = load_recipe("clip", ["data.fields={video: {kind: video, frames: 3}}"])
+    (tmp_path / "saved.yaml").write_text(saved.to_yaml(), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "saved.yaml")) == saved
+    for wrong, message in (
+        ("frame: 3", r"data\.fields\.video: unknown option 'frame'; did you mean 'frames'"),
+        ("frames: 0", r"data\.fields\.video\.frames: "),
+    ):
+        with pytest.raises(DiptychError, match=message):
+            kinds_of_fields(load_recipe("clip", [f"data.fields={{video: {{kind: video, {wrong}}}}}"]))
 
 
 def test_documents_keep_the_order_of_their_texts_and_images() -> None:

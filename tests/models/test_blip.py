@@ -21,7 +21,7 @@ from diptych.interop.base import state_of, to_ours
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood, next_token_loss
-from diptych.training.distributed import Cluster, shard
+from diptych.training.distributed import Cluster, check_sharding
 from diptych.training.loop import train
 from plain_fixture import f64, gelu, linear, normed
 
@@ -253,11 +253,11 @@ def test_the_three_losses_have_the_gradient_of_finite_differences():
 def test_parts_that_use_each_others_weights_are_not_shared_out():
     _, model, _ = make("parts.decoder.share=false")
     with pytest.raises(DiptychError, match="fsdp cannot shard a model in which MedEncoder computes with another part's weights"):
-        shard(model.part("fusion"), Cluster())
+        check_sharding([model.part("fusion")], [], Cluster())
     with pytest.raises(DiptychError, match="fsdp needs several processes"):
-        shard(model.part("decoder"), Cluster())
+        check_sharding([model.part("decoder")], [], Cluster())
     with pytest.raises(DiptychError, match="in which MedDecoder computes"):
-        shard(make()[1].part("decoder"), Cluster())
+        check_sharding([make()[1].part("decoder")], [], Cluster())
 
 
 def test_a_mode_without_its_text_transformer_is_refused():

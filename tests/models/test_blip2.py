@@ -28,7 +28,7 @@ from diptych.models.pretrained.tokenizer import tiny_tokenizer
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood
-from diptych.training.distributed import Cluster, shard
+from diptych.training.distributed import Cluster, check_sharding
 from diptych.training.loop import train
 from plain_fixture import f64, gelu, normed
 from plain_fixture import linear as plain
@@ -327,7 +327,7 @@ def test_a_mode_without_its_q_former_is_refused():
     with pytest.raises(DiptychError, match="nothing provides 'image.embedding'; did you mean 'image.query_embedding'"):
         _ = model.encode(batch_for(model))["image.embedding"]
     with pytest.raises(DiptychError, match="in which QFormerDecoder computes with another part's weights"):
-        shard(model.part("decoder"), Cluster())
+        check_sharding([model.part("decoder")], [], Cluster())
 
 
 def _without(part):

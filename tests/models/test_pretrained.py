@@ -252,7 +252,7 @@ def test_cached_prefix_equals_the_whole(lm: CausalLM, prefix_length: int) -> Non
     rows = torch.tensor([1, 0, 1])
     with torch.no_grad():
         words = lm.embed(ids)
-        prefix = lm.prefix_cache(image, image_mask)
+        prefix = lm.step(image, image_mask)[1]
         cached = lm.hidden(words, mask, past=prefix[rows])
         whole = lm.hidden(torch.cat([image[rows], words], 1), torch.cat([image_mask[rows], mask], 1))[:, prefix_length:]
         torch.testing.assert_close(cached[mask], whole[mask], atol=1e-4, rtol=1e-4)
@@ -277,7 +277,7 @@ def test_step_by_step_equals_at_once(lm: CausalLM) -> None:
 def test_gradient_reaches_the_inputs_and_no_weight(lm: CausalLM) -> None:
     ids, mask = encoded(lm)
     image = torch.randn(len(ids), 4, lm.width, requires_grad=True)
-    prefix = lm.prefix_cache(image, torch.ones(len(ids), 4, dtype=torch.bool))
+    prefix = lm.step(image, torch.ones(len(ids), 4, dtype=torch.bool))[1]
     lm.head(lm.hidden(lm.embed(ids), mask, past=prefix))[mask].logsumexp(-1).sum().backward()
     assert image.grad is not None and (image.grad != 0).any((1, 2)).all()
     assert all(p.grad is None and not p.requires_grad for p in lm.parameters())

@@ -14,8 +14,8 @@ from diptych.core.files import read_jsonl
 from diptych.inference.run import TrainedModel
 from diptych.training.checkpoint import checkpoints
 from diptych.training.distributed import Cluster
-from diptych.training.loop import train
-from engine_fixture import TINY
+from diptych.training.loop import Trainer, train
+from engine_fixture import TINY, tiny
 from launch_fixture import launch
 
 STEPS = [
@@ -34,6 +34,14 @@ RECIPES = {
 }
 
 
+LM = ["parts.lm={kind: random, frozen: true}", "parts.vision={kind: vit, depth: 1, width: 32, heads: 2, frozen: true}"]
+RECIPES |= {  # providers other than ``forward``
+    "sharded-llip": ["llip", ["sharding=fsdp"]],
+    "sharded-sparc": ["sparc", ["sharding=fsdp"]],
+    "sharded-llava": ["llava-joint", ["sharding=fsdp", *LM]],
+    "llava": ["llava-joint", [*LM, "stages.0.micro_batch=4"]],
+    "flamingo": ["flamingo", [*LM, "parts.fusion.every=1", "parts.fusion.hidden=32"]],
+}
 QUICK = ("clip", "ring", "filip", "sharded")
 
 
@@ -92,7 +100,7 @@ def test_two_processes_do_what_one_does_too(tmp_path, key):
 def compare_with_one(two, tmp_path, key):
     name, overrides = RECIPES[key]
     overrides = [o for o in overrides if not o.startswith("sharding")]
-    train(load_recipe(name, [*TINY, *STEPS, *overrides]), tmp_path / "one")
+    train(load_recipe(name, [*tiny(name), *STEPS, *overrides]), tmp_path / "one")
     ours, alone = (read_jsonl(d / "metrics.jsonl") for d in (two / key, tmp_path / "one"))
     pairs = [(a, b) for a in ours for b in alone if a["step"] == b["step"]]  # slow steps are logged more often
     assert {1, 10, 20} <= {a["step"] for a, _ in pairs}
@@ -130,6 +138,21 @@ def test_a_sharded_run_goes_on_from_what_one_process_saved(tmp_path):
 def test_sharding_needs_company(tmp_path):
     with pytest.raises(DiptychError, match="needs several processes"):
         train(load_recipe("clip", [*TINY, "sharding=fsdp", *STEPS]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "who"),
+    [
+        ("coca", [], "MultimodalDecoder"),
+        ("maskvlm", [], "MaskedWords"),
+        ("flava", ["parts.quantizer.width=32", "parts.quantizer.vocabulary=40"], "Masked(Codes|Text)"),
+        ("flamingo", [*LM, "parts.fusion.every=1"], "GatedCrossAttention"),
+    ],
+)
+def test_sharding_what_computes_with_anothers_weights_is_refused(tmp_path, name, overrides, who):
+    recipe = load_recipe(name, [*tiny(name), *overrides, "sharding=fsdp"])
+    with pytest.raises(DiptychError, match=rf"fsdp cannot share out .* {who} computes .*remove `sharding`"):
+        Trainer(recipe, tmp_path / "run")
 
 
 def test_a_cluster_of_one_changes_nothing():

@@ -125,7 +125,8 @@ def test_frozen_stage_leaves_the_weights_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("budget", "unit", "amount"), [("64 samples", "samples", 64), ("2e9 flops", "flops", 2e9), ("2k tokens", "tokens", 2000)]
+    ("budget", "unit", "amount"),
+    [("64 samples", "samples", 64), ("2e9 flops", "flops", 2e9), ("2k tokens", "tokens", 2000), ("3 steps", "steps", 3)],
 )
 def test_budgets_end_a_run(tmp_path, budget, unit, amount):
     spent = train(recipe(budget), tmp_path / "run").spent

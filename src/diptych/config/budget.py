@@ -1,4 +1,6 @@
-"""Budgets: how much a run may spend, in seconds, samples, tokens or floating-point operations, and a meter of what it has spent."""
+"""Budgets: how much a run may spend, in seconds, samples, tokens, floating-point operations or steps, and a meter of what it has
+spent.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,26 @@ from diptych.core.errors import DiptychError
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-FORMS = "90s, 10m, 2h, 200k samples, 5M tokens, 30T flops"
+UNITS = ("samples", "tokens", "flops", "steps")
+FORMS = "90s, 10m, 2h, 200k samples, 5M tokens, 30T flops, 500 steps"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits of a run; the first one reached ends it. Seconds count training only: no evaluation, checkpoints or set-up."""
+    """Limits of a run; the first one reached ends it. Seconds count training only: no evaluation, checkpoints or set-up. Steps are
+    the optimizer's: those of different recipes cost different amounts, so recipes are compared by flops or samples.
+    """
 
     seconds: float | None = None
     samples: float | None = None
     tokens: float | None = None
     flops: float | None = None
+    steps: float | None = None
 
     @classmethod
     def parse(cls, text: Any) -> Budget:
-        """A budget from ``10m``, ``90s``, ``200k samples``, ``5M tokens``, ``30T flops``, a mapping, or a number of seconds.
+        """A budget from ``10m``, ``90s``, ``200k samples``, ``5M tokens``, ``30T flops``, ``500 steps``, a mapping, or a number of
+        seconds.
 
         Raises ValueError for anything else.
         """
@@ -34,7 +41,7 @@ class Budget:
         if isinstance(text, dict):
             unknown = set(text) - {f.name for f in fields(cls)}
             if unknown:
-                raise ValueError(f"unknown unit '{min(unknown, key=str)}'; valid: seconds, samples, tokens, flops")
+                raise ValueError(f"unknown unit '{min(unknown, key=str)}'; valid: seconds, {', '.join(UNITS)}")
             budget = cls(**{k: None if v is None else _number(k, v) for k, v in text.items()})
         elif isinstance(text, int | float) and not isinstance(text, bool):
             budget = cls(seconds=_number("seconds", text))
@@ -47,14 +54,14 @@ class Budget:
 
     @classmethod
     def _from_text(cls, text: str) -> Budget:
-        match = re.fullmatch(r"([0-9.]+(?:e[+-]?\d+)?)\s*([a-zA-Z]*)\s*(samples?|tokens?|flops?)?", text)
+        match = re.fullmatch(r"([0-9.]+(?:e[+-]?\d+)?)\s*([a-zA-Z]*)\s*(samples?|tokens?|flops?|steps?)?", text)
         try:
             assert match
             amount, suffix, unit = float(match[1]), match[2], match[3]
             if unit:
                 unit = unit if unit.endswith("s") else unit + "s"
                 return cls(**{unit: amount * SUFFIXES[suffix]})
-            if suffix.rstrip("s") + "s" in ("samples", "tokens", "flops"):
+            if suffix.rstrip("s") + "s" in UNITS:
                 return cls(**{suffix.rstrip("s") + "s": amount})
             return cls(seconds=amount * SECONDS[suffix or "s"])
         except (AssertionError, ValueError, KeyError):
@@ -68,7 +75,7 @@ class Budget:
         parts = []
         if self.seconds is not None:
             parts.append(f"{self.seconds:g} s")
-        for unit in ("samples", "tokens", "flops"):
+        for unit in UNITS:
             amount = getattr(self, unit)
             if amount is not None:
                 parts.append(f"{human(amount)} {unit}")

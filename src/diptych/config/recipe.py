@@ -43,6 +43,18 @@ class PartSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
+class FieldSpec(BaseModel):
+    """The ``kind`` of a field, a built-in name or ``package.module:Class``, and the options of that kind."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of its kind."""
+        return dict(self.model_extra or {})
+
+
 class AdapterSpec(BaseModel):
     """``kind`` and the options of that kind. part: that it is put into; None: the part of the adapter's own name."""
 
@@ -106,7 +118,8 @@ class Data(Strict):
     train: str = "scenes:small"
     # Addresses: each sample is accompanied by an image, or a text, without a partner.
     unpaired: dict[Literal["image", "text"], str] = Field(default={})
-    fields: dict[str, str] = Field(default={})  # fields of one's own: {sound: package.module:SoundField}
+    # Fields of one's own, {sound: package.module:SoundField}, and options of fields, {video: {kind: video, frames: 4}}.
+    fields: dict[str, str | FieldSpec] = Field(default={})
     image_size: Annotated[int, Field(ge=16)] | None = None  # None: the source's own size (scenes) or 224
     augment: Augment = Augment()  # of ``image``; a preset (none, crop, simclr) or operations (config/augment.py)
     views: Augment = Augment(preset="simclr", views=2)  # type: ignore[call-arg] # of the field ``views``: several a sample
@@ -199,7 +212,7 @@ class Recipe(Strict):
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device multiplies it fast
     device: str = "auto"
-    compile: bool = False  # torch.compile on every part
+    compile: bool = False  # torch.compile on every part's forward, and on transformers within parts
     sharding: Literal["none", "fsdp"] = "none"  # fsdp: processes share out weights, gradients and optimizer state
     data: Data = Data()
     embed_dim: Annotated[int, Field(ge=2)] | None = None  # width of the shared space; None: by size

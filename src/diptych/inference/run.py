@@ -13,26 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.config.recipe import Recipe, load_recipe
+from diptych.config.recipe import Recipe
 from diptych.core.batch import Batch, Images
 from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, prompts_for
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
 from diptych.core.sample import Turn
 from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
-from diptych.data.text import tokenizer_class
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
 from diptych.models.part import Part
-from diptych.models.pretrained.tokenizer import kept_in
-from diptych.models.vlm import VLM, build_model
-from diptych.objectives import Objective, build_objectives
+from diptych.models.vlm import VLM
+from diptych.objectives import Objective
 from diptych.objectives.scores import Likelihood, score_of
-from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint, load_weights
+from diptych.training.checkpoint import checkpoint_key, restored
 from diptych.training.setup import chat_of, pick_device, use_bf16
 
 CHUNK = 256  # images or texts encoded at a time
@@ -64,18 +61,10 @@ class TrainedModel:
         """A run's model. averaged: its averaged weights, if it has any. checkpoint: ``last``, ``best`` (by validation loss) or
         a name, ``step-00000500``.
         """
-        path = find_checkpoint(run / "checkpoints", checkpoint)
-        recipe = load_recipe(str(run / "recipe.yaml"))
-        own = tokenizer_class(recipe.data.tokenizer.kind)
-        tokenizer = own(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
-        where = pick_device(device)
-        torch.manual_seed(recipe.seed)
-        kept = None if own else kept_in(run / "tokenizer.json")
-        model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=kept)
-        objectives = build_objectives(recipe, model, training=False)
-        load_weights(path, Checkpoint.load(path, restore_random=False), model, objectives, averaged)
-        trained = cls(run.name, recipe, model.to(where), objectives.to(where), where)
-        trained.key = checkpoint_key(path)
+        found, where = restored(run, checkpoint, averaged), pick_device(device)
+        torch.manual_seed(found.recipe.seed)
+        trained = cls(run.name, found.recipe, found.model.to(where), found.objectives.to(where), where)
+        trained.key = checkpoint_key(found.checkpoint)
         return trained
 
     # --- capabilities ---

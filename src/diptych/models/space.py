@@ -54,12 +54,8 @@ class LinearSpace(Part):
         return build.parts["vision"]
 
     @provides("{image}.embedding", "{image}.tokens")
-    def image_embedding(self, tokens: Tokens) -> Tensor:
-        """[B, E]"""
-        return unit(self.image(tokens.pooled))
-
     @provides("{video}.embedding", "{video}.tokens")
-    def video_embedding(self, tokens: Tokens) -> Tensor:
+    def image_embedding(self, tokens: Tokens) -> Tensor:
         """[B, E]"""
         return unit(self.image(tokens.pooled))
 

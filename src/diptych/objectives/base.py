@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from diptych.core.graph import renamed
@@ -29,6 +31,7 @@ class Objective(nn.Module):
     scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it does not score pairs.
     scores_all: whether ``all_scores`` scores every image of a pass with every text, each encoded once and compared cheaply.
     trains: encodings that it trains without reading them. can: capabilities that a model has learned by it.
+    borrows: it computes with a part's weights (tied word vectors, a norm), so the parts cannot be sharded.
     fields: fields that it reads instead of those in its code, from the recipe: {"image": "video"}.
     """
 
@@ -40,6 +43,7 @@ class Objective(nn.Module):
     scores_as = ""
     scores_all = False
     trains: tuple[str, ...] = ()
+    borrows = False
 
     def __init__(self, model: VLM):
         super().__init__()
@@ -95,11 +99,34 @@ class Objective(nn.Module):
         return self.terms(p.renamed(self.fields))
 
 
-def reads(objective: Any, field: str) -> bool:
-    """Whether an objective reads a field, or something made of it."""
-    return any(need.partition(".")[0] == field for need in objective.needed())
+class Scaled(Objective):
+    """An objective with CLIP's learned scale of similarities (Radford et al. 2021, §2.5): 1 / ``temperature`` at the start, never
+    above ``max_scale`` after a step.
+
+    The parameter itself is limited, after each step of the optimizer, as in CLIP and open_clip. A limit in the forward pass would
+    have no gradient above it, so that a scale that once went too far could never come back.
+    """
+
+    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
+        super().__init__(model)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.max_log_scale = math.log(max_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """1 / temperature."""
+        return self.logit_scale.exp()
+
+    def after_step(self, total: Callable[..., list[float]]) -> None:
+        """Limit the scale."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=self.max_log_scale)
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the log, such as a temperature."""
+        return {"scale": self.scale.item()}
 
 
 def learns_turns(objective: Any) -> bool:
     """Whether an objective learns from conversations."""
-    return reads(objective, "turns")
+    return any(need.partition(".")[0] == "turns" for need in objective.needed())

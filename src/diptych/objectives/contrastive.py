@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.core.encodings import IMAGE_EMBEDDING, TEXT_EMBEDDING
+from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
-from diptych.objectives.base import Objective
-from diptych.objectives.scale import ScaledObjective, meanings
+from diptych.objectives.base import Objective, Scaled
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
@@ -123,10 +122,17 @@ def negatives_of(p: Pass) -> Tensor | None:
     return result if result is not None and len(result) else None
 
 
-class InfoNCE(ScaledObjective):
+def meanings(p: Pass, false_negatives: Literal["mask", "keep"]) -> Tensor | None:
+    """What the captions mean, [B], for a loss that leaves captions of equal meaning out of each other's negatives; None if it
+    keeps them (``keep``), or if the source does not say.
+    """
+    return p[TEXT].meaning if false_negatives == "mask" else None
+
+
+class InfoNCE(Scaled):
     """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100.
 
-    hard_negatives: each caption's wrong twin as extra columns.
+    hard_negatives: a wrong version of each caption as extra columns.
     false_negatives: ``mask`` leaves captions that mean the same out of each other's denominators; ``keep`` counts them as
     negatives, as the published losses do.
     """

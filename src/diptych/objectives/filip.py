@@ -15,12 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.core.encodings import TEXT, TEXT_EMBEDDING
 from diptych.models.fusion.qformer import best_query
-from diptych.objectives.contrastive import same_meaning
-from diptych.objectives.scale import ScaledObjective, meanings
+from diptych.objectives.base import Scaled
+from diptych.objectives.contrastive import meanings, same_meaning
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
-    from diptych.models.vlm import VLM
 
 CHUNK = 2**25  # token-to-token similarities held at a time (128 MB in float32)
 
@@ -51,7 +50,7 @@ def _best(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return by_image, by_text
 
 
-class LateInteraction(ScaledObjective):
+class LateInteraction(Scaled):
     """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale.
 
     false_negatives: as in ``InfoNCE``.

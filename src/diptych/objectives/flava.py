@@ -78,6 +78,7 @@ class MaskedCodes(_Codes):
         super().__init__(model, share)
         vision = model.part("vision")
         self.head = prediction_head(vision.width, model.part("quantizer").vocabulary, vision)
+        self.borrows = vision.transformer.bare  # its last norm
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -108,6 +109,7 @@ class MaskedText(Objective):
         text = model.part("text")
         self._text = [text]  # in a list: shared, not owned
         self.head = prediction_head(text.width, text.embedding.num_embeddings, text)
+        self.borrows = text.transformer.bare  # its last norm
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""

@@ -89,6 +89,7 @@ class MaskedWords(Objective):
     parts = ("vision", "text", "fusion")
     needs = ("text.fused", "text")
     predicts_text = True
+    borrows = True  # the text tower's word vectors
     scores_as = "pseudo_likelihood"
     turns = 4  # the number of passes in which pair_scores hides the words of a text
 

@@ -108,7 +108,7 @@ class TextPrediction(Objective):
     @provides("crops.pooled", "crops.tokens")
     def pooled(self, tokens: Tokens) -> Tensor:
         """[B, V, D]"""
-        return tokens.pooled.unflatten(0, (-1, self.views + self.local))
+        return torch.unflatten(tokens.pooled, 0, (-1, self.views + self.local))
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -125,4 +125,5 @@ class TextPrediction(Objective):
         with torch.autocast(text.device.type, enabled=False):
             squares = (predicted - text[:, None]).square()
             error = squares.mean() if self.regularise == "joint" else squares.sum(-1).mean()
-            return (1 - self.regularity) * error + self.regularity * sigreg(seen, along)
+            loss: Tensor = (1 - self.regularity) * error + self.regularity * sigreg(seen, along)
+        return loss

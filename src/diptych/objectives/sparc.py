@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.core.encodings import TEXT
-from diptych.objectives.scale import ScaledObjective
+from diptych.objectives.base import Scaled
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
@@ -48,7 +48,7 @@ def grouped_loss(groups: Tensor, text: Tensor, mask: Tensor, scale: Tensor | flo
     return ((losses * mask).sum(1) / mask.sum(1)).mean()
 
 
-class GroupedTokens(ScaledObjective):
+class GroupedTokens(Scaled):
     """SPARC's fine-grained loss, within each sample; used together with ``info_nce``, which compares whole images and captions.
 
     threshold: the least similarity of a patch in a token's group; None: 1 / the number of patches, as in the paper.

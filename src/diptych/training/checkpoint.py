@@ -8,18 +8,20 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diptych.config.recipe import Recipe, load_recipe
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.files import check_format, read_json, write_atomically, write_json
-
-if TYPE_CHECKING:
-    from diptych.models.vlm import VLM
+from diptych.data.text import tokenizer_class
+from diptych.models.pretrained.tokenizer import kept_in
+from diptych.models.vlm import VLM, build_model
+from diptych.objectives import build_objectives
 
 FORMAT = 2  # of checkpoints; counts up when older programs would misread them
 BEST = "best.json"  # next to the checkpoints, names the best of them
@@ -151,6 +153,33 @@ def load_weights(path: Path, checkpoint: Checkpoint, model: VLM, objectives: nn.
     lacking = sorted(held & set(missing))
     if unexpected or lacking:
         raise DiptychError(f"{path} does not fit its recipe: missing {lacking[:3]}, unexpected {unexpected[:3]}")
+
+
+@dataclass
+class Restored:
+    """A run's model with its learned weights."""
+
+    recipe: Recipe
+    model: VLM
+    objectives: nn.ModuleDict
+    checkpoint: Path
+
+
+def restored(run: Path, checkpoint: str = "last", averaged: bool = True) -> Restored:
+    """The model of a run directory on the CPU, and its objectives for scoring; without teachers. checkpoint: ``last``, ``best`` or
+    ``step-########``; averaged: its averaged weights where it keeps any.
+    """
+    path = find_checkpoint(run / "checkpoints", checkpoint)
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    own = tokenizer_class(recipe.data.tokenizer.kind)
+    tokenizer = own(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
+    kept = None if own else kept_in(run / "tokenizer.json")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = build_model(recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=kept)
+        objectives = build_objectives(recipe, model, training=False)
+    load_weights(path, Checkpoint.load(path, restore_random=False), model, objectives, averaged)
+    return Restored(recipe, model, objectives, path)
 
 
 def checkpoint_key(path: Path) -> str:

@@ -184,6 +184,18 @@ def _buckets(parameters: list[Tensor]) -> Iterable[list[Tensor]]:
 # --- sharded parameters (FSDP2) ---
 
 
+def check_sharding(parts: Iterable[nn.Module], objectives: Iterable[nn.Module], cluster: Cluster) -> None:
+    """DiptychError for what computes with weights of a part outside that part: they are put together within it alone."""
+    for module in (*parts, *objectives):
+        if getattr(module, "borrows", False) or getattr(module, "works_in", ""):
+            raise DiptychError(
+                f"sharding: fsdp cannot shard a model in which {type(module).__name__} computes with another part's weights; "
+                "remove `sharding`"
+            )
+    if cluster.size == 1:
+        raise DiptychError("sharding: fsdp needs several processes; start with torchrun or --processes, or remove `sharding`")
+
+
 def is_sharded(x: Tensor) -> bool:
     """Whether a tensor is split among processes (FSDP2)."""
     from torch.distributed.tensor import DTensor
@@ -219,12 +231,6 @@ def shard(module: nn.Module, cluster: Cluster) -> None:
 
     from diptych.models.layers.attention import Block
 
-    if getattr(module, "borrows", False):
-        raise DiptychError(
-            f"sharding: fsdp cannot shard a model in which {type(module).__name__} computes with another part's weights; remove it"
-        )
-    if cluster.size == 1:
-        raise DiptychError("sharding: fsdp needs several processes; start with torchrun or --processes, or remove it")
     if not any(True for _ in module.parameters()):
         return
     mesh = init_device_mesh(cluster.device.type, (cluster.size,))

@@ -25,7 +25,7 @@ from diptych.data.loader import Loader
 from diptych.data.source import Source
 from diptych.objectives import Objective
 from diptych.training.checkpoint import Checkpoint, load_weights
-from diptych.training.distributed import Cluster, join_cluster, shard, whole
+from diptych.training.distributed import Cluster, check_sharding, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share, Taken
 from diptych.training.optim import Averaged, Optimizers, build_optimizer, clip, rate_share
@@ -101,13 +101,15 @@ class Trainer:
 
     def _distribute(self) -> None:
         """Shard and compile the parts, as the recipe says."""
-        if self.recipe.sharding == "fsdp" and any(t.decay is not None for t in self.setup.model.teachers.values()):
-            raise DiptychError("sharding: fsdp cannot keep an averaged teacher yet; remove `sharding`, or the teacher")
+        model = self.setup.model
         if self.recipe.sharding == "fsdp":
-            for part in self.setup.model.parts.values():
+            if any(t.decay is not None for t in model.teachers.values()):
+                raise DiptychError("sharding: fsdp cannot keep an averaged teacher yet; remove `sharding`, or the teacher")
+            check_sharding(model.parts.values(), self.setup.objectives.values(), self.cluster)
+            for part in model.parts.values():
                 shard(part, self.cluster)
         if self.recipe.compile:
-            self.setup.model.compile_parts()
+            model.compile_parts()
 
     # --- the run ---
 
@@ -148,11 +150,7 @@ class Trainer:
                     logged = time.monotonic()
                 if validator and self.step % validator.every == 0:
                     self._validate(validator, learning)
-                due = (
-                    self.cluster.agree(time.monotonic() - saved > saving.seconds)
-                    if self.cluster.size > 1
-                    else time.monotonic() - saved > saving.seconds
-                )
+                due = self.cluster.agree(time.monotonic() - saved > saving.seconds)
                 if self.stopping or due or (saving.steps and self.step % saving.steps == 0):
                     self._save(learning)
                     saved = time.monotonic()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diptych.config.recipe import PartSpec, Recipe, TeacherSpec, load_recipe
+from diptych.config.recipe import PartSpec, Recipe, TeacherSpec
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
-from diptych.data.text import tokenizer_class
-from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.teachers import averaged_teacher, frozen_teacher
 from diptych.models.vlm import VLM, build_model
-from diptych.objectives import build_objectives
-from diptych.training.checkpoint import Checkpoint, find_checkpoint, load_weights
+from diptych.training.checkpoint import restored
 
 
 def add_teachers(recipe: Recipe, model: VLM) -> None:
@@ -34,17 +30,7 @@ def run_model(address: str, where: str) -> VLM:
         raise DiptychError(
             f"{where}.from: there is no run at '{address}'; give a run directory, or hf:NAME for a vision tower of transformers"
         )
-    recipe = load_recipe(str(run / "recipe.yaml"))
-    own = tokenizer_class(recipe.data.tokenizer.kind)
-    tokenizer = own(run / "tokenizer.json", recipe.data.tokenizer.max_length) if own else None
-    model = build_model(
-        recipe, tokenizer, read_json(run / "model.json")["image_size"], kept=None if own else kept_in(run / "tokenizer.json")
-    )
-    path = find_checkpoint(run / "checkpoints", "last")
-    load_weights(
-        path, Checkpoint.load(path, restore_random=False), model, build_objectives(recipe, model, training=False), averaged=True
-    )
-    return model
+    return restored(run).model
 
 
 def hub_tower(spec: TeacherSpec, model: VLM) -> VLM:

@@ -13,16 +13,17 @@
 | ``document`` | ``Document`` | ``Documents``; ``document.texts``, ``document.images`` | document |
 
 ``unpaired_image`` and ``unpaired_text`` are images and texts without a partner (``data.unpaired``). A recipe declares its own field
-by ``data.fields: {sound: package.module:SoundField}``.
+by ``data.fields: {sound: package.module:SoundField}``, and options by ``{video: {kind: video, frames: 4}}``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import DiptychError, nearest
-from diptych.core.registry import resolve
+from diptych.core.registry import check_options, resolve
 from diptych.data.fields.base import Context, Draw, Field
 from diptych.data.fields.document import DocumentField
 from diptych.data.fields.image import ImageField, ViewsField
@@ -33,7 +34,7 @@ from diptych.data.fields.turns import TurnsField
 from diptych.data.fields.video import VideoField
 
 if TYPE_CHECKING:
-    from diptych.config.recipe import Recipe
+    from diptych.config.recipe import FieldSpec, Recipe
 
 FIELDS: dict[str, Any] = {
     "image": ImageField,
@@ -51,9 +52,10 @@ UNPAIRED = {"unpaired_image": "image", "unpaired_text": "text"}  # fields of sam
 __all__ = ["FIELDS", "UNPAIRED", "Context", "Draw", "Field", "build_fields", "field_class", "kinds_of_fields"]
 
 
-def field_class(name: str, own: Mapping[str, str] | None = None) -> type[Field]:
+def field_class(name: str, own: Mapping[str, str | FieldSpec] | None = None) -> type[Field]:
     """The class of a field by its name; ``own``: those that a recipe declares. DiptychError if there is no such field."""
-    kind = (own or {}).get(name, name)
+    declared = (own or {}).get(name, name)
+    kind = declared if isinstance(declared, str) else declared.kind
     if kind == name and name not in FIELDS:
         raise DiptychError(
             f"there is no field '{name}'{nearest(name, [*FIELDS, *(own or {})])}; your own: data.fields: "
@@ -69,6 +71,7 @@ def kinds_of_fields(recipe: Recipe | None = None) -> dict[str, str]:
     kinds = {}
     for name in [*FIELDS, *own]:
         cls = field_class(name, own)
+        options_of(name, own)  # wrong ones are reported when the model is built
         kinds[name] = cls.kind
         kinds |= {f"{name}.{inner}": kind for inner, kind in cls.inner.items()}
     return kinds | dict(UNPAIRED)
@@ -76,4 +79,12 @@ def kinds_of_fields(recipe: Recipe | None = None) -> dict[str, str]:
 
 def build_fields(names: Iterable[str], context: Context) -> dict[str, Field]:
     """Fields ready to collate, by name."""
-    return {name: field_class(name, context.own).build(name, context) for name in names}
+    own = context.own
+    return {name: field_class(name, own).build(name, replace(context, options=options_of(name, own))) for name in names}
+
+
+def options_of(name: str, own: Mapping[str, str | FieldSpec]) -> dict[str, Any]:
+    """What a recipe sets of a field: keyword-only parameters of its class. DiptychError for what the class does not take."""
+    declared = own.get(name, name)
+    given = {} if isinstance(declared, str) else declared.options
+    return check_options(field_class(name, own), given, f"data.fields.{name}") if given else {}

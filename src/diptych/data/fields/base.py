@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from diptych.config.recipe import FieldSpec
     from diptych.data.source import Problem, Source
 
 
@@ -25,7 +26,7 @@ class Context:
 
     tokenizer: for texts. text_mask: share of a caption's tokens hidden in training. augment: operations on images; views:
     operations for the field ``views`` (``data.augment``). chat: the language model's chat template, for conversations. own: the
-    recipe's own fields.
+    recipe's own fields; options: of the field that is built.
     """
 
     tokenizer: Any = None
@@ -36,7 +37,8 @@ class Context:
     pack: bool = False
     views: Any = "simclr"
     source: Source | None = None
-    own: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, str | FieldSpec] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Field:
     @classmethod
     def build(cls, name: str, context: Context) -> Field:
         """The field of this name for a loader."""
-        return cls(name)
+        return cls(name, **context.options)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Any:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented. Raises ``BrokenItem`` if it

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field as Limit
 
 from diptych.core.batch import Images, Videos
 from diptych.core.sample import Sample, Video, flat
@@ -29,13 +30,13 @@ def spread(count: int, wanted: int) -> list[int]:
 
 class VideoField(Field):
     """``Video`` → ``Videos``: flat frames at the model's size; ``video.frames`` is an image field; its owner rows say which clip a
-    frame belongs to.
+    frame belongs to. frames: the largest number of frames of a clip, evenly spread.
     """
 
     kind = "video"
     inner = {"frames": "image"}  # noqa: RUF012 - never changed
 
-    def __init__(self, name: str, size: int, augment: Any = "none", frames: int = FRAMES):
+    def __init__(self, name: str, size: int, augment: Any = "none", *, frames: Annotated[int, Limit(ge=1)] = FRAMES):
         super().__init__(name)
         self.size, self.augment, self.frames = size, augmenter(augment, size), frames
         self.drawn = self.augment.draws
@@ -43,7 +44,7 @@ class VideoField(Field):
     @classmethod
     def build(cls, name: str, context: Context) -> VideoField:
         """The field of this name for a loader."""
-        return cls(name, context.image_size, context.augment)
+        return cls(name, context.image_size, context.augment, **context.options)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Video:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""

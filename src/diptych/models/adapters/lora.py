@@ -41,7 +41,7 @@ class Lora(Adapter):
         targets: list[str] | None = None,
     ):
         super().__init__(part, build, where)
-        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
+        self.rank, self.alpha, self.dropout = rank, alpha, dropout
         if super().own():
             raise DiptychError(f"{where}: the part has low-rank adapters already; use one with a higher rank instead of two")
         root = part.adapted_root

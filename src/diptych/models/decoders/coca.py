@@ -161,6 +161,8 @@ class CocaTransformer(Transformer):
 class CocaDecoder(MultimodalDecoder):
     """The multimodal half over a text tower of kind ``coca``; the output layer is a separate matrix."""
 
+    borrows = False
+
     def __init__(
         self,
         build: Build,

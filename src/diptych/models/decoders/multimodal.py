@@ -31,6 +31,7 @@ class MultimodalDecoder(Part):
     The output layer is tied to the text tower's word vectors.
     """
 
+    borrows = True
     begins_with = "image.tokens"
     can = frozenset({"generate", "decoding", "loglikelihood"})
     limited = True

@@ -68,11 +68,6 @@ def beginning(ids: Tensor, mark: int) -> Tensor:
     return torch.cat([torch.full_like(ids[:, :1], mark), ids[:, 1:]], 1)
 
 
-def image_bias(image: Tokens) -> Tensor | None:
-    """The attention bias for padded image tokens."""
-    return padding_bias(image.mask)
-
-
 def med_text(build: Build) -> MedText:
     """The text transformer that these modes share. DiptychError if the recipe's is another."""
     text = build.parts.get("text")
@@ -103,7 +98,7 @@ class MedEncoder(Part):
         """ids, mask [B, T], image tokens → text tokens [B, T, D], pooled [B, D]: the first"""
         text = self._text[0]
         x = text.embed(beginning(ids, text.enc))
-        x = text.transformer(x, attention_bias(mask, ids.shape[1], False, x), image.tokens, image_bias(image))
+        x = text.transformer(x, attention_bias(mask, ids.shape[1], False, x), image.tokens, padding_bias(image.mask))
         return Tokens(x, x[:, 0], mask)
 
 
@@ -179,12 +174,12 @@ class MedDecoder(Part):
     def read(self, ids: Tensor, mask: Tensor, image: Tokens) -> Tensor:
         """ids, mask [B, T], image tokens → logits [B, T, V]: row t predicts token t + 1"""
         x = self.reader.embed(beginning(ids, self.dec))
-        x = self.blocks(x, attention_bias(mask, ids.shape[1], True, x), image.tokens, image_bias(image))
+        x = self.blocks(x, attention_bias(mask, ids.shape[1], True, x), image.tokens, padding_bias(image.mask))
         return self._logits(x)
 
     def start(self, image: Tokens) -> tuple[Tensor, DecoderState]:
         """Logits [B, V] over a caption's first token, and the state after [DEC]."""
-        state = DecoderState(self.blocks.start(image.tokens), image_bias(image))
+        state = DecoderState(self.blocks.start(image.tokens), padding_bias(image.mask))
         return self.step(torch.full((len(image.tokens),), self.dec, device=image.tokens.device), state)
 
     def step(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

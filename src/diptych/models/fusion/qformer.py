@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from diptych.core.batch import Texts, Tokens
 from diptych.core.graph import provides
 from diptych.models.build import Build
-from diptych.models.fusion.med import beginning, image_bias
+from diptych.models.fusion.med import beginning
 from diptych.models.layers.attention import Activation, Attention, Block, Transformer
 from diptych.models.layers.cache import Indexed, KVCache, Pair, appended
 from diptych.models.layers.masks import attention_bias, causal_bias, joined, padding_bias
@@ -187,7 +187,7 @@ class QFormerText(TextTower):
     def look(self, image: Tokens) -> Looked:
         """The queries over images, without text."""
         x = self.asked(len(image.tokens))
-        return Looked(*self.transformer(x, len(self.queries), None, self.shown(image), image_bias(image)))
+        return Looked(*self.transformer(x, len(self.queries), None, self.shown(image), padding_bias(image.mask)))
 
     # --- together ---
 
@@ -196,7 +196,7 @@ class QFormerText(TextTower):
         Q = len(self.queries)
         x = torch.cat([self.asked(len(ids)), self.embed(ids)], 1)
         bias = attention_bias(F.pad(mask, (Q, 0), value=True), x.shape[1], False, x)
-        x, _ = self.transformer(x, Q, bias, self.shown(image), image_bias(image))
+        x, _ = self.transformer(x, Q, bias, self.shown(image), padding_bias(image.mask))
         return x[:, :Q], x[:, Q:]
 
     def tell(self, ids: Tensor, mask: Tensor | None, past: KVCache) -> tuple[Tensor, KVCache]:

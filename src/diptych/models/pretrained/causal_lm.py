@@ -146,10 +146,6 @@ class CausalLM(nn.Module):
         assert prefix is not None
         return hidden, prefix
 
-    def prefix_cache(self, embeds: Tensor, mask: Tensor) -> KVCache:
-        """The cache of positions [B, L, D], for any number of continuations."""
-        return self.step(embeds, mask)[1]
-
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] over the next token."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
