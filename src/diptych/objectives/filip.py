@@ -20,6 +20,7 @@ from diptych.objectives.contrastive import meanings, same_meaning
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
+    from diptych.models.vlm import VLM
 
 CHUNK = 2**25  # token-to-token similarities held at a time (128 MB in float32)
 
