@@ -197,3 +197,13 @@ def test_spread_by_hand() -> None:
     assert (found.n, found.mean, found.low, found.high, found.deviation) == (3, pytest.approx(0.6), 0.5, 0.7, pytest.approx(0.1))
     with pytest.raises(ValueError, match="no values"):
         spread([])
+
+
+@pytest.mark.parametrize("clusters", [6, 8, 12])
+def test_intervals_of_few_clusters_are_as_wide_as_those_of_students_t(clusters: int) -> None:
+    """Of values like a normal sample. Without the factor for the variance of few clusters they would be 5 to 9 % too narrow."""
+    values = stats.norm.ppf((np.arange(clusters) + 0.5) / clusters)
+    found = mean_interval(values, list(range(clusters)), share=False, resamples=100_000)
+    wanted = stats.t.ppf(0.975, clusters - 1) * values.std(ddof=1) / clusters**0.5
+    assert (found.high - found.low) / 2 == pytest.approx(wanted, rel=0.035)
+    assert (found.high + found.low) / 2 == pytest.approx(0, abs=0.02 * wanted)

@@ -162,6 +162,25 @@ def test_names_of_open_registries(override: str, words: str) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(load_recipe("clip").to_yaml().replace("format: 2", "format: 3"))
-    with pytest.raises(DiptychError, match="written by a newer Diptych .format 3; this one reads up to 2.; upgrade"):
+    path.write_text(load_recipe("clip").to_yaml().replace("format: 3", "format: 4"))
+    with pytest.raises(DiptychError, match="written by a newer Diptych .format 4; this one reads up to 3.; upgrade"):
         load_recipe(str(path))
+
+
+def test_a_saved_run_of_an_older_format_keeps_the_options_that_it_was_trained_with(tmp_path: Path) -> None:
+    """maskvlm hid [EOS] like a word, and nova regularised the tower, up to format 2. A recipe that somebody writes is today's."""
+    for name, objective, key, before, now in (
+        ("maskvlm", "masked_words", "end", True, False),
+        ("flava", "masked_text", "end", True, False),
+        ("nova", "text_prediction", "regularise", "tower", "joint"),
+        ("nova", "text_prediction", "local", 0, 6),
+    ):
+        recipe = load_recipe(name)
+        saved = tmp_path / "recipe.yaml"
+        for number in ("format: 2", ""):
+            saved.write_text(recipe.to_yaml().replace("format: 3", number))
+            read = load_recipe(str(saved))
+            assert read.format == 3
+            assert read.stages[-1].objectives[objective].model_dump()[key] == before
+        saved.write_text(recipe.to_yaml())
+        assert load_recipe(str(saved)).stages[-1].objectives[objective].model_dump().get(key, now) == now

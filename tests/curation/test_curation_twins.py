@@ -13,7 +13,7 @@ from diptych.curation.engine.apply import reduce, rows_of
 from diptych.curation.operators.duplicates.hamming import nearest_within, pairs_within, plan
 from diptych.curation.operators.duplicates.operators import NearImage, SameImage, SameMeaning, SameText, near_twins
 from diptych.curation.operators.duplicates.pruning import KEPT, groups, prune
-from diptych.curation.operators.duplicates.semantic import semantic_twins
+from diptych.curation.operators.duplicates.semantic import _assign, _pairs, clusters, semantic_twins
 
 
 def near_hashes(rng: np.random.Generator, n: int, most: int) -> np.ndarray:
@@ -134,6 +134,39 @@ def test_semantic_twins_across_clusters_are_those_of_comparing_all(k: int) -> No
     i, j = np.nonzero(np.triu(similarity > 0.97, 1))
     assert cause.tolist() == prune(np.arange(300), i, j, similarity[i, j]).tolist()
     assert (cause != KEPT).sum() > 20
+
+
+@pytest.mark.parametrize("k", [2, 3, 9])
+def test_twins_on_both_sides_of_a_border_are_found(k: int) -> None:
+    """Points close together on a circle: many twins lie about as far from the border between their clusters, on either side. With a
+    reach a tenth shorter some of them would be missed.
+    """
+    angles = np.arange(700) * 2 * np.pi / 700
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    for steps in (5, 12, 24):
+        epsilon = 1 - float(np.cos((steps + 0.4) * 2 * np.pi / 700))  # twins are at most so many points apart
+        found = np.zeros((700, 700), bool)
+        centres = clusters(vectors, k)
+        home, guests, _ = _assign(vectors, centres, (2 * epsilon) ** 0.5 / 2)
+        i, j, _ = _pairs(vectors, home, guests, len(centres), 1 - epsilon)
+        found[i, j] = found[j, i] = True
+        assert found.sum(1).tolist() == [2 * steps] * 700
+    short = _assign(vectors, centres, 0.9 * (2 * epsilon) ** 0.5 / 2)[1]
+    assert len(_pairs(vectors, home, short, len(centres), 1 - epsilon)[0]) < len(i)
+
+
+def test_the_reach_of_semantic_twins_is_that_of_comparing_all() -> None:
+    angles = np.arange(700) * 2 * np.pi / 700
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    similarity = vectors @ vectors.T
+    for steps in (5, 12, 24):
+        epsilon = 1 - float(np.cos((steps + 0.4) * 2 * np.pi / 700))
+        i, j = np.nonzero(np.triu(similarity > 1 - epsilon, 1))
+        for seed in range(4):
+            order = np.random.default_rng(seed).permutation(700)
+            cause, _ = semantic_twins(vectors, epsilon, k=9, keep="random", seed=seed)
+            exact = prune(order, i, j, similarity[i, j])
+            assert ((cause == KEPT) == (exact == KEPT)).all()  # of equally close twins either may be the cause
 
 
 def test_the_published_clusters_miss_twins_at_their_borders() -> None:

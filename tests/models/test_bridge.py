@@ -17,7 +17,7 @@ from diptych.models.pretrained import CausalLM, VisionTower
 from diptych.models.pretrained.hub import fetch
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
-from diptych.objectives.generative import improbability
+from diptych.objectives.generative import averaging_one, improbability
 from diptych.training.setup import set_up
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star"]
@@ -249,7 +249,9 @@ def test_prompts_are_drawn_anew_in_training_and_never_in_scoring() -> None:
 
 
 def test_prior_weighs_by_what_the_text_alone_does_not_tell() -> None:
-    """NumPy, float64: (1 − p)^α of the reference, which sees no image, times the loss of the model that does."""
+    """NumPy, float64: (1 − p)^α of the reference, which sees no image, times the loss of the model that does. The weights of a
+    caption average 1.
+    """
     model, objectives = build("prior", "parts.lm.kind=random", "stages.0.objectives.prior_next_token.alpha=2")
     model.eval()
     batch = batch_for(model)
@@ -263,16 +265,19 @@ def test_prior_weighs_by_what_the_text_alone_does_not_tell() -> None:
     blind, seen = log_softmax(lm.text_logits(batch["text"].ids, batch["text"].mask)), log_softmax(p["text.logits"])
     total, n = 0.0, 0
     for b in range(3):
-        for t in range(batch["text"].ids.shape[1] - 1):
-            if batch["text"].mask[b, t + 1]:
-                word = int(batch["text"].ids[b, t + 1])
-                total -= (1 - np.exp(blind[b, t, word])) ** 2 * seen[b, t, word]
-                n += 1
+        words = [(t, int(batch["text"].ids[b, t + 1])) for t in np.flatnonzero(batch["text"].mask[b, 1:].numpy())]
+        weights = np.array([(1 - np.exp(blind[b, t, word])) ** 2 for t, word in words])
+        weights *= len(words) / weights.sum()
+        total -= sum(w * seen[b, t, word] for w, (t, word) in zip(weights, words, strict=True))
+        n += len(words)
     loss = objectives["prior_next_token"](model.encode(batch))
     assert loss.item() == pytest.approx(total / n, rel=1e-5)
     loss.backward()
     assert all(q.grad is None for q in lm.parameters()) and all(q.grad is not None for q in model.part("connector").parameters())
     assert improbability(torch.tensor([0.0, -50.0]), 1.0).tolist() == pytest.approx([0.0, 1.0])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    equal = averaging_one(torch.tensor([[0.2, 0.6, 9.0], [0.0, 0.0, 0.0]]), mask)
+    assert equal.flatten().tolist() == pytest.approx([0.5, 1.5, 0, 1, 1, 1])  # a text that the reference knows by heart counts, too
 
 
 @pytest.mark.parametrize("name", ["llava-joint", "prior", "frozen"])

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from bench.models import Words
+from diptych.config.recipe import load_recipe
+from diptych.core.batch import Batch, Images, Texts
 from diptych.core.errors import DiptychError
 from diptych.models.vision.drawn import random_crops
+from diptych.models.vlm import build_model
+from diptych.objectives import build_objectives
 from diptych.objectives.nova import directions, epps_pulley, sigreg
 from engine_fixture import Little
 
@@ -65,12 +70,51 @@ def test_views_are_crops_of_their_own_image() -> None:
     assert bool((spans > 0.5).all()) and len({round(s.item(), 4) for s in spans}) == 3
 
 
-def test_texts_that_could_move_are_refused_and_only_the_image_side_learns() -> None:
+TOWER_FORM = ("embed_dim=384", "parts.text.project=false", "parts.space={kind: linear}",
+              "stages.0.objectives.text_prediction={regularise: tower, local: 0, least: 0.8}")  # fmt: skip
+
+
+def test_the_loss_equals_the_reference() -> None:
+    """NumPy, float64, from the encodings: squares averaged over views and dimensions, SIGReg over predictions and texts."""
+    recipe = load_recipe("nova", ["parts.vision.width=32", "parts.vision.depth=1", "parts.vision.heads=2", "precision=fp32"])
+    torch.manual_seed(0)
+    model = build_model(recipe, Words(64, 8), 32)
+    objective = build_objectives(recipe, model)["text_prediction"]
+    pixels = torch.rand(5, 3, 32, 32) * 2 - 1
+    meaning = torch.arange(7, 12)
+    strings = ("a red fox", "two keys", "a blue drum", "a tree", "a green snail")
+    ids = torch.randint(4, 64, (5, 6))
+    batch = Batch({"image": Images(pixels), "text": Texts(ids, ids > 0, strings, meaning)}, 5)
+    p = model.encode(batch)
+    loss = objective(p)
+    assert p["crops.pooled"].shape == (5, 8, 32)
+    space = model.part("space")
+    predicted = space.image(p["crops.pooled"]).detach().double().numpy()  # [5, 8, 64]
+    text = space.text(p["text.pooled"]).detach().double().numpy()  # [5, 64]
+    along = directions(64, 256, 7).double().numpy()
+    error = np.mean([(predicted[b, v] - text[b]) ** 2 for b in range(5) for v in range(8)])
+    everything = np.concatenate([predicted.reshape(40, 64), text])
+    shape = np.mean([reference(everything @ along[:, k]) for k in range(256)])
+    assert loss.item() == pytest.approx(0.98 * error + 0.02 * shape, rel=1e-5)
+    loss.backward()
+    assert space.text.weight.grad.abs().sum() > 0, "the projection of the texts learns, too"
+
+
+def test_texts_that_could_collapse_are_refused_and_the_tower_form_trains_the_image_side_alone() -> None:
+    with pytest.raises(DiptychError, match="must be frozen"):
+        Little("nova", "parts.text={kind: transformer}")
     with pytest.raises(DiptychError, match="would collapse to one point with the images"):
-        Little("nova", "parts.text={kind: transformer}", "embed_dim=128")
-    with pytest.raises(DiptychError, match="project: false"):
-        Little("nova", "parts.text.project=true")
-    little = Little("nova")
+        Little("nova", "stages.0.objectives.text_prediction.regularise=tower")
+    little = Little("nova", *TOWER_FORM)
     assert not any("text" in name for name in little.parameters())
     gradients = little.gradients(None)
     assert all(bool(g.any()) for n, g in gradients.items() if n.startswith("0.parts.vision") or n.startswith("0.parts.space.image"))
+
+
+def test_local_views_are_small_crops() -> None:
+    torch.manual_seed(0)
+    ramp = torch.linspace(0, 1, 64).expand(200, 3, 64, 64)
+    for least, most in ((0.3, 1.0), (0.05, 0.3)):
+        views = random_crops(ramp, least, most)
+        area = (views[:, 0, 0, -1] - views[:, 0, 0, 0]) ** 2  # of a square crop, by its share of the ramp
+        assert float(area.min()) >= least * 0.9 and float(area.max()) <= most * 1.05

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.core.batch import Texts
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.data.loader import mixed
 from diptych.objectives.contrastive import info_nce, sigmoid_loss, sigmoid_sum
-from diptych.objectives.filip import late_loss, late_similarity
+from diptych.objectives.filip import LateInteraction, late_loss, late_similarity
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 from diptych.training.distributed import Cluster
 from diptych.training.gather import encode, stack
@@ -106,6 +107,24 @@ def test_late_interaction_equals_the_reference(chunk, monkeypatch):
         torch.testing.assert_close(plain, changed)
     order = torch.tensor([3, 1, 0, 4, 2])
     torch.testing.assert_close(late_similarity(image[order], text, mask)[0], by_image[order])
+
+
+def test_late_interaction_scores_a_pair_by_both_sides():
+    """The mean of the image's and the text's similarity: with one side alone, a caption that names a small part of the image well
+    would score like one that names all of it.
+    """
+    torch.manual_seed(2)
+    image, text, lengths = units(4, 5, 6), units(4, 6, 6), [6, 2, 4, 3]
+    mask = torch.arange(6)[None] < torch.tensor(lengths)[:, None]
+    p = {"image.token_embedding": image, "text.token_embedding": text, "text": Texts(torch.zeros(4, 6, dtype=torch.long), mask)}
+    every = np.zeros((4, 4))
+    for i in range(4):
+        for j in range(4):
+            table = (image[i] @ text[j][: lengths[j]].T).numpy()
+            every[i, j] = (table.max(1).mean() + table.max(0).mean()) / 2
+    objective = LateInteraction(None)
+    np.testing.assert_allclose(objective.all_scores(p).numpy(), every, atol=1e-12)
+    np.testing.assert_allclose(objective.scores(p).numpy(), np.diag(every), atol=1e-12)
 
 
 def test_late_interaction_has_the_gradient_of_finite_differences():

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.models import Words
+from diptych.config.recipe import load_recipe
+from diptych.core.batch import Batch, Images, Texts
+from diptych.models.vlm import build_model
+from diptych.objectives import build_objectives
 from diptych.objectives.contrastive import info_nce, same_meaning, sigmoid_loss
 from diptych.objectives.generative import next_token_loss, token_log_probabilities
 from diptych.objectives.maskvlm import mask_words, patchify
@@ -169,6 +174,66 @@ def test_words_are_masked_as_asked():
     assert hidden.any(1).all(), "at least one word of each text is hidden"
     assert (masked[hidden] == 3).all() and (masked[~hidden] == ids[~hidden]).all()
     assert hidden.sum() / mask[:, 1:].sum() == pytest.approx(0.33, abs=0.05)
+
+
+def test_special_tokens_are_never_masked():
+    """[EOS] is not a word: hiding it would teach nothing, and would change what a tower pools there."""
+    torch.manual_seed(0)
+    lengths = torch.arange(50) % 9  # words of each text; some have none
+    places = torch.arange(12)
+    ids = torch.randint(4, 99, (50, 12)).masked_fill(places > lengths[:, None], 2).masked_fill(places > lengths[:, None] + 1, 0)
+    ids[:, 0] = 1
+    for _ in range(20):
+        masked, hidden = mask_words(ids, ids != 0, 0.3)
+        assert (ids[hidden] >= 4).all() and (masked[ids < 4] == ids[ids < 4]).all()
+        assert hidden.sum(1).tolist() == [min(n, max(1, round(n * 0.3))) for n in lengths.tolist()]
+
+
+def test_words_are_replaced_as_bert_does():
+    torch.manual_seed(0)
+    ids = torch.randint(4, 5000, (400, 40))
+    masked, hidden = mask_words(ids, torch.ones_like(ids, dtype=torch.bool), 0.5, "bert", 5000)
+    assert (masked[~hidden] == ids[~hidden]).all() and (masked[hidden] >= 3).all() and (masked < 5000).all()
+    share = [float((x[hidden]).float().mean()) for x in (masked == 3, masked == ids, (masked != 3) & (masked != ids))]
+    assert share == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["info_nce", "late_interaction", "grouped_tokens"])
+def test_a_scale_above_its_limit_comes_back(name: str):
+    """CLIP limits the parameter after each step. A limit in the forward pass has no gradient above it, and the scale would stay."""
+    recipe = load_recipe("clip", {"stages": [{"objectives": {name: 1}}]})
+    model = build_model(recipe, Words(64, 8), 32)
+    objective = build_objectives(recipe, model)[name]
+    with torch.no_grad():
+        objective.logit_scale.fill_(math.log(120))
+    objective.after_step(lambda *values: list(values))
+    assert objective.metrics()["scale"] == pytest.approx(100)
+    optimizer = torch.optim.SGD([objective.logit_scale], lr=0.02)
+    texts = torch.randint(4, 64, (8, 6))
+    batch = Batch({"image": Images(torch.rand(8, 3, 32, 32) * 2 - 1), "text": Texts(texts, texts > 0)}, 8)
+    for _ in range(30):  # random towers: a high scale costs much
+        optimizer.zero_grad()
+        objective(model.encode(batch)).backward()
+        optimizer.step()
+        objective.after_step(lambda *values: list(values))
+    assert objective.metrics()["scale"] < 90
+
+
+@pytest.mark.parametrize("name", ["info_nce", "sigmoid", "late_interaction"])
+def test_captions_that_mean_the_same_may_count_as_negatives(name: str):
+    losses = {}
+    for choice in ("mask", "keep"):
+        recipe = load_recipe("clip", {"stages": [{"objectives": {name: {"weight": 1, "false_negatives": choice}}}]})
+        torch.manual_seed(0)
+        model = build_model(recipe, Words(64, 8), 32)
+        objective = build_objectives(recipe, model)[name]
+        texts = torch.randint(4, 64, (8, 6), generator=torch.Generator().manual_seed(1))
+        images = Images(torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1)
+        for kind, meaning in (("all differ", torch.arange(8)), ("two agree", torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]))):
+            batch = Batch({"image": images, "text": Texts(texts, texts > 0, meaning=meaning)}, 8)
+            losses[choice, kind] = objective(model.encode(batch)).item()
+    assert losses["mask", "all differ"] == losses["keep", "all differ"] == losses["keep", "two agree"]
+    assert losses["mask", "two agree"] < losses["keep", "two agree"]
 
 
 def test_patches_are_cut_row_by_row():

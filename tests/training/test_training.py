@@ -25,7 +25,7 @@ from diptych.data.text import Tokenizer
 from diptych.inference.run import TrainedModel
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import Trainer, train
-from diptych.training.optim import Averaged, build_optimizer, rate_share
+from diptych.training.optim import Averaged, build_optimizer, clip, rate_share
 
 FAST = ["stages.0.batch_size=16", "stages.0.warmup=2", "parts.vision.depth=1", "parts.text.depth=1", "precision=fp32"]
 
@@ -268,6 +268,33 @@ def test_weight_decay_is_for_matrices_only_and_muon_for_matrices_in_blocks():
     assert len(build_optimizer([net], Stage(objectives={"info_nce": 1}, optimizer="adamw")).members) == 1
     with pytest.raises(DiptychError, match="nothing learns"):
         build_optimizer([net.requires_grad_(False)], Stage(objectives={"info_nce": 1}))
+
+
+def test_gradients_are_scaled_down_to_the_limit_and_never_up():
+    for size, expected in ((10.0, 1.0), (0.2, 0.2), (1.0, 1.0)):
+        weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(2))]
+        direction = torch.randn(7)
+        direction *= size / direction.norm()
+        weights[0].grad, weights[1].grad = direction[:3].clone(), direction[3:].clone()  # the third has no gradient
+        assert clip(weights, 1.0).item() == pytest.approx(size, rel=1e-5), "the norm before is returned"
+        after = torch.cat([weights[0].grad, weights[1].grad])
+        torch.testing.assert_close(after, direction * (expected / size), rtol=1e-4, atol=1e-7)
+
+
+def test_averages_forget_the_initial_weights_at_first():
+    """With a decay of 0.999 and no warm-up, 99 % of the average of ten steps would be the initial weights."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(0.0)
+    averaged = Averaged(net, 0.999)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+    left = 1.0
+    for step in range(10):
+        averaged.update(step)
+        left *= (1 + step) / (10 + step)
+        assert averaged.state()["weight"].item() == pytest.approx(1 - left, abs=1e-6)
+    assert averaged.state()["weight"].item() > 0.99
 
 
 def test_averaged_weights_follow():

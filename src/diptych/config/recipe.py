@@ -22,7 +22,7 @@ from diptych.core.errors import nearest
 from diptych.core.files import check_format
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
-FORMAT = 2  # of recipes and runs; counts up when older programs would misread them
+FORMAT = 3  # of recipes and runs; counts up when older programs would misread them
 PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder", "space")  # in the order in which they are built
 
 
@@ -228,7 +228,7 @@ class Recipe(Strict):
     # None: TensorBoard where it is installed. A tracker that is named here must be installed.
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] | None = None
     score: str = "similarity"  # how well a text fits an image: a name in ``objectives.scores``, or package.module:Class
-    format: Literal[2] = 2
+    format: Literal[3] = 3
 
     @model_validator(mode="after")
     def _known_parts(self) -> Recipe:
@@ -284,7 +284,7 @@ def _anchored(address: Any) -> Any:
 
 
 def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
-    """A recipe in the current format, also from the first edition, which had no ``format``. Raises DiptychError for a newer one."""
+    """A recipe in the current format, from one of an older format (the first edition had none). DiptychError for a newer one."""
     given = tree.get("format")
     if given == FORMAT:
         return tree
@@ -303,7 +303,30 @@ def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
         tree.setdefault("encodings", {}).setdefault("text.logits", "lm")
     if isinstance(parts, dict) and isinstance(parts.get("lm"), dict) and "lora" in parts["lm"]:
         _lora_as_adapter(tree)
-    return tree
+    if saved and isinstance(tree.get("stages"), list):
+        tree["stages"] = [_as_trained(stage) for stage in tree["stages"]]
+    return tree | {"format": FORMAT} if isinstance(given, int) else tree
+
+
+# Options of objectives that had other defaults up to format 2: a saved run continues as it began, with the same scores.
+BEFORE: dict[str, dict[str, Any]] = {
+    "masked_words": {"end": True},
+    "masked_text": {"end": True},
+    "masked_both": {"end": True},
+    "text_prediction": {"regularise": "tower", "views": 2, "least": 0.8, "local": 0, "regularity": 0.01},
+}
+
+
+def _as_trained(stage: Any) -> Any:
+    """A stage of a saved run, with the options that its objectives had without saying so."""
+    if not isinstance(stage, dict) or not isinstance(stage.get("objectives"), dict):
+        return stage
+    objectives = {}
+    for name, given in stage["objectives"].items():
+        options = {"weight": given} if isinstance(given, int | float) else given
+        before = BEFORE.get(options.get("kind") or name, {}) if isinstance(options, dict) else {}
+        objectives[name] = {**before, **options} if before else given
+    return {**stage, "objectives": objectives}
 
 
 def _lora_as_adapter(tree: dict[str, Any]) -> None:

@@ -5,9 +5,11 @@ Shapes: B batch, N and T tokens, Q queries, D width, E embedding. Embeddings hav
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Annotated, Any
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
@@ -85,6 +87,20 @@ class LinearSpace(Part):
         return F.normalize(projected, dim=-1)
 
 
+class PredictorSpace(LinearSpace):
+    """A linear map for texts, and for images a predictor (NOVA): an MLP of ``layers`` linear maps with layer norm and GELU between
+    them. Layer norm, not batch norm, so that micro-batches and processes change nothing. hidden: the width inside; None: four times
+    that of the space.
+    """
+
+    def __init__(self, build: Build, *, layers: Annotated[int, Field(ge=2)] = 3, hidden: int | None = None):
+        super().__init__(build)
+        hidden = hidden or 4 * self.width
+        widths = [build.width_of("vision"), *[hidden] * (layers - 1)]
+        inner = [block for a, b in itertools.pairwise(widths) for block in (nn.Linear(a, b), nn.LayerNorm(b), nn.GELU())]
+        self.image = nn.Sequential(*inner, nn.Linear(hidden, self.width))
+
+
 class QuerySpace(Part):
     """An image has one embedding per query of the text part, and no single vector (BLIP-2, Li et al. 2023,
     §3.1).
@@ -127,4 +143,4 @@ class StateSpace(Part):
         return unit(state)
 
 
-SPACE = {"linear": LinearSpace, "queries": QuerySpace, "states": StateSpace}
+SPACE = {"linear": LinearSpace, "predictor": PredictorSpace, "queries": QuerySpace, "states": StateSpace}

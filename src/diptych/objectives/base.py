@@ -100,7 +100,12 @@ class Objective(nn.Module):
 
 
 class Scaled(Objective):
-    """An objective with CLIP's learned scale of similarities, 1 / temperature, never above ``max_scale``."""
+    """An objective with CLIP's learned scale of similarities (Radford et al. 2021, §2.5): 1 / ``temperature`` at the start, never
+    above ``max_scale`` after a step.
+
+    The parameter itself is limited, after each step of the optimizer, as in CLIP and open_clip. A limit in the forward pass would
+    have no gradient above it, so that a scale that once went too far could never come back.
+    """
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
         super().__init__(model)
@@ -110,7 +115,12 @@ class Scaled(Objective):
     @property
     def scale(self) -> Tensor:
         """1 / temperature."""
-        return self.logit_scale.clamp(max=self.max_log_scale).exp()
+        return self.logit_scale.exp()
+
+    def after_step(self, total: Callable[..., list[float]]) -> None:
+        """Limit the scale."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=self.max_log_scale)
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log, such as a temperature."""

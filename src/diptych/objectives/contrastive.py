@@ -122,17 +122,36 @@ def negatives_of(p: Pass) -> Tensor | None:
     return result if result is not None and len(result) else None
 
 
+def meanings(p: Pass, false_negatives: Literal["mask", "keep"]) -> Tensor | None:
+    """What the captions mean, [B], for a loss that leaves captions of equal meaning out of each other's negatives; None if it
+    keeps them (``keep``), or if the source does not say.
+    """
+    return p[TEXT].meaning if false_negatives == "mask" else None
+
+
 class InfoNCE(Scaled):
-    """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100. hard_negatives: each caption's wrong twin as extra
-    columns.
+    """``info_nce`` with CLIP's learned scale: starts at 1/0.07, never above 100.
+
+    hard_negatives: a wrong version of each caption as extra columns.
+    false_negatives: ``mask`` leaves captions that mean the same out of each other's denominators; ``keep`` counts them as
+    negatives, as the published losses do.
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
     needs = ("text",)
 
-    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, hard_negatives: bool = False):
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        hard_negatives: bool = False,
+        false_negatives: Literal["mask", "keep"] = "mask",
+    ):
         super().__init__(model, temperature=temperature, max_scale=max_scale)
         self.hard_negatives = hard_negatives
+        self.false_negatives: Literal["mask", "keep"] = false_negatives
         if hard_negatives:
             self.couples = (*self.couples, "negatives.embedding")
 
@@ -143,14 +162,14 @@ class InfoNCE(Scaled):
         loss = tiled_info_nce if tiled else info_nce
         image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
-            return loss(image, text, self.scale, p[TEXT].meaning, negatives, p.rows)
+            return loss(image, text, self.scale, meanings(p, self.false_negatives), negatives, p.rows)
 
 
 class Sigmoid(Objective):
     """``sigmoid_loss`` with learned scale and bias, from 10 and −10 as in the paper.
 
     exchange: between processes; ``gather``: each gets all embeddings; ``ring``: texts are passed around, and no process ever holds
-    more than two processes' share (SigLIP, §3.3).
+    more than two processes' share (SigLIP, §3.3). false_negatives: as in ``InfoNCE``.
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
@@ -163,9 +182,11 @@ class Sigmoid(Objective):
         scale: float = 10.0,
         bias: float = -10.0,
         hard_negatives: bool = False,
+        false_negatives: Literal["mask", "keep"] = "mask",
         exchange: Literal["gather", "ring"] = "gather",
     ):
         super().__init__(model)
+        self.false_negatives: Literal["mask", "keep"] = false_negatives
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.logit_bias = nn.Parameter(torch.tensor(bias))
         self.hard_negatives, self.gathers = hard_negatives, exchange == "gather"
@@ -181,12 +202,13 @@ class Sigmoid(Objective):
         negatives = negatives_of(p) if self.hard_negatives else None
         image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]
         with torch.autocast(image.device.type, enabled=False):
-            return sigmoid_loss(image, text, self.logit_scale.exp(), self.logit_bias, p[TEXT].meaning, negatives, p.rows)
+            scale, meaning = self.logit_scale.exp(), meanings(p, self.false_negatives)
+            return sigmoid_loss(image, text, scale, self.logit_bias, meaning, negatives, p.rows)
 
     def _around(self, p: Pass) -> Tensor:
         """The same from this process's images and the texts of one process at a time."""
         own = p.alone
-        image, text, meaning = own[IMAGE_EMBEDDING], own[TEXT_EMBEDDING], own[TEXT].meaning
+        image, text, meaning = own[IMAGE_EMBEDDING], own[TEXT_EMBEDDING], meanings(own, self.false_negatives)
         add_up = _sigmoid_sum(len(image) ** 2)
         total = image.new_zeros(())
         with torch.autocast(image.device.type, enabled=False):

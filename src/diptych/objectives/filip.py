@@ -6,7 +6,7 @@ FILIP (Yao et al. 2022, §3.1). Shapes: B batch, M images and K texts, N image t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from diptych.core.encodings import TEXT, TEXT_EMBEDDING
 from diptych.models.fusion.qformer import best_query
 from diptych.objectives.base import Scaled
-from diptych.objectives.contrastive import same_meaning
+from diptych.objectives.contrastive import meanings, same_meaning
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
+    from diptych.models.vlm import VLM
 
 CHUNK = 2**25  # token-to-token similarities held at a time (128 MB in float32)
 
@@ -51,12 +52,26 @@ def _best(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LateInteraction(Scaled):
-    """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale."""
+    """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale.
+
+    false_negatives: as in ``InfoNCE``.
+    """
 
     couples: tuple[str, ...] = ("image.token_embedding", "text.token_embedding")
     scores_as = "late_interaction"
     scores_all = True
     needs = ("text",)
+
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        false_negatives: Literal["mask", "keep"] = "mask",
+    ):
+        super().__init__(model, temperature=temperature, max_scale=max_scale)
+        self.false_negatives: Literal["mask", "keep"] = false_negatives
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -68,7 +83,11 @@ class LateInteraction(Scaled):
             else:
                 by_image = late_similarity(image[own], text, mask)[0]
                 by_text = late_similarity(image, text[own], mask[own])[1]
-            return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, same_meaning(p[TEXT].meaning, rows))
+            return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, self.same(p))
+
+    def same(self, p: Pass) -> Tensor | None:
+        """[R, B] bool, True for other samples whose captions mean the same; None if none is left out."""
+        return same_meaning(meanings(p, self.false_negatives), p.rows)
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
@@ -101,7 +120,7 @@ class QueryContrast(LateInteraction):
         own = rows or slice(0, len(image))
         with torch.autocast(image.device.type, enabled=False):
             to_text, to_image = best_query(image[own], text), best_query(image, text[own]).T
-            return late_loss(to_text * self.scale, to_image * self.scale, own.start, same_meaning(p[TEXT].meaning, rows))
+            return late_loss(to_text * self.scale, to_image * self.scale, own.start, self.same(p))
 
     def scores(self, p: Pass) -> Tensor:
         """The cosine of text i and the nearest query of image i: [B]."""

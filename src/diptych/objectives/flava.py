@@ -19,7 +19,7 @@ from diptych.core.encodings import IMAGE, IMAGE_CODES, TEXT
 from diptych.core.errors import DiptychError
 from diptych.models.vision.drawn import random_keep
 from diptych.objectives.base import Objective
-from diptych.objectives.maskvlm import hidden_counts, mask_words
+from diptych.objectives.maskvlm import hidden_counts, mask_words, words_of
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
@@ -103,9 +103,9 @@ class MaskedText(Objective):
     needs = ("text.tokens", "text", "unpaired_text?")
     predicts_text = True
 
-    def __init__(self, model: VLM, *, share: float = 0.15):
+    def __init__(self, model: VLM, *, share: float = 0.15, end: bool = False):
         super().__init__(model)
-        self.share = share
+        self.share, self.end = share, end
         text = model.part("text")
         self._text = [text]  # in a list: shared, not owned
         self.head = prediction_head(text.width, text.embedding.num_embeddings, text)
@@ -115,7 +115,7 @@ class MaskedText(Objective):
         """The loss of a batch, a scalar."""
         field = alone(p, "text")
         text = p[field]
-        ids, hidden = mask_words(text.ids, text.mask, self.share)
+        ids, hidden = mask_words(text.ids, text.mask, self.share, end=self.end)
         x = p.view(**{field: replace(text, ids=ids)})[f"{field}.tokens"].tokens
         return F.cross_entropy(self.head(normed(self._text[0], x[hidden])).float(), text.ids[hidden])
 
@@ -123,7 +123,8 @@ class MaskedText(Objective):
         """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
         do.
         """
-        return int(hidden_counts(p[alone(p, "text")].mask, self.share).sum())
+        text = p[alone(p, "text")]
+        return int(hidden_counts(words_of(text.ids, text.mask, self.end), self.share).sum())
 
 
 class MaskedBoth(_Codes):
@@ -136,9 +137,9 @@ class MaskedBoth(_Codes):
     needs = ("text.fused", "image.fused", "image.codes", "image", "text")
     predicts_text = True
 
-    def __init__(self, model: VLM, *, share: float = 0.4, text_share: float = 0.3, batch_share: float = 1.0):
+    def __init__(self, model: VLM, *, share: float = 0.4, text_share: float = 0.3, batch_share: float = 1.0, end: bool = False):
         super().__init__(model, share)
-        self.text_share, self.batch_share = text_share, batch_share
+        self.text_share, self.batch_share, self.end = text_share, batch_share, end
         width, text = model.part("fusion").width, model.part("text")
         self.image_head = prediction_head(width, model.part("quantizer").vocabulary, model.part("vision"))
         self.text_head = prediction_head(width, text.embedding.num_embeddings, text)
@@ -147,7 +148,7 @@ class MaskedBoth(_Codes):
         """The loss of a batch, a scalar."""
         rows = p.some(self.batch_share)
         text, pixels = p[TEXT][rows], p[IMAGE].floats[rows]
-        ids, words = mask_words(text.ids, text.mask, self.text_share)
+        ids, words = mask_words(text.ids, text.mask, self.text_share, end=self.end)
         patches = self.hide(len(ids), ids.device)
         view = p.view(text=replace(text, ids=ids), image=Images(pixels, hidden=patches))
         x = view["image.fused"].tokens[:, self._vision[0].extra :][patches]

@@ -68,9 +68,16 @@ class NextToken(Objective):
 
 def improbability(log_p: Tensor, alpha: float) -> Tensor:
     """(1 − p)^α of each token's probability under a language model that sees no image: near 0 for tokens that the previous words
-    predict.
+    predict. log_p of any shape; the same shape is returned.
     """
     return (1 - log_p.exp()).clamp(min=0) ** alpha
+
+
+def averaging_one(weights: Tensor, mask: Tensor) -> Tensor:
+    """Weights [B, T] scaled so that those of each text's real tokens average 1; 1 where all of them are 0. mask: [B, T] bool."""
+    weights = weights * mask
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 0, weights * mask.sum(1, keepdim=True) / total.clamp(min=1e-12), mask.to(weights.dtype))
 
 
 class PriorNextToken(NextToken):
@@ -78,6 +85,8 @@ class PriorNextToken(NextToken):
     depend on the picture are improbable under a text-only reference). The paper's reference was trained on the captions; ours is
     the same language model on the text alone. Weights carry no gradient.
 
+    The weights of a caption average 1, so a caption of k tokens counts as much as in plain captioning: its loss is
+    −Σ_i k·w_i / Σ_j w_j · log p_i.
     alpha: sharpness; 0 is plain captioning. The sum of weighted losses is divided by the number of tokens.
     """
 
@@ -93,7 +102,7 @@ class PriorNextToken(NextToken):
         targets, mask = p[TEXT].ids[:, 1:], p[TEXT].mask[:, 1:]
         with torch.no_grad():
             blind = token_log_probabilities(p["text.blind_logits"], targets)
-            weights = improbability(blind, self.alpha) * mask
+            weights = averaging_one(improbability(blind, self.alpha), mask)
         losses = -token_log_probabilities(p[self.logits], targets)
         return (weights * losses).sum() / mask.sum().clamp(min=1)
 

@@ -6,7 +6,7 @@ MaskVLM (Kwon et al. 2023): each modality is reconstructed from the other one, w
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diptych.core.batch import Images
 from diptych.core.encodings import IMAGE, TEXT
-from diptych.data.text import MASK
+from diptych.data.text import BOS, MASK, SPECIALS
 from diptych.models.layers.attention import Transformer
 from diptych.models.vision.drawn import random_keep
 from diptych.models.vision.towers import sincos_2d
@@ -25,22 +25,45 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
 
 
-def hidden_counts(mask: Tensor, share: float) -> Tensor:
-    """How many words ``mask_words`` hides of each text: the share of its real tokens after [BOS], rounded, at least one; [B]."""
-    return ((mask.sum(1) - 1) * share).round().long().clamp(min=1)
+def words_of(ids: Tensor, mask: Tensor, end: bool = False) -> Tensor:
+    """[B, T] bool, True at words: real tokens that are not special. BERT never hides [BOS] and [EOS] (Devlin et al. 2019, §3.1).
 
-
-def mask_words(ids: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Replace a random choice of the real tokens after [BOS] by [MASK], ``hidden_counts`` of them per text.
-
-    ids [B, T], mask [B, T] → masked ids [B, T], hidden [B, T] bool.
+    end: all tokens after [BOS], as in runs of older formats.
     """
-    may_hide = mask.clone()
-    may_hide[:, 0] = False
-    noise = torch.rand(ids.shape, device=ids.device).masked_fill(~may_hide, 2.0)
+    return mask & ((ids != BOS) if end else (ids >= len(SPECIALS)))
+
+
+def hidden_counts(words: Tensor, share: float) -> Tensor:
+    """How many words ``mask_words`` hides of each text: the share of its words [B, T], rounded, at least one if it has any; [B]."""
+    n = words.sum(1)
+    return (n * share).round().long().clamp(min=1).minimum(n)
+
+
+def mask_words(
+    ids: Tensor,
+    mask: Tensor,
+    share: float,
+    replace: Literal["mask", "bert"] = "mask",
+    vocabulary: int = 0,
+    end: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Hide a random choice of each text's words, ``hidden_counts`` of them.
+
+    ids [B, T], mask [B, T] → changed ids [B, T], hidden [B, T] bool.
+    replace: ``mask`` puts [MASK] in the place of each; ``bert`` does so for 80 % of them, puts a random word in the place of 10 %
+    and leaves 10 % as they are (Devlin et al. 2019, §3.1). vocabulary: the number of ids, for ``bert``. end: as in
+    ``words_of``.
+    """
+    words = words_of(ids, mask, end)
+    noise = torch.rand(ids.shape, device=ids.device).masked_fill(~words, 2.0)
     rank = noise.argsort(1).argsort(1)
-    hidden = (rank < hidden_counts(mask, share)[:, None]) & may_hide
-    return ids.masked_fill(hidden, MASK), hidden
+    hidden = (rank < hidden_counts(words, share)[:, None]) & words
+    changed = ids.masked_fill(hidden, MASK)
+    if replace == "bert":
+        luck = torch.rand(ids.shape, device=ids.device)
+        other = torch.randint(len(SPECIALS), vocabulary, ids.shape, device=ids.device)
+        changed = torch.where(hidden & (luck >= 0.8), torch.where(luck < 0.9, other, ids), changed)
+    return changed, hidden
 
 
 def patchify(pixels: Tensor, patch: int) -> Tensor:
@@ -67,7 +90,11 @@ class WordHead(nn.Module):
 
 
 class MaskedWords(Objective):
-    """Masked language modelling with the image whole. share: of the words hidden (0.3 in MaskVLM)."""
+    """Masked language modelling with the image whole.
+
+    share: of the words hidden (0.3 in MaskVLM). replace: what is put in their places, as in ``mask_words``. end: whether [EOS] is
+    hidden like a word, as in runs of older formats.
+    """
 
     parts = ("vision", "text", "fusion")
     needs = ("text.fused", "text")
@@ -76,15 +103,16 @@ class MaskedWords(Objective):
     scores_as = "pseudo_likelihood"
     turns = 4  # the number of passes in which pair_scores hides the words of a text
 
-    def __init__(self, model: VLM, *, share: float = 0.3):
+    def __init__(self, model: VLM, *, share: float = 0.3, replace: Literal["mask", "bert"] = "mask", end: bool = False):
         super().__init__(model)
-        self.share = share
+        self.share, self.end = share, end
+        self.replace: Literal["mask", "bert"] = replace
         self.head = WordHead(model)
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         text = p[TEXT]
-        ids, hidden = mask_words(text.ids, text.mask, self.share)
+        ids, hidden = mask_words(text.ids, text.mask, self.share, self.replace, len(self.head.bias), self.end)
         x = p.view(text=replace(text, ids=ids))["text.fused"].tokens
         return F.cross_entropy(self.head(x[hidden]).float(), text.ids[hidden])
 
@@ -92,7 +120,7 @@ class MaskedWords(Objective):
         """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
         do.
         """
-        return int(hidden_counts(p[TEXT].mask, self.share).sum())
+        return int(hidden_counts(words_of(p[TEXT].ids, p[TEXT].mask, self.end), self.share).sum())
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """Pseudo-log-likelihood of text ``texts[k]`` given image ``images[k]``, for index tensors [P] into the batch: [P].
@@ -104,7 +132,7 @@ class MaskedWords(Objective):
         place = torch.arange(text.ids.shape[1], device=text.ids.device)
         total = torch.zeros(len(texts), device=text.ids.device)
         for turn in range(self.turns):
-            hidden = text.mask & (place > 0) & (place % self.turns == turn)  # [B, T]
+            hidden = words_of(text.ids, text.mask, self.end) & (place % self.turns == turn)  # [B, T]
             view = p.view(text=replace(text, ids=text.ids.masked_fill(hidden, MASK))).pairs(image=images, text=texts)
             fused = view["text.fused"].tokens
             longest = fused.shape[1]  # the length of these texts, without the padding that only others need

@@ -1,14 +1,15 @@
-"""Alignment without negatives: predict a frozen text embedding, and keep the image's embeddings from collapsing by their
-distribution.
+"""Alignment without negatives: predict a text's embedding from views of its image, and keep all embeddings from collapsing by
+their distribution.
 
 Shapes: B batch, V views, D width, E embedding, S random directions.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from diptych.core.batch import Images, Tokens
@@ -52,51 +53,77 @@ def sigreg(x: Tensor, along: Tensor) -> Tensor:
 
 
 class TextPrediction(Objective):
-    """Predict the frozen embedding of the caption from several augmented views of the image, with SIGReg on the tower's output for
-    the views (NOVA).
+    """From several augmented views of an image the embedding of its caption, and SIGReg on the space that both share (NOVA).
 
-    (1 − λ) · mean over views of ‖projection(view) − text‖² + λ · SIGReg, λ = ``regularity`` being the only hyperparameter. No
-    negatives, no temperature.
-    views: random crops of ``least`` to all of the image's area, never flipped, since captions say left and right. Small crops lose
-    the content of the captions.
+    (1 − λ) · mean over views of (predictor(view) − text)² + λ · SIGReg, λ = ``regularity`` being the only hyperparameter. SIGReg
+    grows with the number of samples that it sees, so λ belongs to a batch size. No negatives, no temperature.
+    views, least: crops of ``least`` to all of the image's area; local, reach: further crops of ``reach[0]`` to ``reach[1]`` of it.
+    Crops are never flipped, since captions say left and right.
+    regularise: ``joint`` is the paper's form: SIGReg sees the predictions of all views and the projected texts, and keeps the
+    learned projection of the texts from collapsing. ``tower`` regularises what the tower says of the views, and sums the squares
+    over dimensions; texts then have to be fixed (``parts.text: {frozen: true, project: false}``).
     """
 
-    couples = ("crops.pooled", "text.embedding")
     trains = ("image.embedding",)
     needs = ("text",)
     parts = ("vision", "text")
 
-    def __init__(self, model: VLM, *, views: int = 2, least: float = 0.8, regularity: float = 0.01, directions: int = 256):
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        views: Annotated[int, Field(ge=1)] = 2,
+        least: Annotated[float, Field(gt=0, le=1)] = 0.3,
+        local: Annotated[int, Field(ge=0)] = 6,
+        reach: tuple[float, float] = (0.05, 0.3),
+        regularity: float = 0.02,
+        directions: int = 256,
+        regularise: Literal["joint", "tower"] = "joint",
+    ):
         super().__init__(model)
         space = model.part("space")
-        if "text" not in model.fixed or any(True for _ in space.text.parameters()):
+        if "text" not in model.fixed:
+            raise DiptychError("objective text_prediction: the text tower must be frozen; set parts.text.frozen: true")
+        learned = any(True for _ in space.text.parameters())
+        if learned and regularise == "tower":
             raise DiptychError(
-                "objective text_prediction: text embeddings that are trained would collapse to one point with the images; "
-                "use a frozen text tower with its own space: parts.text: {kind: minilm, frozen: true, project: false}"
+                "objective text_prediction: with regularise: tower, texts that can change would collapse to one point with the "
+                "images; set parts.text: {kind: minilm, frozen: true, project: false}, or regularise: joint"
             )
         self._space = [space]  # in a list: shared, not owned
-        self.views, self.least = views, least
-        self.regularity, self.n = regularity, directions
+        self.views, self.local, self.least, self.reach = views, local, least, reach
+        self.regularity, self.n, self.regularise = regularity, directions, regularise
+        self.couples = ("crops.pooled", "text.pooled" if regularise == "joint" else "text.embedding")
 
     @provides("crops", "image", kind="image")
     def crop(self, image: Images) -> Images:
-        """Random crops of each image, drawn anew each time: V of them one after the other, for each image."""
-        V = self.views
+        """Random crops of each image, drawn anew each time: all views of an image one after the other."""
+        V = self.views + self.local
         owner = torch.arange(len(image), device=image.pixels.device).repeat_interleave(V)
-        return Images(random_crops(image.floats.repeat_interleave(V, 0), self.least), owner)
+        pixels = image.floats
+        drawn = [random_crops(pixels, self.least) for _ in range(self.views)]
+        drawn += [random_crops(pixels, *self.reach) for _ in range(self.local)]
+        return Images(torch.stack(drawn, 1).flatten(0, 1), owner)
 
     @provides("crops.pooled", "crops.tokens")
     def pooled(self, tokens: Tokens) -> Tensor:
         """[B, V, D]"""
-        return torch.unflatten(tokens.pooled, 0, (-1, self.views))
+        return torch.unflatten(tokens.pooled, 0, (-1, self.views + self.local))
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
-        views, text = p["crops.pooled"], p[TEXT_EMBEDDING]  # [B, V, D], [B, E]
+        views = p["crops.pooled"]  # [B, V, D]
         meaning = p[TEXT].meaning
-        along = directions(views.shape[-1], self.n, 0 if meaning is None else int(meaning[0]) & 0xFFFF_FFFF).to(views.device)
-        predicted: Tensor = self._space[0].image(views).float()
+        seed = 0 if meaning is None else int(meaning[0]) & 0xFFFF_FFFF
+        predicted = self._space[0].image(views).float()  # [B, V, E]
+        if self.regularise == "joint":
+            text = self._space[0].text(p["text.pooled"]).float()
+            seen = torch.cat([predicted.flatten(0, 1), text])
+        else:
+            text, seen = p[TEXT_EMBEDDING], views.float().flatten(0, 1)
+        along = directions(seen.shape[-1], self.n, seed).to(views.device)
         with torch.autocast(text.device.type, enabled=False):
-            error = (predicted - text[:, None]).square().sum(-1).mean()
-            shape = sigreg(views.float().flatten(0, 1), along)
-        return (1 - self.regularity) * error + self.regularity * shape
+            squares = (predicted - text[:, None]).square()
+            error = squares.mean() if self.regularise == "joint" else squares.sum(-1).mean()
+            loss: Tensor = (1 - self.regularity) * error + self.regularity * sigreg(seen, along)
+        return loss

@@ -15,10 +15,10 @@ def random_keep(batch_size: int, n: int, hidden_share: float, device: torch.devi
     return keep, hidden
 
 
-def random_crops(pixels: Tensor, least: float) -> Tensor:
-    """A random square of ``least`` to all of each image's area, scaled back to its size: [B, 3, H, W]."""
+def random_crops(pixels: Tensor, least: float, most: float = 1.0) -> Tensor:
+    """A random square of ``least`` to ``most`` of each image's area, scaled back to its size: [B, 3, H, W]."""
     B, device = len(pixels), pixels.device
-    side = (least + (1 - least) * torch.rand(B, device=device)).sqrt()
+    side = (least + (most - least) * torch.rand(B, device=device)).sqrt()
     shift = (2 * torch.rand(B, 2, device=device) - 1) * (1 - side)[:, None]
     theta = torch.zeros(B, 2, 3, device=device)
     theta[:, 0, 0] = theta[:, 1, 1] = side

@@ -49,7 +49,7 @@ def semantic_twins(
     if n < 2:
         return np.full(n, -1, np.int64), np.zeros(n, np.float32)
     centres = clusters(vectors, k or max(1, round(n**0.5)), seed)
-    reach = float(np.sqrt(2 * epsilon)) if across else -1.0  # ‖x − y‖² = 2 − 2 cos < 2 ε
+    reach = float(np.sqrt(2 * epsilon)) / 2 if across else -1.0  # ‖x − y‖² = 2 − 2 cos < 2 ε; half of it: see _assign
     home, guests, distance = _assign(vectors, centres, reach)
     i, j, similarity = _pairs(vectors, home, guests, len(centres), 1 - epsilon)
     cause = prune(_order(keep, distance, priority, seed), i, j, similarity, mode)
@@ -72,7 +72,8 @@ def _assign(vectors: np.ndarray, centres: np.ndarray, reach: float) -> tuple[np.
     """The cluster of each item, the visitors of each cluster, and each item's distance to its centre.
 
     If y belongs to another centre c', it lies beyond the bisecting plane between c' and x's centre c. The distance of x to that
-    plane is (‖x−c'‖² − ‖x−c‖²) / 2‖c−c'‖, so if x and y are within ``reach``, x is within ``reach`` of the plane: x visits c'.
+    plane is (‖x−c'‖² − ‖x−c‖²) / 2‖c−c'‖. The two distances add up to at most ‖x−y‖, so of twins at least one is within half of
+    that of the plane, within ``reach``: it visits the other's cluster.
     """
     k = len(centres)
     norms = (centres**2).sum(1)
