@@ -8,10 +8,12 @@ import copy
 import hashlib
 import json
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -128,6 +130,32 @@ def column(columns: list[str], names: tuple[str, ...], chosen: str | None, optio
         f"{where}: no {option} column (looked for {', '.join(names)}); columns: {', '.join(columns) or 'none'}; "
         f"name yours with ?{option}=NAME"
     )
+
+
+def file_column(columns: list[str], names: tuple[str, ...], chosen: str | None, first: Mapping[str, Any], where: str) -> str:
+    """The column of paths: as ``column``, but of several with usual names the first that holds a path in the first row, since
+    ``image`` may be a number next to ``file_name``.
+    """
+    known = [c for n in names for c in columns if c.lower() == n]
+    likely = [c for c in known if re.search(r"[/\\\\]|\.\w+\s*$", str(first.get(c, "")))]
+    return column(likely if chosen is None and likely else columns, names, chosen, "image", where)
+
+
+@cache
+def note_choice(where: str, option: str, chosen: str, others: tuple[str, ...]) -> None:
+    """Say once which column of several was taken."""
+    more = ", ".join(f"?{option}={other}" for other in others)
+    print(f"note: {where}: the {option} is read from the column '{chosen}'; others: {more}", file=sys.stderr)
+
+
+def word_column(columns: list[str], words: tuple[str, tuple[str, ...]], chosen: str | None, where: str) -> str:
+    """The column of texts, by ``column``; if there are several with usual names, a note says which was taken."""
+    option, names = words
+    found = column(columns, names, chosen, option, where)
+    others = tuple(c for c in columns if c.lower() in names and c != found)
+    if chosen is None and others:
+        note_choice(where, option, found, others)
+    return found
 
 
 class ListedSource(ABC):
