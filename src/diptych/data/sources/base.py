@@ -65,20 +65,18 @@ def texts(value: Any, key: str = "", names: bool = False) -> list[str]:
     found = [v for v in given if v is not None and v == v]  # NaN, by which pandas marks a missing value
     for v in found:
         if not isinstance(v, str) and not (names and isinstance(v, (int, float))):
-            raise ValueError(_not_a_text(v))
+            raise ValueError(_not_a_text(v, "class" if names else "caption"))
     return [str(v) for v in found]
 
 
-def _not_a_text(value: Any) -> str:
-    """Why a value is no caption, and what to do."""
+def _not_a_text(value: Any, what: str) -> str:
+    """Why a value is no caption, or no class, and what to do."""
     if isinstance(value, Mapping):
         inner = [str(k) for k, v in value.items() if isinstance(v, str)]
-        example = f": ?caption=COLUMN.{inner[0]}" if inner else ""
-        return (
-            f"a caption given as an object with the keys {', '.join(map(str, value))}; name the one that holds the text{example}, "
-            "or write texts"
-        )
-    return f"a caption given as {type(value).__name__} {str(value)[:40]}; expected a text or a list of texts"
+        example = f": ?{'label' if what == 'class' else what}=COLUMN.{inner[0]}" if inner else ""
+        keys = ", ".join(map(str, value))
+        return f"a {what} given as an object with the keys {keys}; name the one that holds the text{example}, or write texts"
+    return f"a {what} given as {type(value).__name__} {str(value)[:40]}; expected a text or a list of texts"
 
 
 _TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None)"""
