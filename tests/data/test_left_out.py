@@ -9,7 +9,7 @@ import pytest
 
 import sources_fixture
 from diptych.data.sources import open_source
-from sources_fixture import picture, problems, put
+from sources_fixture import picture, problems, put, tar_bytes
 
 own_cache, root = sources_fixture.own_cache, sources_fixture.root  # pytest finds them here
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -76,3 +76,17 @@ def test_other_folders_with_tables_are_split_by_hash_and_a_strange_table_is_a_pr
     assert found.keys() == {"first/9.png", "third/metadata.csv"} and found["first/9.png"] == "not named in first/captions.jsonl"
     parts = [source.split(part) for part in ("train", "validation", "test")]
     assert sum(map(len, parts)) == 7
+
+
+def test_texts_of_clips_that_are_not_read_and_members_without_an_ending(tmp_path: Path) -> None:
+    for name in ("a.gif", "b.wmv"):
+        put(f"{tmp_path}/clips/{name}", picture(1, "GIF"))
+        put(f"{tmp_path}/clips/{name[0]}.txt", "a clip")
+    for i in range(3):
+        put(f"{tmp_path}/clips/c/{i}.png", picture(i))
+    put(f"{tmp_path}/clips/c.txt", "a folder of frames")
+    source = open_source(f"video:{tmp_path}/clips")
+    assert len(source) == 2 and problems(source) == {"b.txt": "a text without a clip of its name"}
+    members = [("a.png", picture(1)), ("a.txt", "one"), ("b", picture(2)), (".hidden", "x")]
+    source = open_source("wds:" + put(f"{tmp_path}/t.tar", tar_bytes(members)))
+    assert len(source) == 1 and problems(source) == {"t.tar:b": "no ending that says what it is"}

@@ -83,6 +83,16 @@ def test_unchanged_data_gets_no_note_and_older_runs_are_compared_too(
     assert "has changed: " in capsys.readouterr().err
 
 
+def test_another_seed_is_another_order_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = start(tmp_path, monkeypatch)
+    for budget, seed, noted in ((32, 0, False), (48, 3, True), (64, 3, False)):
+        capsys.readouterr()
+        train(load_recipe("clip", [*given, f"budget={budget} samples", f"seed={seed}"]), tmp_path / "run", resume=True)
+        assert ("seed was 0 and is 3 now: from step 4 on" in capsys.readouterr().err) == noted
+
+
 def test_a_resumed_run_keeps_the_size_of_its_images(tmp_path: Path) -> None:
     given = [g for g in GIVEN if not g.startswith("data.image_size")]
     train(load_recipe("clip", [*given, "data.train=scenes:small?size=32", "budget=8 samples"]), tmp_path / "run")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from diptych.config.budget import Spent
-from diptych.config.recipe import Recipe, Stage
+from diptych.config.recipe import Recipe, Stage, load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import append_jsonl, read_json_or, read_jsonl, write_json, write_jsonl, write_text
 from diptych.data.notes import compare_data, data_of
@@ -67,10 +67,9 @@ class Record:
             for rest in path.glob(".*.tmp"):
                 shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
         if resumed:
-            write_text(
-                self.out / "recipe.yaml", self.recipe.anchored().to_yaml()
-            )  # a resumed run may have been given a larger budget
             self._note_changes(setup, step)
+            recipe = self.recipe.anchored()  # a resumed run may have been given a larger budget
+            write_text(self.out / "recipe.yaml", recipe.to_yaml())
         else:
             describe(setup, self.out)
         for name in ("metrics.jsonl", "validation.jsonl"):
@@ -79,7 +78,15 @@ class Record:
                 write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= step])
 
     def _note_changes(self, setup: Setup, step: int) -> None:
-        """Say what has changed in the data since the run began, and keep it in environment.json."""
+        """Say what has changed in the data since the run began, also in environment.json, and whether its order has changed."""
+        saved = self.out / "recipe.yaml"
+        before = load_recipe(str(saved)).seed if saved.is_file() else self.recipe.seed
+        if before != self.recipe.seed:
+            print(
+                f"note: seed was {before} and is {self.recipe.seed} now: from step {step} on, samples are drawn in another order, "
+                "so some of an epoch may be read twice and others not at all; leave --seed away to keep the order",
+                file=sys.stderr,
+            )
         path = self.out / "environment.json"
         environment: dict[str, Any] = read_json_or(path, {})
         now = data_of(learned_from(setup))

@@ -24,7 +24,8 @@
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
 A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes
-``?split=train|validation|test``. A bare path to a directory, .csv, .tsv, .jsonl, .parquet, .tar or .json is understood.
+``?split=train|validation|test``. A bare path to a directory, .csv, .tsv, .jsonl, .parquet, .tar or .json is understood; what a
+.json holds (COCO, Karpathy's, conversations, rows) is read from its beginning.
 """
 
 from __future__ import annotations
@@ -56,7 +57,13 @@ SCHEMES = {
     "repeated": "diptych.data.sources.repeated:Repeated",
     "control": "diptych.data.control:Control",
 }
-ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "wds", ".json": "coco"}
+ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "wds"}
+ENDINGS[".json"] = "coco"  # or what its beginning shows
+REMEDIES = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet is not read: save the sheet as .csv"),
+    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst"), "compressed: unpack it first, such as by `gzip -d FILE`"),
+    **dict.fromkeys((".zip", ".rar", ".7z"), "an archive is not read: unpack it, and give the folder"),
+}
 _OWN = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)
 
 
@@ -93,7 +100,9 @@ def _scheme_of_path(address: str) -> str | None:
     path = files.normal(address.partition("?")[0])
     ending = next((e for e in ENDINGS if path.lower().endswith(e)), None)
     if ending and (not re.match(r"[\w.]+:(?!//)", path) or files.exists(path)):
-        return ENDINGS[ending]
+        return _scheme_of_json(path) if ending == ".json" else ENDINGS[ending]
+    if files.is_local(path) and (remedy := next((r for e, r in REMEDIES.items() if path.lower().endswith(e)), "")):
+        raise DiptychError(f"{path}: {remedy}" if files.exists(path) else f"{path}: there is no such file")
     if not files.is_local(path) or files.is_directory(path):
         return (
             "packed"
@@ -101,6 +110,18 @@ def _scheme_of_path(address: str) -> str | None:
             else "folder"
         )
     return None
+
+
+def _scheme_of_json(path: str) -> str:
+    """What a .json holds, from its beginning; COCO's if it cannot be read, which ``coco:`` then reports."""
+    from diptych.data.sources.table import HEAD, scheme_of_json
+    from diptych.data.storage import files
+
+    try:
+        head = files.read(path, 0, HEAD)
+    except Exception:  # remote file systems raise errors of their own
+        return "coco"
+    return scheme_of_json(head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "ignore"))
 
 
 def _open(kind: str, rest: str, address: str) -> Source:

@@ -8,10 +8,12 @@ import copy
 import hashlib
 import json
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,20 +65,18 @@ def texts(value: Any, key: str = "", names: bool = False) -> list[str]:
     found = [v for v in given if v is not None and v == v]  # NaN, by which pandas marks a missing value
     for v in found:
         if not isinstance(v, str) and not (names and isinstance(v, (int, float))):
-            raise ValueError(_not_a_text(v))
+            raise ValueError(_not_a_text(v, "class" if names else "caption"))
     return [str(v) for v in found]
 
 
-def _not_a_text(value: Any) -> str:
-    """Why a value is no caption, and what to do."""
+def _not_a_text(value: Any, what: str) -> str:
+    """Why a value is no caption, or no class, and what to do."""
     if isinstance(value, Mapping):
         inner = [str(k) for k, v in value.items() if isinstance(v, str)]
-        example = f": ?caption=COLUMN.{inner[0]}" if inner else ""
-        return (
-            f"a caption given as an object with the keys {', '.join(map(str, value))}; name the one that holds the text{example}, "
-            "or write texts"
-        )
-    return f"a caption given as {type(value).__name__} {str(value)[:40]}; expected a text or a list of texts"
+        example = f": ?{'label' if what == 'class' else what}=COLUMN.{inner[0]}" if inner else ""
+        keys = ", ".join(map(str, value))
+        return f"a {what} given as an object with the keys {keys}; name the one that holds the text{example}, or write texts"
+    return f"a {what} given as {type(value).__name__} {str(value)[:40]}; expected a text or a list of texts"
 
 
 _TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None)"""
@@ -128,6 +128,32 @@ def column(columns: list[str], names: tuple[str, ...], chosen: str | None, optio
         f"{where}: no {option} column (looked for {', '.join(names)}); columns: {', '.join(columns) or 'none'}; "
         f"name yours with ?{option}=NAME"
     )
+
+
+def file_column(columns: list[str], names: tuple[str, ...], chosen: str | None, first: Mapping[str, Any], where: str) -> str:
+    """The column of paths: as ``column``, but of several with usual names the first that holds a path in the first row, since
+    ``image`` may be a number next to ``file_name``.
+    """
+    known = [c for n in names for c in columns if c.lower() == n]
+    likely = [c for c in known if re.search(r"[/\\\\]|\.\w+\s*$", str(first.get(c, "")))]
+    return column(likely if chosen is None and likely else columns, names, chosen, "image", where)
+
+
+@cache
+def note_choice(where: str, option: str, chosen: str, others: tuple[str, ...]) -> None:
+    """Say once which column of several was taken."""
+    more = ", ".join(f"?{option}={other}" for other in others)
+    print(f"note: {where}: the {option} is read from the column '{chosen}'; others: {more}", file=sys.stderr)
+
+
+def word_column(columns: list[str], words: tuple[str, tuple[str, ...]], chosen: str | None, where: str) -> str:
+    """The column of texts, by ``column``; if there are several with usual names, a note says which was taken."""
+    option, names = words
+    found = column(columns, names, chosen, option, where)
+    others = tuple(c for c in columns if c.lower() in names and c != found)
+    if chosen is None and others:
+        note_choice(where, option, found, others)
+    return found
 
 
 class ListedSource(ABC):

@@ -11,7 +11,7 @@ from diptych.data.image import CONVERT, SUFFIXES, UNREAD
 from diptych.data.source import Problem
 from diptych.data.sources.base import PARTS, Entry
 from diptych.data.sources.parquet import CellSource, parquet_entries
-from diptych.data.sources.table import table_entries
+from diptych.data.sources.table import JSONL, table_entries
 from diptych.data.storage import files
 
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "species", "target", "fine_label")
@@ -89,15 +89,15 @@ class Classes(CellSource):
         self.problems += [Problem(f"{name}/", "a class folder without images") for name in empty]
 
     def _from_tables(self) -> Iterator[tuple[Entry, str]]:
-        if self.place.endswith(".parquet"):
+        if self.place.lower().endswith(".parquet"):
             rows = parquet_entries(self.place, self.problems, self.image, self.label, LABEL)
         else:
             urls = files.expand(self.place)
             if not urls or not files.exists(urls[0]):
                 raise DiptychError(f"classes:{self.place}: there is no such directory or table")
-            if wrong := [url for url in urls if not url.endswith((".csv", ".tsv", ".jsonl", ".ndjson"))]:
+            if wrong := [url for url in urls if not url.lower().endswith((".csv", ".tsv", ".json", *JSONL))]:
                 raise DiptychError(
-                    f"classes:{wrong[0]}: not a directory of class folders, and not a .csv, .tsv, .jsonl or .parquet table"
+                    f"classes:{wrong[0]}: not a directory of class folders, and not a .csv, .tsv, .json, .jsonl or .parquet table"
                 )
             rows = (
                 entry

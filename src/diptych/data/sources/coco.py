@@ -11,7 +11,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.sample import Region
 from diptych.data.source import Problem
 from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, clean, column, texts
-from diptych.data.sources.table import json_object, read_jsonl
+from diptych.data.sources.table import check_scheme, json_object, read_jsonl
 from diptych.data.storage import files
 
 PHRASES = ("phrase", "phrases", "expression", "sentence", "sentences", "label", "category", "name")
@@ -186,7 +186,9 @@ class RegionTable(ListedSource):
 
 def read_coco(place: str) -> dict[str, Any]:
     """A file with COCO's lists ``images`` and ``annotations``; DiptychError if it is another file."""
-    content = json_object(files.read_text(place), place)
+    text = files.read_text(place)
+    check_scheme(text, place, "COCO's object with the lists 'images' and 'annotations'", "coco")
+    content = json_object(text, place)
     if not isinstance(content.get("images"), list) or not isinstance(content.get("annotations"), list):
         keys = ", ".join(content)
         raise DiptychError(f"{place}: not a COCO file: needs the lists 'images' and 'annotations', has {keys}")

@@ -51,9 +51,7 @@ class Folder(ListedSource):
             images = sorted([*images, *unread])
         else:
             self.problems += [Problem(path, f"{kind} {CONVERT}") for path, kind in unread.items()]
-            stems = {str(PurePosixPath(path).with_suffix("")) for path in (*images, *unread)}
-            lone = (p for p in result if p.endswith(".txt") and p[:-4] not in stems and not _table_for(p, tables))
-            self.problems += [Problem(p, "a text without a picture of its name") for p in lone if not _ABOUT.match(files.name(p))]
+            self.problems += lone_texts([*images, *unread], result, "picture")
         yield from beside_or_in_table(self.place, images, result, self.problems)
 
     def split(self, name: str) -> ListedSource:
@@ -62,6 +60,16 @@ class Folder(ListedSource):
             return super().split(name)
         first = (entry.id.partition("/")[0] for entry in self._entries)
         return self._part_of(name, [i for i, folder in enumerate(first) if PART_FOLDERS.get(folder) == name])
+
+
+def lone_texts(items: list[str], found: list[str], what: str) -> list[Problem]:
+    """A problem for each .txt that has no item of its name, among the files that no table is for: its item may have an ending that
+    is not read.
+    """
+    tables = tables_of(found)
+    stems = {str(PurePosixPath(path).with_suffix("")) for path in items} | set(items)
+    texts_alone = (p for p in found if p.endswith(".txt") and p[:-4] not in stems and not _table_for(p, tables))
+    return [Problem(p, f"a text without a {what} of its name") for p in texts_alone if not _ABOUT.match(files.name(p))]
 
 
 def tables_of(found: list[str]) -> dict[str, str]:

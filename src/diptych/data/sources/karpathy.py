@@ -8,7 +8,7 @@ from typing import Any
 from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
 from diptych.data.sources.base import Entry, ListedSource
-from diptych.data.sources.table import json_object
+from diptych.data.sources.table import check_scheme, json_object
 from diptych.data.storage import files
 
 PARTS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
@@ -28,8 +28,14 @@ class Karpathy(ListedSource):
 
     def entries(self) -> Iterator[Entry]:
         """Every image that the address names."""
-        content = json_object(files.read_text(self.place), self.place)
+        text = files.read_text(self.place)
+        check_scheme(text, self.place, "Karpathy's object with the list 'images'", "karpathy")
+        content = json_object(text, self.place)
         images = content.get("images")
+        if isinstance(content.get("annotations"), list):
+            raise DiptychError(
+                f"{self.place}: expected Karpathy's list of images with sentences; it is a COCO file: coco:{self.place}"
+            )
         if not isinstance(images, list):
             raise DiptychError(f"{self.place}: not one of Karpathy's files: needs the list 'images', has {', '.join(content)}")
         here = files.parent(self.place)

@@ -14,7 +14,7 @@ from diptych.data.image import decode
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.sources.base import Entry, ListedSource, Names, bytes_of, image_of, joined_stamp
 from diptych.data.sources.parquet import parquet_rows
-from diptych.data.sources.table import read_jsonl
+from diptych.data.sources.table import JSONL, check_scheme, read_json, read_jsonl
 from diptych.data.storage import files
 
 COLUMNS = ("messages", "conversations")
@@ -136,18 +136,17 @@ class Conversations(ListedSource):
 
 
 def _rows(url: str, name: str) -> Iterator[Row]:
-    if url.endswith(".parquet"):
+    if url.lower().endswith(".parquet"):
         yield from ((f"{name}:{k}", row) for k, row in enumerate(parquet_rows(url)))
-    elif url.endswith((".jsonl", ".ndjson")):
+    elif url.lower().endswith(JSONL):
         yield from ((f"{name}:{line}", row) for line, row in read_jsonl(url)[1])
     else:
-        try:
-            content = json.loads(files.read_text(url))
-        except (ValueError, RecursionError) as error:
-            raise DiptychError(f"{url}: broken JSON: {error}") from error
-        if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-            raise DiptychError(f"{url}: expected LLaVA's list of {{id, image, conversations}}, found {type(content).__name__}")
-        yield from ((f"{name}:{k}", row) for k, row in enumerate(content))
+        columns, rows = read_json(url)
+        if "conversations" not in columns and "messages" not in columns:
+            expected = "LLaVA's list of {id, image, conversations}, or rows with messages"
+            check_scheme(files.read_text(url), url, expected, "llava")
+            raise DiptychError(f"{url}: expected {expected}; found the keys {', '.join(columns) or 'of no row'}")
+        yield from ((f"{name}:{k}", row) for k, row in rows)
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:

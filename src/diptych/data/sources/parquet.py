@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources.base import IMAGE_COLUMNS, Entry, ListedSource, column, split_key, texts
+from diptych.data.sources.base import IMAGE_COLUMNS, Entry, ListedSource, column, split_key, texts, word_column
 from diptych.data.sources.table import CAPTION
 from diptych.data.storage import files
 
@@ -100,7 +100,11 @@ def parquet_entries(
         with files.open_file(url) as file:
             parquet = open_parquet(file, url)
             names = parquet.schema_arrow.names
-            chosen = column(names, IMAGE_COLUMNS, image, "image", url), column(names, words[1], caption, words[0], url)
+            likely = [
+                field.name for field in parquet.schema_arrow if _holds_images(field.type)
+            ]  # not a number that is called image
+            usual = likely if image is None and any(n.lower() in IMAGE_COLUMNS for n in likely) else names
+            chosen = column(usual, IMAGE_COLUMNS, image, "image", url), word_column(names, words, caption, url)
             yield from _rows(url, name, prefix, stamp or "", parquet, *chosen, problems, words[0] != CAPTION[0])
 
 
@@ -120,7 +124,7 @@ def _rows(
     schema = parquet.schema_arrow
     kind = schema.field(image).type
     as_path = kinds.is_string(kind) or kinds.is_large_string(kind)
-    if not (as_path or kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_struct(kind)):
+    if not _holds_images(kind):
         raise DiptychError(f"{url}: column '{image}' holds {kind}; expected bytes, {{bytes, path}} or paths")
     caption, key = split_key(schema.names, caption)
     light = [f.name for f in schema if f.name != image and "binary" not in str(f.type)]
@@ -143,9 +147,18 @@ def _rows(
                 where = (url, group, i, image)
                 yield Entry(item, where, captions, row, f"{stamp}:{where[1:]}" if stamp else "")
             elif path and path.strip():
+                path = files.slashed(path, files.parent(url))
                 yield Entry(files.named(path, prefix, url), files.join(files.parent(url), path.strip()), captions, row)
             else:
                 problems.append(Problem(item, f"no path in column '{image}'"))
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    """Whether values of this type can be images: paths, bytes or ``{bytes, path}``."""
+    import pyarrow.types as kinds
+
+    tests = (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary, kinds.is_struct)
+    return any(test(kind) for test in tests)
 
 
 def class_names(schema: pa.Schema, name: str) -> list[str]:

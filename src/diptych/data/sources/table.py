@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diptych.core.errors import DiptychError
 from diptych.data.source import Problem
-from diptych.data.sources.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Entry, ListedSource, column, split_key, texts
+from diptych.data.sources.base import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Entry,
+    ListedSource,
+    file_column,
+    split_key,
+    texts,
+    word_column,
+)
 from diptych.data.storage import files
 from diptych.data.storage.separated import records
 
 CAPTION = ("caption", CAPTION_COLUMNS)  # an option, and the usual names of its column
+JSONL = (".jsonl", ".ndjson")
+HEAD = 65536  # characters that show what a .json holds
 Row = tuple[int, dict[str, Any]]  # line number in the file, fields
 
 
 class Table(ListedSource):
-    """Rows of a .csv, .tsv or .jsonl file (globs allowed); paths are relative to the file.
+    """Rows of a .csv, .tsv or .jsonl file, or of a .json with a list of objects (globs allowed); paths are relative to the file.
 
     Other columns go to ``extra``. A cell of captions may hold a list as JSON or Python writes it; of objects,
     ``?caption=COLUMN.KEY`` names the text. Rows with the same image are one sample.
@@ -52,14 +64,15 @@ def table_entries(
     if there is no such column.
     """
     name = prefix + files.name(url)
-    columns, rows = read_jsonl(url) if url.endswith((".jsonl", ".ndjson")) else read_csv(url, problems, name)
-    image = column(columns, paths, image, "image", url)
-    caption, key = split_key(columns, column(columns, words[1], caption, words[0], url))
+    columns, rows = read_rows(url, problems, name)
+    image = file_column(columns, paths, image, rows[0][1] if rows else {}, url)
+    caption, key = split_key(columns, word_column(columns, words, caption, url))
     for line, row in rows:
         path = row.pop(image, None)
         if not isinstance(path, str) or not path.strip():
             problems.append(Problem(f"{name}:{line}", f"no path in column '{image}'"))
             continue
+        path = files.slashed(path, files.parent(url))
         item = files.named(path, prefix, url)
         try:
             captions = texts(row.pop(caption, None), key, names=words[0] != CAPTION[0])
@@ -67,6 +80,13 @@ def table_entries(
             problems.append(Problem(item, f"{name}:{line}: {error}"))
             continue
         yield Entry(item, files.join(files.parent(url), path.strip()), captions, row)
+
+
+def read_rows(url: str, problems: list[Problem], name: str = "") -> tuple[list[str], list[Row]]:
+    """Column names and rows of a table of any kind, by the ending of its name."""
+    if url.lower().endswith(JSONL):
+        return read_jsonl(url)
+    return read_json(url) if url.lower().endswith(".json") else read_csv(url, problems, name)
 
 
 def read_csv(url: str, problems: list[Problem], name: str = "") -> tuple[list[str], list[Row]]:
@@ -79,7 +99,7 @@ def read_csv(url: str, problems: list[Problem], name: str = "") -> tuple[list[st
     """
     text = files.read_text(url).replace("\r\n", "\n").replace("\r", "\n")
     header = text.lstrip().partition("\n")[0]
-    delimiter = "\t" if url.endswith(".tsv") else max(",;\t|", key=header.count)
+    delimiter = "\t" if url.lower().endswith(".tsv") else max(",;\t|", key=header.count)
     name = name or files.name(url)
     rows: list[Row] = []
     columns: list[str] = []
@@ -114,6 +134,60 @@ def read_jsonl(url: str) -> tuple[list[str], list[Row]]:
         if line.strip():
             rows.append((number, json_object(line, f"{url}, line {number}")))
     return _keys(row for _, row in rows), rows
+
+
+def read_json(url: str) -> tuple[list[str], list[Row]]:
+    """All keys and all rows of a .json with a list of objects, or with one object a line. The rows of a list are numbered
+    from 0.
+    """
+    text = files.read_text(url)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if isinstance(_parsed(text.lstrip().partition("\n")[0]), dict):
+            return read_jsonl(url)
+        raise DiptychError(f"{url}: broken JSON: {error}") from error
+    if isinstance(content, dict):
+        lists = isinstance(content.get("images"), list)
+        if lists and isinstance(content.get("annotations"), list):
+            raise DiptychError(f"{url}: expected rows; it is a COCO file: give coco:{url}")
+        check_scheme(text, url, "rows", "jsonl")
+        content = [content]
+    if not isinstance(content, list):
+        raise DiptychError(f"{url}: expected a list of JSON objects {{…}}, found {type(content).__name__}")
+    for number, row in enumerate(content):
+        if not isinstance(row, dict):
+            raise DiptychError(f"{url}, entry {number}: expected a JSON object {{…}}, found {type(row).__name__}")
+    return _keys(content), list(enumerate(content))
+
+
+def scheme_of_json(text: str) -> str:
+    """The scheme that reads a .json, from its beginning: ``llava``, ``chat``, ``karpathy``, ``jsonl`` (a list of objects, or one a
+    line), else ``coco``.
+    """
+    text = text.lstrip()
+    talks = re.search(r'"(conversations|messages)"\s*:', text) is not None
+    if text.startswith("["):
+        return "llava" if talks else "jsonl"
+    first, _, rest = text.partition("\n")
+    if rest.lstrip().startswith("{") and isinstance(_parsed(first), dict):
+        return "chat" if talks else "jsonl"
+    return "karpathy" if re.search(r'"sentences"\s*:\s*\[\s*\{', text) else "coco"
+
+
+def check_scheme(text: str, place: str, expected: str, scheme: str) -> None:
+    """DiptychError, with the address to give, for a .json that another scheme reads. expected: what was looked for."""
+    other = scheme_of_json(text[:HEAD])
+    if other not in (scheme, "coco"):
+        what = {"jsonl": "rows with images and captions", "karpathy": "one of Karpathy's files"}.get(other, "conversations")
+        raise DiptychError(f"{place}: expected {expected}; it holds {what}: give {other}:{place}")
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _keys(rows: Iterable[dict[str, Any]]) -> list[str]:

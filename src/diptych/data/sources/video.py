@@ -15,7 +15,7 @@ from diptych.core.sample import Sample
 from diptych.data.image import SUFFIXES
 from diptych.data.source import BrokenItem
 from diptych.data.sources.base import IMAGE_COLUMNS, Entry, ListedSource
-from diptych.data.sources.folder import TABLES, beside_or_in_table
+from diptych.data.sources.folder import TABLES, beside_or_in_table, lone_texts
 from diptych.data.storage import digests, files
 from diptych.data.video import WITH_PILLOW, WITH_PYAV, decode_animation, decode_frames, decode_video
 
@@ -60,6 +60,7 @@ class Video(ListedSource):
             folders = frame_folders(result)
         else:
             directory, result, clips, folders = self._matched()
+        self.problems += lone_texts([*clips, *folders], result, "clip")
         if any(path.lower().endswith(WITH_PYAV) for path in clips):
             need("av", extra="video", what=f"video:{self.place}")
         for entry in beside_or_in_table(directory, [*clips, *folders], result, self.problems, VIDEO_COLUMNS):

@@ -83,7 +83,10 @@ class Wds(ListedSource):
                             raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
                         folder, _, base = member.name.rpartition("/")
                         key, _, kind = base.partition(".")
-                        if not member.isfile() or not key or not kind:
+                        if not member.isfile() or not key:
+                            continue
+                        if not kind:
+                            self.problems.append(Problem(f"{shard}:{member.name}", "no ending that says what it is"))
                             continue
                         is_text = kind.lower().rpartition(".")[2] in TEXTS
                         content = tar.extractfile(member).read() if is_text else None  # type: ignore[union-attr]

@@ -53,12 +53,22 @@ def name(url: str) -> str:
 
 
 def join(directory: str, path: str) -> str:
-    """``path`` relative to ``directory``; a URL or an absolute local path is returned as it is."""
+    """``path`` relative to ``directory``; a URL or an absolute local path is returned as it is. Backslashes count as slashes
+    (``slashed``).
+    """
+    path = slashed(path, directory)
     if not is_local(path) or (is_local(directory) and os.path.isabs(path)):
         return normal(path)
     protocol, base = _halves(directory)
     joined = posixpath.normpath(f"{base}/{path}" if base else path)
     return protocol + joined
+
+
+def slashed(path: str, directory: str) -> str:
+    """A path that Windows wrote, ``img\\\\a.png``, with slashes; as it is, if a file in the local directory has it as its name."""
+    if "\\" not in path or (is_local(directory) and os.path.exists(os.path.join(directory, path))):
+        return path
+    return path.replace("\\", "/")
 
 
 def exists(url: str) -> bool:
