@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diptych.benchmarks.base import NotApplicable, Progress, Task, retrieval_items
+from diptych.benchmarks.base import NotApplicable, Progress, Task, failed_items, retrieval_items
 from diptych.benchmarks.records import Records, Result, plain, write_json, write_jsonl
 from diptych.benchmarks.shots import with_examples
 from diptych.benchmarks.tasks import DEFAULT, TASKS, task
@@ -34,6 +35,7 @@ class Summary:
     seconds: float = 0.0
     results: list[Result] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)  # {"task", "reason"}
+    notes: list[dict[str, str]] = field(default_factory=list)  # {"task", "note"}: items without an answer, and why
 
     def value(self, task: str, metric: str) -> float | None:
         """The value of a task's metric; None if there is no such result."""
@@ -86,13 +88,16 @@ def evaluate(
             except NotApplicable as reason:
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue
-            state.note_problems(each, getattr(items, "problems", []))
+            problems = getattr(items, "problems", [])
+            state.note_problems(each, problems)
             try:
                 each.run(model, items, records, progress)
             except NotApplicable as reason:
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue
+            state.note_problems(each, [*problems, *failed_items(records.all())])
         results = each.summarise(records.all())
+        summary.notes += _failures(each.name, records.all())
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]
         summary.seconds += seconds
@@ -124,10 +129,22 @@ def recompute(folder: Path) -> Summary:
         if records:
             results = [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
             summary.results += results
+            summary.notes += _failures(name, records)
             summary.seconds += entry["seconds"]
             if not results and name not in {s["task"] for s in summary.skipped}:
                 summary.skipped.append(_without_results(each))
     return summary
+
+
+def _failures(name: str, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """A note on the items for which the model could not give an answer, with the commonest reason."""
+    failed = failed_items(records)
+    if not failed:
+        return []
+    reasons = Counter(reason for r in records for reason in r.get("failed", {}).values())
+    why, times = reasons.most_common(1)[0]
+    note = f"{len(failed)} of {len(records)} items without all answers ({times} times: {why[:200]}); all reasons are in the records"
+    return [{"task": name, "note": note}]
 
 
 def _without_results(each: Task) -> dict[str, str]:

@@ -59,5 +59,7 @@ def print_summary(summary: Summary) -> None:
         table.add_row(f"  {escape(r.metric)}", mark, number(r.value, share), around, number(r.chance, share), *controls, str(r.n))
     console = Console()
     console.print(table)
+    for note in summary.notes:
+        console.print(f"{note['task']}: {note['note']}", markup=False, highlight=False)
     for skipped in summary.skipped:
         console.print(f"{skipped['task']}: skipped, {skipped['reason']}", markup=False, highlight=False)
