@@ -76,7 +76,7 @@ def test_an_item_that_is_refused_is_recorded_and_the_others_go_on(tmp_path: Path
     assert len(records) == 8 and records["2"]["answer"] is None and "content management policy" in records["2"]["failed"]["correct"]
     assert [i for i, r in records.items() if "failed" in r] == ["2"]
     [note] = found.notes
-    assert note["task"] == "pope" and note["note"].startswith("1 of 8 items without all answers (3 times: status 400")
+    assert note["task"] == "pope" and note["note"].startswith("1 of 8 items have no answer; most often: status 400")
     assert [(p["item"], p["task"]) for p in read_jsonl(tmp_path / "out/problems.jsonl")] == [("2", "pope")]
     assert recompute(tmp_path / "out").notes == found.notes == read_json(tmp_path / "out/summary.json")["notes"]
 
@@ -148,7 +148,7 @@ def test_captions_and_requests_that_failed_are_noted(tmp_path: Path, waits: list
     with tiny.endpoint(lambda n, body: FILTERED if n in (2, 3) else (200, {}, said("a thing"))) as asked:
         model = load(f"openai:{asked.url}?model=m&parallel=1")
         found = evaluate(model, Plain(), [task("captions?n=4")], tmp_path / "out", key="k")
-        assert found.notes[0]["note"].startswith("2 of 4 items without all answers")
+        assert found.notes[0]["note"].startswith("1 of 4 items have no answer, 1 more none under a control")
         red = evaluate(model, None, [task("redteam")], tmp_path / "red", key="k")
         assert red.notes == []
     failed = [list(r["failed"]) for r in read_jsonl(tmp_path / "out/records/captions.jsonl") if "failed" in r]
@@ -183,6 +183,7 @@ def test_thinking_is_not_read_as_the_answer(tmp_path: Path) -> None:
     with tiny.endpoint(lambda n, body: (200, {}, thought)) as asked:
         found = evaluate(load(f"openai:{asked.url}?model=m"), None, [pope])
     assert found.results[0].unparsed == 4
+    assert [n["note"].partition(";")[0] for n in found.notes] == ["4 of 4 answers end within the thinking"]
 
 
 def test_parameters_of_newer_models_are_options_of_the_address() -> None:
