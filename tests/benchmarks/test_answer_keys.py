@@ -116,7 +116,7 @@ def test_pope_reads_a_table_with_images(tmp_path: Path) -> None:
     rows = ["index\tquestion\tanswer\tcategory\timage"]
     rows += [f"{i}\tIs there a cat <{i}>?\t{['Yes', 'No'][i % 2]}\tpopular\t{[picture(10 + i), i - 1][i % 2]}" for i in range(4)]
     (tmp_path / "pope.tsv").write_text("\n".join(rows) + "\n")
-    (tmp_path / "a.jsonl").write_text("".join(f'{{"question_id": {i}, "answer": "yes"}}\n' for i in range(4)))
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"index": {i}, "answer": "No", "prediction": "yes"}}\n' for i in range(4)))
     found = pope.score_files(tmp_path / "pope.tsv", tmp_path / "a.jsonl")[0]
     assert (found.value, found.n, found.clusters) == (0.5, 4, 2)
     asked = evaluate(speaker({(10, "cat"): "yes"}, "no"), None, [pope.Pope(file=f"{tmp_path}/pope.tsv")]).results[0]

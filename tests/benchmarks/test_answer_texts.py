@@ -40,7 +40,7 @@ def test_choices_are_read_as_they_are_meant() -> None:
             for text in texts if meaning != "options" else []:
                 found = parse_choice(text, group["options"])
                 read.append((text, meaning, UNREADABLE if found is None else "ABCD"[found]))
-    assert len(read) > 600 and sum(meaning == UNREADABLE for _, meaning, _ in read) > 120
+    assert len(read) > 750 and sum(meaning == UNREADABLE for _, meaning, _ in read) > 120
     check(read)
 
 
@@ -48,7 +48,7 @@ def test_yes_and_no_are_read_as_they_are_meant() -> None:
     words = {True: "yes", False: "no", None: UNREADABLE}
     groups = corpus("yes_no_texts.json").values()
     read = [(t, meaning, words[parse_yes_no(t)]) for group in groups for meaning, texts in group.items() for t in texts]
-    assert len(read) > 250 and sum(meaning == UNREADABLE for _, meaning, _ in read) > 60
+    assert len(read) > 300 and sum(meaning == UNREADABLE for _, meaning, _ in read) > 60
     check(read)
 
 

@@ -187,7 +187,7 @@ def test_problems_of_earlier_tasks_stay(tmp_path: Path) -> None:
 def test_files_are_as_documented(tmp_path: Path) -> None:
     evaluate(oracle(), World(), out=tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert set(summary) == {"model", "data", "data_fingerprint", "seconds", "results", "skipped"}
+    assert set(summary) == {"model", "data", "data_fingerprint", "seconds", "results", "skipped", "notes"}
     fields = "task metric value low high n clusters chance higher_is_better controls ties nans seconds by unparsed band slices"
     assert all(set(r) == set(fields.split()) for r in summary["results"])
     embeddings = np.load(tmp_path / "embeddings.npz")

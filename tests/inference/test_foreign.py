@@ -327,13 +327,13 @@ def test_endpoint_scores_by_the_probability_of_yes() -> None:
 
 @pytest.mark.parametrize("trouble", [(503, {}, b"busy"), (429, {"Retry-After": "0"}, b""), (200, {}, b"<html>"), (500, {}, b"")])
 def test_endpoint_tries_again(trouble: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.inference.foreign.endpoint.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("diptych.inference.foreign.asking.time.sleep", lambda seconds: None)
     with tiny.endpoint(lambda n, body: trouble if n < 3 else (200, {}, said("done"))) as asked:
         assert load(f"openai:{asked.url}?model=m").generate(images(1)) == ["done"]
         assert len(asked) == 3
     with tiny.endpoint(lambda n, body: trouble) as asked:
         with pytest.raises(DiptychError, match="gave up after 3 attempts"):
-            load(f"openai:{asked.url}?model=m&retries=2").generate(images(1))
+            load(f"openai:{asked.url}?model=m&retries=2&patience=0").generate(images(1))
         assert len(asked) == 3
 
 
@@ -342,7 +342,8 @@ def test_endpoint_tries_again(trouble: tuple, monkeypatch: pytest.MonkeyPatch) -
     [
         ((401, {}, b"no such key"), "is the key in the environment variable OPENAI_API_KEY"),
         ((400, {}, b"images are not understood"), "status 400: images are not understood"),
-        ((200, {}, {"error": "x"}), "not an answer of chat completions"),
+        ((200, {}, {"error": "x"}), 'status 200 with an error: "x"'),
+        ((200, {}, {"x": 1}), "not an answer of chat completions"),
     ],
 )
 def test_endpoint_gives_up_at_once_where_trying_does_not_help(reply: tuple, message: str) -> None:
@@ -354,7 +355,7 @@ def test_endpoint_gives_up_at_once_where_trying_does_not_help(reply: tuple, mess
 
 
 def test_no_server_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.inference.foreign.endpoint.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("diptych.inference.foreign.asking.time.sleep", lambda seconds: None)
     with pytest.raises(DiptychError, match=r"refused.*gave up after 2 attempts"):
         load("openai:http://127.0.0.1:9/v1?model=m&retries=1").generate(images(1))
 

@@ -6,12 +6,13 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from diptych.benchmarks.probes.embedding import modality_gap
+from diptych.benchmarks.records import Result
+from diptych.benchmarks.run import Summary
 from diptych.core.arrays import unit_rows
 from diptych.core.errors import DiptychError
 from diptych.report import build_report, print_summary, print_table
@@ -363,9 +364,9 @@ def test_terminal(known: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert len(cells) > 20 and cells == set(re.findall(r"\d+\.\d \[\d+\.\d–\d+\.\d\]", table)), "no interval is cut off"
         assert "…" not in table and max(map(len, table.splitlines())) <= int(width)
     monkeypatch.setenv("COLUMNS", "160")
-    rows = [SimpleNamespace(**result("controlled", "binding", 0.51, 0.5, controls={"blind": 0.5, "shuffled": None}))]
+    rows = [Result(**result("controlled", "binding", 0.51, 0.5, controls={"blind": 0.5, "shuffled": None}))]
     skipped = [{"task": "captions", "reason": "the model has no generate"}]
-    print_summary(SimpleNamespace(model="m", data="scenes:", results=rows, skipped=skipped))  # type: ignore[arg-type]
+    print_summary(Summary("m", "scenes:", "", results=rows, skipped=skipped))
     shown = capsys.readouterr().out
     assert "46.1–55.9" in shown and "captions: skipped, the model has no generate" in shown
     assert re.search(r"binding +≈ +51\.0 ", shown)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from diptych.benchmarks.records import Record, Records, Result
-from diptych.core.capabilities import Image, Model
+from diptych.core.capabilities import Image, Model, Unanswered
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.source import BrokenItem, Problem, Source
@@ -96,6 +96,22 @@ def at_least_two(items: Items) -> Items:
 def images_of(items: Sequence[Sample]) -> list[Image]:
     """The images of the samples that have one."""
     return [item.image for item in items if item.image is not None]
+
+
+def batch_for(model: Model, batch: int) -> int:
+    """How many items to ask at once: fewer of a model behind a server, so that its answers are recorded soon."""
+    return min(batch, getattr(model, "at_once", 0) or batch)
+
+
+def failures(answers: Mapping[str, Any]) -> Record:
+    """``{"failed": {name: reason}}`` of the answers that a model could not give; empty if it gave all."""
+    reasons = {name: answer.reason for name, answer in answers.items() if isinstance(answer, Unanswered)}
+    return {"failed": reasons} if reasons else {}
+
+
+def failed_items(records: Iterable[Record]) -> list[Problem]:
+    """The items for which the model could not give an answer, with the reasons."""
+    return [Problem(str(r["item"]), "; ".join(f"{k}: {v}" for k, v in r["failed"].items())) for r in records if r.get("failed")]
 
 
 def count_not_finite(scores: np.ndarray) -> int:

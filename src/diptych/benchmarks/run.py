@@ -7,13 +7,15 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diptych.benchmarks.base import NotApplicable, Progress, Task, retrieval_items
+from diptych.benchmarks.answers.final import without_thinking
+from diptych.benchmarks.base import NotApplicable, Progress, Task, failed_items, retrieval_items
 from diptych.benchmarks.records import Records, Result, plain, write_json, write_jsonl
 from diptych.benchmarks.shots import with_examples
 from diptych.benchmarks.tasks import DEFAULT, TASKS, task
@@ -22,6 +24,8 @@ from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
+
+MAIN = frozenset({"correct", "generated", "said"})  # names of a model's own answer in ``failed``; the others are of controls
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Summary:
     seconds: float = 0.0
     results: list[Result] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)  # {"task", "reason"}
+    notes: list[dict[str, str]] = field(default_factory=list)  # {"task", "note"}: answers that are missing or cut off, and why
 
     def value(self, task: str, metric: str) -> float | None:
         """The value of a task's metric; None if there is no such result."""
@@ -86,13 +91,16 @@ def evaluate(
             except NotApplicable as reason:
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue
-            state.note_problems(each, getattr(items, "problems", []))
+            problems = getattr(items, "problems", [])
+            state.note_problems(each, problems)
             try:
                 each.run(model, items, records, progress)
             except NotApplicable as reason:
                 summary.skipped.append({"task": each.name, "reason": str(reason)})
                 continue
+            state.note_problems(each, [*problems, *failed_items(records.all())])
         results = each.summarise(records.all())
+        summary.notes += _notes(each.name, records.all())
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]
         summary.seconds += seconds
@@ -124,10 +132,30 @@ def recompute(folder: Path) -> Summary:
         if records:
             results = [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
             summary.results += results
+            summary.notes += _notes(name, records)
             summary.seconds += entry["seconds"]
             if not results and name not in {s["task"] for s in summary.skipped}:
                 summary.skipped.append(_without_results(each))
     return summary
+
+
+def _notes(name: str, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Notes on a task: items for which the model could give no answer, with the commonest reason, and answers that end within the
+    thinking.
+    """
+    notes = []
+    if failed := failed_items(records):
+        main = sum(not MAIN.isdisjoint(r.get("failed", {})) for r in records)
+        why, _ = Counter(reason for r in records for reason in r.get("failed", {}).values()).most_common(1)[0]
+        others = f", {len(failed) - main} more none under a control" if len(failed) > main else ""
+        notes.append(
+            f"{main} of {len(records)} items have no answer{others}; most often: {why[:200]} (all reasons: failed in the records)"
+        )
+    said = [r["answer"] for r in records if isinstance(r.get("answer"), str)]
+    if cut := sum(bool(text.strip()) and not without_thinking(text) for text in said):
+        remedy = f"give more tokens: {name}?max_tokens=2000, or &max_tokens=2000 in the address of an endpoint"
+        notes.append(f"{cut} of {len(records)} answers end within the thinking; {remedy}")
+    return [{"task": name, "note": note} for note in notes]
 
 
 def _without_results(each: Task) -> dict[str, str]:

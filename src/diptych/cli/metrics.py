@@ -64,8 +64,11 @@ def captions(
 @app.command()
 def vqa(
     questions: Annotated[Path, typer.Option(help="VQAv2 questions.")],
-    annotations: Annotated[Path, typer.Option(help="VQAv2 annotations.")],
     results: Annotated[Path, typer.Option(help="VQAv2 results.")],
+    annotations: Annotated[
+        Path | None, typer.Option(help="VQAv2 annotations; without them the questions hold the answers (TextVQA, DocVQA).")
+    ] = None,
+    anls: Annotated[bool, typer.Option("--anls", help="Also ANLS, the metric of DocVQA, ST-VQA and InfographicVQA.")] = False,
     json_: Json = False,
 ) -> None:
     """VQA accuracy against ten human answers, as its evaluator computes it, with slices by type of answer and of question.
@@ -77,12 +80,14 @@ def vqa(
 
     R.json: `[{"question_id": 7, "answer": "cat"}, …]`
 
+    TextVQA and DocVQA: `{"data": [{"question_id": 7, "image_id": "a1", "question": "What is it?", "answers": ["cat", …]}, …]}`
+
     `diptych metrics vqa --questions Q.json --annotations A.json --results R.json`
     """
     from diptych.benchmarks.answers.vqa import DIFFERS, score_files
     from diptych.cli.results import show_results
 
-    scores = score_files(questions, annotations, results)
+    scores = score_files(questions, annotations, results, anls)
     differ = [part["n"] for r in scores for part in r.slices if part["slice"] == DIFFERS]
     why = "where all people agree, the official script (accuracy) compares answers as they are, with case, articles and punctuation"
     show_results(

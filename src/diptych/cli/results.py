@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from diptych.benchmarks.records import Result
 
 
+WIDE = 160  # characters of a line in a file or a pipe, where no terminal sets the width
 FEW_CLUSTERS = 10  # with fewer, intervals are too narrow (docs/metrics.md)
 
 
@@ -60,7 +62,7 @@ def show_results(results: Sequence[Result], *, json_: bool, notes: Sequence[str]
                 *[""] * len(columns),
                 *counts,
             )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(table)
     for name, rows in more.items():
         _rows(console, name, rows)
@@ -96,7 +98,7 @@ def show_rows(title: str, rows: Sequence[Any], json_: bool) -> None:
         return
     from rich.console import Console
 
-    _rows(Console(), title, rows)
+    _rows(Console(width=None if sys.stdout.isatty() else WIDE), title, rows)
 
 
 def print_json(value: Any) -> None:

@@ -129,17 +129,32 @@ def all_pairs(n: int, m: int) -> np.ndarray:
     return np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), -1).reshape(-1, 2)
 
 
+class Unanswered(str):
+    """An answer that a model could not give: an empty text with the ``reason``. The item is kept without an answer."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> Unanswered:
+        """The empty text with its reason."""
+        made = super().__new__(cls, "")
+        made.reason = reason
+        return made
+
+
 class Adapter:
     """Base class of adapters for models of other libraries: override the methods that the model supports, and name them in
     ``capabilities``.
 
     ``score`` is derived: cosines if the model embeds, else log P(text | image).
     ``key`` names weights and settings, so that results can be kept; None: unknown, everything is computed again.
+    ``at_once``: how many items to ask of it before their records are written; 0: as the task does. ``generate`` may return
+    ``Unanswered(reason)`` in place of a text.
     """
 
     name: str = "model"
     capabilities: frozenset[str] = frozenset()
     key: str | None = None
+    at_once: int = 0
 
     def cannot(self, what: str) -> NoReturn:
         """Raise DiptychError that says what the model cannot do, and what it can."""

@@ -45,7 +45,8 @@ _RIGHT = (
 _TAKEN = (  # words before a letter that choose it
     r"(?:(?<![^\W_])(?:i|we)(?:(?:'d|'ll|\s+would|\s+will|\s+have\s+to)?"
     r"\s+(?:choose|pick|select|say|answer|go\s+(?:with|for))|(?:'m|\s+am|'re|\s+are)\s+going\s+with)\s*:?"
-    r"|(?<![^\W_])(?:(?:it|that|this)(?:'s|\s+is|\s+must\s+be|\s+has\s+to\s+be|\s+should\s+be)|es\s+ist|(?<!no )es\s+la|(?<!no )es)"
+    r"|(?<![^\W_])(?:(?:it|that|this|which)(?:'s|\s+is|\s+must\s+be|\s+has\s+to\s+be|\s+should\s+be)"
+    r"|es\s+ist|(?<!no )es\s+la|(?<!no )es)"
     r"|(?<![^\W_])(?:therefore|thus|hence|so|also|daher|somit|folglich|por\s+lo\s+tanto|por\s+tanto|así\s+que),?"
     r"|(?<![^\W_])(?:ich\s+(?:wähle|nehme)|elijo|escojo|selecciono)"
     r"|选(?:择|了)?(?!项)[:：]?|(?:所以|因此|故),?"
@@ -142,14 +143,17 @@ class _Reader:
         """The options that the text gives as its answer by letter, each way of saying it that applies."""
         rest = without_questions(self.without_listing(text)).strip()
         said = without_questions(text)
-        found = set(self.leading(rest)) | set(self.stated(said)) | set(self.leading(rest.rpartition("\n")[2].strip(), last=True))
+        last = rest.rpartition("\n")[2].strip()
+        found = set(self.leading(rest)) | set(self.stated(said)) | set(self.leading(last, last=True))
+        if alone := re.search(rf"\w\w[.!。]\s+{self.letter}[\s).]*$", said):  # "There are two. B"
+            found.add(self.index(alone))
         return found or set(self.in_brackets(said))
 
     def without_listing(self, text: str) -> str:
         """The text without a repetition of the options, in lines or in a row."""
         mark = rf"(?:^|[\n,;.])\s*{_OPTION}{self.letter}\s*[).:、-]"
         before = [(m, text[max(0, m.start() - BEFORE) : m.start()].rpartition("\n")[2]) for m in re.finditer(mark, text)]
-        starts = [m for m, words in before if not _NOT.search(words)]
+        starts = [m for m, words in before if not _NOT.search(words) and words.count("(") <= words.count(")")]
         listed = {self.index(m) for m in starts}
         if len(listed) < 2:
             return text
@@ -174,8 +178,9 @@ class _Reader:
         elif re.match(r"\s*[).:、。,–-]", rest) or start["in"]:
             if other is not None and not own:
                 raise _Several  # "B. cat", where B is a dog
-            wrong = re.match(_WRONG, re.sub(r"^\s*[).:、,-]", "", rest)) and not re.match(_RIGHT, rest)
-            joined = rf"{_OR}\s*{_OPTION}{self.letter}\s*[).:]"
+            body = re.sub(r"^\s*[).:、,-]", "", rest)
+            wrong = re.match(_WRONG, body) and not re.match(_RIGHT, body)
+            joined = rf"(?:(?<![^\W_])(?:or|and|oder|und|o|y)(?![^\W_])|[/&或和])\s*{_OPTION}{self.letter}\s*[).:]"
             if any(self.index(m) != i for m in re.finditer(joined, rest.partition("\n")[0])) and not _NOT.search(line):
                 raise _Several  # "A. cat or B. dog"
             if not wrong and (own or not last):
@@ -191,7 +196,7 @@ class _Reader:
         for m in re.finditer(rf"(?i:{_TAKEN}){self.letter}", text):
             if self.is_letter(m, text) and (m["in"] or re.match(_CLOSED, text[m.end() :])):
                 yield self.index(m)
-        for m in re.finditer(rf"{self.letter}(?i:{_RIGHT})", text):
+        for m in re.finditer(rf"{self.letter}[)\]]?(?i:{_RIGHT})", text):
             if not _denied(text, m.start()):
                 yield self.index(m)
         for m in re.finditer(rf"(?i:\bwürde\s+){self.letter}(?i:\s+(?:wählen|nehmen))", text):
@@ -216,7 +221,8 @@ class _Reader:
         """Raises _Several if another letter follows: "A or B", "A, B", "(A) (B)"."""
         if m["in"] and re.match(rf"\s*[(\[][{re.escape(self.letters)}][)\]]", text[m.end() :]):
             raise _Several
-        another = rf"\s*[)\].:]?\s*{_OR}\s*(?:(?:or|and)\s+)?{_OPTION}{self.letter}(?P<end>.?.?)"
+        hedge = r"(?:(?:or|and|possibly|maybe|perhaps|also|even|vielleicht|quizás)\s+)*"
+        another = rf"\s*[)\].:]?\s*{_OR}\s*{hedge}{_OPTION}{self.letter}(?P<end>.?.?)"
         following = re.match(another, text[m.end() :], re.DOTALL)
         if not following:
             return

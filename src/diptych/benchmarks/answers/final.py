@@ -9,6 +9,7 @@ _END = re.compile(rf"</(?:{_NAMES})>|◁/think▷|<\|end_of_thought\|>|\[/THINK\
 _START = re.compile(rf"<(?:{_NAMES})>|◁think▷|<\|begin_of_thought\|>|\[THINK\]", re.IGNORECASE)
 _MARKED = re.compile(r"<answer>(.*?)</answer>|<\|begin_of_box\|>(.*?)<\|end_of_box\|>", re.IGNORECASE | re.DOTALL)
 _JSON = re.compile(r'"(?:final[_ ]?)?answer"\s*:\s*(?:"((?:[^"\\]|\\.)*)"|([\w.]+))', re.IGNORECASE)
+_TOKENS = re.compile(r"</?s>|<\|\w+\|>|<(?:eos|bos|pad|end_of_turn|end_of_utterance)>")  # special tokens that were not removed
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|rm)\s*\{([^{}]*)\}")
 NUMBERS = {
     "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
@@ -27,8 +28,8 @@ def without_thinking(text: str) -> str:
 
 def marked(text: str) -> list[str]:
     """The texts in ``<answer>…</answer>``, ``\\boxed{…}``, box tokens and a JSON field ``answer``; empty without such a mark."""
-    found = [next(part for part in m.groups() if part is not None) for m in _MARKED.finditer(text)]
-    found += _boxed(text)
+    outer = [next(part for part in m.groups() if part is not None) for m in _MARKED.finditer(text)]
+    found = [inner for part in outer for inner in _boxed(part) or [part]] + _boxed(_MARKED.sub("", text))
     if not found:
         found = [m[1] if m[1] is not None else m[2] for m in _JSON.finditer(text)]
     return [_WRAPPED.sub(r"\1", part).strip() for part in found]
@@ -48,7 +49,7 @@ def _boxed(text: str) -> list[str]:
 
 def plain_text(text: str) -> str:
     """A text without Markdown, quotation marks and full-width forms."""
-    text = text.translate(WIDE).replace("’", "'")
+    text = _TOKENS.sub(" ", text).translate(WIDE).replace("’", "'")
     text = re.sub(r"""[*`"“”‘「」]|__|(?m:^\s*(?:\#+|>)\s*)|(?m:^')|(?m:'$)""", "", text)
     return text.strip()
 
@@ -65,7 +66,8 @@ HEAD = (
     r"(?:(?<![^\W_])(?:answer|solution|antwort|lösung|respuesta|solución)(?:\s+(?:correcta|final))?"
     r"(?:\s+(?:to|for)\s+(?:this|the|your)\s+question)?(?![^\W_])"
     r"|(?<![^\W_])(?:correct|right|best|most\s+(?:likely|appropriate)|richtige|korrekte|beste)\s+(?:option|choice|one|letter|wahl)"
-    r"|(?<![^\W_])(?:selected\s+option|option|choice|selection|response|output|label|result|wahl|auswahl|opción)\s*(?=:)|答(?=:)"
+    r"|(?<![^\W_])(?:selected\s+option|option|choice|selection|response|assistant|output|label|result|wahl|auswahl|opción)\s*(?=:)|答(?=:)"
+    r"|(?<![^\W_])my\s+(?:guess|choice|pick|prediction)(?![^\W_])"
     r"|(?<![^\W_])answer\s+that\s+(?:\w+\s+){1,4}(?=is\s)"
     r"|(?<![^\W_])opción\s+correcta|(?<![^\W_])richtig\s+(?=ist)|答案|正确的?选项)(?:,[^,.;\n]{1,30},)?"
 )

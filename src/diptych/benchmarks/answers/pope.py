@@ -257,9 +257,11 @@ def score_files(questions: Path, answers: Path) -> list[Result]:
 
 def _answers(table: Table, questions: Sequence[Question], path: Path) -> dict[str, str | None]:
     """{question: answer}: joined by question_id or, where the answers have none, line by line."""
-    texts = table.column("answer", "answer", aliases=("text",))
-    if table.has("question_id"):
-        given = dict(zip(table.unique("question_id"), texts, strict=True))
+    # VLMEvalKit's files hold the right answer as ``answer`` and the model's as ``prediction``.
+    texts = table.column("prediction" if table.has("prediction") else "answer", "answer", aliases=("text",))
+    name = next((name for name in ("question_id", "index") if table.has(name)), "")
+    if name:
+        given = dict(zip(table.unique(name), texts, strict=True))
         match(list(given), [q.id for q in questions], table, path)
         return given
     if len(table) != len(questions):

@@ -25,7 +25,7 @@ import numpy as np
 
 from diptych.benchmarks.answers.confidence import calibration_results, coverage_results
 from diptych.benchmarks.answers.keys import LETTERS
-from diptych.benchmarks.base import Items, NotApplicable, Progress, by_item, count_not_finite
+from diptych.benchmarks.base import Items, NotApplicable, Progress, batch_for, by_item, count_not_finite, failures
 from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.metrics.ranking import lowest_if_not_finite
 from diptych.benchmarks.pictures import ImageRef, load_image
@@ -33,7 +33,7 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import shares
 from diptych.benchmarks.shots import check_examples, examples_argument
 from diptych.benchmarks.statistics import mean, spread
-from diptych.core.capabilities import Example, Image, Model
+from diptych.core.capabilities import Example, Image, Model, Unanswered
 from diptych.core.sample import Sample
 from diptych.data.source import Source
 
@@ -161,8 +161,9 @@ class QuestionTask:
             return load_file(q.image) if isinstance(q.image, str) else load_image(q.image, q.id)
 
         blind: dict[Any, Any] = {}
-        for start in range(0, len(items), self.batch):
-            rows = [i for i in range(start, min(start + self.batch, len(items))) if items[i].id not in records]
+        batch = batch_for(model, self.batch)
+        for start in range(0, len(items), batch):
+            rows = [i for i in range(start, min(start + batch, len(items))) if items[i].id not in records]
             if not rows:
                 continue
             questions = [items[i] for i in rows]
@@ -245,7 +246,9 @@ class QuestionTask:
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         if new:
             grey = [blank(images[i]) for i in new.values()]
-            known.update(zip(new, self._answers(model, way, grey, [questions[i] for i in new.values()], examples), strict=True))
+            given = dict(zip(new, self._answers(model, way, grey, [questions[i] for i in new.values()], examples), strict=True))
+            known.update((key, answer) for key, answer in given.items() if not isinstance(answer, Unanswered))
+            return [given[key] if key in given else known[key] for key in keys]
         return [known[key] for key in keys]
 
     def _record(self, model: Model, way: str, question: Question, answers: dict[str, Any]) -> Record:
@@ -257,6 +260,8 @@ class QuestionTask:
         if isinstance(question.image, str):
             record["image"] = question.image
         what = "answer" if way == "generate" else "scores"
+        record |= failures(answers)
+        answers = {condition: None if isinstance(value, Unanswered) else value for condition, value in answers.items()}
         record |= {f"{PREFIX[condition]}{what}": value for condition, value in answers.items()}
         if what == "scores":  # whether they are log-probabilities, which can be calibrated
             record["likelihoods"] = way == "likelihood" or "loglikelihood" in model.capabilities

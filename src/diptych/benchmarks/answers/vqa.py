@@ -1,11 +1,11 @@
 """Open questions: VQAv2 (Antol et al., arXiv:1505.00468; Goyal et al., arXiv:1612.00837), GQA (Hudson & Manning,
 arXiv:1902.09506), scenes.
 
-Files: VQAv2's questions with ``annotations``; GQA's questions; or rows (.json, .jsonl, .csv, .tsv, .parquet) with image,
-question and answer or answers. With four or more human answers an answer earns the VQA accuracy, else 1 if it is the same
-after the evaluator's normalisation. ``accuracy_normalised`` normalises everywhere; the official script does not where all people
-agree. Of an answer only the first line counts; a blank or null one cannot be parsed. Models that only
-score need options or ``candidates``: this many of the most common answers become the options, and captions by ``statement``.
+Files: VQAv2's questions with ``annotations``; GQA's; TextVQA's (Singh et al., arXiv:1904.08920) and DocVQA's; or rows (.json,
+.jsonl, .csv, .tsv, .parquet) with image, question and answer or answers. With four or more human answers an answer earns the VQA
+accuracy, else 1 if it is the same after the evaluator's normalisation. ``accuracy_normalised`` normalises everywhere; the official
+script does not where all people agree. Of an answer only the first line counts; a blank or null one cannot be parsed. Models that
+only score need options or ``candidates``: this many of the most common answers become the options, and captions by ``statement``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.benchmarks.answers.documents import anls
 from diptych.benchmarks.answers.final import spoken
 from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
 from diptych.benchmarks.base import Items, NotApplicable, readable
@@ -35,6 +36,7 @@ from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
 BUILT_IN = 300  # questions from a source without end
+QUESTION_IDS = ("question_id", "questionId", "id")  # questionId: DocVQA's
 DIFFERS = "differs from accuracy"  # the slice of accuracy_normalised
 FEWEST_HUMANS = 4  # with fewer, a right answer could not get a VQA accuracy of 1
 
@@ -150,6 +152,10 @@ def _unanimous(truth: Sequence[str]) -> bool:
     return _counts(tuple(truth))[1] is clean
 
 
+def _normalised_credit(answer: str, truth: Sequence[str]) -> float:
+    return normalised_accuracy(answer, truth) if _unanimous(truth) else answer_credit(answer, truth)
+
+
 def answer_credit(answer: str, truth: Sequence[str]) -> float:
     """The VQA accuracy where there are enough human answers, else 1 if the answer equals one of ``truth`` after normalisation."""
     if len(truth) >= FEWEST_HUMANS:
@@ -169,6 +175,7 @@ class Vqa(QuestionTask):
     annotations: str = ""  # VQAv2's answers, in a separate file
     candidates: int = 0
     statement: str = "{question} {answer}"
+    anls: bool = False  # also ANLS, the metric of DocVQA, ST-VQA and InfographicVQA
 
     def examples(self, source: Source, sample: Sample) -> Iterable[Question]:
         """The questions about a training sample that can be shown as examples."""
@@ -206,7 +213,7 @@ class Vqa(QuestionTask):
         if path.suffix.lower() != ".json" or kind_of(path) == "lines":
             return read_rows(path, "questions").records()
         document = read_json(path)
-        rows = table_of(document, path, "questions").records()
+        rows = table_of(document, path, wrapper_of(document)).records()
         split = document.get("data_subtype") if isinstance(document, dict) and "questions" in document else None
         for row in rows if split else []:
             row.setdefault("data_subtype", split)
@@ -216,7 +223,7 @@ class Vqa(QuestionTask):
         return tuple(self.statement.replace("{question}", question).replace("{answer}", o) for o in options)
 
     def _question(self, row: Row, pictures: Pictures, answers: dict[str, Row] | None) -> Question:
-        name = row.text("question_id", "id")
+        name = row.text(*QUESTION_IDS)
         true = row if answers is None else annotation_of(name, row, answers, self.annotations)
         image = row.text("image_id", "imageId", "image", "image_path", "file_name")
         kinds = {**row.slices(), **true.slices()}
@@ -242,35 +249,38 @@ class Vqa(QuestionTask):
 
     def more_results(self, records: list[Record]) -> list[Result]:
         """``accuracy_normalised``, where all people agree about some question; its slice is of the items in which it differs from
-        the official accuracy.
+        the official accuracy. ``anls``, if asked for.
         """
-        if not any(_unanimous(r["answers"]) for r in records):
-            return []
-        credits = {
-            condition: np.array([self._normalised(r, condition) for r in records])
-            for condition in CONDITIONS
-            if all(condition in r for r in records)
-        }
-        own, clusters = credits["correct"], [r["cluster"] for r in records]
+        results = []
+        if any(_unanimous(r["answers"]) for r in records):
+            own = self._credits(records, "correct", _normalised_credit)
+            differ = np.flatnonzero([r["correct"]["accuracy"] != c for r, c in zip(records, own, strict=True)])
+            result = self._result("accuracy_normalised", records, _normalised_credit)
+            if len(differ):
+                at = of_credits("", "", own[differ], take([r["cluster"] for r in records], differ))
+                row = {"value": at.value, "low": at.low, "high": at.high, "n": at.n, "clusters": at.clusters}
+                result = replace(result, slices=[{"slice": DIFFERS, **row}])
+            results.append(result)
+        return [*results, self._result("anls", records, anls)] if self.anls and records else results
+
+    def _credits(self, records: list[Record], condition: str, credit: Callable[[str, Sequence[str]], float]) -> np.ndarray:
+        answers = [self.parsed(r, condition) for r in records]
+        return np.array(
+            [mean([credit(a, r["answers"]) for a in of]) if of else 0.0 for r, of in zip(records, answers, strict=True)]
+        )
+
+    def _result(self, metric: str, records: list[Record], credit: Callable[[str, Sequence[str]], float]) -> Result:
+        """The mean of another credit of the same answers, with the controls and the band."""
+        credits = {c: self._credits(records, c, credit) for c in CONDITIONS if all(c in r for r in records)}
+        own = credits.pop("correct")
         unparsed = np.array([r["unparsed"] for r in records], dtype=bool)
         fields: dict[str, Any] = {
-            "controls": {condition: mean(values) for condition, values in credits.items() if condition != "correct"},
+            "controls": {condition: mean(values) for condition, values in credits.items()},
             "by": records[0].get("by", ""),
             "unparsed": int(unparsed.sum()),
             "band": (mean(own), mean(np.where(unparsed, 1.0, own))) if unparsed.any() else None,
         }
-        differ = np.flatnonzero([r["correct"]["accuracy"] != c for r, c in zip(records, own, strict=True)])
-        at = of_credits("", "", own[differ], take(clusters, differ)) if len(differ) else None
-        if at is not None:
-            row = {"value": at.value, "low": at.low, "high": at.high, "n": at.n, "clusters": at.clusters}
-            fields["slices"] = [{"slice": DIFFERS, **row}]
-        return [of_credits(self.name, "accuracy_normalised", own, clusters, **fields)]
-
-    def _normalised(self, record: Record, condition: str) -> float:
-        if not _unanimous(record["answers"]):
-            return float(record[condition]["accuracy"])
-        answers = self.parsed(record, condition)
-        return mean([normalised_accuracy(answer, record["answers"]) for answer in answers]) if answers else 0.0
+        return of_credits(self.name, metric, own, [r["cluster"] for r in records], **fields)
 
     def constant(self, records: list[Record]) -> float:
         """The accuracy of the best single answer to all questions."""
@@ -283,6 +293,11 @@ class Vqa(QuestionTask):
         return max((sums[clean, clean(a)] + sums[normalise_answer, normalise_answer(a)] for a in answers), default=0) / max(
             len(records), 1
         )
+
+
+def wrapper_of(document: Any) -> str:
+    """The field of a document that holds its questions: ``questions`` (VQAv2), or ``data`` (TextVQA, DocVQA)."""
+    return "data" if isinstance(document, dict) and "questions" not in document and "data" in document else "questions"
 
 
 def read_annotations(path: str | Path) -> dict[str, Row]:
@@ -355,12 +370,17 @@ def questions_of(source: Source, sample: Sample, kinds: tuple[str, ...] = ()) ->
 # --- answers in a file: diptych metrics vqa ---
 
 
-def score_files(questions: Path, annotations: Path, results: Path) -> list[Result]:
-    """The accuracy of answers in VQAv2's format, with slices by the types of answer and question."""
-    task = Vqa(file=str(questions), annotations=str(annotations))
-    answers, table = read_annotations(annotations), read_rows(results)
+def score_files(questions: Path, annotations: Path | None, results: Path, with_anls: bool = False) -> list[Result]:
+    """The accuracy of answers in VQAv2's format, with slices by the types of answer and question; with ``with_anls`` also ANLS.
+
+    Without ``annotations`` the right answers are those in the file of questions (TextVQA, DocVQA).
+    """
+    task = Vqa(file=str(questions), annotations="" if annotations is None else str(annotations), anls=with_anls)
+    answers, table = None if annotations is None else read_annotations(annotations), read_rows(results, "data")
     read = task.read(NoPictures(), answers)
-    given: dict[str, Any] = dict(zip(table.unique("question_id"), table.column("answer", "answer"), strict=True))
+    ids = table.unique(next((name for name in QUESTION_IDS if table.has(name)), QUESTION_IDS[0]))
+    given: dict[str, Any] = dict(zip(ids, table.column("answer", "answer"), strict=True))
     match(list(given), [q.id for q in read], table, questions)
-    match(list(answers), [q.id for q in read], annotations, questions)
+    if answers is not None and annotations is not None:
+        match(list(answers), [q.id for q in read], annotations, questions)
     return task.accuracy_results(answer_records(task, read, given))

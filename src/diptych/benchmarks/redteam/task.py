@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diptych.benchmarks.base import Items, NotApplicable, Progress
+from diptych.benchmarks.base import Items, NotApplicable, Progress, batch_for, failures
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.redteam.outcomes import outcome
 from diptych.benchmarks.redteam.probes import SAMPLE, Probe, picture_of, read_probes
@@ -49,11 +49,14 @@ class RedTeam:
         answer.
         """
         todo = [p for p in items if p.id not in records]
-        for start in range(0, len(todo), self.batch):
-            part = todo[start : start + self.batch]
+        batch = batch_for(model, self.batch)
+        for start in range(0, len(todo), batch):
+            part = todo[start : start + batch]
             pictures: list[np.ndarray] = [picture_of(p) for p in part]
             answers = model.generate(pictures, [p.prompt for p in part], self.max_tokens)
-            records.add(self.record(probe, answer or "") for probe, answer in zip(part, answers, strict=True))
+            records.add(
+                self.record(probe, answer or "") | failures({"said": answer}) for probe, answer in zip(part, answers, strict=True)
+            )
             if progress:
                 progress(f"{self.name} {start + len(part)}/{len(todo)}")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.benchmarks.base import Items, Progress, at_least_two, by_item, retrieval_items
+from diptych.benchmarks.base import Items, Progress, at_least_two, batch_for, by_item, failures, retrieval_items
 from diptych.benchmarks.controls import blank, derangement
 from diptych.benchmarks.inputs import read_rows
 from diptych.benchmarks.metrics.captions import Corpus, Hypotheses, References, bleu_of_sums, caption_scores
@@ -27,7 +27,7 @@ from diptych.benchmarks.records import Record, Records, Result, write_jsonl
 from diptych.benchmarks.results import of_credits, of_sums
 from diptych.benchmarks.shots import check_examples, examples_argument
 from diptych.benchmarks.tables import Table, match
-from diptych.core.capabilities import Example, Image, Model
+from diptych.core.capabilities import Example, Image, Model, Unanswered
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.source import Source
@@ -117,20 +117,29 @@ class Captions:
         examples = getattr(items, "examples", [])
         more = {"examples": [e.text for e in examples]} if examples else {}
         blind: dict[tuple[int, ...], str] = {}  # the same image gives the same text: one grey image of each size is enough
-        for start in range(0, len(items), self.batch):
-            part = [item for item in items[start : start + self.batch] if item.id not in records]
+        batch = batch_for(model, self.batch)
+        for start in range(0, len(items), batch):
+            part = [item for item in items[start : start + batch] if item.id not in records]
             images = [item.image for item in part if item.image is not None]
             grey: dict[tuple[int, ...], Image] = {i.shape: blank(i) for i in images if i.shape not in blind}
             if images:
                 settings = {**examples_argument(examples), **self.decoding}
-                texts = [t or "" for t in model.generate([*images, *grey.values()], self.prompt, self.max_tokens, **settings)]
-                blind.update(zip(grey, texts[len(images) :], strict=True))
+                texts = [
+                    "" if t is None else t
+                    for t in model.generate([*images, *grey.values()], self.prompt, self.max_tokens, **settings)
+                ]
+                about = {**blind, **dict(zip(grey, texts[len(images) :], strict=True))}
+                blind.update((shape, text) for shape, text in about.items() if not isinstance(text, Unanswered))
                 records.add(
-                    {**self.record(item, text, blind[image.shape]), **more}
+                    {
+                        **self.record(item, text, about[image.shape]),
+                        **more,
+                        **failures({"generated": text, "generated_blind": about[image.shape]}),
+                    }
                     for item, image, text in zip(part, images, texts, strict=False)
                 )
             if progress:
-                progress(f"{self.name} {min(start + self.batch, len(items))}/{len(items)}")
+                progress(f"{self.name} {min(start + batch, len(items))}/{len(items)}")
         if records.folder is not None and type(self) is Captions:
             kept = ("item", "generated", "references")
             write_jsonl(records.folder / "captions.jsonl", ({k: r[k] for k in kept} for r in records.all()))

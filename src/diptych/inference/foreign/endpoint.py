@@ -1,6 +1,6 @@
 """``openai:http://localhost:8000/v1?model=NAME``: any endpoint that speaks OpenAI's chat completions.
 
-Images go as data URLs. The key comes from an environment variable and is never written anywhere.
+Images go as data URLs, large ones as bounded JPEGs. The key comes from an environment variable and is never written anywhere.
 """
 
 from __future__ import annotations
@@ -9,24 +9,21 @@ import base64
 import io
 import json
 import math
-import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
-from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from typing import Any, Literal
 
 import numpy as np
 
-from diptych.core.capabilities import Adapter, Image, Prompt, all_pairs, prompts_for
+from diptych.core.capabilities import Adapter, Image, Prompt, Unanswered, all_pairs, prompts_for
 from diptych.core.errors import DiptychError
+from diptych.inference.foreign.asking import Asking, text_of
 from diptych.inference.foreign.hub import pil
 
 CAPTION = "Describe this image in one short sentence."
 YES = 'Does this figure show "{}"? Please answer yes or no.'  # VQAScore, Lin et al., arXiv:2404.01291
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # temporary states of a server
+SMALL_PNG = 64 << 10  # bytes up to which an image is sent without loss
+QUALITIES = (90, 75, 60)  # of JPEG, before the picture is made smaller
 
 
 class Endpoint(Adapter):
@@ -42,37 +39,65 @@ class Endpoint(Adapter):
         logprobs: bool = False,
         timeout: float = 60.0,
         retries: int = 5,
+        patience: float = 600.0,
         parallel: int = 4,
+        temperature: float | Literal["none"] = 0.0,
+        tokens: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        max_tokens: int = 0,
+        effort: str = "",
+        body: str = "",
+        image: Literal["auto", "png"] = "auto",
+        side: int = 2048,
+        bytes: int = 700_000,
     ):
-        """key: the environment variable that holds the key; timeout: seconds for one answer; parallel: requests at a time."""
+        """key: the environment variable that holds the key; timeout: seconds for one answer; parallel: requests at a time.
+
+        retries: of passing failures; patience: seconds to wait for a server that limits requests. temperature: ``none`` sends none.
+        tokens: the field for the number of tokens; max_tokens: instead of the task's (models that think need more). effort:
+        ``reasoning_effort``. body: further fields as a JSON object. image: ``png`` sends every picture without loss; else a picture
+        whose PNG is larger than 64 KiB goes as JPEG with at most ``side`` pixels a side and ``bytes`` bytes. Raises DiptychError
+        for an address or a body that cannot be used.
+        """
         self.name = f"openai:{model}"
         self.url, self.model = f"{base_url.rstrip('/')}/chat/completions", model
         if not base_url.startswith(("http://", "https://")):
             raise DiptychError(f"openai:{base_url}: expected openai:http(s)://HOST/v1?model=NAME")
-        self.variable, self.caption = key, prompt
-        self.timeout, self.retries, self.parallel = timeout, retries, parallel
+        self.caption, self.parallel, self.at_once, self.max_tokens = prompt, max(1, parallel), max(1, parallel), max_tokens
+        self.tokens, self.format = tokens, (image == "png", side, bytes)
+        self.fixed = {"model": model, **({} if temperature == "none" else {"temperature": temperature})}
+        self.fixed |= {"reasoning_effort": effort} if effort else {}
+        self.fixed |= _fields(body, base_url)
+        self.asking = Asking(self.url, key, timeout, retries, patience)
         self.capabilities = frozenset({"generate", "prompt", *(["score"] if logprobs else [])})
-        self.key = f"{self.url} {model} {prompt} {logprobs}"  # the model behind the server cannot be identified further
+        # The model behind the server cannot be identified further; settings that change answers are part of the key.
+        self.key = f"{self.url} {model} {prompt} {logprobs} {json.dumps([self.fixed, max_tokens, self.format])}"
 
     def generate(self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
-        """One text for each image, asked of the endpoint."""
+        """One text for each image, asked of the endpoint; ``Unanswered`` where it gave none. Raises DiptychError if it can give
+        none at all.
+        """
         if decoding:
             self.cannot("decode in another way")
         asked = zip(images, prompts_for(prompt, len(images)), strict=True)
-        answers = self._all([(image, p or self.caption, {"max_tokens": max_tokens}) for image, p in asked])
-        return [str(answer["message"].get("content") or "").strip() for answer in answers]
+        limit: dict[str, Any] = {self.tokens: self.max_tokens or max_tokens}
+        answers = self._all([(image, p or self.caption, limit) for image, p in asked])
+        return [answer if isinstance(answer, Unanswered) else text_of(answer) for answer in answers]
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        """log P("yes") of the first token among the twenty likeliest; −inf becomes the least of these."""
+        """log P("yes") of the first token among the twenty likeliest; −inf becomes the least of these. NaN where the endpoint gave
+        no answer.
+        """
         if "score" not in self.capabilities:
             self.cannot("score; add logprobs=true if the server gives log-probabilities")
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
-        more = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
+        more = {self.tokens: 1, "logprobs": True, "top_logprobs": 20}
         answers = self._all([(images[i], YES.format(texts[j]), more) for i, j in wanted])
         result = np.array([self._yes(answer) for answer in answers], dtype=np.float32)
         return result if pairs is not None else result.reshape(len(images), len(texts))
 
-    def _yes(self, answer: dict[str, Any]) -> float:
+    def _yes(self, answer: dict[str, Any] | Unanswered) -> float:
+        if isinstance(answer, Unanswered):
+            return math.nan
         try:
             likeliest = answer["logprobs"]["content"][0]["top_logprobs"]
             text = [(str(one["token"]).strip().lower(), float(one["logprob"])) for one in likeliest]
@@ -83,52 +108,52 @@ class Endpoint(Adapter):
 
     # --- how ---
 
-    def _all(self, asked: Sequence[tuple[Image, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    def _all(self, asked: Sequence[tuple[Image, str, dict[str, Any]]]) -> list[dict[str, Any] | Unanswered]:
         if self.parallel == 1 or len(asked) < 2:
-            return [self._ask(*one) for one in asked]
-        with ThreadPoolExecutor(self.parallel) as pool:
-            return list(pool.map(lambda one: self._ask(*one), asked))
+            answers = [self._ask(*one) for one in asked]
+        else:
+            with ThreadPoolExecutor(self.parallel) as pool:
+                answers = list(pool.map(lambda one: self._ask(*one), asked))
+        self.asking.check()
+        return answers
 
-    def _ask(self, image: Image, prompt: str, more: dict[str, Any]) -> dict[str, Any]:
-        content = [{"type": "image_url", "image_url": {"url": data_url(image)}}, {"type": "text", "text": prompt}]
-        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": content}], **more}
-        reply = self._post(json.dumps(body).encode())
-        try:
-            choice: dict[str, Any] = reply["choices"][0]
-            choice["message"]["role"]
-        except (KeyError, IndexError, TypeError):
-            raise DiptychError(f"{self.url}: not an answer of chat completions: {json.dumps(reply)[:200]}") from None
-        return choice
-
-    def _post(self, body: bytes) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if os.environ.get(self.variable):
-            headers["Authorization"] = f"Bearer {os.environ[self.variable]}"
-        for attempt in range(self.retries + 1):
-            wait = min(60.0, 0.5 * 2**attempt)
-            try:
-                with urlopen(Request(self.url, body, headers), timeout=self.timeout) as reply:
-                    return json.loads(reply.read())
-            except HTTPError as error:
-                said = error.read()[:300].decode("utf-8", "replace")
-                reason = f"status {error.code}: {said or error.reason}"
-                if error.code in (401, 403):
-                    raise DiptychError(f"{self.url}: {reason}; is the key in the environment variable {self.variable}?") from None
-                if error.code not in PASSING:
-                    raise DiptychError(f"{self.url}: {reason}") from None
-                after = error.headers.get("Retry-After", "")
-                wait = min(60.0, float(after)) if after.isdigit() else wait
-            except json.JSONDecodeError as error:
-                reason = f"the answer is not JSON ({error})"
-            except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
-                reason = f"{getattr(error, 'reason', '') or error or type(error).__name__} (timeout {self.timeout:g} s)"
-            if attempt < self.retries:
-                time.sleep(wait)
-        raise DiptychError(f"{self.url}: {reason}; gave up after {self.retries + 1} attempts. What was answered so far is kept")
+    def _ask(self, image: Image, prompt: str, more: dict[str, Any]) -> dict[str, Any] | Unanswered:
+        picture = {"type": "image_url", "image_url": {"url": data_url(image, *self.format)}}
+        content = [picture, {"type": "text", "text": prompt}]
+        return self.asking.post({"messages": [{"role": "user", "content": content}], **more, **self.fixed})
 
 
-def data_url(image: Image) -> str:
-    """As PNG, which is lossless."""
+def _fields(body: str, address: str) -> dict[str, Any]:
+    """The further fields of a request. Raises DiptychError unless the text is a JSON object."""
+    try:
+        found = json.loads(body or "{}")
+    except ValueError as error:
+        raise DiptychError(f'openai:{address}: body: not JSON ({error}); write &body={{"top_p": 0.9}}') from None
+    if not isinstance(found, dict):
+        raise DiptychError(f'openai:{address}: body: expected a JSON object such as {{"top_p": 0.9}}, got {body}')
+    return found
+
+
+def data_url(image: Image, lossless: bool = True, side: int = 2048, bytes: int = 700_000) -> str:
+    """A picture as a data URL: as PNG, which is lossless; else, if that is large, as JPEG within ``side`` pixels and ``bytes``."""
+    picture = pil([image])[0]
+    data = _encoded(picture, "PNG")
+    if lossless or len(data) <= SMALL_PNG:
+        return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    picture.thumbnail((side, side))
+    data = _encoded(picture, "JPEG", quality=QUALITIES[0])
+    while len(data) > bytes and max(picture.size) > 32:
+        for quality in QUALITIES[1:]:
+            data = _encoded(picture, "JPEG", quality=quality)
+            if len(data) <= bytes:
+                break
+        else:
+            picture.thumbnail((picture.width * 3 // 4, picture.height * 3 // 4))
+            data = _encoded(picture, "JPEG", quality=QUALITIES[0])
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def _encoded(picture: Any, format: str, **settings: Any) -> bytes:
     file = io.BytesIO()
-    pil([image])[0].save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    picture.save(file, format=format, **settings)
+    return file.getvalue()
