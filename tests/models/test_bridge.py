@@ -81,6 +81,7 @@ def test_a_tower_of_any_family_gives_what_the_model_gives(kind: str, tokens: int
 
 def test_the_layer_before_the_last(tmp_path: Path) -> None:
     little("clip").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
     last, before = VisionTower.load(str(tmp_path)), VisionTower.load(str(tmp_path), layer=-2)
     pixels = torch.rand(1, 3, 32, 32)
     hidden = last.model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]

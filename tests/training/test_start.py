@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -169,6 +170,81 @@ def test_a_tokenizer_that_marks_no_beginning_stays_behind(tmp_path: Path) -> Non
     assert setup.started and "it has no token for the beginning" in str(setup.started) and len(setup.tokenizer) > 300
     words = setup.model.part("text").embedding.weight
     assert words.shape[0] == len(setup.tokenizer)
+
+
+def started(path: Path, kind: str, pictures: dict[str, object]) -> str:
+    """What is said where a run starts from the checkpoint, of which the image processor says ``pictures``."""
+    file = path / "processor_config.json"
+    says = read_json(file)
+    write_json(file, {**says, "image_processor": {**says["image_processor"], **pictures}})
+    with pytest.raises(DiptychError) as refused:
+        set_up(load_recipe(kind, [*FAST, f"weights=hf:{path}"]))
+    named = str(refused.value).split("it fits with ")[1].replace("--set ", "").split()
+    return str(set_up(load_recipe(kind, [*FAST, f"weights=hf:{path}", *named])).started)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pictures", "words", "silent"),
+    [
+        (
+            "clip",
+            {},
+            r"embeds 'A Photo Of A Red Dog' otherwise \(cosine 0\.\d+\): its tokenizer distinguishes letter case",
+            "picture",
+        ),
+        ("clip", {"image_mean": [0.1] * 3, "image_std": [0.7] * 3}, "'A Photo Of", "picture"),
+        ("clip", {"do_normalize": False}, "'A Photo Of", "picture"),
+        ("clip", {"do_rescale": False}, "'A Photo Of", "picture"),
+        ("clip", {"size": {"shortest_edge": 48}}, r"a square picture otherwise \(cosine 0\.\d+\): its processor scales", "a wide"),
+        ("siglip", {}, "a wide picture otherwise .*does not cut out the middle", "a square"),
+        ("siglip", {"size": {"height": 48, "width": 48}}, "its image side could not be compared", "embeds a"),
+    ],
+)
+def test_what_their_own_pipeline_computes_otherwise_is_said(
+    tmp_path: Path, kind: str, pictures: dict[str, object], words: str, silent: str
+) -> None:
+    said = started(getattr(foreign_fixture, kind)(tmp_path / kind), kind, pictures)
+    assert re.search(words, said) and silent not in said, said
+
+
+def test_a_pipeline_that_agrees_needs_no_note(run: Path, tmp_path: Path) -> None:
+    address = f"hf:{export(run, out=tmp_path / 'export').path}"
+    setup = set_up(load_recipe("clip", [*CLIP, f"weights={address}", "data.tokenizer.vocab_size=4096"]))
+    assert setup.started and setup.started.notes == []
+
+
+@pytest.mark.parametrize(
+    ("template", "words"), [("$A </s>", "<s> before a text"), ("<s> $A", "</s> after a text"), ("$A", "<s> before")]
+)
+def test_a_tokenizer_that_does_not_write_its_marks_stays_behind(tmp_path: Path, template: str, words: str) -> None:
+    """It names [BOS] and [EOS], but puts them around no text."""
+    from tokenizers import processors
+
+    theirs = foreign_fixture._tokenizer("<s>", "</s>")
+    marks = [(mark, theirs.convert_tokens_to_ids(mark)) for mark in ("<s>", "</s>")]
+    theirs.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
+    with pytest.raises(DiptychError, match=f"it does not put {words}"):
+        adopt(theirs)
+
+
+@pytest.mark.parametrize("unknown", ["<|endoftext|>", "<|startoftext|>", "<unk>"])
+def test_an_unknown_word_may_be_one_of_the_marks(unknown: str) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["a", "cat", "<unk>", "<|startoftext|>", "<|endoftext|>"])}
+    backend = Backend(models.WordLevel(words, unk_token=unknown))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(mark, words[mark]) for mark in ("<|startoftext|>", "<|endoftext|>")]
+    backend.post_processor = processors.TemplateProcessing(single="<|startoftext|> $A <|endoftext|>", special_tokens=ends)
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token=unknown
+    )
+    ours, order = adopt(theirs)
+    ids, mask = ours.encode_batch(["a 🐱 cat", "café"])
+    found = [[order[i] for i in row[seen]] for row, seen in zip(ids, mask, strict=True)]
+    assert found == theirs(["a 🐱 cat", "café"])["input_ids"]
 
 
 def test_clips_own_kind_of_tokenizer_reads_and_writes_the_same(tmp_path: Path) -> None:

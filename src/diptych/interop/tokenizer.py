@@ -100,7 +100,7 @@ def adopt(theirs: Any, max_length: int = 32) -> tuple[Tokenizer, list[int | None
     """A fast tokenizer of transformers as ours, and its id of each of our ids; None if it has no such token.
 
     Our four special tokens come first, under any name there; [PAD] and [MASK] are added if they are missing or shared with another
-    token. Raises DiptychError if it has no tokens for the beginning and the end, which ours puts around every text.
+    token. Raises DiptychError if it does not put a token before and one after every text, as ours does.
     """
     tree = json.loads(theirs.backend_tokenizer.to_str())
     vocabulary = tree["model"].get("vocab")
@@ -109,6 +109,11 @@ def adopt(theirs: Any, max_length: int = 32) -> tuple[Tokenizer, list[int | None
     given = {name: getattr(theirs, name, None) for name in NAMES}
     if given["bos_token"] is None or given["eos_token"] is None:
         raise DiptychError("it has no token for the beginning or for the end")
+    for token, position in ((given["bos_token"], 0), (given["eos_token"], -1)):
+        read = theirs("a")["input_ids"]
+        if not read or read[position] != theirs.convert_tokens_to_ids(token):
+            where = "after" if position else "before"
+            raise DiptychError(f"it does not put {token} {where} a text, and its model never saw it there")
     taken = {given["bos_token"], given["eos_token"]}
     given |= {name: None for name in ("pad_token", "mask_token") if given[name] in taken}
     ids = {**vocabulary, **{token["content"]: token["id"] for token in tree["added_tokens"]}}
@@ -123,6 +128,8 @@ def adopt(theirs: Any, max_length: int = 32) -> tuple[Tokenizer, list[int | None
     added |= {name: {**plain, **added.get(name, {})} for name in SPECIALS}
     tree["model"]["vocab"] = {name: i for name, i in there.items() if name in SPECIALS or name in vocabulary}
     tree["added_tokens"] = sorted(({**t, "content": n, "id": there[n]} for n, t in added.items()), key=lambda t: t["id"])
+    if tree["model"].get("unk_token") in names:  # CLIP's unknown word may be its [EOS]
+        tree["model"]["unk_token"] = names[tree["model"]["unk_token"]]
     tree |= {"truncation": None, "padding": None, "post_processor": None}
     if suffix := tree["model"].get("end_of_word_suffix"):  # CLIP's "</w>", which its own decoder leaves to be replaced
         spaces = {"type": "Replace", "pattern": {"String": suffix}, "content": SPACE}

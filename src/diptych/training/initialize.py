@@ -25,11 +25,15 @@ from diptych.core.files import read_json
 from diptych.data.text import Tokenizer, tokenizer_class
 from diptych.interop import families_of
 from diptych.interop.base import Geometry, State, state_of, to_ours
+from diptych.interop.families.dual import DualEncoder
+from diptych.interop.probe import differences
 from diptych.interop.tokenizer import adopt
 from diptych.models.pretrained.hub import fetch, place, statistics_of
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM
 from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint
+
+SIDES = {"image": "vision", "text": "text"}
 
 
 @dataclass
@@ -212,7 +216,8 @@ class HubStart:
         from transformers import AutoModel
 
         self._check(model)
-        theirs: State = {k: v.float() for k, v in fetch(AutoModel, self.name).state_dict().items()}
+        given = fetch(AutoModel, self.name).float().eval()
+        theirs: State = given.state_dict()
         started = Started(self.address, _digest(theirs))
         state = state_of(model, objectives)
         names_here = {model.bare_name(k): k for k in state if not model.adapter_owns(k)}
@@ -234,7 +239,15 @@ class HubStart:
                 result[words][mine] = vectors[[i for i in order if i is not None]]
         used = {n for e in entries for n in e.theirs}
         result = {names_here[k]: v for k, v in result.items()}
-        return put(result, model, objectives, started, sorted({n.split(".")[0] for n in theirs if n not in used}))
+        put(result, model, objectives, started, sorted({n.split(".")[0] for n in theirs if n not in used}))
+        started.notes += differences(self.name, given, model, self._comparable(model, started, reads=not started.notes))
+        return started
+
+    def _comparable(self, model: VLM, started: Started, reads: bool) -> set[str]:
+        """The sides that have only weights of theirs, up to the shared space. reads: whether its words were taken too."""
+        if not isinstance(self.family, DualEncoder) or "parts.space" not in started.loaded or model.adapters:
+            return set()
+        return {side for side, part in SIDES.items() if f"parts.{part}" in started.loaded and (reads or side == "image")}
 
     def _check(self, model: VLM) -> None:
         """Raises DiptychError with every option that must be set."""

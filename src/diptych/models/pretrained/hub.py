@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,66 @@ def from_gguf(file: Path) -> Path:
 
 
 def statistics_of(name: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation that a vision model's pixels in [0, 1] are normalised with; ½ and ½ if its directory has none."""
-    if Path(name).is_dir():
-        files = (Path(name) / f"{kind}_config.json" for kind in ("preprocessor", "processor"))  # version 4's and version 5's
-        says: dict[str, Any] = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {})
-        says = says.get("image_processor", says)
-    else:
-        from transformers import AutoImageProcessor
+    """Mean and deviation that a vision model's pixels in [0, 1] are normalised with, as its image processor says.
 
-        says = fetch(AutoImageProcessor, name).to_dict()
-    return says.get("image_mean") or [0.5] * 3, says.get("image_std") or [0.5] * 3
+    What its file leaves out is what the processor's class says, or the model's class if there is no file, of which a note is
+    printed. DiptychError if neither is known.
+    """
+    says = _processor_file(Path(name)) if Path(name).is_dir() else None
+    if says is None or ("image_mean" not in says and says.get("do_normalize", True)):
+        says = {**(_of_class(name) if says is None and Path(name).is_dir() else _of_processor(name)), **(says or {})}
+    factor = 255 * says.get("rescale_factor", 1 / 255) if says.get("do_rescale", True) else 255.0  # what a white pixel becomes
+    plain = ([0.0] * 3, [1.0] * 3)
+    mean, std = (says.get("image_mean"), says.get("image_std")) if says.get("do_normalize", True) else plain
+    if mean is None or std is None:
+        raise DiptychError(f"hf:{name}: its image processor says nothing of image_mean and image_std; add them to {FILES[0]}")
+    return [m / factor for m in mean], [s / factor for s in std]
+
+
+FILES = ("preprocessor_config.json", "processor_config.json")  # version 4's and version 5's
+
+
+def _processor_file(directory: Path) -> dict[str, Any] | None:
+    """The content of a directory's image processor; None if it has none."""
+    for file in (directory / name for name in FILES):
+        if file.is_file():
+            says: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return dict(says.get("image_processor", says))
+    return None
+
+
+def _of_processor(name: str) -> dict[str, Any]:
+    """What the processor says with the defaults of its class."""
+    from transformers import AutoImageProcessor
+
+    return dict(fetch(AutoImageProcessor, name).to_dict())
+
+
+def _of_class(name: str) -> dict[str, Any]:
+    """What the image processor of the model's class says by default."""
+    from transformers import AutoConfig
+    from transformers.models.auto import image_processing_auto
+
+    auto: Any = image_processing_auto  # without types
+
+    kind = fetch(AutoConfig, name).model_type
+    kind = kind.removesuffix("_vision_model")  # half of a dual encoder
+    classes = auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(kind)
+    listed = list(classes.values()) if isinstance(classes, dict) else list(classes or ())
+    for candidate in [c for c in listed if c and c.lower().startswith(kind.replace("_", ""))]:  # not one that it borrows
+        found = auto.get_image_processor_class_from_name(candidate)
+        try:
+            says = dict(found().to_dict()) if found is not None else {}
+        except ImportError:  # a class that needs torchvision
+            continue
+        if says.get("image_mean") is not None:
+            print(
+                f"note: hf:{name} has no {FILES[0]}: pixels are normalised as {kind} is by default (mean {says['image_mean']});"
+                " add the file if it was trained otherwise",
+                file=sys.stderr,
+            )
+            return says
+    raise DiptychError(
+        f"hf:{name}: how its pixels were normalised is unknown; add a {FILES[0]} with image_mean and image_std"
+        " (and do_normalize: false if they were not)"
+    )
