@@ -83,7 +83,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 def test_fewer_bits_in_a_file_of_sixteen_are_not_black(bits: int, kind: str) -> None:
     wide = np.linspace(0, 2**bits - 1, 64).astype(np.uint16).reshape(8, 8)
     assert np.array_equal(decode(encoded(Image.fromarray(wide), kind), "x")[..., 0], wide >> (bits - 8))
-    dim = wide // 2 + 1  # whose largest value needs one bit less
+    dim = wide // 2 + 1  # its largest value needs one bit less
     brightest = decode(encoded(Image.fromarray(dim), kind), "x").max()
     assert 127 <= brightest <= 255
 

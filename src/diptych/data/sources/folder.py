@@ -123,10 +123,10 @@ def beside_or_in_table(
             lone.append(path)
         elif path not in named[above]:
             problems.append(Problem(path, f"not named in {above}"))
-    yield from _beside(directory, lone, found, problems)
+    yield from _next_to(directory, lone, found, problems)
 
 
-def _beside(directory: str, items: list[str], found: list[str], problems: list[Problem]) -> Iterator[Entry]:
+def _next_to(directory: str, items: list[str], found: list[str], problems: list[Problem]) -> Iterator[Entry]:
     """An entry for each item with the texts of the files next to it."""
     known = set(found)
 
