@@ -128,7 +128,7 @@ def test_a_limit_beyond_all_patience_ends_the_run_and_keeps_what_was_answered(tm
     assert not kept.exists()
 
 
-def test_failures_of_items_are_told_from_failures_of_the_run(waits: list[float]) -> None:
+def test_failures_of_items_and_failures_of_the_run(waits: list[float]) -> None:
     broken = (500, {}, b"<html>oops</html>")
     with tiny.endpoint(lambda n, body: broken if "2" in asked_for(body) else (200, {}, said("Yes"))) as asked:
         answers = load(f"openai:{asked.url}?model=m&parallel=1&retries=1").generate(GREY[:3], ["0", "1", "2"])
