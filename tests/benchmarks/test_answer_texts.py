@@ -16,7 +16,7 @@ from diptych.benchmarks.answers.open_answers import OpenAnswers
 from diptych.benchmarks.answers.vqa import Vqa
 from diptych.benchmarks.answers.yes_no_text import parse_yes_no
 
-UNREADABLE = "cannot be told"
+UNREADABLE = "undecided"
 MOST_UNREAD = 0.02
 
 

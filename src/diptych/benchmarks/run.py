@@ -25,6 +25,7 @@ from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
 from diptych.data.source import Problem, Source
 
+UNDER_WAY = "answers.jsonl"  # answers of a server that are not in the records yet
 MAIN = frozenset({"correct", "generated", "said"})  # names of a model's own answer in ``failed``; the others are of controls
 
 
@@ -71,6 +72,9 @@ def evaluate(
         progress(f"earlier records in {out} were of other weights and are replaced")
     summary.results = state.others([t.name for t in chosen])
     summary.seconds = sum(entry["seconds"] for name, entry in state.tasks.items() if name in {r.task for r in summary.results})
+    keep_in = getattr(model, "keep_in", None)  # of a model behind a server, which keeps its answers as they come
+    if out is not None and keep_in is not None:
+        keep_in(out / UNDER_WAY)
     for each in chosen:
         missing = [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
         if missing:
@@ -108,6 +112,7 @@ def evaluate(
             summary.skipped.append(_without_results(each))
     if out is not None:
         write_json(out / "summary.json", summary)
+        (out / UNDER_WAY).unlink(missing_ok=True)  # the records hold the answers now
     return summary
 
 
@@ -218,7 +223,7 @@ class _State:
         assert self.out is not None
         for path in (self.out / "records").glob("*.jsonl"):
             path.unlink()
-        for name in ("summary.json", "problems.jsonl", "captions.jsonl", "embeddings.npz", "state.json"):
+        for name in ("summary.json", "problems.jsonl", "captions.jsonl", "embeddings.npz", "state.json", UNDER_WAY):
             (self.out / name).unlink(missing_ok=True)
         shutil.rmtree(self.out / "drawings", ignore_errors=True)
 

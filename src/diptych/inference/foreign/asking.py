@@ -8,18 +8,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
 import time
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from diptych.core.capabilities import Unanswered
 from diptych.core.errors import DiptychError
+from diptych.core.files import read_jsonl, write_text
 
 LIMITED = (429, 529)  # too many requests, or the server is overloaded: it says when to come back
 NO_SERVER = 0  # instead of a status
@@ -125,6 +128,41 @@ class Asking:
         except ValueError as error:
             return 502, f"the answer is not JSON ({error})", 0.0
         return (*first_choice(status, found), after)
+
+
+class Answers:
+    """The answers of an evaluation that is under way, one line each in ``path`` as they come, so that an interrupted one asks
+    nothing twice. Without ``path`` nothing is kept.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        self._lock = threading.Lock()
+        self._kept: dict[str, dict[str, Any]] = {}
+        if path is not None and path.is_file():
+            self._kept = {row["request"]: row["choice"] for row in read_jsonl(path)}
+            write_text(path, "".join(self._line(*entry) for entry in self._kept.items()))  # without half a line at the end
+
+    def get(self, url: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer to the same request, if there is one."""
+        return self._kept.get(self._name(url, body)) if self.path is not None else None
+
+    def add(self, url: str, body: dict[str, Any], choice: dict[str, Any]) -> None:
+        """Keep an answer, on disk at once."""
+        if self.path is None:
+            return
+        name = self._name(url, body)
+        with self._lock:
+            self._kept[name] = choice
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(self._line(name, choice))
+
+    def _name(self, url: str, body: dict[str, Any]) -> str:
+        return hashlib.blake2b(json.dumps([url, body], sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def _line(self, name: str, choice: dict[str, Any]) -> str:
+        return json.dumps({"request": name, "choice": choice}, ensure_ascii=False) + "\n"
 
 
 def first_choice(status: int, reply: Any) -> tuple[int, dict[str, Any] | str]:

@@ -11,13 +11,14 @@ import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from diptych.core.capabilities import Adapter, Image, Prompt, Unanswered, all_pairs, prompts_for
 from diptych.core.errors import DiptychError
-from diptych.inference.foreign.asking import Asking, text_of
+from diptych.inference.foreign.asking import Answers, Asking, text_of
 from diptych.inference.foreign.hub import pil
 
 CAPTION = "Describe this image in one short sentence."
@@ -67,6 +68,7 @@ class Endpoint(Adapter):
         self.fixed = {"model": model, **({} if temperature == "none" else {"temperature": temperature})}
         self.fixed |= {"reasoning_effort": effort} if effort else {}
         self.fixed |= _fields(body, base_url)
+        self.answers = Answers()
         self.asking = Asking(self.url, key, timeout, retries, patience)
         self.capabilities = frozenset({"generate", "prompt", *(["score"] if logprobs else [])})
         # The model behind the server cannot be identified further; settings that change answers are part of the key.
@@ -120,7 +122,18 @@ class Endpoint(Adapter):
     def _ask(self, image: Image, prompt: str, more: dict[str, Any]) -> dict[str, Any] | Unanswered:
         picture = {"type": "image_url", "image_url": {"url": data_url(image, *self.format)}}
         content = [picture, {"type": "text", "text": prompt}]
-        return self.asking.post({"messages": [{"role": "user", "content": content}], **more, **self.fixed})
+        body = {"messages": [{"role": "user", "content": content}], **more, **self.fixed}
+        kept = self.answers.get(self.url, body)
+        if kept is not None:
+            return kept
+        answer = self.asking.post(body)
+        if not isinstance(answer, Unanswered):
+            self.answers.add(self.url, body, answer)
+        return answer
+
+    def keep_in(self, path: Path) -> None:
+        """Keep every answer in this file as it comes, and do not ask again what it holds."""
+        self.answers = Answers(path)
 
 
 def _fields(body: str, address: str) -> dict[str, Any]:
