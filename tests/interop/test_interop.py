@@ -21,7 +21,7 @@ from diptych.data.fields.base import to_pixels
 from diptych.data.text import Tokenizer, normalise
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
-from diptych.interop import families_of, family_for
+from diptych.interop import export_note, families_of, family_for
 from diptych.interop.base import state_of, to_ours
 from diptych.interop.tokenizer import Vocabulary
 from diptych.models.vlm import build_model
@@ -174,6 +174,56 @@ def test_a_run_that_does_not_fit_is_told_why_and_how(tmp_path: Path) -> None:
         recipe = load_recipe(name, tiny("clip"))
         model = build_model(recipe, tokenizer, 48)
         assert family_for("transformers", recipe, model, build_objectives(recipe, model)).name == "clip"
+
+
+def test_transformers_pipeline_reads_a_siglip_of_its_length(tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    recipe = load_recipe("siglip", [*tiny("siglip"), "data.tokenizer.max_length=64", "budget=32 samples", "stages.0.batch_size=16"])
+    train(recipe, tmp_path / "run")
+    made, ours = export(tmp_path / "run"), TrainedModel.load(tmp_path / "run", "cpu")
+    assert len(made.notes) == 1 and "sentence-transformers" in made.notes[0]
+    picture, labels = pictures(ours.model.image_size, 1)[0], ["red fox", "two blue keys"]
+    found = pipeline("zero-shot-image-classification", model=str(made.path), device="cpu")(
+        Image.fromarray(picture), candidate_labels=labels, hypothesis_template="{}"
+    )
+    theirs = {entry["label"]: entry["score"] for entry in found}
+    objective = next(iter(ours.objectives.values()))
+    logits = torch.from_numpy(ours.score([picture], labels)[0]) * objective.logit_scale.exp().item() + objective.logit_bias.item()
+    assert [theirs[label] for label in labels] == pytest.approx(torch.sigmoid(logits).tolist(), abs=1e-4)
+
+
+def test_what_pipelines_read_otherwise_is_said(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:
+    done = cli("export", runs["siglip"], "--out", tmp_path / "siglip")
+    for words in ("this model reads 32", "--set data.tokenizer.max_length=64", "sentence-transformers pads to the longest text"):
+        assert words in done.err and words in (tmp_path / "siglip" / "README.md").read_text()
+    assert "note" not in cli("export", runs["clip"], "--out", tmp_path / "clip").err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "note"),
+    [
+        ("clip", [], "one with --set parts.vision.kind=clip --set parts.text.kind=clip can (CLIPModel)"),
+        ("siglip", [], "one with --set parts.vision.kind=siglip --set parts.text.kind=siglip can (SiglipModel)"),
+        ("clip", ["parts.vision.kind=clip"], "one with --set parts.text.kind=clip can (CLIPModel)"),
+        ("clip", ["parts.vision.kind=clip", "parts.text.kind=clip"], ""),
+        ("coca", [], ""),  # no other towers would help
+        ("filip", [], ""),
+    ],
+)
+def test_a_run_says_at_its_start_what_an_export_would_need(recipe: str, given: list[str], note: str) -> None:
+    checked = load_recipe(recipe, given)
+    tokenizer = Tokenizer.train(TEXTS, 300, 32)
+    model = build_model(checked, tokenizer, 48)
+    said = export_note(checked, model, build_objectives(checked, model))
+    assert (note in said) if note else not said
+
+
+def test_the_note_is_printed_before_the_first_step(cli: Cli, tmp_path: Path) -> None:
+    fast = ["stages.0.batch_size=16", "precision=fp32", "trackers=[]", "parts.vision.depth=1", "parts.text.depth=1"]
+    options = [word for setting in fast for word in ("--set", setting)]
+    done = cli("train", "clip", "--data", "scenes:small?size=32", "--budget", "16 samples", "--out", tmp_path / "r", *options)
+    assert "note: this run cannot be exported to transformers; one with --set parts.vision.kind=clip" in done.err
 
 
 def test_export_from_the_command_line(cli: Cli, runs: dict[str, Path], tmp_path: Path) -> None:

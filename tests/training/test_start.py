@@ -93,6 +93,19 @@ def test_a_run_starts_from_weights_that_see_and_read_otherwise(tmp_path: Path, k
         assert model.vision_model.embeddings.patch_embedding.weight.std() != setup.model.part("vision").stem.weight.std()
 
 
+def test_one_picture_and_one_text_count_as_one(run: Path, tmp_path: Path) -> None:
+    model, picture = TrainedModel.load(run, "cpu"), pictures(40)[0]
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    expected = model.score([picture], ["a red fox"])
+    for given in (picture, Image.fromarray(picture), tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_allclose(model.score(given, "a red fox"), expected, atol=1e-6)
+    for mode in ("L", "RGBA", "P"):
+        other = Image.fromarray(picture).convert(mode)
+        assert model.score([other], ["a red fox", "a cat"]).shape == (1, 2) and model.score(other, "a cat").shape == (1, 1)
+    assert model.embed_text("a cat").shape == model.embed_image(picture).shape == (1, 24)
+    np.testing.assert_allclose(model.embed_text("a cat"), model.embed_text(["a cat"]))
+
+
 def test_what_has_no_counterpart_starts_fresh_and_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     towers = [
         f"parts.{part}={{kind: clip, depth: 1, width: 32, heads: 2, hidden: 48{more}}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
@@ -122,6 +123,14 @@ def _told(e: Any) -> str:
     if not isinstance(e, (tuple, list)):
         return type(e).__name__
     return f"({', '.join(type(x).__name__ for x in e)})"
+
+
+def one_or_many(items: Any) -> Sequence[Any]:
+    """The texts or images as a sequence: one text, array, Pillow image or path on its own counts as one."""
+    alone = isinstance(items, str | bytes | Path) or hasattr(items, "getbands")
+    if isinstance(items, np.ndarray) and items.dtype == np.uint8:
+        alone = items.ndim == 2 or (items.ndim == 3 and items.shape[2] in (1, 3, 4))
+    return [items] if alone else items
 
 
 def all_pairs(n: int, m: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diptych.config.recipe import Recipe
 from diptych.core.batch import Batch, Images
-from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, prompts_for
+from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, one_or_many, prompts_for
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Turn
@@ -70,14 +70,16 @@ class TrainedModel:
     # --- capabilities ---
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
-        """Unit vectors, float32 [N, E]. images: uint8 arrays [height, width, 3], Pillow images or paths, as in every method."""
+        """Unit vectors, float32 [N, E]. images: uint8 arrays [height, width, 3], Pillow images or paths, as in every method. One
+        image on its own counts as one, and so does one text.
+        """
         self._can("embed_image")
-        return self._gather(images, self._images, IMAGE_EMBEDDING)
+        return self._gather(one_or_many(images), self._images, IMAGE_EMBEDDING)
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 [N, E]."""
         self._can("embed_text")
-        return self._gather(texts, self._texts, TEXT_EMBEDDING)
+        return self._gather(one_or_many(texts), self._texts, TEXT_EMBEDDING)
 
     def score(
         self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
@@ -86,6 +88,7 @@ class TrainedModel:
         as for ``generate``.
         """
         self._can("score")
+        images, texts = one_or_many(images), one_or_many(texts)
         assert self.scorer is not None
         before = self._examples(examples, len(images))
         if before and self.recipe.score != "likelihood":
@@ -126,6 +129,7 @@ class TrainedModel:
     ) -> np.ndarray:
         """log P(text given image, prompt) in nats, float32 [N], for aligned pairs."""
         self._can("loglikelihood")
+        images, texts = one_or_many(images), one_or_many(texts)
         before = self._examples(examples, len(images))
         prompts = prompts_for(prompt, len(images))
         if self.answering:
@@ -146,6 +150,7 @@ class TrainedModel:
         each answers its own prompt.
         """
         self._can("generate")
+        images = one_or_many(images)
         how = decoding_of(max_tokens=max_tokens, **decoding)
         before = self._examples(examples, len(images))
         prompts = prompts_for(prompt, len(images))
@@ -200,6 +205,7 @@ class TrainedModel:
     ) -> list[Image]:
         """One image for each text (``core.capabilities.Drawing``)."""
         self._can("draw")
+        texts = one_or_many(texts)
         how = decoding_of(temperature=temperature, top_k=top_k or None, top_p=top_p, seed=seed)
         ids, mask = (torch.from_numpy(x).to(self.device) for x in self.model.tokenizer.encode_batch(list(texts)))
         lengths = mask.sum(1)
@@ -215,6 +221,7 @@ class TrainedModel:
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:
         """Images after a round trip through the model's own codes."""
         self._can("reconstruct")
+        images = one_or_many(images)
         out: list[Image] = []
         for start in range(0, len(images), CHUNK):
             with self._inference():

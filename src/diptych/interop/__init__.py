@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diptych.config.recipe import Recipe
     from diptych.models.vlm import VLM
 
+TOWERS = {f"parts.{part}.kind={kind}" for part in ("vision", "text") for kind in ("clip", "siglip", "class", "bert", "coca")}
 FAMILIES = {"transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2", "chameleon"), "open_clip": ("open_clip", "coca")}
 
 
@@ -42,16 +43,39 @@ def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDic
     if architecture and architecture not in known:
         raise DiptychError(f"there is no export to a class '{architecture}'{nearest(architecture, known)}")
     for family in [known[architecture]] if architecture else known.values():
-        misfits = family.misfits(recipe, model, objectives)
-        if family.scores and recipe.score not in family.scores and not architecture:
-            misfits.append(Misfit(f"it scores by {recipe.score}", f"score={family.scores[0]}"))
+        misfits = _misfits(family, recipe, model, objectives, architecture)
         if not misfits:
             return family
-        remedies = " ".join(f"--set {shlex.quote(m.set)}" for m in misfits if m.set)
         line = f"{family.architecture}: {'; '.join(m.why for m in misfits)}"
-        if remedies and all(m.set for m in misfits):
-            line += f". A new run fits with {remedies}"
+        if all(m.set for m in misfits):
+            line += f". A new run fits with {_remedies(misfits)}"
         reasons.append((len(misfits), sum(not m.set for m in misfits), line))
     reasons.sort(key=lambda r: (r[1], r[0]))
     lines = "\n  ".join(line for _, _, line in reasons)
     raise DiptychError(f"no class of {format} computes what a model of the recipe '{recipe.name}' does:\n  {lines}")
+
+
+def export_note(recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> str:
+    """What to set so that a run can be exported to transformers; "" if it can be as it is, or if other towers would not help."""
+    fixable = []
+    for family in families_of("transformers"):
+        misfits = _misfits(family, recipe, model, objectives)
+        if not misfits:
+            return ""
+        if all(m.set in TOWERS for m in misfits):  # anything else would be another recipe
+            fixable.append((len(misfits), family.architecture, _remedies(misfits)))
+    if not fixable:
+        return ""
+    _, architecture, remedies = min(fixable, key=lambda entry: entry[0])
+    return f"this run cannot be exported to transformers; one with {remedies} can ({architecture})"
+
+
+def _misfits(family: Family, recipe: Recipe, model: VLM, objectives: nn.ModuleDict, architecture: str = "") -> list[Misfit]:
+    misfits = family.misfits(recipe, model, objectives)
+    if family.scores and recipe.score not in family.scores and not architecture:
+        misfits.append(Misfit(f"it scores by {recipe.score}", f"score={family.scores[0]}"))
+    return misfits
+
+
+def _remedies(misfits: list[Misfit]) -> str:
+    return " ".join(f"--set {shlex.quote(m.set)}" for m in misfits if m.set)

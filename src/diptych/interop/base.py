@@ -246,6 +246,10 @@ class Family:
         self.describe(directory, model, vocabulary)
         return [LOWER]
 
+    def warnings(self, model: VLM) -> list[str]:
+        """Where the library's own pipelines do not do what the class does, and the remedy; one line each, without a full stop."""
+        return []
+
     def describe(self, directory: Path, model: VLM, vocabulary: Vocabulary) -> None:
         """Write everything except the weights: configuration, tokenizer, image processor."""
         write_processor(directory, self.processor, vocabulary.of_transformers(self.masked), model.image_size)

@@ -28,6 +28,7 @@ from diptych.data.source import BrokenItem, Source, all_said
 from diptych.data.sources import open_source
 from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer, tokenizer_class
+from diptych.interop import export_note
 from diptych.models.build import SIZES
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
@@ -332,6 +333,8 @@ def describe(setup: Setup, out: Path) -> None:
         print(f"note: {setup.started}", file=sys.stderr)
     for note in notes_on_captions(setup):
         print(f"note: {note}", file=sys.stderr)
+    if unexportable := export_note(setup.recipe, setup.model, setup.objectives):
+        print(f"note: {unexportable}", file=sys.stderr)
     write_text(out / "recipe.yaml", setup.recipe.anchored().to_yaml())
     setup.tokenizer.save(out / "tokenizer.json")
     write_json(out / "model.json", {"image_size": setup.model.image_size, "licences": setup.model.licences})

@@ -40,5 +40,7 @@ def export(
         print_json({**asdict(made), "path": str(made.path)})
         return
     typer.echo(f"{made.path}: {made.architecture} of {made.format}, weights {made.key} ({made.checkpoint})")
+    for note in made.notes:
+        typer.echo(f"note: {note}", err=True)
     if made.format == "transformers":
         typer.echo(f"evaluate it: diptych evaluate hf:{made.path} --data …")

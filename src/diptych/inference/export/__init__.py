@@ -29,6 +29,7 @@ class Exported:
     checkpoint: str
     key: str  # a hash of the run's weights
     adapters: bool = False  # whether they are in a separate directory
+    notes: tuple[str, ...] = ()  # where the library's own pipelines do not do what the class does
 
 
 def export(
@@ -55,7 +56,8 @@ def export(
     trained = TrainedModel.load(run, "cpu", checkpoint=checkpoint)
     trained.model.merge_adapters(but="lm")  # its adapters may be written separately
     family = family_for(to, trained.recipe, trained.model, trained.objectives, architecture)
-    made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key), adapters)
+    warnings = tuple(family.warnings(trained.model))
+    made = Exported(out, to, family.architecture, str(run), checkpoint, str(trained.key), adapters, warnings)
 
     lm = "lm" in trained.model.parts  # the prompt for a caption then depends on the run, not on the class
 
@@ -63,6 +65,7 @@ def export(
         """Writes weights, configuration, model card and the note of how it was made."""
         directory.mkdir()
         notes = family.write(directory, trained.model, trained.objectives, str(out) if adapters else "")
+        notes = [*notes, *(f"{note[0].upper()}{note[1:]}." for note in warnings)]
         (directory / "README.md").write_text(model_card(run, trained, made, notes), encoding="utf-8")
         write_json(directory / MARK, {**_plain(made), **({"caption": DESCRIBE if trained.answering else ""} if lm else {})})
 

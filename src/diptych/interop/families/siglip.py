@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
 
 
+PIPELINE_LENGTH = 64  # tokens, fixed in transformers' pipeline
+
+
 class Siglip(DualEncoder):
     """``SiglipModel``."""
 
@@ -24,6 +27,21 @@ class Siglip(DualEncoder):
     processor = "SiglipProcessor"
     contrast = Sigmoid
     wanted = "the pairwise sigmoid, which gives logits their scale and bias"
+
+    def warnings(self, model: VLM) -> list[str]:
+        """SigLIP reads its padding: texts need the whole length that the run was trained with."""
+        length, result = model.tokenizer.max_length, []
+        if length != PIPELINE_LENGTH:
+            result.append(
+                "transformers' pipeline('zero-shot-image-classification') pads the texts of a SigLIP to"
+                f" {PIPELINE_LENGTH} tokens, and this model reads {length}: for the pipeline train with"
+                f" --set data.tokenizer.max_length={PIPELINE_LENGTH}"
+            )
+        result.append(
+            f"texts must be padded to {length} tokens (padding='max_length', max_length={length}); sentence-transformers pads to"
+            " the longest text and gives wrong vectors"
+        )
+        return result
 
     def structure(self, model: VLM) -> list[Misfit]:
         """What differs between the model's towers and theirs, regardless of other parts and objectives."""
