@@ -50,7 +50,7 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
     "winoground": ("text", "image", "group"),
     "pairs": ("accuracy", "macro"),
     "spec": (*WAYS, *(f"*/{way}" for way in WAYS)),
-    "vqa": QUESTIONS,
+    "vqa": (*QUESTIONS, "accuracy_normalised", "anls"),
     "open": QUESTIONS,
     "choices": (*QUESTIONS, "circular"),
     "mme": (*QUESTIONS, "circular", "* (of 200)"),
