@@ -31,7 +31,12 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SHORT = 0.01  # seconds; processor time below it is too coarse to compare
-PEERS = ("open_clip", "transformers", "reading again")  # other libraries, and the plain form that a case compares with
+PEERS = (
+    "open_clip",
+    "transformers",
+    "reading again",
+    "without cache",
+)  # other libraries, and plain forms that a case compares with
 
 
 # --- the child: runs one case of its own version, and waits before each measurement ---
@@ -54,14 +59,16 @@ def child(case: str, quick: bool) -> None:
             say(found[-1])
         return found
 
+    compared: list[int] = []  # the comparisons so far
+
     def interleave(contestants: dict[str, Any], baseline: str, rounds: int, warmup: int = 1, clock: str = "wall") -> Any:
         timings = {}
+        compared.append(len(contestants))
         for name, work in contestants.items():
             seconds = [1.0]
             if not name.startswith(PEERS):
                 for _ in range(warmup):
                     work()
-                where = f"{sorted(contestants)} {len(timings)}"
 
                 def timed(work: Callable[[], Any] = work) -> dict[str, float]:
                     gc.collect()
@@ -71,7 +78,7 @@ def child(case: str, quick: bool) -> None:
                     cpu = harness.cpu_seconds() - cpu
                     return found | {"cpu seconds": cpu} if cpu > SHORT and clock != "cpu" else found
 
-                seconds = [row["seconds"] for row in turns(f"{name}, {where}", timed)] or seconds
+                seconds = [row["seconds"] for row in turns(f"{name}, comparison {len(compared)}", timed)] or seconds
             timings[name] = harness.Timing(seconds, [1.0])
         return timings
 

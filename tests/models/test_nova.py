@@ -10,6 +10,7 @@ from bench.models import Words
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch, Images, Texts
 from diptych.core.errors import DiptychError
+from diptych.inference.run import capabilities_of
 from diptych.models.vision.drawn import random_crops
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
@@ -98,6 +99,7 @@ def test_the_loss_equals_the_reference() -> None:
     assert loss.item() == pytest.approx(0.98 * error + 0.02 * shape, rel=1e-5)
     loss.backward()
     assert space.text.weight.grad.abs().sum() > 0, "the projection of the texts learns, too"
+    assert {"embed_image", "embed_text"} <= capabilities_of(model, [objective])
 
 
 def test_texts_that_could_collapse_are_refused_and_the_tower_form_trains_the_image_side_alone() -> None:

@@ -64,7 +64,7 @@ class TextPrediction(Objective):
     over dimensions; texts then have to be fixed (``parts.text: {frozen: true, project: false}``).
     """
 
-    trains = ("image.embedding",)
+    trains = ("image.embedding", "text.embedding")
     needs = ("text",)
     parts = ("vision", "text")
 
