@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from test_asking import save_pictures, speaker, values
+from test_asking import png, save_pictures, speaker, values
 from typer.testing import CliRunner
 
 from diptych.benchmarks.answers.documents import anls, edit_distance
@@ -112,3 +115,24 @@ def test_a_wrapper_without_questions_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"rows": [1]}))
     with pytest.raises(DiptychError, match="q.json: expected a field 'questions'"):
         task(f"vqa?file={path}").items(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["tsv", "parquet"])
+def test_images_in_the_table(tmp_path: Path, kind: str) -> None:
+    """VLMEvalKit's .tsv (a picture once, answers as a list written as text) and the Hub's Parquet (bytes, answers as a list)."""
+    path = tmp_path / f"DocVQA.{kind}"
+    if kind == "tsv":
+        picture = base64.b64encode(png(10)).decode()
+        rows = [f"0\trate?\t{picture}\t['0.28', '0.28 %']", "1\twrote?\t0\t['Paul Smith']"]
+        path.write_text("index\tquestion\timage\tanswer\n" + "\n".join(rows) + "\n")
+    else:
+        images = [{"bytes": png(10), "path": None}] * 2
+        columns = {"questionId": ["0", "1"], "question": ["rate?", "wrote?"], "image": images, "image_id": ["a", "a"]}
+        pq.write_table(pa.table({**columns, "answers": [["0.28", "0.28 %"], ["Paul Smith"]]}), path)
+    model = speaker({(10, "rate"): "0.28 %", (10, "wrote"): "Paul Smith"})
+    found = evaluate(model, None, [task(f"vqa?file={path}&anls=true")])
+    assert values(found, "vqa") == {"accuracy": 1, "anls": 1} and found.results[0].clusters == 1
+    answers = tmp_path / "a.jsonl"
+    answers.write_text("".join(json.dumps({"index": i, "answer": "x", "prediction": "0.28"}) + "\n" for i in range(2)))
+    filed = score_files(path, None, answers)[0]
+    assert (filed.value, filed.n, filed.clusters) == (0.5, 2, 1)

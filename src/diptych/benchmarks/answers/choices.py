@@ -19,7 +19,7 @@ from diptych.benchmarks.answers.choice_text import parse_choice
 from diptych.benchmarks.answers.keys import LETTERS, Options, answer_key, options_of
 from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
 from diptych.benchmarks.answers.row_images import IDS, RowImages
-from diptych.benchmarks.answers.vqa import questions_of, sample_questions
+from diptych.benchmarks.answers.samples import questions_of, sample_questions
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.inputs import read_rows
 from diptych.benchmarks.pictures import NoPictures, Pictures

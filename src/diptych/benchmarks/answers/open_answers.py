@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from diptych.benchmarks.answers.final import without_thinking
 from diptych.benchmarks.answers.questions import CONDITIONS, Question
+from diptych.benchmarks.answers.row_images import RowImages
 from diptych.benchmarks.answers.vqa import Vqa, annotation_of
 from diptych.benchmarks.base import Items, NotApplicable
 from diptych.benchmarks.metrics.captions import Corpus
-from diptych.benchmarks.pictures import Pictures
 from diptych.benchmarks.records import Record
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row
@@ -37,10 +37,12 @@ class OpenAnswers(Vqa):
             raise NotApplicable("it reads its questions from a file: ?file=questions.jsonl")
         return super().items(source)
 
-    def _question(self, row: Row, pictures: Pictures, answers: dict[str, Row] | None) -> Question:
+    def _question(self, row: Row, images: RowImages, answers: dict[str, Row] | None) -> Question:
         name, image = row.text("question_id", "id"), row.text("image")
         true = () if answers is None else (annotation_of(name, row, answers, self.annotations).text("text", "answer"),)
-        return Question(name, image, pictures.path(image, row.where), row.text("text", "question"), true, slices=row.slices())
+        return Question(
+            name, image, images.pictures.path(image, row.where), row.text("text", "question"), true, slices=row.slices()
+        )
 
     def parse(self, record: Record, text: str) -> str | None:
         """The whole text behind the thinking; None if there is none."""

@@ -33,6 +33,11 @@ class RowImages:
                 if name in stored:
                     self.shared |= dict.fromkeys(seen, stored[name])
 
+    def holds(self, row: Row) -> bool:
+        """Whether the image is in the table: in this row's cell ``image``, or in that of the row that it refers to."""
+        value = row.get("image")
+        return isinstance(value, bytes | dict) or is_base64(value) or (value is not None and _name(value) in self.shared)
+
     def of(self, row: Row, *names: str) -> tuple[ImageRef, str]:
         """The image and its name; without ``needed`` both may be empty. ``names``: fields to look in after ``image``."""
         value = row.get("image") if row.get("image") is not None else row.get("image_1")

@@ -10,9 +10,10 @@ only score need options or ``candidates``: this many of the most common answers 
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -24,19 +25,20 @@ import numpy as np
 from diptych.benchmarks.answers.documents import anls
 from diptych.benchmarks.answers.final import spoken
 from diptych.benchmarks.answers.questions import CONDITIONS, Question, QuestionTask, answer_records
-from diptych.benchmarks.base import Items, NotApplicable, readable
+from diptych.benchmarks.answers.row_images import RowImages
+from diptych.benchmarks.answers.samples import questions_of, sample_questions
+from diptych.benchmarks.base import Items
 from diptych.benchmarks.inputs import kind_of, read_json, read_rows, table_of
-from diptych.benchmarks.pictures import NoPictures, Pictures
+from diptych.benchmarks.pictures import ImageRef, NoPictures, Pictures
 from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import of_credits, take
 from diptych.benchmarks.statistics import mean
 from diptych.benchmarks.tables import Row, match, unique
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
-from diptych.data.source import Problem, Source
+from diptych.data.source import Source
 
-BUILT_IN = 300  # questions from a source without end
-QUESTION_IDS = ("question_id", "questionId", "id")  # questionId: DocVQA's
+QUESTION_IDS = ("question_id", "questionId", "id", "index")  # questionId: DocVQA's
 DIFFERS = "differs from accuracy"  # the slice of accuracy_normalised
 FEWEST_HUMANS = 4  # with fewer, a right answer could not get a VQA accuracy of 1
 
@@ -195,7 +197,9 @@ class Vqa(QuestionTask):
         """
         if answers is None and self.annotations:
             answers = read_annotations(self.annotations)
-        questions = [self._question(row, pictures, answers) for row in islice(self._rows(), self.n or None)]
+        rows = self._rows()
+        images = RowImages(rows, pictures, needed=not isinstance(pictures, NoPictures))
+        questions = [self._question(row, images, answers) for row in islice(rows, self.n or None)]
         unique((q.id for q in questions), self.file, "question")
         return self._with_candidates(questions)
 
@@ -222,15 +226,14 @@ class Vqa(QuestionTask):
     def _statements(self, question: str, options: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(self.statement.replace("{question}", question).replace("{answer}", o) for o in options)
 
-    def _question(self, row: Row, pictures: Pictures, answers: dict[str, Row] | None) -> Question:
+    def _question(self, row: Row, images: RowImages, answers: dict[str, Row] | None) -> Question:
         name = row.text(*QUESTION_IDS)
         true = row if answers is None else annotation_of(name, row, answers, self.annotations)
-        image = row.text("image_id", "imageId", "image", "image_path", "file_name")
+        image, path = _image(row, images)
         kinds = {**row.slices(), **true.slices()}
         types = row.get("types")  # GQA's
         if isinstance(types, dict):
             kinds |= {k: str(v) for k, v in types.items() if v}
-        path = pictures.path(coco_name(image, row), row.where)
         return Question(name, image, path, row.text("question"), _answers(true), slices=kinds)
 
     def parse(self, record: Record, text: str) -> str | None:
@@ -295,6 +298,15 @@ class Vqa(QuestionTask):
         )
 
 
+def _image(row: Row, images: RowImages) -> tuple[str, ImageRef]:
+    """The name of a row's image, and the image: a file by its name, or what the table holds (the Hub's Parquet, VLMEvalKit)."""
+    if images.holds(row):
+        path, name = images.of(row)
+        return str(row.get("image_id") or row.get("imageId") or name), path
+    image = row.text("image_id", "imageId", "image", "image_path", "file_name")
+    return image, images.pictures.path(coco_name(image, row), row.where)
+
+
 def wrapper_of(document: Any) -> str:
     """The field of a document that holds its questions: ``questions`` (VQAv2), or ``data`` (TextVQA, DocVQA)."""
     return "data" if isinstance(document, dict) and "questions" not in document and "data" in document else "questions"
@@ -308,7 +320,12 @@ def read_annotations(path: str | Path) -> dict[str, Row]:
 
 def _answers(row: Row) -> tuple[str, ...]:
     """The human answers, texts or VQAv2's objects with an answer; or the one right answer."""
-    given = row.get("answers")
+    given = row.get("answers", row.get("answer"))
+    if isinstance(given, str) and given.startswith("["):  # a list written as text, as in VLMEvalKit's tables
+        try:
+            given = ast.literal_eval(given)
+        except (ValueError, SyntaxError):
+            given = None
     if not isinstance(given, list) or not given:
         return (row.text("answer", "answers"),)
     answers = [a.get("answer") if isinstance(a, dict) else a for a in given]
@@ -330,43 +347,6 @@ def coco_name(image: str, row: Row) -> str:
     return f"COCO_{split}_{int(image):012d}.jpg" if split and image.isdigit() else image
 
 
-def sample_questions(source: Source, n: int, kinds: tuple[str, ...] = ()) -> Items:
-    """The questions in ``extra["questions"]`` of the samples: question, answer or answers, perhaps kind and options."""
-    items: list[Question] = []
-    problems: list[Problem] = []
-    limit = n or BUILT_IN
-    for count, sample in enumerate(readable(source, problems), 1):
-        if sample.image is not None:
-            items += questions_of(source, sample, kinds)
-        if len(items) >= limit or (not items and count == 100):
-            break
-    if len({q.cluster for q in items}) < 2:
-        raise NotApplicable("the source has no questions (extra['questions'] of its samples); give ?file=")
-    return Items(items[:limit], problems)
-
-
-def questions_of(source: Source, sample: Sample, kinds: tuple[str, ...] = ()) -> Iterator[Question]:
-    """The questions about one sample; ``kinds``: only these."""
-    for number, given in enumerate(sample.extra.get("questions") or []):
-        kind = given.get("kind", "")
-        if kinds and kind not in kinds:
-            continue
-        options, statements = given.get("options") or [], given.get("statements") or []
-        if not options and hasattr(source, "options"):
-            options, statements = source.options(sample, given)
-        answers = given.get("answers") or [given["answer"]]
-        yield Question(
-            f"{sample.id}#{number}",
-            sample.id,
-            sample.image,  # type: ignore[arg-type]
-            given["question"],
-            tuple(map(str, answers)),
-            tuple(options),
-            tuple(statements),
-            {"kind": kind} if kind else {},
-        )
-
-
 # --- answers in a file: diptych metrics vqa ---
 
 
@@ -379,7 +359,8 @@ def score_files(questions: Path, annotations: Path | None, results: Path, with_a
     answers, table = None if annotations is None else read_annotations(annotations), read_rows(results, "data")
     read = task.read(NoPictures(), answers)
     ids = table.unique(next((name for name in QUESTION_IDS if table.has(name)), QUESTION_IDS[0]))
-    given: dict[str, Any] = dict(zip(ids, table.column("answer", "answer"), strict=True))
+    name = "prediction" if table.has("prediction") else "answer"  # VLMEvalKit's files have the right answer as ``answer``
+    given: dict[str, Any] = dict(zip(ids, table.column(name, "answer"), strict=True))
     match(list(given), [q.id for q in read], table, questions)
     if answers is not None and annotations is not None:
         match(list(answers), [q.id for q in read], annotations, questions)
