@@ -234,3 +234,9 @@ def test_a_copy_is_of_one_hash_and_one_colour(rows: list[tuple[int, int]]) -> No
     columns = {"phash": np.array([0xFFFF << (16 * h) for h, _ in rows], np.uint64), "colours": pa.array(shown, pa.binary(48))}
     found = outputs(NearImage(distance=4, colour=0.08), columns, 7)["near_image_of"]
     assert found == [None if rows.index(row) == i else rows.index(row) for i, row in enumerate(rows)]
+
+
+def test_colours_of_no_rows_are_compared_too() -> None:
+    columns = {"phash": np.empty(0, np.uint64), "colours": pa.array([], pa.binary(48))}
+    state = NearImage(colour=0.08).combine(iter([NearImage(colour=0.08).summarise(rows_of(columns))]))
+    assert state.num_rows == 0

@@ -168,7 +168,7 @@ class NearImage(Duplicates):
         hashes = (keys if self.colour is None else keys.field("phash")).to_numpy(zero_copy_only=False).astype(np.uint64)
         cause = near_twins(hashes, order, self.distance, self.mode)
         if self.colour is not None:
-            shown = np.frombuffer(b"".join(keys.field("colours").to_pylist()), np.uint8).reshape(len(hashes), -1)
+            shown = np.frombuffer(b"".join(keys.field("colours").to_pylist()), np.uint8).reshape(-1, 48)
             cause = self._of_one_colour(hashes, shown, order, cause)
         return {self.pointer: cause, "near_image_bits": np.bitwise_count(hashes ^ hashes[cause]).astype(np.int32)}
 
