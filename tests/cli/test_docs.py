@@ -7,12 +7,14 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
+from PIL import Image
 
 import cli_fixture
 from cli_fixture import Cli, make_photos
@@ -134,3 +136,25 @@ def test_the_readme_runs_as_it_stands(cli: Cli, tmp_path: Path, monkeypatch: pyt
     names: dict[str, Any] = {"images": pictures, "texts": ["red beside green", "a dog"]}
     exec(compile(code, "README.md", "exec"), names)
     assert names["scores"].shape == (3, 2)
+
+
+@pytest.mark.slow
+def test_the_pages_of_curation_and_export_run_as_they_stand(cli: Cli, tmp_path: Path) -> None:
+    make_photos(tmp_path / "my" / "photos", 40)
+    for path in (tmp_path / "my" / "photos").glob("*.png"):
+        Image.open(path).resize((360, 240)).save(path)
+    (tmp_path / "photo.jpg").write_bytes((tmp_path / "my" / "photos" / "p000.png").read_bytes())
+    small = ["--set", "stages.0.batch_size=8", "--set", "data.image_size=32", "--budget", "32 samples"]
+    pages = [ROOT / "docs" / name for name in ("curation.md", "exporting.md")]
+    first = {page: commands([page])[:count] for page, count in zip(pages, (6, 2), strict=True)}
+    cli("curate", "strict", "--data", "folder:my/photos", "--out", "runs/stricter")
+    for page, shown in first.items():
+        shutil.rmtree(tmp_path / "runs" / "clip", ignore_errors=True)  # of the page before
+        for command in shown:
+            words = ["p001.png" if word == "000285.jpg" else word for word in command.values[0]]
+            data = ["--data", "folder:my/photos"] if page.name == "exporting.md" else []
+            done = cli(*words, *([*small, *data] if words[0] == "train" else []))
+            assert done.code == 0, (words, done.err)
+        exec(compile(blocks("python", [page])[0].values[0], page.name, "exec"), names := {})
+        assert names["model" if page.name == "exporting.md" else "done"] is not None
+    assert (tmp_path / "runs" / "photos" / "manifest.json").is_file()

@@ -5,6 +5,7 @@ _OPERATORS = {
     # of the picture
     "image_size": "images.size:ImageSize",
     "image_quality": "images.quality:ImageQuality",
+    "image_colours": "images.quality:ImageColours",
     "image_hash": "images.quality:ImageHash",
     "text_spotting": "images.text_spotting:TextSpotting",
     # of the text

@@ -16,6 +16,7 @@ from diptych.curation.operators.base import Columns, Reduce
 from diptych.curation.operators.duplicates.hamming import pairs_within
 from diptych.curation.operators.duplicates.pruning import KEPT, Mode, prune, same
 from diptych.curation.operators.duplicates.semantic import KeepRule, semantic_twins
+from diptych.curation.operators.images.quality import hue_difference
 from diptych.curation.operators.text.quality import normalised
 
 
@@ -135,7 +136,8 @@ class NearImage(Duplicates):
     """Similar pictures: 64-bit pHash within ``distance`` bits (0 exact, ≤ 4 safe, ≤ 8 aggressive). After ``image_hash``.
 
     mode: ``kept`` or ``published``, see ``pruning.prune``. Hashes of pictures without contrast are meaningless: remove those with
-    ``image_quality`` first.
+    ``image_quality`` first. colour: pictures with a larger difference of colour, 0 … 1, in one of 4 × 4 fields are no copies (after
+    ``image_colours``); None: colours do not count, so that the same bottle in red and in blue is one picture.
     """
 
     name = "near_image"
@@ -143,6 +145,12 @@ class NearImage(Duplicates):
     of = ("phash",)
     distance: int = 4
     mode: Mode = "kept"
+    colour: float | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the columns that it reads: a class attribute, or a property that depends on parameters."""
+        return (*super().inputs, *(["colours"] if self.colour is not None else []))
 
     @property
     def outputs(self) -> Mapping[str, pa.DataType]:
@@ -151,13 +159,35 @@ class NearImage(Duplicates):
 
     def keys(self, batch: pa.RecordBatch) -> pa.Array:
         """The values that are compared, one for each row, as small as possible."""
-        return batch["phash"]
+        if self.colour is None:
+            return batch["phash"]
+        return pa.StructArray.from_arrays([batch["phash"], batch["colours"]], ["phash", "colours"])
 
     def twins(self, keys: pa.Array, order: np.ndarray) -> dict[str, np.ndarray]:
         """Output columns; the pointer is a position in ``keys`` (−1: stays)."""
-        hashes = keys.to_numpy(zero_copy_only=False).astype(np.uint64)
+        hashes = (keys if self.colour is None else keys.field("phash")).to_numpy(zero_copy_only=False).astype(np.uint64)
         cause = near_twins(hashes, order, self.distance, self.mode)
+        if self.colour is not None:
+            shown = np.frombuffer(b"".join(keys.field("colours").to_pylist()), np.uint8).reshape(-1, 48)
+            cause = self._of_one_colour(hashes, shown, order, cause)
         return {self.pointer: cause, "near_image_bits": np.bitwise_count(hashes ^ hashes[cause]).astype(np.int32)}
+
+    def _of_one_colour(self, hashes: np.ndarray, colours: np.ndarray, order: np.ndarray, cause: np.ndarray) -> np.ndarray:
+        """Pointers without those to a picture of another colour. The rows that these free are compared with each other again, but
+        not with other rows that stay: a copy may be missed, but none is removed that is not one.
+        """
+        assert self.colour is not None
+        pending = np.flatnonzero(cause != KEPT)
+        while len(pending):
+            free = pending[hue_difference(colours[pending], colours[cause[pending]]) > self.colour]
+            cause[free] = KEPT
+            inside = np.zeros(len(hashes), bool)
+            inside[free] = True
+            place = np.cumsum(inside) - 1
+            found = near_twins(hashes[free], place[order[inside[order]]], self.distance, self.mode)
+            pending = free[found != KEPT]  # at least one row stays each time
+            cause[pending] = free[found[found != KEPT]]
+        return cause
 
 
 def near_twins(hashes: np.ndarray, order: np.ndarray, distance: int, mode: Mode = "kept") -> np.ndarray:
