@@ -326,7 +326,7 @@ def test_two_adapters_share_a_part() -> None:
         (["parts.text={kind: med}", "adapters.text={kind: prompt}"], r"adapters\.text: .*MedText.* no place .*transformer, clip"),
         (
             ["parts.decoder={kind: multimodal, depth: 1, heads: 2}", "adapters.text={kind: prompt}"],
-            r"parts\.decoder: it writes without prompts; adapt parts\.text by kind: lora, or leave the decoder out",
+            r"parts\.decoder: it writes without prompts; adapt parts\.text by kind: lora, or remove the decoder",
         ),
     ],
 )  # fmt: skip
