@@ -249,7 +249,16 @@ def test_a_missing_file_is_one_problem_among_good_items(cli: Cli, tmp_path: Path
     (tmp_path / "t.csv").write_text(f"image,caption\n{rows}")
     assert "30 good, 1 problem," in cli("data", "inspect", "csv:t.csv").out
     assert cli("train", "clip", "--data", "csv:t.csv", "--budget", "32 samples", "--out", "run", *SMALL).code == 0
-    assert [p["item"] for p in read_jsonl(tmp_path / "run" / "problems.jsonl")] == ["p030.png"]
+    problems = tmp_path / "run" / "problems.jsonl"
+    assert [p["item"] for p in read_jsonl(problems)] == ["p030.png"]
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "p030.png")  # found again, and others lost
+    lost = [f"p{i:03d}.png" for i in range(8)]
+    for name in lost:
+        (tmp_path / name).unlink()
+    again = cli("train", "clip", "--data", "csv:t.csv", "--budget", "160 samples", "--out", "run", "--resume", *SMALL)
+    assert again.code == 0, again.err
+    found = [p["item"] for p in read_jsonl(problems)]
+    assert "p030.png" in found and set(found) & set(lost), "a resumed run forgets no problem"
 
 
 # --- train, evaluate, report ---

@@ -160,7 +160,9 @@ class Record:
             if self.mirror:
                 self.mirror.push(path, best_checkpoint(self.root))
             if problems:
-                write_jsonl(self.out / "problems.jsonl", [asdict(p) for p in {p.item: p for p in problems}.values()])
+                path = self.out / "problems.jsonl"  # a resumed run may not meet again what it met before
+                known = {row["item"]: row for row in read_jsonl(path)} | {p.item: asdict(p) for p in problems}
+                write_jsonl(path, known.values())
 
     def spent(self, setup: Setup, spent: Spent, drawn: Mapping[str, int], finished: bool) -> dict[str, Any]:
         """Write spent.json, and return its content. drawn: samples by source."""
