@@ -151,7 +151,7 @@ def test_sharding_needs_company(tmp_path):
 )
 def test_sharding_what_computes_with_anothers_weights_is_refused(tmp_path, name, overrides, who):
     recipe = load_recipe(name, [*tiny(name), *overrides, "sharding=fsdp"])
-    with pytest.raises(DiptychError, match=rf"fsdp cannot share out .* {who} computes .*remove `sharding`"):
+    with pytest.raises(DiptychError, match=rf"fsdp cannot shard .* {who} computes .*remove `sharding`"):
         Trainer(recipe, tmp_path / "run")
 
 
