@@ -242,4 +242,6 @@ def test_a_run_goes_on_and_is_judged_by_its_matching_head(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
-    alone_and_in_two("vilt", tmp_path)
+    """Without masked words: each process draws which words of its own texts it hides."""
+    both = '{matching: {kind: "vilt:ViltMatching", weight: 1}, alignment: {kind: "vilt:WordPatchAlignment", weight: 0.1}}'
+    alone_and_in_two("vilt", tmp_path, f"stages.0.objectives={both}")
