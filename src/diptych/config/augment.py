@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from diptych.config.typed import Strict, check
+from diptych.config.typed import Kind, Strict, check
 from diptych.core.errors import nearest
 
 Chance = Annotated[float, Field(ge=0, le=1)]
@@ -68,16 +68,8 @@ class Solarize(Strict):
     threshold: Annotated[float, Field(ge=0, le=256)] = 128.0  # of 0 to 255; 256: none
 
 
-class Operation(BaseModel):
+class Operation(Kind):
     """``kind``: a name in ``data.augment.OPERATIONS``, or ``package.module:Class``; and the options of that kind."""
-
-    model_config = ConfigDict(extra="allow")
-    kind: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Everything but ``kind``."""
-        return dict(self.model_extra or {})
 
 
 class Augment(Strict):

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from diptych.config.augment import Augment
 from diptych.config.budget import Budget
 from diptych.config.library import Library
 from diptych.config.overrides import Overrides
-from diptych.config.typed import Strict
+from diptych.config.typed import Kind, Strict
 from diptych.core.errors import nearest
 from diptych.core.files import check_format
 
@@ -26,46 +26,24 @@ FORMAT = 3  # of recipes and runs; counts up when older programs would misread t
 PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder", "space")  # in the order in which they are built
 
 
-class PartSpec(BaseModel):
+class PartSpec(Kind):
     """``kind`` and the options of that kind; ``frozen`` keeps its weights as they are in every stage.
 
     fields: fields that it reads instead of those in its code, such as {image: video}.
     """
 
-    model_config = ConfigDict(extra="allow")
-    kind: str
     frozen: bool = False
     fields: dict[str, str] = Field(default={})
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of its kind."""
-        return dict(self.model_extra or {})
 
-
-class FieldSpec(BaseModel):
+class FieldSpec(Kind):
     """The ``kind`` of a field, a built-in name or ``package.module:Class``, and the options of that kind."""
 
-    model_config = ConfigDict(extra="allow")
-    kind: str
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of its kind."""
-        return dict(self.model_extra or {})
-
-
-class AdapterSpec(BaseModel):
+class AdapterSpec(Kind):
     """``kind`` and the options of that kind. part: that it is put into; None: the part of the adapter's own name."""
 
-    model_config = ConfigDict(extra="allow")
-    kind: str
     part: str | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Everything but ``kind`` and ``part``."""
-        return dict(self.model_extra or {})
 
 
 class TeacherSpec(Strict):
@@ -80,18 +58,11 @@ class TeacherSpec(Strict):
     from_: str | None = Field(default=None, alias="from")
 
 
-class ObjectiveSpec(BaseModel):
+class ObjectiveSpec(Kind):
     """A weighted objective: ``info_nce: 1`` or ``info_nce: {weight: 1, temperature: 0.07}``. fields: as of ``PartSpec``."""
 
-    model_config = ConfigDict(extra="allow")
-    kind: str
     weight: float = 1.0
     fields: dict[str, str] = Field(default={})
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of its kind."""
-        return dict(self.model_extra or {})
 
 
 class Tokenizer(Strict):
@@ -274,7 +245,7 @@ class Recipe(Strict):
 
 
 def _anchored(address: Any) -> Any:
-    """``hf:tower`` → ``hf:/work/tower`` if there is such a file or directory; options after a ``?`` stay."""
+    """``hf:tower`` → ``hf:/home/me/tower`` if there is such a file or directory; options after a ``?`` stay."""
     if not isinstance(address, str):
         return address
     scheme = "hf:" if address.startswith("hf:") else ""

@@ -19,6 +19,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
+class Kind(BaseModel):
+    """``kind``, a registered name or ``package.module:Class``, and the options of that kind, which its class checks."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of its kind: all keys that are not in the schema."""
+        return dict(self.model_extra or {})
+
+
 Schema = TypeVar("Schema", bound=BaseModel)
 
 

@@ -36,6 +36,7 @@ def diff(a: Result, b: Result) -> Diff:
     new = 0
 
     def note(what: str, identity: str) -> None:
+        """Keep a row as an example of a change, up to ``EXAMPLES`` of each."""
         if len(examples[what]) < EXAMPLES:
             examples[what].append(identity)
 

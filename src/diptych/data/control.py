@@ -16,7 +16,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.fields import FIELDS, field_class
 from diptych.data.order import ENDLESS, mixed
-from diptych.data.source import BrokenItem, Problem, Source, all_said
+from diptych.data.source import BrokenItem, Problem, Source, all_texts
 from diptych.data.sources.mixture import Mixture
 
 TOGETHER = {"text": ("negatives",)}  # fields that go with another, entry by entry
@@ -106,9 +106,9 @@ class Control:
         return sample.with_(**dealt)
 
     def captions(self, index: int) -> list[str]:
-        """All that is said of one item; without decoding it, where the base can."""
+        """All texts of one item; without decoding it, if the base can."""
         if self.name not in ("text", "turns"):
-            return all_said(self.base, index)
+            return all_texts(self.base, index)
         sample = self[index]
         return sample.captions + [turn.text for turn in sample.turns]
 

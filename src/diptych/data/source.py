@@ -85,7 +85,7 @@ class Controlled(Protocol):
         ...
 
 
-def all_said(source: Any, index: int) -> list[str]:
+def all_texts(source: Any, index: int) -> list[str]:
     """Captions and turns of one item, without decoding it where the source can (``captions``). Raises ``BrokenItem``."""
     if hasattr(source, "captions"):
         return list(source.captions(index))

@@ -39,6 +39,7 @@ def in_thread(loader: Loader, wanted: Iterator[Rows], pin: bool) -> Iterator[Bat
     """One batch ahead: useful if training waits for a GPU, not if it needs the same cores."""
 
     def read(rows: Rows) -> Batch:
+        """The batch of these rows, in pinned memory if asked for."""
         batch = loader.rows(*rows)
         return batch.pin_memory() if pin else batch
 

@@ -52,6 +52,7 @@ def linear(ours: str | Sequence[str], theirs: str | Sequence[str]) -> list[Same]
     """Weight and bias of a layer, or of layers that are one on the other side."""
 
     def named(names: str | Sequence[str], what: str) -> list[str]:
+        """The names of one parameter in each of these modules."""
         return [f"{name}.{what}" for name in ([names] if isinstance(names, str) else names)]
 
     return [same(named(ours, what), named(theirs, what)) for what in ("weight", "bias")]

@@ -123,6 +123,7 @@ def _data(study: Study, name: str, out: Path) -> str:
     arm = study.arms[name]
 
     def report_progress(words: str) -> None:
+        """Progress on stderr, with the arm's name."""
         print(f"{name}: {words}", file=sys.stderr, flush=True)
 
     return derive(arm.data or study.data, arm.derive, out / "data", report_progress)

@@ -24,7 +24,7 @@ from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
 from diptych.data.notes import caption_notes, data_of
 from diptych.data.order import ENDLESS, mixed
-from diptych.data.source import BrokenItem, Source, all_said
+from diptych.data.source import BrokenItem, Source, all_texts
 from diptych.data.sources import open_source
 from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer, tokenizer_class
@@ -121,7 +121,7 @@ def corpus_of(source: Source, n: int = CORPUS) -> list[str]:
         indices = dict.fromkeys(order[position] for position in range(n))
     for i in indices:
         try:
-            captions += all_said(source, i)
+            captions += all_texts(source, i)
         except BrokenItem:
             continue
     if not captions:

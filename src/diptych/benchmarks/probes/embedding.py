@@ -131,6 +131,7 @@ class Embedding:
         nans = sum(r["nans"] for r in records)
 
         def result(metric: str, at: Interval, **fields: Any) -> Result:
+            """A metric of all records."""
             return Result(self.name, metric, at.value, at.low, at.high, len(records), distinct(clusters), nans=nans, **fields)
 
         controls = {"blind": mean([r["blind_cosine"] for r in records]), "shuffled": unrelated}

@@ -85,6 +85,7 @@ def reduce(operator: Reduce, shards: Sequence[pa.RecordBatch]) -> list[pa.Record
     """The outputs for each shard after both passes in memory: the simple form of what ``curation.run`` does with the store."""
 
     def summaries() -> Iterator[pa.Table]:
+        """What the operator needs to know of each shard, one at a time."""
         return (operator.summarise(shard) for shard in shards)
 
     state = operator.combine(summaries())

@@ -99,6 +99,7 @@ class Worker:
         step = self.steps[task.steps[0]]
 
         def summaries() -> Iterator[pa.Table]:
+            """The summaries of all shards, read one at a time."""
             return (self.store.read(key) for key in task.summaries)
 
         combiner: Any = step.rule or step.operator

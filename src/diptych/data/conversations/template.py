@@ -94,6 +94,7 @@ class Chat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         def content(text: str) -> Any:
+            """A turn's text in the form that the template takes."""
             return [{"type": "text", "text": text}] if self.as_parts else text
 
         messages = [{"role": t.role, "content": content(t.text)} for t in turns]

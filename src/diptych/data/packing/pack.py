@@ -80,6 +80,7 @@ def _pack(source: Source, manifest: Manifest, workers: int, progress: bool) -> d
     began, before = time.monotonic(), manifest.seconds
 
     def spent() -> float:
+        """Seconds so far, those of interrupted runs included."""
         return before + time.monotonic() - began
 
     missing = [n for n in range(-(-parameters.items // parameters.shard_items)) if n not in manifest.shards]

@@ -86,6 +86,7 @@ def _in_process(
     count = 0
 
     def tick() -> None:
+        """Count one more item."""
         nonlocal count
         count += 1
         seen(count)

@@ -11,7 +11,7 @@ from itertools import accumulate
 from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import Label, Sample
 from diptych.data.order import BLOCK, Mixed
-from diptych.data.source import BrokenItem, Problem, Source, all_said
+from diptych.data.source import BrokenItem, Problem, Source, all_texts
 
 EXPECTED = "expected mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, such as mix:0.7*coco:a.json+0.3*packed:b (in quotes on a command line)"
 
@@ -100,7 +100,7 @@ class Mixture:
     def captions(self, index: int) -> list[str]:
         """All texts of one item; without decoding it, if its source can."""
         which, place = self._place(index)
-        return all_said(self.sources[which], place)
+        return all_texts(self.sources[which], place)
 
     def order(self, seed: int) -> Mixed:
         """The order of training, in which the sources occur by their weights."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote
 
 from diptych.core.errors import DiptychError, counted
-from diptych.data.source import Problem, Source, all_said
+from diptych.data.source import Problem, Source, all_texts
 
 if TYPE_CHECKING:
     from diptych.core.sample import Sample
@@ -74,7 +74,7 @@ class Repeated:
 
     def captions(self, index: int) -> list[str]:
         """All texts of one item; without decoding it, if the base can."""
-        return all_said(self.base, self.number(self._checked(index)))
+        return all_texts(self.base, self.number(self._checked(index)))
 
     def _checked(self, index: int) -> int:
         index = index + len(self) if index < 0 else index

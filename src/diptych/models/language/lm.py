@@ -327,6 +327,7 @@ class RandomLM(PretrainedLM):
 
         # From fixed words, not from the corpus: a checkpoint holds no tokenizer and, while the part is frozen, no weights.
         def open() -> CausalLM:
+            """The model with random weights."""
             return CausalLM.random(width=width, depth=depth, texts=[COMMON] * 2)
 
         super().__init__(build, open, trim=False, prompts=prompts)

@@ -174,6 +174,7 @@ def _edge(v: Values, album: Album) -> str:
     assert rule
 
     def side(rows: list[dict[str, Any]]) -> str:
+        """HTML of the pictures on one side of the rule's limit."""
         return shots(album.shot(row, f"{rule.column} {row['value'] + 0.0:.5g}") for row in rows)
 
     stays, goes = v.stays.rows(), v.goes.rows()
