@@ -18,6 +18,7 @@ from diptych.data.text import Tokenizer
 from diptych.models.layers.attention import CascadePool
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
+from plain_fixture import f64, linear, normed
 
 CAPTIONS = ["a red fox", "two green keys to the left of a big yellow house and above it one more", "", "a blue heart"]
 SMALL = [f"parts.{p}.{k}" for p in ("vision", "text", "decoder") for k in ("depth=2", "heads=2")]
@@ -42,19 +43,6 @@ def read(model: Any, captions: list[str] = CAPTIONS, pad_to: int = 24) -> Pass:
 
 
 # --- plain references in float64 ---
-
-
-def f64(x: torch.Tensor) -> np.ndarray:
-    return x.detach().double().numpy()
-
-
-def linear(layer: Any, x: np.ndarray) -> np.ndarray:
-    return x @ f64(layer.weight).T + f64(layer.bias)
-
-
-def normed(layer: Any, x: np.ndarray) -> np.ndarray:
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + layer.eps)
-    return x * f64(layer.weight) + f64(layer.bias)
 
 
 def attended(layer: Any, x: np.ndarray, context: np.ndarray, seen: np.ndarray) -> np.ndarray:

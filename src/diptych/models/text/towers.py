@@ -64,7 +64,9 @@ class TextTransformer(TextTower):
         self.width = width or size.width
         self.causal = causal
         self.pool, self.whole = pool, whole
-        build.require(pool != "class" or (causal and not whole), "pool: class is for causal texts that are not whole; set causal: true")
+        build.require(
+            pool != "class" or (causal and not whole), "pool: class is for causal texts that are not whole; set causal: true"
+        )
         self.embedding = nn.Embedding(len(build.tokenizer), self.width)
         self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length, self.width) * 0.7)
         # It has no position: its own vector would learn one that is the same for every text.

@@ -97,7 +97,8 @@ class ViT(VisionTower):
         cascade = pool == "cascade"
         build.require(queries is None or cascade, f"queries: {queries} are those of a cascade; set pool: cascade")
         build.require(
-            not cascade or (not class_tokens and not mask_token), "pool: cascade returns no patches: without class_tokens and mask_token"
+            not cascade or (not class_tokens and not mask_token),
+            "pool: cascade returns no patches: without class_tokens and mask_token",
         )
         self.grid, self.extra = build.image_size // self.patch, class_tokens
         self.tokens = self.grid**2
