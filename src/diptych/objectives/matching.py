@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def mine_negatives(
     similarity: Tensor, meaning: Tensor | None, sharpness: float | Tensor, back: Tensor | None = None, floor: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """For each image a wrong text and for each text a wrong image, drawn with a probability that grows with similarity: with weights
-    softmax(sharpness · similarity) + floor (ALBEF, Li et al. 2021, §3.2).
+    """For each image a wrong text and for each text a wrong image, drawn with a probability that grows with similarity: with
+    weights softmax(sharpness · similarity) + floor (ALBEF, Li et al. 2021, §3.2).
 
-    similarity [B, B] of images (rows) and texts, back [B, B] of texts (rows) and images; None: the same, transposed → text index per
-    image [B], image index per text [B].
+    similarity [B, B] of images (rows) and texts, back [B, B] of texts (rows) and images; None: the same, transposed → text index
+    per image [B], image index per text [B].
     """
     back = similarity.T if back is None else back
     weights = torch.softmax(similarity.float() * sharpness, 1), torch.softmax(back.float() * sharpness, 1)

@@ -258,8 +258,8 @@ class AttentionPool(nn.Module):
 
 
 class CascadePool(nn.Module):
-    """CoCa's two attentional poolers in a row (Yu et al. 2022, §3.2): ``tokens``, a pooler with ``n`` queries whose output a decoder
-    looks at, and ``pooled``, one with a single query that reads the output of the first.
+    """CoCa's two attentional poolers in a row (Yu et al. 2022, §3.2): ``tokens``, a pooler with ``n`` queries whose output a
+    decoder looks at, and ``pooled``, one with a single query that reads the output of the first.
     """
 
     def __init__(self, width: int, heads: int, n: int):
