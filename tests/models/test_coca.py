@@ -60,7 +60,7 @@ def attended(layer: Any, x: np.ndarray, context: np.ndarray, seen: np.ndarray) -
 
 
 def pooled_by(pool: Any, x: np.ndarray) -> np.ndarray:
-    queries, keys = f64(pool.queries), normed(pool.norm, x)
+    queries, keys = normed(pool.norm_queries, f64(pool.queries)), normed(pool.norm, x)
     return normed(pool.norm_out, attended(pool.attention, queries, keys, np.ones((len(queries), len(x)), dtype=bool)))
 
 

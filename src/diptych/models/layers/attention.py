@@ -260,11 +260,14 @@ class AttentionPool(nn.Module):
 class CascadePool(nn.Module):
     """CoCa's two attentional poolers in a row (Yu et al. 2022, §3.2): ``tokens``, a pooler with ``n`` queries whose output a
     decoder looks at, and ``pooled``, one with a single query that reads the output of the first.
+
+    Queries are normalised, as open_clip's are: small ones look at all patches alike, and the tokens would start almost equal.
     """
 
     def __init__(self, width: int, heads: int, n: int):
         super().__init__()
-        self.tokens, self.pooled = AttentionPool(width, heads, n), AttentionPool(width, heads, 1)
+        self.tokens = AttentionPool(width, heads, n, norm_queries=True)
+        self.pooled = AttentionPool(width, heads, 1, norm_queries=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, N, D] → tokens [B, n, D] and pooled [B, D]"""
