@@ -139,7 +139,7 @@ def step(setup: Setup, number: int) -> tuple[float, Any]:
                 q.grad = None
     objective.after_step(lambda *values: list(values))  # type: ignore[operator]
     model.update_teachers()
-    return float(loss), p
+    return loss.item(), p
 
 
 def test_the_objective_is_the_loss_of_its_embeddings_its_teacher_and_its_queue() -> None:
