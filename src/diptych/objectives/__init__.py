@@ -75,6 +75,8 @@ def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.Mo
             built[name] = objective
             if recipe.data.text_mask and objective.predicts_text:
                 raise DiptychError(f"data.text_mask hides tokens that {where} has to predict; set it to 0 or remove the objective")
+    for objective in built.values():
+        objective.attach(built)  # type: ignore[operator]
     return built
 
 

@@ -67,6 +67,9 @@ class Objective(nn.Module):
         """
         return p.size
 
+    def attach(self, others: Mapping[str, nn.Module]) -> None:
+        """Called by the builder when all objectives exist, with these by name, for one that reads another's parameters."""
+
     def after_step(self, total: Callable[..., list[float]]) -> None:
         """Called after the optimizer's step, for updates other than by gradients. ``total(*values)``:
         their sums over processes.

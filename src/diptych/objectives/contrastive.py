@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
 from diptych.objectives.base import Objective, Scaled
+from diptych.objectives.momentum import FeatureQueue, momentum_info_nce
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
@@ -135,10 +137,14 @@ class InfoNCE(Scaled):
     hard_negatives: a wrong version of each caption as extra columns.
     false_negatives: ``mask`` leaves captions that mean the same out of each other's denominators; ``keep`` counts them as
     negatives, as the published losses do.
+    momentum: the name of an averaged teacher, whose embeddings are then the keys (``momentum_info_nce``; ALBEF, BLIP). soft: the
+    share α of the targets that are this teacher's similarities, which grows from 0 over the first ``ramp`` samples. queue: this
+    many of the teacher's embeddings of earlier batches, a side, are further keys.
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
     needs = ("text",)
+    seen: Tensor
 
     def __init__(
         self,
@@ -148,21 +154,71 @@ class InfoNCE(Scaled):
         max_scale: float = 100.0,
         hard_negatives: bool = False,
         false_negatives: Literal["mask", "keep"] = "mask",
+        momentum: str = "",
+        soft: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        ramp: Annotated[int, Field(ge=0)] = 0,
+        queue: Annotated[int, Field(ge=0)] = 0,
     ):
         super().__init__(model, temperature=temperature, max_scale=max_scale)
         self.hard_negatives = hard_negatives
         self.false_negatives: Literal["mask", "keep"] = false_negatives
+        self.momentum, self.soft, self.ramp = momentum, soft, ramp
+        self.queue: FeatureQueue | None = None
+        self._new: tuple[Tensor, Tensor, Tensor | None, int] | None = None  # of the step that is being taken
         if hard_negatives:
             self.couples = (*self.couples, "negatives.embedding")
+        if momentum:
+            if hard_negatives:
+                raise DiptychError("objective info_nce: hard_negatives have no momentum keys; remove them, or `momentum`")
+            self.couples = (*self.couples, f"{momentum}:image.embedding", f"{momentum}:text.embedding")
+            self.register_buffer("seen", torch.zeros((), dtype=torch.long))  # samples, for the ramp
+            self.queue = FeatureQueue(queue, model.embed_dim) if queue else None
+        elif soft or ramp or queue:
+            raise DiptychError("objective info_nce: soft, ramp and queue need a momentum copy; set momentum to a teacher's name")
+
+    @property
+    def alpha(self) -> float:
+        """The share of the soft targets now."""
+        return self.soft * (min(1.0, int(self.seen) / self.ramp) if self.ramp else 1.0)
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
+        if self.momentum:
+            return self._beside_copy(p)
         negatives = negatives_of(p) if self.hard_negatives else None
         tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
         loss = tiled_info_nce if tiled else info_nce
         image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
             return loss(image, text, self.scale, meanings(p, self.false_negatives), negatives, p.rows)
+
+    def _beside_copy(self, p: Pass) -> Tensor:
+        """The loss with the momentum copy's embeddings as keys."""
+        image, text, meaning = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING], meanings(p, self.false_negatives)
+        keys = [p[f"{self.momentum}:{name}"].detach() for name in (IMAGE_EMBEDDING, TEXT_EMBEDDING)]
+        if torch.is_grad_enabled():  # not in validation
+            self._new = (keys[0], keys[1], meaning, p.size)
+        key_meaning = meaning
+        if self.queue is not None:
+            *held, held_meaning = self.queue.entries()
+            keys = [torch.cat([new, old]) for new, old in zip(keys, held, strict=True)]
+            key_meaning = None if meaning is None else torch.cat([meaning, held_meaning])
+        with torch.autocast(image.device.type, enabled=False):
+            return momentum_info_nce(image, text, keys[0], keys[1], self.scale, self.alpha, meaning, key_meaning, p.rows)
+
+    def after_step(self, total: Callable[..., list[float]]) -> None:
+        """Limit the scale; put the step's momentum embeddings into the queue."""
+        super().after_step(total)
+        if self._new is not None:
+            image, text, meaning, n = self._new
+            if self.queue is not None:
+                self.queue.push(image, text, meaning)
+            self.seen += n
+            self._new = None
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the log, such as a temperature."""
+        return {**super().metrics(), **({"soft": self.alpha} if self.soft else {})}
 
 
 class Sigmoid(Objective):

@@ -257,6 +257,24 @@ class AttentionPool(nn.Module):
         return out
 
 
+class CascadePool(nn.Module):
+    """CoCa's two attentional poolers in a row (Yu et al. 2022, §3.2): ``tokens``, a pooler with ``n`` queries whose output a
+    decoder looks at, and ``pooled``, one with a single query that reads the output of the first.
+
+    Queries are normalised, as open_clip's are: small ones look at all patches alike, and the tokens would start almost equal.
+    """
+
+    def __init__(self, width: int, heads: int, n: int):
+        super().__init__()
+        self.tokens = AttentionPool(width, heads, n, norm_queries=True)
+        self.pooled = AttentionPool(width, heads, 1, norm_queries=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, N, D] → tokens [B, n, D] and pooled [B, D]"""
+        tokens = self.tokens(x)
+        return tokens, self.pooled(tokens)[:, 0]
+
+
 class MapPool(nn.Module):
     """One learned query that reads a sequence, then an MLP (SigLIP's pooling; the "MAP head" of Zhai et al. 2022, Scaling Vision
     Transformers).
