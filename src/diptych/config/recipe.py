@@ -158,7 +158,6 @@ class Stage(Strict):
             data = {**data, "objectives": expanded}
         return data
 
-
     @model_validator(mode="after")
     def _all_in_turn(self) -> Stage:
         """Each objective is in one group of the round robin."""
