@@ -87,7 +87,7 @@ class Data(Strict):
     """The training data, and how images and texts become tensors."""
 
     train: str = "scenes:small"
-    # Addresses: each sample is accompanied by an image, or a text, without a partner.
+    # Addresses: each sample is accompanied by an image, or a text, without a partner. data.train: one of the training data.
     unpaired: dict[Literal["image", "text"], str] = Field(default={})
     # Fields of one's own, {sound: package.module:SoundField}, and options of fields, {video: {kind: video, frames: 4}}.
     fields: dict[str, str | FieldSpec] = Field(default={})
@@ -119,6 +119,9 @@ class Stage(Strict):
     name: str = "main"
     train: list[str] | Literal["all"] = "all"  # parts that learn; the heads and temperatures of objectives always do
     objectives: dict[str, ObjectiveSpec]
+    # Groups of its objectives by name, such as [[masked_text], [info_nce, matching]]: each step learns from one group, in turn.
+    # Empty: every step from all objectives.
+    round_robin: list[list[str]] = Field(default=[])
     data: str | None = None  # an address, where the stage learns from other data than data.train
     share: Annotated[float, Field(gt=0)] = 1.0  # of the budget, relative to the other stages
     batch_size: Annotated[int, Field(ge=1)] = 128  # of the whole step: all micro-batches of all processes
@@ -154,6 +157,21 @@ class Stage(Strict):
                 expanded[name] = value
             data = {**data, "objectives": expanded}
         return data
+
+    @model_validator(mode="after")
+    def _all_in_turn(self) -> Stage:
+        """Each objective is in one group of the round robin."""
+        named = [name for group in self.round_robin for name in group]
+        for name in named:
+            if name not in self.objectives:
+                raise ValueError(f"round_robin: the stage has no objective '{name}'{nearest(name, self.objectives)}")
+        if named and (sorted(named) != sorted(self.objectives) or not all(self.round_robin)):
+            raise ValueError(f"round_robin: name each objective once, in groups that are not empty: {', '.join(self.objectives)}")
+        return self
+
+    def turn(self, step: int) -> list[str]:
+        """The names of the objectives from which the stage's ``step``-th step learns."""
+        return self.round_robin[step % len(self.round_robin)] if self.round_robin else list(self.objectives)
 
 
 class Checkpoints(Strict):
@@ -297,7 +315,13 @@ BEFORE: dict[int, dict[str, dict[str, dict[str, Any]]]] = {  # {format: {"object
             "text_prediction": {"regularise": "tower", "views": 2, "least": 0.8, "local": 0, "regularity": 0.01},
         },
     },
-    3: {"objectives": {}, "parts": {}},
+    3: {
+        "objectives": {
+            "masked_both": {"text_share": 0.3},
+            "masked_patches": {"loss": "l2", "normalise": True},
+        },
+        "parts": {},
+    },
 }
 
 

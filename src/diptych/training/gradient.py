@@ -9,7 +9,7 @@ the same ones as an uninterrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -57,10 +57,10 @@ class Share:
 
 
 class Pieces:
-    """One step's micro-batches on the device; they may be iterated over twice."""
+    """One step's micro-batches on the device; they may be iterated over twice. fields: those that the step reads; None: all."""
 
-    def __init__(self, share: Share, step: int):
-        self.share, self.step = share, step
+    def __init__(self, share: Share, step: int, fields: Collection[str] | None = None):
+        self.share, self.step, self.fields = share, step, fields
         self.held: list[Batch] | None = None
 
     def __len__(self) -> int:
@@ -73,11 +73,14 @@ class Pieces:
             for _ in share.bounds:
                 batch = next(share.stream)
                 self.held += [batch] if share.hold and len(self) > 1 else []
-                yield batch.to(share.device)
+                yield self._sent(batch)
         elif self.held:
-            yield from (batch.to(share.device) for batch in self.held)
+            yield from map(self._sent, self.held)
         else:
-            yield from (share.loader.rows(self.step, *bounds).to(share.device) for bounds in share.bounds)
+            yield from (self._sent(share.loader.rows(self.step, *bounds)) for bounds in share.bounds)
+
+    def _sent(self, batch: Batch) -> Batch:
+        return (batch if self.fields is None else batch.only(self.fields)).to(self.share.device)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import handled
 from diptych.data.loader import Loader
 from diptych.data.source import Source
-from diptych.objectives import Objective
+from diptych.models.vlm import VLM
+from diptych.objectives import Objective, fields_needed
 from diptych.training.checkpoint import Checkpoint, load_weights
 from diptych.training.distributed import Cluster, check_sharding, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
@@ -58,6 +59,12 @@ class Learning:
     optimizer: Optimizers
     averaged: Averaged | None
     loader: Loader
+    losses: dict[str, float] = field(default_factory=dict)  # of each objective, in the last step that learned from it
+
+    def turn(self, step: int, model: VLM) -> tuple[dict[str, Objective], tuple[str, ...] | None]:
+        """The objectives from which the run's step learns, and the fields that they read; None: all that the loader gives."""
+        objectives = {name: self.objectives[name] for name in self.stage.turn(step - self.first)}
+        return objectives, fields_needed(objectives.values(), model) if self.stage.round_robin else None
 
 
 class Trainer:
@@ -144,7 +151,7 @@ class Trainer:
                 began = time.perf_counter()
                 rate = rate_share(stage, self.step - learning.first, (share - start) / (end - start))
                 learning.optimizer.set_rate(rate)
-                losses, norm = self._update(learning, Pieces(share_of_batch, self.step), weights, began)
+                losses, norm = self._update(learning, share_of_batch, weights, began)
                 if self.step % LOG_EVERY == 0 or self.step == learning.first + 1 or time.monotonic() - logged > LOG_SECONDS:
                     self.progress(self.record.log(self.step, stage, self.spent, losses, rate * stage.lr, norm, learning.objectives))
                     logged = time.monotonic()
@@ -203,22 +210,27 @@ class Trainer:
         return Learning(stage, first, objectives, optimizer, averaged, loader)
 
     def _update(
-        self, learning: Learning, pieces: Pieces, weights: Mapping[str, float], began: float
+        self, learning: Learning, share: Share, weights: Mapping[str, float], began: float
     ) -> tuple[dict[str, float], float]:
-        """One step; its cost is added to what is spent. Returns the losses of the whole batch and the norm of the gradient."""
+        """One step; its cost is added to what is spent. Returns the losses of the whole batch and the norm of the gradient. In a
+        round robin, the losses of the other objectives are those of their last step.
+        """
         stage, optimizer = learning.stage, learning.optimizer
         optimizer.zero_grad()
-        taken = self.gradient(self.step, pieces, learning.objectives, weights, stage.name)
+        objectives, fields = learning.turn(self.step, self.setup.model)
+        pieces = Pieces(share, self.step, fields)
+        taken = self.gradient(self.step, pieces, objectives, weights, "/".join((stage.name, *(objectives if fields else ()))))
         self.cluster.average_gradients(optimizer.parameters)
         norm = float(clip(optimizer.parameters, stage.clip))
         stop = float(self.stop is not None)
         values = self.cluster.total(stop, taken.samples, taken.tokens, taken.flops, *(float(v) for v in taken.losses.values()))
         stopped, samples, tokens, flops, *rest = values
-        parts = dict(zip(taken.losses, rest, strict=True))
+        learning.losses |= dict(zip(taken.losses, rest, strict=True))
+        parts = {n: learning.losses[n] for n in learning.objectives if n in learning.losses}
         losses = {"loss": sum(weights[n] * v for n, v in parts.items()), **parts}
         _check_finite(self.step, losses, norm, taken, stage)
         optimizer.step()
-        for objective in learning.objectives.values():
+        for objective in objectives.values():
             objective.after_step(self.cluster.total)
         self.setup.model.update_teachers()
         self.step += 1

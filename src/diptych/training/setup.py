@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 CORPUS = 4000  # the tokenizer is trained on the captions of this many samples
 NOTED = 2000  # samples, the captions of which are looked at before training
+TRAINING = "data.train"  # in data.unpaired: images, or texts, of the training data
 SHOWN = 256  # samples that show which fields a source has
 PACKAGES = (
     "diptych",
@@ -163,10 +164,17 @@ def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
     wanted = fields_needed(stage_objectives(setup, stage), setup.model)
     for number, (name, kind) in enumerate(UNPAIRED.items(), 1):
         if kind in data.unpaired and name in wanted:
-            other = open_source(data.unpaired[kind]).split("train")
+            other = unpaired_source(setup, data.unpaired[kind])
             context = Context(setup.tokenizer, setup.model.image_size, data.augment, source=other)
             loader.add_unpaired(name, Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number)))
     return loader
+
+
+def unpaired_source(setup: Setup, address: str) -> Source:
+    """The training part of an address in ``data.unpaired``; ``data.train``: the training data itself, which the loader reads in
+    another order.
+    """
+    return setup.source if address == TRAINING else open_source(address).split("train")
 
 
 def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: str) -> None:
@@ -303,7 +311,7 @@ def _words(recipe: Recipe, source: Source, start: Start | None, saved: Path | No
 
 def learned_from(setup: Setup) -> list[Source]:
     """The training part of all data that a run learns from: that of its stages, and images and texts without a partner."""
-    unpaired = [open_source(address).split("train") for address in setup.recipe.data.unpaired.values()]
+    unpaired = [unpaired_source(setup, address) for address in setup.recipe.data.unpaired.values() if address != TRAINING]
     return [*(stage_source(setup, stage) for stage in setup.recipe.stages), *unpaired]
 
 
@@ -353,7 +361,7 @@ def describe(setup: Setup, out: Path) -> None:
             "data": setup.source.address,
             "data_fingerprint": setup.source.fingerprint(),
             "sources": data_of(learned_from(setup)),
-            "unpaired": {a: open_source(a).split("train").fingerprint() for a in setup.recipe.data.unpaired.values()},
+            "unpaired": {a: unpaired_source(setup, a).fingerprint() for a in setup.recipe.data.unpaired.values()},
             **({"weights": setup.started.plain()} if setup.started else {}),
             "packages": {p: _version(p) for p in PACKAGES},
         },
