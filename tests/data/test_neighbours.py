@@ -213,7 +213,7 @@ def test_other_neighbours_than_those_of_the_checkpoint_are_refused(tmp_path):
 def test_a_run_from_another_run_and_on_packed_data(tmp_path, photos):
     from diptych.data.packing.pack import pack
 
-    pack(open_source(photos), tmp_path / "packed", 16)
+    pack(photos, tmp_path / "packed", split="all", size=16)
     first = ["data.neighbours=null", "data.image_size=16"]
     trained(tmp_path / "clip", 16, *first, data=photos)
     rows, _ = trained(
