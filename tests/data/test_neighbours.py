@@ -14,7 +14,7 @@ from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.data import neighbours
 from diptych.data.loader import loader_for
-from diptych.data.neighbours import features_of, nearest, neighbours_of
+from diptych.data.neighbours import features_of, nearest, neighbours_of, neighbours_of_run
 from diptych.data.order import Epochs, Neighboured
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
@@ -88,8 +88,12 @@ def test_many_features_are_kept_in_a_file(photos, tmp_path, monkeypatch):
     assert np.flatnonzero(~usable).tolist() == [6]
 
 
-def table_of(source, run=None, of=3, stamp=""):
-    return neighbours_of(source, of, None, "colours", stamp, 16, lambda: colours, run)
+def table_of(source, of=3, stamp=""):
+    return neighbours_of(source, of, None, "colours", stamp, 16, lambda: colours)
+
+
+def kept_by(run, source, of=3):
+    return neighbours_of_run(run, source, of, None, "colours")
 
 
 def test_neighbours_are_found_once(photos):
@@ -104,12 +108,13 @@ def test_neighbours_are_found_once(photos):
 def test_changed_data_is_told_and_never_read_with_old_neighbours(photos, tmp_path, capsys):
     table = table_of(open_source(photos))
     table.save(tmp_path / "run" / "neighbours")
-    assert (table_of(open_source(photos), run=tmp_path / "run").rows == table.rows).all()
+    assert (kept_by(tmp_path / "run", open_source(photos)).rows == table.rows).all()
+    assert kept_by(tmp_path / "run", open_source(photos), of=2) is None and kept_by(tmp_path, open_source(photos)) is None
     Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "3.png")
     os.utime(tmp_path / "3.png", (1, 1))
     capsys.readouterr()
     with pytest.raises(DiptychError, match="learned with the neighbours of .* as it was.*restore the data, or begin a new run"):
-        table_of(open_source(photos), run=tmp_path / "run")
+        kept_by(tmp_path / "run", open_source(photos))
     again = table_of(open_source(photos))
     assert "has changed since its neighbours were found" in capsys.readouterr().err
     assert again.about["fingerprint"] != table.about["fingerprint"]
@@ -222,6 +227,11 @@ def test_a_run_from_another_run_and_on_packed_data(tmp_path, photos):
     assert all(np.isfinite(row["loss"]) for row in rows)
     (about,) = (tmp_path / "neg" / "neighbours").glob("*.json")
     assert json.loads(about.read_text())["by"] == str(tmp_path / "clip")
+    (tmp_path / "clip").rename(tmp_path / "gone")  # the run has its own table
+    trained(
+        tmp_path / "neg", 32, f"data.neighbours.by={tmp_path / 'clip'}", "data.image_size=16",
+        data=f"packed:{tmp_path / 'packed'}", resume=True,
+    )  # fmt: skip
 
 
 def test_what_cannot_give_features_is_refused():

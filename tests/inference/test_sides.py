@@ -60,7 +60,9 @@ def run(task, items, knows):
 @pytest.mark.parametrize("task", [Retrieval(n=N), LargeRetrieval(n=N)])
 @pytest.mark.parametrize("knows", [0, 1])
 def test_retrieval_judges_each_direction_by_its_own_scores(task, knows):
-    items = [Sample(str(i), {}, image=image, text=captioned([text])) for i, (image, text) in enumerate(zip(IMAGES, TEXTS, strict=True))]
+    items = [
+        Sample(str(i), {}, image=image, text=captioned([text])) for i, (image, text) in enumerate(zip(IMAGES, TEXTS, strict=True))
+    ]
     rows = run(task, items, knows)
     for way, wanted in ((TO_TEXT, 1.0 - knows), (TO_IMAGE, float(knows))):
         assert [r["correct"][f"{way}/recall@1"] for r in rows] == [wanted] * N
@@ -79,7 +81,9 @@ def test_controlled_groups_are_judged_likewise(knows):
 
 @pytest.mark.parametrize("knows", [0, 1])
 def test_blocks_are_judged_likewise_also_from_records(knows):
-    blocks = [Block(str(i), str(i), list(IMAGES[2 * i : 2 * i + 2]), TEXTS[2 * i : 2 * i + 2], np.eye(2, dtype=bool)) for i in range(4)]
+    blocks = [
+        Block(str(i), str(i), list(IMAGES[2 * i : 2 * i + 2]), TEXTS[2 * i : 2 * i + 2], np.eye(2, dtype=bool)) for i in range(4)
+    ]
     for task, credits in (
         (Winoground(), {"text": 1.0 - knows, "image": float(knows), "group": 0.0}),
         (Spec(), {"image-to-text": 1.0 - knows, "text-to-image": float(knows)}),
@@ -127,7 +131,10 @@ def trained(name, *overrides):
 
 def test_filip_scores_both_sides_by_pairs_as_by_all():
     model = trained("filip")
-    images, texts = [np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8) for i in range(3)], ["a cat", "two red dogs"]
+    images, texts = (
+        [np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8) for i in range(3)],
+        ["a cat", "two red dogs"],
+    )
     assert {"score", "score_all", "score_sides"} <= model.capabilities
     to_text, to_image = model.score_sides(images, texts)
     pairs = np.array([[2, 1], [0, 0], [1, 1]])

@@ -12,8 +12,8 @@ PACKAGED = "efficientnet"  # features that need no trained run
 
 
 class Neighbours(Strict):
-    """Half of each batch is drawn; the other half is one of the nearest pictures of each, with its own texts (NegCLIP, Yuksekgonul et
-    al. 2023, §4: one of the three nearest by CLIP).
+    """Half of each batch is drawn; the other half is one of the nearest pictures of each, with its own texts (NegCLIP, Yuksekgonul
+    et al. 2023, §4: one of the three nearest by CLIP).
 
     of: how many neighbours a picture has, of which one is drawn each time. by: whose features say what is near: ``efficientnet``
     (the packaged EfficientNet-Lite0), a run directory, hf:NAME of a vision tower, or a function ``package.module:name`` from uint8

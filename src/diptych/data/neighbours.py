@@ -1,7 +1,7 @@
 """The nearest pictures of each sample of a source: found once from features, and kept in the user's cache and in the run.
 
-A table belongs to one state of the data (its fingerprint) and of the model that gave the features. A run keeps its own copy, so that
-it resumes with the neighbours that it began with; if the data has changed since, it says so and does not look for others.
+A table belongs to one state of the data (its fingerprint) and of the model that gave the features. A run keeps its own copy, so
+that it resumes with the neighbours that it began with; if the data has changed since, it says so and does not look for others.
 Shapes: N samples, K neighbours, E features.
 """
 
@@ -83,8 +83,8 @@ def used(source: Source, first: int | None) -> int:
     """How many samples are learned from. DiptychError for a mixture, or fewer than two samples."""
     if isinstance(source, Mixture):
         raise DiptychError(
-            f"data.neighbours: {source.address} is a mixture, the sources of which have shares that neighbours would change; pack it "
-            "(`diptych data pack`), or train on one source"
+            f"data.neighbours: {source.address} is a mixture, the sources of which have shares that neighbours would change; pack "
+            "it (`diptych data pack`), or train on one source"
         )
     n = min(len(source), first or (FIRST if len(source) > ENDLESS else len(source)))
     if n < 2:
@@ -92,22 +92,13 @@ def used(source: Source, first: int | None) -> int:
     return n
 
 
-def neighbours_of(
-    source: Source, of: int, first: int | None, by: str, stamp: str, size: int, embed: Callable[[], Embed], run: Path | None = None
-) -> Table:
-    """The ``of`` nearest samples of each of the first ones of a source.
+def neighbours_of(source: Source, of: int, first: int | None, by: str, stamp: str, size: int, embed: Callable[[], Embed]) -> Table:
+    """The ``of`` nearest samples of each of the first ones of a source, from the cache if they were found before.
 
-    by, stamp: whose features, and a hash of its weights. size: of the pictures that ``embed()`` reads, which is called only if they
-    have to be found. run: the directory of a run that resumes; its own table is taken. Raises DiptychError if its data is not what
-    it was.
+    by, stamp: whose features, and a hash of its weights. size: of the pictures that ``embed()`` reads, which is called only if the
+    neighbours have to be found.
     """
-    n = used(source, first)
-    about = {
-        **{"format": FORMAT, "data": source.address, "fingerprint": source.fingerprint(), "samples": n, "of": of},
-        **{"by": by, "weights": stamp, "size": size},
-    }
-    if run is not None and (kept := _of_run(run / "neighbours", about)):
-        return kept
+    about = {**_asked(source, of, first, by), "weights": stamp, "size": size}
     folder = cache_directory() / "neighbours"
     path = folder / f"{key_of(about)}.npy"
     with _locked(path):
@@ -118,7 +109,7 @@ def neighbours_of(
             if (other.get("data"), other.get("by")) == (source.address, by) and other.get("fingerprint") != about["fingerprint"]:
                 print(f"note: {source.address} has changed since its neighbours were found; they are found again", file=sys.stderr)
                 break
-        found = Table(find(source, n, of, size, embed()), about)
+        found = Table(find(source, about["samples"], of, size, embed()), about)
         try:
             found.save(folder)
         except OSError as error:
@@ -126,19 +117,29 @@ def neighbours_of(
         return found
 
 
-def _of_run(folder: Path, about: dict[str, Any]) -> Table | None:
-    """The table that a run began with; None if it had none for this data, or others were asked for."""
-    asked = ("data", "samples", "of", "by")
+def neighbours_of_run(run: Path, source: Source, of: int, first: int | None, by: str) -> Table | None:
+    """The table that a run began with; None if it had none for this data, or others were asked for. DiptychError if the data is not
+    what it was.
+    """
+    about, folder = _asked(source, of, first, by), run / "neighbours"
     for kept in _described(folder):
-        if any(kept.get(name) != about[name] for name in asked):
+        if any(kept.get(name) != about[name] for name in ("samples", "of", "by")):
             continue
-        if kept["fingerprint"] != about["fingerprint"]:
+        if kept.get("fingerprint") == about["fingerprint"]:
+            return Table.load(folder / f"{key_of(kept)}.npy", {**kept, "data": source.address})
+        if kept.get("data") == source.address:
             raise DiptychError(
-                f"{folder.parent} learned with the neighbours of {about['data']} as it was (fingerprint {kept['fingerprint'][:12]}, now "
-                f"{about['fingerprint'][:12]}): restore the data, or begin a new run, which finds them again"
+                f"{run} learned with the neighbours of {source.address} as it was (fingerprint "
+                f"{str(kept.get('fingerprint'))[:12]}, now {about['fingerprint'][:12]}): restore the data, or begin a new run, "
+                "which finds them again"
             )
-        return Table.load(folder / f"{key_of(kept)}.npy", kept)
     return None
+
+
+def _asked(source: Source, of: int, first: int | None, by: str) -> dict[str, Any]:
+    """What neighbours are to be found from, without the model."""
+    n = used(source, first)
+    return {"format": FORMAT, "data": source.address, "fingerprint": source.fingerprint(), "samples": n, "of": of, "by": by}
 
 
 def _described(folder: Path) -> Iterator[dict[str, Any]]:
@@ -181,8 +182,8 @@ def find(source: Source, n: int, of: int, size: int, embed: Embed) -> np.ndarray
 
 
 def features_of(source: Source, n: int, size: int, embed: Embed, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Unit features float32 [n, E] of the first n pictures, in a file in ``scratch`` if they are many, and which could be read, bool
-    [n].
+    """Unit features float32 [n, E] of the first n pictures, in a file in ``scratch`` if they are many, and which could be read,
+    bool [n].
     """
     usable = np.zeros(n, dtype=bool)
     features: np.ndarray | None = None

@@ -87,8 +87,8 @@ class Mixed:
 
 
 class Neighboured:
-    """Pairs of positions: at the even one a sample of ``order``, at the odd one after it one of the neighbours of that sample, drawn
-    at random. table: int [N, K], the neighbours of each sample.
+    """Pairs of positions: at the even one a sample of ``order``, at the odd one after it one of the neighbours of that sample,
+    drawn at random. table: int [N, K], the neighbours of each sample.
     """
 
     def __init__(self, order: Order, table: np.ndarray, seed: int):

@@ -84,7 +84,9 @@ def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.Mo
         for name in set(followers) & set(stage.objectives):
             other = followers[name][1].scale_of
             if other not in stage.objectives:
-                raise DiptychError(f"stages.{i}.objectives.{name}.scale_of: {other} is not in this stage, so nothing would learn it")
+                raise DiptychError(
+                    f"stages.{i}.objectives.{name}.scale_of: {other} is not in this stage, so nothing would learn it"
+                )
     return built
 
 

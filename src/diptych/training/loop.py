@@ -108,8 +108,8 @@ class Trainer:
         for other in (before, *self.cluster.collect(found)):
             if wrong := [address for address in found if other.get(address, found[address]) != found[address]]:
                 raise DiptychError(
-                    f"data.neighbours: those of {wrong[0]} are not the same as before, or in every process: their features were computed "
-                    f"on other hardware; copy neighbours/ of the run, or of {cache_directory()}, to every machine"
+                    f"data.neighbours: those of {wrong[0]} are not the same as before, or in every process: their features were "
+                    f"computed on other hardware; copy neighbours/ of the run, or of {cache_directory()}, to every machine"
                 )
 
     def _distribute(self) -> None:

@@ -19,7 +19,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
 from diptych.core.registry import resolve
 from diptych.data.fields.base import stacked
-from diptych.data.neighbours import Embed, Table, neighbours_of
+from diptych.data.neighbours import Embed, Table, neighbours_of, neighbours_of_run
 from diptych.data.source import Source
 from diptych.models.pretrained import load_efficientnet, require
 from diptych.models.pretrained.hub import place
@@ -94,14 +94,17 @@ def neighbour_tables(recipe: Recipe, sources: Iterable[Source], run: Path | None
     if given is not None:
         with torch.random.fork_rng():
             for source in sources:
-                size, stamp, embed = features_by(given.by, getattr(source, "image_size", None))
-                tables[source.address] = neighbours_of(source, given.of, given.first, given.by, stamp, size, embed, run)
+                table = neighbours_of_run(run, source, given.of, given.first, given.by) if run else None
+                if table is None:
+                    size, stamp, embed = features_by(given.by, getattr(source, "image_size", None))
+                    table = neighbours_of(source, given.of, given.first, given.by, stamp, size, embed)
+                tables[source.address] = table
     return tables
 
 
 def features_by(address: str, own: int | None) -> tuple[int, str, Callable[[], Embed]]:
-    """(size of the pictures that are read, a hash of the weights, how to open the model) for ``by`` of ``data.neighbours``. own: the
-    source's own size of pictures.
+    """(size of the pictures that are read, a hash of the weights, how to open the model) for ``by`` of ``data.neighbours``. own:
+    the source's own size of pictures.
     """
     if address == PACKAGED:
         require("efficientnet-lite0")  # at once, with the remedy

@@ -24,7 +24,6 @@ from diptych.core.capabilities import Image, Model, sides_of
 from diptych.core.words import count_words
 from diptych.data.source import Source
 
-
 TO_IMAGE = "_to_image"  # ends the names of scores by which images are chosen, in records
 KEPT = {"correct": "scores", "blind": "blind_scores", "shuffled": "shuffled_scores"}
 
@@ -123,8 +122,8 @@ class MatchingTask:
         raise NotImplementedError
 
     def credit(self, scores: np.ndarray, fits: np.ndarray, to_image: np.ndarray | None = None) -> dict[str, float]:
-        """{metric: credit in [0, 1]} of scores [images, texts]. to_image: the scores by which images are chosen for texts, of models
-        that have others for it.
+        """{metric: credit in [0, 1]} of scores [images, texts]. to_image: the scores by which images are chosen for texts, of
+        models that have others for it.
         """
         raise NotImplementedError
 

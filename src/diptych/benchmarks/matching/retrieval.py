@@ -1,8 +1,9 @@
 """Image-text retrieval within n items: recall at 1, 5, 10 in both directions (protocol: Karpathy & Fei-Fei, arXiv:1412.2306).
 
 ``retrieval``: one record per item, with the item's id, for both directions; further captions of an item add records for the
-direction text → image. A model with a score of its own for each direction (``score_sides``) is judged by it. Blind: the ranking that a grey image gives. Shuffled: every image has another image's scores. ``diptych
-metrics retrieval``: the same from a similarity matrix in a file, which may be larger than the memory.
+direction text → image. A model with a score of its own for each direction (``score_sides``) is judged by it. Blind: the ranking
+that a grey image gives. Shuffled: every image has another image's scores. ``diptych metrics retrieval``: the same from a
+similarity matrix in a file, which may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -71,19 +72,20 @@ class Retrieval:
         records.add({"item": name, "caption": text, **row} for name, text, row in zip(names, texts, rows, strict=True))
 
     def scores(self, model: Model, images: list[Any], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The scores by which texts are chosen for images, and those by which images are chosen for texts; float [images, texts]."""
+        """The scores by which texts are chosen for images, and those by which images are chosen for texts: float [images, texts]
+        each.
+        """
         return sides_of(model, images, texts)
 
     def rows(self, ids: list[str], owner: np.ndarray, to_text: np.ndarray, to_image: np.ndarray) -> list[Record]:
-        """The content of a record for each text, from scores [N + 1, M] of N images and a grey one in each direction; text j belongs
-        to image owner[j]."""
+        """The content of a record for each text, from scores [N + 1, M] of N images and a grey one in each direction; text j
+        belongs to image owner[j].
+        """
         positive = owner[None, :] == np.arange(len(ids))[:, None]  # [N, M]
         conditions = self._conditions(to_text[:-1], to_text[-1])
         other = conditions if to_image is to_text else self._conditions(to_image[:-1], to_image[-1])
         scores = other["correct"]
-        standings = {
-            n: {TO_TEXT: standing(m, positive), TO_IMAGE: standing(other[n].T, positive.T)} for n, m in conditions.items()
-        }
+        standings = {n: {TO_TEXT: standing(m, positive), TO_IMAGE: standing(other[n].T, positive.T)} for n, m in conditions.items()}
         metrics = {f"{way}/recall@{k}": (way, k) for way in (TO_TEXT, TO_IMAGE) for k in self.ks}
         columns = {n: {m: recall_at(k, *ways[way]) for m, (way, k) in metrics.items()} for n, ways in standings.items()}
         columns["ties"] = {m: undecided(k, *standings["correct"][way]) for m, (way, k) in metrics.items()}
@@ -130,7 +132,9 @@ class LargeRetrieval(Retrieval):
         return items
 
     def scores(self, model: Model, images: list[Any], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The scores by which texts are chosen for images, and those by which images are chosen for texts; float [images, texts]."""
+        """The scores by which texts are chosen for images, and those by which images are chosen for texts: float [images, texts]
+        each.
+        """
         if "score_all" in model.capabilities:
             return super().scores(model, images, texts)
         scores: np.ndarray = model.embed_image(images) @ model.embed_text(texts).T
