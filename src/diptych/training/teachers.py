@@ -107,7 +107,12 @@ def features_by(address: str, own: int | None) -> tuple[int, str, Callable[[], E
     the source's own size of pictures.
     """
     if address == PACKAGED:
-        require("efficientnet-lite0")  # at once, with the remedy
+        try:
+            require("efficientnet-lite0")
+        except DiptychError as error:
+            raise DiptychError(
+                f"data.neighbours.by: {error}; or name another model (a run directory, hf:NAME), or set data.neighbours to null"
+            ) from None
         return max(64, min(own or 224, 224) // 32 * 32), "lite0", _packaged
     run = Path(address.partition("?")[0]).expanduser()
     if (run / "recipe.yaml").is_file():
