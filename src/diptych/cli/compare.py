@@ -90,4 +90,4 @@ def demo(
 
 # A language model on a CPU scores about a hundred pairs a second, so the demo uses fewer items than by default.
 DEMO_TASKS = "retrieval?n=50,retrieval-1000,zeroshot,controlled?n=50,captions?n=32,embedding"
-DEMO = ["llava", "maskvlm", "coca", "clip", "negclip"]
+DEMO = ["llava", "maskvlm", "coca", "clip", "negclip@tuned"]

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from diptych.config.augment import Augment
 from diptych.config.budget import Budget
 from diptych.config.library import Library
+from diptych.config.neighbours import PACKAGED, Neighbours
 from diptych.config.overrides import Overrides
 from diptych.config.typed import Kind, Strict
 from diptych.core.errors import nearest
@@ -97,6 +98,7 @@ class Data(Strict):
     text_mask: Annotated[float, Field(ge=0, lt=1)] = (
         0.0  # share of a caption's tokens hidden in training; not where they are predicted
     )
+    neighbours: Neighbours | None = None  # half of each batch: pictures that are near those of the other half
     tokenizer: Tokenizer = Tokenizer()
     conversations: Conversations = Conversations()
 
@@ -252,10 +254,12 @@ class Recipe(Strict):
 
     def anchored(self) -> Recipe:
         """The recipe with absolute paths in place of relative ones that exist, for the weights that it names (``weights``, ``from``
-        of parts and teachers): a run is read from other working directories too.
+        of parts and teachers, ``by`` of neighbours): a run is read from other working directories too.
         """
         tree = self.model_dump(mode="json", by_alias=True)
         tree["weights"] = _anchored(tree["weights"])
+        if (near := tree["data"]["neighbours"]) and near["by"] != PACKAGED:
+            near["by"] = _anchored(near["by"])
         for entry in (*tree["parts"].values(), *tree["teachers"].values()):
             if "from" in entry:
                 entry["from"] = _anchored(entry["from"])

@@ -33,7 +33,8 @@ class Model(Protocol):
     it writes captions and accepts only the empty prompt. "decoding" says that ``generate`` also takes the settings of
     ``models.generate.Decoding`` by name (beams, top_p, …). "examples" says that ``generate``, ``loglikelihood`` and ``score`` take
     ``examples`` (``Examples``), followed by any prompt. "score_all" says that ``score`` of all pairs encodes each image and text
-    only once, so that a million pairs are feasible.
+    only once, so that a million pairs are feasible. "score_sides" says that images are chosen for a text by another score than
+    texts for an image: the method ``score_sides`` gives both (``sides_of``).
     """
 
     name: str
@@ -63,6 +64,30 @@ class Model(Protocol):
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
         """log P(text | image, prompt) in nats, summed over the text's tokens, for aligned pairs, float32 [N]."""
         ...
+
+
+@runtime_checkable
+class TwoSided(Model, Protocol):
+    """A model with the capability "score_sides"."""
+
+    def score_sides(
+        self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``score`` by which a text is chosen for an image, and that by which an image is chosen for a text: as ``score`` each."""
+        ...
+
+
+def sides_of(
+    model: Model, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores by which a text is chosen for an image, and those by which an image is chosen for a text; float [N, M], or [P] for
+    ``pairs``. For most models they are the same array.
+    """
+    if "score_sides" in model.capabilities and isinstance(model, TwoSided):
+        to_text, to_image = model.score_sides(images, texts, pairs)
+        return np.asarray(to_text), np.asarray(to_image)
+    scores = np.asarray(model.score(images, texts, pairs) if pairs is not None else model.score(images, texts))
+    return scores, scores
 
 
 @runtime_checkable

@@ -86,6 +86,23 @@ class Mixed:
         return [blocks * quota + int(more) for quota, more in zip(self.quotas, partial, strict=True)]
 
 
+class Neighboured:
+    """Pairs of positions: at the even one a sample of ``order``, at the odd one after it one of the neighbours of that sample,
+    drawn at random. table: int [N, K], the neighbours of each sample.
+    """
+
+    def __init__(self, order: Order, table: np.ndarray, seed: int):
+        self.order, self.table, self.seed = order, table, seed
+
+    def __getitem__(self, position: int) -> int:
+        pair, second = divmod(position, 2)
+        index = self.order[pair]
+        if not second:
+            return index
+        row = self.table[index]
+        return int(row[mixed(self.seed, pair, 5) % len(row)])
+
+
 def quotas(weights: Sequence[float]) -> list[int]:
     """Weights as whole numbers that sum to ``BLOCK`` (largest remainders); none below 1."""
     shares = [w / sum(weights) * BLOCK for w in weights]

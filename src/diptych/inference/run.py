@@ -36,7 +36,8 @@ CHUNK = 256  # images or texts encoded at a time
 PAIRS = 1024  # image-text pairs scored at a time
 
 
-PairScorer = Callable[[Pass, Tensor, Tensor], Tensor]
+Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
+PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
 
 
 class TrainedModel:
@@ -51,7 +52,8 @@ class TrainedModel:
         self.answering: Answering | None = None  # if it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
         able = capabilities_of(model, self.objectives.values())
-        self.capabilities = able | ({"score"} if self.scorer else set()) | ({"score_all"} if self._all_at_once else set())
+        can_score = {"score": bool(self.scorer), "score_all": self._all_at_once, "score_sides": self._two_sided}
+        self.capabilities = able | {name for name, can in can_score.items() if can}
         if "prompt" in able:
             self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
         self.fewshot = FewShot(model, self._images, self._inference)
@@ -85,7 +87,7 @@ class TrainedModel:
         self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
     ) -> np.ndarray:
         """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples:
-        as for ``generate``.
+        as for ``generate``. If the model can ``score_sides``, the score by which a text is chosen for an image.
         """
         self._can("score")
         images, texts = one_or_many(images), one_or_many(texts)
@@ -99,18 +101,35 @@ class TrainedModel:
             matrix: np.ndarray = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
         if pairs is None and not before and self._all_at_once:
-            return self._score_all(images, texts)
+            return self._score_all(images, texts, self.scorer.all_scores)[0]
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
         if before or (self.answering and self.recipe.score == "likelihood"):
             shown, text = [images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]]
             scores = self.loglikelihood(shown, text, examples=[before[i] for i in wanted[:, 0]] if before else ())
         else:
-            scores = self._score_pairs(images, texts, wanted, self.scorer.pair_scores)
+            scores = self._score_pairs(images, texts, wanted, self.scorer.pair_scores)[0]
         return scores if pairs is not None else scores.reshape(len(images), len(texts))
 
-    def _score_all(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
-        """``score`` for models that encode each side once and compare cheaply: a million scores are feasible."""
-        out = np.empty((len(images), len(texts)), dtype=np.float32)
+    def score_sides(
+        self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``score`` by which a text is chosen for an image, and that by which an image is chosen for a text. DiptychError if the
+        model has one score for both.
+        """
+        self._can("score_sides")
+        images, texts = one_or_many(images), one_or_many(texts)
+        assert self.scorer is not None
+        if pairs is None and self._all_at_once:
+            to_text, to_image = self._score_all(images, texts, self.scorer.all_sides)
+            return to_text, to_image
+        wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
+        sides = self._score_pairs(images, texts, wanted, self.scorer.pair_sides)
+        to_text, to_image = sides if pairs is not None else (s.reshape(len(images), len(texts)) for s in sides)
+        return to_text, to_image
+
+    def _score_all(self, images: Sequence[Image], texts: Sequence[str], compare: Callable[[Pass], Scores]) -> list[np.ndarray]:
+        """Scores for models that encode each side once and compare cheaply: a million scores are feasible. float32 [N, M] each."""
+        out: list[np.ndarray] = []
         assert self.scorer is not None
         needs = [name for name in self.scorer.needed() if "." in name]
         read = [(j, self._texts(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
@@ -120,9 +139,11 @@ class TrainedModel:
                 with self._inference():
                     both = shown.batch.with_(**text.batch.fields)
                     known = {name: p[name] for p in (shown, text) for name in needs if p.has(name)}
-                    scores = self.scorer.all_scores(Pass(self.model, both, known)).float().cpu().numpy()
-                out[i : i + len(scores), j : j + scores.shape[1]] = scores
-        return out
+                    made = _arrays(compare(Pass(self.model, both, known)))
+                out = out or [np.empty((len(images), len(texts)), dtype=np.float32) for _ in made]
+                for every, scores in zip(out, made, strict=True):
+                    every[i : i + len(scores), j : j + scores.shape[1]] = scores
+        return out or [np.empty((len(images), len(texts)), dtype=np.float32)] * 2
 
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "", examples: Examples = ()
@@ -138,7 +159,7 @@ class TrainedModel:
             return self.fewshot.loglikelihood(images, texts, prompts, before)
         self._no_prompt(prompts)
         aligned = np.stack([np.arange(len(images))] * 2, 1)
-        return self._score_pairs(images, texts, aligned, Likelihood(self.model).pair_scores)
+        return self._score_pairs(images, texts, aligned, Likelihood(self.model).pair_scores)[0]
 
     def generate(
         self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, examples: Examples = (), **decoding: Any
@@ -257,6 +278,11 @@ class TrainedModel:
         """Whether scoring all images with all texts is cheap, in another way than by embeddings."""
         return self.scorer is not None and self.scorer.scores_all and self.recipe.score != "similarity"
 
+    @property
+    def _two_sided(self) -> bool:
+        """Whether images are chosen for a text by another score than texts for an image."""
+        return self.scorer is not None and self.scorer.two_sided
+
     @contextmanager
     def _inference(self) -> Iterator[None]:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext():
@@ -280,9 +306,13 @@ class TrainedModel:
                 parts.append(of(items[start : start + CHUNK])[name].float().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, self.model.embed_dim), dtype=np.float32)
 
-    def _score_pairs(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray, scorer: PairScorer) -> np.ndarray:
-        """Pairs by blocks of images, so that no more than CHUNK images' encodings are held at a time; texts likewise."""
-        out = np.empty(len(pairs), dtype=np.float32)
+    def _score_pairs(
+        self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray, scorer: PairScorer
+    ) -> list[np.ndarray]:
+        """Pairs by blocks of images, so that no more than CHUNK images' encodings are held at a time; texts likewise. float32 [P]
+        of each kind of score.
+        """
+        out: list[np.ndarray] = []
         for members in _blocks(pairs, CHUNK):
             block = pairs[members]
             image_ids, image_rows = np.unique(block[:, 0], return_inverse=True)
@@ -295,8 +325,11 @@ class TrainedModel:
                 members, image_rows, text_rows = members[order], image_rows[order], text_rows[order]
                 for start in range(0, len(block), PAIRS):
                     rows = (torch.from_numpy(x[start : start + PAIRS]).to(self.device) for x in (image_rows, text_rows))
-                    out[members[start : start + PAIRS]] = scorer(p, *rows).float().cpu().numpy()
-        return out
+                    made = _arrays(scorer(p, *rows))
+                    out = out or [np.empty(len(pairs), dtype=np.float32) for _ in made]
+                    for every, scores in zip(out, made, strict=True):
+                        every[members[start : start + PAIRS]] = scores
+        return out or [np.empty(0, dtype=np.float32)] * 2
 
 
 def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
@@ -312,6 +345,10 @@ def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
     if space is not None and any(True for _ in space.parameters()) and not {"image.embedding", "text.embedding"} <= trained:
         able -= {"embed_image", "embed_text"}
     return able
+
+
+def _arrays(scores: Scores) -> list[np.ndarray]:
+    return [x.float().cpu().numpy() for x in (scores if isinstance(scores, tuple) else (scores,))]
 
 
 def _blocks(pairs: np.ndarray, size: int) -> Iterator[np.ndarray]:

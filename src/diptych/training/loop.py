@@ -23,6 +23,7 @@ from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import handled
 from diptych.data.loader import Loader
 from diptych.data.source import Source
+from diptych.data.storage.cache import cache_directory
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective, fields_needed
 from diptych.training.checkpoint import Checkpoint, load_weights
@@ -93,6 +94,7 @@ class Trainer:
                 f"processes found different checkpoints in {out} (steps {sorted(steps)}); it must be one directory that all "
                 "of them can read"
             )
+        self._check_neighbours()
         self._distribute()
         self.gradient = BatchGradient(
             self.setup.model, self.cluster, self.setup.autocast, recipe.seed, FlopMeter(compiled=recipe.compile)
@@ -105,6 +107,17 @@ class Trainer:
         self.step = self._counted = checkpoint.state["step"]
         self.drawn = dict(checkpoint.state.get("drawn", {}))
         self._resumed = checkpoint
+
+    def _check_neighbours(self) -> None:
+        """DiptychError if the hard images of this run differ between processes, or from those with which it began."""
+        found = {address: table.digest for address, table in self.setup.neighbours.items()}
+        before = self._resumed.state.get("neighbours", found) if self._resumed else found
+        for other in (before, *self.cluster.collect(found)):
+            if wrong := [address for address in found if other.get(address, found[address]) != found[address]]:
+                raise DiptychError(
+                    f"data.neighbours: those of {wrong[0]} are not the same as before, or in every process: their features were "
+                    f"computed on other hardware; copy neighbours/ of the run, or of {cache_directory()}, to every machine"
+                )
 
     def _distribute(self) -> None:
         """Shard and compile the parts, as the recipe says."""
@@ -262,6 +275,7 @@ class Trainer:
             "spent": asdict(self.spent),
             "best": self.record.best,
             "drawn": self.drawn,
+            **({"neighbours": {a: table.digest for a, table in s.neighbours.items()}} if s.neighbours else {}),
         }
         checkpoint = Checkpoint(  # all processes take part in gathering sharded weights
             {n: whole(v) for n, v in s.model.saved_state().items()},

@@ -72,6 +72,8 @@ class Record:
             write_text(self.out / "recipe.yaml", recipe.to_yaml())
         else:
             describe(setup, self.out)
+        for table in setup.neighbours.values():
+            table.save(self.out / "neighbours")
         for name in ("metrics.jsonl", "validation.jsonl"):
             log = self.out / name
             if log.is_file():

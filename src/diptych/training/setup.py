@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from diptych.core.files import read_json_or, write_json, write_text
 from diptych.core.registry import resolve
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
+from diptych.data.neighbours import Table
 from diptych.data.notes import caption_notes, data_of
 from diptych.data.order import ENDLESS, mixed
 from diptych.data.source import BrokenItem, Source, all_texts
@@ -36,7 +37,7 @@ from diptych.objectives import Objective, build_objectives, fields_needed
 from diptych.objectives.scores import score_of
 from diptych.training.initialize import Start, Started, open_start
 from diptych.training.optim import OPTIMIZERS, SCHEDULES
-from diptych.training.teachers import add_teachers
+from diptych.training.teachers import add_teachers, neighbour_tables
 
 if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat
@@ -72,6 +73,7 @@ class Setup:
     autocast: bool
     started: Started | None = None  # the trained weights that the run starts from, if any
     given: Source | None = None  # a source given by the caller instead of the recipe's
+    neighbours: dict[str, Table] = field(default_factory=dict)  # of the samples of the stages' sources, by address
 
     def held_out(self, stage: Stage) -> Source:
         """The validation part of a stage's data."""
@@ -136,7 +138,15 @@ def stage_objectives(setup: Setup, stage: Stage) -> list[Objective]:
 
 
 def loader_of(
-    setup: Setup, stage: Stage, source: Source, batch_size: int, seed: int, augment: Any, workers: int = 0, text_mask: float = 0.0
+    setup: Setup,
+    stage: Stage,
+    source: Source,
+    batch_size: int,
+    seed: int,
+    augment: Any,
+    workers: int = 0,
+    text_mask: float = 0.0,
+    neighbours: Table | None = None,
 ) -> Loader:
     """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
     recipe, names = setup.recipe, _own_fields(setup, stage)
@@ -153,14 +163,15 @@ def loader_of(
         source=source,
         own=recipe.data.fields,
     )
-    return Loader(source, build_fields(names, context), batch_size, seed, workers)
+    return Loader(source, build_fields(names, context), batch_size, seed, workers, neighbours.rows if neighbours else None)
 
 
 def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
     """``loader_of`` for training, with images and texts without a partner, if the recipe has any."""
     recipe = setup.recipe
     data = recipe.data
-    loader = loader_of(setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask)
+    near = setup.neighbours.get(source.address)
+    loader = loader_of(setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask, near)
     wanted = fields_needed(stage_objectives(setup, stage), setup.model)
     for number, (name, kind) in enumerate(UNPAIRED.items(), 1):
         if kind in data.unpaired and name in wanted:
@@ -290,6 +301,8 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
         validation,
     )
     check_data(setup)
+    pictured = [stage_source(setup, stage) for stage in recipe.stages if "image" in _own_fields(setup, stage)]
+    setup.neighbours = neighbour_tables(recipe, pictured, saved)
     return setup
 
 
