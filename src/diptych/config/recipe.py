@@ -297,7 +297,13 @@ BEFORE: dict[int, dict[str, dict[str, dict[str, Any]]]] = {  # {format: {"object
             "text_prediction": {"regularise": "tower", "views": 2, "least": 0.8, "local": 0, "regularity": 0.01},
         },
     },
-    3: {"objectives": {}, "parts": {}},
+    3: {
+        "objectives": {},
+        "parts": {
+            "resampler": {"depth": 2, "heads": 4, "frames": 0, "activation": "gelu"},
+            "gated": {"mlp": "gated"},
+        },
+    },
 }
 
 
