@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_noise_is_the_mean_probability_over_the_drawn_images() -> None:
     noise = shown[-4:]
     assert all(i.dtype == np.uint8 and i.shape == shown[0].shape for i in noise)
     assert all(abs(i.mean() - 127.5) < 4 and abs(i.std() - 62) < 4 for i in noise)  # cut to the range: a little below 64
-    assert not any((a == b).all() for a, b in zip(noise, noise[1:], strict=False))
+    assert not any((a == b).all() for a, b in pairwise(noise))
     for r in records:
         for text, found in zip(r["texts"], r["prior_scores"][0], strict=True):
             mean = sum(math.exp(likes(image, text)) for image in noise) / 4
@@ -154,6 +155,8 @@ def test_what_is_no_prior_is_refused(address: str, message: str) -> None:
 
 def test_a_run_without_a_language_model_is_refused(tmp_path: Path) -> None:
     tiny = {f"parts.{part}.{k}": v for part in ("vision", "text") for k, v in {"width": 16, "depth": 1, "heads": 2}.items()}
-    path = dp.train("clip", data="scenes:small", budget="8 samples", out=tmp_path / "clip", set={**tiny, "stages.0.batch_size": 8}).path
+    path = dp.train(
+        "clip", data="scenes:small", budget="8 samples", out=tmp_path / "clip", set={**tiny, "stages.0.batch_size": 8}
+    ).path
     with pytest.raises(DiptychError, match=r"has no language model that reads texts alone \(a part lm\)"):
         text_likelihood(str(path))

@@ -184,7 +184,6 @@ def test_next_token_loss_per_sample_sums_each_caption_and_averages_captions():
     assert torch.autograd.gradcheck(lambda v: next_token_loss(v, *given[1:], per="sample"), (x,), eps=1e-3, atol=1e-3)
 
 
-
 def test_words_are_masked_as_asked():
     torch.manual_seed(0)
     ids = torch.randint(4, 99, (400, 12))

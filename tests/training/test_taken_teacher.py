@@ -111,7 +111,10 @@ def test_it_is_saved_and_resumed_exactly(run: Path, tmp_path: Path, stop: int) -
     """A run stopped within the first stage, between the two, and within the second, then continued to the end of the whole run."""
     parts = tmp_path / "parts"
     first = min(stop, 32)
-    early = [f"stages.0.share={first}", f"stages.1.share={max(stop - first, 1e-9)}"]  # the stages end where those of the whole run do
+    early = [
+        f"stages.0.share={first}",
+        f"stages.1.share={max(stop - first, 1e-9)}",
+    ]  # the stages end where those of the whole run do
     train(small(f"budget={stop} samples", *early), parts)
     train(small("budget=64 samples"), parts, resume=True)
     for name in ("model", "objectives", "optimizer"):

@@ -49,8 +49,8 @@ class AdapterSpec(Kind):
 class TeacherSpec(Strict):
     """A moving average of the model (``decay``; ``of``: of these parts), the model as it was when a stage ended, or another model.
 
-    after: a stage, after which the teacher is taken; it does not change any more, and ``decay`` has no effect. restore: the parts that
-    it was taken from then continue with the weights that they had before that stage.
+    after: a stage, after which the teacher is taken; it does not change any more, and ``decay`` has no effect. restore: the parts
+    that it was taken from then continue with the weights that they had before that stage.
     ``from``: a run directory, or hf:NAME for a vision tower.
     """
 
@@ -232,7 +232,8 @@ class Recipe(Strict):
         for name, teacher in self.teachers.items():
             if teacher.after is not None and teacher.after not in earlier:
                 raise ValueError(
-                    f"teachers.{name}.after: '{teacher.after}' is no stage that another one follows{nearest(teacher.after, earlier)}"
+                    f"teachers.{name}.after: '{teacher.after}' is no stage that another one follows"
+                    f"{nearest(teacher.after, earlier)}"
                 )
         for i, stage in enumerate(self.stages):
             if stage.name in [other.name for other in self.stages[:i]]:

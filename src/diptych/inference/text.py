@@ -33,7 +33,9 @@ def text_likelihood(address: str) -> TextLikelihood:
         raise DiptychError(f"no language model at '{address}'; give a run directory, or hf:NAME_OR_PATH")
     model = load(Path(address).expanduser())
     if not isinstance(model, TrainedModel) or not model.model.graph.gives(BLIND):
-        raise DiptychError(f"{address} has no language model that reads texts alone (a part lm); give another run, or hf:NAME_OR_PATH")
+        raise DiptychError(
+            f"{address} has no language model that reads texts alone (a part lm); give another run, or hf:NAME_OR_PATH"
+        )
     return _of_run(model)
 
 

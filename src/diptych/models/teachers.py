@@ -1,5 +1,5 @@
-"""Teachers: an averaged copy of the model, a copy as it was after a stage, or another model; objectives can ask for its encodings by
-``<teacher>:<field>.<encoding>``.
+"""Teachers: an averaged copy of the model, a copy as it was after a stage, or another model; objectives can ask for its encodings
+by ``<teacher>:<field>.<encoding>``.
 """
 
 from __future__ import annotations
@@ -76,10 +76,7 @@ class Teacher(nn.Module):
                 if kept is not now:
                     kept.copy_(now)
 
-
-    def _beside(
-        self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]
-    ) -> Iterator[tuple[nn.Module, nn.Module]]:
+    def _beside(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
         """Its own parts and adapters, each with the student's."""
         yield from ((part, parts[name]) for name, part in self.parts.items())
         yield from ((adapter, adapters[name]) for name, adapter in self.adapters.items())
@@ -97,9 +94,9 @@ class Teacher(nn.Module):
 
 
 def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float | None, where: str) -> Teacher:
-    """A copy of a model's parts that follows them (``decay`` None: that stays as it is); parts not in ``of``, and with ``all`` those that never change, are shared with
-    the student. A part that a copied one works inside (gated layers in a language model) is copied too. Weights that never change
-    are not copied: the copy has the student's.
+    """A copy of a model's parts that follows them; ``decay`` None: that stays as it is until it is taken. Parts not in ``of``, and
+    with ``all`` those that never change, are shared with the student. A part that a copied one works inside (gated layers in a
+    language model) is copied too. Weights that never change are not copied: the copy has the student's.
     """
     names = set(model.parts) - model.constant if of == "all" else set(of)
     for name in names:

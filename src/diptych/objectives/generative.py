@@ -27,8 +27,8 @@ Per = Literal["token", "sample"]
 
 def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: float = 0.0, per: Per = "token") -> Tensor:
     """Cross-entropy of all real tokens of the batch: their mean, or with ``per`` ``sample`` the sum of each text's tokens, averaged
-    over texts. In both a text weighs in proportion to its length; the second is larger by the mean length, so it weighs more next to
-    other objectives.
+    over texts. In both a text weighs in proportion to its length; the second is larger by the mean length, so it weighs more next
+    to other objectives.
 
     logits: [B, T, V]; targets: [B, T]; mask: [B, T] bool, True at tokens to be learned. smoothing: the share of the target that is
     spread over the whole vocabulary (Szegedy et al. 2016, §7).
@@ -46,8 +46,8 @@ class NextToken(Objective):
     """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP
     smooths labels by 0.1.
 
-    per: ``token``: the mean over all tokens, as in LLaVA's code; ``sample``: each caption's tokens are summed, captions averaged (Ak
-    et al., equation 2). image: False: from the tokens before it alone, so that only texts are read.
+    per: ``token``: the mean over all tokens, as in LLaVA's code; ``sample``: each caption's tokens are summed, captions averaged
+    (Ak et al., equation 2). image: False: from the tokens before it alone, so that only texts are read.
     writer: the part that gives the logits; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are
     two).
     """
@@ -102,8 +102,8 @@ class PriorNextToken(NextToken):
 
     The weights of a caption average 1, so a caption of k tokens counts as much as in plain captioning: its loss is
     −Σ_i k·w_i / Σ_j w_j · log p_i.
-    alpha: sharpness; 0 is plain captioning. per: as in plain captioning. reference: the name of a teacher, in the paper the language
-    model trained on the captions alone; ``self``: this language model as it is, on the text alone.
+    alpha: sharpness; 0 is plain captioning. per: as in plain captioning. reference: the name of a teacher, in the paper the
+    language model trained on the captions alone; ``self``: this language model as it is, on the text alone.
     """
 
     parts = ("lm",)

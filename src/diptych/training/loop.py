@@ -107,7 +107,10 @@ class Trainer:
         model = self.setup.model
         if self.recipe.sharding == "fsdp":
             if any(t.copied for t in model.teachers.values()):
-                raise DiptychError("sharding: fsdp cannot keep an averaged teacher, or one taken after a stage, yet; remove `sharding`, or the teacher")
+                raise DiptychError(
+                    "sharding: fsdp cannot keep an averaged teacher, or one taken after a stage, yet; remove `sharding`, "
+                    "or the teacher"
+                )
             check_sharding(model.parts.values(), self.setup.objectives.values(), self.cluster)
             for part in model.parts.values():
                 shard(part, self.cluster)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class GatedLayer(nn.Module):
     """x + tanh(α) · attention(x to the image), then + tanh(β) · MLP; α and β start at 0.
 
-    mlp: ``squared_relu``: two linear layers without bias around a squared ReLU (Alayrac et al. 2022, table 5); ``gated``: SwiGLU, as
-    in Idefics.
+    mlp: ``squared_relu``: two linear layers without bias around a squared ReLU (Alayrac et al. 2022, table 5); ``gated``: SwiGLU,
+    as in Idefics.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6, mlp: str = "squared_relu"):
