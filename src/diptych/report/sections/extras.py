@@ -109,8 +109,9 @@ def priors(g: TaskAnswers) -> str:
         parts.append(panel(a, f"<b>{escape(value_text)}</b>", drawn))
     caption = (
         "The share of pictures for which the true sentence scores higher than the false one after subtracting α times the prior; "
-        "dashes: the prior alone. The prior is the score with a grey picture, unless the task names another (noise, a "
-        "language model). “Corrected” chooses α on one half of the items for the other, so it can be below the best point of the curve. If the dashes are far from 50, the false sentences are unlikely by "
+        "dashes: the prior alone. The prior is the score with a grey picture, unless the task names another (noise, a language "
+        "model). “Corrected” chooses α on one half of the items for the other, so it can be below the best point of the curve. If "
+        "the dashes are far from 50, the false sentences are unlikely by "
         "themselves, and the plain score rewards reading."
     )
     return panels(parts, caption)
