@@ -102,7 +102,10 @@ class Priors:
         shown = [*images, *map(blank, shapes.values()), *(image for several in noise.values() for image in several)]
         scores = np.asarray(model.score(shown, texts, np.array(pairs)))
         own, blind, shuffled, *drawn = scores.reshape(3 + draws, len(items), 2)
-        prior = reader(texts).reshape(-1, 2) if reader else log_mean_exp(np.stack(drawn).astype(np.float64)) if drawn else None
+        further: list[Record] = [{} for _ in items]  # of each record
+        if reader or drawn:
+            prior = reader(texts).reshape(-1, 2) if reader else log_mean_exp(np.stack(drawn).astype(np.float64))
+            further = [{"prior_scores": [row]} for row in prior]
         records.add(
             {
                 "item": sample.id,
@@ -110,7 +113,7 @@ class Priors:
                 "texts": [true, false],
                 "scores": [own[i]],
                 "blind_scores": [blind[i]],
-                **({} if prior is None else {"prior_scores": [prior[i]]}),
+                **further[i],
                 "fits": [[True, False]],
                 "correct": {"accuracy": credit(own[i])},
                 "blind": {"accuracy": credit(blind[i])},
