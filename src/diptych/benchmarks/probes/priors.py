@@ -177,14 +177,19 @@ def prior_credit(record: Record) -> float:
     return credit(np.array([np.nan if s is None else s for s in record["prior_scores"][0]], dtype=np.float64))
 
 
+def _prior_of(record: Record) -> Any:
+    """The scores that are subtracted, [1][2]."""
+    return record["prior_scores"] if "prior_scores" in record else record["blind_scores"]
+
+
 def margins(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """The true sentence's score minus the false one's, with the image and by the prior, float [n] each.
 
     A score with the image that is not finite is the lowest, as in ``credit``; without the image it counts as a prior of 0.
     """
+    given: list[list[Any]] = [[r["scores"][0] for r in records], [_prior_of(r)[0] for r in records]]
     own, blind = (
-        np.array([[np.nan if s is None else s for s in given[0]] for given in rows], dtype=np.float64).reshape(-1, 2)
-        for rows in ([r["scores"] for r in records], [r.get("prior_scores", r["blind_scores"]) for r in records])
+        np.array([[np.nan if s is None else s for s in pair] for pair in pairs], dtype=np.float64).reshape(-1, 2) for pairs in given
     )
     margin = np.where(np.isfinite(own), own, -1e300)  # finite, so that two of them tie
     prior = blind[:, 0] - blind[:, 1]
