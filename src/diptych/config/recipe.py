@@ -48,15 +48,27 @@ class AdapterSpec(Kind):
 
 
 class TeacherSpec(Strict):
-    """A moving average of the model (``decay``; ``of``: of these parts), or another model.
+    """A moving average of the model (``decay``; ``of``: of these parts), the model as it was when a stage ended, or another model.
 
+    after: a stage, after which the teacher is taken; it does not change any more, and ``decay`` has no effect. restore: the parts
+    that it was taken from then continue with the weights that they had before that stage.
     ``from``: a run directory, or hf:NAME for a vision tower.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
     of: list[str] | Literal["all"] = "all"
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    after: str | None = None
+    restore: bool = False
     from_: str | None = Field(default=None, alias="from")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TeacherSpec:
+        if self.after is not None and self.from_ is not None:
+            raise ValueError("after: a teacher is taken from this model after a stage, or comes from elsewhere (from), not both")
+        if self.restore and self.after is None:
+            raise ValueError("restore: only for a teacher that is taken after a stage; set after")
+        return self
 
 
 class ObjectiveSpec(Kind):
@@ -236,6 +248,13 @@ class Recipe(Strict):
         for name, provider in self.encodings.items():
             if provider not in self.parts:
                 raise ValueError(f"encodings.{name}: the recipe has no part '{provider}'{nearest(provider, self.parts)}")
+        earlier = [stage.name for stage in self.stages[:-1]]
+        for name, teacher in self.teachers.items():
+            if teacher.after is not None and teacher.after not in earlier:
+                raise ValueError(
+                    f"teachers.{name}.after: '{teacher.after}' is no stage that another one follows"
+                    f"{nearest(teacher.after, earlier)}"
+                )
         for i, stage in enumerate(self.stages):
             if stage.name in [other.name for other in self.stages[:i]]:
                 raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run resumes by its stage's name")
@@ -324,7 +343,10 @@ BEFORE: dict[int, dict[str, dict[str, dict[str, Any]]]] = {  # {format: {"object
             "masked_both": {"text_share": 0.3},
             "masked_patches": {"loss": "l2", "normalise": True},
         },
-        "parts": {},
+        "parts": {
+            "resampler": {"depth": 2, "heads": 4, "frames": 0, "activation": "gelu"},
+            "gated": {"mlp": "gated"},
+        },
     },
 }
 

@@ -33,6 +33,7 @@ from diptych.training.gradient import BatchGradient, Pieces, Share, Taken
 from diptych.training.optim import Averaged, Optimizers, build_optimizer, clip, rate_share
 from diptych.training.record import Record
 from diptych.training.setup import Setup, pick_device, set_up, stage_source, training_loader
+from diptych.training.teachers import begin_stage
 from diptych.training.validation import Validator
 
 LOG_EVERY = 10  # steps, or
@@ -86,6 +87,7 @@ class Trainer:
         self.step = 0
         self.drawn: dict[str, int] = {}  # samples by source, up to step ``_counted``
         self._counted = 0
+        self.taken: set[str] = set()  # the teachers of stages that have ended
         self._resumed: Checkpoint | None = None
         if checkpoint:
             self._restore(*checkpoint)
@@ -106,6 +108,7 @@ class Trainer:
         self.spent = Spent(**checkpoint.state["spent"])
         self.step = self._counted = checkpoint.state["step"]
         self.drawn = dict(checkpoint.state.get("drawn", {}))
+        self.taken = set(checkpoint.state.get("taken", ()))
         self._resumed = checkpoint
 
     def _check_neighbours(self) -> None:
@@ -123,8 +126,11 @@ class Trainer:
         """Shard and compile the parts, as the recipe says."""
         model = self.setup.model
         if self.recipe.sharding == "fsdp":
-            if any(t.decay is not None for t in model.teachers.values()):
-                raise DiptychError("sharding: fsdp cannot keep an averaged teacher yet; remove `sharding`, or the teacher")
+            if any(t.copied for t in model.teachers.values()):
+                raise DiptychError(
+                    "sharding: fsdp cannot keep an averaged teacher, or one taken after a stage, yet; remove `sharding`, "
+                    "or the teacher"
+                )
             check_sharding(model.parts.values(), self.setup.objectives.values(), self.cluster)
             for part in model.parts.values():
                 shard(part, self.cluster)
@@ -191,13 +197,15 @@ class Trainer:
 
     def _begin(self, stage: Stage) -> Learning:
         s = self.setup
+        resumed = self._resumed is not None and self._resumed.state["stage"] == stage.name
+        begin_stage(self.recipe, s.model, stage.name, self.taken, resumed)
         s.model.train_only(stage.train)
         s.model.set_training(stage.patch_dropout, stage.gradient_checkpointing)
         objectives: dict[str, Any] = {name: s.objectives[name] for name in stage.objectives}
         optimizer = build_optimizer([s.model, *objectives.values()], stage)
         averaged = Averaged(torch.nn.ModuleList([s.model, s.objectives]), stage.ema) if stage.ema else None
         first, position = self.step, None
-        if self._resumed and self._resumed.state["stage"] == stage.name:
+        if self._resumed and resumed:
             try:
                 optimizer.load_state_dict(self._resumed.optimizer)
             except KeyError as error:
@@ -276,6 +284,7 @@ class Trainer:
             "best": self.record.best,
             "drawn": self.drawn,
             **({"neighbours": {a: table.digest for a, table in s.neighbours.items()}} if s.neighbours else {}),
+            "taken": sorted(self.taken),
         }
         checkpoint = Checkpoint(  # all processes take part in gathering sharded weights
             {n: whole(v) for n, v in s.model.saved_state().items()},

@@ -34,11 +34,37 @@ def add_teachers(recipe: Recipe, model: VLM) -> None:
     for name, spec in recipe.teachers.items():
         where = f"teachers.{name}"
         if spec.from_ is None:
-            model.add_teacher(name, averaged_teacher(model, spec.of, spec.decay, where))
+            decay = spec.decay if spec.after is None else None
+            model.add_teacher(name, averaged_teacher(model, spec.of, decay, where))
         else:
             other = hub_tower(spec, model) if spec.from_.startswith("hf:") else run_model(spec.from_, where)
             check_fit(other, model, f"{where}.from: {spec.from_}")
             model.add_teacher(name, frozen_teacher(other.eval()))
+
+
+def begin_stage(recipe: Recipe, model: VLM, stage: str, taken: set[str], resumed: bool) -> None:
+    """Before a stage begins: take the teachers of stages that have ended, and note their names in ``taken``.
+
+    resumed: whether the run continues within this stage. If a stage goes on after its teacher was taken (a larger budget), the
+    teacher is given back, and taken anew when the stage ends.
+    """
+    order = [s.name for s in recipe.stages]
+    for name, spec in recipe.teachers.items():
+        if spec.after is None:
+            continue
+        teacher, left = model.teacher(name), order.index(stage) - order.index(spec.after)
+        if left > 0 and name not in taken:
+            if spec.restore:
+                teacher.exchange(model.parts, model.adapters)  # type: ignore[arg-type]
+            else:
+                teacher.follow(model.parts, model.adapters, 0.0)  # type: ignore[arg-type]
+            taken.add(name)
+        elif left == 0 and name in taken:
+            if spec.restore:
+                teacher.exchange(model.parts, model.adapters)  # type: ignore[arg-type]
+            taken.remove(name)
+        elif left == 0 and not resumed:
+            teacher.follow(model.parts, model.adapters, 0.0)  # type: ignore[arg-type]
 
 
 def run_model(address: str, where: str) -> VLM:

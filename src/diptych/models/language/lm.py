@@ -198,6 +198,7 @@ class PretrainedLM(Part):
         return Seen.one(prefix) if self.gated else None
 
     @provides("{image}.kv_cache", "{image}.prefix")
+    @provides("{video}.kv_cache", "{video}.prefix")
     def remember(self, prefix: Tensor) -> Prefix:
         """[BOS] and an image, read once, so that many captions can be tried on it."""
         opening = self._opening(prefix)

@@ -101,7 +101,7 @@ TASKS = {
         "A true sentence against a false one, scored with the picture, without it (the language prior), and with the prior "
         "subtracted: score(text, picture) − α · score(text, no picture).",
         "“No picture” is a grey picture, which the model has never seen. Its score approximates the language prior; it is not the "
-        "same.",
+        "same. The mean over noise pictures (prior=noise) and log P(text) of a language model (prior=ADDRESS) are two others.",
     ),
     "bias": (
         "Contrast sets: the same scene several times, changed in one attribute that should not affect the answer. If answers "
