@@ -118,8 +118,8 @@ class InterleavedDocuments(Interleaved):
     """``Interleaved`` for documents: several texts and images in their own order, with a loss over the tokens of both.
 
     A document of one text and one image is a captioned image, which is read in the order that ``image_first`` says; others keep
-    their order. drop: share of the documents that are not read image first which lose all their texts. length: tokens of the longest
-    sequence, the rest of which is left out (Chameleon's context is 4,096).
+    their order. drop: share of the documents that are not read image first which lose all their texts. length: tokens after which
+    a sequence is cut (Chameleon's context is 4,096).
     """
 
     needs = ("document.images.codes", "document")
