@@ -63,8 +63,8 @@ class TextPrediction(Objective):
     regularise: which samples SIGReg sees. ``joint`` is the paper's: the predictions of all views and the projected texts as one
     set, which keeps the learned projection of the texts from collapsing. ``apart``: the predictions of each view and the texts are
     sets of their own, B samples each, and their statistics are averaged, as LeJEPA's code does with views. ``predictions``: without
-    the texts. ``tower``: what the tower says of the views, before the predictor; texts then have to be fixed (``parts.text: {frozen:
-    true, project: false}``).
+    the texts. ``tower``: what the tower says of the views, before the predictor; texts then have to be fixed (``parts.text:
+    {frozen: true, project: false}``).
     error: ``mean`` of the squares over dimensions (the paper's), or their ``sum``, which weighs the error E times as much against
     SIGReg; None: ``sum`` with ``tower``, else ``mean``.
     """
