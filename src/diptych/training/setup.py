@@ -321,7 +321,9 @@ def notes_on_captions(setup: Setup) -> list[str]:
     remedy = "data.tokenizer.max_length" if setup.recipe.data.tokenizer.kind != "lm" else ""
     for stage in setup.recipe.stages:
         source = stage_source(setup, stage)
-        if "text" not in _own_fields(setup, stage) or not hasattr(source, "captions") or len(source) > ENDLESS:
+        read, has = _own_fields(setup, stage), getattr(source, "fields", ("document",))
+        captions_read = "text" in read or ("document" in read and "document" not in has)  # of captioned images
+        if not captions_read or not hasattr(source, "captions") or len(source) > ENDLESS:
             continue
         try:
             captions = corpus_of(source, NOTED)

@@ -78,7 +78,7 @@ def compose(
 
 def _is_picture(part: str) -> bool:
     """Whether a part is the file of a picture: by its ending; such a file has to exist."""
-    if not part.lower().endswith(PICTURES) or " " in part.strip() and not Path(part).exists():
+    if not part.lower().endswith(PICTURES) or (" " in part.strip() and not Path(part).exists()):
         return False
     if not Path(part).is_file():
         raise DiptychError(f"{part}: no such file; give texts, and files of pictures that exist")
