@@ -53,12 +53,10 @@ bench-datajuicer: bench/.datajuicer/.ready ## install data-juicer, pinned, for t
 bench: bench-peers ## measure everything, write docs/benchmarks.md (20 minutes; a quiet machine)
 	$(BIN)/python -m bench $(CASES)
 
-# Five minutes of two idle cores are about 40T flops; a run that is done is not run again.
-SYSTEMS_BUDGET ?= 40T flops
-results: $(VENV)/.ready ## every recipe under one budget of FLOPs, two seeds; writes docs/results.md and docs/systems (hours)
-	$(BIN)/diptych compare --all-systems --budget "$(SYSTEMS_BUDGET)" --seeds 2 --tasks "retrieval,retrieval-1000,zeroshot,controlled?n=200,captions" --title "Every recipe under one budget" --out runs/systems
-	$(BIN)/python -m pytest -q --junitxml runs/systems/tests.xml
-	$(BIN)/diptych report runs/systems --markdown docs --tests runs/systems/tests.xml
+# A run that is done is not run again: its record is in bench/results/recipes.
+TIME ?= 60m
+results: $(VENV)/.ready ## runs of recipes that are missing in the results, for TIME (60m); writes docs/results.md and docs/systems
+	$(BIN)/python -m bench.recipes --time "$(TIME)"
 
 clean: ## remove the environment and the demo's runs
 	rm -rf $(VENV) bench/.peers bench/.datajuicer runs/demo

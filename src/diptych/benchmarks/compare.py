@@ -1,22 +1,15 @@
-"""Paired tests of every metric of the same items: of two files of records, and of the runs of several recipes."""
+"""Paired tests of every metric of the same items in two files of records."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from diptych.benchmarks.inputs import read_rows
-from diptych.benchmarks.records import write_json
-from diptych.benchmarks.results import credits
 from diptych.benchmarks.statistics import holm, mean, paired_test
 from diptych.benchmarks.tables import CHECKS, Table, match
-from diptych.benchmarks.tasks import TASKS
 from diptych.core.errors import DiptychError, counted, nearest
-from diptych.core.files import read_jsonl
 
 
 @dataclass(frozen=True)
@@ -82,48 +75,3 @@ def _read(table: Table, ids: list[str]) -> tuple[dict[str, dict[str, float]], di
                     f"{table.where(i)}: 'correct' must be a number or an object of numbers, got {value!r:.60}"
                 ) from None
     return values, {item: item if c is None else c for item, c in zip(ids, clusters, strict=True)}
-
-
-def compare_runs(folders: Sequence[Path], out: Path | None = None) -> list[dict[str, Any]]:
-    """Paired tests between recipes on the items they share: the rows of ``tests.json`` (written to ``out`` if given).
-
-    ``folders``: ``…/<recipe>-s<seed>/evaluation``; credits are averaged over the seeds of a recipe.
-    Holm's correction runs over all pairs of recipes within one metric of one task.
-    """
-    seeds: dict[str, list[Path]] = {}
-    for folder in folders:
-        run = Path(folder).parent if Path(folder).name == "evaluation" else Path(folder)
-        seeds.setdefault(re.sub(r"-s\d+$", "", run.name), []).append(folder)
-    credits_of = {name: _credits_of(paths) for name, paths in seeds.items()}
-    metrics = sorted({key for by_metric in credits_of.values() for key in by_metric})
-    rows: list[dict[str, Any]] = []
-    for key in metrics:
-        family = []
-        for a, b in combinations([name for name in credits_of if key in credits_of[name]], 2):
-            of_a, of_b = credits_of[a][key], credits_of[b][key]
-            shared = sorted(set(of_a) & set(of_b))
-            if not shared:
-                continue
-            test = paired_test([of_a[i][0] for i in shared], [of_b[i][0] for i in shared], [of_a[i][1] for i in shared])
-            family.append({"task": key[0], "metric": key[1], "a": a, "b": b, **asdict(test)})
-        for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
-            rows.append({**row, "p_holm": corrected})
-    if out is not None:
-        write_json(out, rows)
-    return rows
-
-
-def _credits_of(folders: Sequence[Path]) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
-    """{(task, metric): {item: (credit averaged over the folders, cluster)}}"""
-    gathered: dict[tuple[str, str], dict[str, tuple[list[float], str]]] = {}
-    for folder in folders:
-        for path in sorted((Path(folder) / "records").glob("*.jsonl")):
-            records = read_jsonl(path)
-            cluster = {r["item"]: str(r["cluster"]) for r in records}
-            own = getattr(TASKS.get(path.stem), "credits", None)
-            by_metric = own(TASKS[path.stem](), records) if own else credits(records)
-            for metric, by_item in by_metric.items():
-                for item, credit in by_item.items():
-                    values, _ = gathered.setdefault((path.stem, metric), {}).setdefault(item, ([], cluster[item]))
-                    values.append(credit)
-    return {k: {i: (sum(v) / len(v), c) for i, (v, c) in items.items()} for k, items in gathered.items()}

@@ -91,8 +91,17 @@ def main_of_job(run: Callable[[dict[str, Any]], None]) -> int:
     return 0
 
 
-def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
-    """The jobs that failed, after all that were not done have run, in this order. Ctrl-C and SIGTERM save every job and stop."""
+def run_jobs(
+    planned: Sequence[Job],
+    side_by_side: int,
+    *,
+    seconds: float | None = None,
+    finished: Callable[[Job], None] = lambda job: None,
+) -> list[Job]:
+    """The jobs that failed, after all that were not done have run, in this order. Ctrl-C and SIGTERM save every job and stop.
+
+    seconds: after this time every job is saved and stopped too. finished: called with each job that has just been done.
+    """
     from diptych.core.progress import JobsDisplay
 
     waiting = [job for job in planned if not job.done()]
@@ -102,9 +111,12 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
     running: list[Job] = []
     failed: list[Job] = []
     events: Events = Queue()
+    end = None if seconds is None else time.monotonic() + seconds
     try:
         with terminated_like_interrupted(), JobsDisplay([(job.label, job.state) for job in planned]) as display:
             while waiting or running:
+                if end is not None and time.monotonic() > end:
+                    raise KeyboardInterrupt
                 while waiting and len(running) < side_by_side:
                     job = waiting.pop(0)
                     running.append(job)  # first: an interruption may come while it starts
@@ -122,6 +134,8 @@ def run_jobs(planned: Sequence[Job], side_by_side: int) -> list[Job]:
                     job.state["phase"] = "done" if ok else "failed"
                     if not ok:
                         failed.append(job)
+                    else:
+                        finished(job)
                 display.update()
     except BaseException as error:  # no job runs on after its parent
         _stop(running)

@@ -149,12 +149,14 @@ def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
 
 
 def summarize(out: Path, planned: list[RecipeJob], build_report: Callable[[Path], Path]) -> None:
-    """Writes paired tests and the report of what is trained and evaluated so far."""
-    from diptych.benchmarks.compare import compare_runs
+    """Writes paired tests, intervals over seeds and the report of what is trained and evaluated so far."""
+    from diptych.comparison.paired import compare_runs
 
     finished = [job.path for job in planned if job.done()]
     if finished:
-        write_json(out / "tests.json", compare_runs([path / "evaluation" for path in finished]))
+        tests, estimates = compare_runs([path / "evaluation" for path in finished])
+        write_json(out / "tests.json", tests)
+        write_json(out / "estimates.json", estimates)
         build_report(out)
 
 

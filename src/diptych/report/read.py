@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ class Measure:
     seeds: dict[int, float]
     seeds_at_chance: tuple[int, ...] = ()
     bounded: bool = True  # False: a seed has no interval, so nothing is claimed
+    over_seeds: bool = False  # the interval covers items and seeds; otherwise items
 
     @property
     def at_chance(self) -> bool:
@@ -181,6 +182,7 @@ def _comparison(path: Path, notes: list[str]) -> Comparison:
     directories = run_directories(path)
     entries = [{"name": r} if isinstance(r, str) else r for r in meta.get("recipes") or directories]
     recipes = [_recipe(entry, directories.get(str(entry["name"]), []), notes) for entry in entries]
+    _over_seeds(recipes, readable(read_json_or, [], notes, path / "estimates.json", []))
     first = next((run for r in recipes for run in r.runs), None)
     environment = readable(first.files.environment, {}, notes) if first else {}
     environment |= meta["environment"] if isinstance(meta.get("environment"), dict) else {}
@@ -257,6 +259,20 @@ def _recipe(
     return recipe
 
 
+def _over_seeds(recipes: list[Recipe], rows: Any) -> None:
+    """Puts intervals over items and seeds (estimates.json) in the place of those over items."""
+    by_name = {r.name: r for r in recipes}
+    for row in rows if isinstance(rows, list) else []:
+        recipe, key = by_name.get(str(row.get("recipe"))), (str(row.get("task")), str(row.get("metric")))
+        value, low, high = (finite(row.get(k)) for k in ("value", "low", "high"))
+        if recipe is None or key not in recipe.measures or value is None or low is None or high is None:
+            continue
+        measure = recipe.measures[key]
+        # a metric that is not the mean of its items' credits keeps its own interval; so does a recipe that has gained a seed since
+        if abs(measure.value - value) < 1e-6 and len(measure.seeds) == row.get("seeds"):
+            recipe.measures[key] = replace(measure, low=low, high=high, over_seeds=True)
+
+
 def _measures(runs: list[Run]) -> dict[Key, Measure]:
     gathered: dict[Key, list[tuple[int, dict[str, Any]]]] = {}
     for run in runs:
@@ -267,7 +283,9 @@ def _measures(runs: list[Run]) -> dict[Key, Measure]:
 
 
 def _measure(key: Key, pairs: list[tuple[int, dict[str, Any]]]) -> Measure:
-    """Means over seeds. The interval is the mean of the seeds' intervals: it covers the draw of test items, not the seeds."""
+    """Means over seeds. The interval is the mean of the seeds' intervals: it covers the draw of test items, not the seeds
+    (``_over_seeds`` covers both).
+    """
     results = [r for _, r in pairs]
 
     def mean(name: str) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from diptych.config.recipe import load_recipe, recipe_names, recipe_path
+from diptych.config.variants import split_name
 from diptych.core.errors import DiptychError, counted
 from diptych.core.files import write_text
 from diptych.report.columns import SIGNIFICANT, Column, amount, columns, interval, number, p_holm, seconds
@@ -16,10 +17,11 @@ from diptych.report.read import Comparison, Recipe, load
 REFERENCE = "clip"  # every recipe is compared with it, if it is one of them
 
 
-def write_markdown(directory: Path, out: Path, tests: Path | None = None) -> Path:
+def write_markdown(directory: Path, out: Path, tests: Path | None = None, more: Sequence[str] = ()) -> Path:
     """The path of ``out/results.md``, written with ``out/systems/<recipe>.md`` from a comparison.
 
-    tests: a JUnit file (``pytest --junitxml``); each page lists the tests that name its recipe.
+    tests: a JUnit file (``pytest --junitxml``); each page lists the tests that name its recipe. more: further lines of results.md.
+    A section "Notes" of a page that is there already is kept.
     """
     comparison = load(directory)
     if not comparison.measured:
@@ -28,9 +30,10 @@ def write_markdown(directory: Path, out: Path, tests: Path | None = None) -> Pat
     passed = recipe_tests(tests, [r.name for r in comparison.recipes]) if tests else {}
     for recipe in comparison.recipes:
         if recipe.name in recipe_names():
-            write_text(out / "systems" / f"{recipe.name}.md", system_page(comparison, recipe, shown, passed.get(recipe.name)))
+            page = out / "systems" / f"{recipe.name}.md"
+            write_text(page, system_page(comparison, recipe, shown, passed.get(recipe.name), notes_of(page)))
     path = out / "results.md"
-    write_text(path, results_page(comparison, shown))
+    write_text(path, results_page(comparison, shown) + "\n".join(["", *more, ""] if more else []))
     return path
 
 
@@ -47,24 +50,23 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
         f"`{comparison.command}`",
         "",
         f"{counted(len(comparison.measured), 'recipe')}, each with the same budget of {comparison.budget} and {seeds}, on "
-        f"`{comparison.data}`; {comparison.created}; {environment(comparison)}. Written by "
-        "`diptych report DIRECTORY --markdown DIRECTORY`.",
+        f"`{comparison.data}`; {comparison.created}; {environment(comparison)}.",
         "",
-        "Per cent (CIDEr: points), mean over seeds; in brackets the 95 % interval over test items. **Bold**: the best of a column. "
-        "Italic: the interval includes chance.",
+        f"Per cent (CIDEr: points), mean over seeds; in brackets the 95 % interval {over(comparison)}. "
+        "**Bold**: the best of a column. Italic: the interval includes chance.",
         "",
     ]
     rows = [
-        [f"[`{r.name}`](systems/{r.name}.md)", str(len(r.runs)), *(cell(comparison, c, r) for c in shown)]
+        [f"[`{r.name}`]({page_of(r.name)})", str(len(r.runs)), *(cell(comparison, c, r) for c in shown)]
         for r in comparison.measured
     ]
     lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
     lines += [
         f"Compared with `{REFERENCE}`. Only differences that a paired test on the same items shows (p < {SIGNIFICANT} after "
-        "Holm's correction over all pairs).",
+        f"Holm's correction over all {'pairs with it' if all(REFERENCE in (t.a, t.b) for t in comparison.tests) else 'pairs'}).",
         "",
     ]
-    lines += [f"- [`{r.name}`](systems/{r.name}.md): {verdict(comparison, r, shown)}" for r in comparison.measured]
+    lines += [f"- [`{r.name}`]({page_of(r.name)}): {verdict(comparison, r, shown)}" for r in comparison.measured]
     lines += ["", "## What was spent", "", spent_table(comparison.measured)]
     missing = [r for r in comparison.recipes if not r.measures]
     if missing:
@@ -72,11 +74,32 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def over(comparison: Comparison) -> str:
+    """What the intervals cover."""
+    kinds = {m.over_seeds for r in comparison.measured for m in r.measures.values()}
+    both = "over test items and seeds"
+    if kinds == {True}:
+        return both
+    return "over test items" if True not in kinds else f"{both} (over items alone where there is one seed)"
+
+
+def page_of(name: str) -> str:
+    """The page of a recipe, relative to results.md; a variant is on that of its recipe."""
+    return f"systems/{split_name(name)[0]}.md"
+
+
+def notes_of(page: Path) -> str:
+    """The section "Notes" of a page, which people write; empty if there is none."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    found = re.search(r"^## Notes\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[0].strip() if found else ""
+
+
 def environment(comparison: Comparison) -> str:
     """The machine and the versions, in one line."""
     e = comparison.environment
     packages = e.get("packages") or {}
-    facts = [f"{e.get('cores', '?')} cores", str(e.get("platform", "")), f"Python {e.get('python', '?')}"]
+    facts = [f"{e['cores']} cores" if "cores" in e else "", str(e.get("platform", "")), f"Python {e.get('python', '?')}"]
     facts += [f"{name} {packages[name]}" for name in ("torch", "transformers") if packages.get(name)]
     return ", ".join(t for t in facts if t)
 
@@ -175,9 +198,9 @@ def short(column: Column) -> str:
 
 
 def system_page(
-    comparison: Comparison, recipe: Recipe, shown: Sequence[Column], tests: Mapping[str, tuple[int, int]] | None
+    comparison: Comparison, recipe: Recipe, shown: Sequence[Column], tests: Mapping[str, tuple[int, int]] | None, notes: str = ""
 ) -> str:
-    """The page of one recipe, Markdown."""
+    """The page of one recipe, Markdown, with its variants and the reference beside it. notes: a section of that name."""
     path = recipe_path(recipe.name)
     source = path.read_text(encoding="utf-8")
     checked = load_recipe(recipe.name)
@@ -194,10 +217,12 @@ def system_page(
     lines = [f"# {recipe.name}", "", " ".join(comments) if comments else checked.about, "", f"{checked.cite}.", ""]
     lines += ["| | |", "|---|---|", f"| paradigm | {checked.paradigm} |", f"| parts | {'<br>'.join(parts)} |"]
     lines += [f"| stages | {'<br>'.join(stages)} |", f"| scored by | {checked.score.replace('_', ' ')} |", ""]
+    lines += [notes, ""] if notes else []
     lines += ["## Measured", ""]
     if recipe.measures:
         lines += [f"Compared with `{REFERENCE}`: {verdict(comparison, recipe, shown)}", ""]
-        others = [r for r in comparison.measured if r.name == REFERENCE and r.name != recipe.name]
+        others = [r for r in comparison.measured if r.name != recipe.name and split_name(r.name)[0] == recipe.name]
+        others += [r for r in comparison.measured if r.name == REFERENCE and r.name != recipe.name]
         rows = []
         for c in (c for c in shown if c.key in recipe.measures):
             m = recipe.measures[c.key]

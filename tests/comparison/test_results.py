@@ -1,0 +1,105 @@
+"""``make results``: records, what is run next, and the pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import recipes
+from bench.recipes import LADDER, Entry, next_rung, pack, seconds_of, unpack
+from diptych.config.recipe import recipe_names
+from diptych.core.errors import DiptychError
+from diptych.core.files import read_json, write_json
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, 0.5, 1.0], [0.25, 3.14159], []])
+def test_credits_are_kept(values: list[float]) -> None:
+    assert unpack(pack(values)) == pytest.approx(values, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("known", "next_one"),
+    [
+        ({}, None),  # the common budget comes first
+        ({"6T flops": 0.7}, "3T flops"),
+        ({"6T flops": 0.7, "3T flops": 0.2}, None),
+        ({"6T flops": 0.7, "3T flops": 0.6}, "1.5T flops"),
+        ({"6T flops": 0.7, "3T flops": 0.6, "1.5T flops": 0.6}, None),
+        ({"6T flops": 0.1}, "12T flops"),
+        ({"6T flops": 0.1, "12T flops": 0.9}, None),
+        ({"6T flops": 0.1, "12T flops": 0.2, "24T flops": 0.3}, None),
+    ],
+)
+def test_the_next_rung(known: dict[str, float], next_one: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "reached", lambda name, budget: known.get(budget))
+    assert next_rung("clip") == next_one and (next_one is None or next_one in LADDER)
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Records of clip and negclip with three seeds, and of one seed of siglip, made up."""
+    monkeypatch.setattr(recipes, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(recipes, "DOCS", tmp_path / "docs")
+    items = [[f"i{n}", f"i{n}"] for n in range(50)]
+    write_json(tmp_path / "records" / "items" / "all.json", items)
+    for name, seeds, right in (("clip", 3, 10), ("negclip", 3, 40), ("siglip", 1, 12)):
+        for seed in range(seeds):
+            entry = Entry(name, seed, recipes.COMMON)
+            hits = [float(n < right + seed) for n in range(50)]
+            rows = [
+                {"task": task, "metric": metric, "value": sum(hits) / 50, "low": 0.0, "high": 1.0, "n": 50, "clusters": 50}
+                for task, metric in recipes.REACHED
+            ]
+            write_json(
+                entry.record,
+                {
+                    "tasks": list(recipes.TASKS),
+                    "hardware": "2 cores",
+                    "software": "Python 3.11",
+                    "date": "2026-11-30",
+                    "spent": {"samples": 10, "flops": 6e12},
+                    "results": rows,
+                    "skipped": [],
+                    "credits": {f"{r['task']} {r['metric']}": {"items": "all", "credits": pack(hits)} for r in rows},
+                    "recipe": entry.job().recipe.model_dump(mode="json", by_alias=True),
+                },
+            )
+    return tmp_path
+
+
+def test_pages_of_the_records(records: Path) -> None:
+    lacking = recipes.write_pages(["clip", "negclip", "siglip"], None)
+    assert lacking == ["`siglip` (seed 1, 2)"]
+    page = (records / "docs" / "results.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| [`negclip`]"))
+    assert "| 3 |" in row and "82.0" in row, "the mean of 80, 82 and 84 %"
+    said = next(line for line in page.splitlines() if line.startswith("- [`negclip`]"))
+    assert "better at R@1" in said
+    assert "| `negclip` | 6T flops or less | 82.0 % |" in page and "| `clip` | more than 6T flops | 22.0 % at 6T flops |" in page
+    assert "missing" in page and "`siglip` (seed 1, 2)" in page
+    notes = "## Notes\n\nWhat people wrote.\n"
+    target = records / "docs" / "systems" / "negclip.md"
+    target.write_text(target.read_text().replace("## Measured", notes + "\n## Measured"))
+    recipes.write_pages(["clip", "negclip", "siglip"], None)
+    assert notes in target.read_text() and target.read_text().count("## Notes") == 1
+
+
+def test_a_record_of_a_changed_recipe_is_out_of_date(records: Path) -> None:
+    entry = Entry("clip", 0, recipes.COMMON)
+    assert entry.up_to_date() and not Entry("coca", 0, recipes.COMMON).up_to_date()
+    content: dict[str, Any] = read_json(entry.record)
+    content["recipe"]["stages"][0]["lr"] = 0.5
+    write_json(entry.record, content)
+    assert not entry.up_to_date() and entry in recipes.missing(["clip"], ladder=True)
+
+
+def test_every_built_in_recipe_is_in_the_results() -> None:
+    assert {name.partition("@")[0] for name in recipes.names()} == set(recipe_names())
+
+
+def test_times() -> None:
+    assert seconds_of("30m") == 1800 and seconds_of("0") == 0
+    with pytest.raises(DiptychError, match="--time 3k samples"):
+        seconds_of("3k samples")
