@@ -11,7 +11,7 @@ import typer
 
 from diptych.cli import compare, evaluate, metrics, report, study, train
 from diptych.cli.data import curate, data
-from diptych.cli.models import caption, chat, draw, export
+from diptych.cli.models import caption, chat, compose, draw, export
 from diptych.core.errors import DiptychError, Interrupted
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(study.study)
 app.command(cls=caption.WithExamples)(caption.caption)
 app.command()(chat.chat)
 app.command()(draw.draw)
+app.command()(compose.compose)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(report.report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -113,6 +113,32 @@ class Drawing(Model, Protocol):
 
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:
         """Images encoded into the model's codes and decoded again: the best that it could draw."""
+        ...
+
+
+@runtime_checkable
+class Composing(Model, Protocol):
+    """A model with the capability "compose": it continues documents of texts and images."""
+
+    def compose(
+        self,
+        documents: Sequence[Sequence[str | Image]],
+        *,
+        following: Literal["text", "image"] | None = None,
+        most: int = 4,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[str | Image]]:
+        """What follows each document, which may be empty: a list of texts and images in order.
+
+        following: only the next text, or only the next image; None: texts and images as the model chooses, until it ends the
+        document or there are ``most`` of them. max_tokens: of each text. The other settings are those of ``draw``, for both texts
+        and images; ``guidance`` is for images alone.
+        """
         ...
 
 
@@ -228,6 +254,10 @@ class Adapter:
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:
         """Images after a round trip through the model's codes. DiptychError if it has no codes."""
         self.cannot("reconstruct")
+
+    def compose(self, documents: Sequence[Sequence[str | Image]], **how: Any) -> list[list[str | Image]]:
+        """What follows each document of texts and images. DiptychError if the model does not continue documents."""
+        self.cannot("compose")
 
 
 class FunctionModel(Adapter):

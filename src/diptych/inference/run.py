@@ -23,8 +23,10 @@ from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
 from diptych.inference.chat import Answering, asked_with
+from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
+from diptych.models.decoders.interleaved import CODE
 from diptych.models.part import Part
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective
@@ -237,6 +239,31 @@ class TrainedModel:
                     codes = draw(self.model, ids[members, : length - 1], how, guidance, members.tolist())
                     for i, picture in zip(members.tolist(), self._pictures(codes), strict=True):
                         out[i] = picture
+        return out
+
+    def compose(
+        self,
+        documents: Sequence[Sequence[str | Image]],
+        *,
+        following: Following = None,
+        most: int = 4,
+        max_tokens: int = 32,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[str | Image]]:
+        """What follows each document, a list of texts and images in order (``core.capabilities.Composing``)."""
+        self._can("compose")
+        how = decoding_of(max_tokens=max_tokens, temperature=temperature, top_k=top_k or None, top_p=top_p, seed=seed)
+        composer, out = Composer(self.model, self._images, self.device), []
+        for number, document in enumerate(documents):
+            with self._inference():
+                parts = composer.follow(document, following, most, how, guidance, number)
+                pictures = [codes for kind, codes in parts if kind == CODE]
+                drawn = iter(self._pictures(torch.stack(pictures)) if pictures else ())
+                out.append([next(drawn) if kind == CODE else self.model.tokenizer.decode(ids.tolist()) for kind, ids in parts])
         return out
 
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:

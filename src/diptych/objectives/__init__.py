@@ -10,7 +10,7 @@ from torch import nn
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
 from diptych.objectives.base import Objective, Scaled
-from diptych.objectives.chameleon import Interleaved
+from diptych.objectives.chameleon import Interleaved, InterleavedDocuments
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
 from diptych.objectives.filip import LateInteraction, QueryContrast
 from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, Any] = {
     "text_prediction": TextPrediction,
     "grouped_tokens": GroupedTokens,
     "interleaved": Interleaved,
+    "interleaved_documents": InterleavedDocuments,
     "late_interaction": LateInteraction,
     "query_contrast": QueryContrast,
     "matching": Matching,

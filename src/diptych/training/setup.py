@@ -192,14 +192,20 @@ def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: st
     """Raises DiptychError if a field that training reads is missing from a source: the source does not declare it, and none of its
     first samples has it.
     """
-    wanted = [name for name in names if not field_class(name, recipe.data.fields).derived]
+    classes = {name: field_class(name, recipe.data.fields) for name in names}
+    wanted = [name for name, cls in classes.items() if not cls.derived]
     have = set(getattr(source, "fields", ()))
+
+    def known(name: str) -> bool:
+        """Whether the source has the field, or what it can be made of."""
+        return name in have or (bool(classes[name].made_of) and have.issuperset(classes[name].made_of))
+
     for index in range(min(SHOWN, len(source))):
-        if have.issuperset(wanted):
+        if all(map(known, wanted)):
             return
         with suppress(BrokenItem):
             have |= source[index].fields.keys()
-    missing = [name for name in wanted if name not in have]
+    missing = [name for name in wanted if not known(name)]
     if have and missing:  # if nothing can be read, the loader reports what is wrong with each
         raise DiptychError(
             f"{where}: its objectives read the field '{missing[0]}', which {source.address} does not have (it has: "
@@ -336,7 +342,9 @@ def notes_on_captions(setup: Setup) -> list[str]:
     remedy = "data.tokenizer.max_length" if setup.recipe.data.tokenizer.kind != "lm" else ""
     for stage in setup.recipe.stages:
         source = stage_source(setup, stage)
-        if "text" not in _own_fields(setup, stage) or not hasattr(source, "captions") or len(source) > ENDLESS:
+        read, has = _own_fields(setup, stage), getattr(source, "fields", ("document",))
+        captions_read = "text" in read or ("document" in read and "document" not in has)  # of captioned images
+        if not captions_read or not hasattr(source, "captions") or len(source) > ENDLESS:
             continue
         try:
             captions = corpus_of(source, NOTED)
