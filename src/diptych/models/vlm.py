@@ -75,7 +75,8 @@ class VLM(nn.Module):
         for n, adapter in self.adapters.items():
             if adapter.freezes and _trains_base(recipe, self.part_of(n)):
                 raise DiptychError(
-                    f"adapters.{n}: the part's own weights are in 4 bits and cannot learn; train adapters.{n} without {self.part_of(n)}"
+                    f"adapters.{n}: the part's own weights are in 4 bits and cannot learn; train adapters.{n} without "
+                    f"{self.part_of(n)}"
                 )
         self.unchanging = self.fixed | {self.part_of(n) for n in self.adapters if not _trains_base(recipe, self.part_of(n))}
         self.restarted: set[str] = set()  # frozen parts with weights that are not those of their package

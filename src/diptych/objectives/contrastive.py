@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
 from diptych.objectives.base import Objective, Scaled
+from diptych.objectives.mixup import Mixer, mixed_info_nce
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
@@ -135,6 +137,8 @@ class InfoNCE(Scaled):
     hard_negatives: a wrong version of each caption as extra columns.
     false_negatives: ``mask`` leaves captions that mean the same out of each other's denominators; ``keep`` counts them as
     negatives, as the published losses do.
+    mixup: alpha of the Beta distribution of λ (``mixup.Mixer``; 0.1 in ZeroVL); 0: nothing is mixed.
+    group: with several processes, how many of them compare their samples with each other (``Objective.group``); 0: all.
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
@@ -148,8 +152,16 @@ class InfoNCE(Scaled):
         max_scale: float = 100.0,
         hard_negatives: bool = False,
         false_negatives: Literal["mask", "keep"] = "mask",
+        mixup: Annotated[float, Field(ge=0)] = 0.0,
+        group: Annotated[int, Field(ge=0)] = 0,
     ):
         super().__init__(model, temperature=temperature, max_scale=max_scale)
+        self.group = group
+        self.mixer = Mixer(model, mixup) if mixup else None
+        if self.mixer is not None:
+            if hard_negatives:
+                raise DiptychError("objective info_nce: mixup mixes captions, so none has hard_negatives of its own; remove one")
+            self.couples, self.helpers, self.borrows = ("mixed.embedding", "text.mixed_embedding"), (self.mixer,), True
         self.hard_negatives = hard_negatives
         self.false_negatives: Literal["mask", "keep"] = false_negatives
         if hard_negatives:
@@ -157,12 +169,25 @@ class InfoNCE(Scaled):
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
+        if self.mixer is not None:
+            share, _ = self.mixer.draw()
+            image, text = p["mixed.embedding"], p["text.mixed_embedding"]
+            if share < 1:
+                with torch.autocast(image.device.type, enabled=False):
+                    return mixed_info_nce(image, text, self.scale, share, meanings(p, self.false_negatives), p.rows)
+        else:
+            image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         negatives = negatives_of(p) if self.hard_negatives else None
         tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
         loss = tiled_info_nce if tiled else info_nce
-        image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
             return loss(image, text, self.scale, meanings(p, self.false_negatives), negatives, p.rows)
+
+    def after_step(self, total: Callable[..., list[float]]) -> None:
+        """Limit the scale; draw anew what is mixed."""
+        super().after_step(total)
+        if self.mixer is not None:
+            self.mixer.next()
 
 
 class Sigmoid(Objective):

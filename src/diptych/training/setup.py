@@ -135,7 +135,15 @@ def stage_objectives(setup: Setup, stage: Stage) -> list[Objective]:
 
 
 def loader_of(
-    setup: Setup, stage: Stage, source: Source, batch_size: int, seed: int, augment: Any, workers: int = 0, text_mask: float = 0.0
+    setup: Setup,
+    stage: Stage,
+    source: Source,
+    batch_size: int,
+    seed: int,
+    augment: Any,
+    workers: int = 0,
+    text_mask: float = 0.0,
+    debiased: bool = False,
 ) -> Loader:
     """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
     recipe, names = setup.recipe, _own_fields(setup, stage)
@@ -152,14 +160,16 @@ def loader_of(
         source=source,
         own=recipe.data.fields,
     )
-    return Loader(source, build_fields(names, context), batch_size, seed, workers)
+    return Loader(source, build_fields(names, context), batch_size, seed, workers, debiased)
 
 
 def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
     """``loader_of`` for training, with images and texts without a partner, if the recipe has any."""
     recipe = setup.recipe
     data = recipe.data
-    loader = loader_of(setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask)
+    loader = loader_of(
+        setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask, data.debiased
+    )
     wanted = fields_needed(stage_objectives(setup, stage), setup.model)
     for number, (name, kind) in enumerate(UNPAIRED.items(), 1):
         if kind in data.unpaired and name in wanted:
@@ -221,6 +231,11 @@ def check_data(setup: Setup) -> None:
     from diptych.data.conversations.check import check_conversations
 
     recipe = setup.recipe
+    if recipe.data.debiased and not any(isinstance(stage_source(setup, stage), Mixture) for stage in recipe.stages):
+        raise DiptychError(
+            "data.debiased: each batch is to be of one source, but no stage learns from a mixture; set data.train to "
+            "mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, or data.debiased to false"
+        )
     for stage in recipe.stages:
         check_fields(stage_source(setup, stage), _own_fields(setup, stage), recipe, f"stages.{stage.name}")
         if not reads_turns(stage, setup):

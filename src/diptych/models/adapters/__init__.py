@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from diptych.models.build import Build
 
 ADAPTERS: dict[str, Any] = {"lora": Lora, "dora": Dora, "vera": Vera, "qlora": Qlora, "prompt": Prompt}
-PACKAGES = {"lora": ["peft"], "dora": ["peft"], "vera": ["peft"], "qlora": ["peft", "bitsandbytes"]}  # that kinds need, by module
+BY_PEFT = ("lora", "dora", "vera", "qlora")  # kinds that need the package
 
-__all__ = ["ADAPTERS", "PACKAGES", "Adapter", "build_adapter"]
+__all__ = ["ADAPTERS", "BY_PEFT", "Adapter", "build_adapter"]
 
 
 def build_adapter(name: str, spec: AdapterSpec, build: Build) -> Adapter:

@@ -5,7 +5,7 @@ Shapes: W [out, in], A [rank, in], B [out, rank].
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -39,7 +39,7 @@ class Injected(Adapter):
         try:
             self.inject(need("peft", extra="adapt", what=where), config, root)
         except (ValueError, TypeError) as error:  # names that no layer has; a layer of a kind that peft cannot adapt
-            raise DiptychError(f"{where}: {error}") from None
+            raise DiptychError(f"{where}: {error}{f' (targets: {targets})' if targets else ''}") from None
         for p in self.own():
             p.data = p.data.float()
 
@@ -79,7 +79,7 @@ class Lora(Injected):
     """
 
     mark = "lora_"
-    form: dict[str, Any] = {}  # further fields of peft's configuration
+    form: ClassVar[dict[str, Any]] = {}  # further fields of peft's configuration
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Dora(Lora):
     (§4.3): ‖V‖ is computed anew each time, but counts as a constant.
     """
 
-    form = {"use_dora": True}  # noqa: RUF012
+    form: ClassVar[dict[str, Any]] = {"use_dora": True}
 
     def restart(self) -> None:
         """The magnitudes are those of the weights as they are now."""
@@ -139,7 +139,8 @@ def plain_layer(layer: Any) -> Any:
 def merged_direction(layer: Any) -> Tensor:
     """W + what the adapter adds, in float32 and in the layout of the layer's own weight; without DoRA's magnitude."""
     added: Tensor = layer.get_delta_weight(NAME).detach().float()
-    return layer.get_base_layer().weight.detach().float() + added  # type: ignore[no-any-return]
+    own: Tensor = layer.get_base_layer().weight.detach().float()
+    return own + added
 
 
 def row_norms(layer: Any, weight: Tensor) -> Tensor:
@@ -153,7 +154,8 @@ def merged_weight(layer: Any) -> Tensor:
     if NAME not in getattr(layer, "lora_magnitude_vector", ()):
         return weight
     factor = layer.lora_magnitude_vector[NAME].weight.detach().float() / row_norms(layer, weight)
-    return weight * (factor[None] if layer.fan_in_fan_out else factor[:, None])
+    scaled: Tensor = weight * (factor[None] if layer.fan_in_fan_out else factor[:, None])
+    return scaled
 
 
 def linear_layers(part: Part) -> Any:

@@ -1,4 +1,4 @@
-"""QLoRA: low-rank adapters on linear layers whose own weights are held in 4 bits, by ``bitsandbytes``."""
+"""QLoRA: low-rank adapters on linear layers whose own weights are held in 4 bits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.core.extras import need
 from diptych.models.adapters.lora import Lora
 
 if TYPE_CHECKING:
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from diptych.models.part import Part
 
 BLOCK = 64  # weights that share a scale (QLoRA, §3)
+# NormalFloat of 4 bits: quantiles of a normal distribution in [−1, 1], with a 0 (QLoRA, appendix E)
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
 
 
 class Qlora(Lora):
@@ -40,10 +46,45 @@ class Qlora(Lora):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         targets: list[str] | None = None,
     ):
-        need("bitsandbytes", extra="quantize", what=where)
         super().__init__(part, build, where, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
         for _, _, layer in self.layers():
             layer.base_layer = NF4Linear(layer.base_layer)
+
+
+def packed_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes, two in a byte, uint8 [⌈n / 64⌉ · 32]; the largest absolute value of each block of 64, float32) of a tensor of n
+    weights, in their order; the last block is filled up with zeros. A weight's code is that of the nearest level.
+    """
+    flat = weight.detach().float().flatten()
+    blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    scales = blocks.abs().amax(1)
+    levels = torch.tensor(LEVELS, device=flat.device)
+    codes = torch.bucketize(blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None], (levels[1:] + levels[:-1]) / 2)
+    first, second = codes.to(torch.uint8).view(-1, 2).unbind(1)
+    return first << 4 | second, scales
+
+
+def unpacked_nf4(packed: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The weights that ``packed_nf4`` packed, rounded to the levels."""
+    codes = torch.stack([packed >> 4, packed & 15], 1).view(-1, BLOCK)
+    weights = torch.tensor(LEVELS, device=packed.device)[codes.int()] * scales[:, None]
+    return weights.flatten()[: torch.Size(shape).numel()].view(shape).to(dtype)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: NF4Linear) -> Tensor:
+        """x Wᵀ; W is not kept for the backward pass."""
+        ctx.layer, ctx.dtype = layer, x.dtype
+        return F.linear(x, layer.weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of x."""
+        return (grad @ ctx.layer.weight.to(grad.dtype)).to(ctx.dtype), None
+
+
+_product: Callable[..., Tensor] = _Product.apply  # which torch leaves without types
 
 
 class NF4Linear(nn.Module):
@@ -58,55 +99,37 @@ class NF4Linear(nn.Module):
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.dtype = layer.weight.dtype
+        self.shape, self.dtype = tuple(layer.weight.shape), layer.weight.dtype  # [out, in]
         self.bias = layer.bias
-        self.register_buffer("packed", torch.empty(0, dtype=torch.uint8), persistent=False)
-        self.register_buffer("scales", torch.empty(0), persistent=False)
-        self.register_buffer("code", torch.empty(0), persistent=False)
-        self._pack(layer.weight.detach())
-
-    def _pack(self, weight: Tensor) -> None:
-        pack = _bitsandbytes().functional.quantize_4bit
-        self.packed, state = pack(weight.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=False)
-        self.scales, self.code, self.dtype = state.absmax, state.code, weight.dtype
-
-    @property
-    def _state(self) -> Any:
-        """What bitsandbytes has to know about the packed weights."""
-        shape = torch.Size((self.out_features, self.in_features))
-        return _bitsandbytes().functional.QuantState(
-            absmax=self.scales, shape=shape, code=self.code, blocksize=BLOCK, quant_type="nf4", dtype=self.dtype
-        )
+        packed, scales = packed_nf4(layer.weight)
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
 
     @property
     def weight(self) -> Tensor:
         """The weights with which it computes, [out, in], in the precision that they had."""
-        weight: Tensor = _bitsandbytes().functional.dequantize_4bit(self.packed, self._state)
-        return weight
+        return unpacked_nf4(self.packed, self.scales, self.shape, self.dtype)
 
     def unpacked(self) -> nn.Linear:
         """A plain layer of the same weights."""
-        layer = nn.Linear(self.in_features, self.out_features, bias=False, dtype=self.dtype, device=self.packed.device)
+        layer = nn.Linear(self.shape[1], self.shape[0], bias=False, dtype=self.dtype, device=self.packed.device)
         layer.weight.data, layer.bias = self.weight, self.bias
         return layer.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]; the weights are unpacked again in the backward pass instead of being kept."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        y: Tensor = _bitsandbytes().matmul_4bit(x, self.packed.t(), self._state, bias=bias)
-        return y
+        y = _product(x, self)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NF4Linear:
         """Moved to another device, but not to another precision: the scales stay float32."""
-        kept = {name: getattr(self, name) for name in ("scales", "code")}
+        scales = self.scales
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in kept.items():
-            setattr(self, name, value.to(getattr(self, name).device))
+        self.scales = scales.to(self.scales.device)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = self.weight
 
     def _load_from_state_dict(self, state: Any, prefix: str, local: Any, strict: bool, missing: Any, odd: Any, errors: Any) -> None:
@@ -114,13 +137,9 @@ class NF4Linear(nn.Module):
         given = state.get(key)
         if given is None:
             missing.append(key)
-        elif given.shape != (self.out_features, self.in_features):
-            errors.append(f"size mismatch for {key}: {tuple(given.shape)}, not {(self.out_features, self.in_features)}")
+        elif tuple(given.shape) != self.shape:
+            errors.append(f"size mismatch for {key}: {tuple(given.shape)}, not {self.shape}")
         else:
-            self._pack(given.detach().to(self.packed.device, self.dtype))
+            self.packed, self.scales = packed_nf4(given.to(self.packed.device, self.dtype))
         rest = {k: v for k, v in state.items() if k != key}
-        super()._load_from_state_dict(rest, prefix, local, strict, missing, odd, errors)  # type: ignore[no-untyped-call]
-
-
-def _bitsandbytes() -> Any:
-    return need("bitsandbytes", extra="quantize", what="an adapter of kind qlora")
+        super()._load_from_state_dict(rest, prefix, local, strict, missing, odd, errors)
