@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from diptych.core.batch import Images, Tokens
 from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
-from diptych.models.space import unit
+from diptych.models.space import LinearSpace, unit
 
 if TYPE_CHECKING:
     from diptych.models.vlm import VLM
@@ -40,7 +40,7 @@ class Mixer(nn.Module):
     def __init__(self, model: VLM, alpha: float):
         super().__init__()
         space = model.parts["space"] if "space" in model.parts else None
-        if not hasattr(space, "text") or not hasattr(space, "image"):
+        if not isinstance(space, LinearSpace) or not hasattr(space, "text"):
             raise DiptychError(
                 "mixup: texts are mixed before the map into the shared space, which this recipe does not have; use a vision and "
                 "a text tower with parts.space.kind: linear, or remove mixup"
@@ -71,7 +71,7 @@ class Mixer(nn.Module):
         """[B, E], of mixed pooled vectors if the coin says so."""
         share, images = self.draw()
         pooled = tokens.pooled if images else mix(tokens.pooled, share)
-        return unit(self._space[0].text(pooled))  # type: ignore[union-attr, operator]
+        return unit(self._space[0].text(pooled))
 
 
 def partners(n: int, device: torch.device | None = None) -> Tensor:
