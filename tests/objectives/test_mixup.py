@@ -15,8 +15,7 @@ from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_jsonl
 from diptych.models.space import unit
-from diptych.objectives.contrastive import info_nce
-from diptych.objectives.mixup import mixed_info_nce
+from diptych.objectives.contrastive import info_nce, mixed_info_nce
 from diptych.training.loop import train
 from diptych.training.setup import set_up
 from engine_fixture import TINY, Little
@@ -64,7 +63,7 @@ def test_the_loss_is_the_weighted_sum_of_both_targets(meaning: list[int] | None,
 def test_rows_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text = (unit(torch.randn(8, 5)) for _ in range(2))
     whole = mixed_info_nce(image, text, 3.0, 0.3)
-    monkeypatch.setattr("diptych.objectives.mixup.ROWS", 3)
+    monkeypatch.setattr("diptych.objectives.contrastive.ROWS", 3)
     torch.testing.assert_close(mixed_info_nce(image, text, 3.0, 0.3), whole)
 
 

@@ -14,17 +14,19 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
+from diptych.models.mixup import Mixer, partners
 from diptych.objectives.base import Objective, Scaled
-from diptych.objectives.mixup import Mixer, mixed_info_nce
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
+ROWS = 1024  # of the logit matrix at a time, in ``mixed_info_nce``
 TILED_FROM = 2**22  # entries of the logit matrix from which a loss is computed tile by tile
 
 
@@ -61,6 +63,43 @@ def info_nce(
     columns = logits if negatives is None else torch.cat([logits, scale * image[own] @ negatives.T], dim=1)  # [R, B + M]
     target = torch.arange(own.start, own.stop, device=image.device)
     return (F.cross_entropy(columns, target) + F.cross_entropy(back, target)) / 2
+
+
+def mixed_info_nce(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    share: float,
+    meaning: Tensor | None = None,
+    rows: slice | None = None,
+) -> Tensor:
+    """InfoNCE in which row i belongs to its own column with weight ``share`` = λ and to its partner's with 1 − λ:
+    −λ log p(i) − (1 − λ) log p(partner of i), the mean of both directions.
+
+    image, text: [B, E] unit vectors, one side of which is mixed. meaning: [B], columns that mean the same as a row's own or its
+    partner's are left out of its denominator, but for these two. rows: only these are queries, against all (a process's share).
+    """
+    own = slice(0, len(image)) if rows is None else rows
+    partner = partners(len(image), image.device)
+    total = image.new_zeros(())
+    for a, b in ((image, text), (text, image)):
+        for start in range(own.start, own.stop, ROWS):
+            part = slice(start, min(start + ROWS, own.stop))
+            total = total + checkpoint(_rows, a, b, scale, share, meaning, partner, part, use_reentrant=False)
+    return total / (2 * (own.stop - own.start))
+
+
+def _rows(
+    a: Tensor, b: Tensor, scale: Tensor | float, share: float, meaning: Tensor | None, partner: Tensor, part: slice
+) -> Tensor:
+    """The sum of the losses of some rows of a against all of b."""
+    logits = scale * a[part] @ b.T
+    own, other = torch.arange(part.start, part.stop, device=a.device)[:, None], partner[part, None]
+    if meaning is not None:
+        same = (meaning[part, None] == meaning) | (meaning[partner][part, None] == meaning)
+        logits = logits.masked_fill(same.scatter(1, own, False).scatter(1, other, False), float("-inf"))
+    log_p = logits.log_softmax(1)
+    return -(share * log_p.gather(1, own) + (1 - share) * log_p.gather(1, other)).sum()
 
 
 def sigmoid_sum(
@@ -137,7 +176,7 @@ class InfoNCE(Scaled):
     hard_negatives: a wrong version of each caption as extra columns.
     false_negatives: ``mask`` leaves captions that mean the same out of each other's denominators; ``keep`` counts them as
     negatives, as the published losses do.
-    mixup: alpha of the Beta distribution of λ (``mixup.Mixer``; 0.1 in ZeroVL); 0: nothing is mixed.
+    mixup: alpha of the Beta distribution of λ (``models.mixup``; 0.1 in ZeroVL); 0: nothing is mixed.
     group: with several processes, how many of them compare their samples with each other (``Objective.group``); 0: all.
     """
 

@@ -34,10 +34,10 @@ class Injected(Adapter):
         super().__init__(part, build, where)
         if any(is_adapters(name) for name, _ in part.named_parameters()):
             raise DiptychError(f"{where}: the part has low-rank adapters already; use one with a higher rank instead of two")
-        root = part.adapted_root
+        peft, root = need("peft", extra="adapt", what=where), part.adapted_root
         config = self.config(targets or linear_layers(part))
         try:
-            self.inject(need("peft", extra="adapt", what=where), config, root)
+            self.inject(peft, config, root)
         except (ValueError, TypeError) as error:  # names that no layer has; a layer of a kind that peft cannot adapt
             raise DiptychError(f"{where}: {error}{f' (targets: {targets})' if targets else ''}") from None
         for p in self.own():
@@ -145,7 +145,8 @@ def merged_direction(layer: Any) -> Tensor:
 
 def row_norms(layer: Any, weight: Tensor) -> Tensor:
     """The norm of each output's weights, [out]. Layers of GPT-2 hold theirs as [in, out]."""
-    return weight.norm(dim=0 if layer.fan_in_fan_out else 1)
+    norms: Tensor = weight.norm(dim=0 if layer.fan_in_fan_out else 1)
+    return norms
 
 
 def merged_weight(layer: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Mixup for contrast (ZeroVL, Cui et al. 2022, arXiv:2112.09331): each step either the images of a batch are mixed, or its texts.
 
-Shapes: B batch, D width, E embedding, R the rows that this process computes.
+The loss is ``objectives.contrastive.mixed_info_nce``. Shapes: B batch, D width, E embedding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from diptych.core.batch import Images, Tokens
 from diptych.core.errors import DiptychError
@@ -20,8 +19,6 @@ from diptych.models.space import LinearSpace, unit
 
 if TYPE_CHECKING:
     from diptych.models.vlm import VLM
-
-ROWS = 1024  # of the logit matrix at a time
 
 
 class Mixer(nn.Module):
@@ -87,40 +84,3 @@ def partners(n: int, device: torch.device | None = None) -> Tensor:
 def mix(x: Tensor, share: float) -> Tensor:
     """share · x + (1 − share) · the partner's, for x [B, …]."""
     return share * x + (1 - share) * x[partners(len(x), x.device)]
-
-
-def mixed_info_nce(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor | float,
-    share: float,
-    meaning: Tensor | None = None,
-    rows: slice | None = None,
-) -> Tensor:
-    """InfoNCE in which row i belongs to its own column with weight ``share`` = λ and to its partner's with 1 − λ:
-    −λ log p(i) − (1 − λ) log p(partner of i), the mean of both directions.
-
-    image, text: [B, E] unit vectors, one side of which is mixed. meaning: [B], columns that mean the same as a row's own or its
-    partner's are left out of its denominator, but for these two. rows: only these are queries, against all (a process's share).
-    """
-    own = slice(0, len(image)) if rows is None else rows
-    partner = partners(len(image), image.device)
-    total = image.new_zeros(())
-    for a, b in ((image, text), (text, image)):
-        for start in range(own.start, own.stop, ROWS):
-            part = slice(start, min(start + ROWS, own.stop))
-            total = total + checkpoint(_rows, a, b, scale, share, meaning, partner, part, use_reentrant=False)
-    return total / (2 * (own.stop - own.start))
-
-
-def _rows(
-    a: Tensor, b: Tensor, scale: Tensor | float, share: float, meaning: Tensor | None, partner: Tensor, part: slice
-) -> Tensor:
-    """The sum of the losses of some rows of a against all of b."""
-    logits = scale * a[part] @ b.T
-    own, other = torch.arange(part.start, part.stop, device=a.device)[:, None], partner[part, None]
-    if meaning is not None:
-        same = (meaning[part, None] == meaning) | (meaning[partner][part, None] == meaning)
-        logits = logits.masked_fill(same.scatter(1, own, False).scatter(1, other, False), float("-inf"))
-    log_p = logits.log_softmax(1)
-    return -(share * log_p.gather(1, own) + (1 - share) * log_p.gather(1, other)).sum()
