@@ -201,13 +201,14 @@ def weights_of(recipe: Recipe) -> list[str]:
 
 def every_system(named: list[str] | None) -> list[str]:
     """All built-in recipes with installed weights, then those named."""
+    from diptych.models.adapters import BY_PEFT
     from diptych.models.pretrained import WEIGHTS, installed
 
     chosen = []
     for name in recipe_names():
         recipe = load_recipe(name)
         absent = {w: WEIGHTS[w].remedy for w in weights_of(recipe) if not installed(w)}
-        if any(adapter.kind == "lora" for adapter in recipe.adapters.values()) and not extras.installed("peft"):
+        if any(adapter.kind in BY_PEFT for adapter in recipe.adapters.values()) and not extras.installed("peft"):
             absent["peft"] = extras.install("adapt")
         if absent:
             print(f"left out: {name} needs {', '.join(f'{what} ({remedy})' for what, remedy in absent.items())}", file=sys.stderr)

@@ -100,6 +100,7 @@ class Data(Strict):
     """The training data, and how images and texts become tensors."""
 
     train: str = "scenes:small"
+    debiased: bool = False  # whether each batch is of one source of a mixture (mix:), whose weights are then shares of the batches
     # Addresses: each sample is accompanied by an image, or a text, without a partner. data.train: one of the training data.
     unpaired: dict[Literal["image", "text"], str] = Field(default={})
     # Fields of one's own, {sound: package.module:SoundField}, and options of fields, {video: {kind: video, frames: 4}}.

@@ -28,6 +28,8 @@ class Loader:
     """Batches of a source, in an order fixed by (seed, step). A broken item is recorded, and the next item takes its place.
 
     fields: what is collated, by name; nothing else of a sample is prepared. workers: processes that ``stream`` reads with; 0: none.
+    debiased: each batch is of one source of a mixture (debiased sampling, ZeroVL, Cui et al. 2022, arXiv:2112.09331), so
+    that a sample's source does not tell it from its negatives; weights are then shares of the batches.
     offset: samples by which the stream is ahead of step × batch size, in a run of which the batch size was changed (``move_to``).
     unpaired: loaders by the name of a field here; they read that field alone, and their rows join every batch
     (``add_unpaired``). problems: what was wrong with items that were read, by item. waited: seconds that the consumer of
@@ -43,6 +45,7 @@ class Loader:
         batch_size: int,
         seed: int = 0,
         workers: int = 0,
+        debiased: bool = False,
         neighbours: np.ndarray | None = None,
     ):
         self.source, self.fields, self.batch_size, self.seed = source, dict(fields), batch_size, seed
@@ -61,11 +64,16 @@ class Loader:
                 "data.augment to none, or to operations that leave pixels where they are (jitter, grey, blur, solarize)"
             )
         self.items = len(source) if neighbours is None else len(neighbours)  # that are drawn
-        self.order: Order = source.order(seed) if isinstance(source, Mixture) else Epochs(self.items, seed)
+        self.debiased = debiased and isinstance(source, Mixture)
+        self.order: Order = Epochs(self.items, seed)
+        if isinstance(source, Mixture):
+            self.order = source.order(seed, batch_size if self.debiased else 1)
         self.paired = neighbours is not None
         if neighbours is not None:
             if batch_size % 2:
                 raise DiptychError(f"data.neighbours: half of a batch are neighbours, so batch_size must be even, not {batch_size}")
+            if self.debiased:
+                raise DiptychError("data.debiased: a batch with data.neighbours is not of one source; remove one of the two")
             self.order = Neighboured(self.order, neighbours, seed)
         self._prepare()
 
@@ -111,10 +119,12 @@ class Loader:
 
     def move_to(self, step: int, position: int) -> None:
         """Let a step begin at this position of the stream, and the rows that join its batch too: a run that resumes with another
-        batch size goes on where it was.
+        batch size goes on where it was; if each batch is of one source, with the next whole batch.
         """
         if self.paired:  # a batch begins with a pair
             position += position % 2
+        if self.debiased:
+            position = -(-position // self.batch_size) * self.batch_size
         self.offset = position - step * self.batch_size
         for loader in self.unpaired.values():
             loader.move_to(step, position)

@@ -72,6 +72,12 @@ class VLM(nn.Module):
                 build.where = f"parts.{name}"
                 part.attach(build)
         self.fixed = {name for name, spec in recipe.parts.items() if spec.frozen}
+        for n, adapter in self.adapters.items():
+            if adapter.freezes and _trains_base(recipe, self.part_of(n)):
+                raise DiptychError(
+                    f"adapters.{n}: the part's own weights are in 4 bits and cannot learn; train adapters.{n} without "
+                    f"{self.part_of(n)}"
+                )
         self.unchanging = self.fixed | {self.part_of(n) for n in self.adapters if not _trains_base(recipe, self.part_of(n))}
         self.restarted: set[str] = set()  # frozen parts with weights that are not those of their package
         self.freeze(self.fixed)

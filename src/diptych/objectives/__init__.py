@@ -72,7 +72,8 @@ def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.Mo
                 model.part(next((c for c in choices if c in model.parts), choices[0]))  # says what is missing
             objective = cls(model, **options)
             objective.fields = spec.fields
-            model.graph.add(f"objectives.{name}", objective, spec.fields)
+            for provider in (objective, *objective.helpers):
+                model.graph.add(f"objectives.{name}", provider, spec.fields)
             check_needs(objective, model, where, training)
             built[name] = objective
             if isinstance(objective, Scaled) and objective.scale_of:

@@ -27,6 +27,9 @@ class Objective(nn.Module):
     independent terms.
     gathers: with several processes, each gets all of these encodings; False: the objective exchanges them itself (``Pass.alone``,
     ``Pass.around``).
+    group: with several processes, how many of them share these encodings: the loss then couples the samples of such a group only,
+    and traffic and memory fall by the number of groups, which are drawn anew at every step (``Cluster.among``). 0: all processes.
+    helpers: modules of its own that provide encodings, besides itself.
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
     scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it does not score pairs.
     scores_all: whether ``all_scores`` scores every image of a pass with every text, each encoded once and compared cheaply.
@@ -40,6 +43,8 @@ class Objective(nn.Module):
     parts: tuple[str, ...] = ()
     couples: tuple[str, ...] = ()
     gathers: bool = True
+    group: int = 0
+    helpers: tuple[nn.Module, ...] = ()
     predicts_text = False
     scores_as = ""
     scores_all = False

@@ -146,6 +146,7 @@ def loader_of(
     augment: Any,
     workers: int = 0,
     text_mask: float = 0.0,
+    debiased: bool = False,
     neighbours: Table | None = None,
 ) -> Loader:
     """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
@@ -163,7 +164,8 @@ def loader_of(
         source=source,
         own=recipe.data.fields,
     )
-    return Loader(source, build_fields(names, context), batch_size, seed, workers, neighbours.rows if neighbours else None)
+    near = neighbours.rows if neighbours else None
+    return Loader(source, build_fields(names, context), batch_size, seed, workers, debiased, near)
 
 
 def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
@@ -171,7 +173,9 @@ def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
     recipe = setup.recipe
     data = recipe.data
     near = setup.neighbours.get(source.address)
-    loader = loader_of(setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask, near)
+    loader = loader_of(
+        setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask, data.debiased, near
+    )
     wanted = fields_needed(stage_objectives(setup, stage), setup.model)
     for number, (name, kind) in enumerate(UNPAIRED.items(), 1):
         if kind in data.unpaired and name in wanted:
@@ -246,6 +250,11 @@ def check_data(setup: Setup) -> None:
     from diptych.data.conversations.check import check_conversations
 
     recipe = setup.recipe
+    if recipe.data.debiased and not any(isinstance(stage_source(setup, stage), Mixture) for stage in recipe.stages):
+        raise DiptychError(
+            "data.debiased: each batch is to be of one source, but no stage learns from a mixture; set data.train to "
+            "mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, or data.debiased to false"
+        )
     for stage in recipe.stages:
         check_fields(stage_source(setup, stage), _own_fields(setup, stage), recipe, f"stages.{stage.name}")
         if not reads_turns(stage, setup):
