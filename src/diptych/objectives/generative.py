@@ -37,7 +37,7 @@ class NextToken(Objective):
     smooths labels by 0.1.
 
     writer: the part that gives the logits; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are
-    two).
+    two). image: False: from the text alone, as language models are trained (``text.blind_logits``).
     """
 
     predicts_text = True
@@ -48,10 +48,12 @@ class NextToken(Objective):
         *,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         writer: Literal["lm", "decoder"] | None = None,
+        image: bool = True,
     ):
         super().__init__(model)
         self.label_smoothing = label_smoothing
-        self.logits = Key[Tensor](f"text.logits@{writer}" if writer else "text.logits")
+        name = "text.logits" if image else "text.blind_logits"
+        self.logits = Key[Tensor](f"{name}@{writer}" if writer else name)
         self.needs = (self.logits, "text")
 
     def forward(self, p: Pass) -> Tensor:
