@@ -162,8 +162,8 @@ def test_names_of_open_registries(override: str, words: str) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(load_recipe("clip").to_yaml().replace("format: 3", "format: 4"))
-    with pytest.raises(DiptychError, match="written by a newer Diptych .format 4; this one reads up to 3.; upgrade"):
+    path.write_text(load_recipe("clip").to_yaml().replace("format: 4", "format: 5"))
+    with pytest.raises(DiptychError, match="written by a newer Diptych .format 5; this one reads up to 4.; upgrade"):
         load_recipe(str(path))
 
 
@@ -178,9 +178,9 @@ def test_a_saved_run_of_an_older_format_keeps_the_options_that_it_was_trained_wi
         recipe = load_recipe(name)
         saved = tmp_path / "recipe.yaml"
         for number in ("format: 2", ""):
-            saved.write_text(recipe.to_yaml().replace("format: 3", number))
+            saved.write_text(recipe.to_yaml().replace("format: 4", number))
             read = load_recipe(str(saved))
-            assert read.format == 3
+            assert read.format == 4
             assert read.stages[-1].objectives[objective].model_dump()[key] == before
         saved.write_text(recipe.to_yaml())
         assert load_recipe(str(saved)).stages[-1].objectives[objective].model_dump().get(key, now) == now

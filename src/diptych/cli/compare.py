@@ -11,16 +11,19 @@ from diptych.cli.options import BUDGET, DATA, SetOption, TasksOption
 
 
 def recipes() -> None:
-    """List the built-in recipes."""
+    """List the built-in recipes, each with its variants: NAME@VARIANT is a recipe with other settings."""
     from rich.console import Console
     from rich.table import Table
 
-    from diptych.config.recipe import load_recipe, recipe_names
+    from diptych.config.recipe import load_recipe, recipe_names, recipe_variants
 
     table = Table("recipe", "paradigm", "what it is", "scored by", box=None, header_style="bold")
     for name in recipe_names():
         r = load_recipe(name)
         table.add_row(f"[bold]{name}[/]", r.paradigm, f"{r.about}\n[dim]{r.cite}[/]", r.score)
+        for variant, about in recipe_variants().items():
+            if variant.startswith(f"{name}@"):
+                table.add_row(f"  {variant}", "", about, "")
     Console().print(table)
 
 

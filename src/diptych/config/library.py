@@ -10,6 +10,7 @@ from typing import Any, Generic
 
 from diptych.config.overrides import Overrides, parse_overrides, set_dotted
 from diptych.config.typed import Schema, check, read_yaml
+from diptych.config.variants import MARK, Variants, chosen, split_name
 from diptych.core.errors import DiptychError, nearest
 
 
@@ -28,12 +29,19 @@ class Library(Generic[Schema]):
         """The names of the built-in configurations, sorted."""
         return tuple(sorted(path.stem for path in self.folder.rglob("*.yaml")))
 
+    def variants(self, name: str) -> dict[str, str]:
+        """What the variants of a configuration are for: {"clip@small": about}."""
+        listed = check(Variants, {"variants": read_yaml(self.path(name), f"a {self.what}").get("variants") or {}}, name).variants
+        return {f"{name}{MARK}{variant}": v.about for variant, v in listed.items()}
+
     def path(self, name_or_path: str | Path) -> Path:
         """The file of a configuration: a built-in one by name, your own by path, or that of a result by its directory.
 
+        A variant, ``NAME@VARIANT``, is in the file of its configuration.
+
         Raises DiptychError if there is none, with the nearest name. A built-in name takes precedence over a directory of that name.
         """
-        name = str(name_or_path)
+        name = split_name(str(name_or_path))[0] if not Path(name_or_path).exists() else str(name_or_path)
         if name in self.names():
             return next(self.folder.rglob(f"{name}.yaml"))
         path = Path(name)
@@ -48,11 +56,12 @@ class Library(Generic[Schema]):
     def read(self, source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """The unchecked content of a configuration, with its name filled in, and where it comes from, for messages."""
         if isinstance(source, Mapping):
-            return copy.deepcopy(dict(source)), self.what
+            return chosen(copy.deepcopy(dict(source)), "", self.what, self.shorthands), self.what
         path = self.path(source)
         tree = read_yaml(path, f"a {self.what}")
         tree.setdefault("name", path.parent.name if path.name == self.saved_as else path.stem)
-        return tree, str(path)
+        variant = split_name(str(source))[1] if not Path(source).exists() else ""
+        return chosen(tree, variant, str(path), self.shorthands), str(path)
 
     def load(self, source: str | Path | Mapping[str, Any], overrides: Overrides = None) -> Schema:
         """A configuration by name, path or as plain data, with ``overrides``; checked against the schema.

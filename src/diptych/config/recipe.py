@@ -22,7 +22,7 @@ from diptych.core.errors import nearest
 from diptych.core.files import check_format
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
-FORMAT = 3  # of recipes and runs; counts up when older programs would misread them
+FORMAT = 4  # of recipes and runs; counts up when older programs would misread them
 PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder", "space")  # in the order in which they are built
 
 
@@ -199,7 +199,7 @@ class Recipe(Strict):
     # None: TensorBoard where it is installed. A tracker that is named here must be installed.
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] | None = None
     score: str = "similarity"  # how well a text fits an image: a name in ``objectives.scores``, or package.module:Class
-    format: Literal[3] = 3
+    format: Literal[4] = 4
 
     @model_validator(mode="after")
     def _known_parts(self) -> Recipe:
@@ -274,30 +274,50 @@ def upgraded(tree: dict[str, Any], where: str) -> dict[str, Any]:
         tree.setdefault("encodings", {}).setdefault("text.logits", "lm")
     if isinstance(parts, dict) and isinstance(parts.get("lm"), dict) and "lora" in parts["lm"]:
         _lora_as_adapter(tree)
-    if saved and isinstance(tree.get("stages"), list):
-        tree["stages"] = [_as_trained(stage) for stage in tree["stages"]]
+    if saved:
+        number = given if isinstance(given, int) else 0
+        tree["stages"] = [
+            {**s, "objectives": _with_options(s["objectives"], "objectives", number)}
+            if isinstance(s, dict) and isinstance(s.get("objectives"), dict)
+            else s
+            for s in tree.get("stages") or ()
+        ]
+        if isinstance(tree.get("parts"), dict):
+            tree["parts"] = _with_options(tree["parts"], "parts", number)
     return tree | {"format": FORMAT} if isinstance(given, int) else tree
 
 
-# Options of objectives that had other defaults up to format 2: a saved run continues as it began, with the same scores.
-BEFORE: dict[str, dict[str, Any]] = {
-    "masked_words": {"end": True},
-    "masked_text": {"end": True},
-    "masked_both": {"end": True},
-    "text_prediction": {"regularise": "tower", "views": 2, "least": 0.8, "local": 0, "regularity": 0.01},
+# Options of objectives and parts that had other defaults up to a format: a saved run continues as it began, with the same scores.
+BEFORE: dict[int, dict[str, dict[str, dict[str, Any]]]] = {  # {format: {"objectives" or "parts": {kind: {option: value}}}}
+    2: {
+        "objectives": {
+            "masked_words": {"end": True},
+            "masked_text": {"end": True},
+            "masked_both": {"end": True},
+            "text_prediction": {"regularise": "tower", "views": 2, "least": 0.8, "local": 0, "regularity": 0.01},
+        },
+    },
+    3: {"objectives": {}, "parts": {}},
 }
 
 
-def _as_trained(stage: Any) -> Any:
-    """A stage of a saved run, with the options that its objectives had without saying so."""
-    if not isinstance(stage, dict) or not isinstance(stage.get("objectives"), dict):
-        return stage
-    objectives = {}
-    for name, given in stage["objectives"].items():
+def before(what: Literal["objectives", "parts"], kind: str, format: int) -> dict[str, Any]:
+    """The options that a kind had by default in runs of this format, where they have changed since."""
+    found: dict[str, Any] = {}
+    for last in sorted(BEFORE, reverse=True):  # the oldest format that still applies has the last word
+        if format <= last:
+            found |= BEFORE[last].get(what, {}).get(kind, {})
+    return found
+
+
+def _with_options(entries: dict[str, Any], what: Literal["objectives", "parts"], format: int) -> dict[str, Any]:
+    """Objectives or parts of a saved run, with the options that they had without saying so."""
+    found = {}
+    for name, given in entries.items():
         options = {"weight": given} if isinstance(given, int | float) else given
-        before = BEFORE.get(options.get("kind") or name, {}) if isinstance(options, dict) else {}
-        objectives[name] = {**before, **options} if before else given
-    return {**stage, "objectives": objectives}
+        old = before(what, str(options.get("kind") or name), format) if isinstance(options, dict) else {}
+        found[name] = {**old, **options} if old else given
+    return found
 
 
 def _lora_as_adapter(tree: dict[str, Any]) -> None:
@@ -328,13 +348,19 @@ def recipe_names() -> tuple[str, ...]:
     return LIBRARY.names()
 
 
+@cache
+def recipe_variants() -> dict[str, str]:
+    """What the variants of the built-in recipes are for: {"maskvlm@tuned": about}."""
+    return {variant: about for name in recipe_names() for variant, about in LIBRARY.variants(name).items()}
+
+
 def recipe_path(name_or_path: str) -> Path:
     """The file of a built-in recipe by name, of one's own by path, or of the resolved recipe of a run directory."""
     return LIBRARY.path(name_or_path)
 
 
 def load_recipe(name_or_path: str, overrides: Overrides = None) -> Recipe:
-    """A recipe, read, overridden and checked.
+    """A recipe, read, overridden and checked. ``NAME@VARIANT`` is a recipe with the settings of one of its variants.
 
     overrides: ``{"stages.0.lr": 5e-4}`` or ``["stages.0.lr=5e-4"]``; the latter's values are read as YAML.
 
