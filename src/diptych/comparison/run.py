@@ -122,7 +122,9 @@ def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
             recipe = load_recipe(name, [f"data.train={c.data}", f"seed={seed}", *c.set]).model_copy(update={"budget": each})
             path = c.out / f"{recipe.name}-s{seed}"
             label = f"{recipe.name} s{seed}" if c.seeds > 1 else recipe.name
-            planned.append(RecipeJob(label, path, threads, recipe, [Evaluation(c.eval_data, c.tasks)], backbones=folder_beside(c.out)))
+            planned.append(
+                RecipeJob(label, path, threads, recipe, [Evaluation(c.eval_data, c.tasks)], backbones=folder_beside(c.out))
+            )
     paths = [job.path for job in planned]
     twice = next((job for job in planned if paths.count(job.path) > 1), None)
     if twice:
@@ -227,6 +229,9 @@ def every_system(named: list[str] | None) -> list[str]:
     for name in recipe_names():
         recipe = load_recipe(name)
         absent = {w: WEIGHTS[w].remedy for w in weights_of(recipe) if not installed(w)}
+        if recipe.score == "none":
+            print(f"left out: {name} has no score for images and texts; it is for the backbones of others", file=sys.stderr)
+            continue
         if any(adapter.kind == "lora" for adapter in recipe.adapters.values()) and not extras.installed("peft"):
             absent["peft"] = extras.install("adapt")
         if absent:

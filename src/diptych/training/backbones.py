@@ -96,7 +96,9 @@ def train_backbones(recipe: Recipe, folder: Path, progress: Callable[[dict[str, 
             try:
                 train(each.recipe, each.path, resume=True, progress=lambda row, n=name: progress({**row, "phase": f"backbone {n}"}))
             except Interrupted as error:
-                raise Interrupted(f"{error.args[0].partition(':')[0]}: the backbone {name} is saved; run the same command again") from None
+                raise Interrupted(
+                    f"{error.args[0].partition(':')[0]}: the backbone {name} is saved; run the same command again"
+                ) from None
     return {part: each.path for part, each in found.items()}
 
 

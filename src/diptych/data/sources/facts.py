@@ -1,4 +1,4 @@
-"""The facts of scenes in words, before their captions: ``facts:scenes:small?repeat=3``. Text alone, for language models.
+"""The facts of scenes in words, before their captions: ``facts:scenes:small?repeat=2``. Text alone, for language models.
 
 A text is the facts of a scene in any order, several times over, a colon, and one of its captions: "two red foxes , one key , …
 : two red foxes left of a key". So what stands before the colon decides what follows it, in whatever order it stands, and a model
@@ -25,7 +25,7 @@ COMMA, COLON = " , ", " :"  # between facts; after the last one
 PER_SAMPLE = 2  # texts of one scene, with facts in different orders
 
 
-def facts(address: str, repeat: int = 3) -> str:
+def facts(address: str, repeat: int = 2) -> str:
     """The address of a source's facts and captions in words."""
     return f"facts:{quote(address, safe=':/,{}*')}?repeat={repeat}"
 
@@ -36,7 +36,7 @@ class Facts:
     fields = ("text",)
     instant = True
 
-    def __init__(self, place: str, *, repeat: int = 3):
+    def __init__(self, place: str, *, repeat: int = 2):
         from diptych.data.sources import open_source
 
         self._set(open_source(unquote(place)), repeat)

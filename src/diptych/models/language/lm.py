@@ -44,7 +44,7 @@ class PretrainedLM(Part):
     gated = False  # whether layers of a fusion part look at the image, which is then not among the words
     draws = False  # whether a prompt is drawn at random: set while the model trains, also if this part is frozen
     begins_with = "image.prefix"
-    can = frozenset({"generate", "decoding", "loglikelihood", "examples"})
+    can = frozenset({"generate", "decoding", "loglikelihood", "examples", "complete"})
     packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
     def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False):

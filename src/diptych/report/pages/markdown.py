@@ -97,7 +97,17 @@ def spent_table(recipes: Iterable[Recipe]) -> str:
     """What each recipe spent, Markdown."""
     recipes = list(recipes)
     pretrained = any("pretraining_flops" in r.spent for r in recipes)  # of backbones, which are trained once for several runs
-    heads = ["recipe", "samples", "TFLOP", *(["pretraining TFLOP"] if pretrained else []), "seconds", "samples/s", "parameters", "trained", "peak memory"]
+    heads = [
+        "recipe",
+        "samples",
+        "TFLOP",
+        *(["pretraining TFLOP"] if pretrained else []),
+        "seconds",
+        "samples/s",
+        "parameters",
+        "trained",
+        "peak memory",
+    ]
     rows = []
     for r in recipes:
         s = r.spent
