@@ -19,7 +19,8 @@ Content = TypeVar("Content")
 
 Key = tuple[str, str]  # task, metric
 COUNTED = (
-    "seconds", "samples", "tokens", "flops", "pretraining_flops", "steps", "parameters", "trainable_parameters", "peak_memory_bytes",
+    "seconds", "samples", "tokens", "flops", "pretraining_flops", "steps",
+    "parameters", "trainable_parameters", "peak_memory_bytes",
 )  # fmt: skip
 
 

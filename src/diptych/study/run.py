@@ -25,12 +25,12 @@ from diptych.config.recipe import Recipe, load_recipe
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.files import read_json, write_text
 from diptych.core.registry import check_options, resolve
-from diptych.training.backbones import folder_beside
 from diptych.study.derive import check_steps, derive
 from diptych.study.measure import MeasureJob, functions_of
 from diptych.study.runs import Runs
 from diptych.study.schema import Claim, Measure, Study, names_in
 from diptych.study.verdict import OPEN, Verdict, decide, estimate
+from diptych.training.backbones import folder_beside
 
 
 def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:

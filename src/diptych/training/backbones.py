@@ -23,6 +23,7 @@ from diptych.config.recipe import Backbone, Recipe, load_recipe
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.training.run_files import RunFiles
 
+Progress = Callable[[dict[str, Any]], None]
 FOLDER = "backbones"  # beside the runs
 TRAIN = "{train}"  # in the address of a backbone's data: the run's own
 WITHOUT = {"about", "cite", "device", "compile", "checkpoints", "trackers", "validation"}  # change nothing that is learned
@@ -76,7 +77,7 @@ def digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def train_backbones(recipe: Recipe, folder: Path, progress: Callable[[dict[str, Any]], None]) -> dict[str, Path]:
+def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Path]:
     """The runs of a recipe's backbones by part, after those that are not there have been trained.
 
     Raises Interrupted, with everything saved, on Ctrl-C or SIGTERM.
@@ -94,12 +95,16 @@ def train_backbones(recipe: Recipe, folder: Path, progress: Callable[[dict[str, 
             if int(os.environ.get("RANK", "0")) == 0:
                 print(f"note: {_announced(each)}", file=sys.stderr)
             try:
-                train(each.recipe, each.path, resume=True, progress=lambda row, n=name: progress({**row, "phase": f"backbone {n}"}))
+                train(each.recipe, each.path, resume=True, progress=_said_of(name, progress))
             except Interrupted as error:
-                raise Interrupted(
-                    f"{error.args[0].partition(':')[0]}: the backbone {name} is saved; run the same command again"
-                ) from None
+                why = str(error).partition(":")[0]
+                raise Interrupted(f"{why}: the backbone {name} is saved; run the same command again") from None
     return {part: each.path for part, each in found.items()}
+
+
+def _said_of(name: str, progress: Progress) -> Progress:
+    """Progress as that of a backbone."""
+    return lambda row: progress({**row, "phase": f"backbone {name}"})
 
 
 def _announced(each: Planned) -> str:

@@ -296,8 +296,9 @@ def train(
     progress: Progress | None = None,
     backbones: Path | None = None,
 ) -> Run:
-    """Train a recipe into the directory ``out``; with ``resume`` continue from its last checkpoint. Its backbones are trained first,
-    those that are not in the folder ``backbones`` (default: ``backbones/`` beside ``out``).
+    """Train a recipe into the directory ``out``; with ``resume`` continue from its last checkpoint.
+
+    Its backbones are trained first, those that are not in the folder ``backbones`` (default: ``backbones/`` beside ``out``).
 
     Raises DiptychError for what the user can fix, Interrupted (with everything saved) on Ctrl-C or SIGTERM.
     """

@@ -36,7 +36,8 @@ class Record:
         self.out, self.recipe, self.cluster = out, recipe, cluster
         self.root = out / "checkpoints"
         self.best: float | None = None  # lowest validation loss so far
-        self.pretraining: dict[str, dict[str, Any]] = read_json_or(out / "spent.json", {}).get("pretraining", {})  # of backbones
+        spent: dict[str, Any] = read_json_or(out / "spent.json", {})
+        self.pretraining: dict[str, dict[str, Any]] = spent.get("pretraining", {})  # what backbones cost, by part
         self.trackers: list[Tracker] = []
         check_trackers(recipe.trackers)  # before anything is read or built
         mirror = recipe.checkpoints.mirror

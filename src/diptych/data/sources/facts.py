@@ -59,7 +59,8 @@ class Facts:
 
         if isinstance(self.base, Scenes):  # without drawing the picture
             index = range(len(self))[index]
-            graph = self.base.graph(index)
+            graph: Graph | None = self.base.graph(index)
+            assert graph is not None
             texts, meanings, _ = language.captions(graph, self.base.world)
             name = f"{self.base.world.split}/{index}"
         else:
@@ -101,7 +102,7 @@ class Facts:
 
 
 def facts_of(graph: Graph, background: bool = False) -> list[str]:
-    """Each fact of a scene in words: its groups, and how they are placed. background: also what it stands on, if captions say it."""
+    """Each fact of a scene in words: its groups, and how they are placed. background: also what they stand on."""
     from diptych.data.scenes.language import phrase
 
     told = [phrase(things) for things in graph.things]

@@ -45,7 +45,7 @@ class PretrainedLM(Part):
     draws = False  # whether a prompt is drawn at random: set while the model trains, also if this part is frozen
     begins_with = "image.prefix"
     can = frozenset({"generate", "decoding", "loglikelihood", "examples", "complete"})
-    packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
+    packaged: tuple[str, ...] = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
     def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False):
         super().__init__()
@@ -334,8 +334,9 @@ class RandomLM(PretrainedLM):
 
 
 class Llama(PretrainedLM):
-    """A Llama (Touvron et al. 2023) with fresh weights and the run's own tokenizer, to be trained here: by default with the sizes of
-    the recipe's ``size``. depth: layers; hidden: width of the MLPs.
+    """A Llama (Touvron et al. 2023) with fresh weights and the run's own tokenizer, to be trained here.
+
+    By default it has the sizes of the recipe's ``size``. depth: layers; hidden: width of the MLPs.
 
     In another recipe it takes its weights from the run that trained it (``backbones``, or ``weights: RUN?parts=lm``).
     """

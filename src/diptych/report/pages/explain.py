@@ -23,8 +23,8 @@ TASKS = {
         "These metrics measure agreement in wording. A true caption in other words scores low, a false one in the same words high.",
     ),
     "completion": (
-        "A language model reads text alone: how likely it finds a text (perplexity), and whether it completes a given beginning with "
-        "one of the right continuations, word for word.",
+        "A language model reads text alone: how likely it finds a text (perplexity), and whether it completes a given beginning "
+        "with one of the right continuations, word for word.",
         "Perplexity depends on the tokens: compare models with the same tokenizer only.",
     ),
     "embedding": (

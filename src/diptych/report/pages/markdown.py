@@ -115,8 +115,8 @@ def spent_table(recipes: Iterable[Recipe]) -> str:
         before = f"{s['pretraining_flops'] / 1e12:.1f}" if s.get("pretraining_flops") is not None else "—"
         memory = f"{amount(s.get('peak_memory_bytes'))}B"
         rows.append(
-            [f"`{r.name}`", amount(s.get("samples")), flops, *([before] if pretrained else []), seconds(s.get("seconds")), amount(s.get("samples_per_second")),
-             amount(s.get("parameters")), amount(s.get("trainable_parameters")), memory]
+            [f"`{r.name}`", amount(s.get("samples")), flops, *([before] if pretrained else []), seconds(s.get("seconds")),
+             amount(s.get("samples_per_second")), amount(s.get("parameters")), amount(s.get("trainable_parameters")), memory]
         )  # fmt: skip
     return table(heads, rows)
 
