@@ -41,6 +41,31 @@ class FieldSpec(Kind):
     """The ``kind`` of a field, a built-in name or ``package.module:Class``, and the options of that kind."""
 
 
+class Backbone(Strict):
+    """Where a part's weights come from: the same part of another recipe's run, which is trained first, once, beside the run
+    (``training.backbones``); or of a run that exists. ``lm: RUN`` is ``lm: {run: RUN}``.
+
+    data: an address, in which {train} stands for the run's own; set: overrides of the recipe by dotted key.
+    """
+
+    recipe: str | None = None
+    budget: Annotated[Budget, BeforeValidator(Budget.parse)] | None = None  # None: the recipe's own
+    data: str = "{train}"
+    set: dict[str, Any] = Field(default={})
+    run: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        return {"run": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _one(self) -> Backbone:
+        if (self.recipe is None) == (self.run is None):
+            raise ValueError("a backbone names either a recipe to train or a run")
+        return self
+
+
 class AdapterSpec(Kind):
     """``kind`` and the options of that kind. part: that it is put into; None: the part of the adapter's own name."""
 
@@ -224,6 +249,7 @@ class Recipe(Strict):
     adapters: dict[str, AdapterSpec] = Field(default={})  # small weights inside parts that stay as they are
     teachers: dict[str, TeacherSpec] = Field(default={})  # frozen or averaged models; objectives ask for their encodings
     encodings: dict[str, str] = Field(default={})  # which part provides an encoding that several could: {text.logits: lm}
+    backbones: dict[str, Backbone] = Field(default={})  # parts that start from runs of other recipes, which are trained first
     weights: str | None = None  # where they start: a run directory (RUN?parts=vision), or hf:PATH of transformers; None: fresh
     stages: Annotated[list[Stage], Field(min_length=1)]
     budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(seconds=600.0)
@@ -246,6 +272,9 @@ class Recipe(Strict):
                 raise ValueError(
                     f"adapters.{name}: the recipe has no part '{adapter.part or name}'{nearest(adapter.part or name, self.parts)}"
                 )
+        for name in self.backbones:
+            if name not in self.parts:
+                raise ValueError(f"backbones.{name}: the recipe has no part '{name}'{nearest(name, self.parts)}")
         for name, provider in self.encodings.items():
             if provider not in self.parts:
                 raise ValueError(f"encodings.{name}: the recipe has no part '{provider}'{nearest(provider, self.parts)}")
@@ -274,7 +303,7 @@ class Recipe(Strict):
 
     def anchored(self) -> Recipe:
         """The recipe with absolute paths in place of relative ones that exist, for the weights that it names (``weights``, ``from``
-        of parts and teachers, ``by`` of neighbours): a run is read from other working directories too.
+        of parts and teachers, ``by`` of neighbours, ``run`` of backbones): a run is read from other working directories too.
         """
         tree = self.model_dump(mode="json", by_alias=True)
         tree["weights"] = _anchored(tree["weights"])
@@ -283,6 +312,8 @@ class Recipe(Strict):
         for entry in (*tree["parts"].values(), *tree["teachers"].values()):
             if "from" in entry:
                 entry["from"] = _anchored(entry["from"])
+        for entry in tree["backbones"].values():
+            entry["run"] = _anchored(entry["run"])
         return Recipe.model_validate(tree)
 
 

@@ -91,6 +91,19 @@ def sides_of(
 
 
 @runtime_checkable
+class Completing(Model, Protocol):
+    """A model with the capability "complete": a language model that also reads text alone, without an image."""
+
+    def complete(self, prompts: Sequence[str], max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """What follows each prompt, greedy unless ``decoding`` says otherwise."""
+        ...
+
+    def text_loglikelihood(self, texts: Sequence[str], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """log P(text | prompt) in nats, float32 [N], the end of the text included, and the number of its tokens, int64 [N]."""
+        ...
+
+
+@runtime_checkable
 class Drawing(Model, Protocol):
     """A model with the capabilities "draw" and, if it draws in codes, "reconstruct"."""
 
@@ -246,6 +259,16 @@ class Adapter:
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
         """log P(text given image, prompt) in nats, float32 [N]. DiptychError if the model has no likelihoods."""
         self.cannot("loglikelihood")
+
+    def complete(self, prompts: Sequence[str], max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """What follows each prompt, without an image. DiptychError if the model does not read text alone."""
+        self.cannot("complete")
+
+    def text_loglikelihood(self, texts: Sequence[str], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """log P(text given prompt) in nats, float32 [N], and tokens, int64 [N]. DiptychError if the model does not read text
+        alone.
+        """
+        self.cannot("complete")
 
     def draw(self, texts: Sequence[str], **how: Any) -> list[Image]:
         """One image for each text. DiptychError if the model does not draw."""

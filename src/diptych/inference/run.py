@@ -26,6 +26,7 @@ from diptych.inference.chat import Answering, asked_with
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
+from diptych.inference.text import TextAlone
 from diptych.models.decoders.interleaved import CODE
 from diptych.models.part import Part
 from diptych.models.vlm import VLM
@@ -208,6 +209,17 @@ class TrainedModel:
                 out[i] = cut(self.model.tokenizer.decode(row), how.stop)
         return out
 
+    def complete(self, prompts: Sequence[str], max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """What follows each prompt, without an image (``core.capabilities.Completing``)."""
+        self._can("complete")
+        how = decoding_of(max_tokens=max_tokens, **decoding)
+        return TextAlone(self.model, self._inference).complete(one_or_many(prompts), how)
+
+    def text_loglikelihood(self, texts: Sequence[str], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """log P(text, [EOS] given prompt) in nats, float32 [N], and the number of its tokens, int64 [N]."""
+        self._can("complete")
+        return TextAlone(self.model, self._inference).loglikelihood(prompts, texts)
+
     def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
         """The assistant's next turn in a conversation; the images are shown at each ``<image>`` in its turns. DiptychError unless
         the model learned from conversations.
@@ -371,6 +383,8 @@ def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
     space = model.parts["space"] if "space" in model.parts else None
     if space is not None and any(True for _ in space.parameters()) and not {"image.embedding", "text.embedding"} <= trained:
         able -= {"embed_image", "embed_text"}
+    if "lm" in model.parts and not model.graph.gives("image.prefix"):  # a language model alone: whatever needs an image is left out
+        able &= {"complete"}
     return able
 
 

@@ -1,78 +1,65 @@
-"""log P(text) under a language model that sees no image: of a run, or of transformers."""
+"""Language models on text alone: how likely a text is, and what follows a prompt, without any image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from diptych.core.errors import DiptychError
-from diptych.inference.load import load
-from diptych.inference.run import TrainedModel
+from diptych.inference.generate import Decoding, cut, write
+from diptych.models.vlm import VLM
 from diptych.objectives.generative import token_log_probabilities
 
-BLIND = "text.blind_logits"
-ROWS = 32  # texts at a time
-LONGEST = 256  # tokens of a text that a model of transformers reads
-
-TextLikelihood = Callable[[Sequence[str]], np.ndarray]
+ROWS = 64  # texts read at a time
 
 
-def text_likelihood(address: str) -> TextLikelihood:
-    """A function from texts to log P(text) in nats, float64 [N], summed over all tokens after [BOS], [EOS] included.
-
-    address: a run with a part ``lm`` (a language model trained on texts alone, or that of a model with images, which is then not
-    shown any), or ``hf:NAME_OR_PATH`` for a causal language model of transformers. DiptychError for anything else.
+class TextAlone:
+    """What the part ``lm`` of a model does without an image; prompt and text are tokenised separately, so that a prompt has the
+    same tokens whatever follows it. inference: the context in which the model computes.
     """
-    if address.startswith("hf:"):
-        return _of_transformers(address)
-    if not Path(address).expanduser().is_dir():
-        raise DiptychError(f"no language model at '{address}'; give a run directory, or hf:NAME_OR_PATH")
-    model = load(Path(address).expanduser())
-    if not isinstance(model, TrainedModel) or not model.model.graph.gives(BLIND):
-        raise DiptychError(
-            f"{address} has no language model that reads texts alone (a part lm); give another run, or hf:NAME_OR_PATH"
-        )
-    return _of_run(model)
 
+    def __init__(self, model: VLM, inference: Callable[[], AbstractContextManager[None]]):
+        self.model, self.inference = model, inference
 
-def _of_run(trained: TrainedModel) -> TextLikelihood:
-    def likelihood(texts: Sequence[str]) -> np.ndarray:
-        """log P of each text, float64 [N]."""
-        parts = []
+    def complete(self, prompts: Sequence[str], how: Decoding) -> list[str]:
+        """What follows each prompt, up to [EOS]."""
+        tokenizer, lm = self.model.tokenizer, self.model.part("lm")
+        out: list[str] = []
+        for start in range(0, len(prompts), ROWS):
+            rows = [[tokenizer.bos, *ids] for ids in tokenizer.pieces(list(prompts[start : start + ROWS]))]
+            ids, mask = self._padded(rows, left=True)
+            with self.inference():
+                read = lm.read(ids, mask, None)
+                written = write(self.model, None, how, None, (lm.lm.head(read.last[:, -1]), read.cache))
+            out += [cut(tokenizer.decode(row), how.stop) for row in written.tolist()]
+        return out
+
+    def loglikelihood(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """log P(text, [EOS] | prompt) in nats, float32 [N], and the number of tokens it is a sum of, int64 [N]."""
+        tokenizer, lm = self.model.tokenizer, self.model.part("lm")
+        before = [[tokenizer.bos, *ids] for ids in tokenizer.pieces(list(prompts))]
+        behind = tokenizer.pieces([f" {text}" if prompt else text for prompt, text in zip(prompts, texts, strict=True)])
+        lengths = np.array([len(ids) + 1 for ids in behind], dtype=np.int64)
+        out = np.empty(len(texts), dtype=np.float32)
         for start in range(0, len(texts), ROWS):
-            with torch.inference_mode():
-                p = trained.texts(texts[start : start + ROWS])
-                parts.append(_sums(p[BLIND], p["text"].ids, p["text"].mask))
-        return np.concatenate(parts) if parts else np.zeros(0)
+            rows = range(start, min(start + ROWS, len(texts)))
+            ids, mask = self._padded([[*before[i], *behind[i], tokenizer.eos] for i in rows])
+            with self.inference():
+                logp = token_log_probabilities(lm.text_logits(ids, mask), ids[:, 1:]).detach()
+            for k, i in enumerate(rows):
+                first = len(before[i]) - 1
+                out[i] = float(logp[k, first : first + lengths[i]].sum())
+        return out, lengths
 
-    return likelihood
-
-
-def _of_transformers(address: str) -> TextLikelihood:
-    from diptych.models.pretrained import load_causal_lm
-
-    lm = load_causal_lm(address, torch.float32)
-    lm.model.eval()
-
-    def likelihood(texts: Sequence[str]) -> np.ndarray:
-        """log P of each text, float64 [N]."""
-        parts = []
-        for start in range(0, len(texts), ROWS):
-            given = list(texts[start : start + ROWS])
-            ids, mask = (torch.from_numpy(a) for a in lm.tokenizer.encode_batch(given, LONGEST))
-            with torch.inference_mode():
-                logits = lm.head(lm.hidden(lm.embed(ids[:, :-1]), mask[:, :-1]))
-                parts.append(_sums(logits, ids, mask))
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    return likelihood
-
-
-def _sums(logits: Tensor, ids: Tensor, mask: Tensor) -> np.ndarray:
-    """The log-probabilities of the tokens after the first, summed: logits [B, T − 1, V], ids and mask [B, T] → float64 [B]."""
-    log_p = token_log_probabilities(logits, ids[:, 1:]) * mask[:, 1:]
-    return log_p.double().sum(1).cpu().numpy()
+    def _padded(self, rows: Sequence[list[int]], left: bool = False) -> tuple[Any, Any]:
+        device = next(self.model.parameters()).device
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), int(self.model.tokenizer.pad))
+        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for k, row in enumerate(rows):
+            at = slice(longest - len(row), longest) if left else slice(0, len(row))
+            ids[k, at], mask[k, at] = torch.tensor(row), True
+        return ids.to(device), mask.to(device)

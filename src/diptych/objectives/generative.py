@@ -13,6 +13,7 @@ from diptych.core.encodings import TEXT, TEXT_LOGITS, Key
 from diptych.objectives.base import Objective
 
 if TYPE_CHECKING:
+    from diptych.core.batch import Texts
     from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
@@ -47,9 +48,10 @@ class NextToken(Objective):
     smooths labels by 0.1.
 
     per: ``token``: the mean over all tokens, as in LLaVA's code; ``sample``: each caption's tokens are summed, captions averaged
-    (Ak et al., equation 2). image: False: from the tokens before it alone, so that only texts are read.
+    (Ak et al., equation 2).
     writer: the part that gives the logits; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are
-    two).
+    two). image: False: from the text alone, as language models are trained (``text.blind_logits``). after: only tokens behind the
+    first occurrence of this piece of text count, such as those of a completion; all tokens of a text without it, and "" for all.
     """
 
     predicts_text = True
@@ -62,23 +64,38 @@ class NextToken(Objective):
         writer: Literal["lm", "decoder"] | None = None,
         per: Per = "token",
         image: bool = True,
+        after: str = "",
     ):
         super().__init__(model)
         self.label_smoothing, self.per = label_smoothing, per
         name = "text.logits" if image else "text.blind_logits"
         self.logits = Key[Tensor](f"{name}@{writer}" if writer else name)
         self.needs = (self.logits, "text")
+        self.mark: list[int] = model.tokenizer.pieces([after])[0] if after else []
+
+    def learned(self, text: Texts) -> Tensor:
+        """Which tokens count, [B, T − 1] bool: those after [BOS], or behind the mark."""
+        real = text.mask[:, 1:]
+        if not self.mark:
+            return real
+        n = len(self.mark)
+        found = torch.zeros_like(text.mask)
+        if text.ids.shape[1] >= n:
+            windows = text.ids.unfold(1, n, 1)
+            found[:, n - 1 :] = (windows == text.ids.new_tensor(self.mark)).all(-1)  # at its last token
+        behind = found.cumsum(1)[:, :-1] > 0
+        return real & (behind | ~found.any(1, keepdim=True))
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         text = p[TEXT]
-        return next_token_loss(p[self.logits], text.ids[:, 1:], text.mask[:, 1:], self.label_smoothing, self.per)
+        return next_token_loss(p[self.logits], text.ids[:, 1:], self.learned(text), self.label_smoothing, self.per)
 
     def terms(self, p: Pass) -> int:
         """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
         do.
         """
-        mask = p[TEXT].mask[:, 1:]
+        mask = self.learned(p[TEXT])
         return terms_of(mask, self.per) if bool(mask.any()) else 0
 
 

@@ -120,9 +120,11 @@ BY_OBJECTIVE = {
 
 
 def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | Objective | None:
-    """The score of the recipe; None for similarity if there are no embeddings at all, as with a quantizer. DiptychError if nothing
-    in the recipe can compute it.
+    """The score of the recipe; None for ``none`` (a language model alone), and for similarity if there are no embeddings at all, as
+    with a quantizer. DiptychError if nothing in the recipe can compute it.
     """
+    if name == "none":
+        return None
     for objective in objectives:
         if isinstance(objective, Objective) and objective.scores_as == name:
             return objective

@@ -26,6 +26,7 @@ from diptych.data.source import Source
 from diptych.data.storage.cache import cache_directory
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective, fields_needed
+from diptych.training.backbones import cost, folder_beside, train_backbones
 from diptych.training.checkpoint import Checkpoint, load_weights
 from diptych.training.distributed import Cluster, check_sharding, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
@@ -73,14 +74,21 @@ class Trainer:
     """One process of a run."""
 
     def __init__(
-        self, recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        source: Source | None = None,
+        resume: bool = False,
+        progress: Progress | None = None,
+        backbones: Mapping[str, Path] | None = None,
     ):
         self.out, self.recipe = out, recipe
         self.progress = progress or (lambda row: None)
         self.cluster: Cluster = join_cluster(pick_device(recipe.device))
         self.record = Record(out, recipe, self.cluster)
         checkpoint = self.record.open(resume)
-        self.setup: Setup = set_up(recipe, source, self.cluster.device, saved=out if checkpoint else None)
+        self.setup: Setup = set_up(recipe, source, self.cluster.device, out if checkpoint else None, backbones)
+        self.record.pretraining = cost(backbones) if backbones else self.record.pretraining
         self.spent = Spent()
         self.stop: str | None = None  # the signal that this process was given
         self.stopping: str | None = None  # the same, once all processes know of it: they must stop after the same step
@@ -315,9 +323,21 @@ def _check_finite(step: int, losses: dict[str, float], norm: float, taken: Taken
     )
 
 
-def train(recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None) -> Run:
+def train(
+    recipe: Recipe,
+    out: Path,
+    source: Source | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    backbones: Path | None = None,
+) -> Run:
     """Train a recipe into the directory ``out``; with ``resume`` continue from its last checkpoint.
+
+    Its backbones are trained first, those that are not in the folder ``backbones`` (default: ``backbones/`` beside ``out``).
 
     Raises DiptychError for what the user can fix, Interrupted (with everything saved) on Ctrl-C or SIGTERM.
     """
-    return Trainer(recipe, Path(out), source, resume, progress).run()
+    out, known = Path(out), None
+    if recipe.backbones and not (resume and (out / "tokenizer.json").is_file()):  # a run that resumes has their weights
+        known = train_backbones(recipe, backbones or folder_beside(out), progress or (lambda row: None))
+    return Trainer(recipe, out, source, resume, progress, known).run()

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -35,7 +35,7 @@ from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
 from diptych.objectives import Objective, build_objectives, fields_needed
 from diptych.objectives.scores import score_of
-from diptych.training.initialize import Start, Started, open_start
+from diptych.training.initialize import RunStart, Start, Started, open_start
 from diptych.training.optim import OPTIMIZERS, SCHEDULES
 from diptych.training.teachers import add_teachers, neighbour_tables
 
@@ -72,6 +72,7 @@ class Setup:
     device: torch.device
     autocast: bool
     started: Started | None = None  # the trained weights that the run starts from, if any
+    backbones: dict[str, Started] = field(default_factory=dict)  # those of single parts
     given: Source | None = None  # a source given by the caller instead of the recipe's
     neighbours: dict[str, Table] = field(default_factory=dict)  # of the samples of the stages' sources, by address
 
@@ -281,16 +282,24 @@ def stage_source(setup: Setup, stage: Stage) -> Source:
     return setup.source if stage.data is None else open_source(stage.data).split("train")
 
 
-def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None, saved: Path | None = None) -> Setup:
+def set_up(
+    recipe: Recipe,
+    source: Source | None = None,
+    device: torch.device | None = None,
+    saved: Path | None = None,
+    backbones: Mapping[str, Path] | None = None,
+) -> Setup:
     """The initial weights of a recipe: fresh ones, determined by its seed, or trained ones. saved: the run that resumes and loads
-    its own weights afterwards.
+    its own weights afterwards. backbones: the runs that give single parts their weights (``training.backbones``).
     """
     validation = source
     check_names(recipe)
     source = source or open_source(recipe.data.train).split("train")
     torch.manual_seed(recipe.seed)
-    start = open_start(recipe.weights) if recipe.weights and saved is None else None
-    tokenizer, kept = _words(recipe, source, start, saved)
+    unknown = not (saved and (saved / "tokenizer.json").is_file())  # also of a run that resumes from its mirror
+    start = open_start(recipe.weights) if recipe.weights and unknown else None
+    parts = _open_backbones(recipe, backbones or {}) if unknown else {}
+    tokenizer, kept = _words(recipe, source, [*([start] if start else []), *parts.values()], saved)
     device = device or pick_device(recipe.device)
     corpus = corpus_of(source) if tokenizer is None and kept is None else ()  # for a vocabulary that is trimmed to it
     known: dict[str, Any] = read_json_or(saved / "model.json", {}) if saved else {}
@@ -301,7 +310,10 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     objectives = build_objectives(recipe, model)
     needed = {name for o in objectives.values() if isinstance(o, Objective) for name in o.needed()}
     model.graph.settle(needed)  # trial runs happen here, where they do not count as operations of a step
+    if saved:
+        start, parts = None, {}  # it has them
     started = start.load(recipe, model, objectives) if start else None
+    of_parts = {part: each.load(recipe, model, objectives) for part, each in parts.items()}
     model.update_teachers(decay=0.0)  # from the weights that the model starts with
     score_of(recipe.score, model, objectives.values())  # a wrong score is reported before training
     setup = Setup(
@@ -313,6 +325,7 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
         device,
         use_bf16(recipe.precision, device),
         started,
+        of_parts,
         validation,
     )
     check_data(setup)
@@ -321,20 +334,32 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     return setup
 
 
-def _words(recipe: Recipe, source: Source, start: Start | None, saved: Path | None) -> tuple[Tokenizer | None, list[int] | None]:
+def _open_backbones(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, RunStart]:
+    """The runs that give single parts their weights, by part."""
+    if missing := next((part for part in recipe.backbones if part not in places), None):
+        raise DiptychError(f"backbones.{missing}: not trained; diptych train and diptych compare train it first")
+    return {part: RunStart(str(places[part]), [part]) for part in recipe.backbones}
+
+
+def _words(
+    recipe: Recipe, source: Source, starts: Sequence[Start], saved: Path | None
+) -> tuple[Tokenizer | None, list[int] | None]:
     """The tokenizer, or what a language model's own keeps of its vocabulary: those of the run that resumes, of the weights it
     starts from, or trained on the captions.
     """
     spec, file = recipe.data.tokenizer, saved / "tokenizer.json" if saved else None
     there = file if file and file.is_file() else None
-    if recipe.weights and saved and there is None:
-        start = open_start(recipe.weights)  # a run that resumes from its mirror
     if spec.kind == "lm":
-        return None, kept_in(there) if there else start.kept() if start else None
+        return None, kept_in(there) if there else next((k for s in starts if (k := s.kept()) is not None), None)
     cls = tokenizer_class(spec.kind)
     assert cls is not None
-    own = cls(there, spec.max_length) if there else start.tokenizer(spec.max_length) if start else None
-    return own or cls.train(corpus_of(source), spec.vocab_size, spec.max_length), None
+    if there:
+        return cls(there, spec.max_length), None
+    known = [(s.address, own) for s in starts if (own := s.tokenizer(spec.max_length)) is not None]
+    for place, own in known[1:]:
+        if own.to_json() != known[0][1].to_json():
+            raise DiptychError(f"weights: {known[0][0]} and {place} read words by different tokenizers; only one of them can")
+    return known[0][1] if known else cls.train(corpus_of(source), spec.vocab_size, spec.max_length), None
 
 
 def learned_from(setup: Setup) -> list[Source]:
@@ -367,8 +392,8 @@ def notes_on_captions(setup: Setup) -> list[str]:
 
 def describe(setup: Setup, out: Path) -> None:
     """Write the files that define the run into its directory: recipe.yaml, environment.json, tokenizer.json, model.json."""
-    if setup.started:
-        print(f"note: {setup.started}", file=sys.stderr)
+    for started in [*([setup.started] if setup.started else []), *setup.backbones.values()]:
+        print(f"note: {started}", file=sys.stderr)
     for note in notes_on_captions(setup):
         print(f"note: {note}", file=sys.stderr)
     if unexportable := export_note(setup.recipe, setup.model, setup.objectives):
@@ -393,6 +418,7 @@ def describe(setup: Setup, out: Path) -> None:
             "sources": data_of(learned_from(setup)),
             "unpaired": {a: unpaired_source(setup, a).fingerprint() for a in setup.recipe.data.unpaired.values()},
             **({"weights": setup.started.plain()} if setup.started else {}),
+            **({"backbones": {part: each.plain() for part, each in setup.backbones.items()}} if setup.backbones else {}),
             "packages": {p: _version(p) for p in PACKAGES},
         },
     )

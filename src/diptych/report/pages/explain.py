@@ -22,6 +22,11 @@ TASKS = {
         "The model writes a caption, which is compared with reference captions by people or of the scene.",
         "These metrics measure agreement in wording. A true caption in other words scores low, a false one in the same words high.",
     ),
+    "completion": (
+        "A language model reads text alone: how likely it finds a text (perplexity), and whether it completes a given beginning "
+        "with one of the right continuations, word for word.",
+        "Perplexity depends on the tokens: compare models with the same tokenizer only.",
+    ),
     "embedding": (
         "The positions of image and text embeddings relative to each other.",
         "Not a measure of quality: a model with a wide gap may retrieve well.",
