@@ -12,7 +12,7 @@ from diptych.cli.options import BUDGET
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/demo"),
-    budget: Annotated[str | None, typer.Option("--budget", "-b", help=BUDGET + " Default: enough operations to learn composition.")] = None,
+    budget: Annotated[str | None, typer.Option("--budget", "-b", help=BUDGET + " Default: enough to learn composition.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeats of each recipe.")] = 1,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default one for each core.")] = None,
 ) -> None:
