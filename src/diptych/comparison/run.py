@@ -150,7 +150,7 @@ def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
     from diptych.benchmarks.run import save_items
 
     planned, side_by_side = plan(c)
-    _check_same(c, planned)
+    check_same(c, planned)
     source = open_source(c.eval_data) if c.eval_data else open_source(c.data).split("test")
     if len(source) < 2:
         raise DiptychError(
@@ -194,7 +194,7 @@ def _note_failures(path: Path, failed: list[RecipeJob]) -> None:
     write_json(path, content)
 
 
-def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
+def check_same(c: Comparison, planned: list[RecipeJob]) -> None:
     """Raises DiptychError if the directory holds a comparison with other settings."""
     old = c.out / "compare.json"
     if not old.is_file():

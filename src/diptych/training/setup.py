@@ -37,6 +37,7 @@ from diptych.objectives import Objective, build_objectives, fields_needed
 from diptych.objectives.scores import score_of
 from diptych.training.initialize import RunStart, Start, Started, open_start
 from diptych.training.optim import OPTIMIZERS, SCHEDULES
+from diptych.training.precision import use_bf16
 from diptych.training.teachers import add_teachers, neighbour_tables
 
 if TYPE_CHECKING:
@@ -88,16 +89,6 @@ def pick_device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to multiply in bf16: if asked for or, under ``auto``, where the hardware does it fast."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and any(f in flags.read_text() for f in (" avx512_bf16", " amx_bf16"))
 
 
 def image_size_of(recipe: Recipe, source: Source) -> int:
