@@ -171,7 +171,7 @@ class MaskedBoth(_Codes):
         """The loss of a batch, a scalar."""
         rows = p.some(self.batch_share)
         text, pixels = p[TEXT][rows], p[IMAGE].floats[rows]
-        vocabulary = self.text_head[-1].out_features
+        vocabulary: Any = self.text_head[-1].out_features
         ids, words = mask_words(text.ids, text.mask, self.text_share, self.replace, vocabulary, self.end)
         patches = self.hide(len(ids), ids.device)
         view = p.view(text=replace(text, ids=ids), image=Images(pixels, hidden=patches))

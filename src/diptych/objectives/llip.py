@@ -81,7 +81,8 @@ class Contextual(Objective):
 
     def _piece(self, query: Tensor, key: Tensor, value: Tensor, text: Tensor) -> Tensor:
         image = self.out(mixed_embeddings(query, key, value, self.temperature))  # [M, N, E], far more numbers than the cosines
-        return torch.einsum("mne,ne->mn", image, text) / image.norm(dim=-1).clamp(min=1e-12)
+        cosines: Tensor = torch.einsum("mne,ne->mn", image, text) / image.norm(dim=-1).clamp(min=1e-12)
+        return cosines
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
