@@ -59,7 +59,7 @@ class Matching(Objective):
     couples: tuple[str, ...] = ("image.embedding", "text.embedding", "image.tokens", "text.tokens")
     scores_as = "matching"
     parts = ("vision", "text", "fusion")
-    needs = ("text.fused", "text")
+    needs: tuple[str, ...] = ("text.fused", "text")
 
     def __init__(
         self,
