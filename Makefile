@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 setup: $(VENV)/.ready ## set up .venv with everything
 
-demo: $(VENV)/.ready ## train four paradigms under one budget, judge them, write runs/demo/report.html
+demo: $(VENV)/.ready ## train recipes of several paradigms under one budget, judge them, write runs/demo/report.html
 	$(BIN)/diptych demo
 
 test: $(VENV)/.ready lint ## lint, types and the tests

@@ -162,10 +162,12 @@ def credits_in(content: dict[str, Any]) -> Credits:
 
 
 def names() -> list[str]:
-    """Every recipe whose weights are installed, each with its variants behind it."""
-    return [
-        name for recipe in every_system(None) for name in (recipe, *(v for v in recipe_variants() if v.startswith(f"{recipe}@")))
-    ]
+    """Every recipe whose weights are installed, each with those of its variants behind it that a small budget can train."""
+    found = []
+    for recipe in every_system(None):
+        variants = [v for v in recipe_variants() if v.startswith(f"{recipe}@")]
+        found += [recipe, *(v for v in variants if seeds_of(v) == SEEDS and load_recipe(v).data.train == DATA)]
+    return found
 
 
 def seeds_of(name: str) -> int:

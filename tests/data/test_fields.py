@@ -30,7 +30,7 @@ from diptych.data.source import BrokenItem
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.objectives import Objective
-from diptych.training.setup import set_up
+from diptych.training.setup import check_fields, set_up
 
 SIZE, N, PLACES = 16, 7, 3  # PLACES: tokens of an image in a conversation
 CLASSES = ["cat", "guinea_pig", "dog"]
@@ -460,7 +460,8 @@ def test_streams_of_every_field_are_the_batches_from_any_step_on(names: list[str
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_sample_that_lacks_the_field_is_recorded_and_its_successor_taken(name: str) -> None:
-    lacking = {"views": ["image"], "negatives": ["text"], "turns": ["turns", "text"]}.get(name, [name])
+    made_of = {"views": ["image"], "negatives": ["text"], "turns": ["turns", "text"], "document": ["document", "image"]}
+    lacking = made_of.get(name, [name])
     whole, some = loader(name), loader(name, source=Kit(dict.fromkeys(lacking, 2)))
     batch = some.batch(0)
     assert batch.ids == tuple("3" if i == "2" else i for i in whole.batch(0).ids)
@@ -495,13 +496,20 @@ def recipe(*stages: list[str]) -> Any:
     return load_recipe("clip", {**parts, "stages": told, "data.image_size": SIZE, "data.tokenizer.vocab_size": 300})
 
 
-@pytest.mark.parametrize("name", ["image", "label", "regions", "video", "document"])
+@pytest.mark.parametrize("name", ["image", "label", "regions", "video"])
 def test_a_source_that_never_has_the_field_is_refused_before_training_with_the_remedy(name: str) -> None:
     with pytest.raises(
         DiptychError, match=rf"stages\.s\d: .*field '{name}', which a kit does not have .*take another --data, or other"
     ):
         set_up(recipe(["text"], [name]), source=Kit({name: None}), device=torch.device("cpu"))
     set_up(recipe(["text"], [name]), source=Kit({name: 0}), device=torch.device("cpu"))  # the first sample alone lacks it
+
+
+def test_documents_may_be_captioned_images_but_not_images_alone() -> None:
+    given = recipe(["text"])
+    check_fields(Kit({"document": None}), ["document"], given, "stages.s0")
+    with pytest.raises(DiptychError, match="read the field 'document', which a kit does not have .*take another --data, or other"):
+        check_fields(Kit({"document": None, "text": None}), ["document"], given, "stages.s0")
 
 
 def test_a_source_without_captions_is_refused_before_training() -> None:

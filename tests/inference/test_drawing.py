@@ -352,6 +352,24 @@ def test_the_verb_draws_each_text_and_a_sheet(run, tmp_path):
     assert (out / "sheet.png").is_file() and json.loads((out / "drawings.json").read_text())["guidance"] == 3.0
 
 
+def test_a_document_is_continued_and_written(run, tmp_path):
+    shown, out = tmp_path / "shown.png", tmp_path / "out"
+    Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(shown)
+    given = ["compose", str(run), "here is a red fish.", str(shown), "--out", str(out), "--json"]
+    for following in ("image", "text"):
+        result = CliRunner().invoke(app, [*given, "--following", following, "--max-tokens", "3"])
+        assert result.exit_code == 0, result.output
+        (row,) = json.loads(result.stdout)
+        lines = (out / "document.md").read_text().split("\n\n")
+        assert len(lines) == 3 and lines[0] == "here is a red fish." and lines[1] == "![](0001.png)"
+        assert list(row) == [{"image": "picture", "text": "text"}[following]]
+    with Image.open(out / "0002.png") as drawn, Image.open(out / "0001.png") as kept:
+        assert drawn.size == (48, 48) and kept.size == (30, 20)
+    for wrong, message in (("none.png", "no such file; give texts"), ("--following=sound", "expected any, text or image")):
+        with pytest.raises(DiptychError, match=message):
+            CliRunner().invoke(app, [*given, wrong], catch_exceptions=False)
+
+
 def test_the_verb_says_what_is_missing(run, tmp_path):
     with pytest.raises(DiptychError, match="name the texts to draw"):
         CliRunner().invoke(app, ["draw", str(run)], catch_exceptions=False)

@@ -32,11 +32,13 @@ SMALL = [
     *("parts.quantizer.patch=16", "parts.quantizer.width=32", "parts.quantizer.vocabulary=40"),
     *("parts.decoder.width=32", "parts.decoder.depth=2", "parts.decoder.heads=4", "precision=fp32"),
 ]
+# Of captioned images, without the penalty on log Z; documents have a file of their own.
+PAIRS = ["stages.1.objectives.interleaved.kind=interleaved", "stages.1.objectives.interleaved.z_loss=0"]
 
 
 def make(name="chameleon", *overrides):
     torch.manual_seed(0)
-    recipe = load_recipe(name, [*SMALL, *overrides])
+    recipe = load_recipe(name, [*SMALL, *PAIRS, *overrides])
     model = build_model(recipe, Tokenizer.train(CAPTIONS, 400, 24), 48).eval()
     torch.nn.init.normal_(model.part("decoder").head.weight, std=0.5)  # opinions, so that nothing is nearly uniform
     return recipe, model, build_objectives(recipe, model).eval()
@@ -206,18 +208,22 @@ def test_captions_on_a_remembered_image_have_the_same_logits():
 # --- parity ---
 
 
-def test_logits_and_loss_are_those_of_transformers():
-    """ChameleonForConditionalGeneration with random weights: the text side (it hides the logits of image codes)."""
+@pytest.mark.parametrize("norm", ["before", "after"])
+def test_logits_and_loss_are_those_of_transformers(norm):
+    """ChameleonForConditionalGeneration with random weights: the text side (it hides the logits of image codes). Its two kinds of
+    layers are those of the 7B and the 34B model.
+    """
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
     from diptych.interop.families.chameleon import decoder_weights
 
-    _, model, _ = make("chameleon", "parts.decoder.hidden=48")
+    _, model, _ = make("chameleon", "parts.decoder.hidden=48", f"parts.decoder.norm={norm}")
     d = model.part("decoder")
     images = {f"IMGIMG{''.join(chr(ord('A') + int(c)) for c in str(k))}Z": d.first_code + k for k in range(d.codes)}
     config = ChameleonConfig(
         **{"vocab_size": d.first_code + d.codes, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
         **{"num_attention_heads": 4, "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "tie_word_embeddings": False},
+        swin_norm=norm == "after",
         vocabulary_map={"<image>": d.begin, **images},
         vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "embed_dim": 8, "latent_channels": 32, "num_embeddings": d.codes},
     )  # fmt: skip

@@ -75,9 +75,15 @@ TOWER_FORM = ("embed_dim=384", "parts.text.project=false", "parts.space={kind: l
               "stages.0.objectives.text_prediction={regularise: tower, local: 0, least: 0.8}")  # fmt: skip
 
 
-def test_the_loss_equals_the_reference() -> None:
-    """NumPy, float64, from the encodings: squares averaged over views and dimensions, SIGReg over predictions and texts."""
-    recipe = load_recipe("nova", ["parts.vision.width=32", "parts.vision.depth=1", "parts.vision.heads=2", "precision=fp32"])
+@pytest.mark.parametrize("regularise", ["joint", "apart", "predictions"])
+@pytest.mark.parametrize("error_of", ["mean", "sum"])
+def test_the_loss_equals_the_reference(regularise: str, error_of: str) -> None:
+    """NumPy, float64, from the encodings: squares averaged over views and dimensions, or summed over dimensions; SIGReg over
+    predictions and texts as one set, over each view and the texts apart, or over the predictions.
+    """
+    options = [f"stages.0.objectives.text_prediction.{key}" for key in (f"regularise={regularise}", f"error={error_of}")]
+    small = ["parts.vision.width=32", "parts.vision.depth=1", "parts.vision.heads=2", "precision=fp32"]
+    recipe = load_recipe("nova", [*small, *options])
     torch.manual_seed(0)
     model = build_model(recipe, Words(64, 8), 32)
     objective = build_objectives(recipe, model)["text_prediction"]
@@ -93,9 +99,14 @@ def test_the_loss_equals_the_reference() -> None:
     predicted = space.image(p["crops.pooled"]).detach().double().numpy()  # [5, 8, 64]
     text = space.text(p["text.pooled"]).detach().double().numpy()  # [5, 64]
     along = directions(64, 256, 7).double().numpy()
-    error = np.mean([(predicted[b, v] - text[b]) ** 2 for b in range(5) for v in range(8)])
-    everything = np.concatenate([predicted.reshape(40, 64), text])
-    shape = np.mean([reference(everything @ along[:, k]) for k in range(256)])
+    error = np.mean([(predicted[b, v] - text[b]) ** 2 for b in range(5) for v in range(8)]) * (64 if error_of == "sum" else 1)
+    sets = {
+        "joint": [np.concatenate([predicted.reshape(40, 64), text])],
+        "predictions": [predicted.reshape(40, 64)],
+        "apart": [*(predicted[:, v] for v in range(8)), text],
+    }[regularise]
+    shape = np.mean([[reference(some @ along[:, k]) for k in range(256)] for some in sets])
+    assert objective.metrics() == pytest.approx({"error": error, "sigreg": shape}, rel=1e-5)
     assert loss.item() == pytest.approx(0.98 * error + 0.02 * shape, rel=1e-5)
     loss.backward()
     assert space.text.weight.grad.abs().sum() > 0, "the projection of the texts learns, too"

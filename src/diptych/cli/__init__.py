@@ -9,9 +9,9 @@ import sys
 
 import typer
 
-from diptych.cli import compare, evaluate, metrics, report, study, train
+from diptych.cli import compare, demo, evaluate, metrics, report, study, train
 from diptych.cli.data import curate, data
-from diptych.cli.models import caption, chat, draw, export
+from diptych.cli.models import caption, chat, compose, draw, export
 from diptych.core.errors import DiptychError, Interrupted
 
 app = typer.Typer(
@@ -31,12 +31,13 @@ app.command()(study.study)
 app.command(cls=caption.WithExamples)(caption.caption)
 app.command()(chat.chat)
 app.command()(draw.draw)
+app.command()(compose.compose)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(report.report)
 app.command()(compare.recipes)
 app.command()(compare.compare)
-app.command()(compare.demo)
+app.command()(demo.demo)
 
 
 def main() -> None:

@@ -165,14 +165,14 @@ class MaskedBoth(_Codes):
         self.replace: Literal["mask", "bert"] = replace
         width, text = model.part("fusion").width, model.part("text")
         self.image_head = prediction_head(width, model.part("quantizer").vocabulary, model.part("vision"))
-        self.vocabulary = int(text.embedding.num_embeddings)
-        self.text_head = prediction_head(width, self.vocabulary, text)
+        self.text_head = prediction_head(width, text.embedding.num_embeddings, text)
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         rows = p.some(self.batch_share)
         text, pixels = p[TEXT][rows], p[IMAGE].floats[rows]
-        ids, words = mask_words(text.ids, text.mask, self.text_share, self.replace, self.vocabulary, self.end)
+        vocabulary: Any = self.text_head[-1].out_features
+        ids, words = mask_words(text.ids, text.mask, self.text_share, self.replace, vocabulary, self.end)
         patches = self.hide(len(ids), ids.device)
         view = p.view(text=replace(text, ids=ids), image=Images(pixels, hidden=patches))
         x = view["image.fused"].tokens[:, self._vision[0].extra :][patches]

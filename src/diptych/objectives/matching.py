@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
@@ -20,15 +22,19 @@ if TYPE_CHECKING:
     from diptych.models.vlm import VLM
 
 
-def mine_negatives(similarity: Tensor, meaning: Tensor | None, sharpness: float) -> tuple[Tensor, Tensor]:
-    """For each image a wrong text and for each text a wrong image, drawn with a probability that grows with similarity (ALBEF, Li
-    et al. 2021, §3.2).
+def mine_negatives(
+    similarity: Tensor, meaning: Tensor | None, sharpness: float | Tensor, back: Tensor | None = None, floor: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """For each image a wrong text and for each text a wrong image, drawn with a probability that grows with similarity: with
+    weights softmax(sharpness · similarity) + floor (ALBEF, Li et al. 2021, §3.2).
 
-    similarity [B, B] of images (rows) and texts → text index per image [B], image index per text [B].
+    similarity [B, B] of images (rows) and texts, back [B, B] of texts (rows) and images; None: the same, transposed → text index
+    per image [B], image index per text [B].
     """
-    weights = torch.softmax(similarity.float() * sharpness, 1), torch.softmax(similarity.float().T * sharpness, 1)
+    back = similarity.T if back is None else back
+    weights = torch.softmax(similarity.float() * sharpness, 1), torch.softmax(back.float() * sharpness, 1)
     wrong = wrong_pairs(len(similarity), meaning, similarity.device)
-    text, image = (torch.multinomial((w + 1e-6) * wrong + 1e-12, 1)[:, 0] for w in weights)
+    text, image = (torch.multinomial((w + floor) * wrong + 1e-12, 1)[:, 0] for w in weights)
     return text, image
 
 
@@ -49,7 +55,10 @@ class Matching(Objective):
 
     negatives: ``mined``, a similar wrong text for each image and a similar wrong image for each text (ALBEF); ``random``, a wrong
     text for each image, any of the batch (FLAVA). batch_share: the part of the batch that is matched; each of its pairs costs three
-    fused passes, or two with random negatives. sharpness: how strongly mining prefers similar pairs.
+    fused passes, or two with random negatives.
+    sharpness: how strongly mining prefers similar pairs: a number, or the name of a contrastive objective whose learned scale it is
+    (ALBEF, BLIP). floor: added to the weight of every wrong pair (BLIP: 1e-4). momentum: the name of an averaged teacher, whose
+    embeddings the similarities are taken to, as in the contrastive loss (ALBEF, BLIP).
     sides: ``text``, the text's pooled fused token is read; ``both``, its product with the image's, number by number (MaskVLM, with
     class tokens in the recipe's fusion).
     pooler: between the head's two layers; tanh as in BERT and FLAVA; none: one layer, with a logit each for "no" and "yes" (BLIP;
@@ -67,15 +76,23 @@ class Matching(Objective):
         *,
         negatives: Literal["mined", "random"] = "mined",
         batch_share: float = 1.0,
-        sharpness: float = 20.0,
+        sharpness: float | str = 20.0,
+        floor: Annotated[float, Field(ge=0)] = 1e-6,
+        momentum: str = "",
         sides: Literal["text", "both"] = "text",
         pooler: Literal["gelu", "tanh", "none"] = "gelu",
     ):
         super().__init__(model)
-        self.negatives, self.batch_share, self.sharpness, self.sides = negatives, batch_share, sharpness, sides
+        self.negatives, self.batch_share, self.sides = negatives, batch_share, sides
+        self.sharpness, self.floor, self.momentum = sharpness, floor, momentum
+        self._scaled: tuple[nn.Module, ...] = ()  # in a tuple: the objective is not ours
         self.queries = model.graph.gives("image.query_embedding")  # an image has several embeddings, of which the nearest counts
         if self.queries:
             self.couples = ("image.query_embedding", *self.couples[1:])
+        if momentum:
+            if self.queries:
+                raise DiptychError("objective matching: momentum needs one embedding an image, not several queries; remove it")
+            self.couples = (*self.couples, f"{momentum}:image.embedding", f"{momentum}:text.embedding")
         width = model.part("fusion").width
         if sides == "both":
             self.needs = (*self.needs, "image.fused")
@@ -90,6 +107,28 @@ class Matching(Objective):
         else:
             self.head = nn.Sequential(nn.Linear(width, width), nn.GELU() if pooler == "gelu" else nn.Tanh(), nn.Linear(width, 1))
 
+    def attach(self, others: Mapping[str, nn.Module]) -> None:
+        """Find the objective that ``sharpness`` names. DiptychError if there is none that has a learned scale."""
+        if not isinstance(self.sharpness, str):
+            return
+        scaled = {name: o for name, o in others.items() if hasattr(o, "logit_scale")}
+        if self.sharpness not in scaled:
+            known = ", ".join(scaled) or "none here"
+            raise DiptychError(
+                f"objective matching: sharpness is a number, or an objective with a learned scale ({known}), not '{self.sharpness}'"
+            )
+        self._scaled = (scaled[self.sharpness],)
+
+    @property
+    def sharp(self) -> float | Tensor:
+        """The factor of similarities in the weights of the mining, without a gradient."""
+        if not self._scaled:
+            assert not isinstance(self.sharpness, str)
+            return self.sharpness
+        log_scale: Any = self._scaled[0].logit_scale
+        scale: Tensor = log_scale.detach().exp()
+        return scale
+
     def logits(self, p: Pass) -> Tensor:
         """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token, or at those of both sides."""
         read = p["text.fused"].pooled
@@ -103,14 +142,26 @@ class Matching(Objective):
         text = p[TEXT_EMBEDDING]
         return best_query(p["image.query_embedding"], text) if self.queries else p[IMAGE_EMBEDDING] @ text.T
 
+    def mined(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """A wrong text per image and a wrong image per text, int64 [B] each."""
+        back: Tensor | None = None
+        if self.momentum:
+            image, text = (p[f"{self.momentum}:{name}"].detach() for name in (IMAGE_EMBEDDING, TEXT_EMBEDDING))
+            similarity, back = p[IMAGE_EMBEDDING].detach() @ text.T, p[TEXT_EMBEDDING].detach() @ image.T
+        else:
+            similarity = self.similarity(p).detach()
+        return mine_negatives(similarity, p[TEXT].meaning, self.sharp, back, self.floor)
+
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
         return self.logits(p.pairs(image=images, text=texts))
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
+        text: Tensor
+        image: Tensor | None
         if self.negatives == "mined":
-            text, image = mine_negatives(self.similarity(p).detach(), p[TEXT].meaning, self.sharpness)
+            text, image = self.mined(p)
         else:
             text, image = random_negatives(p.size, p[TEXT].meaning, p[TEXT].ids.device), None
         own, weight = p.some(self.batch_share), 1.0

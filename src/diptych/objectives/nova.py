@@ -53,15 +53,20 @@ def sigreg(x: Tensor, along: Tensor) -> Tensor:
 
 
 class TextPrediction(Objective):
-    """From several augmented views of an image the embedding of its caption, and SIGReg on the space that both share (NOVA).
+    """From several augmented views of an image the embedding of its caption, and SIGReg on the space that both share (NOVA, Kuhn et
+    al. 2026).
 
     (1 − λ) · mean over views of (predictor(view) − text)² + λ · SIGReg, λ = ``regularity`` being the only hyperparameter. SIGReg
     grows with the number of samples that it sees, so λ belongs to a batch size. No negatives, no temperature.
     views, least: crops of ``least`` to all of the image's area; local, reach: further crops of ``reach[0]`` to ``reach[1]`` of it.
     Crops are never flipped, since captions say left and right.
-    regularise: ``joint`` is the paper's form: SIGReg sees the predictions of all views and the projected texts, and keeps the
-    learned projection of the texts from collapsing. ``tower`` regularises what the tower says of the views, and sums the squares
-    over dimensions; texts then have to be fixed (``parts.text: {frozen: true, project: false}``).
+    regularise: which samples SIGReg sees. ``joint`` is the paper's: the predictions of all views and the projected texts as one
+    set, which keeps the learned projection of the texts from collapsing. ``apart``: the predictions of each view and the texts are
+    sets of their own, B samples each, and their statistics are averaged, as LeJEPA's code does with views. ``predictions``: without
+    the texts. ``tower``: what the tower says of the views, before the predictor; texts then have to be fixed (``parts.text:
+    {frozen: true, project: false}``).
+    error: ``mean`` of the squares over dimensions (the paper's), or their ``sum``, which weighs the error E times as much against
+    SIGReg; None: ``sum`` with ``tower``, else ``mean``.
     """
 
     trains = ("image.embedding", "text.embedding")
@@ -78,7 +83,8 @@ class TextPrediction(Objective):
         reach: tuple[float, float] = (0.05, 0.3),
         regularity: float = 0.02,
         directions: int = 256,
-        regularise: Literal["joint", "tower"] = "joint",
+        regularise: Literal["joint", "apart", "predictions", "tower"] = "joint",
+        error: Literal["mean", "sum"] | None = None,
     ):
         super().__init__(model)
         space = model.part("space")
@@ -93,7 +99,9 @@ class TextPrediction(Objective):
         self._space = [space]  # in a list: shared, not owned
         self.views, self.local, self.least, self.reach = views, local, least, reach
         self.regularity, self.n, self.regularise = regularity, directions, regularise
-        self.couples = ("crops.pooled", "text.pooled" if regularise == "joint" else "text.embedding")
+        self._noted: dict[str, float] = {}
+        self.error = error or ("sum" if regularise == "tower" else "mean")
+        self.couples = ("crops.pooled", "text.embedding" if regularise == "tower" else "text.pooled")
 
     @provides("crops", "image", kind="image")
     def crop(self, image: Images) -> Images:
@@ -116,14 +124,27 @@ class TextPrediction(Objective):
         meaning = p[TEXT].meaning
         seed = 0 if meaning is None else int(meaning[0]) & 0xFFFF_FFFF
         predicted = self._space[0].image(views).float()  # [B, V, E]
-        if self.regularise == "joint":
-            text = self._space[0].text(p["text.pooled"]).float()
-            seen = torch.cat([predicted.flatten(0, 1), text])
-        else:
-            text, seen = p[TEXT_EMBEDDING], views.float().flatten(0, 1)
-        along = directions(seen.shape[-1], self.n, seed).to(views.device)
+        text = p[TEXT_EMBEDDING] if self.regularise == "tower" else self._space[0].text(p["text.pooled"]).float()  # [B, E]
+        sets = self._sets(views, predicted, text)
+        along = directions(sets[0].shape[-1], self.n, seed).to(views.device)
         with torch.autocast(text.device.type, enabled=False):
             squares = (predicted - text[:, None]).square()
-            error = squares.mean() if self.regularise == "joint" else squares.sum(-1).mean()
-            loss: Tensor = (1 - self.regularity) * error + self.regularity * sigreg(seen, along)
+            error = squares.mean() if self.error == "mean" else squares.sum(-1).mean()
+            shape = torch.stack([sigreg(x, along) for x in sets]).mean()
+            loss: Tensor = (1 - self.regularity) * error + self.regularity * shape
+        self._noted = {"error": float(error.detach()), "sigreg": float(shape.detach())}
         return loss
+
+    def _sets(self, views: Tensor, predicted: Tensor, text: Tensor) -> list[Tensor]:
+        """The sets of samples [N, E or D] that SIGReg sees."""
+        if self.regularise == "tower":
+            return [views.float().flatten(0, 1)]
+        if self.regularise == "predictions":
+            return [predicted.flatten(0, 1)]
+        if self.regularise == "apart":
+            return [*predicted.unbind(1), text]
+        return [torch.cat([predicted.flatten(0, 1), text])]
+
+    def metrics(self) -> dict[str, float]:
+        """The two terms of the last loss, before their weights."""
+        return self._noted

@@ -52,12 +52,21 @@ class Reconstruction(Objective):
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
-        made, pixels = p["image.quantized"], p[IMAGE].floats
+        images = p[IMAGE]
+        if images is None:  # no document of the batch has an image
+            nothing: Tensor = 0.0 * self._quantizer[0].codebook.sum()
+            return nothing
+        made, pixels = p["image.quantized"], images.floats
         error = F.mse_loss(made.pixels.float(), pixels)
         if self._quantizer[0].training:
-            self._error = self._error + error.detach().cpu() * p.size
-            self._samples += p.size
+            self._error = self._error + error.detach().cpu() * len(pixels)
+            self._samples += len(pixels)
         return error + codebook_loss(made.features, made.chosen, self.commitment)
+
+    def terms(self, p: Pass) -> float:
+        """The number of images, which is not that of the samples if it reads the images of documents."""
+        images = p[IMAGE]
+        return 0 if images is None else len(images)
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
         """Called after the optimizer's step: unused codes are revived here."""

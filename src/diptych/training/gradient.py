@@ -141,10 +141,10 @@ class _Work:
             with self.of.computing():
                 if self.cluster.size > 1 and coupled:
                     alone, result = stack(self.of.model, [batch], [encode(p, names)])
-                    whole = gathered(self.of.model, self.cluster, alone, result, _names_gathered(coupled))
+                    total = self._coupled(coupled, self._gathered(coupled, alone, result))
                 else:
-                    whole = p
-                total = self._coupled(coupled, whole) + self._free(free, p, totals)
+                    total = self._coupled(coupled, dict.fromkeys(_groups(coupled), p))
+                total = total + self._free(free, p, totals)
             torch.autograd.backward(total)
 
         self._counted(("at once", *batch.shapes()), run)
@@ -207,17 +207,24 @@ class _Work:
             """Computes the coupled losses and their gradients at the encodings."""
             torch.manual_seed(mixed(self.of.seed, self.step, batch.start, 4))
             with self.of.computing():
-                whole = gathered(self.of.model, self.cluster, batch, result, _names_gathered(coupled))
-                total = self._coupled(coupled, whole)
+                total = self._coupled(coupled, self._gathered(coupled, batch, result))
             torch.autograd.backward(total)
 
         self._counted(("couple", batch.size, *batch.shapes()), run)
         return [x.grad for x in leaves]
 
-    def _coupled(self, coupled: Mapping[str, Objective], whole: Pass) -> Tensor:
+    def _gathered(self, coupled: Mapping[str, Objective], batch: Batch, result: Encodings) -> dict[int, Pass]:
+        """The passes over the samples of all processes that a coupled loss compares, by the size of its groups."""
+        passes = {}
+        for size in _groups(coupled):
+            names = _names_gathered({n: o for n, o in coupled.items() if o.group == size})
+            passes[size] = gathered(self.of.model, self.cluster.among(size, self.step), batch, result, names)
+        return passes
+
+    def _coupled(self, coupled: Mapping[str, Objective], whole: Mapping[int, Pass]) -> Tensor:
         total = torch.zeros((), device=self.cluster.device)
         for n, objective in coupled.items():
-            loss = objective(whole)
+            loss = objective(whole[objective.group])
             self._add(n, loss.detach() / self.cluster.size)
             total = total + self.weights[n] * loss
         return total
@@ -255,6 +262,10 @@ class _Work:
 
 def _names(coupled: Mapping[str, Objective]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for o in coupled.values() for name in o.coupled()))
+
+
+def _groups(coupled: Mapping[str, Objective]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(o.group for o in coupled.values()))
 
 
 def _names_gathered(coupled: Mapping[str, Objective]) -> set[str]:

@@ -1,1 +1,1 @@
-"""What a trained model does: ``diptych caption``, ``chat``, ``draw``, ``export``."""
+"""What a trained model does: ``diptych caption``, ``chat``, ``compose``, ``draw``, ``export``."""

@@ -70,7 +70,7 @@ class Field:
 
     kind: of the field for towers (``{image}`` in ``provides``). inner: parts of the collated field that are fields themselves, with
     their kinds.
-    derived: whether it is made of other fields if a source has none.
+    derived: whether it is made of other fields if a source has none. made_of: fields of which it is made for a sample without it.
     drawn: whether ``fit`` draws at random, so that its result must not be kept. moves: whether it moves the pixels of the sample's
     image, so that boxes would not fit it.
     """
@@ -78,6 +78,7 @@ class Field:
     kind: ClassVar[str] = ""
     inner: ClassVar[Mapping[str, str]] = {}
     derived: ClassVar[bool] = False
+    made_of: ClassVar[tuple[str, ...]] = ()
     drawn = False
     moves = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+class Captioned(NamedTuple):
+    """The image of a sample without a document; its caption is drawn when a batch is made."""
+
+    image: np.ndarray
+
+
 class DocumentField(Field):
-    """``Document`` → ``Documents``: the order of the parts, all texts, all images; each with owner rows."""
+    """``Document`` → ``Documents``: the order of the parts, all texts, all images; each with owner rows. Of a sample without
+    a document: its image and one of its captions, so that captioned images and documents can be mixed.
+    """
 
     kind = "document"
+    made_of = ("image", "text")
     inner = {"texts": "text", "images": "image"}  # noqa: RUF012 - never changed
 
     def __init__(self, name: str, tokenizer: Any, size: int, augment: Any = "none"):
@@ -35,11 +44,13 @@ class DocumentField(Field):
         """The field of this name for a loader."""
         return cls(name, context.tokenizer, context.image_size, context.augment)
 
-    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Document:
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Document | Captioned:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""
         document: Document | None = sample.fields.get(self.name)
+        if document is None and sample.image is not None and sample.captions:
+            return Captioned(self.augment(sample.image, rng(), sample.captions))
         if document is None or not document.parts:
-            raise BrokenItem(sample.id, f"no {self.name}")
+            raise BrokenItem(sample.id, f"no {self.name}, and no image with a caption")
         numbers, words = rng(), [p for p in document.parts if isinstance(p, str)]
         return Document([p if isinstance(p, str) else self.augment(p, numbers, words) for p in document.parts])
 
@@ -47,13 +58,18 @@ class DocumentField(Field):
         """A batch of it; None if no sample has any."""
         import torch
 
-        parts, owners = flat([row.fitted[self.name].parts for row in rows])
+        parts, owners = flat([self._parts(row) for row in rows])
         kind = torch.tensor([0 if isinstance(p, str) else 1 for p in parts])
         owner = torch.tensor(owners)
         words, pictures = [p for p in parts if isinstance(p, str)], [p for p in parts if not isinstance(p, str)]
         texts = tokenized(self.tokenizer, words, owner=owner[kind == 0]) if words else None
         images = Images(stacked(pictures), owner[kind == 1]) if pictures else None
         return Documents(kind, texts, images, owner)
+
+    def _parts(self, row: Draw) -> list[Any]:
+        """The parts of a document in order; of a captioned image: the image, then the caption that is read at this position."""
+        value = row.fitted[self.name]
+        return [value.image, row.sample.captions[row.caption]] if isinstance(value, Captioned) else value.parts
 
     def memory(self) -> int:
         """Roughly how many bytes one fitted value takes."""

@@ -4,6 +4,7 @@ Its vocabulary is the text's, then <image> and </image>, which enclose the codes
 
     a caption of an image   [BOS] <image> codes </image> words [EOS]
     an image of a caption   [BOS] words <image> codes </image> [EOS]
+    a document              [BOS] words <image> codes </image> <image> codes </image> words … [EOS]
 
 The position determines whether a word or a code follows. So probabilities (except in the loss, which is the paper's) are normalised
 over words only, or codes only, and sum to 1 over all captions, or all images.
@@ -13,7 +14,9 @@ Shapes: B batch, N image codes, T text tokens with [BOS] and [EOS], L tokens of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +44,25 @@ class Drawn(Indexed):
 class InterleavedDecoder(Part):
     """Rotary positions, RMS norms, gated MLPs, normed queries and keys, no biases, a separate output layer: as in Chameleon.
 
-    depth: None: twice that of a tower, since it replaces two.
+    depth: None: twice that of a tower, since it replaces two. norm: ``before`` attention and MLP (the 7B model), or ``after`` each,
+    inside the residual branch (the 34B model, after Swin v2). qk_norm: whether queries and keys are normalised (both models do).
     """
 
     begins_with = "image.codes"
     limited = True
     read_directly = ("head",)
-    called = ("hidden", "caption_logits", "remember", "continue_logits", "image_logits", "logits_at", "start", "step")
+    called = (
+        "hidden",
+        "caption_logits",
+        "remember",
+        "continue_logits",
+        "image_logits",
+        "logits_at",
+        "start",
+        "step",
+        "start_text",
+        "step_text",
+    )
 
     def __init__(
         self,
@@ -59,6 +74,8 @@ class InterleavedDecoder(Part):
         hidden: int | None = None,
         theta: float = 10_000.0,
         eps: float = 1e-5,
+        norm: Literal["before", "after"] = "before",
+        qk_norm: bool = True,
     ):
         super().__init__()
         size = build.size
@@ -69,7 +86,8 @@ class InterleavedDecoder(Part):
         self.bos, self.eos, self.pad = build.tokenizer.bos, build.tokenizer.eos, build.tokenizer.pad
         self.begin, self.end, self.first_code = self.words, self.words + 1, self.words + 2
         self.embedding = nn.Embedding(self.words + 2 + self.codes, self.width)
-        self.transformer = RotaryTransformer(self.width, depth or 2 * size.depth, heads or size.heads, hidden, theta, eps)
+        depth, heads = depth or 2 * size.depth, heads or size.heads
+        self.transformer = RotaryTransformer(self.width, depth, heads, hidden, theta, eps, norm, qk_norm)
         self.head = nn.Linear(self.width, self.words + 2 + self.codes, bias=False)
 
     # --- sequences ---
@@ -95,6 +113,25 @@ class InterleavedDecoder(Part):
         out = torch.where(which == -1, self.begin, torch.where(which == N, self.end, out))
         kind = torch.where(is_code, CODE, torch.where(is_word | (which == -1) | (which == N), WORD, NOTHING))
         return out, kind
+
+    def sequence(self, parts: Sequence[tuple[int, Tensor]], ends: bool = True) -> tuple[Tensor, Tensor]:
+        """One sequence of a document's parts in order, and the kind of each token, [L] each.
+
+        parts: (WORD, ids of words without [BOS] and [EOS]) or (CODE, the codes of an image [N]). ends: with [EOS] at the end.
+        """
+        device = parts[0][1].device if parts else None
+
+        def mark(token: int) -> tuple[Tensor, Tensor]:
+            """One token that counts as a word."""
+            return torch.tensor([token], device=device), torch.tensor([WORD], device=device)
+
+        found = [mark(self.bos)]
+        for kind, ids in parts:
+            inner = ids + self.first_code if kind == CODE else ids
+            own = (inner, torch.full_like(ids, kind))
+            found += [mark(self.begin), own, mark(self.end)] if kind == CODE else [own]
+        found += [mark(self.eos)] if ends else []
+        return torch.cat([ids for ids, _ in found]), torch.cat([kinds for _, kinds in found])
 
     # --- reading ---
 
@@ -205,8 +242,20 @@ class InterleavedDecoder(Part):
     def _next(self, x: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         return self.word_logits(x[:, -1]), past
 
+    def start_text(self, ids: Tensor) -> tuple[Tensor, KVCache]:
+        """Logits [B, V + 1] over the next word, or <image>, after sequences of one length, ids [B, t]; and the state."""
+        return self._next_or_image(*self.hidden(ids))
+
+    def step_text(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
+        """Logits [B, V + 1] over the word, or <image>, after ``ids`` [B]."""
+        return self._next_or_image(*self.hidden(ids[:, None], past))
+
+    def _next_or_image(self, x: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
+        return F.linear(x[:, -1], self.head.weight[: self.words + 1]), past
+
     def start_image(self, ids: Tensor, guidance: float = 1.0) -> tuple[Tensor, Drawn]:
-        """Logits [B, K] over the first code of images for captions of one length, ids [B, t]: [BOS] words; and the state.
+        """Logits [B, K] over the first code of images after sequences of one length, ids [B, t]: [BOS] words, or any parts of
+        documents that begin with [BOS]; and the state.
 
         guidance: how strongly the caption is followed: logits = bare + guidance ·
         (captioned − bare), classifier-free guidance (CM3leon §3.2.2 after Ho & Salimans 2022); 1: as learned, 0: the

@@ -6,7 +6,7 @@ Shapes: B batch, L tokens read now, S tokens read before, D width, H heads, d wi
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,15 +54,16 @@ class HeadNorm(nn.Module):
 
 
 class RotaryAttention(nn.Module):
-    """Causal self-attention. Queries and keys are normalised before their product, which prevents training with two modalities from
-    diverging (Chameleon Team 2024, §2.3.1).
+    """Causal self-attention. qk_norm: queries and keys are normalised before their product, which prevents training with two
+    modalities from diverging (Chameleon Team 2024, §2.3.1).
     """
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, qk_norm: bool = True):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.q_norm, self.k_norm = HeadNorm(heads, width // heads), HeadNorm(heads, width // heads)
+        self.q_norm: nn.Module = HeadNorm(heads, width // heads) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = HeadNorm(heads, width // heads) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, places: Places, past: Pair | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, L, D] → output [B, L, D], and keys and values [B, H, S + L, d] with the past's"""
@@ -90,31 +91,52 @@ class GatedMLP(nn.Module):
 
 
 class RotaryBlock(nn.Module):
-    """Attention and a gated MLP, each with a norm before it, added to the residual stream."""
+    """Attention and a gated MLP, both added to the residual stream. norm: ``before`` each of them, as in Llama, or ``after`` each,
+    before its result is added: x + norm(attention(x)), as in Swin v2 and the 34B model of Chameleon (§2.3.1).
+    """
 
-    def __init__(self, width: int, heads: int, hidden: int, eps: float):
+    def __init__(
+        self, width: int, heads: int, hidden: int, eps: float, norm: Literal["before", "after"] = "before", qk_norm: bool = True
+    ):
         super().__init__()
         self.norm1, self.norm2 = nn.RMSNorm(width, eps), nn.RMSNorm(width, eps)
-        self.attention = RotaryAttention(width, heads)
+        self.attention = RotaryAttention(width, heads, qk_norm)
         self.mlp = GatedMLP(width, hidden)
+        self.after = norm == "after"
 
     def forward(self, x: Tensor, places: Places, past: Pair | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, L, D] → output [B, L, D], and keys and values [B, H, S + L, d]"""
+        if self.after:
+            out, k, v = self.attention(x, places, past)
+            x = x + self.norm1(out)
+            return x + self.norm2(self.mlp(x)), k, v
         out, k, v = self.attention(self.norm1(x), places, past)
         x = x + out
         return x + self.mlp(self.norm2(x)), k, v
 
 
 class RotaryTransformer(nn.Module):
-    """A stack of causal blocks and a last norm; it can continue from a past. hidden: None: 8/3 of the width, in steps of 32."""
+    """A stack of causal blocks and a last norm; it can continue from a past. hidden: None: 8/3 of the width, in steps of 32. norm,
+    qk_norm: as of the blocks.
+    """
 
     checkpointing = False
 
-    def __init__(self, width: int, depth: int, heads: int, hidden: int | None = None, theta: float = 10_000.0, eps: float = 1e-5):
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int | None = None,
+        theta: float = 10_000.0,
+        eps: float = 1e-5,
+        norm: Literal["before", "after"] = "before",
+        qk_norm: bool = True,
+    ):
         super().__init__()
         hidden = hidden or 32 * round(width / 12)
         self.head_width, self.theta = width // heads, theta
-        self.blocks = nn.ModuleList(RotaryBlock(width, heads, hidden, eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(RotaryBlock(width, heads, hidden, eps, norm, qk_norm) for _ in range(depth))
         for block in self.blocks:  # GPT-2's scaling: the scale of the stream does not depend on the depth
             for layer in (block.attention.out, block.mlp.down):  # type: ignore[union-attr]
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * max(depth, 1)) * math.sqrt(1024 / width))  # type: ignore[union-attr, arg-type]
