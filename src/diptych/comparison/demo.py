@@ -42,13 +42,13 @@ RECIPES = (
     Entry("maskvlm", evaluation=1.5),
     Entry("coca", evaluation=0.8),
     Entry("clip"),
-    Entry("negclip"),
+    Entry("negclip@tuned"),
 )
 DATA = "scenes:small"
 BUDGET = "8T flops"
 SET: tuple[str, ...] = ()
 TASKS = ("retrieval?n=50", "retrieval-1000", "zeroshot", "controlled?n=100", "captions?n=32", "embedding")
-MEASURED = "negclip"  # the recipe that is measured; the others do about as many operations a second
+MEASURED = "negclip@tuned"  # the recipe that is measured; the others do about as many operations a second
 SECONDS = 2.0  # of the measurement
 LIMIT = 600.0  # seconds that the demo should take at most on two cores
 
