@@ -279,7 +279,8 @@ def packaged(chosen: list[str]) -> list[str]:
         "## Pretrained parts",
         "",
         f"With packaged weights: {listed}; those with a packaged language model have one seed. What it took to train these weights is not counted, so their figures do not compare "
-        "with recipes that start from nothing; and the budget buys them few samples.",
+        "with recipes that start from nothing; and the budget buys them few samples. The variants `@mini` have backbones that are trained here; what "
+        "these cost has a column of its own. `lm` is one of them: it reads no images, so it has no row.",
         "",
     ]
 
