@@ -41,8 +41,8 @@ from diptych.training.run_files import RunFiles
 
 DATA = "scenes:small"
 TASKS = ("retrieval?n=50", "retrieval-1000", "zeroshot", "controlled?n=200", "captions?n=100")
-COMMON = "6T flops"
-LADDER = ("1.5T flops", "3T flops", "6T flops", "12T flops", "24T flops")
+COMMON = "4T flops"
+LADDER = ("1T flops", "2T flops", "4T flops", "8T flops", "16T flops", "32T flops")
 SEEDS, SEEDS_OF_LARGE = 3, 1
 THRESHOLD = 0.5
 REACHED = [("retrieval", "text-to-image/recall@1"), ("retrieval", "image-to-text/recall@1")]  # their mean

@@ -24,7 +24,7 @@ RATE = Rate(flops=100e9, samples=500.0, startup=5.0)
 
 def test_every_run_of_the_demo_has_the_same_number_of_operations_on_any_machine(tmp_path: Path) -> None:
     flops = Budget.parse(demo.BUDGET).flops
-    assert flops is not None and 1e12 < flops < 20e12
+    assert flops is not None and 1e12 < flops < 30e12
     for jobs in (1, 2, 4):  # seconds would be shared out by the number of runs at a time
         planned, _ = plan(comparison(tmp_path, seeds=2, jobs=jobs))
         assert [job.recipe.budget for job in planned] == [Budget(flops=flops)] * 2 * len(RECIPES)

@@ -23,13 +23,13 @@ def test_credits_are_kept(values: list[float]) -> None:
     ("known", "next_one"),
     [
         ({}, None),  # the common budget comes first
-        ({"6T flops": 0.7}, "3T flops"),
-        ({"6T flops": 0.7, "3T flops": 0.2}, None),
-        ({"6T flops": 0.7, "3T flops": 0.6}, "1.5T flops"),
-        ({"6T flops": 0.7, "3T flops": 0.6, "1.5T flops": 0.6}, None),
-        ({"6T flops": 0.1}, "12T flops"),
-        ({"6T flops": 0.1, "12T flops": 0.9}, None),
-        ({"6T flops": 0.1, "12T flops": 0.2, "24T flops": 0.3}, None),
+        ({"4T flops": 0.7}, "2T flops"),
+        ({"4T flops": 0.7, "2T flops": 0.2}, None),
+        ({"4T flops": 0.7, "2T flops": 0.6}, "1T flops"),
+        ({"4T flops": 0.7, "2T flops": 0.6, "1T flops": 0.6}, None),
+        ({"4T flops": 0.1}, "8T flops"),
+        ({"4T flops": 0.1, "8T flops": 0.9}, None),
+        ({"4T flops": 0.1, "8T flops": 0.2, "16T flops": 0.3}, "32T flops"),
     ],
 )
 def test_the_next_rung(known: dict[str, float], next_one: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_pages_of_the_records(records: Path) -> None:
     assert "| 3 |" in row and "82.0" in row, "the mean of 80, 82 and 84 %"
     said = next(line for line in page.splitlines() if line.startswith("- [`negclip`]"))
     assert "better at R@1" in said
-    assert "| `negclip` | 6T flops or less | 82.0 % |" in page and "| `clip` | more than 6T flops | 22.0 % at 6T flops |" in page
+    assert "| `negclip` | 4T flops or less | 82.0 % |" in page and "| `clip` | more than 4T flops | 22.0 % at 4T flops |" in page
     assert "missing" in page and "`siglip` (seed 1, 2)" in page
     notes = "## Notes\n\nWhat people wrote.\n"
     target = records / "docs" / "systems" / "negclip.md"
