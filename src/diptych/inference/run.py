@@ -34,11 +34,10 @@ from diptych.objectives import Objective
 from diptych.objectives.scores import Likelihood, score_of
 from diptych.training.checkpoint import checkpoint_key, restored
 from diptych.training.precision import use_bf16
-from diptych.training.setup import chat_of, pick_device
+from diptych.training.start.setup import chat_of, pick_device
 
 CHUNK = 256  # images or texts encoded at a time
 PAIRS = 1024  # image-text pairs scored at a time
-
 
 Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
 PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
