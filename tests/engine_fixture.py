@@ -19,6 +19,7 @@ from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share
 from diptych.training.setup import corpus_of
+from diptych.training.teachers import add_teachers
 
 TINY = [*(f"parts.{part}.{key}" for part in ("vision", "text") for key in ("depth=1", "width=32", "heads=2")), "precision=fp32"]
 
@@ -39,6 +40,7 @@ class Little:
         own = Tokenizer.train(corpus_of(source, 200), 400, 32)
         self.model = build_model(self.recipe, own, 48).train()
         self.tokenizer = self.model.tokenizer  # a language model brings another
+        add_teachers(self.recipe, self.model)
         self.objectives = build_objectives(self.recipe, self.model).train()
         chosen = next(s for s in self.recipe.stages if stage in ("", s.name))
         if chosen.train != "all":
@@ -69,6 +71,11 @@ class Little:
     def gradients(self, micro: int | None) -> dict[str, torch.Tensor]:
         self.step(micro)
         return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in self.parameters().items()}
+
+
+def colours(images):
+    """The mean colour of pictures, uint8 [N, H, W, 3]: features for ``data.neighbours`` that need no model."""
+    return images.reshape(len(images), -1, 3).mean(1) - 127.0
 
 
 if __name__ == "__main__":  # a process of a cluster: train recipes into directories

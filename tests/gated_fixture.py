@@ -27,7 +27,7 @@ def idefics_layers() -> tuple[Any, GatedLayer]:
     theirs = IdeficsGatedCrossAttentionLayer(config, 0).eval()
     theirs.alpha_cross_attn.data.fill_(0.7)
     theirs.alpha_dense.data.fill_(-0.4)
-    ours = GatedLayer(32, 4, 48, config.rms_norm_eps)
+    ours = GatedLayer(32, 4, 48, config.rms_norm_eps, mlp="gated")
     ours.load_state_dict(from_idefics(theirs.state_dict()))
     return theirs, ours
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from torch import nn
 
 import diptych as dp
@@ -168,7 +169,9 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_saved_run_of_an_older_format_keeps_the_options_that_it_was_trained_with(tmp_path: Path) -> None:
-    """maskvlm hid [EOS] like a word, and nova regularised the tower, up to format 2. A recipe that somebody writes is today's."""
+    """maskvlm hid [EOS] like a word, and nova regularised the tower, up to format 2; up to format 3 maskvlm learned normalised
+    patches. A recipe that somebody writes is today's.
+    """
     for name, objective, key, before, now in (
         ("maskvlm", "masked_words", "end", True, False),
         ("flava", "masked_text", "end", True, False),
@@ -184,3 +187,15 @@ def test_a_saved_run_of_an_older_format_keeps_the_options_that_it_was_trained_wi
             assert read.stages[-1].objectives[objective].model_dump()[key] == before
         saved.write_text(recipe.to_yaml())
         assert load_recipe(str(saved)).stages[-1].objectives[objective].model_dump().get(key, now) == now
+    for name, objective, key, before in (
+        ("maskvlm", "masked_patches", "loss", "l2"),
+        ("maskvlm", "masked_patches", "normalise", True),
+        ("flava", "masked_both", "text_share", 0.3),
+    ):
+        tree = yaml.safe_load(load_recipe(name).to_yaml())
+        tree["stages"][-1]["objectives"][objective] = {"weight": 1.0}
+        for number in (3, 2):
+            saved.write_text(yaml.safe_dump(tree | {"format": number}))
+            assert load_recipe(str(saved)).stages[-1].objectives[objective].options[key] == before
+        saved.write_text(yaml.safe_dump(tree))
+        assert key not in load_recipe(str(saved)).stages[-1].objectives[objective].options

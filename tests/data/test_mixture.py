@@ -131,3 +131,55 @@ def test_an_endless_source_mixes_with_a_short_one(tmp_path):
     mixture = open_source(f"mix:1*{make_csv(f'{tmp_path}/in')}+1*scenes:small").split("train")
     batch = loader_for(mixture, TOKENIZER, 32, 20).batch(3)
     assert {i[0] for i in batch.ids} == {"1", "2"} and batch["image"].pixels.shape == (20, 3, 32, 32)
+
+
+# --- batches of one source ---
+
+
+def test_each_batch_is_of_one_source_and_every_source_in_epochs():
+    """Against a plain walk: batch by batch, each source's own epochs in order."""
+    from diptych.data.order import Epochs, quotas
+
+    mixture = Mixture([Plain("a", 10), Plain("b", 7), Plain("c", 25)], [3, 1, 2])
+    order = mixture.order(5, run=4)
+    which = np.repeat(np.arange(3, dtype=np.int32), quotas([3, 1, 2]))
+    np.random.default_rng((5, 0, BLOCK)).shuffle(which)
+    epochs, taken = [Epochs(n, 5, k) for k, n in enumerate((10, 7, 25))], [0, 0, 0]
+    for batch in range(200):
+        source = int(which[batch])
+        for k in range(4):
+            assert order[4 * batch + k] == sum((10, 7, 25)[:source]) + epochs[source][taken[source]]
+            taken[source] += 1
+            assert order.counts(4 * batch + k + 1) == taken
+    one_epoch = [i for p in range(800) if (i := order[p]) < 10][:20]
+    assert sorted(one_epoch[:10]) == sorted(one_epoch[10:]) == list(range(10))
+    assert order.counts(4 * BLOCK) == [2 * BLOCK, 4 * BLOCK // 6, 4 * BLOCK // 3], "shares of the batches"
+    assert order[4 * BLOCK + 1] == order[4 * BLOCK + 1] and mixture.order(5, run=1)[77] == mixture.order(5)[77]
+
+
+def test_a_loader_draws_batches_of_one_source_whatever_the_pieces():
+    from diptych.data.fields import Context, build_fields
+    from diptych.data.loader import Loader
+
+    mixture = Mixture([Plain("a", 40), Plain("b", 40)], [1, 1])
+    fields = build_fields(("image", "text"), Context(TOKENIZER, 16))
+    loader = Loader(mixture, fields, 6, 3, debiased=True)
+    batches = [loader.batch(k) for k in range(40)]
+    sources = [{i.partition("/")[0] for i in b.ids} for b in batches]
+    assert all(len(s) == 1 for s in sources) and set.union(*sources) == {"1", "2"}
+    assert 10 < sum(s == {"1"} for s in sources) < 30
+    assert loader.rows(3, 2, 4).ids + loader.rows(3, 4, 6).ids == batches[3].ids[2:]
+    again = Loader(mixture, fields, 6, 3, debiased=True)
+    assert [next(again.stream(7)).ids] == [batches[7].ids], "resumed at a step"
+    again.move_to(2, 17)  # a run that had batches of another size: the next whole batch
+    assert again.start_of(2) == 18 and again.batch(2).ids == batches[3].ids
+    plain = Loader(mixture, fields, 6, 3)
+    assert any(len({i.partition("/")[0] for i in plain.batch(k).ids}) == 2 for k in range(10))
+
+
+def test_batches_of_one_source_need_a_mixture():
+    from diptych.config.recipe import load_recipe
+    from diptych.training.setup import set_up
+
+    with pytest.raises(DiptychError, match=r"data\.debiased: .*set data\.train to mix:"):
+        set_up(load_recipe("clip", ["size=tiny", "data.train=scenes:small?length=60", "data.debiased=true"]))

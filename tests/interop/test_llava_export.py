@@ -231,6 +231,23 @@ def test_adapters_are_merged_or_lie_apart_for_peft(bases: Path, tmp_path: Path, 
     assert (says["r"], says["lora_alpha"], says["base_model_name_or_path"]) == (3, 12, str(out))
 
 
+@pytest.mark.parametrize("kind", ["dora", "vera", "qlora"])
+def test_every_kind_of_adapter_is_merged_and_lies_apart(bases: Path, tmp_path: Path, kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    given = [*settings(bases, lm="gemma3"), f"adapters.lm={{kind: {kind}, rank: 3}}", "stages.0.train=[connector, adapters.lm]"]
+    recipe, model, objectives = made_of("llava", given)
+    model.train_only(["adapters.lm"])
+    with torch.no_grad():
+        for p in model.adapters["lm"].own():  # type: ignore[operator]
+            p.add_(torch.randn_like(p) * 0.1)
+    out = tmp_path / "out"
+    there, processor = written(recipe, model, objectives, out, str(out))
+    with pytest.raises(AssertionError):
+        compare(model, there, processor)
+    compare(model, peft.PeftModel.from_pretrained(there, out / "adapter").eval(), processor)
+    compare(model, *written(recipe, model, objectives, tmp_path / "merged"))
+
+
 # --- what does not fit
 
 

@@ -23,6 +23,7 @@ from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood, next_token_loss
 from diptych.training.distributed import Cluster, check_sharding
 from diptych.training.loop import train
+from diptych.training.teachers import add_teachers
 from plain_fixture import f64, gelu, linear, normed
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star", "a key"]
@@ -36,6 +37,7 @@ def make(*overrides):
     with torch.no_grad():
         for name, p in model.named_parameters():  # opinions: nothing uniform, every norm and bias at work
             p.add_(torch.randn_like(p) * (0.3 if "embedding" not in name else 0.0))
+    add_teachers(recipe, model)
     return recipe, model, build_objectives(recipe, model).eval()
 
 
@@ -118,18 +120,23 @@ def test_the_caption_loss_is_the_smoothed_reference():
 
 def test_the_matching_loss_is_that_of_the_pairs_it_mined(monkeypatch):
     """Each image beside its caption, beside a wrong one, and each caption beside a wrong image; all three of one share of the batch."""
-    _, model, objectives = make("stages.0.objectives.matching.batch_share=1")
+    _, model, objectives = make()
+    for q in model.teachers["ema"].parameters():
+        q.data += 0.1 * torch.randn_like(q)
     p = model.encode(batch_for(model))
     wrong_text, wrong_image = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0, 0])
     asked = []
 
-    def mined(similarity, meaning, sharpness):
-        asked.append(similarity)
+    def mined(similarity, meaning, sharpness, back, floor):
+        asked.extend([similarity, sharpness, back, floor])
         return wrong_text, wrong_image
 
     monkeypatch.setattr("diptych.objectives.matching.mine_negatives", mined)
     ours = objectives["matching"](p).item()
-    torch.testing.assert_close(asked[0], p["image.embedding"] @ p["text.embedding"].T)
+    torch.testing.assert_close(asked[0], p["image.embedding"] @ p["ema:text.embedding"].T)
+    torch.testing.assert_close(asked[2], p["text.embedding"] @ p["ema:image.embedding"].T)
+    assert not torch.allclose(asked[0], p["image.embedding"] @ p["text.embedding"].T, atol=1e-3)
+    assert asked[1].item() == pytest.approx(1 / 0.07, rel=1e-5) and not asked[1].requires_grad and asked[3] == 1e-4
     text, head, total = model.part("text"), objectives["matching"].head, 0.0
     pairs = [(i, i, 1) for i in range(4)]
     pairs += [(i, int(wrong_text[i]), 0) for i in range(4)] + [(int(wrong_image[i]), i, 0) for i in range(4)]
@@ -320,7 +327,7 @@ def test_random_weights_of_transformers_give_the_same_here(kind):
         theirs.text_decoder.config.vocab_size = len(tokenizer)
     recipe = load_recipe("blip", {**family.options(theirs.config), "precision": "fp32"})
     model = build_model(recipe, tokenizer, 48).eval()
-    objectives = build_objectives(recipe, model).eval()
+    objectives = build_objectives(recipe, model, training=False).eval()
     state = state_of(model, objectives)
     weights = theirs.state_dict()
     found = to_ours(weights, family.entries(model, objectives), {k: v.shape for k, v in state.items()})

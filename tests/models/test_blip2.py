@@ -167,7 +167,7 @@ def test_negatives_are_drawn_by_the_nearest_query(monkeypatch):
     p = model.encode(batch_for(model))
     asked = []
 
-    def mined(similarity, meaning, sharpness):
+    def mined(similarity, *_):
         asked.append(similarity)
         return torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0, 0])
 

@@ -253,7 +253,7 @@ def test_prior_weighs_by_what_the_text_alone_does_not_tell() -> None:
     """NumPy, float64: (1 − p)^α of the reference, which sees no image, times the loss of the model that does. The weights of a
     caption average 1.
     """
-    model, objectives = build("prior", "parts.lm.kind=random", "stages.0.objectives.prior_next_token.alpha=2")
+    model, objectives = build("prior@self", "parts.lm.kind=random", "stages.0.objectives.prior_next_token.alpha=2")
     model.eval()
     batch = batch_for(model)
     p = model.encode(batch)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.core.batch import Tokens
 from diptych.core.errors import DiptychError
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
@@ -17,7 +18,7 @@ from diptych.models.connectors.pooling import merge, side_by_side
 OPTIONS: dict[str, dict[str, Any]] = {
     "merge": {"tokens": 7},
     "c_abstractor": {"tokens": 4},
-    "resampler": {"tokens": 5},
+    "resampler": {"tokens": 5, "heads": 4},
     "q_former": {"tokens": 6},
 }
 TOKENS = {
@@ -39,8 +40,8 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in CONNECTOR if kind != "queries"]
-)  # whose queries are another part's (test_blip2.py)
+    "kind", [kind for kind in CONNECTOR if kind not in ("queries", "pooled")]
+)  # queries are another part's (test_blip2.py), pooled reads no tokens (below)
 def test_every_kind_gives_what_it_says_and_class_tokens_do_not_matter(kind: str) -> None:
     torch.manual_seed(0)
     connector = CONNECTOR[kind](build(), **OPTIONS.get(kind, {}))
@@ -116,3 +117,18 @@ def test_merging_equals_the_plain_form(n: int, r: int) -> None:
     np.testing.assert_allclose(merged[0].numpy(), np.array(expected), atol=1e-12)
     np.testing.assert_allclose(merged_size[0, :, 0].numpy(), sizes)
     assert merged_size.sum() == size.sum()
+
+
+def test_pooled_is_one_linear_map_of_the_pooled_vector() -> None:
+    """Frozen's prefix: n vectors from one product, in NumPy; tokens have no effect; two vectors unless the recipe says otherwise."""
+    torch.manual_seed(0)
+    connector = CONNECTOR["pooled"](build(), tokens=3).double()
+    pooled = torch.randn(2, 24, dtype=torch.float64, requires_grad=True)
+    found = connector.prefix(Tokens(torch.randn(2, 17, 24), pooled))
+    weight, bias = (p.detach().numpy() for p in (connector.layer.weight, connector.layer.bias))
+    for b in range(2):
+        for n in range(3):
+            rows = slice(20 * n, 20 * (n + 1))
+            np.testing.assert_allclose(found[b, n].detach().numpy(), weight[rows] @ pooled[b].detach().numpy() + bias[rows])
+    assert torch.autograd.gradcheck(connector, (pooled,))
+    assert CONNECTOR["pooled"](build()).tokens == 2 and not list(CONNECTOR["pooled"](build()).norm.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
+from diptych.models.fusion.gated import GatedLayer
 from diptych.models.teachers import averaged_teacher
 from diptych.models.vlm import build_model
 from gated_fixture import idefics_layers
@@ -24,6 +26,33 @@ def test_the_gated_layer_equals_idefics() -> None:
     x, image = torch.randn(2, 5, 32), torch.randn(2, 7, 32)
     expected = theirs(x, image_hidden_states=image, cross_attention_gate=torch.ones(2, 5))
     torch.testing.assert_close(ours(x, image), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gated_layer_with_squared_relu_equals_its_formula() -> None:
+    """NumPy, float64: y = x + tanh(α) · attention(norm x, image); y + tanh(β) · W₂ max(0, W₁ norm y)²."""
+    torch.manual_seed(0)
+    layer = GatedLayer(6, 2, 10).double()
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.6)
+    x, image = torch.randn(1, 3, 6, dtype=torch.float64, requires_grad=True), torch.randn(1, 4, 6, dtype=torch.float64)
+    w = {n: p.detach().numpy() for n, p in layer.named_parameters()}
+
+    def norm(v: np.ndarray, name: str) -> np.ndarray:
+        scaled: np.ndarray = v / np.sqrt((v**2).mean(-1, keepdims=True) + 1e-6) * w[f"{name}.weight"]
+        return scaled
+
+    given, seen = x[0].detach().numpy(), image[0].numpy()
+    q = norm(given, "norm1") @ w["attention.q.weight"].T + w["attention.q.bias"]
+    kv = seen @ w["attention.kv.weight"].T + w["attention.kv.bias"]
+    heads = []
+    for h in (slice(0, 3), slice(3, 6)):
+        e = np.exp(q[:, h] @ kv[:, :6][:, h].T / np.sqrt(3))
+        heads.append(e / e.sum(1, keepdims=True) @ kv[:, 6:][:, h])
+    looked = np.concatenate(heads, 1) @ w["attention.out.weight"].T + w["attention.out.bias"]
+    y = given + np.tanh(w["alpha"]) * looked
+    y = y + np.tanh(w["beta"]) * (np.maximum(norm(y, "norm2") @ w["mlp.0.weight"].T, 0) ** 2 @ w["mlp.2.weight"].T)
+    np.testing.assert_allclose(layer(x, image)[0].detach().numpy(), y, atol=1e-10)
+    assert torch.autograd.gradcheck(lambda v: layer(v, image), (x,))
 
 
 @pytest.fixture
@@ -144,8 +173,6 @@ def test_a_teachers_remembered_texts_follow_its_weights() -> None:
 
 
 def test_it_trains_and_writes(tmp_path: Any) -> None:
-    import numpy as np
-
     import diptych as dp
 
     small = {

@@ -196,7 +196,7 @@ def test_mean_of_pairs_equals_the_reference(ours: Any, given: dict[str, torch.Te
     p = model.encode(batch)
     rows = p.some(objective.batch_share)
     p = p.pairs(image=rows, text=rows)
-    ids, words = mask_words(p["text"].ids, p["text"].mask, objective.text_share)
+    ids, words = mask_words(p["text"].ids, p["text"].mask, objective.text_share, objective.replace, WORDS)
     patches = objective.hide(len(ids), ids.device)
     view = masked(p, ids, patches)
     codes = model.part("quantizer").codes(p["image"].floats).numpy()

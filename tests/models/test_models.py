@@ -25,6 +25,7 @@ from diptych.models.vision.towers import VISION, sincos_2d
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood
+from diptych.training.teachers import add_teachers
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star and no tree"]
 
@@ -33,6 +34,7 @@ def make(name, *overrides):
     torch.manual_seed(0)
     recipe = load_recipe(name, list(overrides))
     model = build_model(recipe, Tokenizer.train(CAPTIONS, 400, 32), 48).eval()
+    add_teachers(recipe, model)
     return model, build_objectives(recipe, model).eval()
 
 

@@ -164,6 +164,26 @@ def test_next_token_loss_is_the_mean_over_real_tokens():
     assert next_token_loss(torch.tensor(changed), torch.tensor(targets), torch.tensor(mask)).item() == pytest.approx(ours.item())
 
 
+def test_next_token_loss_per_sample_sums_each_caption_and_averages_captions():
+    """Ak et al., equation 2, one caption and token at a time in float64; in pieces as in one batch."""
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(3, 4, 7)), rng.integers(0, 7, (3, 4))
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]], dtype=bool)
+    total = 0.0
+    for b in range(3):
+        for t in range(4):
+            if mask[b, t]:
+                total -= logits[b, t, targets[b, t]] - np.log(np.exp(logits[b, t]).sum())
+    given = [torch.tensor(x) for x in (logits, targets, mask)]
+    assert next_token_loss(*given, per="sample").item() == pytest.approx(total / 3, rel=1e-6)
+    pieces = [next_token_loss(*(x[rows] for x in given), per="sample").item() for rows in (slice(0, 2), slice(2, 3))]
+    assert (2 * pieces[0] + pieces[1]) / 3 == pytest.approx(total / 3, rel=1e-6)
+    per_token = next_token_loss(*given).item()
+    assert next_token_loss(*given, per="sample").item() == pytest.approx(per_token * mask.sum() / 3, rel=1e-6)
+    x = given[0].requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: next_token_loss(v, *given[1:], per="sample"), (x,), eps=1e-3, atol=1e-3)
+
+
 def test_words_are_masked_as_asked():
     torch.manual_seed(0)
     ids = torch.randint(4, 99, (400, 12))

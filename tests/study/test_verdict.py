@@ -148,3 +148,47 @@ def test_two_seeds_are_few() -> None:
         noise = rng.normal(0, 0.2, (2, 1)) + rng.normal(0, 0.1, (1, 100)) + rng.normal(0, 0.3, (2, 100))
         wrong += decide(claim("higher"), [of(row) for row in noise], 0.0).verdict != OPEN
     assert 0.06 < wrong / 1000 < 0.13
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_intervals_stay_within_what_a_measure_can_be(seeds: int) -> None:
+    """Two seeds far apart: Student's t alone goes beyond 0 and 1; a limit changes neither the value nor what is inside."""
+    rng = np.random.default_rng(5)
+    shares = [0.05, 0.9, 0.4][:seeds]
+    free = [of((rng.uniform(size=50) < share).astype(float)) for share in shares]
+    kept = [Measured(m.value, m.items, range=(0.0, 1.0)) for m in free]
+    wide, narrow = estimate(free), estimate(kept)
+    assert wide.low < 0 and wide.high > 1
+    assert (narrow.low, narrow.high, narrow.value, narrow.error) == (0.0, 1.0, wide.value, wide.error)
+    other = [Measured(1 - m.value, {k: 1 - v for k, v in m.items.items()}, range=(0.0, 1.0)) for m in kept]
+    difference = estimate(kept, other)
+    assert difference.low == -1.0 and difference.high == 1.0
+    from_number = estimate(kept, 0.25)
+    assert (from_number.low, from_number.high) == (-0.25, 0.75)
+    inside = [Measured(m.value, m.items, range=(0.0, 1.0)) for m in noisy(0.5, seeds=seeds)]
+    plain = [Measured(m.value, m.items) for m in inside]
+    assert estimate(inside) == estimate(plain)
+
+
+def test_ranges_of_metrics() -> None:
+    from diptych.benchmarks.metric_names import metric_range
+
+    assert metric_range("text-to-image/recall@1") == (0.0, 1.0)
+    assert metric_range("modality_gap") == (0.0, 2.0) and metric_range("recall_gap") == (-1.0, 1.0)
+    assert metric_range("binned_correlation", share=False) == (-1.0, 1.0)
+    assert metric_range("perplexity", share=False) == (1.0, None) and metric_range("slope") == (None, None)
+    assert metric_range("unknown", share=False) == (None, None)
+
+
+def test_a_range_survives_the_file_of_a_measure(tmp_path) -> None:
+    from diptych.study import Runs, load_study
+
+    study = load_study({
+        "name": "s", "arms": {"a": "clip"}, "seeds": 1,
+        "measures": {"m": {"function": "diptych.study.measures:habit", "options": {"data": "scenes:small?habit=0.9"}}},
+    })  # fmt: skip
+    runs = Runs(study, tmp_path)
+    runs.keep("m", "a", 0, Measured(0.5, {"x": 0.5}, range=(0.0, 1.0)))
+    assert list(runs.one("m", "a", 0).range) == [0.0, 1.0]
+    set_by_hand = load_study({**study.to_data(), "measures": {"m": {**study.to_data()["measures"]["m"], "range": [-1, None]}}})
+    assert list(Runs(set_by_hand, tmp_path).one("m", "a", 0).range) == [-1.0, None]

@@ -31,11 +31,12 @@ RECIPES: dict[str, list[str]] = {  # parts that need no packages, and small ones
 
 
 QUICK = ("frozen", "siglip")
-STAGES = [  # conversations are no field of the scenes that the tests read
+STAGES = [  # conversations are no field of the scenes that the tests read; of a language model alone nothing is compiled
     (name, stage.name)
     for name in recipe_names()
     for stage in load_recipe(name).stages
-    if stage.name not in ("instruct", "unmasked")
+    if load_recipe(name).score != "none"  # a language model of transformers alone: nothing is compiled
+    if stage.name not in ("instruct", "unmasked", "reference")
 ]
 
 

@@ -27,7 +27,7 @@ RECIPES = {
     "siglip": ["siglip", []],
     "ring": ["siglip", ["stages.0.objectives.sigmoid.exchange=ring"]],
     "filip": ["filip", []],
-    "negclip": ["negclip", ["stages.0.micro_batch=4"]],
+    "negclip": ["negclip", ["stages.0.micro_batch=4", "data.neighbours={by: 'engine_fixture:colours', first: 64}"]],
     "coca": ["coca", ["stages.0.micro_batch=4"]],
     "sharded": ["clip", ["sharding=fsdp", "stages.0.micro_batch=4"]],
     "sharded-muon": ["clip", ["sharding=fsdp", "stages.0.optimizer=muon", "stages.0.muon_lr=1e-3"]],
@@ -84,8 +84,8 @@ def test_hard_negatives_that_one_process_alone_has_do_not_keep_the_others_waitin
         Image.fromarray(image).save(tmp_path / "photos" / f"{i:02d}.png")
         (tmp_path / "photos" / f"{i:02d}.txt").write_text("a red cube on a blue ball" if i % 16 == 0 else f"number{i}")
     settings = [*STEPS, "stages.0.batch_size=8", "budget=80 samples", f"data.train=folder:{tmp_path / 'photos'}"]
-    launch([["negclip", str(tmp_path / "two"), settings]])
-    train(load_recipe("negclip", [*TINY, *settings]), tmp_path / "one")
+    launch([["negclip@tuned", str(tmp_path / "two"), settings]])
+    train(load_recipe("negclip@tuned", [*TINY, *settings]), tmp_path / "one")
     ours, alone = (read_jsonl(tmp_path / d / "metrics.jsonl") for d in ("two", "one"))
     assert ours[-1]["samples"] == alone[-1]["samples"] == 80
     assert ours[-1]["loss"] == pytest.approx(alone[-1]["loss"], rel=1e-5)

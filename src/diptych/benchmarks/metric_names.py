@@ -68,6 +68,24 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
 }
 
 
+# The ranges of metrics that are no shares, by a part of their names; the others have no limits, or shares those of a share.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "rank_correlation": (-1.0, 1.0), "correlation": (-1.0, 1.0), "cosine": (-1.0, 1.0), "_gap": (-1.0, 1.0), "area": (-1.0, 1.0),
+    "modality_gap": (0.0, 2.0),  # the distance of two means of unit vectors
+    "cider": (0.0, 10.0), "perplexity": (1.0, None), "(of 200)": (0.0, 200.0), "psnr": (0.0, None),
+}  # fmt: skip
+
+
+def metric_range(metric: str, share: bool = True) -> tuple[float | None, float | None]:
+    """The least and the greatest value that a metric can have; None: no limit. share: whether it is a share where its name does not
+    say otherwise.
+    """
+    named = [part for part in RANGES if part in metric]
+    if named:
+        return RANGES[max(named, key=len)]
+    return (0.0, 1.0) if share and metric != "slope" else (None, None)
+
+
 def metric_names(task: Task) -> list[str]:
     """The metrics that a task can have, ``*`` for a part that depends on the items; empty: not known before it runs."""
     declared = getattr(task, "metrics", None)

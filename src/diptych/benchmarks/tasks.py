@@ -29,6 +29,7 @@ from diptych.benchmarks.probes.priors import Priors
 from diptych.benchmarks.redteam.task import RedTeam
 from diptych.benchmarks.texts.captions import Captions
 from diptych.benchmarks.texts.chair import Chair
+from diptych.benchmarks.texts.completion import Completion
 from diptych.benchmarks.texts.facts import Facts
 from diptych.core.errors import DiptychError, nearest
 
@@ -53,6 +54,7 @@ TASKS: dict[str, type] = {
     "open": OpenAnswers,
     "chair": Chair,
     "facts": Facts,
+    "completion": Completion,
     "drawing": Drawing,
     "vqascore": VqaScore,
     "memorization": Memorization,

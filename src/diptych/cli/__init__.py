@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from diptych.cli import compare, evaluate, metrics, report, study, train
+from diptych.cli import compare, demo, evaluate, metrics, report, study, train
 from diptych.cli.data import curate, data
 from diptych.cli.models import caption, chat, compose, draw, export
 from diptych.core.errors import DiptychError, Interrupted
@@ -37,7 +37,7 @@ app.command()(export.export)
 app.command()(report.report)
 app.command()(compare.recipes)
 app.command()(compare.compare)
-app.command()(compare.demo)
+app.command()(demo.demo)
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
-"""``diptych recipes``, ``diptych compare`` and ``diptych demo``: recipes side by side."""
+"""``diptych recipes`` and ``diptych compare``: recipes side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from diptych.cli.options import BUDGET, DATA, SetOption, TasksOption
+
+if TYPE_CHECKING:
+    from diptych.comparison.run import Comparison
 
 
 def recipes() -> None:
@@ -50,8 +53,7 @@ def compare(
     Writes a table and one self-contained report.html. Interrupted? The same command continues where it stopped.
     """
     from diptych.benchmarks.tasks import addresses, task
-    from diptych.comparison.run import Comparison, every_system, run_comparison
-    from diptych.report import build_report, print_table
+    from diptych.comparison.run import Comparison, every_system
 
     if not recipes and not all_systems:
         raise typer.BadParameter("name recipes to compare, or give --all-systems", param_hint="recipes")
@@ -61,33 +63,19 @@ def compare(
     )
     for name in names:
         task(name)  # a wrong name is refused before training
-    results = out / "results.json"
+    run_and_show(c)
+
+
+def run_and_show(c: Comparison) -> None:
+    """Run a comparison; its table is printed even if it is interrupted or a run fails."""
+    from diptych.comparison.run import run_comparison
+    from diptych.report import build_report, print_table
+
+    results = c.out / "results.json"
     before = results.stat().st_mtime_ns if results.is_file() else None
     try:
         run_comparison(c, build_report)
     finally:
         if results.is_file() and results.stat().st_mtime_ns != before:
-            print_table(out)
-            typer.echo(f"\nreport: {out / 'report.html'}")
-
-
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The comparison's directory.")] = Path("runs/demo"),
-    budget: Annotated[str, typer.Option("--budget", "-b", help=BUDGET)] = "88s",
-) -> None:
-    """Compare the four paradigms on the built-in scenes under one budget in ten minutes, with a report."""
-    from diptych.models.pretrained import licences, require
-
-    names = ["efficientnet-lite0", "gemma-3-270m", "openmoji"]
-    for name in names:
-        require(name)
-    typer.echo("The demo uses, besides our own code:")
-    for name, terms in licences(names).items():
-        typer.echo(f"  {name}: {terms}")
-    typer.echo("")
-    compare(DEMO, budget=budget, out=out, tasks=DEMO_TASKS, title="Four paradigms, one budget")
-
-
-# A language model on a CPU scores about a hundred pairs a second, so the demo uses fewer items than by default.
-DEMO_TASKS = "retrieval?n=50,retrieval-1000,zeroshot,controlled?n=50,captions?n=32,embedding"
-DEMO = ["llava", "maskvlm", "coca", "clip", "negclip"]
+            print_table(c.out)
+            typer.echo(f"\nreport: {c.out / 'report.html'}")

@@ -52,10 +52,11 @@ def train(
     with TrainingDisplay(checked.name) as display:
         run = run_training(checked, out, resume=resume, progress=display)
     spent = run.spent
+    before = f" (its backbones: {spent['pretraining_flops'] / 1e12:.2f} TFLOP)" if "pretraining_flops" in spent else ""
     typer.echo(
         f"{run.path}: {counted(spent['steps'], 'step')}, {counted(spent['samples'], 'sample')}, "
         f"{spent['seconds']:.1f} s of training, "
-        f"{spent['flops'] / 1e12:.2f} TFLOP, {spent['trainable_parameters'] / 1e6:.2f} M trainable parameters"
+        f"{spent['flops'] / 1e12:.2f} TFLOP{before}, {spent['trainable_parameters'] / 1e6:.2f} M trainable parameters"
     )
     typer.echo(f"evaluate it: diptych evaluate {run.path}")
 

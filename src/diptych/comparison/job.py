@@ -1,6 +1,6 @@
 """One run of a comparison or a study, in its own process: train, then evaluate. Started by ``diptych.comparison.jobs``.
 
-``python -m diptych.comparison.job '{"path": …, "name": …, "evaluations": [{"data": …, "tasks": […], "out": …}]}'``
+``python -m diptych.comparison.job '{"path": …, "name": …, "backbones": …, "evaluations": [{"data": …, "tasks": […], "out": …}]}'``
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def run_job(given: dict[str, Any]) -> None:
     recipe = load_recipe(str(path / "job.yaml"))
     if not RunFiles(path).finished():
         send(phase="setting up")
-        train(recipe, path, resume=True, progress=lambda row: send(phase="training", **row))
+        folder = Path(given["backbones"]) if given.get("backbones") else None
+        train(recipe, path, resume=True, progress=lambda row: send(**{"phase": "training", **row}), backbones=folder)
+    if not given["evaluations"]:
+        return send(phase="done", share=1.0)
     send(phase="evaluating", share=1.0)
     model = TrainedModel.load(path)
     model.name = given["name"]

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from diptych.core import extras
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
+from diptych.training.backbones import folder_beside
+from diptych.training.backbones import planned as planned_backbones
 from diptych.training.run_files import EvaluationFiles, RunFiles
 
 ITEMS = 100  # pictures saved for the report
@@ -55,14 +57,20 @@ class Evaluation:
 
 @dataclass
 class RecipeJob(Job):
-    """One recipe and seed: train, then evaluate."""
+    """One recipe and seed: train, then evaluate. backbones: the folder of those that it needs."""
 
     recipe: Recipe
     evaluations: list[Evaluation]
+    backbones: Path | None = field(default=None, kw_only=True)
 
     def arguments(self) -> dict[str, Any]:
         """The JSON arguments of the process."""
-        return {"path": str(self.path), "name": self.recipe.name, "evaluations": [asdict(e) for e in self.evaluations]}
+        return {
+            "path": str(self.path),
+            "name": self.recipe.name,
+            "evaluations": [asdict(e) for e in self.evaluations],
+            "backbones": str(self.backbones) if self.backbones else None,
+        }
 
     def prepare(self) -> None:
         """Writes the files that the process reads."""
@@ -114,7 +122,9 @@ def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
             recipe = load_recipe(name, [f"data.train={c.data}", f"seed={seed}", *c.set]).model_copy(update={"budget": each})
             path = c.out / f"{recipe.name}-s{seed}"
             label = f"{recipe.name} s{seed}" if c.seeds > 1 else recipe.name
-            planned.append(RecipeJob(label, path, threads, recipe, [Evaluation(c.eval_data, c.tasks)]))
+            planned.append(
+                RecipeJob(label, path, threads, recipe, [Evaluation(c.eval_data, c.tasks)], backbones=folder_beside(c.out))
+            )
     paths = [job.path for job in planned]
     twice = next((job for job in planned if paths.count(job.path) > 1), None)
     if twice:
@@ -122,12 +132,25 @@ def plan(c: Comparison) -> tuple[list[RecipeJob], int]:
     return planned, side_by_side
 
 
+def run_backbones(planned: Sequence[RecipeJob], side_by_side: int) -> None:
+    """Trains the backbones that jobs still to be done need, each once, before these start. Raises DiptychError if one fails."""
+    wanted = {}
+    for job in planned:
+        if job.recipe.backbones and job.backbones and not RunFiles(job.path).finished():
+            for each in planned_backbones(job.recipe, job.backbones).values():
+                if each.recipe is not None and not RunFiles(each.path).finished():
+                    label = f"{each.recipe.name} (backbone)"
+                    wanted[each.path] = RecipeJob(label, each.path, job.threads, each.recipe, [], backbones=job.backbones)
+    if failed := run_jobs(list(wanted.values()), side_by_side):
+        raise DiptychError(why_failed(failed, list(wanted.values())))
+
+
 def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
     """The path of the report, after all jobs that were not done have run. Raises DiptychError if some failed, after the report."""
     from diptych.benchmarks.run import save_items
 
     planned, side_by_side = plan(c)
-    _check_same(c, planned)
+    check_same(c, planned)
     source = open_source(c.eval_data) if c.eval_data else open_source(c.data).split("test")
     if len(source) < 2:
         raise DiptychError(
@@ -135,6 +158,7 @@ def run_comparison(c: Comparison, build_report: Callable[[Path], Path]) -> Path:
         )
     describe(c, planned, source)
     save_items(source, c.out / "items", ITEMS)
+    run_backbones(planned, side_by_side)
     try:
         failed = [job for job in run_jobs(planned, side_by_side) if isinstance(job, RecipeJob)]
     except Interrupted:
@@ -170,7 +194,7 @@ def _note_failures(path: Path, failed: list[RecipeJob]) -> None:
     write_json(path, content)
 
 
-def _check_same(c: Comparison, planned: list[RecipeJob]) -> None:
+def check_same(c: Comparison, planned: list[RecipeJob]) -> None:
     """Raises DiptychError if the directory holds a comparison with other settings."""
     old = c.out / "compare.json"
     if not old.is_file():
@@ -201,13 +225,17 @@ def weights_of(recipe: Recipe) -> list[str]:
 
 def every_system(named: list[str] | None) -> list[str]:
     """All built-in recipes with installed weights, then those named."""
+    from diptych.models.adapters import BY_PEFT
     from diptych.models.pretrained import WEIGHTS, installed
 
     chosen = []
     for name in recipe_names():
         recipe = load_recipe(name)
         absent = {w: WEIGHTS[w].remedy for w in weights_of(recipe) if not installed(w)}
-        if any(adapter.kind == "lora" for adapter in recipe.adapters.values()) and not extras.installed("peft"):
+        if recipe.score == "none":
+            print(f"left out: {name} has no score for images and texts; it is for the backbones of others", file=sys.stderr)
+            continue
+        if any(adapter.kind in BY_PEFT for adapter in recipe.adapters.values()) and not extras.installed("peft"):
             absent["peft"] = extras.install("adapt")
         if absent:
             print(f"left out: {name} needs {', '.join(f'{what} ({remedy})' for what, remedy in absent.items())}", file=sys.stderr)

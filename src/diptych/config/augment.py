@@ -100,8 +100,9 @@ class Augment(Strict):
         if isinstance(data, dict) and "mixup" in data:
             if data["mixup"]:
                 raise ValueError(
-                    "mixup changes what a loss compares, so it is no augmentation: leave it out, and mix the batch in an objective "
-                    "of your own by diptych.data.augment.mixup"
+                    "mixup changes what a loss compares, so it is no augmentation: leave it out. InfoNCE has it as an option "
+                    "(objectives: {info_nce: {mixup: 0.1}}); for other losses, mix the batch in an objective of your own by "
+                    "diptych.data.augment.mixup"
                 )
             data = {key: value for key, value in data.items() if key != "mixup"}  # earlier versions wrote it into saved recipes
         return data

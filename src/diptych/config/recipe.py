@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from diptych.config.augment import Augment
 from diptych.config.budget import Budget
 from diptych.config.library import Library
+from diptych.config.neighbours import PACKAGED, Neighbours
 from diptych.config.overrides import Overrides
 from diptych.config.typed import Kind, Strict
 from diptych.core.errors import nearest
@@ -40,6 +41,31 @@ class FieldSpec(Kind):
     """The ``kind`` of a field, a built-in name or ``package.module:Class``, and the options of that kind."""
 
 
+class Backbone(Strict):
+    """Where a part's weights come from: the same part of another recipe's run, which is trained first, once, beside the run
+    (``training.backbones``); or of a run that exists. ``lm: RUN`` is ``lm: {run: RUN}``.
+
+    data: an address, in which {train} stands for the run's own; set: overrides of the recipe by dotted key.
+    """
+
+    recipe: str | None = None
+    budget: Annotated[Budget, BeforeValidator(Budget.parse)] | None = None  # None: the recipe's own
+    data: str = "{train}"
+    set: dict[str, Any] = Field(default={})
+    run: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        return {"run": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _one(self) -> Backbone:
+        if (self.recipe is None) == (self.run is None):
+            raise ValueError("a backbone names either a recipe to train or a run")
+        return self
+
+
 class AdapterSpec(Kind):
     """``kind`` and the options of that kind. part: that it is put into; None: the part of the adapter's own name."""
 
@@ -47,15 +73,27 @@ class AdapterSpec(Kind):
 
 
 class TeacherSpec(Strict):
-    """A moving average of the model (``decay``; ``of``: of these parts), or another model.
+    """A moving average of the model (``decay``; ``of``: of these parts), the model as it was when a stage ended, or another model.
 
+    after: a stage, after which the teacher is taken; it does not change any more, and ``decay`` has no effect. restore: the parts
+    that it was taken from then continue with the weights that they had before that stage.
     ``from``: a run directory, or hf:NAME for a vision tower.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
     of: list[str] | Literal["all"] = "all"
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    after: str | None = None
+    restore: bool = False
     from_: str | None = Field(default=None, alias="from")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TeacherSpec:
+        if self.after is not None and self.from_ is not None:
+            raise ValueError("after: a teacher is taken from this model after a stage, or comes from elsewhere (from), not both")
+        if self.restore and self.after is None:
+            raise ValueError("restore: only for a teacher that is taken after a stage; set after")
+        return self
 
 
 class ObjectiveSpec(Kind):
@@ -87,7 +125,8 @@ class Data(Strict):
     """The training data, and how images and texts become tensors."""
 
     train: str = "scenes:small"
-    # Addresses: each sample is accompanied by an image, or a text, without a partner.
+    debiased: bool = False  # whether each batch is of one source of a mixture (mix:), whose weights are then shares of the batches
+    # Addresses: each sample is accompanied by an image, or a text, without a partner. data.train: one of the training data.
     unpaired: dict[Literal["image", "text"], str] = Field(default={})
     # Fields of one's own, {sound: package.module:SoundField}, and options of fields, {video: {kind: video, frames: 4}}.
     fields: dict[str, str | FieldSpec] = Field(default={})
@@ -97,6 +136,7 @@ class Data(Strict):
     text_mask: Annotated[float, Field(ge=0, lt=1)] = (
         0.0  # share of a caption's tokens hidden in training; not where they are predicted
     )
+    neighbours: Neighbours | None = None  # half of each batch: pictures that are near those of the other half
     tokenizer: Tokenizer = Tokenizer()
     conversations: Conversations = Conversations()
 
@@ -119,6 +159,9 @@ class Stage(Strict):
     name: str = "main"
     train: list[str] | Literal["all"] = "all"  # parts that learn; the heads and temperatures of objectives always do
     objectives: dict[str, ObjectiveSpec]
+    # Groups of its objectives by name, such as [[masked_text], [info_nce, matching]]: each step learns from one group, in turn.
+    # Empty: every step from all objectives.
+    round_robin: list[list[str]] = Field(default=[])
     data: str | None = None  # an address, where the stage learns from other data than data.train
     share: Annotated[float, Field(gt=0)] = 1.0  # of the budget, relative to the other stages
     batch_size: Annotated[int, Field(ge=1)] = 128  # of the whole step: all micro-batches of all processes
@@ -154,6 +197,21 @@ class Stage(Strict):
                 expanded[name] = value
             data = {**data, "objectives": expanded}
         return data
+
+    @model_validator(mode="after")
+    def _all_in_turn(self) -> Stage:
+        """Each objective is in one group of the round robin."""
+        named = [name for group in self.round_robin for name in group]
+        for name in named:
+            if name not in self.objectives:
+                raise ValueError(f"round_robin: the stage has no objective '{name}'{nearest(name, self.objectives)}")
+        if named and (sorted(named) != sorted(self.objectives) or not all(self.round_robin)):
+            raise ValueError(f"round_robin: name each objective once, in groups that are not empty: {', '.join(self.objectives)}")
+        return self
+
+    def turn(self, step: int) -> list[str]:
+        """The names of the objectives from which the stage's ``step``-th step learns."""
+        return self.round_robin[step % len(self.round_robin)] if self.round_robin else list(self.objectives)
 
 
 class Checkpoints(Strict):
@@ -191,6 +249,7 @@ class Recipe(Strict):
     adapters: dict[str, AdapterSpec] = Field(default={})  # small weights inside parts that stay as they are
     teachers: dict[str, TeacherSpec] = Field(default={})  # frozen or averaged models; objectives ask for their encodings
     encodings: dict[str, str] = Field(default={})  # which part provides an encoding that several could: {text.logits: lm}
+    backbones: dict[str, Backbone] = Field(default={})  # parts that start from runs of other recipes, which are trained first
     weights: str | None = None  # where they start: a run directory (RUN?parts=vision), or hf:PATH of transformers; None: fresh
     stages: Annotated[list[Stage], Field(min_length=1)]
     budget: Annotated[Budget, BeforeValidator(Budget.parse)] = Budget(seconds=600.0)
@@ -213,9 +272,19 @@ class Recipe(Strict):
                 raise ValueError(
                     f"adapters.{name}: the recipe has no part '{adapter.part or name}'{nearest(adapter.part or name, self.parts)}"
                 )
+        for name in self.backbones:
+            if name not in self.parts:
+                raise ValueError(f"backbones.{name}: the recipe has no part '{name}'{nearest(name, self.parts)}")
         for name, provider in self.encodings.items():
             if provider not in self.parts:
                 raise ValueError(f"encodings.{name}: the recipe has no part '{provider}'{nearest(provider, self.parts)}")
+        earlier = [stage.name for stage in self.stages[:-1]]
+        for name, teacher in self.teachers.items():
+            if teacher.after is not None and teacher.after not in earlier:
+                raise ValueError(
+                    f"teachers.{name}.after: '{teacher.after}' is no stage that another one follows"
+                    f"{nearest(teacher.after, earlier)}"
+                )
         for i, stage in enumerate(self.stages):
             if stage.name in [other.name for other in self.stages[:i]]:
                 raise ValueError(f"stages.{i}.name: two stages are called '{stage.name}'; a run resumes by its stage's name")
@@ -234,13 +303,17 @@ class Recipe(Strict):
 
     def anchored(self) -> Recipe:
         """The recipe with absolute paths in place of relative ones that exist, for the weights that it names (``weights``, ``from``
-        of parts and teachers): a run is read from other working directories too.
+        of parts and teachers, ``by`` of neighbours, ``run`` of backbones): a run is read from other working directories too.
         """
         tree = self.model_dump(mode="json", by_alias=True)
         tree["weights"] = _anchored(tree["weights"])
+        if (near := tree["data"]["neighbours"]) and near["by"] != PACKAGED:
+            near["by"] = _anchored(near["by"])
         for entry in (*tree["parts"].values(), *tree["teachers"].values()):
             if "from" in entry:
                 entry["from"] = _anchored(entry["from"])
+        for entry in tree["backbones"].values():
+            entry["run"] = _anchored(entry["run"])
         return Recipe.model_validate(tree)
 
 
@@ -297,7 +370,16 @@ BEFORE: dict[int, dict[str, dict[str, dict[str, Any]]]] = {  # {format: {"object
             "text_prediction": {"regularise": "tower", "views": 2, "least": 0.8, "local": 0, "regularity": 0.01},
         },
     },
-    3: {"objectives": {}, "parts": {}},
+    3: {
+        "objectives": {
+            "masked_both": {"text_share": 0.3},
+            "masked_patches": {"loss": "l2", "normalise": True},
+        },
+        "parts": {
+            "resampler": {"depth": 2, "heads": 4, "frames": 0, "activation": "gelu"},
+            "gated": {"mlp": "gated"},
+        },
+    },
 }
 
 

@@ -8,7 +8,7 @@ Shape legend, used everywhere: B batch, N image tokens, T text tokens, D width, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
@@ -287,6 +287,10 @@ class Batch:
     def with_(self, **fields: Collated) -> Batch:
         """The batch with these fields added; they replace those of the same name."""
         return replace(self, fields={**self.fields, **fields})
+
+    def only(self, names: Collection[str]) -> Batch:
+        """The batch with these fields alone, as far as it has them."""
+        return replace(self, fields={n: f for n, f in self.fields.items() if n in names})
 
     def to(self, device: Any) -> Batch:
         """The batch on a device."""

@@ -33,7 +33,8 @@ class Model(Protocol):
     it writes captions and accepts only the empty prompt. "decoding" says that ``generate`` also takes the settings of
     ``models.generate.Decoding`` by name (beams, top_p, …). "examples" says that ``generate``, ``loglikelihood`` and ``score`` take
     ``examples`` (``Examples``), followed by any prompt. "score_all" says that ``score`` of all pairs encodes each image and text
-    only once, so that a million pairs are feasible.
+    only once, so that a million pairs are feasible. "score_sides" says that images are chosen for a text by another score than
+    texts for an image: the method ``score_sides`` gives both (``sides_of``).
     """
 
     name: str
@@ -62,6 +63,43 @@ class Model(Protocol):
 
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
         """log P(text | image, prompt) in nats, summed over the text's tokens, for aligned pairs, float32 [N]."""
+        ...
+
+
+@runtime_checkable
+class TwoSided(Model, Protocol):
+    """A model with the capability "score_sides"."""
+
+    def score_sides(
+        self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``score`` by which a text is chosen for an image, and that by which an image is chosen for a text: as ``score`` each."""
+        ...
+
+
+def sides_of(
+    model: Model, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores by which a text is chosen for an image, and those by which an image is chosen for a text; float [N, M], or [P] for
+    ``pairs``. For most models they are the same array.
+    """
+    if "score_sides" in model.capabilities and isinstance(model, TwoSided):
+        to_text, to_image = model.score_sides(images, texts, pairs)
+        return np.asarray(to_text), np.asarray(to_image)
+    scores = np.asarray(model.score(images, texts, pairs) if pairs is not None else model.score(images, texts))
+    return scores, scores
+
+
+@runtime_checkable
+class Completing(Model, Protocol):
+    """A model with the capability "complete": a language model that also reads text alone, without an image."""
+
+    def complete(self, prompts: Sequence[str], max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """What follows each prompt, greedy unless ``decoding`` says otherwise."""
+        ...
+
+    def text_loglikelihood(self, texts: Sequence[str], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """log P(text | prompt) in nats, float32 [N], the end of the text included, and the number of its tokens, int64 [N]."""
         ...
 
 
@@ -221,6 +259,16 @@ class Adapter:
     def loglikelihood(self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "") -> np.ndarray:
         """log P(text given image, prompt) in nats, float32 [N]. DiptychError if the model has no likelihoods."""
         self.cannot("loglikelihood")
+
+    def complete(self, prompts: Sequence[str], max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """What follows each prompt, without an image. DiptychError if the model does not read text alone."""
+        self.cannot("complete")
+
+    def text_loglikelihood(self, texts: Sequence[str], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """log P(text given prompt) in nats, float32 [N], and tokens, int64 [N]. DiptychError if the model does not read text
+        alone.
+        """
+        self.cannot("complete")
 
     def draw(self, texts: Sequence[str], **how: Any) -> list[Image]:
         """One image for each text. DiptychError if the model does not draw."""

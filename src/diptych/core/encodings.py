@@ -236,6 +236,10 @@ class Pass:
         """Only this process's own samples."""
         return self
 
+    def everyones(self, x: Tensor) -> Tensor:
+        """The x [R, …] of every process about its own samples, in their order: [B, …]. Without gradients."""
+        return x.detach()
+
     def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
         """This process's x [B, E] and meaning [B], then those of each other process as they arrive around the ring: (x, meaning,
         whether they are its own).

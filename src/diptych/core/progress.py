@@ -15,7 +15,7 @@ QUIET_SECONDS = 20.0  # between lines where there is no terminal
 def describe(state: dict[str, Any]) -> str:
     """loss, rate and time left, as far as they are known"""
     parts = [str(state.get("phase", ""))]
-    if "loss" in state and state.get("phase") == "training":
+    if "loss" in state and parts[0].startswith(("training", "backbone")):
         parts.append(f"loss {state['loss']:.3f}")
         parts.append(f"{state['samples_per_second']:.0f} samples/s")
         if 0.02 < state["share"] < 1:
@@ -95,7 +95,7 @@ class TrainingDisplay:
         self.display.__exit__(*details)
 
     def __call__(self, row: dict[str, Any]) -> None:
-        self.state.update(row, phase="training")
+        self.state.update({"phase": "training", **row})
         self.display.update()
 
 

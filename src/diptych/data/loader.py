@@ -7,16 +7,19 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diptych.core.batch import Batch
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data import stream
 from diptych.data.fields import UNPAIRED, Context, Draw, Field, build_fields
-from diptych.data.order import ENDLESS, Epochs, Mixed, Order, mixed
+from diptych.data.order import ENDLESS, Epochs, Mixed, Neighboured, Order, mixed
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources.mixture import Mixture
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CACHE_BYTES = 2**30  # of decoded and resized images, kept for sources that are read repeatedly
 
@@ -25,13 +28,26 @@ class Loader:
     """Batches of a source, in an order fixed by (seed, step). A broken item is recorded, and the next item takes its place.
 
     fields: what is collated, by name; nothing else of a sample is prepared. workers: processes that ``stream`` reads with; 0: none.
+    debiased: each batch is of one source of a mixture (debiased sampling, ZeroVL, Cui et al. 2022, arXiv:2112.09331), so
+    that a sample's source does not tell it from its negatives; weights are then shares of the batches.
     offset: samples by which the stream is ahead of step × batch size, in a run of which the batch size was changed (``move_to``).
     unpaired: loaders by the name of a field here; they read that field alone, and their rows join every batch
     (``add_unpaired``). problems: what was wrong with items that were read, by item. waited: seconds that the consumer of
     ``stream`` spent waiting.
+    neighbours: int [N, K], the nearest samples of each of the first N (``data.neighbours``). Half of a batch are then samples drawn
+    of these N, and after each of them comes one of its neighbours.
     """
 
-    def __init__(self, source: Source, fields: Mapping[str, Field], batch_size: int, seed: int = 0, workers: int = 0):
+    def __init__(
+        self,
+        source: Source,
+        fields: Mapping[str, Field],
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        debiased: bool = False,
+        neighbours: np.ndarray | None = None,
+    ):
         self.source, self.fields, self.batch_size, self.seed = source, dict(fields), batch_size, seed
         self.workers, self.waited, self.offset = workers, 0.0, 0
         self.unpaired: dict[str, Loader] = {}
@@ -47,7 +63,18 @@ class Loader:
                 "data.augment: boxes of regions do not follow what moves pixels (crop, flip, operations of your own); set "
                 "data.augment to none, or to operations that leave pixels where they are (jitter, grey, blur, solarize)"
             )
-        self.order: Order = source.order(seed) if isinstance(source, Mixture) else Epochs(len(source), seed)
+        self.items = len(source) if neighbours is None else len(neighbours)  # that are drawn
+        self.debiased = debiased and isinstance(source, Mixture)
+        self.order: Order = Epochs(self.items, seed)
+        if isinstance(source, Mixture):
+            self.order = source.order(seed, batch_size if self.debiased else 1)
+        self.paired = neighbours is not None
+        if neighbours is not None:
+            if batch_size % 2:
+                raise DiptychError(f"data.neighbours: half of a batch are neighbours, so batch_size must be even, not {batch_size}")
+            if self.debiased:
+                raise DiptychError("data.debiased: a batch with data.neighbours is not of one source; remove one of the two")
+            self.order = Neighboured(self.order, neighbours, seed)
         self._prepare()
 
     def add_unpaired(self, name: str, loader: Loader) -> None:
@@ -60,7 +87,7 @@ class Loader:
     def _prepare(self, worker: bool = False) -> None:
         """Sets up what each process must have for itself; a worker needs less."""
         self._seen: OrderedDict[int, tuple[Sample, dict[str, Any]]] = OrderedDict()
-        once = worker or len(self.source) > ENDLESS  # this process reads, or draws, each image once
+        once = worker or self.items > ENDLESS  # this process reads, or draws, each image once
         plain = once or getattr(self.source, "instant", False)
         size = sum(field.memory() for field in self.fields.values())
         self._keep = 0 if once or self.drawn_fields else CACHE_BYTES // max(size, 1024)
@@ -92,8 +119,12 @@ class Loader:
 
     def move_to(self, step: int, position: int) -> None:
         """Let a step begin at this position of the stream, and the rows that join its batch too: a run that resumes with another
-        batch size goes on where it was.
+        batch size goes on where it was; if each batch is of one source, with the next whole batch.
         """
+        if self.paired:  # a batch begins with a pair
+            position += position % 2
+        if self.debiased:
+            position = -(-position // self.batch_size) * self.batch_size
         self.offset = position - step * self.batch_size
         for loader in self.unpaired.values():
             loader.move_to(step, position)
@@ -110,7 +141,7 @@ class Loader:
 
     def _read(self, position: int) -> tuple[Sample, dict[str, Any]]:
         """The sample for this position, or the next one that can be used, and its fitted values."""
-        source, n, index = self.source, len(self.source), self.index(position)
+        source, n, index = self.source, self.items, self.index(position)
         for turn in range(min(n, 1000)):
             if turn:
                 index = source.successor(index) if isinstance(source, Mixture) else (index + 1) % n

@@ -51,12 +51,12 @@ class Epochs:
 class Mixed:
     """Several sources laid end to end, each drawn by its weight and in epochs of its own.
 
-    Every block of ``BLOCK`` positions holds each source's exact share, shuffled; so the number of draws of a source before a
-    position can be computed directly.
+    Every block of ``BLOCK`` draws holds each source's exact share, shuffled; so the number of draws of a source before a position
+    can be computed directly. A draw is ``run`` consecutive positions, all of one source: 1, or a whole batch.
     """
 
-    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
-        self.seed, self.quotas = seed, quotas(weights)
+    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int, run: int = 1):
+        self.seed, self.quotas, self.run = seed, quotas(weights), run
         self.offsets = [sum(lengths[:i]) for i in range(len(lengths))]
         self.orders = [Epochs(n, seed, which) for which, n in enumerate(lengths)]
         self._block: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))
@@ -74,16 +74,39 @@ class Mixed:
         return held
 
     def __getitem__(self, position: int) -> int:
-        block, place = divmod(position, BLOCK)
+        draw, within = divmod(position, self.run)
+        block, place = divmod(draw, BLOCK)
         _, which, before = self._drawn(block)
         source = int(which[place])
-        return self.offsets[source] + self.orders[source][block * self.quotas[source] + int(before[place])]
+        earlier = block * self.quotas[source] + int(before[place])
+        return self.offsets[source] + self.orders[source][earlier * self.run + within]
 
     def counts(self, positions: int) -> list[int]:
         """How often each source occurs among the first ``positions`` positions."""
-        blocks, rest = divmod(positions, BLOCK)
-        partial = np.bincount(self._drawn(blocks)[1][:rest], minlength=len(self.quotas)) if rest else [0] * len(self.quotas)
-        return [blocks * quota + int(more) for quota, more in zip(self.quotas, partial, strict=True)]
+        draws, within = divmod(positions, self.run)
+        blocks, rest = divmod(draws, BLOCK)
+        which = self._drawn(blocks)[1] if rest or within else np.empty(0, dtype=np.int32)
+        partial = np.bincount(which[:rest], minlength=len(self.quotas)) * self.run
+        if within:
+            partial[which[rest]] += within
+        return [blocks * quota * self.run + int(more) for quota, more in zip(self.quotas, partial, strict=True)]
+
+
+class Neighboured:
+    """Pairs of positions: at the even one a sample of ``order``, at the odd one after it one of the neighbours of that sample,
+    drawn at random. table: int [N, K], the neighbours of each sample.
+    """
+
+    def __init__(self, order: Order, table: np.ndarray, seed: int):
+        self.order, self.table, self.seed = order, table, seed
+
+    def __getitem__(self, position: int) -> int:
+        pair, second = divmod(position, 2)
+        index = self.order[pair]
+        if not second:
+            return index
+        row = self.table[index]
+        return int(row[mixed(self.seed, pair, 5) % len(row)])
 
 
 def quotas(weights: Sequence[float]) -> list[int]:

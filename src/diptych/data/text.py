@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ class Tokenizer:
     """[BOS] tokens [EOS], at most ``max_length`` of them; byte-level, so it can encode any text."""
 
     pad, bos, eos, mask = PAD, BOS, EOS, MASK
+    # What a language model also asks of its tokenizer (``models.pretrained.tokenizer.LMTokenizer``).
+    template: str | None = None  # a chat template; None: the plain one
+    given: Any = None  # the tokenizer of transformers from which it was made
+    specials: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, path_or_json: str | Path, max_length: int):
         import tokenizers
@@ -51,6 +56,20 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
+
+    @property
+    def backend(self) -> Any:
+        """The tokenizer of the tokenizers library."""
+        return self._tokenizer
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text as it is written, without [BOS] and [EOS]; special tokens that a chat template wrote are single ids."""
+        sound = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates: the backend raises on them
+        return [e.ids for e in self._tokenizer.encode_batch(sound)]
+
+    def token(self, i: int) -> str:
+        """The piece of an id."""
+        return str(self._tokenizer.id_to_token(i))
 
     def to_json(self) -> str:
         """The tokenizer in the format of the tokenizers library; ``Tokenizer(text, max_length)`` reads it."""

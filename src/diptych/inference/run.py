@@ -26,19 +26,22 @@ from diptych.inference.chat import Answering, asked_with
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
+from diptych.inference.text import TextAlone
 from diptych.models.decoders.interleaved import CODE
 from diptych.models.part import Part
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective
 from diptych.objectives.scores import Likelihood, score_of
 from diptych.training.checkpoint import checkpoint_key, restored
-from diptych.training.setup import chat_of, pick_device, use_bf16
+from diptych.training.precision import use_bf16
+from diptych.training.setup import chat_of, pick_device
 
 CHUNK = 256  # images or texts encoded at a time
 PAIRS = 1024  # image-text pairs scored at a time
 
 
-PairScorer = Callable[[Pass, Tensor, Tensor], Tensor]
+Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
+PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
 
 
 class TrainedModel:
@@ -53,7 +56,8 @@ class TrainedModel:
         self.answering: Answering | None = None  # if it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
         able = capabilities_of(model, self.objectives.values())
-        self.capabilities = able | ({"score"} if self.scorer else set()) | ({"score_all"} if self._all_at_once else set())
+        can_score = {"score": bool(self.scorer), "score_all": self._all_at_once, "score_sides": self._two_sided}
+        self.capabilities = able | {name for name, can in can_score.items() if can}
         if "prompt" in able:
             self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
         self.fewshot = FewShot(model, self._images, self._inference)
@@ -81,13 +85,13 @@ class TrainedModel:
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 [N, E]."""
         self._can("embed_text")
-        return self._gather(one_or_many(texts), self._texts, TEXT_EMBEDDING)
+        return self._gather(one_or_many(texts), self.texts, TEXT_EMBEDDING)
 
     def score(
         self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
     ) -> np.ndarray:
         """By the recipe's ``score``: similarity, matching log-odds, log-likelihood or pseudo-log-likelihood of the text. examples:
-        as for ``generate``.
+        as for ``generate``. If the model can ``score_sides``, the score by which a text is chosen for an image.
         """
         self._can("score")
         images, texts = one_or_many(images), one_or_many(texts)
@@ -101,30 +105,49 @@ class TrainedModel:
             matrix: np.ndarray = self.embed_image(images) @ self.embed_text(texts).T
             return matrix if pairs is None else matrix[pairs[:, 0], pairs[:, 1]]
         if pairs is None and not before and self._all_at_once:
-            return self._score_all(images, texts)
+            return self._score_all(images, texts, self.scorer.all_scores)[0]
         wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
         if before or (self.answering and self.recipe.score == "likelihood"):
             shown, text = [images[i] for i in wanted[:, 0]], [texts[j] for j in wanted[:, 1]]
             scores = self.loglikelihood(shown, text, examples=[before[i] for i in wanted[:, 0]] if before else ())
         else:
-            scores = self._score_pairs(images, texts, wanted, self.scorer.pair_scores)
+            scores = self._score_pairs(images, texts, wanted, self.scorer.pair_scores)[0]
         return scores if pairs is not None else scores.reshape(len(images), len(texts))
 
-    def _score_all(self, images: Sequence[Image], texts: Sequence[str]) -> np.ndarray:
-        """``score`` for models that encode each side once and compare cheaply: a million scores are feasible."""
-        out = np.empty((len(images), len(texts)), dtype=np.float32)
+    def score_sides(
+        self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``score`` by which a text is chosen for an image, and that by which an image is chosen for a text. DiptychError if the
+        model has one score for both.
+        """
+        self._can("score_sides")
+        images, texts = one_or_many(images), one_or_many(texts)
+        assert self.scorer is not None
+        if pairs is None and self._all_at_once:
+            to_text, to_image = self._score_all(images, texts, self.scorer.all_sides)
+            return to_text, to_image
+        wanted = all_pairs(len(images), len(texts)) if pairs is None else np.asarray(pairs)
+        sides = self._score_pairs(images, texts, wanted, self.scorer.pair_sides)
+        to_text, to_image = sides if pairs is not None else (s.reshape(len(images), len(texts)) for s in sides)
+        return to_text, to_image
+
+    def _score_all(self, images: Sequence[Image], texts: Sequence[str], compare: Callable[[Pass], Scores]) -> list[np.ndarray]:
+        """Scores for models that encode each side once and compare cheaply: a million scores are feasible. float32 [N, M] each."""
+        out: list[np.ndarray] = []
         assert self.scorer is not None
         needs = [name for name in self.scorer.needed() if "." in name]
-        read = [(j, self._texts(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
+        read = [(j, self.texts(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
         for i in range(0, len(images), CHUNK):
             shown = self._images(images[i : i + CHUNK])
             for j, text in read:
                 with self._inference():
                     both = shown.batch.with_(**text.batch.fields)
                     known = {name: p[name] for p in (shown, text) for name in needs if p.has(name)}
-                    scores = self.scorer.all_scores(Pass(self.model, both, known)).float().cpu().numpy()
-                out[i : i + len(scores), j : j + scores.shape[1]] = scores
-        return out
+                    made = _arrays(compare(Pass(self.model, both, known)))
+                out = out or [np.empty((len(images), len(texts)), dtype=np.float32) for _ in made]
+                for every, scores in zip(out, made, strict=True):
+                    every[i : i + len(scores), j : j + scores.shape[1]] = scores
+        return out or [np.empty((len(images), len(texts)), dtype=np.float32)] * 2
 
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "", examples: Examples = ()
@@ -140,7 +163,7 @@ class TrainedModel:
             return self.fewshot.loglikelihood(images, texts, prompts, before)
         self._no_prompt(prompts)
         aligned = np.stack([np.arange(len(images))] * 2, 1)
-        return self._score_pairs(images, texts, aligned, Likelihood(self.model).pair_scores)
+        return self._score_pairs(images, texts, aligned, Likelihood(self.model).pair_scores)[0]
 
     def generate(
         self, images: Sequence[Image], prompt: Prompt = "", max_tokens: int = 32, examples: Examples = (), **decoding: Any
@@ -186,6 +209,17 @@ class TrainedModel:
             for i, row in zip(members, ids.tolist(), strict=True):
                 out[i] = cut(self.model.tokenizer.decode(row), how.stop)
         return out
+
+    def complete(self, prompts: Sequence[str], max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """What follows each prompt, without an image (``core.capabilities.Completing``)."""
+        self._can("complete")
+        how = decoding_of(max_tokens=max_tokens, **decoding)
+        return TextAlone(self.model, self._inference).complete(one_or_many(prompts), how)
+
+    def text_loglikelihood(self, texts: Sequence[str], prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """log P(text, [EOS] given prompt) in nats, float32 [N], and the number of its tokens, int64 [N]."""
+        self._can("complete")
+        return TextAlone(self.model, self._inference).loglikelihood(prompts, texts)
 
     def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
         """The assistant's next turn in a conversation; the images are shown at each ``<image>`` in its turns. DiptychError unless
@@ -284,6 +318,11 @@ class TrainedModel:
         """Whether scoring all images with all texts is cheap, in another way than by embeddings."""
         return self.scorer is not None and self.scorer.scores_all and self.recipe.score != "similarity"
 
+    @property
+    def _two_sided(self) -> bool:
+        """Whether images are chosen for a text by another score than texts for an image."""
+        return self.scorer is not None and self.scorer.two_sided
+
     @contextmanager
     def _inference(self) -> Iterator[None]:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext():
@@ -296,7 +335,7 @@ class TrainedModel:
         )
         return self.model.encode(Batch({"image": Images(pixels)}, len(images)))
 
-    def _texts(self, texts: Sequence[str]) -> Pass:
+    def texts(self, texts: Sequence[str]) -> Pass:
         """The pass over texts alone."""
         return self.model.encode(Batch({"text": tokenized(self.model.tokenizer, texts).to(self.device)}, len(texts)))
 
@@ -307,23 +346,30 @@ class TrainedModel:
                 parts.append(of(items[start : start + CHUNK])[name].float().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, self.model.embed_dim), dtype=np.float32)
 
-    def _score_pairs(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray, scorer: PairScorer) -> np.ndarray:
-        """Pairs by blocks of images, so that no more than CHUNK images' encodings are held at a time; texts likewise."""
-        out = np.empty(len(pairs), dtype=np.float32)
+    def _score_pairs(
+        self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray, scorer: PairScorer
+    ) -> list[np.ndarray]:
+        """Pairs by blocks of images, so that no more than CHUNK images' encodings are held at a time; texts likewise. float32 [P]
+        of each kind of score.
+        """
+        out: list[np.ndarray] = []
         for members in _blocks(pairs, CHUNK):
             block = pairs[members]
             image_ids, image_rows = np.unique(block[:, 0], return_inverse=True)
             text_ids, text_rows = np.unique(block[:, 1], return_inverse=True)
             with self._inference():
-                shown, read = self._images([images[i] for i in image_ids]), self._texts([texts[i] for i in text_ids])
+                shown, read = self._images([images[i] for i in image_ids]), self.texts([texts[i] for i in text_ids])
                 p = self.model.encode(shown.batch.with_(**read.batch.fields))
                 lengths = p[TEXT].mask.sum(1).cpu().numpy()[text_rows]
                 order = np.argsort(lengths, kind="stable")  # texts of similar length together: little padding
                 members, image_rows, text_rows = members[order], image_rows[order], text_rows[order]
                 for start in range(0, len(block), PAIRS):
                     rows = (torch.from_numpy(x[start : start + PAIRS]).to(self.device) for x in (image_rows, text_rows))
-                    out[members[start : start + PAIRS]] = scorer(p, *rows).float().cpu().numpy()
-        return out
+                    made = _arrays(scorer(p, *rows))
+                    out = out or [np.empty(len(pairs), dtype=np.float32) for _ in made]
+                    for every, scores in zip(out, made, strict=True):
+                        every[members[start : start + PAIRS]] = scores
+        return out or [np.empty(0, dtype=np.float32)] * 2
 
 
 def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
@@ -338,7 +384,13 @@ def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
     space = model.parts["space"] if "space" in model.parts else None
     if space is not None and any(True for _ in space.parameters()) and not {"image.embedding", "text.embedding"} <= trained:
         able -= {"embed_image", "embed_text"}
+    if "lm" in model.parts and not model.graph.gives("image.prefix"):  # a language model alone: whatever needs an image is left out
+        able &= {"complete"}
     return able
+
+
+def _arrays(scores: Scores) -> list[np.ndarray]:
+    return [x.float().cpu().numpy() for x in (scores if isinstance(scores, tuple) else (scores,))]
 
 
 def _blocks(pairs: np.ndarray, size: int) -> Iterator[np.ndarray]:

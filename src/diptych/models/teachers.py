@@ -1,11 +1,12 @@
-"""Teachers: a frozen or averaged copy of the model, or another model; objectives can ask for its encodings by
-``<teacher>:<field>.<encoding>``.
+"""Teachers: an averaged copy of the model, a copy as it was after a stage, or another model; objectives can ask for its encodings
+by ``<teacher>:<field>.<encoding>``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 class Teacher(nn.Module):
     """Parts with their adapters, without gradients and in evaluation mode. decay: of a moving average of the student's weights;
-    None: they never change. students: parts of the student's own that it computes with.
+    None: they never change. students: parts of the student's own that it computes with. copied: whether its weights are copies of
+    the student's, which are saved with the run; else it is another model.
     """
 
     def __init__(
@@ -30,9 +32,10 @@ class Teacher(nn.Module):
         graph: Graph,
         decay: float | None = None,
         students: Sequence[nn.Module] = (),
+        copied: bool = False,
     ):
         super().__init__()
-        self.parts, self.adapters, self.graph, self.decay = parts, adapters, graph, decay
+        self.parts, self.adapters, self.graph, self.decay, self.copied = parts, adapters, graph, decay, copied
         self._students = tuple(students)  # in a tuple: they are not the teacher's
         self.requires_grad_(False).eval()
 
@@ -61,11 +64,10 @@ class Teacher(nn.Module):
         """θ' ← m θ' + (1 − m) θ (He et al. 2020, eq. 2), m the decay; 0 copies the student. parts, adapters: the student's. Weights
         that never change are left.
         """
-        if self.decay is None:
-            return
         m = self.decay if decay is None else decay
-        pairs = [*((part, parts[name]) for name, part in self.parts.items()), *((a, adapters[n]) for n, a in self.adapters.items())]
-        for own, other in pairs:
+        if m is None or not self.copied:
+            return
+        for own, other in self._beside(parts, adapters):
             both = zip(own.parameters(), other.parameters(), strict=True)
             weights = [(mine, theirs) for mine, theirs in both if mine is not theirs]
             if weights:
@@ -74,11 +76,27 @@ class Teacher(nn.Module):
                 if kept is not now:
                     kept.copy_(now)
 
+    def _beside(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Its own parts and adapters, each with the student's."""
+        yield from ((part, parts[name]) for name, part in self.parts.items())
+        yield from ((adapter, adapters[name]) for name, adapter in self.adapters.items())
 
-def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where: str) -> Teacher:
-    """A copy of a model's parts that follows them; parts not in ``of``, and with ``all`` those that never change, are shared with
-    the student. A part that a copied one works inside (gated layers in a language model) is copied too. Weights that never change
-    are not copied: the copy has the student's.
+    @torch.no_grad()
+    def exchange(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]) -> None:
+        """The teacher gets the student's weights, and the student gets those that the teacher had. A second call undoes it."""
+        for own, other in self._beside(parts, adapters):
+            mine, theirs = (list(chain(m.parameters(), m.buffers())) for m in (own, other))
+            for a, b in zip(mine, theirs, strict=True):
+                if a is not b:
+                    before = a.clone()
+                    a.copy_(b)
+                    b.copy_(before)
+
+
+def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float | None, where: str) -> Teacher:
+    """A copy of a model's parts that follows them; ``decay`` None: that stays as it is until it is taken. Parts not in ``of``, and
+    with ``all`` those that never change, are shared with the student. A part that a copied one works inside (gated layers in a
+    language model) is copied too. Weights that never change are not copied: the copy has the student's.
     """
     names = set(model.parts) - model.constant if of == "all" else set(of)
     for name in names:
@@ -86,18 +104,19 @@ def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float, where:
             raise DiptychError(f"{where}.of: the recipe has no part '{name}'{nearest(name, model.parts)}")
     names |= {within for name in names if (within := getattr(model.parts[name], "works_in", ""))}
     memo: dict[int, Any] = {}  # what a copy has in common with the original
+    adapted = {id(p) for adapter in model.adapters.values() for p in adapter.own()}  # type: ignore[operator]
     for name, part in model.parts.items():
         if name not in names:
             memo |= {id(module): module for module in part.modules()}
-        if name not in names or name in model.constant:
-            memo |= {id(x): x for x in (*part.parameters(), *part.buffers())}
+        if name not in names or name in model.unchanging:
+            memo |= {id(x): x for x in (*part.parameters(), *part.buffers()) if name not in names or id(x) not in adapted}
     parts, adapters = copy.deepcopy(model.parts, memo), copy.deepcopy(model.adapters, memo)  # with one memo: each in its own part
     own = nn.ModuleDict({name: parts[name] for name in names})
     within = nn.ModuleDict({name: adapter for name, adapter in adapters.items() if model.part_of(name) in names})
     graph = Graph(model.graph.fields, model.graph.choices)
     for name in model.parts:
         graph.add(name, parts[name] if name in names else model.parts[name], model.field_names.get(name))
-    return Teacher(own, within, graph, decay, [part for name, part in model.parts.items() if name not in names])
+    return Teacher(own, within, graph, decay, [part for name, part in model.parts.items() if name not in names], copied=True)
 
 
 def frozen_teacher(other: VLM) -> Teacher:

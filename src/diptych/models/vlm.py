@@ -72,6 +72,12 @@ class VLM(nn.Module):
                 build.where = f"parts.{name}"
                 part.attach(build)
         self.fixed = {name for name, spec in recipe.parts.items() if spec.frozen}
+        for n, adapter in self.adapters.items():
+            if adapter.freezes and _trains_base(recipe, self.part_of(n)):
+                raise DiptychError(
+                    f"adapters.{n}: the part's own weights are in 4 bits and cannot learn; train adapters.{n} without "
+                    f"{self.part_of(n)}"
+                )
         self.unchanging = self.fixed | {self.part_of(n) for n in self.adapters if not _trains_base(recipe, self.part_of(n))}
         self.restarted: set[str] = set()  # frozen parts with weights that are not those of their package
         self.freeze(self.fixed)
@@ -219,12 +225,15 @@ class VLM(nn.Module):
         of teachers that are other models.
         """
         packaged = [p for n in sorted(self.unchanging - self.restarted) for p in self.packaged(n)]
-        same = [p for n in sorted(self.constant - self.restarted) for p in self.packaged(n)]  # in a teacher as in the student
-        others = [
-            f"teachers.{n}.{p}" for n, teacher in self.teachers.items() for p in (same if teacher.decay is not None else [""])
-        ]
-        left_out = (*packaged, *others)
-        return {k: v for k, v in self.state_dict().items() if not (left_out and k.startswith(left_out)) or self.adapter_owns(k)}
+        copied = [f"teachers.{n}." for n, teacher in self.teachers.items() if teacher.copied]  # what never changes is the student's
+        others = [f"teachers.{n}." for n, teacher in self.teachers.items() if not teacher.copied]
+        left_out = (*packaged, *(prefix + p for prefix in copied for p in packaged), *others)
+
+        def adapted(name: str) -> bool:
+            """Whether it is an adapter's weight, of the model or of a copy of it."""
+            return self.adapter_owns(next((name.removeprefix(p) for p in copied if name.startswith(p)), name))
+
+        return {k: v for k, v in self.state_dict().items() if not (left_out and k.startswith(left_out)) or adapted(k)}
 
     def packaged(self, part: str) -> tuple[str, ...]:
         """Prefixes, in the state dict, of a part's weights that come from a package."""

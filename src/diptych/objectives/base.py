@@ -27,9 +27,13 @@ class Objective(nn.Module):
     independent terms.
     gathers: with several processes, each gets all of these encodings; False: the objective exchanges them itself (``Pass.alone``,
     ``Pass.around``).
+    group: with several processes, how many of them share these encodings: the loss then couples the samples of such a group only,
+    and traffic and memory fall by the number of groups, which are drawn anew at every step (``Cluster.among``). 0: all processes.
+    helpers: modules of its own that provide encodings, besides itself.
     predicts_text: its targets are the caption's tokens, so these may not be hidden from it (``data.text_mask``).
     scores_as: the recipe's ``score`` for which ``pair_scores`` scores pairs; "": it does not score pairs.
     scores_all: whether ``all_scores`` scores every image of a pass with every text, each encoded once and compared cheaply.
+    two_sided: whether images are chosen for a text by another score than texts for an image (``pair_sides``, ``all_sides``).
     trains: encodings that it trains without reading them. can: capabilities that a model has learned by it.
     borrows: it computes with a part's weights (tied word vectors, a norm), so the parts cannot be sharded.
     fields: fields that it reads instead of those in its code, from the recipe: {"image": "video"}.
@@ -39,9 +43,12 @@ class Objective(nn.Module):
     parts: tuple[str, ...] = ()
     couples: tuple[str, ...] = ()
     gathers: bool = True
+    group: int = 0
+    helpers: tuple[nn.Module, ...] = ()
     predicts_text = False
     scores_as = ""
     scores_all = False
+    two_sided = False
     trains: tuple[str, ...] = ()
     borrows = False
 
@@ -67,6 +74,9 @@ class Objective(nn.Module):
         """
         return p.size
 
+    def attach(self, others: Mapping[str, nn.Module]) -> None:
+        """Called by the builder when all objectives exist, with these by name, for one that reads another's parameters."""
+
     def after_step(self, total: Callable[..., list[float]]) -> None:
         """Called after the optimizer's step, for updates other than by gradients. ``total(*values)``:
         their sums over processes.
@@ -78,6 +88,14 @@ class Objective(nn.Module):
 
     def all_scores(self, p: Pass) -> Tensor:
         """``pair_scores`` of every image with every text, M images and N texts: [M, N]."""
+        raise NotImplementedError
+
+    def pair_sides(self, p: Pass, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """``pair_scores`` by which a text is chosen for an image, and those by which an image is chosen for a text: [P] each."""
+        raise NotImplementedError
+
+    def all_sides(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """``all_scores`` by which a text is chosen for an image, and those by which an image is chosen for a text: [M, N] each."""
         raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:
@@ -103,22 +121,35 @@ class Scaled(Objective):
     """An objective with CLIP's learned scale of similarities (Radford et al. 2021, §2.5): 1 / ``temperature`` at the start, never
     above ``max_scale`` after a step.
 
+    scale_of: the name of another objective, whose scale takes the place of its own (``follow``); "": none.
+
     The parameter itself is limited, after each step of the optimizer, as in CLIP and open_clip. A limit in the forward pass would
     have no gradient above it, so that a scale that once went too far could never come back.
     """
+
+    scale_of = ""
 
     def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0):
         super().__init__(model)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.max_log_scale = math.log(max_scale)
 
+        self._followed: tuple[Scaled, ...] = ()  # a tuple: a module that is an attribute would be a submodule
+
+    def follow(self, other: Scaled) -> None:
+        """Use the scale of another objective in place of one's own, which is removed: both losses then train one parameter."""
+        del self.logit_scale
+        self._followed = (other,)
+
     @property
     def scale(self) -> Tensor:
         """1 / temperature."""
-        return self.logit_scale.exp()
+        return self._followed[0].scale if self._followed else self.logit_scale.exp()
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
         """Limit the scale."""
+        if self._followed:
+            return
         with torch.no_grad():
             self.logit_scale.clamp_(max=self.max_log_scale)
 

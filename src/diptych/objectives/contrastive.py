@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
+from diptych.models.mixup import Mixer, partners
 from diptych.objectives.base import Objective, Scaled
+from diptych.objectives.momentum import FeatureQueue, momentum_info_nce
 from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
+ROWS = 1024  # of the logit matrix at a time, in ``mixed_info_nce``
 TILED_FROM = 2**22  # entries of the logit matrix from which a loss is computed tile by tile
 
 
@@ -59,6 +64,43 @@ def info_nce(
     columns = logits if negatives is None else torch.cat([logits, scale * image[own] @ negatives.T], dim=1)  # [R, B + M]
     target = torch.arange(own.start, own.stop, device=image.device)
     return (F.cross_entropy(columns, target) + F.cross_entropy(back, target)) / 2
+
+
+def mixed_info_nce(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    share: float,
+    meaning: Tensor | None = None,
+    rows: slice | None = None,
+) -> Tensor:
+    """InfoNCE in which row i belongs to its own column with weight ``share`` = λ and to its partner's with 1 − λ:
+    −λ log p(i) − (1 − λ) log p(partner of i), the mean of both directions.
+
+    image, text: [B, E] unit vectors, one side of which is mixed. meaning: [B], columns that mean the same as a row's own or its
+    partner's are left out of its denominator, but for these two. rows: only these are queries, against all (a process's share).
+    """
+    own = slice(0, len(image)) if rows is None else rows
+    partner = partners(len(image), image.device)
+    total = image.new_zeros(())
+    for a, b in ((image, text), (text, image)):
+        for start in range(own.start, own.stop, ROWS):
+            part = slice(start, min(start + ROWS, own.stop))
+            total = total + checkpoint(_rows, a, b, scale, share, meaning, partner, part, use_reentrant=False)
+    return total / (2 * (own.stop - own.start))
+
+
+def _rows(
+    a: Tensor, b: Tensor, scale: Tensor | float, share: float, meaning: Tensor | None, partner: Tensor, part: slice
+) -> Tensor:
+    """The sum of the losses of some rows of a against all of b."""
+    logits = scale * a[part] @ b.T
+    own, other = torch.arange(part.start, part.stop, device=a.device)[:, None], partner[part, None]
+    if meaning is not None:
+        same = (meaning[part, None] == meaning) | (meaning[partner][part, None] == meaning)
+        logits = logits.masked_fill(same.scatter(1, own, False).scatter(1, other, False), float("-inf"))
+    log_p = logits.log_softmax(1)
+    return -(share * log_p.gather(1, own) + (1 - share) * log_p.gather(1, other)).sum()
 
 
 def sigmoid_sum(
@@ -135,10 +177,16 @@ class InfoNCE(Scaled):
     hard_negatives: a wrong version of each caption as extra columns.
     false_negatives: ``mask`` leaves captions that mean the same out of each other's denominators; ``keep`` counts them as
     negatives, as the published losses do.
+    momentum: the name of an averaged teacher, whose embeddings are then the keys (``momentum_info_nce``; ALBEF, BLIP). soft: the
+    share α of the targets that are this teacher's similarities, which grows from 0 over the first ``ramp`` samples. queue: this
+    many of the teacher's embeddings of earlier batches, a side, are further keys.
+    mixup: alpha of the Beta distribution of λ (``models.mixup``; 0.1 in ZeroVL); 0: nothing is mixed.
+    group: with several processes, how many of them compare their samples with each other (``Objective.group``); 0: all.
     """
 
     couples: tuple[str, ...] = ("image.embedding", "text.embedding")
     needs = ("text",)
+    seen: Tensor
 
     def __init__(
         self,
@@ -148,21 +196,90 @@ class InfoNCE(Scaled):
         max_scale: float = 100.0,
         hard_negatives: bool = False,
         false_negatives: Literal["mask", "keep"] = "mask",
+        momentum: str = "",
+        soft: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        ramp: Annotated[int, Field(ge=0)] = 0,
+        queue: Annotated[int, Field(ge=0)] = 0,
+        mixup: Annotated[float, Field(ge=0)] = 0.0,
+        group: Annotated[int, Field(ge=0)] = 0,
     ):
         super().__init__(model, temperature=temperature, max_scale=max_scale)
+        self.group = group
+        self.mixer = Mixer(model, mixup) if mixup else None
+        if self.mixer is not None:
+            if hard_negatives:
+                raise DiptychError("objective info_nce: mixup mixes captions, so none has hard_negatives of its own; remove one")
+            self.couples, self.helpers, self.borrows = ("mixed.embedding", "text.mixed_embedding"), (self.mixer,), True
         self.hard_negatives = hard_negatives
         self.false_negatives: Literal["mask", "keep"] = false_negatives
+        self.momentum, self.soft, self.ramp = momentum, soft, ramp
+        self.queue: FeatureQueue | None = None
+        self._new: tuple[Tensor, Tensor, Tensor | None, int] | None = None  # of the step that is being taken
         if hard_negatives:
             self.couples = (*self.couples, "negatives.embedding")
+        if momentum:
+            if mixup:
+                raise DiptychError("objective info_nce: mixup has no momentum keys; remove it, or `momentum`")
+            if hard_negatives:
+                raise DiptychError("objective info_nce: hard_negatives have no momentum keys; remove them, or `momentum`")
+            self.couples = (*self.couples, f"{momentum}:image.embedding", f"{momentum}:text.embedding")
+            self.register_buffer("seen", torch.zeros((), dtype=torch.long))  # samples, for the ramp
+            self.queue = FeatureQueue(queue, model.embed_dim) if queue else None
+        elif soft or ramp or queue:
+            raise DiptychError("objective info_nce: soft, ramp and queue need a momentum copy; set momentum to a teacher's name")
+
+    @property
+    def alpha(self) -> float:
+        """The share of the soft targets now."""
+        return self.soft * (min(1.0, int(self.seen) / self.ramp) if self.ramp else 1.0)
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
+        if self.momentum:
+            return self._beside_copy(p)
+        if self.mixer is not None:
+            share, _ = self.mixer.draw()
+            image, text = p["mixed.embedding"], p["text.mixed_embedding"]
+            if share < 1:
+                with torch.autocast(image.device.type, enabled=False):
+                    return mixed_info_nce(image, text, self.scale, share, meanings(p, self.false_negatives), p.rows)
+        else:
+            image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         negatives = negatives_of(p) if self.hard_negatives else None
         tiled = p.size * (p.size if p.rows is None else p.rows.stop - p.rows.start) >= TILED_FROM
         loss = tiled_info_nce if tiled else info_nce
-        image, text = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING]  # outside the float32 context: the towers keep their precision
         with torch.autocast(image.device.type, enabled=False):
             return loss(image, text, self.scale, meanings(p, self.false_negatives), negatives, p.rows)
+
+    def _beside_copy(self, p: Pass) -> Tensor:
+        """The loss with the momentum copy's embeddings as keys."""
+        image, text, meaning = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING], meanings(p, self.false_negatives)
+        keys = [p[f"{self.momentum}:{name}"].detach() for name in (IMAGE_EMBEDDING, TEXT_EMBEDDING)]
+        if torch.is_grad_enabled():  # not in validation
+            self._new = (keys[0], keys[1], meaning, p.size)
+        key_meaning = meaning
+        if self.queue is not None:
+            *held, held_meaning = self.queue.entries()
+            keys = [torch.cat([new, old]) for new, old in zip(keys, held, strict=True)]
+            key_meaning = None if meaning is None else torch.cat([meaning, held_meaning])
+        with torch.autocast(image.device.type, enabled=False):
+            return momentum_info_nce(image, text, keys[0], keys[1], self.scale, self.alpha, meaning, key_meaning, p.rows)
+
+    def after_step(self, total: Callable[..., list[float]]) -> None:
+        """Limit the scale; put the step's momentum embeddings into the queue; draw anew what is mixed."""
+        super().after_step(total)
+        if self.mixer is not None:
+            self.mixer.next()
+        if self._new is not None:
+            image, text, meaning, n = self._new
+            if self.queue is not None:
+                self.queue.push(image, text, meaning)
+            self.seen += n
+            self._new = None
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the log, such as a temperature."""
+        return {**super().metrics(), **({"soft": self.alpha} if self.soft else {})}
 
 
 class Sigmoid(Objective):

@@ -6,10 +6,11 @@ FILIP (Yao et al. 2022, §3.1). Shapes: B batch, M images and K texts, N image t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +18,7 @@ from diptych.core.encodings import TEXT, TEXT_EMBEDDING
 from diptych.models.fusion.qformer import best_query
 from diptych.objectives.base import Scaled
 from diptych.objectives.contrastive import meanings, same_meaning
+from diptych.objectives.maskvlm import words_of
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
@@ -51,10 +53,45 @@ def _best(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return by_image, by_text
 
 
+def pair_similarity(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``late_similarity`` of aligned pairs: image [P, N, E], text [P, T, E], mask [P, T] → [P], [P]."""
+    similarity = torch.einsum("pne,pte->pnt", image, text)
+    by_image = similarity.masked_fill(~mask[:, None], -math.inf).amax(2).mean(1)
+    return by_image, (similarity.amax(1) * mask).sum(1) / mask.sum(1)
+
+
+def best_matches(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """How well each token's best match among all tokens of the other side fits it: of image tokens [M, N], of text tokens [K, T].
+    Tokens outside ``mask`` match nothing and have −∞. Without gradients.
+    """
+    rows = max(1, CHUNK // max(1, image.shape[1] * text.shape[0] * text.shape[1]))
+    words = text[mask]  # [W, E]
+    of_image, of_words = [], words.new_full((len(words),), -math.inf)
+    with torch.no_grad():
+        for piece in torch.split(image.detach(), rows):
+            similarity = piece @ words.detach().T  # [M', N, W]
+            of_image.append(similarity.amax(2))
+            of_words = torch.maximum(of_words, similarity.amax((0, 1)))
+    of_text = text.new_full(mask.shape, -math.inf)
+    of_text[mask] = of_words
+    return torch.cat(of_image), of_text
+
+
+def kept_count(share: float, counts: Tensor) -> Tensor:
+    """How many of ``counts`` tokens a share of them is: rounded up, so never none of some; int64 as ``counts``."""
+    return (counts.double() * share - 1e-6).ceil().long().clamp(min=1)
+
+
 class LateInteraction(Scaled):
     """InfoNCE over ``late_similarity``, each direction with its own side's similarity, with CLIP's learned scale.
 
-    false_negatives: as in ``InfoNCE``.
+    side: the similarity by which a trained model chooses: ``own``, as published: a text for an image by the image's, an image for a
+    text by the text's; ``mean``: both by the mean of the two.
+    keep: the share of each image's and each text's tokens that takes part in training: those with the best match among all tokens
+    of the other side in the batch (Yao et al. 2022, §3.1, keep 25 % of them, chosen among the samples of one device before features
+    are exchanged; here they are chosen from the whole batch, so that their choice does not depend on the number of processes). A
+    trained model uses all tokens.
+    special: whether [BOS] and [EOS] count as words. false_negatives: as in ``InfoNCE``.
     """
 
     couples: tuple[str, ...] = ("image.token_embedding", "text.token_embedding")
@@ -69,15 +106,21 @@ class LateInteraction(Scaled):
         temperature: float = 0.07,
         max_scale: float = 100.0,
         false_negatives: Literal["mask", "keep"] = "mask",
+        side: Literal["own", "mean"] = "mean",
+        keep: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        special: bool = True,
     ):
         super().__init__(model, temperature=temperature, max_scale=max_scale)
         self.false_negatives: Literal["mask", "keep"] = false_negatives
+        self.two_sided, self.keep, self.special = side == "own", keep, special
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
-        image, text, mask, rows = p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask, p.rows
+        image, text, mask, rows = p["image.token_embedding"], p["text.token_embedding"], self.words(p), p.rows
         own = rows or slice(0, len(image))
         with torch.autocast(image.device.type, enabled=False):
+            if self.keep < 1:
+                image, text, mask = self.kept(p, image, text, mask)
             if rows is None:
                 by_image, by_text = late_similarity(image, text, mask)
             else:
@@ -85,26 +128,64 @@ class LateInteraction(Scaled):
                 by_text = late_similarity(image, text[own], mask[own])[1]
             return late_loss(by_image * self.scale, by_text.T * self.scale, own.start, self.same(p))
 
+    def words(self, p: Pass) -> Tensor:
+        """The text tokens that count, [B, T] bool. A text without a word counts with its special tokens."""
+        mask = p[TEXT].mask
+        if self.special:
+            return mask
+        words = words_of(p[TEXT].ids, mask)
+        return torch.where(words.any(1, keepdim=True), words, mask)
+
+    def kept(self, p: Pass, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The share ``keep`` of the tokens of each image and text, and which of them are real: [B, n, E], [B, t, E], [B, t]."""
+        if p.rows is None:
+            of_image, of_text = best_matches(image, text, mask)
+        else:  # each process judges the tokens of its own samples, and they tell each other
+            of_image = p.everyones(best_matches(image[p.rows], text, mask)[0])
+            of_text = p.everyones(best_matches(image, text[p.rows], mask[p.rows])[1])
+        n = int(kept_count(self.keep, torch.tensor(image.shape[1])))
+        counts = kept_count(self.keep, mask.sum(1))
+        best_image, best_text = of_image.topk(n, 1).indices, of_text.topk(int(counts.max()), 1).indices
+        real = torch.arange(best_text.shape[1], device=counts.device) < counts[:, None]
+        return _rows(image, best_image), _rows(text, best_text), real
+
     def same(self, p: Pass) -> Tensor | None:
         """[R, B] bool, True for other samples whose captions mean the same; None if none is left out."""
         return same_meaning(meanings(p, self.false_negatives), p.rows)
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
-        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
+        """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]. With ``side: own``, for
+        the choice of a text.
+        """
         return self.scores(p.pairs(image=images, text=texts))
 
+    def pair_sides(self, p: Pass, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """The image's similarity, and the text's: [P] each."""
+        return self.sides(p.pairs(image=images, text=texts))
+
     def scores(self, p: Pass) -> Tensor:
-        """How well text i fits image i, the mean of both sides' similarities: [B]."""
-        mask = p[TEXT].mask
-        similarity = torch.einsum("bne,bte->bnt", p["image.token_embedding"], p["text.token_embedding"])
-        by_image = similarity.masked_fill(~mask[:, None], -math.inf).amax(2).mean(1)
-        by_text = (similarity.amax(1) * mask).sum(1) / mask.sum(1)
-        return (by_image + by_text) / 2
+        """How well text i fits image i: [B]."""
+        return self._one(*self.sides(p))
+
+    def sides(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """Of image i and text i: the image's similarity and the text's, [B] each."""
+        return pair_similarity(p["image.token_embedding"], p["text.token_embedding"], self.words(p))
 
     def all_scores(self, p: Pass) -> Tensor:
         """``pair_scores`` of every image with every text, M images and N texts: [M, N]."""
-        by_image, by_text = late_similarity(p["image.token_embedding"], p["text.token_embedding"], p[TEXT].mask)
-        return (by_image + by_text) / 2
+        return self._one(*self.all_sides(p))
+
+    def all_sides(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """The image's similarity and the text's, of every image with every text: [M, N] each."""
+        return late_similarity(p["image.token_embedding"], p["text.token_embedding"], self.words(p))
+
+    def _one(self, by_image: Tensor, by_text: Tensor) -> Tensor:
+        return by_image if self.two_sided else (by_image + by_text) / 2
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, N, E], index [B, n] → [B, n, E]"""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
 class QueryContrast(LateInteraction):
@@ -113,6 +194,16 @@ class QueryContrast(LateInteraction):
     """
 
     couples = ("image.query_embedding", "text.embedding")
+
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        false_negatives: Literal["mask", "keep"] = "mask",
+    ):
+        super().__init__(model, temperature=temperature, max_scale=max_scale, false_negatives=false_negatives)
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""

@@ -8,7 +8,7 @@ captions, or texts without images (``data.unpaired``), the objectives of one mod
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diptych.core.batch import Images
 from diptych.core.encodings import IMAGE, IMAGE_CODES, TEXT
 from diptych.core.errors import DiptychError
-from diptych.models.vision.drawn import random_keep
+from diptych.models.vision.drawn import random_blocks, random_keep
 from diptych.objectives.base import Objective
 from diptych.objectives.maskvlm import hidden_counts, mask_words, words_of
 
@@ -45,11 +45,14 @@ def alone(p: Pass, kind: str) -> str:
 
 
 class _Codes(Objective):
-    """Base class of objectives on image codes: checks that the grids agree, and chooses the hidden patches."""
+    """Base class of objectives on image codes: checks that the grids agree, and chooses the hidden patches.
+
+    share: of the patches hidden. blocks: in rectangles, as BEiT and FLAVA hide them (``random_blocks``); else each by itself.
+    """
 
     parts: tuple[str, ...] = ("vision", "quantizer")
 
-    def __init__(self, model: VLM, share: float):
+    def __init__(self, model: VLM, share: float, blocks: bool):
         super().__init__(model)
         vision, quantizer = model.part("vision"), model.part("quantizer")
         if getattr(vision, "mask_token", None) is None:
@@ -62,20 +65,23 @@ class _Codes(Objective):
                 "the same patch"
             )
         self.share, self.n = share, vision.tokens
+        self.side = vision.grid if blocks else 0  # of the grid that is hidden in blocks
         self._vision = [vision]  # in a list: shared, not owned
 
     def hide(self, B: int, device: torch.device) -> Tensor:
         """[B, N] bool, the same number in every image."""
+        if self.side:
+            return random_blocks(B, self.side, self.share, device)
         return random_keep(B, self.n, self.share, device)[1]
 
 
 class MaskedCodes(_Codes):
-    """Hidden patches from the other patches alone (MIM)."""
+    """Hidden patches from the other patches alone (MIM). share, blocks: as in ``_Codes``; 0.4 and true in FLAVA."""
 
     needs = ("image.tokens", "image.codes", "image", "unpaired_image?")
 
-    def __init__(self, model: VLM, *, share: float = 0.4):
-        super().__init__(model, share)
+    def __init__(self, model: VLM, *, share: float = 0.4, blocks: bool = False):
+        super().__init__(model, share, blocks)
         vision = model.part("vision")
         self.head = prediction_head(vision.width, model.part("quantizer").vocabulary, vision)
         self.borrows = vision.transformer.bare  # its last norm
@@ -97,15 +103,18 @@ class MaskedCodes(_Codes):
 
 
 class MaskedText(Objective):
-    """Hidden words from the other words alone (MLM)."""
+    """Hidden words from the other words alone (MLM). share: of the words hidden; replace: what is put in their places, as in
+    ``mask_words`` (``bert`` in FLAVA's code). end: whether [EOS] is hidden like a word, as in runs of older formats.
+    """
 
     parts = ("text",)
     needs = ("text.tokens", "text", "unpaired_text?")
     predicts_text = True
 
-    def __init__(self, model: VLM, *, share: float = 0.15, end: bool = False):
+    def __init__(self, model: VLM, *, share: float = 0.15, replace: Literal["mask", "bert"] = "mask", end: bool = False):
         super().__init__(model)
         self.share, self.end = share, end
+        self.replace: Literal["mask", "bert"] = replace
         text = model.part("text")
         self._text = [text]  # in a list: shared, not owned
         self.head = prediction_head(text.width, text.embedding.num_embeddings, text)
@@ -115,7 +124,8 @@ class MaskedText(Objective):
         """The loss of a batch, a scalar."""
         field = alone(p, "text")
         text = p[field]
-        ids, hidden = mask_words(text.ids, text.mask, self.share, end=self.end)
+        words = self._text[0].embedding.num_embeddings
+        ids, hidden = mask_words(text.ids, text.mask, self.share, self.replace, words, self.end)
         x = p.view(**{field: replace(text, ids=ids)})[f"{field}.tokens"].tokens
         return F.cross_entropy(self.head(normed(self._text[0], x[hidden])).float(), text.ids[hidden])
 
@@ -128,18 +138,31 @@ class MaskedText(Objective):
 
 
 class MaskedBoth(_Codes):
-    """Hidden patches and hidden words of a pair at once, from the rest of both (MMM). Each pair's mean counts the same.
+    """Hidden patches and hidden words of a pair at once, from the rest of both (MMM). Each pair's mean counts the same; all pairs
+    belong together.
 
-    batch_share: the part of the batch that is masked in this way.
+    share, blocks: of the patches, as in ``_Codes``; text_share, replace, end: of the words, as in ``MaskedText``. batch_share: the
+    part of the batch that is masked in this way.
     """
 
     parts = ("vision", "quantizer", "text", "fusion")
     needs = ("text.fused", "image.fused", "image.codes", "image", "text")
     predicts_text = True
 
-    def __init__(self, model: VLM, *, share: float = 0.4, text_share: float = 0.3, batch_share: float = 1.0, end: bool = False):
-        super().__init__(model, share)
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        share: float = 0.4,
+        text_share: float = 0.15,
+        batch_share: float = 1.0,
+        blocks: bool = False,
+        replace: Literal["mask", "bert"] = "mask",
+        end: bool = False,
+    ):
+        super().__init__(model, share, blocks)
         self.text_share, self.batch_share, self.end = text_share, batch_share, end
+        self.replace: Literal["mask", "bert"] = replace
         width, text = model.part("fusion").width, model.part("text")
         self.image_head = prediction_head(width, model.part("quantizer").vocabulary, model.part("vision"))
         self.text_head = prediction_head(width, text.embedding.num_embeddings, text)
@@ -148,7 +171,8 @@ class MaskedBoth(_Codes):
         """The loss of a batch, a scalar."""
         rows = p.some(self.batch_share)
         text, pixels = p[TEXT][rows], p[IMAGE].floats[rows]
-        ids, words = mask_words(text.ids, text.mask, self.text_share, end=self.end)
+        vocabulary: Any = self.text_head[-1].out_features
+        ids, words = mask_words(text.ids, text.mask, self.text_share, self.replace, vocabulary, self.end)
         patches = self.hide(len(ids), ids.device)
         view = p.view(text=replace(text, ids=ids), image=Images(pixels, hidden=patches))
         x = view["image.fused"].tokens[:, self._vision[0].extra :][patches]

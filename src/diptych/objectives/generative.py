@@ -13,6 +13,7 @@ from diptych.core.encodings import TEXT, TEXT_LOGITS, Key
 from diptych.objectives.base import Objective
 
 if TYPE_CHECKING:
+    from diptych.core.batch import Texts
     from diptych.core.encodings import Pass
     from diptych.models.vlm import VLM
 
@@ -22,22 +23,35 @@ def token_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
 
 
-def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over all real tokens of the batch, so that a caption weighs in proportion to its length.
+Per = Literal["token", "sample"]
+
+
+def next_token_loss(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: float = 0.0, per: Per = "token") -> Tensor:
+    """Cross-entropy of all real tokens of the batch: their mean, or with ``per`` ``sample`` the sum of each text's tokens, averaged
+    over texts. In both a text weighs in proportion to its length; the second is larger by the mean length, so it weighs more next
+    to other objectives.
 
     logits: [B, T, V]; targets: [B, T]; mask: [B, T] bool, True at tokens to be learned. smoothing: the share of the target that is
     spread over the whole vocabulary (Szegedy et al. 2016, §7).
     """
     losses = F.cross_entropy(logits[mask].float(), targets[mask], reduction="sum", label_smoothing=smoothing)
-    return losses / mask.sum().clamp(min=1)
+    return losses / terms_of(mask, per)
+
+
+def terms_of(mask: Tensor, per: Per) -> int:
+    """What a sum of token losses is divided by: the number of real tokens, or of texts; at least 1. mask: [B, T] bool."""
+    return max(1, int(mask.sum()) if per == "token" else len(mask))
 
 
 class NextToken(Objective):
     """Captioning: every token after [BOS] from the image and the tokens before it (CoCa's and LLaVA's generative loss). BLIP
     smooths labels by 0.1.
 
+    per: ``token``: the mean over all tokens, as in LLaVA's code; ``sample``: each caption's tokens are summed, captions averaged
+    (Ak et al., equation 2).
     writer: the part that gives the logits; None: the one that provides ``text.logits`` (``encodings`` of the recipe, if there are
-    two).
+    two). image: False: from the text alone, as language models are trained (``text.blind_logits``). after: only tokens behind the
+    first occurrence of this piece of text count, such as those of a completion; all tokens of a text without it, and "" for all.
     """
 
     predicts_text = True
@@ -48,22 +62,41 @@ class NextToken(Objective):
         *,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         writer: Literal["lm", "decoder"] | None = None,
+        per: Per = "token",
+        image: bool = True,
+        after: str = "",
     ):
         super().__init__(model)
-        self.label_smoothing = label_smoothing
-        self.logits = Key[Tensor](f"text.logits@{writer}" if writer else "text.logits")
+        self.label_smoothing, self.per = label_smoothing, per
+        name = "text.logits" if image else "text.blind_logits"
+        self.logits = Key[Tensor](f"{name}@{writer}" if writer else name)
         self.needs = (self.logits, "text")
+        self.mark: list[int] = model.tokenizer.pieces([after])[0] if after else []
+
+    def learned(self, text: Texts) -> Tensor:
+        """Which tokens count, [B, T − 1] bool: those after [BOS], or behind the mark."""
+        real = text.mask[:, 1:]
+        if not self.mark:
+            return real
+        n = len(self.mark)
+        found = torch.zeros_like(text.mask)
+        if text.ids.shape[1] >= n:
+            windows = text.ids.unfold(1, n, 1)
+            found[:, n - 1 :] = (windows == text.ids.new_tensor(self.mark)).all(-1)  # at its last token
+        behind = found.cumsum(1)[:, :-1] > 0
+        return real & (behind | ~found.any(1, keepdim=True))
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         text = p[TEXT]
-        return next_token_loss(p[self.logits], text.ids[:, 1:], text.mask[:, 1:], self.label_smoothing)
+        return next_token_loss(p[self.logits], text.ids[:, 1:], self.learned(text), self.label_smoothing, self.per)
 
     def terms(self, p: Pass) -> int:
         """How many terms ``forward`` is the mean of, so that pieces of a batch are weighed as the whole would be; 0: nothing to
         do.
         """
-        return int(p[TEXT].mask[:, 1:].sum())
+        mask = self.learned(p[TEXT])
+        return terms_of(mask, self.per) if bool(mask.any()) else 0
 
 
 def improbability(log_p: Tensor, alpha: float) -> Tensor:
@@ -82,29 +115,30 @@ def averaging_one(weights: Tensor, mask: Tensor) -> Tensor:
 
 class PriorNextToken(NextToken):
     """Captioning in which a token weighs more, the less the language model expects it without the image (PRIOR, 2025: tokens that
-    depend on the picture are improbable under a text-only reference). The paper's reference was trained on the captions; ours is
-    the same language model on the text alone. Weights carry no gradient.
+    depend on the picture are improbable under a text-only reference). Weights carry no gradient.
 
     The weights of a caption average 1, so a caption of k tokens counts as much as in plain captioning: its loss is
     −Σ_i k·w_i / Σ_j w_j · log p_i.
-    alpha: sharpness; 0 is plain captioning. The sum of weighted losses is divided by the number of tokens.
+    alpha: sharpness; 0 is plain captioning. per: as in plain captioning. reference: the name of a teacher, in the paper the
+    language model trained on the captions alone; ``self``: this language model as it is, on the text alone.
     """
 
     parts = ("lm",)
 
-    def __init__(self, model: VLM, *, alpha: float = 1.0):
-        super().__init__(model)
+    def __init__(self, model: VLM, *, alpha: float = 1.0, reference: str = "self", per: Per = "token"):
+        super().__init__(model, per=per)
         self.alpha = alpha
-        self.needs = (*self.needs, "text.blind_logits")
+        self.blind = "text.blind_logits" if reference == "self" else f"{reference}:text.blind_logits"
+        self.needs = (*self.needs, self.blind)
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         targets, mask = p[TEXT].ids[:, 1:], p[TEXT].mask[:, 1:]
         with torch.no_grad():
-            blind = token_log_probabilities(p["text.blind_logits"], targets)
+            blind = token_log_probabilities(p[self.blind], targets)
             weights = averaging_one(improbability(blind, self.alpha), mask)
         losses = -token_log_probabilities(p[self.logits], targets)
-        return (weights * losses).sum() / mask.sum().clamp(min=1)
+        return (weights * losses).sum() / terms_of(mask, self.per)
 
 
 def caption_log_likelihood(p: Pass) -> Tensor:

@@ -31,7 +31,7 @@ def mixed_embeddings(query: Tensor, key: Tensor, value: Tensor, temperature: flo
 
     query [N, H, d], key and value [M, H, K, d] → [M, N, H·d], before the output layer.
     """
-    weights = torch.softmax(torch.einsum("nhd,mhkd->mnhk", query, key) / temperature, -1)
+    weights = torch.softmax(torch.einsum("nhd,mhkd->mnhk", query / temperature, key), -1)  # the queries are far fewer numbers
     return torch.einsum("mnhk,mhkd->mnhd", weights, value).flatten(2)
 
 
@@ -80,8 +80,9 @@ class Contextual(Objective):
         return torch.cat(parts)
 
     def _piece(self, query: Tensor, key: Tensor, value: Tensor, text: Tensor) -> Tensor:
-        image = F.normalize(self.out(mixed_embeddings(query, key, value, self.temperature)), dim=-1)
-        return torch.einsum("mne,ne->mn", image, text)
+        image = self.out(mixed_embeddings(query, key, value, self.temperature))  # [M, N, E], far more numbers than the cosines
+        cosines: Tensor = torch.einsum("mne,ne->mn", image, text) / image.norm(dim=-1).clamp(min=1e-12)
+        return cosines
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 
 class Score:
-    """Subclasses take the model. needs: encodings and fields that it reads. scores_all: whether ``all_scores`` is cheap
-    (``Objective``).
+    """Subclasses take the model. needs: encodings and fields that it reads. scores_all: whether ``all_scores`` is cheap; two_sided:
+    whether it has ``pair_sides`` and ``all_sides`` (``Objective``).
     """
 
     needs: tuple[str, ...] = ()
     scores_all = False
+    two_sided = False
 
     def __init__(self, model: VLM):
         pass
@@ -43,6 +44,14 @@ class Score:
 
     def all_scores(self, p: Pass) -> Tensor:
         """Every image with every text, [M, N]."""
+        raise NotImplementedError
+
+    def pair_sides(self, p: Pass, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Objective.pair_sides``."""
+        raise NotImplementedError
+
+    def all_sides(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """As ``Objective.all_sides``."""
         raise NotImplementedError
 
 
@@ -111,9 +120,11 @@ BY_OBJECTIVE = {
 
 
 def score_of(name: str, model: VLM, objectives: Iterable[nn.Module]) -> Score | Objective | None:
-    """The score of the recipe; None for similarity if there are no embeddings at all, as with a quantizer. DiptychError if nothing
-    in the recipe can compute it.
+    """The score of the recipe; None for ``none`` (a language model alone), and for similarity if there are no embeddings at all, as
+    with a quantizer. DiptychError if nothing in the recipe can compute it.
     """
+    if name == "none":
+        return None
     for objective in objectives:
         if isinstance(objective, Objective) and objective.scores_as == name:
             return objective

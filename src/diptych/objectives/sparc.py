@@ -51,14 +51,25 @@ def grouped_loss(groups: Tensor, text: Tensor, mask: Tensor, scale: Tensor | flo
 class GroupedTokens(Scaled):
     """SPARC's fine-grained loss, within each sample; used together with ``info_nce``, which compares whole images and captions.
 
+    All real tokens of a caption count, [BOS] and [EOS] among them; padding does not.
     threshold: the least similarity of a patch in a token's group; None: 1 / the number of patches, as in the paper.
+    scale_of: the name of an objective with a learned scale, which this one then uses too; the paper has one inverse temperature for
+    both losses. "": a scale of its own.
     """
 
     needs = ("image.projected", "text.projected", "text")
 
-    def __init__(self, model: VLM, *, temperature: float = 0.07, max_scale: float = 100.0, threshold: float | None = None):
+    def __init__(
+        self,
+        model: VLM,
+        *,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+        threshold: float | None = None,
+        scale_of: str = "",
+    ):
         super().__init__(model, temperature=temperature, max_scale=max_scale)
-        self.threshold = threshold
+        self.threshold, self.scale_of = threshold, scale_of
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""

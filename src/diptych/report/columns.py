@@ -21,7 +21,7 @@ SIGNIFICANT = 0.05
 FURTHER = "Further tasks"  # those that run only on request, with the metrics that represent them
 FURTHER_METRICS = {
     "winoground": ("group",), "spec": ("image-to-text", "text-to-image"), "redteam": ("harmful",), "chair": ("chair_i",),
-    "bias": ("naming",), "embedding": (), "retrieval": (), "captions": (),
+    "bias": ("naming",), "completion": ("exact",), "embedding": (), "retrieval": (), "captions": (),
 }  # fmt: skip
 
 

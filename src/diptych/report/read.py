@@ -18,7 +18,10 @@ from diptych.training.run_files import EvaluationFiles, RunFiles, run_directorie
 Content = TypeVar("Content")
 
 Key = tuple[str, str]  # task, metric
-COUNTED = ("seconds", "samples", "tokens", "flops", "steps", "parameters", "trainable_parameters", "peak_memory_bytes")
+COUNTED = (
+    "seconds", "samples", "tokens", "flops", "pretraining_flops", "steps",
+    "parameters", "trainable_parameters", "peak_memory_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

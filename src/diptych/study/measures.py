@@ -56,7 +56,7 @@ def deja_vu(
     of_reference = _deja_vu(runs.path(reference, seed), data, members, public, neighbours, shown)
     a, b = (scores["recall" if of in ("recall", "prg") else "precision"] for scores in (of_arm, of_reference))
     items = population_gap(a, b) if of in ("prg", "ppg") else a - b
-    return _of_items(of_arm["items"], items, {"ours": a.tolist(), "reference": b.tolist()})
+    return _of_items(of_arm["items"], items, {"ours": a.tolist(), "reference": b.tolist()}, limits=(-1.0, 1.0))
 
 
 @lru_cache(maxsize=64)
@@ -163,7 +163,7 @@ def frequency(
         influence = x * (accuracy - accuracy.mean() - slope * x) * len(x) / (x @ x)
         return _of_items(names, slope + influence, more)
     r, n = (correlation(counts, accuracy), len(names)) if of == "r" else (binned_correlation(counts, accuracy), len(bins))
-    return Measured(r, error=(1 - r * r) / np.sqrt(max(n - 3, 1)), more=more)
+    return Measured(r, error=(1 - r * r) / np.sqrt(max(n - 3, 1)), more=more, range=(-1.0, 1.0))
 
 
 _LOOKED_AT = 5000
@@ -233,7 +233,8 @@ def habit(
         "blind": scores["blank"][:, 0] - scores["blank"][:, 1],
     }[of]
     credit = np.where(prefers > 0, 1.0, np.where(prefers < 0, 0.0, 0.5))
-    return _of_items(list(items), credit, clusters={name: name.partition("/")[0] for name in items})  # a concept has one habit
+    habits = {name: name.partition("/")[0] for name in items}  # a concept has one habit
+    return _of_items(list(items), credit, clusters=habits, limits=(0.0, 1.0))
 
 
 @lru_cache(maxsize=2)
@@ -262,7 +263,11 @@ def _habit_scores(path: Path, data: str, n: int) -> dict[str, Any]:
 
 
 def _of_items(
-    names: Sequence[str], values: np.ndarray, more: dict[str, Any] | None = None, clusters: dict[str, str] | None = None
+    names: Sequence[str],
+    values: np.ndarray,
+    more: dict[str, Any] | None = None,
+    clusters: dict[str, str] | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
 ) -> Measured:
     items = {name: float(v) for name, v in zip(names, values, strict=True)}
-    return Measured(float(np.mean(values)), items, clusters or {}, more=more or {})
+    return Measured(float(np.mean(values)), items, clusters or {}, more=more or {}, range=limits)

@@ -20,7 +20,7 @@ import yaml
 from diptych.benchmarks.records import write_json
 from diptych.benchmarks.statistics import holm
 from diptych.comparison.jobs import Job, budget_each, run_jobs, share_out, why_failed
-from diptych.comparison.run import Evaluation, RecipeJob
+from diptych.comparison.run import Evaluation, RecipeJob, run_backbones
 from diptych.config.recipe import Recipe, load_recipe
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.files import read_json, write_text
@@ -30,6 +30,7 @@ from diptych.study.measure import MeasureJob, functions_of
 from diptych.study.runs import Runs
 from diptych.study.schema import Claim, Measure, Study, names_in
 from diptych.study.verdict import OPEN, Verdict, decide, estimate
+from diptych.training.backbones import folder_beside
 
 
 def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
@@ -41,6 +42,7 @@ def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:
     data = {name: _data(study, name, out) for name in study.arms}
     planned, side_by_side = plan(study, runs, data, jobs)
     write_text(out / "study.yaml", yaml.safe_dump(study.to_data(), sort_keys=False, allow_unicode=True))
+    run_backbones(planned, side_by_side)
     failed: list[Job] = run_jobs(planned, side_by_side)
     lost = {(job.arm, job.seed) for job in failed if isinstance(job, ArmJob)}
     runs.forget_reasons()
@@ -113,7 +115,7 @@ def plan(study: Study, runs: Runs, data: dict[str, str], jobs: int | None) -> tu
             budget = budget_each(study.arms[name].budget or study.budget, side_by_side)
             recipe = _recipe(study, name, data[name], seed).model_copy(update={"budget": budget})
             path, label = runs.path(name, seed), f"{name} s{seed}" if study.seeds > 1 else name
-            job = ArmJob(label, path, threads, recipe, _evaluations(runs, name), name, seed)
+            job = ArmJob(label, path, threads, recipe, _evaluations(runs, name), name, seed, backbones=folder_beside(runs.folder))
             job.check_same()
             planned.append(job)
     return planned, side_by_side
@@ -208,8 +210,8 @@ def _measure(runs: Runs, name: str) -> dict[str, Any]:
 def _spent(runs: Runs, arm: str) -> dict[str, float]:
     """Means over the seeds that were trained."""
     rows = [row for s in range(runs.study.seeds) if (row := runs.spent(arm, s))]
-    keys = ("seconds", "samples", "flops", "parameters")
-    return {k: sum(row[k] for row in rows) / len(rows) for k in keys} if rows else {}
+    keys = ("seconds", "samples", "flops", "parameters", "pretraining_flops")
+    return {k: sum(row[k] for row in rows) / len(rows) for k in keys if all(k in row for row in rows)} if rows else {}
 
 
 def figures(runs: Runs) -> list[tuple[str, str]]:

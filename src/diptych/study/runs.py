@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,8 @@ class Runs:
                 raise DiptychError("not measured: the run failed")
             if "reason" in kept:
                 raise DiptychError(kept["reason"])
-            return Measured(**kept["measured"])
+            found = Measured(**kept["measured"])
+            return found if measure.range is None else replace(found, range=measure.range)
         return _of_records(self.files(arm, seed).evaluation(self.folders[name]), measure)
 
     @cached_property
@@ -143,6 +144,7 @@ def _task_name(address: str) -> str:
 
 
 def _of_records(evaluation: EvaluationFiles, measure: Measure) -> Measured:
+    from diptych.benchmarks.metric_names import metric_range
     from diptych.benchmarks.results import credits
     from diptych.benchmarks.tasks import task
 
@@ -154,13 +156,14 @@ def _of_records(evaluation: EvaluationFiles, measure: Measure) -> Measured:
     if reason := evaluation.skipped().get(name):
         raise DiptychError(reason)
     records = evaluation.records(name)
+    limits = measure.range or metric_range(measure.metric, measure.share)
     if measure.control:
         items = {r["item"]: r[measure.control][measure.metric] for r in records if measure.metric in (r.get(measure.control) or {})}
     else:
         items = getattr(measured_task, "credits", credits)(records).get(measure.metric, {})
     if items:
         clusters = {r["item"]: str(r["cluster"]) for r in records}
-        return Measured(sum(items.values()) / len(items), items, {i: clusters[i] for i in items})
+        return Measured(sum(items.values()) / len(items), items, {i: clusters[i] for i in items}, range=limits)
     results = {r["metric"]: r for r in evaluation.results() if r["task"] == name}
     result = results.get(measure.metric)
     if result is None or measure.control:
@@ -168,4 +171,4 @@ def _of_records(evaluation: EvaluationFiles, measure: Measure) -> Measured:
     if result["value"] is None:
         raise DiptychError("not a number")
     bounds = result["low"], result["high"]
-    return Measured(result["value"], error=None if None in bounds else (bounds[1] - bounds[0]) / 3.92)
+    return Measured(result["value"], error=None if None in bounds else (bounds[1] - bounds[0]) / 3.92, range=limits)

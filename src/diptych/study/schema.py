@@ -52,6 +52,7 @@ class Measure(Strict):
     options: Options  # of the function
     data: str | None = None  # the data of the task; None: the study's eval_data, else the test part of the training data
     share: bool = True  # values are shares in [0, 1], shown as percentages
+    range: tuple[float | None, float | None] | None = None  # of its values; None: of the metric, or as the function says
     arms: Annotated[list[str], Field(default_factory=list)]  # measured on these only; empty: on all
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class Measured:
     """One measure of one run.
 
     items: {item: credit} with the mean ``value``, if the measure is a mean over items. clusters: the group of each item, where
-    items are not independent. error: the standard error of other measures, if it is known. more: data for figures.
+    items are not independent. error: the standard error of other measures, if it is known. more: data for figures. range: the least
+    and the greatest value that the measure can have; None: no limit. Intervals stay within it.
     """
 
     value: float
@@ -34,6 +35,7 @@ class Measured:
     clusters: Mapping[str, str] = field(default_factory=dict)
     error: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
+    range: Sequence[float | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,29 @@ class Verdict:
 
 
 def estimate(runs: Sequence[Measured], minus: Sequence[Measured] | float = 0.0, share: bool = True) -> Estimate:
-    """The mean over the seeds of one arm, or its difference from another arm (seeds in the same order) or from a number."""
+    """The mean over the seeds of one arm, or its difference from another arm (seeds in the same order) or from a number.
+
+    Its interval ends where the range of the measure ends: that of a share is within [0, 1], that of a difference of shares within
+    [−1, 1]. Student's t knows nothing of such limits, and with few seeds or clusters it would go beyond them.
+    """
+    found = _estimate(runs, minus, share)
+    low, high = _limits(runs)
+    less, more = (float(minus),) * 2 if isinstance(minus, float | int) else _limits(minus)
+    if math.isnan(found.low):
+        return found
+    return replace(found, low=max(found.low, low - more), high=min(found.high, high - less))
+
+
+def _limits(runs: Sequence[Measured]) -> tuple[float, float]:
+    """The range of the values of an arm."""
+    lows, highs = [run.range[0] for run in runs], [run.range[1] for run in runs]
+    return (
+        min(-math.inf if v is None else v for v in lows),
+        max(math.inf if v is None else v for v in highs),
+    )
+
+
+def _estimate(runs: Sequence[Measured], minus: Sequence[Measured] | float, share: bool) -> Estimate:
     if isinstance(minus, float | int):
         return _of([_shifted(run, float(minus)) for run in runs], share)
     if len(runs) != len(minus):

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from diptych.core.graph import declarations
 
 BUCKET = 32 * 2**20  # bytes of gradients averaged in one exchange
 PATIENCE = timedelta(minutes=10)  # after this a process that waits for a dead one gives up
+DIVISIONS = 8  # of the processes into groups; each needs channels of its own, so there are not as many as steps
 
 
 CPU = torch.device("cpu")
@@ -37,6 +39,9 @@ class Cluster:
     size: int = 1
     device: torch.device = CPU
     ours: bool = False  # whether this run set up the process group, and so also shuts it down
+    group: Any = None  # torch's process group, if these are some of a larger cluster's; None: all
+    ranks: tuple[int, ...] = ()  # of these in the larger cluster
+    _made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # groups that exist already
 
     @property
     def first(self) -> bool:
@@ -48,16 +53,17 @@ class Cluster:
         if self.size == 1:
             return x
         counts = [int(n) for n in self._all(torch.tensor([len(x)], device=self.device))]
-        return _gather(x, counts, self.rank)
+        return _gather(x, counts, self.rank, self.group)
 
     def _all(self, x: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous())
+        dist.all_gather(parts, x.contiguous(), group=self.group)
         return parts
 
     def pass_on(self, x: Tensor) -> Tensor:
         """Send x to the next process and receive the previous one's, of the same shape; gradients take the opposite way."""
-        return _pass_on(x, self.rank, self.size)
+        around = self.ranks or range(self.size)
+        return _pass_on(x, around[(self.rank + 1) % self.size], around[(self.rank - 1) % self.size])
 
     def total(self, *values: float) -> list[float]:
         """Each value summed over all processes."""
@@ -69,8 +75,24 @@ class Cluster:
 
     def _reduced(self, values: Iterable[float], how: Any) -> list[float]:
         x = torch.tensor(list(values), dtype=torch.float64, device=self.device)
-        dist.all_reduce(x, how)
+        dist.all_reduce(x, how, group=self.group)
         return x.tolist()
+
+    def among(self, size: int, step: int) -> Cluster:
+        """The group of ``size`` processes that this one belongs to at a step, as a cluster; 0, or all of them: this cluster.
+
+        All processes must ask for the same groups in the same order. DiptychError if they cannot be divided evenly.
+        """
+        if size in (0, self.size) or self.size == 1:
+            return self
+        if self.size % size:
+            raise DiptychError(f"objective group: {self.size} processes cannot be divided into groups of {size}; take a divisor")
+        division = grouping(self.size, size, step)
+        for ranks in division:
+            if ranks not in self._made:
+                self._made[ranks] = dist.new_group(list(ranks))
+        own = next(ranks for ranks in division if self.rank in ranks)
+        return Cluster(own.index(self.rank), size, self.device, group=self._made[own], ranks=own)
 
     def agree(self, value: Any) -> Any:
         """The first process's value, on every process."""
@@ -111,6 +133,15 @@ class Cluster:
             dist.destroy_process_group()
 
 
+def grouping(processes: int, size: int, step: int) -> list[tuple[int, ...]]:
+    """The ranks of 0 … processes − 1 in groups of ``size`` at a step: neighbours at every ``DIVISIONS``-th step, drawn at random,
+    always in the same way, at the steps between (grouped aggregation, M2-Encoder, Guo et al. 2024, arXiv:2401.15896).
+    """
+    turn = step % DIVISIONS
+    order = np.random.default_rng((turn, processes, size)).permutation(processes) if turn else np.arange(processes)
+    return [tuple(sorted(order[i : i + size].tolist())) for i in range(0, processes, size)]
+
+
 def join_cluster(device: torch.device) -> Cluster:
     """The processes that the launcher started, from its environment variables; a cluster of one if there are none."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -127,35 +158,35 @@ def join_cluster(device: torch.device) -> Cluster:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[int], rank: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, counts: list[int], rank: int, group: Any) -> Tensor:
         """x [n, …] of all processes in order of rank, [sum of counts, …]. Shorter ones are padded on the way."""
-        ctx.rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        ctx.rows, ctx.group = slice(sum(counts[:rank]), sum(counts[: rank + 1])), group
         longest = max(counts)
         padded = x if len(x) == longest else torch.cat([x, x.new_zeros((longest - len(x), *x.shape[1:]))])
         flags = padded.to(torch.uint8) if padded.dtype == torch.bool else padded
         parts = [torch.empty_like(flags) for _ in counts]
-        dist.all_gather(parts, flags.contiguous())
+        dist.all_gather(parts, flags.contiguous(), group=group)
         return torch.cat([p[:n] for p, n in zip(parts, counts, strict=True)]).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         """The gradient of this process's rows, summed over processes."""
         grad = grad.contiguous().clone()
-        dist.all_reduce(grad)  # gloo cannot scatter what it reduces
-        return grad[ctx.rows], None, None
+        dist.all_reduce(grad, group=ctx.group)  # gloo cannot scatter what it reduces
+        return grad[ctx.rows], None, None, None
 
 
 class _PassOn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rank: int, size: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, after: int, before: int) -> Tensor:
         """The x of the process before this one."""
-        ctx.rank, ctx.size = rank, size
-        return _exchange(x, (rank + 1) % size, (rank - 1) % size)
+        ctx.after, ctx.before = after, before
+        return _exchange(x, after, before)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         """The gradient of x, from the process after this one."""
-        return _exchange(grad, (ctx.rank - 1) % ctx.size, (ctx.rank + 1) % ctx.size), None, None
+        return _exchange(grad, ctx.before, ctx.after), None, None
 
 
 _gather: Callable[..., Tensor] = _Gather.apply  # which torch leaves without types

@@ -124,6 +124,10 @@ class _Everyones(Pass):
         """Only this process's own samples."""
         return self._own.renamed(self.names)
 
+    def everyones(self, x: Tensor) -> Tensor:
+        """The x [R, …] of every process about its own samples, in their order: [B, …]. Without gradients."""
+        return self._cluster.gather(x.detach())
+
     def around(self, x: Tensor, meaning: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
         """This process's x [B, E] and meaning [B], then those of each other process as they arrive around the ring: (x, meaning,
         whether they are its own).

@@ -9,7 +9,7 @@ the same ones as an uninterrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -57,10 +57,10 @@ class Share:
 
 
 class Pieces:
-    """One step's micro-batches on the device; they may be iterated over twice."""
+    """One step's micro-batches on the device; they may be iterated over twice. fields: those that the step reads; None: all."""
 
-    def __init__(self, share: Share, step: int):
-        self.share, self.step = share, step
+    def __init__(self, share: Share, step: int, fields: Collection[str] | None = None):
+        self.share, self.step, self.fields = share, step, fields
         self.held: list[Batch] | None = None
 
     def __len__(self) -> int:
@@ -73,11 +73,14 @@ class Pieces:
             for _ in share.bounds:
                 batch = next(share.stream)
                 self.held += [batch] if share.hold and len(self) > 1 else []
-                yield batch.to(share.device)
+                yield self._sent(batch)
         elif self.held:
-            yield from (batch.to(share.device) for batch in self.held)
+            yield from map(self._sent, self.held)
         else:
-            yield from (share.loader.rows(self.step, *bounds).to(share.device) for bounds in share.bounds)
+            yield from (self._sent(share.loader.rows(self.step, *bounds)) for bounds in share.bounds)
+
+    def _sent(self, batch: Batch) -> Batch:
+        return (batch if self.fields is None else batch.only(self.fields)).to(self.share.device)
 
 
 @dataclass
@@ -138,10 +141,10 @@ class _Work:
             with self.of.computing():
                 if self.cluster.size > 1 and coupled:
                     alone, result = stack(self.of.model, [batch], [encode(p, names)])
-                    whole = gathered(self.of.model, self.cluster, alone, result, _names_gathered(coupled))
+                    total = self._coupled(coupled, self._gathered(coupled, alone, result))
                 else:
-                    whole = p
-                total = self._coupled(coupled, whole) + self._free(free, p, totals)
+                    total = self._coupled(coupled, dict.fromkeys(_groups(coupled), p))
+                total = total + self._free(free, p, totals)
             torch.autograd.backward(total)
 
         self._counted(("at once", *batch.shapes()), run)
@@ -204,17 +207,24 @@ class _Work:
             """Computes the coupled losses and their gradients at the encodings."""
             torch.manual_seed(mixed(self.of.seed, self.step, batch.start, 4))
             with self.of.computing():
-                whole = gathered(self.of.model, self.cluster, batch, result, _names_gathered(coupled))
-                total = self._coupled(coupled, whole)
+                total = self._coupled(coupled, self._gathered(coupled, batch, result))
             torch.autograd.backward(total)
 
         self._counted(("couple", batch.size, *batch.shapes()), run)
         return [x.grad for x in leaves]
 
-    def _coupled(self, coupled: Mapping[str, Objective], whole: Pass) -> Tensor:
+    def _gathered(self, coupled: Mapping[str, Objective], batch: Batch, result: Encodings) -> dict[int, Pass]:
+        """The passes over the samples of all processes that a coupled loss compares, by the size of its groups."""
+        passes = {}
+        for size in _groups(coupled):
+            names = _names_gathered({n: o for n, o in coupled.items() if o.group == size})
+            passes[size] = gathered(self.of.model, self.cluster.among(size, self.step), batch, result, names)
+        return passes
+
+    def _coupled(self, coupled: Mapping[str, Objective], whole: Mapping[int, Pass]) -> Tensor:
         total = torch.zeros((), device=self.cluster.device)
         for n, objective in coupled.items():
-            loss = objective(whole)
+            loss = objective(whole[objective.group])
             self._add(n, loss.detach() / self.cluster.size)
             total = total + self.weights[n] * loss
         return total
@@ -252,6 +262,10 @@ class _Work:
 
 def _names(coupled: Mapping[str, Objective]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for o in coupled.values() for name in o.coupled()))
+
+
+def _groups(coupled: Mapping[str, Objective]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(o.group for o in coupled.values()))
 
 
 def _names_gathered(coupled: Mapping[str, Objective]) -> set[str]:

@@ -296,6 +296,10 @@ def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, t
     """Load what was found, and list the rest."""
     model.load_state_dict({k: v for k, v in found.items() if not k.startswith("objectives.")}, strict=False)
     model.note_restarted(found)
+    for name, adapter in model.adapters.items():
+        own = (f"adapters.{name}.", f"parts.{model.part_of(name)}.")
+        if not any(model.adapter_owns(k) for k in found if k.startswith(own)):
+            adapter.restart()  # type: ignore[operator]
     objectives.load_state_dict(
         {k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")}, strict=False
     )

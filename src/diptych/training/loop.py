@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import handled
 from diptych.data.loader import Loader
 from diptych.data.source import Source
-from diptych.objectives import Objective
+from diptych.data.storage.cache import cache_directory
+from diptych.models.vlm import VLM
+from diptych.objectives import Objective, fields_needed
+from diptych.training.backbones import cost, folder_beside, train_backbones
 from diptych.training.checkpoint import Checkpoint, load_weights
 from diptych.training.distributed import Cluster, check_sharding, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
@@ -31,6 +34,7 @@ from diptych.training.gradient import BatchGradient, Pieces, Share, Taken
 from diptych.training.optim import Averaged, Optimizers, build_optimizer, clip, rate_share
 from diptych.training.record import Record
 from diptych.training.setup import Setup, pick_device, set_up, stage_source, training_loader
+from diptych.training.teachers import begin_stage
 from diptych.training.validation import Validator
 
 LOG_EVERY = 10  # steps, or
@@ -58,26 +62,40 @@ class Learning:
     optimizer: Optimizers
     averaged: Averaged | None
     loader: Loader
+    losses: dict[str, float] = field(default_factory=dict)  # of each objective, in the last step that learned from it
+
+    def turn(self, step: int, model: VLM) -> tuple[dict[str, Objective], tuple[str, ...] | None]:
+        """The objectives from which the run's step learns, and the fields that they read; None: all that the loader gives."""
+        objectives = {name: self.objectives[name] for name in self.stage.turn(step - self.first)}
+        return objectives, fields_needed(objectives.values(), model) if self.stage.round_robin else None
 
 
 class Trainer:
     """One process of a run."""
 
     def __init__(
-        self, recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None
+        self,
+        recipe: Recipe,
+        out: Path,
+        source: Source | None = None,
+        resume: bool = False,
+        progress: Progress | None = None,
+        backbones: Mapping[str, Path] | None = None,
     ):
         self.out, self.recipe = out, recipe
         self.progress = progress or (lambda row: None)
         self.cluster: Cluster = join_cluster(pick_device(recipe.device))
         self.record = Record(out, recipe, self.cluster)
         checkpoint = self.record.open(resume)
-        self.setup: Setup = set_up(recipe, source, self.cluster.device, saved=out if checkpoint else None)
+        self.setup: Setup = set_up(recipe, source, self.cluster.device, out if checkpoint else None, backbones)
+        self.record.pretraining = cost(backbones) if backbones else self.record.pretraining
         self.spent = Spent()
         self.stop: str | None = None  # the signal that this process was given
         self.stopping: str | None = None  # the same, once all processes know of it: they must stop after the same step
         self.step = 0
         self.drawn: dict[str, int] = {}  # samples by source, up to step ``_counted``
         self._counted = 0
+        self.taken: set[str] = set()  # the teachers of stages that have ended
         self._resumed: Checkpoint | None = None
         if checkpoint:
             self._restore(*checkpoint)
@@ -86,6 +104,7 @@ class Trainer:
                 f"processes found different checkpoints in {out} (steps {sorted(steps)}); it must be one directory that all "
                 "of them can read"
             )
+        self._check_neighbours()
         self._distribute()
         self.gradient = BatchGradient(
             self.setup.model, self.cluster, self.setup.autocast, recipe.seed, FlopMeter(compiled=recipe.compile)
@@ -97,14 +116,29 @@ class Trainer:
         self.spent = Spent(**checkpoint.state["spent"])
         self.step = self._counted = checkpoint.state["step"]
         self.drawn = dict(checkpoint.state.get("drawn", {}))
+        self.taken = set(checkpoint.state.get("taken", ()))
         self._resumed = checkpoint
+
+    def _check_neighbours(self) -> None:
+        """DiptychError if the hard images of this run differ between processes, or from those with which it began."""
+        found = {address: table.digest for address, table in self.setup.neighbours.items()}
+        before = self._resumed.state.get("neighbours", found) if self._resumed else found
+        for other in (before, *self.cluster.collect(found)):
+            if wrong := [address for address in found if other.get(address, found[address]) != found[address]]:
+                raise DiptychError(
+                    f"data.neighbours: those of {wrong[0]} are not the same as before, or in every process: their features were "
+                    f"computed on other hardware; copy neighbours/ of the run, or of {cache_directory()}, to every machine"
+                )
 
     def _distribute(self) -> None:
         """Shard and compile the parts, as the recipe says."""
         model = self.setup.model
         if self.recipe.sharding == "fsdp":
-            if any(t.decay is not None for t in model.teachers.values()):
-                raise DiptychError("sharding: fsdp cannot keep an averaged teacher yet; remove `sharding`, or the teacher")
+            if any(t.copied for t in model.teachers.values()):
+                raise DiptychError(
+                    "sharding: fsdp cannot keep an averaged teacher, or one taken after a stage, yet; remove `sharding`, "
+                    "or the teacher"
+                )
             check_sharding(model.parts.values(), self.setup.objectives.values(), self.cluster)
             for part in model.parts.values():
                 shard(part, self.cluster)
@@ -144,7 +178,7 @@ class Trainer:
                 began = time.perf_counter()
                 rate = rate_share(stage, self.step - learning.first, (share - start) / (end - start))
                 learning.optimizer.set_rate(rate)
-                losses, norm = self._update(learning, Pieces(share_of_batch, self.step), weights, began)
+                losses, norm = self._update(learning, share_of_batch, weights, began)
                 if self.step % LOG_EVERY == 0 or self.step == learning.first + 1 or time.monotonic() - logged > LOG_SECONDS:
                     self.progress(self.record.log(self.step, stage, self.spent, losses, rate * stage.lr, norm, learning.objectives))
                     logged = time.monotonic()
@@ -171,13 +205,15 @@ class Trainer:
 
     def _begin(self, stage: Stage) -> Learning:
         s = self.setup
+        resumed = self._resumed is not None and self._resumed.state["stage"] == stage.name
+        begin_stage(self.recipe, s.model, stage.name, self.taken, resumed)
         s.model.train_only(stage.train)
         s.model.set_training(stage.patch_dropout, stage.gradient_checkpointing)
         objectives: dict[str, Any] = {name: s.objectives[name] for name in stage.objectives}
         optimizer = build_optimizer([s.model, *objectives.values()], stage)
         averaged = Averaged(torch.nn.ModuleList([s.model, s.objectives]), stage.ema) if stage.ema else None
         first, position = self.step, None
-        if self._resumed and self._resumed.state["stage"] == stage.name:
+        if self._resumed and resumed:
             try:
                 optimizer.load_state_dict(self._resumed.optimizer)
             except KeyError as error:
@@ -203,22 +239,27 @@ class Trainer:
         return Learning(stage, first, objectives, optimizer, averaged, loader)
 
     def _update(
-        self, learning: Learning, pieces: Pieces, weights: Mapping[str, float], began: float
+        self, learning: Learning, share: Share, weights: Mapping[str, float], began: float
     ) -> tuple[dict[str, float], float]:
-        """One step; its cost is added to what is spent. Returns the losses of the whole batch and the norm of the gradient."""
+        """One step; its cost is added to what is spent. Returns the losses of the whole batch and the norm of the gradient. In a
+        round robin, the losses of the other objectives are those of their last step.
+        """
         stage, optimizer = learning.stage, learning.optimizer
         optimizer.zero_grad()
-        taken = self.gradient(self.step, pieces, learning.objectives, weights, stage.name)
+        objectives, fields = learning.turn(self.step, self.setup.model)
+        pieces = Pieces(share, self.step, fields)
+        taken = self.gradient(self.step, pieces, objectives, weights, "/".join((stage.name, *(objectives if fields else ()))))
         self.cluster.average_gradients(optimizer.parameters)
         norm = float(clip(optimizer.parameters, stage.clip))
         stop = float(self.stop is not None)
         values = self.cluster.total(stop, taken.samples, taken.tokens, taken.flops, *(float(v) for v in taken.losses.values()))
         stopped, samples, tokens, flops, *rest = values
-        parts = dict(zip(taken.losses, rest, strict=True))
+        learning.losses |= dict(zip(taken.losses, rest, strict=True))
+        parts = {n: learning.losses[n] for n in learning.objectives if n in learning.losses}
         losses = {"loss": sum(weights[n] * v for n, v in parts.items()), **parts}
         _check_finite(self.step, losses, norm, taken, stage)
         optimizer.step()
-        for objective in learning.objectives.values():
+        for objective in objectives.values():
             objective.after_step(self.cluster.total)
         self.setup.model.update_teachers()
         self.step += 1
@@ -250,6 +291,8 @@ class Trainer:
             "spent": asdict(self.spent),
             "best": self.record.best,
             "drawn": self.drawn,
+            **({"neighbours": {a: table.digest for a, table in s.neighbours.items()}} if s.neighbours else {}),
+            "taken": sorted(self.taken),
         }
         checkpoint = Checkpoint(  # all processes take part in gathering sharded weights
             {n: whole(v) for n, v in s.model.saved_state().items()},
@@ -280,9 +323,21 @@ def _check_finite(step: int, losses: dict[str, float], norm: float, taken: Taken
     )
 
 
-def train(recipe: Recipe, out: Path, source: Source | None = None, resume: bool = False, progress: Progress | None = None) -> Run:
+def train(
+    recipe: Recipe,
+    out: Path,
+    source: Source | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    backbones: Path | None = None,
+) -> Run:
     """Train a recipe into the directory ``out``; with ``resume`` continue from its last checkpoint.
+
+    Its backbones are trained first, those that are not in the folder ``backbones`` (default: ``backbones/`` beside ``out``).
 
     Raises DiptychError for what the user can fix, Interrupted (with everything saved) on Ctrl-C or SIGTERM.
     """
-    return Trainer(recipe, Path(out), source, resume, progress).run()
+    out, known = Path(out), None
+    if recipe.backbones and not (resume and (out / "tokenizer.json").is_file()):  # a run that resumes has their weights
+        known = train_backbones(recipe, backbones or folder_beside(out), progress or (lambda row: None))
+    return Trainer(recipe, out, source, resume, progress, known).run()

@@ -17,6 +17,8 @@ from diptych.core.errors import DiptychError
 from diptych.core.registry import resolve
 from diptych.models.vlm import VLM
 from diptych.training.distributed import is_sharded, like, local, whole
+from diptych.training.muon import Float32Muon
+from diptych.training.precision import multiplies_bf16
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def muon(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer
         groups.setdefault((is_sharded(p.parameter), p.weight_decay, p.share), []).append(p.parameter)
     made = [{"params": ps, "weight_decay": wd, "lr": stage.muon_lr * share} for (_, wd, share), ps in groups.items()]
     if made:
-        members.append(torch.optim.Muon(made, lr=stage.muon_lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        fast = multiplies_bf16(matrices[0].parameter.device)
+        cls = torch.optim.Muon if fast else Float32Muon
+        members.append(cls(made, lr=stage.muon_lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return members
 
 

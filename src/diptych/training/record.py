@@ -36,6 +36,8 @@ class Record:
         self.out, self.recipe, self.cluster = out, recipe, cluster
         self.root = out / "checkpoints"
         self.best: float | None = None  # lowest validation loss so far
+        spent: dict[str, Any] = read_json_or(out / "spent.json", {})
+        self.pretraining: dict[str, dict[str, Any]] = spent.get("pretraining", {})  # what backbones cost, by part
         self.trackers: list[Tracker] = []
         check_trackers(recipe.trackers)  # before anything is read or built
         mirror = recipe.checkpoints.mirror
@@ -72,6 +74,8 @@ class Record:
             write_text(self.out / "recipe.yaml", recipe.to_yaml())
         else:
             describe(setup, self.out)
+        for table in setup.neighbours.values():
+            table.save(self.out / "neighbours")
         for name in ("metrics.jsonl", "validation.jsonl"):
             log = self.out / name
             if log.is_file():
@@ -180,6 +184,8 @@ class Record:
             "processes": self.cluster.size,
             "finished": finished,
         }
+        if self.pretraining:  # not part of the budget: a backbone is trained once, for any number of runs
+            row |= {"pretraining": self.pretraining, "pretraining_flops": sum(b["flops"] for b in self.pretraining.values())}
         if self.cluster.first:
             write_json(self.out / "spent.json", row)
         return row

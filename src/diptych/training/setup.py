@@ -6,9 +6,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from diptych.core.files import read_json_or, write_json, write_text
 from diptych.core.registry import resolve
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
+from diptych.data.neighbours import Table
 from diptych.data.notes import caption_notes, data_of
 from diptych.data.order import ENDLESS, mixed
 from diptych.data.source import BrokenItem, Source, all_texts
@@ -34,15 +35,17 @@ from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
 from diptych.objectives import Objective, build_objectives, fields_needed
 from diptych.objectives.scores import score_of
-from diptych.training.initialize import Start, Started, open_start
+from diptych.training.initialize import RunStart, Start, Started, open_start
 from diptych.training.optim import OPTIMIZERS, SCHEDULES
-from diptych.training.teachers import add_teachers
+from diptych.training.precision import use_bf16
+from diptych.training.teachers import add_teachers, neighbour_tables
 
 if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat
 
 CORPUS = 4000  # the tokenizer is trained on the captions of this many samples
 NOTED = 2000  # samples, the captions of which are looked at before training
+TRAINING = "data.train"  # in data.unpaired: images, or texts, of the training data
 SHOWN = 256  # samples that show which fields a source has
 PACKAGES = (
     "diptych",
@@ -70,7 +73,9 @@ class Setup:
     device: torch.device
     autocast: bool
     started: Started | None = None  # the trained weights that the run starts from, if any
+    backbones: dict[str, Started] = field(default_factory=dict)  # those of single parts
     given: Source | None = None  # a source given by the caller instead of the recipe's
+    neighbours: dict[str, Table] = field(default_factory=dict)  # of the samples of the stages' sources, by address
 
     def held_out(self, stage: Stage) -> Source:
         """The validation part of a stage's data."""
@@ -84,16 +89,6 @@ def pick_device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to multiply in bf16: if asked for or, under ``auto``, where the hardware does it fast."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and any(f in flags.read_text() for f in (" avx512_bf16", " amx_bf16"))
 
 
 def image_size_of(recipe: Recipe, source: Source) -> int:
@@ -135,7 +130,16 @@ def stage_objectives(setup: Setup, stage: Stage) -> list[Objective]:
 
 
 def loader_of(
-    setup: Setup, stage: Stage, source: Source, batch_size: int, seed: int, augment: Any, workers: int = 0, text_mask: float = 0.0
+    setup: Setup,
+    stage: Stage,
+    source: Source,
+    batch_size: int,
+    seed: int,
+    augment: Any,
+    workers: int = 0,
+    text_mask: float = 0.0,
+    debiased: bool = False,
+    neighbours: Table | None = None,
 ) -> Loader:
     """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
     recipe, names = setup.recipe, _own_fields(setup, stage)
@@ -152,21 +156,32 @@ def loader_of(
         source=source,
         own=recipe.data.fields,
     )
-    return Loader(source, build_fields(names, context), batch_size, seed, workers)
+    near = neighbours.rows if neighbours else None
+    return Loader(source, build_fields(names, context), batch_size, seed, workers, debiased, near)
 
 
 def training_loader(setup: Setup, stage: Stage, source: Source) -> Loader:
     """``loader_of`` for training, with images and texts without a partner, if the recipe has any."""
     recipe = setup.recipe
     data = recipe.data
-    loader = loader_of(setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask)
+    near = setup.neighbours.get(source.address)
+    loader = loader_of(
+        setup, stage, source, stage.batch_size, recipe.seed, data.augment, data.workers, data.text_mask, data.debiased, near
+    )
     wanted = fields_needed(stage_objectives(setup, stage), setup.model)
     for number, (name, kind) in enumerate(UNPAIRED.items(), 1):
         if kind in data.unpaired and name in wanted:
-            other = open_source(data.unpaired[kind]).split("train")
+            other = unpaired_source(setup, data.unpaired[kind])
             context = Context(setup.tokenizer, setup.model.image_size, data.augment, source=other)
             loader.add_unpaired(name, Loader(other, build_fields([kind], context), stage.batch_size, mixed(recipe.seed, number)))
     return loader
+
+
+def unpaired_source(setup: Setup, address: str) -> Source:
+    """The training part of an address in ``data.unpaired``; ``data.train``: the training data itself, which the loader reads in
+    another order.
+    """
+    return setup.source if address == TRAINING else open_source(address).split("train")
 
 
 def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: str) -> None:
@@ -227,6 +242,11 @@ def check_data(setup: Setup) -> None:
     from diptych.data.conversations.check import check_conversations
 
     recipe = setup.recipe
+    if recipe.data.debiased and not any(isinstance(stage_source(setup, stage), Mixture) for stage in recipe.stages):
+        raise DiptychError(
+            "data.debiased: each batch is to be of one source, but no stage learns from a mixture; set data.train to "
+            "mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, or data.debiased to false"
+        )
     for stage in recipe.stages:
         check_fields(stage_source(setup, stage), _own_fields(setup, stage), recipe, f"stages.{stage.name}")
         if not reads_turns(stage, setup):
@@ -253,16 +273,24 @@ def stage_source(setup: Setup, stage: Stage) -> Source:
     return setup.source if stage.data is None else open_source(stage.data).split("train")
 
 
-def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | None = None, saved: Path | None = None) -> Setup:
+def set_up(
+    recipe: Recipe,
+    source: Source | None = None,
+    device: torch.device | None = None,
+    saved: Path | None = None,
+    backbones: Mapping[str, Path] | None = None,
+) -> Setup:
     """The initial weights of a recipe: fresh ones, determined by its seed, or trained ones. saved: the run that resumes and loads
-    its own weights afterwards.
+    its own weights afterwards. backbones: the runs that give single parts their weights (``training.backbones``).
     """
     validation = source
     check_names(recipe)
     source = source or open_source(recipe.data.train).split("train")
     torch.manual_seed(recipe.seed)
-    start = open_start(recipe.weights) if recipe.weights and saved is None else None
-    tokenizer, kept = _words(recipe, source, start, saved)
+    unknown = not (saved and (saved / "tokenizer.json").is_file())  # also of a run that resumes from its mirror
+    start = open_start(recipe.weights) if recipe.weights and unknown else None
+    parts = _open_backbones(recipe, backbones or {}) if unknown else {}
+    tokenizer, kept = _words(recipe, source, [*([start] if start else []), *parts.values()], saved)
     device = device or pick_device(recipe.device)
     corpus = corpus_of(source) if tokenizer is None and kept is None else ()  # for a vocabulary that is trimmed to it
     known: dict[str, Any] = read_json_or(saved / "model.json", {}) if saved else {}
@@ -273,7 +301,10 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
     objectives = build_objectives(recipe, model)
     needed = {name for o in objectives.values() if isinstance(o, Objective) for name in o.needed()}
     model.graph.settle(needed)  # trial runs happen here, where they do not count as operations of a step
+    if saved:
+        start, parts = None, {}  # it has them
     started = start.load(recipe, model, objectives) if start else None
+    of_parts = {part: each.load(recipe, model, objectives) for part, each in parts.items()}
     model.update_teachers(decay=0.0)  # from the weights that the model starts with
     score_of(recipe.score, model, objectives.values())  # a wrong score is reported before training
     setup = Setup(
@@ -285,31 +316,46 @@ def set_up(recipe: Recipe, source: Source | None = None, device: torch.device | 
         device,
         use_bf16(recipe.precision, device),
         started,
+        of_parts,
         validation,
     )
     check_data(setup)
+    pictured = [stage_source(setup, stage) for stage in recipe.stages if "image" in _own_fields(setup, stage)]
+    setup.neighbours = neighbour_tables(recipe, pictured, saved)
     return setup
 
 
-def _words(recipe: Recipe, source: Source, start: Start | None, saved: Path | None) -> tuple[Tokenizer | None, list[int] | None]:
+def _open_backbones(recipe: Recipe, places: Mapping[str, Path]) -> dict[str, RunStart]:
+    """The runs that give single parts their weights, by part."""
+    if missing := next((part for part in recipe.backbones if part not in places), None):
+        raise DiptychError(f"backbones.{missing}: not trained; diptych train and diptych compare train it first")
+    return {part: RunStart(str(places[part]), [part]) for part in recipe.backbones}
+
+
+def _words(
+    recipe: Recipe, source: Source, starts: Sequence[Start], saved: Path | None
+) -> tuple[Tokenizer | None, list[int] | None]:
     """The tokenizer, or what a language model's own keeps of its vocabulary: those of the run that resumes, of the weights it
     starts from, or trained on the captions.
     """
     spec, file = recipe.data.tokenizer, saved / "tokenizer.json" if saved else None
     there = file if file and file.is_file() else None
-    if recipe.weights and saved and there is None:
-        start = open_start(recipe.weights)  # a run that resumes from its mirror
     if spec.kind == "lm":
-        return None, kept_in(there) if there else start.kept() if start else None
+        return None, kept_in(there) if there else next((k for s in starts if (k := s.kept()) is not None), None)
     cls = tokenizer_class(spec.kind)
     assert cls is not None
-    own = cls(there, spec.max_length) if there else start.tokenizer(spec.max_length) if start else None
-    return own or cls.train(corpus_of(source), spec.vocab_size, spec.max_length), None
+    if there:
+        return cls(there, spec.max_length), None
+    known = [(s.address, own) for s in starts if (own := s.tokenizer(spec.max_length)) is not None]
+    for place, own in known[1:]:
+        if own.to_json() != known[0][1].to_json():
+            raise DiptychError(f"weights: {known[0][0]} and {place} read words by different tokenizers; only one of them can")
+    return known[0][1] if known else cls.train(corpus_of(source), spec.vocab_size, spec.max_length), None
 
 
 def learned_from(setup: Setup) -> list[Source]:
     """The training part of all data that a run learns from: that of its stages, and images and texts without a partner."""
-    unpaired = [open_source(address).split("train") for address in setup.recipe.data.unpaired.values()]
+    unpaired = [unpaired_source(setup, address) for address in setup.recipe.data.unpaired.values() if address != TRAINING]
     return [*(stage_source(setup, stage) for stage in setup.recipe.stages), *unpaired]
 
 
@@ -337,8 +383,8 @@ def notes_on_captions(setup: Setup) -> list[str]:
 
 def describe(setup: Setup, out: Path) -> None:
     """Write the files that define the run into its directory: recipe.yaml, environment.json, tokenizer.json, model.json."""
-    if setup.started:
-        print(f"note: {setup.started}", file=sys.stderr)
+    for started in [*([setup.started] if setup.started else []), *setup.backbones.values()]:
+        print(f"note: {started}", file=sys.stderr)
     for note in notes_on_captions(setup):
         print(f"note: {note}", file=sys.stderr)
     if unexportable := export_note(setup.recipe, setup.model, setup.objectives):
@@ -361,8 +407,9 @@ def describe(setup: Setup, out: Path) -> None:
             "data": setup.source.address,
             "data_fingerprint": setup.source.fingerprint(),
             "sources": data_of(learned_from(setup)),
-            "unpaired": {a: open_source(a).split("train").fingerprint() for a in setup.recipe.data.unpaired.values()},
+            "unpaired": {a: unpaired_source(setup, a).fingerprint() for a in setup.recipe.data.unpaired.values()},
             **({"weights": setup.started.plain()} if setup.started else {}),
+            **({"backbones": {part: each.plain() for part, each in setup.backbones.items()}} if setup.backbones else {}),
             "packages": {p: _version(p) for p in PACKAGES},
         },
     )

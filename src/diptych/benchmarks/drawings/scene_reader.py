@@ -32,7 +32,7 @@ from diptych.data.scenes import Scenes
 from diptych.data.scenes.graph import POSITIONS, Graph
 from diptych.data.scenes.layout import CENTRES, picture
 from diptych.data.scenes.world import RELATIONS, World
-from diptych.training.setup import use_bf16
+from diptych.training.precision import use_bf16
 
 VERSION = 3  # counts up when the network, or how it is trained, changes
 SAMPLES, BATCH, RATE = 32_000, 32, 3e-3

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +20,12 @@ from diptych.benchmarks.pictures import ImageRef, load_image
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import credits, shares
 from diptych.benchmarks.statistics import mean
-from diptych.core.capabilities import Image, Model
+from diptych.core.capabilities import Image, Model, sides_of
 from diptych.core.words import count_words
 from diptych.data.source import Source
+
+TO_IMAGE = "_to_image"  # ends the names of scores by which images are chosen, in records
+KEPT = {"correct": "scores", "blind": "blind_scores", "shuffled": "shuffled_scores"}
 
 
 @dataclass
@@ -35,6 +38,17 @@ class Block:
     texts: list[str]
     fits: np.ndarray  # bool [images, texts]
     slices: dict[str, str] = field(default_factory=dict)
+
+
+class Sides(NamedTuple):
+    """Scores by which texts are chosen for images, and those by which images are chosen for texts; None: the same."""
+
+    to_text: np.ndarray
+    to_image: np.ndarray | None
+
+    def at(self, places: np.ndarray) -> Sides:
+        """Those of the pairs at these places."""
+        return Sides(self.to_text[places], None if self.to_image is None else self.to_image[places])
 
 
 class Batch:
@@ -54,9 +68,10 @@ class Batch:
         columns = [self._index(self._text, caption, self.texts, caption) for caption in captions]
         return np.array([[self._index(self._pair, (r, c), self.pairs, (r, c)) for c in columns] for r in rows])
 
-    def scores(self, model: Model) -> np.ndarray:
-        """The scores of all pairs; float [P]."""
-        return np.asarray(model.score(self.images, self.texts, np.array(self.pairs)))
+    def scores(self, model: Model) -> Sides:
+        """The scores of all pairs, float [P]."""
+        to_text, to_image = sides_of(model, self.images, self.texts, np.array(self.pairs))
+        return Sides(to_text, None if to_image is to_text else to_image)
 
     @staticmethod
     def _index(known: dict[Any, int], key: object, values: list[Any], value: object) -> int:
@@ -106,15 +121,17 @@ class MatchingTask:
         """The blocks."""
         raise NotImplementedError
 
-    def credit(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, float]:
-        """{metric: credit in [0, 1]} of scores [images, texts]."""
+    def credit(self, scores: np.ndarray, fits: np.ndarray, to_image: np.ndarray | None = None) -> dict[str, float]:
+        """{metric: credit in [0, 1]} of scores [images, texts]. to_image: the scores by which images are chosen for texts, of
+        models that have others for it.
+        """
         raise NotImplementedError
 
-    def chance(self, fits: np.ndarray) -> dict[str, float]:
+    def chance(self, fits: np.ndarray, two_sided: bool = False) -> dict[str, float]:
         """The mean credit of random scores: that of equal scores, unless a benchmark overrides it."""
         return self.credit(np.zeros(fits.shape), fits)
 
-    def ties(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, int]:
+    def ties(self, scores: np.ndarray, fits: np.ndarray, to_image: np.ndarray | None = None) -> dict[str, int]:
         """{metric: ties}: how many images have their highest score with several texts."""
         finite = lowest_if_not_finite(scores)
         tied = int(((finite == finite.max(1, keepdims=True)).sum(1) > 1).sum()) if scores.shape[1] > 1 else 0
@@ -149,7 +166,7 @@ class MatchingTask:
             if places:
                 scores = batch.scores(model)
                 records.add(
-                    self.with_credits(self.record(b, scores[own], scores[blind], None if other is None else scores[other]))
+                    self.with_credits(self.record(b, scores.at(own), scores.at(blind), None if other is None else scores.at(other)))
                     for b, own, blind, other in places
                 )
             if progress and part:
@@ -167,17 +184,17 @@ class MatchingTask:
                 others.update({block.id: blocks[i] for block, i in zip(blocks, order, strict=True)})
         return others
 
-    def record(self, block: Block, scores: np.ndarray, blind: np.ndarray, shuffled: np.ndarray | None) -> Record:
-        """What is kept of a block: its texts and all scores."""
+    def record(self, block: Block, scores: Sides, blind: Sides, shuffled: Sides | None) -> Record:
+        """What is kept of a block: its texts and all scores; those that choose images under names of their own, if they differ."""
+        sides = {"scores": scores, "blind_scores": blind, "shuffled_scores": shuffled}
         return {
             "item": block.id,
             "cluster": block.cluster,
             "slices": block.slices,
             "texts": block.texts,
             "fits": block.fits.astype(int),
-            "scores": scores,
-            "blind_scores": blind,
-            "shuffled_scores": shuffled,
+            **{name: None if of is None else of.to_text for name, of in sides.items()},
+            **{name + TO_IMAGE: of.to_image for name, of in sides.items() if of is not None and of.to_image is not None},
         }
 
     # --- from records alone ---
@@ -186,19 +203,18 @@ class MatchingTask:
         """The record with the credits of its scores and of the controls."""
         fits = np.array(record["fits"], dtype=bool)
         words = np.tile(word_counts(record["texts"]), (len(fits), 1))
+        several = fits.shape[1] > 1
         scores = {
-            "correct": record["scores"],
-            "blind": record["blind_scores"],
-            "shuffled": record["shuffled_scores"],
-            "shortest": -words if fits.shape[1] > 1 else None,
-            "longest": words if fits.shape[1] > 1 else None,
+            **{condition: (record[key], record.get(key + TO_IMAGE)) for condition, key in KEPT.items()},
+            "shortest": (-words if several else None, None),
+            "longest": (words if several else None, None),
         }
-        own = _floats(record["scores"])
+        own, more = _floats(record["scores"]), _to_image(record.get("scores" + TO_IMAGE))
         return {
             **record,
-            **{condition: self.credit(_floats(s), fits) for condition, s in scores.items() if s is not None},
-            "chance": self.chance(fits),
-            "ties": self.ties(own, fits),
+            **{c: self.credit(_floats(s), fits, **_to_image(other)) for c, (s, other) in scores.items() if s is not None},
+            "chance": self.chance(fits, **({"two_sided": True} if more else {})),
+            "ties": self.ties(own, fits, **more),
             "nans": count_not_finite(own),
         }
 
@@ -209,6 +225,11 @@ class MatchingTask:
     def credits(self, records: list[Record]) -> dict[str, dict[str, float]]:
         """{metric: {item: credit}}: what a paired test compares."""
         return credits([self.with_credits(r) for r in records])
+
+
+def _to_image(scores: object) -> dict[str, np.ndarray]:
+    """An argument for ``credit``, which benchmarks of one's own need only take if the model has such scores."""
+    return {} if scores is None else {"to_image": _floats(scores)}
 
 
 def _floats(scores: object) -> np.ndarray:

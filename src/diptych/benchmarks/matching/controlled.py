@@ -13,7 +13,7 @@ import numpy as np
 
 from diptych.benchmarks.base import Items, NotApplicable, Progress, count_not_finite
 from diptych.benchmarks.controls import derangement
-from diptych.benchmarks.matching.blocks import Batch, grey
+from diptych.benchmarks.matching.blocks import TO_IMAGE, Batch, Sides, grey
 from diptych.benchmarks.metrics import groups
 from diptych.benchmarks.metrics.ranking import shared_credits
 from diptych.benchmarks.records import Record, Records, Result
@@ -60,7 +60,7 @@ class Controlled:
         if places:
             scores = batch.scores(model)
             records.add(
-                self.record(group, scores[own], scores[blind], None if shuffled is None else scores[shuffled])
+                self.record(group, scores.at(own), scores.at(blind), None if shuffled is None else scores.at(shuffled))
                 for group, own, blind, shuffled in places
             )
 
@@ -76,16 +76,18 @@ class Controlled:
                 others.update({group.id: same[i] for group, i in zip(same, order, strict=True)})
         return others
 
-    def record(self, group: Group, scores: np.ndarray, blind: np.ndarray, shuffled: np.ndarray | None) -> Record:
+    def record(self, group: Group, scores: Sides, blind: Sides, shuffled: Sides | None) -> Record:
         """One record from scores [k, k], images down and captions across."""
-        chance = groups.chance(len(group.images))
-        ties = {"": _ties(scores), "/text-to-image": _ties(scores.T)}
+        to_text, to_image = scores
+        chance = groups.chance(len(group.images), two_sided=to_image is not None)
+        ties = {"": _ties(to_text), "/text-to-image": _ties((to_text if to_image is None else to_image).T)}
         return {
             "item": group.id,
             "cluster": group.id,
             "skill": group.skill,
             "captions": group.captions,
-            "scores": scores,
+            "scores": to_text,
+            **({} if to_image is None else {"scores" + TO_IMAGE: to_image}),
             "correct": _credits(group.skill, scores),
             "blind": _credits(group.skill, blind),
             "shuffled": {} if shuffled is None else _credits(group.skill, shuffled),
@@ -95,7 +97,7 @@ class Controlled:
                 f"{group.skill}/group": chance["group"],
             },
             "ties": {f"{group.skill}{way}": n for way, n in (ties | {"/group": max(ties.values())}).items()},
-            "nans": count_not_finite(scores),
+            "nans": count_not_finite(to_text),
         }
 
     def summarise(self, records: list[Record]) -> list[Result]:
@@ -103,11 +105,12 @@ class Controlled:
         return shares(self.name, records)
 
 
-def _credits(skill: str, scores: np.ndarray) -> dict[str, float]:
+def _credits(skill: str, scores: Sides) -> dict[str, float]:
+    to_text, to_image = scores
     return {
-        skill: mean(groups.text_credit(scores)),
-        f"{skill}/text-to-image": mean(groups.image_credit(scores)),
-        f"{skill}/group": groups.group_credit(scores),
+        skill: mean(groups.text_credit(to_text)),
+        f"{skill}/text-to-image": mean(groups.image_credit(to_text if to_image is None else to_image)),
+        f"{skill}/group": groups.group_credit(to_text, to_image),
     }
 
 

@@ -132,7 +132,7 @@ class Pairs(MatchingTask):
         swapped = swap_words(sample.captions[0], random.Random(f"{self.seed} {sample.id}"))
         return block(sample.id, sample.id, sample.image, sample.captions[0], [swapped], {}) if swapped else None
 
-    def credit(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, float]:
+    def credit(self, scores: np.ndarray, fits: np.ndarray, to_image: np.ndarray | None = None) -> dict[str, float]:
         """{metric: credit in [0, 1]} of scores [images, texts]."""
         return {"accuracy": float(positive_credit(scores[:, 0], scores[:, 1:])[0][0])}
 

@@ -1,8 +1,9 @@
 """Image-text retrieval within n items: recall at 1, 5, 10 in both directions (protocol: Karpathy & Fei-Fei, arXiv:1412.2306).
 
 ``retrieval``: one record per item, with the item's id, for both directions; further captions of an item add records for the
-direction text → image. Blind: the ranking that a grey image gives. Shuffled: every image has another image's scores. ``diptych
-metrics retrieval``: the same from a similarity matrix in a file, which may be larger than the memory.
+direction text → image. A model with a score of its own for each direction (``score_sides``) is judged by it. Blind: the ranking
+that a grey image gives. Shuffled: every image has another image's scores. ``diptych metrics retrieval``: the same from a
+similarity matrix in a file, which may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from diptych.benchmarks.metrics.ranking import expected_rank, lowest_if_not_fini
 from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import distinct, of_credits, shares
 from diptych.benchmarks.statistics import function_interval
-from diptych.core.capabilities import Model
+from diptych.core.capabilities import Model, sides_of
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Sample
 from diptych.data.source import Source
@@ -67,24 +68,24 @@ class Retrieval:
             return
         images = images_of(items)
         scores = self.scores(model, [*images, blank(images[0])], texts)
-        rows = self.rows([item.id for item in items], np.array(owner), scores[:-1], scores[-1])
+        rows = self.rows([item.id for item in items], np.array(owner), *scores)
         records.add({"item": name, "caption": text, **row} for name, text, row in zip(names, texts, rows, strict=True))
 
-    def scores(self, model: Model, images: list[Any], texts: list[str]) -> np.ndarray:
-        """float [images, texts]"""
-        return np.asarray(model.score(images, texts))
+    def scores(self, model: Model, images: list[Any], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The scores by which texts are chosen for images, and those by which images are chosen for texts: float [images, texts]
+        each.
+        """
+        return sides_of(model, images, texts)
 
-    def rows(self, ids: list[str], owner: np.ndarray, scores: np.ndarray, blind: np.ndarray) -> list[Record]:
-        """The content of a record for each text, from scores [N, M] and those of a grey image [M]; text j belongs to image
-        owner[j]."""
+    def rows(self, ids: list[str], owner: np.ndarray, to_text: np.ndarray, to_image: np.ndarray) -> list[Record]:
+        """The content of a record for each text, from scores [N + 1, M] of N images and a grey one in each direction; text j
+        belongs to image owner[j].
+        """
         positive = owner[None, :] == np.arange(len(ids))[:, None]  # [N, M]
-        matrices = {
-            "correct": scores,
-            "blind": np.broadcast_to(blind, scores.shape),
-            "shuffled": scores[derangement(len(ids), seed=self.seed)],
-            "chance": np.zeros(scores.shape),
-        }
-        standings = {n: {TO_TEXT: standing(m, positive), TO_IMAGE: standing(m.T, positive.T)} for n, m in matrices.items()}
+        conditions = self._conditions(to_text[:-1], to_text[-1])
+        other = conditions if to_image is to_text else self._conditions(to_image[:-1], to_image[-1])
+        scores = other["correct"]
+        standings = {n: {TO_TEXT: standing(m, positive), TO_IMAGE: standing(other[n].T, positive.T)} for n, m in conditions.items()}
         metrics = {f"{way}/recall@{k}": (way, k) for way in (TO_TEXT, TO_IMAGE) for k in self.ks}
         columns = {n: {m: recall_at(k, *ways[way]) for m, (way, k) in metrics.items()} for n, ways in standings.items()}
         columns["ties"] = {m: undecided(k, *standings["correct"][way]) for m, (way, k) in metrics.items()}
@@ -100,6 +101,15 @@ class Retrieval:
             }
             rows.append({"cluster": ids[i], **own, "top": [ids[t] for t in top[j]], "nans": count_not_finite(scores[:, j])})
         return rows
+
+    def _conditions(self, scores: np.ndarray, blind: np.ndarray) -> dict[str, np.ndarray]:
+        """The scores [N, M], and those of the controls."""
+        return {
+            "correct": scores,
+            "blind": np.broadcast_to(blind, scores.shape),
+            "shuffled": scores[derangement(len(scores), seed=self.seed)],
+            "chance": np.zeros(scores.shape),
+        }
 
     def summarise(self, records: list[Record]) -> list[Result]:
         """Recall at 1, 5 and 10 in both directions; intervals resample images."""
@@ -121,12 +131,14 @@ class LargeRetrieval(Retrieval):
             raise NotApplicable(f"needs {self.n:,} usable items, the source has {len(items):,}")
         return items
 
-    def scores(self, model: Model, images: list[Any], texts: list[str]) -> np.ndarray:
-        """float [images, texts]"""
+    def scores(self, model: Model, images: list[Any], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The scores by which texts are chosen for images, and those by which images are chosen for texts: float [images, texts]
+        each.
+        """
         if "score_all" in model.capabilities:
             return super().scores(model, images, texts)
         scores: np.ndarray = model.embed_image(images) @ model.embed_text(texts).T
-        return scores
+        return scores, scores
 
 
 # --- a similarity matrix in a file: diptych metrics retrieval ---

@@ -61,13 +61,13 @@ class Spec(MatchingTask):
             return Block(f"{number}", query, [pictures.path(query, row.where)], keys, right[None, :], {"kind": kind})
         return Block(f"{number}", f"{number}", [pictures.path(k, row.where) for k in keys], [query], right[:, None], {"kind": kind})
 
-    def credit(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, float]:
+    def credit(self, scores: np.ndarray, fits: np.ndarray, to_image: np.ndarray | None = None) -> dict[str, float]:
         """{metric: credit in [0, 1]} of scores [images, texts]."""
         credits = {}
         if scores.shape[1] > 1:
             credits["image-to-text"] = best_text(scores, fits)
         if scores.shape[0] > 1:
-            credits["text-to-image"] = best_image(scores, fits)
+            credits["text-to-image"] = best_image(scores if to_image is None else to_image, fits)
         return credits
 
     def summarise(self, records: list[Record]) -> list[Result]:

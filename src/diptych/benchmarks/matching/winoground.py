@@ -28,6 +28,7 @@ from diptych.data.source import Controlled, Source
 EYE = np.eye(2, dtype=bool)
 SCORES = ("c0_i0", "c0_i1", "c1_i0", "c1_i1")  # of caption 0 with image 0, …
 CHANCE = {"text": 0.25, "image": 0.25, "group": groups.chance(2)["group"]}
+CHANCE_OF_TWO = {**CHANCE, "group": groups.chance(2, two_sided=True)["group"]}  # other scores for the choice of an image
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,17 @@ class Winoground(MatchingTask):
         name = row.text("id")
         return Block(name, name, images, [row.text("caption_0"), row.text("caption_1")], EYE, row.slices())
 
-    def credit(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, float]:
+    def credit(self, scores: np.ndarray, fits: np.ndarray, to_image: np.ndarray | None = None) -> dict[str, float]:
         """{metric: credit in [0, 1]} of scores [images, texts]."""
-        return groups.winoground(scores)
+        return groups.winoground(scores, to_image)
 
-    def chance(self, fits: np.ndarray) -> dict[str, float]:
+    def chance(self, fits: np.ndarray, two_sided: bool = False) -> dict[str, float]:
         """The mean credit of random scores: that of equal scores, unless a benchmark overrides it."""
-        return dict(CHANCE)
+        return dict(CHANCE_OF_TWO if two_sided else CHANCE)
 
-    def ties(self, scores: np.ndarray, fits: np.ndarray) -> dict[str, int]:
+    def ties(self, scores: np.ndarray, fits: np.ndarray, to_image: np.ndarray | None = None) -> dict[str, int]:
         """{metric: 1 if its credit is the share of a tie, else 0}."""
-        return {name: int(shared_credits(np.array(credit))) for name, credit in groups.winoground(scores).items()}
+        return {name: int(shared_credits(np.array(credit))) for name, credit in groups.winoground(scores, to_image).items()}
 
 
 def score_table(table: Table, ids: Sequence[str]) -> list[Result]:

@@ -2,6 +2,7 @@
 
 Comparisons are strict and ties are shared: a credit is the probability of success if tied scores were put in random
 order. So a matrix of equal scores gets exactly the chance of a random one. Scores [k, k]: images down, captions across.
+A model may choose an image for a caption by other scores than a caption for an image (``to_image``; FILIP does so).
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ def image_credit(scores: np.ndarray) -> np.ndarray:
     return text_credit(np.asarray(scores).T)
 
 
-def group_credit(scores: np.ndarray) -> float:
-    """Does every image get its caption and every caption its image? A tie counts as the probability of it."""
+def group_credit(scores: np.ndarray, to_image: np.ndarray | None = None) -> float:
+    """Does every image get its caption and every caption its image? A tie counts as the probability of it.
+
+    to_image: other scores by which images are chosen; ties in them and in ``scores`` are then broken independently.
+    """
+    if to_image is not None:
+        return float(np.prod(text_credit(scores)) * np.prod(image_credit(to_image)))
     scores = lowest_if_not_finite(scores)
     own = np.diagonal(scores)
     bar = np.minimum(own[:, None], own[None, :])  # an entry off the diagonal must stay below both
@@ -65,18 +71,21 @@ def _tie_share(names: list[int], below: list[list[int]]) -> float:
     return math.fsum(shares)
 
 
-def winoground(scores: np.ndarray) -> dict[str, float]:
-    """The paper's text, image and group score of a matrix; chance 1/4, 1/4, 1/6 at k = 2."""
+def winoground(scores: np.ndarray, to_image: np.ndarray | None = None) -> dict[str, float]:
+    """The paper's text, image and group score of a matrix; chance 1/4, 1/4, 1/6 at k = 2. to_image: as for ``group_credit``."""
     return {
         "text": float(np.prod(text_credit(scores))),
-        "image": float(np.prod(image_credit(scores))),
-        "group": group_credit(scores),
+        "image": float(np.prod(image_credit(scores if to_image is None else to_image))),
+        "group": group_credit(scores, to_image),
     }
 
 
-def chance(k: int) -> dict[str, float]:
+def chance(k: int, two_sided: bool = False) -> dict[str, float]:
     """{text, image, group}: the expected mean ``text_credit``, mean ``image_credit`` and ``group_credit`` of random scores [k,
-    k]."""
+    k]; two_sided: of independent scores in the two directions.
+    """
+    if two_sided:
+        return {"text": 1 / k, "image": 1 / k, "group": k ** (-2.0 * k)}
     group = math.factorial(k)
     sizes = [m + 2 * sum(k - j for j in range(1, m + 1)) for m in range(1, k + 1)]
     return {"text": 1 / k, "image": 1 / k, "group": group / math.prod(sizes)}

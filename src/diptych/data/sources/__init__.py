@@ -21,6 +21,7 @@
 | ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
 | ``repeated:scenes:small?items=100&share=0.5`` | some of its samples repeated many times among new ones |
 | ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
+| ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
 A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes
@@ -56,6 +57,7 @@ SCHEMES = {
     "openmoji": "diptych.data.sources.openmoji:OpenMoji",
     "repeated": "diptych.data.sources.repeated:Repeated",
     "control": "diptych.data.control:Control",
+    "facts": "diptych.data.sources.facts:Facts",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "wds"}
 ENDINGS[".json"] = "coco"  # or what its beginning shows

@@ -102,9 +102,9 @@ class Mixture:
         which, place = self._place(index)
         return all_texts(self.sources[which], place)
 
-    def order(self, seed: int) -> Mixed:
-        """The order of training, in which the sources occur by their weights."""
-        return Mixed(self.lengths, self.weights, seed)
+    def order(self, seed: int, run: int = 1) -> Mixed:
+        """The order of training, in which the sources occur by their weights; ``run`` samples at a time are of one source."""
+        return Mixed(self.lengths, self.weights, seed, run)
 
     def successor(self, index: int) -> int:
         """The next item of the same source, to replace one that is broken."""

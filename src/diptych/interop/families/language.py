@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from diptych.core.errors import DiptychError
-from diptych.core.extras import need
 from diptych.core.files import read_json, write_json
 from diptych.interop.base import Misfit, State
-from diptych.models.adapters.lora import MARK as ADAPTER
 from diptych.models.adapters.lora import NAME as ADAPTER_NAME
-from diptych.models.adapters.lora import Lora
+from diptych.models.adapters.lora import Injected, is_adapted, is_adapters, merged_weight
 from diptych.models.pretrained.tokenizer import LMTokenizer, TrimmedTokenizer
 
 if TYPE_CHECKING:
@@ -86,7 +84,7 @@ def misfits(part: Any) -> list[Misfit]:
         result.append(Misfit("the language model's weights are quantised"))
     if part.gated:
         result.append(Misfit("layers of the language model look at the image"))
-    if any(ADAPTER in n for m in (head, model.get_input_embeddings()) for n, _ in m.named_parameters()):
+    if any(is_adapters(n) for m in (head, model.get_input_embeddings()) for n, _ in m.named_parameters()):
         result.append(Misfit("there are adapters on word vectors or output layer"))
     return result
 
@@ -129,12 +127,11 @@ def put_back(whole: Tensor, rows: Tensor, kept: list[int]) -> Tensor:
 
 def plain_state(model: Any, merged: bool) -> State:
     """A model's weights under the names that they have without adapters."""
-    result = {n.replace(".base_layer.", "."): v.detach() for n, v in model.state_dict().items() if ADAPTER not in n}
+    result = {n.replace(".base_layer.", "."): v.detach() for n, v in model.state_dict().items() if not is_adapters(n)}
     if merged:
         for name, module in model.named_modules():
-            if ADAPTER_NAME in getattr(module, "lora_A", ()):
-                weight = f"{name}.weight"
-                result[weight] = result[weight].float() + module.get_delta_weight(ADAPTER_NAME).detach().float()
+            if is_adapted(module):
+                result[f"{name}.weight"] = merged_weight(module)
     return result
 
 
@@ -151,9 +148,9 @@ def tokenizer_of(tokenizer: LMTokenizer) -> Any:
     return made
 
 
-def lora_of(model: VLM) -> Lora | None:
+def lora_of(model: VLM) -> Injected | None:
     """The low-rank adapters of the language model; None if it has none."""
-    return next((a for a in model.adapters.values() if isinstance(a, Lora) and a.part is model.part("lm")), None)
+    return next((a for a in model.adapters.values() if isinstance(a, Injected) and a.part is model.part("lm")), None)
 
 
 def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
@@ -171,19 +168,22 @@ def write_adapters(directory: Path, model: VLM, base: str, inside: str) -> None:
     prefix = f"{own.base_model_prefix}."
     weights, targets = {}, set()
     for name, value in own.state_dict().items():
-        if ADAPTER in name:
+        if is_adapters(name):
             place = f"{inside}.{name.removeprefix(prefix)}"
-            targets.add(place.partition(f".{ADAPTER}")[0])
-            weights[f"base_model.model.{place.replace(f'.{ADAPTER_NAME}.', '.')}"] = (
-                value.detach().float().cpu().contiguous().clone()
-            )
-    peft = need("peft", extra="adapt", what="diptych export --adapters")
-    config = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=sorted(targets), bias="none"
-    )
+            targets.add(place.partition(f".{lora.mark}")[0])
+            weights[f"base_model.model.{in_files(place)}"] = value.detach().float().cpu().contiguous().clone()
+    for name, value in lora.shared().items():
+        weights[f"base_model.{name}"] = value.detach().float().cpu().contiguous().clone()
+    config = lora.config(sorted(targets))
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(str(directory))
     path = directory / "adapter_config.json"
     says = read_json(path)
     write_json(path, {**says, "target_modules": sorted(says["target_modules"])})  # a set is saved in any order
     save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def in_files(name: str) -> str:
+    """The name in ``peft``'s files of a weight that it added: without the adapter's own name."""
+    name = name.replace(f".lora_magnitude_vector.{ADAPTER_NAME}.weight", ".lora_magnitude_vector")
+    return name.replace(f".{ADAPTER_NAME}.", ".").removesuffix(f".{ADAPTER_NAME}")

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.errors import DiptychError
 from diptych.core.registry import check_options, resolve
 from diptych.models.adapters.base import Adapter
-from diptych.models.adapters.lora import Lora
+from diptych.models.adapters.lora import Dora, Lora
 from diptych.models.adapters.prompt import Prompt
+from diptych.models.adapters.qlora import Qlora
+from diptych.models.adapters.vera import Vera
 from diptych.models.part import Part
 
 if TYPE_CHECKING:
     from diptych.config.recipe import AdapterSpec
     from diptych.models.build import Build
 
-ADAPTERS: dict[str, Any] = {"lora": Lora, "prompt": Prompt}
+ADAPTERS: dict[str, Any] = {"lora": Lora, "dora": Dora, "vera": Vera, "qlora": Qlora, "prompt": Prompt}
+BY_PEFT = ("lora", "dora", "vera", "qlora")  # kinds that need the package
 
-__all__ = ["ADAPTERS", "Adapter", "build_adapter"]
+__all__ = ["ADAPTERS", "BY_PEFT", "Adapter", "build_adapter"]
 
 
 def build_adapter(name: str, spec: AdapterSpec, build: Build) -> Adapter:

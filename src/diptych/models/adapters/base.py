@@ -17,9 +17,11 @@ class Adapter(nn.Module):
     """Subclasses take the part, the ``Build``, the recipe's key for messages, and keyword-only options.
 
     Parameters belong to the adapter, or are in the part under names that contain ``mark`` (as ``peft`` adds them).
+    freezes: whether the part's own weights cannot be trained beside it.
     """
 
     mark: str = ""
+    freezes: bool = False
 
     def __init__(self, part: Part, build: Build, where: str):
         super().__init__()
@@ -45,6 +47,9 @@ class Adapter(nn.Module):
     def bare(self, name: str) -> str:
         """The name that a weight of the part itself has where there is no adapter."""
         return name
+
+    def restart(self) -> None:
+        """Called when the part has taken over weights from elsewhere, and the adapter none: for what depends on them."""
 
     def merge(self) -> None:
         """Merge what was learned into the part's own weights and remove the adapter. DiptychError if that is not possible."""

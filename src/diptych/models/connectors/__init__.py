@@ -1,12 +1,14 @@
 """Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class per kind."""
 
-from diptych.models.connectors.mlp import MLP, Linear
+from diptych.models.connectors.mlp import MLP, Linear, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
-from diptych.models.connectors.queries import CAbstractor, QFormer, Resampler
+from diptych.models.connectors.queries import CAbstractor, QFormer
+from diptych.models.connectors.resampler import Resampler
 
 CONNECTOR = {
     "linear": Linear,
     "mlp": MLP,
+    "pooled": Pooled,
     "average": Average,
     "downsample": Downsample,
     "pixel_shuffle": PixelShuffle,

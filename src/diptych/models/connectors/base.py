@@ -28,6 +28,7 @@ class Connector(Part):
         self.image_width, self.width = build.width_of("vision"), build.width_of("lm")
         vision = build.parts["vision"]
         self.extra, n = int(getattr(vision, "extra", 0)), int(vision.tokens)  # type: ignore[arg-type]
+        build.require(getattr(vision, "pooling", "") != "cascade", "it reads patches; parts.vision.pool: cascade gives none")
         self.grid = math.isqrt(n)
         build.require(self.grid**2 == n, f"the tower gives {n} patches, which do not form a square")
         self.tokens = n

@@ -1,9 +1,16 @@
-"""Token by token: linear (LLaVA, Liu et al. 2023) or linear, GELU, linear (LLaVA 1.5, Liu et al. 2024)."""
+"""Token by token: linear (LLaVA, Liu et al. 2023) or linear, GELU, linear (LLaVA 1.5, Liu et al. 2024); or the pooled vector alone
+(Frozen, Tsimpoukelli et al. 2021).
+"""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from diptych.core.batch import Tokens
 from diptych.models.build import Build
 from diptych.models.connectors.base import Connector, perceptron
 
@@ -28,3 +35,24 @@ class Linear(MLP):
 
     def __init__(self, build: Build, *, norm: bool = True):
         super().__init__(build, depth=1, norm=norm)
+
+
+class Pooled(Connector):
+    """The tower's pooled vector by one linear map to ``tokens`` vectors of the language model (Frozen, Tsimpoukelli et al. 2021,
+    §3.1; n = 2 in the paper). norm: a LayerNorm first; the paper has none.
+    """
+
+    def __init__(self, build: Build, *, tokens: Annotated[int, Field(ge=1)] = 2, norm: bool = False):
+        super().__init__(build)
+        self.tokens = tokens
+        self.norm: nn.Module = nn.LayerNorm(self.image_width) if norm else nn.Identity()
+        self.layer = nn.Linear(self.image_width, tokens * self.width)
+
+    def prefix(self, image: Tokens) -> Tensor:
+        """What the language model reads of an image, [B, tokens, D]."""
+        return self(image.pooled)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled vectors [B, D of the tower] → [B, tokens, D of the language model]"""
+        x = torch.unflatten(self.layer(self.norm(x)), 1, (self.tokens, self.width))
+        return x

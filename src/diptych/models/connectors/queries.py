@@ -1,4 +1,4 @@
-"""A fixed number of tokens that look at the image: Q-Former, Perceiver resampler, C-Abstractor."""
+"""A fixed number of tokens that look at the image: Q-Former, C-Abstractor. Flamingo's resampler has a file of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diptych.models.build import Build
 from diptych.models.connectors.base import Connector, perceptron
-from diptych.models.layers.attention import Attention, Transformer
+from diptych.models.layers.attention import Transformer
 
 
 class QFormer(Connector):
@@ -30,46 +30,6 @@ class QFormer(Connector):
         queries = self.queries.expand(len(x), -1, -1)
         x = self.layer(self.transformer(queries, context=self.norm(self.patches(x))))
         return x
-
-
-class Resampler(Connector):
-    """Latents that attend to the image and to themselves at once (Flamingo, Alayrac et al. 2022, appendix A.1.1)."""
-
-    def __init__(self, build: Build, *, tokens: int = 64, depth: int = 2, heads: int = 4):
-        super().__init__(build)
-        width = self.image_width
-        build.require(width % heads == 0, f"heads: {heads} does not divide the tower's width {width}")
-        self.tokens = tokens
-        self.latents = nn.Parameter(torch.randn(tokens, width) * 0.02)
-        self.layers = nn.ModuleList(_ResamplerLayer(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.layer = nn.Linear(width, self.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
-        x = self.patches(x)
-        latents = self.latents.expand(len(x), -1, -1)
-        for layer in self.layers:
-            latents = layer(latents, x)
-        x = self.layer(self.norm(latents))
-        return x
-
-
-class _ResamplerLayer(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.norm_image, self.norm_latents, self.norm = (nn.LayerNorm(width) for _ in range(3))
-        self.attention = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, latents: Tensor, x: Tensor) -> Tensor:
-        """Latents [B, K, D] that look at the image's tokens x [B, N, D] and at each other: [B, K, D] (Alayrac et al. 2022, appendix
-        A.1.1).
-        """
-        own = self.norm_latents(latents)
-        latents = latents + self.attention(own, torch.cat([self.norm_image(x), own], 1))
-        latents = latents + self.mlp(self.norm(latents))
-        return latents
 
 
 class CAbstractor(Connector):

@@ -73,6 +73,7 @@ class CocaText(TextTransformer):
     the padding, and itself only if there is no padding: open_clip's padding mask is off by one.
     """
 
+    class_token: nn.Parameter
     takes_prompts = False  # its positions are fixed, up to that of the class token
 
     def __init__(

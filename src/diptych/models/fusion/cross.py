@@ -6,7 +6,7 @@ two sides are separate computations, only those that an objective needs are comp
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -22,7 +22,10 @@ from diptych.models.part import Part
 
 
 class CrossModal(Part):
-    """A cross-modal encoder per side: self-attention, then attention to the other modality (MaskVLM, Kwon et al. 2023, §3.1)."""
+    """A cross-modal encoder per side: self-attention, then attention to the other modality (MaskVLM, Kwon et al. 2023, §3.1).
+
+    pool: each side's tokens pooled as their mean, or as the first: [BOS] of a text, the ``class`` token of an image (MaskVLM).
+    """
 
     def __init__(
         self,
@@ -30,12 +33,18 @@ class CrossModal(Part):
         *,
         depth: int | None = None,
         heads: int | None = None,
+        pool: Literal["mean", "class"] = "mean",
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ):
         super().__init__()
+        build.require(
+            pool == "mean" or getattr(build.parts.get("vision"), "extra", 0) > 0,
+            "pool: class needs a class token of the image; set parts.vision.class_tokens: 1",
+        )
+        self.pool = pool
         image_width, text_width = build.width_of("vision"), build.width_of("text")
         depth, heads = depth or build.size.depth, heads or build.size.heads
-        self.width = text_width
+        self.width, self.image_width = text_width, image_width
         activation = build.size.activation
         self.text_side = Transformer(text_width, depth, heads, image_width, activation, dropout)
         self.image_side = Transformer(image_width, depth, heads, text_width, activation, dropout)
@@ -50,11 +59,12 @@ class CrossModal(Part):
         """Image tokens [B, N, D] after attention to the text."""
         return self._look(self.image_side, image, text)
 
-    @staticmethod
-    def _look(side: Transformer, own: Tokens, other: Tokens) -> Tokens:
+    def _look(self, side: Transformer, own: Tokens, other: Tokens) -> Tokens:
         x = own.tokens
         bias = attention_bias(own.mask, x.shape[1], False, x)
         x = side(x, bias, other.tokens, attention_bias(other.mask, x.shape[1], False, x))
+        if self.pool == "class":
+            return Tokens(x, x[:, 0], own.mask)
         if own.mask is None:
             return Tokens(x, x.mean(1))
         return Tokens(x, (x * own.mask[..., None]).sum(1) / own.mask.sum(1, keepdim=True), own.mask)

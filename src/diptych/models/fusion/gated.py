@@ -6,14 +6,14 @@ gates are closed, and the language model is unchanged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.models.build import Build
-from diptych.models.layers.attention import Attention
+from diptych.models.layers.attention import Attention, SquaredReLU
 from diptych.models.layers.masks import bias_of
 from diptych.models.layers.rotary import GatedMLP
 from diptych.models.part import Part
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 
 
 class GatedLayer(nn.Module):
-    """x + tanh(α) · attention(x to the image), then + tanh(β) · MLP; α and β start at 0."""
+    """x + tanh(α) · attention(x to the image), then + tanh(β) · MLP; α and β start at 0.
 
-    def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6):
+    mlp: ``squared_relu``: two linear layers without bias around a squared ReLU (Alayrac et al. 2022, table 5); ``gated``: SwiGLU,
+    as in Idefics.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float = 1e-6, mlp: str = "squared_relu"):
         super().__init__()
         self.norm1, self.norm2 = nn.RMSNorm(width, eps), nn.RMSNorm(width, eps)
         self.attention = Attention(width, heads)
-        self.mlp = GatedMLP(width, hidden)
+        plain = (nn.Linear(width, hidden, bias=False), SquaredReLU(), nn.Linear(hidden, width, bias=False))
+        self.mlp: nn.Module = GatedMLP(width, hidden) if mlp == "gated" else nn.Sequential(*plain)
         self.alpha, self.beta = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, image: Tensor, looks: Tensor | None = None) -> Tensor:
@@ -49,7 +54,10 @@ class GatedLayer(nn.Module):
 
 
 class GatedCrossAttention(Part):
-    """A ``fusion`` part that puts a gated layer before every ``every``-th layer of the ``lm`` part, which is not changed."""
+    """A ``fusion`` part that puts a gated layer before every ``every``-th layer of the ``lm`` part, which is not changed.
+
+    hidden: width of the layers' MLPs; None: four times the language model's. mlp: as of ``GatedLayer``.
+    """
 
     works_in = "lm"
 
@@ -60,6 +68,7 @@ class GatedCrossAttention(Part):
         every: Annotated[int, Field(ge=1)] = 2,
         heads: int | None = None,
         hidden: int | None = None,
+        mlp: Literal["squared_relu", "gated"] = "squared_relu",
     ):
         super().__init__()
         self.width = build.width_of("lm")
@@ -69,7 +78,7 @@ class GatedCrossAttention(Part):
         theirs = decoder_layers(part.lm)
         build.require(every <= len(theirs), f"every: the language model has {len(theirs)} layers only")
         self.every = every
-        self.layers = nn.ModuleList(GatedLayer(self.width, heads, hidden or 4 * self.width) for _ in theirs[::every])
+        self.layers = nn.ModuleList(GatedLayer(self.width, heads, hidden or 4 * self.width, mlp=mlp) for _ in theirs[::every])
 
     def attach(self, build: Build) -> None:
         """Registers the layers' hooks in the language model, which then gives images to them."""

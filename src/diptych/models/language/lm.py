@@ -44,8 +44,8 @@ class PretrainedLM(Part):
     gated = False  # whether layers of a fusion part look at the image, which is then not among the words
     draws = False  # whether a prompt is drawn at random: set while the model trains, also if this part is frozen
     begins_with = "image.prefix"
-    can = frozenset({"generate", "decoding", "loglikelihood", "examples"})
-    packaged = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
+    can = frozenset({"generate", "decoding", "loglikelihood", "examples", "complete"})
+    packaged: tuple[str, ...] = ("",)  # all weights come from the package; a checkpoint holds none of them while the part is frozen
 
     def __init__(self, build: Build, open: Callable[[], CausalLM], trim: bool, prompts: bool = False):
         super().__init__()
@@ -198,6 +198,7 @@ class PretrainedLM(Part):
         return Seen.one(prefix) if self.gated else None
 
     @provides("{image}.kv_cache", "{image}.prefix")
+    @provides("{video}.kv_cache", "{video}.prefix")
     def remember(self, prefix: Tensor) -> Prefix:
         """[BOS] and an image, read once, so that many captions can be tried on it."""
         opening = self._opening(prefix)
@@ -333,4 +334,42 @@ class RandomLM(PretrainedLM):
         super().__init__(build, open, trim=False, prompts=prompts)
 
 
-LM = {"hf": HubLM, "gemma": Gemma, "random": RandomLM}
+class Llama(PretrainedLM):
+    """A Llama (Touvron et al. 2023) with fresh weights and the run's own tokenizer, to be trained here.
+
+    By default it has the sizes of the recipe's ``size``. depth: layers; hidden: width of the MLPs.
+
+    In another recipe it takes its weights from the run that trained it (``backbones``, or ``weights: RUN?parts=lm``).
+    """
+
+    packaged = ()
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
+        hidden: int | None = None,
+        prompts: bool = False,
+    ):
+        from diptych.models.pretrained.causal_lm import fresh_llama
+
+        build.require(build.tokenizer is not None, "it has no words of its own; set data.tokenizer.kind: bpe")
+        width, heads = width or build.size.width, heads or build.size.heads
+        build.require(width % (2 * heads) == 0, f"width: {width} is not a multiple of twice the number of heads, {heads}")
+
+        def open() -> CausalLM:
+            """The model with fresh weights."""
+            return fresh_llama(build.tokenizer, width, depth or build.size.depth, heads, hidden or 4 * width)
+
+        super().__init__(build, open, trim=False, prompts=prompts)
+
+    @property
+    def own_tokenizer(self) -> Any:
+        """None: it has the run's."""
+        return None
+
+
+LM = {"hf": HubLM, "gemma": Gemma, "llama": Llama, "random": RandomLM}

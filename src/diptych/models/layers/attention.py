@@ -87,13 +87,22 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class SquaredReLU(nn.Module):
+    """max(x, 0)² (So et al. 2021, Primer; Flamingo's)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return F.relu(x).square()
+
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "quick_gelu": QuickGELU,
     "relu": nn.ReLU,
+    "squared_relu": SquaredReLU,
 }
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu"]
 
 
 class Block(nn.Module):
@@ -255,6 +264,24 @@ class AttentionPool(nn.Module):
         bias = attention_bias(mask, len(self.queries), False, x)
         out: Tensor = self.norm_out(self.attention(queries, self.norm(x), bias))
         return out
+
+
+class CascadePool(nn.Module):
+    """CoCa's two attentional poolers in a row (Yu et al. 2022, §3.2): ``tokens``, a pooler with ``n`` queries whose output a
+    decoder looks at, and ``pooled``, one with a single query that reads the output of the first.
+
+    Queries are normalised, as open_clip's are: small ones look at all patches alike, and the tokens would start almost equal.
+    """
+
+    def __init__(self, width: int, heads: int, n: int):
+        super().__init__()
+        self.tokens = AttentionPool(width, heads, n, norm_queries=True)
+        self.pooled = AttentionPool(width, heads, 1, norm_queries=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, N, D] → tokens [B, n, D] and pooled [B, D]"""
+        tokens = self.tokens(x)
+        return tokens, self.pooled(tokens)[:, 0]
 
 
 class MapPool(nn.Module):

@@ -226,6 +226,28 @@ class CausalLM(nn.Module):
         return self
 
 
+def fresh_llama(tokenizer: Any, width: int, depth: int, heads: int, hidden: int) -> CausalLM:
+    """A Llama with fresh weights, drawn from torch's random numbers; input and output share their word vectors.
+
+    tokenizer: with ``pieces``, ``decode`` and the ids ``pad``, ``bos`` and ``eos``, such as ``data.text.Tokenizer``.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        pad_token_id=tokenizer.pad,
+        bos_token_id=tokenizer.bos,
+        eos_token_id=tokenizer.eos,
+        tie_word_embeddings=True,
+    )
+    return CausalLM(LlamaForCausalLM(config).float(), tokenizer)
+
+
 def load_causal_lm(address: Any, dtype: torch.dtype = torch.bfloat16) -> CausalLM:
     """Any causal language model of transformers by ``hf:NAME_OR_PATH``, or a GGUF file, which is converted once.
 

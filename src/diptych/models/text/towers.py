@@ -31,7 +31,8 @@ def sinusoids(length: int, width: int, longest: float = 100.0) -> Tensor:
 class TextTransformer(TextTower):
     """A transformer over byte-pair tokens.
 
-    causal: each token sees only the tokens before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]) or the mean.
+    causal: each token sees only the tokens before it (CLIP, CoCa). pool: the last token ([EOS]), the first ([BOS]), the mean, or
+    ``class``: a learned token after the text, which reads all of it and which no word sees (CoCa, Yu et al. 2022, §3.2).
     hidden: width of the blocks' MLPs. embedding_norm: a norm on words plus positions, post_norm: after each step instead of before
     it (both as in BERT).
     whole: texts are read at full length with their padding, and pooled at the very last position (SigLIP). bare: tokens are
@@ -49,7 +50,7 @@ class TextTransformer(TextTower):
         heads: int | None = None,
         hidden: int | None = None,
         causal: bool = False,
-        pool: Literal["eos", "bos", "mean"] = "eos",
+        pool: Literal["eos", "bos", "mean", "class"] = "eos",
         whole: bool = False,
         activation: Activation | None = None,
         eps: float = 1e-5,
@@ -63,8 +64,13 @@ class TextTransformer(TextTower):
         self.width = width or size.width
         self.causal = causal
         self.pool, self.whole = pool, whole
+        build.require(
+            pool != "class" or (causal and not whole), "pool: class is for causal texts that are not whole; set causal: true"
+        )
         self.embedding = nn.Embedding(len(build.tokenizer), self.width)
         self.positions = nn.Parameter(sinusoids(build.tokenizer.max_length, self.width) * 0.7)
+        # It has no position: its own vector would learn one that is the same for every text.
+        self.class_token = nn.Parameter(torch.randn(self.width) * 0.02) if pool == "class" else None
         self.norm: nn.Module = nn.LayerNorm(self.width, eps) if embedding_norm else nn.Identity()
         self.transformer = Transformer(
             self.width,
@@ -85,9 +91,18 @@ class TextTransformer(TextTower):
         if self.whole:
             return self._read_whole(ids, mask)
         words, seen = self._prompted(self.embedding(ids), mask)
-        x = self.norm(words + self.positions[: words.shape[1]])
-        x = self._words(self.transformer(x, attention_bias(seen, words.shape[1], self.causal, x)))  # [B, T, D]
-        if self.pool == "eos":
+        x = words + self.positions[: words.shape[1]]
+        if self.class_token is not None:
+            assert seen is not None
+            x = torch.cat([x, self.class_token.to(x.dtype).expand(len(x), 1, -1)], 1)
+            seen = F.pad(seen, (0, 1), value=True)
+        x = self.norm(x)
+        x = self.transformer(x, attention_bias(seen, x.shape[1], self.causal, x))
+        last = x[:, -1]
+        x = self._words(x if self.class_token is None else x[:, :-1])  # [B, T, D]
+        if self.pool == "class":
+            pooled = last
+        elif self.pool == "eos":
             pooled = x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]
         elif self.pool == "bos":
             pooled = x[:, 0]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
 from diptych.models.build import Build
-from diptych.models.layers.attention import Activation, AttentionPool, MapPool, Sizes, Transformer
+from diptych.models.layers.attention import Activation, AttentionPool, CascadePool, MapPool, Sizes, Transformer
 from diptych.models.part import VisionTower
 
 
@@ -52,8 +52,10 @@ class ViT(VisionTower):
 
     class_tokens: learned tokens before the patches, which collect information from them. positions: fixed waves on the patches, or
     learned ones, of the class tokens too. norm: on the stem's output, on its sum with the positions (CLIP), or none. pool: ``mean``
-    of the patches, the first ``class`` token, ``attention`` (one learned query, as CoCa's contrastive pooler) or ``map`` (SigLIP's:
-    the same, and an MLP). hidden: width of the blocks' MLPs.
+    of the patches, the first ``class`` token, ``attention`` (one learned query), ``map`` (SigLIP's: the same, and an MLP) or
+    ``cascade`` (CoCa's: the tokens that it returns are those of ``queries`` learned queries, which one more query reads; they
+    belong to no place in the picture). queries: of the cascade; default: as many as there are patches, which is CoCa's ratio (256
+    of each). hidden: width of the blocks' MLPs.
     mask_token: replaces patches that are hidden from the tower. bare: tokens are returned before the last norm, the pooled vector
     after it (FLAVA).
     """
@@ -72,7 +74,8 @@ class ViT(VisionTower):
         class_tokens: Annotated[int, Field(ge=0)] = 0,
         positions: Literal["waves", "learned"] = "waves",
         norm: Literal["stem", "sum", "none"] = "stem",
-        pool: Literal["mean", "class", "attention", "map"] = "mean",
+        pool: Literal["mean", "class", "attention", "map", "cascade"] = "mean",
+        queries: Annotated[int, Field(ge=1)] | None = None,
         activation: Activation | None = None,
         eps: float = 1e-5,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
@@ -91,6 +94,12 @@ class ViT(VisionTower):
             build.image_size % self.patch == 0, f"image_size {build.image_size} is not a multiple of the patch size {self.patch}"
         )
         build.require(pool != "class" or class_tokens > 0, "pool: class needs class_tokens: 1")
+        cascade = pool == "cascade"
+        build.require(queries is None or cascade, f"queries: {queries} are those of a cascade; set pool: cascade")
+        build.require(
+            not cascade or (not class_tokens and not mask_token),
+            "pool: cascade returns no patches: without class_tokens and mask_token",
+        )
         self.grid, self.extra = build.image_size // self.patch, class_tokens
         self.tokens = self.grid**2
         plain = nn.Conv2d(3, self.width, self.patch, stride=self.patch, bias=patch_bias)
@@ -116,12 +125,16 @@ class ViT(VisionTower):
             self.pool = AttentionPool(self.width, heads, 1)
         elif pool == "map":
             self.pool = MapPool(self.width, heads, active, hidden, eps)
+        elif cascade:
+            self.pool = CascadePool(self.width, heads, queries or self.tokens)
 
     takes_prompts = True
     hides = True
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None, hidden: Tensor | None = None) -> Tokens:
-        """tokens [B, extra + N or K, D]: class tokens first. hidden [B, N] bool: patches that the mask token replaces."""
+        """tokens [B, extra + N or K, D]: class tokens first; of a cascade [B, queries, D]. hidden [B, N] bool: patches that the
+        mask token replaces.
+        """
         x = self.stem(pixels).flatten(2).transpose(1, 2) if keep is None else self._stem_at(pixels, keep)  # [B, N or K, D]
         if hidden is not None:
             assert self.mask_token is not None and keep is None
@@ -142,6 +155,8 @@ class ViT(VisionTower):
             x = torch.cat([x[:, : self.extra], learned, x[:, self.extra :]], 1)
         x = self.transformer(x)
         x = torch.cat([x[:, : self.extra], x[:, self.extra + n :]], 1) if n else x
+        if isinstance(self.pool, CascadePool):
+            return Tokens(*self.pool(x))
         if self.pool is not None:
             return Tokens(x, self.pool(x)[:, 0])
         pooled = x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1)

@@ -22,6 +22,11 @@ TASKS = {
         "The model writes a caption, which is compared with reference captions by people or of the scene.",
         "These metrics measure agreement in wording. A true caption in other words scores low, a false one in the same words high.",
     ),
+    "completion": (
+        "A language model reads text alone: how likely it finds a text (perplexity), and whether it completes a given beginning "
+        "with one of the right continuations, word for word.",
+        "Perplexity depends on the tokens: compare models with the same tokenizer only.",
+    ),
     "embedding": (
         "The positions of image and text embeddings relative to each other.",
         "Not a measure of quality: a model with a wide gap may retrieve well.",
@@ -101,7 +106,7 @@ TASKS = {
         "A true sentence against a false one, scored with the picture, without it (the language prior), and with the prior "
         "subtracted: score(text, picture) − α · score(text, no picture).",
         "“No picture” is a grey picture, which the model has never seen. Its score approximates the language prior; it is not the "
-        "same.",
+        "same. The mean over noise pictures (prior=noise) and log P(text) of a language model (prior=ADDRESS) are two others.",
     ),
     "bias": (
         "Contrast sets: the same scene several times, changed in one attribute that should not affect the answer. If answers "

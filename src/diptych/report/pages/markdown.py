@@ -118,15 +118,28 @@ def cell(comparison: Comparison, column: Column, recipe: Recipe) -> str:
 
 def spent_table(recipes: Iterable[Recipe]) -> str:
     """What each recipe spent, Markdown."""
-    heads = ["recipe", "samples", "TFLOP", "seconds", "samples/s", "parameters", "trained", "peak memory"]
+    recipes = list(recipes)
+    pretrained = any("pretraining_flops" in r.spent for r in recipes)  # of backbones, which are trained once for several runs
+    heads = [
+        "recipe",
+        "samples",
+        "TFLOP",
+        *(["pretraining TFLOP"] if pretrained else []),
+        "seconds",
+        "samples/s",
+        "parameters",
+        "trained",
+        "peak memory",
+    ]
     rows = []
     for r in recipes:
         s = r.spent
         flops = f"{s['flops'] / 1e12:.1f}" if "flops" in s else "—"
+        before = f"{s['pretraining_flops'] / 1e12:.1f}" if s.get("pretraining_flops") is not None else "—"
         memory = f"{amount(s.get('peak_memory_bytes'))}B"
         rows.append(
-            [f"`{r.name}`", amount(s.get("samples")), flops, seconds(s.get("seconds")), amount(s.get("samples_per_second")),
-             amount(s.get("parameters")), amount(s.get("trainable_parameters")), memory]
+            [f"`{r.name}`", amount(s.get("samples")), flops, *([before] if pretrained else []), seconds(s.get("seconds")),
+             amount(s.get("samples_per_second")), amount(s.get("parameters")), amount(s.get("trainable_parameters")), memory]
         )  # fmt: skip
     return table(heads, rows)
 

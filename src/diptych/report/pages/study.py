@@ -170,6 +170,11 @@ def _measures(results: dict[str, Any]) -> str:
     )
 
 
+def _pretraining(spent: dict[str, Any]) -> str:
+    """What the backbones cost, which arms may share; empty without any."""
+    return f" (backbones: {spent['pretraining_flops'] / 1e12:.3g} TFLOP)" if "pretraining_flops" in spent else ""
+
+
 def _arms(results: dict[str, Any]) -> str:
     rows = []
     for i, (name, arm) in enumerate(results["arms"].items()):
@@ -177,7 +182,7 @@ def _arms(results: dict[str, Any]) -> str:
         steps = "; ".join(f"{k} {v}" for k, v in arm["derive"].items())
         spent = arm["spent"]
         cost = (
-            f"{counted(spent['samples'], 'sample')}, {spent['seconds']:,.0f} s, {spent['flops'] / 1e12:.3g} TFLOP"
+            f"{counted(spent['samples'], 'sample')}, {spent['seconds']:,.0f} s, {spent['flops'] / 1e12:.3g} TFLOP{_pretraining(spent)}"
             if spent
             else "—",
         )

@@ -18,6 +18,7 @@ SPENT = (
     ("samples", "Samples", amount),
     ("samples_per_second", "Samples/s", amount),
     ("flops", "FLOPs", amount),
+    ("pretraining_flops", "Pretraining FLOPs", amount),
     ("parameters", "Parameters", amount),
     ("trainable_parameters", "Trainable", amount),
     ("peak_memory_bytes", "Peak memory", lambda v: f"{amount(v)}B" if v is not None else "—"),

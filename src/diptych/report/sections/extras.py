@@ -86,7 +86,7 @@ def _looking(m: Measure) -> str:
 
 def priors(g: TaskAnswers) -> str:
     """The effect of correcting for the language prior, HTML."""
-    from diptych.benchmarks.probes.priors import ALPHAS, corrected, credits_at
+    from diptych.benchmarks.probes.priors import ALPHAS, corrected, credits_at, prior_credit
 
     parts = []
     for a in g.answers:
@@ -94,7 +94,7 @@ def priors(g: TaskAnswers) -> str:
         if not rows or any("blind_scores" not in r for r in rows):
             continue
         curve = [mean(credits_at(rows, alpha)) for alpha in ALPHAS]
-        blind = mean([r["blind"]["accuracy"] for r in rows])
+        blind = mean([prior_credit(r) for r in rows])
         best, honest = ALPHAS[int(np.argmax(curve))], mean(corrected(rows))
         value_text = f"plain {number(curve[0])}, prior alone {number(blind)}, corrected {number(honest)} %"
         drawn = chart(
@@ -108,9 +108,10 @@ def priors(g: TaskAnswers) -> str:
         )
         parts.append(panel(a, f"<b>{escape(value_text)}</b>", drawn))
     caption = (
-        "The share of pictures for which the true sentence scores higher than the false one after subtracting α times the score "
-        "without a picture; dashes: the score without a picture. “Corrected” chooses α on one half of the items for the other, so "
-        "it can be below the best point of the curve. If the dashes are far from 50, the false sentences are unlikely by "
+        "The share of pictures for which the true sentence scores higher than the false one after subtracting α times the prior; "
+        "dashes: the prior alone. The prior is the score with a grey picture, unless the task names another (noise, a language "
+        "model). “Corrected” chooses α on one half of the items for the other, so it can be below the best point of the curve. If "
+        "the dashes are far from 50, the false sentences are unlikely by "
         "themselves, and the plain score rewards reading."
     )
     return panels(parts, caption)

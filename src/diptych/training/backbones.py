@@ -1,0 +1,137 @@
+"""``backbones:`` of a recipe: runs of other recipes that are trained first, once, and give this run the weights of single parts.
+
+``backbones: {lm: {recipe: lm, budget: 40k samples}}`` trains the recipe ``lm`` into ``backbones/lm-HASH`` beside the run, unless it
+is there, and starts the part ``lm`` from its part ``lm``. The hash is of the resolved recipe, so all runs that ask for the same
+backbone share it, whatever their own seeds and budgets. What a backbone cost stands in ``spent.json`` of each run that uses it, in
+an entry of its own: it is not part of the run's budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from diptych.config.recipe import Backbone, Recipe, load_recipe
+from diptych.core.errors import DiptychError, Interrupted
+from diptych.training.run_files import RunFiles
+
+Progress = Callable[[dict[str, Any]], None]
+FOLDER = "backbones"  # beside the runs
+TRAIN = "{train}"  # in the address of a backbone's data: the run's own
+WITHOUT = {"about", "cite", "device", "compile", "checkpoints", "trackers", "validation"}  # change nothing that is learned
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The run that gives a part its weights. recipe: what trains it; None: it exists already."""
+
+    part: str
+    path: Path
+    recipe: Recipe | None = None
+
+
+def folder_beside(run: Path) -> Path:
+    """Where the backbones of a run are: next to it, so that its neighbours find them."""
+    return run.absolute().parent / FOLDER
+
+
+def planned(recipe: Recipe, folder: Path) -> dict[str, Planned]:
+    """The backbones of a recipe by part, in the folder ``folder``. DiptychError if one of their recipes is wrong."""
+    return {part: _planned(part, spec, recipe, folder) for part, spec in recipe.backbones.items()}
+
+
+def _planned(part: str, spec: Backbone, recipe: Recipe, folder: Path) -> Planned:
+    where = f"backbones.{part}"
+    if spec.run is not None:
+        if not RunFiles(Path(spec.run).expanduser()).exists():
+            raise DiptychError(f"{where}.run: there is no run at '{spec.run}'")
+        return Planned(part, Path(spec.run).expanduser())
+    given: dict[str, Any] = {"size": recipe.size, "precision": recipe.precision, "device": recipe.device}
+    given["data.train"] = address(spec.data, recipe.data.train)
+    if recipe.data.image_size:
+        given["data.image_size"] = recipe.data.image_size
+    if spec.budget is not None:
+        given["budget"] = spec.budget
+    own = load_recipe(str(spec.recipe), given | spec.set)
+    if part not in own.parts:
+        raise DiptychError(f"{where}.recipe: '{spec.recipe}' has no part '{part}' (it has: {', '.join(own.parts)})")
+    return Planned(part, folder / f"{own.name}-{digest(own)}", own)
+
+
+def address(data: str, train: str) -> str:
+    """The data of a backbone: ``{train}`` stands for the run's address, percent-encoded within another address."""
+    return train if data == TRAIN else data.replace(TRAIN, quote(train, safe=":/,{}*"))
+
+
+def digest(recipe: Recipe) -> str:
+    """Ten hexadecimal digits of everything in a recipe that decides what is learned."""
+    content = {k: v for k, v in recipe.model_dump(mode="json", by_alias=True).items() if k not in WITHOUT}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Path]:
+    """The runs of a recipe's backbones by part, after those that are not there have been trained.
+
+    Raises Interrupted, with everything saved, on Ctrl-C or SIGTERM.
+    """
+    from diptych.training.loop import train
+
+    found = planned(recipe, folder)
+    for each in found.values():
+        if each.recipe is None or RunFiles(each.path).finished():
+            continue
+        name = each.recipe.name
+        with _alone(each.path):
+            if RunFiles(each.path).finished():  # trained by another process meanwhile
+                continue
+            if int(os.environ.get("RANK", "0")) == 0:
+                print(f"note: {_announced(each)}", file=sys.stderr)
+            try:
+                train(each.recipe, each.path, resume=True, progress=_said_of(name, progress))
+            except Interrupted as error:
+                why = str(error).partition(":")[0]
+                raise Interrupted(f"{why}: the backbone {name} is saved; run the same command again") from None
+    return {part: each.path for part, each in found.items()}
+
+
+def _said_of(name: str, progress: Progress) -> Progress:
+    """Progress as that of a backbone."""
+    return lambda row: progress({**row, "phase": f"backbone {name}"})
+
+
+def _announced(each: Planned) -> str:
+    assert each.recipe is not None
+    return f"parts.{each.part} is pretrained: {each.recipe.name} ({each.recipe.budget}) is trained first, once, into {each.path}"
+
+
+def _alone(path: Path) -> AbstractContextManager[Any]:
+    """While one process trains a backbone, others that need it wait. The processes of one run train it together."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return nullcontext()
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.parent / f".{path.name}.lock")
+
+
+def cost(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """What the backbones of a run cost, by part, for ``spent.json``; with what their own backbones cost."""
+    result = {}
+    for part, path in paths.items():
+        run = RunFiles(path)
+        spent = run.spent()
+        result[part] = {
+            "recipe": run.recipe().name,
+            "run": str(path),
+            **{k: spent.get(k) for k in ("seconds", "samples", "steps", "parameters")},
+            "flops": spent.get("flops", 0.0) + spent.get("pretraining_flops", 0.0),
+        }
+    return result
