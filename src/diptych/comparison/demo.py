@@ -36,8 +36,8 @@ class Entry:
 
 
 # To change the demo, change these lines; the two that take longest to evaluate come first. Every run has the same data, budget and
-# settings. A recipe on pretrained backbones, the fourth paradigm, belongs here as soon as one learns enough from this budget:
-# `llava` sees too few samples (docs/measured.md).
+# settings. A recipe on pretrained backbones, the fourth paradigm, belongs here as soon as it is measured under this budget: `llava`
+# sees too few samples (docs/measured.md), `llava@mini` is on backbones that are trained first.
 RECIPES = (
     Entry("maskvlm@tuned", evaluation=1.5),
     Entry("coca@plain", evaluation=0.8),
