@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench bench-peers bench-datajuicer results setup clean
+.PHONY: demo test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +57,10 @@ bench: bench-peers ## measure everything, write docs/benchmarks.md (20 minutes; 
 TIME ?= 60m
 results: $(VENV)/.ready ## runs of recipes that are missing in the results, for TIME (60m); writes docs/results.md and docs/systems
 	$(BIN)/python -m bench.recipes --time "$(TIME)"
+
+mutants: $(VENV)/.ready ## mutation testing for TIME (60m): are the tests able to fail? writes docs/mutants.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
+	$(BIN)/python -m bench.mutants $(AREAS) --time "$(TIME)"
 
 clean: ## remove the environment and the demo's runs
 	rm -rf $(VENV) bench/.peers bench/.datajuicer runs/demo

@@ -18,7 +18,7 @@ from diptych.models.pretrained.tokenizer import LMTokenizer
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share
-from diptych.training.setup import loader_of, set_up
+from diptych.training.start.setup import loader_of, set_up
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

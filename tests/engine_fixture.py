@@ -18,8 +18,8 @@ from diptych.objectives import build_objectives, fields_needed
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share
-from diptych.training.setup import corpus_of
-from diptych.training.teachers import add_teachers
+from diptych.training.start.setup import corpus_of
+from diptych.training.start.teachers import add_teachers
 
 TINY = [*(f"parts.{part}.{key}" for part in ("vision", "text") for key in ("depth=1", "width=32", "heads=2")), "precision=fp32"]
 

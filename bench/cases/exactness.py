@@ -21,7 +21,7 @@ from diptych.objectives.contrastive import info_nce
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share
-from diptych.training.setup import corpus_of
+from diptych.training.start.setup import corpus_of
 
 N, PIECES = 64, 8
 

@@ -15,7 +15,7 @@ from diptych.core.batch import Batch, Images
 from diptych.data.fields.base import to_pixels
 from diptych.data.fields.text import tokenized
 from diptych.training.optim import build_optimizer
-from diptych.training.setup import set_up
+from diptych.training.start.setup import set_up
 
 
 def learner(name: str, n: int, *overrides: str) -> Learner:

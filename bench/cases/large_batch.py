@@ -16,7 +16,7 @@ def prepare(batch_size: int, micro: int | None) -> Callable[[], float]:
     from diptych.training.distributed import Cluster
     from diptych.training.flops import FlopMeter
     from diptych.training.gradient import BatchGradient, Pieces, Share
-    from diptych.training.setup import set_up
+    from diptych.training.start.setup import set_up
 
     tower = {"width": 256, "depth": 4, "heads": 4}
     recipe = load_recipe("clip", {"parts.vision": {"kind": "vit", **tower}, "parts.text": {"kind": "transformer", **tower}})

@@ -16,7 +16,7 @@ def prepare(form: str, n: int, d: int) -> Callable[[], float]:
 
     from bench.peers import open_clip
     from diptych.objectives.contrastive import info_nce
-    from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
+    from diptych.objectives.losses.tiled import tiled_info_nce, tiled_sigmoid_sum
 
     def loss(image: Any, text: Any, scale: Any, bias: Any) -> Any:
         if form == "info_nce, tiled":

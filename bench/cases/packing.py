@@ -14,7 +14,7 @@ from diptych.core.batch import Batch, Turns
 from diptych.data.conversations.rows import best_fit, laid_out
 from diptych.data.conversations.template import Document
 from diptych.training.optim import build_optimizer
-from diptych.training.setup import set_up
+from diptych.training.start.setup import set_up
 
 ROOM = 640
 LITTLE = ["parts.lm={kind: random, width: 256, depth: 4}", "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}",

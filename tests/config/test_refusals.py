@@ -18,7 +18,7 @@ from diptych.core.graph import provides
 from diptych.core.sample import Sample
 from diptych.models.build import Build
 from diptych.models.part import Part
-from diptych.training.setup import set_up
+from diptych.training.start.setup import set_up
 
 SMALL = ["precision=fp32", *(f"parts.{p}.{k}" for p in ("vision", "text") for k in ("depth=1", "width=32", "heads=2"))]
 

@@ -218,7 +218,7 @@ def test_a_conversation_that_contradicts_itself_is_told_with_file_and_id(changes
     ],
 )
 def test_what_cannot_be_learned_stops_before_the_first_step(overrides: list[str], told: str, tmp_path: Path) -> None:
-    from diptych.training.setup import set_up
+    from diptych.training.start.setup import set_up
 
     base = [*SMALL, f"data.train={table(tmp_path)}", "data.conversations.too_long=refuse"]
     with pytest.raises(DiptychError, match=rf"talk\.jsonl.*conversations cannot be learned from:(\n.*)*{told}"):
@@ -245,7 +245,7 @@ def test_scenes_hold_conversations_where_asked() -> None:
 
 def test_a_part_learns_at_a_rate_of_its_own() -> None:
     from diptych.training.optim import build_optimizer
-    from diptych.training.setup import set_up
+    from diptych.training.start.setup import set_up
 
     chosen = ["stages.1.lr=1e-3", "stages.1.rates={lm: 0.1}", "stages.1.optimizer=adamw"]
     recipe = load_recipe("llava-instruct", [*SMALL, "data.train=scenes:small?ask=2", *chosen])

@@ -9,9 +9,9 @@ import pytest
 
 from diptych.core.errors import DiptychError
 from diptych.data.scenes import language
+from diptych.data.scenes.facts import Facts, facts
 from diptych.data.scenes.graph import Graph
 from diptych.data.sources import open_source
-from diptych.data.sources.facts import Facts, facts
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 

@@ -30,7 +30,7 @@ from diptych.data.source import BrokenItem
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.objectives import Objective
-from diptych.training.setup import check_fields, set_up
+from diptych.training.start.setup import check_fields, set_up
 
 SIZE, N, PLACES = 16, 7, 3  # PLACES: tokens of an image in a conversation
 CLASSES = ["cat", "guinea_pig", "dog"]

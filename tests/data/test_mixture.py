@@ -15,7 +15,7 @@ from diptych.data.source import BrokenItem, Problem
 from diptych.data.sources import open_source
 from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer
-from diptych.training.setup import corpus_of
+from diptych.training.start.setup import corpus_of
 from sources_fixture import make_csv, own_cache, put  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -179,7 +179,7 @@ def test_a_loader_draws_batches_of_one_source_whatever_the_pieces():
 
 def test_batches_of_one_source_need_a_mixture():
     from diptych.config.recipe import load_recipe
-    from diptych.training.setup import set_up
+    from diptych.training.start.setup import set_up
 
     with pytest.raises(DiptychError, match=r"data\.debiased: .*set data\.train to mix:"):
         set_up(load_recipe("clip", ["size=tiny", "data.train=scenes:small?length=60", "data.debiased=true"]))

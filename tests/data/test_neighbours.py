@@ -21,7 +21,7 @@ from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import train
-from diptych.training.teachers import features_by
+from diptych.training.start.teachers import features_by
 from engine_fixture import tiny
 
 CALLS = []

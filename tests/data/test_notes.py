@@ -12,7 +12,8 @@ from conversations_fixture import tokenizer
 from diptych.config.recipe import load_recipe
 from diptych.data.notes import caption_notes
 from diptych.data.text import Tokenizer
-from diptych.training.setup import describe, set_up
+from diptych.training.start.describe import describe
+from diptych.training.start.setup import set_up
 from sources_fixture import picture, put
 
 own_cache = sources_fixture.own_cache  # pytest finds it here

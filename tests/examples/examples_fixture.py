@@ -16,7 +16,7 @@ from diptych.core.files import read_jsonl
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share
-from diptych.training.setup import Setup, set_up, training_loader
+from diptych.training.start.setup import Setup, set_up, training_loader
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -17,7 +17,7 @@ from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.inference.load import load
 from diptych.training.loop import train
-from diptych.training.setup import set_up, training_loader
+from diptych.training.start.setup import set_up, training_loader
 
 HERE = Path(__file__).parents[2] / "examples" / "coop"
 sys.path.insert(0, str(HERE))

@@ -15,7 +15,7 @@ from batch_fixture import pass_of
 from diptych.config.recipe import load_recipe
 from diptych.inference.load import load
 from diptych.training.loop import train
-from diptych.training.setup import Setup, set_up
+from diptych.training.start.setup import Setup, set_up
 from plain_fixture import f64, gelu, linear
 
 HERE = Path(__file__).parents[2] / "examples" / "diffusion"

@@ -181,7 +181,7 @@ def test_the_objective_equals_its_reference():
 
 
 def vilt_batch(setup):
-    from diptych.training.setup import training_loader
+    from diptych.training.start.setup import training_loader
 
     return training_loader(setup, setup.recipe.stages[0], setup.source).batch(0)
 

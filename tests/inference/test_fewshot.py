@@ -242,7 +242,7 @@ def test_the_last_image_before_a_position_by_hand() -> None:
 def documents(model: TrainedModel, *turns: Turn) -> tuple[torch.Tensor, ...]:
     """A conversation as a row of ids, what is learned of it, and its positions."""
     assert model.model.part("lm").gated
-    from diptych.training.setup import chat_of
+    from diptych.training.start.setup import chat_of
 
     document = chat_of(model.recipe, model.model).document(list(turns))
     ids, _, learned, positions = map(torch.from_numpy, laid_out([document], [[0]], 0))
@@ -279,7 +279,7 @@ def test_a_word_looks_at_the_last_image_only() -> None:
 def test_a_gated_models_conversation_is_continued_as_it_is_read_whole(flamingo: TrainedModel) -> None:
     """Left-padded prompts of no, one and two images read together, then continued from the cache."""
     lm = flamingo.model.part("lm")
-    from diptych.training.setup import chat_of
+    from diptych.training.start.setup import chat_of
 
     chat = chat_of(flamingo.recipe, flamingo.model)
     talks = [TALK, TALK[:2], [Turn("user", "hello"), Turn("assistant", "two small yellow keys")]]

@@ -30,7 +30,7 @@ from diptych.models.pretrained import CausalLM, installed, load_causal_lm
 from diptych.models.vlm import VLM, build_model
 from diptych.objectives import build_objectives
 from diptych.training.loop import train
-from diptych.training.setup import image_size_of
+from diptych.training.start.setup import image_size_of
 
 cli = cli_fixture.cli
 SAID = ["a big red fox left of two small blue keys", "above the yellow house", "three green hearts"]

@@ -18,7 +18,7 @@ from diptych.inference.export import export
 from diptych.inference.load import load
 from diptych.training.loop import train
 from diptych.training.optim import build_optimizer
-from diptych.training.setup import Setup, set_up
+from diptych.training.start.setup import Setup, set_up
 
 SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=clip", "depth=2", "width=32", "heads=2", "hidden=48")]
 FAST = ["stages.0.batch_size=8", "precision=fp32", "trackers=[]", "device=cpu", "stages.0.warmup=1", "checkpoints.steps=2"]

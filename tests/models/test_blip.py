@@ -23,7 +23,7 @@ from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood, next_token_loss
 from diptych.training.distributed import Cluster, check_sharding
 from diptych.training.loop import train
-from diptych.training.teachers import add_teachers
+from diptych.training.start.teachers import add_teachers
 from plain_fixture import f64, gelu, linear, normed
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star", "a key"]

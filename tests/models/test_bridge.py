@@ -18,7 +18,7 @@ from diptych.models.pretrained.hub import fetch
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import averaging_one, improbability
-from diptych.training.setup import set_up
+from diptych.training.start.setup import set_up
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star"]
 

@@ -12,7 +12,7 @@ from batch_fixture import batch_of
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Tokens
 from diptych.models.vision.features import LIMIT, Features, fits
-from diptych.training.setup import set_up
+from diptych.training.start.setup import set_up
 
 
 def encode(pixels: torch.Tensor) -> Tokens:

@@ -13,7 +13,7 @@ from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.objectives.contrastive import sigmoid_of_logits
 from diptych.objectives.llip import mixed_embeddings
-from diptych.training.setup import set_up
+from diptych.training.start.setup import set_up
 from engine_fixture import Little
 
 

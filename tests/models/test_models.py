@@ -25,7 +25,7 @@ from diptych.models.vision.towers import VISION, sincos_2d
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives
 from diptych.objectives.generative import caption_log_likelihood
-from diptych.training.teachers import add_teachers
+from diptych.training.start.teachers import add_teachers
 
 CAPTIONS = ["a red fox left of a blue heart", "two green keys", "there is a big yellow house above a small pink star and no tree"]
 

@@ -21,7 +21,7 @@ from diptych.training.flops import FlopMeter
 from diptych.training.gather import batch_length
 from diptych.training.gradient import BatchGradient, Pieces, Share
 from diptych.training.loop import Trainer, train
-from diptych.training.setup import Setup, set_up, training_loader
+from diptych.training.start.setup import Setup, set_up, training_loader
 
 SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=clip", "depth=1", "width=32", "heads=2", "hidden=48")]
 FAST = ["stages.0.batch_size=8", "precision=fp32", "trackers=[]", "device=cpu", "stages.0.warmup=1", "stages.0.lr=0.01"]

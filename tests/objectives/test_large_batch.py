@@ -15,7 +15,7 @@ from diptych.core.errors import DiptychError
 from diptych.data.loader import mixed
 from diptych.objectives.contrastive import info_nce, sigmoid_loss, sigmoid_sum
 from diptych.objectives.filip import LateInteraction, late_loss, late_similarity
-from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
+from diptych.objectives.losses.tiled import tiled_info_nce, tiled_sigmoid_sum
 from diptych.training.distributed import Cluster
 from diptych.training.gather import encode, stack
 from diptych.training.gradient import Pieces, Share

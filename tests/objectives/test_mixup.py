@@ -17,7 +17,7 @@ from diptych.core.files import read_jsonl
 from diptych.models.space import unit
 from diptych.objectives.contrastive import info_nce, mixed_info_nce
 from diptych.training.loop import train
-from diptych.training.setup import set_up
+from diptych.training.start.setup import set_up
 from engine_fixture import TINY, Little
 from launch_fixture import launch
 

@@ -15,10 +15,10 @@ from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.inference.load import load
 from diptych.objectives.contrastive import info_nce
+from diptych.objectives.losses.momentum import FeatureQueue, momentum_info_nce
 from diptych.objectives.matching import mine_negatives
-from diptych.objectives.momentum import FeatureQueue, momentum_info_nce
 from diptych.training.loop import train
-from diptych.training.setup import Setup, set_up, training_loader
+from diptych.training.start.setup import Setup, set_up, training_loader
 
 FAST = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("depth=1", "width=32", "heads=2")]
 FAST += ["embed_dim=16", "precision=fp32", "trackers=[]", "device=cpu", "data.train=scenes:small?length=64"]

@@ -12,10 +12,10 @@ from diptych.comparison.run import Comparison, RecipeJob, plan, run_backbones
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
-from diptych.training.backbones import address, cost, digest, planned
 from diptych.training.checkpoint import restored
 from diptych.training.loop import train
-from diptych.training.setup import set_up
+from diptych.training.start.backbones import address, cost, digest, planned
+from diptych.training.start.setup import set_up
 
 LM = {"width": 16, "depth": 1, "heads": 2, "hidden": 24}
 FAST = {"precision": "fp32", "trackers": [], "device": "cpu"}

@@ -17,7 +17,7 @@ from diptych.core.sample import Captions, Sample
 from diptych.data.sources import open_source
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import Trainer, train
-from diptych.training.setup import training_loader
+from diptych.training.start.setup import training_loader
 
 SMALL = {
     "parts.quantizer.width": 16, "data.tokenizer.vocab_size": 320, "precision": "fp32", "trackers": [], "stages.main.batch_size": 8,

@@ -26,7 +26,7 @@ from diptych.interop.tokenizer import Vocabulary, adopt
 from diptych.objectives import Objective
 from diptych.training.checkpoint import find_checkpoint
 from diptych.training.loop import Trainer, train
-from diptych.training.setup import Setup, set_up
+from diptych.training.start.setup import Setup, set_up
 
 SIZES = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("kind=clip", "depth=1", "width=32", "heads=2", "hidden=48")]
 FAST = ["stages.0.batch_size=16", "precision=fp32", "trackers=[]", "budget=32 samples", "device=cpu"]

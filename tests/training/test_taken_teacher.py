@@ -15,8 +15,8 @@ from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
 from diptych.training.loop import Trainer, train
-from diptych.training.setup import set_up, training_loader
-from diptych.training.teachers import begin_stage
+from diptych.training.start.setup import set_up, training_loader
+from diptych.training.start.teachers import begin_stage
 
 FAST = ["stages.0.batch_size=8", "stages.1.batch_size=8", "stages.0.ema=0", "stages.1.ema=0", "stages.1.schedule=constant"]
 SMALL = ["parts.lm.kind=random", "parts.vision={kind: vit, depth: 1, frozen: true}", "data.image_size=32", "device=cpu", *FAST]

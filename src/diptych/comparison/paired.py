@@ -1,6 +1,6 @@
 """What several recipes have achieved on the same items: paired tests between them, and intervals over items and seeds.
 
-With two or more seeds of a recipe, items and seeds are crossed random effects (``study.verdict``): an interval says what other
+With two or more seeds of a recipe, items and seeds are crossed random effects (``benchmarks.crossed``): an interval says what other
 items and other seeds would give. With one seed it covers the items alone.
 """
 
@@ -12,11 +12,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from diptych.benchmarks.crossed import Measured, estimate
 from diptych.benchmarks.results import credits
 from diptych.benchmarks.statistics import holm, mean, paired_test
 from diptych.benchmarks.tasks import TASKS
 from diptych.core.files import read_jsonl
-from diptych.study.verdict import Estimate, Measured, estimate
 
 Key = tuple[str, str]  # task, metric
 Credits = dict[Key, dict[str, tuple[float, str]]]  # of one run: {(task, metric): {item: (credit, cluster)}}
@@ -81,7 +81,7 @@ def estimates(runs: Runs) -> list[dict[str, Any]]:
             measured = [_measured(run) for _, run in sorted(_of(seeds, key).items())]
             if len(measured) < 2 or any(m.items.keys() != measured[0].items.keys() for m in measured):
                 continue
-            found = _kept_in_range(estimate(measured), _range(measured))
+            found = estimate(measured, share=measured[0].range != (None, None))
             row = {"recipe": name, "task": key[0], "metric": key[1], "seeds": len(measured)}
             rows.append({**row, "value": found.value, "low": found.low, "high": found.high})
     return rows
@@ -97,19 +97,9 @@ def _of(seeds: Mapping[int, Credits], key: Key) -> dict[int, dict[str, tuple[flo
 
 def _measured(run: Mapping[str, tuple[float, str]]) -> Measured:
     items = {item: credit for item, (credit, _) in run.items()}
-    return Measured(mean(list(items.values())), items, {item: cluster for item, (_, cluster) in run.items()})
-
-
-def _range(runs: Sequence[Measured]) -> tuple[float, float] | None:
-    """The range of a metric whose credits are shares; None for any other, such as CIDEr."""
-    return (0.0, 1.0) if all(0 <= v <= 1 for run in runs for v in run.items.values()) else None
-
-
-def _kept_in_range(found: Estimate, limits: tuple[float, float] | None) -> Estimate:
-    if limits is None:
-        return found
-    low, high = (min(max(end, limits[0]), limits[1]) for end in (found.low, found.high))
-    return Estimate(found.value, low, high, found.seeds, found.items, found.error, found.freedom, found.spread)
+    clusters = {item: cluster for item, (_, cluster) in run.items()}
+    share = all(0 <= v <= 1 for v in items.values())  # otherwise a score such as CIDEr, which has no upper end
+    return Measured(mean(list(items.values())), items, clusters, range=(0.0, 1.0) if share else (None, None))
 
 
 def _test(a: Mapping[int, dict[str, tuple[float, str]]], b: Mapping[int, dict[str, tuple[float, str]]]) -> dict[str, Any] | None:
@@ -119,8 +109,7 @@ def _test(a: Mapping[int, dict[str, tuple[float, str]]], b: Mapping[int, dict[st
         return None
     if a.keys() == b.keys() and len(a) > 1:
         first, second = ([_measured({i: runs[s][i] for i in shared}) for s in sorted(runs)] for runs in (a, b))
-        limits = _range([*first, *second])
-        found = _kept_in_range(estimate(first, second), limits and (-1.0, 1.0))
+        found = estimate(first, second, share=first[0].range != (None, None))
         p = found.p()
         # no spread at all: equal everywhere, or different by the same amount everywhere
         p = p if p == p else 1.0 if found.value == 0 else 0.0

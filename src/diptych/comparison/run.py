@@ -23,9 +23,9 @@ from diptych.core import extras
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
-from diptych.training.backbones import folder_beside
-from diptych.training.backbones import planned as planned_backbones
 from diptych.training.run_files import EvaluationFiles, RunFiles
+from diptych.training.start.backbones import folder_beside
+from diptych.training.start.backbones import planned as planned_backbones
 
 ITEMS = 100  # pictures saved for the report
 

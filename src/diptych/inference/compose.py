@@ -50,6 +50,12 @@ class Composer:
             parts.append((WORD, torch.from_numpy(ids[0, 1 : int(mask[0].sum()) - 1]).to(self.device)))
         return parts
 
+    def shown(self, parts: Parts, pictures: Callable[[Tensor], list[Any]]) -> list[Any]:
+        """Parts as texts and images. pictures: images of codes [B, N]."""
+        codes = [ids for kind, ids in parts if kind == CODE]
+        drawn = iter(pictures(torch.stack(codes)) if codes else ())
+        return [next(drawn) if kind == CODE else self.model.tokenizer.decode(ids.tolist()) for kind, ids in parts]
+
     def text(self, parts: Parts, decoding: Decoding, stream: int = 0) -> tuple[Tensor, bool]:
         """The words that follow [t], and whether the model wants an image after them; without one, the document ends there, or at
         the greatest number of tokens.

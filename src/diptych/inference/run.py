@@ -27,18 +27,16 @@ from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
 from diptych.inference.text import TextAlone
-from diptych.models.decoders.interleaved import CODE
 from diptych.models.part import Part
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective
 from diptych.objectives.scores import Likelihood, score_of
 from diptych.training.checkpoint import checkpoint_key, restored
 from diptych.training.precision import use_bf16
-from diptych.training.setup import chat_of, pick_device
+from diptych.training.start.setup import chat_of, pick_device
 
 CHUNK = 256  # images or texts encoded at a time
 PAIRS = 1024  # image-text pairs scored at a time
-
 
 Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
 PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
@@ -270,14 +268,10 @@ class TrainedModel:
         """What follows each document, a list of texts and images in order (``core.capabilities.Composing``)."""
         self._can("compose")
         how = decoding_of(max_tokens=max_tokens, temperature=temperature, top_k=top_k or None, top_p=top_p, seed=seed)
-        composer, out = Composer(self.model, self._images, self.device), []
-        for number, document in enumerate(documents):
-            with self._inference():
-                parts = composer.follow(document, following, most, how, guidance, number)
-                pictures = [codes for kind, codes in parts if kind == CODE]
-                drawn = iter(self._pictures(torch.stack(pictures)) if pictures else ())
-                out.append([next(drawn) if kind == CODE else self.model.tokenizer.decode(ids.tolist()) for kind, ids in parts])
-        return out
+        composer = Composer(self.model, self._images, self.device)
+        with self._inference():
+            found = [composer.follow(document, following, most, how, guidance, i) for i, document in enumerate(documents)]
+            return [composer.shown(parts, self._pictures) for parts in found]
 
     def reconstruct(self, images: Sequence[Image]) -> list[Image]:
         """Images after a round trip through the model's own codes."""

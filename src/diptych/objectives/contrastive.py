@@ -20,8 +20,8 @@ from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
 from diptych.models.mixup import Mixer, partners
 from diptych.objectives.base import Objective, Scaled
-from diptych.objectives.momentum import FeatureQueue, momentum_info_nce
-from diptych.objectives.tiled import tiled_info_nce, tiled_sigmoid_sum
+from diptych.objectives.losses.momentum import FeatureQueue, momentum_info_nce
+from diptych.objectives.losses.tiled import tiled_info_nce, tiled_sigmoid_sum
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass

@@ -30,7 +30,7 @@ from diptych.study.measure import MeasureJob, functions_of
 from diptych.study.runs import Runs
 from diptych.study.schema import Claim, Measure, Study, names_in
 from diptych.study.verdict import OPEN, Verdict, decide, estimate
-from diptych.training.backbones import folder_beside
+from diptych.training.start.backbones import folder_beside
 
 
 def run_study(study: Study, out: Path, jobs: int | None = None) -> Path:

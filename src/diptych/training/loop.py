@@ -26,15 +26,15 @@ from diptych.data.source import Source
 from diptych.data.storage.cache import cache_directory
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective, fields_needed
-from diptych.training.backbones import cost, folder_beside, train_backbones
 from diptych.training.checkpoint import Checkpoint, load_weights
 from diptych.training.distributed import Cluster, check_sharding, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share, Taken
 from diptych.training.optim import Averaged, Optimizers, build_optimizer, clip, rate_share
 from diptych.training.record import Record
-from diptych.training.setup import Setup, pick_device, set_up, stage_source, training_loader
-from diptych.training.teachers import begin_stage
+from diptych.training.start.backbones import cost, folder_beside, train_backbones
+from diptych.training.start.setup import Setup, pick_device, set_up, stage_source, training_loader
+from diptych.training.start.teachers import begin_stage
 from diptych.training.validation import Validator
 
 LOG_EVERY = 10  # steps, or

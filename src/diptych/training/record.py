@@ -25,7 +25,8 @@ from diptych.objectives import Objective
 from diptych.training.checkpoint import Checkpoint, best_checkpoint, checkpoints, newest, note_best
 from diptych.training.distributed import Cluster
 from diptych.training.mirror import Mirror
-from diptych.training.setup import Setup, describe, learned_from
+from diptych.training.start.describe import describe, learned_from
+from diptych.training.start.setup import Setup
 from diptych.training.trackers import Tracker, check_trackers, start_trackers
 
 

@@ -13,7 +13,7 @@ from diptych.data.order import mixed
 from diptych.objectives import Objective
 from diptych.training.distributed import Cluster
 from diptych.training.optim import Averaged
-from diptych.training.setup import Setup, loader_of
+from diptych.training.start.setup import Setup, loader_of
 
 BATCH = 128  # samples at a time: contrastive losses are within these, for any training batch
 

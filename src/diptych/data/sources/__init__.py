@@ -57,7 +57,7 @@ SCHEMES = {
     "openmoji": "diptych.data.sources.openmoji:OpenMoji",
     "repeated": "diptych.data.sources.repeated:Repeated",
     "control": "diptych.data.control:Control",
-    "facts": "diptych.data.sources.facts:Facts",
+    "facts": "diptych.data.scenes.facts:Facts",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "wds"}
 ENDINGS[".json"] = "coco"  # or what its beginning shows

@@ -13,7 +13,7 @@ import torch
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.models.pretrained.hub import fetch, place
-from diptych.training.setup import pick_device
+from diptych.training.start.setup import pick_device
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 

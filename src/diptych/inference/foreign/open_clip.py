@@ -11,7 +11,7 @@ from diptych.core.capabilities import Adapter, Image
 from diptych.core.errors import DiptychError
 from diptych.core.extras import need
 from diptych.inference.foreign.hub import pil
-from diptych.training.setup import pick_device
+from diptych.training.start.setup import pick_device
 
 
 class OpenClip(Adapter):

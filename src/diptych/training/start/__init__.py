@@ -1,0 +1,1 @@
+"""What a run begins with: its model, its data, weights from elsewhere, teachers."""

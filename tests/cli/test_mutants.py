@@ -1,0 +1,91 @@
+"""``make mutants``: which changes are tried, which tests run them, what the page says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import mutants
+from bench.mutants import Area, Coverage, Mutant, annotations, difference, drawn
+
+CODE = '''"""A module."""
+
+from __future__ import annotations
+
+
+def clamped(x: int | None, low: float = 0.5) -> float | None:
+    """At least ``low``."""
+    limit: int | float = low * 2
+    if x is None:
+        return None
+    return x + 1 if x < limit else limit - 1
+'''
+
+
+def some(line: int, operator: str = "AddNot", file: str = "src/a.py") -> Mutant:
+    return Mutant(file, line, operator, line, "0" * 12)
+
+
+def test_annotations_are_not_mutated() -> None:
+    lines = CODE.splitlines()
+    found = [lines[a[0] - 1][a[1] : b[1]] for a, b in annotations(CODE)]
+    assert sorted(found) == sorted(["float", "float | None", "int | None", "int | float"])
+
+
+def test_lines_are_drawn_alike_however_many_mutants_they_have() -> None:
+    crowded = [some(1, f"op{n}") for n in range(1000)]
+    single = [some(line) for line in range(2, 41)]
+    sample = drawn(Area((), (), 20), [*crowded, *single])
+    assert len(sample) == len({m.line for m in sample}) == 20
+    assert sample == drawn(Area((), (), 20), [*single, *crowded]), "the same whatever the order"
+    assert len(drawn(Area((), (), None), [*crowded, *single])) == 1039
+
+
+def test_a_mutant_is_new_when_its_file_changes() -> None:
+    assert some(3).id == some(3).id != Mutant("src/a.py", 3, "AddNot", 3, "1" * 12).id != some(3, "NumberReplacer").id
+
+
+def test_the_changed_line_is_shown() -> None:
+    assert difference("a\nb + c\nd\n", "a\nb - c\nd\n") == ("b + c", "b - c") and difference("a", "a") == ("", "")
+
+
+def test_quick_tests_come_first_and_failing_ones_never() -> None:
+    tests = Coverage({("src/a.py", 3): {"slow", "quick", "fails"}}, {"src/a.py": {"slow", "quick"}}, {"slow": 3.0, "quick": 0.1})
+    assert tests.of(some(3)) == ["quick", "slow"]
+    assert tests.of(some(1)) == ["quick", "slow"], "a line that runs on import"
+    assert tests.of(some(1, file="src/other.py")) == []
+
+
+def test_the_page_counts_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [some(line) for line in range(1, 11)]
+    monkeypatch.setattr(mutants, "AREAS", {"mine": Area((), (), None)})
+    monkeypatch.setattr(mutants, "mutants", lambda area: found)
+    monkeypatch.setattr(mutants, "RESULTS", tmp_path)
+    monkeypatch.setattr(mutants, "PAGE", tmp_path / "mutants.md")
+    results = ["killed"] * 6 + ["timeout", "survived", "not run", "the same"]
+    rows = [
+        {"id": m.id, "result": r, "file": m.file, "line": m.line, "before": "a | b", "after": "a & b"}
+        for m, r in zip(found, results, strict=True)
+    ]
+    rows.append({"id": "gone", "result": "survived", "file": "src/a.py", "line": 1, "before": "", "after": ""})
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "reasons.yaml").write_text(f"'{found[7].id}': \"both are the same here\"\n")
+    mutants.write_page()
+    page = (tmp_path / "mutants.md").read_text()
+    assert "| mine | 9 | 10 | 77.8% | 40.0% to 97.2% | 2 | 1 |" in page
+    assert "both are the same here" in page and "`a \\| b` → `a \\& b`".replace("\\&", "&") in page and "not run |" in page
+    assert "gone" not in page
+
+
+def test_mutants_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cosmic_ray", reason="cosmic-ray is in the extra mutants")
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    file = tmp_path / "clamped.py"
+    file.write_text(CODE)
+    found = list(mutants.mutants_of(file))
+    changes = {difference(CODE, mutants.mutated(CODE, f"core/{m.operator}", m.occurrence) or CODE)[1] for m in found}
+    assert "limit: int | float = low / 2" in changes and "if x is not None:" in changes
+    assert not any("int & " in change for change in changes), "annotations stay"
+    assert {m.line for m in found} <= {6, 8, 9, 11}
