@@ -140,7 +140,7 @@ FEATURES = {  # code that needs a package, and the remedy that its error names
     "pool": ("from diptych.curation.dirty_pool.pool import write_pool; write_pool(Path('pool'), 20)", "'diptych[scenes]'"),
     "gguf": ("from diptych.models.pretrained.hub import from_gguf; from_gguf(Path('x.gguf'))", "'diptych[weights]'"),
     "minilm": ("from diptych.models.pretrained.packages import require; require('minilm')", "'diptych[weights]'"),
-    "demo": ("from diptych.cli.demo import demo; demo()", "'diptych[weights]'"),
+    "demo": ("from diptych.cli.demo import demo; demo()", "'diptych[scenes]'"),
     "t-SNE": ("from diptych.report.drawing.plots import _neighbours as f; f(np.zeros((4, 2)))", "'diptych[report]'"),
     "maps": ("from diptych.study.figures import maps; maps(None)", "'diptych[report]'"),
     "concepts": (f"{OPERATORS}.text.concepts import Matcher; Matcher(['a'])", "'diptych[curate]'"),

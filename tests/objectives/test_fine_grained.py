@@ -206,8 +206,8 @@ def test_the_text_of_sparc_is_the_mean_of_its_tokens():
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("stages.0.objectives.grouped_tokens.scale_of=info_ncee", "no objective 'info_ncee' with a learned scale.*info_nce"),
-        ("stages.0.objectives.grouped_tokens.scale_of=grouped_tokens", "no objective 'grouped_tokens'"),
+        ("stages.0.objectives.grouped_tokens.scale_of=info_ncee", "no other objective 'info_ncee'.*did you mean 'info_nce'"),
+        ("stages.0.objectives.grouped_tokens.scale_of=grouped_tokens", "no other objective 'grouped_tokens'"),
     ],
 )
 def test_a_scale_of_nothing_is_refused(setting, told):

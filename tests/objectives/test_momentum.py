@@ -232,7 +232,7 @@ def test_the_mining_follows_the_learned_scale() -> None:
         (["stages.0.objectives.info_nce={momentum: ema, soft: 1.5}"], "info_nce.soft"),
         (
             ["stages.0.objectives.matching.sharpness=next_token"],
-            r"sharpness is a number, or an objective .*\(info_nce\), not 'next_token'",
+            r"matching.sharpness: next_token has no learned scale; give another objective, or a number",
         ),
     ],
 )

@@ -9,7 +9,7 @@ from torch import nn
 
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
-from diptych.objectives.base import Objective, Scaled
+from diptych.objectives.base import Objective
 from diptych.objectives.chameleon import Interleaved, InterleavedDocuments
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
 from diptych.objectives.filip import LateInteraction, QueryContrast
@@ -59,7 +59,6 @@ def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.Mo
     provide what an objective needs.
     """
     built = nn.ModuleDict()
-    followers: dict[str, tuple[str, Scaled]] = {}
     for i, stage in enumerate(recipe.stages):
         for name, spec in stage.objectives.items():
             if name in built:
@@ -76,33 +75,23 @@ def build_objectives(recipe: Recipe, model: VLM, training: bool = True) -> nn.Mo
                 model.graph.add(f"objectives.{name}", provider, spec.fields)
             check_needs(objective, model, where, training)
             built[name] = objective
-            if isinstance(objective, Scaled) and objective.scale_of:
-                followers[name] = (where, objective)
             if recipe.data.text_mask and objective.predicts_text:
                 raise DiptychError(f"data.text_mask hides tokens that {where} has to predict; set it to 0 or remove the objective")
-    for objective in built.values():
-        objective.attach(built)  # type: ignore[operator]
-    for where, objective in followers.values():
-        objective.follow(_scaled(built, objective, where))
     for i, stage in enumerate(recipe.stages):
-        for name in set(followers) & set(stage.objectives):
-            other = followers[name][1].scale_of
-            if other not in stage.objectives:
-                raise DiptychError(
-                    f"stages.{i}.objectives.{name}.scale_of: {other} is not in this stage, so nothing would learn it"
-                )
+        for name in stage.objectives:
+            for option, other in built[name].uses().items():  # type: ignore[operator]
+                where = f"stages.{i}.objectives.{name}.{option}"
+                if other not in built or other == name:
+                    raise DiptychError(f"{where}: the recipe has no other objective '{other}'{nearest(other, set(built) - {name})}")
+                if other not in stage.objectives:
+                    raise DiptychError(f"{where}: {other} is not in this stage, so nothing would learn it")
+    for name, objective in built.items():
+        others = {option: built[other] for option, other in objective.uses().items()}  # type: ignore[operator]
+        try:
+            objective.attach(others)  # type: ignore[operator]
+        except DiptychError as error:
+            raise DiptychError(f"objectives.{name}.{next(iter(others))}: {error}") from None
     return built
-
-
-def _scaled(built: nn.ModuleDict, objective: Scaled, where: str) -> Scaled:
-    """The objective with the scale that ``objective`` is to use. DiptychError if there is none."""
-    name = objective.scale_of
-    others = {n: o for n, o in built.items() if isinstance(o, Scaled) and not o.scale_of}
-    if name not in others:
-        raise DiptychError(
-            f"{where}.scale_of: the recipe has no objective '{name}' with a learned scale of its own{nearest(name, others)}"
-        )
-    return others[name]
 
 
 # The part to add for an encoding that nothing provides.

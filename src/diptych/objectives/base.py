@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diptych.core.errors import DiptychError
 from diptych.core.graph import renamed
 
 if TYPE_CHECKING:
@@ -74,8 +75,12 @@ class Objective(nn.Module):
         """
         return p.size
 
+    def uses(self) -> dict[str, str]:
+        """{option: the objective that it names}, for an objective that reads another's parameters; both must be in one stage."""
+        return {}
+
     def attach(self, others: Mapping[str, nn.Module]) -> None:
-        """Called by the builder when all objectives exist, with these by name, for one that reads another's parameters."""
+        """Called by the builder when all objectives exist, with those that ``uses`` names, by option."""
 
     def after_step(self, total: Callable[..., list[float]]) -> None:
         """Called after the optimizer's step, for updates other than by gradients. ``total(*values)``:
@@ -121,7 +126,7 @@ class Scaled(Objective):
     """An objective with CLIP's learned scale of similarities (Radford et al. 2021, §2.5): 1 / ``temperature`` at the start, never
     above ``max_scale`` after a step.
 
-    scale_of: the name of another objective, whose scale takes the place of its own (``follow``); "": none.
+    scale_of: the name of another objective, whose scale takes the place of its own (``attach``); "": none.
 
     The parameter itself is limited, after each step of the optimizer, as in CLIP and open_clip. A limit in the forward pass would
     have no gradient above it, so that a scale that once went too far could never come back.
@@ -136,10 +141,18 @@ class Scaled(Objective):
 
         self._followed: tuple[Scaled, ...] = ()  # a tuple: a module that is an attribute would be a submodule
 
-    def follow(self, other: Scaled) -> None:
+    def uses(self) -> dict[str, str]:
+        """The objective whose scale it shares."""
+        return {"scale_of": self.scale_of} if self.scale_of else {}
+
+    def attach(self, others: Mapping[str, nn.Module]) -> None:
         """Use the scale of another objective in place of one's own, which is removed: both losses then train one parameter."""
-        del self.logit_scale
-        self._followed = (other,)
+        if "scale_of" in others:
+            other = others["scale_of"]
+            if not isinstance(other, Scaled) or other.scale_of:
+                raise DiptychError(f"{self.scale_of} has no learned scale of its own")
+            del self.logit_scale
+            self._followed = (other,)
 
     @property
     def scale(self) -> Tensor:

@@ -107,17 +107,16 @@ class Matching(Objective):
         else:
             self.head = nn.Sequential(nn.Linear(width, width), nn.GELU() if pooler == "gelu" else nn.Tanh(), nn.Linear(width, 1))
 
+    def uses(self) -> dict[str, str]:
+        """The objective whose learned scale the mining takes."""
+        return {"sharpness": self.sharpness} if isinstance(self.sharpness, str) else {}
+
     def attach(self, others: Mapping[str, nn.Module]) -> None:
-        """Find the objective that ``sharpness`` names. DiptychError if there is none that has a learned scale."""
-        if not isinstance(self.sharpness, str):
-            return
-        scaled = {name: o for name, o in others.items() if hasattr(o, "logit_scale")}
-        if self.sharpness not in scaled:
-            known = ", ".join(scaled) or "none here"
-            raise DiptychError(
-                f"objective matching: sharpness is a number, or an objective with a learned scale ({known}), not '{self.sharpness}'"
-            )
-        self._scaled = (scaled[self.sharpness],)
+        """Take the learned scale of the objective that ``sharpness`` names. DiptychError if it has none."""
+        if "sharpness" in others:
+            if not hasattr(others["sharpness"], "logit_scale"):
+                raise DiptychError(f"{self.sharpness} has no learned scale; give another objective, or a number")
+            self._scaled = (others["sharpness"],)
 
     @property
     def sharp(self) -> float | Tensor:
