@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.benchmarks.run import evaluate
+from diptych.benchmarks.tasks import task
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch, Images, Texts, Videos
 from diptych.core.errors import DiptychError
+from diptych.data.sources import open_source
+from diptych.inference.run import TrainedModel
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.layers.attention import ACTIVATIONS
@@ -142,10 +146,11 @@ CAPTIONS = ["a red fox moves left", "two green keys"]
 
 
 def test_a_gated_language_model_reads_clips() -> None:
-    """The variant ``video``: words look at all frames of their clip; the cached form agrees with the plain one; order counts."""
+    """With ``fields: {image: video}`` words look at all frames of their clip; the cached form agrees with the plain one; order counts."""
     torch.manual_seed(0)
     small = ["parts.lm.kind=random", "parts.vision={kind: vit, depth: 1, frozen: true}", "parts.fusion={kind: gated, every: 1}"]
-    recipe = load_recipe("flamingo@video", [*small, "parts.connector={kind: resampler, tokens: 4, depth: 1, frames: 4}"])
+    clips = ["data.train=scenes:clips", "parts.lm.fields={image: video}"]
+    recipe = load_recipe("flamingo", [*small, *clips, "parts.connector={kind: resampler, tokens: 4, depth: 1, frames: 4}"])
     model = build_model(recipe, None, 32, CAPTIONS)
     objectives: Any = build_objectives(recipe, model)
     for layer in model.part("fusion").layers:
@@ -174,6 +179,27 @@ def test_a_gated_language_model_reads_clips() -> None:
         alone = model.part("lm").caption_logits(model.encode(forward)["video.prefix"][rows], ids, mask)
         real = mask[:, 1:]
         torch.testing.assert_close(pairs["text.logits"][real], alone[real], atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_of_clips_does_not_say_that_it_scores_images() -> None:
+    """Tasks that need it are skipped with the reason, instead of failing in their midst."""
+    small = ["parts.lm.kind=random", "parts.vision={kind: vit, depth: 1}", "parts.fusion={kind: gated, every: 1}"]
+    small += ["parts.connector={kind: resampler, tokens: 4, depth: 1, heads: 2}", "device=cpu", "precision=fp32"]
+
+    def loaded(*more: str) -> TrainedModel:
+        recipe = load_recipe("flamingo", [*small, *more])
+        model = build_model(recipe, None, 32, CAPTIONS)
+        return TrainedModel("m", recipe, model, build_objectives(recipe, model), torch.device("cpu"))
+
+    of_images, of_clips = loaded(), loaded("parts.lm.fields={image: video}")
+    assert of_images.capabilities - of_clips.capabilities == {"score", "loglikelihood"} and not of_images.missing
+    picture = np.zeros((32, 32, 3), dtype=np.uint8)
+    for method in (of_clips.score, of_clips.loglikelihood):
+        with pytest.raises(DiptychError, match="cannot (score|loglikelihood): it learned from the field video, not from images"):
+            method([picture], ["a red fox"])
+    assert of_images.score([picture], ["a red fox"]).shape == (1, 1)
+    skipped = evaluate(of_clips, open_source("scenes:small").split("test"), [task("zeroshot?n=4")]).skipped
+    assert [s["reason"] for s in skipped] == ["the model has no score: it learned from the field video, and is shown images"]
 
 
 @pytest.mark.parametrize("kind", ["mlp", "pooled"])

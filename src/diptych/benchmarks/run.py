@@ -79,7 +79,9 @@ def evaluate(
         missing = [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
         if missing:
             reason = " and no ".join(c.replace("|", " or ") for c in missing)
-            summary.skipped.append({"task": each.name, "reason": f"the model has no {reason}"})
+            unseen = " and ".join(getattr(model, "missing", ()))
+            why = f": it learned from the field {unseen}, and is shown images" if unseen else ""
+            summary.skipped.append({"task": each.name, "reason": f"the model has no {reason}{why}"})
             continue
         if progress:
             progress(each.name)

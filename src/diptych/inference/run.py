@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diptych.config.recipe import Recipe
-from diptych.core.batch import Batch, Images
+from diptych.core.batch import Batch, Images, Texts
 from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, one_or_many, prompts_for
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
@@ -37,6 +37,7 @@ from diptych.training.start.setup import chat_of, pick_device
 
 CHUNK = 256  # images or texts encoded at a time
 PAIRS = 1024  # image-text pairs scored at a time
+OF_IMAGES = frozenset({"generate", "decoding", "loglikelihood", "examples", "prompt"})  # that a language model has from its connector
 
 Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
 PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
@@ -54,8 +55,10 @@ class TrainedModel:
         self.answering: Answering | None = None  # if it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
         able = capabilities_of(model, self.objectives.values())
+        needed = self.scorer.needed() if self.scorer else ()
+        self.missing = missing_fields(model, (*needed, "text.logits"))  # such as video, of a model that learned from clips
         can_score = {"score": bool(self.scorer), "score_all": self._all_at_once, "score_sides": self._two_sided}
-        self.capabilities = able | {name for name, can in can_score.items() if can}
+        self.capabilities = able | {n for n, can in can_score.items() if can and not missing_fields(model, needed)}
         if "prompt" in able:
             self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
         self.fewshot = FewShot(model, self._images, self._inference)
@@ -291,7 +294,8 @@ class TrainedModel:
 
     def _can(self, capability: str) -> None:
         if capability not in self.capabilities:
-            raise DiptychError(f"model '{self.name}' cannot {capability}; it can: {', '.join(sorted(self.capabilities))}")
+            why = f": it learned from the field {' and '.join(self.missing)}, not from images" if self.missing else ""
+            raise DiptychError(f"model '{self.name}' cannot {capability}{why}; it can: {', '.join(sorted(self.capabilities))}")
 
     def _no_prompt(self, prompts: Sequence[str]) -> None:
         if any(prompts):
@@ -378,9 +382,20 @@ def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
     space = model.parts["space"] if "space" in model.parts else None
     if space is not None and any(True for _ in space.parameters()) and not {"image.embedding", "text.embedding"} <= trained:
         able -= {"embed_image", "embed_text"}
-    if "lm" in model.parts and not model.graph.gives("image.prefix"):  # a language model alone: whatever needs an image is left out
-        able &= {"complete"}
+    if "lm" in model.parts and not model.graph.gives("image.prefix"):  # a language model that sees no image
+        able -= OF_IMAGES
+    if missing_fields(model, ("text.logits",)):
+        able -= {"loglikelihood"}
     return able
+
+
+def missing_fields(model: VLM, names: Iterable[str]) -> list[str]:
+    """The fields besides ``image`` and ``text`` that encodings are computed from, sorted: with images and texts alone they cannot
+    be computed. Encodings that the model does not have, and those of teachers, are passed over.
+    """
+    given = Pass(model, Batch({"image": Images(torch.zeros(0)), "text": Texts(torch.zeros(0), torch.zeros(0))}, 0))
+    known = [name for name in names if not name.endswith("?") and ":" not in name and model.graph.gives(name)]
+    return sorted({leaf for name in known if not given.has(name) for leaf in model.graph.leaves(name)} - {"image", "text"})
 
 
 def _arrays(scores: Scores) -> list[np.ndarray]:
