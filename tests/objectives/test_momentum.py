@@ -220,6 +220,22 @@ def test_the_mining_follows_the_learned_scale() -> None:
     assert [name for name, _ in matching.named_parameters()] == ["head.weight", "head.bias"], "the scale is not its own"
 
 
+@pytest.mark.parametrize("first", ["grouped_tokens", "matching"])
+def test_the_mining_follows_a_scale_that_is_shared(first: str) -> None:
+    """In whichever order the two objectives are named."""
+    entries = {
+        "grouped_tokens": {"scale_of": "info_nce"},
+        "matching": {"sharpness": "grouped_tokens", "momentum": "ema"},
+        "info_nce": {"momentum": "ema"},
+    }
+    tree = load_recipe("blip", FAST).model_dump(mode="json", by_alias=True)
+    tree["stages"] = [{"objectives": {name: entries[name] for name in sorted(entries, key=lambda name: name != first)}}]
+    setup = set_up(load_recipe(tree))
+    setup.objectives["info_nce"].logit_scale.data.fill_(np.log(30.0))  # type: ignore[union-attr, operator]
+    matching: Any = setup.objectives["matching"]
+    assert matching.sharp.item() == pytest.approx(30, rel=1e-6) and not matching.sharp.requires_grad
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -230,6 +246,10 @@ def test_the_mining_follows_the_learned_scale() -> None:
         ),
         (["stages.0.objectives.info_nce={momentum: ema, hard_negatives: true}"], "hard_negatives have no momentum keys"),
         (["stages.0.objectives.info_nce={momentum: ema, soft: 1.5}"], "info_nce.soft"),
+        (["stages.0.objectives.info_nce={momentum: ema, group: 2}"], "processes would hold different queues"),
+        (["stages.0.objectives.matching={negatives: random, momentum: ema}"], "momentum is for mined negatives; remove it"),
+        (["stages.0.objectives.matching={negatives: random, sharpness: info_nce}"], "sharpness is for mined negatives"),
+        (["stages.0.objectives.matching={negatives: random, floor: 0.1}"], "floor is for mined negatives"),
         (
             ["stages.0.objectives.matching.sharpness=next_token"],
             r"matching.sharpness: next_token has no learned scale; give another objective, or a number",

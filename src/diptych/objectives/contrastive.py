@@ -218,6 +218,11 @@ class InfoNCE(Scaled):
         if hard_negatives:
             self.couples = (*self.couples, "negatives.embedding")
         if momentum:
+            if group:
+                raise DiptychError(
+                    "objective info_nce: with group, the processes would hold different queues and counts of samples; remove "
+                    "it, or `momentum`"
+                )
             if mixup:
                 raise DiptychError("objective info_nce: mixup has no momentum keys; remove it, or `momentum`")
             if hard_negatives:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diptych.core.encodings import IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING
 from diptych.core.errors import DiptychError
 from diptych.models.fusion.qformer import best_query
-from diptych.objectives.base import Objective
+from diptych.objectives.base import Objective, Scaled
 from diptych.objectives.contrastive import same_meaning
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class Matching(Objective):
         self.negatives, self.batch_share, self.sides = negatives, batch_share, sides
         self.sharpness, self.floor, self.momentum = sharpness, floor, momentum
         self._scaled: tuple[nn.Module, ...] = ()  # in a tuple: the objective is not ours
+        if negatives == "random":
+            told = {"sharpness": sharpness != 20.0, "floor": floor != 1e-6, "momentum": bool(momentum)}
+            if name := next((name for name, given in told.items() if given), None):
+                raise DiptychError(f"objective matching: {name} is for mined negatives; remove it, or set negatives: mined")
         self.queries = model.graph.gives("image.query_embedding")  # an image has several embeddings, of which the nearest counts
         if self.queries:
             self.couples = ("image.query_embedding", *self.couples[1:])
@@ -114,9 +118,10 @@ class Matching(Objective):
     def attach(self, others: Mapping[str, nn.Module]) -> None:
         """Take the learned scale of the objective that ``sharpness`` names. DiptychError if it has none."""
         if "sharpness" in others:
-            if not hasattr(others["sharpness"], "logit_scale"):
+            other = others["sharpness"]
+            if not isinstance(other, Scaled) and not hasattr(other, "logit_scale"):
                 raise DiptychError(f"{self.sharpness} has no learned scale; give another objective, or a number")
-            self._scaled = (others["sharpness"],)
+            self._scaled = (other,)
 
     @property
     def sharp(self) -> float | Tensor:
@@ -124,9 +129,9 @@ class Matching(Objective):
         if not self._scaled:
             assert not isinstance(self.sharpness, str)
             return self.sharpness
-        log_scale: Any = self._scaled[0].logit_scale
-        scale: Tensor = log_scale.detach().exp()
-        return scale
+        other: Any = self._scaled[0]
+        scale: Tensor = other.scale if isinstance(other, Scaled) else other.logit_scale.exp()
+        return scale.detach()
 
     def logits(self, p: Pass) -> Tensor:
         """Log-odds [B] that text i belongs to image i, read at the text's pooled fused token, or at those of both sides."""
