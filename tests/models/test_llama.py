@@ -139,6 +139,11 @@ def test_a_language_model_alone_reads_text_only() -> None:
     objectives = build_objectives(load_recipe("lm", SMALL), model).values()
     assert capabilities_of(model, objectives) == {"complete"}
     assert score_of("none", model, ()) is None
+    towers = [f"parts.{p}={{kind: {k}, depth: 1, width: 16, heads: 2}}" for p, k in (("vision", "vit"), ("text", "transformer"))]
+    beside = load_recipe("lm", [*SMALL, *towers, "stages.0.objectives.info_nce=1"])
+    both = build_model(beside, model.tokenizer, 48)
+    able = capabilities_of(both, build_objectives(beside, both).values())
+    assert able == {"complete", "embed_image", "embed_text"}, "towers beside it still embed images"
 
 
 def test_conversations_keep_their_special_tokens() -> None:
@@ -158,3 +163,31 @@ def test_mistakes_are_named() -> None:
         build_model(load_recipe("lm"), None, 48)
     with pytest.raises(DiptychError, match="parts.lm: width: 18 is not a multiple"):
         made("parts.lm.width=18")
+
+
+def test_prompts_and_texts_are_read_as_captions_are_in_training() -> None:
+    """Capitals, spaces and a full stop make no difference to a tokenizer that never saw them, without an image and with examples."""
+    from contextlib import nullcontext
+
+    from diptych.core.capabilities import Example
+    from diptych.inference.generate import decoding_of
+    from diptych.inference.run import TrainedModel
+    from diptych.inference.text import TextAlone
+
+    model = made()
+    alone, how = TextAlone(model, nullcontext), decoding_of(max_tokens=5)
+    for plain, odd in ((["a red fox :"], ["A  Red FOX :"]), ([""], [""])):
+        assert alone.complete(plain, how) == alone.complete(odd, how)
+        pairs = [alone.loglikelihood(prompts, [text]) for prompts, text in ((plain, "two green keys"), (odd, "Two Green keys."))]
+        assert pairs[0][0] == pairs[1][0] and pairs[0][1] == pairs[1][1] > 3
+    assert NextToken(model, image=False, after=" Red").mark == NextToken(model, image=False, after=" red").mark != []
+    small = ["parts.vision={kind: vit, depth: 1, width: 16, heads: 2}", "data.tokenizer.kind=bpe", "precision=fp32"]
+    small.append("parts.lm={kind: llama, width: 16, depth: 1, heads: 2, hidden: 24}")
+    recipe = load_recipe("llava", small)
+    seeing = build_model(recipe, Tokenizer.train(TEXTS * 3, 320, 24), 48)
+    trained = TrainedModel("m", recipe, seeing, build_objectives(recipe, seeing), torch.device("cpu"))
+    picture = np.zeros((48, 48, 3), dtype=np.uint8)
+    found = [
+        trained.loglikelihood([picture], ["two keys"], examples=[Example(picture, text)])[0] for text in ("a fox", "A Fox.", "a key")
+    ]
+    assert found[0] == found[1] != found[2]

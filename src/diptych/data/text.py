@@ -67,6 +67,10 @@ class Tokenizer:
         sound = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates: the backend raises on them
         return [e.ids for e in self._tokenizer.encode_batch(sound)]
 
+    def caption_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text as captions are read in training (``normalise``), without [BOS] and [EOS]."""
+        return self.pieces([normalise(text) for text in texts])
+
     def token(self, i: int) -> str:
         """The piece of an id."""
         return str(self._tokenizer.id_to_token(i))
@@ -82,7 +86,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """ids int64 [B, T] and mask bool [B, T], T the longest of the batch rounded up to a multiple of 4."""
         room = self.max_length - 2
-        rows = [[BOS, *e.ids[:room], EOS] for e in self._tokenizer.encode_batch([normalise(t) for t in texts])]
+        rows = [[BOS, *ids[:room], EOS] for ids in self.caption_pieces(texts)]
         longest = max(map(len, rows), default=4)
         T = min(-(-longest // 4) * 4, self.max_length)
         ids = np.full((len(rows), T), PAD, dtype=np.int64)

@@ -111,7 +111,7 @@ class FewShot:
         return ids
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        pieces: list[list[int]] = self.model.tokenizer.pieces(list(texts))
+        pieces: list[list[int]] = self.model.tokenizer.caption_pieces(list(texts))
         return pieces
 
     def _check(self, length: int) -> None:

@@ -86,7 +86,7 @@ class TrainedModel:
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 [N, E]."""
         self._can("embed_text")
-        return self._gather(one_or_many(texts), self.texts, TEXT_EMBEDDING)
+        return self._gather(one_or_many(texts), self._texts, TEXT_EMBEDDING)
 
     def score(
         self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None, examples: Examples = ()
@@ -137,7 +137,7 @@ class TrainedModel:
         out: list[np.ndarray] = []
         assert self.scorer is not None
         needs = [name for name in self.scorer.needed() if "." in name]
-        read = [(j, self.texts(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
+        read = [(j, self._texts(texts[j : j + CHUNK])) for j in range(0, len(texts), CHUNK)]
         for i in range(0, len(images), CHUNK):
             shown = self._images(images[i : i + CHUNK])
             for j, text in read:
@@ -333,7 +333,7 @@ class TrainedModel:
         )
         return self.model.encode(Batch({"image": Images(pixels)}, len(images)))
 
-    def texts(self, texts: Sequence[str]) -> Pass:
+    def _texts(self, texts: Sequence[str]) -> Pass:
         """The pass over texts alone."""
         return self.model.encode(Batch({"text": tokenized(self.model.tokenizer, texts).to(self.device)}, len(texts)))
 
@@ -356,7 +356,7 @@ class TrainedModel:
             image_ids, image_rows = np.unique(block[:, 0], return_inverse=True)
             text_ids, text_rows = np.unique(block[:, 1], return_inverse=True)
             with self._inference():
-                shown, read = self._images([images[i] for i in image_ids]), self.texts([texts[i] for i in text_ids])
+                shown, read = self._images([images[i] for i in image_ids]), self._texts([texts[i] for i in text_ids])
                 p = self.model.encode(shown.batch.with_(**read.batch.fields))
                 lengths = p[TEXT].mask.sum(1).cpu().numpy()[text_rows]
                 order = np.argsort(lengths, kind="stable")  # texts of similar length together: little padding
@@ -383,7 +383,7 @@ def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
     if space is not None and any(True for _ in space.parameters()) and not {"image.embedding", "text.embedding"} <= trained:
         able -= {"embed_image", "embed_text"}
     if "lm" in model.parts and not model.graph.gives("image.prefix"):  # a language model that sees no image
-        able -= OF_IMAGES
+        able -= OF_IMAGES if model.graph.gives("image.embedding") else {*OF_IMAGES, "embed_image", "embed_text"}
     if missing_fields(model, ("text.logits",)):
         able -= {"loglikelihood"}
     return able

@@ -17,8 +17,8 @@ ROWS = 64  # texts read at a time
 
 
 class TextAlone:
-    """What the part ``lm`` of a model does without an image; prompt and text are tokenised separately, so that a prompt has the
-    same tokens whatever follows it. inference: the context in which the model computes.
+    """What the part ``lm`` of a model does without an image. Prompt and text are tokenised separately, so that a prompt has the
+    same tokens whatever follows it, and are read as captions are in training. inference: the context in which the model computes.
     """
 
     def __init__(self, model: VLM, inference: Callable[[], AbstractContextManager[None]]):
@@ -29,7 +29,7 @@ class TextAlone:
         tokenizer, lm = self.model.tokenizer, self.model.part("lm")
         out: list[str] = []
         for start in range(0, len(prompts), ROWS):
-            rows = [[tokenizer.bos, *ids] for ids in tokenizer.pieces(list(prompts[start : start + ROWS]))]
+            rows = [[tokenizer.bos, *ids] for ids in tokenizer.caption_pieces(list(prompts[start : start + ROWS]))]
             ids, mask = self._padded(rows, left=True)
             with self.inference():
                 read = lm.read(ids, mask, None)
@@ -40,8 +40,8 @@ class TextAlone:
     def loglikelihood(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """log P(text, [EOS] | prompt) in nats, float32 [N], and the number of tokens it is a sum of, int64 [N]."""
         tokenizer, lm = self.model.tokenizer, self.model.part("lm")
-        before = [[tokenizer.bos, *ids] for ids in tokenizer.pieces(list(prompts))]
-        behind = tokenizer.pieces([f" {text}" if prompt else text for prompt, text in zip(prompts, texts, strict=True)])
+        before = [[tokenizer.bos, *ids] for ids in tokenizer.caption_pieces(list(prompts))]
+        behind = tokenizer.caption_pieces([f" {text}" if prompt else text for prompt, text in zip(prompts, texts, strict=True)])
         lengths = np.array([len(ids) + 1 for ids in behind], dtype=np.int64)
         out = np.empty(len(texts), dtype=np.float32)
         for start in range(0, len(texts), ROWS):

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diptych.core.errors import DiptychError
 from diptych.inference.load import load
 from diptych.inference.run import TrainedModel
 from diptych.objectives.generative import token_log_probabilities
 
-BLIND = "text.blind_logits"
 ROWS = 32  # texts at a time
 LONGEST = 256  # tokens of a text that a model of transformers reads
 
@@ -32,24 +30,11 @@ def text_likelihood(address: str) -> TextLikelihood:
     if not Path(address).expanduser().is_dir():
         raise DiptychError(f"no language model at '{address}'; give a run directory, or hf:NAME_OR_PATH")
     model = load(Path(address).expanduser())
-    if not isinstance(model, TrainedModel) or not model.model.graph.gives(BLIND):
+    if not isinstance(model, TrainedModel) or "complete" not in model.capabilities:
         raise DiptychError(
             f"{address} has no language model that reads texts alone (a part lm); give another run, or hf:NAME_OR_PATH"
         )
-    return _of_run(model)
-
-
-def _of_run(trained: TrainedModel) -> TextLikelihood:
-    def likelihood(texts: Sequence[str]) -> np.ndarray:
-        """log P of each text, float64 [N]."""
-        parts = []
-        for start in range(0, len(texts), ROWS):
-            with torch.inference_mode():
-                p = trained.texts(texts[start : start + ROWS])
-                parts.append(_sums(p[BLIND], p["text"].ids, p["text"].mask))
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    return likelihood
+    return lambda texts: model.text_loglikelihood(texts, [""] * len(texts))[0].astype(np.float64)
 
 
 def _of_transformers(address: str) -> TextLikelihood:
@@ -66,13 +51,8 @@ def _of_transformers(address: str) -> TextLikelihood:
             ids, mask = (torch.from_numpy(a) for a in lm.tokenizer.encode_batch(given, LONGEST))
             with torch.inference_mode():
                 logits = lm.head(lm.hidden(lm.embed(ids[:, :-1]), mask[:, :-1]))
-                parts.append(_sums(logits, ids, mask))
+                log_p = token_log_probabilities(logits, ids[:, 1:]) * mask[:, 1:]
+            parts.append(log_p.double().sum(1).numpy())
         return np.concatenate(parts) if parts else np.zeros(0)
 
     return likelihood
-
-
-def _sums(logits: Tensor, ids: Tensor, mask: Tensor) -> np.ndarray:
-    """The log-probabilities of the tokens after the first, summed: logits [B, T − 1, V], ids and mask [B, T] → float64 [B]."""
-    log_p = token_log_probabilities(logits, ids[:, 1:]) * mask[:, 1:]
-    return log_p.double().sum(1).cpu().numpy()

@@ -71,7 +71,7 @@ class NextToken(Objective):
         name = "text.logits" if image else "text.blind_logits"
         self.logits = Key[Tensor](f"{name}@{writer}" if writer else name)
         self.needs = (self.logits, "text")
-        self.mark: list[int] = model.tokenizer.pieces([after])[0] if after else []
+        self.mark: list[int] = model.tokenizer.caption_pieces([after])[0] if after else []
 
     def learned(self, text: Texts) -> Tensor:
         """Which tokens count, [B, T − 1] bool: those after [BOS], or behind the mark."""

@@ -51,6 +51,10 @@ class LMTokenizer:
         sound = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates: the backend raises on them
         return [e.ids for e in self.backend.encode_batch(sound, add_special_tokens=False)]
 
+    def caption_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """``pieces``: captions are read as they are written."""
+        return self.pieces(texts)
+
     def encode_batch(self, texts: Sequence[str], max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """ids int64 [B, T] and mask bool [B, T], T the longest of the batch; a text that is too long still ends in [EOS]."""
         room = (max_length or self.max_length) - 2
