@@ -360,6 +360,13 @@ def test_the_model_chooses_between_words_images_and_the_end(trained, monkeypatch
     assert found[1].shape == (48, 48, 3) and found[1].dtype == np.uint8
 
 
+def test_a_text_that_would_be_cut_is_refused(trained) -> None:
+    most = trained.model.tokenizer.max_length - 2
+    (ids,) = trained.model.tokenizer.caption_pieces(["key " * (most + 1)])
+    with pytest.raises(DiptychError, match=f"a text of {len(ids)} tokens; the model has learned from texts of {most} at most"):
+        trained.compose([["a key", "key " * (most + 1)]])
+
+
 def test_continuations_are_fixed_by_the_seed_and_limited(trained) -> None:
     assert "compose" in trained.capabilities
     known = [["a key", picture(1)], []]

@@ -36,6 +36,8 @@ RECIPES = {
             "stages.0.micro_batch=4",
         ],
     ],
+    # In every second step some parameters have no gradient; a decay of weights without one would show.
+    "round-robin": ["coca", ["stages.0.round_robin=[[info_nce], [next_token]]", "stages.0.weight_decay=2"]],
     "sharded": ["clip", ["sharding=fsdp", "stages.0.micro_batch=4"]],
     "sharded-muon": ["clip", ["sharding=fsdp", "stages.0.optimizer=muon", "stages.0.muon_lr=1e-3"]],
 }
@@ -70,6 +72,23 @@ def last(run):
 @pytest.mark.parametrize("key", QUICK)
 def test_two_processes_do_what_one_does(two, tmp_path, key):
     compare_with_one(two, tmp_path, key)
+
+
+def test_a_parameter_without_a_gradient_anywhere_keeps_none(monkeypatch):
+    """Three parameters: with a gradient in both processes, in the other one alone, in none."""
+    both, other, none = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    both.grad = torch.tensor([1.0, 2.0])
+    theirs = [torch.tensor([1, 1, 0], dtype=torch.uint8), torch.tensor([5.0, 6.0, 7.0, 8.0])]
+
+    def all_reduce(x, how=torch.distributed.ReduceOp.SUM, group=None):
+        """With what the other process has."""
+        received = theirs.pop(0)
+        assert x.shape == received.shape and (how == torch.distributed.ReduceOp.MAX) == (x.dtype == torch.uint8)
+        x.copy_(torch.maximum(x, received) if x.dtype == torch.uint8 else x + received)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    Cluster(0, 2).average_gradients([both, other, none])
+    assert both.grad.tolist() == [3, 4] and other.grad.tolist() == [3.5, 4] and none.grad is None
 
 
 def test_a_process_without_terms_does_not_keep_the_others_waiting(tmp_path):

@@ -46,8 +46,13 @@ class Composer:
             if not isinstance(part, str):
                 parts.append((CODE, next(codes)))
                 continue
-            ids, mask = tokenizer.encode_batch([part])
-            parts.append((WORD, torch.from_numpy(ids[0, 1 : int(mask[0].sum()) - 1]).to(self.device)))
+            (ids,) = tokenizer.caption_pieces([part])
+            if len(ids) > tokenizer.max_length - 2:
+                raise DiptychError(
+                    f"compose: a text of {len(ids)} tokens; the model has learned from texts of {tokenizer.max_length - 2} at "
+                    f"most (data.tokenizer.max_length): split it into several: {part[:60]}…"
+                )
+            parts.append((WORD, torch.tensor(ids, dtype=torch.long, device=self.device)))
         return parts
 
     def shown(self, parts: Parts, pictures: Callable[[Tensor], list[Any]]) -> list[Any]:

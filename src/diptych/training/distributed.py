@@ -116,10 +116,17 @@ class Cluster:
             dist.barrier()
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """The mean over processes of every gradient, in place. Sharded parameters have already exchanged their gradients."""
+        """The mean over processes of every gradient, in place. Sharded parameters have already exchanged their gradients.
+
+        A parameter that has none in any process keeps none, as in a single process: an optimizer leaves it alone, while it would
+        apply its momentum and weight decay to one with a gradient of 0.
+        """
         if self.size == 1:
             return
         whole = [p for p in parameters if not is_sharded(p)]
+        used = torch.tensor([p.grad is not None for p in whole], dtype=torch.uint8, device=self.device)
+        dist.all_reduce(used, dist.ReduceOp.MAX)
+        whole = [p for p, wanted in zip(whole, used.tolist(), strict=True) if wanted]
         for bucket in _buckets(whole):
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
             dist.all_reduce(flat)
