@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +107,19 @@ def test_texts_are_dropped_and_long_documents_cut() -> None:
     assert [row.tolist() for row in sequence] == [
         whole[:16] + [model.part("decoder").pad] * (16 - len(whole)) for whole in expected
     ]
+
+
+def test_it_keeps_nothing_of_a_pass_and_can_be_copied_for_an_average() -> None:
+    """Also if another objective of the stage has encoded the same pass with gradients."""
+    _, model, objectives = make()
+    p = model.encode(documents(model, LAYOUTS))
+    assert p["document.images.quantized"].pixels.requires_grad
+    objectives["interleaved"](p).backward()
+    copy.deepcopy(objectives["interleaved"])
+    passed = weakref.ref(p["document.images.quantized"].pixels)
+    del p
+    gc.collect()
+    assert passed() is None
 
 
 def log_z(row: np.ndarray) -> float:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +136,6 @@ class InterleavedDocuments(Interleaved):
     ):
         super().__init__(model, image_first=image_first, drop=drop, image_weight=image_weight, z_loss=z_loss)
         self.length = length
-        self._arranged: tuple[Any, tuple[Tensor, Tensor]] = (None, (torch.zeros(0), torch.zeros(0)))  # of which pass
 
     @property
     def can(self) -> frozenset[str]:
@@ -145,11 +144,12 @@ class InterleavedDocuments(Interleaved):
 
     def arranged(self, p: Pass) -> tuple[Tensor, Tensor]:
         """The sequences of a batch [B, L], padded at the end, and the kind of each token. The codes of images count in ``terms``
-        and in ``forward``: they are computed once.
+        and in ``forward``: they are computed once, and kept with the pass.
         """
-        documents = p["document"]
-        if self._arranged[0] is p.memo:
-            return self._arranged[1]
+        documents, key = p["document"], (f"{id(self)}: arranged", True)
+        if key in p.memo:
+            known: tuple[Tensor, Tensor] = p.memo[key]
+            return known
         parts = self._parts(p, documents)
         first, bare = orders(range(p.batch.start, p.batch.start + p.size), self.image_first, self.drop)
         decoder, rows = self._decoder[0], []
@@ -164,7 +164,7 @@ class InterleavedDocuments(Interleaved):
             pad_sequence([sequence for sequence, _ in rows], batch_first=True, padding_value=decoder.pad),
             pad_sequence([kinds for _, kinds in rows], batch_first=True, padding_value=NOTHING),
         )
-        self._arranged = p.memo, result
+        p.memo[key] = result
         return result
 
     def _parts(self, p: Pass, documents: Documents) -> list[list[tuple[int, Tensor]]]:
