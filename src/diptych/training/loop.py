@@ -126,9 +126,9 @@ class Trainer:
         for other in (before, *self.cluster.collect(found)):
             if wrong := [address for address in found if other.get(address, found[address]) != found[address]]:
                 raise DiptychError(
-                    f"data.neighbours: those of {wrong[0]} are not the same as before, or in every process: they were found with other "
-                    f"settings or on other hardware; resume with the recipe of the start, and copy neighbours/ of {self.out}, or of "
-                    f"{cache_directory()}, to every machine"
+                    f"data.neighbours: those of {wrong[0]} are not the same as before, or in every process: they were found with "
+                    "other settings or on other hardware; resume with the recipe of the start, and copy neighbours/ of the run, "
+                    f"or of {cache_directory()}, to every machine"
                 )
 
     def _distribute(self) -> None:

@@ -45,8 +45,8 @@ def add_teachers(recipe: Recipe, model: VLM) -> None:
 def begin_stage(recipe: Recipe, model: VLM, stage: str, taken: set[str], resumed: bool) -> None:
     """Before a stage begins: take the teachers of stages that have ended, and note their names in ``taken``.
 
-    resumed: whether the run continues within this stage. If its stage, or an earlier one, goes on after a teacher was taken (a larger
-    budget), the teacher is given back, and taken anew when its stage ends.
+    resumed: whether the run continues within this stage. If its stage, or an earlier one, goes on after a teacher was taken (a
+    larger budget), the teacher is given back, and taken anew when its stage ends.
     """
     order = [s.name for s in recipe.stages]
     for name, spec in recipe.teachers.items():
