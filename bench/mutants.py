@@ -70,7 +70,7 @@ AREAS = {
     "training": Area(("training",), ("tests/training", "tests/core")),
     "generation": Area(("inference/generate.py", "inference/chat.py", "inference/fewshot.py", "inference/run.py"), ("tests/inference",)),
     "curation": Area(("curation",), ("tests/curation",)),
-    "statistics": Area(("benchmarks/statistics.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks", "tests/study", "tests/core"), None),
+    "statistics": Area(("benchmarks/statistics.py", "benchmarks/crossed.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks", "tests/comparison", "tests/study", "tests/core"), None),
     "metrics": Area(("benchmarks/metrics",), ("tests/benchmarks",), None),
     "readers": Area(("data/sources",), ("tests/data",), None),
 }  # fmt: skip
