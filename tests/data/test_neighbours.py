@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
+from diptych.core.signals import handled
 from diptych.data import neighbours
 from diptych.data.loader import loader_for
 from diptych.data.neighbours import features_of, nearest, neighbours_of, neighbours_of_run
@@ -89,6 +91,19 @@ def test_many_features_are_kept_in_a_file(photos, tmp_path, monkeypatch):
     held, same = features_of(source, 20, 16, colours, tmp_path)
     assert isinstance(held, np.memmap) and (held == plain).all() and (usable == same).all()
     assert np.flatnonzero(~usable).tolist() == [6]
+
+
+def test_a_process_that_is_told_to_stop_leaves_no_features_behind(photos, tmp_path, monkeypatch):
+    def stop(images):
+        assert list((tmp_path / "scratch").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        return colours(images)
+
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    with handled([signal.SIGTERM], lambda *given: pytest.fail("nobody heard it")), pytest.raises(KeyboardInterrupt):
+        neighbours.find(open_source(photos), 20, 3, 16, stop)
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def table_of(source, of=3, stamp=""):

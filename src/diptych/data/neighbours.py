@@ -24,6 +24,7 @@ import numpy as np
 from diptych.core.errors import DiptychError, counted
 from diptych.core.files import write_atomically
 from diptych.core.progress import CountDisplay
+from diptych.core.signals import terminated_like_interrupted
 from diptych.data.image import resize
 from diptych.data.order import ENDLESS
 from diptych.data.source import BrokenItem, Source
@@ -174,7 +175,8 @@ def find(source: Source, n: int, of: int, size: int, embed: Embed) -> np.ndarray
     """int32 [n, K]: the K = ``of`` nearest of the first n samples of a source, by the cosine of their features; fewer if there are
     not as many pictures.
     """
-    with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
+    # a job that is told to stop removes its file of features, which may be large
+    with terminated_like_interrupted(), tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         features, usable = features_of(source, n, size, embed, Path(scratch))
         with CountDisplay("neighbours", n, unit="pictures") as shown:
             try:
