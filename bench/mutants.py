@@ -281,7 +281,7 @@ class Worker:
         )  # fmt: skip
 
     def run(self, mutant: Mutant, changed: str, tests: list[str], limit: float) -> str:
-        """killed, survived or timeout."""
+        """killed, survived or timeout. RuntimeError if the process that runs the tests has ended: that is no result."""
         path = self.tree / mutant.file
         code = path.read_text(encoding="utf-8")
         try:
@@ -289,7 +289,9 @@ class Worker:
             assert self.server.stdin and self.server.stdout
             self.server.stdin.write(json.dumps({"tests": tests, "limit": limit}) + "\n")
             self.server.stdin.flush()
-            return self.server.stdout.readline().strip()
+            if not (answer := self.server.stdout.readline().strip()):
+                raise RuntimeError(f"the process that runs the tests of {self.tree} has ended")
+            return answer
         finally:
             self._write(path, code)
 
