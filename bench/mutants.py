@@ -70,7 +70,7 @@ AREAS = {
     "training": Area(("training",), ("tests/training", "tests/core")),
     "generation": Area(("inference/generate.py", "inference/chat.py", "inference/fewshot.py", "inference/run.py"), ("tests/inference",)),
     "curation": Area(("curation",), ("tests/curation",)),
-    "statistics": Area(("benchmarks/statistics.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks", "tests/study", "tests/core"), None),
+    "statistics": Area(("benchmarks/statistics.py", "benchmarks/crossed.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks", "tests/comparison", "tests/study", "tests/core"), None),
     "metrics": Area(("benchmarks/metrics",), ("tests/benchmarks",), None),
     "readers": Area(("data/sources",), ("tests/data",), None),
 }  # fmt: skip
@@ -281,7 +281,7 @@ class Worker:
         )  # fmt: skip
 
     def run(self, mutant: Mutant, changed: str, tests: list[str], limit: float) -> str:
-        """killed, survived or timeout."""
+        """killed, survived or timeout. RuntimeError if the process that runs the tests has ended: that is no result."""
         path = self.tree / mutant.file
         code = path.read_text(encoding="utf-8")
         try:
@@ -289,7 +289,9 @@ class Worker:
             assert self.server.stdin and self.server.stdout
             self.server.stdin.write(json.dumps({"tests": tests, "limit": limit}) + "\n")
             self.server.stdin.flush()
-            return self.server.stdout.readline().strip()
+            if not (answer := self.server.stdout.readline().strip()):
+                raise RuntimeError(f"the process that runs the tests of {self.tree} has ended")
+            return answer
         finally:
             self._write(path, code)
 

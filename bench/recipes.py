@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,8 @@ class Entry:
         recipe = load_recipe(self.name, [f"data.train={DATA}", f"seed={self.seed}"])
         recipe = recipe.model_copy(update={"budget": parse_budget(self.budget)})
         label = f"{self.name} s{self.seed} {self.budget}"
-        return RecipeJob(label, RUNS / self.folder, max(1, cores() // 2), recipe, [Evaluation(None, list(tasks_of(self.name)))])
+        evaluations, backbones = [Evaluation(None, list(tasks_of(self.name)))], RUNS / "backbones"  # for all budgets
+        return RecipeJob(label, RUNS / self.folder, max(1, cores() // 2), recipe, evaluations, backbones=backbones)
 
     def content(self) -> dict[str, Any] | None:
         """Its record; None if there is none."""
@@ -120,6 +122,8 @@ def save_record(entry: Entry, job: RecipeJob) -> None:
             write_text(RECORDS / "items" / f"{name}.json", listed + "\n")
         credits[f"{task} {metric}"] = {"items": name, "credits": pack(by_item[item][0] for item, _ in items)}
     spent = {k: v for k, v in run.spent().items() if k != "drawn"}
+    if "pretraining" in spent:  # without the paths of this machine
+        spent["pretraining"] = {part: {k: v for k, v in each.items() if k != "run"} for part, each in spent["pretraining"].items()}
     where = environment()
     content = {
         "name": entry.name,
@@ -208,6 +212,23 @@ def missing(chosen: list[str], ladder: bool) -> list[Entry]:
     if common or not ladder:
         return common
     return [e for name in chosen if (rung := next_rung(name)) for e in entries(name, rung) if not e.up_to_date()]
+
+
+def prepared(todo: list[Entry]) -> list[tuple[Entry, RecipeJob]]:
+    """The runs that are really to be done, with their jobs. Of a run that is finished the record is saved; a run of the recipe as it
+    was is deleted.
+    """
+    left = []
+    for entry in todo:
+        job = entry.job()
+        before = RunFiles(job.path).requested()
+        if before is not None and before != job.recipe:
+            shutil.rmtree(job.path)
+        if job.done():
+            save_record(entry, job)
+        else:
+            left.append((entry, job))
+    return left
 
 
 def next_rung(name: str) -> str | None:
@@ -349,8 +370,10 @@ def main() -> int:
     everything = names()
     status, end = 0, time.monotonic() + seconds_of(given.time)
     while (left := end - time.monotonic()) > 0 and (todo := missing(given.recipes or everything, ladder=True)):
-        print(f"{counted(len(todo), 'run')} to do, {left / 60:.0f} min left", file=sys.stderr)
-        jobs = [(entry, entry.job()) for entry in todo]
+        jobs = prepared(todo)
+        if not jobs:
+            continue  # all were finished: what is missing now?
+        print(f"{counted(len(jobs), 'run')} to do, {left / 60:.0f} min left", file=sys.stderr)
 
         def finished(job: Job, jobs: list[tuple[Entry, RecipeJob]] = jobs) -> None:
             """Keeps the record of a run at once."""

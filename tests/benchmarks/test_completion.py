@@ -55,6 +55,18 @@ def test_texts_without_a_prompt_have_a_perplexity_only() -> None:
     assert [r.metric for r in task.summarise(records.all())] == ["perplexity"]
 
 
+def test_texts_without_a_prompt_do_not_keep_others_from_being_completed() -> None:
+    (told,) = Completion(n=1).items(open_source("facts:scenes:small").split("test"))
+    (alone,) = Completion(n=1).items(open_source("openmoji:all"))
+    task, together, single = Completion(n=2), Records(), Records()
+    model = Knows({told.extra["prompt"]: told.extra["answers"][0]})
+    task.run(model, [told, alone], together)
+    task.run(model, [told], single)
+    rows = {r["item"]: r for r in together.all()}
+    assert rows[told.id] == single.all()[0] and rows[told.id]["correct"]["exact"] == 1.0
+    assert "correct" not in rows[alone.id]
+
+
 def test_a_source_without_texts_has_no_items() -> None:
     class Empty:
         address = "empty:"

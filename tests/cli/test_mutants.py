@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bench import mutants
-from bench.mutants import Area, Coverage, Mutant, annotations, difference, drawn
+from bench.mutants import Area, Coverage, Mutant, Worker, annotations, difference, drawn
 
 CODE = '''"""A module."""
 
@@ -89,3 +92,18 @@ def test_mutants_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "limit: int | float = low / 2" in changes and "if x is not None:" in changes
     assert not any("int & " in change for change in changes), "annotations stay"
     assert {m.line for m in found} <= {6, 8, 9, 11}
+
+
+@pytest.mark.parametrize("answer", ["killed\n", ""])
+def test_a_worker_that_died_is_no_survivor(tmp_path: Path, answer: str) -> None:
+    """And the file of its tree is as it was."""
+    worker: Any = Worker.__new__(Worker)
+    worker.tree, worker.stamp = tmp_path, 0.0
+    worker.server = SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO(answer))
+    (tmp_path / "a.py").write_text("x = 1\n")
+    if answer:
+        assert worker.run(some(1, file="a.py"), "x = 2\n", ["test"], 1.0) == "killed"
+    else:
+        with pytest.raises(RuntimeError, match="has ended"):
+            worker.run(some(1, file="a.py"), "x = 2\n", ["test"], 1.0)
+    assert (tmp_path / "a.py").read_text() == "x = 1\n"

@@ -72,6 +72,15 @@ def test_recipes_that_agree_everywhere_and_recipes_that_differ_everywhere() -> N
     assert row["difference"] == 1.0 == row["high"] and row["p"] < 1e-6
 
 
+def test_items_of_one_cluster_say_nothing() -> None:
+    """There is no spread, so neither a difference nor an interval is claimed."""
+    runs = {
+        "a": {s: run([1.0, 1.0, 0.0], cluster=3) for s in range(2)},
+        "b": {s: run([0.0, 1.0, 0.0], cluster=3) for s in range(2)},
+    }
+    assert paired_tests(runs) == [] and estimates(runs) == []
+
+
 def test_the_reference_limits_pairs_and_correction() -> None:
     runs = recipes(5, {"clip": 0.0, "a": 0.05, "b": 0.1, "c": -0.1})
     rows = paired_tests(runs, "clip")

@@ -9,6 +9,7 @@ import pytest
 
 from bench import recipes
 from bench.recipes import LADDER, Entry, next_rung, pack, seconds_of, unpack
+from diptych.comparison.run import RecipeJob
 from diptych.config.recipe import load_recipe, recipe_names
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
@@ -93,6 +94,42 @@ def test_a_record_of_a_changed_recipe_is_out_of_date(records: Path) -> None:
     content["recipe"]["stages"][0]["lr"] = 0.5
     write_json(entry.record, content)
     assert not entry.up_to_date() and entry in recipes.missing(["clip"], ladder=True)
+
+
+def test_finished_runs_are_recorded_and_those_of_former_recipes_are_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the first, ``make results`` would find the same run missing again and again."""
+    monkeypatch.setattr(recipes, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(RecipeJob, "done", lambda job: (job.path / "spent.json").is_file())
+    saved: list[Entry] = []
+    monkeypatch.setattr(recipes, "save_record", lambda entry, job: saved.append(entry))
+    finished, former, begun, new = todo = [Entry(name, 0, recipes.COMMON) for name in ("clip", "negclip", "siglip", "coca")]
+    for entry in todo[:3]:
+        job = entry.job()
+        if entry is former:
+            job.recipe = load_recipe("negclip", {"stages.0.lr": 0.5, "budget": recipes.COMMON})
+        job.prepare()
+        if entry is not begun:
+            write_json(job.path / "spent.json", {"finished": True})
+    assert [entry for entry, _ in recipes.prepared(todo)] == [former, begun, new] and saved == [finished]
+    assert not former.job().path.exists() and begun.job().path.exists()
+
+
+def test_all_budgets_share_backbones_and_records_name_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [Entry("llava@mini", 0, budget).job() for budget in ("2T flops", "4T flops")]
+    assert jobs[0].backbones == jobs[1].backbones is not None and jobs[0].path.parent != jobs[1].path.parent
+    monkeypatch.setattr(recipes, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(recipes, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(recipes, "commit", lambda: "0")
+    entry = Entry("llava@mini", 0, "2T flops")
+    run = entry.job().path
+    write_json(run / "spent.json", {"flops": 1.0, "pretraining": {"lm": {"run": str(run), "flops": 2.0}}})
+    write_json(run / "evaluation" / "summary.json", {"results": []})
+    recipes.save_record(entry, entry.job())
+    assert (
+        read_json(entry.record)["spent"]["pretraining"] == {"lm": {"flops": 2.0}} and str(tmp_path) not in entry.record.read_text()
+    )
 
 
 def test_every_built_in_recipe_is_in_the_results() -> None:

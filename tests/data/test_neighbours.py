@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
+from diptych.core.signals import handled
 from diptych.data import neighbours
 from diptych.data.loader import loader_for
 from diptych.data.neighbours import features_of, nearest, neighbours_of, neighbours_of_run
@@ -21,6 +23,7 @@ from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import train
+from diptych.training.start.setup import set_up
 from diptych.training.start.teachers import features_by
 from engine_fixture import tiny
 
@@ -90,6 +93,19 @@ def test_many_features_are_kept_in_a_file(photos, tmp_path, monkeypatch):
     assert np.flatnonzero(~usable).tolist() == [6]
 
 
+def test_a_process_that_is_told_to_stop_leaves_no_features_behind(photos, tmp_path, monkeypatch):
+    def stop(images):
+        assert list((tmp_path / "scratch").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        return colours(images)
+
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    with handled([signal.SIGTERM], lambda *given: pytest.fail("nobody heard it")), pytest.raises(KeyboardInterrupt):
+        neighbours.find(open_source(photos), 20, 3, 16, stop)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
 def table_of(source, of=3, stamp=""):
     return neighbours_of(source, of, None, "colours", stamp, 16, lambda: colours)
 
@@ -120,6 +136,24 @@ def test_changed_data_is_told_and_never_read_with_old_neighbours(photos, tmp_pat
     again = table_of(open_source(photos))
     assert "has changed since its neighbours were found" in capsys.readouterr().err
     assert again.about["fingerprint"] != table.about["fingerprint"]
+
+
+def test_data_that_has_grown_is_told_too(photos, tmp_path):
+    table_of(open_source(photos)).save(tmp_path / "run" / "neighbours")
+    with (tmp_path / "table.csv").open("a") as table:
+        table.write("\n0.png,one more row")
+    with pytest.raises(DiptychError, match="restore the data, or begin a new run"):
+        kept_by(tmp_path / "run", open_source(photos))
+
+
+def test_a_table_of_which_half_was_written_is_completed(photos, tmp_path):
+    """A process may be killed between its two files."""
+    table, folder = table_of(open_source(photos)), tmp_path / "run" / "neighbours"
+    table.save(folder)
+    for path in folder.glob("*.json"):
+        path.unlink()
+    table.save(folder)
+    assert (kept_by(tmp_path / "run", open_source(photos)).rows == table.rows).all()
 
 
 def test_a_damaged_table_is_told(photos, tmp_path):
@@ -234,6 +268,24 @@ def test_a_run_from_another_run_and_on_packed_data(tmp_path, photos):
         tmp_path / "neg", 32, f"data.neighbours.by={tmp_path / 'clip'}", "data.image_size=16",
         data=f"packed:{tmp_path / 'packed'}", resume=True,
     )  # fmt: skip
+
+
+def test_a_run_that_is_named_by_a_relative_path_resumes_with_the_kept_table(tmp_path, monkeypatch):
+    """Its saved recipe has the absolute path."""
+    from diptych.api import recipe_of
+
+    monkeypatch.chdir(tmp_path)
+    trained(tmp_path / "clip", 16, "data.neighbours=null")
+    settings = [*tiny("negclip"), *SHORT, "data.neighbours.first=40", "data.neighbours.by=clip", "budget=16 samples"]
+    train(load_recipe("negclip", settings), tmp_path / "neg")
+    (tmp_path / "clip").rename(tmp_path / "gone")
+    resumed, out = recipe_of("negclip", ["budget=32 samples"], tmp_path / "neg", resume=True)
+    assert train(resumed, out, resume=True).spent["samples"] == 32
+
+
+def test_neighbours_that_no_stage_could_read_are_refused():
+    with pytest.raises(DiptychError, match="data.neighbours: no stage reads the field 'image'"):
+        set_up(load_recipe("lm", ["data.neighbours={by: 'test_neighbours:colours'}", "parts.lm.width=16", "parts.lm.depth=1"]))
 
 
 def test_what_cannot_give_features_is_refused():

@@ -88,6 +88,17 @@ def test_a_run_goes_on_without_its_backbones(folder: Path, tmp_path: Path) -> No
     assert run.spent["samples"] == 32 and run.spent["pretraining"] == before and not (tmp_path / "backbones").exists()
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(folder: Path, tmp_path: Path) -> None:
+    """Its files are there, but no weights: it needs those of its backbones, which are not trained again."""
+    shutil.copytree(folder, tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "one" / "checkpoints")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs" / "backbones").glob("*/spent.json")}
+    train(load_recipe("llava@mini", MINI), tmp_path / "runs" / "one", resume=True)
+    again, first = (restored(path / "one").model.part("lm").state_dict() for path in (tmp_path / "runs", folder))
+    assert all(torch.equal(again[k], first[k]) for k in first)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs" / "backbones").glob("*/spent.json")} == before
+
+
 def test_a_run_that_exists_can_be_one(folder: Path, tmp_path: Path) -> None:
     found = planned(load_recipe("llava@mini", MINI), folder / "backbones")
     given = {**MINI, "backbones": {part: str(each.path) for part, each in found.items()}}

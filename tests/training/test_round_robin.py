@@ -100,6 +100,22 @@ def test_a_resumed_round_robin_equals_an_uninterrupted_one(tmp_path: Path) -> No
         )
         assert whole.keys() == halves.keys()
         assert all(torch.equal(whole[n], halves[n]) for n in whole), file
+    state = [json.loads((checkpoints(tmp_path / d / "checkpoints")[-1] / "state.json").read_text()) for d in ("whole", "halves")]
+    assert state[0]["losses"] == state[1]["losses"] and set(state[0]["losses"]) == {name for group in GROUPS for name in group}
+
+
+def test_the_first_step_after_a_resume_logs_all_losses(tmp_path: Path) -> None:
+    train(recipe("32 samples"), tmp_path / "run")
+    seen: list[dict[str, float]] = []
+
+    class Noted(Trainer):
+        def _update(self, *given: Any) -> Any:
+            result = super()._update(*given)
+            seen.append(dict(result[0]))
+            return result
+
+    Noted(recipe("40 samples"), tmp_path / "run", resume=True).run()
+    assert set(seen[0]) == {"loss", *(name for group in GROUPS for name in group)}
 
 
 class Pairs:

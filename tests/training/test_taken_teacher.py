@@ -132,6 +132,33 @@ def test_a_stage_that_goes_on_gets_its_weights_back(tmp_path: Path) -> None:
     assert not trainer.taken and all(torch.equal(now[k.removeprefix("teachers.reference.")], v) for k, v in trained.items())
 
 
+def test_an_earlier_stage_that_goes_on_gets_the_weights_back_too() -> None:
+    """The student trained after the stage is set aside, and the teacher is taken anew when its stage ends."""
+    setup = set_up(small())
+    model: Any = setup.model
+    own = {n: p for n, p in model.part("lm").named_parameters() if "lora_B" in n}
+
+    def fill(value: float) -> None:
+        for p in own.values():
+            torch.nn.init.constant_(p, value)
+
+    first = setup.recipe.stages[0].model_copy(update={"name": "first"})
+    recipe = setup.recipe.model_copy(update={"stages": [first, *setup.recipe.stages]})
+    begin_stage(recipe, model, "reference", taken := set(), resumed=False)
+    fill(1)  # learned in the stage
+    begin_stage(recipe, model, "main", taken, resumed=False)
+    fill(2)  # learned after it
+    begin_stage(recipe, model, "first", taken, resumed=False)
+    assert not taken and all(bool((p == 1).all()) for p in own.values())
+    begin_stage(recipe, model, "first", taken, resumed=True)
+    fill(3)
+    begin_stage(recipe, model, "reference", taken, resumed=False)
+    fill(4)
+    begin_stage(recipe, model, "main", taken, resumed=False)
+    kept = dict(model.teachers["reference"].parts["lm"].named_parameters())
+    assert all(bool((kept[n] == 4).all()) and bool((own[n] == 3).all()) for n in own)
+
+
 def test_without_restore_the_model_keeps_what_it_learned() -> None:
     setup = set_up(small("teachers.reference.restore=false"))
     model: Any = setup.model

@@ -6,6 +6,7 @@ items and other seeds would give. With one seed it covers the items alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -82,6 +83,8 @@ def estimates(runs: Runs) -> list[dict[str, Any]]:
             if len(measured) < 2 or any(m.items.keys() != measured[0].items.keys() for m in measured):
                 continue
             found = estimate(measured, share=measured[0].range != (None, None))
+            if math.isnan(found.low):  # a single cluster
+                continue
             row = {"recipe": name, "task": key[0], "metric": key[1], "seeds": len(measured)}
             rows.append({**row, "value": found.value, "low": found.low, "high": found.high})
     return rows
@@ -103,13 +106,17 @@ def _measured(run: Mapping[str, tuple[float, str]]) -> Measured:
 
 
 def _test(a: Mapping[int, dict[str, tuple[float, str]]], b: Mapping[int, dict[str, tuple[float, str]]]) -> dict[str, Any] | None:
-    """{"difference", "low", "high", "p"} of two recipes, given the items of each seed; None if they share no item."""
+    """{"difference", "low", "high", "p"} of two recipes, given the items of each seed; None if they share no item, or, with several
+    seeds, items of one cluster alone.
+    """
     shared = sorted(set.intersection(*(set(run) for run in (*a.values(), *b.values()))))
     if not shared:
         return None
     if a.keys() == b.keys() and len(a) > 1:
         first, second = ([_measured({i: runs[s][i] for i in shared}) for s in sorted(runs)] for runs in (a, b))
         found = estimate(first, second, share=first[0].range != (None, None))
+        if math.isnan(found.error):  # a single cluster: there is no spread to compare with
+            return None
         p = found.p()
         # no spread at all: equal everywhere, or different by the same amount everywhere
         p = p if p == p else 1.0 if found.value == 0 else 0.0

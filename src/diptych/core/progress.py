@@ -31,6 +31,8 @@ def _kind(phase: str) -> str:
 class JobsDisplay:
     """One row per job; the caller updates the states in place."""
 
+    shown = 0  # such displays that redraw a terminal now; two on one terminal would overwrite each other
+
     def __init__(self, jobs: list[tuple[str, dict[str, Any]]]):
         self.jobs = jobs
         self.console = Console(stderr=True)
@@ -51,12 +53,14 @@ class JobsDisplay:
     def __enter__(self) -> JobsDisplay:
         if self.live:
             self.progress.start()
+            JobsDisplay.shown += 1
         return self
 
     def __exit__(self, *details: object) -> None:
         self.update(last=True)
         if self.live:
             self.progress.stop()
+            JobsDisplay.shown -= 1
 
     def update(self, last: bool = False) -> None:
         """Show the state of the jobs."""
@@ -102,13 +106,14 @@ class TrainingDisplay:
 class CountDisplay:
     """Items done of a known number, with their rate and the time left: ``display(done)``, as often as you like.
 
-    done: finished in an earlier run; they count as done, but not towards the rate.
+    done: finished in an earlier run; they count as done, but not towards the rate. Within a ``JobsDisplay`` it prints a line
+    now and then, above the rows of the jobs.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "items", disable: bool = False):
         self.label, self.total, self.first, self.unit, self.disable = label, total, done, unit, disable
         console = Console(stderr=True)
-        self.live = console.is_terminal
+        self.live = console.is_terminal and not JobsDisplay.shown
         columns = (TextColumn(label), BarColumn(bar_width=30), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
         self.progress = Progress(*columns, TimeElapsedColumn(), console=console, refresh_per_second=4, disable=disable)
         self.row = self.progress.add_task("", total=total, completed=done, note="")

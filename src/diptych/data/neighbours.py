@@ -24,6 +24,7 @@ import numpy as np
 from diptych.core.errors import DiptychError, counted
 from diptych.core.files import write_atomically
 from diptych.core.progress import CountDisplay
+from diptych.core.signals import terminated_like_interrupted
 from diptych.data.image import resize
 from diptych.data.order import ENDLESS
 from diptych.data.source import BrokenItem, Source
@@ -62,6 +63,7 @@ class Table:
 
         if not path.is_file():
             write_atomically(path, write)
+        if not path.with_suffix(".json").is_file():  # a process may have been killed between the two
             write_atomically(path.with_suffix(".json"), lambda to: to.write_text(json.dumps(self.about, indent=1)))
 
     @classmethod
@@ -123,11 +125,12 @@ def neighbours_of_run(run: Path, source: Source, of: int, first: int | None, by:
     """
     about, folder = _asked(source, of, first, by), run / "neighbours"
     for kept in _described(folder):
-        if any(kept.get(name) != about[name] for name in ("samples", "of", "by")):
+        if (kept.get("of"), kept.get("by")) != (of, by):
             continue
-        if kept.get("fingerprint") == about["fingerprint"]:
+        same = kept.get("fingerprint") == about["fingerprint"]
+        if same and kept.get("samples") == about["samples"]:
             return Table.load(folder / f"{key_of(kept)}.npy", {**kept, "data": source.address})
-        if kept.get("data") == source.address:
+        if not same and kept.get("data") == source.address:  # changed data may also have another number of samples
             raise DiptychError(
                 f"{run} learned with the neighbours of {source.address} as it was (fingerprint "
                 f"{str(kept.get('fingerprint'))[:12]}, now {about['fingerprint'][:12]}): restore the data, or begin a new run, "
@@ -172,7 +175,8 @@ def find(source: Source, n: int, of: int, size: int, embed: Embed) -> np.ndarray
     """int32 [n, K]: the K = ``of`` nearest of the first n samples of a source, by the cosine of their features; fewer if there are
     not as many pictures.
     """
-    with tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
+    # a job that is told to stop removes its file of features, which may be large
+    with terminated_like_interrupted(), tempfile.TemporaryDirectory(prefix="diptych-") as scratch:
         features, usable = features_of(source, n, size, embed, Path(scratch))
         with CountDisplay("neighbours", n, unit="pictures") as shown:
             try:

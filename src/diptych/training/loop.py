@@ -26,7 +26,7 @@ from diptych.data.source import Source
 from diptych.data.storage.cache import cache_directory
 from diptych.models.vlm import VLM
 from diptych.objectives import Objective, fields_needed
-from diptych.training.checkpoint import Checkpoint, load_weights
+from diptych.training.checkpoint import Checkpoint, checkpoints, load_weights
 from diptych.training.distributed import Cluster, check_sharding, join_cluster, shard, whole
 from diptych.training.flops import FlopMeter
 from diptych.training.gradient import BatchGradient, Pieces, Share, Taken
@@ -126,8 +126,9 @@ class Trainer:
         for other in (before, *self.cluster.collect(found)):
             if wrong := [address for address in found if other.get(address, found[address]) != found[address]]:
                 raise DiptychError(
-                    f"data.neighbours: those of {wrong[0]} are not the same as before, or in every process: their features were "
-                    f"computed on other hardware; copy neighbours/ of the run, or of {cache_directory()}, to every machine"
+                    f"data.neighbours: those of {wrong[0]} are not the same as before, or in every process: they were found with "
+                    "other settings or on other hardware; resume with the recipe of the start, and copy neighbours/ of the run, "
+                    f"or of {cache_directory()}, to every machine"
                 )
 
     def _distribute(self) -> None:
@@ -213,6 +214,7 @@ class Trainer:
         optimizer = build_optimizer([s.model, *objectives.values()], stage)
         averaged = Averaged(torch.nn.ModuleList([s.model, s.objectives]), stage.ema) if stage.ema else None
         first, position = self.step, None
+        losses: dict[str, float] = {}
         if self._resumed and resumed:
             try:
                 optimizer.load_state_dict(self._resumed.optimizer)
@@ -223,6 +225,7 @@ class Trainer:
             if averaged:
                 averaged.load(self._resumed.ema)
             first, position = self._resumed.state["stage_first_step"], self._resumed.state.get("position")
+            losses = dict(self._resumed.state.get("losses", {}))
         self._resumed = None
         source = stage_source(s, stage)
         loader = training_loader(s, stage, source)
@@ -236,7 +239,7 @@ class Trainer:
                 file=sys.stderr,
             )
         s.model.train()
-        return Learning(stage, first, objectives, optimizer, averaged, loader)
+        return Learning(stage, first, objectives, optimizer, averaged, loader, losses)
 
     def _update(
         self, learning: Learning, share: Share, weights: Mapping[str, float], began: float
@@ -293,6 +296,7 @@ class Trainer:
             "drawn": self.drawn,
             **({"neighbours": {a: table.digest for a, table in s.neighbours.items()}} if s.neighbours else {}),
             "taken": sorted(self.taken),
+            "losses": learning.losses,
         }
         checkpoint = Checkpoint(  # all processes take part in gathering sharded weights
             {n: whole(v) for n, v in s.model.saved_state().items()},
@@ -338,6 +342,7 @@ def train(
     Raises DiptychError for what the user can fix, Interrupted (with everything saved) on Ctrl-C or SIGTERM.
     """
     out, known = Path(out), None
-    if recipe.backbones and not (resume and (out / "tokenizer.json").is_file()):  # a run that resumes has their weights
+    begun = resume and (out / "tokenizer.json").is_file() and checkpoints(out / "checkpoints")  # it has their weights
+    if recipe.backbones and not begun:
         known = train_backbones(recipe, backbones or folder_beside(out), progress or (lambda row: None))
     return Trainer(recipe, out, source, resume, progress, known).run()

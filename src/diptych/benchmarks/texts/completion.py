@@ -57,7 +57,9 @@ class Completion:
             given = [divided(sample) for sample in part]
             prompts = [prompt for prompt, _ in given]
             nats, tokens = asked.text_loglikelihood([text for _, text in given], prompts)
-            written = asked.complete(prompts, self.max_tokens) if all(prompts) else [None] * len(part)
+            begun = [prompt for prompt in prompts if prompt]
+            completions = iter(asked.complete(begun, self.max_tokens) if begun else ())
+            written = [next(completions) if prompt else None for prompt in prompts]
             records.add(
                 record(sample, *both, float(value), int(count), answer)
                 for sample, both, value, count, answer in zip(part, given, nats, tokens, written, strict=True)

@@ -301,6 +301,8 @@ def set_up(
     )
     check_data(setup)
     pictured = [stage_source(setup, stage) for stage in recipe.stages if "image" in own_fields(setup, stage)]
+    if recipe.data.neighbours is not None and not pictured:
+        raise DiptychError("data.neighbours: no stage reads the field 'image', so no picture has neighbours; set it to null")
     setup.neighbours = neighbour_tables(recipe, pictured, saved)
     return setup
 

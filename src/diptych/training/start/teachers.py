@@ -45,8 +45,8 @@ def add_teachers(recipe: Recipe, model: VLM) -> None:
 def begin_stage(recipe: Recipe, model: VLM, stage: str, taken: set[str], resumed: bool) -> None:
     """Before a stage begins: take the teachers of stages that have ended, and note their names in ``taken``.
 
-    resumed: whether the run continues within this stage. If a stage goes on after its teacher was taken (a larger budget), the
-    teacher is given back, and taken anew when the stage ends.
+    resumed: whether the run continues within this stage. If its stage, or an earlier one, goes on after a teacher was taken (a
+    larger budget), the teacher is given back, and taken anew when its stage ends.
     """
     order = [s.name for s in recipe.stages]
     for name, spec in recipe.teachers.items():
@@ -59,7 +59,7 @@ def begin_stage(recipe: Recipe, model: VLM, stage: str, taken: set[str], resumed
             else:
                 teacher.follow(model.parts, model.adapters, 0.0)  # type: ignore[arg-type]
             taken.add(name)
-        elif left == 0 and name in taken:
+        elif left <= 0 and name in taken:
             if spec.restore:
                 teacher.exchange(model.parts, model.adapters)  # type: ignore[arg-type]
             taken.remove(name)
@@ -116,7 +116,7 @@ def neighbour_tables(recipe: Recipe, sources: Iterable[Source], run: Path | None
     """The neighbours (``data.neighbours``) of the samples of each source, by its address; none if the recipe has none. run: of a
     run that resumes. DiptychError for a model that does not exist.
     """
-    given, tables = recipe.data.neighbours, {}
+    given, tables = recipe.anchored().data.neighbours, {}  # anchored: a run that resumes knows its tables by this address
     if given is not None:
         with torch.random.fork_rng():
             for source in sources:
