@@ -10,7 +10,7 @@ from bench.models import Words
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch, Images, Texts
 from diptych.core.errors import DiptychError
-from diptych.inference.run import capabilities_of
+from diptych.inference.able import capabilities_of
 from diptych.models.vision.drawn import random_crops
 from diptych.models.vlm import build_model
 from diptych.objectives import build_objectives

@@ -115,6 +115,26 @@ def test_stages_train_what_they_name(tmp_path):
     assert steps == {1: "align", 3: "tune"}, "two of six steps, then four; the first of each stage is logged"
 
 
+def test_a_stage_that_finds_no_budget_is_said_to_have_not_run(tmp_path, capsys):
+    """One step of the first stage costs more than its share and that of the second together."""
+    stages = [
+        {"name": "align", "train": ["text"], "objectives": {"info_nce": 1}, "batch_size": 24, "share": 1},
+        {"name": "tune", "objectives": {"info_nce": 1}, "batch_size": 8, "share": 1},
+        {"name": "last", "objectives": {"info_nce": 1}, "batch_size": 8, "share": 2},
+    ]
+
+    def run(samples, resume=False):
+        train(
+            load_recipe("clip", {"stages": stages, "budget": f"{samples} samples", "precision": "fp32"}),
+            tmp_path / "run",
+            resume=resume,
+        )
+        return [line.split("'")[1] for line in capsys.readouterr().err.splitlines() if "did not run" in line]
+
+    assert run(32) == ["tune"], "24 of 32 samples are three quarters; the last stage has a quarter"
+    assert run(32, resume=True) == [], "finished: nothing new to say"
+
+
 def test_frozen_stage_leaves_the_weights_alone(tmp_path):
     stage = {"name": "align", "train": ["text"], "objectives": {"info_nce": 1}, "batch_size": 16}
     fresh = Trainer(load_recipe("clip", {"stages": [stage], "budget": "16 samples"}), tmp_path / "fresh").setup.model.state_dict()

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 QUIET_SECONDS = 20.0  # between lines where there is no terminal
+_shown: list[Progress] = []  # on a terminal now, innermost last; two that are drawn at once would write over each other
 
 
 def describe(state: dict[str, Any]) -> str:
@@ -31,8 +32,6 @@ def _kind(phase: str) -> str:
 class JobsDisplay:
     """One row per job; the caller updates the states in place."""
 
-    shown = 0  # such displays that redraw a terminal now; two on one terminal would overwrite each other
-
     def __init__(self, jobs: list[tuple[str, dict[str, Any]]]):
         self.jobs = jobs
         self.console = Console(stderr=True)
@@ -53,14 +52,14 @@ class JobsDisplay:
     def __enter__(self) -> JobsDisplay:
         if self.live:
             self.progress.start()
-            JobsDisplay.shown += 1
+            _shown.append(self.progress)
         return self
 
     def __exit__(self, *details: object) -> None:
         self.update(last=True)
         if self.live:
+            _shown.remove(self.progress)
             self.progress.stop()
-            JobsDisplay.shown -= 1
 
     def update(self, last: bool = False) -> None:
         """Show the state of the jobs."""
@@ -106,28 +105,35 @@ class TrainingDisplay:
 class CountDisplay:
     """Items done of a known number, with their rate and the time left: ``display(done)``, as often as you like.
 
-    done: finished in an earlier run; they count as done, but not towards the rate. Within a ``JobsDisplay`` it prints a line
-    now and then, above the rows of the jobs.
+    done: finished in an earlier run; they count as done, but not towards the rate. Within a display of jobs it is a row there.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "items", disable: bool = False):
         self.label, self.total, self.first, self.unit, self.disable = label, total, done, unit, disable
         console = Console(stderr=True)
-        self.live = console.is_terminal and not JobsDisplay.shown
-        columns = (TextColumn(label), BarColumn(bar_width=30), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
-        self.progress = Progress(*columns, TimeElapsedColumn(), console=console, refresh_per_second=4, disable=disable)
-        self.row = self.progress.add_task("", total=total, completed=done, note="")
+        self.live = console.is_terminal
+        self.within = bool(_shown) and self.live and not disable
+        if self.within:
+            self.progress = _shown[-1]
+        else:
+            columns = (TextColumn(label), BarColumn(bar_width=30), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
+            self.progress = Progress(*columns, TimeElapsedColumn(), console=console, refresh_per_second=4, disable=disable)
+        self.row = self.progress.add_task("", total=total, completed=done, label=label, note="")
+        self.told = -1  # how many were done when it was last said
         self.done, self.began = done, time.monotonic()
         self.said = self.began
 
     def __enter__(self) -> CountDisplay:
-        if self.live:
+        if self.live and not self.within:
             self.progress.start()
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._say()
-        if self.live:
+        if self.live or self.told != self.done:
+            self._say()
+        if self.within:
+            self.progress.remove_task(self.row)
+        elif self.live:
             self.progress.stop()
 
     def __call__(self, done: int) -> None:
@@ -136,7 +142,7 @@ class CountDisplay:
             self._say()
 
     def _say(self) -> None:
-        self.said = time.monotonic()
+        self.said, self.told = time.monotonic(), self.done
         rate = (self.done - self.first) / max(self.said - self.began, 1e-9)
         left = f" · {(self.total - self.done) / rate:,.0f} s left" if rate and self.done < self.total else ""
         note = f"{self.done:,} of {self.total:,} {self.unit} · {rate:,.0f}/s{left}"

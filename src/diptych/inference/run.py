@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diptych.config.recipe import Recipe
-from diptych.core.batch import Batch, Images, Texts
+from diptych.core.batch import Batch, Images
 from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, one_or_many, prompts_for
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
@@ -22,14 +22,13 @@ from diptych.core.sample import Turn
 from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
+from diptych.inference.able import capabilities_of, missing_fields
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
 from diptych.inference.text import TextAlone
-from diptych.models.part import Part
 from diptych.models.vlm import VLM
-from diptych.objectives import Objective
 from diptych.objectives.scores import Likelihood, score_of
 from diptych.training.checkpoint import checkpoint_key, restored
 from diptych.training.precision import use_bf16
@@ -37,7 +36,6 @@ from diptych.training.start.setup import chat_of, pick_device
 
 CHUNK = 256  # images or texts encoded at a time
 PAIRS = 1024  # image-text pairs scored at a time
-OF_IMAGES = frozenset({"generate", "decoding", "loglikelihood", "examples", "prompt"})  # that a language model has from its connector
 
 Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
 PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
@@ -368,34 +366,6 @@ class TrainedModel:
                     for every, scores in zip(out, made, strict=True):
                         every[members[start : start + PAIRS]] = scores
         return out or [np.empty(0, dtype=np.float32)] * 2
-
-
-def capabilities_of(model: VLM, objectives: Iterable[Any]) -> frozenset[str]:
-    """The capabilities of a model: those of its parts and those that its objectives trained.
-
-    A map into the shared space counts if an objective has trained it: FILIP's losses do not read the pooled vectors, so these mean
-    nothing.
-    """
-    learned = [o for o in objectives if isinstance(o, Objective)]
-    trained = {name for o in learned for name in (*o.needed(), *o.trains)}
-    able = frozenset().union(*(o.can for o in learned), *(part.can for part in model.parts.values() if isinstance(part, Part)))
-    space = model.parts["space"] if "space" in model.parts else None
-    if space is not None and any(True for _ in space.parameters()) and not {"image.embedding", "text.embedding"} <= trained:
-        able -= {"embed_image", "embed_text"}
-    if "lm" in model.parts and not model.graph.gives("image.prefix"):  # a language model that sees no image
-        able -= OF_IMAGES if model.graph.gives("image.embedding") else {*OF_IMAGES, "embed_image", "embed_text"}
-    if missing_fields(model, ("text.logits",)):
-        able -= {"loglikelihood"}
-    return able
-
-
-def missing_fields(model: VLM, names: Iterable[str]) -> list[str]:
-    """The fields besides ``image`` and ``text`` that encodings are computed from, sorted: with images and texts alone they cannot
-    be computed. Encodings that the model does not have, and those of teachers, are passed over.
-    """
-    given = Pass(model, Batch({"image": Images(torch.zeros(0)), "text": Texts(torch.zeros(0), torch.zeros(0))}, 0))
-    known = [name for name in names if not name.endswith("?") and ":" not in name and model.graph.gives(name)]
-    return sorted({leaf for name in known if not given.has(name) for leaf in model.graph.leaves(name)} - {"image", "text"})
 
 
 def _arrays(scores: Scores) -> list[np.ndarray]:

@@ -152,11 +152,20 @@ class Trainer:
         """Train until the budget is spent. Raises Interrupted, with everything saved, on Ctrl-C or SIGTERM."""
         sums = [0.0, *accumulate(stage.share for stage in self.recipe.stages)]
         bounds = pairwise(s / sums[-1] for s in sums)  # the last is exactly 1, otherwise there could be one step too many
+        names = [stage.name for stage in self.recipe.stages]
+        reached = self._resumed.state["stage"] if self._resumed else None
+        earlier = names[: names.index(reached) + 1] if reached in names else []  # what a resumed run has done before
         try:
             with handled([signal.SIGINT, signal.SIGTERM], self._ask_to_stop), self.record.tracking():
                 for stage, (start, end) in zip(self.recipe.stages, bounds, strict=True):
                     if self.spent.share(self.recipe.budget) < end:
                         self._run_stage(stage, start, end)
+                    elif stage.name not in earlier and self.cluster.first:
+                        print(
+                            f"note: stage {stage.name!r} did not run, since the steps before it had spent its share of the budget; "
+                            "give a larger budget, or the stages before it a smaller batch_size",
+                            file=sys.stderr,
+                        )
             return Run(self.out, self.recipe, self.record.spent(self.setup, self.spent, self.drawn, finished=True))
         finally:
             self.cluster.part()
