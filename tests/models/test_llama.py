@@ -188,6 +188,7 @@ def test_prompts_and_texts_are_read_as_captions_are_in_training() -> None:
     trained = TrainedModel("m", recipe, seeing, build_objectives(recipe, seeing), torch.device("cpu"))
     picture = np.zeros((48, 48, 3), dtype=np.uint8)
     found = [
-        trained.loglikelihood([picture], ["two keys"], examples=[Example(picture, text)])[0] for text in ("a fox", "A Fox.", "a key")
+        trained.loglikelihood([picture], ["two keys"], examples=[Example(picture, text)])[0]
+        for text in ("a fox", "A Fox.", "a key")
     ]
     assert found[0] == found[1] != found[2]
