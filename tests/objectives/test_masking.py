@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,18 @@ def test_matching_on_both_sides_equals_the_reference(negatives: str, share: floa
             odds = float((w2 @ gelu + b2)[0])
             total += math.log1p(math.exp(-odds if truth else odds))
     assert ours == pytest.approx(total / len(pairs), rel=1e-5)
+
+
+@pytest.mark.parametrize(("negatives", "n"), [("random", 2), ("mined", 3)])
+def test_right_pairs_are_never_taught_as_wrong_ones(negatives: str, n: int) -> None:
+    """A batch in which all captions mean the same has no wrong pairs: only the right ones are learned, with their usual weight."""
+    little = Little("maskvlm", f"stages.0.objectives.matching.negatives={negatives}", batch_size=4)
+    objective, batch = little.objectives["matching"], little.loader.batch(0)
+    same = batch.with_(text=replace(batch["text"], meaning=torch.full((4,), 7)))
+    with torch.no_grad():
+        loss = objective(little.model.encode(same)).item()
+        odds = objective.logits(little.model.encode(same)).double()
+    assert loss == pytest.approx(float((1 + (-odds).exp()).log().mean()) / n, rel=1e-5)
 
 
 def test_class_tokens_that_do_not_exist_are_refused() -> None:

@@ -52,6 +52,7 @@ def random_negatives(size: int, meaning: Tensor | None, device: torch.device) ->
 
 class Matching(Objective):
     """A two-way classifier on the fused tokens of both sides; the mining is meaningful only together with a contrastive objective.
+    A wrong pair that the batch does not have, since all of it means the same, counts 0.
 
     negatives: ``mined``, a similar wrong text for each image and a similar wrong image for each text (ALBEF); ``random``, a wrong
     text for each image, any of the batch (FLAVA). batch_share: the part of the batch that is matched; each of its pairs costs three
@@ -175,10 +176,11 @@ class Matching(Objective):
             if not weight:  # one pair with weight 0: every process must take part in the exchange of gradients
                 own = own.new_tensor([p.rows.start])
         m = len(own)
-        images, texts = [own, own], [own, text[own]]
+        wrong = wrong_pairs(p.size, p[TEXT].meaning, text.device)  # where there is none, the drawn pair is a right one
+        images, texts, real = [own, own], [own, text[own]], [torch.ones_like(own, dtype=torch.bool), wrong.any(1)[own]]
         if image is not None:
-            images, texts = [*images, image[own]], [*texts, own]
+            images, texts, real = [*images, image[own]], [*texts, own], [*real, wrong.any(0)[own]]
         pairs = p.pairs(image=torch.cat(images), text=torch.cat(texts))
         target = torch.zeros(len(images) * m, device=text.device)
         target[:m] = 1.0
-        return weight * F.binary_cross_entropy_with_logits(self.logits(pairs), target)
+        return weight * F.binary_cross_entropy_with_logits(self.logits(pairs), target, torch.cat(real).float())
