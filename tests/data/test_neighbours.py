@@ -140,8 +140,10 @@ def test_changed_data_is_told_and_never_read_with_old_neighbours(photos, tmp_pat
 
 def test_data_that_has_grown_is_told_too(photos, tmp_path):
     table_of(open_source(photos)).save(tmp_path / "run" / "neighbours")
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "20.png")
     with (tmp_path / "table.csv").open("a") as table:
-        table.write("\n0.png,one more row")
+        table.write("\n20.png,one more row")
+    assert len(open_source(photos)) == 21
     with pytest.raises(DiptychError, match="restore the data, or begin a new run"):
         kept_by(tmp_path / "run", open_source(photos))
 
