@@ -34,6 +34,7 @@ from diptych.comparison.paired import Credits, credits_of_run, estimates, paired
 from diptych.comparison.run import Evaluation, RecipeJob, every_system, weights_of
 from diptych.config.budget import parse_budget
 from diptych.config.recipe import load_recipe, recipe_variants
+from diptych.config.variants import MARK
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.report.columns import classify
@@ -273,7 +274,7 @@ def write_pages(chosen: list[str], tests: Path | None) -> list[str]:
             write_json(path / "evaluation" / "summary.json", {"results": content["results"], "skipped": content["skipped"]})
         dates = sorted({c["date"] for c in contents.values()})
         machines = sorted({c["hardware"] for c in contents.values()})
-        described = [load_recipe(name) for name in chosen if name in runs]
+        described = [load_recipe(name) for name in chosen if name in runs or MARK not in name]
         write_json(
             root / "compare.json",
             {
@@ -309,6 +310,8 @@ def packaged(chosen: list[str]) -> list[str]:
         f"With packaged weights: {listed}; those with a packaged language model have one seed. What it took to train these weights is not counted, so their figures do not compare "
         "with recipes that start from nothing; and the budget buys them few samples. The variants `@mini` have backbones that are trained here; what "
         "these cost has a column of its own. `lm` is one of them: it reads no images, so it has no row.",
+        "",
+        "Of 2026-11-25 there are [figures at 24 TFLOP](results-24T.md), one seed, of the recipes as they were then.",
         "",
     ]
 

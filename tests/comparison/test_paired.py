@@ -30,7 +30,7 @@ def recipes(
     }
 
 
-def test_one_seed_covers_items_alone_and_two_cover_both() -> None:
+def test_one_seed_covers_items_alone_and_three_cover_both() -> None:
     runs = recipes(0, {"a": 0.2, "b": 0.0})
     one = paired_tests({name: {0: seeds[0]} for name, seeds in runs.items()})[0]
     a, b = (np.array([c for c, _ in runs[name][0][KEY].values()]) for name in "ab")
@@ -60,14 +60,14 @@ def test_estimates_are_means_and_never_leave_the_range() -> None:
     rows = estimates(runs)
     assert [(r["recipe"], r["seeds"]) for r in rows] == [("a", 3)], "one seed has no interval over seeds"
     assert rows[0]["value"] == pytest.approx(599 / 600) and 0.98 < rows[0]["low"] < 599 / 600 and rows[0]["high"] == 1.0
-    scores = {"a": {s: {("captions", "cider"): {f"i{n}": (2.0 + n / 10 + s, f"i{n}") for n in range(30)}} for s in range(2)}}
+    scores = {"a": {s: {("captions", "cider"): {f"i{n}": (2.0 + n / 10 + s, f"i{n}") for n in range(30)}} for s in range(3)}}
     assert estimates(scores)[0]["high"] > 3.9, "CIDEr has no such range"
 
 
 def test_recipes_that_agree_everywhere_and_recipes_that_differ_everywhere() -> None:
-    same = {name: {s: run([1.0, 0.0] * 50) for s in range(2)} for name in "ab"}
+    same = {name: {s: run([1.0, 0.0] * 50) for s in range(3)} for name in "ab"}
     assert paired_tests(same)[0]["p"] == 1.0 and paired_tests(same)[0]["difference"] == 0
-    apart = {"a": {s: run([1.0] * 100) for s in range(2)}, "b": {s: run([0.0] * 100) for s in range(2)}}
+    apart = {"a": {s: run([1.0] * 100) for s in range(3)}, "b": {s: run([0.0] * 100) for s in range(2)}}
     row = paired_tests(apart)[0]
     assert row["difference"] == 1.0 == row["high"] and row["p"] < 1e-6
 
@@ -75,8 +75,8 @@ def test_recipes_that_agree_everywhere_and_recipes_that_differ_everywhere() -> N
 def test_items_of_one_cluster_say_nothing() -> None:
     """There is no spread, so neither a difference nor an interval is claimed."""
     runs = {
-        "a": {s: run([1.0, 1.0, 0.0], cluster=3) for s in range(2)},
-        "b": {s: run([0.0, 1.0, 0.0], cluster=3) for s in range(2)},
+        "a": {s: run([1.0, 1.0, 0.0], cluster=3) for s in range(3)},
+        "b": {s: run([0.0, 1.0, 0.0], cluster=3) for s in range(3)},
     }
     assert paired_tests(runs) == [] and estimates(runs) == []
 

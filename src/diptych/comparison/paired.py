@@ -1,7 +1,7 @@
 """What several recipes have achieved on the same items: paired tests between them, and intervals over items and seeds.
 
-With two or more seeds of a recipe, items and seeds are crossed random effects (``benchmarks.crossed``): an interval says what other
-items and other seeds would give. With one seed it covers the items alone.
+With three or more seeds of a recipe, items and seeds are crossed random effects (``benchmarks.crossed``): an interval says what
+other items and other seeds would give. With fewer, whose spread is hardly known, it covers the items alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from diptych.benchmarks.tasks import TASKS
 from diptych.core.files import read_jsonl
 
 Key = tuple[str, str]  # task, metric
+SEEDS = 3  # the least number of seeds whose spread is taken into account
 Credits = dict[Key, dict[str, tuple[float, str]]]  # of one run: {(task, metric): {item: (credit, cluster)}}
 Runs = Mapping[str, Mapping[int, Credits]]  # {recipe: {seed: credits}}
 
@@ -57,8 +58,8 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[di
 def paired_tests(runs: Runs, reference: str | None = None) -> list[dict[str, Any]]:
     """A row for each pair of recipes and each metric, on the items that they share: the rows of ``tests.json``.
 
-    Two recipes with the same two or more seeds are compared over items and seeds; otherwise over items, with credits averaged over
-    the seeds. Holm's correction runs over all pairs of recipes within one metric of one task. reference: only pairs with this one.
+    Two recipes with the same three or more seeds are compared over items and seeds; otherwise over items, with credits averaged
+    over the seeds. Holm's correction runs over all pairs of recipes within one metric of one task. reference: pairs with this only.
     """
     rows: list[dict[str, Any]] = []
     for key in _keys(runs):
@@ -75,12 +76,12 @@ def paired_tests(runs: Runs, reference: str | None = None) -> list[dict[str, Any
 
 
 def estimates(runs: Runs) -> list[dict[str, Any]]:
-    """The mean of each metric of each recipe with two or more seeds, with its 95 % interval over items and seeds."""
+    """The mean of each metric of each recipe with three or more seeds, with its 95 % interval over items and seeds."""
     rows = []
     for name, seeds in runs.items():
         for key in _keys({name: seeds}):
             measured = [_measured(run) for _, run in sorted(_of(seeds, key).items())]
-            if len(measured) < 2 or any(m.items.keys() != measured[0].items.keys() for m in measured):
+            if len(measured) < SEEDS or any(m.items.keys() != measured[0].items.keys() for m in measured):
                 continue
             found = estimate(measured, share=measured[0].range != (None, None))
             if math.isnan(found.low):  # a single cluster
@@ -112,7 +113,7 @@ def _test(a: Mapping[int, dict[str, tuple[float, str]]], b: Mapping[int, dict[st
     shared = sorted(set.intersection(*(set(run) for run in (*a.values(), *b.values()))))
     if not shared:
         return None
-    if a.keys() == b.keys() and len(a) > 1:
+    if a.keys() == b.keys() and len(a) >= SEEDS:
         first, second = ([_measured({i: runs[s][i] for i in shared}) for s in sorted(runs)] for runs in (a, b))
         found = estimate(first, second, share=first[0].range != (None, None))
         if math.isnan(found.error):  # a single cluster: there is no spread to compare with

@@ -80,7 +80,7 @@ def over(comparison: Comparison) -> str:
     both = "over test items and seeds"
     if kinds == {True}:
         return both
-    return "over test items" if True not in kinds else f"{both} (over items alone where there is one seed)"
+    return "over test items" if True not in kinds else f"{both} (over items alone where there are fewer than three seeds)"
 
 
 def page_of(name: str) -> str:
@@ -232,29 +232,22 @@ def system_page(
     lines += [f"| stages | {'<br>'.join(stages)} |", f"| scored by | {checked.score.replace('_', ' ')} |", ""]
     lines += [notes, ""] if notes else []
     lines += ["## Measured", ""]
-    if recipe.measures:
-        lines += [f"Compared with `{REFERENCE}`: {verdict(comparison, recipe, shown)}", ""]
-        others = [r for r in comparison.measured if r.name != recipe.name and split_name(r.name)[0] == recipe.name]
-        others += [r for r in comparison.measured if r.name == REFERENCE and r.name != recipe.name]
+    others = [r for r in comparison.measured if r.name != recipe.name and split_name(r.name)[0] == recipe.name]
+    first = recipe if recipe.measures or not others else others.pop(0)  # a variant, where the recipe itself was not measured
+    others += [r for r in comparison.measured if r.name == REFERENCE and r.name != first.name]
+    if not recipe.measures:
+        lines += [f"Not `{recipe.name}` itself: {recipe.error or 'not run'}.", ""]
+    if first.measures:
+        lines += [f"`{first.name}` compared with `{REFERENCE}`: {verdict(comparison, first, shown)}", ""]
         rows = []
-        for c in (c for c in shown if c.key in recipe.measures):
-            m = recipe.measures[c.key]
+        for c in (c for c in shown if c.key in first.measures):
+            m = first.measures[c.key]
             each = " · ".join(number(v, c.share) for _, v in sorted(m.seeds.items()))
-            other_cells = [cell(comparison, c, r) for r in others]
-            rows.append(
-                [
-                    c.name,
-                    cell(comparison, c, recipe),
-                    each,
-                    number(m.chance, c.share) if m.chance is not None else "—",
-                    *other_cells,
-                ]
-            )
-        lines += [table(["", f"`{recipe.name}`", "each seed", "chance", *(f"`{r.name}`" for r in others)], rows), ""]
-        lines += [spent_table([recipe, *others]), ""]
+            chance = number(m.chance, c.share) if m.chance is not None else "—"
+            rows.append([c.name, cell(comparison, c, first), each, chance, *(cell(comparison, c, r) for r in others)])
+        lines += [table(["", f"`{first.name}`", "each seed", "chance", *(f"`{r.name}`" for r in others)], rows), ""]
+        lines += [spent_table([first, *others]), ""]
         lines += [f"`{comparison.command}`. All recipes, and the meaning of bold and italic: [results](../results.md)."]
-    else:
-        lines += [f"Nothing: {recipe.error or 'not run'}."]
     if tests:
         lines += [
             "",
