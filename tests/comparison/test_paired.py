@@ -67,7 +67,7 @@ def test_estimates_are_means_and_never_leave_the_range() -> None:
 def test_recipes_that_agree_everywhere_and_recipes_that_differ_everywhere() -> None:
     same = {name: {s: run([1.0, 0.0] * 50) for s in range(3)} for name in "ab"}
     assert paired_tests(same)[0]["p"] == 1.0 and paired_tests(same)[0]["difference"] == 0
-    apart = {"a": {s: run([1.0] * 100) for s in range(3)}, "b": {s: run([0.0] * 100) for s in range(2)}}
+    apart = {"a": {s: run([1.0] * 100) for s in range(3)}, "b": {s: run([0.0] * 100) for s in range(3)}}
     row = paired_tests(apart)[0]
     assert row["difference"] == 1.0 == row["high"] and row["p"] < 1e-6
 

@@ -105,7 +105,8 @@ class TrainingDisplay:
 class CountDisplay:
     """Items done of a known number, with their rate and the time left: ``display(done)``, as often as you like.
 
-    done: finished in an earlier run; they count as done, but not towards the rate. Within a display of jobs it is a row there.
+    done: finished in an earlier run; they count as done, but not towards the rate. Within a display of jobs it is a row of that
+    display.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "items", disable: bool = False):
