@@ -122,7 +122,7 @@ def test_a_language_model_of_transformers_gives_its_log_likelihood(language_mode
 
 
 def test_a_run_gives_the_likelihood_of_its_language_model_without_an_image(tmp_path: Path) -> None:
-    small = {"parts.lm.kind": "random", "parts.vision": {"kind": "vit", "depth": 1}, "stages.0.batch_size": 8}
+    small = {"parts.lm.kind": "random", "parts.vision": {"kind": "vit", "depth": 1}, "stages.0.batch_size": 8, "precision": "fp32"}
     path = dp.train("llava", data="scenes:small", budget="16 samples", out=tmp_path / "llava", set=small).path
     model: Any = dp.load(path)
     texts = ["a red fox", "there is a big yellow house above a small pink star"]
