@@ -53,7 +53,9 @@ class TrainedModel:
         self.answering: Answering | None = None  # if it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
         able = capabilities_of(model, self.objectives.values())
-        needed = self.scorer.needed() if self.scorer else ()
+        # A field that an objective reads itself belongs to its loss, such as ViLT's drawn images; pairs are scored without it.
+        read = set(self.scorer.needed()) if self.scorer else set()
+        needed = [name for name in read if "." in name and not read & set(missing_fields(model, (name,)))]
         self.missing = missing_fields(model, (*needed, "text.logits"))  # such as video, of a model that learned from clips
         can_score = {"score": bool(self.scorer), "score_all": self._all_at_once, "score_sides": self._two_sided}
         self.capabilities = able | {n for n, can in can_score.items() if can and not missing_fields(model, needed)}
