@@ -262,6 +262,23 @@ def test_ece_and_brier_by_hand() -> None:
     assert [(b.n, b.confidence, b.accuracy) for b in bins] == [(2, pytest.approx(0.3), 0.5), (2, pytest.approx(0.9), 1.0)]
 
 
+def test_bins_cover_the_range_and_hold_what_lies_in_them() -> None:
+    """The ends of the bins, which a diagram draws: equal widths from 0 to 1, each bin's items between its ends."""
+    confidence = np.array([0.0, 0.2, 0.3, 0.6, 0.61, 1.0])
+    bins = calibration.reliability(confidence, np.ones(6), bins=5)
+    ends = [(b.low, b.high) for b in bins]
+    assert ends == [pytest.approx(pair) for pair in ((0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1))]
+    assert [b.n for b in bins] == [
+        ((low < confidence) | ((low == 0) & (confidence == 0))).sum() - (confidence > high + 1e-9).sum() for low, high in ends
+    ]
+
+
+def test_ece_of_one_item_is_its_error_and_of_none_is_nothing() -> None:
+    assert calibration.ece(np.array([0.8]), np.array([0.0])) == pytest.approx(0.8)
+    with np.errstate(all="raise"):
+        assert calibration.ece_of_sums(np.zeros(30)) == 0
+
+
 def test_bins_are_closed_above() -> None:
     assert calibration.bin_of(np.array([0, 0.1, 0.1000001, 0.3, 1.0]), 10).tolist() == [0, 0, 1, 2, 9]
 

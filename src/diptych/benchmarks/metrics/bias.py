@@ -46,7 +46,7 @@ def effect_size(x: np.ndarray, y: np.ndarray) -> float:
     if not len(x) or not len(y):
         return float("nan")
     every = np.concatenate([x, y])
-    deviation = every.std(ddof=1) if len(every) > 1 else 0.0
+    deviation = every.std(ddof=1)  # of two values at least
     return float((np.mean(x) - np.mean(y)) / deviation) if deviation > 1e-12 else float("nan")
 
 
