@@ -287,3 +287,17 @@ def test_bins_are_closed_above() -> None:
 def test_what_is_no_probability_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="item 1: a confidence lies in"):
         calibration.ece(np.array([0.5, bad]), np.array([1, 0]))
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_chance_of_a_group_with_a_score_for_each_direction(k: int) -> None:
+    """2 k independent choices among k, counted over all of them: k for the texts and k for the images, and all must be right."""
+    from itertools import product
+
+    from diptych.benchmarks.metrics.groups import chance
+
+    choices = list(product(range(k), repeat=2 * k))
+    right = [sum(c == i % k for i, c in enumerate(chosen)) for chosen in choices]
+    expected = {"text": 1 / k, "image": 1 / k, "group": sum(r == 2 * k for r in right) / len(choices)}
+    assert chance(k, two_sided=True) == pytest.approx(expected)
+    assert sum(right) / len(right) / (2 * k) == pytest.approx(expected["text"])
