@@ -329,7 +329,7 @@ def packaged(chosen: list[str]) -> list[str]:
         "",
         f"With packaged weights: {listed}; those with a packaged language model have one seed. What it took to train these weights is not counted, so their figures do not compare "
         "with recipes that start from nothing; and the budget buys them few samples. The variants `@mini` have backbones that are trained here; what "
-        "these cost has a column of its own. `lm` is one of them: it reads no images, so it has no row.",
+        "these cost has a column of its own. [`lm`](systems/lm.md) is one of them: it reads no images, so it has no row.",
         "",
         "Of 2026-11-25 there are [figures at 24 TFLOP](results-24T.md), one seed, of the recipes as they were then.",
         "",
