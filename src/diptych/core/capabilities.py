@@ -155,6 +155,17 @@ class Composing(Model, Protocol):
         ...
 
 
+@runtime_checkable
+class Classifying(Model, Protocol):
+    """A model with the capability "classify": it learned classes of its own, ``classes``, in the order of the columns."""
+
+    classes: tuple[str, ...]
+
+    def classify(self, images: Sequence[Image]) -> np.ndarray:
+        """The probability of each class, float32 [N, C]."""
+        ...
+
+
 def prompts_for(prompt: Prompt, n: int) -> list[str]:
     """A prompt for each of n images."""
     given = [prompt] * n if isinstance(prompt, str) else list(prompt)

@@ -1,0 +1,138 @@
+"""Heads: classes of one's own on the image vectors of a model that itself does not change.
+
+Every way of adapting that works on vectors alone ends in one of a few forms, so that an adapted model is a model, a head and the
+names of its classes.
+
+Shapes: N images, E width of the vectors, C classes, S stored vectors, R width of a bottleneck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from diptych.core.arrays import unit_rows
+from diptych.core.errors import DiptychError
+from diptych.core.files import write_atomically
+from diptych.core.registry import resolve
+
+WEIGHTS = "head.safetensors"
+
+
+class Head:
+    """Base class of heads: a frozen dataclass whose fields are arrays (saved as they are) and plain values.
+
+    A subclass of your own is saved under ``package.module:Class`` and loaded by that name.
+    """
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Unit image vectors [N, E] → logits [N, C]; their softmax are the probabilities of the classes."""
+        raise NotImplementedError
+
+    def with_classes(self, weight: np.ndarray) -> Head | None:
+        """The head with further classes, known by the vectors of their names alone: weight [C', E], scaled as logits. None if it
+        cannot name classes that it has not learned.
+        """
+        return None
+
+    def kind(self) -> str:
+        """Its name in ``HEADS``, or ``package.module:Class``."""
+        known = {cls: name for name, cls in HEADS.items()}
+        return known.get(type(self), f"{type(self).__module__}:{type(self).__qualname__}")
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes the arrays to a file in the folder and returns the rest, as plain data for ``load_head``."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        arrays = {k: np.ascontiguousarray(v) for k, v in held.items() if isinstance(v, np.ndarray)}
+        write_atomically(folder / WEIGHTS, lambda path: save_file(arrays, path))
+        return {"kind": self.kind(), **{k: v for k, v in held.items() if k not in arrays}}
+
+
+@dataclass(frozen=True)
+class Linear(Head):
+    """x W^T + b: zero-shot names, linear probes, Gaussian discriminants, learned prompts.
+
+    open: whether a row is a scaled text vector, so that other classes can be added by their names.
+    """
+
+    weight: np.ndarray  # [C, E]
+    bias: np.ndarray  # [C]
+    open: bool = False
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """[N, C]"""
+        result: np.ndarray = np.asarray(x) @ self.weight.T + self.bias
+        return result
+
+    def with_classes(self, weight: np.ndarray) -> Head | None:
+        """With rows for the further classes, and no bias for them; None if the rows are not text vectors."""
+        if not self.open:
+            return None
+        return Linear(np.concatenate([self.weight, weight]), np.concatenate([self.bias, np.zeros(len(weight))]), True)
+
+
+@dataclass(frozen=True)
+class Cache(Head):
+    """x W^T + α exp(−β (1 − x K^T)) L: names, and stored examples near the image (Tip-Adapter, Zhang et al. 2022, eq. 5; kNN)."""
+
+    weight: np.ndarray  # [C, E]; zeros: the examples alone
+    keys: np.ndarray  # K, unit vectors of the stored examples [S, E]
+    values: np.ndarray  # L, their classes [S, C]
+    alpha: float
+    beta: float
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """[N, C]"""
+        x = np.asarray(x)
+        affinity = np.exp(-self.beta * (1 - x @ self.keys.T))
+        result: np.ndarray = x @ self.weight.T + self.alpha * affinity @ self.values
+        return result
+
+    def with_classes(self, weight: np.ndarray) -> Head | None:
+        """With rows for the further classes, of which no example is stored; None if there are no names."""
+        if not self.weight.any():
+            return None
+        none = np.zeros((len(self.values), len(weight)), dtype=self.values.dtype)
+        return Cache(
+            np.concatenate([self.weight, weight]), self.keys, np.concatenate([self.values, none], 1), self.alpha, self.beta
+        )
+
+
+@dataclass(frozen=True)
+class Bottleneck(Head):
+    """x' W^T, x' the unit vector of share · ReLU(ReLU(x A^T) B^T) + (1 − share) · x (CLIP-Adapter, Gao et al. 2021, eq. 1–4)."""
+
+    weight: np.ndarray  # [C, E]
+    down: np.ndarray  # A [R, E]
+    up: np.ndarray  # B [E, R]
+    share: float
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """[N, C]"""
+        x = np.asarray(x)
+        changed = np.maximum(np.maximum(x @ self.down.T, 0) @ self.up.T, 0)
+        result: np.ndarray = unit_rows(self.share * changed + (1 - self.share) * x) @ self.weight.T
+        return result
+
+    def with_classes(self, weight: np.ndarray) -> Head | None:
+        """With rows for the further classes."""
+        return Bottleneck(np.concatenate([self.weight, weight]), self.down, self.up, self.share)
+
+
+HEADS: dict[str, type[Head]] = {"linear": Linear, "cache": Cache, "bottleneck": Bottleneck}
+
+
+def load_head(folder: Path, data: dict[str, Any]) -> Head:
+    """The head that ``Head.save`` wrote. DiptychError if a file is missing or does not fit."""
+    data = dict(data)
+    cls = resolve(str(data.pop("kind")), HEADS, "head")
+    try:
+        head = cls(**load_file(folder / WEIGHTS), **data)
+    except (OSError, TypeError) as error:
+        raise DiptychError(f"{folder / WEIGHTS}: {error}") from None
+    assert isinstance(head, Head)
+    return head
