@@ -64,7 +64,8 @@ class Pictures:
 class Parts:
     """The training and the test part. groups: of each training picture, the number of its group of near-duplicates, int [N].
 
-    leaks: (training picture, test picture) pairs that were near-duplicates; the test picture was taken out.
+    leaks: (training picture, test picture) pairs that were near-duplicates of one class; the test picture was taken out.
+    two_classes: pairs of near-duplicates with different classes, of which one may be wrong; they are not counted as duplicates.
     """
 
     train: Pictures
@@ -72,6 +73,7 @@ class Parts:
     groups: np.ndarray
     leaks: list[tuple[str, str]]
     address: str
+    two_classes: list[tuple[str, str]] = field(default_factory=list)
 
 
 def labelled(source: Source, part: str = "train") -> Pictures:
@@ -224,8 +226,12 @@ def separated(train: Pictures, test: Pictures, prints: np.ndarray, address: str)
 
     prints: ``fingerprints`` of the training pictures, then of the test pictures. DiptychError if no test picture is left.
     """
-    group = groups_of(len(prints), near_pairs(prints))
-    n = len(train)
+    n, labels = len(train), np.concatenate([train.labels, test.labels])
+    pairs = near_pairs(prints)
+    same = labels[pairs[:, 0]] == labels[pairs[:, 1]]
+    group = groups_of(len(prints), pairs[same])
+    ids = [*train.ids, *test.ids]
+    two = [(ids[i], ids[j]) for i, j in pairs[~same].tolist()]
     leaked = np.flatnonzero(group[n:] < n)  # a group is named by its first picture
     leaks = [(train.ids[int(group[n + i])], test.ids[i]) for i in leaked]
     kept = np.setdiff1d(np.arange(len(test)), leaked)
@@ -234,4 +240,4 @@ def separated(train: Pictures, test: Pictures, prints: np.ndarray, address: str)
             f"{address}: every test picture is a near-duplicate of a training picture, such as {leaks[0][1]} of {leaks[0][0]}; "
             "put the pictures of one scene or day into the same part, or give data with more different pictures"
         )
-    return Parts(train, test.rows(kept), group[:n], leaks, address)
+    return Parts(train, test.rows(kept), group[:n], leaks, address, two)

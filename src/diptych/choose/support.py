@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +97,11 @@ def of_classes(support: Support, classes: Sequence[int]) -> Support:
     """The support of some of the classes, numbered anew in the order given."""
     number = {label: i for i, label in enumerate(classes)}
     rows = np.flatnonzero(np.isin(support.y, list(classes)))
-    return Support(
+    return replace(
+        support,
         x=support.x[rows],
         y=np.array([number[int(label)] for label in support.y[rows]], dtype=np.int64),
         names=tuple(support.names[i] for i in classes),
         prompts=None if support.prompts is None else support.prompts[list(classes)],
         described=tuple(support.described[i] for i in classes) if support.described else (),
-        scale=support.scale,
-        unlabelled=support.unlabelled,
-        seed=support.seed,
     )

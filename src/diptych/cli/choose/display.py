@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from diptych.core.progress import CountDisplay
 
+CELLS = ("choosing settings", "testing")  # steps that count cells of the table
+
 
 class StepsDisplay:
     """``display(label, done, total)``: a line or bar for each label; ``with`` ends the last one."""
 
-    def __init__(self, unit: str = "pictures"):
-        self.unit = unit
+    def __init__(self) -> None:
         self.label = ""
         self.display: CountDisplay | None = None
 
@@ -24,7 +25,7 @@ class StepsDisplay:
     def __call__(self, label: str, done: int, total: int) -> None:
         if label != self.label:
             self.__exit__(None, None, None)
-            self.label, self.display = label, CountDisplay(label, total, done=0, unit=self.unit)
+            self.label, self.display = label, CountDisplay(label, total, done=0, unit="cells" if label in CELLS else "pictures")
             self.display.__enter__()
         if self.display is not None:
             self.display(done)
