@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
-from diptych.inference.adapted import FILE, AdaptedModel
+from diptych.inference import adapted, mapped
 from diptych.inference.foreign import is_foreign, open_model
 from diptych.inference.run import TrainedModel
 from diptych.training.run_files import RunFiles
@@ -27,8 +27,10 @@ def load(address: str | Path, device: str = "auto") -> Model:
         raise DiptychError(
             f"no run at '{address}'; a run is a directory that `diptych train` made, another model is hf:NAME_OR_PATH"
         )
-    if (path / FILE).is_file():
-        return AdaptedModel.load(path, load, device)
+    if (path / adapted.FILE).is_file():
+        return adapted.AdaptedModel.load(path, load, device)
+    if (path / mapped.FILE).is_file():
+        return mapped.MappedModel.load(path, load, device)
     if not RunFiles(path).exists() and (path / "config.json").is_file():
         raise DiptychError(f"{address} is not a run; a model of transformers is hf:{address}")
     return TrainedModel.load(path, device)
