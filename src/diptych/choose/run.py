@@ -111,7 +111,7 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
     for name in request.ways:
         way_named(name)  # wrong names are refused before anything is computed
     began = time.monotonic()
-    _check_folder(request, out)
+    open_folder(out, request.content())
     parts = parts_of(request.data, progress, request.test_data)
     about = _about(parts, request.data if request.test_data is None else f"{request.data}, tested on {request.test_data}")
     models: dict[str, dict[str, Any]] = {}
@@ -211,15 +211,15 @@ def _file(out: Path, cell: Cell) -> Path:
     return out / "cells" / model / f"{way}-k{cell.shots or 'all'}-s{cell.seed}.json"
 
 
-def _check_folder(request: Request, out: Path) -> None:
-    """Begins the folder, or refuses one of other data."""
-    path, content = out / "choose.json", request.content()
+def open_folder(out: Path, content: Mapping[str, Any]) -> None:
+    """Begins a folder of results, or refuses one of other data."""
+    path = out / "choose.json"
     if path.is_file():
         held = read_json(path)
-        if different := [k for k in content if held.get(k) != content[k]]:
+        if different := [k for k in {**held, **content} if held.get(k) != content.get(k)]:
             raise DiptychError(f"{out} holds results with another {different[0]}; choose another --out")
     else:
-        write_json(path, content)
+        write_json(path, dict(content))
 
 
 def _clusters(parts: Parts) -> list[str]:
@@ -268,10 +268,11 @@ def _outcome(
     found = verdict(cells, clusters)
     opened = read_jsonl(out / OPENED) if (out / OPENED).is_file() else []
     asked = {k: v for k, v in asdict(request).items() if k != "descriptions"}
-    return Outcome(asked, about, models, cells, found, sentences(found), opened, not_tried, _environment())
+    return Outcome(asked, about, models, cells, found, sentences(found), opened, not_tried, environment_of_run())
 
 
-def _environment() -> dict[str, Any]:
+def environment_of_run() -> dict[str, Any]:
+    """Where and by which command results were made."""
     packages = {}
     for name in ("diptych", "torch", "numpy", "scikit-learn", "transformers", "peft"):
         with contextlib.suppress(PackageNotFoundError):
