@@ -82,12 +82,18 @@ def test_choose_adapt_and_search(tmp_path: Path) -> None:
 def test_ways_of_the_other_kind_are_refused(tmp_path: Path) -> None:
     data = f"folder:{photos(tmp_path / 'p')}"
     assert "is for classes, and folder:" in cli("adapt", MODEL, "--way", "probe", "--data", data)[1]
-    assert "--shots, --test-data and --descriptions are for classes" in cli("choose", MODEL, "--data", data, "--shots", "4")[1]
-    assert "did you mean 'centred'" in cli("choose", MODEL, "--data", data, "--ways", "centered")[1]
+    assert (
+        "--shots, --test-data and --descriptions are for classes"
+        in cli("choose", MODEL, "--data", data, "--shots", "4", "--out", str(tmp_path / "o"))[1]
+    )
+    assert "did you mean 'centred'" in cli("choose", MODEL, "--data", data, "--ways", "centered", "--out", str(tmp_path / "o"))[1]
 
 
 def test_few_pictures_are_refused(tmp_path: Path) -> None:
-    assert "at least 10 are needed" in cli("choose", MODEL, "--data", f"folder:{photos(tmp_path / 'p', 8)}")[1]
+    assert (
+        "at least 10 are needed"
+        in cli("choose", MODEL, "--data", f"folder:{photos(tmp_path / 'p', 8)}", "--out", str(tmp_path / "o"))[1]
+    )
 
 
 def test_ranks_count_ties_half() -> None:
