@@ -34,7 +34,7 @@ from diptych.comparison.jobs import Job, cores, run_jobs
 from diptych.comparison.paired import Credits, credits_of_run, estimates, paired_tests
 from diptych.comparison.run import Evaluation, RecipeJob, every_system, weights_of
 from diptych.config.budget import parse_budget
-from diptych.config.recipe import load_recipe, recipe_variants
+from diptych.config.recipe import load_recipe, recipe_variants, saved_recipe
 from diptych.config.variants import MARK
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import read_json, write_json, write_text
@@ -86,11 +86,16 @@ class Entry:
         return read_json(self.record) if self.record.is_file() else None
 
     def up_to_date(self) -> bool:
-        """Whether there is a record of the recipe and the tasks as they are now."""
-        found = self.content()
-        return found is not None and found["recipe"] == self.job().recipe.model_dump(mode="json", by_alias=True) and (
-            found["tasks"] == list(tasks_of(self.name))
-        )  # fmt: skip
+        """Whether there is a record of the recipe and the tasks as they are now. The recipe of the record is read as a saved one: a
+        field that it has not, since it is of an earlier version, is at its default.
+        """
+        content = self.content()
+        if content is None or content["tasks"] != list(tasks_of(self.name)):
+            return False
+        try:
+            return saved_recipe(content["recipe"], str(self.record)).learned() == self.job().recipe.learned()
+        except DiptychError:  # a recipe that this version does not know
+            return False
 
 
 # --- records ---
@@ -224,7 +229,7 @@ def prepared(todo: list[Entry]) -> list[tuple[Entry, RecipeJob]]:
     for entry in todo:
         job = entry.job()
         before = RunFiles(job.path).requested()
-        if before is not None and before != job.recipe:
+        if before is not None and before.learned() != job.recipe.learned():
             shutil.rmtree(job.path)
         if job.done():
             save_record(entry, job)

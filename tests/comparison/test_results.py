@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from bench import recipes
 from bench.recipes import LADDER, Entry, next_rung, pack, seconds_of, unpack
 from diptych.comparison.run import RecipeJob
-from diptych.config.recipe import load_recipe, recipe_names
+from diptych.config import recipe as recipe_module
+from diptych.config.recipe import LIBRARY, load_recipe, recipe_names, saved_recipe
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json
 
@@ -94,6 +96,37 @@ def test_a_record_of_a_changed_recipe_is_out_of_date(records: Path) -> None:
     content["recipe"]["stages"][0]["lr"] = 0.5
     write_json(entry.record, content)
     assert not entry.up_to_date() and entry in recipes.missing(["clip"], ladder=True)
+
+
+def test_a_record_means_what_it_meant_when_the_schema_changes(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fields that came later, and those that are gone, change no run."""
+    entry = Entry("clip", 0, recipes.COMMON)
+    saved: dict[str, Any] = read_json(entry.record)
+
+    def write(**fields: Any) -> bool:
+        write_json(entry.record, saved | {"recipe": saved["recipe"] | fields})
+        return entry.up_to_date()
+
+    without = {**saved, "recipe": {k: v for k, v in saved["recipe"].items() if k not in ("sharding", "backbones", "teachers")}}
+    del without["recipe"]["data"]["debiased"], without["recipe"]["stages"][0]["round_robin"]
+    write_json(entry.record, without)
+    assert entry.up_to_date(), "recorded before there were these fields"
+    assert write(about="other words", trackers=[]) and not write(embed_dim=24)
+    assert not write(gone=1), "a field that this version does not know"
+    with monkeypatch.context() as patch:  # as an upgrade drops it
+        known = LIBRARY.upgrade
+        assert known is not None
+        patch.setattr(
+            recipe_module,
+            "LIBRARY",
+            replace(LIBRARY, upgrade=lambda tree, where: known({k: v for k, v in tree.items() if k != "gone"}, where)),
+        )
+        assert write(gone=1) and not write(gone=1, embed_dim=24)
+    assert not write(format=99)
+    saved["recipe"]["stages"][0]["objectives"] |= {"masked_patches": {"kind": "masked_patches", "weight": 1.0, "fields": {}}}
+    now = saved_recipe(saved["recipe"], "")
+    monkeypatch.setattr(Entry, "job", lambda entry: RecipeJob("", Path(), 1, now, []))
+    assert write() and not write(format=3), "masked_patches had another default in runs of format 3"
 
 
 def test_finished_runs_are_recorded_and_those_of_former_recipes_are_done_again(

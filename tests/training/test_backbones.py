@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from diptych.comparison.run import Comparison, RecipeJob, plan, run_backbones
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
+from diptych.core.files import read_json, write_json, write_text
 from diptych.training.checkpoint import restored
 from diptych.training.loop import train
 from diptych.training.start.backbones import address, cost, digest, planned
@@ -138,6 +139,24 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             planned(load_recipe("llava@mini", overrides), tmp_path)
     with pytest.raises(DiptychError, match="backbones.vision: not trained"):
         set_up(load_recipe("llava@mini", MINI))
+
+
+def test_the_backbone_of_an_earlier_version_is_used(tmp_path: Path) -> None:
+    """Its recipe had fewer fields, so that its hash is another; the recipe is the same."""
+    recipe = load_recipe("llava@mini", MINI)
+    place = planned(recipe, tmp_path)["lm"]
+    assert place.recipe is not None and not place.path.exists()
+    older = place.recipe.model_dump(mode="json", by_alias=True)
+    del older["sharding"], older["data"]["debiased"]
+    write_text(tmp_path / "lm-0000000000" / "recipe.yaml", yaml.safe_dump(older))
+    write_text(tmp_path / "lm-0000000001" / "recipe.yaml", yaml.safe_dump(older | {"embed_dim": 24}))  # another one
+    write_text(tmp_path / "lm-0000000002" / "recipe.yaml", yaml.safe_dump(older | {"format": 99}))  # of a newer version
+    assert planned(recipe, tmp_path)["lm"].path == tmp_path / "lm-0000000000"
+    write_text(tmp_path / "lm-0000000003" / "recipe.yaml", yaml.safe_dump(older))
+    write_json(tmp_path / "lm-0000000003" / "spent.json", {"finished": True})
+    assert planned(recipe, tmp_path)["lm"].path == tmp_path / "lm-0000000003", "one that is finished comes first"
+    write_text(place.path / "recipe.yaml", place.recipe.to_yaml())
+    assert planned(recipe, tmp_path)["lm"].path == place.path
 
 
 def test_addresses_and_digests() -> None:

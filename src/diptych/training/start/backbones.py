@@ -1,8 +1,9 @@
 """``backbones:`` of a recipe: runs of other recipes that are trained first, once, and give this run the weights of single parts.
 
 ``backbones: {lm: {recipe: lm, budget: 40k samples}}`` trains the recipe ``lm`` into ``backbones/lm-HASH`` beside the run, unless it
-is there, and starts the part ``lm`` from its part ``lm``. The hash is of the resolved recipe, so all runs that ask for the same
-backbone share it, whatever their own seeds and budgets. What a backbone cost stands in ``spent.json`` of each run that uses it, in
+is there, and starts the part ``lm`` from its part ``lm``. The hash is of the resolved recipe, so all runs that need the same backbone
+share it, whatever their own seeds and budgets. Another version's hash can differ for the same recipe, which may have had fewer
+fields then: so a run there whose recipe, read today, is the same one counts too. What a backbone cost stands in ``spent.json`` of each run that uses it, in
 an entry of its own: it is not part of the run's budget.
 """
 
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +28,6 @@ from diptych.training.run_files import RunFiles
 Progress = Callable[[dict[str, Any]], None]
 FOLDER = "backbones"  # beside the runs
 TRAIN = "{train}"  # in the address of a backbone's data: the run's own
-WITHOUT = {"about", "cite", "device", "compile", "checkpoints", "trackers", "validation"}  # change nothing that is learned
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,22 @@ def _planned(part: str, spec: Backbone, recipe: Recipe, folder: Path) -> Planned
     own = load_recipe(str(spec.recipe), given | spec.set)
     if part not in own.parts:
         raise DiptychError(f"{where}.recipe: '{spec.recipe}' has no part '{part}' (it has: {', '.join(own.parts)})")
-    return Planned(part, folder / f"{own.name}-{digest(own)}", own)
+    return Planned(part, _folder_of(own, folder), own)
+
+
+def _folder_of(recipe: Recipe, folder: Path) -> Path:
+    """The run of a recipe in a folder: that of an earlier version, where there is one, or a new one."""
+    path = folder / f"{recipe.name}-{digest(recipe)}"
+    if RunFiles(path).exists():
+        return path
+    wanted, same = recipe.anchored().learned(), []
+    for other in sorted(folder.glob(f"{escape(recipe.name)}-*")):
+        try:
+            if RunFiles(other).exists() and RunFiles(other).recipe().learned() == wanted:
+                same.append(other)
+        except DiptychError:  # of a newer version, or damaged: not this one
+            continue
+    return next((other for other in same if RunFiles(other).finished()), same[0] if same else path)
 
 
 def address(data: str, train: str) -> str:
@@ -73,8 +89,7 @@ def address(data: str, train: str) -> str:
 
 def digest(recipe: Recipe) -> str:
     """Ten hexadecimal digits of everything in a recipe that decides what is learned."""
-    content = {k: v for k, v in recipe.model_dump(mode="json", by_alias=True).items() if k not in WITHOUT}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(recipe.learned(), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Path]:
