@@ -23,10 +23,12 @@ from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
+from diptych.data.clips import clips_as_images
 from diptych.data.source import Problem, Source
 
 UNDER_WAY = "answers.jsonl"  # answers of a server that are not in the records yet
 MAIN = frozenset({"correct", "generated", "said"})  # names of a model's own answer in ``failed``; the others are of controls
+ONE_FRAME = "the model learned from clips, and each picture here is shown to it as a clip of one frame"
 
 
 @dataclass
@@ -67,6 +69,9 @@ def evaluate(
     """
     chosen = [task(t) if isinstance(t, str) else t for t in tasks]
     summary = Summary(model.name, *(("", "") if source is None else (source.address, source.fingerprint())))
+    of_clips, pictures = getattr(model, "shows", "image") == "video", True
+    if of_clips and source is not None and "video" in getattr(source, "fields", ()):
+        source, pictures = clips_as_images(source), False
     state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint}, own, overwrite)
     if progress and state.replaced:
         progress(f"earlier records in {out} were of other weights and are replaced")
@@ -80,7 +85,7 @@ def evaluate(
         if missing:
             reason = " and no ".join(c.replace("|", " or ") for c in missing)
             unseen = " and ".join(getattr(model, "missing", ()))
-            why = f": it learned from the field {unseen}, and is shown images" if unseen else ""
+            why = f": it learned from the field {unseen}, and is shown {'clips' if of_clips else 'images'}" if unseen else ""
             summary.skipped.append({"task": each.name, "reason": f"the model has no {reason}{why}"})
             continue
         if progress:
@@ -107,6 +112,8 @@ def evaluate(
             state.note_problems(each, [*problems, *failed_items(records.all())])
         results = each.summarise(records.all())
         summary.notes += _notes(each.name, records.all())
+        if of_clips and (pictures or getattr(each, "file", "")) and "complete" not in _needs(each):
+            summary.notes.append({"task": each.name, "note": ONE_FRAME})
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]
         summary.seconds += seconds
