@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from diptych.comparison.run import Comparison, RecipeJob, plan, run_backbones
 from diptych.config.recipe import load_recipe
@@ -15,7 +17,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, write_json, write_text
 from diptych.training.checkpoint import restored
 from diptych.training.loop import train
-from diptych.training.start.backbones import address, cost, digest, planned
+from diptych.training.start.backbones import address, check_data, cost, digest, planned
 from diptych.training.start.setup import set_up
 
 LM = {"width": 16, "depth": 1, "heads": 2, "hidden": 24}
@@ -157,6 +159,39 @@ def test_the_backbone_of_an_earlier_version_is_used(tmp_path: Path) -> None:
     assert planned(recipe, tmp_path)["lm"].path == tmp_path / "lm-0000000003", "one that is finished comes first"
     write_text(place.path / "recipe.yaml", place.recipe.to_yaml())
     assert planned(recipe, tmp_path)["lm"].path == place.path
+
+
+def photos(folder: Path) -> str:
+    """A folder of pictures with captions, of which no facts are known."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"my dog, number {i}")
+    return f"folder:{folder}"
+
+
+@pytest.mark.parametrize("data", ["photos", "scenes:clips?size=32"])
+def test_a_miniature_is_refused_where_no_facts_are_known(data: str, tmp_path: Path) -> None:
+    """Before anything is trained, with the recipe for such data; the user may still ask for other data, or the captions alone."""
+    data = photos(tmp_path / "photos") if data == "photos" else data
+    refused = r"backbones\.lm\.data: .* knows no facts .*; or take 'llava', the recipe without @mini"
+    with pytest.raises(DiptychError, match=refused):
+        train(load_recipe("llava@mini", {**MINI, "data.train": data}), tmp_path / "runs" / "one")
+    with pytest.raises(DiptychError, match=refused):
+        run_backbones(*plan(Comparison(["llava@mini"], data, "8 samples", 1, tmp_path / "c")))
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "backbones").exists()
+    for other in ("{train}", "facts:scenes:small"):
+        recipe = load_recipe("llava@mini", {**MINI, "data.train": data, "backbones.lm.data": other})
+        check_data(recipe, planned(recipe, tmp_path))
+    mixed = f"mix:1*{data}+1*scenes:small"
+    check_data(recipe := load_recipe("llava@mini", {**MINI, "data.train": mixed}), planned(recipe, tmp_path))
+
+
+def test_a_backbone_that_fails_is_named(tmp_path: Path) -> None:
+    recipe = load_recipe("flamingo@mini", {**MINI, "data.train": "scenes:clips", "backbones.lm.data": "facts:scenes:small"})
+    with pytest.raises(DiptychError, match=r"backbones\.vision \(clip\): .*'image'.*--set backbones\.vision\.data=ADDRESS"):
+        train(recipe, tmp_path / "run")
 
 
 def test_addresses_and_digests() -> None:

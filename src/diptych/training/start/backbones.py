@@ -22,7 +22,9 @@ from typing import Any
 from urllib.parse import quote
 
 from diptych.config.recipe import Backbone, Recipe, load_recipe
+from diptych.config.variants import MARK
 from diptych.core.errors import DiptychError, Interrupted
+from diptych.data.sources import open_source
 from diptych.training.run_files import RunFiles
 
 Progress = Callable[[dict[str, Any]], None]
@@ -87,6 +89,24 @@ def address(data: str, train: str) -> str:
     return train if data == TRAIN else data.replace(TRAIN, quote(train, safe=":/,{}*"))
 
 
+def check_data(recipe: Recipe, backbones: Mapping[str, Planned]) -> None:
+    """Raises DiptychError, before anything is trained, where a backbone that is not there yet could not learn what it is for from
+    its data (``unsuited`` of the source), or its data does not have what it reads.
+    """
+    for part, each in backbones.items():
+        if each.recipe is None or RunFiles(each.path).finished():
+            continue
+        reason = getattr(open_source(each.recipe.data.train), "unsuited", str)()
+        if not reason:
+            continue
+        name, mark, variant = recipe.name.partition(MARK)
+        plain = f"; or take '{name}', the recipe without {mark}{variant}" if variant else ""
+        raise DiptychError(
+            f"backbones.{part}.data: {reason}. Let it learn elsewhere: --set 'backbones.{part}.data=ADDRESS', for example "
+            f"facts:scenes:medium (what it then knows are those scenes), or '{TRAIN}' for the captions alone{plain}"
+        )
+
+
 def digest(recipe: Recipe) -> str:
     """Ten hexadecimal digits of everything in a recipe that decides what is learned."""
     return hashlib.sha256(json.dumps(recipe.learned(), sort_keys=True).encode()).hexdigest()[:10]
@@ -100,7 +120,8 @@ def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[st
     from diptych.training.loop import train
 
     found = planned(recipe, folder)
-    for each in found.values():
+    check_data(recipe, found)
+    for part, each in found.items():
         if each.recipe is None or RunFiles(each.path).finished():
             continue
         name = each.recipe.name
@@ -114,6 +135,10 @@ def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[st
             except Interrupted as error:
                 why = str(error).partition(":")[0]
                 raise Interrupted(f"{why}: the backbone {name} is saved; run the same command again") from None
+            except DiptychError as error:
+                raise DiptychError(
+                    f"backbones.{part} ({name}): {error}; other data for it alone: --set backbones.{part}.data=ADDRESS"
+                ) from None
     return {part: each.path for part, each in found.items()}
 
 
@@ -124,7 +149,8 @@ def _said_of(name: str, progress: Progress) -> Progress:
 
 def _announced(each: Planned) -> str:
     assert each.recipe is not None
-    return f"parts.{each.part} is pretrained: {each.recipe.name} ({each.recipe.budget}) is trained first, once, into {each.path}"
+    what = f"{each.recipe.name} ({each.recipe.budget}, on {each.recipe.data.train})"
+    return f"parts.{each.part} is pretrained: {what} is trained first, once, into {each.path}"
 
 
 def _alone(path: Path) -> AbstractContextManager[Any]:
