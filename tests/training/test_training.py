@@ -135,7 +135,9 @@ def test_a_stage_that_finds_no_budget_is_said_to_have_not_run(tmp_path, capsys):
     assert run(32, resume=True) == [], "finished: nothing new to say"
 
 
-@pytest.mark.parametrize(("budget", "noted"), [("8 samples", "3 times"), ("1e3 flops", "times"), ("45 samples", ""), ("2 steps", "")])
+@pytest.mark.parametrize(
+    ("budget", "noted"), [("8 samples", "3 times"), ("1e3 flops", "times"), ("45 samples", ""), ("2 steps", "")]
+)
 def test_a_budget_below_a_step_is_said_to_be_exceeded(budget, noted, tmp_path, capsys):
     """A step is not divided; the note says by how much, and which setting changes it in all stages."""
     recipe = load_recipe("clip", {"stages.*.batch_size": 24, "budget": budget, "precision": "fp32"})

@@ -19,7 +19,7 @@ from diptych.benchmarks.base import NotApplicable, Progress, Task, failed_items,
 from diptych.benchmarks.records import Records, Result, plain, write_json, write_jsonl
 from diptych.benchmarks.shots import with_examples
 from diptych.benchmarks.tasks import DEFAULT, TASKS, task
-from diptych.core.capabilities import Model
+from diptych.core.capabilities import Model, in_words
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
@@ -81,12 +81,10 @@ def evaluate(
     if out is not None and keep_in is not None:
         keep_in(out / UNDER_WAY)
     for each in chosen:
-        missing = [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
-        if missing:
-            reason = " and no ".join(c.replace("|", " or ") for c in missing)
+        if missing := missing_in(model, each):
             unseen = " and ".join(getattr(model, "missing", ()))
             why = f": it learned from the field {unseen}, and is shown {'clips' if of_clips else 'images'}" if unseen else ""
-            summary.skipped.append({"task": each.name, "reason": f"the model has no {reason}{why}"})
+            summary.skipped.append({"task": each.name, "reason": f"the model cannot {in_words(missing)}{why}"})
             continue
         if progress:
             progress(each.name)
@@ -184,8 +182,13 @@ def _address(stored: str) -> str:
     return own.get(name, stored) if module.startswith("diptych.") else stored
 
 
-def _needs(each: Task) -> tuple[str, ...]:
-    return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)
+def _needs(each: Task | type[Task]) -> tuple[str, ...]:
+    return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)  # type: ignore[arg-type]  # a class has its default
+
+
+def missing_in(model: Model, each: Task | type[Task]) -> list[str]:
+    """The capabilities that a task needs and the model does not have; ``"generate|score"`` where it has neither."""
+    return [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
 
 
 def settings_of(each: Task) -> dict[str, Any]:
