@@ -299,7 +299,7 @@ def test_evaluate_where_nothing_can_be_judged(cli: Cli, run: Path, tmp_path: Pat
     few = make_photos(tmp_path / "few", 1)
     assert (
         "needs two usable items"
-        in cli("evaluate", run, "--data", few, "--split", "all", "--tasks", "retrieval", "--out", "out").out
+        in cli("evaluate", run, "--data", few, "--split", "all", "--tasks", "retrieval", "--out", "out").err
     )
     assert "did you mean 'retrieval'" in cli("evaluate", run, "--tasks", "retreival").err
     assert cli("evaluate", run, run, "--out", "x").code == 1

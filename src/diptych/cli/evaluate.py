@@ -91,10 +91,9 @@ def _evaluate_one(
         for skipped in summary.skipped:
             why.setdefault(skipped["reason"], []).append(skipped["task"])
         reasons = "".join(f"\n  {', '.join(names)}: {reason}" for reason, names in why.items())
-        able = [
-            name for name, cls in TASKS.items() if not missing_in(model, cls) and all(name not in names for names in why.values())
-        ]
-        hint = f"\n  tasks that this model can do: --tasks {','.join(able[:6])}" if able else ""
+        able = [name for name, cls in TASKS.items() if not missing_in(model, cls)]
+        lacks = all(missing_in(model, each) for each in wanted)
+        hint = f"\n  tasks that this model can do: --tasks {','.join(able[:6])}" if able and lacks else ""
         raise DiptychError(f"{address}: nothing could be evaluated on {data or 'the files'}:{reasons}{hint}")
 
 

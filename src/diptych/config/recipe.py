@@ -302,7 +302,7 @@ class Recipe(Strict):
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
     def learned(self) -> dict[str, Any]:
-        """Everything in it that decides what is learned, with every default: recipes in which this is equal train the same model."""
+        """All that decides what is learned, with every default: recipes in which this is equal train the same model."""
         return {k: v for k, v in self.model_dump(mode="json", by_alias=True).items() if k not in IRRELEVANT}
 
     def anchored(self) -> Recipe:

@@ -18,8 +18,8 @@ OF_IMAGES = frozenset({"generate", "decoding", "loglikelihood", "examples", "pro
 
 
 def capabilities_of(model: VLM, objectives: Iterable[Any], shown: str = "image") -> frozenset[str]:
-    """The capabilities of a model: those of its parts and those that its objectives trained. shown: the field that it reads pictures
-    from, image or video.
+    """The capabilities of a model: those of its parts and those that its objectives trained. shown: the field from which it reads
+    pictures, image or video.
 
     A map into the shared space counts if an objective has trained it: FILIP's losses do not read the pooled vectors, so these mean
     nothing.

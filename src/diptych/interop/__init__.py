@@ -39,7 +39,8 @@ def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDic
     Raises DiptychError, with the reasons against each family, and the options with which a new run would fit; also those of other
     formats into which it fits, or would with such options.
     """
-    reasons, elsewhere = [], []
+    reasons: list[tuple[int, int, str]] = []
+    elsewhere: list[str] = []
     known = {family.architecture: family for family in families_of(format)}
     if architecture and architecture not in known:
         raise DiptychError(f"there is no export to a class '{architecture}'{nearest(architecture, known)}")

@@ -178,8 +178,8 @@ class Trainer:
         if share > EXCESS and self.step > first and self.cluster.first:
             largest = max(stage.batch_size for stage in self.recipe.stages)
             print(
-                f"note: {share:.3g} times the budget ({self.recipe.budget}) was spent, since a step is not divided and each stage has "
-                f"one at least; the largest has {counted(largest, 'sample')}: give more budget, or smaller steps, "
+                f"note: {share:.3g} times the budget ({self.recipe.budget}) was spent, since a step is not divided and each stage "
+                f"has one at least; the largest has {counted(largest, 'sample')}: give more budget, or smaller steps, "
                 f"--set 'stages.*.batch_size={max(2, int(largest / share))}'",
                 file=sys.stderr,
             )

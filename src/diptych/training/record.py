@@ -91,8 +91,9 @@ class Record:
             if value != now[name]:
                 remedy = f"leave {'--seed' if name == 'seed' else name} as it was"
                 print(
-                    f"note: {name} was {json.dumps(value)} and is {json.dumps(now[name])} now: from step {step} on, samples are drawn in "
-                    f"another order, so some of an epoch may be read twice and others not at all; {remedy} to keep the order",
+                    f"note: {name} was {json.dumps(value)} and is {json.dumps(now[name])} now: from step {step} on, samples are "
+                    f"drawn in another order, so some of an epoch may be read twice and others not at all; {remedy} to keep "
+                    "the order",
                     file=sys.stderr,
                 )
         path = self.out / "environment.json"

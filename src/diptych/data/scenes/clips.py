@@ -192,8 +192,8 @@ def meaning(clip: Clip) -> str:
 
 
 def falsehoods(clip: Clip, random: Random) -> list[tuple[str, Clip]]:
-    """Possible clips that differ in one thing, which is named: a motion inverted, the side where a thing enters or leaves, the order
-    of events, who does what.
+    """Possible clips that differ in one of ``SKILLS``, with its name: a motion inverted, the side where a thing enters or leaves,
+    the order of events, who does what.
     """
     result = []
     number = random.randrange(len(clip.events))

@@ -99,8 +99,8 @@ class Facts:
         if isinstance(self.base, Scenes) or any(map(self._known, range(0, len(self.base), max(1, len(self.base) // SHOWN)))):
             return ""
         return (
-            f"{self.base.address} knows no facts of its samples, as scenes do, so a language model would read its captions alone, and "
-            "not learn that what stands before a caption decides what it says"
+            f"{self.base.address} knows no facts of its samples, as scenes do, so a language model would read its captions alone, "
+            "and not learn that what stands before a caption decides what it says"
         )
 
     def _known(self, index: int) -> bool:
