@@ -215,6 +215,17 @@ def test_a_scale_of_nothing_is_refused(setting, told):
         Little("sparc", setting)
 
 
+@pytest.mark.parametrize("option", ["temperature=0.1", "max_scale=50"])
+def test_an_option_of_a_scale_that_is_not_used_is_refused(option):
+    """With the objective where it would count; without scale_of it counts."""
+    name = option.partition("=")[0]
+    with pytest.raises(DiptychError, match=rf"{name} would have no effect.*\(info_nce.{name}\), or scale_of: \"\""):
+        Little("sparc", f"stages.0.objectives.grouped_tokens.{option}")
+    own = Little("sparc@tuned", f"stages.0.objectives.grouped_tokens.{option}").objectives["grouped_tokens"]
+    assert own.scale.item() == pytest.approx(10 if name == "temperature" else 1 / 0.07, rel=1e-6)
+    assert own.max_log_scale == pytest.approx(math.log(100 if name == "temperature" else 50))
+
+
 def test_a_stage_must_train_the_scale_that_it_uses():
     stages = [{"objectives": {"info_nce": 1}}, {"name": "second", "objectives": {"grouped_tokens": {"scale_of": "info_nce"}}}]
     with pytest.raises(DiptychError, match=r"stages.1.objectives.grouped_tokens.scale_of: info_nce is not in this stage"):
