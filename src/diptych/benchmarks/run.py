@@ -20,7 +20,7 @@ from diptych.benchmarks.records import Records, Result, plain, write_json, write
 from diptych.benchmarks.shots import with_examples
 from diptych.benchmarks.tasks import DEFAULT, TASKS, task
 from diptych.core.capabilities import Model, in_words
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
 from diptych.data.clips import clips_as_images
@@ -90,7 +90,9 @@ def evaluate(
             progress(each.name)
         started = time.perf_counter()
         records = state.open(each)
-        if not state.finished(each):
+        if not state.finished(each) or records.unanswered:
+            if progress and records.unanswered:
+                progress(f"{each.name}: asking again for {counted(records.unanswered, 'item')} without an answer")
             try:
                 if source is None and not getattr(each, "file", ""):
                     raise NotApplicable("there is no data for it; give data, or its own file (?file=…)")
@@ -119,7 +121,8 @@ def evaluate(
             summary.skipped.append(_without_results(each))
     if out is not None:
         write_json(out / "summary.json", summary)
-        (out / UNDER_WAY).unlink(missing_ok=True)  # the records hold the answers now
+        if not any(_failures(path) for path in (out / "records").glob("*.jsonl")):
+            (out / UNDER_WAY).unlink(missing_ok=True)  # the records hold the answers now
     return summary
 
 
@@ -168,6 +171,11 @@ def _notes(name: str, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]
         remedy = f"give more tokens: {name}?max_tokens=2000, or &max_tokens=2000 in the address of an endpoint"
         notes.append(f"{cut} of {len(records)} answers end within the thinking; {remedy}")
     return [{"task": name, "note": note} for note in notes]
+
+
+def _failures(path: Path) -> bool:
+    """Whether records lack answers, so that the next call asks for these, and takes the others of the same items from the file."""
+    return path.is_file() and any(record.get("failed") for record in read_jsonl(path))
 
 
 def _without_results(each: Task) -> dict[str, str]:

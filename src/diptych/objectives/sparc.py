@@ -72,8 +72,8 @@ class GroupedTokens(Scaled):
         given = {"temperature": temperature, "max_scale": max_scale}
         if scale_of and (idle := [name for name, value in given.items() if value is not None]):
             raise DiptychError(
-                f"objective grouped_tokens: {' and '.join(idle)} would have no effect, since scale_of takes the scale of {scale_of}; "
-                f'set it there ({scale_of}.{idle[0]}), or scale_of: ""'
+                f"objective grouped_tokens: {' and '.join(idle)} would have no effect, since scale_of takes the scale of "
+                f'{scale_of}; set it there ({scale_of}.{idle[0]}), or scale_of: ""'
             )
         super().__init__(model, **{name: value for name, value in given.items() if value is not None})
         self.threshold, self.scale_of = threshold, scale_of

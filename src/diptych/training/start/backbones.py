@@ -3,8 +3,8 @@
 ``backbones: {lm: {recipe: lm, budget: 40k samples}}`` trains the recipe ``lm`` into ``backbones/lm-HASH`` beside the run, unless it
 is there, and starts the part ``lm`` from its part ``lm``. The hash is of the resolved recipe, so all runs that need the same
 backbone share it, whatever their own seeds and budgets. Another version's hash can differ for the same recipe, which may have had
-fewer fields: a run whose recipe is the same one as it is read today counts too. What a backbone cost stands in ``spent.json`` of each
-run that uses it, in an entry of its own: it is not part of the run's budget.
+fewer fields: a run whose recipe is the same one as it is read today counts too. What a backbone cost stands in ``spent.json`` of
+each run that uses it, in an entry of its own: it is not part of the run's budget.
 """
 
 from __future__ import annotations
