@@ -78,8 +78,9 @@ def best_matches(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Ten
 
 
 def best_tokens_similarity(image: Tensor, text: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """``late_similarity`` in which, for each image and text, only the share of the tokens with the best matches counts: the mean over
-    the ⌈share · N⌉ image tokens that some token of this text fits best, and over the ⌈share · words⌉ words that this image fits best.
+    """``late_similarity`` in which, for each image and text, only the share of the tokens with the best matches counts: the mean
+    over the ⌈share · N⌉ image tokens that a token of this text fits best, and over the ⌈share · words⌉ words that a token of this
+    image fits best.
 
     image [M, N, E], text [K, T, E], mask [K, T] bool → [M, K], [M, K].
     """

@@ -107,9 +107,9 @@ class ImageInformation(ImageLikelihood):
 
 
 class BestTokens(Score):
-    """FILIP's similarities (``late_interaction`` with ``side: own``), of each image and text only by the quarter of the tokens that fit
-    best, as in its training (Yao et al. 2022, §3.1): so patches of the background and words that say nothing of the image do not
-    dilute it. The paper compares with all tokens. [BOS] and [EOS] are no words.
+    """FILIP's similarities (``late_interaction`` with ``side: own``), of each image and text by the quarter of the tokens that fit
+    best, the share that its training keeps (Yao et al. 2022, §3.1): patches of the background and words that say nothing of the
+    image do not dilute it. The paper scores by all tokens. [BOS] and [EOS] are no words.
     """
 
     needs = ("image.token_embedding", "text.token_embedding", "text")
@@ -135,8 +135,7 @@ class BestTokens(Score):
         return best_tokens_similarity(*self._tokens(p), self.share)
 
     def _tokens(self, p: Pass) -> tuple[Tensor, Tensor, Tensor]:
-        image, text = (p[name].float() for name in self.needs[:2])
-        return image, text, without_specials(p)
+        return p["image.token_embedding"], p["text.token_embedding"], without_specials(p)
 
 
 SCORES: dict[str, Any] = {
