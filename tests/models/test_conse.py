@@ -62,7 +62,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def by_hand(logits: np.ndarray, vectors: np.ndarray, classes: int, temperature: float) -> np.ndarray:
-    """Equation 2 of the paper in float64, image by image and class by class, and the centre."""
+    """The paper's convex combination in float64, image by image and class by class, and the centre."""
     vectors, out = vectors.astype(np.float64), []
     for row in logits.astype(np.float64):
         best = sorted(range(len(row)), key=lambda c: -row[c])[:classes]

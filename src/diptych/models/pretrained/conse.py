@@ -100,7 +100,7 @@ def _save(path: Path, vectors: Tensor) -> None:
 class ClassSpace(nn.Module):
     """The shared space of images and texts that the texts of classes span.
 
-    vectors: unit vectors of the classes [C, E]; likeliest: how many of an image's classes count (T in the paper's equation 1);
+    vectors: unit vectors of the classes [C, E]; likeliest: how many of an image's classes count (T in the paper);
     temperature: their logits are divided by it. The centre of the space is the mean of the class vectors. The buffers are part of
     the state, so that a saved run keeps the classes that it learned with.
     """
@@ -118,7 +118,7 @@ class ClassSpace(nn.Module):
 
     def mean(self, logits: Tensor) -> Tensor:
         """Logits [B, C] → [B, E], float32: the mean of the vectors of the likeliest classes, weighted by their probabilities, which
-        sum to 1 (Norouzi et al. 2014, equation 2).
+        sum to 1 (Norouzi et al. 2014, section 3).
         """
         values, classes = logits.float().topk(self.likeliest, dim=-1)
         with torch.autocast(logits.device.type, enabled=False):
