@@ -126,13 +126,14 @@ def test_a_crash_while_the_file_is_joined(photos: Path, tmp_path: Path, monkeypa
     def full(*given, **more):
         raise OSError(28, "No space left on device")
 
-    for broken in ("diptych.inference.predict.table.pq.ParquetWriter", "diptych.inference.predict.parts.write_json"):
+    original = parts.write_json
+
+    def full_in_the_end(path, data):
+        return full() if path.name.endswith("about.json") else original(path, data)
+
+    for where, broken in (("table.pq.ParquetWriter", full), ("parts.write_json", full_in_the_end)):
         with monkeypatch.context() as patch:
-            if broken.endswith("write_json"):
-                original = parts.write_json
-                patch.setattr(broken, lambda path, data: full() if path.name.endswith("about.json") else original(path, data))
-            else:
-                patch.setattr(broken, full)
+            patch.setattr(f"diptych.inference.predict.{where}", broken)
             with pytest.raises(OSError, match="No space"):
                 embed(model, ADDRESS, pictures_of(str(photos)), out, quiet=True)
         assert (tmp_path / "v.parquet.parts" / "settings.json").is_file() and not list(tmp_path.glob(".v.parquet.*tmp"))

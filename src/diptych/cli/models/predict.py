@@ -9,7 +9,10 @@ import typer
 
 from diptych.core.errors import DiptychError, counted
 
-MODEL = "A folder that `diptych adapt` wrote, or a model with vectors of images and texts and --classes: `runs/clip`, `hf:NAME_OR_PATH`."
+MODEL = (
+    "A folder that `diptych adapt` wrote, or a model with vectors of images and texts and --classes: `runs/clip`, "
+    "`hf:NAME_OR_PATH`."
+)
 ADDRESS = (
     "A folder of pictures, nested or not, without captions; or any data: `csv:table.csv`, `parquet:part-*.parquet`, "
     "`wds:shards/{000..031}.tar`, `classes:my/parts`."

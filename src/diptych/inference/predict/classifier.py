@@ -14,6 +14,7 @@ from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Classifying, Image, Model
 from diptych.core.errors import DiptychError, counted
 
+TextsOf = Callable[[Sequence[str]], list[list[str]]]  # names of classes → the texts of each
 SCALE = 100.0  # of cosines, where a model does not say: what CLIP's training ends at
 
 
@@ -29,9 +30,7 @@ class Classifier:
     learned: bool
 
 
-def classifier_of(
-    model: Model, address: str, classes: str | None, texts_of: Callable[[Sequence[str]], list[list[str]]]
-) -> Classifier:
+def classifier_of(model: Model, address: str, classes: str | None, texts_of: TextsOf) -> Classifier:
     """How a model names classes. classes: as ``--classes`` has them, None for the model's own; texts_of: the texts of each class.
 
     DiptychError for a model that needs classes, has its own already, or has no vectors of texts.
@@ -39,8 +38,8 @@ def classifier_of(
     if "classify" in model.capabilities and isinstance(model, Classifying):
         if classes is not None:
             raise DiptychError(
-                f"{address} has {counted(len(model.classes), 'class', 'classes')} of its own; leave out --classes, or give the model "
-                "that it was adapted from"
+                f"{address} has {counted(len(model.classes), 'class', 'classes')} of its own; leave out --classes, or give the "
+                "model that it was adapted from"
             )
         return Classifier(tuple(model.classes), model.classify, True)
     if not {"embed_image", "embed_text"} <= model.capabilities:

@@ -49,7 +49,8 @@ def lac_scores(probabilities: np.ndarray) -> np.ndarray:
 
 
 def aps_scores(probabilities: np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
-    """The probability of all likelier classes, and u times its own, for each class (Romano et al. 2020, equation 7), float64 [N, C].
+    """The probability of all likelier classes, and u times its own, for each class (Romano et al. 2020, equation 7), float64 [N,
+    C].
 
     draws: u of each picture, uniform in [0, 1] and independent of all else [N]; without them u = 1, and sets are larger than they
     need to be. Of equally likely classes the first counts as likelier.
@@ -122,10 +123,10 @@ def too_few(conformal: Conformal) -> str:
     needed = fewest(conformal.error)
     if conformal.n >= needed:
         return (
-            f"more than {conformal.error:.0%} of the {conformal.n} calibration pictures are of classes that the model does not know: "
-            "every set holds all classes"
+            f"more than {conformal.error:.0%} of the {conformal.n} calibration pictures are of classes that the model does not "
+            "know: every set holds all classes"
         )
     return (
-        f"an error rate of {conformal.error:g} needs {counted(needed, 'calibration picture')} at least, there are {conformal.n}: every "
-        "picture is unsure; allow more errors (--error), or give more pictures"
+        f"an error rate of {conformal.error:g} needs {counted(needed, 'calibration picture')} at least, there are {conformal.n}: "
+        "every picture is unsure; allow more errors (--error), or give more pictures"
     )

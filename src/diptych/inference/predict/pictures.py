@@ -29,9 +29,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of an address. keys: a name of each that is the same whenever the address is opened; ``read(i)`` never raises for
-    a broken picture. version: changes when the data does; "" for a folder, where pictures are known by their paths, so that new ones
-    can be added. named: whether the key is the picture's id.
+    """The pictures of an address. ``read(i)`` never raises for a broken picture.
+
+    keys: a name of each that is the same whenever the address is opened. version: changes when the data does; "" for a folder,
+    where pictures are known by their paths, so that new ones can be added. named: whether the key is the picture's id.
     """
 
     address: str

@@ -55,8 +55,8 @@ def predict(
     ``unsure`` ones.
 
     address: of the model. top: how many of the likeliest classes. error: the share of pictures whose set may miss the true class;
-    None: ``ERROR`` where there are calibration pictures, else no sets. calibrate: an address of pictures with classes that the model
-    did not learn from; None: those kept with an adapted model. Raises Interrupted on Ctrl-C.
+    None: ``ERROR`` where there are calibration pictures, else no sets. calibrate: an address of pictures with classes that the
+    model did not learn from; None: those kept with an adapted model. Raises Interrupted on Ctrl-C.
     """
     check_error(ERROR if error is None else error)
     top = min(top, len(classifier.names))
@@ -98,7 +98,8 @@ def _rows(classifier: Classifier, conformal: Conformal | None, ids: list[str], i
     probabilities = np.asarray(classifier.probabilities(images), dtype=np.float64)
     if probabilities.shape != (len(images), len(classifier.names)) or not np.isfinite(probabilities).all():
         raise DiptychError(
-            f"the model gave {list(probabilities.shape)} probabilities for {len(images)} pictures and {len(classifier.names)} classes"
+            f"the model gave {list(probabilities.shape)} probabilities for {len(images)} pictures and {len(classifier.names)} "
+            "classes"
             f"{'' if np.isfinite(probabilities).all() else ', some of them no numbers'}"
         )
     order = np.argsort(-probabilities, axis=1, kind="stable")
