@@ -74,7 +74,8 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
 RANGES: dict[str, tuple[float | None, float | None]] = {
     "rank_correlation": (-1.0, 1.0), "correlation": (-1.0, 1.0), "cosine": (-1.0, 1.0), "_gap": (-1.0, 1.0), "area": (-1.0, 1.0),
     "modality_gap": (0.0, 2.0),  # the distance of two means of unit vectors
-    "cider": (0.0, 10.0), "nll": (0.0, None), "multiclass_brier": (0.0, 2.0), "perplexity": (1.0, None), "(of 200)": (0.0, 200.0), "psnr": (0.0, None),
+    "nll": (0.0, None), "multiclass_brier": (0.0, 2.0),
+    "cider": (0.0, 10.0), "perplexity": (1.0, None), "(of 200)": (0.0, 200.0), "psnr": (0.0, None),
 }  # fmt: skip
 
 
