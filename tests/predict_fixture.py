@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 from colours_fixture import COLOURS, Mute
 from diptych.choose.select import choose_settings, learned
 from diptych.choose.ways import Support, way_named
 from diptych.inference.adapted import AdaptedModel
 from diptych.inference.load import load
-from diptych.inference.predict.calibration import save_calibration
+from diptych.inference.predict.calibration import FILE
 
 ADDRESS = "colours_fixture:Mute"
 CLASSES = ("blue", "green", "red")
@@ -48,7 +49,8 @@ def make_adapted(folder: Path, each: int = 20, calibration: bool = True, seed: i
     model = AdaptedModel(folder.name, base, learned(way, support, choice), CLASSES, choice.temperature, {"id": "t"})
     model.save(folder, ADDRESS)
     if calibration:
-        save_calibration(folder, choice.logits, support.y)
+        known = np.isfinite(choice.logits).all(1)  # as ``diptych adapt`` writes it
+        save_file({"logits": choice.logits[known].astype(np.float32), "labels": support.y[known]}, folder / FILE)
     return load(str(folder))  # type: ignore[return-value]
 
 

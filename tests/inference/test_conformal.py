@@ -7,10 +7,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from scipy.stats import binom
 
 from diptych.core.errors import DiptychError
-from diptych.inference.predict.calibration import FILE, read_calibration, save_calibration
+from diptych.inference.predict.calibration import FILE, read_calibration
 from diptych.inference.predict.conformal import (
     KINDS,
     Conformal,
@@ -132,6 +133,10 @@ def test_draws_do_not_depend_on_the_order() -> None:
     assert uniform([]).shape == (0,)
 
 
+def save_calibration(folder, logits, labels) -> None:
+    save_file({"logits": np.asarray(logits, np.float32), "labels": np.asarray(labels, np.int64)}, folder / FILE)
+
+
 def test_the_file_of_out_of_fold_logits(tmp_path) -> None:
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(6, 3)).astype(np.float32)
@@ -154,9 +159,9 @@ def test_a_file_that_does_not_fit(tmp_path) -> None:
     save_calibration(tmp_path, np.zeros((4, 3)), np.array([0, 1, 2, 3]))
     with pytest.raises(DiptychError, match=r"labels from 0 to 3; expected 0 to 2"):
         read_calibration(tmp_path, 3)
-    np.savez(tmp_path / FILE, logits=np.zeros((4, 3)))
+    save_file({"logits": np.zeros((4, 3), np.float32)}, tmp_path / FILE)
     with pytest.raises(DiptychError, match=r"no array .*labels"):
         read_calibration(tmp_path, 3)
-    (tmp_path / FILE).write_bytes(b"PK\x03\x04 half a file")
+    (tmp_path / FILE).write_bytes(b"half a file")
     with pytest.raises(DiptychError, match=r"cannot be read"):
         read_calibration(tmp_path, 3)

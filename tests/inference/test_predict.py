@@ -21,7 +21,7 @@ import cli_fixture
 from cli_fixture import Cli
 from diptych.core.errors import DiptychError
 from diptych.inference.load import load
-from diptych.inference.predict.classifier import SCALE, class_names_of, classifier_of, scale_of
+from diptych.inference.predict.classifier import SCALE, class_names_of, classifier_of
 from diptych.inference.predict.conformal import Conformal
 from predict_fixture import ADDRESS, CLASSES, make_adapted, make_classes, noisy
 
@@ -136,7 +136,7 @@ def test_what_is_missing_is_said(cli: Cli, photos: Path, tmp_path: Path) -> None
     make_adapted(tmp_path / "adapted", calibration=False)
     assert "has 3 classes of its own; leave out --classes" in refused("adapted", photos, "-o", "t.csv", "--classes", "a,b")
     error = refused("adapted", photos, "-o", "t.csv", "--error", 0.1)
-    assert "adapted/calibration.npz is missing" in error and "--calibrate classes:DIR" in error
+    assert "adapted/calibration.safetensors is missing" in error and "--calibrate classes:DIR" in error
     assert "expected a share between 0 and 1" in refused("adapted", photos, "-o", "t.csv", "--error", 10)
     assert "--sets raps: expected lac or aps" in refused("adapted", photos, "-o", "t.csv", "--sets", "raps")
     assert "ends in .csv or .parquet or .jsonl" in refused("adapted", photos, "-o", "t.xlsx")
@@ -296,14 +296,13 @@ def test_names_in_files(tmp_path: Path) -> None:
 
 
 def test_the_scale_that_a_model_learned() -> None:
-    import torch
-
-    model = load(ADDRESS)
-    assert scale_of(model) == SCALE
-    model.model = torch.nn.Module()  # type: ignore[attr-defined]
-    model.model.logit_scale = torch.nn.Parameter(torch.tensor(np.log(42.0)))  # type: ignore[attr-defined]
-    assert abs(scale_of(model) - 42) < 1e-4
-    model.objectives = torch.nn.ModuleDict({"info_nce": torch.nn.Module()})  # type: ignore[attr-defined]
-    model.objectives["info_nce"].logit_scale = torch.nn.Parameter(torch.tensor(np.log(7.0)))  # type: ignore[attr-defined]
-    assert abs(scale_of(model) - 7) < 1e-4
-    assert classifier_of(model, "m", "red,blue", lambda names: [[n] for n in names]).names == ("red", "blue")
+    images, model = [noisy("red", 1), noisy("blue", 2)], load(ADDRESS)
+    classifier = classifier_of(model, "m", "red,blue", lambda names: [[n] for n in names])
+    assert classifier.names == ("red", "blue") and not classifier.learned
+    cosines = model.embed_image(images).astype(float) @ np.eye(4)[[0, 2]].T
+    for scale in (SCALE, 7.0):
+        if scale != SCALE:
+            model.scale = scale  # type: ignore[attr-defined]
+            classifier = classifier_of(model, "m", "red,blue", lambda names: [[n] for n in names])
+        e = np.exp(scale * cosines)
+        np.testing.assert_allclose(classifier.probabilities(images), e / e.sum(1, keepdims=True), atol=1e-12)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -54,7 +53,7 @@ def classifier_of(model: Model, address: str, classes: str | None, texts_of: Tex
         )
     names = class_names_of(classes)
     vectors = [unit_rows(np.asarray(model.embed_text(texts), np.float64)).mean(0) for texts in texts_of(names)]
-    weight = scale_of(model) * unit_rows(np.stack(vectors))
+    weight = float(getattr(model, "scale", SCALE)) * unit_rows(np.stack(vectors))
 
     def probabilities(images: Sequence[Image]) -> np.ndarray:
         """The softmax of scaled cosines (Radford et al. 2021, arXiv:2103.00020, §3.1.2), float64 [N, C]."""
@@ -100,17 +99,3 @@ def _names_in(path: Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DiptychError(f"--classes {path}: expected a list of names")
     return [name.strip() for name in names]
-
-
-def scale_of(model: Model) -> float:
-    """What a model's cosines are multiplied by to be logits, as it learned it (1 / temperature); ``SCALE`` if it does not say."""
-    own = getattr(model, "scale", None)
-    if isinstance(own, (int, float)):
-        return float(own)
-    inner: Any = getattr(model, "model", None)
-    parts = [*getattr(model, "objectives", {}).values(), inner] if hasattr(model, "objectives") else [inner]
-    for part in parts:
-        learned = getattr(part, "logit_scale", None)
-        if learned is not None and hasattr(learned, "exp"):
-            return float(learned.exp().detach())
-    return SCALE
