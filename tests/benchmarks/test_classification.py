@@ -180,6 +180,22 @@ def test_stopped_and_continued(tmp_path: Path) -> None:
     assert seen == [1, 32, 28, 1, 28] and summary.results[0].n == 60
 
 
+def test_adapt_evaluate_and_predict(cli: Cli, tmp_path: Path) -> None:
+    """The way of a user: adapt to class folders, evaluate on the part that was kept back, name the classes of other pictures."""
+    data = make_classes(tmp_path / "data", 40)
+    assert cli("adapt", "colours_fixture:Mute", "--data", data, "--out", "runs/mine").code == 0
+    result = cli("evaluate", "runs/mine", "--data", data)
+    assert result.code == 0 and "classification" in result.out
+    make_classes(tmp_path / "new", 30, seed=7_000)
+    result = cli("predict", "runs/mine", "new", "--out", "table.jsonl", "--error", 0.1)
+    assert result.code == 0 and "unsure at an error rate of 0.1" in result.out
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    covered = sum(row["id"].split("/")[0] in row["set"] for row in rows)
+    assert len(rows) == 90 and covered >= 72, "0.9 of 90 are expected"
+    sure = [row for row in rows if not row["unsure"]]
+    assert sum(row["id"].split("/")[0] == row["class"] for row in sure) > 0.85 * len(sure) > 30
+
+
 def test_evaluate_a_real_adapted_model(cli: Cli, tmp_path: Path) -> None:
     make_adapted(tmp_path / "adapted")
     data = make_classes(tmp_path / "data", 30)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from diptych.choose.label_errors import confident_joint, label_errors, rows_of
+import cli_fixture
+from cli_fixture import Cli
+from diptych.choose.label_errors import confident_joint, label_errors, of_adapted, rows_of
 from diptych.core.errors import DiptychError
+from predict_fixture import ADDRESS, make_classes
+
+cli = cli_fixture.cli
 
 
 def joint_by_hand(p: list[list[float]], y: list[int]) -> list[list[float]]:
@@ -115,3 +124,18 @@ def test_planted_errors_in_clusters() -> None:
     assert precision > 0.7 and recall > 0.7 and abs(share - 0.1) < 0.05
     _, _, none = score(*clusters(seed=0, n=400, classes=5, wrong=0.0))
     assert none < 0.05
+
+
+def test_the_training_pictures_of_an_adapted_model(cli: Cli, tmp_path: Path) -> None:
+    data = make_classes(tmp_path / "data", 30)
+    wrong = tmp_path / "data" / "red" / "wrong.png"
+    Image.fromarray(np.full((8, 8, 3), (40, 82, 221), np.uint8)).save(wrong)  # blue
+    assert cli("adapt", ADDRESS, "--way", "probe", "--data", data, "--out", "adapted").code == 0
+    used = json.loads((tmp_path / "adapted" / "pictures.json").read_text())["ids"]
+    found, rows = of_adapted(tmp_path / "adapted")
+    assert found.used == len(used)
+    if "red/wrong.png" in used:  # not in the test part, which the hash decides
+        assert [(r["label"], r["likelier"]) for r in rows if r["picture"] == "red/wrong.png"] == [("red", "blue")]
+    (tmp_path / "adapted" / "calibration.safetensors").unlink()
+    with pytest.raises(DiptychError, match="no out-of-fold probabilities"):
+        of_adapted(tmp_path / "adapted")

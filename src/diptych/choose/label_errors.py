@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from diptych.core.errors import DiptychError
+from diptych.core.files import read_json_or
+from diptych.inference.adapted import FILE as ADAPTED
+from diptych.inference.predict.calibration import read_calibration
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,10 @@ class LabelErrors:
 def label_errors(probabilities: np.ndarray, labels: np.ndarray, rank: Literal["margin", "confidence"] = "margin") -> LabelErrors:
     """The probably wrong labels among N pictures.
 
-    From each given class i and each other class j, the number of pictures is n · joint[i, j], rounded; these are the pictures of class
-    i for which j exceeds i the most (prune by noise rate, section 3.3). Pictures for which the given class is the likeliest stay.
-    probabilities: float [N, C], out of fold; rows with NaN are not used. labels: int [N]. rank: by the margin or by the probability
-    of the given class. DiptychError if shapes or labels do not fit.
+    From each given class i and each other class j, the number of pictures is n · joint[i, j], rounded; these are the pictures of
+    class i for which j exceeds i the most (prune by noise rate, section 3.3). Pictures for which the given class is the likeliest
+    stay. probabilities: float [N, C], out of fold; rows with NaN are not used. labels: int [N]. rank: by the margin or by the
+    probability of the given class. DiptychError if shapes or labels do not fit.
     """
     p, given = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if p.ndim != 2 or given.shape != p.shape[:1]:
@@ -85,8 +89,8 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray, rank: Literal["m
 def confident_joint(p: np.ndarray, given: np.ndarray) -> np.ndarray:
     """The estimated joint of given and true classes, float64 [C, C] (section 3.1, equations 1 to 3); zeros for no picture.
 
-    A picture counts for the likeliest of the classes whose threshold it reaches: the mean probability of the class over the pictures
-    that are labelled so. Counts are scaled to the number of pictures of each given class.
+    A picture counts for the likeliest of the classes whose threshold it reaches: the mean probability of the class over the
+    pictures that are labelled so. Counts are scaled to the number of pictures of each given class.
     """
     classes = p.shape[1]
     members = np.bincount(given, minlength=classes)
@@ -102,6 +106,22 @@ def confident_joint(p: np.ndarray, given: np.ndarray) -> np.ndarray:
     total = scaled.sum()
     joint: np.ndarray = scaled / total if total else scaled
     return joint
+
+
+def of_adapted(folder: Path) -> tuple[LabelErrors, list[dict[str, object]]]:
+    """The probably wrong labels among the training pictures of an adapted model, and the same as plain data (``rows_of``).
+
+    DiptychError if the folder does not have its out-of-fold probabilities and the ids of its pictures.
+    """
+    data = read_json_or(folder / ADAPTED, {})
+    names = data.get("classes", [])
+    kept = read_calibration(folder, len(names), float(data.get("temperature", 1.0)))
+    pictures = read_json_or(folder / "pictures.json", {})
+    ids = [name for name, left in zip(pictures.get("ids", []), pictures.get("left_out", []), strict=True) if left]
+    if kept is None or len(ids) != len(kept[1]):
+        raise DiptychError(f"{folder}: has no out-of-fold probabilities of its training pictures; adapt the model again")
+    found = label_errors(*kept)
+    return found, rows_of(found, names, ids)
 
 
 def rows_of(found: LabelErrors, names: Sequence[str], ids: Sequence[str]) -> list[dict[str, object]]:

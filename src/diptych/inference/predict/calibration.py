@@ -19,7 +19,8 @@ def read_calibration(folder: Path, classes: int, temperature: float = 1.0) -> tu
     """Probabilities [n, C] and classes int [n] of the training pictures of an adapted model; None if it has no such file.
 
     The file has out-of-fold ``logits`` [n, C], before they are divided by the temperature, and ``labels`` [n]. Rows with NaN, of
-    pictures that were never left out, are not used. classes: C of the model. DiptychError for a file that is damaged or does not fit.
+    pictures that were never left out, are not used. classes: C of the model. DiptychError for a file that is damaged or does not
+    fit.
     """
     path = folder / FILE
     if not path.is_file():
