@@ -139,6 +139,8 @@ def _print(results: Mapping[str, Any], out: Path) -> None:
         typer.echo(f"not tried: {way} on {model}: {why}")
     for entry in results["not_tried"]:
         typer.echo(f"not tried: {entry.get('way', '')} {entry['model']}: {entry['why']}")
+    if results.get("doubtful"):
+        typer.echo(f"labels to check: {len(results['doubtful'])}, in {out / 'labels-to-check.csv'}")
     typer.echo("")
     for sentence in results["sentences"]:
         typer.echo(sentence)

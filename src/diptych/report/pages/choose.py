@@ -47,6 +47,7 @@ def build_choose_report(folder: Path, results: Mapping[str, Any]) -> Path:
         Section("curves", "More pictures", _curves(results)),
         Section("open", "New classes", _open(results)),
         Section("data", "The pictures", _data(results)),
+        Section("labels", "Labels to check", _doubtful(results)),
         Section("not-tried", "Not tried", not_tried(results)),
         Section("reading", "How to read this page", _READING),
         Section("again", "Do it again", again(results)),
@@ -180,6 +181,22 @@ def _data(results: Mapping[str, Any]) -> str:
     table = scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{counts}</tbody></table>", "Pictures of each class")
     left = problems_of(data["problems"])
     return f"<p>{escape(times)}.{more}</p><ul>{notes}</ul>{left}{table}"
+
+
+def _doubtful(results: Mapping[str, Any]) -> str:
+    rows = results.get("doubtful", [])
+    if not rows:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row">{escape(r["picture"])}</th><td>{escape(r["label"])}</td><td>{escape(r["likelier"])}</td>'
+        f"<td>{percent(r['confidence'])}</td></tr>"
+        for r in rows[:100]
+    )
+    heads = header("picture", first=True) + header("label") + header("likelier") + header("probability of the label, %")
+    lead = (
+        "<p>Training pictures with a label that is probably wrong: the best way, out of fold, is surer of another class.</p>"
+    )
+    return lead + scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Labels to check")
 
 
 def _mean(values: Any) -> float | None:
