@@ -143,7 +143,8 @@ def batch_for(model: Any, captions: list[str] = CAPTIONS) -> Batch:
 
 @pytest.mark.parametrize("prompts", [False, True])
 def test_the_shared_space_is_the_last_hidden_state_at_eos(prompts: bool) -> None:
-    """Against the sequence written out, one sample at a time: [BOS] (This photo:) image (means:) [EOS], [BOS] (This sentence:) text (means:) [EOS]."""
+    """Against the sequence written out, one sample at a time: [BOS] (This photo:) image (means:) [EOS], [BOS] (This sentence:) text
+    (means:) [EOS]."""
     model, _ = build("llava-joint", "parts.lm.kind=random", f"parts.lm.prompts={str(prompts).lower()}")
     model.eval()
     p, part = model.encode(batch_for(model)), model.part("lm")
