@@ -120,10 +120,10 @@ def test_planted_errors_in_clusters() -> None:
     """Most planted errors are listed and most listed ones are planted, far more than by chance (share 0.1)."""
     from bench.cases.label_errors import clusters, score
 
-    precision, recall, share = score(*clusters(seed=0, n=400, classes=5, wrong=0.1))
+    precision, recall, share, _ = score(*clusters(seed=0, n=400, classes=5, wrong=0.1))
     assert precision > 0.7 and recall > 0.7 and abs(share - 0.1) < 0.05
-    _, _, none = score(*clusters(seed=0, n=400, classes=5, wrong=0.0))
-    assert none < 0.05
+    _, _, none, listed = score(*clusters(seed=0, n=400, classes=5, wrong=0.0))
+    assert none < 0.05 and listed < 0.05
 
 
 def test_the_training_pictures_of_an_adapted_model(cli: Cli, tmp_path: Path) -> None:

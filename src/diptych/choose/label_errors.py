@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -113,10 +113,10 @@ def of_adapted(folder: Path) -> tuple[LabelErrors, list[dict[str, object]]]:
 
     DiptychError if the folder does not have its out-of-fold probabilities and the ids of its pictures.
     """
-    data = read_json_or(folder / ADAPTED, {})
+    data: dict[str, Any] = read_json_or(folder / ADAPTED, {})
     names = data.get("classes", [])
     kept = read_calibration(folder, len(names), float(data.get("temperature", 1.0)))
-    pictures = read_json_or(folder / "pictures.json", {})
+    pictures: dict[str, Any] = read_json_or(folder / "pictures.json", {})
     ids = [name for name, left in zip(pictures.get("ids", []), pictures.get("left_out", []), strict=True) if left]
     if kept is None or len(ids) != len(kept[1]):
         raise DiptychError(f"{folder}: has no out-of-fold probabilities of its training pictures; adapt the model again")
