@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -130,10 +131,17 @@ def test_the_training_pictures_of_an_adapted_model(cli: Cli, tmp_path: Path) -> 
     data = make_classes(tmp_path / "data", 30)
     wrong = tmp_path / "data" / "red" / "wrong.png"
     Image.fromarray(np.full((8, 8, 3), (40, 82, 221), np.uint8)).save(wrong)  # blue
-    assert cli("adapt", ADDRESS, "--way", "probe", "--data", data, "--out", "adapted").code == 0
+    result = cli("adapt", ADDRESS, "--way", "probe", "--data", data, "--out", "adapted")
+    assert result.code == 0
     used = json.loads((tmp_path / "adapted" / "pictures.json").read_text())["ids"]
     found, rows = of_adapted(tmp_path / "adapted")
     assert found.used == len(used)
+    if rows:
+        assert f"labels to check: {len(rows)}, in adapted/labels-to-check.csv" in result.out
+        with (tmp_path / "adapted" / "labels-to-check.csv").open(newline="") as file:
+            assert [r["picture"] for r in csv.DictReader(file)] == [r["picture"] for r in rows]
+    one_shot = cli("adapt", ADDRESS, "--data", data, "--shots", 1, "--out", "one")
+    assert one_shot.code == 0 and "labels to check" not in one_shot.out and of_adapted(tmp_path / "one")[1] == []
     if "red/wrong.png" in used:  # not in the test part, which the hash decides
         assert [(r["label"], r["likelier"]) for r in rows if r["picture"] == "red/wrong.png"] == [("red", "blue")]
     (tmp_path / "adapted" / "calibration.safetensors").unlink()

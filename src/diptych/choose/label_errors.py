@@ -6,7 +6,9 @@ Shapes: N pictures, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,9 @@ from diptych.core.errors import DiptychError
 from diptych.core.files import read_json_or
 from diptych.inference.adapted import FILE as ADAPTED
 from diptych.inference.predict.calibration import read_calibration
+
+CHECK = "labels-to-check.csv"  # what the commands write
+COLUMNS = ("picture", "label", "likelier", "confidence", "margin")
 
 
 @dataclass(frozen=True)
@@ -136,3 +141,12 @@ def rows_of(found: LabelErrors, names: Sequence[str], ids: Sequence[str]) -> lis
         }
         for e in found.errors
     ]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of ``rows_of`` as the text of a table."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
