@@ -172,6 +172,24 @@ def test_adapt_refuses_wrong_settings_and_keeps_what_is_there(tmp_path: Path) ->
     assert "holds an adapted model already" in cli("adapt", MODEL, "--data", data, "--out", str(tmp_path / "a"))[1]
 
 
+def test_a_model_that_only_scores_names_classes_and_adapts(tmp_path: Path) -> None:
+    data = f"classes:{class_folders(tmp_path / 'data')}"
+    model = "choose_fixture:Scores"
+    assert cli("choose", model, "--data", data, "--ways", "zeroshot,probe", "--out", str(tmp_path / "o"))[0] == 0
+    rows = {r["way"]: r["mean"] for r in read_json(tmp_path / "o" / "results.json")["verdict"]["rows"]}
+    images = [choose_fixture.picture(c, 50 + i) for c in ("blue", "green", "grey", "red") for i in range(5)]
+    scores = choose_fixture.Scores().score(images, [f"a photo of a {c}" for c in ("blue", "green", "grey", "red")])
+    assert rows["zeroshot"] > 0.9 and (scores.argmax(1) == np.repeat(np.arange(4), 5)).all()
+    assert cli("adapt", model, "--way", "probe", "--data", data, "--out", str(tmp_path / "a"))[0] == 0
+    adapted = dp.load(tmp_path / "a")
+    assert (adapted.classify(images).argmax(1) == np.repeat(np.arange(4), 5)).all()
+    with pytest.raises(DiptychError, match="cannot embed_image or score"):
+        from diptych.core.capabilities import Adapter
+        from diptych.inference.scored import embedding
+
+        embedding(Adapter(), ["a"])
+
+
 # --- the rule of selection ---
 
 

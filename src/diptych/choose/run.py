@@ -28,7 +28,7 @@ from diptych.choose.data import Parts, groups_of, names_alike, near_pairs
 from diptych.choose.features import Fingerprints, Progress, vectors_of
 from diptych.choose.label_errors import CHECK, as_csv, label_errors, rows_of
 from diptych.choose.select import softmax
-from diptych.choose.support import class_texts, few, support_of
+from diptych.choose.support import class_texts, few, support_of, with_vectors
 from diptych.choose.verdict import CONTROL, sentences, verdict
 from diptych.choose.ways import WAYS, way_named
 from diptych.config.budget import parse_budget
@@ -126,7 +126,7 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
     try:
         for address in request.models:
             try:
-                model = load(address)
+                model = with_vectors(load(address), parts.train.names, request.templates)
                 everything[address] = (model, _training_data(model, parts, request, progress, about))
                 models[address] = {"name": model.name, "key": getattr(model, "key", None)}
             except DiptychError as error:  # one model that cannot be had costs the others nothing

@@ -138,7 +138,7 @@ def _curves(results: Mapping[str, Any]) -> str:
         ]
         points = [(k, v) for k, v in zip(counts, values, strict=True) if v is not None]
         series.append(Series(f"{way} on {model}", [k for k, _ in points], [v for _, v in points], i, "both"))
-        entries.append(([dot(13, 8, f"c{i % COLOURS}")], f"{way} on {model}"))
+        entries.append(([dot(13, 8, f"point c{i % COLOURS}")], f"{way} on {model}"))
     words = "Test accuracy over training pictures of each class"
     drawn = chart(series, "pictures of each class", "accuracy, %", label=words, log_x=True, percent=(False, True))
     return figure(drawn + legend(*entries), f"{words}, mean over seeds.")

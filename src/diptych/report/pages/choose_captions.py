@@ -144,7 +144,7 @@ def forest(row: Mapping[str, Any], low: float, high: float) -> str:
     if row["low"] is None or math.isnan(row["low"]) or high <= low:
         return ""
     at = {k: 6 + 108 * (row[k] - low) / (high - low) for k in ("low", "mean", "high")}
-    marks = [line(at["low"], 8, at["high"], 8, "range c0"), dot(at["mean"], 8, "c0", 3.5)]
+    marks = [line(at["low"], 8, at["high"], 8, "range c0"), dot(at["mean"], 8, "point c0", 3.5)]
     return svg(120, 16, marks, f"{percent(row['mean'])} per cent", "forest")
 
 
