@@ -24,7 +24,7 @@ from diptych.inference.load import load
 from diptych.inference.predict.classifier import SCALE, class_names_of, classifier_of
 from diptych.inference.predict.conformal import Conformal
 from diptych.inference.predict.predict import fitting_temperature, tempered
-from predict_fixture import ADDRESS, CLASSES, make_adapted, make_classes, noisy
+from predict_fixture import ADDRESS, CLASSES, Scorer, make_adapted, make_classes, noisy
 
 cli = cli_fixture.cli
 ROOT = Path(__file__).parents[2]
@@ -137,7 +137,9 @@ def test_what_is_missing_is_said(cli: Cli, photos: Path, tmp_path: Path) -> None
         return result.err
 
     assert "has no classes of its own: give --classes" in refused(ADDRESS, photos, "-o", "t.csv")
-    assert "it has no vectors of images and texts" in refused("predict_fixture:Blind", photos, "-o", "t.csv", "--classes", "a,b")
+    assert "it neither embeds nor scores texts for images" in refused(
+        "predict_fixture:Blind", photos, "-o", "t.csv", "--classes", "a,b"
+    )
     make_adapted(tmp_path / "adapted", calibration=False)
     assert "has 3 classes of its own; leave out --classes" in refused("adapted", photos, "-o", "t.csv", "--classes", "a,b")
     error = refused("adapted", photos, "-o", "t.csv", "--error", 0.1)
@@ -298,6 +300,16 @@ def test_names_in_files(tmp_path: Path) -> None:
         class_names_of(str(tmp_path))
     with pytest.raises(DiptychError, match="1 class"):
         class_names_of("fox")
+
+
+def test_a_model_that_only_scores(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    cli("predict", "predict_fixture:Scorer", photos, "-o", "t.csv", "--classes", "blue,green,red")
+    row = rows(tmp_path / "t.csv")[0]
+    scores = (
+        Scorer().score([np.asarray(Image.open(photos / row["id"]))], ["a photo of a blue", "a green", "a red"])[0].astype(float)
+    )
+    order, e = np.argsort(-scores), np.exp(scores)
+    assert row["class"] == CLASSES[order[0]] and float(row["probability"]) == pytest.approx(e.max() / e.sum(), rel=1e-4)
 
 
 def test_the_temperature_of_names_alone() -> None:

@@ -6,9 +6,11 @@ with, when it is.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,19 +177,16 @@ def fill(
 
     Raises Interrupted on Ctrl-C or SIGTERM, after what is done was written.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     left = [i for i, key in enumerate(pictures.keys) if key not in parts.done]
     before = len(pictures) - len(left)
     with CountDisplay(label, len(pictures), before, unit="pictures", disable=quiet) as display, terminated_like_interrupted():
         try:
-            with ThreadPoolExecutor(1) as pool:  # the next batch is decoded while the model works
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 batches = [left[start : start + batch] for start in range(0, len(left), batch)]
-                coming = pool.submit(_read, pictures, batches[0]) if batches else None
-                for number, indices in enumerate(batches):
-                    assert coming is not None
-                    shown = coming.result()
-                    coming = pool.submit(_read, pictures, batches[number + 1]) if number + 1 < len(batches) else None
+                coming: list[Future[Picture]] = []
+                for indices, following in zip(batches, [*batches[1:], []], strict=False):
+                    shown = [read.result() for read in coming or [pool.submit(pictures.read, i) for i in indices]]
+                    coming = [pool.submit(pictures.read, i) for i in following]  # decoded while the model works
                     for i, rows in zip(indices, rows_of(shown), strict=True):
                         parts.add(pictures.keys[i], rows)
                     display(len(parts.done) if len(parts.done) <= len(pictures) else len(pictures))
@@ -198,7 +197,3 @@ def fill(
                 "continues"
             ) from None
     parts.flush()
-
-
-def _read(pictures: Pictures, indices: Sequence[int]) -> list[Picture]:
-    return [pictures.read(i) for i in indices]
