@@ -111,6 +111,7 @@ def test_names_of_classes_for_a_dual_encoder(cli: Cli, photos: Path, tmp_path: P
     result = cli("predict", ADDRESS, photos, "--out", "a.csv", "--classes", "blue,green, red")
     assert result.code == 0 and "set and unsure are empty: the classes are only names" in result.err and "--calibrate" in result.err
     assert all(r["set"] == r["unsure"] == "" for r in rows(tmp_path / "a.csv"))
+    assert json.loads((tmp_path / "a.csv.about.json").read_text())["unsure"] is None
     known = make_classes(tmp_path / "known", 7)
     more = ["--classes", "names.txt", "--calibrate", known, "--error", 0.1]
     assert cli("predict", ADDRESS, photos, "--out", "b.csv", *more).code == 0

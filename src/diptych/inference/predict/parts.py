@@ -27,7 +27,7 @@ from diptych.inference.predict.table import Form
 
 SECONDS = 10.0  # of work that a crash may lose
 KEY = "_key"  # the column of the parts that says which picture a row is of
-WORDS = {"verb": "command", "key": "weights", "version": "data"}
+WORDS = {"key": "weights", "version": "data"}
 Row = dict[str, Any]
 
 
@@ -120,13 +120,16 @@ class Parts:
         shutil.rmtree(done)
         return facts
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, int | None]:
         wanted = [name for name in ("reason", "unsure") if name in self.schema.names]
         tables = [pq.read_table(part, columns=[KEY, *wanted]) for part in self.parts()]
         table = pa.concat_tables(tables).to_pydict() if tables else {KEY: [], **{name: [] for name in wanted}}
         broken = {key for key, reason in zip(table[KEY], table["reason"], strict=True) if reason is not None}
-        counts = {"pictures": len(set(table[KEY])), "broken": len(broken)}
-        return counts | ({"unsure": sum(map(bool, table["unsure"]))} if "unsure" in table else {})
+        counts: dict[str, int | None] = {"pictures": len(set(table[KEY])), "broken": len(broken)}
+        if "unsure" in table:
+            known = [unsure for unsure in table["unsure"] if unsure is not None]
+            counts["unsure"] = sum(known) if known else None
+        return counts
 
     def _check(self) -> None:
         """DiptychError if something is there that was made with other settings, or by something else."""
