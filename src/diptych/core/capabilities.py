@@ -26,6 +26,7 @@ IN_WORDS = {
     "draw": "draw an image from a text",
     "reconstruct": "encode an image and decode it again",
     "compose": "continue a document of texts and images",
+    "classify": "name the class of an image",
 }
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size

@@ -80,21 +80,25 @@ def predict(
         known = parts.known()
         if "conformal" in known:  # of work that is continued: all rows get the same threshold
             conformal = Conformal(**known["conformal"]) if known["conformal"] else None
+            temperature = float(known["temperature"])
         else:
-            conformal = conformal_of(model, address, classifier, error, kind, calibrate, batch, note)
-            parts.note(conformal=None if conformal is None else asdict(conformal))
+            conformal, temperature = conformal_of(model, address, classifier, error, kind, calibrate, batch, note)
+            parts.note(conformal=None if conformal is None else asdict(conformal), temperature=temperature)
 
         def rows_of(shown: Sequence[Picture]) -> list[list[Row]]:
             """One row for each picture."""
             read = [p.image for p in shown if p.image is not None]
-            found = iter(_rows(classifier, conformal, [p.id for p in shown if p.image is not None], read, top) if read else [])
+            ids = [p.id for p in shown if p.image is not None]
+            found = iter(_rows(classifier, conformal, temperature, ids, read, top) if read else [])
             return [[{"id": p.id, "reason": p.reason} if p.image is None else next(found)] for p in shown]
 
         fill(parts, pictures, rows_of, "predicting", batch, quiet)
         return parts.close()
 
 
-def _rows(classifier: Classifier, conformal: Conformal | None, ids: list[str], images: list[np.ndarray], top: int) -> list[Row]:
+def _rows(
+    classifier: Classifier, conformal: Conformal | None, temperature: float, ids: list[str], images: list[np.ndarray], top: int
+) -> list[Row]:
     probabilities = np.asarray(classifier.probabilities(images), dtype=np.float64)
     if probabilities.shape != (len(images), len(classifier.names)) or not np.isfinite(probabilities).all():
         raise DiptychError(
@@ -104,6 +108,7 @@ def _rows(classifier: Classifier, conformal: Conformal | None, ids: list[str], i
         )
     order = np.argsort(-probabilities, axis=1, kind="stable")
     sets = None if conformal is None else conformal.sets(probabilities, uniform(ids) if conformal.kind == "aps" else None)
+    probabilities = tempered(probabilities, temperature)  # of the sets not, so that their promise is exact
     rows = []
     for i, name in enumerate(ids):
         row: Row = {"id": name}
@@ -126,20 +131,25 @@ def conformal_of(
     calibrate: str | None,
     batch: int = 32,
     note: Callable[[str], Any] = lambda text: None,
-) -> Conformal | None:
-    """The sets of an error rate; None if none was given and there are no pictures to compute it from, which ``note`` says.
+) -> tuple[Conformal | None, float]:
+    """The sets of an error rate, and the temperature of the probabilities of names alone, fitted on the calibration pictures.
+
+    No sets, and 1, if no rate was given and there are no pictures to compute them from, which ``note`` says; 1 for learned classes,
+    which have a temperature of their own.
 
     DiptychError if an error rate was given and there are none.
     """
     rate = ERROR if error is None else error
     if calibrate is not None:
-        return calibrated(*known_pictures(classifier, calibrate, batch, note), rate, kind, calibrate)
+        probabilities, labels = known_pictures(classifier, calibrate, batch, note)
+        temperature = 1.0 if classifier.learned else fitting_temperature(probabilities, labels)
+        return calibrated(probabilities, labels, rate, kind, calibrate), temperature
     kept = None
     if classifier.learned:
         temperature = model.temperature if isinstance(model, AdaptedModel) else 1.0
         kept = read_calibration(Path(address), len(classifier.names), temperature)
     if kept is not None and len(kept[1]):
-        return calibrated(*kept, rate, kind, FILE)
+        return calibrated(*kept, rate, kind, FILE), 1.0
     if kept is not None:
         missing = f"{Path(address) / FILE} has no picture that was left out in training (each class has one picture)"
     elif classifier.learned:
@@ -150,7 +160,32 @@ def conformal_of(
     if error is not None:
         raise DiptychError(f"--error {error:g}: {missing}; {remedy}")
     note(f"the columns set and unsure are empty: {missing}; {remedy}")
-    return None
+    return None, 1.0
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities [N, C] of logits that are divided by the temperature."""
+    if temperature == 1:
+        return probabilities
+    logits = np.log(np.maximum(probabilities, 1e-300)) / temperature
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    result: np.ndarray = e / e.sum(1, keepdims=True)
+    return result
+
+
+def fitting_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with the least mean −log probability of the true classes (Guo et al. 2017, arXiv:1706.04599), of a grid from
+    0.05 to 100; labels of −1 are not used.
+    """
+    known = np.flatnonzero(labels >= 0)
+    p, y = probabilities[known], labels[known]
+
+    def loss(temperature: float) -> float:
+        """Of these pictures."""
+        own = tempered(p, temperature)[np.arange(len(y)), y]
+        return float(-np.log(np.maximum(own, 1e-300)).mean())
+
+    return float(min(np.geomspace(0.05, 100, 153), key=loss))
 
 
 def known_pictures(
