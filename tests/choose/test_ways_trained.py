@@ -126,18 +126,27 @@ def test_taskres_takes_more_epochs_for_more_shots(shots, epochs):
     np.testing.assert_array_equal(got, expected)
 
 
+def batches_of(support, epochs, size):
+    """The images of each update: an order of the seed for every epoch."""
+    order = torch.Generator().manual_seed(support.seed)
+    return [b.numpy() for _ in range(epochs) for b in torch.randperm(len(support.y), generator=order).split(size)]
+
+
 def test_tip_f():
+    """In batches of 5 of 12, so that the learning rate falls within an epoch."""
     support = clusters(**SMALL)
     x = support.x.astype(np.float64)
     names = support.scale * x @ texts(support).T
+    batches = batches_of(support, 2, 5)
 
-    def loss(keys, _):
-        affinity = np.exp(-2.0 * (1 - x @ keys.T))
-        return cross_entropy(names + 1.5 * affinity @ np.eye(3)[support.y], support.y)
+    def loss(keys, t):
+        some = batches[t]
+        affinity = np.exp(-2.0 * (1 - x[some] @ keys.T))
+        return cross_entropy(names[some] + 1.5 * affinity @ np.eye(3)[support.y], support.y[some])
 
-    rates = [0.2 / 2 * (1 + math.cos(math.pi * t / 5)) for t in range(5)]
+    rates = [0.2 / 2 * (1 + math.cos(math.pi * t / 6)) for t in range(6)]
     keys = descend(loss, x, rates, "adamw", decay=0.01, eps=1e-4)
-    head = WAYS["tip-f"](alpha=9.0, beta=7.0, train_alpha=1.5, train_beta=2.0, lr=0.2, epochs=5).fit(support)
+    head = WAYS["tip-f"](alpha=9.0, beta=7.0, train_alpha=1.5, train_beta=2.0, lr=0.2, epochs=2, batch=5).fit(support)
     np.testing.assert_allclose(head.keys, keys, rtol=1e-3, atol=1e-3)
     assert (head.alpha, head.beta) == (9.0, 7.0)
     np.testing.assert_array_equal(head.values, np.eye(3)[support.y])
@@ -147,8 +156,7 @@ def test_clip_adapter_in_batches():
     """Both matrices side by side in one array, so that the plain loop moves both."""
     support, epochs = clusters(3, 4, 8), 2
     x = support.x.astype(np.float64)
-    order = torch.Generator().manual_seed(support.seed)
-    batches = [b.numpy() for _ in range(epochs) for b in torch.randperm(12, generator=order).split(5)]
+    batches = batches_of(support, epochs, 5)
 
     def loss(both, t):
         down, up, some = both[0].reshape(2, 8), both[1].reshape(8, 2), batches[t]
