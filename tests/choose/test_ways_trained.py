@@ -114,8 +114,8 @@ def test_taskres():
     def loss(r, _):
         return cross_entropy(support.scale * support.x @ unit_rows(names + 0.7 * r).T, support.y)
 
-    residual = descend(loss, np.zeros_like(names), warm(0.05, 5), "adam", decay=5e-4)
-    head = WAYS["taskres"](alpha=0.7, lr=0.05, epochs=5, length=2.0).fit(support)
+    residual = descend(loss, np.zeros_like(names), warm(0.05, 5), "adam", decay=0.05)
+    head = WAYS["taskres"](alpha=0.7, lr=0.05, epochs=5, decay=0.05, length=2.0).fit(support)
     np.testing.assert_allclose(head.weight, support.scale * unit_rows(names + 0.7 * residual), rtol=2e-3, atol=2e-3)
 
 
@@ -166,8 +166,8 @@ def test_clip_adapter_in_batches():
 
     start = WAYS["clip-adapter"](share=0.4, lr=0.0, epochs=epochs, batch=5).fit(support)
     rates = [0.01, 0.01, 0.01, 0.005, 0.005, 0.005]
-    both = descend(loss, np.stack([start.down.ravel(), start.up.ravel()]), rates, "adam", decay=5e-4)
-    head = WAYS["clip-adapter"](share=0.4, lr=0.01, epochs=epochs, batch=5).fit(support)
+    both = descend(loss, np.stack([start.down.ravel(), start.up.ravel()]), rates, "adam", decay=0.05)
+    head = WAYS["clip-adapter"](share=0.4, lr=0.01, epochs=epochs, batch=5, decay=0.05).fit(support)
     np.testing.assert_allclose(np.stack([head.down.ravel(), head.up.ravel()]), both, rtol=1e-2, atol=1e-3)
     assert np.abs(both[0] - start.down.ravel()).max() > 0.02
 

@@ -35,6 +35,7 @@ class ClipAdapter(Way):
     lr: float = 1e-5
     epochs: int = 200
     batch: int = 32
+    decay: float = 5e-4
     updates: int = 4000  # at most so many, in whole epochs, so that many images take seconds too
 
     @classmethod
@@ -58,5 +59,5 @@ class ClipAdapter(Way):
             return mixed @ names.T
 
         epochs = max(1, min(self.epochs, self.updates // math.ceil(len(y) / self.batch)))
-        Descent("adam", self.lr, epochs, self.batch, decay=5e-4).train(logits_of, y, [down, up], support.seed)
+        Descent("adam", self.lr, epochs, self.batch, self.decay).train(logits_of, y, [down, up], support.seed)
         return Bottleneck(names.numpy(), down.numpy(), up.numpy(), self.share)
