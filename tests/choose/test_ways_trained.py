@@ -114,8 +114,8 @@ def test_taskres():
     def loss(r, _):
         return cross_entropy(support.scale * support.x @ unit_rows(names + 0.7 * r).T, support.y)
 
-    residual = descend(loss, np.zeros_like(names), warm(0.05, 5), "adam", decay=0.05)
-    head = WAYS["taskres"](alpha=0.7, lr=0.05, epochs=5, decay=0.05, length=2.0).fit(support)
+    residual = descend(loss, np.zeros_like(names), warm(0.05, 5), "adam", decay=5.0)
+    head = WAYS["taskres"](alpha=0.7, lr=0.05, epochs=5, decay=5.0, length=2.0).fit(support)
     np.testing.assert_allclose(head.weight, support.scale * unit_rows(names + 0.7 * residual), rtol=2e-3, atol=2e-3)
 
 
