@@ -77,10 +77,10 @@ class Linear(Head):
 
 @dataclass(frozen=True)
 class Cache(Head):
-    """x W^T + α exp(−β (1 − x K^T)) L: names, and stored examples near the image (Tip-Adapter, Zhang et al. 2022, eq. 5; kNN)."""
+    """x W^T + α exp(−β (1 − x K^T)) L: names, and stored examples near the image (Tip-Adapter, Zhang et al. 2022, eq. 5)."""
 
     weight: np.ndarray  # [C, E]; zeros: the examples alone
-    keys: np.ndarray  # K, unit vectors of the stored examples [S, E]
+    keys: np.ndarray  # K, vectors of the stored examples, of unit length unless they were trained [S, E]
     values: np.ndarray  # L, their classes [S, C]
     alpha: float
     beta: float
@@ -123,7 +123,39 @@ class Bottleneck(Head):
         return Bottleneck(np.concatenate([self.weight, weight]), self.down, self.up, self.share)
 
 
-HEADS: dict[str, type[Head]] = {"linear": Linear, "cache": Cache, "bottleneck": Bottleneck}
+@dataclass(frozen=True)
+class Nearest(Head):
+    """Votes of the k stored examples with the highest cosine, each with the weight exp(cos / temperature).
+
+    Logits are the logarithms of the shares, with one vote more that is spread evenly over all classes, so that none is impossible.
+    """
+
+    keys: np.ndarray  # unit vectors of the stored examples [S, E]
+    labels: np.ndarray  # their classes, int [S]
+    classes: int
+    k: int
+    temperature: float
+
+    def shares(self, x: np.ndarray) -> np.ndarray:
+        """The share of the votes of each class [N, C]; float64."""
+        cosines = np.asarray(x) @ self.keys.T
+        k = min(self.k, len(self.keys))
+        near = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        cosines = np.take_along_axis(cosines, near, 1).astype(np.float64)
+        weights = np.exp((cosines - cosines.max(1, keepdims=True)) / self.temperature)
+        places = np.arange(len(near))[:, None] * self.classes + self.labels[near]
+        votes = np.bincount(places.ravel(), weights.ravel(), len(near) * self.classes).reshape(len(near), self.classes)
+        result: np.ndarray = votes / votes.sum(1, keepdims=True)
+        return result
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """[N, C]"""
+        k = min(self.k, len(self.keys))
+        result: np.ndarray = np.log((k * self.shares(x) + 1 / self.classes) / (k + 1))
+        return result
+
+
+HEADS: dict[str, type[Head]] = {"linear": Linear, "cache": Cache, "nearest": Nearest, "bottleneck": Bottleneck}
 
 
 def load_head(folder: Path, data: dict[str, Any]) -> Head:

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from diptych.choose.ways.adapter import ClipAdapter
 from diptych.choose.ways.base import Choice, Support, Way
-from diptych.choose.ways.linear import LinearProbe
+from diptych.choose.ways.gda import GaussianDiscriminant
+from diptych.choose.ways.linear import CrossModal, LinearProbe
 from diptych.choose.ways.majority import Majority
+from diptych.choose.ways.names import Clap, NameProbe, TaskRes
+from diptych.choose.ways.nearest import NearestNeighbours, Prototypes
+from diptych.choose.ways.tip import TipAdapter, TipAdapterF
 from diptych.choose.ways.zeroshot import Descriptions, ZeroShot
 from diptych.core.registry import resolve
 
-WAYS: dict[str, type[Way]] = {way.name: way for way in (Majority, ZeroShot, Descriptions, LinearProbe)}
+WAYS: dict[str, type[Way]] = {
+    way.name: way
+    for way in (
+        Majority,
+        ZeroShot,
+        Descriptions,
+        NearestNeighbours,
+        Prototypes,
+        GaussianDiscriminant,
+        LinearProbe,
+        CrossModal,
+        NameProbe,
+        Clap,
+        TaskRes,
+        TipAdapter,
+        TipAdapterF,
+        ClipAdapter,
+    )
+}
 
 __all__ = ["WAYS", "Choice", "Support", "Way", "way_named"]
 

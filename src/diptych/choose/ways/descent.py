@@ -1,0 +1,77 @@
+"""Training of a few parameters on stored vectors: one small loop for all ways that learn by gradient descent.
+
+Float32 on the processor; the order of the images follows the seed; every run takes all of its epochs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+WARM_RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Descent:
+    """An optimiser and its schedule. The rate falls along half a cosine from ``lr`` towards 0.
+
+    by_step: the rate changes with every update; otherwise with every epoch.
+    warm: the first epoch has the rate 1e-5 and the cosine begins with the second, as the library Dassl does it, in which CoOp,
+    TaskRes and CLAP are written.
+    """
+
+    optimiser: str  # "sgd" (momentum 0.9), "adam" or "adamw"
+    lr: float
+    epochs: int
+    batch: int
+    decay: float = 0.0
+    eps: float = 1e-8
+    by_step: bool = False
+    warm: bool = False
+
+    def updates(self, n: int) -> int:
+        """Updates in an epoch of n images; the last batch may be smaller."""
+        return max(1, math.ceil(n / self.batch))
+
+    def rate(self, epoch: int, update: int, n: int) -> float:
+        """The learning rate of an update, both counted from 0."""
+        if self.by_step:
+            return self._cosine((epoch * self.updates(n) + update) / (self.epochs * self.updates(n)))
+        if self.warm and epoch == 0:
+            return WARM_RATE
+        return self._cosine((epoch - self.warm) / self.epochs)
+
+    def _cosine(self, passed: float) -> float:
+        return self.lr * (1 + math.cos(math.pi * passed)) / 2
+
+    def train(self, loss: Callable[[torch.Tensor], torch.Tensor], parameters: Sequence[torch.Tensor], n: int, seed: int) -> None:
+        """Changes the parameters in place so that ``loss(rows)``, a mean over the images of these numbers, becomes small."""
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimiser = self._optimiser(parameters)
+        order, everything = torch.Generator().manual_seed(seed), torch.arange(n)
+        with torch.enable_grad():
+            for epoch in range(self.epochs):
+                rows = everything if n <= self.batch else torch.randperm(n, generator=order)
+                for update, some in enumerate(torch.split(rows, self.batch)):
+                    optimiser.param_groups[0]["lr"] = self.rate(epoch, update, n)
+                    optimiser.zero_grad()
+                    loss(some).backward()  # type: ignore[no-untyped-call]
+                    optimiser.step()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+    def _optimiser(self, parameters: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+        if self.optimiser == "sgd":
+            return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.decay)
+        kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=self.lr, weight_decay=self.decay, eps=self.eps)
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """A float32 copy of an array."""
+    return torch.tensor(np.asarray(array), dtype=torch.float32)
