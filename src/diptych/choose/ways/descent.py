@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 WARM_RATE = 1e-5
 
@@ -69,7 +70,16 @@ class Descent:
         if self.optimiser == "sgd":
             return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.decay)
         kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=self.lr, weight_decay=self.decay, eps=self.eps)
+        return kind(parameters, lr=self.lr, weight_decay=self.decay, eps=self.eps, fused=True)
+
+
+def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The mean −log probability of the true classes.
+
+    Logits end 50 below the highest: less probable classes change no float32 sum, but their gradients of 1e-40 and less take
+    processors several times as long.
+    """
+    return functional.cross_entropy((logits - logits.detach().amax(-1, keepdim=True)).clamp_min(-50), y)
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from diptych.choose.ways.base import Support, Way
-from diptych.choose.ways.descent import Descent, tensor
+from diptych.choose.ways.descent import Descent, cross_entropy, tensor
 from diptych.core.arrays import unit_rows
 from diptych.inference.heads import Head, Linear
 
@@ -28,7 +28,7 @@ def trained_rows(
 
     def loss(some: torch.Tensor) -> torch.Tensor:
         logits = support.scale * x[some] @ functional.normalize(rows_of(start), dim=-1).T
-        return functional.cross_entropy(logits, y[some]) + (0 if penalty is None else penalty(start))
+        return cross_entropy(logits, y[some]) + (0 if penalty is None else penalty(start))
 
     descent.train(loss, [start], len(y), support.seed)
     return Linear(support.scale * unit_rows(rows_of(start).numpy()), np.zeros(support.classes, dtype=np.float32), open=True)

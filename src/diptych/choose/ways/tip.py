@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from diptych.choose.ways.base import Support, Way
-from diptych.choose.ways.descent import Descent, tensor
+from diptych.choose.ways.descent import Descent, cross_entropy, tensor
 from diptych.inference.heads import Cache, Head
 
 
@@ -97,7 +96,7 @@ class TipAdapterF(TipAdapter):
             votes = torch.zeros_like(named[some]).index_add(
                 1, y, affinity
             )  # = affinity @ one-hot, without its multiplications by 0
-            return functional.cross_entropy(named[some] + self.train_alpha * votes, y[some])
+            return cross_entropy(named[some] + self.train_alpha * votes, y[some])
 
         descent = Descent("adamw", self.lr, self.epochs, self.batch, decay=0.01, eps=1e-4, by_step=True)
         descent.train(loss, [keys], len(y), support.seed)
