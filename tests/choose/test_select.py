@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from ways_fixture import clusters, cross_entropy
 
 from diptych.choose.select import (
     TEMPERATURES,
@@ -21,6 +20,7 @@ from diptych.choose.select import (
 )
 from diptych.choose.ways import WAYS, Way
 from diptych.inference.heads import Head
+from ways_fixture import clusters, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def scripted(tables):
             return [{"number": i} for i in range(len(tables))]
 
         @classmethod
-        def fit_all(cls, settings, support):
+        def logits_of(cls, settings, support, x):
             cls.calls.append(len(settings))
-            return [cls(**s).fit(support) for s in settings]
+            return super().logits_of(settings, support, x)
 
         def fit(self, support):
             return Fixed(tables[self.number])
@@ -176,7 +176,9 @@ def test_a_lone_picture_has_no_logits_and_does_not_count():
     support = clusters(3, [6, 6, 1])
     choice = choose_settings(Memoriser, support)
     assert np.isnan(choice.logits[12]).all() and not np.isnan(choice.logits[:12]).any()
-    assert choice.accuracy == pytest.approx(np.mean([(choice.logits[r].argmax(1) == c).mean() for c, r in enumerate([slice(6), slice(6, 12)])]))
+    assert choice.accuracy == pytest.approx(
+        np.mean([(choice.logits[r].argmax(1) == c).mean() for c, r in enumerate([slice(6), slice(6, 12)])])
+    )
 
 
 def test_nothing_to_leave_out():
@@ -247,3 +249,15 @@ def test_the_best_of_many_settings_is_too_good_and_the_accuracy_of_the_choice_is
         honest.append(choice.accuracy)
     assert np.mean(best) > 0.7
     assert np.mean(honest) == pytest.approx(0.5, abs=3 * np.std(honest) / 40**0.5)
+
+
+def test_logits_of_many_settings_go_to_a_file(monkeypatch):
+    way, support = scripted([mixed(0.6), mixed(0.9)])
+    expected = choose_settings(way, support)
+    rooms = []
+    monkeypatch.setattr("diptych.choose.select.ROOM", 0)
+    monkeypatch.setattr(np, "memmap", lambda *a, memmap=np.memmap, **k: rooms.append(memmap(*a, **k)) or rooms[-1])
+    choice = choose_settings(way, support)
+    assert len(rooms) == 1 and type(choice.logits) is np.ndarray
+    assert (choice.settings, choice.tried) == (expected.settings, expected.tried)
+    np.testing.assert_array_equal(choice.logits, expected.logits)

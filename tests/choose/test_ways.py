@@ -6,18 +6,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ways_fixture import clusters
 
 from diptych.choose.select import choose_settings
 from diptych.choose.ways import WAYS
 from diptych.core.errors import DiptychError
 from diptych.inference.heads import load_head
+from ways_fixture import clusters
 
 LEARN = [n for n, w in WAYS.items() if w.needs_images and n != "majority"]  # from the vectors of pictures
 NAMED = [n for n in LEARN if WAYS[n].needs_text]
 QUICK = ("knn", "prototypes", "gda", "tip")  # no training: in a blink
 # Trainings are as published but short; probe's settings are of its grid. What is tested here holds at any length.
-SHORT = {"probe-init": {"epochs": 30}, "clap": {"epochs": 30}, "taskres": {"epochs": 20}, "tip-f": {}, "clip-adapter": {"epochs": 5, "lr": 1e-3}}
+SHORT = {
+    "probe-init": {"epochs": 30},
+    "clap": {"epochs": 30},
+    "taskres": {"epochs": 20},
+    "tip-f": {},
+    "clip-adapter": {"epochs": 5, "lr": 1e-3},
+}
 
 
 def fit(name, support):
@@ -88,12 +94,14 @@ def test_the_default_is_the_first_of_the_grid(name):
 
 @pytest.mark.parametrize("name", LEARN)
 def test_several_settings_at_once_are_each_alone(name):
-    support = clusters(3, 5)
+    """With a class that has no pictures, and pictures in no order of classes."""
+    support = clusters(4, [5, 0, 3, 6], noise=1.5)
+    support = support.rows(np.random.default_rng(0).permutation(14))
     settings = [{**s, **SHORT.get(name, {})} for s in WAYS[name].grid(support)][:8]
     if name == "tip-f":
         settings.append({"lr": 0.01, "alpha": 3.0})  # other training
-    for setting, head in zip(settings, WAYS[name].fit_all(settings, support), strict=True):
-        np.testing.assert_allclose(head.logits(support.x), WAYS[name](**setting).fit(support).logits(support.x), rtol=1e-5, atol=1e-5)
+    for setting, logits in zip(settings, WAYS[name].logits_of(settings, support, new()), strict=True):
+        np.testing.assert_allclose(logits, WAYS[name](**setting).fit(support).logits(new()), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", LEARN)
@@ -183,3 +191,14 @@ def assert_chance(name, seeds):
     accuracies = [choose_settings(WAYS[name], clusters(5, 10, 32, seed=s, shuffled=True)).accuracy for s in seeds]
     error = np.std(accuracies, ddof=1) / len(accuracies) ** 0.5
     assert abs(np.mean(accuracies) - 0.2) <= 3 * error + 1e-9, accuracies
+
+
+def test_many_images_are_compared_in_blocks(monkeypatch):
+    support = clusters(4, 6)
+    for name in ("knn", "tip"):
+        whole = WAYS[name]().fit(support).logits(new())
+        monkeypatch.setattr("diptych.inference.heads.BLOCK", 100)  # four rows of 24 similarities
+        np.testing.assert_allclose(WAYS[name]().fit(support).logits(new()), whole, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(WAYS[name].logits_of([{}], support, new())[0], whole, rtol=1e-5, atol=1e-5)
+        assert WAYS[name]().fit(support).logits(new()[:0]).shape == (0, 4)
+        monkeypatch.undo()

@@ -9,10 +9,10 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
-from ways_fixture import clusters, softmax
 
 from diptych.choose.ways import WAYS
 from diptych.core.arrays import unit_rows
+from ways_fixture import clusters, softmax
 
 NEW = clusters(5, 20, seed=7, noise=2).x.astype(np.float64)  # vectors of nobody's training images
 
@@ -79,7 +79,10 @@ def test_gda_is_the_papers_formula_beside_zero_shot():
     cov = np.cov(centred.T)
     inverse = width * np.linalg.pinv((n - 1) * cov + np.trace(cov) * np.eye(width))
     texts = unit_rows(support.prompts.astype(np.float64).mean(1))
-    expected = [[support.scale * q @ t + alpha * (m @ inverse @ q - m @ inverse @ m / 2) for m, t in zip(means, texts, strict=True)] for q in NEW]
+    expected = [
+        [support.scale * q @ t + alpha * (m @ inverse @ q - m @ inverse @ m / 2) for m, t in zip(means, texts, strict=True)]
+        for q in NEW
+    ]
     np.testing.assert_allclose(softmax(WAYS["gda"](alpha=alpha).fit(support).logits(NEW)), softmax(np.array(expected)), atol=1e-4)
 
 
@@ -126,5 +129,7 @@ def test_tip_is_the_papers_formula():
     for i, q in enumerate(NEW):
         for c in range(3):
             expected[i, c] = support.scale * q @ texts[c]
-            expected[i, c] += 2.0 * sum(np.exp(-3.0 * (1 - q @ s)) for s, label in zip(support.x, support.y, strict=True) if label == c)
+            expected[i, c] += 2.0 * sum(
+                np.exp(-3.0 * (1 - q @ s)) for s, label in zip(support.x, support.y, strict=True) if label == c
+            )
     np.testing.assert_allclose(WAYS["tip"](alpha=2.0, beta=3.0).fit(support).logits(NEW), expected, rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ Folds keep near-duplicates together (``groups``) and have about equal shares of 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ from diptych.choose.ways.base import Choice, Support, Way
 from diptych.inference.heads import Head
 
 FOLDS = 5
+ROOM = 1 << 30  # bytes of logits that stay in memory
 TEMPERATURES = np.geomspace(0.05, 20, 121)
 
 
@@ -91,20 +93,31 @@ def choose_settings(
     """
     settings = [dict(s) for s in way.grid(support)]
     fold = fold_of(support.y, groups, folds, support.seed if seed is None else seed)
-    logits = np.full((len(settings), len(support.y), support.classes), math.nan, dtype=np.float32)
+    logits = _room(len(settings), len(support.y), support.classes)
     if not way.needs_images:  # learns nothing from the images, so all of them are unseen
         fold = np.maximum(fold, 0)
-        for out, head in zip(logits, way.fit_all(settings, support.rows(np.arange(0))), strict=True):
-            out[:] = head.logits(support.x)
+        for out, found in zip(logits, way.logits_of(settings, support.rows(np.arange(0)), support.x), strict=True):
+            out[:] = found
     elif not (fold >= 0).any():
-        return Choice(settings[0], math.nan, logits[0])
+        return Choice(settings[0], math.nan, np.array(logits[0]))
     else:
         for k in np.unique(fold[fold >= 0]):
-            heads = way.fit_all(settings, support.rows(np.flatnonzero(fold != k)))
-            for out, head in zip(logits, heads, strict=True):
-                out[fold == k] = head.logits(support.x[fold == k])
+            unseen = way.logits_of(settings, support.rows(np.flatnonzero(fold != k)), support.x[fold == k])
+            for out, found in zip(logits, unseen, strict=True):
+                out[fold == k] = found
     chosen = _best(settings, logits, support.y, fold)
     return chosen if way.needs_images else replace(chosen, folds=0)
+
+
+def _room(settings: int, images: int, classes: int) -> np.ndarray:
+    """Logits that are not known yet [S, N, C]; in a temporary file if they take more than ``ROOM``."""
+    shape = (settings, images, classes)
+    if 4 * math.prod(shape) <= ROOM:
+        return np.full(shape, math.nan, dtype=np.float32)
+    with tempfile.TemporaryFile() as file:
+        held = np.memmap(file, np.float32, "w+", shape=shape)
+    held[:] = math.nan
+    return held
 
 
 def _best(settings: list[dict[str, object]], logits: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Choice:
@@ -120,7 +133,7 @@ def _best(settings: list[dict[str, object]], logits: np.ndarray, y: np.ndarray, 
         named[fold == k] = logits[_chosen(logits, y, rows & (fold != k))[0]].argmax(-1)[fold == k]
     tried = [{**s, "accuracy": a, "loss": b} for s, a, b in zip(settings, accuracies, losses, strict=True)]
     accuracy = _mean_over_classes(named[rows] == y[rows], y[rows])
-    return Choice(settings[best], accuracy, logits[best], temperatures[best], tried, len(np.unique(fold[rows])))
+    return Choice(settings[best], accuracy, np.array(logits[best]), temperatures[best], tried, len(np.unique(fold[rows])))
 
 
 def _chosen(logits: np.ndarray, y: np.ndarray, rows: np.ndarray) -> tuple[int, list[float]]:

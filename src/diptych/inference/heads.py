@@ -21,6 +21,13 @@ from diptych.core.files import write_atomically
 from diptych.core.registry import resolve
 
 WEIGHTS = "head.safetensors"
+BLOCK = 1 << 25  # similarities held at once, 128 MiB
+
+
+def blocks(rows: int, columns: int) -> list[slice]:
+    """Rows of a matrix in parts that have at most ``BLOCK`` entries, or one row."""
+    step = max(1, BLOCK // max(1, columns))
+    return [slice(i, i + step) for i in range(0, rows, step)]
 
 
 class Head:
@@ -88,8 +95,9 @@ class Cache(Head):
     def logits(self, x: np.ndarray) -> np.ndarray:
         """[N, C]"""
         x = np.asarray(x)
-        affinity = np.exp(-self.beta * (1 - x @ self.keys.T))
-        result: np.ndarray = x @ self.weight.T + self.alpha * affinity @ self.values
+        result: np.ndarray = x @ self.weight.T
+        for rows in blocks(len(x), len(self.keys)):
+            result[rows] += self.alpha * np.exp(self.beta * (x[rows] @ self.keys.T - 1)) @ self.values
         return result
 
     def with_classes(self, weight: np.ndarray) -> Head | None:
@@ -138,7 +146,11 @@ class Nearest(Head):
 
     def shares(self, x: np.ndarray) -> np.ndarray:
         """The share of the votes of each class [N, C]; float64."""
-        cosines = np.asarray(x) @ self.keys.T
+        parts = [self._shares(np.asarray(x)[rows]) for rows in blocks(len(x), len(self.keys))]
+        return np.concatenate(parts) if parts else np.zeros((0, self.classes))
+
+    def _shares(self, x: np.ndarray) -> np.ndarray:
+        cosines = x @ self.keys.T
         k = min(self.k, len(self.keys))
         near = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
         cosines = np.take_along_axis(cosines, near, 1).astype(np.float64)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from diptych.choose.ways.base import Support, Way
-from diptych.choose.ways.descent import Descent, cross_entropy, tensor
+from diptych.choose.ways.descent import Descent, tensor
 from diptych.inference.heads import Bottleneck, Head
 
 
@@ -52,11 +52,11 @@ class ClipAdapter(Way):
         x, y = tensor(support.x), torch.as_tensor(support.y, dtype=torch.int64)
         names = tensor(support.scale * support.texts)
 
-        def loss(some: torch.Tensor) -> torch.Tensor:
+        def logits_of(some: torch.Tensor) -> torch.Tensor:
             changed = functional.relu(functional.relu(x[some] @ down.T) @ up.T)
             mixed = functional.normalize(self.share * changed + (1 - self.share) * x[some], dim=-1)
-            return cross_entropy(mixed @ names.T, y[some])
+            return mixed @ names.T
 
         epochs = max(1, min(self.epochs, self.updates // math.ceil(len(y) / self.batch)))
-        Descent("adam", self.lr, epochs, self.batch, decay=5e-4).train(loss, [down, up], len(y), support.seed)
+        Descent("adam", self.lr, epochs, self.batch, decay=5e-4).train(logits_of, y, [down, up], support.seed)
         return Bottleneck(names.numpy(), down.numpy(), up.numpy(), self.share)

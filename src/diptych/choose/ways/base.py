@@ -83,9 +83,12 @@ class Way:
         raise NotImplementedError
 
     @classmethod
-    def fit_all(cls, settings: Sequence[Mapping[str, Any]], support: Support) -> list[Head]:
-        """The heads of several settings. A way whose settings share costly work does that work once here."""
-        return [cls(**setting).fit(support) for setting in settings]
+    def logits_of(cls, settings: Sequence[Mapping[str, Any]], support: Support, x: np.ndarray) -> list[np.ndarray]:
+        """The logits of images [N, E] by the heads of several settings, each [N, C]; what cross-validation calls.
+
+        A way whose settings share costly work does that work once here.
+        """
+        return [cls(**setting).fit(support).logits(x) for setting in settings]
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,11 @@ class GaussianDiscriminant(Way):
         return self._head(support, *self._discriminants(support))
 
     @classmethod
-    def fit_all(cls, settings: Sequence[Mapping[str, Any]], support: Support) -> list[Head]:
-        """One estimate for all α."""
+    def logits_of(cls, settings: Sequence[Mapping[str, Any]], support: Support, x: np.ndarray) -> list[np.ndarray]:
+        """By one estimate for all α."""
         ways = [cls(**s) for s in settings]
         estimates = {shrink: cls(shrink=shrink)._discriminants(support) for shrink in {way.shrink for way in ways}}
-        return [way._head(support, *estimates[way.shrink]) for way in ways]
+        return [way._head(support, *estimates[way.shrink]).logits(x) for way in ways]
 
     def _discriminants(self, support: Support) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The classes with pictures [K], their weights [K, E] and offsets [K]; float64."""

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from diptych.choose.ways.base import Support, Way
-from diptych.choose.ways.descent import Descent, cross_entropy, tensor
+from diptych.choose.ways.descent import Descent, tensor
 from diptych.core.arrays import unit_rows
 from diptych.inference.heads import Head, Linear
 
@@ -26,11 +25,12 @@ def trained_rows(
     """Class vectors ``rows_of(parameter)`` [C, E] trained by cross-entropy of scaled cosines, plus a penalty of the parameter."""
     x, y = tensor(support.x), torch.as_tensor(support.y, dtype=torch.int64)
 
-    def loss(some: torch.Tensor) -> torch.Tensor:
-        logits = support.scale * x[some] @ functional.normalize(rows_of(start), dim=-1).T
-        return cross_entropy(logits, y[some]) + (0 if penalty is None else penalty(start))
+    def logits_of(some: torch.Tensor) -> torch.Tensor:
+        rows = rows_of(start)
+        scales = support.scale * rows.square().sum(-1).rsqrt()
+        return x[some] @ rows.T * scales
 
-    descent.train(loss, [start], len(y), support.seed)
+    descent.train(logits_of, y, [start], support.seed, None if penalty is None else lambda: penalty(start))
     return Linear(support.scale * unit_rows(rows_of(start).numpy()), np.zeros(support.classes, dtype=np.float32), open=True)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from diptych.choose.ways.base import Support, Way
-from diptych.choose.ways.descent import Descent, cross_entropy, tensor
-from diptych.inference.heads import Cache, Head
+from diptych.choose.ways.descent import Descent, tensor
+from diptych.inference.heads import Cache, Head, blocks
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,36 @@ class TipAdapter(Way):
         return [{"alpha": a, "beta": b} for a in (1.0, 0.1, 0.3, 3.0, 10.0, 30.0) for b in (5.5, 1.0, 2.5, 12.0, 25.0)]
 
     def fit(self, support: Support) -> Head:
-        """The names and all training images."""
-        return Cache(support.scale * support.texts, support.x, support.onehot, self.alpha, self.beta)
+        """The names and the stored images."""
+        return Cache(support.scale * support.texts, self._keys(support), support.onehot, self.alpha, self.beta)
+
+    @classmethod
+    def logits_of(cls, settings: Sequence[Mapping[str, Any]], support: Support, x: np.ndarray) -> list[np.ndarray]:
+        """By keys that are trained once for all α and β, and cosines that are computed once."""
+        ways = [cls(**setting) for setting in settings]
+        named = np.asarray(x) @ (support.scale * support.texts).T
+        logits = [named.copy() for _ in ways]
+        order = np.argsort(support.y, kind="stable")
+        known, starts = np.unique(support.y[order], return_index=True)
+        for training in dict.fromkeys(way._training() for way in ways):
+            alike = [i for i, way in enumerate(ways) if way._training() == training]
+            keys = ways[alike[0]]._keys(support)[order]
+            for rows in blocks(len(x), len(keys)):
+                cosines = x[rows] @ keys.T
+                for beta in dict.fromkeys(ways[i].beta for i in alike):
+                    votes = np.add.reduceat(np.exp(beta * (cosines - 1)), starts, axis=1)
+                    for i in alike:
+                        if ways[i].beta == beta:
+                            logits[i][rows, known] += ways[i].alpha * votes
+        return logits
+
+    def _training(self) -> tuple[float, ...]:
+        """All settings on which the keys depend."""
+        return ()
+
+    def _keys(self, support: Support) -> np.ndarray:
+        """The stored vectors [N, E]."""
+        return support.x
 
 
 @dataclass(frozen=True)
@@ -66,39 +94,22 @@ class TipAdapterF(TipAdapter):
         """Six values of α times five of β, for keys that are trained once."""
         return [{"alpha": a, "beta": b} for a in (1.17, 0.1, 0.3, 3.0, 10.0, 30.0) for b in (1.0, 2.5, 5.5, 12.0, 25.0)]
 
-    def fit(self, support: Support) -> Head:
-        """The names and the trained keys."""
-        return self._head(support, self._keys(support))
-
-    @classmethod
-    def fit_all(cls, settings: Sequence[Mapping[str, Any]], support: Support) -> list[Head]:
-        """Keys are trained once for all α and β of prediction."""
-        ways = [cls(**s) for s in settings]
-        keys = {way._training(): np.zeros(0) for way in ways}
-        for way in {way._training(): way for way in ways}.values():
-            keys[way._training()] = way._keys(support)
-        return [way._head(support, keys[way._training()]) for way in ways]
-
     def _training(self) -> tuple[float, ...]:
-        """All settings on which the trained keys depend."""
         return self.train_alpha, self.train_beta, self.lr, self.epochs, self.batch
-
-    def _head(self, support: Support, keys: np.ndarray) -> Head:
-        return Cache(support.scale * support.texts, keys, support.onehot, self.alpha, self.beta)
 
     def _keys(self, support: Support) -> np.ndarray:
         x, keys = tensor(support.x), tensor(support.x)
         y = torch.as_tensor(support.y, dtype=torch.int64)
         named = support.scale * x @ tensor(support.texts).T
 
-        def loss(some: torch.Tensor) -> torch.Tensor:
+        def logits_of(some: torch.Tensor) -> torch.Tensor:
             affinity = torch.exp(self.train_beta * (x[some] @ keys.T - 1))
             votes = torch.zeros_like(named[some]).index_add(
                 1, y, affinity
             )  # = affinity @ one-hot, without its multiplications by 0
-            return cross_entropy(named[some] + self.train_alpha * votes, y[some])
+            return named[some] + self.train_alpha * votes
 
         descent = Descent("adamw", self.lr, self.epochs, self.batch, decay=0.01, eps=1e-4, by_step=True)
-        descent.train(loss, [keys], len(y), support.seed)
+        descent.train(logits_of, y, [keys], support.seed)
         trained: np.ndarray = keys.numpy()
         return trained
