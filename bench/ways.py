@@ -56,7 +56,9 @@ def main() -> None:
             accuracy, settings = choice.accuracy, len(way.grid(support))
         took = np.array([time.perf_counter(), time.process_time()]) - began
         total += took
-        rows.append([f"`{name}`", str(settings), f"{took[0]:.2f}", f"{took[1]:.2f}", "" if options.fit else f"{100 * accuracy:.1f}"])
+        rows.append(
+            [f"`{name}`", str(settings), f"{took[0]:.2f}", f"{took[1]:.2f}", "" if options.fit else f"{100 * accuracy:.1f}"]
+        )
         print(*rows[-1], flush=True)
     rows.append(["all", "", f"{total[0]:.1f}", f"{total[1]:.1f}", ""])
     print(f"\n{options.classes} classes × {options.shots} images, {options.width}-d; load {os.getloadavg()[0]:.1f}\n")

@@ -135,9 +135,9 @@ def test_tip_f():
         affinity = np.exp(-2.0 * (1 - x @ keys.T))
         return cross_entropy(names + 1.5 * affinity @ np.eye(3)[support.y], support.y)
 
-    rates = [0.02 / 2 * (1 + math.cos(math.pi * t / 5)) for t in range(5)]
+    rates = [0.2 / 2 * (1 + math.cos(math.pi * t / 5)) for t in range(5)]
     keys = descend(loss, x, rates, "adamw", decay=0.01, eps=1e-4)
-    head = WAYS["tip-f"](alpha=9.0, beta=7.0, train_alpha=1.5, train_beta=2.0, lr=0.02, epochs=5).fit(support)
+    head = WAYS["tip-f"](alpha=9.0, beta=7.0, train_alpha=1.5, train_beta=2.0, lr=0.2, epochs=5).fit(support)
     np.testing.assert_allclose(head.keys, keys, rtol=1e-3, atol=1e-3)
     assert (head.alpha, head.beta) == (9.0, 7.0)
     np.testing.assert_array_equal(head.values, np.eye(3)[support.y])
