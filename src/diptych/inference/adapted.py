@@ -89,9 +89,18 @@ class AdaptedModel(Adapter):
 
     # --- capabilities ---
 
+    @property
+    def together(self) -> bool:
+        """Whether the images of one call are judged together, so that all must be given in one (``Head.together``)."""
+        return self.head.together
+
     def classify(self, images: Sequence[Image]) -> np.ndarray:
         """The probability of each class, float32 [N, C]."""
-        logits = np.asarray(self.head.logits(self.base.embed_image(one_or_many(images))), dtype=np.float64) / self.temperature
+        return self.judge(self.base.embed_image(one_or_many(images)))
+
+    def judge(self, vectors: np.ndarray) -> np.ndarray:
+        """The same from the model's own vectors of the images [N, E]."""
+        logits = np.asarray(self.head.logits(vectors), dtype=np.float64) / self.temperature
         e = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities: np.ndarray = (e / e.sum(-1, keepdims=True)).astype(np.float32)
         return probabilities

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -35,7 +35,12 @@ class Head:
     """Base class of heads: a frozen dataclass whose fields are arrays (saved as they are) and plain values.
 
     A subclass of your own is saved under ``package.module:Class`` and loaded by that name.
+
+    together: whether ``logits`` judges the images of one call together, without labels, so that what an image is called depends on
+    the others: all images must then be given in one call. False: any division into calls gives the same.
     """
+
+    together: ClassVar[bool] = False
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Unit image vectors [N, E] → logits [N, C]; their softmax are the probabilities of the classes."""
@@ -50,7 +55,8 @@ class Head:
     def kind(self) -> str:
         """Its name in ``HEADS``, or ``package.module:Class``."""
         known = {cls: name for name, cls in HEADS.items()}
-        return known.get(type(self), f"{type(self).__module__}:{type(self).__qualname__}")
+        own = f"{type(self).__module__}:{type(self).__qualname__}"
+        return known.get(type(self)) or {v: k for k, v in FURTHER.items()}.get(own, own)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the arrays to a file in the folder and returns the rest, as plain data for ``load_head``."""
@@ -133,6 +139,33 @@ class Bottleneck(Head):
 
 
 @dataclass(frozen=True)
+class Projected(Head):
+    """x' W^T + b, x' the unit vector of A x: a learned projection of the image vectors and classes in its space.
+
+    texts: the projection B of the text vectors [E, E], through which the names of further classes go; empty: there are no further
+    classes.
+    """
+
+    weight: np.ndarray  # [C, E]
+    bias: np.ndarray  # [C]
+    images: np.ndarray  # A [E, E]
+    texts: np.ndarray
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """[N, C]"""
+        result: np.ndarray = unit_rows(np.asarray(x) @ self.images.T) @ self.weight.T + self.bias
+        return result
+
+    def with_classes(self, weight: np.ndarray) -> Head | None:
+        """With rows for the further classes; None if the rows are not text vectors."""
+        if not self.texts.size:
+            return None
+        rows = unit_rows(weight @ self.texts.T) * np.linalg.norm(weight, axis=1, keepdims=True)
+        bias = np.concatenate([self.bias, np.zeros(len(weight))])
+        return Projected(np.concatenate([self.weight, rows]), bias, self.images, self.texts)
+
+
+@dataclass(frozen=True)
 class Nearest(Head):
     """Votes of the k stored examples with the highest cosine, each with the weight exp(cos / temperature).
 
@@ -170,11 +203,19 @@ class Nearest(Head):
 
 HEADS: dict[str, type[Head]] = {"linear": Linear, "cache": Cache, "nearest": Nearest, "bottleneck": Bottleneck}
 
+# Heads of other modules, by name; resolved when one is loaded.
+FURTHER = {
+    "projected": "diptych.inference.heads:Projected",
+    "propagation": "diptych.inference.transductive:Propagation",
+    "stream": "diptych.inference.transductive:Stream",
+    "unrolled": "diptych.inference.unrolled:Unrolled",
+}
+
 
 def load_head(folder: Path, data: dict[str, Any]) -> Head:
     """The head that ``Head.save`` wrote. DiptychError if a file is missing or does not fit."""
     data = dict(data)
-    cls = resolve(str(data.pop("kind")), HEADS, "head")
+    cls = resolve(str(data.pop("kind")), {**HEADS, **FURTHER}, "head")
     try:
         head = cls(**load_file(folder / WEIGHTS), **data)
     except (OSError, TypeError, SafetensorError) as error:

@@ -103,3 +103,23 @@ def slope(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def tensor(array: np.ndarray) -> torch.Tensor:
     """A float32 copy of an array."""
     return torch.tensor(np.asarray(array), dtype=torch.float32)
+
+
+def descend(
+    loss: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor], *, steps: int, rate: float, decay: float = 0.0
+) -> None:
+    """Changes the parameters in place by AdamW, for losses other than that of ``Descent``; every step takes the loss anew, of all
+    images or of those that it draws itself.
+    """
+    descent = Descent("adamw", rate, steps, 1, decay, by_step=True)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimiser = descent._optimiser(parameters)
+    with torch.enable_grad():
+        for step in range(steps):
+            optimiser.param_groups[0]["lr"] = descent.rate(step, 0, 1)
+            optimiser.zero_grad()
+            loss().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    for parameter in parameters:
+        parameter.requires_grad_(False)

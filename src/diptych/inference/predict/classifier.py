@@ -12,6 +12,7 @@ import numpy as np
 from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Classifying, Image, Model
 from diptych.core.errors import DiptychError, counted
+from diptych.inference.adapted import AdaptedModel
 
 TextsOf = Callable[[Sequence[str]], list[list[str]]]  # names of classes → the texts of each
 SCALE = 100.0  # of cosines, where a model does not say: what CLIP's training ends at
@@ -21,12 +22,16 @@ SCALE = 100.0  # of cosines, where a model does not say: what CLIP's training en
 class Classifier:
     """Names of classes, and a function from images to their probabilities, float [N, C].
 
-    learned: whether the model learned these classes from pictures.
+    learned: whether the model learned these classes from pictures. vectors and judge: the two steps of ``probabilities``, of a
+    model that judges all images together (``Head.together``): vectors of images in parts, then all of them in one call. None for
+    others.
     """
 
     names: tuple[str, ...]
     probabilities: Callable[[Sequence[Image]], np.ndarray]
     learned: bool
+    vectors: Callable[[Sequence[Image]], np.ndarray] | None = None
+    judge: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def classifier_of(model: Model, address: str, classes: str | None, texts_of: TextsOf) -> Classifier:
@@ -42,6 +47,9 @@ def classifier_of(model: Model, address: str, classes: str | None, texts_of: Tex
                 f"{address} has {counted(len(model.classes), 'class', 'classes')} of its own; leave out --classes, or give the "
                 "model that it was adapted from"
             )
+        if getattr(model, "together", False):
+            assert isinstance(model, AdaptedModel)
+            return Classifier(tuple(model.classes), model.classify, True, model.embed_image, model.judge)
         return Classifier(tuple(model.classes), model.classify, True)
     embeds = {"embed_image", "embed_text"} <= model.capabilities
     if not embeds and "score" not in model.capabilities:

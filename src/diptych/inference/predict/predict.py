@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
+from diptych.core.progress import CountDisplay
 from diptych.inference.adapted import AdaptedModel
 from diptych.inference.predict.calibration import FILE, read_calibration
 from diptych.inference.predict.classifier import Classifier
@@ -22,6 +24,11 @@ from diptych.inference.predict.table import form_of
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
 ERROR = 0.1  # the error rate, if none is given
+
+
+def _all_of(pictures: Pictures) -> str:
+    """A version that changes when a picture is added: where all are judged together, the others would have to be judged again."""
+    return hashlib.blake2b("\n".join([pictures.version, *pictures.keys]).encode(), digest_size=8).hexdigest()
 
 
 def schema_of(top: int) -> pa.Schema:
@@ -65,7 +72,7 @@ def predict(
         "model": address,
         "key": getattr(model, "key", None),
         "data": pictures.address,
-        "version": pictures.version,
+        "version": pictures.version if classifier.judge is None else _all_of(pictures),
         "classes": list(classifier.names),
         "top": top,
         "error": error,
@@ -87,22 +94,50 @@ def predict(
 
         def rows_of(shown: Sequence[Picture]) -> list[list[Row]]:
             """One row for each picture."""
-            read = [p.image for p in shown if p.image is not None]
-            ids = [p.id for p in shown if p.image is not None]
-            found = iter(_rows(classifier, conformal, temperature, ids, read, top) if read else [])
-            return [[{"id": p.id, "reason": p.reason} if p.image is None else next(found)] for p in shown]
+            read = [p for p in shown if not p.reason]
+            if not read:
+                return [[{"id": p.id, "reason": p.reason}] for p in shown]
+            judged = [p.probabilities for p in read if isinstance(p, Judged)]
+            given = judged or classifier.probabilities([p.image for p in read if p.image is not None])
+            probabilities = np.asarray(given, dtype=np.float64)
+            found = iter(_rows(classifier, conformal, temperature, [p.id for p in read], probabilities, top))
+            return [[{"id": p.id, "reason": p.reason} if p.reason else next(found)] for p in shown]
 
-        fill(parts, pictures, rows_of, "predicting", batch, quiet)
+        shown = pictures if classifier.judge is None else judged_together(classifier, pictures, batch, quiet)
+        fill(parts, shown, rows_of, "predicting", batch, quiet)
         return parts.close()
 
 
+@dataclass(frozen=True)
+class Judged(Picture):
+    """A picture that was judged together with all others."""
+
+    probabilities: np.ndarray | None = None
+
+
+def judged_together(classifier: Classifier, pictures: Pictures, batch: int, quiet: bool) -> Pictures:
+    """The pictures as ``Judged``: first the vectors of all of them, then their probabilities in one call."""
+    assert classifier.vectors is not None and classifier.judge is not None
+    read: list[Picture] = []
+    vectors: list[np.ndarray] = []
+    with CountDisplay("embedding", len(pictures), 0, unit="pictures", disable=quiet) as display:
+        for start in range(0, len(pictures), batch):
+            shown = [pictures.read(i) for i in range(start, min(start + batch, len(pictures)))]
+            if images := [p.image for p in shown if p.image is not None]:
+                vectors += list(np.asarray(classifier.vectors(images)))
+            read += [replace(p, image=None) for p in shown]
+            display(len(read))
+    probabilities = iter(classifier.judge(np.stack(vectors)) if vectors else ())
+    judged = [p if p.reason else Judged(p.id, None, p.captions, p.label, "", next(probabilities)) for p in read]
+    return replace(pictures, read=lambda index: judged[index])
+
+
 def _rows(
-    classifier: Classifier, conformal: Conformal | None, temperature: float, ids: list[str], images: list[np.ndarray], top: int
+    classifier: Classifier, conformal: Conformal | None, temperature: float, ids: list[str], probabilities: np.ndarray, top: int
 ) -> list[Row]:
-    probabilities = np.asarray(classifier.probabilities(images), dtype=np.float64)
-    if probabilities.shape != (len(images), len(classifier.names)) or not np.isfinite(probabilities).all():
+    if probabilities.shape != (len(ids), len(classifier.names)) or not np.isfinite(probabilities).all():
         raise DiptychError(
-            f"the model gave {list(probabilities.shape)} probabilities for {len(images)} pictures and {len(classifier.names)} "
+            f"the model gave {list(probabilities.shape)} probabilities for {len(ids)} pictures and {len(classifier.names)} "
             "classes"
             f"{'' if np.isfinite(probabilities).all() else ', some of them no numbers'}"
         )
@@ -204,7 +239,8 @@ def known_pictures(
         usable = [p for p in shown if p.image is not None and p.label is not None]
         if not usable:
             continue
-        probabilities.append(np.asarray(classifier.probabilities([p.image for p in usable if p.image is not None]), np.float64))
+        given = classifier.vectors or classifier.probabilities
+        probabilities.append(np.asarray(given([p.image for p in usable if p.image is not None])))
         for p in usable:
             name = p.label or ""
             labels.append(number.get(name, number.get(name.replace("_", " "), -1)))
@@ -218,4 +254,5 @@ def known_pictures(
         )
     if others:
         note(f"--calibrate {address}: {', '.join(sorted(others)[:10])}: not among the model's classes; no set can hold them")
-    return np.concatenate(probabilities), np.array(labels)
+    result = np.concatenate(probabilities) if classifier.judge is None else classifier.judge(np.concatenate(probabilities))
+    return np.asarray(result, np.float64), np.array(labels)
