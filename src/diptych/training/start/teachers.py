@@ -105,7 +105,7 @@ def check_fit(other: VLM, model: VLM, where: str) -> None:
         prompts = getattr(model.parts["text"], "prompts", ()) if "text" in model.parts else ()
         raise DiptychError(
             f"{where}: it has positions for texts of {room} tokens, this model for {model.tokenizer.max_length}; "
-            f"set data.tokenizer.max_length={room + sum(len(p.vectors) for p in prompts)}"
+            f"set data.tokenizer.max_length={room + sum(p.count for p in prompts if p.first is None)}"
         )
 
 
