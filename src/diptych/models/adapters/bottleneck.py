@@ -105,8 +105,8 @@ def sublayers(part: Any) -> Iterator[nn.Module]:
 
 def _of_transformers(layer: nn.Module) -> Iterator[nn.Module]:
     """Those of a block of transformers."""
-    attention = next((m for n, m in layer.named_children() if "att" in n and "norm" not in n), None)
-    last = next((m for n in LAST if (m := getattr(attention, n, None)) is not None), None)
+    attentions = [m for n, m in layer.named_children() if "att" in n]
+    last = next((m for a in attentions for n in LAST if (m := getattr(a, n, None)) is not None), None)
     mlp = next((m for n in MLPS if (m := getattr(layer, n, None)) is not None), None)
     if last is None or mlp is None:
         names = ", ".join(n for n, _ in layer.named_children())
