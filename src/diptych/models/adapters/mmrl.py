@@ -127,7 +127,7 @@ class Mmrl(OfBoth):
         assert tokens.learned is not None
         transformer = self.vision.transformer
         x = transformer.norm(tokens.learned) if transformer.bare else tokens.learned
-        return unit(self.projected(x.float().mean(1)))
+        return unit(self.projected(x.mean(1)))
 
     @contextmanager
     def without(self) -> Iterator[None]:

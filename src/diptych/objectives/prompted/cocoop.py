@@ -81,7 +81,7 @@ class ConditionalPrompts(Objective):
         image = p[IMAGE_EMBEDDING]
         classes = self.classes_for(image, p["label.classes"])
         with torch.autocast(image.device.type, enabled=False):
-            return class_loss(image.float(), classes, p["label"].index, self.scale)
+            return class_loss(image, classes, p["label"].index, self.scale)
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""
