@@ -220,7 +220,7 @@ def test_two_features_of_an_image(plus: bool, first: int) -> None:
     by_class = np.mean([cross_entropy(w @ x[k] * 10, INDEX[k]) for k in range(3)])
     by_rep = np.mean([cross_entropy(w @ r[k] * 10, INDEX[k]) for k in range(3)])
     drift = np.mean(1 - (x * x0).sum(1)) + np.mean(1 - (w * w0).sum(1))
-    assert objective(p).item() == pytest.approx(0.6 * by_class + 0.4 * by_rep + 0.4 * drift, abs=1e-9)
+    assert objective(p).item() == pytest.approx(0.6 * by_class + 0.4 * by_rep + 0.4 * drift, abs=1e-6)
     assert drift > 5e-4, "the adapter changes something"
 
 
@@ -245,8 +245,8 @@ def test_which_features_score_a_text(features: str) -> None:
         every, some = objective.all_scores(p), objective.pair_scores(p, torch.tensor([0, 2]), torch.tensor([1, 2]))
     share = {"both": [0.4] * 3, "class": [0.0] * 3, "known": [0.4, 0.0, 0.4]}[features]
     want = np.array([[(1 - share[j]) * x[i] @ w[j] + share[j] * r[i] @ w[j] for j in range(3)] for i in range(3)])
-    np.testing.assert_allclose(every, want, atol=1e-9)
-    np.testing.assert_allclose(some, [want[0, 1], want[2, 2]], atol=1e-9)
+    np.testing.assert_allclose(every, want, atol=1e-7)
+    np.testing.assert_allclose(some, [want[0, 1], want[2, 2]], atol=1e-7)
 
 
 def test_mmrl_begins_as_in_the_authors_code() -> None:
