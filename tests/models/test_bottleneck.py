@@ -157,6 +157,12 @@ def test_a_language_model_reads_through_it() -> None:
     assert not torch.allclose(found, before[0])
 
 
+def test_an_export_does_not_leave_it_out_in_silence() -> None:
+    """``merge_adapters(but="lm")`` leaves low-rank adapters alone, which are merged or written elsewhere."""
+    with pytest.raises(DiptychError, match=r"adapters\.lm: bottleneck adapters are not linear"):
+        lm(ADAPTED).merge_adapters(but="lm")
+
+
 class Wrapped(torch.nn.Module):
     """A layer and what follows it."""
 

@@ -128,8 +128,7 @@ class TextTransformer(TextTower):
 
     def _read_whole(self, ids: Tensor, mask: Tensor) -> Tokens:
         T, vectors = ids.shape[1], Insertion(self.prompts, 1, self.causal) if self.prompts else None
-        n = sum(adapter.count for adapter in self.prompts if adapter.first is None)
-        rest = len(self.positions) - n - T  # places without a word
+        rest = len(self.positions) - self.places_taken - T  # places without a word
         ids, real = F.pad(ids, (0, rest), value=PAD), F.pad(mask, (0, rest))
         x = self.embedding(ids)
         if vectors is None:
