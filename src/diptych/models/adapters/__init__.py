@@ -13,6 +13,7 @@ from diptych.core.registry import check_options, resolve
 from diptych.models.adapters.base import Adapter
 from diptych.models.adapters.bottleneck import Bottleneck
 from diptych.models.adapters.cocoop import Cocoop
+from diptych.models.adapters.llama_adapter import LlamaAdapter
 from diptych.models.adapters.lora import Dora, Lora
 from diptych.models.adapters.maple import Maple
 from diptych.models.adapters.mmrl import Mmrl, MmrlPlus
@@ -38,6 +39,7 @@ ADAPTERS: dict[str, Any] = {
     "mmrl": Mmrl,
     "mmrl++": MmrlPlus,
     "bottleneck": Bottleneck,
+    "llama_adapter": LlamaAdapter,
 }
 BY_PEFT = ("lora", "dora", "vera", "qlora")  # kinds that need the package
 
