@@ -10,6 +10,7 @@ import sys
 import typer
 
 from diptych.cli import compare, demo, evaluate, metrics, report, study, train
+from diptych.cli.choose import adapt, choose
 from diptych.cli.data import curate, data
 from diptych.cli.models import caption, chat, compose, draw, export
 from diptych.core.errors import DiptychError, Interrupted
@@ -27,6 +28,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
 app.command()(train.train)
+app.command()(choose.choose)
+app.command()(adapt.adapt)
 app.command()(study.study)
 app.command(cls=caption.WithExamples)(caption.caption)
 app.command()(chat.chat)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from diptych.choose.ways.base import Choice, Support, Way
 from diptych.choose.ways.linear import LinearProbe
+from diptych.choose.ways.majority import Majority
 from diptych.choose.ways.zeroshot import Descriptions, ZeroShot
 from diptych.core.registry import resolve
 
-WAYS: dict[str, type[Way]] = {way.name: way for way in (ZeroShot, Descriptions, LinearProbe)}
+WAYS: dict[str, type[Way]] = {way.name: way for way in (Majority, ZeroShot, Descriptions, LinearProbe)}
 
 __all__ = ["WAYS", "Choice", "Support", "Way", "way_named"]
 
