@@ -102,6 +102,7 @@ def test_a_llama_reads_prefixes() -> None:
             x = x + linear(i, "down_proj", gate / (1 + np.exp(-gate)) * linear(i, "up_proj", h))
         last = llama.model.norm
         x = x / np.sqrt((x * x).mean(-1, keepdims=True) + last.variance_epsilon) * f64(last.weight)
+        x = x * f64(adapter.factors[6].scale)
         want = x @ f64(llama.get_output_embeddings().weight).T
         np.testing.assert_allclose(found[row, : T - 1], want[:-1], atol=1e-6)
 

@@ -62,7 +62,8 @@ class LlamaAdapter(Adapter):
             attention.diptych_prefix = [prefix]  # in a list: not the language model's
         use_prefixes(lm.model)
         self.scales, self.factors = nn.ModuleList(), nn.ModuleList()
-        for module in [m for block in blocks for m in block.modules()] if unlock else ():
+        inside = [*(m for block in blocks for m in block.modules()), *lm.model.base_model.children()]  # the last norm, too
+        for module in inside if unlock else ():
             if linear := width_of(module):
                 self.scales.append(Scale(linear, bias=True))
                 module.register_forward_hook(Through(self.scales[-1]))
