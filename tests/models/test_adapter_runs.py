@@ -47,7 +47,11 @@ def test_only_adapters_change_and_a_resumed_run_goes_on(base: Path, tmp_path: Pa
     assert all(torch.equal(now[name], averaged.get(name, was[name])) for name in set(now) - mine), "to the bit"
     fresh = made(*KINDS[kind]).model.state_dict()
     still = {k for k in mine if torch.equal(now[k], fresh[k])}
-    reads_only_the_class = {"adapters.text.projection", "adapters.text.A", "adapters.text.B"}  # no loss here reads the representation
+    reads_only_the_class = {
+        "adapters.text.projection",
+        "adapters.text.A",
+        "adapters.text.B",
+    }  # no loss here reads the representation
     assert still <= reads_only_the_class and mine - still
     spent = read_json(whole / "spent.json")
     assert spent["trainable_parameters"] == sum(now[k].numel() for k in mine) + 1  # and the temperature

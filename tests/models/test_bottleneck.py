@@ -18,7 +18,7 @@ from diptych.data.text import Tokenizer
 from diptych.models.adapters.bottleneck import sublayers
 from diptych.models.vlm import build_model
 from diptych.training.start.setup import set_up
-from plain_fixture import f64, gelu, linear
+from plain_fixture import gelu, linear
 from tower_fixture import CLIP, blocks, patches_of, places_of, words_of
 
 TEXTS = ["a red fox", "two green keys to the left of a big yellow house", "a cat"]
@@ -208,7 +208,9 @@ def test_decoders_of_ours_are_read_step_by_step_through_it() -> None:
     small = ["parts.decoder={kind: multimodal, depth: 1, heads: 2}", "adapters.decoder={kind: bottleneck, rank: 2}"]
     towers = [o for o in CLIP if o.startswith("parts.")]
     torch.manual_seed(0)
-    model = stirred(set_up(load_recipe("clip", [*options, *towers, "embed_dim=10", "parts.text.width=16", *small])).model.eval()).double()
+    model = stirred(
+        set_up(load_recipe("clip", [*options, *towers, "embed_dim=10", "parts.text.width=16", *small])).model.eval()
+    ).double()
     assert len(model.adapters["decoder"].layers) == 2
     with torch.no_grad():
         p = pass_of(model, pixels()[:1], TEXTS[:1])

@@ -26,7 +26,12 @@ from tower_fixture import CLIP, blocks, patches_of, places_of, softmax, unit, wo
 
 NAMES = ["red fox", "two green keys", "cat", "a big yellow house"]
 INDEX = [2, 0, 3]
-FROZEN = ["parts.vision.frozen=true", "parts.text.frozen=true", "parts.space={kind: linear, frozen: true}", "stages.0.train=[adapters.text]"]
+FROZEN = [
+    "parts.vision.frozen=true",
+    "parts.text.frozen=true",
+    "parts.space={kind: linear, frozen: true}",
+    "stages.0.train=[adapters.text]",
+]
 COCOOP = ["adapters.text={kind: cocoop, reduction: 4}", "stages.0.objectives={cocoop: {at_once: 8}}", "score=cocoop"]
 MMRL = ["stages.0.objectives={mmrl: {alpha: 0.6, frozen_weight: 0.4, temperature: 0.1}}", "score=mmrl"]
 PLAIN, PLUS = "{kind: mmrl, tokens: 2, dim: 6}", "{kind: mmrl++, tokens: 2, dim: 6, rank: 2, projection_rank: 3, beta: 0.8}"
@@ -58,7 +63,10 @@ def pixels(n: int = 3) -> torch.Tensor:
 
 
 def pass_over(model: Any, n: int = 3, texts: Any = ()) -> Any:
-    fields: dict[str, Any] = {"image": Images(pixels(n)), "label": Labels(torch.tensor(INDEX[:n]), tokenized(model.tokenizer, NAMES))}
+    fields: dict[str, Any] = {
+        "image": Images(pixels(n)),
+        "label": Labels(torch.tensor(INDEX[:n]), tokenized(model.tokenizer, NAMES)),
+    }
     if texts:
         fields["text"] = tokenized(model.tokenizer, list(texts))
     return model.encode(Batch(fields, n))
@@ -297,7 +305,10 @@ def test_a_run_is_trained_saved_loaded_and_scores(kind: str, folder: Path, tmp_p
     train(load_recipe("clip", [*CLIP, "budget=8 samples", "stages.0.batch_size=8"]), base)
     how = COCOOP if kind == "cocoop" else [f"adapters.text={PLUS if kind == 'mmrl++' else PLAIN}", *MMRL]
     options = [*CLIP, *FROZEN, *how, f"weights={base}", f"data.train=classes:{folder}", "data.image_size=48"]
-    train(load_recipe("clip", [*options, "budget=24 samples", "stages.0.batch_size=8", "stages.0.lr=0.01", "stages.0.ema=0"]), tmp_path / "run")
+    train(
+        load_recipe("clip", [*options, "budget=24 samples", "stages.0.batch_size=8", "stages.0.lr=0.01", "stages.0.ema=0"]),
+        tmp_path / "run",
+    )
     model: Any = load(tmp_path / "run", "cpu")
     was: Any = load(base, "cpu")
     spent = read_json(tmp_path / "run" / "spent.json")

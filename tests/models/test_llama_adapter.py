@@ -153,7 +153,13 @@ def test_key_heads_are_shared_and_keys_normed_as_the_model_does(kind: str) -> No
     import transformers
 
     config: Any = getattr(transformers, f"{kind}Config")(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
     )
     model: Any = transformers.AutoModelForCausalLM.from_config(config).double().eval()
 

@@ -154,7 +154,13 @@ def test_other_towers_read_words_before_the_vectors(kind: str, position: str) ->
     text = setups[1].model.parts["text"]
     T = int(moved.mask.sum(1)[0])  # [BOS] words [EOS]: with 2 vectors, T + 2 places
     ahead = 1 if position == "middle" else 0
-    order = [0, *range(1, 1 + ahead), *range(T - 1 + ahead, T + 1), *range(1 + ahead, T - 1 + ahead), T + 1]  # rows as "end" has them
+    order = [
+        0,
+        *range(1, 1 + ahead),
+        *range(T - 1 + ahead, T + 1),
+        *range(1 + ahead, T - 1 + ahead),
+        T + 1,
+    ]  # rows as "end" has them
     with torch.no_grad():
         text.positions[: T + 2] = text.positions[order].clone()  # type: ignore[operator, index]
     again = encoded(setups[1].model, ["a red fox"] * 2)[1]
@@ -195,7 +201,9 @@ def test_words_that_a_prompt_begins_with_are_those_of_the_run_that_it_starts_fro
         embedding: Any = setup.model.parts["text"].embedding
         found: Any = setup.model.adapters["text"].vectors
         n = 2 if kind == "maple" else int(mask.sum()) - 2
-        torch.testing.assert_close((found[0] if kind == "maple" else found)[:n], embedding.weight[torch.from_numpy(ids[0, 1 : 1 + n])])
+        torch.testing.assert_close(
+            (found[0] if kind == "maple" else found)[:n], embedding.weight[torch.from_numpy(ids[0, 1 : 1 + n])]
+        )
 
 
 # --- contexts of classes ---

@@ -29,7 +29,7 @@ MLPS = ("mlp", "feed_forward", "ffn", "fc2")
 class Bottleneck(Adapter):
     """h + W_up f(W_down h) on what attention and MLP of every block give, before it is added to the residual stream; W_down: D →
     r, W_up: r → D, which begins at 0, so that nothing is changed (Houlsby et al. 2019, arXiv:1902.00751, §2.1; VL-Adapter, Sung et
-    al. 2022, arXiv:2112.06825, §3.2). On towers, decoders of ours and language models.
+    al. 2022, arXiv:2112.06825). On towers, decoders of ours and language models.
 
     reduction: r = D / reduction (VL-Adapter: 8); rank: r itself. In a language model the weights are float32 beside layers of any
     precision. Checked with VL-Adapter's code, whose adapters have a layer norm behind W_up as well, with a random W_up; it is left
@@ -110,6 +110,8 @@ def _of_transformers(layer: nn.Module) -> Iterator[nn.Module]:
     mlp = next((m for n in MLPS if (m := getattr(layer, n, None)) is not None), None)
     if last is None or mlp is None:
         names = ", ".join(n for n, _ in layer.named_children())
-        raise DiptychError(f"bottleneck adapters: {type(layer).__name__} has no attention and MLP under names that are known ({names})")
+        raise DiptychError(
+            f"bottleneck adapters: {type(layer).__name__} has no attention and MLP under names that are known ({names})"
+        )
     yield last
     yield mlp

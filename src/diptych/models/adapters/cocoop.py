@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 class Cocoop(Prompt):
     """A context v_m + h(x), where x is the embedding of an image and h a network E → E / reduction → D with a ReLU (CoCoOp, Zhou et
-    al. 2022, arXiv:2203.05557, §3.2, eq. 3): every image has text embeddings of its own. Train and score with the objective
+    al. 2022, arXiv:2203.05557, §3.2): every image has text embeddings of its own. Train and score with the objective
     ``cocoop``; a text that is encoded without an image gets the context v_m alone.
 
     words, std, tokens: as of ``prompt``; with words, ``tokens`` counts for nothing. Checked with the authors' code: x has unit

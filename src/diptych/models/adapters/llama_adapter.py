@@ -25,16 +25,17 @@ NAME = "diptych_prefix_"  # of the attention that reads prefixes, for transforme
 
 
 class LlamaAdapter(Adapter):
-    """``tokens`` learned vectors [n, D] in each of the last ``layers`` layers of a language model, to which its words attend beside
-    each other: o + tanh(g) · softmax(q kᵀ/√d) v, where keys and values are those of the vectors by the layer's own maps, and the gate
-    g of each head begins at 0 (LLaMA-Adapter, Zhang et al. 2024, arXiv:2303.16199, §3.2). unlock: every linear layer gets a scale
-    and a bias, s ⊙ (W x + b), and every norm a factor for its weight (and a shift, where it has a bias), from 1 and 0 (LLaMA-Adapter
-    V2, Gao et al. 2023, arXiv:2304.15010, §3.1). At the start nothing is changed.
+    """``tokens`` learned vectors [n, D] in each of the last ``layers`` layers of a language model. Its words attend to them by a
+    softmax of their own: o + tanh(g) · softmax(q kᵀ/√d) v, where k and v are those of the vectors by the layer's own maps, and the
+    gate g of each head begins at 0 (LLaMA-Adapter, Zhang et al. 2024, arXiv:2303.16199, §3.2). unlock: every linear layer gets a
+    scale and a bias, s ⊙ (W x + b), and every norm a factor for its weight (and a shift, where it has a bias), from 1 and 0
+    (LLaMA-Adapter V2, Gao et al. 2023, arXiv:2304.15010). At the start nothing is changed.
 
-    layers: None: all but the first (31 of 32, as in V2's code; the first paper has 30). Left out of V2: its visual tokens, which are
-    added to the prefixes; here images come by a connector. Checked with the authors' code: the vectors are not normalised and have no
-    positions, queries have theirs; one softmax for words and one for prefixes; their code for 65B scales the input of a linear layer,
-    the paper its output.
+    layers: None: all but the first (31 of 32, as in V2's code; the first paper has 30). Left out of V2: its visual tokens, which
+    are added to the prefixes; here images come by a connector.
+
+    Checked with the authors' code: the vectors are not normalised and have no positions; queries have theirs. Their code for 65B
+    scales the input of a linear layer, the paper its output.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class LlamaAdapter(Adapter):
         super().__init__(part, build, where)
         lm: Any = getattr(part, "lm", None)
         if lm is None:
-            raise DiptychError(f"{where}: {type(part).__name__} is no language model; for towers there is kind: prompt or bottleneck")
+            raise DiptychError(
+                f"{where}: {type(part).__name__} is no language model; for towers there is kind: prompt or bottleneck"
+            )
         blocks = decoder_layers(lm)
         layers = layers or max(1, len(blocks) - 1)
         if layers > len(blocks):
@@ -74,8 +77,8 @@ class LlamaAdapter(Adapter):
     def merge(self) -> None:
         """DiptychError: the gated attention cannot be merged into the part's weights."""
         raise DiptychError(
-            f"{self.where}: prefixes with gates cannot be merged into a language model; use the run itself (`diptych evaluate RUN`), "
-            "or adapt by kind: lora, which can be merged"
+            f"{self.where}: prefixes with gates cannot be merged into a language model; use the run itself "
+            "(`diptych evaluate RUN`), or adapt by kind: lora, which can be merged"
         )
 
 
@@ -139,12 +142,14 @@ def width_of(module: Any) -> int:
 
 def attention_of(block: nn.Module, where: str) -> Any:
     """A block's self-attention. DiptychError if its queries, keys and values are not by maps of their own."""
-    inner = next((m for m in block.children() if all(hasattr(m, n) for n in ("q_proj", "k_proj", "v_proj", "head_dim", "config"))), None)
+    inner = next(
+        (m for m in block.children() if all(hasattr(m, n) for n in ("q_proj", "k_proj", "v_proj", "head_dim", "config"))), None
+    )
     module = sys.modules[type(inner).__module__]
     if inner is None or not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
         raise DiptychError(
-            f"{where}: the attention of {type(block).__name__} is not built as Llama's (q_proj, k_proj, v_proj); use kind: bottleneck "
-            "or lora"
+            f"{where}: the attention of {type(block).__name__} is not built as Llama's (q_proj, k_proj, v_proj); use kind: "
+            "bottleneck or lora"
         )
     return inner
 

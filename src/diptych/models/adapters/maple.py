@@ -53,7 +53,9 @@ class OfBoth(Vectors):
         super().__init__(part, build, where)
         vision: Any = build.parts.get("vision")
         if vision is None or part is not build.parts.get("text"):
-            raise DiptychError(f"{where}: it belongs to both towers; set it once, for parts.text, in a recipe that has parts.vision")
+            raise DiptychError(
+                f"{where}: it belongs to both towers; set it once, for parts.text, in a recipe that has parts.vision"
+            )
         for tower in (part, vision):
             check_place(tower, build, where)
         self._vision = [vision]  # in a list: the part is not a submodule of the adapter
@@ -78,17 +80,17 @@ class OfBoth(Vectors):
 
 
 class Maple(OfBoth):
-    """``tokens`` learned vectors before each of the first ``depth`` blocks of the text tower, and as many in the vision tower, which
-    are a linear map of them, one for each block (MaPLe, Khattak et al. 2023, arXiv:2210.03117, §3.2, eq. 1 to 8): F_k(P_k) = W_k P_k
-    + b_k. Gradients of the vision tower reach the text's vectors through the maps. Each block's vectors replace those that the block
-    before it left; later blocks read what the last ones left.
+    """``tokens`` learned vectors before each of the first ``depth`` blocks of the text tower, and as many in the vision tower,
+    which are a linear map of them, one for each block: F_k(P_k) = W_k P_k + b_k (MaPLe, Khattak et al. 2023, arXiv:2210.03117,
+    §3.2). Gradients of the vision tower reach the text's vectors through the maps. Each block's vectors replace those that the
+    block before it left; later blocks read what the last ones left.
 
     Set for parts.text. words: the first vectors begin as the first ``tokens`` of these words; null: at random, as all others, with
     ``std``. depth: None: three quarters of the blocks (9 of 12).
 
-    Checked with the authors' code: the text's first vectors have positions; the vision tower's pass its norm before the first block,
-    if it has one (CLIP); the maps of later blocks begin as copies of one. Their texts are "a photo of a NAME." with the first two
-    words replaced, so ``of a {}.`` is the template that belongs to two vectors from "a photo of a".
+    Checked with the authors' code: the text's first vectors have positions; the vision tower's pass its norm before the first
+    block, if it has one (CLIP); the maps of later blocks begin as copies of one. Their texts are "a photo of a NAME." with the
+    first two words replaced, so ``of a {}.`` is the template that belongs to two vectors from "a photo of a".
     """
 
     def __init__(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Aligner(nn.Module):
-    """MMRL++'s map of a tower (arXiv:2505.10088, eq. of its shared-residual aligner): W + A_i B_i for block i, with a bias of its
+    """MMRL++'s map of a tower (arXiv:2505.10088, the shared residual aligner): W + A_i B_i for block i, with a bias of its
     own; W is shared, B begins at 0.
     """
 
@@ -62,7 +62,7 @@ class Maps(nn.ModuleList):
 class Mmrl(OfBoth):
     """``tokens`` learned vectors of width ``dim``, which a linear map for each tower and block makes into tokens behind [BOS] and
     behind the class token, new ones before each of the blocks ``first`` to ``last`` (counted from 1; Guo & Gu 2025, MMRL,
-    arXiv:2503.08497, §3.2). The mean of the image's, mapped by a projection of their own, is a further feature of the image,
+    arXiv:2503.08497). The mean of the image's, mapped by a projection of their own, is a further feature of the image,
     ``image.representation``; the class feature keeps the frozen projection. Train it with the objective ``mmrl``.
 
     Set for parts.text. first, last: None: from half of the blocks (6 of 12) to the last that both towers have.
@@ -188,7 +188,10 @@ class MmrlPlus(Mmrl):
 
     def add_projection(self, width: int, out: int) -> None:
         """The correction: B A, with B from 0."""
-        self.A, self.B = nn.Parameter(torch.empty(width, self.projection_rank)), nn.Parameter(torch.zeros(self.projection_rank, out))
+        self.A, self.B = (
+            nn.Parameter(torch.empty(width, self.projection_rank)),
+            nn.Parameter(torch.zeros(self.projection_rank, out)),
+        )
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def projected(self, x: Tensor) -> Tensor:

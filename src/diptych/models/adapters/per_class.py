@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 class ClassPrompt(Vectors):
     """``tokens`` learned vectors for each of ``classes``, [C, n, D], among the words of its text (CoOp's class-specific context,
-    Zhou et al. 2022, eq. 4). A class is known by its text: the name as it is in ``classes``, through ``template``.
+    Zhou et al. 2022, §3.2). A class is known by its text: the name as it is in ``classes``, through ``template``.
 
     Other texts are read as if there were no vectors, so a new class is scored as before; in training at least one text of each
     batch must be a class. std, position: as of ``prompt``. The token ids of the classes are saved with the vectors, which therefore
@@ -59,9 +59,13 @@ class ClassPrompt(Vectors):
         rows, mask = build.tokenizer.encode_batch([template.format(class_text(name)) for name in classes])
         for i, (row, real) in enumerate(zip(rows, mask, strict=True)):
             ids[i, : int(real.sum())] = torch.from_numpy(row[real.astype(bool)])
-        if len(ids.unique(dim=0)) < len(ids):
-            twice = _twice(ids, classes)
-            raise DiptychError(f"{where}.classes: '{twice[0]}' and '{twice[1]}' have the same tokens; rename one, or use kind: prompt")
+        first: dict[bytes, str] = {}
+        for name, row in zip(classes, ids, strict=True):
+            if (key := row.numpy().tobytes()) in first:
+                raise DiptychError(
+                    f"{where}.classes: '{first[key]}' and '{name}' have the same tokens; rename one, or use kind: prompt"
+                )
+            first[key] = name
         self.register_buffer("ids", ids)
         self.vectors = nn.Parameter(torch.randn(len(classes), tokens, part.width) * std)
         self.count = tokens
@@ -97,13 +101,4 @@ class ClassPrompt(Vectors):
             theirs = vectors[same.long().argmax(1)].to(self.vectors.dtype)
             state = {**state, f"{prefix}ids": self.ids}
             state[f"{prefix}vectors"] = torch.where(same.any(1)[:, None, None], theirs, self.vectors.detach())
-        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[no-untyped-call]
-
-
-def _twice(ids: Tensor, classes: list[str]) -> tuple[str, str]:
-    """Two names with the same tokens."""
-    first: dict[bytes, str] = {}
-    for row, name in zip(ids, classes, strict=True):
-        if (known := first.setdefault(row.numpy().tobytes(), name)) != name:
-            return known, name
-    return next((name, name) for name in classes if classes.count(name) > 1)
+        super()._load_from_state_dict(state, prefix, *rest)

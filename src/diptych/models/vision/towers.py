@@ -156,7 +156,8 @@ class ViT(VisionTower):
         else:
             x = self.transformer(x)
         if isinstance(self.pool, CascadePool):
-            return Tokens(*self.pool(x), learned=learned)
+            tokens, pooled = self.pool(x)
+            return Tokens(tokens, pooled, learned=learned)
         if self.pool is not None:
             return Tokens(x, self.pool(x)[:, 0], learned=learned)
         pooled = x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1)

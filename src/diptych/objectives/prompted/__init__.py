@@ -18,7 +18,7 @@ A = TypeVar("A")
 def adapter_of(model: VLM, kind: type[A], name: str, objective: str) -> A:
     """The text part's adapter of a class. DiptychError if it has none."""
     text: Any = model.part("text")
-    found = next((a for a in model.adapters.values() if isinstance(a, kind) and a.part is text), None)  # type: ignore[attr-defined]
+    found = next((a for a in model.adapters.values() if isinstance(a, kind) and a.part is text), None)
     if found is None:
         raise DiptychError(f"objective {objective} needs an adapter of parts.text; set adapters.text={{kind: {name}}}")
     return found

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 class ConditionalPrompts(Objective):
     """Cross-entropy of an image over the texts of all classes, each encoded with the context that the adapter ``cocoop`` computes
-    from this image (Zhou et al. 2022, arXiv:2203.05557, eq. 4).
+    from this image (Zhou et al. 2022, arXiv:2203.05557, §3.2).
 
     The text tower reads B · C texts a step. at_once: how many of them at a time; more are read in pieces, which are computed again
     in the backward pass, so memory does not grow with B · C. temperature: of a buffer, so the scale is that of the run that the
@@ -65,7 +65,7 @@ class ConditionalPrompts(Objective):
         C, pieces = len(classes), []
         size = max(1, self.at_once // C)
         every = torch.arange(C, device=image.device)
-        for part in image.split(size):
+        for part in torch.split(image, size):
 
             def encoded(part: Tensor) -> Tensor:
                 """[b, E] → [b, C, E]"""

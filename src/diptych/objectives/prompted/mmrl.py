@@ -37,7 +37,7 @@ def mmrl_loss(
     alpha: float,
     weight: float,
 ) -> Tensor:
-    """α CE(x) + (1 − α) CE(r) + λ [mean_i (1 − x_i · x⁰_i) + mean_c (1 − w_c · w⁰_c)] (Guo & Gu 2025, arXiv:2503.08497, §3.3).
+    """α CE(x) + (1 − α) CE(r) + λ [mean_i (1 − x_i · x⁰_i) + mean_c (1 − w_c · w⁰_c)] (Guo & Gu 2025, arXiv:2503.08497).
 
     image x, representation r, image_was x⁰ (of the frozen model): [B, E]; classes w, classes_were w⁰: [C, E]; unit vectors. weight:
     λ.
@@ -56,8 +56,9 @@ def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 class Represented(Objective):
-    """``mmrl_loss``, with the adapter ``mmrl`` or ``mmrl++``. The towers without the adapter are the frozen model: they are read once
-    more for every batch, without gradients. The scale is a buffer, as of the objective ``cocoop``; the authors' is 100.
+    """``mmrl_loss``, with the adapter ``mmrl`` or ``mmrl++``. The towers without the adapter are the frozen model: they are read
+    once more for every batch, without gradients. The scale is a buffer, as of the objective ``cocoop``; the authors' is 100.
+    frozen_weight: λ.
 
     features: what scores a text (score: ``mmrl``): ``both`` features of the image, α x·t + (1 − α) r·t, which the authors use for
     the classes that were learned; ``class``: x·t alone, theirs for new classes; ``known``: both for the texts of the classes that
@@ -109,7 +110,15 @@ class Represented(Objective):
             self._remember(p)
         with torch.autocast(image.device.type, enabled=False):
             return mmrl_loss(
-                image, representation, classes, p["label"].index, self.scale, image_was, classes_were, self.alpha, self.frozen_weight
+                image,
+                representation,
+                classes,
+                p["label"].index,
+                self.scale,
+                image_was,
+                classes_were,
+                self.alpha,
+                self.frozen_weight,
             )
 
     def _remember(self, p: Pass) -> None:
