@@ -57,7 +57,7 @@ def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
 
 class Represented(Objective):
     """``mmrl_loss``, with the adapter ``mmrl`` or ``mmrl++``. The towers without the adapter are the frozen model: they are read
-    once more for every batch, without gradients. The scale is a buffer, as of the objective ``cocoop``; the authors' is 100.
+    once more for every batch, without gradients. The scale is fixed at 1 / temperature, 100 as in the authors' code.
     frozen_weight: λ.
 
     features: what scores a text (score: ``mmrl``): ``both`` features of the image, α x·t + (1 − α) r·t, which the authors use for
