@@ -319,7 +319,12 @@ def test_a_run_is_trained_saved_loaded_and_scores(kind: str, folder: Path, tmp_p
     found = model.score(pictures, texts)
     assert found.shape == (2, 4) and np.isfinite(found).all() and not np.allclose(found, was.score(pictures, texts), atol=1e-3)
     np.testing.assert_allclose(found[1, [0, 2]], model.score(pictures, texts, np.array([[1, 0], [1, 2]])), atol=1e-5)
-    if kind != "cocoop":
+    if kind == "cocoop":  # by the name of the contrastive objective it gets that scale, which does not learn
+        named = "stages.0.objectives={info_nce: {kind: cocoop, temperature: 0.5}}"
+        objective: Any = set_up(load_recipe("clip", [*options, named])).objectives["info_nce"]
+        assert objective.scale.item() == pytest.approx(was.objectives["info_nce"].scale.item()) and objective.scale.item() > 10
+        assert not list(objective.parameters())
+    else:
         assert model.objectives["mmrl"].known.count_nonzero() == 3
     setup = set_up(load_recipe("clip", [*options, f"weights={tmp_path / 'run'}"]))  # another run may start from it
     now = model.model.adapters["text"].state_dict()

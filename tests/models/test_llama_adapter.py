@@ -41,8 +41,15 @@ def logits(model: Any) -> Any:
 
 
 def test_it_begins_as_nothing() -> None:
+    plain, model = made(), made(ADAPTED)
+    ids, mask = map(torch.from_numpy, model.tokenizer.encode_batch(TEXTS))
     with torch.no_grad():
-        assert torch.equal(logits(made(ADAPTED)), logits(made()))
+        assert torch.equal(logits(model), logits(plain))
+        two: list[Any] = [m.part("lm").lm for m in (plain, model)]  # other masks: two continuations, documents in a row, a prefix
+        words = two[0].embed(ids)
+        assert torch.equal(*(lm.hidden_beside(words, mask, words[:, :2], 3) for lm in two))
+        places = torch.cat([torch.arange(4), torch.arange(words.shape[1] - 4)])[None].expand(3, -1)
+        assert torch.equal(*(lm.documents(words, places) for lm in two))
 
 
 def passed(scale: Any, x: np.ndarray) -> np.ndarray:
@@ -209,6 +216,20 @@ def test_what_cannot_be(overrides: list[str], message: str) -> None:
     with pytest.raises(DiptychError, match=message):
         recipe = "clip" if overrides[0] == CLIP[0] else "lm"
         build_model(load_recipe(recipe, overrides), Tokenizer.train(TEXTS * 3, 320, 24), 48)
+
+
+def test_beside_low_rank_adapters() -> None:
+    """The matrices of LoRA get no scales, and prefixes pass the adapted maps."""
+    low = "adapters.low={kind: lora, part: lm, rank: 2}"
+    model = made(low, ADAPTED)
+    assert len(model.adapters["lm"].scales) == 7 * 3 and len(model.adapters["lm"].prefixes[0].gate) == 2
+    torch.manual_seed(5)
+    with torch.no_grad():
+        before = logits(model)
+        for adapter in model.adapters.values():
+            for p in adapter.own():
+                p.add_(torch.randn_like(p) * 0.3)
+        assert not torch.allclose(logits(model), before)
 
 
 def test_it_cannot_be_exported() -> None:

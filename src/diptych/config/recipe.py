@@ -328,7 +328,15 @@ def _anchored(address: Any) -> Any:
 
 
 # ``info_nce: 1`` is ``info_nce: {weight: 1}``
-LIBRARY = Library(Recipe, "recipe", RECIPES, saved_as="recipe.yaml", shorthands={"objectives": "weight"}, upgrade=upgraded, explain=why_not_trained)
+LIBRARY = Library(
+    Recipe,
+    "recipe",
+    RECIPES,
+    saved_as="recipe.yaml",
+    shorthands={"objectives": "weight"},
+    upgrade=upgraded,
+    explain=why_not_trained,
+)
 
 
 @cache

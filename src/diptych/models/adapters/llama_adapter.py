@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych.core.errors import DiptychError
 from diptych.models.adapters.base import Adapter
+from diptych.models.adapters.lora import is_adapters
 from diptych.models.fusion.gated import decoder_layers
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class LlamaAdapter(Adapter):
             attention.diptych_prefix = [prefix]  # in a list: not the language model's
         use_prefixes(lm.model)
         self.scales, self.factors = nn.ModuleList(), nn.ModuleList()
-        inside = [*(m for block in blocks for m in block.modules()), *lm.model.base_model.children()]  # the last norm, too
+        named = [m for block in blocks for n, m in block.named_modules() if not is_adapters(n)]
+        inside = [*named, *lm.model.base_model.children()]  # the last norm, too
         for module in inside if unlock else ():
             if linear := width_of(module):
                 self.scales.append(Scale(linear, bias=True))
@@ -87,9 +89,8 @@ class Prefix(nn.Module):
 
     def __init__(self, attention: Any, tokens: int, width: int, std: float):
         super().__init__()
-        d = attention.head_dim
         self.vectors = nn.Parameter(torch.randn(tokens, width) * std)
-        self.gate = nn.Parameter(torch.zeros(width_of(attention.q_proj) // d))
+        self.gate = nn.Parameter(torch.zeros(attention.config.num_attention_heads))
 
     def look(self, attention: Any, query: Tensor, scaling: float | None) -> Tensor:
         """tanh(g) · attention over the vectors, [B, L, H, d], for queries [B, H, L, d] of a layer."""
@@ -134,10 +135,8 @@ class Through:
 
 
 def width_of(module: Any) -> int:
-    """The number of outputs of a linear layer, also one of low-rank adapters or of GPT-2; 0: it is none."""
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return int(getattr(module, "nf", 0) or 0)
+    """The number of outputs of a linear layer; 0: it is none."""
+    return module.out_features if isinstance(module, nn.Linear) else 0
 
 
 def attention_of(block: nn.Module, where: str) -> Any:
