@@ -115,7 +115,7 @@ def adapt(
     return adapted
 
 
-def checked_settings(way: type[Way], settings: Mapping[str, Any]) -> dict[str, Any]:
+def checked_settings(way: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings checked against the fields of a way. DiptychError for an unknown one, or a value of another type."""
     known = {f.name for f in fields(way)}
     if unknown := [name for name in settings if name not in known]:

@@ -70,7 +70,10 @@ class AdaptedModel(Adapter):
 
         Raises DiptychError if the model cannot be loaded, or has other weights than when the head was learned.
         """
-        data = read_json(folder / FILE)
+        try:
+            data = read_json(folder / FILE)
+        except ValueError as error:
+            raise DiptychError(f"{folder / FILE}: cannot be read ({error}); adapt the model again") from None
         check_format(data.get("format"), FORMAT, str(folder / FILE))
         base = load(address_now(data, folder), device)
         if (now := getattr(base, "key", None)) != data["key"]:
