@@ -88,9 +88,9 @@ class Maple(OfBoth):
     Set for parts.text. words: the first vectors begin as the first ``tokens`` of these words; null: at random, as all others, with
     ``std``. depth: None: three quarters of the blocks (9 of 12).
 
-    Checked with the authors' code, also by its numbers: the text's first vectors have positions; the vision tower's pass its norm before the first
-    block, if it has one (CLIP); the maps of later blocks begin as copies of one. Their texts are "a photo of a NAME." with the
-    first two words replaced, so ``of a {}.`` is the template that belongs to two vectors from "a photo of a".
+    Checked with the authors' code, also by its numbers: the text's first vectors have positions; the vision tower's pass its norm
+    before the first block, if it has one (CLIP); the maps of later blocks begin as copies of one. Their texts are "a photo of a
+    NAME." with the first two words replaced, so ``of a {}.`` is the template that belongs to two vectors from "a photo of a".
     """
 
     def __init__(

@@ -67,8 +67,8 @@ class Mmrl(OfBoth):
 
     Set for parts.text. first, last: None: from half of the blocks (6 of 12) to the last that both towers have.
 
-    Checked with the authors' code, also by its numbers: the tokens get no positions; all maps of a tower begin as copies of one; the projection of the
-    representation begins at random, width^−½ · N(0, 1), not as a copy of the class feature's.
+    Checked with the authors' code, also by its numbers: the tokens get no positions; all maps of a tower begin as copies of one;
+    the projection of the representation begins at random, width^−½ · N(0, 1), not as a copy of the class feature's.
     """
 
     def __init__(
@@ -158,10 +158,10 @@ class Mmrl(OfBoth):
 class MmrlPlus(Mmrl):
     """MMRL++ (Guo & Gu 2025, arXiv:2505.10088): fewer weights, and tokens that are handed on.
 
-    Each tower's maps are one matrix with a correction of rank ``rank`` for each block. Before a later block the tokens are ``beta``
-    times the new ones plus 1 − beta times those that the block before it left. The projection of the representation is the class
-    feature's plus a correction of rank ``projection_rank``, from 0. Other options as of ``mmrl``. Checked with the authors' code, also by
-    its numbers: each block's map has a bias of its own.
+    Each tower's maps are one matrix with a correction of rank ``rank`` for each block. Before a later block the tokens are
+    ``beta`` times the new ones plus 1 − beta times those that the block before it left. The projection of the representation is
+    the class feature's plus a correction of rank ``projection_rank``, from 0. Other options as of ``mmrl``. Checked with the
+    authors' code, also by its numbers: each block's map has a bias of its own.
     """
 
     def __init__(
