@@ -168,6 +168,21 @@ def test_other_towers_read_words_before_the_vectors(kind: str, position: str) ->
     torch.testing.assert_close(moved.pooled, again.pooled)
 
 
+@pytest.mark.parametrize("position, ahead", [("end", 2), ("front", 0)])
+def test_a_class_token_reads_words_and_vectors(position: str, ahead: int) -> None:
+    """It stands behind [EOS], without a position, wherever the vectors are."""
+    kind = [f"parts.text.{o}" for o in ("kind=transformer", "causal=true", "pool=class", "activation=quick_gelu")]
+    setup = made(*kind, f"adapters.text={{kind: prompt, tokens: 2, position: {position}}}")
+    model, vectors = setup.model, f64(setup.model.adapters["text"].vectors)
+    text: Any = model.parts["text"]
+    read = encoded(model)[1]
+    for k, caption in enumerate(TEXTS):
+        words = words_of(model, caption)
+        x = np.concatenate([words[:1], vectors[:ahead], words[1:-1], vectors[ahead:], words[-1:]])
+        x = np.concatenate([x + places_of(model)[: len(x)], f64(text.class_token)[None]])
+        np.testing.assert_allclose(read.pooled[k], blocks(text, x)[-1], atol=1e-9)
+
+
 def test_a_vision_tower_has_no_words() -> None:
     with pytest.raises(DiptychError, match=r"adapters\.vision\.position: a vision tower has no words"):
         made("adapters.vision={kind: prompt, position: front}")
