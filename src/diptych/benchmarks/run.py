@@ -111,7 +111,7 @@ def evaluate(
                 continue
             state.note_problems(each, [*problems, *failed_items(records.all())])
         results = each.summarise(records.all())
-        summary.notes += _notes(each.name, records.all())
+        summary.notes += _notes(each, records.all())
         if of_clips and (pictures or getattr(each, "file", "")) and "complete" not in _needs(each):
             summary.notes.append({"task": each.name, "note": ONE_FRAME})
         seconds = state.close(each, time.perf_counter() - started)
@@ -147,18 +147,20 @@ def recompute(folder: Path) -> Summary:
         if records:
             results = [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
             summary.results += results
-            summary.notes += _notes(name, records)
+            summary.notes += _notes(each, records)
             summary.seconds += entry["seconds"]
             if not results and name not in {s["task"] for s in summary.skipped}:
                 summary.skipped.append(_without_results(each))
     return summary
 
 
-def _notes(name: str, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Notes on a task: items for which the model could give no answer, with the commonest reason, and answers that end within the
-    thinking.
+def _notes(each: Task, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Notes on a task: its own, items for which the model could give no answer, with the commonest reason, and answers that end
+    within the thinking.
     """
-    notes = []
+    name = each.name
+    own = getattr(each, "notes", None)
+    notes: list[str] = list(own(records)) if own and records else []
     if failed := failed_items(records):
         main = sum(not MAIN.isdisjoint(r.get("failed", {})) for r in records)
         why, _ = Counter(reason for r in records for reason in r.get("failed", {}).values()).most_common(1)[0]

@@ -10,8 +10,9 @@ import sys
 import typer
 
 from diptych.cli import compare, demo, evaluate, metrics, report, study, train
+from diptych.cli.choose import adapt, choose
 from diptych.cli.data import curate, data
-from diptych.cli.models import caption, chat, compose, draw, export
+from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
 from diptych.core.errors import DiptychError, Interrupted
 
 app = typer.Typer(
@@ -27,11 +28,15 @@ app.add_typer(data.app, name="data")
 app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
 app.command()(train.train)
+app.command()(choose.choose)
+app.command()(adapt.adapt)
 app.command()(study.study)
 app.command(cls=caption.WithExamples)(caption.caption)
 app.command()(chat.chat)
 app.command()(draw.draw)
 app.command()(compose.compose)
+app.command()(predict.predict)
+app.command()(embed.embed)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(report.report)

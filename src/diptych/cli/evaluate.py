@@ -65,6 +65,8 @@ def _evaluate_one(
 
     wanted = chosen(tasks)  # a wrong name is refused before the model is loaded
     model = load(address, device)
+    if not tasks and "classify" in model.capabilities:
+        wanted += chosen("classification")
     data = data or getattr(getattr(getattr(model, "recipe", None), "data", None), "train", None)
     if data is None and any(getattr(task, "file", "") == "" for task in wanted):
         raise DiptychError(f"{address}: name the data: --data ADDRESS, or tasks with their own files (?file=…)")

@@ -26,6 +26,7 @@ IN_WORDS = {
     "draw": "draw an image from a text",
     "reconstruct": "encode an image and decode it again",
     "compose": "continue a document of texts and images",
+    "classify": "name the class of an image",
 }
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
@@ -170,6 +171,17 @@ class Composing(Model, Protocol):
         document or there are ``most`` of them. max_tokens: of each text. The other settings are those of ``draw``, for both texts
         and images; ``guidance`` is for images alone.
         """
+        ...
+
+
+@runtime_checkable
+class Classifying(Model, Protocol):
+    """A model with the capability "classify": it learned classes of its own, ``classes``, in the order of the columns."""
+
+    classes: tuple[str, ...]
+
+    def classify(self, images: Sequence[Image]) -> np.ndarray:
+        """The probability of each class, float32 [N, C]."""
         ...
 
 

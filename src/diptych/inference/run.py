@@ -63,6 +63,9 @@ class TrainedModel:
         self.capabilities = able | {name for name, can in can_score.items() if can and scored}
         if "prompt" in able:
             self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
+        scales = [getattr(objective, "scale", None) for objective in self.objectives.values()]
+        learned = [float(scale.detach()) for scale in scales if isinstance(scale, Tensor)]
+        self.scale = learned[0] if learned else 100.0  # what cosines are multiplied by
         self.fewshot = FewShot(model, self._images, self._inference)
 
     @classmethod

@@ -103,6 +103,8 @@ def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float | None,
         if name not in model.parts:
             raise DiptychError(f"{where}.of: the recipe has no part '{name}'{nearest(name, model.parts)}")
     names |= {within for name in names if (within := getattr(model.parts[name], "works_in", ""))}
+    for name in model.adapters:  # an adapter that changes several parts is copied with all of them
+        names |= between if (between := model.parts_of(name)) & names else set()
     memo: dict[int, Any] = {}  # what a copy has in common with the original
     adapted = {id(p) for adapter in model.adapters.values() for p in adapter.own()}  # type: ignore[operator]
     for name, part in model.parts.items():

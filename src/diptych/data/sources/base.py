@@ -244,6 +244,10 @@ class ListedSource(ABC):
         text = captioned(entry.captions) if entry.captions else None
         return Sample(entry.id, dict(entry.extra), **decoded, text=text, **entry.fields)
 
+    def listed(self, index: int) -> Sample:
+        """One item without its image: its id, its captions and what else is known without decoding, such as a label."""
+        return self.sample(self._entries[index])
+
     def captions(self, index: int) -> list[str]:
         """The captions of one item, without decoding its image."""
         return list(self._entries[index].captions)

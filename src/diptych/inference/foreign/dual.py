@@ -29,6 +29,8 @@ class DualEncoder(Adapter):
         self.batch, self.device, self.dtype = batch, opened.device, opened.dtype
         self.model, self.processor = opened.model(AutoModel), opened.processor()
         self.key = opened.key(self.model)
+        scale = getattr(self.model, "logit_scale", None)
+        self.scale = 100.0 if scale is None else float(scale.detach().float().exp())  # what cosines are multiplied by
         text = getattr(self.model.config, "text_config", self.model.config)
         self.longest = min(text.max_position_embeddings, self.processor.tokenizer.model_max_length)
         self.padding: str | bool = "max_length" if self.model.config.model_type in FIXED_LENGTH else True

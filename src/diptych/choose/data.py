@@ -1,0 +1,262 @@
+"""Pictures with one class each, in a training and a test part that share no near-duplicates.
+
+Pictures are decoded when they are needed, so that more of them than fit into memory can be used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import PIL.Image
+
+from diptych.core.capabilities import Image
+from diptych.core.errors import DiptychError, counted
+from diptych.core.sample import class_text
+from diptych.curation.operators.duplicates.hamming import pairs_within
+from diptych.curation.operators.images.quality import phashes
+from diptych.data.source import BrokenItem, Controlled, Problem, Source
+from diptych.data.sources import open_source
+
+CONCEPTS = {"train": 2000, "test": 1000}  # pictures drawn of a source that draws them
+DISTANCE = 4  # near-duplicates differ in at most so many bits of their pHashes,
+COLOUR = 0.08  # and by at most so much in the colours of their parts: a mug in red and one in blue are two pictures
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures with their classes.
+
+    labels: int [N], into ``names``. digests: a hash of each picture's content. read: the picture at a position.
+    """
+
+    ids: list[str]
+    labels: np.ndarray
+    names: tuple[str, ...]
+    digests: list[str]
+    read: Callable[[int], Image]
+    problems: list[Problem] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, which: Sequence[int] | np.ndarray) -> Pictures:
+        """Some of them."""
+        at = [int(i) for i in which]
+        read = self.read
+        return replace(
+            self,
+            ids=[self.ids[i] for i in at],
+            labels=self.labels[at],
+            digests=[self.digests[i] for i in at],
+            read=lambda i: read(at[i]),
+        )
+
+    def without(self, broken: dict[int, str]) -> Pictures:
+        """Without the pictures at these positions, which are listed as problems with the reasons."""
+        kept = self.rows([i for i in range(len(self)) if i not in broken])
+        return replace(kept, problems=[*self.problems, *(Problem(self.ids[i], why) for i, why in broken.items())])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The training and the test part. groups: of each training picture, the number of its group of near-duplicates, int [N].
+
+    leaks: (training picture, test picture) pairs that were near-duplicates of one class; the test picture was taken out.
+    two_classes: pairs of near-duplicates with different classes, of which one may be wrong; they are not counted as duplicates.
+    """
+
+    train: Pictures
+    test: Pictures
+    groups: np.ndarray
+    leaks: list[tuple[str, str]]
+    address: str
+    two_classes: list[tuple[str, str]] = field(default_factory=list)
+
+
+def labelled(source: Source, part: str = "train") -> Pictures:
+    """The pictures of a source with their classes. DiptychError if it has no classes.
+
+    part: of a source that draws pictures of concepts, how many.
+    """
+    if isinstance(source, Controlled):  # draws as many as are wanted
+        concepts = tuple(source.concepts())
+        drawn = source.concept_samples(CONCEPTS[part])
+        images = [image for image, _ in drawn]
+        return Pictures(
+            [f"{part}-{i:05d}" for i in range(len(images))],
+            np.array([label for _, label in drawn], dtype=np.int64),
+            concepts,
+            [content_hash(image) for image in images],
+            images.__getitem__,
+        )
+    if names := getattr(source, "classes", None):
+        return _listed(source, tuple(names))
+    raise DiptychError(f"{source.address}: its pictures have no classes; class folders and tables are read by classes:PLACE")
+
+
+def _listed(source: Source, names: tuple[str, ...]) -> Pictures:
+    known = getattr(source, "listed", None)
+    rows, ids, labels, problems = [], [], [], list(source.problems)
+    for i in range(len(source)):
+        try:
+            sample = known(i) if known else source[i]
+        except BrokenItem as broken:
+            problems.append(broken.problem)
+            continue
+        if "label" not in sample.fields:
+            problems.append(Problem(sample.id, "no class"))
+            continue
+        rows.append(i)
+        ids.append(sample.id)
+        labels.append(sample.fields["label"].index)
+    kept = getattr(source, "digests", None)
+    hashes = [digest.hex() for digest in kept()] if kept else []
+
+    def read(i: int) -> Image:
+        """The decoded picture. Raises ``BrokenItem``."""
+        image = source[rows[i]].image
+        if image is None:
+            raise BrokenItem(ids[i], "has no picture")
+        return image
+
+    digests = [hashes[i] for i in rows] if hashes else [content_hash(read(i)) for i in range(len(rows))]
+    return Pictures(ids, np.array(labels, dtype=np.int64), names, digests, read, problems)
+
+
+def content_hash(image: Image) -> str:
+    """A hash of a decoded picture."""
+    return hashlib.blake2b(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16).hexdigest()
+
+
+def joined(parts: Sequence[Pictures]) -> Pictures:
+    """Pictures of several parts with the same classes, one after the other."""
+    starts = np.cumsum([0, *map(len, parts)])
+
+    def read(i: int) -> Image:
+        """The picture of the part that holds this position."""
+        which = int(np.searchsorted(starts, i, side="right")) - 1
+        return parts[which].read(i - int(starts[which]))
+
+    return Pictures(
+        [id for p in parts for id in p.ids],
+        np.concatenate([p.labels for p in parts]) if parts else np.zeros(0, dtype=np.int64),
+        parts[0].names,
+        [d for p in parts for d in p.digests],
+        read,
+        list(dict.fromkeys(problem for p in parts for problem in p.problems)),
+    )
+
+
+def open_parts(address: str, test_address: str | None = None) -> tuple[Pictures, Pictures]:
+    """The training and the test part of the data at an address, with the same list of classes.
+
+    A part ``validation`` by hash belongs to the test part, since settings are chosen by cross-validation on the training part.
+    test_address: other data to test on, all of it (of a source that draws, its test part); then all of ``address`` but what it
+    calls its test part is for training. DiptychError if either part has no picture, or there is one class.
+    """
+    source = open_source(address)
+    if isinstance(source, Controlled):
+        train, test = (labelled(source.split(part), part) for part in ("train", "test"))
+    else:
+        train = labelled(source.split("train"))
+        test = joined([labelled(source.split(part)) for part in ("validation", "test")])
+    if test_address is not None:
+        other = open_source(test_address)
+        drawn = isinstance(other, Controlled)
+        train = train if drawn or isinstance(source, Controlled) else joined([train, labelled(source.split("validation"))])
+        train, test = with_same_classes(train, labelled(other.split("test") if drawn else other, "test"))
+    if len(train.names) < 2:
+        raise DiptychError(f"{address}: one class, '{', '.join(train.names)}'; there is nothing to choose between")
+    for part, which in (("training", train), ("test", test)):
+        if not len(which):
+            raise DiptychError(f"{address}: no picture in the {part} part ({counted(len(train) + len(test), 'picture')} in all)")
+    return train, test
+
+
+def with_same_classes(train: Pictures, test: Pictures) -> tuple[Pictures, Pictures]:
+    """Both with one list of classes: those of the training pictures, then those that only test pictures have."""
+    names = tuple(dict.fromkeys([*train.names, *test.names]))
+
+    def renumbered(part: Pictures) -> Pictures:
+        """With labels into the common list."""
+        number = np.array([names.index(name) for name in part.names], dtype=np.int64)
+        return replace(part, names=names, labels=number[part.labels])
+
+    return renumbered(train), renumbered(test)
+
+
+def names_alike(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of class names that a text encoder cannot tell apart: equal but for case, punctuation and underscores."""
+    plain: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        key = " ".join("".join(c if c.isalnum() else " " for c in class_text(name).casefold()).split())
+        if key in plain:
+            pairs.append((plain[key], name))
+        plain.setdefault(key, name)
+    return pairs
+
+
+# --- near-duplicates ---
+
+
+def fingerprints(images: Sequence[Image]) -> np.ndarray:
+    """What near-duplicates share, float32 [N, 64 + 192]: the bits of the pHash, and the colours of 8 × 8 fields, 0 to 1."""
+    hashes = phashes(images)
+    bits = (hashes[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+    size, average = (8, 8), PIL.Image.Resampling.BOX
+    fields = [np.asarray(PIL.Image.fromarray(x).convert("RGB").resize(size, average)).ravel() / 255 for x in images]
+    return np.concatenate([bits, np.stack(fields)], 1).astype(np.float32)
+
+
+def near_pairs(prints: np.ndarray, distance: int = DISTANCE, colour: float = COLOUR) -> np.ndarray:
+    """Pairs i < j of near-duplicates, int [P, 2]: pHashes that differ in at most ``distance`` bits, and colours of the fields that
+    differ by at most ``colour`` on average. Of equal hashes, each picture is paired with the first.
+    """
+    bits = prints[:, :64].astype(np.uint64)
+    hashes = np.bitwise_or.reduce(bits << np.arange(64, dtype=np.uint64), axis=1)
+    i, j, _ = pairs_within(hashes, distance)
+    near = np.abs(prints[i, 64:] - prints[j, 64:]).mean(1) <= colour
+    return np.stack([i[near], j[near]], 1)
+
+
+def groups_of(n: int, pairs: np.ndarray) -> np.ndarray:
+    """The group of each of n pictures, int [n], named by its first: pictures that pairs link, also by way of others."""
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        """The first picture of a group."""
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, j in pairs.tolist():
+        a, b = sorted((root(i), root(j)))
+        parent[b] = a
+    return np.array([root(i) for i in range(n)], dtype=np.int64)
+
+
+def separated(train: Pictures, test: Pictures, prints: np.ndarray, address: str) -> Parts:
+    """The parts without the test pictures that are in a group of near-duplicates with a training picture.
+
+    prints: ``fingerprints`` of the training pictures, then of the test pictures. DiptychError if no test picture is left.
+    """
+    n, labels = len(train), np.concatenate([train.labels, test.labels])
+    pairs = near_pairs(prints)
+    same = labels[pairs[:, 0]] == labels[pairs[:, 1]]
+    group = groups_of(len(prints), pairs[same])
+    ids = [*train.ids, *test.ids]
+    two = [(ids[i], ids[j]) for i, j in pairs[~same].tolist()]
+    leaked = np.flatnonzero(group[n:] < n)  # a group is named by its first picture
+    leaks = [(train.ids[int(group[n + i])], test.ids[i]) for i in leaked]
+    kept = np.setdiff1d(np.arange(len(test)), leaked)
+    if not len(kept):
+        raise DiptychError(
+            f"{address}: every test picture is a near-duplicate of a training picture, such as {leaks[0][1]} of {leaks[0][0]}; "
+            "put the pictures of one scene or day into the same part, or give data with more different pictures"
+        )
+    return Parts(train, test.rows(kept), group[:n], leaks, address, two)

@@ -1,0 +1,308 @@
+"""``diptych choose``: models × ways × shots × seeds on one set of pictures, one table, one recommendation.
+
+First the settings of every cell are chosen on the training part. Then the test part is opened, once, and all cells are tested. A
+line in test-opened.jsonl says when, and for how many cells. What is done is kept: the same command continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.benchmarks.matching.zeroshot import TEMPLATES
+from diptych.choose.adapt import fixed, parts_of
+from diptych.choose.cells import ALL, Cell, Data, chosen, part_of, tested
+from diptych.choose.data import Parts, groups_of, names_alike, near_pairs
+from diptych.choose.features import Fingerprints, Progress, vectors_of
+from diptych.choose.label_errors import CHECK, as_csv, label_errors, rows_of
+from diptych.choose.select import softmax
+from diptych.choose.support import class_texts, few, support_of, with_vectors
+from diptych.choose.verdict import CONTROL, sentences, verdict
+from diptych.choose.ways import WAYS, way_named
+from diptych.config.budget import parse_budget
+from diptych.core.capabilities import Model
+from diptych.core.errors import DiptychError, Interrupted, counted
+from diptych.core.files import append_jsonl, read_json, read_jsonl, write_json, write_text
+
+FORMAT = 1
+OPENED = "test-opened.jsonl"
+Load = Callable[[str], Model]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be compared. shots: pictures of each class, 0 for all. seconds: a limit of time; None: none. test_data: where
+    the test pictures are, if not at ``data``.
+    """
+
+    models: tuple[str, ...]
+    ways: tuple[str, ...]
+    data: str
+    shots: tuple[int, ...] = (ALL,)
+    seeds: int = 1
+    templates: tuple[str, ...] = TEMPLATES
+    descriptions: Mapping[str, Sequence[str]] | None = None
+    seconds: float | None = None
+    test_data: str | None = None
+
+    def cells(self, model: str) -> list[Cell]:
+        """The cells of a model, those with few shots first, and the control among them."""
+        ways = dict.fromkeys([CONTROL, *self.ways])
+        return [Cell(model, way, k, seed) for k in self.shots for seed in range(self.seeds) for way in ways]
+
+    def content(self) -> dict[str, Any]:
+        """What a folder of results must agree with to be continued: all but models, ways, shots and seeds, of which there may be
+        more.
+        """
+        return {
+            "format": FORMAT,
+            "data": self.data,
+            "test_data": self.test_data,
+            "templates": list(self.templates),
+            "descriptions": self.descriptions,
+        }
+
+
+@dataclass
+class Outcome:
+    """What ``choose`` found, as written to results.json. doubtful: training pictures whose label is probably wrong, by the best way
+    that learns, out of fold; the surest first.
+    """
+
+    request: dict[str, Any]
+    data: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    cells: list[dict[str, Any]]
+    verdict: dict[str, Any]
+    sentences: list[str]
+    opened: list[dict[str, Any]]
+    not_tried: list[dict[str, str]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    doubtful: list[dict[str, Any]] = field(default_factory=list)
+
+
+def seconds_of(budget: str | None) -> float | None:
+    """A budget of time in seconds. DiptychError for one in samples or FLOPs."""
+    if budget is None:
+        return None
+    parsed = parse_budget(budget)
+    if parsed.seconds is None:
+        raise DiptychError(f"--budget {budget}: expected a time such as 20m; the ways differ in what a sample costs")
+    return float(parsed.seconds)
+
+
+def default_ways(has_descriptions: bool) -> tuple[str, ...]:
+    """The names of all ways that need nothing but labelled pictures."""
+    return tuple(name for name in WAYS if name != CONTROL and (has_descriptions or name != "descriptions"))
+
+
+def choose(request: Request, out: Path, load: Load, progress: Progress | None = None) -> Outcome:
+    """Compares models and ways; writes results.json and a file for each cell, and returns what was found.
+
+    Raises Interrupted after Ctrl-C: what is done is kept, also in results.json, and the same call continues.
+    """
+    for name in request.ways:
+        way_named(name)  # wrong names are refused before anything is computed
+    began = time.monotonic()
+    open_folder(out, request.content())
+    parts = parts_of(request.data, progress, request.test_data)
+    about = _about(parts, request.data if request.test_data is None else f"{request.data}, tested on {request.test_data}")
+    models: dict[str, dict[str, Any]] = {}
+    not_tried: list[dict[str, str]] = []
+    everything: dict[str, tuple[Model, Data]] = {}
+    interrupted = False
+    try:
+        for address in request.models:
+            try:
+                model = with_vectors(load(address), parts.train.names, request.templates)
+                everything[address] = (model, _training_data(model, parts, request, progress, about))
+                models[address] = {"name": model.name, "key": getattr(model, "key", None)}
+            except DiptychError as error:  # one model that cannot be had costs the others nothing
+                not_tried.append({"model": address, "why": str(error)})
+        if not everything:
+            raise DiptychError("; ".join(entry["why"] for entry in not_tried))
+        records = _chosen(request, out, everything, began, not_tried, progress)
+        _test(out, everything, records, parts, progress)
+    except KeyboardInterrupt:
+        interrupted = True
+    found = _outcome(request, out, about, models, not_tried, _clusters(parts))
+    if not interrupted:
+        found.doubtful = _doubtful(found, everything, parts)
+        write_text(out / CHECK, as_csv(found.doubtful))
+    write_json(out / "results.json", asdict(found))
+    if interrupted:
+        raise Interrupted(f"interrupted: what is done is in {out}; the same command continues")
+    return found
+
+
+# --- the two passes ---
+
+
+def _training_data(model: Model, parts: Parts, request: Request, progress: Progress | None, about: dict[str, Any]) -> Data:
+    """The model's vectors of the training pictures and of the class names."""
+    vectors, broken = vectors_of(model, parts.train, progress)
+    usable = np.array([i for i in range(len(parts.train)) if i not in broken], dtype=np.int64)
+    train = parts.train.rows(usable)
+    texts = class_texts(model, train.names, request.templates, request.descriptions)
+    support = support_of(vectors[usable], train.labels, np.arange(len(train)), train.names, texts, 0)
+    about.setdefault("broken", {}).update({parts.train.ids[i]: why for i, why in broken.items()})
+    return Data(support, parts.groups[usable], tuple(train.ids))
+
+
+def _chosen(
+    request: Request, out: Path, everything: dict[str, tuple[Model, Data]], began: float, not_tried: list[dict[str, str]],
+    progress: Progress | None,
+) -> list[tuple[Cell, dict[str, Any]]]:  # fmt: skip
+    """Every cell with its settings, as far as the time allows."""
+    cells = [cell for model in everything for cell in request.cells(model)]
+    records = []
+    for done, cell in enumerate(cells):
+        if progress:
+            progress("choosing settings", done, len(cells))
+        path = _file(out, cell)
+        record = read_json(path) if path.is_file() else None
+        if record is None:
+            if request.seconds is not None and time.monotonic() - began > request.seconds:
+                not_tried.append({"model": cell.model, "way": cell.name, "why": "the budget was spent"})
+                continue
+            record = chosen(cell, everything[cell.model][1])
+            write_json(path, record)
+        records.append((cell, record))
+    if progress:
+        progress("choosing settings", len(cells), len(cells))
+    return records
+
+
+def _test(
+    out: Path, everything: dict[str, tuple[Model, Data]], records: list[tuple[Cell, dict[str, Any]]], parts: Parts,
+    progress: Progress | None,
+) -> None:  # fmt: skip
+    """Opens the test part, and tests every cell that was not tested before."""
+    todo = [(cell, record) for cell, record in records if "skipped" not in record and "test" not in record]
+    if not todo:
+        return
+    append_jsonl(out / OPENED, {"time": _now(), "cells": len(todo), "pictures": len(parts.test)})
+    with_test: dict[str, Data] = {}
+    for done, (cell, record) in enumerate(todo):
+        if cell.model not in with_test:
+            model, data = everything[cell.model]
+            vectors, broken = vectors_of(model, parts.test, progress)
+            if broken:
+                raise DiptychError(f"{parts.test.ids[next(iter(broken))]}: cannot be read any more; it could before")
+            x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            with_test[cell.model] = replace(data, test_x=x, test_y=parts.test.labels)
+        if progress:
+            progress("testing", done, len(todo))
+        write_json(_file(out, cell), tested(record, cell, with_test[cell.model]))
+    if progress:
+        progress("testing", len(todo), len(todo))
+
+
+# --- files ---
+
+
+def _file(out: Path, cell: Cell) -> Path:
+    model = re.sub(r"[^\w.-]+", "-", cell.model).strip("-.") or "model"
+    way = re.sub(r"[^\w.-]+", "-", cell.way)
+    return out / "cells" / model / f"{way}-k{cell.shots or 'all'}-s{cell.seed}.json"
+
+
+def open_folder(out: Path, content: Mapping[str, Any]) -> None:
+    """Begins a folder of results, or refuses one of other data."""
+    path = out / "choose.json"
+    if path.is_file():
+        held = read_json(path)
+        if different := [k for k in {**held, **content} if held.get(k) != content.get(k)]:
+            raise DiptychError(f"{out} holds results with another {different[0]}; choose another --out")
+    else:
+        write_json(path, dict(content))
+
+
+def _clusters(parts: Parts) -> list[str]:
+    """The group of near-duplicates of each test picture: they count as one in the intervals."""
+    prints, _ = vectors_of(Fingerprints(), parts.test)  # kept since the parts were made
+    return [str(g) for g in groups_of(len(parts.test), near_pairs(prints))]
+
+
+def _about(parts: Parts, address: str) -> dict[str, Any]:
+    train, test = parts.train, parts.test
+    counts = {name: [int((p.labels == i).sum()) for p in (train, test)] for i, name in enumerate(train.names)}
+    lone = [name for name, (n, _) in counts.items() if n == 1]
+    never = [name for name, (n, _) in counts.items() if n == 0]
+    notes = [f"'{a}' and '{b}' are the same name for a text encoder" for a, b in names_alike(train.names)]
+    notes += [f"one training picture: {', '.join(lone)}; it is never left out"] if lone else []
+    notes += [f"no training picture: {', '.join(never)}; only ways that read class names can name them"] if never else []
+    if parts.leaks:
+        a, b = parts.leaks[0]
+        notes.append(
+            f"{counted(len(parts.leaks), 'test picture')} repeated a training picture and was left out: {b} as {a}"
+            + (f", and {len(parts.leaks) - 1} more" if len(parts.leaks) > 1 else "")
+        )
+    same = len(train) - len(np.unique(parts.groups))
+    verb = "repeats another" if same == 1 else "repeat others"
+    notes += [f"{counted(same, 'training picture')} nearly {verb}; near-duplicates stay in one fold"] if same else []
+    if parts.two_classes:
+        a, b = parts.two_classes[0]
+        more = f" and {len(parts.two_classes) - 1} more pairs" if len(parts.two_classes) > 1 else ""
+        notes.append(f"nearly the same picture in two classes: {a}, {b}{more}; is one of them wrong?")
+    return {
+        "address": address,
+        "train": len(train),
+        "test": len(test),
+        "classes": counts,
+        "leaks": [list(pair) for pair in parts.leaks],
+        "problems": [asdict(p) for p in dict.fromkeys([*train.problems, *test.problems])],
+        "notes": notes,
+    }
+
+
+def _doubtful(found: Outcome, everything: Mapping[str, tuple[Model, Data]], parts: Parts) -> list[dict[str, Any]]:
+    """The training pictures whose label is probably wrong, as the winner sees those that it was not learned from."""
+    if found.verdict["winner"] is None:
+        return []
+    model, way = found.verdict["winner"]
+    own = [c for c in found.cells if (c["model"], c["way"], c["shots"]) == (model, way, found.verdict["shots"]) and c.get("test")]
+    cell = Cell(model, way, own[0]["shots"], own[0]["seed"])
+    data = everything[model][1]
+    support, groups = part_of(data, cell)
+    choice = fixed(way_named(way), support, groups, own[0]["settings"])
+    which = few(data.support.y, cell.shots or None, cell.seed)
+    ids = [data.ids[i] for i in which]
+    return rows_of(label_errors(softmax(choice.logits / choice.temperature), support.y), support.names, ids)
+
+
+def _outcome(
+    request: Request, out: Path, about: dict[str, Any], models: dict[str, dict[str, Any]], not_tried: list[dict[str, str]],
+    clusters: list[str],
+) -> Outcome:  # fmt: skip
+    cells = [read_json(path) for model in request.models for cell in request.cells(model) if (path := _file(out, cell)).is_file()]
+    found = verdict(cells, clusters)
+    opened = read_jsonl(out / OPENED) if (out / OPENED).is_file() else []
+    asked = {k: v for k, v in asdict(request).items() if k != "descriptions"}
+    return Outcome(asked, about, models, cells, found, sentences(found), opened, not_tried, environment_of_run())
+
+
+def environment_of_run() -> dict[str, Any]:
+    """Where and by which command results were made."""
+    packages = {}
+    for name in ("diptych", "torch", "numpy", "scikit-learn", "transformers", "peft"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    made = {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
+    return {"date": _now(), "command": sys.argv, **made, "packages": packages}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,131 @@
+"""From the table to one recommendation: who is ahead, of whom that can be said, and whether adapting is worth it.
+
+The winner is named by cross-validation on the training pictures, so the test pictures judge it without having chosen it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diptych.benchmarks.crossed import Measured, estimate
+from diptych.benchmarks.statistics import holm, paired_test
+
+CONTROL = "majority"
+NAMES_ALONE = ("zeroshot", "descriptions")  # nothing is learned from the pictures
+SEEDS = 3  # from so many on, other seeds are part of the interval
+LEVEL = 0.05
+
+Runs = Mapping[int, str]  # seed: "0110…", whether each test picture is named right
+
+
+def verdict(records: Sequence[Mapping[str, Any]], clusters: Sequence[str]) -> dict[str, Any]:
+    """The comparison of all cells with the most shots.
+
+    rows: one for each model and way, the best by cross-validation first, with ``mean``, ``low``, ``high`` (accuracy on the test
+    part) and ``against``: the difference of the winner from it with its interval and p after Holm's correction. winner, reference:
+    (model, way) of the best by cross-validation among those that learn, and of the best that learns nothing; None if there is none.
+    recommended: (model, way). gain: of the winner over the reference, a row of ``against``; None without a reference.
+    """
+    done = [r for r in records if r.get("test")]
+    if not done:
+        return {"rows": [], "winner": None, "reference": None, "recommended": None, "gain": None}
+    most = max(done, key=lambda r: (r["shots"] == 0, r["shots"]))["shots"]
+    table: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for record in done:
+        if record["shots"] == most:
+            table.setdefault((record["model"], record["way"]), {})[record["seed"]] = record
+    by_cross_validation = {key: _mean([r["accuracy"] for r in of.values()]) for key, of in table.items()}
+    order = sorted(table, key=lambda key: (-by_cross_validation[key], _mean([r["loss"] for r in table[key].values()]), key))
+    learn = [key for key in order if key[1] not in (CONTROL, *NAMES_ALONE)]
+    names = [key for key in order if key[1] in NAMES_ALONE] or [key for key in order if key[1] == CONTROL]
+    winner = learn[0] if learn else names[0] if names else None
+    reference = names[0] if names else None
+    runs = {key: {seed: r["test"]["correct"] for seed, r in of.items()} for key, of in table.items()}
+    tests = {key: difference(runs[winner], runs[key], clusters) for key in order if winner is not None and key != winner}
+    for key, p in zip(tests, holm([t["p"] for t in tests.values()]), strict=True):
+        tests[key]["p_holm"] = p
+    rows = []
+    for key in order:
+        at = estimate([_measured(run, clusters) for run in runs[key].values()])
+        rows.append(
+            {
+                "model": key[0],
+                "way": key[1],
+                "cross_validation": by_cross_validation[key] if by_cross_validation[key] > -1 else None,
+                "mean": at.value,
+                "low": at.low,
+                "high": at.high,
+                "seeds": len(runs[key]),
+                "against": tests.get(key),
+            }
+        )
+    gain = tests.get(reference) if reference is not None and winner is not None and winner != reference else None
+    worth = gain is None or (gain["p"] < LEVEL and gain["difference"] > 0)
+    recommended = winner if worth else reference
+    return {"rows": rows, "winner": winner, "reference": reference, "recommended": recommended, "gain": gain, "shots": most}
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """The mean; −1 where a value is not known, so that it comes last."""
+    return -1.0 if not values or any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
+
+
+def _measured(run: str, clusters: Sequence[str]) -> Measured:
+    items = {str(i): float(c) for i, c in enumerate(run)}
+    return Measured(
+        float(np.mean([c == "1" for c in run])),
+        items,
+        {str(i): cluster for i, cluster in enumerate(clusters)},
+        range=(0.0, 1.0),
+    )
+
+
+def difference(a: Runs, b: Runs, clusters: Sequence[str]) -> dict[str, Any]:
+    """a − b in accuracy on the same test pictures: difference, low, high, p. Over pictures and seeds from three seeds on;
+    with fewer over pictures, the credit of each averaged over the seeds.
+    """
+    seeds = sorted(set(a) & set(b))
+    if len(seeds) >= SEEDS:
+        e = estimate([_measured(a[s], clusters) for s in seeds], [_measured(b[s], clusters) for s in seeds])
+        p = e.p()
+        return {"difference": e.value, "low": e.low, "high": e.high, "p": 1.0 if np.isnan(p) else p}
+    mean_a, mean_b = (np.mean([[c == "1" for c in run] for run in runs.values()], axis=0) for runs in (a, b))
+    test = paired_test(mean_a, mean_b, clusters)
+    return {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p}
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """The verdict in plain words."""
+    if not found["rows"]:
+        return ["Nothing could be tested."]
+    rows = {(r["model"], r["way"]): r for r in found["rows"]}
+    winner, reference, gain = found["winner"], found["reference"], found["gain"]
+    best = f"is the best by cross-validation: {percent(rows[winner])} of the test pictures right."
+    learns = winner[1] not in (CONTROL, *NAMES_ALONE)
+    lines = [f"{'Of the ways that learn from the pictures, ' if learns else ''}{winner[1]} on {winner[0]} {best}"]
+    if gain is not None:
+        how = f"{100 * gain['difference']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p = {gain['p']:.2g}"
+        against = f"{reference[1]} on {reference[0]}"
+        if found["recommended"] == winner:
+            lines.append(f"Adapting is worth it here: {how} against {against}, which learns nothing.")
+        elif gain["difference"] > 0:
+            lines.append(f"No gain is shown over {against}, which learns nothing: {how}. Take that one, or add pictures.")
+        else:
+            lines.append(f"{against} learns nothing and does as well ({winner[1]} minus {reference[1]}: {how}). Take that one.")
+    alike = [r for r in found["rows"] if r["against"] and r["against"]["p_holm"] >= LEVEL and r["way"] != CONTROL]
+    if alike:
+        listed = ", ".join(f"{r['way']} on {r['model']}" for r in alike[:6])
+        more = f" and {len(alike) - 6} more" if len(alike) > 6 else ""
+        lines.append(
+            f"No difference from the best is shown for {listed}{more}: any of them will do as well, as far as these pictures tell."
+        )
+    return lines
+
+
+def percent(row: Mapping[str, Any]) -> str:
+    """``93.1 % [90.2, 95.6]``."""
+    interval = "" if np.isnan(row["low"]) else f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{100 * row['mean']:.1f} %{interval}"

@@ -1,0 +1,99 @@
+"""``diptych adapt``: one model, one way, on your pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diptych.core.errors import DiptychError, counted
+
+MODEL = "A run, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG` or `package.module:Class`."
+CLASSES = "Pictures with classes, `classes:DIRECTORY` or `classes:TABLE.csv`, or with captions, `folder:DIRECTORY` …"
+DESCRIPTIONS = "Sentences that describe the classes, a JSON file {class: [sentence, …]}."
+
+
+def adapt(
+    model: Annotated[str | None, typer.Argument(help=MODEL)] = None,
+    way: Annotated[str, typer.Option("--way", "-w", help="How (see --list).")] = "probe",
+    data: Annotated[str | None, typer.Option("--data", "-d", help=CLASSES)] = None,
+    shots: Annotated[int | None, typer.Option(min=1, help="Pictures of each class to learn from; default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws these pictures, and the folds.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: runs/adapted-WAY.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="Fix a setting of the way, `--set c=10`; others are chosen.")
+    ] = None,
+    descriptions: Annotated[Path | None, typer.Option(help=DESCRIPTIONS)] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapted model in the folder.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the ways.")] = False,
+) -> None:
+    """Adapt a model to classes or captions of your own. The folder that it writes is a model, for `evaluate` and other commands.
+
+    Settings are chosen by cross-validation on the training part of the data; near-duplicates stay in one fold. The test part is not
+    used. Training pictures whose label is probably wrong are listed. Example: `diptych adapt runs/clip --way probe --data
+    classes:my/parts`, then `diptych evaluate runs/adapted-probe --data classes:my/parts` and `diptych predict runs/adapted-probe
+    new/ --out table.csv`.
+    """
+    if list_:
+        _list()
+        return
+    if model is None or data is None:
+        raise DiptychError("name a model and the data: diptych adapt MODEL --way WAY --data classes:DIRECTORY")
+    from diptych.api import load
+    from diptych.choose.adapt import adapt as adapt_to_classes
+    from diptych.choose.adapt import checked_settings, summary
+    from diptych.choose.captions import adapt_to_captions, has_classes
+    from diptych.choose.label_errors import CHECK, as_csv, of_adapted
+    from diptych.choose.maps import MAP_WAYS
+    from diptych.choose.support import read_descriptions
+    from diptych.choose.ways import WAYS, way_named
+    from diptych.cli.choose.display import StepsDisplay
+    from diptych.config.overrides import parse_overrides
+    from diptych.core.files import write_text
+
+    folder = out or Path("runs") / f"adapted-{way.rpartition(':')[2]}"
+    given = parse_overrides(set_ or [])
+    if way in MAP_WAYS:
+        if has_classes(data):
+            raise DiptychError(f"--way {way} is for captions, and {data} has classes; for these there are {', '.join(WAYS)}")
+        if shots is not None or descriptions is not None:
+            raise DiptychError("--shots and --descriptions are for classes")
+        mapped = checked_settings(MAP_WAYS[way], given)
+        with StepsDisplay() as display:
+            made = adapt_to_captions(
+                model, load(model, device), way, data, folder, seed=seed, settings=mapped, overwrite=overwrite, progress=display
+            )
+        typer.echo(f"{folder}: learned from {counted(made.about['pictures'], 'picture')} with captions")
+        return
+    settings = checked_settings(way_named(way), given)  # wrong names are refused before anything is loaded
+    if not has_classes(data):
+        raise DiptychError(f"--way {way} is for classes, and {data} has captions; for these there are {', '.join(MAP_WAYS)}")
+    sentences = read_descriptions(descriptions) if descriptions else None
+    opened = load(model, device)
+    with StepsDisplay() as display:
+        adapted = adapt_to_classes(
+            model, opened, way, data, folder, shots=shots, seed=seed, settings=settings, descriptions=sentences,
+            overwrite=overwrite, progress=display,
+        )  # fmt: skip
+    typer.echo(f"{folder}: {summary(adapted.about)}")
+    _, doubtful = of_adapted(folder)
+    if doubtful:
+        write_text(folder / CHECK, as_csv(doubtful))
+        typer.echo(f"labels to check: {len(doubtful)}, in {folder / CHECK}")
+
+
+def _list() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from diptych.choose.maps import MAP_WAYS
+    from diptych.choose.ways import WAYS
+
+    table = Table("way", "for", "what it does", box=None, header_style="bold")
+    known: dict[str, dict[str, Any]] = {"classes": dict(WAYS), "captions": dict(MAP_WAYS)}
+    for what, ways in known.items():
+        for name, cls in ways.items():
+            table.add_row(f"[bold]{name}[/]", what, f"{cls.about}\n[dim]{cls.cite}[/]" if cls.cite else cls.about)
+    Console().print(table)

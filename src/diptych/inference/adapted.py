@@ -1,0 +1,132 @@
+"""A model with a head for a user's own classes: what ``diptych adapt`` writes where no weight of the model itself changes.
+
+A folder with adapted.json (the model's address, the classes, how and on what the head was learned) and head.safetensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.core.capabilities import Adapter, Image, Model, one_or_many
+from diptych.core.errors import DiptychError
+from diptych.core.files import check_format, read_json, write_json
+from diptych.inference.heads import Head, load_head
+from diptych.inference.scored import ScoreVectors
+
+FILE = "adapted.json"
+FORMAT = 1
+Load = Callable[[str, str], Model]  # address, device
+
+
+class AdaptedModel(Adapter):
+    """Names the classes of images (the capability "classify"); everything else is the model's own.
+
+    classes: their names, in the order of the probabilities. temperature: by which logits are divided, so that probabilities fit the
+    images that were left out in training.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base: Model,
+        head: Head,
+        classes: Sequence[str],
+        temperature: float = 1.0,
+        about: dict[str, Any] | None = None,
+    ):
+        self.name, self.base, self.head = name, base, head
+        self.classes, self.temperature = tuple(classes), temperature
+        self.about = about or {}
+        self.capabilities = frozenset({"classify", *(base.capabilities & {"embed_image", "embed_text", "score"})})
+        own = getattr(base, "key", None)
+        self.key = None if own is None else f"{own}-{self.about.get('id', '')}"
+
+    # --- files ---
+
+    def save(self, folder: Path, address: str) -> None:
+        """Writes the head, its classes and what is known about it to the folder, for ``load``. address: of the model itself."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            folder / FILE,
+            {
+                "format": FORMAT,
+                "model": address,
+                "relative": relative_to(address, folder),
+                "key": getattr(self.base, "key", None),
+                "scores": list(self.base.texts) if isinstance(self.base, ScoreVectors) else None,  # what its vectors are
+                "classes": list(self.classes),
+                "temperature": self.temperature,
+                "head": self.head.save(folder),
+                "about": self.about,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path, load: Load, device: str = "auto") -> AdaptedModel:
+        """The model that ``save`` wrote. load: of the model itself, by its address.
+
+        Raises DiptychError if the model cannot be loaded, or has other weights than when the head was learned.
+        """
+        try:
+            data = read_json(folder / FILE)
+        except ValueError as error:
+            raise DiptychError(f"{folder / FILE}: cannot be read ({error}); adapt the model again") from None
+        check_format(data.get("format"), FORMAT, str(folder / FILE))
+        base = load(address_now(data, folder), device)
+        if data.get("scores"):
+            base = ScoreVectors(base, data["scores"])
+        if (now := getattr(base, "key", None)) != data["key"]:
+            raise DiptychError(
+                f"{folder}: {data['model']} has other weights now than when its classes were learned ({data['key']}, now {now}); "
+                "adapt it again"
+            )
+        return cls(folder.name, base, load_head(folder, data["head"]), data["classes"], data["temperature"], data["about"])
+
+    # --- capabilities ---
+
+    @property
+    def together(self) -> bool:
+        """Whether the images of one call are judged together, so that all must be given in one (``Head.together``)."""
+        return self.head.together
+
+    def classify(self, images: Sequence[Image]) -> np.ndarray:
+        """The probability of each class, float32 [N, C]."""
+        return self.judge(self.base.embed_image(one_or_many(images)))
+
+    def judge(self, vectors: np.ndarray) -> np.ndarray:
+        """The same from the model's own vectors of the images [N, E]."""
+        logits = np.asarray(self.head.logits(vectors), dtype=np.float64) / self.temperature
+        e = np.exp(logits - logits.max(-1, keepdims=True))
+        probabilities: np.ndarray = (e / e.sum(-1, keepdims=True)).astype(np.float32)
+        return probabilities
+
+    def embed_image(self, images: Sequence[Image]) -> np.ndarray:
+        """The model's own unit vectors, float32 [N, E]."""
+        return self.base.embed_image(images)
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """The model's own unit vectors, float32 [N, E]."""
+        return self.base.embed_text(texts)
+
+    def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        """The model's own scores, float32 [N, M], or [P] for ``pairs``."""
+        return self.base.score(images, texts, pairs)
+
+
+def relative_to(address: str, folder: Path) -> str | None:
+    """A model's path as seen from a folder, so that both can be moved together; None for one that is not a local path."""
+    local = Path(address.partition(":")[2] if address.startswith("hf:") else address)
+    return os.path.relpath(local, folder) if local.exists() else None
+
+
+def address_now(data: dict[str, Any], folder: Path) -> str:
+    """Where the model of a file is now: next to the folder as it was, or at its address."""
+    address = str(data["model"])
+    if data["relative"] is not None and (moved := folder / data["relative"]).exists():
+        return f"hf:{moved}" if address.startswith("hf:") else str(moved)
+    return address

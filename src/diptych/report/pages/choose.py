@@ -1,0 +1,206 @@
+"""The report of ``diptych choose``: the recommendation, the table of models and ways, learning curves, new classes, the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.core.errors import counted
+from diptych.core.files import write_text
+from diptych.report.drawing.charts import Series, chart
+from diptych.report.drawing.document import Page, Section, document
+from diptych.report.drawing.marks import COLOURS, dot, escape, figure, header, scroller
+from diptych.report.drawing.plots import legend
+from diptych.report.pages.choose_captions import (
+    again,
+    answer,
+    build_captions_report,
+    forest,
+    not_tried,
+    percent,
+    problems_of,
+    short_p,
+)
+
+_READING = """<p><b>Cross-validation</b> is the balanced accuracy on training pictures that were left out; it chose every
+setting, and it names the winner. <b>Test</b> is the accuracy on the test part, which was opened once, after all settings
+were chosen; its interval covers other pictures and, from three seeds on, other draws of the training pictures. <b>Lead of
+the best</b> is the winner's accuracy minus this row's on the same pictures, with p after Holm's correction over the rows.
+<b>If chosen on the test</b> is by how much the number would be higher if the settings were chosen on the test part: that is
+what is gained by looking. <b>Calibration error</b>: how far probabilities are from the share that is right. <b>New
+classes</b>: half of the classes are learned, the others are known by name only; accuracies among the learned and among the
+new classes alone look better than in one list of all classes, which is what a user has.</p>"""
+
+
+def build_choose_report(folder: Path, results: Mapping[str, Any]) -> Path:
+    """Writes ``table.md`` and ``report.html`` from the content of ``results.json``; returns the report's path."""
+    if results.get("kind") == "captions":
+        return build_captions_report(folder, results)
+    write_text(folder / "table.md", markdown(results))
+    sections = [
+        Section("answer", "Which one to take", answer(results)),
+        Section("table", "Models and ways", _table(results)),
+        Section("curves", "More pictures", _curves(results)),
+        Section("open", "New classes", _open(results)),
+        Section("data", "The pictures", _data(results)),
+        Section("labels", "Labels to check", _doubtful(results)),
+        Section("not-tried", "Not tried", not_tried(results)),
+        Section("reading", "How to read this page", _READING),
+        Section("again", "Do it again", again(results)),
+    ]
+    data = results["data"]
+    facts = [
+        ("Data", data["address"]),
+        ("Training pictures", f"{data['train']:,}"),
+        ("Test pictures", f"{data['test']:,}"),
+        ("Classes", str(len(data["classes"]))),
+        ("Seeds", str(results["request"]["seeds"])),
+        ("Date", results["environment"]["date"][:10]),
+    ]
+    page = document("Which model, which way", facts, [Page("choose", "Choose", sections)])
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table as plain data, best by cross-validation first: model, way, and each column as text."""
+    cells = [c for c in results["cells"] if c.get("test") and c["shots"] == results["verdict"].get("shots")]
+    rows = []
+    for row in results["verdict"]["rows"]:
+        own = [c for c in cells if (c["model"], c["way"]) == (row["model"], row["way"])]
+        interval = "" if row["low"] is None or math.isnan(row["low"]) else f" [{percent(row['low'])}, {percent(row['high'])}]"
+        against = row["against"]
+        lead = "best" if against is None else f"{100 * against['difference']:+.1f}, p {short_p(against['p_holm'])}"
+        rows.append(
+            {
+                "model": row["model"],
+                "way": row["way"],
+                "cross-validation": percent(row["cross_validation"]),
+                "test": percent(row["mean"]) + interval,
+                "balanced": percent(_mean(c["test"]["balanced"] for c in own)),
+                "lead of the best": lead,
+                "calibration error": percent(_mean(c["test"]["ece"] for c in own)),
+                "if chosen on the test": _plus(_mean(c["test"].get("inflation") for c in own)),
+                "seconds": f"{_mean(c['seconds'] + c['test']['learning_seconds'] for c in own) or 0:.1f}",
+                "settings": ", ".join(f"{k}={v}" for k, v in own[0]["settings"].items()) if own else "",
+                "low": row["low"],
+                "high": row["high"],
+                "mean": row["mean"],
+            }
+        )
+    return rows
+
+
+COLUMNS = ("cross-validation", "test", "balanced", "lead of the best", "calibration error", "if chosen on the test", "seconds")
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The recommendation and the table, Markdown."""
+    rows = rows_of(results)
+    lines = ["## Which model, which way", "", *results["sentences"], "", "Accuracies in per cent.", ""]
+    lines += ["| model | way | " + " | ".join(COLUMNS) + " | settings |", "|---|---|" + "---:|" * len(COLUMNS) + "---|"]
+    lines += ["| " + " | ".join([r["model"], r["way"], *(r[c] for c in COLUMNS), r["settings"]]) + " |" for r in rows]
+    lines += ["", *(f"- {note}" for note in results["data"]["notes"])]
+    lines += [f"- not tried: {entry.get('way', '')} {entry['model']}: {entry['why']}" for entry in results["not_tried"]]
+    return "\n".join(lines) + "\n"
+
+
+def _table(results: Mapping[str, Any]) -> str:
+    rows = rows_of(results)
+    if not rows:
+        return ""
+    low, high = min(r["low"] or 0 for r in rows), max(r["high"] or 1 for r in rows)
+    body = "".join(
+        f'<tr><th scope="row">{escape(r["way"])}<span class="note">{escape(r["model"])}</span></th>'
+        + "".join(f"<td>{escape(r[c])}{forest(r, low, high) if c == 'test' else ''}</td>" for c in COLUMNS)
+        + f"<td>{escape(r['settings'])}</td></tr>"
+        for r in rows
+    )
+    heads = header("way", first=True) + "".join(header(c) for c in (*COLUMNS, "settings"))
+    return scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Models and ways")
+
+
+def _curves(results: Mapping[str, Any]) -> str:
+    """Accuracy over shots for the five best ways."""
+    tested = [c for c in results["cells"] if c.get("test")]
+    counts = sorted({c["shots"] for c in tested} - {0})
+    if len(counts) < 2:
+        return ""
+    shown = [(r["model"], r["way"]) for r in results["verdict"]["rows"] if r["way"] != "majority"][:6]
+    series, entries = [], []
+    for i, (model, way) in enumerate(shown):
+        values = [
+            _mean(c["test"]["accuracy"] for c in tested if (c["model"], c["way"], c["shots"]) == (model, way, k)) for k in counts
+        ]
+        points = [(k, v) for k, v in zip(counts, values, strict=True) if v is not None]
+        series.append(Series(f"{way} on {model}", [k for k, _ in points], [v for _, v in points], i, "both"))
+        entries.append(([dot(13, 8, f"point c{i % COLOURS}")], f"{way} on {model}"))
+    words = "Test accuracy over training pictures of each class"
+    drawn = chart(series, "pictures of each class", "accuracy, %", label=words, log_x=True, percent=(False, True))
+    return figure(drawn + legend(*entries), f"{words}, mean over seeds.")
+
+
+def _open(results: Mapping[str, Any]) -> str:
+    most = results["verdict"].get("shots")
+    rows = []
+    for row in results["verdict"]["rows"]:
+        own = [
+            c["test"] for c in results["cells"]
+            if c.get("test") and (c["model"], c["way"], c["shots"]) == (row["model"], row["way"], most) and "joint" in c["test"]
+        ]  # fmt: skip
+        if own:
+            values = [percent(_mean(t[k] for t in own)) for k in ("base", "new", "base_joint", "new_joint", "joint")]
+            name = f'<th scope="row">{escape(row["way"])}<span class="note">{escape(row["model"])}</span></th>'
+            rows.append(f"<tr>{name}{''.join(f'<td>{v}</td>' for v in values)}</tr>")
+    if not rows:
+        return ""
+    names = ("learned, alone", "new, alone", "learned, among all", "new, among all", "all, among all")
+    heads = header("way", first=True) + "".join(header(n) for n in names)
+    lead = "<p>Learned on half of the classes; the others are known by their names only. Per cent.</p>"
+    return lead + scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>", "New classes")
+
+
+def _data(results: Mapping[str, Any]) -> str:
+    data = results["data"]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in data["notes"])
+    opened = results["opened"]
+    times = f"The test part was opened {counted(len(opened), 'time')}" + (
+        ": " + ", ".join(o["time"] for o in opened) if opened else ""
+    )
+    more = " More than once: if ways were added after the first results were seen, the later numbers are not untouched." * (
+        len(opened) > 1
+    )
+    counts = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{n}</td><td>{m}</td></tr>' for name, (n, m) in data["classes"].items()
+    )
+    heads = header("class", first=True) + header("training") + header("test")
+    table = scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{counts}</tbody></table>", "Pictures of each class")
+    left = problems_of(data["problems"])
+    return f"<p>{escape(times)}.{more}</p><ul>{notes}</ul>{left}{table}"
+
+
+def _doubtful(results: Mapping[str, Any]) -> str:
+    rows = results.get("doubtful", [])
+    if not rows:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row">{escape(r["picture"])}</th><td>{escape(r["label"])}</td><td>{escape(r["likelier"])}</td>'
+        f"<td>{percent(r['confidence'])}</td></tr>"
+        for r in rows[:100]
+    )
+    heads = header("picture", first=True) + header("label") + header("likelier") + header("probability of the label, %")
+    lead = "<p>Training pictures with a label that is probably wrong: the best way, out of fold, is surer of another class.</p>"
+    return lead + scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Labels to check")
+
+
+def _mean(values: Any) -> float | None:
+    known: Sequence[float] = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _plus(value: float | None) -> str:
+    return "—" if value is None else f"{100 * value:+.1f}"
