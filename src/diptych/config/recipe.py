@@ -23,6 +23,7 @@ from diptych.config.upgrade import upgraded
 from diptych.core.errors import nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
+START = "start"  # of a teacher: the model as it is when the run begins
 PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder", "space")  # in the order in which they are built
 
 
@@ -76,7 +77,8 @@ class TeacherSpec(Strict):
 
     after: a stage, after which the teacher is taken; it does not change any more, and ``decay`` has no effect. restore: the parts
     that it was taken from then continue with the weights that they had before that stage.
-    ``from``: a run directory, or hf:NAME for a vision tower.
+    ``from``: a run directory, or hf:NAME for a vision tower; ``start``: the model as it is when the run begins, with the weights
+    that it starts from.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -309,7 +311,7 @@ class Recipe(Strict):
         if (near := tree["data"]["neighbours"]) and near["by"] != PACKAGED:
             near["by"] = _anchored(near["by"])
         for entry in (*tree["parts"].values(), *tree["teachers"].values()):
-            if "from" in entry:
+            if entry.get("from", START) != START:
                 entry["from"] = _anchored(entry["from"])
         for entry in tree["backbones"].values():
             entry["run"] = _anchored(entry["run"])

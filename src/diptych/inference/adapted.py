@@ -85,7 +85,7 @@ class AdaptedModel(Adapter):
 
     def classify(self, images: Sequence[Image]) -> np.ndarray:
         """The probability of each class, float32 [N, C]."""
-        logits = np.asarray(self.head.logits(self.base.embed_image(one_or_many(images))), dtype=np.float64) / self.temperature
+        logits = np.asarray(self.head.logits_of(self.base, one_or_many(images)), dtype=np.float64) / self.temperature
         e = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities: np.ndarray = (e / e.sum(-1, keepdims=True)).astype(np.float32)
         return probabilities

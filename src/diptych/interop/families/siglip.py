@@ -28,6 +28,11 @@ class Siglip(DualEncoder):
     contrast = Sigmoid
     wanted = "the pairwise sigmoid, which gives logits their scale and bias"
 
+    def scaled(self, objectives: nn.ModuleDict) -> tuple[str, Any] | None:
+        """As in CLIP; classification by class names must hold the offset too (``bias: true``)."""
+        found = super().scaled(objectives)
+        return found if found and hasattr(found[1], "logit_bias") else None
+
     def warnings(self, model: VLM) -> list[str]:
         """SigLIP reads its padding: texts need the whole length that the run was trained with."""
         length, result = model.tokenizer.max_length, []

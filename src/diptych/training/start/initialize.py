@@ -199,6 +199,11 @@ class HubStart:
         except DiptychError as error:
             return f"its tokenizer cannot be used, and so its word vectors cannot either: {error}"
 
+    @property
+    def unreadable(self) -> str:
+        """Why their tokenizer cannot be taken over, and with it their word vectors; "" if it can."""
+        return self._adopted if isinstance(self._adopted, str) else ""
+
     def tokenizer(self, max_length: int) -> Tokenizer | None:
         """Their tokenizer, if it can be taken over."""
         if isinstance(self._adopted, str):
@@ -262,7 +267,8 @@ class HubStart:
             sizes = asdict(Geometry.of(transformer)) if transformer is not None else {}
             has |= {f"parts.{name}.{k}": v for k, v in {**sizes, "patch": getattr(part, "patch", None), **kind}.items()}
         if "text" in model.parts:
-            has["data.tokenizer.max_length"] = model.tokenizer.max_length
+            positions = getattr(model.part("text"), "positions", ())  # prompts take some of them, so that texts are shorter
+            has["data.tokenizer.max_length"] = len(positions) or model.tokenizer.max_length
         both = {"vision", "text"} <= set(model.parts)
         asked = [
             k
@@ -304,7 +310,8 @@ def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, t
         {k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")}, strict=False
     )
     started.loaded = groups(found)
-    started.fresh = [name for name in groups(state_of(model, objectives)) if name not in started.loaded]
+    known = {*started.loaded, "teachers"}  # which begin as the model does, or are models of their own
+    started.fresh = [name for name in groups(state_of(model, objectives)) if name not in known]
     started.unused = [name for name in theirs if name not in started.loaded]
     if not started.loaded:
         raise DiptychError(f"weights: this recipe can use nothing in {started.address}")
