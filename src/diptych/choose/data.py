@@ -81,10 +81,7 @@ def labelled(source: Source, part: str = "train") -> Pictures:
 
     part: of a source that draws pictures of concepts, how many.
     """
-    names = getattr(source, "classes", None)
-    if names:
-        return _listed(source, tuple(names))
-    if isinstance(source, Controlled):
+    if isinstance(source, Controlled):  # draws as many as are wanted
         concepts = tuple(source.concepts())
         drawn = source.concept_samples(CONCEPTS[part])
         images = [image for image, _ in drawn]
@@ -95,6 +92,8 @@ def labelled(source: Source, part: str = "train") -> Pictures:
             [content_hash(image) for image in images],
             images.__getitem__,
         )
+    if names := getattr(source, "classes", None):
+        return _listed(source, tuple(names))
     raise DiptychError(f"{source.address}: its pictures have no classes; class folders and tables are read by classes:PLACE")
 
 

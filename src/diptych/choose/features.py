@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Store:
             try:
                 with np.load(path, allow_pickle=False) as held:
                     self.at.update({digest: (path, i) for i, digest in enumerate(held["digests"].tolist())})
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
                 continue  # a file that is damaged is made again
         self.fresh: dict[str, np.ndarray] = {}
 

@@ -1,4 +1,4 @@
-"""``hf:NAME_OR_PATH``: any model of transformers that embeds, matches or answers, by its configuration."""
+"""``hf:NAME_OR_PATH``: any model of transformers that embeds, matches or answers, by its configuration; vision towers too."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ def load(
     """
     from transformers import AutoConfig, logging
     from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_MAPPING_NAMES as VISION,
+    )
+    from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as GENERATIVE,
     )
     from transformers.models.auto.modeling_auto import (
@@ -46,6 +49,7 @@ def load(
     from diptych.inference.foreign.chat import Generative
     from diptych.inference.foreign.dual import DualEncoder
     from diptych.inference.foreign.matching import Matching
+    from diptych.inference.foreign.vision import VisionOnly
 
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()  # advice for programmers, printed at every call
@@ -62,6 +66,9 @@ def load(
         return DualEncoder(opened, batch or 64)
     if kind in GENERATIVE or "AutoModelForImageTextToText" in remote:
         return Generative(opened, batch or 8, score or "likelihood", prompt)
+    if kind in (*VISION, "clip_vision_model"):
+        _only("", score, name)
+        return VisionOnly(opened, batch or 64)
     raise DiptychError(
         f"hf:{name}: a model of type '{kind}' ({architecture or 'no architecture named'}) does not embed image and text, and "
         "does not write text from an image; wrap it yourself in diptych.core.capabilities.Adapter and give package.module:Class"
@@ -70,7 +77,8 @@ def load(
 
 def _only(kind: str, score: str, name: str) -> None:
     if score not in ("", kind):
-        raise DiptychError(f"hf:{name}: it scores by {kind}; remove score={score}")
+        how = f"it scores by {kind}" if kind else "a vision tower scores no texts"
+        raise DiptychError(f"hf:{name}: {how}; remove score={score}")
 
 
 class Opened:
