@@ -25,10 +25,11 @@ class DualEncoder(Family):
     wanted: ClassVar[str]  # its description for messages, if there is none
 
     def scaled(self, objectives: nn.ModuleDict) -> tuple[str, Any] | None:
-        """The objective that gives logits their scale, and the name of its parameters: a contrastive one, or classification by
-        class names, which keeps the scale of the weights that it started from.
+        """The objective that gives logits their scale, and the name of its parameters: a contrastive one, classification by class
+        names, or one that keeps the scale of the weights that it started from (a buffer).
         """
-        return objective_of(objectives, self.contrast, ClassNames)
+        kept = ((f"objectives.{n}", o) for n, o in objectives.items() if "logit_scale" in dict(o.named_buffers(recurse=False)))
+        return objective_of(objectives, self.contrast, ClassNames) or next(kept, None)
 
     def projections(self, model: VLM) -> list[Misfit]:
         """What differs between the projections into the shared space and theirs."""
