@@ -153,7 +153,9 @@ def test_flyp_counts_captions_of_the_same_class_as_its_authors_do(models: dict[s
 
 
 @pytest.mark.parametrize("of", ["clip", "siglip", "run"])
-def test_class_vectors_are_those_of_their_names_however_they_are_listed(models: dict[str, str], data: str, of: str, tmp_path: Path) -> None:
+def test_class_vectors_are_those_of_their_names_however_they_are_listed(
+    models: dict[str, str], data: str, of: str, tmp_path: Path
+) -> None:
     """CoOp's trap: vectors that were saved for some names must not come back for others. Each name's vector is that of the name alone,
     read at its own end behind the context, in training, after loading, and with the classes in another order or number.
     """
@@ -204,7 +206,9 @@ def test_the_run_names_its_classes(models: dict[str, str], data: str, tmp_path: 
     np.testing.assert_allclose(found, want / want.sum(1, keepdims=True), atol=1e-5)
     moved = out.rename(tmp_path / "moved")  # a run with its classes can be moved
     np.testing.assert_allclose(load(moved, device="cpu").classify(pictures()), found, atol=1e-6)  # type: ignore[attr-defined]
-    assert fit(models["clip"], TOWER_WAYS["lora"], data, moved, shots=2, seed=1, budget="32 samples") == moved  # finished: nothing to do
+    assert (
+        fit(models["clip"], TOWER_WAYS["lora"], data, moved, shots=2, seed=1, budget="32 samples") == moved
+    )  # finished: nothing to do
     with pytest.raises(DiptychError, match="holds a run with seed 1, not 2"):
         fit(models["clip"], TOWER_WAYS["lora"], data, moved, shots=2, seed=2)
 
@@ -301,7 +305,13 @@ def test_captions_of_ones_own_beside_the_model_as_it_was(models: dict[str, str],
     for keep in (0.0, 20.0):
         settings = {"keep": keep, "lr": 3e-3, "of": "vectors", "batch_size": 4}
         out = fit(
-            models["clip"], TOWER_WAYS["captions"], address, tmp_path / str(keep), budget="64 samples", settings=settings, overrides=FAST
+            models["clip"],
+            TOWER_WAYS["captions"],
+            address,
+            tmp_path / str(keep),
+            budget="64 samples",
+            settings=settings,
+            overrides=FAST,
         )
         model: Any = load(out, device="cpu")
         assert isinstance(model, TrainedModel) and ("base" in model.recipe.teachers) == bool(keep)

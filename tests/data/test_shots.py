@@ -70,7 +70,9 @@ def test_a_share_of_the_few_can_be_held_out(folder: Path) -> None:
 
 
 def test_samples_have_a_label_and_a_caption(folder: Path) -> None:
-    source = open_source(few_shots(f"classes:{folder}?template=a drawing of a {{}}", 2, 3, "a blurred photo of a {}")).split("train")
+    source = open_source(few_shots(f"classes:{folder}?template=a drawing of a {{}}", 2, 3, "a blurred photo of a {}")).split(
+        "train"
+    )
     assert isinstance(source, Shots) and source.classes == ["owl", "rare", "red_fox"]
     found = {source[i].fields["label"].name: source.captions(i) for i in range(len(source))}
     assert found["red_fox"] == ["a blurred photo of a red fox"]

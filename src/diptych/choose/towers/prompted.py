@@ -37,8 +37,8 @@ class Prompted(TowerWay):
 
 @dataclass(frozen=True, kw_only=True)
 class CoCoOp(Prompted):
-    """CoOp with a context that depends on the image (Zhou et al. 2022b, §4: four vectors that begin as "a photo of a", SGD at 0.002,
-    batches of 1, ten epochs, one of warm-up). As in ``coop``, pictures are shown as they are.
+    """CoOp with a context that depends on the image (Zhou et al. 2022b, §4: four vectors that begin as "a photo of a", SGD at
+    0.002, batches of 1, ten epochs, one of warm-up). As in ``coop``, pictures are shown as they are.
     """
 
     name = "cocoop"
