@@ -98,6 +98,17 @@ def test_a_recipe_begins_as_the_model_with_its_scale(models: dict[str, str], dat
     assert way == "full" or all(setup.model.adapter_owns(n) for n in learning)
 
 
+def test_an_objective_of_another_kind_goes_on_with_the_scale_of_the_run(models: dict[str, str]) -> None:
+    """One that holds more than the scale, in the place of the run's contrastive objective."""
+    tree = tower_recipe(models["run"], TOWER_WAYS["captions"], "scenes:small", {"keep": 0.0}, overrides=FAST).model_dump(by_alias=True)
+    momentum = {"kind": "info_nce", "momentum": "ema", "queue": 16}
+    tree["stages"][0]["objectives"] = {"info_nce": momentum}
+    setup = set_up(Recipe.model_validate({**tree, "teachers": {"ema": {"decay": 0.9}}}))
+    objective: Any = setup.objectives["info_nce"]
+    assert {n for n, _ in objective.named_buffers()} >= {"seen"}
+    assert objective.scale.item() == pytest.approx(TrainedModel.load(Path(models["run"]), "cpu").scale)
+
+
 @pytest.mark.parametrize("name", list(TOWER_WAYS))
 def test_the_papers_values_are_the_defaults(models: dict[str, str], data: str, name: str) -> None:
     """Optimizer, rate, decay, batch and epochs, read in the papers and the authors' code."""

@@ -33,6 +33,7 @@ from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM
 from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint
 
+SCALE = ("logit_scale", "logit_bias")
 SIDES = {"image": "vision", "text": "text"}
 
 
@@ -142,6 +143,9 @@ class RunStart:
                 result |= {bare[k]: v for k, v in there.items()}  # the adapter within the part starts fresh
             elif mine and there and not name.startswith("objectives."):
                 self._refuse(name, mine, there, recipe, model)
+            elif mine and there:  # an objective of another kind, in the same place: the scale of similarities goes on
+                scale = {f"{name}.{key}" for key in SCALE}
+                result |= {k: v for k, v in there.items() if k in scale and k in mine and mine[k].shape == v.shape}
         return put(result, model, objectives, started, groups(theirs))
 
     def _refuse(self, name: str, mine: State, there: State, recipe: Recipe, model: VLM) -> None:
