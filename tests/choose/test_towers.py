@@ -87,9 +87,9 @@ def test_a_recipe_begins_as_the_model_with_its_scale(models: dict[str, str], dat
         image, text, scale = theirs(models[of], TEXTS)
     assert float(objective.scale.detach()) == pytest.approx(scale, rel=1e-5) and abs(scale - 1 / 0.07) > 1e-4
     found = embeddings(setup.model, TEXTS)
-    if way != "vpt":
+    if way in ("lora", "full", "coop", "cocoop"):
         np.testing.assert_allclose(found[0][:3], image[:3], atol=1e-5)
-    if way != "coop":
+    if way in ("lora", "full", "vpt", "vpt-deep"):
         np.testing.assert_allclose(found[1], text, atol=1e-5)
     learning = {n for n, p in setup.model.named_parameters() if p.requires_grad}
     setup.model.train_only(setup.recipe.stages[0].train)
@@ -100,7 +100,9 @@ def test_a_recipe_begins_as_the_model_with_its_scale(models: dict[str, str], dat
 
 def test_an_objective_of_another_kind_goes_on_with_the_scale_of_the_run(models: dict[str, str]) -> None:
     """One that holds more than the scale, in the place of the run's contrastive objective."""
-    tree = tower_recipe(models["run"], TOWER_WAYS["captions"], "scenes:small", {"keep": 0.0}, overrides=FAST).model_dump(by_alias=True)
+    tree = tower_recipe(models["run"], TOWER_WAYS["captions"], "scenes:small", {"keep": 0.0}, overrides=FAST).model_dump(
+        by_alias=True
+    )
     momentum = {"kind": "info_nce", "momentum": "ema", "queue": 16}
     tree["stages"][0]["objectives"] = {"info_nce": momentum}
     setup = set_up(Recipe.model_validate({**tree, "teachers": {"ema": {"decay": 0.9}}}))
@@ -127,7 +129,7 @@ def test_the_papers_values_are_the_defaults(models: dict[str, str], data: str, n
     stage = (recipe := tower_recipe(models["clip"], TOWER_WAYS[name], few)).stages[0]
     way = TOWER_WAYS[name]()
     assert (stage.optimizer, stage.lr, stage.weight_decay, way.batch_size) == want[:4]
-    assert recipe.budget.samples == want[4] * 8 and stage.batch_size == 8 and stage.ema == 0
+    assert recipe.budget.samples == want[4] * 8 and stage.batch_size == min(8, want[3]) and stage.ema == 0
     assert recipe.budget.seconds is None
     assert tower_recipe(models["clip"], way, few, budget="30s").budget.seconds == 30
     assert tower_recipe(models["clip"], way, few, budget="40 samples").budget.samples == 40
