@@ -20,6 +20,9 @@ from diptych.core.errors import DiptychError
 from diptych.inference.adapted import AdaptedModel
 from diptych.inference.export import export
 from diptych.inference.run import TrainedModel
+from diptych.training.distributed import Cluster
+from diptych.training.flops import FlopMeter
+from diptych.training.gradient import BatchGradient, Pieces, Share
 from diptych.training.loop import train
 from diptych.training.start.setup import Setup, set_up, training_loader
 from towers_fixture import FAST, NAMES, folders, pictures, run, stir
@@ -160,6 +163,25 @@ def test_flyp_counts_captions_of_the_same_class_as_its_authors_do(models: dict[s
                 others = [j for j in range(len(row)) if same == "keep" or j == i or strings[j] != strings[i]]
                 want += np.log(np.exp(row[others] - row[i]).sum()) / (2 * len(row))
         assert objective(p).item() == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("way", ["full", "flyp", "captions"])
+def test_a_batch_in_pieces_has_the_same_gradient(models: dict[str, str], data: str, way: str) -> None:
+    setup = started(models["run"], way, data, {"augment": "none"})
+    setup.model.train_only(setup.recipe.stages[0].train)
+    both = torch.nn.ModuleList([setup.model.train(), setup.objectives])
+    loader = training_loader(setup, setup.recipe.stages[0], setup.source)
+    weights = {name: spec.weight for name, spec in setup.recipe.stages[0].objectives.items()}
+    objectives: Any = dict(setup.objectives.items())
+    found = []
+    for micro in (None, 2):
+        both.zero_grad()
+        pieces = Pieces(Share(loader, 0, Cluster(), micro), 0)
+        BatchGradient(setup.model, Cluster(), False, 0, FlopMeter())(0, pieces, objectives, weights)
+        found.append({n: p.grad.clone() for n, p in both.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 20
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
 
 
 # --- texts ---

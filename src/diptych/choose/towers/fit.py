@@ -19,6 +19,7 @@ from diptych.core.registry import check_options
 from diptych.data.shots import few_shots
 from diptych.data.source import Source
 from diptych.data.sources import open_source
+from diptych.inference.adapted import FILE
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import Progress, train
 from diptych.training.run_files import RunFiles
@@ -96,7 +97,7 @@ def fit(
         train(recipe, place, resume=True, progress=progress)
     if isinstance(chosen, WiseFt) and not checkpoints(out / "checkpoints"):
         _interpolate(chosen, recipe, place, out)
-    if of_classes:
+    if of_classes and not (out / FILE).is_file():
         names: list[str] = open_source(address).classes  # type: ignore[attr-defined]
         note_classes(out, names, {"data": data, "shots": shots, "seed": seed})
     return out
