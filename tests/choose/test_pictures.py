@@ -187,3 +187,12 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DiptychError, match="not finite"):
         vectors_of(Broken(), pictures_of(class_folders(tmp_path / "data", each=4)))
+
+
+def test_test_pictures_may_be_elsewhere(tmp_path: Path) -> None:
+    first = class_folders(tmp_path / "a", each=10, colours=("red", "green"))
+    other = class_folders(tmp_path / "b", each=5, colours=("green", "red", "blue"))
+    train, test = open_parts(f"classes:{first}", f"classes:{other}")
+    assert train.names == test.names == ("green", "red", "blue")
+    assert len(test) == 15 and {train.names[i] for i in train.labels} == {"red", "green"}
+    assert [test.names[i] for i in test.labels] == [id.split("/")[0] for id in test.ids]

@@ -28,9 +28,9 @@ CALIBRATION = "calibration.safetensors"
 PROBLEMS = "problems.jsonl"
 
 
-def parts_of(address: str, progress: Progress | None = None) -> Parts:
+def parts_of(address: str, progress: Progress | None = None, test_address: str | None = None) -> Parts:
     """The training and the test part at an address, without broken pictures and without test pictures that repeat training ones."""
-    train, test = open_parts(address)
+    train, test = open_parts(address, test_address)
     both = joined([train, test])
     prints, broken = vectors_of(Fingerprints(), both, progress)
     n = len(train)

@@ -150,9 +150,12 @@ def joined(parts: Sequence[Pictures]) -> Pictures:
     )
 
 
-def open_parts(address: str) -> tuple[Pictures, Pictures]:
-    """The training and the test part of the data at an address: a part ``validation`` by hash belongs to the test part, since
-    settings are chosen by cross-validation on the training part. DiptychError if either has no picture, or there is one class.
+def open_parts(address: str, test_address: str | None = None) -> tuple[Pictures, Pictures]:
+    """The training and the test part of the data at an address, with the same list of classes.
+
+    A part ``validation`` by hash belongs to the test part, since settings are chosen by cross-validation on the training part.
+    test_address: other data to test on, all of it (of a source that draws, its test part); then all of ``address`` but what it
+    calls its test part is for training. DiptychError if either part has no picture, or there is one class.
     """
     source = open_source(address)
     if isinstance(source, Controlled):
@@ -160,12 +163,29 @@ def open_parts(address: str) -> tuple[Pictures, Pictures]:
     else:
         train = labelled(source.split("train"))
         test = joined([labelled(source.split(part)) for part in ("validation", "test")])
+    if test_address is not None:
+        other = open_source(test_address)
+        drawn = isinstance(other, Controlled)
+        train = train if drawn or isinstance(source, Controlled) else joined([train, labelled(source.split("validation"))])
+        train, test = with_same_classes(train, labelled(other.split("test") if drawn else other, "test"))
     if len(train.names) < 2:
         raise DiptychError(f"{address}: one class, '{', '.join(train.names)}'; there is nothing to choose between")
     for part, which in (("training", train), ("test", test)):
         if not len(which):
             raise DiptychError(f"{address}: no picture in the {part} part ({counted(len(train) + len(test), 'picture')} in all)")
     return train, test
+
+
+def with_same_classes(train: Pictures, test: Pictures) -> tuple[Pictures, Pictures]:
+    """Both with one list of classes: those of the training pictures, then those that only test pictures have."""
+    names = tuple(dict.fromkeys([*train.names, *test.names]))
+
+    def renumbered(part: Pictures) -> Pictures:
+        """With labels into the common list."""
+        number = np.array([names.index(name) for name in part.names], dtype=np.int64)
+        return replace(part, names=names, labels=number[part.labels])
+
+    return renumbered(train), renumbered(test)
 
 
 def names_alike(names: Sequence[str]) -> list[tuple[str, str]]:

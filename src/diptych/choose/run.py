@@ -41,7 +41,9 @@ Load = Callable[[str], Model]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be compared. shots: pictures of each class, 0 for all. seconds: a limit of time; None: none."""
+    """What is to be compared. shots: pictures of each class, 0 for all. seconds: a limit of time; None: none. test_data: where
+    the test pictures are, if not at ``data``.
+    """
 
     models: tuple[str, ...]
     ways: tuple[str, ...]
@@ -51,6 +53,7 @@ class Request:
     templates: tuple[str, ...] = TEMPLATES
     descriptions: Mapping[str, Sequence[str]] | None = None
     seconds: float | None = None
+    test_data: str | None = None
 
     def cells(self, model: str) -> list[Cell]:
         """The cells of a model, those with few shots first, and the control among them."""
@@ -61,7 +64,13 @@ class Request:
         """What a folder of results must agree with to be continued: all but models, ways, shots and seeds, of which there may be
         more.
         """
-        return {"format": FORMAT, "data": self.data, "templates": list(self.templates), "descriptions": self.descriptions}
+        return {
+            "format": FORMAT,
+            "data": self.data,
+            "test_data": self.test_data,
+            "templates": list(self.templates),
+            "descriptions": self.descriptions,
+        }
 
 
 @dataclass
@@ -103,8 +112,8 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
         way_named(name)  # wrong names are refused before anything is computed
     began = time.monotonic()
     _check_folder(request, out)
-    parts = parts_of(request.data, progress)
-    about = _about(parts, request.data)
+    parts = parts_of(request.data, progress, request.test_data)
+    about = _about(parts, request.data if request.test_data is None else f"{request.data}, tested on {request.test_data}")
     models: dict[str, dict[str, Any]] = {}
     not_tried: list[dict[str, str]] = []
     everything: dict[str, tuple[Model, Data]] = {}

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 
 def recipes() -> None:
-    """List the built-in recipes, each with its variants: NAME@VARIANT is a recipe with other settings."""
+    """List the built-in recipes, each with its variants: NAME@VARIANT is a recipe with other settings. Models that need no
+    training come last.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from diptych.config.recipe import load_recipe, recipe_names, recipe_variants
+    from diptych.config.untrained import UNTRAINED
 
     table = Table("recipe", "paradigm", "what it is", "scored by", box=None, header_style="bold")
     for name in recipe_names():
@@ -27,6 +30,9 @@ def recipes() -> None:
         for variant, about in recipe_variants().items():
             if variant.startswith(f"{name}@"):
                 table.add_row(f"  {variant}", "", about, "")
+    for name in UNTRAINED.names():
+        model = UNTRAINED.load(name)
+        table.add_row(f"[bold]{name}[/]", model.paradigm, f"{model.about}\n[dim]{model.cite}[/]", model.score)
     Console().print(table)
 
 

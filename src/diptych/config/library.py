@@ -24,6 +24,7 @@ class Library(Generic[Schema]):
     saved_as: str = ""  # the file in which a result directory keeps its resolved configuration: recipe.yaml
     shorthands: Mapping[str, str] = field(default_factory=dict)  # see ``set_dotted``
     upgrade: Callable[[dict[str, Any], str], dict[str, Any]] | None = None  # (content, file) of an older format → the current one
+    explain: Callable[[str], str | None] | None = None  # why a name that others know is not in this library; None: unknown
 
     def names(self) -> tuple[str, ...]:
         """The names of the built-in configurations, sorted."""
@@ -48,6 +49,8 @@ class Library(Generic[Schema]):
         if self.saved_as and path.is_dir():
             path = path / self.saved_as
         if path.suffix not in (".yaml", ".yml"):
+            if self.explain is not None and (why := self.explain(name)) is not None:
+                raise DiptychError(why)
             raise DiptychError(f"there is no {self.what} '{name}'{nearest(name, self.names())}; your own: a path ending in .yaml")
         if not path.is_file():
             raise DiptychError(f"no {self.what} at '{path}'")

@@ -19,6 +19,7 @@ from diptych.config.library import Library
 from diptych.config.neighbours import PACKAGED, Neighbours
 from diptych.config.overrides import Overrides
 from diptych.config.typed import Kind, Strict
+from diptych.config.untrained import why_not_trained
 from diptych.config.upgrade import upgraded
 from diptych.core.errors import nearest
 
@@ -329,7 +330,7 @@ def _anchored(address: Any) -> Any:
 
 
 # ``info_nce: 1`` is ``info_nce: {weight: 1}``
-LIBRARY = Library(Recipe, "recipe", RECIPES, saved_as="recipe.yaml", shorthands={"objectives": "weight"}, upgrade=upgraded)
+LIBRARY = Library(Recipe, "recipe", RECIPES, saved_as="recipe.yaml", shorthands={"objectives": "weight"}, upgrade=upgraded, explain=why_not_trained)
 
 
 @cache

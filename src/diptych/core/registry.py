@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -75,7 +75,8 @@ def check_options(cls: Any, options: Mapping[str, Any], where: str) -> dict[str,
         try:
             checked[known[name].name] = TypeAdapter(hint).validate_python(value)
         except ValidationError as error:
-            expected = getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint).replace("typing.", "")
+            plain = hint.__origin__ if get_origin(hint) is Annotated else hint  # the limits are in pydantic's message
+            expected = getattr(plain, "__name__", str(plain)) if not get_args(plain) else str(plain).replace("typing.", "")
             raise DiptychError(f"{where}.{name}: expected {expected}, got {value!r} ({error.errors()[0]['msg']})") from None
     missing = [n for n, p in known.items() if p.default is p.empty and p.name not in checked]
     if missing:

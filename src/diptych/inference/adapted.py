@@ -50,13 +50,12 @@ class AdaptedModel(Adapter):
     def save(self, folder: Path, address: str) -> None:
         """Writes the head, its classes and what is known about it to the folder, for ``load``. address: of the model itself."""
         folder.mkdir(parents=True, exist_ok=True)
-        local = Path(address.partition(":")[2] if address.startswith("hf:") else address)
         write_json(
             folder / FILE,
             {
                 "format": FORMAT,
                 "model": address,
-                "relative": os.path.relpath(local, folder) if local.exists() else None,  # so that both can be moved together
+                "relative": relative_to(address, folder),
                 "key": getattr(self.base, "key", None),
                 "classes": list(self.classes),
                 "temperature": self.temperature,
@@ -73,7 +72,7 @@ class AdaptedModel(Adapter):
         """
         data = read_json(folder / FILE)
         check_format(data.get("format"), FORMAT, str(folder / FILE))
-        base = load(_address(data, folder), device)
+        base = load(address_now(data, folder), device)
         if (now := getattr(base, "key", None)) != data["key"]:
             raise DiptychError(
                 f"{folder}: {data['model']} has other weights now than when its classes were learned ({data['key']}, now {now}); "
@@ -103,8 +102,14 @@ class AdaptedModel(Adapter):
         return self.base.score(images, texts, pairs)
 
 
-def _address(data: dict[str, Any], folder: Path) -> str:
-    """Where the model is now: next to the folder as it was, or at its address."""
+def relative_to(address: str, folder: Path) -> str | None:
+    """A model's path as seen from a folder, so that both can be moved together; None for one that is not a local path."""
+    local = Path(address.partition(":")[2] if address.startswith("hf:") else address)
+    return os.path.relpath(local, folder) if local.exists() else None
+
+
+def address_now(data: dict[str, Any], folder: Path) -> str:
+    """Where the model of a file is now: next to the folder as it was, or at its address."""
     address = str(data["model"])
     if data["relative"] is not None and (moved := folder / data["relative"]).exists():
         return f"hf:{moved}" if address.startswith("hf:") else str(moved)

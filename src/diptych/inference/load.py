@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diptych.config.untrained import UNTRAINED
 from diptych.core.capabilities import Model
-from diptych.core.errors import DiptychError
-from diptych.inference.adapted import FILE, AdaptedModel
-from diptych.inference.foreign import is_foreign, open_model
+from diptych.core.errors import DiptychError, nearest
+from diptych.core.registry import resolve
+from diptych.inference import adapted, mapped
+from diptych.inference.foreign import is_foreign, open_model, opened
 from diptych.inference.run import TrainedModel
 from diptych.training.run_files import RunFiles
 
 
 def load(address: str | Path, device: str = "auto") -> Model:
-    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), or a model of
-    another library by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
+    """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), one that needs
+    no training by its name (``conse``, ``conse?classes=10``), or a model of another library by its address (``hf:NAME``,
+    ``openai:URL?model=…``; docs/evaluation.md).
 
     Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """
@@ -23,12 +26,18 @@ def load(address: str | Path, device: str = "auto") -> Model:
         return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)
     if not path.is_dir() and is_foreign(str(address)):
         return open_model(str(address), device)
+    name, _, query = str(address).partition("?")
+    if not path.is_dir() and name in UNTRAINED.names():
+        return opened(resolve(UNTRAINED.load(name).model, {}, "model"), str(address), query, device)
     if not path.is_dir():
         raise DiptychError(
-            f"no run at '{address}'; a run is a directory that `diptych train` made, another model is hf:NAME_OR_PATH"
+            f"no run at '{address}'{nearest(name, UNTRAINED.names())}; a run is a directory that `diptych train` made, another "
+            "model is hf:NAME_OR_PATH"
         )
-    if (path / FILE).is_file():
-        return AdaptedModel.load(path, load, device)
+    if (path / adapted.FILE).is_file():
+        return adapted.AdaptedModel.load(path, load, device)
+    if (path / mapped.FILE).is_file():
+        return mapped.MappedModel.load(path, load, device)
     if not RunFiles(path).exists() and (path / "config.json").is_file():
         raise DiptychError(f"{address} is not a run; a model of transformers is hf:{address}")
     return TrainedModel.load(path, device)

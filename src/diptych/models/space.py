@@ -17,6 +17,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.part import Part
+from diptych.models.pretrained.conse import LIKELIEST, TEMPERATURE, TEMPLATE, ClassSpace, class_vectors
 
 
 def unit(x: Tensor) -> Tensor:
@@ -101,6 +102,58 @@ class PredictorSpace(LinearSpace):
         self.image = nn.Sequential(*inner, nn.Linear(hidden, self.width))
 
 
+class ResidualSpace(Part):
+    """A space that needs no training, and what training adds to it.
+
+    An embedding is the vector of ConSE (``models.pretrained.conse``) plus a learned map of the tower's pooled output, which is zero
+    at first: a run begins exactly as ConSE. The vision tower gives the logits of ImageNet's classes, the text tower is the sentence
+    encoder; the embeddings are as wide as its vectors. classes, temperature, template: of ConSE. hidden: the width inside a map of
+    two layers with GELU; None: the map is linear. dropout: the share of a map's inputs that are left out in training.
+    """
+
+    can = frozenset({"embed_image", "embed_text"})
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        classes: Annotated[int, Field(ge=1)] = LIKELIEST,
+        temperature: Annotated[float, Field(gt=0)] = TEMPERATURE,
+        template: str = TEMPLATE,
+        hidden: Annotated[int, Field(ge=1)] | None = None,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ):
+        super().__init__()
+        widths = {"vision": build.width_of("vision"), "text": build.width_of("text")}
+        vision, encoder = build.parts["vision"], getattr(build.parts["text"], "encoder", None)
+        build.require(
+            hasattr(vision, "class_logits"), "needs a vision tower that knows ImageNet's classes: parts.vision.kind: efficientnet"
+        )
+        build.require(hasattr(encoder, "embed"), "needs a sentence encoder: parts.text.kind: minilm")
+        self.base = ClassSpace(class_vectors(encoder, template), classes, temperature)
+        self.width = widths["text"]
+        self.image, self.text = (residual_map(width, self.width, hidden, dropout) for width in widths.values())
+
+    @provides("{image}.embedding", "{image}.class_logits", "{image}.tokens")
+    def image_embedding(self, logits: Tensor, tokens: Tokens) -> Tensor:
+        """[B, E]"""
+        return unit(self.base.image(logits) + self.image(tokens.pooled).float())
+
+    @provides("{text}.embedding", "{text}.tokens")
+    def text_embedding(self, tokens: Tokens) -> Tensor:
+        """[B, E]"""
+        return unit(self.base.text(tokens.pooled) + self.text(tokens.pooled).float())
+
+
+def residual_map(width: int, out: int, hidden: int | None = None, dropout: float = 0.0) -> nn.Sequential:
+    """A linear map, or one of two layers, that gives zeros until its last layer has learned."""
+    layers = [nn.Linear(width, hidden), nn.GELU()] if hidden else []
+    last = nn.Linear(hidden or width, out)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Dropout(dropout), *layers, last)
+
+
 class QuerySpace(Part):
     """An image has one embedding per query of the text part, and no single vector (BLIP-2, Li et al. 2023,
     §3.1).
@@ -143,4 +196,10 @@ class StateSpace(Part):
         return unit(state)
 
 
-SPACE = {"linear": LinearSpace, "predictor": PredictorSpace, "queries": QuerySpace, "states": StateSpace}
+SPACE = {
+    "linear": LinearSpace,
+    "predictor": PredictorSpace,
+    "residual": ResidualSpace,
+    "queries": QuerySpace,
+    "states": StateSpace,
+}

@@ -18,6 +18,7 @@ MODELS = "Models to compare: runs, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained
 def choose(
     models: Annotated[list[str] | None, typer.Argument(help=MODELS)] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help=CLASSES)] = None,
+    test_data: Annotated[str | None, typer.Option(help="Other pictures to test on, instead of the test part of --data.")] = None,
     ways: Annotated[str | None, typer.Option(help="Comma-separated (see diptych adapt --list). Default: all that fit.")] = None,
     shots: Annotated[str, typer.Option(help="Pictures of each class to learn from: `1,2,4,8,16,all`.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Draws of these pictures. Three or more are part of the intervals.")] = 1,
@@ -46,8 +47,9 @@ def choose(
     sentences = read_descriptions(descriptions) if descriptions else None
     named = tuple(w.strip() for w in ways.split(",")) if ways else default_ways(bool(sentences))
     request = Request(
-        tuple(models or ["conse"]), named, data, shots_of(shots), seeds, descriptions=sentences, seconds=seconds_of(budget)
-    )
+        tuple(models or ["conse"]), named, data, shots_of(shots), seeds, descriptions=sentences, seconds=seconds_of(budget),
+        test_data=test_data,
+    )  # fmt: skip
     try:
         with StepsDisplay() as display:
             run_choose(request, out, lambda address: load(address, device), display)
@@ -87,7 +89,7 @@ def command(results: Mapping[str, Any]) -> str:
         "--way",
         way,
         "--data",
-        results["data"]["address"],
+        results["request"]["data"],
         *(["--shots", str(shots)] if shots else []),
     ]
     return shlex.join([*words, "--out", f"runs/adapted-{way}"])

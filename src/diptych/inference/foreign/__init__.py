@@ -6,6 +6,8 @@
 | ``open_clip:ARCHITECTURE?pretrained=TAG_OR_FILE`` | dual encoders of open_clip, if it is installed |
 | ``openai:BASE_URL?model=NAME`` | any endpoint that speaks OpenAI's chat completions |
 | ``mypackage.models:MyModel`` | your class (``MyModel(**options)``), function (called likewise) or object with capabilities |
+
+``conse``, by its name alone, is opened from here too (``config.untrained``).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def is_foreign(address: str) -> bool:
 
 def open_model(address: str, device: str = "auto") -> Model:
     """The model at ``address``. DiptychError names what is wrong with it and the remedy."""
-    from diptych.core.registry import check_options, option_names, resolve
+    from diptych.core.registry import resolve
 
     place, _, query = address.partition("?")
     scheme, mark, name = place.partition(":")
@@ -44,11 +46,17 @@ def open_model(address: str, device: str = "auto") -> Model:
     make = resolve(SCHEMES.get(scheme, place), {}, "model")
     if not callable(make):
         return _checked(make, address)
+    return opened(make, address, query, device, *([name] if scheme in SCHEMES else []))
+
+
+def opened(make: Any, address: str, query: str, device: str = "auto", *given: str) -> Model:
+    """The model that ``make(*given, **options)`` gives, with the options of the address's ``query``, which are checked."""
+    from diptych.core.registry import check_options, option_names
+
     options: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
     if "device" in option_names(make):
         options.setdefault("device", device)
-    model = make(*([name] if scheme in SCHEMES else []), **check_options(make, options, address))
-    return _checked(model, address)
+    return _checked(make(*given, **check_options(make, options, address)), address)
 
 
 def _checked(model: Any, address: str) -> Model:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.core.batch import Tokens
+from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, AttentionPool, CascadePool, MapPool, Sizes, Transformer
 from diptych.models.part import VisionTower
@@ -207,6 +208,13 @@ class EfficientNet(VisionTower):
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, self.width))
         return Tokens(x, x.mean(1))
+
+    @provides("{image}.class_logits", "{image}.tokens")
+    def class_logits(self, tokens: Tokens) -> Tensor:
+        """How likely each of ImageNet's classes is: logits [B, 1000], float32."""
+        with torch.autocast(tokens.pooled.device.type, enabled=False):
+            logits: Tensor = self.net.classifier(tokens.pooled.float())
+        return logits
 
 
 class ClipViT(ViT):

@@ -17,14 +17,15 @@ from diptych.curation.operators.models import able, stamp
 class ClipScore(Operator):
     """``clip_score``: the model's score of each picture with its caption; for CLIP-like models the cosine.
 
-    Hessel et al. 2021, without their factor 2.5. model: a run directory, ``hf:NAME`` or any other address for ``diptych evaluate``.
+    Hessel et al. 2021, without their factor 2.5. model: a run directory, ``hf:NAME`` or any other address for ``diptych evaluate``;
+    by default ``conse``, which needs no training and no hub.
     """
 
     name = "clip_score"
     resources: ClassVar[Literal["cpu", "model"]] = "model"
     inputs = ("pixels", "text")
     outputs = {"clip_score": pa.float32()}  # noqa: RUF012 - declared, never changed
-    model: str = ""
+    model: str = "conse"
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
         """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""
