@@ -16,12 +16,15 @@ import numpy as np
 from diptych.api import load
 from diptych.choose.select import log_loss
 from diptych.choose.towers import TOWER_WAYS, fit
+from diptych.choose.towers.held import scorer
 from diptych.core.arrays import unit_rows
 from diptych.core.files import read_json_or, read_jsonl, write_json
 from diptych.core.sample import in_template
 from diptych.data.sources import open_source
+from diptych.inference.run import TrainedModel
 
 DATA = "scenes:small?natural=0.9"
+OLD = "scenes:small?placed=1&counted=0"
 TEST = 600
 SCORES = {"a photo of a {}": "zero-shot, a photo of a {}", "{}": "zero-shot, the name alone"}
 
@@ -33,6 +36,24 @@ def interval(right: np.ndarray, draws: int = 2000) -> list[float]:
     return [float(x) for x in np.quantile(means, (0.025, 0.975))]
 
 
+def captions(model: str, out: Path, budget: str, rate: float) -> None:
+    """Recall at 1 of 200 pairs, the mean of both directions, on the new pictures and on those of the model's own training."""
+    judges = {address: scorer(open_source(address).split("test"), 200) for address in (DATA, OLD)}
+    results: dict[str, Any] = read_json_or(out / "captions.json", {})
+    for keep, of in ((None, ""), (0.0, "similarities"), (1.0, "similarities"), (1.0, "vectors")):
+        name = "the model" if keep is None else f"keep={keep:g}, of={of}"
+        if name in results:
+            continue
+        run = Path(model)
+        if keep is not None:
+            way = TOWER_WAYS["captions"]
+            settings = {"keep": keep, "of": of, "lr": rate * way().lr}
+            run = fit(model, way, DATA, out / f"captions-{keep:g}-{of}", budget=budget, settings=settings)
+        results[name] = {address: judge(TrainedModel.load(run, "cpu")) for address, judge in judges.items()}
+        write_json(out / "captions.json", results)
+        print(name, results[name], flush=True)
+
+
 def main() -> None:
     """Prints a line for each way."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,6 +62,7 @@ def main() -> None:
     words.add_argument("--budget", default="4k samples")
     words.add_argument("--out", type=Path, default=Path("runs/towers"))
     words.add_argument("--rate", type=float, default=1.0, help="times the paper's learning rate")
+    words.add_argument("--captions", action="store_true", help="the way captions, with and without the term against forgetting")
     asked = words.parse_args()
     results: dict[str, dict[str, Any]] = read_json_or(asked.out / "results.json", {})
     drawn = open_source(DATA).split("test").concept_samples(TEST)  # type: ignore[attr-defined]
@@ -56,6 +78,9 @@ def main() -> None:
         print(name, results[name], flush=True)
 
     asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.captions:
+        captions(asked.model, asked.out, asked.budget, asked.rate)
+        return
     base: Any = load(asked.model, device="cpu")
     vectors = base.embed_image(images)
     for template, name in SCORES.items():
