@@ -11,11 +11,9 @@ Tests run on copies of the checkout in runs/mutants, one for each worker.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import sqlite3
@@ -23,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,145 +29,19 @@ from typing import Any
 
 import yaml
 
+from bench.mutations import AREAS, ROOT, SEED, Area, Mutant, difference, drawn, mutants, mutated
 from diptych.benchmarks.statistics import clopper_pearson
 from diptych.config.budget import parse_budget
 from diptych.core.files import read_jsonl, write_text
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "mutants"
 WORK = ROOT / "runs" / "mutants"
 PAGE = ROOT / "docs" / "mutants.md"
-SAMPLE, SEED, GOAL = 300, 0, 0.9
+GOAL = 0.9
 COPIED = ("src", "tests", "bench", "docs", "examples", "README.md", "pyproject.toml", "constraints.txt", "Makefile")
-BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "Pow_Mul", "Mod_Mul", "BitOr_BitAnd", "BitAnd_BitOr")
-COMPARISONS = ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Lt_Gt", "Gt_Lt", "Eq_NotEq", "NotEq_Eq", "Is_IsNot", "IsNot_Is")
-OTHERS = (
-    *(f"ReplaceUnaryOperator_{name}" for name in ("USub_UAdd", "Delete_Not")),
-    *("AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
-    *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "NumberReplacer", "ZeroIterationForLoop"),
-)
-OPERATORS = [
-    f"core/{name}"
-    for name in (*(f"ReplaceBinaryOperator_{n}" for n in BINARY), *(f"ReplaceComparisonOperator_{n}" for n in COMPARISONS), *OTHERS)
-]
-
-
-@dataclass(frozen=True)
-class Area:
-    """Sources, as files or folders of src/diptych, the folders of tests that should find their mutants, and how many are drawn (None: all)."""
-
-    sources: tuple[str, ...]
-    tests: tuple[str, ...]
-    sample: int | None = SAMPLE
-
-
-AREAS = {
-    "objectives": Area(("objectives",), ("tests/objectives", "tests/models")),
-    "models": Area(("models/layers", "models/connectors", "models/decoders", "models/fusion", "models/space.py", "models/text", "models/vision"), ("tests/models",)),
-    "training": Area(("training",), ("tests/training", "tests/core")),
-    "generation": Area(("inference/generate.py", "inference/chat.py", "inference/fewshot.py", "inference/run.py"), ("tests/inference",)),
-    "curation": Area(("curation",), ("tests/curation",)),
-    "statistics": Area(("benchmarks/statistics.py", "benchmarks/crossed.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks", "tests/comparison", "tests/study", "tests/core"), None),
-    "metrics": Area(("benchmarks/metrics",), ("tests/benchmarks",), None),
-    "readers": Area(("data/sources",), ("tests/data",), None),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one file."""
-
-    file: str  # relative to the root
-    line: int
-    operator: str
-    occurrence: int
-    source: str  # hash of the file
-
-    @property
-    def id(self) -> str:
-        """Stays the same while the file does."""
-        return hashlib.sha256(f"{self.file} {self.source} {self.operator} {self.occurrence}".encode()).hexdigest()[:10]
-
-
-# --- mutants ---
-
-
-def mutants(area: Area) -> list[Mutant]:
-    """Every mutant of the area, in a fixed order."""
-    files = [
-        f for s in area.sources for p in [ROOT / "src" / "diptych" / s] for f in (sorted(p.rglob("*.py")) if p.is_dir() else [p])
-    ]
-    return [m for file in files for m in mutants_of(file)]
-
-
-def mutants_of(file: Path) -> Iterator[Mutant]:
-    """The mutants of a file, without those in annotations, which are never evaluated."""
-    from cosmic_ray.ast import get_ast
-    from cosmic_ray.plugins import get_operator
-
-    code = file.read_text(encoding="utf-8")
-    idle = annotations(code)
-    tree = get_ast(code)
-    name, source = str(file.relative_to(ROOT)), hashlib.sha256(code.encode()).hexdigest()[:12]
-    nodes = list(_nodes(tree))
-    for operator in OPERATORS:
-        instance = get_operator(operator)()
-        for occurrence, ((line, column), _) in enumerate(place for node in nodes for place in instance.mutation_positions(node)):
-            if not any(first <= (line, column) < last for first, last in idle):
-                yield Mutant(name, line, operator.removeprefix("core/"), occurrence, source)
-
-
-def mutated(code: str, operator: str, occurrence: int) -> str | None:
-    """The changed source; None if it stays the same."""
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator
-
-    changed = mutate_code(code, get_operator(operator)(), occurrence)
-    return None if changed is None or changed == code else str(changed)
-
-
-def difference(before: str, after: str) -> tuple[str, str]:
-    """The first line that differs, of both."""
-    pairs = zip(before.splitlines(), after.splitlines(), strict=False)
-    return next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("", ""))
-
-
-def _nodes(node: Any) -> Iterator[Any]:
-    yield node
-    for child in getattr(node, "children", ()):
-        yield from _nodes(child)
-
-
-def annotations(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where annotations begin and end, (line, column)."""
-    found: list[ast.expr] = []
-    for node in ast.walk(ast.parse(code)):
-        found += [a for a in (getattr(node, "annotation", None), getattr(node, "returns", None)) if a is not None]
-    return [((a.lineno, a.col_offset), (a.end_lineno or a.lineno, a.end_col_offset or 0)) for a in found]
-
-
-def drawn(area: Area, found: list[Mutant]) -> list[Mutant]:
-    """The sample, in random order: each line is as likely as any other, so that lines with many operators do not fill it."""
-    rng = random.Random(SEED)
-    by_line: dict[tuple[str, int], list[Mutant]] = defaultdict(list)
-    for mutant in found:
-        by_line[mutant.file, mutant.line].append(mutant)
-    lines = sorted(by_line)
-    rng.shuffle(lines)
-    if area.sample is None:
-        return [m for line in lines for m in by_line[line]]
-    return [rng.choice(by_line[line]) for line in lines[: area.sample]]
 
 
 # --- which tests run a line ---
-
-
-def pytest_runtest_logreport(report: Any) -> None:
-    """As a plugin of pytest (``-p bench.mutants``): writes how long each test took, and whether it passed, to $MUTANTS_LOG."""
-    log = os.environ.get("MUTANTS_LOG")
-    if log and report.when == "call":
-        with Path(log).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"test": report.nodeid, "seconds": report.duration, "passed": report.passed}) + "\n")
 
 
 @dataclass
@@ -212,7 +83,7 @@ def coverage(name: str, area: Area) -> Coverage:
             "pytest",
             "-q",
             "-p",
-            "bench.mutants",
+            "bench.mutant_tests",
             "-p",
             "no:cacheprovider",
             *packages,
@@ -256,7 +127,7 @@ def covered(data: Path, seconds: dict[str, float]) -> Coverage:
 
 
 class Worker:
-    """Runs tests on a copy of the checkout in which one file is changed. ``serve`` has torch loaded and forks for each mutant."""
+    """Runs tests on a copy of the checkout in which one file is changed, in a process of ``bench.mutant_tests``."""
 
     def __init__(self, number: int):
         self.tree = WORK / f"tree-{number}"
@@ -276,12 +147,12 @@ class Worker:
             "PYTHONHASHSEED": "0",
         }
         self.server = subprocess.Popen(
-            [sys.executable, str(self.tree / "bench" / "mutants.py"), "--serve"], cwd=self.tree, env=environment,
+            [sys.executable, str(self.tree / "bench" / "mutant_tests.py")], cwd=self.tree, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
 
     def run(self, mutant: Mutant, changed: str, tests: list[str], limit: float) -> str:
-        """killed, survived or timeout. RuntimeError if the process that runs the tests has ended: that is no result."""
+        """killed, survived, timeout or not run. RuntimeError if the process that runs the tests has ended: that is no result."""
         path = self.tree / mutant.file
         code = path.read_text(encoding="utf-8")
         try:
@@ -305,35 +176,6 @@ class Worker:
         """Ends the process."""
         os.killpg(self.server.pid, signal.SIGKILL)
         self.server.wait()
-
-
-def serve() -> None:
-    """Reads {"tests", "limit"} lines and answers each with the outcome of the tests in a fork."""
-    import numpy  # noqa: F401
-    import pytest
-    import torch
-    import transformers  # noqa: F401
-
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os._exit(int(pytest.main([*asked["tests"], "-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "-m", ""])))
-        end, status = time.monotonic() + asked["limit"], None
-        while status is None and time.monotonic() < end:
-            done, code = os.waitpid(child, os.WNOHANG)
-            status = os.waitstatus_to_exitcode(code) if done else None
-            time.sleep(0.02)
-        if status is None:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        print("timeout" if status is None else "survived" if status == 0 else "killed", flush=True)
 
 
 def run_area(name: str, area: Area, end: float, jobs: int, number: int | None) -> None:
@@ -433,11 +275,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--number", type=int, help="only the first so many of each sample")
     parser.add_argument("--page", action="store_true", help="only write the page")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.serve:
-        serve()
-        return 0
     unknown = [name for name in given.areas if name not in AREAS]
     if unknown:
         parser.error(f"there is no area '{unknown[0]}'; there are: {', '.join(AREAS)}")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from colours_fixture import COLOURS, ColourModel
 from diptych.choose.ways import Support, Way
+from diptych.core.capabilities import Adapter
 from diptych.inference.heads import Head, Linear
 
 MODEL = "colours_fixture:ColourModel"
@@ -48,6 +49,18 @@ class Blind(ColourModel):
 
     name = "images alone"
     capabilities = frozenset({"embed_image"})
+
+
+class Scores(Adapter):
+    """Scores texts like a likelihood, in nats, and has no vectors."""
+
+    name = "scores"
+    key = "scores-1"
+    capabilities = frozenset({"score"})
+
+    def score(self, images: Sequence[np.ndarray], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
+        model = ColourModel()
+        return -40 + 7 * model.embed_image(images) @ model.embed_text(texts).T
 
 
 @dataclass(frozen=True)

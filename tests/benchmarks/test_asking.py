@@ -376,10 +376,16 @@ def test_wrong_files_are_named_with_place_and_field(tmp_path: Path, name: str, t
 def test_a_way_that_cannot_be_is_refused_with_the_reason() -> None:
     source = open_source("scenes:small?split=test")
     only_scores = constant()
-    assert "no generate and no prompt" in evaluate(only_scores, source, [Vqa(by="generate")]).skipped[0]["reason"]
+    assert (
+        "by generate: it cannot write a text about an image or follow a prompt"
+        in evaluate(only_scores, source, [Vqa(by="generate")]).skipped[0]["reason"]
+    )
     assert "valid are auto" in evaluate(only_scores, source, [Vqa(by="guess")]).skipped[0]["reason"]
     captions_only = FunctionModel("c", follows_prompts=False, generate=lambda i, p, n: ["a cat"] * len(i))
-    assert "the model has no prompt or score" in evaluate(captions_only, source, ["vqa"]).skipped[0]["reason"]
+    assert (
+        "the model cannot follow a prompt or score how well a text fits an image"
+        in evaluate(captions_only, source, ["vqa"]).skipped[0]["reason"]
+    )
     assert "no questions" in evaluate(only_scores, open_source_of_words(), ["vqa"]).skipped[0]["reason"]
 
 

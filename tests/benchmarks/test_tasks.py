@@ -20,7 +20,7 @@ from diptych.benchmarks.run import Summary, evaluate, save_items
 from diptych.benchmarks.tasks import DEFAULT, TASKS
 from diptych.benchmarks.texts.captions import Captions
 from diptych.comparison.paired import compare_runs
-from diptych.core.capabilities import FunctionModel
+from diptych.core.capabilities import IN_WORDS, FunctionModel, in_words
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_jsonl
 from diptych.core.sample import captioned
@@ -156,7 +156,7 @@ def test_what_cannot_be_asked_is_skipped_with_the_reason() -> None:
     blind = FunctionModel("blind", score=constant().score)
     found = {s["task"]: s["reason"] for s in evaluate(blind, Plain()).skipped}
     assert set(found) == set(DEFAULT) - {"retrieval"}
-    assert found["captions"] == "the model has no generate"
+    assert found["captions"] == "the model cannot write a text about an image"
     assert found["controlled"] == "the source has no controlled groups"
     assert "needs two usable items" in evaluate(oracle(), Plain(size=1), ["retrieval"]).skipped[0]["reason"]
     assert "no groups for smell" in evaluate(oracle(), World(), [Controlled(skills=("smell",))]).skipped[0]["reason"]
@@ -373,3 +373,16 @@ def test_settings_of_a_task_stand_in_its_address() -> None:
         task("controlled?m=7")
     with pytest.raises(DiptychError, match="'retrieval': n: .*integer.*'many'"):
         task("retrieval?n=many")
+
+
+def test_every_capability_that_a_task_needs_has_words() -> None:
+    """What a model cannot do is said in words, each thing once."""
+    for cls in TASKS.values():
+        assert {name for need in ([cls.needs] if isinstance(cls.needs, str) else cls.needs) for name in need.split("|")} <= set(
+            IN_WORDS
+        )
+    reason = evaluate(FunctionModel("mute"), World(), ["retrieval-1000"]).skipped[0]["reason"]
+    assert reason == (
+        "the model cannot score a thousand images with a thousand texts at once, turn an image into a vector or turn a text into a vector"
+    )
+    assert in_words(["own|score"]) == "own or score how well a text fits an image" and in_words(["own"]) == "own"

@@ -105,6 +105,17 @@ def test_the_same_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "opened 2 times" in (tmp_path / "o" / "report.html").read_text()
 
 
+def test_wrong_labels_are_listed(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "data")
+    (folder / "red" / "003.png").rename(folder / "blue" / "wrong.png")
+    (folder / "green" / "004.png").rename(folder / "grey" / "wrong.png")
+    assert cli("choose", MODEL, "--data", f"classes:{folder}", "--ways", "probe", "--out", str(tmp_path / "o"))[0] == 0
+    rows = (tmp_path / "o" / "labels-to-check.csv").read_text().splitlines()
+    assert rows[0] == "picture,label,likelier,confidence,margin"
+    listed = {tuple(row.split(",")[:3]) for row in rows[1:]}
+    assert listed <= {("blue/wrong.png", "blue", "red"), ("grey/wrong.png", "grey", "green")} and listed
+
+
 def test_one_model_that_cannot_be_had_costs_the_others_nothing(tmp_path: Path) -> None:
     data = f"classes:{class_folders(tmp_path / 'data')}"
     status, text = cli("choose", "hf:/no/such/model", MODEL, "--data", data, "--ways", "probe", "--out", str(tmp_path / "o"))
@@ -161,6 +172,24 @@ def test_adapt_refuses_wrong_settings_and_keeps_what_is_there(tmp_path: Path) ->
     assert "holds an adapted model already" in cli("adapt", MODEL, "--data", data, "--out", str(tmp_path / "a"))[1]
 
 
+def test_a_model_that_only_scores_names_classes_and_adapts(tmp_path: Path) -> None:
+    data = f"classes:{class_folders(tmp_path / 'data')}"
+    model = "choose_fixture:Scores"
+    assert cli("choose", model, "--data", data, "--ways", "zeroshot,probe", "--out", str(tmp_path / "o"))[0] == 0
+    rows = {r["way"]: r["mean"] for r in read_json(tmp_path / "o" / "results.json")["verdict"]["rows"]}
+    images = [choose_fixture.picture(c, 50 + i) for c in ("blue", "green", "grey", "red") for i in range(5)]
+    scores = choose_fixture.Scores().score(images, [f"a photo of a {c}" for c in ("blue", "green", "grey", "red")])
+    assert rows["zeroshot"] > 0.9 and (scores.argmax(1) == np.repeat(np.arange(4), 5)).all()
+    assert cli("adapt", model, "--way", "probe", "--data", data, "--out", str(tmp_path / "a"))[0] == 0
+    adapted = dp.load(tmp_path / "a")
+    assert (adapted.classify(images).argmax(1) == np.repeat(np.arange(4), 5)).all()
+    with pytest.raises(DiptychError, match="cannot embed_image or score"):
+        from diptych.core.capabilities import Adapter
+        from diptych.inference.scored import embedding
+
+        embedding(Adapter(), ["a"])
+
+
 # --- the rule of selection ---
 
 
@@ -206,7 +235,7 @@ def test_shuffled_labels_have_few_winners() -> None:
     for seed in range(40):
         support = clusters(240, 4, gap=0.0, seed=seed)
         train = support.rows(np.arange(120))
-        data = Data(train, np.arange(120), support.x[120:], support.y[120:])
+        data = Data(train, np.arange(120), (), support.x[120:], support.y[120:])
         records = []
         for way in ("majority", "probe"):
             cell = Cell("model", way, 0, seed)
@@ -218,7 +247,7 @@ def test_shuffled_labels_have_few_winners() -> None:
 
 def test_a_way_that_peeks_is_ahead_by_the_inflation_shown() -> None:
     support = clusters(200, 4, gap=0.0, seed=5)
-    data = Data(support.rows(np.arange(100)), np.arange(100), support.x[100:], support.y[100:])
+    data = Data(support.rows(np.arange(100)), np.arange(100), (), support.x[100:], support.y[100:])
 
     @dataclass(frozen=True)
     class Peeks(Way):
@@ -262,7 +291,7 @@ def test_new_classes_are_measured_in_one_list_and_in_two() -> None:
     y = np.arange(120) % 6
     x = unit_rows(texts[y] + 0.2 * rng.normal(size=(120, 16)) + 0.6 * texts[3]).astype(np.float32)  # all look a little like class 3
     support = Support(x=x[:60], y=y[:60], names=tuple("abcdef"), prompts=texts[:, None], scale=20.0)
-    cell, data = Cell("m", "zeroshot", 0, 0), Data(support, np.arange(60), x[60:], y[60:])
+    cell, data = Cell("m", "zeroshot", 0, 0), Data(support, np.arange(60), (), x[60:], y[60:])
     test = judged(chosen(cell, data), cell, data)["test"]
     assert test["joint"] == pytest.approx(test["accuracy"])  # zero-shot learns nothing from the first half
     assert test["base"] >= test["base_joint"] and test["base"] > test["base_joint"]  # class 3 is new and attracts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -272,7 +273,7 @@ def test_train_evaluate_report(cli: Cli, tmp_path: Path) -> None:
     assert "--resume" in again.err
     shown = cli("evaluate", "runs/clip", "--tasks", "retrieval,embedding,captions")
     assert shown.code == 0
-    assert "image-to-text/recall@1" in shown.out and "captions: skipped, the model has no generate" in shown.out
+    assert "image-to-text/recall@1" in shown.out and "captions: skipped, the model cannot write a text about an image" in shown.out
     made = cli("report", "runs/clip")
     page = (tmp_path / "runs" / "clip" / "report.html").read_text(encoding="utf-8")
     assert made.code == 0 and "Retrieval" in page and 'src="http' not in page
@@ -291,11 +292,14 @@ def test_a_summary_can_be_read_on_a_narrow_terminal(cli: Cli, run: Path, monkeyp
 
 def test_evaluate_where_nothing_can_be_judged(cli: Cli, run: Path, tmp_path: Path) -> None:
     outcome = cli("evaluate", run, "--tasks", "captions", "--out", "out")
-    assert outcome.code == 1 and "nothing could be evaluated" in outcome.err and "no generate" in outcome.out
+    assert outcome.code == 1 and "nothing could be evaluated" in outcome.err
+    assert "\n  captions: the model cannot write a text about an image\n" in outcome.err and not outcome.out
+    assert re.search(r"tasks that this model can do: --tasks retrieval,[\w,-]+\n", outcome.err)
+    assert '"task": "captions"' in cli("evaluate", run, "--tasks", "captions", "--out", "out", "--json").out
     few = make_photos(tmp_path / "few", 1)
     assert (
         "needs two usable items"
-        in cli("evaluate", run, "--data", few, "--split", "all", "--tasks", "retrieval", "--out", "out").out
+        in cli("evaluate", run, "--data", few, "--split", "all", "--tasks", "retrieval", "--out", "out").err
     )
     assert "did you mean 'retrieval'" in cli("evaluate", run, "--tasks", "retreival").err
     assert cli("evaluate", run, run, "--out", "x").code == 1

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench import mutants
-from bench.mutants import Area, Coverage, Mutant, Worker, annotations, difference, drawn
+from bench import mutants, mutations
+from bench.mutants import Coverage, Worker
+from bench.mutations import Area, Mutant, annotations, difference, drawn, mutated
 
 CODE = '''"""A module."""
 
@@ -84,11 +88,11 @@ def test_the_page_counts_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_mutants_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cosmic_ray", reason="cosmic-ray is in the extra mutants")
-    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    monkeypatch.setattr(mutations, "ROOT", tmp_path)
     file = tmp_path / "clamped.py"
     file.write_text(CODE)
-    found = list(mutants.mutants_of(file))
-    changes = {difference(CODE, mutants.mutated(CODE, f"core/{m.operator}", m.occurrence) or CODE)[1] for m in found}
+    found = list(mutations.mutants_of(file))
+    changes = {difference(CODE, mutated(CODE, f"core/{m.operator}", m.occurrence) or CODE)[1] for m in found}
     assert "limit: int | float = low / 2" in changes and "if x is not None:" in changes
     assert not any("int & " in change for change in changes), "annotations stay"
     assert {m.line for m in found} <= {6, 8, 9, 11}
@@ -107,3 +111,61 @@ def test_a_worker_that_died_is_no_survivor(tmp_path: Path, answer: str) -> None:
         with pytest.raises(RuntimeError, match="has ended"):
             worker.run(some(1, file="a.py"), "x = 2\n", ["test"], 1.0)
     assert (tmp_path / "a.py").read_text() == "x = 1\n"
+
+
+# --- what tests say of a change ---
+
+TESTS = """
+import pytest
+from changed import CASES, half
+
+@pytest.mark.parametrize("case", CASES)
+def test_of_a_case(case):
+    assert half(case) * 2 == case
+
+def test_half():
+    assert half(4) == 2
+"""
+
+
+def outcome(folder: Path, code: str, *names: str) -> str:
+    """What the tests of these names say if the module has this code."""
+    (folder / "changed.py").write_text(code)
+    (folder / "test_it.py").write_text(TESTS)
+    tests = [f"test_it.py::{name}" for name in names]
+    done = subprocess.run(
+        [sys.executable, "-c", f"from bench.mutant_tests import outcome; print(outcome({tests!r}, 60))"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{mutants.ROOT}:{folder}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("code", "names", "expected"),
+    [
+        ("CASES = [2, 6]\nhalf = lambda x: x / 2", ["test_half", "test_of_a_case[2]"], "survived"),
+        ("CASES = [2, 6]\nhalf = lambda x: x * 2", ["test_half"], "killed"),
+        (
+            "CASES = [3, 6]\nhalf = lambda x: x / 2",
+            ["test_half", "test_of_a_case[2]"],
+            "survived",
+        ),  # the id is gone, nothing failed
+        ("CASES = [3, 6]\nhalf = lambda x: x * 2", ["test_half", "test_of_a_case[2]"], "killed"),
+        ("CASES = [3, 6]\nhalf = lambda x: x / 2", ["test_of_a_case[2]"], "not run"),
+        ("CASES = []\nhalf = lambda x: x / 2\n1 / 0", ["test_half"], "killed"),  # cannot be imported
+    ],
+)
+def test_a_test_that_is_not_there_kills_nothing(tmp_path: Path, code: str, names: list[str], expected: str) -> None:
+    assert outcome(tmp_path, code, *names) == expected
+
+
+def test_the_process_that_forks_has_loaded_nothing_of_what_is_changed() -> None:
+    """A module that is loaded before the fork stays as it was, so its mutants would all survive."""
+    code = "import bench.mutant_tests, sys; print([m for m in sys.modules if m.startswith('diptych')])"
+    environment = {**os.environ, "PYTHONPATH": f"{mutants.ROOT}:{mutants.ROOT / 'src'}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -59,6 +59,22 @@ def test_a_shorthand_is_spelled_out_by_an_override():
     assert tree["stages"] == [{"objectives": {"info_nce": {"weight": 1, "temperature": 0.1}}}]
 
 
+def test_a_star_is_every_entry_of_a_list():
+    """A recipe of several stages is changed in all of them, each with a value of its own."""
+    tree = {"stages": [{"lr": 1, "objectives": {"a": 1}}, {"name": "two"}], "x": []}
+    set_dotted(tree, "stages.*.objectives.a.options", {"k": [1]}, {"objectives": "weight"})
+    set_dotted(tree, "stages.*.lr", 3)
+    first, second = (stage["objectives"]["a"] for stage in tree["stages"])
+    assert first == {"weight": 1, "options": {"k": [1]}} and second == {"options": {"k": [1]}}
+    assert first["options"]["k"] is not second["options"]["k"] and [s["lr"] for s in tree["stages"]] == [3, 3]
+    with pytest.raises(DiptychError, match=r"no entry '\*' in a list of 0"):
+        set_dotted(tree, "x.*.lr", 3)
+    recipe = load_recipe("prior", ["stages.*.batch_size=8", "stages.1.batch_size=4"])
+    assert len(recipe.stages) > 1 and [s.batch_size for s in recipe.stages] == [8, 4, *[8] * (len(recipe.stages) - 2)]
+    with pytest.raises(DiptychError, match="did you mean 'batch_size'"):
+        load_recipe("prior", ["stages.*.batch_sise=8"])
+
+
 def test_steps_are_reached_by_operator_by_name_and_by_place():
     tree = {"steps": ["text_length", {"embed": {"as": "ours"}}, {"keep": {"column": "words"}}]}
     for key, value in parse_overrides(["steps.text_length.of=kept", "steps.ours.model=runs/a", "steps.2.keep.min=3e0"]).items():

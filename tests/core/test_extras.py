@@ -154,6 +154,7 @@ FEATURES = {  # code that needs a package, and the remedy that its error names
         'from diptych.models.adapters.lora import Lora; from diptych.models.part import Part; Lora(Part(), None, "adapters.lm")',
         "'diptych[adapt]'",
     ),
+    "conse": ("load('conse')", "'diptych[weights]'"),
     "open_clip": ("load('open_clip:ViT-B-32')", "open_clip_torch"),
     "tensorboard": ("train('clip', 'folder:pictures', out='t', set=['trackers=[tensorboard]'])", "'diptych[trackers]'"),
     "wandb": ("train('clip', 'folder:pictures', out='t', set=['trackers=[wandb]'])", "'diptych[trackers]' wandb"),

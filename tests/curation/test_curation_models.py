@@ -38,7 +38,7 @@ def test_scores_and_vectors_are_the_models() -> None:
 
 def test_a_model_that_cannot_is_named_with_what_it_can() -> None:
     with pytest.raises(DiptychError, match="needs a model"):
-        apply(ClipScore(), rows_of({"pixels": [patch("red")], "text": ["a"]}))
+        apply(Embed(), rows_of({"pixels": [patch("red")], "text": ["a"]}))
     with pytest.raises(DiptychError, match="cannot generate; it can: "):
         apply(Recaption(model="colours_fixture:Mute"), rows_of({"pixels": [patch("red")], "text": ["a"]}))
 

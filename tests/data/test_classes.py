@@ -172,3 +172,126 @@ def test_inspect_counts_classes(tmp_path, capsys):
     assert "3 classes: car 3, fish 3, hex_nut 3" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "inspection.json").read_text())["classes"]["fish"] == 3
     assert np.asarray(found.width["max"]) == 12
+
+
+# --- folders with a table of classes (imagefolder), synsets, several classes ---
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_folder_with_a_table_of_classes(tmp_path, kind):
+    for name in ("a.png", "sub/b.png", "c.png", "stray.png"):
+        put(f"{tmp_path}/{name}", picture(hash(name) % 1000))
+    found = [("a.png", "fish", 3), ("sub/b.png", "car", 4), ("c.png", "fish", 5)]
+    if kind == "csv":
+        put(f"{tmp_path}/metadata.csv", "file_name,label,weight\n" + "".join(f"{n},{c},{w}\n" for n, c, w in found))
+    elif kind == "jsonl":
+        put(
+            f"{tmp_path}/metadata.jsonl", "".join(json.dumps({"file_name": n, "label": c, "weight": w}) + "\n" for n, c, w in found)
+        )
+    else:
+        names, labels, weights = zip(*found, strict=True)
+        pq.write_table(pa.table({"file_name": names, "label": labels, "weight": weights}), f"{tmp_path}/metadata.parquet")
+    source = open_source(f"classes:{tmp_path}")
+    assert source.classes == ["car", "fish"] and problems(source) == {"stray.png": f"not named in metadata.{kind}"}
+    assert [(s.id, s.fields["label"].name) for s in map(source.__getitem__, range(3))] == [(n, c) for n, c, _ in found]
+    assert source[1].captions == ["a photo of a car"] and source[1].image.shape == (8, 12, 3)
+
+
+def test_a_table_or_class_folders(tmp_path, capsys):
+    """Both: the table's classes count, with a note; tags beside class folders are no classes; a folder of neither says so."""
+    for name in ("fish/a.png", "car/b.png"):
+        put(f"{tmp_path}/{name}", picture(len(name)))
+    put(f"{tmp_path}/metadata.csv", "file_name,tags\nfish/a.png,blue\ncar/b.png,red\n")
+    assert open_source(f"classes:{tmp_path}").classes == ["car", "fish"]
+    assert open_source(f"classes:{tmp_path}?label=tags").classes == ["blue", "red"]
+    put(f"{tmp_path}/metadata.csv", "file_name,species\nfish/a.png,cod\ncar/b.png,van\n")
+    assert open_source(f"classes:{tmp_path}").classes == ["cod", "van"]
+    assert "the classes are those of metadata.csv, not the 2 folders" in capsys.readouterr().err
+    put(f"{tmp_path}/flat/metadata.csv", "file_name,price\na.png,1\n")
+    put(f"{tmp_path}/flat/a.png", picture(1))
+    with pytest.raises(
+        DiptychError, match=r"no class folders, and metadata.csv has no column of classes.*columns: file_name, price"
+    ):
+        open_source(f"classes:{tmp_path}/flat")
+    for part in ("train", "test"):
+        put(f"{tmp_path}/parts/{part}/a.png", picture(1))
+        put(f"{tmp_path}/parts/{part}/metadata.csv", "file_name,label\na.png,fish\n")
+    with pytest.raises(DiptychError, match="are parts of a data set"):
+        open_source(f"classes:{tmp_path}/parts")
+    assert open_source(f"classes:{tmp_path}/parts/train").classes == ["fish"]
+
+
+SYNSETS = {"n01440764": "tench, Tinca tinca", "n02012849": "crane", "n03126707": "crane", "n03710721": "maillot, tank suit"}
+
+
+def synsets(folder, *more: str) -> str:
+    for i, name in enumerate([*SYNSETS, *more]):
+        put(f"{folder}/{name}/images/{name}_1.JPEG", picture(i))
+    return f"classes:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("place", "mark"),
+    [("LOC_synset_mapping.txt", " "), ("words.txt", "\t"), ("../words.txt", "\t"), ("../../../synset_words.txt", " ")],
+)
+def test_names_of_synsets(tmp_path, place, mark, capsys):
+    folder = tmp_path / "a" / "b" / "train"
+    address = synsets(folder)
+    rows = {**SYNSETS, "n03710637": "maillot", "n99999999": "tench"}
+    put(f"{folder}/{place}", "".join(f"{k}{mark}{v}\n" for k, v in rows.items()))
+    source = open_source(address)
+    assert source.classes == ["crane (n02012849)", "crane (n03126707)", "maillot", "tench"], "of the folders that are there"
+    assert source[0].captions == ["a photo of a tench"] and source[0].id == "n01440764/images/n01440764_1.JPEG"
+    assert capsys.readouterr().err == ""
+
+
+def test_synonyms_tell_classes_apart(tmp_path):
+    address = synsets(tmp_path, "n03710637")
+    put(f"{tmp_path}/words.txt", "".join(f"{k}\t{v}\n" for k, v in {**SYNSETS, "n03710637": "maillot"}.items()))
+    assert {"maillot, tank suit", "maillot"} <= set(open_source(address).classes)
+
+
+def test_synsets_without_names(tmp_path, capsys):
+    put(f"{tmp_path}/words.txt", "a list of words\nabout something else\n")
+    source = open_source(synsets(tmp_path))
+    assert source.classes == sorted(SYNSETS)
+    assert "no table of their names (LOC_synset_mapping.txt, synset_words.txt, words.txt)" in capsys.readouterr().err
+    put(f"{tmp_path}/words.txt", "n01440764\ttench\n")
+    assert open_source(f"classes:{tmp_path}").classes == ["n02012849", "n03126707", "n03710721", "tench"]
+    assert "has no name for 3 folders: n02012849" in capsys.readouterr().err
+    put(f"{tmp_path}/other/a.png", picture(7))
+    assert "n01440764" in open_source(f"classes:{tmp_path}").classes, "other folders: not synsets"
+
+
+@pytest.mark.parametrize("cell", ["cat|dog", "cat; dog", '"cat, dog"', '"[""cat"", ""dog""]"'])
+def test_several_classes_are_refused_with_the_reason(tmp_path, cell):
+    for name in "abc":
+        put(f"{tmp_path}/{name}.png", picture(ord(name)))
+    put(f"{tmp_path}/t.csv", f"image,labels,main\na.png,{cell},cat\nb.png,{cell},dog\nc.png,cat,cat\n")
+    with pytest.raises(DiptychError, match=r"2 of 3 rows have several classes, such as a.png: cat, dog.*multi-label.*\?label=NAME"):
+        open_source(f"classes:{tmp_path}/t.csv")
+    assert open_source(f"classes:{tmp_path}/t.csv?label=main").classes == ["cat", "dog"]
+    put(f"{tmp_path}/few.csv", f'image,labels\na.png,{cell}\nb.png,dog\nc.png,["cat"]\n'.replace('["cat"]', "cat"))
+    source = open_source(f"classes:{tmp_path}/few.csv")
+    assert source.classes == ["cat", "dog"] and problems(source) == {"a.png": "2 classes: cat, dog"}
+
+
+def test_a_mark_in_a_column_of_one_class_divides_nothing(tmp_path):
+    put(f"{tmp_path}/a.png", picture(1))
+    put(f"{tmp_path}/t.csv", 'image,label\na.png,"tench, Tinca tinca"\n')
+    assert open_source(f"classes:{tmp_path}/t.csv").classes == ["tench, Tinca tinca"]
+
+
+def test_inspect_shows_long_tails(tmp_path, capsys):
+    for name, n in (("common", 12), ("rare", 1), ("some", 3), ("broken", 0)):
+        for i in range(n):
+            put(f"{tmp_path}/in/{name}/{i}.png", picture(100 * len(name) + i))
+    put(f"{tmp_path}/in/broken/0.png", b"none")
+    found = inspect(f"classes:{tmp_path}/in", progress=False)
+    assert found.classes == {"broken": 0, "common": 12, "rare": 1, "some": 3} and found.lone_classes == ["broken", "rare"]
+    assert found.class_size["max"] == 12 and found.class_size["min"] == 0
+    print_inspection(found)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 classes: common 12, some 3, rare 1, broken 0" in shown
+    assert "items a class: 0 to 12, median 3; half of all items are in 1 class" in shown
+    assert "2 classes with fewer than two usable items: broken, rare; nothing of these can be left out" in shown

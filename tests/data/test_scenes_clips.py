@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import DiptychError
+from diptych.core.sample import Video
+from diptych.data.clips import as_video, clip_array, clips_as_images
 from diptych.data.conversations.turns import check_images
+from diptych.data.fields.base import grey
 from diptych.data.scenes import Albums, Clips, open_scenes
 from diptych.data.scenes.albums import sentence
 from diptych.data.scenes.clips import describe, falsehoods, form_of, meaning
@@ -20,7 +23,8 @@ from diptych.data.scenes.graph import Graph, is_held_out
 from diptych.data.scenes.language import NUMBERS
 from diptych.data.scenes.language import meaning as fact
 from diptych.data.scenes.layout import picture
-from diptych.data.scenes.motion import FRAMES, INVERSE, MOTIONS, Clip, frames_of
+from diptych.data.scenes.motion import FPS, FRAMES, INVERSE, MOTIONS, Clip, frames_of
+from diptych.data.source import BrokenItem
 
 N = 200
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
@@ -108,7 +112,7 @@ def test_captions_follow_the_graph_and_negatives_differ_in_one_thing(clips):
         wordings = {describe(clip, style): meaning(clip) for style in range(4)}
         assert set(sample.captions) <= set(wordings) and len(set(sample.captions)) == len(sample.captions) == 2
         assert sample.meanings == [meaning(clip)] * 2
-        wrong = {describe(w, style): w for k in range(60) for w in falsehoods(clip, Random(k)) for style in range(4)}
+        wrong = {describe(w, style): w for k in range(60) for _, w in falsehoods(clip, Random(k)) for style in range(4)}
         for negative in sample.negatives:
             false = wrong[negative]
             assert negative not in wordings and meaning(false) != meaning(clip) and false.possible()
@@ -236,3 +240,37 @@ def test_what_albums_say_is_true_and_their_negatives_are_not(albums):
         and min(steps.values()) > 10
         and set(steps) == {"first", "colour", "count", "position", "join", "part", "again"}
     )
+
+
+@pytest.mark.parametrize("skill", ["motion", "side", "order", "who"])
+def test_groups_of_clips_differ_in_their_skill_alone(clips, skill):
+    """Two clips of the same things before the same ground; each caption is true of its own clip, in the same words."""
+    groups = clips.groups(skill, 6)
+    assert [group.id for group in groups] == [f"{skill}/{i}" for i in range(6)]
+    assert [g.captions for g in clips.groups(skill, 8)[:6]] == [g.captions for g in groups]
+    for group in groups:
+        (a, b), (true, false) = group.images, group.captions
+        assert a.shape == b.shape == (FRAMES, clips.world.size, clips.world.size, 3) and (a != b).any()
+        assert a.seconds == [i / FPS for i in range(FRAMES)] and true != false
+        if skill in ("order", "who"):
+            assert sorted(re.findall(r"\w+", true)) == sorted(re.findall(r"\w+", false))
+        else:
+            words = zip(true.split(), false.split(), strict=False)
+            assert len(true.split()) != len(false.split()) or 1 <= sum(x != y for x, y in words) <= 4
+    with pytest.raises(DiptychError, match="no skill 'oder'.*order"):
+        clips.groups("oder", 1)
+
+
+def test_clips_in_the_place_of_images(clips):
+    shown = clips_as_images(clips)
+    assert "image" in shown.fields and "video" not in shown.fields and len(shown) == len(clips)
+    sample = shown[3]
+    np.testing.assert_array_equal(sample.image, np.stack(clips[3].fields["video"].frames))
+    assert sample.captions == clips[3].captions and as_video(sample.image, "").seconds == clips[3].fields["video"].seconds
+    assert as_video(grey(sample.image), "").seconds == clips[3].fields["video"].seconds
+    kept = shown.retrieval(20)
+    assert len({s.meanings[0] for s in kept}) == 20
+    with pytest.raises(BrokenItem, match="frames of different sizes"):
+        clip_array(Video([np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], [0, 1]), "x")
+    with pytest.raises(DiptychError, match="uint8 pixels"):
+        as_video(np.zeros((2, 4, 4), np.uint8), "x")

@@ -148,7 +148,9 @@ def test_numbers_come_from_records_alone_and_a_model_that_cannot_draw_is_passed_
     again = recompute(tmp_path / "evaluation")
     assert [replace(r, seconds=0.0) for r in again.results] == [replace(r, seconds=0.0) for r in summary.results]
     mute = Adapter()
-    assert evaluate(mute, source, [task("drawing?n=20")]).skipped == [{"task": "drawing", "reason": "the model has no draw"}]
+    assert evaluate(mute, source, [task("drawing?n=20")]).skipped == [
+        {"task": "drawing", "reason": "the model cannot draw an image from a text"}
+    ]
 
 
 class Random(Adapter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -69,7 +70,8 @@ def test_an_item_that_is_refused_is_recorded_and_the_others_go_on(tmp_path: Path
         found = evaluate(model, None, [pope], tmp_path / "out", key="k")
         before = len(asked)
         again = evaluate(model, None, [pope], tmp_path / "out", key="k")
-        assert len(asked) == before and again.results == found.results and waits == []  # nothing is asked twice
+        assert again.results == found.results and waits == []
+        assert {re.findall(r"<\d>", asked_for(body))[0] for body in asked[before:]} == {"<2>"}, "nothing that has an answer"
     accuracy = found.results[0]
     assert (accuracy.n, accuracy.value, accuracy.unparsed, accuracy.band) == (8, 4 / 8, 1, (4 / 8, 5 / 8))
     records = {r["item"]: r for r in read_jsonl(tmp_path / "out/records/pope.jsonl")}
@@ -79,6 +81,42 @@ def test_an_item_that_is_refused_is_recorded_and_the_others_go_on(tmp_path: Path
     assert note["task"] == "pope" and note["note"].startswith("1 of 8 items have no answer; most often: status 400")
     assert [(p["item"], p["task"]) for p in read_jsonl(tmp_path / "out/problems.jsonl")] == [("2", "pope")]
     assert recompute(tmp_path / "out").notes == found.notes == read_json(tmp_path / "out/summary.json")["notes"]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [FILTERED, (400, {}, b"image not supported"), (200, {}, {"choices": [{"finish_reason": "content_filter", "message": {}}]})],
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_same_command_asks_again_for_what_has_no_answer(
+    tmp_path: Path, waits: list[float], trouble: tuple[int, dict[str, str], Any], kept: bool
+) -> None:
+    """Its reason is kept until there is an answer; also in folders of versions that kept no answers."""
+    pope = task(questions(tmp_path, 4))
+    fails: list[bool] = [True]
+
+    def answer(n: int, body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        return trouble if "<2>" in asked_for(body) and fails[0] else (200, {}, said("Yes"))
+
+    def run() -> tuple[list[str], dict[str, Any]]:
+        """The questions that were asked, and the records."""
+        before = len(asked)
+        evaluate(load(f"openai:{asked.url}?model=m"), None, [pope], tmp_path / "out", key="k")
+        rows = read_jsonl(tmp_path / "out/records/pope.jsonl")
+        assert len({r["item"] for r in rows}) == len(rows) == 4
+        return [re.findall(r"<\d>", asked_for(body))[0] for body in asked[before:]], {r["item"]: r for r in rows}
+
+    with tiny.endpoint(answer) as asked:
+        run()
+        if not kept:
+            (tmp_path / "out/answers.jsonl").unlink()
+        again, records = run()
+        assert "failed" in records["2"] and set(again) == {"<2>"}
+        fails[0] = False
+        again, records = run()
+        assert set(again) == {"<2>"} and not any("failed" in r for r in records.values()) and records["2"]["answer"] == "Yes"
+        assert not (tmp_path / "out/answers.jsonl").exists() and not read_jsonl(tmp_path / "out/problems.jsonl")
+        assert run()[0] == [], "everything has an answer"
 
 
 @pytest.mark.parametrize(

@@ -437,7 +437,9 @@ def test_tasks_decode_as_they_are_told(run: Path, tmp_path: Path):
     assert found["&temperature=2&seed=1"] == model.generate(images, temperature=2.0, seed=1)
     assert len({tuple(texts) for texts in found.values()}) == 3
     other = FunctionModel("other", generate=lambda images, prompts, n: [""] * len(images))
-    assert evaluate(other, source, ["captions?beams=2"]).skipped == [{"task": "captions", "reason": "the model has no decoding"}]
+    assert evaluate(other, source, ["captions?beams=2"]).skipped == [
+        {"task": "captions", "reason": "the model cannot write in another way (beams, temperature …)"}
+    ]
     with pytest.raises(DiptychError, match="choose either"):
         task("captions?beams=2&top_p=0.9")
     with pytest.raises(DiptychError, match="cannot decode in another way"):

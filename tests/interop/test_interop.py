@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,26 @@ def test_a_run_that_does_not_fit_is_told_why_and_how(tmp_path: Path) -> None:
         recipe = load_recipe(name, tiny("clip"))
         model = build_model(recipe, tokenizer, 48)
         assert family_for("transformers", recipe, model, build_objectives(recipe, model)).name == "clip"
+
+
+def test_another_library_that_has_the_class_is_named() -> None:
+    """coca has no class in transformers, but one in open_clip: with other parts, or as it is."""
+    tokenizer = Tokenizer.train(["a red fox"], 300, 32)
+    theirs = [f"parts.{part}={{kind: coca}}" for part in ("vision", "text", "decoder")]
+    sets = " ".join(f"--set '{setting}'" for setting in theirs)
+    for overrides, wanted in (
+        ([], f"\n  CoCa of open_clip, with --to open_clip: .* A new run fits with {re.escape(sets)}\n"),
+        (theirs, "\n  open_clip has CoCa, which does: --to open_clip\n"),
+    ):
+        recipe = load_recipe("coca", overrides)
+        model = build_model(recipe, tokenizer, 48)
+        objectives = build_objectives(recipe, model)
+        with pytest.raises(DiptychError, match=wanted):
+            family_for("transformers", recipe, model, objectives)
+    assert family_for("open_clip", recipe, model, objectives).architecture == "CoCa"
+    with pytest.raises(DiptychError) as refused:  # the class that the user asks for is answered alone
+        family_for("transformers", recipe, model, objectives, "CLIPModel")
+    assert "open_clip" not in str(refused.value)
 
 
 def test_transformers_pipeline_reads_a_siglip_of_its_length(tmp_path: Path) -> None:

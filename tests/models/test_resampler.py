@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from diptych.benchmarks.run import evaluate
-from diptych.benchmarks.tasks import task
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch, Images, Texts, Videos
 from diptych.core.errors import DiptychError
@@ -181,25 +180,57 @@ def test_a_gated_language_model_reads_clips() -> None:
         torch.testing.assert_close(pairs["text.logits"][real], alone[real], atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_of_clips_does_not_say_that_it_scores_images() -> None:
-    """Tasks that need it are skipped with the reason, instead of failing in their midst."""
+def of_clips(*more: str) -> TrainedModel:
+    """An untrained flamingo with open gates and frames that differ by their time."""
     small = ["parts.lm.kind=random", "parts.vision={kind: vit, depth: 1}", "parts.fusion={kind: gated, every: 1}"]
     small += ["parts.connector={kind: resampler, tokens: 4, depth: 1, heads: 2}", "device=cpu", "precision=fp32"]
+    recipe = load_recipe("flamingo", [*small, "parts.lm.fields={image: video}", *more])
+    torch.manual_seed(0)
+    model = build_model(recipe, None, 32, CAPTIONS)
+    for layer in model.part("fusion").layers:
+        layer.alpha.data.fill_(1.0)
+    torch.nn.init.normal_(model.part("connector").time)
+    return TrainedModel("m", recipe, model, build_objectives(recipe, model), torch.device("cpu"))
 
-    def loaded(*more: str) -> TrainedModel:
-        recipe = load_recipe("flamingo", [*small, *more])
-        model = build_model(recipe, None, 32, CAPTIONS)
-        return TrainedModel("m", recipe, model, build_objectives(recipe, model), torch.device("cpu"))
 
-    of_images, of_clips = loaded(), loaded("parts.lm.fields={image: video}")
-    assert of_images.capabilities - of_clips.capabilities == {"score", "loglikelihood"} and not of_images.missing
-    picture = np.zeros((32, 32, 3), dtype=np.uint8)
-    for method in (of_clips.score, of_clips.loglikelihood):
-        with pytest.raises(DiptychError, match="cannot (score|loglikelihood): it learned from the field video, not from images"):
-            method([picture], ["a red fox"])
-    assert of_images.score([picture], ["a red fox"]).shape == (1, 1)
-    skipped = evaluate(of_clips, open_source("scenes:small").split("test"), [task("zeroshot?n=4")]).skipped
-    assert [s["reason"] for s in skipped] == ["the model has no score: it learned from the field video, and is shown images"]
+def test_a_model_of_clips_scores_and_describes_clips() -> None:
+    """Its scores are those of the whole batch, frame by frame; the order of the frames counts, and a picture is one frame."""
+    model, source = of_clips(), open_source("scenes:clips?size=32").split("test")
+    clips, texts = [source[i].fields["video"] for i in range(3)], [source[i].captions[0] for i in range(3)]
+    assert model.shows == "video" and not model.missing
+    assert {"score", "loglikelihood", "generate"} <= model.capabilities and not {"embed_image"} & model.capabilities
+    shown = [np.stack(clip.frames) for clip in clips]
+    scores = model.score(shown, texts)
+    ids, mask = (torch.from_numpy(x) for x in model.model.tokenizer.encode_batch(texts))
+    pixels = torch.from_numpy(np.concatenate(shown)).permute(0, 3, 1, 2)
+    owner = torch.arange(3).repeat_interleave(8)
+    batch = Batch({"video": Videos(Images(pixels, owner), torch.zeros(24), owner), "text": Texts(ids, mask)}, 3)
+    with torch.no_grad():
+        logp = model.model.encode(batch)["text.logits"].double().log_softmax(-1)
+    for i in range(3):
+        real = range(1, int(mask[i].sum()))
+        assert scores[i, i] == pytest.approx(sum(float(logp[i, t - 1, ids[i, t]]) for t in real), abs=1e-3)
+    np.testing.assert_allclose(model.loglikelihood(shown, texts), scores.diagonal(), atol=1e-3)
+    backwards = [clip[::-1].copy() for clip in shown]
+    assert np.abs(model.score(backwards, texts) - scores).max() > 1e-3, "in another order"
+    np.testing.assert_allclose(model.score([clip[0] for clip in shown], texts), model.score([c[:1] for c in shown], texts))
+    two = of_clips("data.fields.video={kind: video, frames: 2}")
+    np.testing.assert_allclose(two.score(shown, texts), two.score([c[[2, 6]] for c in shown], texts), atol=1e-5)
+    assert len(model.generate(shown, max_tokens=3)) == 3
+
+
+def test_a_model_of_clips_is_evaluated_on_clips() -> None:
+    """What it is shown are the clips of the source; on pictures, a note says what it sees."""
+    model, seen = of_clips(), []
+    read = model._images
+    model._images = lambda images: (seen.extend(np.shape(image) for image in images), read(images))[1]  # type: ignore[method-assign]
+    tasks = ["retrieval?n=4", "captions?n=3&max_tokens=3", "controlled?n=2", "facts", "embedding"]
+    found = evaluate(model, open_source("scenes:clips?size=32").split("test"), tasks)
+    assert set(seen) == {(8, 32, 32, 3)} and not found.notes
+    assert [s["task"] for s in found.skipped] == ["facts", "embedding"]
+    assert {r.metric for r in found.results if r.task == "controlled" and "/" not in r.metric} == {"motion", "side", "order", "who"}
+    pictures = evaluate(model, open_source("scenes:small").split("test"), ["zeroshot?n=4"])
+    assert pictures.results and "as a clip of one frame" in pictures.notes[0]["note"]
 
 
 @pytest.mark.parametrize("kind", ["mlp", "pooled"])

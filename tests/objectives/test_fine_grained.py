@@ -11,8 +11,19 @@ import torch
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Texts
 from diptych.core.errors import DiptychError
+from diptych.data.sources import open_source
 from diptych.data.text import BOS, EOS, PAD
-from diptych.objectives.filip import LateInteraction, best_matches, kept_count, late_similarity
+from diptych.inference.run import TrainedModel
+from diptych.objectives.filip import (
+    LateInteraction,
+    best_matches,
+    best_tokens_of_pairs,
+    best_tokens_similarity,
+    kept_count,
+    late_similarity,
+    without_specials,
+)
+from diptych.objectives.scores import BestTokens
 from engine_fixture import Little
 
 WORDS = [4, 1, 3, 0, 2]  # of each text, besides [BOS] and [EOS]
@@ -88,6 +99,53 @@ def test_the_late_loss_equals_the_reference(special, keep, chunk, monkeypatch):
     objective = LateInteraction(None, temperature=0.2, keep=keep, special=special).double()
     expected = reference_loss(*reference_kept(image, text, counted(special), keep), 5.0)
     assert objective(p).item() == pytest.approx(expected, abs=1e-6)  # the scale is learned in float32
+
+
+def reference_best_quarter(image, text, positions):
+    """Of each pair by itself: the best quarter of the image's tokens and of the words, in plain loops."""
+    sides = np.zeros((2, len(image), len(text)))
+    for i, tokens in enumerate(image):
+        for j in range(len(text)):
+            table = np.array([[float(t @ text[j][k]) for k in positions[j]] for t in tokens])
+            for side, values in enumerate((table.max(1), table.max(0))):
+                sides[side, i, j] = np.mean(sorted(values)[::-1][: math.ceil(len(values) / 4)])
+    return sides
+
+
+@pytest.mark.parametrize("n", [4, 6, 16])
+@pytest.mark.parametrize("chunk", [2**25, 40])
+def test_the_score_by_the_best_quarter_equals_the_reference(n, chunk, monkeypatch):
+    monkeypatch.setattr("diptych.objectives.filip.CHUNK", chunk)
+    p = given(n=n)
+    image, text = p["image.token_embedding"], p["text.token_embedding"]
+    expected = reference_best_quarter(image.numpy(), text.numpy(), counted(False))
+    score = BestTokens(None)
+    np.testing.assert_allclose(torch.stack(score.all_sides(p)), expected, atol=1e-12)
+    np.testing.assert_allclose(score.all_scores(p), expected[0], atol=1e-12)
+    words = without_specials(p)
+    rows = torch.tensor([4, 0, 2]), torch.tensor([1, 3, 2])
+    pairs = best_tokens_of_pairs(image[rows[0]], text[rows[1]], words[rows[1]], 0.25)
+    np.testing.assert_allclose(torch.stack(pairs), expected[:, rows[0], rows[1]], atol=1e-12)
+    everything = torch.stack(best_tokens_similarity(image, text, words, 1.0))
+    torch.testing.assert_close(everything, torch.stack(late_similarity(image, text, words)), atol=1e-12, rtol=0)
+    assert (expected >= everything.numpy() - 1e-12).all(), "the best are better than all of them"
+    leaves = [x[:2, :5].clone().requires_grad_() for x in (image, text)]
+    assert torch.autograd.gradcheck(lambda i, t: best_tokens_similarity(i, t, words[:2, :5], 0.25), leaves)
+
+
+def test_a_run_of_filip_can_score_by_the_best_quarter():
+    """In both directions, for pairs as for all of them, and without its own [BOS] and [EOS]."""
+    little = Little("filip", "score=best_tokens")
+    model = TrainedModel("m", little.recipe, little.model, little.objectives, torch.device("cpu"))
+    source = open_source("scenes:small").split("test")
+    images, texts = [source[i].image for i in range(4)], [source[i].captions[0] for i in range(4)]
+    assert {"score", "score_all", "score_sides"} <= model.capabilities
+    to_text, to_image = model.score_sides(images, texts)
+    pairs = np.array([[0, 1], [3, 3], [2, 0]])
+    for whole, some in zip((to_text, to_image), model.score_sides(images, texts, pairs), strict=True):
+        np.testing.assert_allclose(some, whole[pairs[:, 0], pairs[:, 1]], atol=1e-5)
+    np.testing.assert_allclose(model.score(images, texts), to_text, atol=1e-6)
+    assert np.abs(to_text - to_image).max() > 1e-3
 
 
 def _call(objective, p):
@@ -213,6 +271,17 @@ def test_the_text_of_sparc_is_the_mean_of_its_tokens():
 def test_a_scale_of_nothing_is_refused(setting, told):
     with pytest.raises(DiptychError, match=told):
         Little("sparc", setting)
+
+
+@pytest.mark.parametrize("option", ["temperature=0.1", "max_scale=50"])
+def test_an_option_of_a_scale_that_is_not_used_is_refused(option):
+    """With the objective where it would count; without scale_of it counts."""
+    name = option.partition("=")[0]
+    with pytest.raises(DiptychError, match=rf"{name} would have no effect.*\(info_nce.{name}\), or scale_of: \"\""):
+        Little("sparc", f"stages.0.objectives.grouped_tokens.{option}")
+    own = Little("sparc@tuned", f"stages.0.objectives.grouped_tokens.{option}").objectives["grouped_tokens"]
+    assert own.scale.item() == pytest.approx(10 if name == "temperature" else 1 / 0.07, rel=1e-6)
+    assert own.max_log_scale == pytest.approx(math.log(100 if name == "temperature" else 50))
 
 
 def test_a_stage_must_train_the_scale_that_it_uses():

@@ -227,3 +227,15 @@ def test_class_tokens_that_do_not_exist_are_refused() -> None:
         Little("maskvlm", "parts.vision={kind: vit}")
     with pytest.raises(DiptychError, match="sides: both multiplies the vectors.* 48 and 32 wide"):
         Little("maskvlm", "parts.vision.width=48")
+
+
+@pytest.mark.parametrize(
+    ("tower", "words"),
+    [
+        ("{kind: vit, pool: cascade}", "parts.vision.pool: cascade gives none; set parts.vision.pool to mean"),
+        ("{kind: efficientnet, frozen: true}", r"this tower cannot leave out; set parts.vision: \{kind: vit\}"),
+    ],
+)
+def test_a_tower_without_patches_is_refused_before_training(tower: str, words: str) -> None:
+    with pytest.raises(DiptychError, match=f"objective masked_patches hides patches.*{words}"):
+        Little("maskvlm", f"parts.vision={tower}", "parts.fusion.pool=mean")

@@ -244,6 +244,7 @@ def test_the_mining_follows_a_scale_that_is_shared(first: str) -> None:
             ["stages.0.objectives.info_nce={soft: 0.4}"],
             "soft, ramp and queue need a momentum copy; set momentum to a teacher's name",
         ),
+        (["stages.0.objectives.info_nce={momentum: ema, ramp: 100}"], "soft is 0; set soft, say to 0.4, or ramp: 0"),
         (["stages.0.objectives.info_nce={momentum: ema, hard_negatives: true}"], "hard_negatives have no momentum keys"),
         (["stages.0.objectives.info_nce={momentum: ema, soft: 1.5}"], "info_nce.soft"),
         (["stages.0.objectives.info_nce={momentum: ema, group: 2}"], "processes would hold different queues"),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from diptych.comparison.run import Comparison, RecipeJob, plan, run_backbones
 from diptych.config.recipe import load_recipe
 from diptych.core.errors import DiptychError
-from diptych.core.files import read_json
+from diptych.core.files import read_json, write_json, write_text
 from diptych.training.checkpoint import restored
 from diptych.training.loop import train
-from diptych.training.start.backbones import address, cost, digest, planned
+from diptych.training.start.backbones import address, check_data, cost, digest, planned
 from diptych.training.start.setup import set_up
 
 LM = {"width": 16, "depth": 1, "heads": 2, "hidden": 24}
@@ -138,6 +141,57 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             planned(load_recipe("llava@mini", overrides), tmp_path)
     with pytest.raises(DiptychError, match="backbones.vision: not trained"):
         set_up(load_recipe("llava@mini", MINI))
+
+
+def test_the_backbone_of_an_earlier_version_is_used(tmp_path: Path) -> None:
+    """Its recipe had fewer fields, so that its hash is another; the recipe is the same."""
+    recipe = load_recipe("llava@mini", MINI)
+    place = planned(recipe, tmp_path)["lm"]
+    assert place.recipe is not None and not place.path.exists()
+    older = place.recipe.model_dump(mode="json", by_alias=True)
+    del older["sharding"], older["data"]["debiased"]
+    write_text(tmp_path / "lm-0000000000" / "recipe.yaml", yaml.safe_dump(older))
+    write_text(tmp_path / "lm-0000000001" / "recipe.yaml", yaml.safe_dump(older | {"embed_dim": 24}))  # another one
+    write_text(tmp_path / "lm-0000000002" / "recipe.yaml", yaml.safe_dump(older | {"format": 99}))  # of a newer version
+    assert planned(recipe, tmp_path)["lm"].path == tmp_path / "lm-0000000000"
+    write_text(tmp_path / "lm-0000000003" / "recipe.yaml", yaml.safe_dump(older))
+    write_json(tmp_path / "lm-0000000003" / "spent.json", {"finished": True})
+    assert planned(recipe, tmp_path)["lm"].path == tmp_path / "lm-0000000003", "one that is finished comes first"
+    write_text(place.path / "recipe.yaml", place.recipe.to_yaml())
+    assert planned(recipe, tmp_path)["lm"].path == place.path
+
+
+def photos(folder: Path) -> str:
+    """A folder of pictures with captions, of which no facts are known."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"my dog, number {i}")
+    return f"folder:{folder}"
+
+
+@pytest.mark.parametrize("data", ["photos", "scenes:clips?size=32"])
+def test_a_miniature_is_refused_where_no_facts_are_known(data: str, tmp_path: Path) -> None:
+    """Before anything is trained, with the recipe for such data; the user may still ask for other data, or the captions alone."""
+    data = photos(tmp_path / "photos") if data == "photos" else data
+    refused = r"backbones\.lm\.data: .* knows no facts .*; or take 'llava', the recipe without @mini"
+    with pytest.raises(DiptychError, match=refused):
+        train(load_recipe("llava@mini", {**MINI, "data.train": data}), tmp_path / "runs" / "one")
+    with pytest.raises(DiptychError, match=refused):
+        run_backbones(*plan(Comparison(["llava@mini"], data, "8 samples", 1, tmp_path / "c")))
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "backbones").exists()
+    for other in ("{train}", "facts:scenes:small"):
+        recipe = load_recipe("llava@mini", {**MINI, "data.train": data, "backbones.lm.data": other})
+        check_data(recipe, planned(recipe, tmp_path))
+    mixed = f"mix:1*{data}+1*scenes:small"
+    check_data(recipe := load_recipe("llava@mini", {**MINI, "data.train": mixed}), planned(recipe, tmp_path))
+
+
+def test_a_backbone_that_fails_is_named(tmp_path: Path) -> None:
+    recipe = load_recipe("flamingo@mini", {**MINI, "data.train": "scenes:clips", "backbones.lm.data": "facts:scenes:small"})
+    with pytest.raises(DiptychError, match=r"backbones\.vision \(clip\): .*'image'.*--set backbones\.vision\.data=ADDRESS"):
+        train(recipe, tmp_path / "run")
 
 
 def test_addresses_and_digests() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from diptych.config.recipe import load_recipe
 from diptych.core.files import read_json, write_json
 from diptych.training.loop import Trainer, train
+from diptych.training.record import order_of
 
 SMALL = [f"parts.{p}.{k}" for p in ("vision", "text") for k in ("depth=1", "width=32", "heads=2")]
 GIVEN = [*SMALL, "parts.vision.patch=16", "data.image_size=32", "embed_dim=32", "stages.0.warmup=2", "stages.0.batch_size=8"]
@@ -91,6 +92,22 @@ def test_another_seed_is_another_order_and_says_so(
         capsys.readouterr()
         train(load_recipe("clip", [*given, f"budget={budget} samples", f"seed={seed}"]), tmp_path / "run", resume=True)
         assert ("seed was 0 and is 3 now: from step 4 on" in capsys.readouterr().err) == noted
+
+
+def test_other_settings_of_the_order_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = start(tmp_path, monkeypatch)
+    photos(tmp_path / "more", range(40, 60))
+    given[-1] = f"data.train=mix:1*folder:{tmp_path / 'data'}+1*folder:{tmp_path / 'more'}"
+    near = "data.neighbours={of: 2}"
+    train(load_recipe("clip", [*given, "budget=16 samples"]), tmp_path / "mixed")
+    for budget, debiased, noted in ((32, "false", False), (48, "true", True), (64, "true", False)):
+        capsys.readouterr()
+        recipe = load_recipe("clip", [*given, f"budget={budget} samples", f"data.debiased={debiased}"])
+        train(recipe, tmp_path / "mixed", resume=True)
+        assert ("data.debiased was false and is true now: from step 4 on" in capsys.readouterr().err) == noted
+    assert order_of(load_recipe("clip", [near]))["data.neighbours"] != order_of(load_recipe("clip"))["data.neighbours"] is None
 
 
 def test_a_resumed_run_keeps_the_size_of_its_images(tmp_path: Path) -> None:

@@ -135,6 +135,21 @@ def test_a_stage_that_finds_no_budget_is_said_to_have_not_run(tmp_path, capsys):
     assert run(32, resume=True) == [], "finished: nothing new to say"
 
 
+@pytest.mark.parametrize(
+    ("budget", "noted"), [("8 samples", "3 times"), ("1e3 flops", "times"), ("45 samples", ""), ("2 steps", "")]
+)
+def test_a_budget_below_a_step_is_said_to_be_exceeded(budget, noted, tmp_path, capsys):
+    """A step is not divided; the note says by how much, and which setting changes it in all stages."""
+    recipe = load_recipe("clip", {"stages.*.batch_size": 24, "budget": budget, "precision": "fp32"})
+    run = train(recipe, tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "the budget" in line]
+    assert bool(lines) == bool(noted) and all(noted in line and "stages.*.batch_size=" in line for line in lines)
+    if budget == "8 samples":
+        assert run.spent["samples"] == 24 and "stages.*.batch_size=8'" in lines[0]
+    train(recipe, tmp_path / "run", resume=True)
+    assert "the budget" not in capsys.readouterr().err, "finished: nothing new to say"
+
+
 def test_frozen_stage_leaves_the_weights_alone(tmp_path):
     stage = {"name": "align", "train": ["text"], "objectives": {"info_nce": 1}, "batch_size": 16}
     fresh = Trainer(load_recipe("clip", {"stages": [stage], "budget": "16 samples"}), tmp_path / "fresh").setup.model.state_dict()

@@ -15,6 +15,7 @@ from diptych.benchmarks.answers.pope import METRICS as POPE
 from diptych.benchmarks.base import Task
 from diptych.benchmarks.drawings.drawing import METRICS as DRAWING
 from diptych.benchmarks.drawings.drawing import VERSIONS
+from diptych.benchmarks.matching.classification import METRICS as CLASSIFICATION
 from diptych.benchmarks.matching.controlled import Controlled
 from diptych.benchmarks.tasks import TASKS
 from diptych.benchmarks.texts.captions import METRICS as CAPTIONS
@@ -45,6 +46,7 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
     "retrieval-1000": _retrieval,
     "controlled": _controlled,
     "zeroshot": ZEROSHOT,
+    "classification": CLASSIFICATION,
     "captions": CAPTIONS,
     "embedding": ("modality_gap", "separability", "matched_cosine"),
     "winoground": ("text", "image", "group"),
@@ -72,6 +74,7 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
 RANGES: dict[str, tuple[float | None, float | None]] = {
     "rank_correlation": (-1.0, 1.0), "correlation": (-1.0, 1.0), "cosine": (-1.0, 1.0), "_gap": (-1.0, 1.0), "area": (-1.0, 1.0),
     "modality_gap": (0.0, 2.0),  # the distance of two means of unit vectors
+    "nll": (0.0, None), "multiclass_brier": (0.0, 2.0),
     "cider": (0.0, 10.0), "perplexity": (1.0, None), "(of 200)": (0.0, 200.0), "psnr": (0.0, None),
 }  # fmt: skip
 

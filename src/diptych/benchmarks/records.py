@@ -73,7 +73,8 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
 class Records:
     """The records of one task, appended to ``path`` as they come, or kept in memory only.
 
-    Opening a file of an interrupted run continues it. ``folder``: where a task may write other files.
+    Opening a file of an interrupted run continues it. ``folder``: where a task may write other files. An item with ``failed``
+    answers counts as one without a record, so that it is asked again; its record stays until there is another.
     """
 
     def __init__(self, path: Path | None = None, folder: Path | None = None):
@@ -82,12 +83,18 @@ class Records:
         if path is not None and path.is_file():
             self._records = {r["item"]: r for r in read_jsonl(path)}
             write_jsonl(path, self._records.values())  # drops half a line at the end, so that nothing is appended to it
+        self._again = {item for item, r in self._records.items() if r.get("failed")}  # of an earlier call
 
     def __contains__(self, item: str) -> bool:
-        return item in self._records
+        return item in self._records and item not in self._again
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._records) - len(self._again)
+
+    @property
+    def unanswered(self) -> int:
+        """How many items of an earlier call have no answer, or not all of their answers."""
+        return len(self._again)
 
     def all(self) -> list[Record]:
         """The records, those read from the file first."""
@@ -95,9 +102,13 @@ class Records:
 
     def add(self, records: Iterable[Record]) -> None:
         """Keep the records of items that have none yet."""
-        fresh = [plain(r) for r in records if r["item"] not in self._records]
+        fresh = [plain(r) for r in records if r["item"] not in self]
+        replaced = self._again & {r["item"] for r in fresh}
         self._records.update((r["item"], r) for r in fresh)
-        if self.path is not None:
+        self._again -= replaced
+        if self.path is not None and replaced:
+            write_jsonl(self.path, self._records.values())
+        elif self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(map(_line, fresh)))

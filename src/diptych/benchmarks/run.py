@@ -19,14 +19,16 @@ from diptych.benchmarks.base import NotApplicable, Progress, Task, failed_items,
 from diptych.benchmarks.records import Records, Result, plain, write_json, write_jsonl
 from diptych.benchmarks.shots import with_examples
 from diptych.benchmarks.tasks import DEFAULT, TASKS, task
-from diptych.core.capabilities import Model
-from diptych.core.errors import DiptychError
+from diptych.core.capabilities import Model, in_words
+from diptych.core.errors import DiptychError, counted
 from diptych.core.files import read_json, read_jsonl, write_atomically
 from diptych.core.sample import Sample
+from diptych.data.clips import clips_as_images
 from diptych.data.source import Problem, Source
 
 UNDER_WAY = "answers.jsonl"  # answers of a server that are not in the records yet
 MAIN = frozenset({"correct", "generated", "said"})  # names of a model's own answer in ``failed``; the others are of controls
+ONE_FRAME = "the model learned from clips, and each picture here is shown to it as a clip of one frame"
 
 
 @dataclass
@@ -67,6 +69,9 @@ def evaluate(
     """
     chosen = [task(t) if isinstance(t, str) else t for t in tasks]
     summary = Summary(model.name, *(("", "") if source is None else (source.address, source.fingerprint())))
+    of_clips, pictures = getattr(model, "shows", "image") == "video", True
+    if of_clips and source is not None and "video" in getattr(source, "fields", ()):
+        source, pictures = clips_as_images(source), False
     state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint}, own, overwrite)
     if progress and state.replaced:
         progress(f"earlier records in {out} were of other weights and are replaced")
@@ -76,18 +81,18 @@ def evaluate(
     if out is not None and keep_in is not None:
         keep_in(out / UNDER_WAY)
     for each in chosen:
-        missing = [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
-        if missing:
-            reason = " and no ".join(c.replace("|", " or ") for c in missing)
+        if missing := missing_in(model, each):
             unseen = " and ".join(getattr(model, "missing", ()))
-            why = f": it learned from the field {unseen}, and is shown images" if unseen else ""
-            summary.skipped.append({"task": each.name, "reason": f"the model has no {reason}{why}"})
+            why = f": it learned from the field {unseen}, and is shown {'clips' if of_clips else 'images'}" if unseen else ""
+            summary.skipped.append({"task": each.name, "reason": f"the model cannot {in_words(missing)}{why}"})
             continue
         if progress:
             progress(each.name)
         started = time.perf_counter()
         records = state.open(each)
-        if not state.finished(each):
+        if not state.finished(each) or records.unanswered:
+            if progress and records.unanswered:
+                progress(f"{each.name}: asking again for {counted(records.unanswered, 'item')} without an answer")
             try:
                 if source is None and not getattr(each, "file", ""):
                     raise NotApplicable("there is no data for it; give data, or its own file (?file=…)")
@@ -106,7 +111,9 @@ def evaluate(
                 continue
             state.note_problems(each, [*problems, *failed_items(records.all())])
         results = each.summarise(records.all())
-        summary.notes += _notes(each.name, records.all())
+        summary.notes += _notes(each, records.all())
+        if of_clips and (pictures or getattr(each, "file", "")) and "complete" not in _needs(each):
+            summary.notes.append({"task": each.name, "note": ONE_FRAME})
         seconds = state.close(each, time.perf_counter() - started)
         summary.results += [replace(r, seconds=seconds) for r in results]
         summary.seconds += seconds
@@ -114,7 +121,8 @@ def evaluate(
             summary.skipped.append(_without_results(each))
     if out is not None:
         write_json(out / "summary.json", summary)
-        (out / UNDER_WAY).unlink(missing_ok=True)  # the records hold the answers now
+        if not any(_failures(path) for path in (out / "records").glob("*.jsonl")):
+            (out / UNDER_WAY).unlink(missing_ok=True)  # the records hold the answers now
     return summary
 
 
@@ -139,18 +147,20 @@ def recompute(folder: Path) -> Summary:
         if records:
             results = [replace(r, seconds=entry["seconds"]) for r in each.summarise(records)]
             summary.results += results
-            summary.notes += _notes(name, records)
+            summary.notes += _notes(each, records)
             summary.seconds += entry["seconds"]
             if not results and name not in {s["task"] for s in summary.skipped}:
                 summary.skipped.append(_without_results(each))
     return summary
 
 
-def _notes(name: str, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Notes on a task: items for which the model could give no answer, with the commonest reason, and answers that end within the
-    thinking.
+def _notes(each: Task, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Notes on a task: its own, items for which the model could give no answer, with the commonest reason, and answers that end
+    within the thinking.
     """
-    notes = []
+    name = each.name
+    own = getattr(each, "notes", None)
+    notes: list[str] = list(own(records)) if own and records else []
     if failed := failed_items(records):
         main = sum(not MAIN.isdisjoint(r.get("failed", {})) for r in records)
         why, _ = Counter(reason for r in records for reason in r.get("failed", {}).values()).most_common(1)[0]
@@ -165,6 +175,11 @@ def _notes(name: str, records: Sequence[dict[str, Any]]) -> list[dict[str, str]]
     return [{"task": name, "note": note} for note in notes]
 
 
+def _failures(path: Path) -> bool:
+    """Whether records lack answers, so that the next call asks for these, and takes the others of the same items from the file."""
+    return path.is_file() and any(record.get("failed") for record in read_jsonl(path))
+
+
 def _without_results(each: Task) -> dict[str, str]:
     """Why a task that was run has no results."""
     return {"task": each.name, "reason": getattr(each, "no_results", "no number can be computed from its records")}
@@ -177,8 +192,13 @@ def _address(stored: str) -> str:
     return own.get(name, stored) if module.startswith("diptych.") else stored
 
 
-def _needs(each: Task) -> tuple[str, ...]:
-    return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)
+def _needs(each: Task | type[Task]) -> tuple[str, ...]:
+    return (each.needs,) if isinstance(each.needs, str) else tuple(each.needs)  # type: ignore[arg-type]  # a class has its default
+
+
+def missing_in(model: Model, each: Task | type[Task]) -> list[str]:
+    """The capabilities that a task needs and the model does not have; ``"generate|score"`` where it has neither."""
+    return [c for c in _needs(each) if not set(c.split("|")) & model.capabilities]
 
 
 def settings_of(each: Task) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from diptych.benchmarks.answers.vqa import Vqa
 from diptych.benchmarks.answers.vqascore import VqaScore
 from diptych.benchmarks.base import Task
 from diptych.benchmarks.drawings.drawing import Drawing
+from diptych.benchmarks.matching.classification import Classification
 from diptych.benchmarks.matching.controlled import Controlled
 from diptych.benchmarks.matching.pairs import Pairs
 from diptych.benchmarks.matching.retrieval import LargeRetrieval, Retrieval
@@ -37,6 +38,7 @@ TASKS: dict[str, type] = {
     "retrieval": Retrieval,
     "retrieval-1000": LargeRetrieval,
     "zeroshot": ZeroShot,
+    "classification": Classification,
     "controlled": Controlled,
     "captions": Captions,
     "embedding": Embedding,

@@ -17,7 +17,7 @@ from diptych.benchmarks.matching.zeroshot import TEMPLATES
 from diptych.choose.data import Parts, Pictures, joined, open_parts, separated
 from diptych.choose.features import Fingerprints, Progress, vectors_of
 from diptych.choose.select import choose_settings, learned
-from diptych.choose.support import class_texts, few, support_of
+from diptych.choose.support import class_texts, few, support_of, with_vectors
 from diptych.choose.ways import Choice, Support, Way, way_named
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, counted, nearest
@@ -79,6 +79,7 @@ def adapt(
     way = way_named(way_name)
     began = time.perf_counter()
     parts = parts_of(data, progress)
+    model = with_vectors(model, parts.train.names, templates)
     vectors, broken = vectors_of(model, parts.train, progress)
     usable = np.array([i for i in range(len(parts.train)) if i not in broken])
     train, vectors = parts.train.rows(usable), vectors[usable]
@@ -115,7 +116,7 @@ def adapt(
     return adapted
 
 
-def checked_settings(way: type[Way], settings: Mapping[str, Any]) -> dict[str, Any]:
+def checked_settings(way: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings checked against the fields of a way. DiptychError for an unknown one, or a value of another type."""
     known = {f.name for f in fields(way)}
     if unknown := [name for name in settings if name not in known]:

@@ -26,7 +26,7 @@ from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError, counted
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources import open_source
-from diptych.inference.mapped import MappedModel, Maps
+from diptych.inference.mapped import FILE, MappedModel, Maps
 
 OUTER, INNER = 5, 4
 MOST = 1000  # pictures of a fold among which a caption is looked for
@@ -163,9 +163,13 @@ def tested(way_name: str, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
 
 def adapt_to_captions(
     address: str, model: Model, way_name: str, data_address: str, out: Path, *, seed: int = 0,
-    settings: Mapping[str, Any] | None = None, progress: Progress | None = None,
+    settings: Mapping[str, Any] | None = None, overwrite: bool = False, progress: Progress | None = None,
 ) -> MappedModel:  # fmt: skip
-    """Learns a way on all pictures and captions at an address and writes the model to ``out``."""
+    """Learns a way on all pictures and captions at an address and writes the model to ``out``. DiptychError if the folder holds
+    another model, unless ``overwrite``.
+    """
+    if (out / FILE).exists() and not overwrite:
+        raise DiptychError(f"{out} holds an adapted model already; choose another --out, or --overwrite")
     way = map_way_named(way_name)
     data = captioned(data_address, progress)
     pairs = pairs_of(model, data, progress)

@@ -37,10 +37,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Data:
-    """What all cells of one model learn from and are tested on, as vectors. groups: near-duplicates among the training pictures."""
+    """What all cells of one model learn from and are tested on, as vectors. groups: of near-duplicates among the
+    training pictures; ids: of these.
+    """
 
     support: Support  # of all training pictures
     groups: np.ndarray
+    ids: tuple[str, ...] = ()
     test_x: np.ndarray | None = None  # None until the test part is opened
     test_y: np.ndarray | None = None
 

@@ -123,14 +123,14 @@ class Residual(MapWay):
     name = "residual"
     about = "a linear map on each side, zero at first, trained by contrast"
     cite = "the loss: Radford et al. 2021, arXiv:2103.00020"
-    epochs: int = 40
-    lr: float = 1e-3
+    epochs: int = 15
+    lr: float = 3e-4
     scale: float = 20.0
 
     @classmethod
     def grid(cls, pairs: Pairs) -> Sequence[Mapping[str, Any]]:
         """When to stop."""
-        return [{"epochs": e} for e in (40, 5, 10, 20, 80)]
+        return [{"epochs": e} for e in (15, 5, 30, 60)]
 
     def fit(self, pairs: Pairs) -> Maps:
         """Trained for ``epochs`` steps on all pairs."""

@@ -7,13 +7,15 @@ line in test-opened.jsonl says when, and for how many cells. What is done is kep
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 import platform
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,20 +24,23 @@ from typing import Any
 import numpy as np
 
 from diptych.benchmarks.matching.zeroshot import TEMPLATES
-from diptych.choose.adapt import parts_of
-from diptych.choose.cells import ALL, Cell, Data, chosen, tested
+from diptych.choose.adapt import fixed, parts_of
+from diptych.choose.cells import ALL, Cell, Data, chosen, part_of, tested
 from diptych.choose.data import Parts, groups_of, names_alike, near_pairs
 from diptych.choose.features import Fingerprints, Progress, vectors_of
-from diptych.choose.support import class_texts, support_of
+from diptych.choose.label_errors import label_errors, rows_of
+from diptych.choose.select import softmax
+from diptych.choose.support import class_texts, few, support_of, with_vectors
 from diptych.choose.verdict import CONTROL, sentences, verdict
 from diptych.choose.ways import WAYS, way_named
 from diptych.config.budget import parse_budget
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, Interrupted, counted
-from diptych.core.files import append_jsonl, read_json, read_jsonl, write_json
+from diptych.core.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 
 FORMAT = 1
 OPENED = "test-opened.jsonl"
+CHECK = "labels-to-check.csv"
 Load = Callable[[str], Model]
 
 
@@ -75,7 +80,9 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What ``choose`` found, as written to results.json."""
+    """What ``choose`` found, as written to results.json. doubtful: training pictures whose label is probably wrong, by the best way
+    that learns, out of fold; the surest first.
+    """
 
     request: dict[str, Any]
     data: dict[str, Any]
@@ -86,6 +93,7 @@ class Outcome:
     opened: list[dict[str, Any]]
     not_tried: list[dict[str, str]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    doubtful: list[dict[str, Any]] = field(default_factory=list)
 
 
 def seconds_of(budget: str | None) -> float | None:
@@ -111,7 +119,7 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
     for name in request.ways:
         way_named(name)  # wrong names are refused before anything is computed
     began = time.monotonic()
-    _check_folder(request, out)
+    open_folder(out, request.content())
     parts = parts_of(request.data, progress, request.test_data)
     about = _about(parts, request.data if request.test_data is None else f"{request.data}, tested on {request.test_data}")
     models: dict[str, dict[str, Any]] = {}
@@ -121,7 +129,7 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
     try:
         for address in request.models:
             try:
-                model = load(address)
+                model = with_vectors(load(address), parts.train.names, request.templates)
                 everything[address] = (model, _training_data(model, parts, request, progress, about))
                 models[address] = {"name": model.name, "key": getattr(model, "key", None)}
             except DiptychError as error:  # one model that cannot be had costs the others nothing
@@ -133,6 +141,9 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
     except KeyboardInterrupt:
         interrupted = True
     found = _outcome(request, out, about, models, not_tried, _clusters(parts))
+    if not interrupted:
+        found.doubtful = _doubtful(found, everything, parts)
+        write_text(out / CHECK, _csv(found.doubtful))
     write_json(out / "results.json", asdict(found))
     if interrupted:
         raise Interrupted(f"interrupted: what is done is in {out}; the same command continues")
@@ -150,7 +161,7 @@ def _training_data(model: Model, parts: Parts, request: Request, progress: Progr
     texts = class_texts(model, train.names, request.templates, request.descriptions)
     support = support_of(vectors[usable], train.labels, np.arange(len(train)), train.names, texts, 0)
     about.setdefault("broken", {}).update({parts.train.ids[i]: why for i, why in broken.items()})
-    return Data(support, parts.groups[usable])
+    return Data(support, parts.groups[usable], tuple(train.ids))
 
 
 def _chosen(
@@ -194,7 +205,7 @@ def _test(
             if broken:
                 raise DiptychError(f"{parts.test.ids[next(iter(broken))]}: cannot be read any more; it could before")
             x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-            with_test[cell.model] = Data(data.support, data.groups, x, parts.test.labels)
+            with_test[cell.model] = replace(data, test_x=x, test_y=parts.test.labels)
         if progress:
             progress("testing", done, len(todo))
         write_json(_file(out, cell), tested(record, cell, with_test[cell.model]))
@@ -211,15 +222,15 @@ def _file(out: Path, cell: Cell) -> Path:
     return out / "cells" / model / f"{way}-k{cell.shots or 'all'}-s{cell.seed}.json"
 
 
-def _check_folder(request: Request, out: Path) -> None:
-    """Begins the folder, or refuses one of other data."""
-    path, content = out / "choose.json", request.content()
+def open_folder(out: Path, content: Mapping[str, Any]) -> None:
+    """Begins a folder of results, or refuses one of other data."""
+    path = out / "choose.json"
     if path.is_file():
         held = read_json(path)
-        if different := [k for k in content if held.get(k) != content[k]]:
+        if different := [k for k in {**held, **content} if held.get(k) != content.get(k)]:
             raise DiptychError(f"{out} holds results with another {different[0]}; choose another --out")
     else:
-        write_json(path, content)
+        write_json(path, dict(content))
 
 
 def _clusters(parts: Parts) -> list[str]:
@@ -260,6 +271,30 @@ def _about(parts: Parts, address: str) -> dict[str, Any]:
     }
 
 
+def _doubtful(found: Outcome, everything: Mapping[str, tuple[Model, Data]], parts: Parts) -> list[dict[str, Any]]:
+    """The training pictures whose label is probably wrong, as the winner sees those that it was not learned from."""
+    if found.verdict["winner"] is None:
+        return []
+    model, way = found.verdict["winner"]
+    own = [c for c in found.cells if (c["model"], c["way"], c["shots"]) == (model, way, found.verdict["shots"]) and c.get("test")]
+    cell = Cell(model, way, own[0]["shots"], own[0]["seed"])
+    data = everything[model][1]
+    support, groups = part_of(data, cell)
+    choice = fixed(way_named(way), support, groups, own[0]["settings"])
+    which = few(data.support.y, cell.shots or None, cell.seed)
+    ids = [data.ids[i] for i in which]
+    return rows_of(label_errors(softmax(choice.logits / choice.temperature), support.y), support.names, ids)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table: picture, label, likelier, confidence, margin."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["picture", "label", "likelier", "confidence", "margin"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def _outcome(
     request: Request, out: Path, about: dict[str, Any], models: dict[str, dict[str, Any]], not_tried: list[dict[str, str]],
     clusters: list[str],
@@ -268,10 +303,11 @@ def _outcome(
     found = verdict(cells, clusters)
     opened = read_jsonl(out / OPENED) if (out / OPENED).is_file() else []
     asked = {k: v for k, v in asdict(request).items() if k != "descriptions"}
-    return Outcome(asked, about, models, cells, found, sentences(found), opened, not_tried, _environment())
+    return Outcome(asked, about, models, cells, found, sentences(found), opened, not_tried, environment_of_run())
 
 
-def _environment() -> dict[str, Any]:
+def environment_of_run() -> dict[str, Any]:
+    """Where and by which command results were made."""
     packages = {}
     for name in ("diptych", "torch", "numpy", "scikit-learn", "transformers", "peft"):
         with contextlib.suppress(PackageNotFoundError):

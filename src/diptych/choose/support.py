@@ -15,6 +15,7 @@ from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import class_text
+from diptych.inference.scored import ScoreVectors, embedding
 
 SCALE = 100.0  # of models that do not say theirs: the largest that CLIP may learn, and did
 
@@ -39,6 +40,8 @@ def class_texts(
     DiptychError if a class has no descriptions although some are given.
     """
     scale = float(getattr(model, "scale", SCALE))
+    if isinstance(model, ScoreVectors):
+        return ClassTexts(model.embed_text(model.texts)[:, None], (), scale)
     if "embed_text" not in model.capabilities:
         return ClassTexts(None, (), scale)
     texts = [[prompt(template, class_text(name)) for template in templates] for name in names]
@@ -51,6 +54,15 @@ def class_texts(
             raise DiptychError(f"descriptions: none of the class '{name}'{nearest(name, descriptions)}")
         described.append(unit_rows(np.asarray(model.embed_text(list(sentences)), dtype=np.float32)))
     return ClassTexts(flat.reshape(len(names), len(templates), -1), tuple(described), scale)
+
+
+def with_vectors(model: Model, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Model:
+    """The model, or one whose vectors are its scores for the class names in the second template (``a photo of a``).
+
+    DiptychError if it neither embeds nor scores.
+    """
+    template = templates[min(1, len(templates) - 1)]
+    return embedding(model, [prompt(template, class_text(name)) for name in names])
 
 
 def read_descriptions(path: str | Path) -> dict[str, list[str]]:

@@ -103,11 +103,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         return ["Nothing could be tested."]
     rows = {(r["model"], r["way"]): r for r in found["rows"]}
     winner, reference, gain = found["winner"], found["reference"], found["gain"]
-    best = rows[winner]
-    what = "that learns from the pictures" if winner[1] not in (CONTROL, *NAMES_ALONE) else "way"
-    lines = [
-        f"The best {what} by cross-validation is {winner[1]} on {winner[0]}: {percent(best)} of the test pictures right.",
-    ]
+    best = f"is the best by cross-validation: {percent(rows[winner])} of the test pictures right."
+    learns = winner[1] not in (CONTROL, *NAMES_ALONE)
+    lines = [f"{'Of the ways that learn from the pictures, ' if learns else ''}{winner[1]} on {winner[0]} {best}"]
     if gain is not None:
         how = f"{100 * gain['difference']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p = {gain['p']:.2g}"
         against = f"{reference[1]} on {reference[0]}"
@@ -116,7 +114,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         elif gain["difference"] > 0:
             lines.append(f"No gain is shown over {against}, which learns nothing: {how}. Take that one, or add pictures.")
         else:
-            lines.append(f"{against} learns nothing and is not worse: {how}. Take that one.")
+            lines.append(f"{against} learns nothing and does as well ({winner[1]} minus {reference[1]}: {how}). Take that one.")
     alike = [r for r in found["rows"] if r["against"] and r["against"]["p_holm"] >= LEVEL and r["way"] != CONTROL]
     if alike:
         listed = ", ".join(f"{r['way']} on {r['model']}" for r in alike[:6])

@@ -12,7 +12,7 @@ import typer
 from diptych.cli import compare, demo, evaluate, metrics, report, study, train
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
-from diptych.cli.models import caption, chat, compose, draw, export
+from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
 from diptych.core.errors import DiptychError, Interrupted
 
 app = typer.Typer(
@@ -36,6 +36,8 @@ app.command(cls=caption.WithExamples)(caption.caption)
 app.command()(chat.chat)
 app.command()(draw.draw)
 app.command()(compose.compose)
+app.command()(predict.predict)
+app.command()(embed.embed)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(report.report)

@@ -16,9 +16,10 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="Repeats of each recipe.")] = 1,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default one for each core.")] = None,
 ) -> None:
-    """Compare recipes of several paradigms on the built-in scenes under one budget in about ten minutes, with a report.
+    """Compare recipes of several paradigms on the built-in scenes under one budget, with a report.
 
-    Tells the expected time first, from a measurement of two seconds. Interrupted? The same command continues where it stopped.
+    About ten minutes on two recent cores that do nothing else; the expected time on this machine is printed first, from a measurement
+    of two seconds. Interrupted? The same command continues where it stopped.
     """
     from diptych.cli.compare import run_and_show
     from diptych.comparison.demo import BUDGET as OWN

@@ -59,11 +59,14 @@ def _evaluate_one(
 ) -> None:
     from diptych.api import load, run_directory
     from diptych.benchmarks.run import evaluate as evaluate_model
-    from diptych.benchmarks.tasks import chosen
+    from diptych.benchmarks.run import missing_in
+    from diptych.benchmarks.tasks import TASKS, chosen
     from diptych.data.sources import open_source
 
     wanted = chosen(tasks)  # a wrong name is refused before the model is loaded
     model = load(address, device)
+    if not tasks and "classify" in model.capabilities:
+        wanted += chosen("classification")
     data = data or getattr(getattr(getattr(model, "recipe", None), "data", None), "train", None)
     if data is None and any(getattr(task, "file", "") == "" for task in wanted):
         raise DiptychError(f"{address}: name the data: --data ADDRESS, or tasks with their own files (?file=…)")
@@ -82,11 +85,18 @@ def _evaluate_one(
     folder = out or run_directory(address) / "evaluation"
     key = getattr(model, "key", None)
     summary = evaluate_model(model, source, wanted, folder, progress=report_progress, key=key, own=out is None, overwrite=overwrite)
-    _show(summary, json_)
     answered = any((folder / "records" / f"{each.name}.jsonl").is_file() for each in wanted)
-    if not summary.results and not answered:  # answers without references are kept to be read
-        reasons = "; ".join(f"{s['task']}: {s['reason']}" for s in summary.skipped)
-        raise DiptychError(f"{address}: nothing could be evaluated on {data or 'the files'}: {reasons}")
+    if summary.results or answered or json_:  # answers without references are kept to be read
+        _show(summary, json_)
+    if not summary.results and not answered:
+        why: dict[str, list[str]] = {}  # the tasks of each reason
+        for skipped in summary.skipped:
+            why.setdefault(skipped["reason"], []).append(skipped["task"])
+        reasons = "".join(f"\n  {', '.join(names)}: {reason}" for reason, names in why.items())
+        able = [name for name, cls in TASKS.items() if not missing_in(model, cls)]
+        lacks = all(missing_in(model, each) for each in wanted)
+        hint = f"\n  tasks that this model can do: --tasks {','.join(able[:6])}" if able and lacks else ""
+        raise DiptychError(f"{address}: nothing could be evaluated on {data or 'the files'}:{reasons}{hint}")
 
 
 def _show(summary: object, json_: bool) -> None:

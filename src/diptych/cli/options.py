@@ -11,7 +11,10 @@ DATA = (
     "`karpathy:dataset.json`, `wds:shards/{000..031}.tar`, `packed:directory`, `mix:0.7*coco:a.json+0.3*packed:b`."
 )
 BUDGET = "What a run may spend: `90s`, `10m`, `200k samples`, `5M tokens`, `30T flops`, `500 steps`."
-SET = "Override any key of the recipe, as often as you like: `--set stages.0.lr=5e-4 --set data.image_size=96`."
+SET = (
+    "Override any key of the recipe, as often as you like: `--set stages.0.lr=5e-4 --set data.image_size=96`; of every stage: "
+    "`--set 'stages.*.batch_size=32'`."
+)
 TASKS = (
     "Comma-separated, settings after `?`: `pope,vqa?n=200,winoground?file=examples.jsonl`. Default: retrieval, retrieval-1000, "
     "zeroshot, controlled, captions and embedding. `all`: every task. Tasks that do not fit the data or the model are skipped."

@@ -24,7 +24,7 @@ from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import read_json, write_json, write_text
 from diptych.data.sources import open_source
 from diptych.training.run_files import EvaluationFiles, RunFiles
-from diptych.training.start.backbones import folder_beside
+from diptych.training.start.backbones import check_data, folder_beside
 from diptych.training.start.backbones import planned as planned_backbones
 
 ITEMS = 100  # pictures saved for the report
@@ -137,7 +137,9 @@ def run_backbones(planned: Sequence[RecipeJob], side_by_side: int) -> None:
     wanted = {}
     for job in planned:
         if job.recipe.backbones and job.backbones and not RunFiles(job.path).finished():
-            for each in planned_backbones(job.recipe, job.backbones).values():
+            backbones = planned_backbones(job.recipe, job.backbones)
+            check_data(job.recipe, backbones)
+            for each in backbones.values():
                 if each.recipe is not None and not RunFiles(each.path).finished():
                     label = f"{each.recipe.name} (backbone)"
                     wanted[each.path] = RecipeJob(label, each.path, job.threads, each.recipe, [], backbones=job.backbones)

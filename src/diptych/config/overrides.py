@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -35,7 +36,8 @@ def _parse(text: str) -> tuple[str, Any]:
 def set_dotted(tree: Any, dotted: str, value: Any, shorthands: Mapping[str, str] | None = None) -> None:
     """Changes one value in a tree of mappings and lists in place; missing mappings are created.
 
-    An entry of a list is named by its position or by its ``name``; a step of a plan also by its operator or its ``as``.
+    An entry of a list is named by its position or by its ``name``, and ``*`` is every entry: ``stages.*.batch_size``; a step of a
+    plan also by its operator or its ``as``.
 
     shorthands: with ``{"objectives": "weight"}`` a scalar ``info_nce: 1`` under ``objectives`` means ``info_nce: {weight: 1}``.
 
@@ -45,6 +47,11 @@ def set_dotted(tree: Any, dotted: str, value: Any, shorthands: Mapping[str, str]
     node = tree
     for depth, key in enumerate(parents):
         here = ".".join(parents[: depth + 1])
+        if key == "*" and isinstance(node, list) and node:
+            for place in range(len(node)):
+                each = [*parents[:depth], str(place), *parents[depth + 1 :], last]
+                set_dotted(tree, ".".join(each), copy.deepcopy(value), shorthands)
+            return
         node, place = _locate(node, key, here)
         child = node.get(place) if isinstance(node, dict) else node[place]
         if not isinstance(child, dict | list):

@@ -25,6 +25,7 @@ from diptych.core.errors import nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
 START = "start"  # of a teacher: the model as it is when the run begins
+IRRELEVANT = {"about", "cite", "device", "compile", "checkpoints", "trackers", "validation"}  # fields that change nothing learned
 PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder", "space")  # in the order in which they are built
 
 
@@ -303,6 +304,10 @@ class Recipe(Strict):
         """The recipe as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
+    def learned(self) -> dict[str, Any]:
+        """All that decides what is learned, with every default: recipes in which this is equal train the same model."""
+        return {k: v for k, v in self.model_dump(mode="json", by_alias=True).items() if k not in IRRELEVANT}
+
     def anchored(self) -> Recipe:
         """The recipe with absolute paths in place of relative ones that exist, for the weights that it names (``weights``, ``from``
         of parts and teachers, ``by`` of neighbours, ``run`` of backbones): a run is read from other working directories too.
@@ -330,7 +335,24 @@ def _anchored(address: Any) -> Any:
 
 
 # ``info_nce: 1`` is ``info_nce: {weight: 1}``
-LIBRARY = Library(Recipe, "recipe", RECIPES, saved_as="recipe.yaml", shorthands={"objectives": "weight"}, upgrade=upgraded, explain=why_not_trained)
+LIBRARY = Library(
+    Recipe,
+    "recipe",
+    RECIPES,
+    saved_as="recipe.yaml",
+    shorthands={"objectives": "weight"},
+    upgrade=upgraded,
+    explain=why_not_trained,
+)
+
+
+def saved_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """A recipe as it was saved with every default, read as this version reads it: in the current format, with fields that it has
+    not yet at their defaults. where: the file, for messages.
+
+    Raises DiptychError if this version does not know it.
+    """
+    return LIBRARY.check(tree, where)
 
 
 @cache

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
 from diptych.core.errors import DiptychError, counted
+
+# What each capability is, after "cannot": a capability of one's own is named as it is.
+IN_WORDS = {
+    "score": "score how well a text fits an image",
+    "score_all": "score a thousand images with a thousand texts at once",
+    "score_sides": "score texts and images in a way of their own each",
+    "embed_image": "turn an image into a vector",
+    "embed_text": "turn a text into a vector",
+    "generate": "write a text about an image",
+    "decoding": "write in another way (beams, temperature …)",
+    "prompt": "follow a prompt",
+    "loglikelihood": "say how likely a text is for an image",
+    "examples": "read examples before the image",
+    "complete": "continue a text without an image",
+    "draw": "draw an image from a text",
+    "reconstruct": "encode an image and decode it again",
+    "compose": "continue a document of texts and images",
+}
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
 Prompt = str | Sequence[str]  # one for all images, or one for each
@@ -292,6 +310,13 @@ class Adapter:
     def compose(self, documents: Sequence[Sequence[str | Image]], **how: Any) -> list[list[str | Image]]:
         """What follows each document of texts and images. DiptychError if the model does not continue documents."""
         self.cannot("compose")
+
+
+def in_words(capabilities: Iterable[str]) -> str:
+    """What a model cannot do, for "it cannot …": each of these capabilities in words, once; ``"generate|score"`` is both."""
+    names = dict.fromkeys(name for each in capabilities for name in each.split("|"))
+    words = [IN_WORDS.get(name, name) for name in names]
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 class FunctionModel(Adapter):

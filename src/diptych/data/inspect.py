@@ -20,6 +20,8 @@ from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.storage.digests import digest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from diptych.core.sample import Sample
 
 QUANTILES = {"min": 0, "5 %": 5, "median": 50, "95 %": 95, "max": 100}
@@ -43,6 +45,8 @@ class Inspection:
     aspect: dict[str, float]  # width / height
     fields: dict[str, int]  # field → items that have it
     classes: dict[str, int]  # class → items with this label
+    class_size: dict[str, float]  # quantiles of these numbers
+    lone_classes: list[str]  # with one item, or none that was read: nothing can be left out to choose settings or to test
     regions_per_item: dict[int, int]  # number of regions → items, of those that have the field
     clip_frames: dict[str, float]  # quantiles of the frames in a clip
     clip_seconds: dict[str, float]  # and of the time of its last frame
@@ -184,6 +188,8 @@ def _summary(source: Source, looked_at: int, seen: list[_Seen], broken: list[Pro
         aspect=_quantiles([width / height for height, width in sizes]),
         fields=dict(Counter(name for item in seen for name in item.fields)),
         classes={name: labels[name] for name in names},
+        class_size=_quantiles([labels[name] for name in names]),
+        lone_classes=[name for name in names if labels[name] < 2],
         regions_per_item=_counts(map(int, counted("regions"))),
         clip_frames=_quantiles(counted("frames")),
         clip_seconds=_quantiles(counted("seconds")),
@@ -219,6 +225,30 @@ def _sheet(samples: list[Sample], out: Path) -> Path:
     return path
 
 
+def _print_classes(console: Console, result: Inspection) -> None:
+    """The classes, the largest first, how unequal they are, and those with fewer than two items."""
+    from rich.markup import escape
+
+    ordered = sorted(result.classes.items(), key=lambda entry: -entry[1])
+    shown = ", ".join(f"{name} {n:,}" for name, n in ordered[:30])
+    more = f" … and {len(ordered) - 30:,} more" if len(ordered) > 30 else ""
+    console.print(f"{counted(len(ordered), 'class', 'classes')}: " + escape(shown) + more)
+    size = result.class_size
+    if size["max"] > size["min"]:
+        total, half = sum(n for _, n in ordered), 0
+        head = next(i for i, (_, n) in enumerate(ordered, 1) if 2 * (half := half + n) >= total)
+        console.print(
+            f"items a class: {size['min']:,.0f} to {size['max']:,.0f}, median {size['median']:,.0f}; half of all items are in "
+            f"{counted(head, 'class', 'classes')}"
+        )
+    if lone := result.lone_classes:
+        more = f" … and {len(lone) - 10:,} more" if len(lone) > 10 else ""
+        console.print(
+            f"{counted(len(lone), 'class', 'classes')} with fewer than two usable items: {escape(', '.join(lone[:10]))}{more}; "
+            "nothing of these can be left out to choose settings or to test: add pictures, or leave them out"
+        )
+
+
 def print_inspection(result: Inspection) -> None:
     """Tables for a reader at a terminal."""
     from rich.console import Console
@@ -236,11 +266,7 @@ def print_inspection(result: Inspection) -> None:
     console.print("captions an item: " + ", ".join(f"{n} × {k}" for k, n in result.captions_per_item.items()))
     console.print("fields: " + escape(", ".join(f"{name} {n:,}" for name, n in result.fields.items())))
     if result.classes:
-        shown = list(result.classes.items())[:30]
-        more = f" … and {len(result.classes) - 30:,} more" if len(result.classes) > 30 else ""
-        console.print(
-            f"{counted(len(result.classes), 'class', 'classes')}: " + escape(", ".join(f"{name} {n:,}" for name, n in shown)) + more
-        )
+        _print_classes(console, result)
     if result.regions_per_item:
         console.print("regions an item: " + ", ".join(f"{n} × {k}" for k, n in result.regions_per_item.items()))
     table = Table("", *QUANTILES)

@@ -16,6 +16,7 @@ from diptych.core.capabilities import Adapter, Image, Model, one_or_many
 from diptych.core.errors import DiptychError
 from diptych.core.files import check_format, read_json, write_json
 from diptych.inference.heads import Head, load_head
+from diptych.inference.scored import ScoreVectors
 
 FILE = "adapted.json"
 FORMAT = 1
@@ -57,6 +58,7 @@ class AdaptedModel(Adapter):
                 "model": address,
                 "relative": relative_to(address, folder),
                 "key": getattr(self.base, "key", None),
+                "scores": list(self.base.texts) if isinstance(self.base, ScoreVectors) else None,  # what its vectors are
                 "classes": list(self.classes),
                 "temperature": self.temperature,
                 "head": self.head.save(folder),
@@ -70,9 +72,14 @@ class AdaptedModel(Adapter):
 
         Raises DiptychError if the model cannot be loaded, or has other weights than when the head was learned.
         """
-        data = read_json(folder / FILE)
+        try:
+            data = read_json(folder / FILE)
+        except ValueError as error:
+            raise DiptychError(f"{folder / FILE}: cannot be read ({error}); adapt the model again") from None
         check_format(data.get("format"), FORMAT, str(folder / FILE))
         base = load(address_now(data, folder), device)
+        if data.get("scores"):
+            base = ScoreVectors(base, data["scores"])
         if (now := getattr(base, "key", None)) != data["key"]:
             raise DiptychError(
                 f"{folder}: {data['model']} has other weights now than when its classes were learned ({data['key']}, now {now}); "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from diptych.core.arrays import unit_rows
@@ -157,7 +158,7 @@ def load_head(folder: Path, data: dict[str, Any]) -> Head:
     cls = resolve(str(data.pop("kind")), HEADS, "head")
     try:
         head = cls(**load_file(folder / WEIGHTS), **data)
-    except (OSError, TypeError) as error:
-        raise DiptychError(f"{folder / WEIGHTS}: {error}") from None
+    except (OSError, TypeError, SafetensorError) as error:
+        raise DiptychError(f"{folder / WEIGHTS}: cannot be read ({error}); adapt the model again") from None
     assert isinstance(head, Head)
     return head

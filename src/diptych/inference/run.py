@@ -18,11 +18,13 @@ from diptych.core.batch import Batch, Images
 from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pairs, examples_for, one_or_many, prompts_for
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
+from diptych.core.graph import renamed
 from diptych.core.sample import Turn
+from diptych.data.clips import collated_clips
 from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
-from diptych.inference.able import capabilities_of, missing_fields
+from diptych.inference.able import capabilities_of, missing_fields, read_from
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
@@ -52,13 +54,13 @@ class TrainedModel:
         self.autocast = use_bf16(recipe.precision, device)
         self.answering: Answering | None = None  # if it learned from conversations
         self.scorer = score_of(recipe.score, model, self.objectives.values())
-        able = capabilities_of(model, self.objectives.values())
-        # A field that an objective reads itself belongs to its loss, such as ViLT's drawn images; pairs are scored without it.
-        read = set(self.scorer.needed()) if self.scorer else set()
-        needed = [name for name in read if "." in name and not read & set(missing_fields(model, (name,)))]
-        self.missing = missing_fields(model, (*needed, "text.logits"))  # such as video, of a model that learned from clips
+        # shows: image or video, what it is shown; missing: other fields that it would need
+        self.shows, needed, self.missing = read_from(model, self.scorer.needed() if self.scorer else ())
+        self.names = {} if self.shows == "image" else {"image": self.shows}
+        able = capabilities_of(model, self.objectives.values(), self.shows)
         can_score = {"score": bool(self.scorer), "score_all": self._all_at_once, "score_sides": self._two_sided}
-        self.capabilities = able | {n for n, can in can_score.items() if can and not missing_fields(model, needed)}
+        scored = not missing_fields(model, needed, self.shows)
+        self.capabilities = able | {name for name, can in can_score.items() if can and scored}
         if "prompt" in able:
             self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
         scales = [getattr(objective, "scale", None) for objective in self.objectives.values()]
@@ -81,7 +83,8 @@ class TrainedModel:
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
         """Unit vectors, float32 [N, E]. images: uint8 arrays [height, width, 3], Pillow images or paths, as in every method. One
-        image on its own counts as one, and so does one text.
+        image on its own counts as one, and so does one text. A model that learned from clips (``shows`` is "video") takes a list of
+        clips, uint8 [frames, height, width, 3]; a picture is a clip of one frame.
         """
         self._can("embed_image")
         return self._gather(one_or_many(images), self._images, IMAGE_EMBEDDING)
@@ -146,8 +149,8 @@ class TrainedModel:
             for j, text in read:
                 with self._inference():
                     both = shown.batch.with_(**text.batch.fields)
-                    known = {name: p[name] for p in (shown, text) for name in needs if p.has(name)}
-                    made = _arrays(compare(Pass(self.model, both, known)))
+                    known = {renamed(name, self.names): p[name] for p in (shown, text) for name in needs if p.has(name)}
+                    made = _arrays(compare(Pass(self.model, both, known).renamed(self.names)))
                 out = out or [np.empty((len(images), len(texts)), dtype=np.float32) for _ in made]
                 for every, scores in zip(out, made, strict=True):
                     every[i : i + len(scores), j : j + scores.shape[1]] = scores
@@ -330,7 +333,10 @@ class TrainedModel:
             yield
 
     def _images(self, images: Sequence[Image]) -> Pass:
-        """The pass over images alone."""
+        """The pass over images alone; of a model that learned from clips, over clips."""
+        if self.shows == "video":
+            clips = collated_clips(images, self.model.image_size, self.recipe.data.fields).to(self.device)
+            return self.model.encode(Batch({"video": clips}, len(images))).renamed(self.names)
         pixels = stacked([resize(as_pixels(image, f"image {i}"), self.model.image_size) for i, image in enumerate(images)]).to(
             self.device
         )
@@ -360,7 +366,7 @@ class TrainedModel:
             text_ids, text_rows = np.unique(block[:, 1], return_inverse=True)
             with self._inference():
                 shown, read = self._images([images[i] for i in image_ids]), self._texts([texts[i] for i in text_ids])
-                p = self.model.encode(shown.batch.with_(**read.batch.fields))
+                p = self.model.encode(shown.batch.with_(**read.batch.fields)).renamed(self.names)
                 lengths = p[TEXT].mask.sum(1).cpu().numpy()[text_rows]
                 order = np.argsort(lengths, kind="stable")  # texts of similar length together: little padding
                 members, image_rows, text_rows = members[order], image_rows[order], text_rows[order]

@@ -36,9 +36,11 @@ def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDic
     """The family that computes exactly what this model does, by its structure. architecture: only that class, for any score of the
     run.
 
-    Raises DiptychError, with the reasons against each family, and the options with which a new run would fit.
+    Raises DiptychError, with the reasons against each family, and the options with which a new run would fit; also those of other
+    formats into which it fits, or would with such options.
     """
-    reasons = []
+    reasons: list[tuple[int, int, str]] = []
+    elsewhere: list[str] = []
     known = {family.architecture: family for family in families_of(format)}
     if architecture and architecture not in known:
         raise DiptychError(f"there is no export to a class '{architecture}'{nearest(architecture, known)}")
@@ -46,13 +48,23 @@ def family_for(format: str, recipe: Recipe, model: VLM, objectives: nn.ModuleDic
         misfits = _misfits(family, recipe, model, objectives, architecture)
         if not misfits:
             return family
-        line = f"{family.architecture}: {'; '.join(m.why for m in misfits)}"
-        if all(m.set for m in misfits):
-            line += f". A new run fits with {_remedies(misfits)}"
-        reasons.append((len(misfits), sum(not m.set for m in misfits), line))
+        reasons.append((len(misfits), sum(not m.set for m in misfits), _reason(family.architecture, misfits)))
     reasons.sort(key=lambda r: (r[1], r[0]))
-    lines = "\n  ".join(line for _, _, line in reasons)
+    for other in (name for name in FAMILIES if name != format and not architecture):
+        for family in families_of(other):
+            misfits = _misfits(family, recipe, model, objectives)
+            if not misfits:
+                elsewhere.insert(0, f"{other} has {family.architecture}, which does: --to {other}")
+            elif all(m.set for m in misfits):
+                elsewhere.append(_reason(f"{family.architecture} of {other}, with --to {other}", misfits))
+    lines = "\n  ".join([*elsewhere, *(line for _, _, line in reasons)])
     raise DiptychError(f"no class of {format} computes what a model of the recipe '{recipe.name}' does:\n  {lines}")
+
+
+def _reason(architecture: str, misfits: list[Misfit]) -> str:
+    """Why a class does not fit and, if options help, with which a new run would."""
+    line = f"{architecture}: {'; '.join(m.why for m in misfits)}"
+    return line + (f". A new run fits with {_remedies(misfits)}" if all(m.set for m in misfits) else "")
 
 
 def export_note(recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> str:

@@ -217,6 +217,8 @@ class InfoNCE(Scaled):
         self._new: tuple[Tensor, Tensor, Tensor | None, int] | None = None  # of the step that is being taken
         if hard_negatives:
             self.couples = (*self.couples, "negatives.embedding")
+        if ramp and not soft and momentum:
+            raise DiptychError("objective info_nce: ramp is how soft targets grow, and soft is 0; set soft, say to 0.4, or ramp: 0")
         if momentum:
             if group:
                 raise DiptychError(

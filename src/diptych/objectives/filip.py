@@ -77,9 +77,50 @@ def best_matches(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Ten
     return torch.cat(of_image), of_text
 
 
+def best_tokens_similarity(image: Tensor, text: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """``late_similarity`` in which, for each image and text, only the share of the tokens with the best matches counts: the mean
+    over the ⌈share · N⌉ image tokens that a token of this text fits best, and over the ⌈share · words⌉ words that a token of this
+    image fits best.
+
+    image [M, N, E], text [K, T, E], mask [K, T] bool → [M, K], [M, K].
+    """
+    rows = max(1, CHUNK // max(1, image.shape[1] * text.shape[0] * text.shape[1]))
+    pieces = []
+    for piece in torch.split(image, rows):
+        (M, N, E), (K, T, _) = piece.shape, text.shape
+        similarity = (piece.reshape(M * N, E) @ text.reshape(K * T, E).T).view(M, N, K, T)
+        of_image = similarity.masked_fill(~mask, -math.inf).amax(3).transpose(1, 2)  # [M, K, N]
+        of_words = similarity.amax(1).masked_fill(~mask, -math.inf)  # [M, K, T]
+        pieces.append((_mean_of_best(of_image, share), _mean_of_best(of_words, share, mask)))
+    by_image, by_text = zip(*pieces, strict=True)
+    return torch.cat(by_image), torch.cat(by_text)
+
+
+def best_tokens_of_pairs(image: Tensor, text: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """``best_tokens_similarity`` of aligned pairs: image [P, N, E], text [P, T, E], mask [P, T] → [P], [P]."""
+    similarity = torch.einsum("pne,pte->pnt", image, text)
+    of_image = similarity.masked_fill(~mask[:, None], -math.inf).amax(2)
+    return _mean_of_best(of_image, share), _mean_of_best(similarity.amax(1).masked_fill(~mask, -math.inf), share, mask)
+
+
+def _mean_of_best(values: Tensor, share: float, mask: Tensor | None = None) -> Tensor:
+    """The mean of the highest share of the last dimension, of which ``mask`` says what counts: the rest is −∞."""
+    counts = torch.tensor(values.shape[-1], device=values.device) if mask is None else mask.sum(-1)
+    n = kept_count(share, counts)
+    best = values.topk(int(n.max()), -1).values
+    kept = torch.arange(best.shape[-1], device=values.device) < n[..., None]
+    return best.masked_fill(~kept, 0.0).sum(-1) / n
+
+
 def kept_count(share: float, counts: Tensor) -> Tensor:
     """How many of ``counts`` tokens a share of them is: rounded up, so never none of some; int64 as ``counts``."""
     return (counts.double() * share - 1e-6).ceil().long().clamp(min=1)
+
+
+def without_specials(p: Pass) -> Tensor:
+    """The words of each text, [B, T] bool; of a text without a word, its special tokens."""
+    words = words_of(p[TEXT].ids, p[TEXT].mask)
+    return torch.where(words.any(1, keepdim=True), words, p[TEXT].mask)
 
 
 class LateInteraction(Scaled):
@@ -130,11 +171,7 @@ class LateInteraction(Scaled):
 
     def words(self, p: Pass) -> Tensor:
         """The text tokens that count, [B, T] bool. A text without a word counts with its special tokens."""
-        mask = p[TEXT].mask
-        if self.special:
-            return mask
-        words = words_of(p[TEXT].ids, mask)
-        return torch.where(words.any(1, keepdim=True), words, mask)
+        return p[TEXT].mask if self.special else without_specials(p)
 
     def kept(self, p: Pass, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The share ``keep`` of the tokens of each image and text, and which of them are real: [B, n, E], [B, t, E], [B, t]."""

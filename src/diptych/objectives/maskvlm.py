@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych.core.batch import Images
 from diptych.core.encodings import IMAGE, TEXT
+from diptych.core.errors import DiptychError
 from diptych.data.text import BOS, MASK, SPECIALS
 from diptych.models.layers.attention import Transformer
 from diptych.models.vision.drawn import random_cells, random_keep
@@ -171,6 +172,15 @@ class MaskedPatches(Objective):
         super().__init__(model)
         self.share, self.cells, self.loss, self.normalise, self.batch_share = share, cells, loss, normalise, batch_share
         vision = model.part("vision")
+        if getattr(vision, "pooling", "") == "cascade":
+            raise DiptychError(
+                "objective masked_patches hides patches, and parts.vision.pool: cascade gives none; set parts.vision.pool to mean, "
+                "class, attention or map"
+            )
+        if not (hasattr(vision, "patch") and hasattr(vision, "grid")):
+            raise DiptychError(
+                "objective masked_patches hides patches, which this tower cannot leave out; set parts.vision: {kind: vit}, or class"
+            )
         self.patch, self.n, self.extra, width = vision.patch, vision.tokens, vision.extra, vision.width
         self.side = vision.grid
         self.token = nn.Parameter(torch.randn(width) * 0.02)

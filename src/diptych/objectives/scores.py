@@ -16,6 +16,7 @@ from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import resolve
 from diptych.objectives.base import Objective
 from diptych.objectives.chameleon import image_log_likelihood
+from diptych.objectives.filip import best_tokens_of_pairs, best_tokens_similarity, without_specials
 from diptych.objectives.generative import caption_log_likelihood
 
 if TYPE_CHECKING:
@@ -105,8 +106,41 @@ class ImageInformation(ImageLikelihood):
         return information
 
 
+class BestTokens(Score):
+    """FILIP's similarities (``late_interaction`` with ``side: own``), of each image and text by the quarter of the tokens that fit
+    best, the share that its training keeps (Yao et al. 2022, §3.1): patches of the background and words that say nothing of the
+    image do not dilute it. The paper scores by all tokens. [BOS] and [EOS] are no words.
+    """
+
+    needs = ("image.token_embedding", "text.token_embedding", "text")
+    scores_all = True
+    two_sided = True
+    share = 0.25
+
+    def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
+        """How well text ``texts[k]`` fits image ``images[k]``, for the choice of a text: [P]."""
+        return self.pair_sides(p, images, texts)[0]
+
+    def all_scores(self, p: Pass) -> Tensor:
+        """Every image with every text, for the choice of a text: [M, N]."""
+        return self.all_sides(p)[0]
+
+    def pair_sides(self, p: Pass, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """By the image's tokens, for the choice of a text, and by the text's, for the choice of an image: [P] each."""
+        q = p.pairs(image=images, text=texts)
+        return best_tokens_of_pairs(*self._tokens(q), self.share)
+
+    def all_sides(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """``pair_sides`` of every image with every text: [M, N] each."""
+        return best_tokens_similarity(*self._tokens(p), self.share)
+
+    def _tokens(self, p: Pass) -> tuple[Tensor, Tensor, Tensor]:
+        return p["image.token_embedding"], p["text.token_embedding"], without_specials(p)
+
+
 SCORES: dict[str, Any] = {
     "similarity": Similarity,
+    "best_tokens": BestTokens,
     "likelihood": Likelihood,
     "image_likelihood": ImageLikelihood,
     "image_information": ImageInformation,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.core.encodings import TEXT
+from diptych.core.errors import DiptychError
 from diptych.objectives.base import Scaled
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class GroupedTokens(Scaled):
     All real tokens of a caption count, [BOS] and [EOS] among them; padding does not.
     threshold: the least similarity of a patch in a token's group; None: 1 / the number of patches, as in the paper.
     scale_of: the name of an objective with a learned scale, which this one then uses too; the paper has one inverse temperature for
-    both losses. "": a scale of its own.
+    both losses. "": a scale of its own, from ``temperature`` (None: 0.07), never above ``max_scale`` (None: 100).
     """
 
     needs = ("image.projected", "text.projected", "text")
@@ -63,12 +64,18 @@ class GroupedTokens(Scaled):
         self,
         model: VLM,
         *,
-        temperature: float = 0.07,
-        max_scale: float = 100.0,
+        temperature: float | None = None,
+        max_scale: float | None = None,
         threshold: float | None = None,
         scale_of: str = "",
     ):
-        super().__init__(model, temperature=temperature, max_scale=max_scale)
+        given = {"temperature": temperature, "max_scale": max_scale}
+        if scale_of and (idle := [name for name, value in given.items() if value is not None]):
+            raise DiptychError(
+                f"objective grouped_tokens: {' and '.join(idle)} would have no effect, since scale_of takes the scale of "
+                f'{scale_of}; set it there ({scale_of}.{idle[0]}), or scale_of: ""'
+            )
+        super().__init__(model, **{name: value for name, value in given.items() if value is not None})
         self.threshold, self.scale_of = threshold, scale_of
 
     def forward(self, p: Pass) -> Tensor:

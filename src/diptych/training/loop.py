@@ -39,6 +39,7 @@ from diptych.training.validation import Validator
 
 LOG_EVERY = 10  # steps, or
 LOG_SECONDS = 5.0  # if steps are slow
+EXCESS = 1.1  # times the budget: spending more is noted
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -153,7 +154,7 @@ class Trainer:
         sums = [0.0, *accumulate(stage.share for stage in self.recipe.stages)]
         bounds = pairwise(s / sums[-1] for s in sums)  # the last is exactly 1, otherwise there could be one step too many
         names = [stage.name for stage in self.recipe.stages]
-        reached = self._resumed.state["stage"] if self._resumed else None
+        reached, began_at = self._resumed.state["stage"] if self._resumed else None, self.step
         earlier = names[: names.index(reached) + 1] if reached in names else []  # what a resumed run has done before
         try:
             with handled([signal.SIGINT, signal.SIGTERM], self._ask_to_stop), self.record.tracking():
@@ -166,9 +167,22 @@ class Trainer:
                             "give a larger budget, or the stages before it a smaller batch_size",
                             file=sys.stderr,
                         )
+            self._note_excess(began_at)
             return Run(self.out, self.recipe, self.record.spent(self.setup, self.spent, self.drawn, finished=True))
         finally:
             self.cluster.part()
+
+    def _note_excess(self, first: int) -> None:
+        """Say that the run spent clearly more than its budget, since steps are whole; first: the step at which this call began."""
+        share = self.spent.share(self.recipe.budget)
+        if share > EXCESS and self.step > first and self.cluster.first:
+            largest = max(stage.batch_size for stage in self.recipe.stages)
+            print(
+                f"note: {share:.3g} times the budget ({self.recipe.budget}) was spent, since a step is not divided and each stage "
+                f"has one at least; the largest has {counted(largest, 'sample')}: give more budget, or smaller steps, "
+                f"--set 'stages.*.batch_size={max(2, int(largest / share))}'",
+                file=sys.stderr,
+            )
 
     def _ask_to_stop(self, number: int, _frame: Any) -> None:
         """Save and stop after the current step; a second signal stops at once."""

@@ -4,6 +4,7 @@ nothing.
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import sys
@@ -85,19 +86,22 @@ class Record:
     def _note_changes(self, setup: Setup, step: int) -> None:
         """Say what has changed in the data since the run began, also in environment.json, and whether its order has changed."""
         saved = self.out / "recipe.yaml"
-        before = load_recipe(str(saved)).seed if saved.is_file() else self.recipe.seed
-        if before != self.recipe.seed:
-            print(
-                f"note: seed was {before} and is {self.recipe.seed} now: from step {step} on, samples are drawn in another order, "
-                "so some of an epoch may be read twice and others not at all; leave --seed away to keep the order",
-                file=sys.stderr,
-            )
+        before, now = (order_of(r) for r in (load_recipe(str(saved)) if saved.is_file() else self.recipe, self.recipe))
+        for name, value in before.items():
+            if value != now[name]:
+                remedy = f"leave {'--seed' if name == 'seed' else name} as it was"
+                print(
+                    f"note: {name} was {json.dumps(value)} and is {json.dumps(now[name])} now: from step {step} on, samples are "
+                    f"drawn in another order, so some of an epoch may be read twice and others not at all; {remedy} to keep "
+                    "the order",
+                    file=sys.stderr,
+                )
         path = self.out / "environment.json"
         environment: dict[str, Any] = read_json_or(path, {})
-        now = data_of(learned_from(setup))
-        if notes := compare_data(environment, now, step):
+        sources = data_of(learned_from(setup))
+        if notes := compare_data(environment, sources, step):
             print("note: " + "\n  ".join(notes), file=sys.stderr)
-            entry = {"step": step, "sources": now}
+            entry = {"step": step, "sources": sources}
             write_json(path, {**environment, "resumed": [*(environment.get("resumed") or []), entry]})
 
     @contextmanager
@@ -190,3 +194,13 @@ class Record:
         if self.cluster.first:
             write_json(self.out / "spent.json", row)
         return row
+
+
+def order_of(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe that decide in which order samples are drawn, by dotted key."""
+    neighbours = recipe.anchored().data.neighbours
+    return {
+        "seed": recipe.seed,
+        "data.debiased": recipe.data.debiased,
+        "data.neighbours": neighbours.model_dump(mode="json") if neighbours else None,
+    }

@@ -33,7 +33,7 @@ from diptych.benchmarks.records import Record, Records, Result
 from diptych.benchmarks.results import shares
 from diptych.benchmarks.shots import check_examples, examples_argument
 from diptych.benchmarks.statistics import mean, spread
-from diptych.core.capabilities import Example, Image, Model, Unanswered
+from diptych.core.capabilities import IN_WORDS, Example, Image, Model, Unanswered, in_words
 from diptych.core.sample import Sample
 from diptych.data.source import Source
 
@@ -137,10 +137,12 @@ class QuestionTask:
         for way in WAYS if self.by == "auto" else (self.by,):
             if not missing[way]:
                 return way
-        reason = " and no ".join(sorted(missing["score" if self.by == "auto" else self.by]))
+        lacks = sorted(missing["score" if self.by == "auto" else self.by])
+        abilities = [name for name in lacks if name in IN_WORDS]
+        reason = f"it cannot {in_words(abilities)}" if abilities else f"there are no {' and no '.join(lacks)}"
         if self.by == "auto":
-            raise NotApplicable(f"it cannot answer: no {reason}, and it follows no prompts")
-        raise NotApplicable(f"it cannot answer by {self.by}: no {reason}")
+            raise NotApplicable(f"the model cannot answer: it follows no prompts, and {reason}")
+        raise NotApplicable(f"the model cannot answer by {self.by}: {reason}")
 
     def run(self, model: Model, items: list[Question], records: Records, progress: Progress | None = None) -> None:
         """One record per question with the model's answers and its answers under the controls blind and, where there are other

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, counted
 
 MODEL = "A run, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG` or `package.module:Class`."
-CLASSES = "Pictures with classes: `classes:DIRECTORY` with a folder for each class, or `classes:TABLE.csv`."
+CLASSES = "Pictures with classes, `classes:DIRECTORY` or `classes:TABLE.csv`, or with captions, `folder:DIRECTORY` …"
 DESCRIPTIONS = "Sentences that describe the classes, a JSON file {class: [sentence, …]}."
 
 
@@ -29,7 +29,7 @@ def adapt(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapted model in the folder.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the ways.")] = False,
 ) -> None:
-    """Adapt a model to classes of your own. The folder that it writes is a model: evaluate it, or use it to name pictures.
+    """Adapt a model to classes or captions of your own. The folder that it writes is a model, for `evaluate` and other commands.
 
     Settings are chosen by cross-validation on the training part of the data; near-duplicates stay in one fold. The test part is not
     used. Example: `diptych adapt runs/clip --way probe --data classes:my/parts`, then `diptych evaluate runs/adapted-probe --data
@@ -41,19 +41,36 @@ def adapt(
     if model is None or data is None:
         raise DiptychError("name a model and the data: diptych adapt MODEL --way WAY --data classes:DIRECTORY")
     from diptych.api import load
-    from diptych.choose.adapt import adapt as adapt_model
+    from diptych.choose.adapt import adapt as adapt_to_classes
     from diptych.choose.adapt import checked_settings, summary
+    from diptych.choose.captions import adapt_to_captions, has_classes
+    from diptych.choose.maps import MAP_WAYS
     from diptych.choose.support import read_descriptions
-    from diptych.choose.ways import way_named
+    from diptych.choose.ways import WAYS, way_named
     from diptych.cli.choose.display import StepsDisplay
     from diptych.config.overrides import parse_overrides
 
-    settings = checked_settings(way_named(way), parse_overrides(set_ or []))  # wrong names are refused before anything is loaded
-    sentences = read_descriptions(descriptions) if descriptions else None
     folder = out or Path("runs") / f"adapted-{way.rpartition(':')[2]}"
+    given = parse_overrides(set_ or [])
+    if way in MAP_WAYS:
+        if has_classes(data):
+            raise DiptychError(f"--way {way} is for captions, and {data} has classes; for these there are {', '.join(WAYS)}")
+        if shots is not None or descriptions is not None:
+            raise DiptychError("--shots and --descriptions are for classes")
+        mapped = checked_settings(MAP_WAYS[way], given)
+        with StepsDisplay() as display:
+            made = adapt_to_captions(
+                model, load(model, device), way, data, folder, seed=seed, settings=mapped, overwrite=overwrite, progress=display
+            )
+        typer.echo(f"{folder}: learned from {counted(made.about['pictures'], 'picture')} with captions")
+        return
+    settings = checked_settings(way_named(way), given)  # wrong names are refused before anything is loaded
+    if not has_classes(data):
+        raise DiptychError(f"--way {way} is for classes, and {data} has captions; for these there are {', '.join(MAP_WAYS)}")
+    sentences = read_descriptions(descriptions) if descriptions else None
     opened = load(model, device)
     with StepsDisplay() as display:
-        adapted = adapt_model(
+        adapted = adapt_to_classes(
             model, opened, way, data, folder, shots=shots, seed=seed, settings=settings, descriptions=sentences,
             overwrite=overwrite, progress=display,
         )  # fmt: skip
@@ -64,9 +81,12 @@ def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from diptych.choose.maps import MAP_WAYS
     from diptych.choose.ways import WAYS
 
-    table = Table("way", "what it does", box=None, header_style="bold")
-    for name, cls in WAYS.items():
-        table.add_row(f"[bold]{name}[/]", f"{cls.about}\n[dim]{cls.cite}[/]" if cls.cite else cls.about)
+    table = Table("way", "for", "what it does", box=None, header_style="bold")
+    known: dict[str, dict[str, Any]] = {"classes": dict(WAYS), "captions": dict(MAP_WAYS)}
+    for what, ways in known.items():
+        for name, cls in ways.items():
+            table.add_row(f"[bold]{name}[/]", what, f"{cls.about}\n[dim]{cls.cite}[/]" if cls.cite else cls.about)
     Console().print(table)

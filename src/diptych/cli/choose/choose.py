@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from diptych.cli.choose.adapt import CLASSES, DESCRIPTIONS
+from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 
 MODELS = "Models to compare: runs, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG`, `package.module:Class`. Default: conse."
@@ -30,29 +31,43 @@ def choose(
 ) -> None:
     """Compare models, and ways of adapting them, on your pictures: one table, one recommendation.
 
-    Settings are chosen by cross-validation on the training part; the test part is opened once, at the end. Writes results.json,
+    Pictures with classes: settings are chosen by cross-validation on the training part; the test part is opened once, at the end.
+    Pictures with captions: nested cross-validation, so that every picture is tested once. Writes results.json,
     table.md and report.html. Interrupted? The same command continues. Example: `diptych choose runs/clip hf:models/siglip --data
     classes:my/parts --shots 1,4,16 --seeds 5`
     """
     if data is None:
         raise DiptychError("name the pictures: --data classes:DIRECTORY, with a folder for each class")
     from diptych.api import load
+    from diptych.choose.captions import has_classes
     from diptych.choose.run import Request, default_ways, seconds_of
     from diptych.choose.run import choose as run_choose
+    from diptych.choose.run_captions import choose_for_captions
     from diptych.choose.support import read_descriptions
     from diptych.cli.choose.display import StepsDisplay
     from diptych.core.files import read_json
     from diptych.report.pages.choose import build_choose_report
 
+    def opened(address: str) -> Model:
+        """The model of an address, on the chosen device."""
+        return load(address, device)
+
     sentences = read_descriptions(descriptions) if descriptions else None
-    named = tuple(w.strip() for w in ways.split(",")) if ways else default_ways(bool(sentences))
-    request = Request(
-        tuple(models or ["conse"]), named, data, shots_of(shots), seeds, descriptions=sentences, seconds=seconds_of(budget),
-        test_data=test_data,
-    )  # fmt: skip
+    seconds, names = seconds_of(budget), tuple(w.strip() for w in ways.split(",")) if ways else ()
+    addresses = tuple(models or ["conse"])
+    counts = shots_of(shots)
     try:
         with StepsDisplay() as display:
-            run_choose(request, out, lambda address: load(address, device), display)
+            if has_classes(data):
+                named = names or default_ways(bool(sentences))
+                request = Request(
+                    addresses, named, data, counts, seeds, descriptions=sentences, seconds=seconds, test_data=test_data
+                )  # fmt: skip
+                run_choose(request, out, opened, display)
+            elif counts != (0,) or test_data or sentences:
+                raise DiptychError(f"{data} has captions, not classes; --shots, --test-data and --descriptions are for classes")
+            else:
+                choose_for_captions(addresses, names, data, out, opened, seeds=seeds, seconds=seconds, progress=display)
     finally:
         path = out / "results.json"
         if path.is_file():
@@ -81,7 +96,7 @@ def command(results: Mapping[str, Any]) -> str:
     if recommended is None:
         return ""
     model, way = recommended
-    shots = results["verdict"]["shots"]
+    shots = results["verdict"].get("shots")
     words = [
         "diptych",
         "adapt",
@@ -101,14 +116,20 @@ def _print(results: Mapping[str, Any], out: Path) -> None:
     from rich.table import Table
 
     from diptych.report.pages.choose import rows_of
+    from diptych.report.pages.choose_captions import caption_rows, columns_of
 
     console = Console()
+    if results.get("kind") == "captions":
+        rows = caption_rows(results)
+        columns, more = columns_of(rows)[:3], ["inner", "lead of the best", "seconds"]
+    else:
+        rows = rows_of(results)
+        columns, more = ["cross-validation", "test", "lead of the best"], ["calibration error", "if chosen on the test", "seconds"]
+    columns = [*columns, *(more if console.width >= 120 else [])]
     table = Table("way", box=None, header_style="bold")
-    columns = ["cross-validation", "test", "lead of the best"]
-    columns += ["calibration error", "if chosen on the test", "seconds"] if console.width >= 120 else []
     for name in columns:
         table.add_column(name, justify="right")
-    for row in rows_of(results):
+    for row in rows:
         table.add_row(f"{row['way']}\n[dim]{escape(row['model'])}[/]", *(row[c] for c in columns))
     console.print(table)
     for note in results["data"]["notes"]:
@@ -118,6 +139,8 @@ def _print(results: Mapping[str, Any], out: Path) -> None:
         typer.echo(f"not tried: {way} on {model}: {why}")
     for entry in results["not_tried"]:
         typer.echo(f"not tried: {entry.get('way', '')} {entry['model']}: {entry['why']}")
+    if results.get("doubtful"):
+        typer.echo(f"labels to check: {len(results['doubtful'])}, in {out / 'labels-to-check.csv'}")
     typer.echo("")
     for sentence in results["sentences"]:
         typer.echo(sentence)

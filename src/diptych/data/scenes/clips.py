@@ -7,6 +7,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
+from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import IMAGE, Captions, Conversation, Label, Sample, Turn, Video
 from diptych.data.scenes.backgrounds import KINDS
 from diptych.data.scenes.concepts import by_name
@@ -16,9 +17,11 @@ from diptych.data.scenes.graph import draw_things, is_held_out, other
 from diptych.data.scenes.language import phrase
 from diptych.data.scenes.motion import FPS, FRAMES, INVERSE, MOTIONS, SIDES, Clip, Event, frames_of
 from diptych.data.scenes.world import World
+from diptych.data.source import Group
 
 FORMAT = 1  # counts up when the same address gives other clips or captions
 # One thing that acts, one that acts next to another that does not, one that acts twice, two that act in turn.
+SKILLS = ("motion", "side", "order", "who")  # what groups of clips differ in
 FORMS = ("one", "who", "order", "pair")
 _CLIPS = 5  # a stream of seeds of its own
 _BLOCK = len(MOTIONS) ** 2  # clips in which every pair of motions comes once
@@ -46,6 +49,8 @@ class Clips(Drawn):
     phrase and its box in each frame, in pixels), ``questions``. Every 64 clips show every first motion eight times.
     """
 
+    skills: tuple[str, ...] = SKILLS
+
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that samples may have."""
@@ -71,6 +76,28 @@ class Clips(Drawn):
         clip = self.graph(self._checked(index))
         texts = captions(clip, self.world.full)[0]
         return texts + ([t.text for t in conversation(clip, questions(clip), self.world.ask)] if self.world.ask else [])
+
+    def meaning(self, index: int) -> str:
+        """What a clip shows, in one canonical form, without drawing it."""
+        return meaning(self.graph(self._checked(index)))
+
+    def groups(self, skill: str, n: int) -> list[Group]:
+        """n pairs of clips with a caption each, in the same words, that differ in one of ``SKILLS`` alone."""
+        if skill not in SKILLS:
+            raise DiptychError(f"scenes:clips: no skill '{skill}'{nearest(skill, SKILLS)}")
+        from diptych.data.clips import clip_array
+
+        result: list[Group] = []
+        index = 0
+        while len(result) < n:
+            clip, index = self.graph(index), index + 1
+            wrong = dict(falsehoods(clip, Random(clip.seed + 6))).get(skill)
+            if wrong is not None:
+                pair, style = (clip, wrong), clip.seed % 12  # a multiple of every number of wordings
+                name = f"{skill}/{len(result)}"
+                videos = [Video(frames_of(c, self.world.size)[0], [i / FPS for i in range(FRAMES)]) for c in pair]
+                result.append(Group(name, skill, [clip_array(v, name) for v in videos], [describe(c, style) for c in pair]))
+        return result
 
     def drawn(self, index: int) -> Sample:
         """The sample of a number from 0 on."""
@@ -164,22 +191,22 @@ def meaning(clip: Clip) -> str:
     return " | ".join([noted, *(f"{name} still" for name in still)])
 
 
-def falsehoods(clip: Clip, random: Random) -> list[Clip]:
-    """Possible clips that differ in one thing: a motion inverted, the side where a thing enters or leaves, the order of events, who
-    does what.
+def falsehoods(clip: Clip, random: Random) -> list[tuple[str, Clip]]:
+    """Possible clips that differ in one of ``SKILLS``, with its name: a motion inverted, the side where a thing enters or leaves,
+    the order of events, who does what.
     """
     result = []
     number = random.randrange(len(clip.events))
     event = clip.events[number]
-    changed = [event._replace(motion=INVERSE[event.motion])]
+    changed = [("motion", event._replace(motion=INVERSE[event.motion]))]
     if event.side:
-        changed.append(event._replace(side=other(SIDES, random, event.side)))
-    result += [clip._replace(events=(*clip.events[:number], e, *clip.events[number + 1 :])) for e in changed]
+        changed.append(("side", event._replace(side=other(SIDES, random, event.side))))
+    result += [(skill, clip._replace(events=(*clip.events[:number], e, *clip.events[number + 1 :]))) for skill, e in changed]
     if len(clip.events) == 2:
-        result.append(clip._replace(events=clip.events[::-1]))
+        result.append(("order", clip._replace(events=clip.events[::-1])))
     if len(clip.things) == 2:
-        result.append(clip._replace(events=tuple(e._replace(thing=1 - e.thing) for e in clip.events)))
-    return [wrong for wrong in result if wrong.possible()]
+        result.append(("who", clip._replace(events=tuple(e._replace(thing=1 - e.thing) for e in clip.events))))
+    return [(skill, wrong) for skill, wrong in result if wrong.possible()]
 
 
 def captions(clip: Clip, wanted: int) -> tuple[list[str], list[str], list[str]]:
@@ -189,7 +216,7 @@ def captions(clip: Clip, wanted: int) -> tuple[list[str], list[str], list[str]]:
     start = random.randrange(styles)
     texts, negatives = [], []
     for number in range(min(wanted, styles)):
-        wrong = falsehoods(clip, random)
+        wrong = [other_clip for _, other_clip in falsehoods(clip, random)]
         texts.append(describe(clip, start + number))
         negatives.append(describe(wrong[random.randrange(len(wrong))], start + number) if wrong else "")
     return texts, [meaning(clip)] * len(texts), negatives

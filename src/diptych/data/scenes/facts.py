@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diptych.data.scenes.graph import Graph
 
 COMMA, COLON = " , ", " :"  # between facts; after the last one
+SHOWN = 32  # samples, evenly spread, that show whether a source knows facts
 PER_SAMPLE = 2  # texts of one scene, with facts in different orders
 
 
@@ -68,8 +69,7 @@ class Facts:
             if not sample.captions:
                 raise BrokenItem(sample.id, "no caption")
             texts, meanings, name = sample.captions, sample.meanings, sample.id
-            known = sample.extra.get("graph")
-            graph = Graph.from_dict(known) if isinstance(known, dict) and "things" in known else None
+            graph = Graph.from_dict(sample.extra["graph"]) if _has_facts(sample) else None
         if graph is None:
             return Sample(name, text=Captions(texts, meanings))
         random = Random(graph.seed + 6)
@@ -92,6 +92,23 @@ class Facts:
         brief = [language.describe(language.outline(graph, colours), 0) for colours in (False, True)]
         return {"graph": graph.as_dict(), "prompt": prompt, "answers": list(dict.fromkeys([*full, *brief, *texts]))}
 
+    def unsuited(self) -> str:
+        """Why a language model cannot learn here to read facts: its base knows none. Empty: it can."""
+        from diptych.data.scenes.source import Scenes
+
+        if isinstance(self.base, Scenes) or any(map(self._known, range(0, len(self.base), max(1, len(self.base) // SHOWN)))):
+            return ""
+        return (
+            f"{self.base.address} knows no facts of its samples, as scenes do, so a language model would read its captions alone, "
+            "and not learn that what stands before a caption decides what it says"
+        )
+
+    def _known(self, index: int) -> bool:
+        try:
+            return _has_facts(self.base[index])
+        except BrokenItem:
+            return False
+
     def fingerprint(self) -> str:
         """Of the base and of how its facts are told."""
         return hashlib.sha256(f"{self.base.fingerprint()} facts {self.repeat}".encode()).hexdigest()[:16]
@@ -99,6 +116,12 @@ class Facts:
     def split(self, name: str) -> Facts:
         """That part of the base."""
         return Facts.__new__(Facts)._set(self.base.split(name), self.repeat)
+
+
+def _has_facts(sample: Sample) -> bool:
+    """Whether it comes with the graph of a scene; that of a clip has events."""
+    known = sample.extra.get("graph")
+    return isinstance(known, dict) and "things" in known and "events" not in known
 
 
 def facts_of(graph: Graph, background: bool = False) -> list[str]:

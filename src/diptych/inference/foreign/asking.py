@@ -47,7 +47,7 @@ class Asking:
         self.url, self.variable, self.timeout, self.retries, self.patience = url, variable, timeout, retries, patience
         self._lock = threading.Lock()
         self._free = 0.0  # monotonic time before which no request is sent
-        self._answered = False
+        self.answered = False  # whether any request had an answer
         self._first = ""  # what failed first
         self._in_a_row = 0
 
@@ -59,7 +59,7 @@ class Asking:
             status, reason, after = self._once(data)
             if isinstance(reason, dict):
                 with self._lock:
-                    self._answered, self._in_a_row = True, 0
+                    self.answered, self._in_a_row = True, 0
                 return reason
             if status in HOPELESS:
                 remedy = f"; is the key in the environment variable {self.variable}?" if status in (401, 403) else ""
@@ -105,7 +105,7 @@ class Asking:
 
     def check(self) -> None:
         """Raises DiptychError if there were failures and no answer yet: then the request is wrong, not one item."""
-        if self._first and not self._answered:
+        if self._first and not self.answered:
             raise DiptychError(self._first)
 
     def _once(self, data: bytes) -> tuple[int, dict[str, Any] | str, float]:
@@ -132,7 +132,7 @@ class Asking:
 
 class Answers:
     """The answers of an evaluation that is under way, one line each in ``path`` as they come, so that an interrupted one asks
-    nothing twice. Without ``path`` nothing is kept.
+    nothing twice. An answer that was withheld is not taken up again. Without ``path`` nothing is kept.
     """
 
     def __init__(self, path: Path | None = None):
@@ -140,8 +140,12 @@ class Answers:
         self._lock = threading.Lock()
         self._kept: dict[str, dict[str, Any]] = {}
         if path is not None and path.is_file():
-            self._kept = {row["request"]: row["choice"] for row in read_jsonl(path)}
+            rows = [row for row in read_jsonl(path) if not isinstance(text_of(row["choice"]), Unanswered)]
+            self._kept = {row["request"]: row["choice"] for row in rows}
             write_text(path, "".join(self._line(*entry) for entry in self._kept.items()))  # without half a line at the end
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
     def get(self, url: str, body: dict[str, Any]) -> dict[str, Any] | None:
         """The answer to the same request, if there is one."""

@@ -5,6 +5,7 @@ An image lies where the sentence vectors of its likeliest classes lie. Shapes: B
 
 from __future__ import annotations
 
+import contextlib
 import string
 from collections.abc import Sequence
 from functools import cache
@@ -50,16 +51,14 @@ def class_texts(template: str = TEMPLATE) -> list[str]:
 
     Raises DiptychError for a template with anything else in braces, or with nothing.
     """
-    known = ("name", "names", "kind")
+    known, may = ("name", "names", "kind"), "it may hold {name}, {names} and {kind}"
     try:
         used = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
     except ValueError as error:
-        raise DiptychError(f"template '{template}': {error}; it may hold {{name}}, {{names}} and {{kind}}") from None
+        raise DiptychError(f"template '{template}': {error}; {may}") from None
     for field in used:
         if field not in known:
-            raise DiptychError(
-                f"template '{template}': there is no {{{field}}}{nearest(field, known)}; it may hold {{name}}, {{names}} and {{kind}}"
-            )
+            raise DiptychError(f"template '{template}': there is no {{{field}}}{nearest(field, known)}; {may}")
     if not {"name", "names"} & set(used):
         raise DiptychError(f"template '{template}' gives classes the same text; it must hold {{name}} or {{names}}")
     return [template.format(name=c.names[0], names=", ".join(c.names), kind=c.kind) for c in imagenet_classes()]
@@ -82,10 +81,8 @@ def class_vectors(encoder: Any, template: str = TEMPLATE) -> Tensor:
         pass
     made = _vectors(encoder, texts)
     if size_limit():
-        try:
+        with contextlib.suppress(OSError):  # a home directory that cannot be written: computed again the next time
             write_atomically(place, lambda p: _save(p, made))
-        except OSError:  # a home directory that cannot be written: computed again the next time
-            pass
     return made
 
 
@@ -103,7 +100,7 @@ def _save(path: Path, vectors: Tensor) -> None:
 class ClassSpace(nn.Module):
     """The shared space of images and texts that the texts of classes span.
 
-    vectors: unit vectors of the classes [C, E]; likeliest: how many of an image's classes count (T in the paper's equation 1);
+    vectors: unit vectors of the classes [C, E]; likeliest: how many of an image's classes count (T in the paper);
     temperature: their logits are divided by it. The centre of the space is the mean of the class vectors. The buffers are part of
     the state, so that a saved run keeps the classes that it learned with.
     """
@@ -119,15 +116,18 @@ class ClassSpace(nn.Module):
         self.register_buffer("vectors", vectors)
         self.register_buffer("centre", vectors.mean(0))
 
-    def image(self, logits: Tensor) -> Tensor:
-        """Logits [B, C] → unit vectors [B, E], float32: the mean of the vectors of the likeliest classes, weighted by their
-        probabilities, which sum to 1 (Norouzi et al. 2014, equation 2), minus the centre.
+    def mean(self, logits: Tensor) -> Tensor:
+        """Logits [B, C] → [B, E], float32: the mean of the vectors of the likeliest classes, weighted by their probabilities, which
+        sum to 1 (Norouzi et al. 2014, section 3).
         """
         values, classes = logits.float().topk(self.likeliest, dim=-1)
-        weights = (values / self.temperature).softmax(-1)
         with torch.autocast(logits.device.type, enabled=False):
-            mean = (weights[..., None] * self.vectors[classes]).sum(-2)
-            return F.normalize(mean - self.centre, dim=-1)
+            weights = torch.zeros_like(logits, dtype=torch.float32).scatter(-1, classes, (values / self.temperature).softmax(-1))
+            return weights @ self.vectors
+
+    def image(self, logits: Tensor) -> Tensor:
+        """Logits [B, C] → unit vectors [B, E], float32: the mean, minus the centre."""
+        return F.normalize(self.mean(logits) - self.centre, dim=-1)
 
     def text(self, sentences: Tensor) -> Tensor:
         """Sentence vectors [B, E] of any length → unit vectors [B, E], float32: their directions, minus the centre."""

@@ -13,8 +13,18 @@ from diptych.core.errors import counted
 from diptych.core.files import write_text
 from diptych.report.drawing.charts import Series, chart
 from diptych.report.drawing.document import Page, Section, document
-from diptych.report.drawing.marks import COLOURS, dot, escape, figure, header, line, scroller, svg
+from diptych.report.drawing.marks import COLOURS, dot, escape, figure, header, scroller
 from diptych.report.drawing.plots import legend
+from diptych.report.pages.choose_captions import (
+    again,
+    answer,
+    build_captions_report,
+    forest,
+    not_tried,
+    percent,
+    problems_of,
+    short_p,
+)
 
 _READING = """<p><b>Cross-validation</b> is the balanced accuracy on training pictures that were left out; it chose every
 setting, and it names the winner. <b>Test</b> is the accuracy on the test part, which was opened once, after all settings
@@ -28,16 +38,19 @@ new classes alone look better than in one list of all classes, which is what a u
 
 def build_choose_report(folder: Path, results: Mapping[str, Any]) -> Path:
     """Writes ``table.md`` and ``report.html`` from the content of ``results.json``; returns the report's path."""
+    if results.get("kind") == "captions":
+        return build_captions_report(folder, results)
     write_text(folder / "table.md", markdown(results))
     sections = [
-        Section("answer", "Which one to take", _answer(results)),
+        Section("answer", "Which one to take", answer(results)),
         Section("table", "Models and ways", _table(results)),
         Section("curves", "More pictures", _curves(results)),
         Section("open", "New classes", _open(results)),
         Section("data", "The pictures", _data(results)),
-        Section("not-tried", "Not tried", _not_tried(results)),
+        Section("labels", "Labels to check", _doubtful(results)),
+        Section("not-tried", "Not tried", not_tried(results)),
         Section("reading", "How to read this page", _READING),
-        Section("again", "Do it again", _again(results)),
+        Section("again", "Do it again", again(results)),
     ]
     data = results["data"]
     facts = [
@@ -53,16 +66,6 @@ def build_choose_report(folder: Path, results: Mapping[str, Any]) -> Path:
     return folder / "report.html"
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in per cent, without the sign; a dash for none."""
-    return "—" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
-
-
-def shots_text(shots: int) -> str:
-    """``all`` for 0."""
-    return str(shots) if shots else "all"
-
-
 def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table as plain data, best by cross-validation first: model, way, and each column as text."""
     cells = [c for c in results["cells"] if c.get("test") and c["shots"] == results["verdict"].get("shots")]
@@ -71,6 +74,7 @@ def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         own = [c for c in cells if (c["model"], c["way"]) == (row["model"], row["way"])]
         interval = "" if row["low"] is None or math.isnan(row["low"]) else f" [{percent(row['low'])}, {percent(row['high'])}]"
         against = row["against"]
+        lead = "best" if against is None else f"{100 * against['difference']:+.1f}, p {short_p(against['p_holm'])}"
         rows.append(
             {
                 "model": row["model"],
@@ -78,7 +82,7 @@ def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "cross-validation": percent(row["cross_validation"]),
                 "test": percent(row["mean"]) + interval,
                 "balanced": percent(_mean(c["test"]["balanced"] for c in own)),
-                "lead of the best": "best" if against is None else f"{100 * against['difference']:+.1f}, p {_p(against['p_holm'])}",
+                "lead of the best": lead,
                 "calibration error": percent(_mean(c["test"]["ece"] for c in own)),
                 "if chosen on the test": _plus(_mean(c["test"].get("inflation") for c in own)),
                 "seconds": f"{_mean(c['seconds'] + c['test']['learning_seconds'] for c in own) or 0:.1f}",
@@ -105,12 +109,6 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _answer(results: Mapping[str, Any]) -> str:
-    command = results.get("command")
-    ship = f"<pre><code>{escape(command)}</code></pre>" if command else ""
-    return "".join(f"<p>{escape(sentence)}</p>" for sentence in results["sentences"]) + ship
-
-
 def _table(results: Mapping[str, Any]) -> str:
     rows = rows_of(results)
     if not rows:
@@ -118,21 +116,12 @@ def _table(results: Mapping[str, Any]) -> str:
     low, high = min(r["low"] or 0 for r in rows), max(r["high"] or 1 for r in rows)
     body = "".join(
         f'<tr><th scope="row">{escape(r["way"])}<span class="note">{escape(r["model"])}</span></th>'
-        + "".join(f"<td>{escape(r[c])}{_forest(r, low, high) if c == 'test' else ''}</td>" for c in COLUMNS)
+        + "".join(f"<td>{escape(r[c])}{forest(r, low, high) if c == 'test' else ''}</td>" for c in COLUMNS)
         + f"<td>{escape(r['settings'])}</td></tr>"
         for r in rows
     )
     heads = header("way", first=True) + "".join(header(c) for c in (*COLUMNS, "settings"))
     return scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Models and ways")
-
-
-def _forest(row: Mapping[str, Any], low: float, high: float) -> str:
-    """The interval of a row on the scale of all rows, SVG."""
-    if row["low"] is None or math.isnan(row["low"]) or high <= low:
-        return ""
-    at = {k: 6 + 108 * (row[k] - low) / (high - low) for k in ("low", "mean", "high")}
-    marks = [line(at["low"], 8, at["high"], 8, "range c0"), dot(at["mean"], 8, "c0", 3.5)]
-    return svg(120, 16, marks, f"{percent(row['mean'])} per cent", "forest")
 
 
 def _curves(results: Mapping[str, Any]) -> str:
@@ -149,7 +138,7 @@ def _curves(results: Mapping[str, Any]) -> str:
         ]
         points = [(k, v) for k, v in zip(counts, values, strict=True) if v is not None]
         series.append(Series(f"{way} on {model}", [k for k, _ in points], [v for _, v in points], i, "both"))
-        entries.append(([dot(13, 8, f"c{i % COLOURS}")], f"{way} on {model}"))
+        entries.append(([dot(13, 8, f"point c{i % COLOURS}")], f"{way} on {model}"))
     words = "Test accuracy over training pictures of each class"
     drawn = chart(series, "pictures of each class", "accuracy, %", label=words, log_x=True, percent=(False, True))
     return figure(drawn + legend(*entries), f"{words}, mean over seeds.")
@@ -190,24 +179,24 @@ def _data(results: Mapping[str, Any]) -> str:
     )
     heads = header("class", first=True) + header("training") + header("test")
     table = scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{counts}</tbody></table>", "Pictures of each class")
-    problems = data["problems"]
-    left = f"<p>{counted(len(problems), 'item')} could not be used:</p>" if problems else ""
-    left += "<ul>" * bool(problems)
-    left += "".join(f"<li>{escape(p['item'])}: {escape(p['reason'])}</li>" for p in problems[:50]) + "</ul>" * bool(problems)
+    left = problems_of(data["problems"])
     return f"<p>{escape(times)}.{more}</p><ul>{notes}</ul>{left}{table}"
 
 
-def _not_tried(results: Mapping[str, Any]) -> str:
-    skipped = {(c["model"], c["way"], c["skipped"]) for c in results["cells"] if "skipped" in c}
-    entries = [f"{w} on {m}: {why}" for m, w, why in sorted(skipped)]
-    entries += [f"{e.get('way', '')} {e['model']}: {e['why']}".strip() for e in results["not_tried"]]
-    return f"<ul>{''.join(f'<li>{escape(e)}</li>' for e in entries)}</ul>" if entries else ""
-
-
-def _again(results: Mapping[str, Any]) -> str:
-    made = results["environment"]
-    packages = ", ".join(f"{k} {v}" for k, v in made["packages"].items())
-    return f"<p class='note'>{escape(made['platform'])}, Python {escape(made['python'])}, {escape(packages)}</p>"
+def _doubtful(results: Mapping[str, Any]) -> str:
+    rows = results.get("doubtful", [])
+    if not rows:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row">{escape(r["picture"])}</th><td>{escape(r["label"])}</td><td>{escape(r["likelier"])}</td>'
+        f"<td>{percent(r['confidence'])}</td></tr>"
+        for r in rows[:100]
+    )
+    heads = header("picture", first=True) + header("label") + header("likelier") + header("probability of the label, %")
+    lead = (
+        "<p>Training pictures with a label that is probably wrong: the best way, out of fold, is surer of another class.</p>"
+    )
+    return lead + scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Labels to check")
 
 
 def _mean(values: Any) -> float | None:
@@ -217,7 +206,3 @@ def _mean(values: Any) -> float | None:
 
 def _plus(value: float | None) -> str:
     return "—" if value is None else f"{100 * value:+.1f}"
-
-
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}".replace("0.", ".", 1)

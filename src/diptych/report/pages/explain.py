@@ -13,6 +13,11 @@ TASKS = {
         "The model classifies a picture by choosing among the names of all classes. It was not trained as a classifier of them.",
         "The class names and the prompt template are part of the task: other names give other results.",
     ),
+    "classification": (
+        "The model names the class of each picture among the classes that it learned, and its probabilities are compared with how "
+        "often it is right. Classes of the pictures that it does not know count as wrong.",
+        "With unequal classes, accuracy can be high without the rare ones: read balanced accuracy and the recall of each class.",
+    ),
     "controlled": (
         "Small groups of pictures and captions that differ in one thing only. A picture counts as right if its own caption scores "
         "higher than the others of its group.",

@@ -1,9 +1,10 @@
 """``backbones:`` of a recipe: runs of other recipes that are trained first, once, and give this run the weights of single parts.
 
 ``backbones: {lm: {recipe: lm, budget: 40k samples}}`` trains the recipe ``lm`` into ``backbones/lm-HASH`` beside the run, unless it
-is there, and starts the part ``lm`` from its part ``lm``. The hash is of the resolved recipe, so all runs that ask for the same
-backbone share it, whatever their own seeds and budgets. What a backbone cost stands in ``spent.json`` of each run that uses it, in
-an entry of its own: it is not part of the run's budget.
+is there, and starts the part ``lm`` from its part ``lm``. The hash is of the resolved recipe, so all runs that need the same
+backbone share it, whatever their own seeds and budgets. Another version's hash can differ for the same recipe, which may have had
+fewer fields: a run whose recipe is the same one as it is read today counts too. What a backbone cost stands in ``spent.json`` of
+each run that uses it, in an entry of its own: it is not part of the run's budget.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from diptych.config.recipe import Backbone, Recipe, load_recipe
+from diptych.config.variants import MARK
 from diptych.core.errors import DiptychError, Interrupted
+from diptych.data.sources import open_source
 from diptych.training.run_files import RunFiles
 
 Progress = Callable[[dict[str, Any]], None]
 FOLDER = "backbones"  # beside the runs
 TRAIN = "{train}"  # in the address of a backbone's data: the run's own
-WITHOUT = {"about", "cite", "device", "compile", "checkpoints", "trackers", "validation"}  # change nothing that is learned
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,22 @@ def _planned(part: str, spec: Backbone, recipe: Recipe, folder: Path) -> Planned
     own = load_recipe(str(spec.recipe), given | spec.set)
     if part not in own.parts:
         raise DiptychError(f"{where}.recipe: '{spec.recipe}' has no part '{part}' (it has: {', '.join(own.parts)})")
-    return Planned(part, folder / f"{own.name}-{digest(own)}", own)
+    return Planned(part, _folder_of(own, folder), own)
+
+
+def _folder_of(recipe: Recipe, folder: Path) -> Path:
+    """The run of a recipe in a folder: that of an earlier version, where there is one, or a new one."""
+    path = folder / f"{recipe.name}-{digest(recipe)}"
+    if RunFiles(path).exists():
+        return path
+    wanted, same = recipe.anchored().learned(), []
+    for other in sorted(folder.glob(f"{escape(recipe.name)}-*")):
+        try:
+            if RunFiles(other).exists() and RunFiles(other).recipe().learned() == wanted:
+                same.append(other)
+        except DiptychError:  # of a newer version, or damaged: not this one
+            continue
+    return next((other for other in same if RunFiles(other).finished()), same[0] if same else path)
 
 
 def address(data: str, train: str) -> str:
@@ -71,10 +89,27 @@ def address(data: str, train: str) -> str:
     return train if data == TRAIN else data.replace(TRAIN, quote(train, safe=":/,{}*"))
 
 
+def check_data(recipe: Recipe, backbones: Mapping[str, Planned]) -> None:
+    """Raises DiptychError, before anything is trained, where a backbone that is not there yet could not learn what it is for from
+    its data (``unsuited`` of the source), or its data does not have what it reads.
+    """
+    for part, each in backbones.items():
+        if each.recipe is None or RunFiles(each.path).finished():
+            continue
+        reason = getattr(open_source(each.recipe.data.train), "unsuited", str)()
+        if not reason:
+            continue
+        name, mark, variant = recipe.name.partition(MARK)
+        plain = f"; or take '{name}', the recipe without {mark}{variant}" if variant else ""
+        raise DiptychError(
+            f"backbones.{part}.data: {reason}. Let it learn elsewhere: --set 'backbones.{part}.data=ADDRESS', for example "
+            f"facts:scenes:medium (what it then knows are those scenes), or '{TRAIN}' for the captions alone{plain}"
+        )
+
+
 def digest(recipe: Recipe) -> str:
     """Ten hexadecimal digits of everything in a recipe that decides what is learned."""
-    content = {k: v for k, v in recipe.model_dump(mode="json", by_alias=True).items() if k not in WITHOUT}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(recipe.learned(), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Path]:
@@ -85,7 +120,8 @@ def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[st
     from diptych.training.loop import train
 
     found = planned(recipe, folder)
-    for each in found.values():
+    check_data(recipe, found)
+    for part, each in found.items():
         if each.recipe is None or RunFiles(each.path).finished():
             continue
         name = each.recipe.name
@@ -99,6 +135,10 @@ def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[st
             except Interrupted as error:
                 why = str(error).partition(":")[0]
                 raise Interrupted(f"{why}: the backbone {name} is saved; run the same command again") from None
+            except DiptychError as error:
+                raise DiptychError(
+                    f"backbones.{part} ({name}): {error}; other data for it alone: --set backbones.{part}.data=ADDRESS"
+                ) from None
     return {part: each.path for part, each in found.items()}
 
 
@@ -109,7 +149,8 @@ def _said_of(name: str, progress: Progress) -> Progress:
 
 def _announced(each: Planned) -> str:
     assert each.recipe is not None
-    return f"parts.{each.part} is pretrained: {each.recipe.name} ({each.recipe.budget}) is trained first, once, into {each.path}"
+    what = f"{each.recipe.name} ({each.recipe.budget}, on {each.recipe.data.train})"
+    return f"parts.{each.part} is pretrained: {what} is trained first, once, into {each.path}"
 
 
 def _alone(path: Path) -> AbstractContextManager[Any]:

@@ -137,7 +137,7 @@ class MaskedScore(Operator):
     resources: ClassVar[Literal["cpu", "model"]] = "model"
     inputs = ("pixels", "text", "text_boxes")
     outputs = {"masked_clip_score": pa.float32()}  # noqa: RUF012 - declared, never changed
-    model: str = ""
+    model: str = "conse"
 
     def compute(self, batch: pa.RecordBatch) -> Columns:
         """The outputs for the rows of ``batch``, which holds ``row``, ``id``, ``hash`` and the declared inputs."""

@@ -1,0 +1,181 @@
+"""``diptych choose`` for pictures with captions: models × ways, one table, one recommendation."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diptych.benchmarks.statistics import holm, mean_interval
+from diptych.choose.captions import METRICS, captioned, pairs_of, tested
+from diptych.choose.features import Progress
+from diptych.choose.maps import MAP_WAYS, Pairs, map_way_named
+from diptych.choose.run import FORMAT, Load, environment_of_run, open_folder
+from diptych.choose.verdict import LEVEL, SEEDS, difference
+from diptych.core.errors import DiptychError, Interrupted
+from diptych.core.files import read_json, write_json
+
+AS_IS = "as-is"
+
+
+def choose_for_captions(
+    models: Sequence[str], ways: Sequence[str], data_address: str, out: Path, load: Load, *, seeds: int = 1,
+    seconds: float | None = None, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Compares models and ways; writes results.json and a file for each cell, and returns what is in results.json. seeds: draws of
+    the folds.
+
+    Raises Interrupted after Ctrl-C: what is done is kept, and the same call continues.
+    """
+    ways = list(dict.fromkeys([AS_IS, *(ways or MAP_WAYS)]))
+    for name in ways:
+        map_way_named(name)
+    began = time.monotonic()
+    open_folder(out, {"format": FORMAT, "data": data_address, "kind": "captions"})
+    data = captioned(data_address, progress)
+    cells: list[dict[str, Any]] = []
+    not_tried: list[dict[str, str]] = []
+    interrupted = False
+    total = len(models) * len(ways) * seeds
+    try:
+        for model in models:
+            try:
+                pairs = pairs_of(load(model), data, progress)
+            except DiptychError as error:  # one model that cannot be had costs the others nothing
+                not_tried.append({"model": model, "why": str(error)})
+                continue
+            for way in ways:
+                for seed in range(seeds):
+                    if progress:
+                        progress("testing", len(cells), total)
+                    if seconds is not None and time.monotonic() - began > seconds:
+                        not_tried.append({"model": model, "way": way, "why": "the budget was spent"})
+                        continue
+                    cells.append(_cell(out, model, way, seed, pairs))
+    except KeyboardInterrupt:
+        interrupted = True
+    if not cells and not interrupted:
+        raise DiptychError("; ".join(entry["why"] for entry in not_tried))
+    clusters = {m: _clusters(data.groups.tolist(), [len(c) for c in data.captions], m) for m in METRICS}
+    found = verdict_of(cells, clusters)
+    results = {
+        "kind": "captions",
+        "request": {"models": list(models), "ways": ways, "data": data_address, "seeds": seeds},
+        "data": {
+            "address": data_address,
+            "pictures": len(data.captions),
+            "captions": sum(map(len, data.captions)),
+            "problems": [asdict(p) for p in data.pictures.problems],
+            "notes": data.notes,
+        },
+        "cells": cells,
+        "verdict": found,
+        "sentences": sentences(found, cells),
+        "not_tried": not_tried,
+        "environment": environment_of_run(),
+    }
+    write_json(out / "results.json", results)
+    if interrupted:
+        raise Interrupted(f"interrupted: what is done is in {out}; the same command continues")
+    return results
+
+
+def _cell(out: Path, model: str, way: str, seed: int, pairs: Pairs) -> dict[str, Any]:
+    folder = re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model"
+    path = out / "cells" / folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', way)}-s{seed}.json"
+    if path.is_file():
+        held: dict[str, Any] = read_json(path)
+        return held
+    made = {"model": model, "way": way, "seed": seed, **tested(way, pairs, seed)}
+    write_json(path, made)
+    return made
+
+
+def _clusters(groups: list[int], counts: list[int], metric: str) -> list[str]:
+    """The group of each item of a metric: the captions of one picture, and of its near-duplicates, go together."""
+    if metric.startswith("picture"):
+        return [str(g) for g in groups]
+    return [str(g) for g, n in zip(groups, counts, strict=True) for _ in range(n)]
+
+
+def verdict_of(cells: Sequence[Mapping[str, Any]], clusters: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Rows for each model and way, the best by inner cross-validation first, with each metric's ``mean``, ``low``, ``high``, and
+    ``against``: the winner's lead in the first metric. As ``verdict.verdict``.
+    """
+    table: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for cell in cells:
+        table.setdefault((cell["model"], cell["way"]), {})[cell["seed"]] = cell
+    inner = {key: sum(c["inner"] for c in of.values()) / len(of) for key, of in table.items()}
+    order = sorted(table, key=lambda key: (-inner[key], list(MAP_WAYS).index(key[1]) if key[1] in MAP_WAYS else 99, key))
+    learn = [key for key in order if key[1] != AS_IS]
+    as_is = [key for key in order if key[1] == AS_IS]
+    winner = (learn or as_is)[0] if order else None
+    reference = as_is[0] if as_is else None
+    first = METRICS[0]
+    credits = {key: {seed: c["credits"][first] for seed, c in of.items()} for key, of in table.items()}
+    tests = {k: difference(credits[winner], credits[k], clusters[first]) for k in order if winner is not None and k != winner}
+    for key, p in zip(tests, holm([t["p"] for t in tests.values()]), strict=True):
+        tests[key]["p_holm"] = p
+    rows = []
+    for key in order:
+        metrics = {}
+        for metric in METRICS:
+            runs = [c["credits"][metric] for c in table[key].values()]
+            averaged = [sum(c[i] == "1" for c in runs) / len(runs) for i in range(len(runs[0]))]
+            at = mean_interval(averaged, clusters[metric])
+            metrics[metric] = {"mean": at.value, "low": at.low, "high": at.high}
+        own = list(table[key].values())
+        rows.append(
+            {
+                "model": key[0],
+                "way": key[1],
+                "inner": inner[key],
+                "metrics": metrics,
+                "against": tests.get(key),
+                "seconds": sum(c["seconds"] for c in own) / len(own),
+                "settings": own[0]["settings"],
+            }
+        )
+    gain = tests.get(reference) if reference is not None and winner != reference else None
+    worth = gain is None or (gain["p"] < LEVEL and gain["difference"] > 0)
+    among = [min(c["among"][0] for c in cells), max(c["among"][1] for c in cells)] if cells else [0, 0]
+    return {
+        "rows": rows,
+        "winner": winner,
+        "reference": reference,
+        "recommended": winner if worth else reference,
+        "gain": gain,
+        "among": among,
+        "seeds": max((len(of) for of in table.values()), default=0),
+    }
+
+
+def sentences(found: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The verdict in plain words."""
+    if not found["rows"]:
+        return ["Nothing could be tested."]
+    rows = {(r["model"], r["way"]): r for r in found["rows"]}
+    winner, reference, gain = found["winner"], found["reference"], found["gain"]
+    best = rows[winner]["metrics"][METRICS[0]]
+    low, high = found["among"]
+    size = str(low) if low == high else f"{low} to {high}"
+    lines = [
+        f"{winner[1]} on {winner[0]} finds the picture of a caption among {size} pictures in {100 * best['mean']:.1f} % of cases "
+        f"[{100 * best['low']:.1f}, {100 * best['high']:.1f}]: the best by cross-validation."
+    ]
+    if gain is not None:
+        points = (
+            f"{100 * gain['difference']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p = {gain['p']:.2g}"
+        )
+        if found["recommended"] == winner:
+            lines.append(f"Adapting is worth it here: {points} against {reference[0]} as it is.")
+        elif gain["difference"] > 0:
+            lines.append(f"No gain is shown over {reference[0]} as it is: {points}. Take it as it is, or add pictures.")
+        else:
+            lines.append(f"{reference[0]} as it is does not do worse: {points}. Take it as it is.")
+    if found["seeds"] < SEEDS:
+        lines.append("The intervals are over pictures; with --seeds 3 other folds are part of the comparison too.")
+    return lines
