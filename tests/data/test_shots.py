@@ -10,8 +10,8 @@ from PIL import Image
 
 from diptych.choose.support import few as few_of_ways
 from diptych.core.errors import DiptychError
-from diptych.data.shots import Shots, few, few_shots
 from diptych.data.sources import open_source
+from diptych.data.subsets.shots import Shots, few, few_shots
 
 
 @pytest.fixture(scope="module")

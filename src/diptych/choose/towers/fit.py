@@ -16,9 +16,9 @@ from diptych.config.budget import Budget, parse_budget
 from diptych.config.recipe import LIBRARY, Recipe
 from diptych.core.errors import DiptychError
 from diptych.core.registry import check_options
-from diptych.data.shots import few_shots
 from diptych.data.source import Source
 from diptych.data.sources import open_source
+from diptych.data.subsets.shots import few_shots
 from diptych.inference.adapted import FILE
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import Progress, train

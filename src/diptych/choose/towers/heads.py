@@ -16,8 +16,8 @@ from diptych.config.recipe import FieldSpec, Recipe
 from diptych.core.arrays import unit_rows
 from diptych.core.errors import DiptychError
 from diptych.core.sample import class_text, in_template
-from diptych.data.shots import Shots
 from diptych.data.sources import open_source
+from diptych.data.subsets.shots import Shots
 from diptych.inference.adapted import AdaptedModel
 from diptych.inference.heads import Head, Linear, Texts
 from diptych.inference.run import TrainedModel

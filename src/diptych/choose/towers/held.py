@@ -12,9 +12,9 @@ from diptych.benchmarks.metrics.ranking import recall_at, standing
 from diptych.choose.select import balanced_accuracy
 from diptych.choose.towers.heads import class_head, labelled_pictures
 from diptych.core.errors import DiptychError
-from diptych.data.shots import Shots
 from diptych.data.source import BrokenItem, Controlled, Source
 from diptych.data.sources import open_source
+from diptych.data.subsets.shots import Shots
 from diptych.inference.run import TrainedModel
 from diptych.training.run_files import RunFiles
 

@@ -58,7 +58,7 @@ SCHEMES = {
     "openmoji": "diptych.data.sources.openmoji:OpenMoji",
     "repeated": "diptych.data.sources.repeated:Repeated",
     "control": "diptych.data.control:Control",
-    "shots": "diptych.data.shots:Shots",
+    "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "wds"}

@@ -193,9 +193,7 @@ def _doubtful(results: Mapping[str, Any]) -> str:
         for r in rows[:100]
     )
     heads = header("picture", first=True) + header("label") + header("likelier") + header("probability of the label, %")
-    lead = (
-        "<p>Training pictures with a label that is probably wrong: the best way, out of fold, is surer of another class.</p>"
-    )
+    lead = "<p>Training pictures with a label that is probably wrong: the best way, out of fold, is surer of another class.</p>"
     return lead + scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Labels to check")
 
 
