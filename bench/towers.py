@@ -100,7 +100,7 @@ def main() -> None:
         spent = read_json_or(inner / "spent.json", {})
         logits = np.log(np.maximum(model.classify(images), 1e-30))
         cost = {key: spent[key] for key in ("seconds", "samples", "trainable_parameters")}
-        keep(name, logits, before=losses[0], after=losses[-1], **cost)
+        keep(name, logits, before=float(np.mean(losses[:5])), after=float(np.mean(losses[-5:])), **cost)
 
 
 if __name__ == "__main__":

@@ -248,6 +248,23 @@ def test_the_run_names_its_classes(models: dict[str, str], data: str, tmp_path: 
         fit(models["clip"], TOWER_WAYS["lora"], data, moved, shots=2, seed=2)
 
 
+def test_classes_that_depend_on_the_image_are_named_by_scores(tmp_path: Path) -> None:
+    """Where a class has no vector of its own: the probabilities are the softmax of the scaled scores, also after loading."""
+    from diptych.core.capabilities import FunctionModel
+    from diptych.inference.heads import Texts
+
+    model = FunctionModel("by length", score=lambda images, of: [[x.mean() / 255 * len(text) / 10 for text in of] for x in images])
+    texts = ("a cat", "a red fox", "an owl")
+    adapted = AdaptedModel("a", model, Texts(texts, 7.0), ["cat", "fox", "owl"])
+    adapted.save(tmp_path, "mine")
+    shown = pictures()
+    want = np.exp([[7.0 * x.mean() / 255 * len(text) / 10 for text in texts] for x in shown])
+    again = AdaptedModel.load(tmp_path, lambda address, device: model)
+    np.testing.assert_allclose(again.classify(shown), want / want.sum(1, keepdims=True), atol=1e-5)
+    with pytest.raises(DiptychError, match="have no vectors"):
+        again.head.logits(np.zeros((1, 4)))
+
+
 # --- merging and export ---
 
 
