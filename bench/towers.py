@@ -62,6 +62,9 @@ def main() -> None:
     words.add_argument("--budget", default="4k samples")
     words.add_argument("--out", type=Path, default=Path("runs/towers"))
     words.add_argument("--rate", type=float, default=1.0, help="times the paper's learning rate")
+    words.add_argument(
+        "--whole", action="store_true", help="pictures as they are, not cropped: the objects of this world are small"
+    )
     words.add_argument("--captions", action="store_true", help="the way captions, with and without the term against forgetting")
     asked = words.parse_args()
     results: dict[str, dict[str, Any]] = read_json_or(asked.out / "results.json", {})
@@ -92,7 +95,8 @@ def main() -> None:
         if name in results:
             continue
         out = asked.out / name.replace(", ", "-").replace(" ", "-")
-        settings = {} if asked.rate == 1 else {"lr": asked.rate * TOWER_WAYS[way]().lr}
+        settings: dict[str, Any] = {} if asked.rate == 1 else {"lr": asked.rate * TOWER_WAYS[way]().lr}
+        settings |= {"augment": "none"} if asked.whole else {}
         fit(asked.model, TOWER_WAYS[way], DATA, out, shots=16, seed=0, budget=asked.budget, settings=settings)
         model: Any = load(out, device="cpu")
         inner = out / "fine-tuned" if (out / "fine-tuned").is_dir() else out

@@ -14,6 +14,7 @@ from diptych.objectives.contrastive import Sigmoid
 from diptych.training.start.initialize import HubStart, RunStart, open_start
 
 PARTS = ("vision", "text", "space")
+STEM = 8  # pixels of a patch of a tower without ``patch``, whose stem are convolutions
 SCALED = ("info_nce", "sigmoid", "class_names")  # objectives that hold the scale of similarities
 
 
@@ -35,6 +36,11 @@ class TowerModel:
     def length(self) -> int:
         """The longest text, in tokens."""
         return int(self.tree["data"]["tokenizer"]["max_length"])
+
+    @property
+    def patches(self) -> int:
+        """How many patches an image has."""
+        return int((self.tree["data"]["image_size"] // (self.tree["parts"]["vision"].get("patch") or STEM)) ** 2)
 
 
 def tower_model(address: str) -> TowerModel:

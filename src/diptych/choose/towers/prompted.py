@@ -123,4 +123,4 @@ class VptDeep(Vpt):
 
     def adapters(self, model: TowerModel) -> dict[str, dict[str, Any]]:
         """One, in the image tower."""
-        return {"vision": {"kind": "prompt", "tokens": self.tokens, "depth": "all"}}
+        return {"vision": {"kind": "prompt", "tokens": self.count(model), "depth": "all"}}

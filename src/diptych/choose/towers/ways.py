@@ -55,9 +55,11 @@ class CoOp(TowerWay):
 
 @dataclass(frozen=True, kw_only=True)
 class Vpt(TowerWay):
-    """Learned vectors among the patches of the image tower's input (Jia et al. 2022, VPT-shallow, §3.2; 50 vectors, as in the
-    authors' defaults, SGD with cosine, 100 epochs). The classes are their names' text vectors, not a new linear head. Rate and
-    decay are those of CoOp: the paper chooses them for each data set by validation.
+    """Learned vectors among the patches of the image tower's input (Jia et al. 2022, VPT-shallow, §3.2; SGD with cosine, 100
+    epochs). The classes are their names' text vectors, not a new linear head. Rate and decay are those of CoOp: the paper chooses
+    them for each data set by validation.
+
+    tokens: None: 50, the authors' default for 196 patches, or a quarter of the patches where that is less.
     """
 
     name = "vpt"
@@ -69,11 +71,15 @@ class Vpt(TowerWay):
     warmup: float = 10.0
     clip: float = UNLIMITED
     augment: Any = "crop"
-    tokens: Annotated[int, Field(ge=1)] = 50
+    tokens: Annotated[int, Field(ge=1)] | None = None
+
+    def count(self, model: TowerModel) -> int:
+        """How many vectors."""
+        return self.tokens or max(1, min(50, model.patches // 4))
 
     def adapters(self, model: TowerModel) -> dict[str, dict[str, Any]]:
         """One, in the image tower."""
-        return {"vision": {"kind": "prompt", "tokens": self.tokens}}
+        return {"vision": {"kind": "prompt", "tokens": self.count(model)}}
 
     def length(self, shots: int, pictures: int, batch: int) -> float:
         """100 epochs."""
