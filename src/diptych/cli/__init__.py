@@ -10,7 +10,7 @@ import sys
 import typer
 
 from diptych.cli import compare, demo, evaluate, metrics, report, study, train
-from diptych.cli.choose import adapt, choose
+from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
 from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
 from diptych.core.errors import DiptychError, Interrupted
@@ -29,6 +29,7 @@ app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
 app.command()(train.train)
 app.command()(choose.choose)
+app.command()(soup.soup)
 app.command()(adapt.adapt)
 app.command()(study.study)
 app.command(cls=caption.WithExamples)(caption.caption)

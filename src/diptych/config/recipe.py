@@ -24,6 +24,7 @@ from diptych.config.upgrade import upgraded
 from diptych.core.errors import nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
+START = "start"  # of a teacher: the model as it is when the run begins
 IRRELEVANT = {"about", "cite", "device", "compile", "checkpoints", "trackers", "validation"}  # fields that change nothing learned
 PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder", "space")  # in the order in which they are built
 
@@ -78,7 +79,8 @@ class TeacherSpec(Strict):
 
     after: a stage, after which the teacher is taken; it does not change any more, and ``decay`` has no effect. restore: the parts
     that it was taken from then continue with the weights that they had before that stage.
-    ``from``: a run directory, or hf:NAME for a vision tower.
+    ``from``: a run directory, or hf:NAME for a vision tower; ``start``: the model as it is when the run begins, with the weights
+    that it starts from.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -315,7 +317,7 @@ class Recipe(Strict):
         if (near := tree["data"]["neighbours"]) and near["by"] != PACKAGED:
             near["by"] = _anchored(near["by"])
         for entry in (*tree["parts"].values(), *tree["teachers"].values()):
-            if "from" in entry:
+            if entry.get("from", START) != START:
                 entry["from"] = _anchored(entry["from"])
         for entry in tree["backbones"].values():
             entry["run"] = _anchored(entry["run"])

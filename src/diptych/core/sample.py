@@ -153,6 +153,13 @@ def class_text(name: str) -> str:
     return name.replace("_", " ")
 
 
+def in_template(template: str, name: str) -> str:
+    """``template`` with the name of a class in place of ``{}``, and the article that the name needs: "a photo of an owl"."""
+    if name[:1].lower() in "aeiou" and name[:3].lower() not in ("uni", "use", "eur", "one"):
+        template = template.replace("a {}", "an {}")
+    return template.format(name)
+
+
 def captioned(texts: Sequence[str], meanings: Sequence[str] = ()) -> Captions:
     """Captions as a sample holds them."""
     return Captions(list(texts), list(meanings))

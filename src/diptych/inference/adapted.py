@@ -96,11 +96,14 @@ class AdaptedModel(Adapter):
 
     def classify(self, images: Sequence[Image]) -> np.ndarray:
         """The probability of each class, float32 [N, C]."""
-        return self.judge(self.base.embed_image(one_or_many(images)))
+        return self._probabilities(self.head.logits_of(self.base, one_or_many(images)))
 
     def judge(self, vectors: np.ndarray) -> np.ndarray:
         """The same from the model's own vectors of the images [N, E]."""
-        logits = np.asarray(self.head.logits(vectors), dtype=np.float64) / self.temperature
+        return self._probabilities(self.head.logits(vectors))
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        logits = np.asarray(logits, dtype=np.float64) / self.temperature
         e = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities: np.ndarray = (e / e.sum(-1, keepdims=True)).astype(np.float32)
         return probabilities

@@ -8,6 +8,7 @@ Shapes: N images, E width of the vectors, C classes, S stored vectors, R width o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from diptych.core.arrays import unit_rows
+from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_atomically
 from diptych.core.registry import resolve
@@ -45,6 +47,10 @@ class Head:
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Unit image vectors [N, E] → logits [N, C]; their softmax are the probabilities of the classes."""
         raise NotImplementedError
+
+    def logits_of(self, model: Model, images: Sequence[Image]) -> np.ndarray:
+        """Logits [N, C] of images, by the vectors that a model has of them."""
+        return self.logits(model.embed_image(images))
 
     def with_classes(self, weight: np.ndarray) -> Head | None:
         """The head with further classes, known by the vectors of their names alone: weight [C', E], scaled as logits. None if it
@@ -201,7 +207,32 @@ class Nearest(Head):
         return result
 
 
-HEADS: dict[str, type[Head]] = {"linear": Linear, "cache": Cache, "nearest": Nearest, "bottleneck": Bottleneck}
+@dataclass(frozen=True)
+class Texts(Head):
+    """scale · the model's own score of an image with the text of each class: for models in which a class has no vector of its own,
+    since it depends on the image.
+    """
+
+    texts: tuple[str, ...]
+    scale: float
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """DiptychError: there are no vectors of classes."""
+        raise DiptychError("the classes of this model have no vectors; they are scored with each image")
+
+    def logits_of(self, model: Model, images: Sequence[Image]) -> np.ndarray:
+        """[N, C]"""
+        result: np.ndarray = self.scale * np.asarray(model.score(images, list(self.texts)))
+        return result
+
+
+HEADS: dict[str, type[Head]] = {
+    "linear": Linear,
+    "cache": Cache,
+    "nearest": Nearest,
+    "bottleneck": Bottleneck,
+    "texts": Texts,
+}
 
 # Heads of other modules, by name; resolved when one is loaded.
 FURTHER = {

@@ -270,9 +270,10 @@ class Family:
         return state
 
 
-def objective_of(objectives: nn.ModuleDict, kind: type) -> tuple[str, Any] | None:
-    """The first objective of a kind, and the name of its parameters in our state."""
-    return next(((f"objectives.{name}", o) for name, o in objectives.items() if isinstance(o, kind)), None)
+def objective_of(objectives: nn.ModuleDict, *kinds: type) -> tuple[str, Any] | None:
+    """The first objective of a kind, and the name of its parameters in our state; the first kind of which there is one counts."""
+    found = ((f"objectives.{name}", o) for kind in kinds for name, o in objectives.items() if isinstance(o, kind))
+    return next(found, None)
 
 
 def state_of(model: VLM, objectives: nn.ModuleDict) -> State:

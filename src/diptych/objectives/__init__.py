@@ -9,6 +9,7 @@ from torch import nn
 
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
+from diptych.objectives.adapting import ClassNames, Distillation
 from diptych.objectives.base import Objective
 from diptych.objectives.chameleon import Interleaved, InterleavedDocuments
 from diptych.objectives.contrastive import InfoNCE, Sigmoid
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 OBJECTIVES: dict[str, Any] = {
     "answers": Answers,
+    "class_names": ClassNames,
+    "distillation": Distillation,
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
     "cocoop": ConditionalPrompts,

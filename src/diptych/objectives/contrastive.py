@@ -319,6 +319,11 @@ class Sigmoid(Objective):
                 raise DiptychError("objective sigmoid: hard_negatives are not passed around the ring; set exchange: gather")
             self.couples = (*self.couples, "negatives.embedding")
 
+    @property
+    def scale(self) -> Tensor:
+        """What similarities are multiplied by."""
+        return self.logit_scale.exp()
+
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         if not self.gathers:

@@ -59,8 +59,17 @@ def muon(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer
     return members
 
 
+def sgd(learned: Sequence[Learned], stage: Stage) -> list[torch.optim.Optimizer]:
+    """Stochastic gradient descent with the stage's ``lr`` and momentum ``betas[0]``; the other of ``betas`` has no effect."""
+    groups: dict[tuple[bool, float, float], list[Tensor]] = {}
+    for p in learned:
+        groups.setdefault((is_sharded(p.parameter), p.weight_decay, p.share), []).append(p.parameter)
+    made = [{"params": ps, "weight_decay": wd, "lr": stage.lr * share} for (_, wd, share), ps in groups.items()]
+    return [torch.optim.SGD(made, lr=stage.lr, momentum=stage.betas[0])] if made else []
+
+
 # (learned, stage) → optimizers; one of your own is package.module:function.
-OPTIMIZERS: dict[str, Any] = {"muon": muon, "adamw": adamw}
+OPTIMIZERS: dict[str, Any] = {"muon": muon, "adamw": adamw, "sgd": sgd}
 
 
 def build_optimizer(modules: Sequence[nn.Module], stage: Stage) -> Optimizers:

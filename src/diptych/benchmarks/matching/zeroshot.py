@@ -25,10 +25,11 @@ from diptych.benchmarks.results import CONTROLS, class_sums, macro, mean_of_clas
 from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Classifying, Image, Model
 from diptych.core.errors import DiptychError, counted, nearest
-from diptych.core.sample import class_text
+from diptych.core.sample import class_text, in_template
 from diptych.data.source import Controlled, Problem, Source
 
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this is a {}")
+prompt = in_template
 FEWEST_FOR_TOP5 = 6  # of five classes, all are in the top five
 
 
@@ -191,13 +192,6 @@ class ZeroShot:
         controls = {c: recall(c) for c in CONTROLS if c in top1.controls}
         fields: dict[str, Any] = {"chance": recall("chance"), "controls": controls, "ties": top1.ties, "nans": top1.nans}
         return macro(self.name, "per_class_recall", credits, classes, [r["cluster"] for r in records], **fields)
-
-
-def prompt(template: str, name: str) -> str:
-    """``template`` with the name in it, and the article that the name needs."""
-    if name[:1].lower() in "aeiou" and name[:3].lower() not in ("uni", "use", "eur", "one"):
-        template = template.replace("a {}", "an {}")
-    return template.format(name)
 
 
 def _spread(values: Sequence[Any], n: int) -> Sequence[Any]:

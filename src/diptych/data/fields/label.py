@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.core.batch import Labels
 from diptych.core.errors import DiptychError
-from diptych.core.sample import Label, Sample, class_text
+from diptych.core.sample import Label, Sample, class_text, in_template
 from diptych.data.fields.base import Context, Draw, Field
 from diptych.data.fields.text import tokenized
 from diptych.data.source import BrokenItem
@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 
 
 class LabelField(Field):
-    """``Label`` → ``Labels``, with the texts of all classes as ``label.classes``. template: how a class name becomes a text."""
+    """``Label`` → ``Labels``, with the texts of all classes as ``label.classes``. template: how a class name becomes a text, with
+    ``{}`` in the name's place.
+    """
 
     kind = "label"
     inner = {"classes": "text"}  # noqa: RUF012 - never changed
 
-    def __init__(self, name: str, tokenizer: Any, classes: Sequence[str], template: str = "{}"):
+    def __init__(self, name: str, tokenizer: Any, classes: Sequence[str], *, template: str = "{}"):
         super().__init__(name)
+        if "{}" not in template:
+            raise DiptychError(f"data.fields.{name}.template: '{template}' has no {{}} where the class name goes")
         self.classes = tuple(classes)
-        self.texts = tokenized(tokenizer, [template.format(class_text(c)) for c in classes])
+        self.texts = tokenized(tokenizer, [in_template(template, class_text(c)) for c in classes])
 
     @classmethod
     def build(cls, name: str, context: Context) -> LabelField:
@@ -37,7 +41,7 @@ class LabelField(Field):
             raise DiptychError(
                 f"{where} has no list of classes, which the field 'label' needs; read class folders or a table by classes:PATH"
             )
-        return cls(name, context.tokenizer, classes)
+        return cls(name, context.tokenizer, classes, **context.options)
 
     def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> Label:
         """A sample's value as it is kept until it is collated: decoded, at the model's size, augmented."""

@@ -21,6 +21,7 @@
 | ``mix:0.7*coco:a.json+0.3*packed:b`` | several sources, drawn by weight |
 | ``repeated:scenes:small?items=100&share=0.5`` | some of its samples repeated many times among new ones |
 | ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
+| ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
@@ -57,6 +58,7 @@ SCHEMES = {
     "openmoji": "diptych.data.sources.openmoji:OpenMoji",
     "repeated": "diptych.data.sources.repeated:Repeated",
     "control": "diptych.data.control:Control",
+    "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "wds"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diptych.interop.base import Misfit, Same, lacks, linear, norms_elsewhere, objective_of, same
+from diptych.interop.base import Misfit, Same, lacks, linear, norms_elsewhere, same
 from diptych.interop.families.dual import DualEncoder
 from diptych.objectives.contrastive import InfoNCE
 
@@ -79,7 +79,7 @@ class Clip(DualEncoder):
 
     def settled(self, state: State, objectives: nn.ModuleDict) -> State:
         """Our state with the computations of every pass, such as a bound on a scale, applied once."""
-        contrast = objective_of(objectives, InfoNCE)
+        contrast = self.scaled(objectives)
         return state if contrast is None else {**state, f"{contrast[0]}.logit_scale": contrast[1].scale.detach().log()}
 
     def shift(self, state: State, shift: Tensor) -> State:

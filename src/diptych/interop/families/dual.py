@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from diptych.interop.base import Family, Geometry, Misfit, Same, blocks, linear, objective_of, options_of, same, towers
+from diptych.objectives.adapting import ClassNames
 
 if TYPE_CHECKING:
     from diptych.config.recipe import Recipe
@@ -23,6 +24,13 @@ class DualEncoder(Family):
     contrast: ClassVar[type]  # the objective that gives logits their scale
     wanted: ClassVar[str]  # its description for messages, if there is none
 
+    def scaled(self, objectives: nn.ModuleDict) -> tuple[str, Any] | None:
+        """The objective that gives logits their scale, and the name of its parameters: a contrastive one, classification by class
+        names, or one that keeps the scale of the weights that it started from (a buffer).
+        """
+        kept = ((f"objectives.{n}", o) for n, o in objectives.items() if "logit_scale" in dict(o.named_buffers(recurse=False)))
+        return objective_of(objectives, self.contrast, ClassNames) or next(kept, None)
+
     def projections(self, model: VLM) -> list[Misfit]:
         """What differs between the projections into the shared space and theirs."""
         raise NotImplementedError
@@ -32,7 +40,7 @@ class DualEncoder(Family):
         result = towers(model) or self.structure(model) or self.projections(model)
         if recipe.score != "similarity":
             result.append(Misfit(f"it scores by {recipe.score}, not by similarity"))
-        if objective_of(objectives, self.contrast) is None:
+        if self.scaled(objectives) is None:
             result.append(Misfit(f"no objective is {self.wanted}"))
         return result or self.left_over(model, objectives)
 
@@ -58,7 +66,7 @@ class DualEncoder(Family):
                 ]
         if "text" in model.parts:
             result.append(same("parts.text.embedding.weight", "text_model.embeddings.token_embedding.weight"))
-        contrast = objective_of(objectives, self.contrast)
+        contrast = self.scaled(objectives)
         return result + self.scale(contrast[0]) if contrast else result
 
     def sizes(self, model: VLM) -> dict[str, dict[str, Any]]:

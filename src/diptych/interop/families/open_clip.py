@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from diptych.core.files import write_json
-from diptych.interop.base import Geometry, Misfit, Same, linear, objective_of, same, save_tokenizer
+from diptych.interop.base import Geometry, Misfit, Same, linear, same, save_tokenizer
 from diptych.interop.families.clip import Clip
 from diptych.models.layers.attention import Transformer
-from diptych.objectives.contrastive import InfoNCE
 
 if TYPE_CHECKING:
     from diptych.config.recipe import Recipe
@@ -61,7 +60,7 @@ class OpenClip(Clip):
             *linear("parts.text.transformer.norm", "ln_final"),
             same("parts.space.text.weight", "text_projection", transposed=True),
         ]
-        contrast = objective_of(objectives, InfoNCE)
+        contrast = self.scaled(objectives)
         return [*result, same(f"{contrast[0]}.logit_scale", "logit_scale")] if contrast else result
 
     def config(self, model: VLM, vocabulary: Vocabulary) -> dict[str, Any]:

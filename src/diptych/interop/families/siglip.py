@@ -11,6 +11,7 @@ from diptych.interop.families.dual import DualEncoder
 from diptych.objectives.contrastive import Sigmoid
 
 if TYPE_CHECKING:
+    from diptych.config.recipe import Recipe
     from diptych.interop.base import State
     from diptych.models.vlm import VLM
 
@@ -27,6 +28,12 @@ class Siglip(DualEncoder):
     processor = "SiglipProcessor"
     contrast = Sigmoid
     wanted = "the pairwise sigmoid, which gives logits their scale and bias"
+
+    def misfits(self, recipe: Recipe, model: VLM, objectives: nn.ModuleDict) -> list[Misfit]:
+        """As of all; the objective must hold the offset too (``class_names`` with ``bias: true``)."""
+        found = self.scaled(objectives)
+        lacking = found is not None and not hasattr(found[1], "logit_bias")
+        return [*super().misfits(recipe, model, objectives), *([Misfit(f"no objective is {self.wanted}")] if lacking else [])]
 
     def warnings(self, model: VLM) -> list[str]:
         """SigLIP reads its padding: texts need the whole length that the run was trained with."""

@@ -33,6 +33,7 @@ from diptych.models.pretrained.tokenizer import kept_in
 from diptych.models.vlm import VLM
 from diptych.training.checkpoint import Checkpoint, checkpoint_key, find_checkpoint
 
+SCALE = ("logit_scale", "logit_bias")
 SIDES = {"image": "vision", "text": "text"}
 
 
@@ -142,6 +143,9 @@ class RunStart:
                 result |= {bare[k]: v for k, v in there.items()}  # the adapter within the part starts fresh
             elif mine and there and not name.startswith("objectives."):
                 self._refuse(name, mine, there, recipe, model)
+            elif mine and there:  # an objective of another kind, in the same place: the scale of similarities goes on
+                scale = {f"{name}.{key}" for key in SCALE}
+                result |= {k: v for k, v in there.items() if k in scale and k in mine and mine[k].shape == v.shape}
         return put(result, model, objectives, started, groups(theirs))
 
     def _refuse(self, name: str, mine: State, there: State, recipe: Recipe, model: VLM) -> None:
@@ -198,6 +202,11 @@ class HubStart:
             return adopt(fetch(AutoTokenizer, self.name))
         except DiptychError as error:
             return f"its tokenizer cannot be used, and so its word vectors cannot either: {error}"
+
+    @property
+    def unreadable(self) -> str:
+        """Why their tokenizer cannot be taken over, and with it their word vectors; "" if it can."""
+        return self._adopted if isinstance(self._adopted, str) else ""
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
         """Their tokenizer, if it can be taken over."""
@@ -304,7 +313,8 @@ def put(found: State, model: VLM, objectives: nn.ModuleDict, started: Started, t
         {k.removeprefix("objectives."): v for k, v in found.items() if k.startswith("objectives.")}, strict=False
     )
     started.loaded = groups(found)
-    started.fresh = [name for name in groups(state_of(model, objectives)) if name not in started.loaded]
+    known = {*started.loaded, "teachers"}  # which begin as the model does, or are models of their own
+    started.fresh = [name for name in groups(state_of(model, objectives)) if name not in known]
     started.unused = [name for name in theirs if name not in started.loaded]
     if not started.loaded:
         raise DiptychError(f"weights: this recipe can use nothing in {started.address}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from diptych.config.neighbours import PACKAGED
-from diptych.config.recipe import PartSpec, Recipe, TeacherSpec
+from diptych.config.recipe import START, PartSpec, Recipe, TeacherSpec
 from diptych.core.batch import Batch, Images, Tokens, floats
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_json
@@ -33,8 +33,8 @@ def add_teachers(recipe: Recipe, model: VLM) -> None:
     """Build the teachers of a recipe, before its objectives are. DiptychError for one that does not fit the model."""
     for name, spec in recipe.teachers.items():
         where = f"teachers.{name}"
-        if spec.from_ is None:
-            decay = spec.decay if spec.after is None else None
+        if spec.from_ in (None, START):
+            decay = spec.decay if spec.after is None and spec.from_ is None else None
             model.add_teacher(name, averaged_teacher(model, spec.of, decay, where))
         else:
             other = hub_tower(spec, model) if spec.from_.startswith("hf:") else run_model(spec.from_, where)

@@ -1,0 +1,1 @@
+"""Sources that are a part of another one."""
