@@ -1,4 +1,5 @@
-"""Runs in data-juicer's own environment, not in ours: its operators over a JSON-lines file, timed. See ``cases/curation_datajuicer.py``.
+"""Runs in data-juicer's own environment, not in ours: its operators over a JSON-lines file, timed. See
+``cases/curation_datajuicer.py``.
 
 ``python bench/datajuicer.py rows.jsonl operators.json answer.json``
 """

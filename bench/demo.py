@@ -1,10 +1,10 @@
-"""The record of the demo with several seeds: ``diptych demo --seeds 5 --out runs/demo-seeds``, then ``python -m bench.demo runs/demo-seeds``.
+"""The record of the demo with several seeds: ``diptych demo --seeds 5 --out runs/demo-seeds``, then ``python -m bench.demo
+runs/demo-seeds``.
 
 Evaluates relation and binding of each seed on 400 groups, and writes bench/results/demo.json: what was run on what, and each seed's
-figures with their intervals. The tables of docs/tour.md and docs/measured.md are printed; tests/cli/test_docs_names.py checks that the
-pages show them. What the demo claims, for each seed (``claims``): negclip and coca at least .9 on relation and binding; the interval of
-clip below .7 on relation.
-"""
+figures with their intervals. The tables of docs/tour.md and docs/measured.md are printed; tests/cli/test_docs_names.py checks that
+the pages show them. What the demo claims, for each seed (``claims``): negclip and coca at least .9 on relation and binding; the
+interval of clip below .7 on relation."""
 
 from __future__ import annotations
 

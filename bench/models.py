@@ -80,7 +80,8 @@ def images(n: int, size: int = 224) -> Tensor:
 
 
 def token_ids(n: int, length: int = 77, filled: int | None = None) -> Tensor:
-    """[n, length] random ids with [EOS], the highest, after ``filled`` tokens (None: no padding), as open_clip's tokenizer lays them out."""
+    """[n, length] random ids with [EOS], the highest, after ``filled`` tokens (None: no padding), as open_clip's tokenizer lays
+    them out."""
     filled = filled or length
     ids = torch.randint(4, VOCABULARY - 2, (n, length), generator=torch.Generator().manual_seed(1))
     ids[:, filled - 1] = VOCABULARY - 1
@@ -89,7 +90,8 @@ def token_ids(n: int, length: int = 77, filled: int | None = None) -> Tensor:
 
 
 def ours(r: Recipe, pixels: Tensor, ids: Tensor) -> Learner:
-    """Diptych's learner: what ``training.loop`` does for a step, without data, log and gradient clipping (open_clip's default has none)."""
+    """Diptych's learner: what ``training.loop`` does for a step, without data, log and gradient clipping (open_clip's default has
+    none)."""
     torch.manual_seed(0)
     model: VLM = build_model(r, Words(max_length=r.data.tokenizer.max_length), r.data.image_size or 224)
     objectives = build_objectives(r, model)

@@ -63,9 +63,8 @@ def forked(arguments: list[str], limit: float, plugins: list[Any] | None = None)
 def outcome(tests: list[str], limit: float) -> str:
     """What the tests say of the checkout in the working directory: killed, survived, timeout, or not run.
 
-    A test that is not there (its id comes from what was changed, or it was renamed) has not failed: pytest then runs none at all, so
-    the others are run without it. A file of tests that cannot be read is a mutant that was noticed.
-    """
+    A test that is not there (its id comes from what was changed, or it was renamed) has not failed: pytest then runs none at all,
+    so the others are run without it. A file of tests that cannot be read is a mutant that was noticed."""
     end = time.monotonic() + limit
     status = forked([*tests, "-x"], limit)
     if status == NOT_FOUND:

@@ -1,9 +1,10 @@
 """Mutation testing: are the tests able to fail? ``make mutants TIME=30m``
 
-cosmic-ray changes one operator, comparison, number or condition of the source at a time; the tests of its folder that run the changed line
-should then fail. Of each area a seeded sample is drawn, or, for small ones, every mutant is tried. What is done is kept in
-bench/results/mutants and not done again while the source file stays the same. The page docs/mutants.md lists the share that was found, with
-its interval, and every mutant that was not. A survivor that cannot matter has its reason in bench/results/mutants/reasons.yaml.
+cosmic-ray changes one operator, comparison, number or condition of the source at a time; the tests of its folder that run the
+changed line should then fail. Of each area a seeded sample is drawn, or, for small ones, every mutant is tried. What is done is
+kept in bench/results/mutants and not done again while the source file stays the same. The page docs/mutants.md lists the share that
+was found, with its interval, and every mutant that was not. A survivor that cannot matter has its reason in
+bench/results/mutants/reasons.yaml.
 
 Tests run on copies of the checkout in runs/mutants, one for each worker.
 """
@@ -228,7 +229,8 @@ def write_page() -> None:
     lines = [
         "# Mutation testing",
         "",
-        "One operator, comparison, number or condition of the source is changed at a time; the tests of its folder should then fail. `make mutants` continues "
+        "One operator, comparison, number or condition of the source is changed at a time; the tests of its folder should then "
+        "fail. `make mutants` continues "
         f"the samples, drawn with seed {SEED} over lines; results stay valid while a file does not change. The goal is {GOAL:.0%} found.",
         "",
         "| area | mutants tried | of | found | 95 % interval | not found | reason known |",

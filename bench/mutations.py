@@ -1,6 +1,5 @@
-"""What is changed in mutation testing: each mutant is one operator, comparison, number or condition of a source file; a seeded sample of
-each area is tried (``bench.mutants``).
-"""
+"""What is changed in mutation testing: each mutant is one operator, comparison, number or condition of a source file; a seeded
+sample of each area is tried (``bench.mutants``)."""
 
 from __future__ import annotations
 
@@ -30,7 +29,8 @@ OPERATORS = [
 
 @dataclass(frozen=True)
 class Area:
-    """Sources, as files or folders of src/diptych, the folders of tests that should find their mutants, and how many are drawn (None: all)."""
+    """Sources, as files or folders of src/diptych, the folders of tests that should find their mutants, and how many are drawn
+    (None: all)."""
 
     sources: tuple[str, ...]
     tests: tuple[str, ...]

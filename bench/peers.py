@@ -28,7 +28,8 @@ def peer(name: str) -> ModuleType:
 
 
 def open_clip() -> ModuleType:
-    """open_clip, whose import asks for torchvision (which has no CPU build): it finds ``shim/`` in its place, and nobody else does."""
+    """open_clip, whose import asks for torchvision (which has no CPU build): it finds ``shim/`` in its place, and nobody else
+    does."""
     if "open_clip" in sys.modules:
         return sys.modules["open_clip"]
     if importlib.util.find_spec(SHIMMED) is not None:

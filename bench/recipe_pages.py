@@ -97,8 +97,10 @@ def packaged(chosen: list[str]) -> list[str]:
     return [
         "## Pretrained parts",
         "",
-        f"With packaged weights: {listed}; those with a packaged language model have one seed. What it took to train these weights is not counted, so their figures do not compare "
-        "with recipes that start from nothing; and the budget buys them few samples. The variants `@mini` have backbones that are trained here; what "
+        f"With packaged weights: {listed}; those with a packaged language model have one seed. What it took to train these "
+        f"weights is not counted, so their figures do not compare "
+        "with recipes that start from nothing; and the budget buys them few samples. The variants `@mini` have backbones that are "
+        "trained here; what "
         "these cost has a column of its own. [`lm`](systems/lm.md) is one of them: it reads no images, so it has no row.",
         "",
         "Of 2026-11-25 there are [figures at 24 TFLOP](results-24T.md), one seed, of the recipes as they were then.",
@@ -123,7 +125,8 @@ def least_budgets(chosen: list[str]) -> list[str]:
     lines = [
         "## What a recipe needs",
         "",
-        f"The least of the budgets {', '.join(LADDER)} at which recall@1 of 50 is at least {THRESHOLD:.0%} (the mean of both directions, over "
+        f"The least of the budgets {', '.join(LADDER)} at which recall@1 of 50 is at least {THRESHOLD:.0%} (the mean of both "
+        f"directions, over "
         'the seeds so far), and the value there. "Or less": smaller budgets have not been tried yet.',
         "",
     ]

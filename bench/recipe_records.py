@@ -178,7 +178,8 @@ def entries(name: str, budget: str) -> list[Entry]:
 
 
 def reached(name: str, budget: str, least: int | None = None) -> float | None:
-    """The mean of the threshold's metrics over the seeds at a budget; None if fewer runs than ``least`` (None: all) are up to date."""
+    """The mean of the threshold's metrics over the seeds at a budget; None if fewer runs than ``least`` (None: all) are up to
+    date."""
     values = []
     for entry in entries(name, budget):
         content = entry.content() if entry.up_to_date() else None

@@ -1,16 +1,16 @@
 """Every built-in recipe, with its variants, under the same budgets of FLOPs: ``make results``.
 
-``python -m bench.recipes --time 60m`` trains and evaluates what is missing, for an hour, and then writes docs/results.md and the pages in
-docs/systems. Stopped runs continue the next time. ``--time 0`` only writes the pages.
+``python -m bench.recipes --time 60m`` trains and evaluates what is missing, for an hour, and then writes docs/results.md and the
+pages in docs/systems. Stopped runs continue the next time. ``--time 0`` only writes the pages.
 
-Each recipe and seed leaves a record in bench/results/recipes, which is committed: the recipe as it was trained, the commit, the processor,
-what was spent, and the credit of every test item. Where the recipe has changed since, its record is out of date: the run is done again, and
-until then the pages name it. Recipes with a packaged language model have one seed, since a run takes long; all others have three.
+Each recipe and seed leaves a record in bench/results/recipes, which is committed: the recipe as it was trained, the commit, the
+processor, what was spent, and the credit of every test item. Where the recipe has changed since, its record is out of date: the run
+is done again, and until then the pages name it. Recipes with a packaged language model have one seed, since a run takes long; all
+others have three.
 
-The common budget gives the first table. The second says what each recipe needs to reach a threshold: the least budget of a ladder, each twice
-the one before, at which the mean over its seeds is there. A higher rung is tried only where the lower one was too low, and a lower one only
-where a higher one was enough.
-"""
+The common budget gives the first table. The second says what each recipe needs to reach a threshold: the least budget of a ladder,
+each twice the one before, at which the mean over its seeds is there. A higher rung is tried only where the lower one was too low,
+and a lower one only where a higher one was enough."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def missing(chosen: list[str], ladder: bool) -> list[Entry]:
 
 
 def prepared(todo: list[Entry]) -> list[tuple[Entry, RecipeJob]]:
-    """The runs that are really to be done, with their jobs. Of a run that is finished the record is saved; a run of the recipe as it
-    was is deleted.
-    """
+    """The runs that are really to be done, with their jobs. Of a run that is finished the record is saved; a run of the recipe as
+    it was is deleted."""
     left = []
     for entry in todo:
         job = entry.job()

@@ -7,11 +7,10 @@ process of its own, which stops before each measurement and waits. The parent le
 after the other, A B B A …, ``--rounds`` times each: only one of them computes at a time. Peers (open_clip, transformers) are
 built by their cases and left out.
 
-The ratio is A's seconds or bytes to B's of the same round, so that above 1 is better: the geometric mean over the rounds with its 95 %
-interval (Student's t on the logarithms). Seconds are by the clock of the case; processor time is listed too, since it depends
-less on what else the machine does. The exit status is 1 if an interval lies wholly beyond ``--margin`` (3 %) worse. Cases
-without a clock, such as ``exactness``, are run once by each version, and their goals are listed next to each other.
-"""
+The ratio is A's seconds or bytes to B's of the same round, so that above 1 is better: the geometric mean over the rounds with its
+95 % interval (Student's t on the logarithms). Seconds are by the clock of the case; processor time is listed too, since it depends
+less on what else the machine does. The exit status is 1 if an interval lies wholly beyond ``--margin`` (3 %) worse. Cases without a
+clock, such as ``exactness``, are run once by each version, and their goals are listed next to each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Chat templates as the formats have them, a tokenizer that knows their marks, and a little model that learns from conversations."""
+"""Chat templates as the formats have them, a tokenizer that knows their marks, and a little model that learns from
+conversations."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ LLAMA3 = (
 )
 GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+    "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim "
+    "}}<end_of_turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 VICUNA = (

@@ -1,5 +1,6 @@
-"""Attention, forward and backward, in two implementations: torch's fused kernel, and the matrix products written out. `attend` in `models/layers/attention.py` chooses between them. Also two
-alternatives for the projections that were tried and are not used: one product for q, k and v, and oneDNN's own product in fp32."""
+"""Attention, forward and backward, in two implementations: torch's fused kernel, and the matrix products written out. `attend` in
+`models/layers/attention.py` chooses between them. Also two alternatives for the projections that were tried and are not used: one
+product for q, k and v, and oneDNN's own product in fp32."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""BLEU-1..4, ROUGE-L and CIDEr-D of generated captions with five references each, from texts to numbers: ours and pycocoevalcap with its Java tokeniser,
-which the COCO server uses. Equality is tested on 1,000 images with captions full of quotes, brackets, dashes, abbreviations, prices and
-contractions; speed on 5,000 images with plain captions. Times include tokenising, and for pycocoevalcap the start of Java. One case is excluded: in pycocoevalcap, whether a single
-letter at the end of a caption keeps its full stop ("vitamin c.") depends on the first letter of the *next* caption; ours never depends on other captions."""
+"""BLEU-1..4, ROUGE-L and CIDEr-D of generated captions with five references each, from texts to numbers: ours and pycocoevalcap
+with its Java tokeniser, which the COCO server uses. Equality is tested on 1,000 images with captions full of quotes, brackets,
+dashes, abbreviations, prices and contractions; speed on 5,000 images with plain captions. Times include tokenising, and for
+pycocoevalcap the start of Java. One case is excluded: in pycocoevalcap, whether a single letter at the end of a caption keeps its
+full stop ("vitamin c.") depends on the first letter of the *next* caption; ours never depends on other captions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""data-juicer (PyPI `py-data-juicer`, in `bench/.datajuicer`, one process, the operators of its own executor with limits that drop nothing, so that every row gets its number) and Diptych, with
-the operators that both have, on the same rows. Both read the rows from memory and, if pictures are needed, the files from disk; wall time, median of three rounds (data-juicer: two)."""
+"""data-juicer (PyPI `py-data-juicer`, in `bench/.datajuicer`, one process, the operators of its own executor with limits that drop
+nothing, so that every row gets its number) and Diptych, with the operators that both have, on the same rows. Both read the rows
+from memory and, if pictures are needed, the files from disk; wall time, median of three rounds (data-juicer: two)."""
 
 from __future__ import annotations
 
@@ -85,19 +86,23 @@ def run(bench: Bench) -> None:
     bench.table(["data-juicer", "ours", "rows that agree", "theirs, rows/s", "ours, rows/s", "ratio"], table, f"{len(rows):,} rows")
     bench.goal("throughput ≥ 2× data-juicer's on every operator", f"{slowest:.1f}× at least", slowest >= 2)
     bench.note(
-        "Diptych computes the operators of one group (lengths; repetition and special characters; sizes) in one pass, and the rate is that of the whole pass."
+        "Diptych computes the operators of one group (lengths; repetition and special characters; sizes) in one pass, and the "
+        "rate is that of the whole pass."
     )
     bench.note(
-        "special_characters: data-juicer counts digits, white space and emoji as special and Diptych does not, so they disagree on captions with spaces: Diptych measures the share of punctuation and symbols."
+        "special_characters: data-juicer counts digits, white space and emoji as special and Diptych does not, so they disagree "
+        "on captions with spaces: Diptych measures the share of punctuation and symbols."
     )
     letters = [sum(any(c.isalpha() for c in word) for word in text.split()) for text in texts]
     explained = np.mean(np.array(letters) == [s["num_words"] for s in theirs["words_num_filter"]["stats"]])
     bench.note(
-        "words_num: data-juicer removes punctuation, digits and emoji from each word and does not count words that are then empty (`..`, `4 u`, `image 203`); "
+        "words_num: data-juicer removes punctuation, digits and emoji from each word and does not count words that are then empty "
+        "(`..`, `4 u`, `image 203`); "
         f"counted in this way, {explained:.1%} agree. Diptych counts numbers, and words by Unicode's boundaries."
     )
     bench.note("document_deduplicator compares lowercased texts; Diptych also normalises white space and outer punctuation.")
-    bench.note("Not compared: language_id_score_filter (downloads lid.176.bin), perplexity_filter (downloads KenLM models), image_text_similarity_filter (downloads CLIP), image_deduplicator "
+    bench.note("Not compared: language_id_score_filter (downloads lid.176.bin), perplexity_filter (downloads KenLM models), "
+               "image_text_similarity_filter (downloads CLIP), image_deduplicator "
                "(on first use it installs imagededup with torchvision and torch).")  # fmt: skip
 
 

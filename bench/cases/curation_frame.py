@@ -1,9 +1,10 @@
-"""A curation plan on pools of 10,000, 30,000 and 100,000 rows with two local workers: peak memory, and rows per second of each operator.
+"""A curation plan on pools of 10,000, 30,000 and 100,000 rows with two local workers: peak memory, and rows per second of each
+operator.
 
-The pool is Parquet, 5,000 rows per file, JPEGs of 64 × 64 pixels with captions of 3 to 14 words. The plan has operators on texts, on files, on pixels, exact and
-perceptual copies over all rows, and a top fraction. The cost of each operator is measured on the largest pool, that of `image_quality` and `language`, which are
-slower, on a pool of 5,000. Memory is the sum over the main process and both workers of their private memory and
-their share of the shared memory (Pss), sampled twenty times a second."""
+The pool is Parquet, 5,000 rows per file, JPEGs of 64 × 64 pixels with captions of 3 to 14 words. The plan has operators on texts,
+on files, on pixels, exact and perceptual copies over all rows, and a top fraction. The cost of each operator is measured on the
+largest pool, that of `image_quality` and `language`, which are slower, on a pool of 5,000. Memory is the sum over the main process
+and both workers of their private memory and their share of the shared memory (Pss), sampled twenty times a second."""
 
 from __future__ import annotations
 

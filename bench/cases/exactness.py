@@ -1,6 +1,8 @@
-"""The gradient from micro-batches compared with that of the full batch, on a small dual encoder (width 64, depth 2, 48 px, fp32, 64 pairs in 8 micro-batches), with half of
-the patches dropped at random and, in Diptych, dropout as well; scenes as data. The gradient of the full batch comes from one graph with the same random draws. open_clip: the accumulation
-of `open_clip_train` (`--accum-freq 8`) with its own model class and patch dropout; it draws again for the second encoding, for which it is given the draws of the reference."""
+"""The gradient from micro-batches compared with that of the full batch, on a small dual encoder (width 64, depth 2, 48 px, fp32, 64
+pairs in 8 micro-batches), with half of the patches dropped at random and, in Diptych, dropout as well; scenes as data. The gradient
+of the full batch comes from one graph with the same random draws. open_clip: the accumulation of `open_clip_train` (`--accum-freq
+8`) with its own model class and patch dropout; it draws again for the second encoding, for which it is given the draws of the
+reference."""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ N, PIECES = 64, 8
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float]:
-    """Relative error and cosine of two gradients, over all parameters but the temperature, whose one entry can outweigh all others."""
+    """Relative error and cosine of two gradients, over all parameters but the temperature, whose one entry can outweigh all
+    others."""
     names = [n for n in expected if not n.endswith("logit_scale")]
     a, b = (torch.cat([g[n].flatten().double() for n in names]) for g in (found, expected))
     return float((a - b).norm() / b.norm()), float(F.cosine_similarity(a, b, dim=0))
@@ -116,6 +119,7 @@ def run(bench: Bench) -> None:
             off = abs(temperature - 1)
             bench.goal(f"{what}: error of the gradient of the temperature ≤ 1e-5", f"{off:.1e}", off <= 1e-5)
     bench.note(
-        "The weights are untrained, so embeddings depend little on which patches are seen. The error of open_clip's gradient with dropping depends on this."
+        "The weights are untrained, so embeddings depend little on which patches are seen. The error of open_clip's gradient with "
+        "dropping depends on this."
     )
     bench.table(["", "relative error", "cosine", "gradient of the temperature"], rows)

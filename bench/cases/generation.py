@@ -1,5 +1,6 @@
-"""64 tokens of captions by CoCa's decoder (size `small`, 96 px, random weights, so that no text ends early), in CPU-seconds: with the key-value cache, and without it, processing the whole text
-again for each token. Then beam search with several widths, in tokens of the final captions."""
+"""64 tokens of captions by CoCa's decoder (size `small`, 96 px, random weights, so that no text ends early), in CPU-seconds: with
+the key-value cache, and without it, processing the whole text again for each token. Then beam search with several widths, in tokens
+of the final captions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Do 95 % intervals contain the true value 95 times in 100? Data are drawn repeatedly from known distributions: images with 1 to 8 questions each, with strongly correlated
-results within an image. *Clustered* is what Diptych reports; *unclustered* is the same bootstrap over questions; *percentile* is the usual bootstrap over images, without the corrections
-of `statistics._percentiles` for few clusters and skewed data. Below ten images, and for heavy tails, no method here reaches 95 %."""
+"""Do 95 % intervals contain the true value 95 times in 100? Data are drawn repeatedly from known distributions: images with 1 to 8
+questions each, with strongly correlated results within an image. *Clustered* is what Diptych reports; *unclustered* is the same
+bootstrap over questions; *percentile* is the usual bootstrap over images, without the corrections of `statistics._percentiles` for
+few clusters and skewed data. Below ten images, and for heavy tails, no method here reaches 95 %."""
 
 from __future__ import annotations
 

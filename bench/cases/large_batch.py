@@ -1,5 +1,6 @@
-"""Peak memory of one exact large-batch gradient of the recipe `clip` (width 256, depth 4; scenes at 48 px; bf16), encoded 64 samples at a time, for
-increasing batch sizes, of the whole process. For comparison the same batch in one piece. Each run is a new process; the step includes loading."""
+"""Peak memory of one exact large-batch gradient of the recipe `clip` (width 256, depth 4; scenes at 48 px; bf16), encoded 64
+samples at a time, for increasing batch sizes, of the whole process. For comparison the same batch in one piece. Each run is a new
+process; the step includes loading."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A random LLaVA of 9.5 M parameters, forward and backward on captions: Diptych's model against transformers' `LlavaForConditionalGeneration`, which loads Diptych's
-export, so that the weights are the same. A CLIP tower (112 pixels, 64 patches, width 256, depth 5, last state but one), an MLP, a Llama (width 256,
-depth 4, 4,096 words); batch 16, captions of 24 to 48 tokens, fp32. *All trained*: all weights get a gradient. *Connector alone*: tower and language model are frozen.
-Memory is the peak of one forward and backward pass beyond the model, each in a new process. Logits, losses and gradients are compared first."""
+"""A random LLaVA of 9.5 M parameters, forward and backward on captions: Diptych's model against transformers'
+`LlavaForConditionalGeneration`, which loads Diptych's export, so that the weights are the same. A CLIP tower (112 pixels, 64
+patches, width 256, depth 5, last state but one), an MLP, a Llama (width 256, depth 4, 4,096 words); batch 16, captions of 24 to 48
+tokens, fp32. *All trained*: all weights get a gradient. *Connector alone*: tower and language model are frozen. Memory is the peak
+of one forward and backward pass beyond the model, each in a new process. Logits, losses and gradients are compared first."""
 
 from __future__ import annotations
 

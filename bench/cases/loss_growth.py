@@ -1,5 +1,6 @@
-"""How the memory of the tiled InfoNCE grows with the batch, forward and backward, d 64, fp32: memory beyond its inputs (and their gradients). In the plain form a single N × N matrix
-takes N² × 4 bytes, 69 GB at N 131,072, and there are several. Time does grow with N², so this case is slow and runs only if it is named."""
+"""How the memory of the tiled InfoNCE grows with the batch, forward and backward, d 64, fp32: memory beyond its inputs (and their
+gradients). In the plain form a single N × N matrix takes N² × 4 bytes, 69 GB at N 131,072, and there are several. Time does grow
+with N², so this case is slow and runs only if it is named."""
 
 from __future__ import annotations
 

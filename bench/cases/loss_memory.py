@@ -1,5 +1,6 @@
-"""The contrastive losses alone, forward and backward, on unit vectors in fp32: memory of the loss beyond its inputs (and their gradients), and time.
-open_clip's `ClipLoss` and `SigLipLoss` hold the N × N matrix; ours processes it in tiles. Each run is a new process; the libraries alternate."""
+"""The contrastive losses alone, forward and backward, on unit vectors in fp32: memory of the loss beyond its inputs (and their
+gradients), and time. open_clip's `ClipLoss` and `SigLipLoss` hold the N × N matrix; ours processes it in tiles. Each run is a new
+process; the libraries alternate."""
 
 from __future__ import annotations
 

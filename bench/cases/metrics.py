@@ -1,5 +1,6 @@
-"""`diptych metrics` on large files: a million rows of positive and negative scores as JSON lines, two per image; and a similarity matrix of 5,000 images
-and 25,000 captions on disk, five captions per image. From the file to the numbers of the table, including intervals, each in a new process."""
+"""`diptych metrics` on large files: a million rows of positive and negative scores as JSON lines, two per image; and a similarity
+matrix of 5,000 images and 25,000 captions on disk, five captions per image. From the file to the numbers of the table, including
+intervals, each in a new process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Conversations in padded and in packed rows: forward and backward of a random language model of Gemma's architecture (width 256, depth 4) on 48 conversations
-with lengths distributed as in instruction data (log-normal, median 110, between 20 and 600 tokens; a third of the tokens is trained), rows of 640, fp32,
-in CPU-seconds. *Pieces of 8*: each group of 8 conversations is padded separately. All variants have the same loss."""
+"""Conversations in padded and in packed rows: forward and backward of a random language model of Gemma's architecture (width 256,
+depth 4) on 48 conversations with lengths distributed as in instruction data (log-normal, median 110, between 20 and 600 tokens; a
+third of the tokens is trained), rows of 640, fp32, in CPU-seconds. *Pieces of 8*: each group of 8 conversations is padded
+separately. All variants have the same loss."""
 
 from __future__ import annotations
 

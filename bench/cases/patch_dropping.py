@@ -1,5 +1,6 @@
-"""Patch dropping (FLIP, Li et al. 2023): training steps of ViT-S/16 at 224 px, 196 patches, with a random half of the patches for each image, compared with all patches.
-Captions of 16 tokens; the text tower costs the same in both. Dropped patches are left out before the stem."""
+"""Patch dropping (FLIP, Li et al. 2023): training steps of ViT-S/16 at 224 px, 196 patches, with a random half of the patches for
+each image, compared with all patches. Captions of 16 tokens; the text tower costs the same in both. Dropped patches are left out
+before the stem."""
 
 from __future__ import annotations
 

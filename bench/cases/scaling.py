@@ -1,5 +1,6 @@
-"""How the cost grows: training steps of the recipe `clip` (bf16, AdamW), starting from one configuration (both towers width 256, depth 4; 64 patches, 32 tokens, batch 32)
-and varying one size at a time; each configuration in a new process. Then the time of one step of the ViT-S/16 dual encoder by kind of operator."""
+"""How the cost grows: training steps of the recipe `clip` (bf16, AdamW), starting from one configuration (both towers width 256,
+depth 4; 64 patches, 32 tokens, batch 32) and varying one size at a time; each configuration in a new process. Then the time of one
+step of the ViT-S/16 dual encoder by kind of operator."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ def run(bench: Bench) -> None:
             print("  ", *rows[-1], flush=True)
     bench.table(["", "samples/s", "ms per step", "memory of training (activations, gradients, optimizer)"], rows)
     bench.figure(
-        "Samples per second (solid, left) and memory of training (dashed, right) against one size at a time; both axes logarithmic.",
+        "Samples per second (solid, left) and memory of training (dashed, right) against one size at a time; both axes "
+        "logarithmic.",
         plot(curves),
     )
     shares = {}
@@ -93,9 +95,12 @@ def run(bench: Bench) -> None:
         bars(shares),
     )
     bench.note(
-        "The largest share, the products of the linear layers, is determined by the size of the model. In fp32 it runs near the machine's peak, and only a smaller "
-        "number format helps: bf16 halves it, so it is the default if the processor multiplies bf16 fast. The rest was optimised: attention uses the "
-        "faster implementation for each precision (`attention`), the optimizer is torch's fused one, texts are padded only to the longest of the batch, and dropped patches are left out before the stem."
+        "The largest share, the products of the linear layers, is determined by the size of the model. In fp32 it runs near the "
+        "machine's peak, and only a smaller "
+        "number format helps: bf16 halves it, so it is the default if the processor multiplies bf16 fast. The rest was optimised: "
+        "attention uses the "
+        "faster implementation for each precision (`attention`), the optimizer is torch's fused one, texts are padded only to the "
+        "longest of the batch, and dropped patches are left out before the stem."
     )
 
 

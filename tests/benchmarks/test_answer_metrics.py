@@ -1,4 +1,5 @@
-"""Metrics of answers: VQA, yes/no, hallucinated objects, multiple choice, confidence. By hand, by independent reference, by property."""
+"""Metrics of answers: VQA, yes/no, hallucinated objects, multiple choice, confidence. By hand, by independent reference, by
+property."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``diptych metrics``: whoever has predictions in files gets numbers by hand-checkable rules, or is told what is wrong and where."""
+"""``diptych metrics``: whoever has predictions in files gets numbers by hand-checkable rules, or is told what is wrong and
+where."""
 
 from __future__ import annotations
 

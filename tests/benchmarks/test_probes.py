@@ -110,7 +110,8 @@ def test_naming_on_ones_own_labels(tmp_path: Path) -> None:
 
 
 def test_classes_are_named_by_templates_by_descriptions_or_both(tmp_path: Path) -> None:
-    """The class's weights by Radford et al.: texts normalised, averaged, normalised again; classes may have unlike numbers of texts."""
+    """The class's weights by Radford et al.: texts normalised, averaged, normalised again; classes may have unlike numbers of
+    texts."""
     file, names = tmp_path / "cupl.json", ["cat", "owl"]
     said = {"cat": ["It has whiskers.", "It purrs.", "A small animal."], "owl": ["A bird of the night."], "unused": ["x"]}
     file.write_text(json.dumps(said))

@@ -383,6 +383,7 @@ def test_every_capability_that_a_task_needs_has_words() -> None:
         )
     reason = evaluate(FunctionModel("mute"), World(), ["retrieval-1000"]).skipped[0]["reason"]
     assert reason == (
-        "the model cannot score a thousand images with a thousand texts at once, turn an image into a vector or turn a text into a vector"
+        "the model cannot score a thousand images with a thousand texts at once, turn an image into a vector or turn a text into "
+        "a vector"
     )
     assert in_words(["own|score"]) == "own or score how well a text fits an image" and in_words(["own"]) == "own"

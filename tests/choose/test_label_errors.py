@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -120,20 +121,27 @@ def test_planted_errors_in_clusters() -> None:
     """Most planted errors are listed and most listed ones are planted, far more than by chance (share 0.1)."""
     from bench.cases.label_errors import clusters, score
 
-    precision, recall, share = score(*clusters(seed=0, n=400, classes=5, wrong=0.1))
+    precision, recall, share, _ = score(*clusters(seed=0, n=400, classes=5, wrong=0.1))
     assert precision > 0.7 and recall > 0.7 and abs(share - 0.1) < 0.05
-    _, _, none = score(*clusters(seed=0, n=400, classes=5, wrong=0.0))
-    assert none < 0.05
+    _, _, none, listed = score(*clusters(seed=0, n=400, classes=5, wrong=0.0))
+    assert none < 0.05 and listed < 0.05
 
 
 def test_the_training_pictures_of_an_adapted_model(cli: Cli, tmp_path: Path) -> None:
     data = make_classes(tmp_path / "data", 30)
     wrong = tmp_path / "data" / "red" / "wrong.png"
     Image.fromarray(np.full((8, 8, 3), (40, 82, 221), np.uint8)).save(wrong)  # blue
-    assert cli("adapt", ADDRESS, "--way", "probe", "--data", data, "--out", "adapted").code == 0
+    result = cli("adapt", ADDRESS, "--way", "probe", "--data", data, "--out", "adapted")
+    assert result.code == 0
     used = json.loads((tmp_path / "adapted" / "pictures.json").read_text())["ids"]
     found, rows = of_adapted(tmp_path / "adapted")
     assert found.used == len(used)
+    if rows:
+        assert f"labels to check: {len(rows)}, in adapted/labels-to-check.csv" in result.out
+        with (tmp_path / "adapted" / "labels-to-check.csv").open(newline="") as file:
+            assert [r["picture"] for r in csv.DictReader(file)] == [r["picture"] for r in rows]
+    one_shot = cli("adapt", ADDRESS, "--data", data, "--shots", 1, "--out", "one")
+    assert one_shot.code == 0 and "labels to check" not in one_shot.out and of_adapted(tmp_path / "one")[1] == []
     if "red/wrong.png" in used:  # not in the test part, which the hash decides
         assert [(r["label"], r["likelier"]) for r in rows if r["picture"] == "red/wrong.png"] == [("red", "blue")]
     (tmp_path / "adapted" / "calibration.safetensors").unlink()

@@ -1,5 +1,5 @@
-"""What README.md and docs/ show works: commands parse, recipes, tasks and plans exist, imports resolve; README.md is run as it stands,
-with small budgets."""
+"""What README.md and docs/ show works: commands parse, recipes, tasks and plans exist, imports resolve; README.md is run as it
+stands, with small budgets."""
 
 from __future__ import annotations
 

@@ -310,7 +310,8 @@ def matched(p: Pass) -> Tensor:
     ("loss", "names"), [(contrast, ("image.embedding", "text.embedding")), (matched, ("image.tokens", "text.tokens"))]
 )
 def test_given_encodings_have_the_gradient_of_the_whole_batch(loss: Any, names: tuple[str, ...]) -> None:
-    """GradCache (Gao et al. 2021): pieces are encoded without a graph, the loss is taken on their encodings, and its gradient goes back through each piece."""
+    """GradCache (Gao et al. 2021): pieces are encoded without a graph, the loss is taken on their encodings, and its gradient goes
+    back through each piece."""
 
     def tensors(value: Any) -> list[Tensor]:
         return [value.tokens, value.pooled] if isinstance(value, Tokens) else [value]

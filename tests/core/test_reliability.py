@@ -39,7 +39,8 @@ def recipe(*overrides, name="clip"):
 def run_of(out, *overrides):
     """A run in a process of its own."""
     code = (
-        "import json, sys; from pathlib import Path; from diptych.config.recipe import load_recipe; from diptych.training.loop import train;"
+        "import json, sys; from pathlib import Path; from diptych.config.recipe import load_recipe; from diptych.training.loop "
+        "import train;"
         "train(load_recipe('clip', json.loads(sys.argv[2])), Path(sys.argv[1]), resume=True)"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

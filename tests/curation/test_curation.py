@@ -270,7 +270,8 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path):
         "import resource, sys\nfrom diptych.curation import curate\nfrom diptych.core.errors import DiptychError\n"
         "if __name__ == '__main__':\n"
         " resource.setrlimit(resource.RLIMIT_FSIZE, (25_000, 25_000))\n"
-        " try: curate({'name': 't', 'pool': {'shard': 20}, 'steps': ['text_length']}, sys.argv[1], sys.argv[2], runner=sys.argv[3])\n"
+        " try: curate({'name': 't', 'pool': {'shard': 20}, 'steps': ['text_length']}, sys.argv[1], sys.argv[2], "
+        "runner=sys.argv[3])\n"
         " except DiptychError as e: sys.exit(str(e))\n"
     )
     (tmp_path / "script.py").write_text(script)

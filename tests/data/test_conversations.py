@@ -41,7 +41,8 @@ TALK = [
 ]
 WRITTEN = {  # what each format writes of it, the image left out, and what is to be learned
     CHATML: (
-        "<|im_start|>system\nbe brief.<|im_end|>\n<|im_start|>user\n\nwhat is it?<|im_end|>\n<|im_start|>assistant\na fox<|im_end|>\n"
+        "<|im_start|>system\nbe brief.<|im_end|>\n<|im_start|>user\n\nwhat is it?<|im_end|>\n<|im_start|>assistant\na "
+        "fox<|im_end|>\n"
         "<|im_start|>user\na fox<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n",
         ["a fox<|im_end|>", "yes<|im_end|>"],
     ),

@@ -1,4 +1,5 @@
-"""``facts:``: what stands before the colon is the scene's facts, some times over, and nothing else; then comes one of its captions."""
+"""``facts:``: what stands before the colon is the scene's facts, some times over, and nothing else; then comes one of its
+captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Every kind of field: shapes and owners in a batch, packing and back, the two controls, slices of a batch, what is missing, and worker processes."""
+"""Every kind of field: shapes and owners in a batch, packing and back, the two controls, slices of a batch, what is missing, and
+worker processes."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ def unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_batch_is_judged_by_all_class_names_behind_the_context(base: Path) -> None:
-    """The loss of a batch from what the run itself gives: its image embeddings, its temperature, and each name encoded alone behind the vectors."""
+    """The loss of a batch from what the run itself gives: its image embeddings, its temperature, and each name encoded alone behind
+    the vectors."""
     setup = set_up(recipe(base))
     model, source = setup.model, setup.source
     model.train_only(["adapters.text"])

@@ -1,4 +1,5 @@
-"""examples/vilt: the stream against transformers, transport against plain float64 references, a run that is scored by its matching head."""
+"""examples/vilt: the stream against transformers, transport against plain float64 references, a run that is scored by its matching
+head."""
 
 from __future__ import annotations
 

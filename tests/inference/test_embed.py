@@ -142,7 +142,9 @@ def test_a_crash_while_the_file_is_joined(photos: Path, tmp_path: Path, monkeypa
 
 
 def test_what_cannot_be_embedded(cli: Cli, photos: Path, tmp_path: Path) -> None:
-    assert "has no embed_image; it can: generate" in cli("embed", "predict_fixture:Blind", photos, "-o", "v.npy").err
+    assert (
+        "cannot turn an image into a vector; it can: generate" in cli("embed", "predict_fixture:Blind", photos, "-o", "v.npy").err
+    )
     result = cli("embed", ADDRESS, photos, "--text", "-o", "v.npy")
     assert result.code == 1 and "with a caption" in result.err
     assert "ends in .parquet or .npy" in cli("embed", ADDRESS, photos, "-o", "v.csv").err

@@ -1,4 +1,5 @@
-"""Endpoints as they behave: they refuse single items, limit requests, think, and want other parameters. A server on this machine."""
+"""Endpoints as they behave: they refuse single items, limit requests, think, and want other parameters. A server on this
+machine."""
 
 from __future__ import annotations
 

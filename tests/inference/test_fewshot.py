@@ -1,4 +1,5 @@
-"""Examples before the image that is asked about, and conversations of several images: among words, and where words look at images."""
+"""Examples before the image that is asked about, and conversations of several images: among words, and where words look at
+images."""
 
 from __future__ import annotations
 
@@ -254,7 +255,8 @@ TALK = [question("what?"), Turn("assistant", "two keys"), question("and here?"),
 
 
 def test_a_word_looks_at_the_last_image_only() -> None:
-    """With the language model's own attention cut off, nothing of an earlier image reaches a later word, and no later one an earlier word."""
+    """With the language model's own attention cut off, nothing of an earlier image reaches a later word, and no later one an
+    earlier word."""
     model = made("flamingo", "parts.lm.depth=2")
     lm = model.model.part("lm")
     ids, _, positions = documents(model, *TALK)

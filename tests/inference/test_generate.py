@@ -1,4 +1,5 @@
-"""Writing: choices against plain references and transformers, beams against all texts there are, the cache against reading everything again."""
+"""Writing: choices against plain references and transformers, beams against all texts there are, the cache against reading
+everything again."""
 
 from __future__ import annotations
 

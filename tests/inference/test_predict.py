@@ -23,7 +23,8 @@ from diptych.core.errors import DiptychError
 from diptych.inference.load import load
 from diptych.inference.predict.classifier import SCALE, class_names_of, classifier_of
 from diptych.inference.predict.conformal import Conformal
-from predict_fixture import ADDRESS, CLASSES, make_adapted, make_classes, noisy
+from diptych.inference.predict.predict import fitting_temperature, tempered
+from predict_fixture import ADDRESS, CLASSES, Scorer, make_adapted, make_classes, noisy
 
 cli = cli_fixture.cli
 ROOT = Path(__file__).parents[2]
@@ -110,11 +111,16 @@ def test_names_of_classes_for_a_dual_encoder(cli: Cli, photos: Path, tmp_path: P
     result = cli("predict", ADDRESS, photos, "--out", "a.csv", "--classes", "blue,green, red")
     assert result.code == 0 and "set and unsure are empty: the classes are only names" in result.err and "--calibrate" in result.err
     assert all(r["set"] == r["unsure"] == "" for r in rows(tmp_path / "a.csv"))
+    assert json.loads((tmp_path / "a.csv.about.json").read_text())["unsure"] is None
     known = make_classes(tmp_path / "known", 7)
     more = ["--classes", "names.txt", "--calibrate", known, "--error", 0.1]
     assert cli("predict", ADDRESS, photos, "--out", "b.csv", *more).code == 0
     assert json.loads((tmp_path / "b.csv.about.json").read_text())["conformal"]["n"] == 21
+    temperature = json.loads((tmp_path / "b.csv.about.json").read_text())["temperature"]
     a, b = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    for before, after in zip(a, b, strict=True):  # odds to the power of 1 / T
+        odds = [np.log(float(r["probability"]) / float(r["probability_2"])) for r in (before, after)]
+        assert odds[1] == pytest.approx(odds[0] / temperature, rel=1e-3)
     assert [r["class"] for r in a] == [r["class"] for r in b] and {r["unsure"] for r in b} <= {"yes", "no"}
     base = load(ADDRESS)
     cosines = base.embed_image([np.asarray(Image.open(photos / a[0]["id"]))])[0].astype(float)[[2, 1, 0]]  # blue, green, red
@@ -132,7 +138,9 @@ def test_what_is_missing_is_said(cli: Cli, photos: Path, tmp_path: Path) -> None
         return result.err
 
     assert "has no classes of its own: give --classes" in refused(ADDRESS, photos, "-o", "t.csv")
-    assert "it has no vectors of images and texts" in refused("predict_fixture:Blind", photos, "-o", "t.csv", "--classes", "a,b")
+    assert "it neither embeds nor scores texts for images" in refused(
+        "predict_fixture:Blind", photos, "-o", "t.csv", "--classes", "a,b"
+    )
     make_adapted(tmp_path / "adapted", calibration=False)
     assert "has 3 classes of its own; leave out --classes" in refused("adapted", photos, "-o", "t.csv", "--classes", "a,b")
     error = refused("adapted", photos, "-o", "t.csv", "--error", 0.1)
@@ -293,6 +301,33 @@ def test_names_in_files(tmp_path: Path) -> None:
         class_names_of(str(tmp_path))
     with pytest.raises(DiptychError, match="1 class"):
         class_names_of("fox")
+
+
+def test_a_model_that_only_scores(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    cli("predict", "predict_fixture:Scorer", photos, "-o", "t.csv", "--classes", "blue,green,red")
+    row = rows(tmp_path / "t.csv")[0]
+    scores = (
+        Scorer().score([np.asarray(Image.open(photos / row["id"]))], ["a photo of a blue", "a green", "a red"])[0].astype(float)
+    )
+    order, e = np.argsort(-scores), np.exp(scores)
+    assert row["class"] == CLASSES[order[0]] and float(row["probability"]) == pytest.approx(e.max() / e.sum(), rel=1e-4)
+
+
+def test_the_temperature_of_names_alone() -> None:
+    """The least loss of a fine grid, by a plain loop; pictures of unknown classes are not used; ranks stay."""
+    rng = np.random.default_rng(0)
+    logits, y = 8 * rng.normal(size=(50, 3)), rng.integers(3, size=50)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+    def loss(t: float) -> float:
+        return np.mean([np.log(np.sum(np.exp((row - row[label]) / t))) for row, label in zip(logits, y, strict=True)])
+
+    found = fitting_temperature(p, y)
+    assert loss(found) <= min(map(loss, np.geomspace(0.05, 100, 400))) + 1e-3
+    some = np.where(np.arange(50) < 20, -1, y)
+    assert fitting_temperature(p, some) == fitting_temperature(p[20:], y[20:])
+    np.testing.assert_array_equal(tempered(p, 1.0), p)
+    np.testing.assert_allclose(tempered(p, 4.0), np.exp(logits / 4) / np.exp(logits / 4).sum(1, keepdims=True), atol=1e-12)
 
 
 def test_the_scale_that_a_model_learned() -> None:

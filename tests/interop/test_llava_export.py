@@ -1,4 +1,5 @@
-"""Runs with pretrained backbones as ``LlavaForConditionalGeneration``: what the class computes from an export is what the run computes, to 1e-5."""
+"""Runs with pretrained backbones as ``LlavaForConditionalGeneration``: what the class computes from an export is what the run
+computes, to 1e-5."""
 
 from __future__ import annotations
 

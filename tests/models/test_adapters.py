@@ -347,7 +347,8 @@ def test_a_prompt_on_another_part_is_named_by_its_part() -> None:
 
 
 def test_a_run_with_adapters_starts_another(base: Path, tmp_path: Path) -> None:
-    """With the same adapters they come along; without prompts the rest does; a part with LoRA fits only with it, as the message says."""
+    """With the same adapters they come along; without prompts the rest does; a part with LoRA fits only with it, as the message
+    says."""
     prompts = adapted(base, tmp_path / "prompts", *PROMPT, BOTH, "stages.0.lr=0.01")
     again = made(*PROMPT, f"weights={prompts}")
     torch.testing.assert_close(again.model.adapters["text"].vectors, load(prompts, "cpu").model.adapters["text"].vectors)  # type: ignore[attr-defined]

@@ -119,7 +119,8 @@ def test_the_caption_loss_is_the_smoothed_reference():
 
 
 def test_the_matching_loss_is_that_of_the_pairs_it_mined(monkeypatch):
-    """Each image beside its caption, beside a wrong one, and each caption beside a wrong image; all three of one share of the batch."""
+    """Each image beside its caption, beside a wrong one, and each caption beside a wrong image; all three of one share of the
+    batch."""
     _, model, objectives = make()
     for q in model.teachers["ema"].parameters():
         q.data += 0.1 * torch.randn_like(q)

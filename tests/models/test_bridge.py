@@ -143,7 +143,8 @@ def batch_for(model: Any, captions: list[str] = CAPTIONS) -> Batch:
 
 @pytest.mark.parametrize("prompts", [False, True])
 def test_the_shared_space_is_the_last_hidden_state_at_eos(prompts: bool) -> None:
-    """Against the sequence written out, one sample at a time: [BOS] (This photo:) image (means:) [EOS], [BOS] (This sentence:) text (means:) [EOS]."""
+    """Against the sequence written out, one sample at a time: [BOS] (This photo:) image (means:) [EOS], [BOS] (This sentence:) text
+    (means:) [EOS]."""
     model, _ = build("llava-joint", "parts.lm.kind=random", f"parts.lm.prompts={str(prompts).lower()}")
     model.eval()
     p, part = model.encode(batch_for(model)), model.part("lm")
@@ -196,7 +197,7 @@ def test_two_continuations_of_one_beginning_in_one_sequence(family: str) -> None
     embeds, beside = torch.randn(2, 14, lm.width), torch.randn(2, 3, lm.width)
     mask = torch.ones(2, 14, dtype=torch.bool)
     mask[1, 11:] = False
-    found = lm.hidden_beside(embeds, mask, beside, after=10)
+    found = lm.hidden_of_branch(embeds, mask, beside, after=10)
     alone = lm.hidden(embeds, mask)
     torch.testing.assert_close(found[:, :14][mask], alone[mask], atol=1e-5, rtol=1e-5)
     other = lm.hidden(torch.cat([embeds[:, :10], beside], 1), torch.ones(2, 13, dtype=torch.bool))

@@ -1,4 +1,5 @@
-"""Chameleon's documents: sequences of several texts and images, their loss with z-loss, both orders of norms, and what follows a document."""
+"""Chameleon's documents: sequences of several texts and images, their loss with z-loss, both orders of norms, and what follows a
+document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""CoCa as published (Yu et al. 2022, §3.2): two poolers in a row, and a learned token after the text; open_clip's form is in test_coca_parity.py."""
+"""CoCa as published (Yu et al. 2022, §3.2): two poolers in a row, and a learned token after the text; open_clip's form is in
+test_coca_parity.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""CoCa in open_clip's geometry: outputs, losses and exports equal to open_clip's (after make bench-peers), and what must hold without it."""
+"""CoCa in open_clip's geometry: outputs, losses and exports equal to open_clip's (after make bench-peers), and what must hold
+without it."""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ def test_merging_equals_the_plain_form(n: int, r: int) -> None:
 
 
 def test_pooled_is_one_linear_map_of_the_pooled_vector() -> None:
-    """Frozen's prefix: n vectors from one product, in NumPy; tokens have no effect; two vectors unless the recipe says otherwise."""
+    """Frozen's prefix: n vectors from one product, in NumPy; tokens have no effect; two vectors unless the recipe says
+    otherwise."""
     torch.manual_seed(0)
     connector = CONNECTOR["pooled"](build(), tokens=3).double()
     pooled = torch.randn(2, 24, dtype=torch.float64, requires_grad=True)

@@ -68,7 +68,8 @@ def field_of(talker: Talker) -> TurnsField:
 
 
 def test_the_loss_is_that_of_transformers_one_conversation_at_a_time(talkers: tuple[Talker, Talker]) -> None:
-    """Reference: the language model's own loss of each conversation alone, labels −100 where nothing is learned, weighed by tokens."""
+    """Reference: the language model's own loss of each conversation alone, labels −100 where nothing is learned, weighed by
+    tokens."""
     for talker in talkers:
         batch, lm = talker.batch(), talker.model.part("lm")
         ours = float(talker.objectives["answers"](talker.model.encode(batch)).detach())

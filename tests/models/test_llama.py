@@ -166,7 +166,8 @@ def test_mistakes_are_named() -> None:
 
 
 def test_prompts_and_texts_are_read_as_captions_are_in_training() -> None:
-    """Capitals, spaces and a full stop make no difference to a tokenizer that never saw them, without an image and with examples."""
+    """Capitals, spaces and a full stop make no difference to a tokenizer that never saw them, without an image and with
+    examples."""
     from contextlib import nullcontext
 
     from diptych.core.capabilities import Example

@@ -309,7 +309,8 @@ def test_a_text_read_whole_does_not_depend_on_how_far_the_batch_was_padded() -> 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "negclip", "filip", "sparc", "llip", "coca", "blip", "maskvlm"])
 def test_losses_in_float32_leave_the_towers_their_bf16(name: str) -> None:
-    """An encoding is computed when first asked for: if that were inside a loss that switches autocast off, a tower would run in float32, at twice the time."""
+    """An encoding is computed when first asked for: if that were inside a loss that switches autocast off, a tower would run in
+    float32, at twice the time."""
     model, objectives = make(name)
     types: dict[str, set[torch.dtype]] = {}
     for where, module in model.parts.named_modules():

@@ -131,7 +131,8 @@ def test_efficientnet_sees_a_traffic_light(efficientnet: EfficientNetLite) -> No
     [("sklearn", "datasets/images/flower.jpg", 985), ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 652)],
 )
 def test_efficientnet_knows_photographs(efficientnet: EfficientNetLite, package: str, file: str, name: int) -> None:
-    """A daisy and a military uniform, in ImageNet's numbers; `python -m bench efficientnet` holds all logits against the published port."""
+    """A daisy and a military uniform, in ImageNet's numbers; `python -m bench efficientnet` holds all logits against the published
+    port."""
     from importlib.resources import files
 
     from PIL import Image

@@ -145,7 +145,8 @@ CAPTIONS = ["a red fox moves left", "two green keys"]
 
 
 def test_a_gated_language_model_reads_clips() -> None:
-    """With ``fields: {image: video}`` words look at all frames of their clip; the cached form agrees with the plain one; order counts."""
+    """With ``fields: {image: video}`` words look at all frames of their clip; the cached form agrees with the plain one; order
+    counts."""
     torch.manual_seed(0)
     small = ["parts.lm.kind=random", "parts.vision={kind: vit, depth: 1, frozen: true}", "parts.fusion={kind: gated, every: 1}"]
     clips = ["data.train=scenes:clips", "parts.lm.fields={image: video}"]

@@ -1,4 +1,5 @@
-"""Contrast with a momentum copy: the loss, its queue and its soft targets against plain references, and runs that resume exactly."""
+"""Contrast with a momentum copy: the loss, its queue and its soft targets against plain references, and runs that resume
+exactly."""
 
 from __future__ import annotations
 
@@ -195,7 +196,8 @@ def test_a_run_that_resumes_has_the_same_queue_and_weights(tmp_path: Path) -> No
 
 
 def test_wrong_pairs_are_drawn_with_the_weights_of_albef() -> None:
-    """softmax(scale · similarity) + floor, without the own pair and pairs that mean the same; either side by its own similarities."""
+    """softmax(scale · similarity) + floor, without the own pair and pairs that mean the same; either side by its own
+    similarities."""
     torch.manual_seed(0)
     rng = np.random.default_rng(3)
     there, back, meaning = rng.uniform(-1, 1, (4, 4)), rng.uniform(-1, 1, (4, 4)), torch.tensor([0, 1, 2, 1])

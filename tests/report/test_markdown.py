@@ -1,4 +1,5 @@
-"""A comparison as Markdown: what the pages say follows from the numbers and the paired tests, and every built-in recipe has its page."""
+"""A comparison as Markdown: what the pages say follows from the numbers and the paired tests, and every built-in recipe has its
+page."""
 
 from __future__ import annotations
 

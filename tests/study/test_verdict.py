@@ -121,7 +121,8 @@ def test_a_measure_that_is_no_number_decides_nothing() -> None:
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 @pytest.mark.parametrize(("of_seed", "of_item", "rest"), [(0.0, 0.3, 0.3), (0.05, 0.3, 0.3), (0.2, 0.1, 0.3), (0.0, 0.0, 0.4)])
 def test_error_rate_where_there_is_nothing_to_find(seeds: int, of_seed: float, of_item: float, rest: float) -> None:
-    """A claim of a difference that does not exist comes out as *holds* or *does not hold* in about 5 % of studies, never much more."""
+    """A claim of a difference that does not exist comes out as *holds* or *does not hold* in about 5 % of studies, never much
+    more."""
     if seeds == 1 and of_seed:
         pytest.skip("one seed cannot know how seeds differ; its verdict says so")
     rng, trials, wrong = np.random.default_rng(seeds), 600, 0

@@ -1,4 +1,5 @@
-"""``weights:`` of a recipe: a run that starts from a run, or from a checkpoint of transformers, computes at its start what that computes."""
+"""``weights:`` of a recipe: a run that starts from a run, or from a checkpoint of transformers, computes at its start what that
+computes."""
 
 from __future__ import annotations
 

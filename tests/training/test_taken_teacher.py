@@ -45,7 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_reference_learned_the_captions_and_the_model_begins_again(run: Path) -> None:
-    """The teacher has adapters that learned; those of the model itself are as at the start; the shared weights are saved nowhere."""
+    """The teacher has adapters that learned; those of the model itself are as at the start; the shared weights are saved
+    nowhere."""
     found = weights(run)
     taught = {k: v for k, v in found.items() if k.startswith("teachers.reference.") and "lora_B" in k}
     own = {k: v for k, v in found.items() if k.startswith("parts.lm.") and "lora_B" in k}

@@ -168,8 +168,8 @@ def _notes(each: Task, records: Sequence[dict[str, Any]]) -> list[dict[str, str]
         notes.append(
             f"{main} of {len(records)} items have no answer{others}; most often: {why[:200]} (all reasons: failed in the records)"
         )
-    said = [r["answer"] for r in records if isinstance(r.get("answer"), str)]
-    if cut := sum(bool(text.strip()) and not without_thinking(text) for text in said):
+    written = [r["answer"] for r in records if isinstance(r.get("answer"), str)]
+    if cut := sum(bool(text.strip()) and not without_thinking(text) for text in written):
         remedy = f"give more tokens: {name}?max_tokens=2000, or &max_tokens=2000 in the address of an endpoint"
         notes.append(f"{cut} of {len(records)} answers end within the thinking; {remedy}")
     return [{"task": name, "note": note} for note in notes]

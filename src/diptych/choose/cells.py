@@ -138,8 +138,9 @@ def inflation(way: type[Way], support: Support, settings: dict[str, Any], data: 
     grid = [dict(s) for s in way.grid(support)]
     if len(grid) < 2:
         return {}
-    heads = way.fit_all(grid, support) if hasattr(way, "fit_all") else [way(**s).fit(support) for s in grid]
-    accuracies = [float((head.logits(data.test_x).argmax(1) == data.test_y).mean()) for head in heads]  # type: ignore[arg-type]
+    assert data.test_x is not None and data.test_y is not None
+    logits = way.logits_of(grid, support, data.test_x)
+    accuracies = [float((of.argmax(1) == data.test_y).mean()) for of in logits]
     own = accuracies[grid.index(settings)] if settings in grid else min(accuracies)
     return {"inflation": max(accuracies) - own}
 

@@ -6,10 +6,12 @@ Shapes: N pictures, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from diptych.core.errors import DiptychError
 from diptych.core.files import read_json_or
 from diptych.inference.adapted import FILE as ADAPTED
 from diptych.inference.predict.calibration import read_calibration
+
+CHECK = "labels-to-check.csv"  # what the commands write
+COLUMNS = ("picture", "label", "likelier", "confidence", "margin")
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,10 @@ def of_adapted(folder: Path) -> tuple[LabelErrors, list[dict[str, object]]]:
 
     DiptychError if the folder does not have its out-of-fold probabilities and the ids of its pictures.
     """
-    data = read_json_or(folder / ADAPTED, {})
+    data: dict[str, Any] = read_json_or(folder / ADAPTED, {})
     names = data.get("classes", [])
     kept = read_calibration(folder, len(names), float(data.get("temperature", 1.0)))
-    pictures = read_json_or(folder / "pictures.json", {})
+    pictures: dict[str, Any] = read_json_or(folder / "pictures.json", {})
     ids = [name for name, left in zip(pictures.get("ids", []), pictures.get("left_out", []), strict=True) if left]
     if kept is None or len(ids) != len(kept[1]):
         raise DiptychError(f"{folder}: has no out-of-fold probabilities of its training pictures; adapt the model again")
@@ -136,3 +141,12 @@ def rows_of(found: LabelErrors, names: Sequence[str], ids: Sequence[str]) -> lis
         }
         for e in found.errors
     ]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of ``rows_of`` as the text of a table."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

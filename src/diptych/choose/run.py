@@ -7,8 +7,6 @@ line in test-opened.jsonl says when, and for how many cells. What is done is kep
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 import platform
 import re
@@ -28,7 +26,7 @@ from diptych.choose.adapt import fixed, parts_of
 from diptych.choose.cells import ALL, Cell, Data, chosen, part_of, tested
 from diptych.choose.data import Parts, groups_of, names_alike, near_pairs
 from diptych.choose.features import Fingerprints, Progress, vectors_of
-from diptych.choose.label_errors import label_errors, rows_of
+from diptych.choose.label_errors import CHECK, as_csv, label_errors, rows_of
 from diptych.choose.select import softmax
 from diptych.choose.support import class_texts, few, support_of, with_vectors
 from diptych.choose.verdict import CONTROL, sentences, verdict
@@ -40,7 +38,6 @@ from diptych.core.files import append_jsonl, read_json, read_jsonl, write_json, 
 
 FORMAT = 1
 OPENED = "test-opened.jsonl"
-CHECK = "labels-to-check.csv"
 Load = Callable[[str], Model]
 
 
@@ -143,7 +140,7 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
     found = _outcome(request, out, about, models, not_tried, _clusters(parts))
     if not interrupted:
         found.doubtful = _doubtful(found, everything, parts)
-        write_text(out / CHECK, _csv(found.doubtful))
+        write_text(out / CHECK, as_csv(found.doubtful))
     write_json(out / "results.json", asdict(found))
     if interrupted:
         raise Interrupted(f"interrupted: what is done is in {out}; the same command continues")
@@ -284,15 +281,6 @@ def _doubtful(found: Outcome, everything: Mapping[str, tuple[Model, Data]], part
     which = few(data.support.y, cell.shots or None, cell.seed)
     ids = [data.ids[i] for i in which]
     return rows_of(label_errors(softmax(choice.logits / choice.temperature), support.y), support.names, ids)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table: picture, label, likelier, confidence, margin."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["picture", "label", "likelier", "confidence", "margin"])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _outcome(

@@ -6,8 +6,10 @@ Folds keep near-duplicates together (``groups``) and have about equal shares of 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from diptych.choose.ways.base import Choice, Support, Way
 from diptych.inference.heads import Head
 
 FOLDS = 5
+ROOM = 1 << 30  # bytes of logits that stay in memory
 TEMPERATURES = np.geomspace(0.05, 20, 121)
 
 
@@ -50,21 +53,34 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def log_loss(logits: np.ndarray, y: np.ndarray) -> float:
     """The mean −log probability of the true classes, in nats."""
-    p = softmax(logits)[np.arange(len(y)), y]
-    return float(-np.log(np.maximum(p, 1e-300)).mean())
+    z = np.asarray(logits, dtype=np.float64)
+    z = z - z.max(-1, keepdims=True)
+    return float((np.log(np.exp(z).sum(-1)) - z[np.arange(len(y)), y]).mean())
 
 
 def balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> float:
     """The mean over classes of the share that is named right."""
-    right = logits.argmax(-1) == y
-    return float(np.mean([right[y == label].mean() for label in np.unique(y)]))
+    return _mean_over_classes(logits.argmax(-1) == y, y)
+
+
+def _mean_over_classes(right: np.ndarray, y: np.ndarray) -> float:
+    _, of_class, counts = np.unique(y, return_inverse=True, return_counts=True)
+    return float((np.bincount(of_class, right) / counts).mean())
 
 
 def fitting_temperature(logits: np.ndarray, y: np.ndarray) -> float:
-    """The temperature with the least ``log_loss`` (Guo et al. 2017, arXiv:1706.04599) of a grid from 0.05 to 20; 1 for no image."""
+    """The temperature with the least ``log_loss`` (Guo et al. 2017, arXiv:1706.04599) of a grid from 0.05 to 20; 1 for no image.
+
+    The loss is convex in 1 / temperature, so it falls and then rises along the grid, and halving finds the least.
+    """
     if not len(y):
         return 1.0
-    return float(min(TEMPERATURES, key=lambda t: log_loss(logits / t, y)))
+    loss = cache(lambda i: log_loss(logits / TEMPERATURES[i], y))
+    low, high = 0, len(TEMPERATURES) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if loss(middle) <= loss(middle + 1) else (middle + 1, high)
+    return float(TEMPERATURES[low])
 
 
 def choose_settings(
@@ -76,37 +92,60 @@ def choose_settings(
     Where no class has two pictures, nothing can be left out: the first of the grid, accuracy NaN.
     """
     settings = [dict(s) for s in way.grid(support)]
-    n, classes = len(support.y), support.classes
-    logits = np.full((n, classes), math.nan)
-    if not way.needs_images:  # learns nothing from the images, so all of them are unseen
-        ways = [(s, np.asarray(way(**s).fit(support.rows(np.arange(0))).logits(support.x))) for s in settings]
-        return _best(ways, support, np.ones(n, dtype=bool), 0)
     fold = fold_of(support.y, groups, folds, support.seed if seed is None else seed)
-    left_out = fold >= 0
-    if not left_out.any():
-        return Choice(settings[0], math.nan, logits)
-    tried = []
-    for setting in settings:
-        out = logits.copy()
-        for k in np.unique(fold[left_out]):
-            head = way(**setting).fit(support.rows(np.flatnonzero(fold != k)))
-            out[fold == k] = head.logits(support.x[fold == k])
-        tried.append((setting, out))
-    return _best(tried, support, left_out, len(np.unique(fold[left_out])))
+    logits = _room(len(settings), len(support.y), support.classes)
+    if not way.needs_images:  # learns nothing from the images, so all of them are unseen
+        fold = np.maximum(fold, 0)
+        for out, found in zip(logits, way.logits_of(settings, support.rows(np.arange(0)), support.x), strict=True):
+            out[:] = found
+    elif not (fold >= 0).any():
+        return Choice(settings[0], math.nan, np.array(logits[0]))
+    else:
+        for k in np.unique(fold[fold >= 0]):
+            unseen = way.logits_of(settings, support.rows(np.flatnonzero(fold != k)), support.x[fold == k])
+            for out, found in zip(logits, unseen, strict=True):
+                out[fold == k] = found
+    chosen = _best(settings, logits, support.y, fold)
+    return chosen if way.needs_images else replace(chosen, folds=0)
 
 
-def _best(tried: list[tuple[dict[str, object], np.ndarray]], support: Support, rows: np.ndarray, folds: int) -> Choice:
-    y = support.y[rows]
-    scored = []
-    for _, logits in tried:
-        temperature = fitting_temperature(logits[rows], y)
-        accuracy, loss = balanced_accuracy(logits[rows], y), log_loss(logits[rows] / temperature, y)
-        scored.append((round(accuracy, 12), -loss, temperature))
-    best = max(range(len(tried)), key=lambda i: (scored[i][:2], -i))
-    rows_tried = [{**s, "accuracy": a, "loss": -b} for (s, _), (a, b, _) in zip(tried, scored, strict=True)]
-    return Choice(tried[best][0], scored[best][0], tried[best][1], scored[best][2], rows_tried, folds)
+def _room(settings: int, images: int, classes: int) -> np.ndarray:
+    """Logits that are not known yet [S, N, C]; in a temporary file if they take more than ``ROOM``."""
+    shape = (settings, images, classes)
+    if 4 * math.prod(shape) <= ROOM:
+        return np.full(shape, math.nan, dtype=np.float32)
+    with tempfile.TemporaryFile() as file:
+        held = np.memmap(file, np.float32, "w+", shape=shape)
+    held[:] = math.nan
+    return held
+
+
+def _best(settings: list[dict[str, object]], logits: np.ndarray, y: np.ndarray, fold: np.ndarray) -> Choice:
+    """The choice from the logits of each setting [S, N, C] by heads that did not see the images of a fold, which is −1 if none left
+    them out.
+    """
+    rows = fold >= 0
+    best, accuracies = _chosen(logits, y, rows)
+    temperatures = [fitting_temperature(out[rows], y[rows]) for out in logits]
+    losses = [log_loss(out[rows] / t, y[rows]) for out, t in zip(logits, temperatures, strict=True)]
+    named = logits[best].argmax(-1)
+    for k in np.unique(fold[rows]) if len(settings) > 1 and len(np.unique(fold[rows])) > 1 else ():
+        named[fold == k] = logits[_chosen(logits, y, rows & (fold != k))[0]].argmax(-1)[fold == k]
+    tried = [{**s, "accuracy": a, "loss": b} for s, a, b in zip(settings, accuracies, losses, strict=True)]
+    accuracy = _mean_over_classes(named[rows] == y[rows], y[rows])
+    return Choice(settings[best], accuracy, np.array(logits[best]), temperatures[best], tried, len(np.unique(fold[rows])))
+
+
+def _chosen(logits: np.ndarray, y: np.ndarray, rows: np.ndarray) -> tuple[int, list[float]]:
+    """The setting that the rule chooses by some images, and the balanced accuracy of each on them."""
+    accuracies = [round(balanced_accuracy(out[rows], y[rows]), 12) for out in logits]
+    ahead = [i for i, accuracy in enumerate(accuracies) if accuracy == max(accuracies)]
+    if len(ahead) == 1:
+        return ahead[0], accuracies
+    fitted = {i: logits[i][rows] / fitting_temperature(logits[i][rows], y[rows]) for i in ahead}
+    return min(ahead, key=lambda i: (log_loss(fitted[i], y[rows]), i)), accuracies
 
 
 def learned(way: type[Way], support: Support, choice: Choice) -> Head:
     """The head of the chosen settings, learned from all training images."""
-    return way(**choice.settings).fit(replace(support))
+    return way(**choice.settings).fit(support)

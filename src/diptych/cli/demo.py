@@ -18,8 +18,8 @@ def demo(
 ) -> None:
     """Compare recipes of several paradigms on the built-in scenes under one budget, with a report.
 
-    About ten minutes on two recent cores that do nothing else; the expected time on this machine is printed first, from a measurement
-    of two seconds. Interrupted? The same command continues where it stopped.
+    About ten minutes on two recent cores that do nothing else; the expected time on this machine is printed first, from a
+    measurement of two seconds. Interrupted? The same command continues where it stopped.
     """
     from diptych.cli.compare import run_and_show
     from diptych.comparison.demo import BUDGET as OWN

@@ -88,8 +88,8 @@ def measure(side_by_side: int, threads: int, seconds: float = SECONDS) -> Rate:
     found = []
     try:
         for process in running:
-            said, errors = process.communicate()
-            events = [event for line in said.splitlines() if (event := event_of(line)) and event["phase"] == "measured"]
+            printed, errors = process.communicate()
+            events = [event for line in printed.splitlines() if (event := event_of(line)) and event["phase"] == "measured"]
             if process.returncode or not events:
                 raise DiptychError(f"the speed of this machine could not be measured:\n{errors.strip()[-2000:]}")
             found.append(events[-1])

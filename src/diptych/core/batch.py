@@ -25,16 +25,18 @@ class Tokens:
     tokens: Tensor  # [B, N, D]
     pooled: Tensor  # [B, D]
     mask: Tensor | None = None  # [B, N] bool, True where a token is real; None: all tokens are
+    learned: Tensor | None = None  # [B, n, D], what an adapter's vectors among them have become; None: there are none
 
     def __getitem__(self, index: Tensor) -> Tokens:
         """Rows of the batch, in the order of ``index``."""
-        return Tokens(self.tokens[index], self.pooled[index], None if self.mask is None else self.mask[index])
+        mask, learned = (None if x is None else x[index] for x in (self.mask, self.learned))
+        return Tokens(self.tokens[index], self.pooled[index], mask, learned)
 
     def trimmed(self) -> Tokens:
         """Without the padding that no row of the batch needs."""
         if self.mask is None or (longest := int(self.mask.sum(1).max())) == self.mask.shape[1]:
             return self
-        return Tokens(self.tokens[:, :longest], self.pooled, self.mask[:, :longest])
+        return Tokens(self.tokens[:, :longest], self.pooled, self.mask[:, :longest], self.learned)
 
 
 # --- fields of a batch ---

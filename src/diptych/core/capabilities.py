@@ -26,6 +26,7 @@ IN_WORDS = {
     "draw": "draw an image from a text",
     "reconstruct": "encode an image and decode it again",
     "compose": "continue a document of texts and images",
+    "classify": "name the class of an image",
 }
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size
@@ -200,7 +201,7 @@ def examples_for(examples: Examples, n: int) -> list[list[Example]]:
         return [[Example(*e) for e in given]] * n
     if any(single) or not all(isinstance(row, (list, tuple)) and all(map(_is_example, row)) for row in given):
         wrong = given[single.index(False)]
-        raise DiptychError(f"examples: expected (image, text) pairs, one list for all images or one for each; found {_told(wrong)}")
+        raise DiptychError(f"examples: expected (image, text) pairs, one list for all images or one for each; found {_form(wrong)}")
     if len(given) != n:
         raise DiptychError(
             f"{counted(len(given), 'list')} of examples for {counted(n, 'image')}; give one list for all or one for each"
@@ -212,7 +213,7 @@ def _is_example(e: Any) -> bool:
     return isinstance(e, (tuple, list)) and len(e) in (2, 3) and isinstance(e[0], np.ndarray) and isinstance(e[1], str)
 
 
-def _told(e: Any) -> str:
+def _form(e: Any) -> str:
     if not isinstance(e, (tuple, list)):
         return type(e).__name__
     return f"({', '.join(type(x).__name__ for x in e)})"

@@ -36,7 +36,7 @@ class JobsDisplay:
         self.jobs = jobs
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
-        self.began = self.said = time.monotonic()
+        self.began = self.printed_at = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.fields[label]:<14}"),
             BarColumn(bar_width=30),
@@ -63,7 +63,7 @@ class JobsDisplay:
 
     def update(self, last: bool = False) -> None:
         """Show the state of the jobs."""
-        due = time.monotonic() - self.said > QUIET_SECONDS
+        due = time.monotonic() - self.printed_at > QUIET_SECONDS
         for i, (row, (label, state)) in enumerate(zip(self.rows, self.jobs, strict=True)):
             note = describe(state)
             phase = str(state["phase"])
@@ -79,7 +79,7 @@ class JobsDisplay:
                     file=sys.stderr,
                     flush=True,
                 )
-                self.said = time.monotonic()
+                self.printed_at = time.monotonic()
             self.phases[i] = phase
 
 
@@ -120,9 +120,9 @@ class CountDisplay:
             columns = (TextColumn(label), BarColumn(bar_width=30), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
             self.progress = Progress(*columns, TimeElapsedColumn(), console=console, refresh_per_second=4, disable=disable)
         self.row = self.progress.add_task("", total=total, completed=done, label=label, note="")
-        self.told = -1  # how many were done when it was last said
+        self.printed = -1  # how many were done when a line was last printed
         self.done, self.began = done, time.monotonic()
-        self.said = self.began
+        self.printed_at = self.began
 
     def __enter__(self) -> CountDisplay:
         if self.live and not self.within:
@@ -130,7 +130,7 @@ class CountDisplay:
         return self
 
     def __exit__(self, *details: object) -> None:
-        if self.live or self.told != self.done:
+        if self.live or self.printed != self.done:
             self._say()
         if self.within:
             self.progress.remove_task(self.row)
@@ -139,15 +139,15 @@ class CountDisplay:
 
     def __call__(self, done: int) -> None:
         self.done = done
-        if not self.disable and time.monotonic() - self.said > (0.25 if self.live else QUIET_SECONDS):
+        if not self.disable and time.monotonic() - self.printed_at > (0.25 if self.live else QUIET_SECONDS):
             self._say()
 
     def _say(self) -> None:
-        self.said, self.told = time.monotonic(), self.done
-        rate = (self.done - self.first) / max(self.said - self.began, 1e-9)
+        self.printed_at, self.printed = time.monotonic(), self.done
+        rate = (self.done - self.first) / max(self.printed_at - self.began, 1e-9)
         left = f" · {(self.total - self.done) / rate:,.0f} s left" if rate and self.done < self.total else ""
         note = f"{self.done:,} of {self.total:,} {self.unit} · {rate:,.0f}/s{left}"
         if self.live:
             self.progress.update(self.row, completed=self.done, note=note)
         elif not self.disable:
-            print(f"[{self.said - self.began:5.0f} s] {self.label}: {note}", file=sys.stderr, flush=True)
+            print(f"[{self.printed_at - self.began:5.0f} s] {self.label}: {note}", file=sys.stderr, flush=True)

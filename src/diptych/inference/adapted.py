@@ -89,9 +89,21 @@ class AdaptedModel(Adapter):
 
     # --- capabilities ---
 
+    @property
+    def together(self) -> bool:
+        """Whether the images of one call are judged together, so that all must be given in one (``Head.together``)."""
+        return self.head.together
+
     def classify(self, images: Sequence[Image]) -> np.ndarray:
         """The probability of each class, float32 [N, C]."""
-        logits = np.asarray(self.head.logits_of(self.base, one_or_many(images)), dtype=np.float64) / self.temperature
+        return self._probabilities(self.head.logits_of(self.base, one_or_many(images)))
+
+    def judge(self, vectors: np.ndarray) -> np.ndarray:
+        """The same from the model's own vectors of the images [N, E]."""
+        return self._probabilities(self.head.logits(vectors))
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        logits = np.asarray(logits, dtype=np.float64) / self.temperature
         e = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities: np.ndarray = (e / e.sum(-1, keepdims=True)).astype(np.float32)
         return probabilities

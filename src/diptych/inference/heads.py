@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -24,13 +24,25 @@ from diptych.core.files import write_atomically
 from diptych.core.registry import resolve
 
 WEIGHTS = "head.safetensors"
+BLOCK = 1 << 25  # similarities held at once, 128 MiB
+
+
+def blocks(rows: int, columns: int) -> list[slice]:
+    """Rows of a matrix in parts that have at most ``BLOCK`` entries, or one row."""
+    step = max(1, BLOCK // max(1, columns))
+    return [slice(i, i + step) for i in range(0, rows, step)]
 
 
 class Head:
     """Base class of heads: a frozen dataclass whose fields are arrays (saved as they are) and plain values.
 
     A subclass of your own is saved under ``package.module:Class`` and loaded by that name.
+
+    together: whether ``logits`` judges the images of one call together, without labels, so that what an image is called depends on
+    the others: all images must then be given in one call. False: any division into calls gives the same.
     """
+
+    together: ClassVar[bool] = False
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Unit image vectors [N, E] → logits [N, C]; their softmax are the probabilities of the classes."""
@@ -49,7 +61,8 @@ class Head:
     def kind(self) -> str:
         """Its name in ``HEADS``, or ``package.module:Class``."""
         known = {cls: name for name, cls in HEADS.items()}
-        return known.get(type(self), f"{type(self).__module__}:{type(self).__qualname__}")
+        own = f"{type(self).__module__}:{type(self).__qualname__}"
+        return known.get(type(self)) or {v: k for k, v in FURTHER.items()}.get(own, own)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the arrays to a file in the folder and returns the rest, as plain data for ``load_head``."""
@@ -84,10 +97,10 @@ class Linear(Head):
 
 @dataclass(frozen=True)
 class Cache(Head):
-    """x W^T + α exp(−β (1 − x K^T)) L: names, and stored examples near the image (Tip-Adapter, Zhang et al. 2022, eq. 5; kNN)."""
+    """x W^T + α exp(−β (1 − x K^T)) L: names, and stored examples near the image (Tip-Adapter, Zhang et al. 2022, eq. 5)."""
 
     weight: np.ndarray  # [C, E]; zeros: the examples alone
-    keys: np.ndarray  # K, unit vectors of the stored examples [S, E]
+    keys: np.ndarray  # K, vectors of the stored examples, of unit length unless they were trained [S, E]
     values: np.ndarray  # L, their classes [S, C]
     alpha: float
     beta: float
@@ -95,8 +108,9 @@ class Cache(Head):
     def logits(self, x: np.ndarray) -> np.ndarray:
         """[N, C]"""
         x = np.asarray(x)
-        affinity = np.exp(-self.beta * (1 - x @ self.keys.T))
-        result: np.ndarray = x @ self.weight.T + self.alpha * affinity @ self.values
+        result: np.ndarray = x @ self.weight.T
+        for rows in blocks(len(x), len(self.keys)):
+            result[rows] += self.alpha * np.exp(self.beta * (x[rows] @ self.keys.T - 1)) @ self.values
         return result
 
     def with_classes(self, weight: np.ndarray) -> Head | None:
@@ -149,13 +163,84 @@ class Texts(Head):
         return result
 
 
-HEADS: dict[str, type[Head]] = {"texts": Texts, "linear": Linear, "cache": Cache, "bottleneck": Bottleneck}
+@dataclass(frozen=True)
+class Projected(Head):
+    """x' W^T + b, x' the unit vector of A x: a learned projection of the image vectors and classes in its space.
+
+    texts: the projection B of the text vectors [E, E], through which the names of further classes go; empty: there are no further
+    classes.
+    """
+
+    weight: np.ndarray  # [C, E]
+    bias: np.ndarray  # [C]
+    images: np.ndarray  # A [E, E]
+    texts: np.ndarray
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """[N, C]"""
+        result: np.ndarray = unit_rows(np.asarray(x) @ self.images.T) @ self.weight.T + self.bias
+        return result
+
+    def with_classes(self, weight: np.ndarray) -> Head | None:
+        """With rows for the further classes; None if the rows are not text vectors."""
+        if not self.texts.size:
+            return None
+        rows = unit_rows(weight @ self.texts.T) * np.linalg.norm(weight, axis=1, keepdims=True)
+        bias = np.concatenate([self.bias, np.zeros(len(weight))])
+        return Projected(np.concatenate([self.weight, rows]), bias, self.images, self.texts)
+
+
+@dataclass(frozen=True)
+class Nearest(Head):
+    """Votes of the k stored examples with the highest cosine, each with the weight exp(cos / temperature).
+
+    Logits are the logarithms of the shares, with one vote more that is spread evenly over all classes, so that none is impossible.
+    """
+
+    keys: np.ndarray  # unit vectors of the stored examples [S, E]
+    labels: np.ndarray  # their classes, int [S]
+    classes: int
+    k: int
+    temperature: float
+
+    def shares(self, x: np.ndarray) -> np.ndarray:
+        """The share of the votes of each class [N, C]; float64."""
+        parts = [self._shares(np.asarray(x)[rows]) for rows in blocks(len(x), len(self.keys))]
+        return np.concatenate(parts) if parts else np.zeros((0, self.classes))
+
+    def _shares(self, x: np.ndarray) -> np.ndarray:
+        cosines = x @ self.keys.T
+        k = min(self.k, len(self.keys))
+        near = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        cosines = np.take_along_axis(cosines, near, 1).astype(np.float64)
+        weights = np.exp((cosines - cosines.max(1, keepdims=True)) / self.temperature)
+        places = np.arange(len(near))[:, None] * self.classes + self.labels[near]
+        votes = np.bincount(places.ravel(), weights.ravel(), len(near) * self.classes).reshape(len(near), self.classes)
+        result: np.ndarray = votes / votes.sum(1, keepdims=True)
+        return result
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """[N, C]"""
+        k = min(self.k, len(self.keys))
+        result: np.ndarray = np.log((k * self.shares(x) + 1 / self.classes) / (k + 1))
+        return result
+
+
+HEADS: dict[str, type[Head]] = {"linear": Linear, "cache": Cache, "nearest": Nearest, "bottleneck": Bottleneck, "texts": Texts}
+
+# Heads of other modules, by name; resolved when one is loaded.
+FURTHER = {
+    "projected": "diptych.inference.heads:Projected",
+    "propagation": "diptych.inference.transductive:Propagation",
+    "stream": "diptych.inference.transductive:Stream",
+    "unrolled": "diptych.inference.unrolled:Unrolled",
+}
 
 
 def load_head(folder: Path, data: dict[str, Any]) -> Head:
     """The head that ``Head.save`` wrote. DiptychError if a file is missing or does not fit."""
     data = dict(data)
-    cls = resolve(str(data.pop("kind")), HEADS, "head")
+    cls = resolve(str(data.pop("kind")), {**HEADS, **FURTHER}, "head")
     try:
         head = cls(**load_file(folder / WEIGHTS), **data)
     except (OSError, TypeError, SafetensorError) as error:

@@ -35,12 +35,17 @@ class Part(nn.Module):
     limited: bool = False  # whether its positions end with the tokenizer's longest text
     takes_prompts: bool = False  # whether learned vectors may join its tokens (``adapters.prompt``)
     read_directly: tuple[str, ...] = ()  # linear layers that it uses without calling them: these cannot have adapters
-    prompts: Sequence[Any] = ()
+    prompts: Sequence[Any] = ()  # what adapters put among its tokens (``layers.insertion.Inserted``)
 
     @property
     def adapted_root(self) -> nn.Module:
         """The module with the linear layers that adapters extend."""
         return self
+
+    @property
+    def places_taken(self) -> int:
+        """How many of its positions learned vectors have, which are not left for words."""
+        return sum(prompt.count for prompt in self.prompts if prompt.first is None)
 
     @property
     def learns(self) -> bool:

@@ -67,7 +67,7 @@ class Teacher(nn.Module):
         m = self.decay if decay is None else decay
         if m is None or not self.copied:
             return
-        for own, other in self._beside(parts, adapters):
+        for own, other in self._pairs(parts, adapters):
             both = zip(own.parameters(), other.parameters(), strict=True)
             weights = [(mine, theirs) for mine, theirs in both if mine is not theirs]
             if weights:
@@ -76,7 +76,7 @@ class Teacher(nn.Module):
                 if kept is not now:
                     kept.copy_(now)
 
-    def _beside(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
+    def _pairs(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
         """Its own parts and adapters, each with the student's."""
         yield from ((part, parts[name]) for name, part in self.parts.items())
         yield from ((adapter, adapters[name]) for name, adapter in self.adapters.items())
@@ -84,7 +84,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def exchange(self, parts: Mapping[str, nn.Module], adapters: Mapping[str, nn.Module]) -> None:
         """The teacher gets the student's weights, and the student gets those that the teacher had. A second call undoes it."""
-        for own, other in self._beside(parts, adapters):
+        for own, other in self._pairs(parts, adapters):
             mine, theirs = (list(chain(m.parameters(), m.buffers())) for m in (own, other))
             for a, b in zip(mine, theirs, strict=True):
                 if a is not b:
@@ -103,6 +103,8 @@ def averaged_teacher(model: VLM, of: Collection[str] | str, decay: float | None,
         if name not in model.parts:
             raise DiptychError(f"{where}.of: the recipe has no part '{name}'{nearest(name, model.parts)}")
     names |= {within for name in names if (within := getattr(model.parts[name], "works_in", ""))}
+    for name in model.adapters:  # an adapter that changes several parts is copied with all of them
+        names |= between if (between := model.parts_of(name)) & names else set()
     memo: dict[int, Any] = {}  # what a copy has in common with the original
     adapted = {id(p) for adapter in model.adapters.values() for p in adapter.own()}  # type: ignore[operator]
     for name, part in model.parts.items():

@@ -71,6 +71,9 @@ class VLM(nn.Module):
             if isinstance(part, Part):
                 build.where = f"parts.{name}"
                 part.attach(build)
+        for n, adapter in self.adapters.items():
+            build.where = f"adapters.{n}"
+            adapter.attach(build)  # type: ignore[operator]
         self.fixed = {name for name, spec in recipe.parts.items() if spec.frozen}
         for n, adapter in self.adapters.items():
             if adapter.freezes and _trains_base(recipe, self.part_of(n)):
@@ -78,7 +81,7 @@ class VLM(nn.Module):
                     f"adapters.{n}: the part's own weights are in 4 bits and cannot learn; train adapters.{n} without "
                     f"{self.part_of(n)}"
                 )
-        self.unchanging = self.fixed | {self.part_of(n) for n in self.adapters if not _trains_base(recipe, self.part_of(n))}
+        self.unchanging = self.fixed | {p for n in self.adapters for p in self.parts_of(n) if not _trains_base(recipe, p)}
         self.restarted: set[str] = set()  # frozen parts with weights that are not those of their package
         self.freeze(self.fixed)
         self.tokenizer = build.tokenizer
@@ -87,6 +90,8 @@ class VLM(nn.Module):
         self.graph = Graph(kinds_of_fields(recipe), recipe.encodings)
         for name, part in self.parts.items():
             self.graph.add(name, part, self.field_names.get(name))
+        for n, adapter in self.adapters.items():
+            self.graph.add(f"adapters.{n}", adapter, self.field_names.get(self.part_of(n)))
 
     def _add(self, name: str, part: nn.Module, build: Build) -> None:
         self.parts[name] = build.parts[name] = part
@@ -102,7 +107,7 @@ class VLM(nn.Module):
         for name, adapter in self.adapters.items():
             for p in adapter.own():  # type: ignore[operator]
                 p.requires_grad_(f"adapters.{name}" not in names)
-        learning = {self.part_of(name) for name in self.adapters if f"adapters.{name}" not in names}
+        learning = {part for name in self.adapters if f"adapters.{name}" not in names for part in self.parts_of(name)}
         self.frozen = frozenset(n for n in self.parts if n in names and n not in learning)
         for name, part in self.parts.items():
             part.train(self.training and name not in self.frozen)
@@ -112,12 +117,17 @@ class VLM(nn.Module):
         part = self.adapters[adapter].part
         return next(name for name, other in self.parts.items() if other is part)
 
+    def parts_of(self, adapter: str) -> set[str]:
+        """All parts that an adapter changes."""
+        spans: Any = self.adapters[adapter].spans
+        return {name for name, part in self.parts.items() if any(part is other for other in spans)}
+
     def train_only(self, names: Collection[str] | str) -> None:
         """Train these parts and adapters; ``all``: everything but frozen parts and parts that have an adapter. The maps into the
         shared space are heads, which always learn unless the recipe freezes them.
         """
         everything = {*self.parts, *(f"adapters.{n}" for n in self.adapters)}
-        adapted = {self.part_of(n) for n in self.adapters}
+        adapted = set().union(*(self.parts_of(n) for n in self.adapters))
         learning = everything - adapted if names == "all" else {"space", *names}
         self.freeze((everything - learning) | self.fixed)
 
@@ -134,7 +144,7 @@ class VLM(nn.Module):
     @property
     def constant(self) -> set[str]:
         """Parts that never change: frozen in every stage, and without adapters."""
-        return self.fixed - {self.part_of(name) for name in self.adapters}
+        return self.fixed.difference(*(self.parts_of(name) for name in self.adapters))
 
     def remember_features(self, images: int) -> None:
         """Keep the tower's output for each image, if the tower is frozen and the output for this many images fits in memory."""
@@ -261,10 +271,10 @@ class VLM(nn.Module):
         return name
 
     def merge_adapters(self, but: str = "") -> None:
-        """Put what adapters have learned into their parts' weights, except in the part ``but``. DiptychError for one that cannot be
-        merged.
+        """Put what adapters have learned into their parts' weights, except low-rank ones in the part ``but``. DiptychError for one
+        that cannot be merged.
         """
-        for name in [n for n in self.adapters if self.part_of(n) != but]:
+        for name in [n for n, adapter in self.adapters.items() if self.part_of(n) != but or not adapter.mark]:
             self.adapters[name].merge()  # type: ignore[operator]
             del self.adapters[name]
 

@@ -21,6 +21,8 @@ from diptych.objectives.llip import Contextual
 from diptych.objectives.maskvlm import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
 from diptych.objectives.nova import TextPrediction
+from diptych.objectives.prompted.cocoop import ConditionalPrompts
+from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
 from diptych.objectives.vqvae import Reconstruction
 
@@ -34,6 +36,7 @@ OBJECTIVES: dict[str, Any] = {
     "distillation": Distillation,
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
+    "cocoop": ConditionalPrompts,
     "contextual": Contextual,
     "text_prediction": TextPrediction,
     "grouped_tokens": GroupedTokens,
@@ -47,6 +50,7 @@ OBJECTIVES: dict[str, Any] = {
     "masked_codes": MaskedCodes,
     "masked_text": MaskedText,
     "masked_both": MaskedBoth,
+    "mmrl": Represented,
     "next_token": NextToken,
     "reconstruction": Reconstruction,
     "prior_next_token": PriorNextToken,

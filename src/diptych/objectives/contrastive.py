@@ -243,7 +243,7 @@ class InfoNCE(Scaled):
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         if self.momentum:
-            return self._beside_copy(p)
+            return self._with_copy(p)
         if self.mixer is not None:
             share, _ = self.mixer.draw()
             image, text = p["mixed.embedding"], p["text.mixed_embedding"]
@@ -258,7 +258,7 @@ class InfoNCE(Scaled):
         with torch.autocast(image.device.type, enabled=False):
             return loss(image, text, self.scale, meanings(p, self.false_negatives), negatives, p.rows)
 
-    def _beside_copy(self, p: Pass) -> Tensor:
+    def _with_copy(self, p: Pass) -> Tensor:
         """The loss with the momentum copy's embeddings as keys."""
         image, text, meaning = p[IMAGE_EMBEDDING], p[TEXT_EMBEDDING], meanings(p, self.false_negatives)
         keys = [p[f"{self.momentum}:{name}"].detach() for name in (IMAGE_EMBEDDING, TEXT_EMBEDDING)]

@@ -88,8 +88,8 @@ class Matching(Objective):
         self.sharpness, self.floor, self.momentum = sharpness, floor, momentum
         self._scaled: tuple[nn.Module, ...] = ()  # in a tuple: the objective is not ours
         if negatives == "random":
-            told = {"sharpness": sharpness != 20.0, "floor": floor != 1e-6, "momentum": bool(momentum)}
-            if name := next((name for name, given in told.items() if given), None):
+            idle = {"sharpness": sharpness != 20.0, "floor": floor != 1e-6, "momentum": bool(momentum)}
+            if name := next((name for name, given in idle.items() if given), None):
                 raise DiptychError(f"objective matching: {name} is for mined negatives; remove it, or set negatives: mined")
         self.queries = model.graph.gives("image.query_embedding")  # an image has several embeddings, of which the nearest counts
         if self.queries:

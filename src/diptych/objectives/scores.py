@@ -1,7 +1,7 @@
 """How well a text fits an image: the scores that a recipe may name (``score:``).
 
 Most belong to an objective, which is then also the score (``scores_as``): late_interaction, contextual, matching,
-pseudo_likelihood. Those here need only encodings. Your own: ``package.module:Class``.
+pseudo_likelihood, cocoop, mmrl. Those here need only encodings. Your own: ``package.module:Class``.
 """
 
 from __future__ import annotations
@@ -150,6 +150,8 @@ BY_OBJECTIVE = {
     "contextual": "contextual",
     "matching": "matching",
     "pseudo_likelihood": "masked_words",
+    "cocoop": "cocoop",
+    "mmrl": "mmrl",
 }
 
 

@@ -110,8 +110,8 @@ class _Reader:
         text = plain_text(text)
         if not text:
             return None
-        said = _squeezed(text)
-        if self.texts.count(said) > 1 and said not in self.letters.lower():
+        written = _squeezed(text)
+        if self.texts.count(written) > 1 and written not in self.letters.lower():
             return None
         same = self.equal(text)
         if same is not None and not re.fullmatch(r"\W*[A-Za-z]\W*", text):
@@ -129,12 +129,12 @@ class _Reader:
 
     def equal(self, text: str) -> int | None:
         """The option of which this is the text, but for case, space, an article and a plural."""
-        said = _squeezed(text)
-        for form in (said, NUMBERS.get(said, said)):
+        written = _squeezed(text)
+        for form in (written, NUMBERS.get(written, written)):
             same = [i for i, t in enumerate(self.texts) if t and t == form]
             if same:
                 return same[0] if len(same) == 1 else None
-        more = [i for i, t in enumerate(self.texts) if len(t) > 2 and said in (t + "s", t + "es")]
+        more = [i for i, t in enumerate(self.texts) if len(t) > 2 and written in (t + "s", t + "es")]
         return more[0] if len(more) == 1 else None
 
     # --- letters ---
@@ -142,12 +142,12 @@ class _Reader:
     def by_letter(self, text: str) -> set[int]:
         """The options that the text gives as its answer by letter, each way of saying it that applies."""
         rest = without_questions(self.without_listing(text)).strip()
-        said = without_questions(text)
+        written = without_questions(text)
         last = rest.rpartition("\n")[2].strip()
-        found = set(self.leading(rest)) | set(self.stated(said)) | set(self.leading(last, last=True))
-        if alone := re.search(rf"\w\w[.!。]\s+{self.letter}[\s).]*$", said):  # "There are two. B"
+        found = set(self.leading(rest)) | set(self.stated(written)) | set(self.leading(last, last=True))
+        if alone := re.search(rf"\w\w[.!。]\s+{self.letter}[\s).]*$", written):  # "There are two. B"
             found.add(self.index(alone))
-        return found or set(self.in_brackets(said))
+        return found or set(self.in_brackets(written))
 
     def without_listing(self, text: str) -> str:
         """The text without a repetition of the options, in lines or in a row."""
@@ -264,9 +264,9 @@ class _Reader:
 
     def scattered(self, text: str, found: set[int]) -> set[int]:
         """The longer options of which all words are in the text, though not in a row: "a dog and two horses on the grass"."""
-        said, own = _long_words(text), set().union(*(_long_words(self.options[i]) for i in found))
+        written, own = _long_words(text), set().union(*(_long_words(self.options[i]) for i in found))
         rest = {i: _long_words(o) - own for i, o in enumerate(self.options) if found and i not in found}
-        return {i for i, words in rest.items() if len(words) > 1 and words <= said}
+        return {i for i, words in rest.items() if len(words) > 1 and words <= written}
 
 
 def _denied(text: str, start: int) -> bool:

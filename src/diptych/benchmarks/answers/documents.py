@@ -14,8 +14,8 @@ def anls(answer: str, truth: Sequence[str]) -> float:
     """
     if not truth:
         raise ValueError("ANLS needs at least one right answer")
-    said = _plain(answer)
-    best = max(_similarity(said, _plain(t)) for t in truth)
+    given = _plain(answer)
+    best = max(_similarity(given, _plain(t)) for t in truth)
     return best if best >= ANLS_THRESHOLD else 0.0
 
 

@@ -82,17 +82,28 @@ class Way:
         """The head learned from the support."""
         raise NotImplementedError
 
+    @classmethod
+    def logits_of(cls, settings: Sequence[Mapping[str, Any]], support: Support, x: np.ndarray) -> list[np.ndarray]:
+        """The logits of images [N, E] by the heads of several settings, each [N, C]; what cross-validation calls.
+
+        A way whose settings share costly work does that work once here.
+        """
+        return [cls(**setting).fit(support).logits(x) for setting in settings]
+
 
 @dataclass(frozen=True)
 class Choice:
     """What cross-validation chose for a way.
 
-    probabilities: of each training image by heads that never saw it, before ``temperature`` [N, C] (logits); NaN in the rows of
-    images that were never left out. temperature: by which logits are divided so that these probabilities fit best.
+    accuracy: the mean over classes of the share named right, out of fold, where the settings for each fold were chosen on the
+    other folds; NaN if nothing could be left out. The accuracy of the settings chosen on all folds is in ``tried``; it is the
+    best of many, so it is too high for settings that were chosen by it. logits: of each training image by heads of the chosen
+    settings that never saw it, before ``temperature`` [N, C]; NaN in the rows of images that were never left out. temperature: by
+    which logits are divided so that these probabilities fit best.
     """
 
     settings: dict[str, Any]
-    accuracy: float  # mean over classes, out of fold; NaN if nothing could be chosen
+    accuracy: float
     logits: np.ndarray
     temperature: float = 1.0
     tried: list[dict[str, Any]] = field(default_factory=list)  # each of the grid with its accuracy and its loss

@@ -32,8 +32,9 @@ def adapt(
     """Adapt a model to classes or captions of your own. The folder that it writes is a model, for `evaluate` and other commands.
 
     Settings are chosen by cross-validation on the training part of the data; near-duplicates stay in one fold. The test part is not
-    used. Example: `diptych adapt runs/clip --way probe --data classes:my/parts`, then `diptych evaluate runs/adapted-probe --data
-    classes:my/parts --tasks zeroshot`.
+    used. Training pictures whose label is probably wrong are listed. Example: `diptych adapt runs/clip --way probe --data
+    classes:my/parts`, then `diptych evaluate runs/adapted-probe --data classes:my/parts` and `diptych predict runs/adapted-probe
+    new/ --out table.csv`.
     """
     if list_:
         _list()
@@ -44,11 +45,13 @@ def adapt(
     from diptych.choose.adapt import adapt as adapt_to_classes
     from diptych.choose.adapt import checked_settings, summary
     from diptych.choose.captions import adapt_to_captions, has_classes
+    from diptych.choose.label_errors import CHECK, as_csv, of_adapted
     from diptych.choose.maps import MAP_WAYS
     from diptych.choose.support import read_descriptions
     from diptych.choose.ways import WAYS, way_named
     from diptych.cli.choose.display import StepsDisplay
     from diptych.config.overrides import parse_overrides
+    from diptych.core.files import write_text
 
     folder = out or Path("runs") / f"adapted-{way.rpartition(':')[2]}"
     given = parse_overrides(set_ or [])
@@ -75,6 +78,10 @@ def adapt(
             overwrite=overwrite, progress=display,
         )  # fmt: skip
     typer.echo(f"{folder}: {summary(adapted.about)}")
+    _, doubtful = of_adapted(folder)
+    if doubtful:
+        write_text(folder / CHECK, as_csv(doubtful))
+        typer.echo(f"labels to check: {len(doubtful)}, in {folder / CHECK}")
 
 
 def _list() -> None:

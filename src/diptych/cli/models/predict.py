@@ -10,8 +10,8 @@ import typer
 from diptych.core.errors import DiptychError, counted
 
 MODEL = (
-    "A folder that `diptych adapt` wrote, or a model with vectors of images and texts and --classes: `runs/clip`, "
-    "`hf:NAME_OR_PATH`."
+    "A folder that `diptych adapt` wrote; or, with --classes, a model that compares images with texts: `runs/clip`, "
+    "`hf:NAME_OR_PATH`, `conse`."
 )
 ADDRESS = (
     "A folder of pictures, nested or not, without captions; or any data: `csv:table.csv`, `parquet:part-*.parquet`, "

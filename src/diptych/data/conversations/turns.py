@@ -35,12 +35,12 @@ def turns_of(given: Any) -> list[Turn]:
     for k, turn in enumerate(given, 1):
         if not isinstance(turn, dict):
             raise Mistake(f"turn {k}: expected {{role, content}} or {{from, value}}, found {type(turn).__name__}")
-        said = turn.get("role", turn.get("from"))
-        if said not in ROLES:
-            raise Mistake(f"turn {k}: role {said!r}; expected {', '.join(ROLES)}")
+        name = turn.get("role", turn.get("from"))
+        if name not in ROLES:
+            raise Mistake(f"turn {k}: role {name!r}; expected {', '.join(ROLES)}")
         if called := next((key for key in CALLS if turn.get(key)), None):
             raise Mistake(f"turn {k}: {called} is not read; turns have texts and images")
-        turns.append(Turn(ROLES[said], _text(turn.get("content", turn.get("value")), k)))
+        turns.append(Turn(ROLES[name], _text(turn.get("content", turn.get("value")), k)))
     _check_order(turns)
     return turns
 

@@ -89,8 +89,8 @@ class Manifest:
             for name in differs
             if name != "fingerprint" and name != "rows" and not (name == "shard_items" and "format" in differs)
         ]
-        said = ", ".join(f"{OPTIONS.get(n, n)} {held.get(n)} (now {getattr(self.parameters, n)})" for n in noted)
-        return f"{self.out} was packed with other parameters: {said}; use the same parameters, remove it, or choose another OUT"
+        changed = ", ".join(f"{OPTIONS.get(n, n)} {held.get(n)} (now {getattr(self.parameters, n)})" for n in noted)
+        return f"{self.out} was packed with other parameters: {changed}; use the same parameters, remove it, or choose another OUT"
 
     def add(self, written: Written, seconds: float) -> None:
         """Notes a finished shard and writes the manifest. seconds: spent on the packing so far."""

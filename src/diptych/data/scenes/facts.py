@@ -80,8 +80,8 @@ class Facts:
 
     def _prompt(self, graph: Graph, random: Random) -> str:
         """The facts, some times over, and the colon."""
-        told = facts_of(graph, getattr(getattr(self.base, "world", None), "long", 0) > 0)
-        rounds = [random.sample(told, len(told)) for _ in range(random.randint(1, self.repeat))]
+        stated = facts_of(graph, getattr(getattr(self.base, "world", None), "long", 0) > 0)
+        rounds = [random.sample(stated, len(stated)) for _ in range(random.randint(1, self.repeat))]
         return COMMA.join(fact for again in rounds for fact in again) + COLON
 
     def _extra(self, graph: Graph, prompt: str, texts: list[str]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Facts:
             return False
 
     def fingerprint(self) -> str:
-        """Of the base and of how its facts are told."""
+        """Of the base and of how its facts are stated."""
         return hashlib.sha256(f"{self.base.fingerprint()} facts {self.repeat}".encode()).hexdigest()[:16]
 
     def split(self, name: str) -> Facts:
@@ -128,12 +128,12 @@ def facts_of(graph: Graph, background: bool = False) -> list[str]:
     """Each fact of a scene in words: its groups, and how they are placed. background: also what they stand on."""
     from diptych.data.scenes.language import phrase
 
-    told = [phrase(things) for things in graph.things]
+    stated = [phrase(things) for things in graph.things]
     if graph.relation:
         names = [things.concept for things in graph.things]
-        told.append(f"{names[0]} {graph.relation} {names[1]}")
+        stated.append(f"{names[0]} {graph.relation} {names[1]}")
         if graph.side:
-            told.append(f"{names[2]} {graph.side} {names[0]} {names[1]}")
+            stated.append(f"{names[2]} {graph.side} {names[0]} {names[1]}")
     if graph.position:
-        told.append(graph.position)
-    return [*told, f"on {graph.background}"] if background else told
+        stated.append(graph.position)
+    return [*stated, f"on {graph.background}"] if background else stated

@@ -94,9 +94,9 @@ def outline(graph: Graph, colours: bool = False) -> Graph:
     return graph._replace(things=things, relation="", side="", position="")
 
 
-def partial(graph: Graph, told: int) -> Graph:
+def partial(graph: Graph, most: int) -> Graph:
     """The graph without its last groups, for captions that do not mention them."""
-    kept = graph.things[:told]
+    kept = graph.things[:most]
     return graph._replace(things=kept, relation=graph.relation if len(kept) > 1 else "", side="")
 
 

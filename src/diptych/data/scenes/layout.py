@@ -78,7 +78,7 @@ def _block(random: Random, count: int, side: float, along: tuple[float, float], 
     return points
 
 
-def _beside(
+def _next_to_each_other(
     random: Random, counts: tuple[int, int], sides: tuple[float, float], across: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[list[Point], list[Point]]:
     """Two groups one after the other on the main axis, in line on the other: (along, across) centres."""
@@ -104,7 +104,7 @@ def _trio(random: Random, graph: Graph) -> tuple[list[list[Point]], list[float]]
     third = _between(random, 0.4, 0.5)  # the share of the third group on the second axis
     last = graph.side in ("below", "right")
     pair_span, third_span = ((0.0, 1 - third), (1 - third, 1.0)) if last else ((third, 1.0), (0.0, third))
-    first, second = _beside(random, (1, 1), (side, side), pair_span)
+    first, second = _next_to_each_other(random, (1, 1), (side, side), pair_span)
     count = graph.things[2].count
     block = _block(random, count, side, third_span, _between(random, count * side / 2, 1 - count * side / 2), count)
     points = [first, second, _swap(block)]  # all as (along the pair's axis, across it)
@@ -167,7 +167,7 @@ def place(graph: Graph, random: Random, size: int) -> list[Placed]:
     else:
         second = graph.things[1]
         sides = [_side(first, first.count, False), _side(second, second.count, False)]
-        points = list(_beside(random, (first.count, second.count), (sides[0], sides[1])))
+        points = list(_next_to_each_other(random, (first.count, second.count), (sides[0], sides[1])))
         if graph.relation == "above":
             points = [_swap(group) for group in points]
     placed = []

@@ -140,21 +140,21 @@ def regions(graph: Graph, boxes: list[dict[str, Any]]) -> list[Region]:
     return result
 
 
-def _may_be_true(said: Graph, shown: Graph) -> bool:
+def _may_be_true(described: Graph, shown: Graph) -> bool:
     """Whether a full description of one graph could be true of another scene."""
-    if said.relation:
-        if said.relation != shown.relation or (said.side and said.side != shown.side):
+    if described.relation:
+        if described.relation != shown.relation or (described.side and described.side != shown.side):
             return False
-        return all(_fits(a, b) for a, b in zip(said.things, shown.things, strict=False))
-    if said.position:
-        return said.position == shown.position and _fits(said.things[0], shown.things[0])
-    return any(_fits(said.things[0], things) for things in shown.things)
+        return all(_fits(a, b) for a, b in zip(described.things, shown.things, strict=False))
+    if described.position:
+        return described.position == shown.position and _fits(described.things[0], shown.things[0])
+    return any(_fits(described.things[0], things) for things in shown.things)
 
 
-def _fits(said: Any, shown: Any) -> bool:
+def _fits(described: Any, shown: Any) -> bool:
     """Whether a description may fit a group; nothing is known of the colour of an untinted group."""
     return (
-        (said.count, said.concept) == (shown.count, shown.concept)
-        and (said.colour == shown.colour or not said.colour or not shown.colour)
-        and (said.size == shown.size or not said.size or not shown.size)
+        (described.count, described.concept) == (shown.count, shown.concept)
+        and (described.colour == shown.colour or not described.colour or not shown.colour)
+        and (described.size == shown.size or not described.size or not shown.size)
     )

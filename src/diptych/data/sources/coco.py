@@ -43,9 +43,9 @@ class Coco(ListedSource):
         images, annotations = content["images"], content["annotations"]
         captions: dict[Any, list[str]] = defaultdict(list)
         regions: dict[Any, list[Region]] = {}
-        said = [a for a in annotations if "caption" in a]
+        captioned = [a for a in annotations if "caption" in a]
         boxed = [a for a in annotations if "bbox" in a]
-        for annotation in said:
+        for annotation in captioned:
             if isinstance(annotation["caption"], str):
                 captions[annotation["image_id"]].append(annotation["caption"])
             else:

@@ -52,7 +52,7 @@ class Folder(ListedSource):
         else:
             self.problems += [Problem(path, f"{kind} {CONVERT}") for path, kind in unread.items()]
             self.problems += lone_texts([*images, *unread], result, "picture")
-        yield from beside_or_in_table(self.place, images, result, self.problems)
+        yield from by_file_or_in_table(self.place, images, result, self.problems)
 
     def split(self, name: str) -> ListedSource:
         """The folder of that name, if folders are the parts; else the part by hash."""
@@ -93,7 +93,7 @@ def _table_for(path: str, tables: Mapping[str, str]) -> str | None:
     return None
 
 
-def beside_or_in_table(
+def by_file_or_in_table(
     directory: str, items: list[str], found: list[str], problems: list[Problem], paths: tuple[str, ...] = IMAGE_COLUMNS
 ) -> Iterator[Entry]:
     """An entry for each of ``items`` with its texts: of the table at the top or in a folder above it, if there is one, otherwise of
@@ -133,9 +133,9 @@ def _next_to(directory: str, items: list[str], found: list[str], problems: list[
     def entry_of(path: str) -> Entry | Problem:
         """The entry of one item with the texts of its files, or the problem if one of them cannot be read."""
         stem = str(PurePosixPath(path).with_suffix("")) if path in known else path  # a folder has no suffix
-        beside = [stem + suffix for suffix in (".txt", ".json") if stem + suffix in known]
+        text_files = [stem + suffix for suffix in (".txt", ".json") if stem + suffix in known]
         try:
-            captions, extra = captions_of({b: files.read_text(files.join(directory, b)) for b in beside})
+            captions, extra = captions_of({b: files.read_text(files.join(directory, b)) for b in text_files})
         except (DiptychError, ValueError) as error:
             return Problem(path, str(error))
         return Entry(path, files.join(directory, path), captions, extra)
@@ -148,13 +148,13 @@ def _next_to(directory: str, items: list[str], found: list[str], problems: list[
                 yield result
 
 
-def captions_of(beside: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
+def captions_of(text_files: dict[str, str]) -> tuple[list[str], dict[str, Any]]:
     """Captions and extras in the texts that belong to one image, by name: .txt, .json. DiptychError for broken JSON, ValueError for
     captions that are no texts.
     """
     captions: list[str] = []
     extra: dict[str, Any] = {}
-    for name, text in beside.items():
+    for name, text in text_files.items():
         if name.endswith(".json"):
             extra = json_object(text, name)
             key = next((k for k in CAPTION_COLUMNS if k in extra), None)

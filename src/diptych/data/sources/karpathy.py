@@ -68,14 +68,14 @@ class Karpathy(ListedSource):
 
     def split(self, name: str) -> ListedSource:
         """The part that the file itself names; DiptychError if it names none."""
-        told = {entry.extra["part"] for entry in self._entries}
-        if name not in PARTS or not told & {p for parts in PARTS.values() for p in parts}:
+        known = {entry.extra["part"] for entry in self._entries}
+        if name not in PARTS or not known & {p for parts in PARTS.values() for p in parts}:
             return super().split(name)
         if self.part == name:
             return self
         chosen = [i for i, entry in enumerate(self._entries) if entry.extra["part"] in PARTS[name]]
         if not chosen:
-            raise DiptychError(f"{self.address}: the file has no '{name}' part; it has {', '.join(sorted(told))}")
+            raise DiptychError(f"{self.address}: the file has no '{name}' part; it has {', '.join(sorted(known))}")
         return self._part_of(name, chosen)
 
 

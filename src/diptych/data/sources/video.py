@@ -15,7 +15,7 @@ from diptych.core.sample import Sample
 from diptych.data.image import SUFFIXES
 from diptych.data.source import BrokenItem
 from diptych.data.sources.base import IMAGE_COLUMNS, Entry, ListedSource
-from diptych.data.sources.folder import TABLES, beside_or_in_table, lone_texts
+from diptych.data.sources.folder import TABLES, by_file_or_in_table, lone_texts
 from diptych.data.storage import digests, files
 from diptych.data.video import WITH_PILLOW, WITH_PYAV, decode_animation, decode_frames, decode_video
 
@@ -63,7 +63,7 @@ class Video(ListedSource):
         self.problems += lone_texts([*clips, *folders], result, "clip")
         if any(path.lower().endswith(WITH_PYAV) for path in clips):
             need("av", extra="video", what=f"video:{self.place}")
-        for entry in beside_or_in_table(directory, [*clips, *folders], result, self.problems, VIDEO_COLUMNS):
+        for entry in by_file_or_in_table(directory, [*clips, *folders], result, self.problems, VIDEO_COLUMNS):
             pictures = folders.get(entry.id.rstrip("/"))
             if pictures:
                 entry.where = tuple(files.join(directory, path) for path in pictures)
@@ -86,8 +86,8 @@ class Video(ListedSource):
             else:
                 result.append(name)
         stems = [*folders, *(posixpath.splitext(name)[0] for name in result)]
-        beside = [stem + end for stem in stems for end in (".txt", ".json") if files.exists(files.join(directory, stem + end))]
-        return directory, [*result, *beside], result, folders
+        text_files = [stem + end for stem in stems for end in (".txt", ".json") if files.exists(files.join(directory, stem + end))]
+        return directory, [*result, *text_files], result, folders
 
     def files_of(self, entry: Entry) -> Sequence[str]:
         """URLs of the files that an entry needs; none if it lies within a larger file."""

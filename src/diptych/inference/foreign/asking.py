@@ -117,8 +117,8 @@ class Asking:
             with urlopen(Request(self.url, data, headers), timeout=self.timeout) as reply:
                 status, text, after = reply.status, reply.read(), seconds_after(reply.headers)
         except HTTPError as error:
-            said = error.read()[:300].decode("utf-8", "replace")
-            return error.code, f"status {error.code}: {said or error.reason}", seconds_after(error.headers)
+            message = error.read()[:300].decode("utf-8", "replace")
+            return error.code, f"status {error.code}: {message or error.reason}", seconds_after(error.headers)
         except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
             cause = getattr(error, "reason", "") or error
             status = 504 if isinstance(cause, TimeoutError) else 502 if isinstance(error, HTTPException) else NO_SERVER
@@ -174,10 +174,10 @@ def first_choice(status: int, reply: Any) -> tuple[int, dict[str, Any] | str]:
     error = reply.get("error") if isinstance(reply, dict) else None
     if error:
         code = error.get("code") if isinstance(error, dict) else None
-        said = f"status {status} with an error: {json.dumps(error, ensure_ascii=False)[:300]}"
+        message = f"status {status} with an error: {json.dumps(error, ensure_ascii=False)[:300]}"
         if isinstance(code, int) or str(code).isdigit():
-            return int(str(code)), said
-        return (429 if "rate" in str(code).lower() else 400), said
+            return int(str(code)), message
+        return (429 if "rate" in str(code).lower() else 400), message
     try:
         choice = reply["choices"][0]
     except IndexError:

@@ -1,4 +1,4 @@
-"""Any model that names classes: one that learned them, or two towers with the names of classes as texts."""
+"""Any model that names classes: one that learned them, or one that compares images with the names of classes as texts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Classifying, Image, Model
 from diptych.core.errors import DiptychError, counted
+from diptych.inference.adapted import AdaptedModel
 
 TextsOf = Callable[[Sequence[str]], list[list[str]]]  # names of classes → the texts of each
 SCALE = 100.0  # of cosines, where a model does not say: what CLIP's training ends at
@@ -21,18 +22,24 @@ SCALE = 100.0  # of cosines, where a model does not say: what CLIP's training en
 class Classifier:
     """Names of classes, and a function from images to their probabilities, float [N, C].
 
-    learned: whether the model learned these classes from pictures.
+    learned: whether the model learned these classes from pictures. vectors and judge: the two steps of ``probabilities``, of a
+    model that judges all images together (``Head.together``): vectors of images in parts, then all of them in one call. None for
+    others.
     """
 
     names: tuple[str, ...]
     probabilities: Callable[[Sequence[Image]], np.ndarray]
     learned: bool
+    vectors: Callable[[Sequence[Image]], np.ndarray] | None = None
+    judge: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def classifier_of(model: Model, address: str, classes: str | None, texts_of: TextsOf) -> Classifier:
     """How a model names classes. classes: as ``--classes`` has them, None for the model's own; texts_of: the texts of each class.
 
-    DiptychError for a model that needs classes, has its own already, or has no vectors of texts.
+    A model without vectors that scores texts for images is given the second text of each class (``a photo of a``), and its scores
+    count as logits, as likelihoods and matching log-odds are. DiptychError for a model that needs classes, has its own already, or
+    can do neither.
     """
     if "classify" in model.capabilities and isinstance(model, Classifying):
         if classes is not None:
@@ -40,10 +47,14 @@ def classifier_of(model: Model, address: str, classes: str | None, texts_of: Tex
                 f"{address} has {counted(len(model.classes), 'class', 'classes')} of its own; leave out --classes, or give the "
                 "model that it was adapted from"
             )
+        if getattr(model, "together", False):
+            assert isinstance(model, AdaptedModel)
+            return Classifier(tuple(model.classes), model.classify, True, model.embed_image, model.judge)
         return Classifier(tuple(model.classes), model.classify, True)
-    if not {"embed_image", "embed_text"} <= model.capabilities:
+    embeds = {"embed_image", "embed_text"} <= model.capabilities
+    if not embeds and "score" not in model.capabilities:
         raise DiptychError(
-            f"{address} cannot name classes: it has no vectors of images and texts, and learned no classes; it can: "
+            f"{address} cannot name classes: it neither embeds nor scores texts for images, and learned no classes; it can: "
             f"{', '.join(sorted(model.capabilities))}. Take a model such as clip, or adapt one: diptych adapt"
         )
     if classes is None:
@@ -52,17 +63,21 @@ def classifier_of(model: Model, address: str, classes: str | None, texts_of: Tex
             "pictures in class folders: diptych adapt"
         )
     names = class_names_of(classes)
-    vectors = [unit_rows(np.asarray(model.embed_text(texts), np.float64)).mean(0) for texts in texts_of(names)]
+    texts = texts_of(names)
+    if not embeds:
+        ones = [of_class[min(1, len(of_class) - 1)] for of_class in texts]
+        return Classifier(names, lambda images: _softmax(model.score(images, ones)), False)
+    vectors = [unit_rows(np.asarray(model.embed_text(of_class), np.float64)).mean(0) for of_class in texts]
     weight = float(getattr(model, "scale", SCALE)) * unit_rows(np.stack(vectors))
+    # scaled cosines with the mean of the templates (Radford et al. 2021, arXiv:2103.00020, §3.1.4)
+    return Classifier(names, lambda images: _softmax(np.asarray(model.embed_image(images), np.float64) @ weight.T), False)
 
-    def probabilities(images: Sequence[Image]) -> np.ndarray:
-        """The softmax of scaled cosines (Radford et al. 2021, arXiv:2103.00020, §3.1.2), float64 [N, C]."""
-        logits = np.asarray(model.embed_image(images), np.float64) @ weight.T
-        e = np.exp(logits - logits.max(1, keepdims=True))
-        shares: np.ndarray = e / e.sum(1, keepdims=True)
-        return shares
 
-    return Classifier(names, probabilities, False)
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    logits = np.asarray(logits, np.float64)
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    shares: np.ndarray = e / e.sum(1, keepdims=True)
+    return shares
 
 
 def class_names_of(given: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diptych.core.capabilities import Model
+from diptych.core.capabilities import Model, in_words
 from diptych.core.errors import DiptychError
 from diptych.inference.predict.parts import Parts, Row, fill
 from diptych.inference.predict.pictures import Picture, Pictures
@@ -47,7 +47,7 @@ def embed(
     lacking = [name for name in ("embed_image", *(["embed_text"] if text else [])) if name not in model.capabilities]
     if lacking:
         raise DiptychError(
-            f"{address} has no {' and no '.join(lacking)}; it can: {', '.join(sorted(model.capabilities)) or 'nothing'}. "
+            f"{address} cannot {in_words(lacking)}; it can: {', '.join(sorted(model.capabilities)) or 'nothing'}. "
             "Take a model with vectors, such as clip"
         )
     width = int(np.asarray(model.embed_image([np.full((32, 32, 3), 128, np.uint8)])).shape[1])

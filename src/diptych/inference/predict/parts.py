@@ -6,9 +6,11 @@ with, when it is.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from diptych.inference.predict.table import Form
 
 SECONDS = 10.0  # of work that a crash may lose
 KEY = "_key"  # the column of the parts that says which picture a row is of
-WORDS = {"verb": "command", "key": "weights", "version": "data"}
+WORDS = {"key": "weights", "version": "data"}
 Row = dict[str, Any]
 
 
@@ -118,13 +120,16 @@ class Parts:
         shutil.rmtree(done)
         return facts
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, int | None]:
         wanted = [name for name in ("reason", "unsure") if name in self.schema.names]
         tables = [pq.read_table(part, columns=[KEY, *wanted]) for part in self.parts()]
         table = pa.concat_tables(tables).to_pydict() if tables else {KEY: [], **{name: [] for name in wanted}}
         broken = {key for key, reason in zip(table[KEY], table["reason"], strict=True) if reason is not None}
-        counts = {"pictures": len(set(table[KEY])), "broken": len(broken)}
-        return counts | ({"unsure": sum(map(bool, table["unsure"]))} if "unsure" in table else {})
+        counts: dict[str, int | None] = {"pictures": len(set(table[KEY])), "broken": len(broken)}
+        if "unsure" in table:
+            known = [unsure for unsure in table["unsure"] if unsure is not None]
+            counts["unsure"] = sum(known) if known else None
+        return counts
 
     def _check(self) -> None:
         """DiptychError if something is there that was made with other settings, or by something else."""
@@ -175,19 +180,16 @@ def fill(
 
     Raises Interrupted on Ctrl-C or SIGTERM, after what is done was written.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     left = [i for i, key in enumerate(pictures.keys) if key not in parts.done]
     before = len(pictures) - len(left)
     with CountDisplay(label, len(pictures), before, unit="pictures", disable=quiet) as display, terminated_like_interrupted():
         try:
-            with ThreadPoolExecutor(1) as pool:  # the next batch is decoded while the model works
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 batches = [left[start : start + batch] for start in range(0, len(left), batch)]
-                coming = pool.submit(_read, pictures, batches[0]) if batches else None
-                for number, indices in enumerate(batches):
-                    assert coming is not None
-                    shown = coming.result()
-                    coming = pool.submit(_read, pictures, batches[number + 1]) if number + 1 < len(batches) else None
+                coming: list[Future[Picture]] = []
+                for indices, following in zip(batches, [*batches[1:], []], strict=False):
+                    shown = [read.result() for read in coming or [pool.submit(pictures.read, i) for i in indices]]
+                    coming = [pool.submit(pictures.read, i) for i in following]  # decoded while the model works
                     for i, rows in zip(indices, rows_of(shown), strict=True):
                         parts.add(pictures.keys[i], rows)
                     display(len(parts.done) if len(parts.done) <= len(pictures) else len(pictures))
@@ -198,7 +200,3 @@ def fill(
                 "continues"
             ) from None
     parts.flush()
-
-
-def _read(pictures: Pictures, indices: Sequence[int]) -> list[Picture]:
-    return [pictures.read(i) for i in indices]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
+from diptych.core.progress import CountDisplay
 from diptych.inference.adapted import AdaptedModel
 from diptych.inference.predict.calibration import FILE, read_calibration
 from diptych.inference.predict.classifier import Classifier
@@ -22,6 +24,11 @@ from diptych.inference.predict.table import form_of
 
 ENDINGS = (".csv", ".parquet", ".jsonl")
 ERROR = 0.1  # the error rate, if none is given
+
+
+def _all_of(pictures: Pictures) -> str:
+    """A version that changes when a picture is added: where all are judged together, the others would have to be judged again."""
+    return hashlib.blake2b("\n".join([pictures.version, *pictures.keys]).encode(), digest_size=8).hexdigest()
 
 
 def schema_of(top: int) -> pa.Schema:
@@ -65,7 +72,7 @@ def predict(
         "model": address,
         "key": getattr(model, "key", None),
         "data": pictures.address,
-        "version": pictures.version,
+        "version": pictures.version if classifier.judge is None else _all_of(pictures),
         "classes": list(classifier.names),
         "top": top,
         "error": error,
@@ -80,30 +87,63 @@ def predict(
         known = parts.known()
         if "conformal" in known:  # of work that is continued: all rows get the same threshold
             conformal = Conformal(**known["conformal"]) if known["conformal"] else None
+            temperature = float(known["temperature"])
         else:
-            conformal = conformal_of(model, address, classifier, error, kind, calibrate, batch, note)
-            parts.note(conformal=None if conformal is None else asdict(conformal))
+            conformal, temperature = conformal_of(model, address, classifier, error, kind, calibrate, batch, note)
+            parts.note(conformal=None if conformal is None else asdict(conformal), temperature=temperature)
 
         def rows_of(shown: Sequence[Picture]) -> list[list[Row]]:
             """One row for each picture."""
-            read = [p.image for p in shown if p.image is not None]
-            found = iter(_rows(classifier, conformal, [p.id for p in shown if p.image is not None], read, top) if read else [])
-            return [[{"id": p.id, "reason": p.reason} if p.image is None else next(found)] for p in shown]
+            read = [p for p in shown if not p.reason]
+            if not read:
+                return [[{"id": p.id, "reason": p.reason}] for p in shown]
+            judged = [p.probabilities for p in read if isinstance(p, Judged)]
+            given = judged or classifier.probabilities([p.image for p in read if p.image is not None])
+            probabilities = np.asarray(given, dtype=np.float64)
+            found = iter(_rows(classifier, conformal, temperature, [p.id for p in read], probabilities, top))
+            return [[{"id": p.id, "reason": p.reason} if p.reason else next(found)] for p in shown]
 
-        fill(parts, pictures, rows_of, "predicting", batch, quiet)
+        shown = pictures if classifier.judge is None else judged_together(classifier, pictures, batch, quiet)
+        fill(parts, shown, rows_of, "predicting", batch, quiet)
         return parts.close()
 
 
-def _rows(classifier: Classifier, conformal: Conformal | None, ids: list[str], images: list[np.ndarray], top: int) -> list[Row]:
-    probabilities = np.asarray(classifier.probabilities(images), dtype=np.float64)
-    if probabilities.shape != (len(images), len(classifier.names)) or not np.isfinite(probabilities).all():
+@dataclass(frozen=True)
+class Judged(Picture):
+    """A picture that was judged together with all others."""
+
+    probabilities: np.ndarray | None = None
+
+
+def judged_together(classifier: Classifier, pictures: Pictures, batch: int, quiet: bool) -> Pictures:
+    """The pictures as ``Judged``: first the vectors of all of them, then their probabilities in one call."""
+    assert classifier.vectors is not None and classifier.judge is not None
+    read: list[Picture] = []
+    vectors: list[np.ndarray] = []
+    with CountDisplay("embedding", len(pictures), 0, unit="pictures", disable=quiet) as display:
+        for start in range(0, len(pictures), batch):
+            shown = [pictures.read(i) for i in range(start, min(start + batch, len(pictures)))]
+            if images := [p.image for p in shown if p.image is not None]:
+                vectors += list(np.asarray(classifier.vectors(images)))
+            read += [replace(p, image=None) for p in shown]
+            display(len(read))
+    probabilities = iter(classifier.judge(np.stack(vectors)) if vectors else ())
+    judged = [p if p.reason else Judged(p.id, None, p.captions, p.label, "", next(probabilities)) for p in read]
+    return replace(pictures, read=lambda index: judged[index])
+
+
+def _rows(
+    classifier: Classifier, conformal: Conformal | None, temperature: float, ids: list[str], probabilities: np.ndarray, top: int
+) -> list[Row]:
+    if probabilities.shape != (len(ids), len(classifier.names)) or not np.isfinite(probabilities).all():
         raise DiptychError(
-            f"the model gave {list(probabilities.shape)} probabilities for {len(images)} pictures and {len(classifier.names)} "
+            f"the model gave {list(probabilities.shape)} probabilities for {len(ids)} pictures and {len(classifier.names)} "
             "classes"
             f"{'' if np.isfinite(probabilities).all() else ', some of them no numbers'}"
         )
     order = np.argsort(-probabilities, axis=1, kind="stable")
     sets = None if conformal is None else conformal.sets(probabilities, uniform(ids) if conformal.kind == "aps" else None)
+    probabilities = tempered(probabilities, temperature)  # of the sets not, so that their promise is exact
     rows = []
     for i, name in enumerate(ids):
         row: Row = {"id": name}
@@ -126,20 +166,25 @@ def conformal_of(
     calibrate: str | None,
     batch: int = 32,
     note: Callable[[str], Any] = lambda text: None,
-) -> Conformal | None:
-    """The sets of an error rate; None if none was given and there are no pictures to compute it from, which ``note`` says.
+) -> tuple[Conformal | None, float]:
+    """The sets of an error rate, and the temperature of the probabilities of names alone, fitted on the calibration pictures.
+
+    No sets, and 1, if no rate was given and there are no pictures to compute them from, which ``note`` says; 1 for learned classes,
+    which have a temperature of their own.
 
     DiptychError if an error rate was given and there are none.
     """
     rate = ERROR if error is None else error
     if calibrate is not None:
-        return calibrated(*known_pictures(classifier, calibrate, batch, note), rate, kind, calibrate)
+        probabilities, labels = known_pictures(classifier, calibrate, batch, note)
+        temperature = 1.0 if classifier.learned else fitting_temperature(probabilities, labels)
+        return calibrated(probabilities, labels, rate, kind, calibrate), temperature
     kept = None
     if classifier.learned:
         temperature = model.temperature if isinstance(model, AdaptedModel) else 1.0
         kept = read_calibration(Path(address), len(classifier.names), temperature)
     if kept is not None and len(kept[1]):
-        return calibrated(*kept, rate, kind, FILE)
+        return calibrated(*kept, rate, kind, FILE), 1.0
     if kept is not None:
         missing = f"{Path(address) / FILE} has no picture that was left out in training (each class has one picture)"
     elif classifier.learned:
@@ -150,7 +195,32 @@ def conformal_of(
     if error is not None:
         raise DiptychError(f"--error {error:g}: {missing}; {remedy}")
     note(f"the columns set and unsure are empty: {missing}; {remedy}")
-    return None
+    return None, 1.0
+
+
+def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities [N, C] of logits that are divided by the temperature."""
+    if temperature == 1:
+        return probabilities
+    logits = np.log(np.maximum(probabilities, 1e-300)) / temperature
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    result: np.ndarray = e / e.sum(1, keepdims=True)
+    return result
+
+
+def fitting_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with the least mean −log probability of the true classes (Guo et al. 2017, arXiv:1706.04599), of a grid from
+    0.05 to 100; labels of −1 are not used.
+    """
+    known = np.flatnonzero(labels >= 0)
+    p, y = probabilities[known], labels[known]
+
+    def loss(temperature: float) -> float:
+        """Of these pictures."""
+        own = tempered(p, temperature)[np.arange(len(y)), y]
+        return float(-np.log(np.maximum(own, 1e-300)).mean())
+
+    return float(min(np.geomspace(0.05, 100, 153), key=loss))
 
 
 def known_pictures(
@@ -169,7 +239,8 @@ def known_pictures(
         usable = [p for p in shown if p.image is not None and p.label is not None]
         if not usable:
             continue
-        probabilities.append(np.asarray(classifier.probabilities([p.image for p in usable if p.image is not None]), np.float64))
+        given = classifier.vectors or classifier.probabilities
+        probabilities.append(np.asarray(given([p.image for p in usable if p.image is not None])))
         for p in usable:
             name = p.label or ""
             labels.append(number.get(name, number.get(name.replace("_", " "), -1)))
@@ -183,4 +254,5 @@ def known_pictures(
         )
     if others:
         note(f"--calibrate {address}: {', '.join(sorted(others)[:10])}: not among the model's classes; no set can hold them")
-    return np.concatenate(probabilities), np.array(labels)
+    result = np.concatenate(probabilities) if classifier.judge is None else classifier.judge(np.concatenate(probabilities))
+    return np.asarray(result, np.float64), np.array(labels)

@@ -101,14 +101,14 @@ class Flava(Family):
     def weights_of(self, model: VLM, objectives: nn.ModuleDict) -> list[Same]:
         """The weights that both sides have."""
         vision, text = model.part("vision"), model.part("text")
-        seen, said = "image_model.embeddings", "text_model.embeddings"
+        seen, of_text = "image_model.embeddings", "text_model.embeddings"
         result = [
             same("parts.vision.classes", f"{seen}.cls_token", view=(1, 1, -1)),
             same("parts.vision.positions", f"{seen}.position_embeddings", view=(1, *vision.positions.shape)),
             *linear("parts.vision.stem", f"{seen}.patch_embeddings.projection"),
-            same("parts.text.embedding.weight", f"{said}.word_embeddings.weight"),
-            same("parts.text.positions", f"{said}.position_embeddings.weight", view=tuple(text.positions.shape)),
-            *linear("parts.text.norm", f"{said}.LayerNorm"),
+            same("parts.text.embedding.weight", f"{of_text}.word_embeddings.weight"),
+            same("parts.text.positions", f"{of_text}.position_embeddings.weight", view=tuple(text.positions.shape)),
+            *linear("parts.text.norm", f"{of_text}.LayerNorm"),
             same("parts.fusion.class_token", "multimodal_model.cls_token", view=(1, 1, -1)),
             *linear("parts.fusion.from_image", "image_to_mm_projection"),
             *linear("parts.fusion.from_text", "text_to_mm_projection"),
@@ -261,9 +261,9 @@ def from_transformers(theirs: Mapping[str, Tensor], model: VLM, objectives: nn.M
     one does not fit.
     """
     state = {name.removeprefix("flava."): value for name, value in theirs.items()}
-    said = "text_model.embeddings"  # all tokens are of the first type: added to their positions
-    state[f"{said}.position_embeddings.weight"] = (
-        state[f"{said}.position_embeddings.weight"] + state[f"{said}.token_type_embeddings.weight"][0]
+    of_text = "text_model.embeddings"  # all tokens are of the first type: added to their positions
+    state[f"{of_text}.position_embeddings.weight"] = (
+        state[f"{of_text}.position_embeddings.weight"] + state[f"{of_text}.token_type_embeddings.weight"][0]
     )
     if matching := objective_of(objectives, Matching):
         for what in ("weight", "bias"):

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.errors import DiptychError
 from diptych.core.registry import check_options, resolve
 from diptych.models.adapters.base import Adapter
+from diptych.models.adapters.bottleneck import Bottleneck
+from diptych.models.adapters.cocoop import Cocoop
+from diptych.models.adapters.llama_adapter import LlamaAdapter
 from diptych.models.adapters.lora import Dora, Lora
+from diptych.models.adapters.maple import Maple
+from diptych.models.adapters.mmrl import Mmrl, MmrlPlus
+from diptych.models.adapters.per_class import ClassPrompt
 from diptych.models.adapters.prompt import Prompt
 from diptych.models.adapters.qlora import Qlora
 from diptych.models.adapters.vera import Vera
@@ -21,7 +27,20 @@ if TYPE_CHECKING:
     from diptych.config.recipe import AdapterSpec
     from diptych.models.build import Build
 
-ADAPTERS: dict[str, Any] = {"lora": Lora, "dora": Dora, "vera": Vera, "qlora": Qlora, "prompt": Prompt}
+ADAPTERS: dict[str, Any] = {
+    "lora": Lora,
+    "dora": Dora,
+    "vera": Vera,
+    "qlora": Qlora,
+    "prompt": Prompt,
+    "class_prompt": ClassPrompt,
+    "cocoop": Cocoop,
+    "maple": Maple,
+    "mmrl": Mmrl,
+    "mmrl++": MmrlPlus,
+    "bottleneck": Bottleneck,
+    "llama_adapter": LlamaAdapter,
+}
 BY_PEFT = ("lora", "dora", "vera", "qlora")  # kinds that need the package
 
 __all__ = ["ADAPTERS", "BY_PEFT", "Adapter", "build_adapter"]

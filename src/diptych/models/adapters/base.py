@@ -17,7 +17,7 @@ class Adapter(nn.Module):
     """Subclasses take the part, the ``Build``, the recipe's key for messages, and keyword-only options.
 
     Parameters belong to the adapter, or are in the part under names that contain ``mark`` (as ``peft`` adds them).
-    freezes: whether the part's own weights cannot be trained beside it.
+    freezes: whether the part's own weights cannot be trained beside it. An adapter may provide encodings (``core.graph.provides``).
     """
 
     mark: str = ""
@@ -32,6 +32,14 @@ class Adapter(nn.Module):
     def part(self) -> Part:
         """The part that it adapts."""
         return self._part[0]
+
+    @property
+    def spans(self) -> tuple[Part, ...]:
+        """All parts that it changes: ``part``, and others that were built before it."""
+        return (self.part,)
+
+    def attach(self, build: Build) -> None:
+        """Called by the builder when all parts exist, the shared space included."""
 
     def own(self) -> list[nn.Parameter]:
         """Its parameters, whether in the adapter or in the part."""

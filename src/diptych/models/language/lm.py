@@ -163,7 +163,7 @@ class PretrainedLM(Part):
         embeds = torch.cat([opening, self.lm.embed(ids[:, 1:-1])], 1)
         seen = torch.cat([torch.ones(opening.shape[:2], dtype=torch.bool, device=mask.device), mask[:, 1:-1]], 1)
         words = self._words([*self._after, self.lm.tokenizer.eos], len(ids), ids.device)
-        hidden = self.lm.hidden_beside(embeds, seen, words, after=opening.shape[1])
+        hidden = self.lm.hidden_of_branch(embeds, seen, words, after=opening.shape[1])
         return self.lm.head(hidden[:, opening.shape[1] - 1 : seen.shape[1]]), hidden[:, -1]
 
     @provides("text.logits", "image.prefix", "text")

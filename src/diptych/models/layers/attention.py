@@ -212,10 +212,19 @@ class Transformer(nn.Module):
         self.norm: nn.Module = nn.Identity() if post_norm else nn.LayerNorm(width, eps)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None, context_bias: Tensor | None = None
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        context: Tensor | None = None,
+        context_bias: Tensor | None = None,
+        before: Callable[[int, Tensor, Tensor | None], tuple[Tensor, Tensor | None]] | None = None,
     ) -> Tensor:
-        """x [B, L, D], context [B, S, context width] → [B, L, D]"""
-        for block in self.blocks:
+        """x [B, L, D], context [B, S, context width] → [B, L, D]. before: gives the tokens and the bias that a block reads, from
+        its number, counted from 0, and those that the block before it left (``layers.insertion``).
+        """
+        for i, block in enumerate(self.blocks):
+            if before is not None:
+                x, bias = before(i, x, bias)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, bias, context, context_bias, use_reentrant=False)
             else:

@@ -90,14 +90,14 @@ class CausalLM(nn.Module):
         finally:
             self.seen = None
 
-    def hidden_beside(self, embeds: Tensor, mask: Tensor, beside: Tensor, after: int) -> Tensor:
-        """Last hidden states [B, L + K, D] of ``embeds`` [B, L, D], and of ``beside`` [B, K, D] as if it followed directly after
+    def hidden_of_branch(self, embeds: Tensor, mask: Tensor, branch: Tensor, after: int) -> Tensor:
+        """Last hidden states [B, L + K, D] of ``embeds`` [B, L, D], and of ``branch`` [B, K, D] as if it followed directly after
         the first ``after`` positions.
 
         They do not see each other: two continuations of one prefix, read in one pass. mask [B, L] bool, padding on the right.
         """
-        L, K = mask.shape[1], beside.shape[1]
-        x = torch.cat([embeds, beside.to(embeds.dtype)], 1)
+        L, K = mask.shape[1], branch.shape[1]
+        x = torch.cat([embeds, branch.to(embeds.dtype)], 1)
         place = torch.cat([torch.arange(L, device=x.device), torch.arange(after, after + K, device=x.device)])
         own = torch.arange(L + K, device=x.device) >= L
         looks = (place[:, None] >= place) & (own[:, None] == own) | own[:, None] & ~own & (place < after)
@@ -122,7 +122,7 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def branches(self) -> bool:
-        """Whether ``hidden_beside`` is right: for most models, but not for recurrent ones, and not for long sequences of some
+        """Whether ``hidden_of_branch`` is right: for most models, but not for recurrent ones, and not for long sequences of some
         models with windows. Tested on a few words.
         """
         training = self.training
@@ -130,7 +130,7 @@ class CausalLM(nn.Module):
         try:
             x = self.embed(torch.arange(12, device=next(self.parameters()).device)[None] % self.vocabulary)
             mask = torch.ones(1, 8, dtype=torch.bool, device=x.device)
-            result = self.hidden_beside(x[:, :8], mask, x[:, 8:], after=5).float()
+            result = self.hidden_of_branch(x[:, :8], mask, x[:, 8:], after=5).float()
             one = self.hidden(x[:, :8], mask).float()
             other = self.hidden(torch.cat([x[:, :5], x[:, 8:]], 1), torch.ones(1, 9, dtype=torch.bool, device=x.device)).float()
         except (TypeError, ValueError, RuntimeError, KeyError):

@@ -18,6 +18,7 @@ from diptych.data.text import PAD
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, Sizes, Transformer
 from diptych.models.layers.cache import KVCache
+from diptych.models.layers.insertion import Insertion
 from diptych.models.layers.masks import attention_bias
 from diptych.models.part import TextTower
 
@@ -90,16 +91,24 @@ class TextTransformer(TextTower):
         """ids, mask [B, T] → tokens [B, T, D], pooled [B, D], mask"""
         if self.whole:
             return self._read_whole(ids, mask)
-        words, seen = self._prompted(self.embedding(ids), mask)
-        x = words + self.positions[: words.shape[1]]
+        x, seen, vectors = self.embedding(ids), mask, None
+        if self.prompts:
+            vectors = Insertion(self.prompts, 1, self.causal)
+            x = vectors.join(x, mask, ids, mask)
+        x = x + (self.positions[: x.shape[1]] if vectors is None else vectors.positions(self.positions, x.shape[1]))
         if self.class_token is not None:
-            assert seen is not None
             x = torch.cat([x, self.class_token.to(x.dtype).expand(len(x), 1, -1)], 1)
             seen = F.pad(seen, (0, 1), value=True)
+            if vectors is not None:
+                vectors.append(1)
         x = self.norm(x)
-        x = self.transformer(x, attention_bias(seen, x.shape[1], self.causal, x))
+        if vectors is None:
+            x = self.transformer(x, attention_bias(seen, x.shape[1], self.causal, x))
+        else:
+            x = self.transformer(x, vectors.bias(x), before=vectors.before)
         last = x[:, -1]
-        x = self._words(x if self.class_token is None else x[:, :-1])  # [B, T, D]
+        x = x if self.class_token is None else x[:, :-1]
+        x, learned = (x, None) if vectors is None else vectors.leave(x)  # [B, T, D]
         if self.pool == "class":
             pooled = last
         elif self.pool == "eos":
@@ -108,20 +117,7 @@ class TextTransformer(TextTower):
             pooled = x[:, 0]
         else:
             pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, mask)
-
-    def _prompted(self, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Word vectors [B, T, D] with the learned ones after the first, and the mask including them."""
-        for prompt in self.prompts:
-            context = prompt(len(words), words.dtype)
-            words = torch.cat([words[:, :1], context, words[:, 1:]], 1)
-            mask = None if mask is None else torch.cat([mask[:, :1], mask.new_ones(len(mask), context.shape[1]), mask[:, 1:]], 1)
-        return words, mask
-
-    def _words(self, x: Tensor) -> Tensor:
-        """The rows of the words, without the prompts."""
-        n = sum(len(prompt.vectors) for prompt in self.prompts)
-        return torch.cat([x[:, :1], x[:, 1 + n :]], 1) if n else x
+        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, mask, learned)
 
     def step(self, ids: Tensor, past: KVCache) -> tuple[Tensor, KVCache]:
         """The next tokens [B, L] of causal texts without padding: their vectors [B, L, D], as ``forward`` gives them, and the past
@@ -131,11 +127,18 @@ class TextTransformer(TextTower):
         return self.transformer.step(x, past)
 
     def _read_whole(self, ids: Tensor, mask: Tensor) -> Tokens:
-        n = sum(len(prompt.vectors) for prompt in self.prompts)
-        ids, T = F.pad(ids, (0, len(self.positions) - n - ids.shape[1]), value=PAD), ids.shape[1]
-        x = self.norm(self._prompted(self.embedding(ids), None)[0] + self.positions)
-        x = self.transformer(x, attention_bias(None, x.shape[1], self.causal, x))
-        return Tokens(self._words(x)[:, :T], x[:, -1], mask)
+        T, vectors = ids.shape[1], Insertion(self.prompts, 1, self.causal) if self.prompts else None
+        rest = len(self.positions) - self.places_taken - T  # places without a word
+        ids, real = F.pad(ids, (0, rest), value=PAD), F.pad(mask, (0, rest))
+        x = self.embedding(ids)
+        if vectors is None:
+            x = self.norm(x + self.positions)
+            x = self.transformer(x, attention_bias(None, x.shape[1], self.causal, x))
+            return Tokens(x[:, :T], x[:, -1], mask)
+        x = vectors.join(x, None, ids, real)
+        x = self.norm(x + vectors.positions(self.positions, x.shape[1]))
+        x, learned = vectors.leave(self.transformer(x, vectors.bias(x), before=vectors.before))
+        return Tokens(x[:, :T], x[:, -1], mask, learned)
 
 
 class ClipText(TextTransformer):

@@ -27,15 +27,15 @@ class Features:
         """pixels [B, 3, H, W] as the loader gave them; ``encode`` is called with the new images."""
         keys = [hashlib.blake2b(row.numpy(), digest_size=16).digest() for row in pixels.cpu().contiguous()]
         new = {key: i for i, key in enumerate(keys) if key not in self._known}
-        told = {key: self._known[key] for key in keys if key not in new}
+        features = {key: self._known[key] for key in keys if key not in new}
         if new:
             result = encode(pixels[list(new.values())])
-            told |= {key: (result.tokens[i].cpu(), result.pooled[i].cpu()) for i, key in enumerate(new)}
-            size = sum(x.nbytes for key in new for x in told[key])
+            features |= {key: (result.tokens[i].cpu(), result.pooled[i].cpu()) for i, key in enumerate(new)}
+            size = sum(x.nbytes for key in new for x in features[key])
             if self.bytes + size <= LIMIT:
-                self._known |= {key: told[key] for key in new}
+                self._known |= {key: features[key] for key in new}
                 self.bytes += size
-        tokens, pooled = zip(*(told[key] for key in keys), strict=True)
+        tokens, pooled = zip(*(features[key] for key in keys), strict=True)
         return Tokens(torch.stack(tokens).to(pixels.device), torch.stack(pooled).to(pixels.device))
 
 

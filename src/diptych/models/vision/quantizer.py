@@ -178,8 +178,8 @@ class VectorQuantizer(Part):
         donors = self.use.argsort(descending=True, stable=True)[: len(dead)]
         # Determined by the state, so that every process moves the same codes to the same positions.
         generator = torch.Generator().manual_seed(int(dead.sum()) + len(dead))
-        beside = torch.randn(len(dead), self.codebook.shape[1], generator=generator).to(self.codebook)
-        self.codebook[dead] = self.codes_of_unit_length[donors] + noise * F.normalize(beside, dim=-1)
+        direction = torch.randn(len(dead), self.codebook.shape[1], generator=generator).to(self.codebook)
+        self.codebook[dead] = self.codes_of_unit_length[donors] + noise * F.normalize(direction, dim=-1)
         self.use[donors] /= 2
         self.use[dead] = self.use[donors]
         self.idle[dead] = 0

@@ -17,6 +17,7 @@ from diptych.core.batch import Tokens
 from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.layers.attention import Activation, AttentionPool, CascadePool, MapPool, Sizes, Transformer
+from diptych.models.layers.insertion import Insertion
 from diptych.models.part import VisionTower
 
 
@@ -149,19 +150,19 @@ class ViT(VisionTower):
             x = torch.cat([classes.to(x.dtype).expand(len(x), -1, -1), x], 1)
         if self.norm_sum:
             x = self.norm(x)
-        n = 0
-        for prompt in self.prompts:
-            learned = prompt(len(x), x.dtype)
-            n += learned.shape[1]
-            x = torch.cat([x[:, : self.extra], learned, x[:, self.extra :]], 1)
-        x = self.transformer(x)
-        x = torch.cat([x[:, : self.extra], x[:, self.extra + n :]], 1) if n else x
+        learned = None
+        if self.prompts:
+            vectors = Insertion(self.prompts, self.extra)
+            x, learned = vectors.leave(self.transformer(vectors.join(x), before=vectors.before))
+        else:
+            x = self.transformer(x)
         if isinstance(self.pool, CascadePool):
-            return Tokens(*self.pool(x))
+            tokens, pooled = self.pool(x)
+            return Tokens(tokens, pooled, learned=learned)
         if self.pool is not None:
-            return Tokens(x, self.pool(x)[:, 0])
+            return Tokens(x, self.pool(x)[:, 0], learned=learned)
         pooled = x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1)
-        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled)
+        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, learned=learned)
 
     def _stem_at(self, pixels: Tensor, keep: Tensor) -> Tensor:
         """The stem's output [B, K, D] at the patches ``keep`` [B, K], from those patches alone."""

@@ -131,7 +131,7 @@ def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[st
             if int(os.environ.get("RANK", "0")) == 0:
                 print(f"note: {_announced(each)}", file=sys.stderr)
             try:
-                train(each.recipe, each.path, resume=True, progress=_said_of(name, progress))
+                train(each.recipe, each.path, resume=True, progress=_progress_of(name, progress))
             except Interrupted as error:
                 why = str(error).partition(":")[0]
                 raise Interrupted(f"{why}: the backbone {name} is saved; run the same command again") from None
@@ -142,7 +142,7 @@ def train_backbones(recipe: Recipe, folder: Path, progress: Progress) -> dict[st
     return {part: each.path for part, each in found.items()}
 
 
-def _said_of(name: str, progress: Progress) -> Progress:
+def _progress_of(name: str, progress: Progress) -> Progress:
     """Progress as that of a backbone."""
     return lambda row: progress({**row, "phase": f"backbone {name}"})
 

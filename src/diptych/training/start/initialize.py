@@ -271,8 +271,7 @@ class HubStart:
             sizes = asdict(Geometry.of(transformer)) if transformer is not None else {}
             has |= {f"parts.{name}.{k}": v for k, v in {**sizes, "patch": getattr(part, "patch", None), **kind}.items()}
         if "text" in model.parts:
-            positions = getattr(model.part("text"), "positions", ())  # prompts take some of them, so that texts are shorter
-            has["data.tokenizer.max_length"] = len(positions) or model.tokenizer.max_length
+            has["data.tokenizer.max_length"] = model.tokenizer.max_length + getattr(model.part("text"), "places_taken", 0)
         both = {"vision", "text"} <= set(model.parts)
         asked = [
             k

@@ -102,10 +102,10 @@ def check_fit(other: VLM, model: VLM, where: str) -> None:
             f"{where.rpartition(' ')[2]}?parts=text"
         )
     if reads_text and (room := other.tokenizer.max_length) < model.tokenizer.max_length:
-        prompts = getattr(model.parts["text"], "prompts", ()) if "text" in model.parts else ()
+        taken = getattr(model.parts["text"], "places_taken", 0) if "text" in model.parts else 0
         raise DiptychError(
             f"{where}: it has positions for texts of {room} tokens, this model for {model.tokenizer.max_length}; "
-            f"set data.tokenizer.max_length={room + sum(len(p.vectors) for p in prompts)}"
+            f"set data.tokenizer.max_length={room + taken}"
         )
 
 
