@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from diptych.api import load
-from diptych.choose.run import Request, choose, default_ways
+from diptych.choose.run import Request, all_ways, choose
+from diptych.choose.tower_cells import is_tower
 from diptych.cli.choose.display import StepsDisplay
 from diptych.core.errors import DiptychError
 from diptych.core.extras import need
@@ -83,7 +84,7 @@ def data_of(name: str) -> tuple[str, str | None]:
 def run(name: str, models: list[str]) -> None:
     """Runs what is missing of one question."""
     data, test = data_of(name)
-    request = Request(tuple(models), default_ways(False), data, SHOTS, SEEDS, test_data=test)
+    request = Request(tuple(models), tuple(w for w in all_ways(False) if not is_tower(w)), data, SHOTS, SEEDS, test_data=test)
     folder = RUNS / name
     with StepsDisplay() as display:
         choose(request, folder / "results", load, display)

@@ -119,7 +119,7 @@ def test_silence_widens_the_band() -> None:
 def test_a_captioner_is_not_asked() -> None:
     captioner = FunctionModel("captions", follows_prompts=False, generate=lambda images, prompts, n: ["a cat"] * len(images))
     summary = evaluate(captioner, None, [RedTeam()])
-    assert summary.results == [] and "no prompt" in summary.skipped[0]["reason"]
+    assert summary.results == [] and "cannot follow a prompt" in summary.skipped[0]["reason"]
 
 
 def test_the_same_numbers_from_records_and_after_an_interruption(tmp_path: Path) -> None:

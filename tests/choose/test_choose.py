@@ -16,6 +16,7 @@ from choose_fixture import MODEL, Memory, RandomHeads, class_folders
 from diptych.choose.cells import Cell, Data, chosen, inflation
 from diptych.choose.cells import tested as judged
 from diptych.choose.select import choose_settings, fold_of, learned, softmax
+from diptych.choose.tower_cells import trained
 from diptych.choose.verdict import verdict
 from diptych.choose.ways import WAYS, Support, Way
 from diptych.cli import app
@@ -327,3 +328,49 @@ def test_a_class_without_pictures_is_never_named_by_a_probe() -> None:
     support = Support(x=support.x, y=np.where(support.y == 1, 0, support.y), names=support.names)
     head = WAYS["probe"]().fit(support)
     assert isinstance(head, Linear) and not (head.logits(support.x).argmax(1) == 1).any()
+
+
+# --- ways that train a tower ---
+
+
+@pytest.fixture(scope="module")
+def clip_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    small = {"parts.vision.width": 16, "parts.vision.depth": 1, "parts.text.width": 16, "parts.text.depth": 1, "embed_dim": 16}
+    run = dp.train("clip", data="scenes:small", budget="10 steps", out=folder / "run", set={**small, "stages.0.batch_size": 8})
+    return Path(run.path)
+
+
+def test_ways_that_train_a_tower_get_their_share_of_the_time(
+    tmp_path: Path, clip_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = f"classes:{class_folders(tmp_path / 'data', each=10)}", tmp_path / "o"
+    words = ["choose", str(clip_run), "--data", data, "--ways", "probe,lora,coop", "--shots", "4", "--out", str(out)]
+    status, text = cli(*words, "--budget", "25s")
+    assert status == 0 and "too little time for it" in text.replace("\n", " ")  # 12 seconds each
+    shares: list[float] = []
+
+    def short(cell: Cell, data: str, run: Path, seconds: float) -> dict[str, object]:
+        shares.append(seconds)
+        return trained(cell, data, run, 1.0)
+
+    monkeypatch.setattr("diptych.choose.run.trained", short)
+    status, text = cli(*words, "--budget", "1000s")
+    assert 400 < shares[0] < 500 < shares[1] < 1000  # half of what is left, then all of it
+    cells = {c["way"]: c for c in read_json(out / "results.json")["cells"]}
+    assert set(cells) == {"majority", "probe", "lora", "coop"}, text
+    for way in ("lora", "coop"):
+        assert cells[way]["settings"]["hold"] == 0.2 and cells[way]["pictures"] == 12 and cells[way]["held_out"] == 4
+        assert len(cells[way]["test"]["correct"]) == read_json(out / "results.json")["data"]["test"]
+        run = dp.load(cells[way]["run"])
+        assert run.classes == ("blue", "green", "grey", "red")
+    assert not any("test" in c for c in cells.values() if "skipped" in c)
+    assert len(read_jsonl(out / "test-opened.jsonl")) == 2  # ways were added after the test part was opened, which is logged
+
+
+def test_adapt_trains_a_tower(tmp_path: Path, clip_run: Path) -> None:
+    data = f"classes:{class_folders(tmp_path / 'data', each=10)}"
+    words = ["adapt", str(clip_run), "--way", "lora", "--data", data, "--shots", "4", "--out", str(tmp_path / "a")]
+    assert cli(*words, "--budget", "5 steps")[0] == 0
+    assert dp.load(tmp_path / "a").classify([choose_fixture.picture("red", 3)]).shape == (1, 4)
+    assert "works on vectors" in cli("adapt", str(clip_run), "--way", "probe", "--data", data, "--budget", "5s")[1]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from diptych.choose.select import choose_settings
-from diptych.choose.ways import WAYS
+from diptych.choose.ways import TRANSFER, WAYS
 from diptych.core.errors import DiptychError
 from diptych.inference.heads import load_head
 from ways_fixture import clusters
 
-LEARN = [n for n, w in WAYS.items() if w.needs_images and n != "majority"]  # from the vectors of pictures
+LEARN = [n for n, w in WAYS.items() if w.needs_images and n != "majority" and w not in TRANSFER]  # TRANSFER has tests of its own
 NAMED = [n for n in LEARN if WAYS[n].needs_text]
 QUICK = ("knn", "prototypes", "gda", "tip")  # no training: in a blink
 # Trainings are as published but short; probe's settings are of its grid. What is tested here holds at any length.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 
@@ -93,6 +94,39 @@ def test_coverage_over_random_splits(kind, n: int, error: float) -> None:
     expected = math.ceil((n + 1) * (1 - error) - 1e-9) / (n + 1)
     assert expected >= 1 - error - 1e-12
     assert binom.ppf(1e-5, splits, expected) <= hits <= binom.ppf(1 - 1e-5, splits, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coverage_of_each_class(kind) -> None:
+    """A rare, difficult class is covered as often as promised with thresholds of its own, and not with one for all."""
+    rng, splits = np.random.default_rng(11), 800
+    hits, alone, seen = np.zeros(2), 0, 0
+    for s in range(splits):
+        y = np.repeat([0, 1], [60, 19])
+        logits = rng.normal(0, 1, (81, 2)) + np.array([2.0, 0.0])  # the model prefers class 0
+        logits[np.arange(81), [*y, 0, 1]] += 1.0
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        own = calibrated(p[:79], y, 0.1, kind, f"{s} ", each_class=True)
+        draws = uniform([f"{s} a", f"{s} b"])
+        hits += own.sets(p[79:], draws)[[0, 1], [0, 1]]
+        alone += calibrated(p[:79], y, 0.1, kind, f"{s} ").sets(p[79:], draws)[1, 1]
+        seen += 1
+    for c, n in enumerate((60, 19)):
+        expected = math.ceil((n + 1) * 0.9 - 1e-9) / (n + 1)
+        assert binom.ppf(1e-5, splits, expected) <= hits[c] <= binom.ppf(1 - 1e-5, splits, expected)
+    assert alone < 0.8 * seen
+
+
+def test_thresholds_of_classes_with_few_pictures() -> None:
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]])
+    found = calibrated(p, np.array([0, 0, 0, 1]), 0.25, each_class=True)
+    assert found.threshold == (pytest.approx(0.3), math.inf) and found.few == (1,) and found.n == 4
+    assert found.sets(np.array([[0.95, 0.05], [0.1, 0.9]])).tolist() == [[True, True], [False, True]]
+    assert "needs 3 calibration pictures of it at least; every set holds the 1 class with fewer: b" in too_few(found, ("a", "b"))
+    assert Conformal.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    for threshold_ in (0.5, math.inf):
+        one = Conformal("aps", 0.1, threshold_, 9)
+        assert Conformal.from_dict(json.loads(json.dumps(one.to_dict()))) == one
 
 
 def test_aps_without_draws_covers_at_least() -> None:

@@ -59,7 +59,7 @@ def test_a_folder_of_pictures(cli: Cli, photos: Path, tmp_path: Path) -> None:
     broken = {r["id"]: r["reason"] for r in table if r["reason"]}
     assert set(broken) == {"broken.jpg", "phone.heic"} and "not an image" in broken["broken.jpg"] and "HEIC" in broken["phone.heic"]
     about = json.loads((tmp_path / "table.csv.about.json").read_text())
-    conformal = Conformal(**about["conformal"])
+    conformal = Conformal.from_dict(about["conformal"])
     assert about["pictures"] == 14 and about["broken"] == 2 and conformal.n == 60 and conformal.error == 0.2
     for row in table:
         if row["reason"]:
@@ -73,6 +73,18 @@ def test_a_folder_of_pictures(cli: Cli, photos: Path, tmp_path: Path) -> None:
         assert row["set"] == "|".join(members) and row["unsure"] == ("no" if len(members) == 1 else "yes")
     assert about["unsure"] == sum(r["unsure"] == "yes" for r in table)
     assert not (tmp_path / "table.csv.parts").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_an_error_rate_in_each_class(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    make_adapted(tmp_path / "adapted")
+    result = cli("predict", "adapted", photos, "-o", "t.jsonl", "--error", 0.2, "--each-class")
+    assert "at an error rate of 0.2 in each class (by lac" in result.out
+    about = json.loads((tmp_path / "t.jsonl.about.json").read_text())
+    assert len(about["conformal"]["threshold"]) == 3 and about["each_class"] is True
+    result = cli("predict", "adapted", photos, "-o", "u.jsonl", "--error", 0.03, "--each-class", "--json")
+    assert "in each class needs 33 calibration pictures of it at least; every set holds the 3 classes with fewer: blue" in " ".join(result.err.split())  # fmt: skip
+    done = json.loads(result.out)
+    assert done["conformal"]["threshold"] == [None] * 3 and done["unsure"] == 12
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])

@@ -29,6 +29,8 @@ from diptych.choose.features import Fingerprints, Progress, vectors_of
 from diptych.choose.label_errors import CHECK, as_csv, label_errors, rows_of
 from diptych.choose.select import softmax
 from diptych.choose.support import class_texts, few, support_of, with_vectors
+from diptych.choose.tower_cells import LEAST, is_tower, tested_tower, trained
+from diptych.choose.towers import TOWER_WAYS
 from diptych.choose.verdict import CONTROL, sentences, verdict
 from diptych.choose.ways import WAYS, way_named
 from diptych.config.budget import parse_budget
@@ -38,6 +40,7 @@ from diptych.core.files import append_jsonl, read_json, read_jsonl, write_json, 
 
 FORMAT = 1
 OPENED = "test-opened.jsonl"
+USUAL = ("zeroshot", "knn", "prototypes", "gda", "probe", "clap", "taskres", "tip")  # each known, and done in seconds
 Load = Callable[[str], Model]
 
 
@@ -103,9 +106,16 @@ def seconds_of(budget: str | None) -> float | None:
     return float(parsed.seconds)
 
 
-def default_ways(has_descriptions: bool) -> tuple[str, ...]:
-    """The names of all ways that need nothing but labelled pictures."""
-    return tuple(name for name in WAYS if name != CONTROL and (has_descriptions or name != "descriptions"))
+def default_ways(has_descriptions: bool, towers: bool = False) -> tuple[str, ...]:
+    """The names of the ways that are compared if none are named: the usual ones. towers: those too that train a tower."""
+    described = ("descriptions",) if has_descriptions else ()
+    return (*USUAL, *described, *(name for name in TOWER_WAYS if towers and is_tower(name)))
+
+
+def all_ways(has_descriptions: bool) -> tuple[str, ...]:
+    """The names of all ways, those that train a tower last."""
+    on_vectors = [name for name in WAYS if name != CONTROL and (has_descriptions or name != "descriptions")]
+    return (*on_vectors, *(name for name in TOWER_WAYS if is_tower(name)))
 
 
 def choose(request: Request, out: Path, load: Load, progress: Progress | None = None) -> Outcome:
@@ -113,8 +123,9 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
 
     Raises Interrupted after Ctrl-C: what is done is kept, also in results.json, and the same call continues.
     """
-    for name in request.ways:
-        way_named(name)  # wrong names are refused before anything is computed
+    for name in request.ways:  # wrong names are refused before anything is computed
+        if not is_tower(name):
+            way_named(name)
     began = time.monotonic()
     open_folder(out, request.content())
     parts = parts_of(request.data, progress, request.test_data)
@@ -166,7 +177,7 @@ def _chosen(
     progress: Progress | None,
 ) -> list[tuple[Cell, dict[str, Any]]]:  # fmt: skip
     """Every cell with its settings, as far as the time allows."""
-    cells = [cell for model in everything for cell in request.cells(model)]
+    cells = sorted((cell for model in everything for cell in request.cells(model)), key=lambda cell: is_tower(cell.way))  # last
     records = []
     for done, cell in enumerate(cells):
         if progress:
@@ -174,10 +185,16 @@ def _chosen(
         path = _file(out, cell)
         record = read_json(path) if path.is_file() else None
         if record is None:
-            if request.seconds is not None and time.monotonic() - began > request.seconds:
-                not_tried.append({"model": cell.model, "way": cell.name, "why": "the budget was spent"})
+            left = None if request.seconds is None else request.seconds - (time.monotonic() - began)
+            towers = sum(is_tower(c.way) for c in cells[done:])
+            if left is not None and (left <= 0 or (is_tower(cell.way) and left / towers < LEAST)):
+                why = f"too little time for it: {max(left, 0) / max(1, towers):.0f} s" if left > 0 else "the budget was spent"
+                not_tried.append({"model": cell.model, "way": cell.name, "why": why})
                 continue
-            record = chosen(cell, everything[cell.model][1])
+            if is_tower(cell.way):
+                record = trained(cell, request.data, run_of(out, cell), None if left is None else left / towers)
+            else:
+                record = chosen(cell, everything[cell.model][1])
             write_json(path, record)
         records.append((cell, record))
     if progress:
@@ -205,12 +222,19 @@ def _test(
             with_test[cell.model] = replace(data, test_x=x, test_y=parts.test.labels)
         if progress:
             progress("testing", done, len(todo))
-        write_json(_file(out, cell), tested(record, cell, with_test[cell.model]))
+        made = tested_tower(record, parts.test) if is_tower(cell.way) else tested(record, cell, with_test[cell.model])
+        write_json(_file(out, cell), made)
     if progress:
         progress("testing", len(todo), len(todo))
 
 
 # --- files ---
+
+
+def run_of(out: Path, cell: Cell) -> Path:
+    """The folder of a cell's run."""
+    file = _file(out, cell)
+    return out / "runs" / file.parent.name / file.stem
 
 
 def _file(out: Path, cell: Cell) -> Path:

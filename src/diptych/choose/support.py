@@ -15,6 +15,7 @@ from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import class_text
+from diptych.data.subsets.shots import few as first_of_each
 from diptych.inference.scored import ScoreVectors, embedding
 
 SCALE = 100.0  # of models that do not say theirs: the largest that CLIP may learn, and did
@@ -77,15 +78,8 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
 
 
 def few(labels: np.ndarray, shots: int | None, seed: int) -> np.ndarray:
-    """Positions of the pictures to learn from: of each class the first ``shots`` in an order drawn by the seed, so that fewer shots
-    are part of more; None: all. Sorted, int [n].
-    """
-    if shots is None:
-        return np.arange(len(labels))
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    chosen = [order[labels[order] == label][:shots] for label in np.unique(labels)]
-    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+    """Positions of the pictures to learn from (``data.subsets.shots.few``, so that runs learn from the same); None: all."""
+    return first_of_each(labels, shots or 0, seed)
 
 
 def support_of(

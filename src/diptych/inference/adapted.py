@@ -96,7 +96,11 @@ class AdaptedModel(Adapter):
 
     def classify(self, images: Sequence[Image]) -> np.ndarray:
         """The probability of each class, float32 [N, C]."""
-        return self._probabilities(self.head.logits_of(self.base, one_or_many(images)))
+        return self._probabilities(self.logits(images))
+
+    def logits(self, images: Sequence[Image]) -> np.ndarray:
+        """The logits of the classes, before the temperature: float [N, C]."""
+        return self.head.logits_of(self.base, one_or_many(images))
 
     def judge(self, vectors: np.ndarray) -> np.ndarray:
         """The same from the model's own vectors of the images [N, E]."""

@@ -145,25 +145,6 @@ class Bottleneck(Head):
 
 
 @dataclass(frozen=True)
-class Texts(Head):
-    """scale · the model's own score of an image with the text of each class: for models in which a class has no vector of its own,
-    since it depends on the image.
-    """
-
-    texts: tuple[str, ...]
-    scale: float
-
-    def logits(self, x: np.ndarray) -> np.ndarray:
-        """DiptychError: there are no vectors of classes."""
-        raise DiptychError("the classes of this model have no vectors; they are scored with each image")
-
-    def logits_of(self, model: Model, images: Sequence[Image]) -> np.ndarray:
-        """[N, C]"""
-        result: np.ndarray = self.scale * np.asarray(model.score(images, list(self.texts)))
-        return result
-
-
-@dataclass(frozen=True)
 class Projected(Head):
     """x' W^T + b, x' the unit vector of A x: a learned projection of the image vectors and classes in its space.
 
@@ -226,7 +207,32 @@ class Nearest(Head):
         return result
 
 
-HEADS: dict[str, type[Head]] = {"linear": Linear, "cache": Cache, "nearest": Nearest, "bottleneck": Bottleneck, "texts": Texts}
+@dataclass(frozen=True)
+class Texts(Head):
+    """scale · the model's own score of an image with the text of each class: for models in which a class has no vector of its own,
+    since it depends on the image.
+    """
+
+    texts: tuple[str, ...]
+    scale: float
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """DiptychError: there are no vectors of classes."""
+        raise DiptychError("the classes of this model have no vectors; they are scored with each image")
+
+    def logits_of(self, model: Model, images: Sequence[Image]) -> np.ndarray:
+        """[N, C]"""
+        result: np.ndarray = self.scale * np.asarray(model.score(images, list(self.texts)))
+        return result
+
+
+HEADS: dict[str, type[Head]] = {
+    "linear": Linear,
+    "cache": Cache,
+    "nearest": Nearest,
+    "bottleneck": Bottleneck,
+    "texts": Texts,
+}
 
 # Heads of other modules, by name; resolved when one is loaded.
 FURTHER = {

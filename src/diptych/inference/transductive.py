@@ -15,9 +15,8 @@ import numpy as np
 
 from diptych.core.arrays import unit_rows
 from diptych.core.extras import need
-from diptych.inference.heads import Head
+from diptych.inference.heads import Head, blocks
 
-ROWS = 1024  # images whose cosines with all others are held at once
 LEAST = 1e-12  # a share that no label reaches
 
 
@@ -62,15 +61,15 @@ class Propagation(Head):
             k = min(self.k, len(targets) - (kind == "images"))
             if k < 1:
                 continue
-            for start in range(0, len(images), ROWS):
-                block = np.arange(start, min(start + ROWS, len(images)))
-                cosines = np.asarray(images[block] @ targets.T, dtype=np.float64)
+            for part in blocks(len(images), len(targets)):
+                block = np.arange(len(images))[part]
+                cosines = images[block] @ targets.T
                 if kind == "images":
                     cosines[np.arange(len(block)), block] = -np.inf  # no image is its own neighbour
                 nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
                 rows.append(np.repeat(block + names, k))
                 columns.append((nearest + (names if kind == "images" else 0)).ravel())
-                weights.append(np.maximum(np.take_along_axis(cosines, nearest, 1), 0).ravel() ** power)
+                weights.append(np.maximum(np.take_along_axis(cosines, nearest, 1), 0).ravel().astype(np.float64) ** power)
         if not rows:
             return sparse.csr_matrix((nodes, nodes))
         one_way = sparse.csr_matrix(

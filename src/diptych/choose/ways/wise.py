@@ -40,12 +40,12 @@ class Wise(Way):
         return [{"alpha": alpha} for alpha in ALPHAS]
 
     def fit(self, support: Support) -> Head:
-        """A linear head; without images, or with α = 0, the zero-shot one, to which names can be added."""
+        """A linear head, to which names can be added; without images, or with α = 0, the zero-shot one."""
         zero = support.scale * support.texts
         if not self.alpha or not len(support.y):
             return Linear(zero, np.zeros(support.classes), open=True)
         weight, bias = self.trained(support)
-        return Linear((1 - self.alpha) * zero + self.alpha * weight, self.alpha * bias)
+        return Linear((1 - self.alpha) * zero + self.alpha * weight, self.alpha * bias, open=True)
 
     @classmethod
     def logits_of(cls, settings: Sequence[Mapping[str, Any]], support: Support, x: np.ndarray) -> list[np.ndarray]:

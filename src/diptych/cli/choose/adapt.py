@@ -24,6 +24,9 @@ def adapt(
     set_: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="Fix a setting of the way, `--set c=10`; others are chosen.")
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", "-b", help="For ways that train a tower; default: as long as in the paper.")
+    ] = None,
     descriptions: Annotated[Path | None, typer.Option(help=DESCRIPTIONS)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the adapted model in the folder.")] = False,
@@ -48,10 +51,12 @@ def adapt(
     from diptych.choose.label_errors import CHECK, as_csv, of_adapted
     from diptych.choose.maps import MAP_WAYS
     from diptych.choose.support import read_descriptions
+    from diptych.choose.towers import TOWER_WAYS
     from diptych.choose.ways import WAYS, way_named
     from diptych.cli.choose.display import StepsDisplay
     from diptych.config.overrides import parse_overrides
     from diptych.core.files import write_text
+    from diptych.core.progress import TrainingDisplay
 
     folder = out or Path("runs") / f"adapted-{way.rpartition(':')[2]}"
     given = parse_overrides(set_ or [])
@@ -67,6 +72,17 @@ def adapt(
             )
         typer.echo(f"{folder}: learned from {counted(made.about['pictures'], 'picture')} with captions")
         return
+    if way in TOWER_WAYS:
+        if descriptions is not None:
+            raise DiptychError(f"--descriptions: --way {way} learns from class names")
+        from diptych.choose.towers import fit
+
+        with TrainingDisplay(way) as training:
+            fit(model, TOWER_WAYS[way], data, folder, shots=shots, seed=seed, budget=budget, settings=given, progress=training)
+        typer.echo(f"{folder}: a run; evaluate it: diptych evaluate {folder} --data {data}")
+        return
+    if budget is not None:
+        raise DiptychError(f"--budget: --way {way} works on vectors and needs seconds; budgets are for ways that train a tower")
     settings = checked_settings(way_named(way), given)  # wrong names are refused before anything is loaded
     if not has_classes(data):
         raise DiptychError(f"--way {way} is for classes, and {data} has captions; for these there are {', '.join(MAP_WAYS)}")
@@ -89,11 +105,12 @@ def _list() -> None:
     from rich.table import Table
 
     from diptych.choose.maps import MAP_WAYS
+    from diptych.choose.towers import TOWER_WAYS
     from diptych.choose.ways import WAYS
 
     table = Table("way", "for", "what it does", box=None, header_style="bold")
-    known: dict[str, dict[str, Any]] = {"classes": dict(WAYS), "captions": dict(MAP_WAYS)}
-    for what, ways in known.items():
-        for name, cls in ways.items():
-            table.add_row(f"[bold]{name}[/]", what, f"{cls.about}\n[dim]{cls.cite}[/]" if cls.cite else cls.about)
+    known: list[tuple[str, Any]] = [*(("classes", w) for w in WAYS.values()), *(("captions", w) for w in MAP_WAYS.values())]
+    known += [(f"{w.learns}, training a tower", w) for w in TOWER_WAYS.values()]
+    for what, cls in known:
+        table.add_row(f"[bold]{cls.name}[/]", what, f"{cls.about}\n[dim]{cls.cite}[/]" if cls.cite else cls.about)
     Console().print(table)

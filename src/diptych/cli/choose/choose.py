@@ -20,7 +20,7 @@ def choose(
     models: Annotated[list[str] | None, typer.Argument(help=MODELS)] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help=CLASSES)] = None,
     test_data: Annotated[str | None, typer.Option(help="Other pictures to test on, instead of the test part of --data.")] = None,
-    ways: Annotated[str | None, typer.Option(help="Comma-separated (see diptych adapt --list). Default: all that fit.")] = None,
+    ways: Annotated[str | None, typer.Option(help="See diptych adapt --list; or all. Default: the usual.")] = None,
     shots: Annotated[str, typer.Option(help="Pictures of each class to learn from: `1,2,4,8,16,all`.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Draws of these pictures. Three or more are part of the intervals.")] = 1,
     budget: Annotated[str | None, typer.Option("--budget", "-b", help="A time, `20m`; what does not fit is listed.")] = None,
@@ -40,7 +40,7 @@ def choose(
         raise DiptychError("name the pictures: --data classes:DIRECTORY, with a folder for each class")
     from diptych.api import load
     from diptych.choose.captions import has_classes
-    from diptych.choose.run import Request, default_ways, seconds_of
+    from diptych.choose.run import Request, all_ways, default_ways, seconds_of
     from diptych.choose.run import choose as run_choose
     from diptych.choose.run_captions import choose_for_captions
     from diptych.choose.support import read_descriptions
@@ -59,7 +59,11 @@ def choose(
     try:
         with StepsDisplay() as display:
             if has_classes(data):
-                named = names or default_ways(bool(sentences))
+                named = (
+                    all_ways(bool(sentences))
+                    if names == ("all",)
+                    else names or default_ways(bool(sentences), towers=seconds is not None)
+                )
                 request = Request(
                     addresses, named, data, counts, seeds, descriptions=sentences, seconds=seconds, test_data=test_data
                 )  # fmt: skip

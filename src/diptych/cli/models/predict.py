@@ -43,6 +43,9 @@ def predict(
             help="`lac`: the smallest sets on average; `aps`: larger sets for difficult pictures, smaller ones for easy ones."
         ),
     ] = "lac",
+    each_class: Annotated[
+        bool, typer.Option("--each-class", help="The error rate holds in each class, also in rare ones, and not on average only.")
+    ] = False,
     calibrate: Annotated[
         str | None,
         typer.Option(
@@ -94,15 +97,15 @@ def predict(
     loaded = load(model, device)
     classifier = classifier_of(loaded, model, classes, _texts)
     done = run(
-        loaded, model, classifier, pictures, out, top=top, error=error, kind=kind, calibrate=calibrate, overwrite=overwrite,
-        batch=batch, quiet=json_, note=note,
+        loaded, model, classifier, pictures, out, top=top, error=error, kind=kind, calibrate=calibrate, each_class=each_class,
+        overwrite=overwrite, batch=batch, quiet=json_, note=note,
     )  # fmt: skip
-    conformal = Conformal(**done["conformal"]) if done.get("conformal") else None
+    conformal = Conformal.from_dict(done["conformal"]) if done.get("conformal") else None
     if json_:
         print_json({"out": str(out), **done})
     else:
         typer.echo(f"{out}: {counted(done['pictures'], 'picture')}{_sure(done, conformal)}")
-    if conformal is not None and (remark := too_few(conformal)):
+    if conformal is not None and (remark := too_few(conformal, classifier.names)):
         note(remark)
     if done["broken"]:
         raise DiptychError(
@@ -116,8 +119,9 @@ def _sure(done: dict[str, object], conformal: object) -> str:
 
     if not isinstance(conformal, Conformal):
         return ""
+    each = " in each class" if done["each_class"] else ""
     return (
-        f", {done['unsure']} unsure at an error rate of {conformal.error:g} (by {conformal.kind}, from "
+        f", {done['unsure']} unsure at an error rate of {conformal.error:g}{each} (by {conformal.kind}, from "
         f"{counted(conformal.n, 'calibration picture')})"
     )
 

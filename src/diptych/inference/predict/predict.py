@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def predict(
     error: float | None = None,
     kind: Kind = "lac",
     calibrate: str | None = None,
+    each_class: bool = False,
     overwrite: bool = False,
     batch: int = 32,
     quiet: bool = False,
@@ -63,7 +64,8 @@ def predict(
 
     address: of the model. top: how many of the likeliest classes. error: the share of pictures whose set may miss the true class;
     None: ``ERROR`` where there are calibration pictures, else no sets. calibrate: an address of pictures with classes that the
-    model did not learn from; None: those kept with an adapted model. Raises Interrupted on Ctrl-C.
+    model did not learn from; None: those kept with an adapted model. each_class: the error rate holds in each class. Raises
+    Interrupted on Ctrl-C.
     """
     check_error(ERROR if error is None else error)
     top = min(top, len(classifier.names))
@@ -78,6 +80,7 @@ def predict(
         "error": error,
         "sets": kind,
         "calibrate": calibrate,
+        "each_class": each_class,
     }
     parts = Parts(out, form_of(out, ENDINGS), schema_of(top), settings, pictures, overwrite)
     if parts.finished:
@@ -86,11 +89,11 @@ def predict(
     with parts.opened():
         known = parts.known()
         if "conformal" in known:  # of work that is continued: all rows get the same threshold
-            conformal = Conformal(**known["conformal"]) if known["conformal"] else None
+            conformal = Conformal.from_dict(known["conformal"]) if known["conformal"] else None
             temperature = float(known["temperature"])
         else:
-            conformal, temperature = conformal_of(model, address, classifier, error, kind, calibrate, batch, note)
-            parts.note(conformal=None if conformal is None else asdict(conformal), temperature=temperature)
+            conformal, temperature = conformal_of(model, address, classifier, error, kind, calibrate, each_class, batch, note)
+            parts.note(conformal=None if conformal is None else conformal.to_dict(), temperature=temperature)
 
         def rows_of(shown: Sequence[Picture]) -> list[list[Row]]:
             """One row for each picture."""
@@ -164,6 +167,7 @@ def conformal_of(
     error: float | None,
     kind: Kind,
     calibrate: str | None,
+    each_class: bool = False,
     batch: int = 32,
     note: Callable[[str], Any] = lambda text: None,
 ) -> tuple[Conformal | None, float]:
@@ -178,13 +182,13 @@ def conformal_of(
     if calibrate is not None:
         probabilities, labels = known_pictures(classifier, calibrate, batch, note)
         temperature = 1.0 if classifier.learned else fitting_temperature(probabilities, labels)
-        return calibrated(probabilities, labels, rate, kind, calibrate), temperature
+        return calibrated(probabilities, labels, rate, kind, calibrate, each_class), temperature
     kept = None
     if classifier.learned:
         temperature = model.temperature if isinstance(model, AdaptedModel) else 1.0
         kept = read_calibration(Path(address), len(classifier.names), temperature)
     if kept is not None and len(kept[1]):
-        return calibrated(*kept, rate, kind, FILE), 1.0
+        return calibrated(*kept, rate, kind, FILE, each_class), 1.0
     if kept is not None:
         missing = f"{Path(address) / FILE} has no picture that was left out in training (each class has one picture)"
     elif classifier.learned:

@@ -1,0 +1,111 @@
+"""Cells whose way trains a tower or its prompts: a run each, with its share of the time.
+
+Nothing of a setting is chosen, but the winner is: so a fifth of the training pictures is held out, which stands in for
+cross-validation, and the run learns from the others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.benchmarks.metrics.calibration import brier, ece
+from diptych.choose.cells import Cell
+from diptych.choose.data import Pictures
+from diptych.choose.select import balanced_accuracy, log_loss, softmax
+from diptych.choose.towers import TOWER_WAYS, fit
+from diptych.choose.towers.heads import labelled_pictures
+from diptych.config.budget import Budget
+from diptych.core.errors import DiptychError
+from diptych.data.sources import open_source
+from diptych.inference.adapted import AdaptedModel
+from diptych.inference.load import load
+from diptych.training.run_files import RunFiles
+
+HOLD = 0.2  # of the training pictures
+LEAST = 20.0  # seconds: a share of the time below this trains nothing worth a row
+CHUNK = 64
+
+
+def is_tower(way: str) -> bool:
+    """Whether a way trains a tower, and learns classes."""
+    return way in TOWER_WAYS and TOWER_WAYS[way].learns == "classes"
+
+
+def trained(cell: Cell, data: str, run: Path, seconds: float | None) -> dict[str, Any]:
+    """The record of a cell, with its run trained: ``accuracy`` is that on the pictures held out. ``skipped``: the reason why the
+    model cannot be adapted so. seconds: what the training may take; None: as long as in the paper.
+    """
+    record: dict[str, Any] = {"model": cell.model, "way": cell.way, "shots": cell.shots, "seed": cell.seed}
+    hold = HOLD if cell.shots != 1 else 0.0  # of one picture of a class none is left
+    budget = None if seconds is None else Budget(seconds=seconds)
+    began = time.perf_counter()
+    try:
+        fit(
+            cell.model,
+            TOWER_WAYS[cell.way],
+            data,
+            run,
+            shots=cell.shots or None,
+            seed=cell.seed,
+            budget=budget,
+            settings={"hold": hold},
+        )
+    except DiptychError as error:
+        return {**record, "skipped": str(error)}
+    spent = RunFiles(run).spent()
+    found: dict[str, Any] = {"accuracy": None, "loss": None, "temperature": 1.0, "folds": 0}
+    if hold:
+        held = open_source(RunFiles(run).recipe().data.train).split("validation")
+        images, y = labelled_pictures(held)
+        logits = np.asarray(opened(run).logits(images), dtype=np.float64)
+        found |= {"accuracy": balanced_accuracy(logits, y), "loss": log_loss(logits, y), "held_out": len(y)}
+    pictures = len(open_source(RunFiles(run).recipe().data.train).split("train"))
+    settings = {"hold": hold, **({} if seconds is None else {"seconds": round(seconds)})}
+    return {
+        **record, **found, "pictures": pictures, "settings": settings, "tried": 1, "run": str(run), "flops": spent.get("flops"),
+        "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+def tested_tower(record: dict[str, Any], test: Pictures) -> dict[str, Any]:
+    """The record with what the run achieves on the test pictures."""
+    model = opened(Path(record["run"]))
+    order = [model.classes.index(name) if name in model.classes else -1 for name in test.names]
+    logits = np.full((len(test), len(test.names)), -math.inf)
+    known = [i for i, at in enumerate(order) if at >= 0]
+    for start in range(0, len(test), CHUNK):
+        rows = range(start, min(start + CHUNK, len(test)))
+        own = np.asarray(model.logits([test.read(i) for i in rows]), dtype=np.float64)
+        logits[start : start + len(rows), known] = own[:, [order[i] for i in known]]
+    right = (logits.argmax(1) == test.labels).astype(float)
+    confidence = softmax(logits).max(1)
+    made = {
+        "correct": "".join(str(int(c)) for c in right),
+        "named": logits.argmax(1).tolist(),
+        "accuracy": float(right.mean()),
+        "balanced": balanced_accuracy(logits, test.labels),
+        "loss": log_loss(logits, test.labels),
+        "ece": ece(confidence, right),
+        "brier": brier(confidence, right),
+        "learning_seconds": 0.0,
+        "parameters": int(RunFiles(Path(record["run"])).spent().get("trainable_parameters", 0)),
+    }
+    return {**record, "test": made}
+
+
+def opened(run: Path) -> AdaptedModel:
+    """The model of a run that learned classes."""
+    model = load(run)
+    if not isinstance(model, AdaptedModel):
+        raise DiptychError(f"{run}: has no classes; train it again")
+    return model
+
+
+def share_of_time(left: float | None, cells: int) -> float | None:
+    """Seconds for the next of so many runs; None without a limit."""
+    return None if left is None else left / max(1, cells)
