@@ -78,7 +78,7 @@ def embeddings(model: Any, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("of", ["clip", "siglip", "run"])
-@pytest.mark.parametrize("way", ["lora", "full", "coop", "vpt"])
+@pytest.mark.parametrize("way", ["lora", "full", "coop", "vpt", "cocoop", "maple", "mmrl", "mmrl++", "vpt-deep"])
 def test_a_recipe_begins_as_the_model_with_its_scale(models: dict[str, str], data: str, of: str, way: str) -> None:
     setup = started(models[of], way, data)
     assert setup.started and not [name for name in setup.started.fresh if not name.startswith("adapters.")]
@@ -119,7 +119,12 @@ def test_the_papers_values_are_the_defaults(models: dict[str, str], data: str, n
     """Optimizer, rate, decay, batch and epochs, read in the papers and the authors' code."""
     want = {
         "coop": ("sgd", 2e-3, 5e-4, 32, 100),
+        "cocoop": ("sgd", 2e-3, 5e-4, 1, 10),
+        "maple": ("sgd", 3.5e-3, 5e-4, 4, 5),
+        "mmrl": ("adamw", 1e-3, 5e-4, 4, 10),
+        "mmrl++": ("adamw", 1e-3, 5e-4, 4, 10),
         "vpt": ("sgd", 2e-3, 1e-4, 32, 100),
+        "vpt-deep": ("sgd", 2e-3, 1e-4, 32, 100),
         "lora": ("adamw", 2e-4, 1e-2, 32, 500 * 2),
         "dora": ("adamw", 2e-4, 1e-2, 32, 500 * 2),
         "vera": ("adamw", 2e-3, 1e-2, 32, 500 * 2),
@@ -246,6 +251,21 @@ def test_the_run_names_its_classes(models: dict[str, str], data: str, tmp_path: 
     )  # finished: nothing to do
     with pytest.raises(DiptychError, match="holds a run with seed 1, not 2"):
         fit(models["clip"], TOWER_WAYS["lora"], data, moved, shots=2, seed=2)
+
+
+@pytest.mark.parametrize("way", ["cocoop", "maple", "mmrl", "mmrl++", "vpt-deep"])
+def test_ways_with_prompts_in_both_towers_end_in_runs_that_name_their_classes(
+    models: dict[str, str], data: str, tmp_path: Path, way: str
+) -> None:
+    for of in ("clip", "run"):
+        out = fit(models[of], TOWER_WAYS[way], data, tmp_path / of, shots=2, budget="16 samples", overrides=FAST)
+        model, ours = load(out, device="cpu"), TrainedModel.load(out, "cpu")
+        assert isinstance(model, AdaptedModel)
+        template = TOWER_WAYS[way]().template
+        texts = [template.format(name.replace("_", " ")) for name in sorted(NAMES)]
+        logits = ours.scale * np.asarray(ours.score(pictures(), texts))
+        want = np.exp(logits - logits.max(1, keepdims=True))
+        np.testing.assert_allclose(model.classify(pictures()), want / want.sum(1, keepdims=True), atol=1e-5)
 
 
 def test_classes_that_depend_on_the_image_are_named_by_scores(tmp_path: Path) -> None:
