@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,13 +35,14 @@ import yaml
 
 from diptych.benchmarks.statistics import clopper_pearson
 from diptych.config.budget import parse_budget
-from diptych.core.files import read_jsonl, write_text
+from diptych.core.files import read_json_or, read_jsonl, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "mutants"
 WORK = ROOT / "runs" / "mutants"
 PAGE = ROOT / "docs" / "mutants.md"
 SAMPLE, SEED, GOAL = 300, 0, 0.9
+WAITING = 10  # a test ends at its limit of the processor's time; one that waits for something else, after so many times as long
 COPIED = ("src", "tests", "bench", "docs", "examples", "README.md", "pyproject.toml", "constraints.txt", "Makefile")
 BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "Pow_Mul", "Mod_Mul", "BitOr_BitAnd", "BitAnd_BitOr")
 COMPARISONS = ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Lt_Gt", "Gt_Lt", "Eq_NotEq", "NotEq_Eq", "Is_IsNot", "IsNot_Is")
@@ -70,7 +72,7 @@ AREAS = {
     "training": Area(("training",), ("tests/training", "tests/core")),
     "generation": Area(("inference/generate.py", "inference/chat.py", "inference/fewshot.py", "inference/run.py"), ("tests/inference",)),
     "curation": Area(("curation",), ("tests/curation",)),
-    "statistics": Area(("benchmarks/statistics.py", "benchmarks/crossed.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks", "tests/comparison", "tests/study", "tests/core"), None),
+    "statistics": Area(("benchmarks/statistics.py", "benchmarks/crossed.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks/test_statistics.py", "tests/comparison/test_paired.py", "tests/study/test_verdict.py", "tests/core/test_special.py"), None),
     "metrics": Area(("benchmarks/metrics",), ("tests/benchmarks",), None),
     "readers": Area(("data/sources",), ("tests/data",), None),
 }  # fmt: skip
@@ -112,7 +114,7 @@ def mutants_of(file: Path) -> Iterator[Mutant]:
     idle = annotations(code)
     tree = get_ast(code)
     name, source = str(file.relative_to(ROOT)), hashlib.sha256(code.encode()).hexdigest()[:12]
-    nodes = list(_nodes(tree))
+    nodes = [node for node in _nodes(tree) if not _is_a_mark(node)]
     for operator in OPERATORS:
         instance = get_operator(operator)()
         for occurrence, ((line, column), _) in enumerate(place for node in nodes for place in instance.mutation_positions(node)):
@@ -139,6 +141,16 @@ def _nodes(node: Any) -> Iterator[Any]:
     yield node
     for child in getattr(node, "children", ()):
         yield from _nodes(child)
+
+
+def _is_a_mark(node: Any) -> bool:
+    """Whether an asterisk is not multiplication but a mark: of keyword-only arguments in a signature, or of a mapping in a display."""
+    return getattr(node, "value", None) in ("*", "/", "**") and node.parent.type in (
+        "parameters",
+        "lambdef",
+        "dictorsetmaker",
+        "atom",
+    )
 
 
 def annotations(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -181,6 +193,13 @@ class Coverage:
     of_file: dict[str, set[str]]
     seconds: dict[str, float]
 
+    def add(self, other: Coverage) -> None:
+        """Take what other tests run."""
+        for mine, theirs in ((self.tests, other.tests), (self.of_file, other.of_file)):
+            for key, tests in theirs.items():  # type: ignore[attr-defined]
+                mine.setdefault(key, set()).update(tests)  # type: ignore[call-overload]
+        self.seconds |= other.seconds
+
     def of(self, mutant: Mutant) -> list[str]:
         """The tests that run the line, quickest first. A line that runs on import: some tests that run the file."""
         found = self.tests.get((mutant.file, mutant.line), set())
@@ -189,52 +208,51 @@ class Coverage:
 
 
 def coverage(name: str, area: Area) -> Coverage:
-    """What the tests of an area cover; measured once, and again when sources or tests have changed."""
+    """What the tests of an area cover. Each file of tests is measured once, and again when it, a fixture or the sources have changed."""
     folder = WORK / "coverage"
     folder.mkdir(parents=True, exist_ok=True)
-    files = [
-        f
-        for p in (*area.tests, *(f"src/diptych/{s}" for s in area.sources))
-        for f in ([ROOT / p] if (ROOT / p).is_file() else sorted((ROOT / p).rglob("*.py")))
-    ]
-    key = hashlib.sha256("".join(f"{f}{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files).encode()).hexdigest()[:12]
-    data, log = folder / f"{name}-{key}.coverage", folder / f"{name}-{key}.jsonl"
-    if not (folder / f"{name}-{key}.done").is_file():
-        print(f"{name}: which tests run which lines …", file=sys.stderr)
-        log.unlink(missing_ok=True)
-        packages = [
-            f"--cov={ROOT / 'src' / 'diptych' / s if (ROOT / 'src' / 'diptych' / s).is_dir() else (ROOT / 'src' / 'diptych' / s).parent}"
-            for s in area.sources
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "bench.mutants",
-            "-p",
-            "no:cacheprovider",
-            *packages,
-            "--cov-context=test",
-            "--cov-report=",
-            *area.tests,
-        ]
+    sources = [ROOT / "src" / "diptych" / s for s in area.sources]
+    common = _digest(f for s in (*sources, *(ROOT / "tests").glob("*.py")) for f in _files(s))
+    wanted = {str(f.relative_to(ROOT)): common + _digest([f]) for p in area.tests for f in _files(ROOT / p, "test_*.py")}
+    index = folder / f"{name}.json"
+    known: dict[str, list[str]] = read_json_or(index, {})
+    if missing := [n for n, key in wanted.items() if known.get(n, [""])[0] != key]:
+        print(f"{name}: which lines the tests of {len(missing)} files run …", file=sys.stderr)
+        stem = f"{name}-{hashlib.sha256(''.join(wanted[n] for n in missing).encode()).hexdigest()[:12]}"
+        (folder / f"{stem}.jsonl").unlink(missing_ok=True)
+        packages = [f"--cov={s if s.is_dir() else s.parent}" for s in sources]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.mutants", "-p", "no:cacheprovider", *packages]
         environment = {
             **os.environ,
-            "MUTANTS_LOG": str(log),
-            "COVERAGE_FILE": str(data),
+            "MUTANTS_LOG": str(folder / f"{stem}.jsonl"),
+            "COVERAGE_FILE": str(folder / f"{stem}.coverage"),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}",
         }
+        command += ["--cov-context=test", "--cov-report=", *missing]
         subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False)
-        write_text(folder / f"{name}-{key}.done", "")
-    seconds = {row["test"]: row["seconds"] for row in read_jsonl(log) if row["passed"]}
-    return covered(data, seconds)
+        known |= {n: [wanted[n], stem] for n in missing}
+        write_json(index, known)
+    whole = Coverage(defaultdict(set), defaultdict(set), {})
+    for stem in sorted({known[n][1] for n in wanted}):
+        log = folder / f"{stem}.jsonl"
+        seconds = {row["test"]: row["seconds"] for row in (read_jsonl(log) if log.is_file() else []) if row["passed"]}
+        mine = {test: s for test, s in seconds.items() if known.get(test.partition("::")[0], ["", ""])[1] == stem}
+        if mine:
+            whole.add(covered(folder / f"{stem}.coverage", mine))
+    return whole
+
+
+def _files(path: Path, pattern: str = "*.py") -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob(pattern))
+
+
+def _digest(files: Iterable[Path]) -> str:
+    return hashlib.sha256("".join(f"{f}{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files).encode()).hexdigest()[:12]
 
 
 def covered(data: Path, seconds: dict[str, float]) -> Coverage:
-    """The content of a file of coverage.py with contexts."""
+    """The content of a file of coverage.py with contexts, of the tests in ``seconds``."""
     from coverage.numbits import numbits_to_nums
 
     lines: dict[tuple[str, int], set[str]] = defaultdict(set)
@@ -243,7 +261,7 @@ def covered(data: Path, seconds: dict[str, float]) -> Coverage:
         query = "select file.path, context.context, line_bits.numbits from line_bits join file on file.id = file_id join context on context.id = context_id"
         for path, context, bits in base.execute(query):
             test = context.rpartition("|")[0]
-            if not test or not path.startswith(str(ROOT)):
+            if test not in seconds or not path.startswith(str(ROOT)):
                 continue
             file = str(Path(path).relative_to(ROOT))
             of_file[file].add(test)
@@ -324,8 +342,10 @@ def serve() -> None:
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            seconds = int(asked["limit"])  # of the processor: other programs may keep the test waiting
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
             os._exit(int(pytest.main([*asked["tests"], "-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "-m", ""])))
-        end, status = time.monotonic() + asked["limit"], None
+        end, status = time.monotonic() + WAITING * asked["limit"], None
         while status is None and time.monotonic() < end:
             done, code = os.waitpid(child, os.WNOHANG)
             status = os.waitstatus_to_exitcode(code) if done else None
@@ -333,16 +353,18 @@ def serve() -> None:
         if status is None:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        print("timeout" if status is None else "survived" if status == 0 else "killed", flush=True)
+        late = status is None or status in (-signal.SIGXCPU, -signal.SIGKILL)
+        print("timeout" if late else "survived" if status == 0 else "killed", flush=True)
 
 
-def run_area(name: str, area: Area, end: float, jobs: int, number: int | None) -> None:
-    """Tries the mutants of an area that have no result yet, until the time is over."""
+def run_area(name: str, area: Area, end: float, jobs: int, number: int | None, again: bool = False) -> None:
+    """Tries the mutants of an area that have no result yet, until the time is over. again: first those that survived, anew."""
     every = mutants(area)
     sample = drawn(area, every)[:number]
     path = RESULTS / f"{name}.jsonl"
-    known = {row["id"] for row in (read_jsonl(path) if path.is_file() else [])}
-    todo = [m for m in sample if m.id not in known]
+    rows = {row["id"]: row for row in (read_jsonl(path) if path.is_file() else [])}
+    alive = [m for m in sample if again and rows.get(m.id, {}).get("result") in ("survived", "not run")]
+    todo = [*alive, *(m for m in sample if m.id not in rows)]
     print(f"{name}: {len(every):,} mutants, {len(sample):,} drawn, {len(todo):,} to do", file=sys.stderr)
     if not todo or time.monotonic() > end:
         return
@@ -396,7 +418,8 @@ def write_page() -> None:
     for name, area in AREAS.items():
         path = RESULTS / f"{name}.jsonl"
         sample = {m.id for m in drawn(area, mutants(area))}
-        rows = [row for row in (read_jsonl(path) if path.is_file() else []) if row["id"] in sample and row["result"] != "the same"]
+        last = {row["id"]: row for row in (read_jsonl(path) if path.is_file() else [])}  # of a mutant tried again, the later result
+        rows = [row for row in last.values() if row["id"] in sample and row["result"] != "the same"]
         counts = Counter("killed" if row["result"] in ("killed", "timeout") else "survived" for row in rows)
         alive = [row for row in rows if row["result"] not in ("killed", "timeout")]
         survivors += [(name, row) for row in alive]
@@ -432,6 +455,7 @@ def main() -> int:
     parser.add_argument("--time", default="30m", help="how long, such as 30m; what is left is done the next time")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--number", type=int, help="only the first so many of each sample")
+    parser.add_argument("--again", action="store_true", help="first try those that survived anew, with the tests as they are now")
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -444,7 +468,7 @@ def main() -> int:
     if not given.page:
         end = time.monotonic() + (parse_budget(given.time).seconds or 0)
         for name in given.areas or AREAS:
-            run_area(name, AREAS[name], end, given.jobs, given.number)
+            run_area(name, AREAS[name], end, given.jobs, given.number, given.again)
     write_page()
     print(f"written: {PAGE}", file=sys.stderr)
     return 0
