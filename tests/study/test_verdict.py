@@ -236,3 +236,14 @@ def test_a_range_survives_the_file_of_a_measure(tmp_path) -> None:
     assert list(runs.one("m", "a", 0).range) == [0.0, 1.0]
     set_by_hand = load_study({**study.to_data(), "measures": {"m": {**study.to_data()["measures"]["m"], "range": [-1, None]}}})
     assert list(Runs(set_by_hand, tmp_path).one("m", "a", 0).range) == [-1.0, None]
+
+
+def test_runs_on_different_items_are_compared_as_welch_does() -> None:
+    rng = np.random.default_rng(11)
+    a, b = rng.normal(0.4, 1.0, 12), rng.normal(0.0, 3.0, 30)
+    other = Measured(float(b.mean()), {f"other {k}": float(v) for k, v in enumerate(b)})
+    found, theirs = estimate([of(a)], [other]), stats.ttest_ind(a, b, equal_var=False)
+    interval = theirs.confidence_interval()
+    assert (found.value, found.low, found.high) == pytest.approx((a.mean() - b.mean(), interval.low, interval.high))
+    assert (found.freedom, found.p(), found.items) == (pytest.approx(theirs.df), pytest.approx(theirs.pvalue), 12)
+    assert found.effect == pytest.approx(found.value / math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
