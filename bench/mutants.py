@@ -114,11 +114,12 @@ def mutants_of(file: Path) -> Iterator[Mutant]:
     idle = annotations(code)
     tree = get_ast(code)
     name, source = str(file.relative_to(ROOT)), hashlib.sha256(code.encode()).hexdigest()[:12]
-    nodes = [node for node in _nodes(tree) if not _is_a_mark(node)]
+    nodes = list(_nodes(tree))
     for operator in OPERATORS:
         instance = get_operator(operator)()
-        for occurrence, ((line, column), _) in enumerate(place for node in nodes for place in instance.mutation_positions(node)):
-            if not any(first <= (line, column) < last for first, last in idle):
+        places = ((node, place) for node in nodes for place in instance.mutation_positions(node))
+        for occurrence, (node, ((line, column), _)) in enumerate(places):  # marks are counted, as ``mutated`` counts them
+            if not _is_a_mark(node) and not any(first <= (line, column) < last for first, last in idle):
                 yield Mutant(name, line, operator.removeprefix("core/"), occurrence, source)
 
 
@@ -145,12 +146,8 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 def _is_a_mark(node: Any) -> bool:
     """Whether an asterisk is not multiplication but a mark: of keyword-only arguments in a signature, or of a mapping in a display."""
-    return getattr(node, "value", None) in ("*", "/", "**") and node.parent.type in (
-        "parameters",
-        "lambdef",
-        "dictorsetmaker",
-        "atom",
-    )
+    marks = ("parameters", "lambdef", "dictorsetmaker", "atom")
+    return getattr(node, "value", None) in ("*", "/", "**") and node.parent.type in marks
 
 
 def annotations(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:

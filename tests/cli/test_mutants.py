@@ -94,6 +94,19 @@ def test_mutants_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert {m.line for m in found} <= {6, 8, 9, 11}
 
 
+def test_a_mark_in_a_signature_is_no_multiplication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cosmic_ray", reason="cosmic-ray is in the extra mutants")
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    code = "def scaled(x, *, by=2, **more):\n    return dict(**more, y=x * by), {**more, 1: by**x}\n"
+    (tmp_path / "scaled.py").write_text(code)
+    found = [m for m in mutants.mutants_of(tmp_path / "scaled.py") if m.operator.endswith(("Mul_Div", "Pow_Mul"))]
+    changes = [difference(code, mutants.mutated(code, f"core/{m.operator}", m.occurrence) or code)[1] for m in found]
+    assert sorted(changes) == [
+        "return dict(**more, y=x * by), {**more, 1: by*x}",
+        "return dict(**more, y=x / by), {**more, 1: by**x}",
+    ]
+
+
 @pytest.mark.parametrize("answer", ["killed\n", ""])
 def test_a_worker_that_died_is_no_survivor(tmp_path: Path, answer: str) -> None:
     """And the file of its tree is as it was."""
