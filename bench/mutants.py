@@ -42,6 +42,7 @@ RESULTS = Path(__file__).parent / "results" / "mutants"
 WORK = ROOT / "runs" / "mutants"
 PAGE = ROOT / "docs" / "mutants.md"
 SAMPLE, SEED, GOAL = 300, 0, 0.9
+NOT_HERE = 77  # the exit status of a fork that cannot make the change in place
 WAITING = 10  # a test ends at its limit of the processor's time; one that waits for something else, after so many times as long
 COPIED = ("src", "tests", "bench", "docs", "examples", "README.md", "pyproject.toml", "constraints.txt", "Makefile")
 BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "Pow_Mul", "Mod_Mul", "BitOr_BitAnd", "BitAnd_BitOr")
@@ -271,9 +272,11 @@ def covered(data: Path, seconds: dict[str, float]) -> Coverage:
 
 
 class Worker:
-    """Runs tests on a copy of the checkout in which one file is changed. ``serve`` has torch loaded and forks for each mutant."""
+    """Runs tests on a copy of the checkout in which one file is changed. ``serve`` forks for each mutant: a process that has torch, the
+    sources and the tests ``loaded`` changes functions in place; for other changes there is one that has torch loaded alone.
+    """
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, *loaded: str):
         self.tree = WORK / f"tree-{number}"
         shutil.rmtree(self.tree, ignore_errors=True)
         self.tree.mkdir(parents=True)
@@ -284,14 +287,18 @@ class Worker:
             elif place.is_file():
                 shutil.copy(place, self.tree / name)
         self.stamp = time.time()
+        self.servers = [self._server(*loaded), self._server()] if loaded else [self._server()]
+
+    def _server(self, *loaded: str) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": f"{self.tree}:{self.tree / 'src'}",
             "PYTHONHASHSEED": "0",
         }
-        self.server = subprocess.Popen(
-            [sys.executable, str(self.tree / "bench" / "mutants.py"), "--serve"], cwd=self.tree, env=environment,
+        command = [sys.executable, str(self.tree / "bench" / "mutants.py"), "--serve", *loaded]
+        return subprocess.Popen(
+            command, cwd=self.tree, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
 
@@ -299,13 +306,17 @@ class Worker:
         """killed, survived or timeout. RuntimeError if the process that runs the tests has ended: that is no result."""
         path = self.tree / mutant.file
         code = path.read_text(encoding="utf-8")
+        asked = {"tests": tests, "limit": limit, "path": str(path), "before": code, "after": changed}
         try:
             self._write(path, changed)
-            assert self.server.stdin and self.server.stdout
-            self.server.stdin.write(json.dumps({"tests": tests, "limit": limit}) + "\n")
-            self.server.stdin.flush()
-            if not (answer := self.server.stdout.readline().strip()):
-                raise RuntimeError(f"the process that runs the tests of {self.tree} has ended")
+            for server in self.servers:
+                assert server.stdin and server.stdout
+                server.stdin.write(json.dumps(asked) + "\n")
+                server.stdin.flush()
+                if not (answer := server.stdout.readline().strip()):
+                    raise RuntimeError(f"the process that runs the tests of {self.tree} has ended")
+                if answer != "not here":
+                    break
             return answer
         finally:
             self._write(path, code)
@@ -317,31 +328,42 @@ class Worker:
         os.utime(path, (self.stamp, self.stamp))
 
     def close(self) -> None:
-        """Ends the process."""
-        os.killpg(self.server.pid, signal.SIGKILL)
-        self.server.wait()
+        """Ends the processes."""
+        for server in self.servers:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
-def serve() -> None:
-    """Reads {"tests", "limit"} lines and answers each with the outcome of the tests in a fork."""
+def serve(loaded: list[str]) -> None:
+    """Reads {"tests", "limit", …} lines and answers each with the outcome of the tests in a fork. loaded: files of tests that are
+    loaded before; the change is then made in place, and "not here" is the answer if it cannot be.
+    """
     import numpy  # noqa: F401
     import pytest
     import torch
     import transformers  # noqa: F401
 
+    from bench.inplace import patch
+
     torch.set_num_threads(1)
+    out = os.fdopen(os.dup(1), "w")
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    plain = ["-q", "-p", "no:cacheprovider", "-p", "no:cov", "-m", ""]
+    if loaded:
+        pytest.main([*loaded, *plain, "--collect-only"])
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()
         if child == 0:
             os.setsid()
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
             os.dup2(quiet, 2)
+            if loaded and not patch(asked["path"], asked["before"], asked["after"]):
+                os._exit(NOT_HERE)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             seconds = int(asked["limit"])  # of the processor: other programs may keep the test waiting
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-            os._exit(int(pytest.main([*asked["tests"], "-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "-m", ""])))
+            os._exit(int(pytest.main([*asked["tests"], "-x", *plain])))
         end, status = time.monotonic() + WAITING * asked["limit"], None
         while status is None and time.monotonic() < end:
             done, code = os.waitpid(child, os.WNOHANG)
@@ -351,7 +373,8 @@ def serve() -> None:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
         late = status is None or status in (-signal.SIGXCPU, -signal.SIGKILL)
-        print("timeout" if late else "survived" if status == 0 else "killed", flush=True)
+        answer = "timeout" if late else {0: "survived", NOT_HERE: "not here"}.get(status or 0, "killed")
+        print(answer, file=out, flush=True)
 
 
 def run_area(name: str, area: Area, end: float, jobs: int, number: int | None, again: bool = False) -> None:
@@ -369,7 +392,7 @@ def run_area(name: str, area: Area, end: float, jobs: int, number: int | None, a
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def work(number: int) -> None:
-        worker = Worker(number)
+        worker = Worker(number, *sorted({test.partition("::")[0] for test in tests.seconds}))
         try:
             while time.monotonic() < end:
                 with lock:
@@ -454,10 +477,10 @@ def main() -> int:
     parser.add_argument("--number", type=int, help="only the first so many of each sample")
     parser.add_argument("--again", action="store_true", help="first try those that survived anew, with the tests as they are now")
     parser.add_argument("--page", action="store_true", help="only write the page")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # with files of tests in place of areas
     given = parser.parse_args()
     if given.serve:
-        serve()
+        serve(given.areas)
         return 0
     unknown = [name for name in given.areas if name not in AREAS]
     if unknown:

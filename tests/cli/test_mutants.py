@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench import mutants
+from bench.inplace import patch
 from bench.mutants import Area, Coverage, Mutant, Worker, annotations, difference, drawn
 
 CODE = '''"""A module."""
@@ -109,10 +110,10 @@ def test_a_mark_in_a_signature_is_no_multiplication(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("answer", ["killed\n", ""])
 def test_a_worker_that_died_is_no_survivor(tmp_path: Path, answer: str) -> None:
-    """And the file of its tree is as it was."""
+    """And the file of its tree is as it was. A process that cannot make the change in place leaves it to the next."""
     worker: Any = Worker.__new__(Worker)
     worker.tree, worker.stamp = tmp_path, 0.0
-    worker.server = SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO(answer))
+    worker.servers = [SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO(text)) for text in ("not here\n", answer)]
     (tmp_path / "a.py").write_text("x = 1\n")
     if answer:
         assert worker.run(some(1, file="a.py"), "x = 2\n", ["test"], 1.0) == "killed"
@@ -120,3 +121,59 @@ def test_a_worker_that_died_is_no_survivor(tmp_path: Path, answer: str) -> None:
         with pytest.raises(RuntimeError, match="has ended"):
             worker.run(some(1, file="a.py"), "x = 2\n", ["test"], 1.0)
     assert (tmp_path / "a.py").read_text() == "x = 1\n"
+
+
+LOADED = '''"""A module."""
+
+LIMIT = 3
+
+
+def clamped(x, low=1):
+    return max(low, min(x, LIMIT))
+
+
+class Twice:
+    factor = 2
+
+    def of(self, x):
+        return [self.factor * y for y in (x, x + 1)]
+
+    @staticmethod
+    def half(x):
+        return x / 2
+
+
+above = [x for x in (1, 2, 3) if x > 1]
+key = lambda x: -x
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "in_place"),
+    [
+        ("max(low, min", "min(low, min", True),
+        ("y in (x, x + 1)", "y in (x, x - 1)", True),
+        ("return x / 2", "return x * 2", True),
+        ("lambda x: -x", "lambda x: +x", True),
+        ("low=1", "low=2", False),
+        ("LIMIT = 3", "LIMIT = 4", False),
+        ("factor = 2", "factor = 3", False),
+        ("if x > 1", "if x >= 1", False),
+        ("clamped", "clamped", False),
+    ],
+)
+def test_functions_change_in_place_wherever_they_are_known(tmp_path: Path, old: str, new: str, in_place: bool) -> None:
+    path = str(tmp_path / "loaded.py")
+    own: dict[str, Any] = {"__name__": "loaded"}
+    exec(compile(LOADED, path, "exec"), own)
+    elsewhere = {
+        "clamped": own["clamped"],
+        "of": own["Twice"]().of,
+        "half": own["Twice"].half,
+        "key": own["key"],
+    }  # as imported before
+    before = [elsewhere["clamped"](0), elsewhere["of"](5), elsewhere["half"](8), elsewhere["key"](1)]
+    assert before == [1, [10, 12], 4, -1]
+    assert patch(path, LOADED, LOADED.replace(old, new)) == in_place
+    after = [elsewhere["clamped"](0), elsewhere["of"](5), elsewhere["half"](8), elsewhere["key"](1)]
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == in_place
