@@ -62,6 +62,14 @@ def test_quick_tests_come_first_and_failing_ones_never() -> None:
     assert tests.of(some(1, file="src/other.py")) == []
 
 
+def test_a_default_value_is_tried_with_the_tests_of_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    (tmp_path / "a.py").write_text("def f(\n    x,\n    y=2,\n):\n    z = x + y\n    return z\n\n\nLIMIT = 3\n")
+    tests = Coverage({("a.py", 5): {"t"}, ("a.py", 6): {"t"}}, {"a.py": {"t", "u"}}, {"t": 3.0, "u": 0.1})
+    assert tests.of(some(3, file="a.py")) == ["t"]
+    assert tests.of(some(9, file="a.py")) == ["u", "t"]
+
+
 def test_the_page_counts_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [some(line) for line in range(1, 11)]
     monkeypatch.setattr(mutants, "AREAS", {"mine": Area((), (), None)})

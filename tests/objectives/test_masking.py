@@ -89,6 +89,15 @@ def test_cells_are_hidden_whole(side: int, size: int) -> None:
     assert not torch.equal(hidden[0], hidden[1])
 
 
+def test_codes_are_hidden_in_blocks_or_one_by_one() -> None:
+    objectives = Little("flava", "stages.1.objectives.masked_both.blocks=false", stage="main").objectives
+    torch.manual_seed(0)
+    blocks, single = (objectives[name].hide(500, CPU) for name in ("masked_codes", "masked_both"))  # type: ignore[operator]
+    assert blocks.sum(1).tolist() == single.sum(1).tolist() == [14] * 500, "40 % of 36"
+    assert neighbours(blocks, 6) > 1.5 * neighbours(single, 6)
+    assert neighbours(single, 6) == pytest.approx(14 / 36 * 13 / 35, abs=0.01), "each by itself, without putting back"
+
+
 # --- what is learned from them ---
 
 

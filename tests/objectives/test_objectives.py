@@ -15,7 +15,7 @@ from diptych.core.batch import Batch, Images, Texts
 from diptych.core.errors import DiptychError
 from diptych.models.vlm import build_model
 from diptych.objectives import OBJECTIVES, build_objectives
-from diptych.objectives.contrastive import info_nce, same_meaning, sigmoid_loss
+from diptych.objectives.contrastive import Sigmoid, info_nce, same_meaning, sigmoid_loss
 from diptych.objectives.generative import next_token_loss, token_log_probabilities
 from diptych.objectives.maskvlm import mask_words, patchify
 from diptych.objectives.matching import mine_negatives
@@ -352,3 +352,35 @@ def test_hard_negatives_are_not_passed_around_the_ring() -> None:
     Little("negclip", "stages.0.objectives={sigmoid: {exchange: ring}}")
     with pytest.raises(DiptychError, match="set exchange: gather"):
         Little("negclip", "stages.0.objectives={sigmoid: {exchange: ring, hard_negatives: true}}")
+
+
+class Ring(dict):
+    """The encodings of one of several processes, to which those of the others are passed on."""
+
+    def __init__(self, parts, own):
+        super().__init__(parts[own])
+        self.alone, self.parts, self.own = self, parts, own
+
+    def around(self, text, meaning):
+        for k in range(len(self.parts)):
+            part = self.parts[(self.own + k) % len(self.parts)]
+            yield part["text.embedding"], None if meaning is None else part["text"].meaning, k == 0
+
+
+@pytest.mark.parametrize("meaning", [None, [0, 1, 1, 2, 0, 3]])
+def test_texts_passed_around_a_ring_give_the_loss_of_the_whole_batch(meaning):
+    rng = np.random.default_rng(7)
+    image, text = unit(rng, 6, 5), unit(rng, 6, 5)
+    parts = [
+        {
+            "image.embedding": torch.tensor(image[k : k + 2]),
+            "text.embedding": torch.tensor(text[k : k + 2]),
+            "text": Texts(
+                torch.zeros(2, 1), torch.ones(2, 1), meaning=None if meaning is None else torch.tensor(meaning[k : k + 2])
+            ),
+        }
+        for k in (0, 2, 4)
+    ]
+    objective = Sigmoid(None, scale=4.0, bias=-1.0, exchange="ring").double()
+    shares = [objective.forward(Ring(parts, own)).item() for own in range(3)]
+    assert np.mean(shares) == pytest.approx(reference_sigmoid(image, text, 4, -1, meaning), rel=1e-6)
