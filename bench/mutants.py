@@ -27,6 +27,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -420,7 +421,7 @@ def run_area(name: str, area: Area, end: float, jobs: int, number: int | None, a
                 limit = 60 + 10 * sum(tests.seconds[t] for t in chosen)
                 result = "the same" if changed is None else worker.run(mutant, changed, chosen, limit) if chosen else "not run"
                 row = {"id": mutant.id, "result": result, "tests": len(chosen), "seconds": round(time.monotonic() - began, 1)}
-                row |= {**asdict(mutant), "before": before, "after": after}
+                row |= {"date": f"{date.today()}", **asdict(mutant), "before": before, "after": after}
                 with lock, path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 print(f"  {result:9} {mutant.file}:{mutant.line} {before[:60]} → {after[:60]}", file=sys.stderr)
@@ -443,10 +444,11 @@ def write_page() -> None:
         "# Mutation testing",
         "",
         "One operator, comparison, number or condition of the source is changed at a time; the tests of its folder should then fail. `make mutants` continues "
-        f"the samples, drawn with seed {SEED} over lines; results stay valid while a file does not change. The goal is {GOAL:.0%} found.",
+        f"the samples, drawn with seed {SEED} over lines; results stay valid while a file does not change. The goal is {GOAL:.0%} found. "
+        "One area alone: `make mutants AREAS=training TIME=60m`; after new tests, those not found: `python -m bench.mutants training --again`.",
         "",
-        "| area | mutants tried | of | found | 95 % interval | not found | reason known |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| area | mutants tried | of | found | share | 95 % interval | not found | reason known | tried last |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     survivors: list[tuple[str, dict[str, Any]]] = []
     for name, area in AREAS.items():
@@ -458,13 +460,14 @@ def write_page() -> None:
         alive = [row for row in rows if row["result"] not in ("killed", "timeout")]
         survivors += [(name, row) for row in alive]
         if not rows:
-            lines.append(f"| {name} | 0 | {len(sample):,} | — | — | — | — |")
+            lines.append(f"| {name} | 0 | {len(sample):,} | — | — | — | — | — | — |")
             continue
         share = counts["killed"] / len(rows)
         low, high = clopper_pearson(share, len(rows))
         explained = sum(row["id"] in reasons for row in alive)
         lines.append(
-            f"| {name} | {len(rows):,} | {len(sample):,} | {share:.1%} | {low:.1%} to {high:.1%} | {len(alive)} | {explained} |"
+            f"| {name} | {len(rows):,} | {len(sample):,} | {counts['killed']:,} | {share:.1%} | {low:.1%} to {high:.1%} | {len(alive)} "
+            f"| {explained} | {max(row.get('date', '—') for row in rows)} |"
         )
     lines += [
         "",
@@ -479,7 +482,19 @@ def write_page() -> None:
         why = reasons.get(row["id"], "not run" if row["result"] == "not run" else "")
         change = f"`{row['before']}` → `{row['after']}`".replace("|", "\\|")
         lines.append(f"| {name} | `{row['file'].removeprefix('src/diptych/')}:{row['line']}` ({row['id']}) | {change} | {why} |")
-    write_text(PAGE, "\n".join(lines) + "\n")
+    write_text(PAGE, "\n".join([*lines, *planted()]) + "\n")
+
+
+def planted() -> list[str]:
+    """The lines about faults that were planted by hand, from planted.yaml; none without it."""
+    path = RESULTS / "planted.yaml"
+    if not path.is_file():
+        return []
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    lines = ["", "## Planted by hand", "", given["about"].strip(), "", "| area | planted | found before |", "|---|---:|---:|"]
+    lines += [f"| {area} | {row['planted']} | {row['found']} |" for area, row in given["areas"].items()]
+    lines += ["", "| not found before | test that finds it now |", "|---|---|"]
+    return lines + [f"| {row['fault']} | `{row['test']}` |" for row in given["missed"]]
 
 
 def main() -> int:

@@ -78,17 +78,20 @@ def test_the_page_counts_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(mutants, "PAGE", tmp_path / "mutants.md")
     results = ["killed"] * 6 + ["timeout", "survived", "not run", "the same"]
     rows = [
-        {"id": m.id, "result": r, "file": m.file, "line": m.line, "before": "a | b", "after": "a & b"}
+        {"id": m.id, "result": r, "file": m.file, "line": m.line, "before": "a | b", "after": "a & b", "date": "2026-11-30"}
         for m, r in zip(found, results, strict=True)
     ]
     rows.append({"id": "gone", "result": "survived", "file": "src/a.py", "line": 1, "before": "", "after": ""})
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "reasons.yaml").write_text(f"'{found[7].id}': \"both are the same here\"\n")
+    (tmp_path / "planted.yaml").write_text(
+        "{about: by reading, areas: {mine: {planted: 3, found: 2}}, missed: [{fault: a sign, test: 'tests/t.py::t'}]}"
+    )
     mutants.write_page()
     page = (tmp_path / "mutants.md").read_text()
-    assert "| mine | 9 | 10 | 77.8% | 40.0% to 97.2% | 2 | 1 |" in page
+    assert "| mine | 9 | 10 | 7 | 77.8% | 40.0% to 97.2% | 2 | 1 | 2026-11-30 |" in page
     assert "both are the same here" in page and "`a \\| b` → `a \\& b`".replace("\\&", "&") in page and "not run |" in page
-    assert "gone" not in page
+    assert "gone" not in page and "| mine | 3 | 2 |" in page and "| a sign | `tests/t.py::t` |" in page
 
 
 def test_mutants_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,8 +355,9 @@ def test_the_loss_on_held_out_samples_is_that_of_evaluation_mode(tmp_path):
     setup, stage = trainer.setup, trainer.recipe.stages[0]
     validator = Validator(trainer.recipe, setup, trainer.cluster, stage)
     setup.model.train()
+    state = torch.get_rng_state()
     found = validator.loss(stage, setup.objectives, None)
-    assert setup.model.training
+    assert setup.model.training and torch.equal(torch.get_rng_state(), state), "training goes on as if nothing had been"
     with torch.no_grad():
         objective = setup.objectives["info_nce"]
         losses = [objective(setup.model.eval().encode(validator.loader.batch(k))).item() for k in range(validator.batches)]
