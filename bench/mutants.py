@@ -467,7 +467,7 @@ def write_page() -> None:
         explained = sum(row["id"] in reasons for row in alive)
         lines.append(
             f"| {name} | {len(rows):,} | {len(sample):,} | {counts['killed']:,} | {share:.1%} | {low:.1%} to {high:.1%} | {len(alive)} "
-            f"| {explained} | {max(row.get('date', '—') for row in rows)} |"
+            f"| {explained} | {max(row.get('date', '') for row in rows)} |"
         )
     lines += [
         "",
