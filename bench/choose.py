@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.harness import environment
 from diptych.api import load
 from diptych.choose.run import Request, choose
 from diptych.cli.choose.display import StepsDisplay
@@ -96,10 +97,11 @@ def run(name: str, models: list[str]) -> None:
 
 def page(found: dict[str, dict[str, Any]]) -> str:
     """The page with a table of each question: accuracy at each number of pictures."""
+    where = environment()
     lines = [
         "# Which way of adapting, measured", "", "`python -m bench.choose`", "",
         "Test accuracy in per cent, mean over five draws of the training pictures; in brackets the 95 % interval over pictures and draws at the most pictures. "
-        "Settings were chosen by cross-validation on the training pictures. Rows are in the order of cross-validation.",
+        f"Settings were chosen by cross-validation on the training pictures. Rows are in the order of cross-validation. {where['hardware']}; {where['software']}.",
     ]  # fmt: skip
     for name, results in found.items():
         data, made = results["data"], results["environment"]
