@@ -107,7 +107,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         data, made = results["data"], results["environment"]
         lines += ["", f"## {TITLES[name]}", ""]
         lines.append(
-            f"{data['train']:,} pictures to draw from, {data['test']:,} to test, {len(data['classes'])} classes. {made['date'][:10]}, {made['platform']}."
+            f"{data['train']:,} pictures to draw from, {data['test']:,} to test, {len(data['classes'])} classes. {made['date'][:10]}."
         )
         lines += [
             "",
