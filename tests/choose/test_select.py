@@ -174,7 +174,9 @@ def test_copies_in_one_group_do_not_help_and_without_groups_they_do():
 
 def test_a_lone_picture_has_no_logits_and_does_not_count():
     support = clusters(3, [6, 6, 1])
+    Memoriser.seen.clear()
     choice = choose_settings(Memoriser, support)
+    assert len(Memoriser.seen) == 5 and all(support.x[12].tobytes() in seen for seen in Memoriser.seen)  # but all learn from it
     assert np.isnan(choice.logits[12]).all() and not np.isnan(choice.logits[:12]).any()
     assert choice.accuracy == pytest.approx(
         np.mean([(choice.logits[r].argmax(1) == c).mean() for c, r in enumerate([slice(6), slice(6, 12)])])
