@@ -230,6 +230,19 @@ def test_then_the_least_loss_at_the_temperature_that_fits():
     assert choice.temperature == fitting_temperature(knows, Y)
 
 
+def test_accuracy_counts_before_the_loss():
+    """The better one is very sure where it is wrong."""
+    sure = mixed(0.9) * np.tile(np.where(np.arange(10) < 9, 1.0, 40.0), 2)[:, None]
+    choice = choose_settings(*scripted([mixed(0.8, sure=2), sure]))
+    assert choice.settings == {"number": 1} and choice.tried[1]["loss"] > choice.tried[0]["loss"]
+
+
+def test_too_sure_is_no_fault_where_a_temperature_mends_it():
+    knows = mixed(0.8) * np.tile(np.where(np.arange(10) < 8, 3.0, 1.0), 2)[:, None]
+    assert log_loss(20 * knows, Y) > log_loss(mixed(0.8), Y)
+    assert choose_settings(*scripted([mixed(0.8), 20 * knows])).settings == {"number": 1}
+
+
 def test_then_the_first_of_the_grid():
     way, support = scripted([mixed(0.7), mixed(0.7)])
     assert choose_settings(way, support).settings == {"number": 0}
