@@ -174,7 +174,9 @@ def test_copies_in_one_group_do_not_help_and_without_groups_they_do():
 
 def test_a_lone_picture_has_no_logits_and_does_not_count():
     support = clusters(3, [6, 6, 1])
+    Memoriser.seen.clear()
     choice = choose_settings(Memoriser, support)
+    assert len(Memoriser.seen) == 5 and all(support.x[12].tobytes() in seen for seen in Memoriser.seen)  # but all learn from it
     assert np.isnan(choice.logits[12]).all() and not np.isnan(choice.logits[:12]).any()
     assert choice.accuracy == pytest.approx(
         np.mean([(choice.logits[r].argmax(1) == c).mean() for c, r in enumerate([slice(6), slice(6, 12)])])
@@ -226,6 +228,19 @@ def test_then_the_least_loss_at_the_temperature_that_fits():
     losses = [t["loss"] for t in choice.tried]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[2] < losses[0] - 0.01
     assert choice.temperature == fitting_temperature(knows, Y)
+
+
+def test_accuracy_counts_before_the_loss():
+    """The better one is very sure where it is wrong."""
+    sure = mixed(0.9) * np.tile(np.where(np.arange(10) < 9, 1.0, 40.0), 2)[:, None]
+    choice = choose_settings(*scripted([mixed(0.8, sure=2), sure]))
+    assert choice.settings == {"number": 1} and choice.tried[1]["loss"] > choice.tried[0]["loss"]
+
+
+def test_too_sure_is_no_fault_where_a_temperature_mends_it():
+    knows = mixed(0.8) * np.tile(np.where(np.arange(10) < 8, 3.0, 1.0), 2)[:, None]
+    assert log_loss(20 * knows, Y) > log_loss(mixed(0.8), Y)
+    assert choose_settings(*scripted([mixed(0.8), 20 * knows])).settings == {"number": 1}
 
 
 def test_then_the_first_of_the_grid():

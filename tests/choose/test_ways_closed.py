@@ -29,7 +29,7 @@ def test_knn_leaves_no_class_impossible_and_counts_no_more_images_than_there_are
     support = clusters(3, 2)
     support = replace(support, names=(*support.names, "unseen"), prompts=None)
     head = WAYS["knn"](k=20).fit(support)
-    p = softmax(head.logits(NEW))
+    p = np.exp(head.logits(NEW))
     np.testing.assert_allclose(p, (6 * head.shares(NEW) + 0.25) / 7, atol=1e-12)  # 6 votes, and one spread over 4 classes
     np.testing.assert_allclose(p[:, 3], 0.25 / 7)
 
