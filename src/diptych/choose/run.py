@@ -270,10 +270,9 @@ def _about(parts: Parts, address: str) -> dict[str, Any]:
     notes += [f"no training picture: {', '.join(never)}; only ways that read class names can name them"] if never else []
     if parts.leaks:
         a, b = parts.leaks[0]
-        notes.append(
-            f"{counted(len(parts.leaks), 'test picture')} repeated a training picture and was left out: {b} as {a}"
-            + (f", and {len(parts.leaks) - 1} more" if len(parts.leaks) > 1 else "")
-        )
+        more = f", and {len(parts.leaks) - 1} more" if len(parts.leaks) > 1 else ""
+        left = "a training picture, and was left out" if len(parts.leaks) == 1 else "training pictures, and were left out"
+        notes.append(f"{counted(len(parts.leaks), 'test picture')} nearly repeated {left}: {b} as {a}{more}")
     same = len(train) - len(np.unique(parts.groups))
     verb = "repeats another" if same == 1 else "repeat others"
     notes += [f"{counted(same, 'training picture')} nearly {verb}; near-duplicates stay in one fold"] if same else []
