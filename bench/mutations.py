@@ -43,7 +43,7 @@ AREAS = {
     "training": Area(("training",), ("tests/training", "tests/core")),
     "generation": Area(("inference/generate.py", "inference/chat.py", "inference/fewshot.py", "inference/run.py"), ("tests/inference",)),
     "curation": Area(("curation",), ("tests/curation",)),
-    "statistics": Area(("benchmarks/statistics.py", "benchmarks/crossed.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks", "tests/comparison", "tests/study", "tests/core"), None),
+    "statistics": Area(("benchmarks/statistics.py", "benchmarks/crossed.py", "study/verdict.py", "core/special.py"), ("tests/benchmarks/test_statistics.py", "tests/comparison/test_paired.py", "tests/study/test_verdict.py", "tests/core/test_special.py"), None),
     "metrics": Area(("benchmarks/metrics",), ("tests/benchmarks",), None),
     "readers": Area(("data/sources",), ("tests/data",), None),
 }  # fmt: skip
@@ -88,8 +88,9 @@ def mutants_of(file: Path) -> Iterator[Mutant]:
     nodes = list(_nodes(tree))
     for operator in OPERATORS:
         instance = get_operator(operator)()
-        for occurrence, ((line, column), _) in enumerate(place for node in nodes for place in instance.mutation_positions(node)):
-            if not any(first <= (line, column) < last for first, last in idle):
+        places = ((node, place) for node in nodes for place in instance.mutation_positions(node))
+        for occurrence, (node, ((line, column), _)) in enumerate(places):  # marks are counted, as ``mutated`` counts them
+            if not _is_a_mark(node) and not any(first <= (line, column) < last for first, last in idle):
                 yield Mutant(name, line, operator.removeprefix("core/"), occurrence, source)
 
 
@@ -114,12 +115,28 @@ def _nodes(node: Any) -> Iterator[Any]:
         yield from _nodes(child)
 
 
+def _is_a_mark(node: Any) -> bool:
+    """Whether an asterisk is not multiplication but a mark: of keyword-only arguments in a signature, or of a mapping in a
+    display."""
+    marks = ("parameters", "lambdef", "dictorsetmaker", "atom")
+    return getattr(node, "value", None) in ("*", "/", "**") and node.parent.type in marks
+
+
 def annotations(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Where annotations begin and end, (line, column)."""
     found: list[ast.expr] = []
     for node in ast.walk(ast.parse(code)):
         found += [a for a in (getattr(node, "annotation", None), getattr(node, "returns", None)) if a is not None]
     return [((a.lineno, a.col_offset), (a.end_lineno or a.lineno, a.end_col_offset or 0)) for a in found]
+
+
+def body_of(file: Path, line: int) -> range:
+    """The lines of the body of the function in whose signature a line is; none if it is in no signature."""
+    functions = ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else ()
+    for node in functions:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno <= line < node.body[0].lineno:
+            return range(node.body[0].lineno, (node.body[-1].end_lineno or node.lineno) + 1)
+    return range(0)
 
 
 def drawn(area: Area, found: list[Mutant]) -> list[Mutant]:

@@ -14,7 +14,7 @@ import cli_fixture
 from cli_fixture import Cli
 from diptych.choose.label_errors import confident_joint, label_errors, of_adapted, rows_of
 from diptych.core.errors import DiptychError
-from predict_fixture import ADDRESS, make_classes
+from predict_fixture import ADDRESS, make_classes, noisy
 
 cli = cli_fixture.cli
 
@@ -137,7 +137,7 @@ def test_the_training_pictures_of_an_adapted_model(cli: Cli, tmp_path: Path) -> 
     found, rows = of_adapted(tmp_path / "adapted")
     assert found.used == len(used)
     if rows:
-        assert f"labels to check: {len(rows)}, in adapted/labels-to-check.csv" in result.out
+        assert f"labels to check: {len(rows)} of {len(used)}, in adapted/labels-to-check.csv" in result.out
         with (tmp_path / "adapted" / "labels-to-check.csv").open(newline="") as file:
             assert [r["picture"] for r in csv.DictReader(file)] == [r["picture"] for r in rows]
     one_shot = cli("adapt", ADDRESS, "--data", data, "--shots", 1, "--out", "one")
@@ -147,3 +147,14 @@ def test_the_training_pictures_of_an_adapted_model(cli: Cli, tmp_path: Path) -> 
     (tmp_path / "adapted" / "calibration.safetensors").unlink()
     with pytest.raises(DiptychError, match="no out-of-fold probabilities"):
         of_adapted(tmp_path / "adapted")
+
+
+def test_labels_that_say_nothing_are_not_listed_one_by_one(cli: Cli, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(90):
+        path = tmp_path / "data" / f"class-{rng.integers(3)}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy(("red", "green", "blue")[i % 3], i)).save(path)
+    result = cli("adapt", ADDRESS, "--data", f"classes:{tmp_path / 'data'}", "--out", "adapted")
+    assert result.code == 0 and "labels cannot be checked" in result.out
+    assert not (tmp_path / "adapted" / "labels-to-check.csv").exists()

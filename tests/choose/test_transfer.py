@@ -11,6 +11,7 @@ import pytest
 
 from diptych.choose.select import choose_settings, learned
 from diptych.choose.ways import TRANSFER, Support, Way, way_named
+from diptych.choose.ways.unlabelled.pseudo import PseudoLabels
 from diptych.core.errors import DiptychError
 from diptych.inference.heads import load_head
 from transfer_fixture import world
@@ -106,3 +107,26 @@ def test_learns_ten_classes_of_sixteen_pictures_in_seconds(way: type[Way], width
     start = time.process_time()
     way().fit(w.support).logits(w.x)
     assert time.process_time() - start < 10  # seconds of one core; about 2 at most on an idle one
+
+
+@pytest.mark.parametrize("way", [way for way in TRANSFER if way.needs_images and way is not PseudoLabels], ids=lambda way: way.name)
+def test_learns_from_labels(way: type[Way]) -> None:
+    """Those that need no names do so without them, too."""
+    w = world(classes=4, shots=12, noise=1.0)
+    right = w.accuracy(way().fit(w.support))
+    assert right > 0.9
+    if not way.needs_text:
+        blind = Support(w.support.x, w.support.y, w.support.names)
+        assert w.accuracy(way().fit(blind)) > 0.85
+
+
+@pytest.mark.parametrize("name", ["wise", "upl", "entropy", "label-propagation", "tda", "proapo"])
+def test_shuffled_labels_are_chance(name: str) -> None:
+    """The mean accuracy out of fold over the seeds is within 3 standard errors of chance; the slow tests do all ways."""
+    found = []
+    for seed in range(12):
+        w = world(classes=5, shots=6, width=24, noise=2.0, seed=seed, unlabelled=6)
+        shuffled = replace(w.support, y=np.random.default_rng(seed).permutation(w.support.y))
+        found.append(choose_settings(way_named(name), shuffled, folds=3).accuracy)
+    error = np.std(found, ddof=1) / len(found) ** 0.5
+    assert abs(np.mean(found) - 0.2) <= 3 * error, found

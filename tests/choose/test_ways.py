@@ -178,11 +178,13 @@ def test_shuffled_labels_are_chance(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(WAYS))
-def test_shuffled_labels_are_chance_with_all_settings(name):
-    """As published and with the whole grid, whose best setting would be above chance."""
-    if name == "descriptions":
-        pytest.skip("learns nothing, and needs sentences")
+@pytest.mark.parametrize("name", ["majority", "zeroshot", *LEARN])
+def test_shuffled_labels_are_chance_with_all_settings(name, monkeypatch):
+    """With the whole grid, whose best setting would be above chance; trainings have at most a fifth of the epochs."""
+    way = WAYS[name]
+    if hasattr(way, "epochs") and name != "tip-f":
+        few = {"clip-adapter": 20}.get(name, 60)
+        monkeypatch.setattr(way, "grid", classmethod(lambda cls, s, grid=way.grid: [{**g, "epochs": few} for g in grid(s)]))
     assert_chance(name, range(20))
 
 

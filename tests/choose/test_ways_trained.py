@@ -88,6 +88,8 @@ def test_clap_holds_each_class_by_what_its_name_is_worth():
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     held = [np.mean([p[i, c] for i in range(len(p)) if support.y[i] == c]) for c in range(3)]
     np.testing.assert_allclose(WAYS["clap"].multipliers(support), held, rtol=1e-5)
+    without = support.rows(np.flatnonzero(support.y != 1))
+    np.testing.assert_allclose(WAYS["clap"].multipliers(without), [held[0], 1, held[2]], rtol=1e-5)
 
     def loss(w, _):
         penalty = np.mean([held[c] * ((w[c] - names[c]) ** 2).sum() for c in range(3)])

@@ -85,6 +85,9 @@ def test_assignment_is_the_best_of_all(images: int, sentences: int, seed: int) -
 def test_pictures_like_no_sentence_take_no_part() -> None:
     similarity = np.array([[0.9, 0.8], [0.1, 0.05], [0.85, 0.1]])
     assert assign(similarity, 0.15).tolist() == [1, -1, 0]
+    assert assign(np.array([[0.2, 0.0, 0.0], [0.1, 0.14, 0.12]]), 0.15).tolist() == [0, -1], (
+        "the best sentence decides, not the mean"
+    )
     vectors = {"extra.image_embeddings": [[[1.0, 0.0], [0.0, 1.0]], []], "extra.sentence_embeddings": [[[0.6, 0.8]], [[1.0, 0.0]]]}
     found = apply(AssignImages(), rows_of({k: pa.array(v, pa.list_(pa.list_(pa.float64()))) for k, v in vectors.items()}))
     assert found["sentence_of_image"].to_pylist() == [[-1, 0], []]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -130,6 +131,17 @@ def test_sieve_is_the_best_similarity_to_what_a_captioner_says() -> None:
     assert found["sieve_caption"].to_pylist() == ["a picture of a red square on a wall"] * 2
     a, b = sentence_vectors(["a red square on a wall", "eleven violins in the rain"])
     assert bad == pytest.approx(float(a @ b), abs=1e-5)
+
+
+def test_sieve_takes_the_nearest_of_different_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["a dog in the snow", "a photo of a red square on a wall", "eleven violins", "a dog", "a drum", "a dog in the snow"]
+    captioner = SimpleNamespace(generate=lambda pictures, prompt, tokens: said)
+    monkeypatch.setattr("diptych.curation.operators.pairs.captioning.able", lambda address, what: captioner)
+    rows = {"pixels": [patch("red"), patch("blue")], "text": ["a red square on the wall", "a dog in snow"]}
+    found = apply(Sieve(model=MODEL, k=3), rows_of(rows))
+    web, made = sentence_vectors(rows["text"]), sentence_vectors([said[1].removeprefix("a photo of "), said[5]])
+    assert found["sieve_caption"].to_pylist() == [said[1], said[5]]
+    assert found["sieve_score"].to_pylist() == pytest.approx([float(a @ b) for a, b in zip(web, made, strict=True)], abs=1e-5)
 
 
 def test_shearing_keeps_the_length_of_the_original() -> None:

@@ -103,7 +103,7 @@ def test_blur_effect_is_the_papers_formula() -> None:
         b = np.array([[f[i - 4 : i + 5, j].mean() for j in range(f.shape[1])] for i in range(4, f.shape[0] - 4)])
         sharp, soft = np.abs(np.diff(f[4:-4], axis=0)), np.abs(np.diff(b, axis=0))
         values.append(1 - np.maximum(0, sharp - soft).sum() / sharp.sum())
-    assert blur_effect(light) == pytest.approx(max(values), rel=1e-4)
+    assert blur_effect(light) == blur_effect(light.T) == pytest.approx(max(values), rel=1e-4)
 
 
 def test_quality_is_an_operator(pictures: list[np.ndarray]) -> None:

@@ -233,3 +233,14 @@ def test_same_meaning_reads_a_column_of_vectors() -> None:
     best = SameMeaning(epsilon=0.01, keep="best", prefer="score")
     columns = {"image_embedding": pa.array(vectors, pa.list_(pa.float32())), "score": [1.0, 1.0, 2.0, 1.0]}
     assert outputs(best, columns)["same_meaning_as"] == [2, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("keep", "cause"), [("hard", [3, 3, 3, KEPT]), ("easy", [2, 2, KEPT, 2]), ("first", [KEPT, 0, 0, 0]), ("best", [1, KEPT, 1, 1])]
+)
+def test_which_of_several_twins_stays(keep: str, cause: list[int]) -> None:
+    """Four twins at 0°, 1°, 3° and 10°, one cluster with its centre near 3.5°: hard is the farthest from it, easy the nearest."""
+    angles = np.radians([0.0, 1.0, 3.0, 10.0])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    found, _ = semantic_twins(vectors, 0.02, k=1, keep=keep, priority=np.array([1.0, 4.0, 2.0, 3.0]))
+    assert found.tolist() == cause

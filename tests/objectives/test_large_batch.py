@@ -271,3 +271,10 @@ def test_the_untrained_late_loss_is_that_of_chance():
     torch.manual_seed(0)
     loss = late_loss(*_both(units(64, 4, 256), units(64, 4, 256), torch.ones(64, 4, dtype=torch.bool)))
     assert loss.item() == pytest.approx(math.log(64), abs=0.2)
+
+
+def test_pieces_count_the_samples_and_tokens_of_the_whole_batch_and_a_second_encoding():
+    little = Little("clip")
+    whole, pieces = little.step(None), little.step(3)
+    assert (pieces.samples, pieces.tokens) == (whole.samples, whole.tokens) == (12, whole.tokens) and whole.tokens > 12 * 36
+    assert 1.2 * whole.flops < pieces.flops < 1.5 * whole.flops, "of three passes' cost one more is taken: forward, without a graph"

@@ -13,7 +13,7 @@ import torch
 
 from diptych.core.batch import Images
 from diptych.core.errors import DiptychError
-from diptych.models.vision.drawn import random_blocks, random_cells
+from diptych.models.vision.drawn import random_blocks, random_cells, random_keep
 from diptych.objectives.matching import random_negatives
 from engine_fixture import Little
 
@@ -89,6 +89,15 @@ def test_cells_are_hidden_whole(side: int, size: int) -> None:
     assert not torch.equal(hidden[0], hidden[1])
 
 
+def test_codes_are_hidden_in_blocks_or_one_by_one() -> None:
+    objectives = Little("flava", "stages.1.objectives.masked_both.blocks=false", stage="main").objectives
+    torch.manual_seed(0)
+    blocks, single = (objectives[name].hide(500, CPU) for name in ("masked_codes", "masked_both"))  # type: ignore[operator]
+    assert blocks.sum(1).tolist() == single.sum(1).tolist() == [14] * 500, "40 % of 36"
+    assert neighbours(blocks, 6) > 1.5 * neighbours(single, 6)
+    assert neighbours(single, 6) == pytest.approx(14 / 36 * 13 / 35, abs=0.01), "each by itself, without putting back"
+
+
 # --- what is learned from them ---
 
 
@@ -101,17 +110,18 @@ def fresh(little: Little) -> Any:
     return little.model.encode(next(iter(little.loader.stream(0))))
 
 
-@pytest.mark.parametrize(("loss", "normalise"), [("l1", False), ("l1", True), ("l2", False), ("l2", True)])
-def test_loss_of_hidden_pixels_equals_the_reference(little: Little, loss: str, normalise: bool) -> None:
+@pytest.mark.parametrize(("loss", "normalise", "cells"), [("l1", False, 7), ("l1", True, 3), ("l2", False, 0), ("l2", True, 3)])
+def test_loss_of_hidden_pixels_equals_the_reference(little: Little, loss: str, normalise: bool, cells: int) -> None:
+    """With 6 × 6 patches, 7 cells a side are patches, 3 are squares of 2 × 2."""
     objective = deepcopy(little.objectives["masked_patches"])
-    objective.loss, objective.normalise = loss, normalise
+    objective.loss, objective.normalise, objective.cells = loss, normalise, cells
     torch.manual_seed(3)
     with torch.no_grad():
         ours = objective(fresh(little)).item()
     torch.manual_seed(3)
     p = fresh(little)
     rows = p.some(objective.batch_share)
-    keep, hidden = random_cells(len(rows), 6, 7, 0.6, CPU)
+    keep, hidden = random_cells(len(rows), 6, cells, 0.6, CPU) if cells else random_keep(len(rows), 36, 0.6, CPU)
     pixels = p["image"].floats
     with torch.no_grad():
         tokens = p.view(image=Images(pixels, keep=keep))["image.fused"].tokens[:, 1:]
@@ -133,7 +143,7 @@ def test_loss_of_hidden_pixels_equals_the_reference(little: Little, loss: str, n
             difference = predicted[b, n] - target
             total += float(np.abs(difference).sum() if loss == "l1" else (difference**2).sum())
             count += target.size
-    assert count == 6 * 22 * 192
+    assert count == 6 * (20 if cells == 3 else 22) * 192
     assert ours == pytest.approx(total / count, rel=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 from bench.models import Words
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch, Images, Texts
+from diptych.core.errors import DiptychError
 from diptych.models.vlm import build_model
-from diptych.objectives import build_objectives
-from diptych.objectives.contrastive import info_nce, same_meaning, sigmoid_loss
+from diptych.objectives import OBJECTIVES, build_objectives
+from diptych.objectives.contrastive import Sigmoid, info_nce, same_meaning, sigmoid_loss
 from diptych.objectives.generative import next_token_loss, token_log_probabilities
 from diptych.objectives.maskvlm import mask_words, patchify
 from diptych.objectives.matching import mine_negatives
 from diptych.objectives.sparc import grouped_loss, grouped_patches
+from engine_fixture import Little
 
 
 def unit(rng, n, e):
@@ -313,3 +316,71 @@ def test_grouped_tokens_equal_the_reference_and_do_not_see_padding():
     assert ours(changed).item() == pytest.approx(ours(torch.tensor(text)).item(), abs=1e-12)
     leaves = torch.tensor(image[:2, :4], requires_grad=True), torch.tensor(text[:2, :3], requires_grad=True)
     assert torch.autograd.gradcheck(lambda i, t: grouped_loss(grouped_patches(i, t), t, mask[:2, :3], 3.0), leaves)
+
+
+# What the papers have is what an objective has if its options are left out: (objective, option, value), in the order of the sources
+# Radford et al. 2021 §2.5, Zhai et al. 2023 §3.2, Lavoie et al. 2024, Singh et al. 2022 §4, Kwon et al. 2023, Chameleon Team 2024.
+PUBLISHED = [
+    *((name, "temperature", 0.07) for name in ("info_nce", "late_interaction", "query_contrast", "grouped_tokens")),
+    *((name, "max_scale", 100) for name in ("info_nce", "late_interaction", "query_contrast", "grouped_tokens")),
+    ("sigmoid", "scale", 10), ("sigmoid", "bias", -10), ("contextual", "scale", 10), ("contextual", "bias", -10),
+    ("masked_codes", "share", 0.4), ("masked_text", "share", 0.15), ("masked_both", "share", 0.4), ("masked_both", "text_share", 0.15),
+    ("masked_words", "share", 0.3), ("masked_patches", "share", 0.6),
+    ("interleaved_documents", "length", 4096),
+    *((name, "batch_share", 1) for name in ("matching", "masked_both", "masked_patches")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "option", "value"), PUBLISHED)
+def test_what_is_left_out_is_as_published(name: str, option: str, value: float) -> None:
+    assert inspect.signature(OBJECTIVES[name].__init__).parameters[option].default == value
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_hard_negatives_of_the_sigmoid_loss_are_texts_of_no_image(wrong: bool) -> None:
+    little = Little("negclip", f"stages.0.objectives={{sigmoid: {{hard_negatives: {str(wrong).lower()}, scale: 4, bias: -1}}}}")
+    p = little.model.encode(little.loader.batch(0))
+    image, text = (p[f"{side}.embedding"].detach().double().numpy() for side in ("image", "text"))
+    expected = reference_sigmoid(image, text, 4, -1, p["text"].meaning.tolist())
+    if wrong:
+        false = p["negatives.embedding"].detach().double().numpy()
+        expected += sum(np.log1p(np.exp(4 * i @ t - 1)) for i in image for t in false) / len(image)
+    assert little.objectives["sigmoid"](p).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_hard_negatives_are_not_passed_around_the_ring() -> None:
+    Little("negclip", "stages.0.objectives={sigmoid: {exchange: ring}}")
+    with pytest.raises(DiptychError, match="set exchange: gather"):
+        Little("negclip", "stages.0.objectives={sigmoid: {exchange: ring, hard_negatives: true}}")
+
+
+class Ring(dict):
+    """The encodings of one of several processes, to which those of the others are passed on."""
+
+    def __init__(self, parts, own):
+        super().__init__(parts[own])
+        self.alone, self.parts, self.own = self, parts, own
+
+    def around(self, text, meaning):
+        for k in range(len(self.parts)):
+            part = self.parts[(self.own + k) % len(self.parts)]
+            yield part["text.embedding"], None if meaning is None else part["text"].meaning, k == 0
+
+
+@pytest.mark.parametrize("meaning", [None, [0, 1, 1, 2, 0, 3]])
+def test_texts_passed_around_a_ring_give_the_loss_of_the_whole_batch(meaning):
+    rng = np.random.default_rng(7)
+    image, text = unit(rng, 6, 5), unit(rng, 6, 5)
+    parts = [
+        {
+            "image.embedding": torch.tensor(image[k : k + 2]),
+            "text.embedding": torch.tensor(text[k : k + 2]),
+            "text": Texts(
+                torch.zeros(2, 1), torch.ones(2, 1), meaning=None if meaning is None else torch.tensor(meaning[k : k + 2])
+            ),
+        }
+        for k in (0, 2, 4)
+    ]
+    objective = Sigmoid(None, scale=4.0, bias=-1.0, exchange="ring").double()
+    shares = [objective.forward(Ring(parts, own)).item() for own in range(3)]
+    assert np.mean(shares) == pytest.approx(reference_sigmoid(image, text, 4, -1, meaning), rel=1e-6)

@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from diptych.study.schema import Claim
-from diptych.study.verdict import FAILS, HOLDS, OPEN, Measured, decide, estimate
+from diptych.study.verdict import FAILS, HOLDS, OPEN, Estimate, Measured, decide, estimate
 
 
 def claim(expect: str, by: float = 0.0) -> Claim:
@@ -76,6 +77,49 @@ def test_items_of_one_cluster_are_one_observation() -> None:
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
     expected = blocks.std(ddof=1) / math.sqrt(10)
     assert wide.error == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_standard_error_is_that_of_the_mean_squares() -> None:
+    """Two-way layout without replication, by loops: Var = (MS seeds + MS items − MS rest) / (S · C), Satterthwaite's freedom."""
+    rng, S, C = np.random.default_rng(9), 4, 6
+    table = rng.normal(0, 1, (S, 1)) + rng.normal(0, 1, (1, C)) + rng.normal(0, 0.5, (S, C))
+    grand = sum(table[s][c] for s in range(S) for c in range(C)) / (S * C)
+    rows, columns = [sum(table[s]) / C for s in range(S)], [sum(table[:, c]) / S for c in range(C)]
+    seeds = C * sum((row - grand) ** 2 for row in rows) / (S - 1)
+    items = S * sum((column - grand) ** 2 for column in columns) / (C - 1)
+    gaps = [table[s][c] - rows[s] - columns[c] + grand for s in range(S) for c in range(C)]
+    rest = sum(gap**2 for gap in gaps) / ((S - 1) * (C - 1))
+    squares = seeds + items - rest
+    assert squares > max(seeds, items), "a layout in which the formula decides, not its lower bounds"
+    found = estimate([of(row) for row in table])
+    assert found.error == pytest.approx(math.sqrt(squares / (S * C)))
+    shares = seeds**2 / (S - 1) + items**2 / (C - 1) + rest**2 / ((S - 1) * (C - 1))
+    assert found.freedom == pytest.approx(squares**2 / shares)
+    assert found.spread == pytest.approx(float(np.std(columns, ddof=1)))
+    assert found.effect == pytest.approx(grand / float(np.std(columns, ddof=1)))
+    assert found.high - found.value == pytest.approx(found.error * stats.t.ppf(0.975, found.freedom))
+    assert found.p() == pytest.approx(2 * stats.t.sf(abs(grand) / found.error, found.freedom))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_number_added_to_every_item_moves_the_estimate_and_changes_nothing_else(seeds: int) -> None:
+    """Also where clusters are of unequal size, so that their sums differ by size alone."""
+    rng = np.random.default_rng(8)
+    sizes = [1, 2, 3, 9, 4, 1, 6, 2]
+    clusters = {f"{c}.{k}": str(c) for c, size in enumerate(sizes) for k in range(size)}
+    values = [dict(zip(clusters, rng.normal(size=len(clusters)), strict=True)) for _ in range(seeds)]
+
+    def found(shift: float, scale: float = 1.0) -> Estimate:
+        items = [{name: scale * v + shift for name, v in run.items()} for run in values]
+        return estimate([Measured(float(np.mean(list(run.values()))), run, clusters) for run in items])
+
+    plain, moved, doubled = found(0.0), found(5.0), found(0.0, scale=2.0)
+    assert moved.value == pytest.approx(plain.value + 5) and doubled.value == pytest.approx(2 * plain.value)
+    for name in ("error", "spread", "freedom"):
+        assert getattr(moved, name) == pytest.approx(getattr(plain, name)), name
+        assert getattr(doubled, name) == pytest.approx(getattr(plain, name) * (1 if name == "freedom" else 2)), name
+    equal = estimate([Measured(0.7, dict.fromkeys(clusters, 0.7), clusters)])
+    assert equal.error == 0, "nothing varies"
 
 
 def test_duplicated_items_in_their_cluster_narrow_nothing() -> None:
@@ -193,3 +237,14 @@ def test_a_range_survives_the_file_of_a_measure(tmp_path) -> None:
     assert list(runs.one("m", "a", 0).range) == [0.0, 1.0]
     set_by_hand = load_study({**study.to_data(), "measures": {"m": {**study.to_data()["measures"]["m"], "range": [-1, None]}}})
     assert list(Runs(set_by_hand, tmp_path).one("m", "a", 0).range) == [-1.0, None]
+
+
+def test_runs_on_different_items_are_compared_as_welch_does() -> None:
+    rng = np.random.default_rng(11)
+    a, b = rng.normal(0.4, 1.0, 12), rng.normal(0.0, 3.0, 30)
+    other = Measured(float(b.mean()), {f"other {k}": float(v) for k, v in enumerate(b)})
+    found, theirs = estimate([of(a)], [other]), stats.ttest_ind(a, b, equal_var=False)
+    interval = theirs.confidence_interval()
+    assert (found.value, found.low, found.high) == pytest.approx((a.mean() - b.mean(), interval.low, interval.high))
+    assert (found.freedom, found.p(), found.items) == (pytest.approx(theirs.df), pytest.approx(theirs.pvalue), 12)
+    assert found.effect == pytest.approx(found.value / math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))

@@ -26,6 +26,7 @@ from diptych.inference.run import TrainedModel
 from diptych.training.checkpoint import checkpoints
 from diptych.training.loop import Trainer, train
 from diptych.training.optim import Averaged, build_optimizer, clip, rate_share
+from diptych.training.validation import Validator
 
 FAST = ["stages.0.batch_size=16", "stages.0.warmup=2", "parts.vision.depth=1", "parts.text.depth=1", "precision=fp32"]
 
@@ -340,3 +341,39 @@ def test_averaged_weights_follow():
     for step in range(200):
         averaged.update(step)
     torch.testing.assert_close(averaged.state()["weight"], net.weight, atol=1e-3, rtol=0)
+
+
+def test_adamw_has_the_betas_of_the_stage():
+    net = torch.nn.ModuleDict({"head": torch.nn.Linear(3, 3), "blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    for optimizer in ("adamw", "muon"):
+        stage = Stage(objectives={"info_nce": 1}, optimizer=optimizer, betas=(0.8, 0.97))
+        assert {g["betas"] for g in build_optimizer([net], stage).members[0].param_groups} == {(0.8, 0.97)}
+
+
+def test_each_stage_has_a_warm_up_a_schedule_and_averages_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("diptych.training.loop.LOG_EVERY", 1)
+    steps, update, seen = [], Averaged.update, []
+    monkeypatch.setattr(Averaged, "update", lambda self, step: (steps.append(step), update(self, step))[1])
+    common = {"objectives": {"info_nce": 1}, "batch_size": 8, "warmup": 3, "schedule": "cosine", "lr": 0.01, "ema": 0.9}
+    stages = [{"name": "first", "share": 1, **common}, {"name": "second", "share": 2, **common}]
+    tiny = {"parts.vision.depth": 1, "parts.text.depth": 1, "precision": "fp32"}
+    train(load_recipe("clip", {"stages": stages, "budget": "48 samples", **tiny}), tmp_path / "run", progress=seen.append)
+    assert steps == [1, 2, 1, 2, 3, 4]
+    expected = [
+        0.01 * min(1, (k + 1) / 3) * 0.5 * (1 + math.cos(math.pi * k / n)) for n in (2, 4) for k in range(n)
+    ]  # half a cosine over the n steps of each stage, and three steps of warm-up
+    assert [row["lr"] for row in seen] == pytest.approx(expected)
+
+
+def test_the_loss_on_held_out_samples_is_that_of_evaluation_mode(tmp_path):
+    trainer = Trainer(recipe("32 samples", "parts.vision.dropout=0.5", "validation={steps: 2, samples: 24}"), tmp_path / "run")
+    setup, stage = trainer.setup, trainer.recipe.stages[0]
+    validator = Validator(trainer.recipe, setup, trainer.cluster, stage)
+    setup.model.train()
+    state = torch.get_rng_state()
+    found = validator.loss(stage, setup.objectives, None)
+    assert setup.model.training and torch.equal(torch.get_rng_state(), state), "training goes on as if nothing had been"
+    with torch.no_grad():
+        objective = setup.objectives["info_nce"]
+        losses = [objective(setup.model.eval().encode(validator.loader.batch(k))).item() for k in range(validator.batches)]
+    assert found == pytest.approx(np.mean(losses), rel=1e-6)

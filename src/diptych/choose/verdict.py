@@ -115,6 +115,13 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             lines.append(f"No gain is shown over {against}, which learns nothing: {how}. Take that one, or add pictures.")
         else:
             lines.append(f"{against} learns nothing and does as well ({winner[1]} minus {reference[1]}: {how}). Take that one.")
+    better = [r for r in found["rows"] if r["against"] and r["against"]["p_holm"] < LEVEL and r["against"]["difference"] < 0]
+    if better:
+        listed = ", ".join(f"{r['way']} on {r['model']} ({percent(r)})" for r in better[:3])
+        lines.append(
+            f"On the test pictures {listed} did better than this choice, which cross-validation did not foresee. A choice by the "
+            "test pictures needs other pictures to confirm it."
+        )
     alike = [r for r in found["rows"] if r["against"] and r["against"]["p_holm"] >= LEVEL and r["way"] != CONTROL]
     if alike:
         listed = ", ".join(f"{r['way']} on {r['model']}" for r in alike[:6])

@@ -11,6 +11,9 @@ from diptych.core.errors import DiptychError, counted
 
 MODEL = "A run, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG` or `package.module:Class`."
 CLASSES = "Pictures with classes, `classes:DIRECTORY` or `classes:TABLE.csv`, or with captions, `folder:DIRECTORY` …"
+MOST_DOUBTFUL = (
+    0.4  # estimated share of wrong labels above which the classifier, and not the labels, is the more likely to be wrong
+)
 DESCRIPTIONS = "Sentences that describe the classes, a JSON file {class: [sentence, …]}."
 
 
@@ -94,10 +97,12 @@ def adapt(
             overwrite=overwrite, progress=display,
         )  # fmt: skip
     typer.echo(f"{folder}: {summary(adapted.about)}")
-    _, doubtful = of_adapted(folder)
-    if doubtful:
+    found, doubtful = of_adapted(folder)
+    if found.share > MOST_DOUBTFUL:
+        typer.echo("labels cannot be checked: out of fold, too many pictures are named otherwise for that")
+    elif doubtful:
         write_text(folder / CHECK, as_csv(doubtful))
-        typer.echo(f"labels to check: {len(doubtful)}, in {folder / CHECK}")
+        typer.echo(f"labels to check: {len(doubtful)} of {found.used}, in {folder / CHECK}")
 
 
 def _list() -> None:

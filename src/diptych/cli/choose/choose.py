@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from diptych.core.capabilities import Model
+
 from diptych.cli.choose.adapt import CLASSES, DESCRIPTIONS
-from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
 
 MODELS = "Models to compare: runs, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG`, `package.module:Class`. Default: conse."

@@ -31,8 +31,8 @@ class LabelPropagation(Way):
 
     @classmethod
     def grid(cls, support: Support) -> Sequence[Mapping[str, float]]:
-        """Number of neighbours and how far labels spread."""
-        return [{"k": k, "alpha": alpha} for k in (5, 10) for alpha in (0.3, 0.8)]
+        """Number of neighbours, how far labels spread, and how little the names count: the authors' power, or the plain cosine."""
+        return [{"k": k, "alpha": alpha, "gamma": gamma} for gamma in (5.0, 1.0) for k in (5, 10, 20) for alpha in (0.3, 0.8)]
 
     def fit(self, support: Support) -> Head:
         """A head that keeps the images; they spread their labels when the test images are there."""
