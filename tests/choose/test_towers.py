@@ -151,6 +151,18 @@ def test_the_length_depends_on_the_pictures_of_a_class(models: dict[str, str], d
     assert tower_recipe(models["clip"], TOWER_WAYS["coop"], f"shots:{data}?shots=1", {"epochs": 3}).budget.samples == 12
 
 
+def test_the_warm_up_ends_within_the_budget(models: dict[str, str], data: str) -> None:
+    """Also of data without end, of which an epoch would never end."""
+    way, few = TOWER_WAYS["captions"], f"shots:{data}?shots=8"
+
+    def warmup(name: str, address: str, budget: str | None, **settings: Any) -> int:
+        return tower_recipe(models["run"], TOWER_WAYS[name], address, settings, budget=budget).stages[0].warmup
+
+    assert warmup(way.name, "scenes:small", "6400 samples") == 10 and warmup(way.name, "scenes:small", "20 steps") == 2
+    assert warmup(way.name, "scenes:small", None) == 500 and warmup(way.name, "scenes:small", "30s") == 50
+    assert warmup("coop", few, None) == 1 and warmup("coop", few, None, batch_size=8) == 4  # an epoch, as in the paper
+
+
 def test_flyp_counts_captions_of_the_same_class_as_its_authors_do(models: dict[str, str], data: str) -> None:
     """As the authors' code: the plain contrastive loss, in which they are negatives; or left out, if asked for."""
     for same, settings in (("keep", None), ("mask", {"same": "mask"})):

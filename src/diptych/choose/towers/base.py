@@ -81,7 +81,7 @@ class TowerWay:
         parts = {name: {**part, **frozen} for name, part in tree["parts"].items()}
         if frozen:
             parts.setdefault("space", {"kind": "linear", "frozen": True})
-        steps = math.ceil(pictures / batch)
+        whole = limited(budget, max(length, batch))
         return {
             "name": self.name,
             "about": f"{self.about}, of {model.address}",
@@ -107,7 +107,7 @@ class TowerWay:
                     "lr": self.lr,
                     "betas": [0.9, 0.999],
                     "weight_decay": self.weight_decay,
-                    "warmup": min(round(self.warmup * steps), round(length / batch / 10)),
+                    "warmup": self.steps_of_warmup(pictures, batch, whole),
                     "schedule": "cosine",
                     "clip": self.clip,
                     "ema": 0,
@@ -115,8 +115,16 @@ class TowerWay:
             ],
             "score": self.score,
             "trackers": [],
-            "budget": limited(budget, max(length, batch)),
+            "budget": whole,
         }
+
+    def steps_of_warmup(self, pictures: int, batch: int, budget: Mapping[str, float]) -> int:
+        """The steps of ``warmup`` epochs, but at most a tenth of those that the budget has, and 500; 50 where it limits the time,
+        which may be few steps.
+        """
+        steps = min(budget["samples"] / batch, budget.get("steps", math.inf))
+        most = 50 if "seconds" in budget else 500
+        return int(min(round(self.warmup * math.ceil(pictures / batch)), round(steps / 10), most))
 
 
 def limited(budget: Budget | None, samples: float) -> dict[str, float]:
