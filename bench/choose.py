@@ -23,6 +23,7 @@ from diptych.core.extras import need
 from diptych.core.files import read_json, write_text
 from diptych.data.sources import open_source
 from diptych.report.pages.choose import build_choose_report, percent
+from diptych.training.run_files import RunFiles
 
 RUNS = Path("runs") / "bench-choose"
 PAGE = Path(__file__).parent.parent / "docs" / "choose-results.md"
@@ -121,9 +122,23 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             values[-1] += f" [{percent(row['low'])}–{percent(row['high'])}]" if row["low"] is not None else ""
             new = percent(_mean([c["test"].get("new_joint") for c in own if c["shots"] == SHOTS[-1]]))
             lines.append("| " + " | ".join([short(row["model"]), f"`{row['way']}`", *values, new]) + " |")
-        lines += ["", *results["sentences"]]
+        lines += [""]
+        for sentence in results["sentences"]:
+            for address in results["request"]["models"]:
+                sentence = sentence.replace(address, short(address).strip("`"))
+            lines += [sentence, ""]
         lines += [f"- {note}" for note in data["notes"]]
+        lines += [f"- {run}" for address in results["request"]["models"] if (run := trained(address))]
     return "\n".join(lines) + "\n"
+
+
+def trained(address: str) -> str:
+    """How a run was trained; "" for another model."""
+    run = RunFiles(Path(address))
+    if not run.exists():
+        return ""
+    recipe = run.recipe()
+    return f'{short(address)}: `diptych train {recipe.name} --data {recipe.data.train} --budget "{recipe.budget}"`'
 
 
 def short(address: str) -> str:
@@ -140,7 +155,7 @@ def main() -> int:
     """Runs and writes the page. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.choose", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("questions", nargs="*", default=list(TITLES), help=", ".join(TITLES))
-    parser.add_argument("--models", default="conse", help="comma-separated addresses")
+    parser.add_argument("--models", default="conse", help="comma-separated addresses, such as conse,runs/clip for styles")
     parser.add_argument("--write", action="store_true", help="only write the page")
     given = parser.parse_args()
     for name in [] if given.write else given.questions:
