@@ -47,7 +47,7 @@ def test_it_begins_as_nothing() -> None:
         assert torch.equal(logits(model), logits(plain))
         two: list[Any] = [m.part("lm").lm for m in (plain, model)]  # other masks: two continuations, documents in a row, a prefix
         words = two[0].embed(ids)
-        assert torch.equal(*(lm.hidden_beside(words, mask, words[:, :2], 3) for lm in two))
+        assert torch.equal(*(lm.hidden_of_branch(words, mask, words[:, :2], 3) for lm in two))
         places = torch.cat([torch.arange(4), torch.arange(words.shape[1] - 4)])[None].expand(3, -1)
         assert torch.equal(*(lm.documents(words, places) for lm in two))
 

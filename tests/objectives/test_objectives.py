@@ -321,8 +321,8 @@ def test_grouped_tokens_equal_the_reference_and_do_not_see_padding():
 # What the papers have is what an objective has if its options are left out: (objective, option, value), in the order of the sources
 # Radford et al. 2021 §2.5, Zhai et al. 2023 §3.2, Lavoie et al. 2024, Singh et al. 2022 §4, Kwon et al. 2023, Chameleon Team 2024.
 PUBLISHED = [
-    *((name, "temperature", 0.07) for name in ("info_nce", "late_interaction", "query_contrast", "grouped_tokens")),
-    *((name, "max_scale", 100) for name in ("info_nce", "late_interaction", "query_contrast", "grouped_tokens")),
+    *((name, "temperature", 0.07) for name in ("info_nce", "late_interaction", "query_contrast")),
+    *((name, "max_scale", 100) for name in ("info_nce", "late_interaction", "query_contrast")),
     ("sigmoid", "scale", 10), ("sigmoid", "bias", -10), ("contextual", "scale", 10), ("contextual", "bias", -10),
     ("masked_codes", "share", 0.4), ("masked_text", "share", 0.15), ("masked_both", "share", 0.4), ("masked_both", "text_share", 0.15),
     ("masked_words", "share", 0.3), ("masked_patches", "share", 0.6),
@@ -334,6 +334,12 @@ PUBLISHED = [
 @pytest.mark.parametrize(("name", "option", "value"), PUBLISHED)
 def test_what_is_left_out_is_as_published(name: str, option: str, value: float) -> None:
     assert inspect.signature(OBJECTIVES[name].__init__).parameters[option].default == value
+
+
+def test_a_scale_of_its_own_begins_as_published() -> None:
+    """``grouped_tokens`` takes no default where the scale is another objective's, so its own is looked at here."""
+    own = Little("sparc", "stages.0.objectives={grouped_tokens: {scale_of: ''}}").objectives["grouped_tokens"]
+    assert own.scale.item() == pytest.approx(1 / 0.07, rel=1e-6) and own.max_log_scale == pytest.approx(np.log(100))
 
 
 @pytest.mark.parametrize("wrong", [True, False])
