@@ -23,6 +23,8 @@ from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, counted, nearest
 from diptych.core.files import write_atomically, write_json, write_jsonl
 from diptych.inference.adapted import FILE, AdaptedModel
+from diptych.inference.mapped import FILE as MAPPED
+from diptych.training.run_files import RunFiles
 
 CALIBRATION = "calibration.safetensors"
 PROBLEMS = "problems.jsonl"
@@ -37,7 +39,18 @@ def parts_of(address: str, progress: Progress | None = None, test_address: str |
     train = train.without({i: why for i, why in broken.items() if i < n})
     test = test.without({i - n: why for i, why in broken.items() if i >= n})
     good = np.array([i for i in range(len(both)) if i not in broken])
+    for part, which, place in (("training", train, address), ("test", test, test_address or address)):
+        if not len(which):
+            raise DiptychError(f"{place}: no picture of the {part} part can be read: {which.problems[-1].reason}")
     return separated(train, test, prints[good], address)
+
+
+def check_folder_is_free(out: Path, overwrite: bool) -> None:
+    """DiptychError if a folder holds an adapted model, unless ``overwrite``, or a run, which is never replaced."""
+    if RunFiles(out).exists():
+        raise DiptychError(f"{out} holds a run; choose another --out")
+    if not overwrite and any((out / file).exists() for file in (FILE, MAPPED)):
+        raise DiptychError(f"{out} holds an adapted model already; choose another --out, or --overwrite")
 
 
 def fixed(way: type[Way], support: Support, groups: np.ndarray, settings: Mapping[str, Any]) -> Choice:
@@ -74,8 +87,7 @@ def adapt(
     Near-duplicates are never on both sides of a fold. The test part is not used, except that its near-duplicates are known.
     DiptychError if the folder holds another model, unless ``overwrite``; OSError if it cannot be written.
     """
-    if (out / FILE).exists() and not overwrite:
-        raise DiptychError(f"{out} holds an adapted model already; choose another --out, or --overwrite")
+    check_folder_is_free(out, overwrite)
     way = way_named(way_name)
     began = time.perf_counter()
     parts = parts_of(data, progress)
@@ -108,6 +120,7 @@ def adapt(
     }
     adapted = AdaptedModel(out.name, model, head, train.names, choice.temperature, about)
     adapted.save(out, address)
+    (out / MAPPED).unlink(missing_ok=True)  # of a model for captions that was replaced
     known = ~np.isnan(choice.logits).any(1)
     held = {"logits": choice.logits[known].astype(np.float32), "labels": support.y[known].astype(np.int64)}
     write_atomically(out / CALIBRATION, lambda path: save_file(held, path))

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.choose.data import Pictures, content_hash, groups_of, near_pairs
+from diptych.choose.adapt import check_folder_is_free
+from diptych.choose.data import Pictures, content_hashes, groups_of, near_pairs
 from diptych.choose.features import Fingerprints, Progress, vectors_of
 from diptych.choose.maps import MapWay, Pairs, Residual, map_way_named, ranks
 from diptych.choose.select import fold_of
@@ -26,7 +27,8 @@ from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError, counted
 from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources import open_source
-from diptych.inference.mapped import FILE, MappedModel, Maps
+from diptych.inference.adapted import FILE as ADAPTED
+from diptych.inference.mapped import MappedModel, Maps
 
 OUTER, INNER = 5, 4
 MOST = 1000  # pictures of a fold among which a caption is looked for
@@ -76,17 +78,20 @@ def captioned(address: str, progress: Progress | None = None) -> Captioned:
             raise BrokenItem(ids[i], "has no picture")
         return image
 
-    digests = [hashes[i] for i in rows] if hashes else [content_hash(read(i)) for i in range(len(rows))]
+    digests = [hashes[i] for i in rows] if hashes else content_hashes(read, len(rows))
     names = ("picture",)
     pictures = Pictures(ids, np.zeros(len(ids), dtype=np.int64), names, digests, read, problems)
+    if not len(pictures):
+        raise DiptychError(f"{address}: no picture with a caption; at least {2 * OUTER} are needed to compare models")
     prints, broken_at = vectors_of(Fingerprints(), pictures, progress)
     usable = [i for i in range(len(pictures)) if i not in broken_at]
     pictures = pictures.without(broken_at)
-    if len(usable) < 2 * OUTER:
-        raise DiptychError(
-            f"{address}: {counted(len(usable), 'captioned picture')}; at least {2 * OUTER} are needed to compare models"
-        )
     groups = groups_of(len(usable), near_pairs(prints[usable]))
+    if (different := len(np.unique(groups))) < 2 * OUTER:
+        nearly = f", of which {different} differ" if different < len(usable) else ""
+        raise DiptychError(
+            f"{address}: {counted(len(usable), 'captioned picture')}{nearly}; at least {2 * OUTER} are needed to compare models"
+        )
     same = len(usable) - len(np.unique(groups))
     notes = [f"{counted(same, 'picture')} nearly repeat others; near-duplicates stay in one fold"] if same else []
     return Captioned(pictures, [texts[i] for i in usable], groups, address, notes)
@@ -168,8 +173,7 @@ def adapt_to_captions(
     """Learns a way on all pictures and captions at an address and writes the model to ``out``. DiptychError if the folder holds
     another model, unless ``overwrite``.
     """
-    if (out / FILE).exists() and not overwrite:
-        raise DiptychError(f"{out} holds an adapted model already; choose another --out, or --overwrite")
+    check_folder_is_free(out, overwrite)
     way = map_way_named(way_name)
     data = captioned(data_address, progress)
     pairs = pairs_of(model, data, progress)
@@ -187,4 +191,5 @@ def adapt_to_captions(
     }
     made = MappedModel(out.name, model, maps, about)
     made.save(out, address)
+    (out / ADAPTED).unlink(missing_ok=True)  # of a model for classes that was replaced
     return made

@@ -141,7 +141,9 @@ def inflation(way: type[Way], support: Support, settings: dict[str, Any], data: 
     assert data.test_x is not None and data.test_y is not None
     logits = way.logits_of(grid, support, data.test_x)
     accuracies = [float((of.argmax(1) == data.test_y).mean()) for of in logits]
-    own = accuracies[grid.index(settings)] if settings in grid else min(accuracies)
+    if settings not in grid:
+        return {}
+    own = accuracies[grid.index(settings)]
     return {"inflation": max(accuracies) - own}
 
 

@@ -6,6 +6,7 @@ Pictures are decoded when they are needed, so that more of them than fit into me
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -122,13 +123,30 @@ def _listed(source: Source, names: tuple[str, ...]) -> Pictures:
             raise BrokenItem(ids[i], "has no picture")
         return image
 
-    digests = [hashes[i] for i in rows] if hashes else [content_hash(read(i)) for i in range(len(rows))]
+    digests = [hashes[i] for i in rows] if hashes else content_hashes(read, len(rows))
     return Pictures(ids, np.array(labels, dtype=np.int64), names, digests, read, problems)
 
 
 def content_hash(image: Image) -> str:
     """A hash of a decoded picture."""
     return hashlib.blake2b(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16).hexdigest()
+
+
+def content_hashes(read: Callable[[int], Image], n: int) -> list[str]:
+    """The ``content_hash`` of each of n pictures; a value that never comes again for one that cannot be read."""
+    hashes = []
+    for i in range(n):
+        try:
+            hashes.append(content_hash(read(i)))
+        except BrokenItem:
+            hashes.append(uuid.uuid4().hex)  # it is listed as broken where the pictures are used
+    return hashes
+
+
+def version_of(*parts: Pictures) -> str:
+    """A hash of the pictures and their classes: results that were made of other pictures are not continued."""
+    rows = repr([(p.names, list(zip(p.ids, p.digests, p.labels.tolist(), strict=True))) for p in parts])
+    return hashlib.blake2b(rows.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def joined(parts: Sequence[Pictures]) -> Pictures:
@@ -214,13 +232,31 @@ def fingerprints(images: Sequence[Image]) -> np.ndarray:
 
 def near_pairs(prints: np.ndarray, distance: int = DISTANCE, colour: float = COLOUR) -> np.ndarray:
     """Pairs i < j of near-duplicates, int [P, 2]: pHashes that differ in at most ``distance`` bits, and colours of the fields that
-    differ by at most ``colour`` on average. Of equal hashes, each picture is paired with the first.
+    differ by at most ``colour`` on average. Of equal hashes and like colours, each picture is paired with the first.
     """
     bits = prints[:, :64].astype(np.uint64)
     hashes = np.bitwise_or.reduce(bits << np.arange(64, dtype=np.uint64), axis=1)
-    i, j, _ = pairs_within(hashes, distance)
-    near = np.abs(prints[i, 64:] - prints[j, 64:]).mean(1) <= colour
-    return np.stack([i[near], j[near]], 1)
+    unique, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    members = np.split(np.argsort(which, kind="stable"), np.cumsum(counts)[:-1]) if len(hashes) else []
+    firsts: list[np.ndarray] = []
+    pairs: list[tuple[int, int]] = []
+    for of_hash in members:  # a red and a blue mug of one hash are not alike, but each has its copies
+        kept = of_hash[:1]
+        for i in of_hash[1:]:
+            like = kept[np.abs(prints[kept, 64:] - prints[i, 64:]).mean(1) <= colour]
+            pairs += [(int(first), int(i)) for first in like]
+            kept = kept if len(like) else np.append(kept, i)
+        firsts.append(kept)
+    a, b, _ = pairs_within(unique, distance)
+    first = np.array([kept[0] for kept in firsts], dtype=np.int64)
+    several = np.array([len(kept) > 1 for kept in firsts], dtype=bool)
+    more = several[a] | several[b]
+    product = [(i, j) for u, v in zip(a[more], b[more], strict=True) for i in firsts[u] for j in firsts[v]]
+    near = np.concatenate([np.stack([first[a[~more]], first[b[~more]]], 1), np.array(product, dtype=np.int64).reshape(-1, 2)])
+    near = near[np.abs(prints[near[:, 0], 64:] - prints[near[:, 1], 64:]).mean(1) <= colour]
+    found = np.concatenate([np.array(pairs, dtype=np.int64).reshape(-1, 2), near])
+    found.sort(axis=1)
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
 
 
 def groups_of(n: int, pairs: np.ndarray) -> np.ndarray:

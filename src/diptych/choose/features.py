@@ -5,6 +5,7 @@ In the user's cache: ``vectors/<weights' key>/``, a file for each thousand pictu
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import uuid
 import zipfile
@@ -86,6 +87,16 @@ class Store:
                 out[rows] = held["vectors"][at]
 
 
+def weights_of(model: Model, *arrays: np.ndarray | None) -> str:
+    """What a record says of the weights that it was made with: the model's key, or a hash of vectors of a model without one."""
+    if (key := getattr(model, "key", None)) is not None:
+        return str(key)
+    total = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        total.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return f"vectors-{total.hexdigest()}"
+
+
 def _save(path: Path, digests: np.ndarray, vectors: np.ndarray) -> None:
     with path.open("wb") as file:
         np.savez(file, digests=digests, vectors=vectors)
@@ -131,6 +142,8 @@ def vectors_of(
                 progress(getattr(model, "label", f"vectors by {model.name}"), done, len(pictures))
     finally:
         store.write()  # also after Ctrl-C
+    if pictures.ids and len(broken) == len(pictures):
+        raise DiptychError(f"no picture could be decoded, such as {pictures.ids[0]}: {broken[0]}")
     width = _width(store, computed, model)
     out = _array(len(pictures), width)
     store.rows(pictures.digests, out)

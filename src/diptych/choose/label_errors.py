@@ -21,6 +21,7 @@ from diptych.inference.adapted import FILE as ADAPTED
 from diptych.inference.predict.calibration import read_calibration
 
 CHECK = "labels-to-check.csv"  # what the commands write
+MOST_DOUBTFUL = 0.4  # estimated share of wrong labels above which the classifier, and not the labels, is the likelier to be wrong
 COLUMNS = ("picture", "label", "likelier", "confidence", "margin")
 
 

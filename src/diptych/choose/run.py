@@ -7,6 +7,8 @@ line in test-opened.jsonl says when, and for how many cells. What is done is kep
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import inspect
 import os
 import platform
 import re
@@ -24,9 +26,9 @@ import numpy as np
 from diptych.benchmarks.matching.zeroshot import TEMPLATES
 from diptych.choose.adapt import fixed, parts_of
 from diptych.choose.cells import ALL, Cell, Data, chosen, part_of, tested
-from diptych.choose.data import Parts, groups_of, names_alike, near_pairs
-from diptych.choose.features import Fingerprints, Progress, vectors_of
-from diptych.choose.label_errors import CHECK, as_csv, label_errors, rows_of
+from diptych.choose.data import Parts, groups_of, names_alike, near_pairs, version_of
+from diptych.choose.features import Fingerprints, Progress, vectors_of, weights_of
+from diptych.choose.label_errors import CHECK, MOST_DOUBTFUL, as_csv, label_errors, rows_of
 from diptych.choose.select import softmax
 from diptych.choose.support import class_texts, few, support_of, with_vectors
 from diptych.choose.tower_cells import LEAST, is_tower, tested_tower, trained
@@ -37,6 +39,7 @@ from diptych.config.budget import parse_budget
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import append_jsonl, read_json, read_jsonl, write_json, write_text
+from diptych.core.registry import resolve
 
 FORMAT = 1
 OPENED = "test-opened.jsonl"
@@ -71,6 +74,7 @@ class Request:
         """
         return {
             "format": FORMAT,
+            "kind": "classes",
             "data": self.data,
             "test_data": self.test_data,
             "templates": list(self.templates),
@@ -127,30 +131,34 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
         if not is_tower(name):
             way_named(name)
     began = time.monotonic()
-    open_folder(out, request.content())
+    check_folder(out, request.content())
     parts = parts_of(request.data, progress, request.test_data)
+    open_folder(out, {**request.content(), "pictures": version_of(parts.train, parts.test)})
     about = _about(parts, request.data if request.test_data is None else f"{request.data}, tested on {request.test_data}")
     models: dict[str, dict[str, Any]] = {}
     not_tried: list[dict[str, str]] = []
     everything: dict[str, tuple[Model, Data]] = {}
+    weights: dict[str, str] = {}
     interrupted = False
     try:
         for address in request.models:
             try:
                 model = with_vectors(load(address), parts.train.names, request.templates)
-                everything[address] = (model, _training_data(model, parts, request, progress, about))
+                data = _training_data(model, parts, request, progress, about)
+                weights[address] = weights_of(model, data.support.x, data.support.prompts)
+                everything[address] = (model, data)
                 models[address] = {"name": model.name, "key": getattr(model, "key", None)}
             except DiptychError as error:  # one model that cannot be had costs the others nothing
                 not_tried.append({"model": address, "why": str(error)})
         if not everything:
             raise DiptychError("; ".join(entry["why"] for entry in not_tried))
-        records = _chosen(request, out, everything, began, not_tried, progress)
+        records = _chosen(request, out, everything, weights, began, not_tried, progress)
         _test(out, everything, records, parts, progress)
     except KeyboardInterrupt:
         interrupted = True
-    found = _outcome(request, out, about, models, not_tried, _clusters(parts))
+    found = _outcome(request, out, about, models, weights, not_tried, _clusters(parts))
     if not interrupted:
-        found.doubtful = _doubtful(found, everything, parts)
+        found.doubtful = _doubtful(found, everything)
         write_text(out / CHECK, as_csv(found.doubtful))
     write_json(out / "results.json", asdict(found))
     if interrupted:
@@ -173,8 +181,8 @@ def _training_data(model: Model, parts: Parts, request: Request, progress: Progr
 
 
 def _chosen(
-    request: Request, out: Path, everything: dict[str, tuple[Model, Data]], began: float, not_tried: list[dict[str, str]],
-    progress: Progress | None,
+    request: Request, out: Path, everything: dict[str, tuple[Model, Data]], weights: Mapping[str, str], began: float,
+    not_tried: list[dict[str, str]], progress: Progress | None,
 ) -> list[tuple[Cell, dict[str, Any]]]:  # fmt: skip
     """Every cell with its settings, as far as the time allows."""
     cells = sorted((cell for model in everything for cell in request.cells(model)), key=lambda cell: is_tower(cell.way))  # last
@@ -182,9 +190,9 @@ def _chosen(
     for done, cell in enumerate(cells):
         if progress:
             progress("choosing settings", done, len(cells))
-        path = _file(out, cell)
-        record = read_json(path) if path.is_file() else None
-        if record is None:
+        path, made_of = _file(out, cell), made_of_now(weights[cell.model], cell.way)
+        record = held_record(path, made_of)
+        if record is None or "skipped" in record:  # the reason may be gone: a package that was missing
             left = None if request.seconds is None else request.seconds - (time.monotonic() - began)
             towers = sum(is_tower(c.way) for c in cells[done:])
             if left is not None and (left <= 0 or (is_tower(cell.way) and left / towers < LEAST)):
@@ -192,9 +200,11 @@ def _chosen(
                 not_tried.append({"model": cell.model, "way": cell.name, "why": why})
                 continue
             if is_tower(cell.way):
-                record = trained(cell, request.data, run_of(out, cell), None if left is None else left / towers)
+                run = run_of(out, cell, weights[cell.model])
+                record = trained(cell, request.data, run, None if left is None else left / towers)
             else:
                 record = chosen(cell, everything[cell.model][1])
+            record = {**record, "made_of": made_of}
             write_json(path, record)
         records.append((cell, record))
     if progress:
@@ -222,7 +232,10 @@ def _test(
             with_test[cell.model] = replace(data, test_x=x, test_y=parts.test.labels)
         if progress:
             progress("testing", done, len(todo))
-        made = tested_tower(record, parts.test) if is_tower(cell.way) else tested(record, cell, with_test[cell.model])
+        try:
+            made = tested_tower(record, parts.test) if is_tower(cell.way) else tested(record, cell, with_test[cell.model])
+        except DiptychError as error:  # one way that cannot be tested costs the others nothing
+            made = {**record, "skipped": str(error)}
         write_json(_file(out, cell), made)
     if progress:
         progress("testing", len(todo), len(todo))
@@ -231,27 +244,56 @@ def _test(
 # --- files ---
 
 
-def run_of(out: Path, cell: Cell) -> Path:
-    """The folder of a cell's run."""
+def file_name(text: str) -> str:
+    """A part of a path for a model or a way: no two texts have the same."""
+    plain = re.sub(r"[^\w.-]+", "-", text).strip("-.")
+    return plain if plain == text else f"{plain}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def run_of(out: Path, cell: Cell, weights: str) -> Path:
+    """The folder of a cell's run; another one for other weights of the model, whose run is not continued."""
     file = _file(out, cell)
-    return out / "runs" / file.parent.name / file.stem
+    return out / "runs" / file.parent.name / f"{file.stem}-{hashlib.blake2b(weights.encode(), digest_size=4).hexdigest()}"
 
 
 def _file(out: Path, cell: Cell) -> Path:
-    model = re.sub(r"[^\w.-]+", "-", cell.model).strip("-.") or "model"
-    way = re.sub(r"[^\w.-]+", "-", cell.way)
-    return out / "cells" / model / f"{way}-k{cell.shots or 'all'}-s{cell.seed}.json"
+    return out / "cells" / file_name(cell.model) / f"{file_name(cell.way)}-k{cell.shots or 'all'}-s{cell.seed}.json"
+
+
+def made_of_now(weights: str, way: str) -> dict[str, str]:
+    """What a record must agree with to be kept: the model's weights, and the code of the way (of one's own: its source)."""
+    if ":" not in way:
+        return {"weights": weights, "code": f"diptych {_versions('diptych').get('diptych', '')}"}
+    cls = resolve(way, {}, "way")
+    try:
+        source = inspect.getsource(inspect.getmodule(cls) or cls)
+    except (OSError, TypeError):  # made without a file
+        source = ""
+    return {"weights": weights, "code": hashlib.blake2b(source.encode(), digest_size=8).hexdigest()}
+
+
+def held_record(path: Path, made_of: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record that was kept; None if there is none, or one that was made with other weights or by other code."""
+    record: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    return record if record is not None and record.get("made_of") == made_of else None
+
+
+def check_folder(out: Path, content: Mapping[str, Any]) -> None:
+    """DiptychError if a folder holds results of other data."""
+    path = out / "choose.json"
+    held = read_json(path) if path.is_file() else dict(content)
+    different = [k for k in content if held.get(k) != content[k]]
+    if different == ["pictures"]:
+        raise DiptychError(f"{out} holds results of other pictures: those at {content['data']} were changed; choose another --out")
+    if different:
+        raise DiptychError(f"{out} holds results with another {different[0]}; choose another --out")
 
 
 def open_folder(out: Path, content: Mapping[str, Any]) -> None:
     """Begins a folder of results, or refuses one of other data."""
-    path = out / "choose.json"
-    if path.is_file():
-        held = read_json(path)
-        if different := [k for k in {**held, **content} if held.get(k) != content.get(k)]:
-            raise DiptychError(f"{out} holds results with another {different[0]}; choose another --out")
-    else:
-        write_json(path, dict(content))
+    check_folder(out, content)
+    if not (out / "choose.json").is_file():
+        write_json(out / "choose.json", dict(content))
 
 
 def _clusters(parts: Parts) -> list[str]:
@@ -291,11 +333,15 @@ def _about(parts: Parts, address: str) -> dict[str, Any]:
     }
 
 
-def _doubtful(found: Outcome, everything: Mapping[str, tuple[Model, Data]], parts: Parts) -> list[dict[str, Any]]:
-    """The training pictures whose label is probably wrong, as the winner sees those that it was not learned from."""
-    if found.verdict["winner"] is None:
+def _doubtful(found: Outcome, everything: Mapping[str, tuple[Model, Data]]) -> list[dict[str, Any]]:
+    """The training pictures whose label is probably wrong, as the best way on vectors sees those that it was not learned from.
+
+    None, and a note, if the way is so poor that it, and not the labels, is the likelier to be wrong.
+    """
+    on_vectors = [(r["model"], r["way"]) for r in found.verdict["rows"] if not is_tower(r["way"]) and r["way"] != CONTROL]
+    if not on_vectors:
         return []
-    model, way = found.verdict["winner"]
+    model, way = found.verdict["winner"] if found.verdict["winner"] in on_vectors else on_vectors[0]
     own = [c for c in found.cells if (c["model"], c["way"], c["shots"]) == (model, way, found.verdict["shots"]) and c.get("test")]
     cell = Cell(model, way, own[0]["shots"], own[0]["seed"])
     data = everything[model][1]
@@ -303,14 +349,20 @@ def _doubtful(found: Outcome, everything: Mapping[str, tuple[Model, Data]], part
     choice = fixed(way_named(way), support, groups, own[0]["settings"])
     which = few(data.support.y, cell.shots or None, cell.seed)
     ids = [data.ids[i] for i in which]
-    return rows_of(label_errors(softmax(choice.logits / choice.temperature), support.y), support.names, ids)
+    errors = label_errors(softmax(choice.logits / choice.temperature), support.y)
+    if errors.share > MOST_DOUBTFUL:
+        found.data["notes"].append(f"labels cannot be checked: out of fold, {way} names too many pictures otherwise for that")
+        return []
+    return rows_of(errors, support.names, ids)
 
 
 def _outcome(
-    request: Request, out: Path, about: dict[str, Any], models: dict[str, dict[str, Any]], not_tried: list[dict[str, str]],
-    clusters: list[str],
+    request: Request, out: Path, about: dict[str, Any], models: dict[str, dict[str, Any]], weights: Mapping[str, str],
+    not_tried: list[dict[str, str]], clusters: list[str],
 ) -> Outcome:  # fmt: skip
-    cells = [read_json(path) for model in request.models for cell in request.cells(model) if (path := _file(out, cell)).is_file()]
+    wanted = [cell for model in weights for cell in request.cells(model)]  # of the models that could be had
+    held = [held_record(_file(out, cell), made_of_now(weights[cell.model], cell.way)) for cell in wanted]
+    cells = [record for record in held if record is not None]
     found = verdict(cells, clusters)
     opened = read_jsonl(out / OPENED) if (out / OPENED).is_file() else []
     asked = {k: v for k, v in asdict(request).items() if k != "descriptions"}
@@ -319,12 +371,18 @@ def _outcome(
 
 def environment_of_run() -> dict[str, Any]:
     """Where and by which command results were made."""
-    packages = {}
-    for name in ("diptych", "torch", "numpy", "scikit-learn", "transformers", "peft"):
-        with contextlib.suppress(PackageNotFoundError):
-            packages[name] = version(name)
+    packages = _versions("diptych", "torch", "numpy", "scikit-learn", "transformers", "peft")
     made = {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()}
     return {"date": _now(), "command": sys.argv, **made, "packages": packages}
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _now() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,12 +11,13 @@ from typing import Any
 
 from diptych.benchmarks.statistics import holm, mean_interval
 from diptych.choose.captions import METRICS, captioned, pairs_of, tested
-from diptych.choose.features import Progress
+from diptych.choose.data import version_of
+from diptych.choose.features import Progress, weights_of
 from diptych.choose.maps import MAP_WAYS, Pairs, map_way_named
-from diptych.choose.run import FORMAT, Load, environment_of_run, open_folder
+from diptych.choose.run import FORMAT, Load, check_folder, environment_of_run, file_name, held_record, made_of_now, open_folder
 from diptych.choose.verdict import LEVEL, SEEDS, difference
 from diptych.core.errors import DiptychError, Interrupted
-from diptych.core.files import read_json, write_json
+from diptych.core.files import write_json
 
 AS_IS = "as-is"
 
@@ -34,8 +35,11 @@ def choose_for_captions(
     for name in ways:
         map_way_named(name)
     began = time.monotonic()
-    open_folder(out, {"format": FORMAT, "data": data_address, "kind": "captions"})
+    content = {"format": FORMAT, "kind": "captions", "data": data_address}
+    check_folder(out, content)
     data = captioned(data_address, progress)
+    version = hashlib.blake2b(repr((version_of(data.pictures), data.captions)).encode(errors="surrogateescape"), digest_size=16)
+    open_folder(out, {**content, "pictures": version.hexdigest()})
     cells: list[dict[str, Any]] = []
     not_tried: list[dict[str, str]] = []
     interrupted = False
@@ -43,7 +47,8 @@ def choose_for_captions(
     try:
         for model in models:
             try:
-                pairs = pairs_of(load(model), data, progress)
+                opened = load(model)
+                pairs = pairs_of(opened, data, progress)
             except DiptychError as error:  # one model that cannot be had costs the others nothing
                 not_tried.append({"model": model, "why": str(error)})
                 continue
@@ -54,7 +59,8 @@ def choose_for_captions(
                     if seconds is not None and time.monotonic() - began > seconds:
                         not_tried.append({"model": model, "way": way, "why": "the budget was spent"})
                         continue
-                    cells.append(_cell(out, model, way, seed, pairs))
+                    made_of = made_of_now(weights_of(opened, pairs.x, pairs.t), way)
+                    cells.append(_cell(out, model, way, seed, pairs, made_of))
     except KeyboardInterrupt:
         interrupted = True
     if not cells and not interrupted:
@@ -83,13 +89,11 @@ def choose_for_captions(
     return results
 
 
-def _cell(out: Path, model: str, way: str, seed: int, pairs: Pairs) -> dict[str, Any]:
-    folder = re.sub(r"[^\w.-]+", "-", model).strip("-.") or "model"
-    path = out / "cells" / folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', way)}-s{seed}.json"
-    if path.is_file():
-        held: dict[str, Any] = read_json(path)
+def _cell(out: Path, model: str, way: str, seed: int, pairs: Pairs, made_of: Mapping[str, str]) -> dict[str, Any]:
+    path = out / "cells" / file_name(model) / f"{file_name(way)}-s{seed}.json"
+    if (held := held_record(path, made_of)) is not None:
         return held
-    made = {"model": model, "way": way, "seed": seed, **tested(way, pairs, seed)}
+    made = {"model": model, "way": way, "seed": seed, "made_of": made_of, **tested(way, pairs, seed)}
     write_json(path, made)
     return made
 

@@ -6,7 +6,6 @@ cross-validation, and the run learns from the others.
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import numpy as np
 
 from diptych.benchmarks.metrics.calibration import brier, ece
 from diptych.choose.cells import Cell
-from diptych.choose.data import Pictures
+from diptych.choose.data import Pictures, groups_of, joined, labelled, near_pairs
+from diptych.choose.features import Fingerprints, vectors_of
 from diptych.choose.select import balanced_accuracy, log_loss, softmax
 from diptych.choose.towers import TOWER_WAYS, fit
-from diptych.choose.towers.heads import labelled_pictures
+from diptych.choose.ways.linear import NEVER
 from diptych.config.budget import Budget
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, Interrupted
 from diptych.data.sources import open_source
 from diptych.inference.adapted import AdaptedModel
 from diptych.inference.load import load
@@ -55,16 +55,18 @@ def trained(cell: Cell, data: str, run: Path, seconds: float | None) -> dict[str
             budget=budget,
             settings={"hold": hold},
         )
+    except Interrupted:
+        raise KeyboardInterrupt from None  # the training is saved, and goes on with the same command: it is not skipped
     except DiptychError as error:
         return {**record, "skipped": str(error)}
     spent = RunFiles(run).spent()
     found: dict[str, Any] = {"accuracy": None, "loss": None, "temperature": 1.0, "folds": 0}
-    if hold:
-        held = open_source(RunFiles(run).recipe().data.train).split("validation")
-        images, y = labelled_pictures(held)
-        logits = np.asarray(opened(run).logits(images), dtype=np.float64)
+    source = open_source(RunFiles(run).recipe().data.train)
+    learned_from = source.split("train")
+    if hold and len(held := unseen(labelled(learned_from), labelled(source.split("validation"), "test"))):
+        logits, y = logits_of(opened(run), held), held.labels
         found |= {"accuracy": balanced_accuracy(logits, y), "loss": log_loss(logits, y), "held_out": len(y)}
-    pictures = len(open_source(RunFiles(run).recipe().data.train).split("train"))
+    pictures = len(learned_from)
     settings = {"hold": hold, **({} if seconds is None else {"seconds": round(seconds)})}
     return {
         **record, **found, "pictures": pictures, "settings": settings, "tried": 1, "run": str(run), "flops": spent.get("flops"),
@@ -72,16 +74,36 @@ def trained(cell: Cell, data: str, run: Path, seconds: float | None) -> dict[str
     }  # fmt: skip
 
 
+def unseen(train: Pictures, held: Pictures) -> Pictures:
+    """The pictures held out, without broken ones and those that nearly repeat a picture of their class that the run learned from:
+    these would be named right by memory.
+    """
+    if not len(train) or not len(held):
+        return held
+    both, n = joined([train, held]), len(train)
+    prints, broken = vectors_of(Fingerprints(), both)
+    good = np.array([i for i in range(len(both)) if i not in broken], dtype=np.int64)
+    pairs = good[near_pairs(prints[good])]
+    group = groups_of(len(both), pairs[both.labels[pairs[:, 0]] == both.labels[pairs[:, 1]]])
+    return held.rows([i for i in range(len(held)) if group[n + i] >= n and n + i not in broken])
+
+
+def logits_of(model: AdaptedModel, pictures: Pictures) -> np.ndarray:
+    """The model's logits of pictures, float64 [N, C], a few of them in memory at a time."""
+    logits = np.zeros((len(pictures), len(model.classes)))
+    for start in range(0, len(pictures), CHUNK):
+        rows = range(start, min(start + CHUNK, len(pictures)))
+        logits[start : start + len(rows)] = model.logits([pictures.read(i) for i in rows])
+    return logits
+
+
 def tested_tower(record: dict[str, Any], test: Pictures) -> dict[str, Any]:
     """The record with what the run achieves on the test pictures."""
     model = opened(Path(record["run"]))
     order = [model.classes.index(name) if name in model.classes else -1 for name in test.names]
-    logits = np.full((len(test), len(test.names)), -math.inf)
+    logits = np.full((len(test), len(test.names)), NEVER)
     known = [i for i, at in enumerate(order) if at >= 0]
-    for start in range(0, len(test), CHUNK):
-        rows = range(start, min(start + CHUNK, len(test)))
-        own = np.asarray(model.logits([test.read(i) for i in rows]), dtype=np.float64)
-        logits[start : start + len(rows), known] = own[:, [order[i] for i in known]]
+    logits[:, known] = logits_of(model, test)[:, [order[i] for i in known]]
     right = (logits.argmax(1) == test.labels).astype(float)
     confidence = softmax(logits).max(1)
     made = {

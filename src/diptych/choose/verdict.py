@@ -32,14 +32,15 @@ def verdict(records: Sequence[Mapping[str, Any]], clusters: Sequence[str]) -> di
     done = [r for r in records if r.get("test")]
     if not done:
         return {"rows": [], "winner": None, "reference": None, "recommended": None, "gain": None}
-    most = max(done, key=lambda r: (r["shots"] == 0, r["shots"]))["shots"]
+    ways = [r for r in done if r["way"] != CONTROL] or done  # where the time was spent, the control may have been tested alone
+    most = max(ways, key=lambda r: (r["shots"] == 0, r["shots"]))["shots"]
     table: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for record in done:
         if record["shots"] == most:
             table.setdefault((record["model"], record["way"]), {})[record["seed"]] = record
     by_cross_validation = {key: _mean([r["accuracy"] for r in of.values()]) for key, of in table.items()}
     order = sorted(table, key=lambda key: (-by_cross_validation[key], _mean([r["loss"] for r in table[key].values()]), key))
-    learn = [key for key in order if key[1] not in (CONTROL, *NAMES_ALONE)]
+    learn = [key for key in order if key[1] not in (CONTROL, *NAMES_ALONE) and by_cross_validation[key] > -1]
     names = [key for key in order if key[1] in NAMES_ALONE] or [key for key in order if key[1] == CONTROL]
     winner = learn[0] if learn else names[0] if names else None
     reference = names[0] if names else None
@@ -85,13 +86,15 @@ def _measured(run: str, clusters: Sequence[str]) -> Measured:
 
 def difference(a: Runs, b: Runs, clusters: Sequence[str]) -> dict[str, Any]:
     """a − b in accuracy on the same test pictures: difference, low, high, p. Over pictures and seeds from three seeds on;
-    with fewer over pictures, the credit of each averaged over the seeds.
+    with fewer over pictures, the credit of each averaged over the seeds, those that both have if there are any.
     """
     seeds = sorted(set(a) & set(b))
+    if seeds:
+        a, b = ({seed: runs[seed] for seed in seeds} for runs in (a, b))
     if len(seeds) >= SEEDS:
         e = estimate([_measured(a[s], clusters) for s in seeds], [_measured(b[s], clusters) for s in seeds])
-        p = e.p()
-        return {"difference": e.value, "low": e.low, "high": e.high, "p": 1.0 if np.isnan(p) else p}
+        if not np.isnan(p := e.p()):  # else nothing varied, neither over seeds nor over pictures
+            return {"difference": e.value, "low": e.low, "high": e.high, "p": p}
     mean_a, mean_b = (np.mean([[c == "1" for c in run] for run in runs.values()], axis=0) for runs in (a, b))
     test = paired_test(mean_a, mean_b, clusters)
     return {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p}
@@ -103,9 +106,18 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         return ["Nothing could be tested."]
     rows = {(r["model"], r["way"]): r for r in found["rows"]}
     winner, reference, gain = found["winner"], found["reference"], found["gain"]
-    best = f"is the best by cross-validation: {percent(rows[winner])} of the test pictures right."
+    if winner is None:
+        return ["Nothing can be recommended: no picture could be left out, so cross-validation says nothing. Add pictures."]
+    known = rows[winner]["cross_validation"] is not None
+    best = f"{'is the best by cross-validation: ' if known else 'names '}{percent(rows[winner])} of the test pictures right."
     learns = winner[1] not in (CONTROL, *NAMES_ALONE)
     lines = [f"{'Of the ways that learn from the pictures, ' if learns else ''}{winner[1]} on {winner[0]} {best}"]
+    unknown = [r for r in found["rows"] if r["cross_validation"] is None and r["way"] != CONTROL]
+    if unknown:
+        lines.append(
+            f"No picture could be left out for {', '.join(dict.fromkeys(r['way'] for r in unknown))}, so cross-validation says "
+            "nothing of them, and none is recommended. Add pictures."
+        )
     if gain is not None:
         how = f"{100 * gain['difference']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p = {gain['p']:.2g}"
         against = f"{reference[1]} on {reference[0]}"

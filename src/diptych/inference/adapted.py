@@ -5,6 +5,7 @@ A folder with adapted.json (the model's address, the classes, how and on what th
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ class AdaptedModel(Adapter):
         self.about = about or {}
         self.capabilities = frozenset({"classify", *(base.capabilities & {"embed_image", "embed_text", "score"})})
         own = getattr(base, "key", None)
-        self.key = None if own is None else f"{own}-{self.about.get('id', '')}"
+        digest = hashlib.blake2b(f"{list(self.classes)} {float(temperature)!r}".encode(), digest_size=4).hexdigest()
+        self.key = None if own is None else f"{own}-{self.about.get('id', '')}-{head.digest()}-{digest}"
 
     # --- files ---
 

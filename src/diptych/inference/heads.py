@@ -8,6 +8,8 @@ Shapes: N images, E width of the vectors, C classes, S stored vectors, R width o
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -63,6 +65,16 @@ class Head:
         known = {cls: name for name, cls in HEADS.items()}
         own = f"{type(self).__module__}:{type(self).__qualname__}"
         return known.get(type(self)) or {v: k for k, v in FURTHER.items()}.get(own, own)
+
+    def digest(self) -> str:
+        """A hash of all that it holds, the same after it was saved and loaded."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        arrays = {k: np.ascontiguousarray(v) for k, v in held.items() if isinstance(v, np.ndarray)}
+        rest = json.dumps({k: v for k, v in held.items() if k not in arrays}, sort_keys=True, default=str)
+        total = hashlib.blake2b(f"{self.kind()} {rest}".encode(), digest_size=6)
+        for name, array in sorted(arrays.items()):
+            total.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        return total.hexdigest()
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the arrays to a file in the folder and returns the rest, as plain data for ``load_head``."""

@@ -7,12 +7,14 @@ Shapes: N items, E width of the vectors.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from diptych.core.arrays import unit_rows
@@ -59,6 +61,13 @@ class Maps:
             for name in ("centre", "change")
         }
 
+    def digest(self) -> str:
+        """A hash of all numbers: other settings give other vectors."""
+        total = hashlib.blake2b(digest_size=6)
+        for name, array in self.arrays().items():
+            total.update(f"{name} {array.shape}".encode() + array.tobytes())
+        return total.hexdigest()
+
 
 class MappedModel(Adapter):
     """Embeds images and texts as the model does, followed by the maps; scores are cosines."""
@@ -68,7 +77,7 @@ class MappedModel(Adapter):
     def __init__(self, name: str, base: Model, maps: Maps, about: dict[str, Any] | None = None):
         self.name, self.base, self.maps, self.about = name, base, maps, about or {}
         own = getattr(base, "key", None)
-        self.key = None if own is None else f"{own}-{self.about.get('id', '')}"
+        self.key = None if own is None else f"{own}-{self.about.get('id', '')}-{maps.digest()}"
 
     def embed_image(self, images: Sequence[Image]) -> np.ndarray:
         """Unit vectors, float32 [N, E]."""
@@ -94,7 +103,10 @@ class MappedModel(Adapter):
 
         Raises DiptychError if the model cannot be loaded, or has other weights than when the maps were learned.
         """
-        data = read_json(folder / FILE)
+        try:
+            data = read_json(folder / FILE)
+        except ValueError as error:
+            raise DiptychError(f"{folder / FILE}: cannot be read ({error}); adapt the model again") from None
         check_format(data.get("format"), FORMAT, str(folder / FILE))
         base = load(address_now(data, folder), device)
         if (now := getattr(base, "key", None)) != data["key"]:
@@ -102,6 +114,9 @@ class MappedModel(Adapter):
                 f"{folder}: {data['model']} has other weights now than when its maps were learned ({data['key']}, now {now}); "
                 "adapt it again"
             )
-        held = load_file(folder / WEIGHTS)
-        maps = Maps(*(SideMap(held[f"{side}.centre"], held[f"{side}.change"]) for side in ("image", "text")))
+        try:
+            held = load_file(folder / WEIGHTS)
+            maps = Maps(*(SideMap(held[f"{side}.centre"], held[f"{side}.change"]) for side in ("image", "text")))
+        except (OSError, KeyError, SafetensorError) as error:
+            raise DiptychError(f"{folder / WEIGHTS}: cannot be read ({error}); adapt the model again") from None
         return cls(folder.name, base, maps, data["about"])

@@ -11,9 +11,6 @@ from diptych.core.errors import DiptychError, counted
 
 MODEL = "A run, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG` or `package.module:Class`."
 CLASSES = "Pictures with classes, `classes:DIRECTORY` or `classes:TABLE.csv`, or with captions, `folder:DIRECTORY` …"
-MOST_DOUBTFUL = (
-    0.4  # estimated share of wrong labels above which the classifier, and not the labels, is the more likely to be wrong
-)
 DESCRIPTIONS = "Sentences that describe the classes, a JSON file {class: [sentence, …]}."
 
 
@@ -51,7 +48,7 @@ def adapt(
     from diptych.choose.adapt import adapt as adapt_to_classes
     from diptych.choose.adapt import checked_settings, summary
     from diptych.choose.captions import adapt_to_captions, has_classes
-    from diptych.choose.label_errors import CHECK, as_csv, of_adapted
+    from diptych.choose.label_errors import CHECK, MOST_DOUBTFUL, as_csv, of_adapted
     from diptych.choose.maps import MAP_WAYS
     from diptych.choose.support import read_descriptions
     from diptych.choose.towers import TOWER_WAYS
@@ -97,6 +94,7 @@ def adapt(
             overwrite=overwrite, progress=display,
         )  # fmt: skip
     typer.echo(f"{folder}: {summary(adapted.about)}")
+    (folder / CHECK).unlink(missing_ok=True)  # of a model that was replaced
     found, doubtful = of_adapted(folder)
     if found.share > MOST_DOUBTFUL:
         typer.echo("labels cannot be checked: out of fold, too many pictures are named otherwise for that")

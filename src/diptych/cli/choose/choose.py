@@ -47,6 +47,7 @@ def choose(
     from diptych.choose.run_captions import choose_for_captions
     from diptych.choose.support import read_descriptions
     from diptych.cli.choose.display import StepsDisplay
+    from diptych.core.errors import Interrupted
     from diptych.core.files import read_json
     from diptych.report.pages.choose import build_choose_report
 
@@ -56,8 +57,9 @@ def choose(
 
     sentences = read_descriptions(descriptions) if descriptions else None
     seconds, names = seconds_of(budget), tuple(w.strip() for w in ways.split(",")) if ways else ()
-    addresses = tuple(models or ["conse"])
+    addresses = tuple(dict.fromkeys(models or ["conse"]))
     counts = shots_of(shots)
+    stopped: Interrupted | None = None
     try:
         with StepsDisplay() as display:
             if has_classes(data):
@@ -73,17 +75,20 @@ def choose(
             elif counts != (0,) or test_data or sentences:
                 raise DiptychError(f"{data} has captions, not classes; --shots, --test-data and --descriptions are for classes")
             else:
-                choose_for_captions(addresses, names, data, out, opened, seeds=seeds, seconds=seconds, progress=display)
-    finally:
-        path = out / "results.json"
-        if path.is_file():
-            results = read_json(path)
-            results["command"] = command(results)
-            build_choose_report(out, results)
-            if json_:
-                typer.echo(path.read_text(encoding="utf-8"), nl=False)
-            else:
-                _print(results, out)
+                given = () if names == ("all",) else names
+                choose_for_captions(addresses, given, data, out, opened, seeds=seeds, seconds=seconds, progress=display)
+    except Interrupted as error:
+        stopped = error
+    path = out / "results.json"  # after another error, what is there would be of an earlier command
+    results = read_json(path)
+    results["command"] = command(results, descriptions)
+    build_choose_report(out, results)
+    if json_:
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+    else:
+        _print(results, out)
+    if stopped is not None:
+        raise stopped
 
 
 def shots_of(text: str) -> tuple[int, ...]:
@@ -96,13 +101,17 @@ def shots_of(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(shots))
 
 
-def command(results: Mapping[str, Any]) -> str:
-    """The command that makes the recommended model; "" if there is none."""
+def command(results: Mapping[str, Any], descriptions: Path | None = None) -> str:
+    """The command that makes the recommended model; "" if there is none. descriptions: the file of the sentences."""
     recommended = results["verdict"]["recommended"]
     if recommended is None:
         return ""
+    from diptych.choose.towers import TOWER_WAYS
+
     model, way = recommended
     shots = results["verdict"].get("shots")
+    own = [c for c in results["cells"] if (c["model"], c["way"], c.get("shots")) == (model, way, shots)]
+    seconds = own[0].get("settings", {}).get("seconds") if own and way in TOWER_WAYS else None  # as it was tested
     words = [
         "diptych",
         "adapt",
@@ -112,8 +121,10 @@ def command(results: Mapping[str, Any]) -> str:
         "--data",
         results["request"]["data"],
         *(["--shots", str(shots)] if shots else []),
+        *(["--descriptions", str(descriptions)] if descriptions and way not in TOWER_WAYS else []),
+        *(["--budget", f"{seconds}s"] if seconds else []),
     ]
-    return shlex.join([*words, "--out", f"runs/adapted-{way}"])
+    return shlex.join([*words, "--out", f"runs/adapted-{way.rpartition(':')[2]}"])
 
 
 def _print(results: Mapping[str, Any], out: Path) -> None:
