@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from diptych.choose.captions import captioned
 from diptych.choose.cells import Cell, Data, chosen
 from diptych.choose.data import Pictures, groups_of, near_pairs
 from diptych.choose.features import weights_of
-from diptych.choose.run import Outcome, _doubtful, file_name, made_of_now
+from diptych.choose.run import Outcome, Request, _chosen, _doubtful, file_name, made_of_now
 from diptych.choose.tower_cells import trained, unseen
 from diptych.choose.verdict import difference, sentences, verdict
 from diptych.choose.ways import Support
@@ -120,6 +121,20 @@ def test_an_interrupted_training_is_not_a_skipped_cell(tmp_path: Path, monkeypat
     monkeypatch.setattr("diptych.choose.tower_cells.fit", stop)
     with pytest.raises(KeyboardInterrupt):
         trained(Cell("m", "lora", 0, 0), "classes:x", tmp_path, None)
+
+
+def test_runs_that_are_done_need_no_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[tuple[str, float]] = []
+
+    def train(cell: Cell, data: str, run: Path, seconds: float) -> dict[str, Any]:
+        shares.append((cell.way, seconds))
+        return {"model": cell.model, "way": cell.way, "accuracy": 0.5}
+
+    monkeypatch.setattr("diptych.choose.run.trained", train)
+    data = {"m": (ColourModel(), blurred(gap=1.0))}
+    for ways in (("lora",), ("coop", "lora")):
+        _chosen(Request(("m",), ways, "x", seconds=1000), tmp_path, data, {"m": "w"}, time.monotonic(), [], None)
+    assert [way for way, _ in shares] == ["lora", "coop"] and all(900 < seconds <= 1000 for _, seconds in shares)
 
 
 # --- labels to check ---

@@ -186,7 +186,13 @@ def _chosen(
 ) -> list[tuple[Cell, dict[str, Any]]]:  # fmt: skip
     """Every cell with its settings, as far as the time allows."""
     cells = sorted((cell for model in everything for cell in request.cells(model)), key=lambda cell: is_tower(cell.way))  # last
-    records = []
+    records: list[tuple[Cell, dict[str, Any]]] = []
+
+    def to_train(cell: Cell) -> bool:
+        """Whether a cell's run needs a share of the time."""
+        made_of = made_of_now(weights[cell.model], cell.way)
+        return is_tower(cell.way) and "accuracy" not in (held_record(_file(out, cell), made_of) or {})
+
     for done, cell in enumerate(cells):
         if progress:
             progress("choosing settings", done, len(cells))
@@ -194,7 +200,7 @@ def _chosen(
         record = held_record(path, made_of)
         if record is None or "skipped" in record:  # the reason may be gone: a package that was missing
             left = None if request.seconds is None else request.seconds - (time.monotonic() - began)
-            towers = sum(is_tower(c.way) for c in cells[done:])
+            towers = sum(map(to_train, cells[done:]))
             if left is not None and (left <= 0 or (is_tower(cell.way) and left / towers < LEAST)):
                 why = f"too little time for it: {max(left, 0) / max(1, towers):.0f} s" if left > 0 else "the budget was spent"
                 not_tried.append({"model": cell.model, "way": cell.name, "why": why})
