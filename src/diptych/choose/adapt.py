@@ -17,11 +17,12 @@ from diptych.benchmarks.matching.zeroshot import TEMPLATES
 from diptych.choose.data import Parts, Pictures, joined, open_parts, separated
 from diptych.choose.features import Fingerprints, Progress, vectors_of
 from diptych.choose.select import choose_settings, learned
-from diptych.choose.support import class_texts, few, support_of, with_vectors
+from diptych.choose.support import class_texts, support_of, with_vectors
 from diptych.choose.ways import Choice, Support, Way, way_named
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, counted, nearest
 from diptych.core.files import write_atomically, write_json, write_jsonl
+from diptych.data.subsets.shots import few
 from diptych.inference.adapted import FILE, AdaptedModel
 from diptych.inference.mapped import FILE as MAPPED
 from diptych.training.run_files import RunFiles
@@ -95,7 +96,7 @@ def adapt(
     vectors, broken = vectors_of(model, parts.train, progress)
     usable = np.array([i for i in range(len(parts.train)) if i not in broken])
     train, vectors = parts.train.rows(usable), vectors[usable]
-    which = few(train.labels, shots, seed)
+    which = few(train.labels, shots or 0, seed)
     support = support_of(vectors, train.labels, which, train.names, class_texts(model, train.names, templates, descriptions), seed)
     groups = parts.groups[usable][which]
     if settings:

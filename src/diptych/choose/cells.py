@@ -11,9 +11,10 @@ import numpy as np
 
 from diptych.benchmarks.metrics.calibration import brier, ece
 from diptych.choose.select import balanced_accuracy, choose_settings, learned, log_loss, softmax
-from diptych.choose.support import few, of_classes
+from diptych.choose.support import of_classes
 from diptych.choose.ways import Choice, Support, Way, way_named
 from diptych.core.errors import DiptychError
+from diptych.data.subsets.shots import few
 from diptych.inference.heads import Head
 
 ALL = 0  # shots: every training picture
@@ -50,7 +51,7 @@ class Data:
 
 def part_of(data: Data, cell: Cell) -> tuple[Support, np.ndarray]:
     """The support of a cell, and the groups of its pictures."""
-    which = few(data.support.y, cell.shots or None, cell.seed)
+    which = few(data.support.y, cell.shots, cell.seed)
     whole = data.support
     rest = np.setdiff1d(np.arange(len(whole.y)), which)
     unlabelled = whole.x[rest] if len(rest) else None
@@ -105,23 +106,31 @@ def tested(record: dict[str, Any], cell: Cell, data: Data) -> dict[str, Any]:
     head = learned(way, support, Choice(record["settings"], 0.0, np.zeros(0)))
     seconds = time.perf_counter() - began
     logits = np.asarray(head.logits(data.test_x), dtype=np.float64)
-    p = softmax(logits / record["temperature"])
-    right = (logits.argmax(1) == data.test_y).astype(float)
-    confidence = p.max(1)
     found = {
-        "correct": "".join(str(int(c)) for c in right),
-        "named": logits.argmax(1).tolist(),
-        "accuracy": float(right.mean()),
-        "balanced": balanced_accuracy(logits, data.test_y),
-        "loss": log_loss(logits / record["temperature"], data.test_y),
-        "ece": ece(confidence, right),
-        "brier": brier(confidence, right),
+        **measures(logits, data.test_y, record["temperature"]),
         "learning_seconds": seconds,
         "parameters": parameters(head),
     }
     return {
         **record,
         "test": {**found, **inflation(way, support, record["settings"], data), **open_classes(way, record, support, data)},
+    }
+
+
+def measures(logits: np.ndarray, y: np.ndarray, temperature: float = 1.0) -> dict[str, Any]:
+    """What logits [N, C] are worth on pictures of the classes y [N]. correct: "0110…", whether each is named right; named: the
+    class that each is given; accuracy, balanced (over classes), and of the probabilities at the temperature loss, ece and brier.
+    """
+    p = softmax(logits / temperature)
+    right = (logits.argmax(1) == y).astype(float)
+    return {
+        "correct": "".join(str(int(c)) for c in right),
+        "named": logits.argmax(1).tolist(),
+        "accuracy": float(right.mean()),
+        "balanced": balanced_accuracy(logits, y),
+        "loss": log_loss(logits / temperature, y),
+        "ece": ece(p.max(1), right),
+        "brier": brier(p.max(1), right),
     }
 
 

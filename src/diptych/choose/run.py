@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,18 @@ from diptych.choose.data import Parts, groups_of, names_alike, near_pairs, versi
 from diptych.choose.features import Fingerprints, Progress, vectors_of, weights_of
 from diptych.choose.label_errors import CHECK, MOST_DOUBTFUL, as_csv, label_errors, rows_of
 from diptych.choose.select import softmax
-from diptych.choose.support import class_texts, few, support_of, with_vectors
+from diptych.choose.support import class_texts, support_of, with_vectors
 from diptych.choose.tower_cells import LEAST, is_tower, tested_tower, trained
 from diptych.choose.towers import TOWER_WAYS
 from diptych.choose.verdict import CONTROL, sentences, verdict
 from diptych.choose.ways import WAYS, way_named
 from diptych.config.budget import parse_budget
+from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 from diptych.core.registry import resolve
+from diptych.data.subsets.shots import few
 
 FORMAT = 1
 OPENED = "test-opened.jsonl"
@@ -190,8 +193,10 @@ def _chosen(
 
     def to_train(cell: Cell) -> bool:
         """Whether a cell's run needs a share of the time."""
+        if not is_tower(cell.way):
+            return False
         made_of = made_of_now(weights[cell.model], cell.way)
-        return is_tower(cell.way) and "accuracy" not in (held_record(_file(out, cell), made_of) or {})
+        return "accuracy" not in (held_record(_file(out, cell), made_of) or {})
 
     for done, cell in enumerate(cells):
         if progress:
@@ -234,8 +239,7 @@ def _test(
             vectors, broken = vectors_of(model, parts.test, progress)
             if broken:
                 raise DiptychError(f"{parts.test.ids[next(iter(broken))]}: cannot be read any more; it could before")
-            x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-            with_test[cell.model] = replace(data, test_x=x, test_y=parts.test.labels)
+            with_test[cell.model] = replace(data, test_x=unit_rows(vectors), test_y=parts.test.labels)
         if progress:
             progress("testing", done, len(todo))
         try:
@@ -353,7 +357,7 @@ def _doubtful(found: Outcome, everything: Mapping[str, tuple[Model, Data]]) -> l
     data = everything[model][1]
     support, groups = part_of(data, cell)
     choice = fixed(way_named(way), support, groups, own[0]["settings"])
-    which = few(data.support.y, cell.shots or None, cell.seed)
+    which = few(data.support.y, cell.shots, cell.seed)
     ids = [data.ids[i] for i in which]
     errors = label_errors(softmax(choice.logits / choice.temperature), support.y)
     if errors.share > MOST_DOUBTFUL:
@@ -382,6 +386,7 @@ def environment_of_run() -> dict[str, Any]:
     return {"date": _now(), "command": sys.argv, **made, "packages": packages}
 
 
+@cache  # asked for each cell of the table
 def _versions(*names: str) -> dict[str, str]:
     """Of the packages that are installed."""
     found = {}

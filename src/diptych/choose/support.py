@@ -15,7 +15,6 @@ from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import class_text
-from diptych.data.subsets.shots import few as first_of_each
 from diptych.inference.scored import ScoreVectors, embedding
 
 SCALE = 100.0  # of models that do not say theirs: the largest that CLIP may learn, and did
@@ -75,11 +74,6 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
         if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
             raise DiptychError(f"{path}: class '{name}': expected a list of one or more sentences")
     return given
-
-
-def few(labels: np.ndarray, shots: int | None, seed: int) -> np.ndarray:
-    """Positions of the pictures to learn from (``data.subsets.shots.few``, so that runs learn from the same); None: all."""
-    return first_of_each(labels, shots or 0, seed)
 
 
 def support_of(

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from diptych.benchmarks.metrics.calibration import brier, ece
-from diptych.choose.cells import Cell
+from diptych.choose.cells import Cell, measures
 from diptych.choose.data import Pictures, groups_of, joined, labelled, near_pairs
 from diptych.choose.features import Fingerprints, vectors_of
-from diptych.choose.select import balanced_accuracy, log_loss, softmax
+from diptych.choose.select import balanced_accuracy, log_loss
 from diptych.choose.towers import TOWER_WAYS, fit
 from diptych.choose.ways.linear import NEVER
 from diptych.config.budget import Budget
@@ -104,18 +103,11 @@ def tested_tower(record: dict[str, Any], test: Pictures) -> dict[str, Any]:
     logits = np.full((len(test), len(test.names)), NEVER)
     known = [i for i, at in enumerate(order) if at >= 0]
     logits[:, known] = logits_of(model, test)[:, [order[i] for i in known]]
-    right = (logits.argmax(1) == test.labels).astype(float)
-    confidence = softmax(logits).max(1)
+    spent = RunFiles(Path(record["run"])).spent()
     made = {
-        "correct": "".join(str(int(c)) for c in right),
-        "named": logits.argmax(1).tolist(),
-        "accuracy": float(right.mean()),
-        "balanced": balanced_accuracy(logits, test.labels),
-        "loss": log_loss(logits, test.labels),
-        "ece": ece(confidence, right),
-        "brier": brier(confidence, right),
+        **measures(logits, test.labels),
         "learning_seconds": 0.0,
-        "parameters": int(RunFiles(Path(record["run"])).spent().get("trainable_parameters", 0)),
+        "parameters": int(spent.get("trainable_parameters", 0)),
     }
     return {**record, "test": made}
 
@@ -126,8 +118,3 @@ def opened(run: Path) -> AdaptedModel:
     if not isinstance(model, AdaptedModel):
         raise DiptychError(f"{run}: has no classes; train it again")
     return model
-
-
-def share_of_time(left: float | None, cells: int) -> float | None:
-    """Seconds for the next of so many runs; None without a limit."""
-    return None if left is None else left / max(1, cells)

@@ -117,7 +117,7 @@ def predict(
 def _sure(done: dict[str, object], conformal: object) -> str:
     from diptych.inference.predict.conformal import Conformal
 
-    if not isinstance(conformal, Conformal):
+    if not isinstance(conformal, Conformal) or done["unsure"] is None:  # no sets, or no picture that could be read
         return ""
     each = " in each class" if done["each_class"] else ""
     return (
