@@ -75,6 +75,14 @@ def test_a_folder_of_pictures(cli: Cli, photos: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "table.csv.parts").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_broken_pictures_alone_are_neither_sure_nor_unsure(cli: Cli, tmp_path: Path) -> None:
+    make_adapted(tmp_path / "adapted")
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.jpg").write_bytes(b"no picture")
+    result = cli("predict", "adapted", "only", "--out", "t.csv")
+    assert result.code == 1 and "t.csv: 1 picture" in result.out and "unsure" not in result.out
+
+
 def test_an_error_rate_in_each_class(cli: Cli, photos: Path, tmp_path: Path) -> None:
     make_adapted(tmp_path / "adapted")
     result = cli("predict", "adapted", photos, "-o", "t.jsonl", "--error", 0.2, "--each-class")
