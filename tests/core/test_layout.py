@@ -11,7 +11,7 @@ ROOT = Path(diptych.__file__).parent
 # From the top to the bottom; the package itself stands above all.
 ORDER = (
     "__main__", "cli", "api", "serve", "choose", "study", "plan", "report", "comparison", "curation", "benchmarks", "inference",
-    "training", "interop", "objectives", "models", "data", "config", "core",
+    "training", "interop", "objectives", "models", "index", "data", "config", "core",
 )  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

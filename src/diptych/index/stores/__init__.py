@@ -1,0 +1,1 @@
+"""Where vectors are kept and searched: in files, or by an engine of others (``open_store``)."""
