@@ -26,7 +26,17 @@ from diptych.core.errors import nearest
 RECIPES = Path(__file__).parent.parent / "recipes"  # a folder a family
 START = "start"  # of a teacher: the model as it is when the run begins
 IRRELEVANT = {"about", "cite", "device", "compile", "checkpoints", "trackers", "validation"}  # fields that change nothing learned
-PARTS = ("quantizer", "vision", "lm", "text", "connector", "fusion", "decoder", "space")  # in the order in which they are built
+PARTS = (
+    "quantizer",
+    "vision",
+    "time",
+    "lm",
+    "text",
+    "connector",
+    "fusion",
+    "decoder",
+    "space",
+)  # in the order in which they are built
 
 
 class PartSpec(Kind):

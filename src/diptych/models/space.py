@@ -60,6 +60,12 @@ class LinearSpace(Part):
         """[B, E]"""
         return unit(self.image(tokens.pooled))
 
+    @provides("{image}.projection", "{image}.tokens")
+    def image_projection(self, tokens: Tokens) -> Tensor:
+        """``embedding`` before it is normalised, [B, E], float32."""
+        projection: Tensor = self.image(tokens.pooled).float()
+        return projection
+
     @provides("{image}.projected", "{image}.tokens")
     def image_projected(self, tokens: Tokens) -> Tensor:
         """Every token in the shared space, not normalised: [B, N, E], float32."""

@@ -28,6 +28,7 @@ from diptych.models.part import Part
 from diptych.models.space import SPACE
 from diptych.models.teachers import Teacher
 from diptych.models.text.towers import TEXT
+from diptych.models.time import TIME
 from diptych.models.vision.drawn import random_keep
 from diptych.models.vision.features import Features, fits
 from diptych.models.vision.quantizer import QUANTIZER
@@ -35,6 +36,7 @@ from diptych.models.vision.towers import VISION
 
 KINDS: dict[str, dict[str, Any]] = {
     "vision": VISION,
+    "time": TIME,
     "text": TEXT,
     "connector": CONNECTOR,
     "fusion": FUSION,

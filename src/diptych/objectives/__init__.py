@@ -24,6 +24,8 @@ from diptych.objectives.nova import TextPrediction
 from diptych.objectives.prompted.cocoop import ConditionalPrompts
 from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
+from diptych.objectives.video.grained import MultiGrained
+from diptych.objectives.video.order import TimeOrder
 from diptych.objectives.vqvae import Reconstruction
 
 if TYPE_CHECKING:
@@ -51,9 +53,11 @@ OBJECTIVES: dict[str, Any] = {
     "masked_text": MaskedText,
     "masked_both": MaskedBoth,
     "mmrl": Represented,
+    "multi_grained": MultiGrained,
     "next_token": NextToken,
     "reconstruction": Reconstruction,
     "prior_next_token": PriorNextToken,
+    "time_order": TimeOrder,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "build_objectives", "check_needs", "fields_needed"]

@@ -1,7 +1,7 @@
 """How well a text fits an image: the scores that a recipe may name (``score:``).
 
 Most belong to an objective, which is then also the score (``scores_as``): late_interaction, contextual, matching,
-pseudo_likelihood, cocoop, mmrl. Those here need only encodings. Your own: ``package.module:Class``.
+pseudo_likelihood, cocoop, mmrl, multi_grained. Those here need only encodings. Your own: ``package.module:Class``.
 """
 
 from __future__ import annotations
@@ -75,6 +75,12 @@ class Similarity(Score):
         return scores
 
 
+class VideoSimilarity(Similarity):
+    """The cosine of a clip's embedding and a text's."""
+
+    needs = ("video.embedding", "text.embedding")
+
+
 class Likelihood(Score):
     """log P(text | image) in nats."""
 
@@ -140,6 +146,7 @@ class BestTokens(Score):
 
 SCORES: dict[str, Any] = {
     "similarity": Similarity,
+    "video_similarity": VideoSimilarity,
     "best_tokens": BestTokens,
     "likelihood": Likelihood,
     "image_likelihood": ImageLikelihood,
@@ -152,6 +159,7 @@ BY_OBJECTIVE = {
     "pseudo_likelihood": "masked_words",
     "cocoop": "cocoop",
     "mmrl": "mmrl",
+    "multi_grained": "multi_grained",
 }
 
 

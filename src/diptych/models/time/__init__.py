@@ -1,0 +1,8 @@
+"""Parts that read the frames of a clip in their order (``parts.time``)."""
+
+from __future__ import annotations
+
+from diptych.models.time.embeddings import FrameEmbeddings
+from diptych.models.time.tokens import ClipTokens
+
+TIME = {"embeddings": FrameEmbeddings, "tokens": ClipTokens}

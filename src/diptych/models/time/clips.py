@@ -1,0 +1,42 @@
+"""Frames of all clips, one after the other, as one row a clip.
+
+Shapes: n frames of all clips, B clips, F frames a clip.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diptych.core.batch import Videos
+
+
+def owners(video: Videos, n: int, device: torch.device) -> Tensor:
+    """The clip of each of n frames, int64 [n]; a field without owners has clips of one frame."""
+    return torch.arange(n, device=device) if video.owner is None else video.owner
+
+
+def places(owner: Tensor) -> Tensor:
+    """The place of each frame in its clip, from 0, int64 [n]. The frames of a clip follow each other."""
+    counts = torch.bincount(owner)
+    return torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+
+
+def by_clip(x: Tensor, owner: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Frames [n, …] as clips [B, longest, …], zeros where a clip has ended, and where frames are real, bool [B, longest].
+
+    longest: at least the number of frames of each clip. The number of columns does not depend on the batch, so that pieces of a
+    batch can be put together.
+    """
+    place = places(owner)
+    clips = int(owner[-1]) + 1 if len(owner) else 0
+    rows = x.new_zeros(clips, longest, *x.shape[1:]).index_put((owner, place), x)
+    mask = torch.zeros(clips, longest, dtype=torch.bool, device=x.device)
+    mask[owner, place] = True
+    return rows, mask
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the second dimension where ``mask`` is true: x [B, F, D], mask [B, F] → [B, D]."""
+    weights = mask[..., None].to(x.dtype)
+    return (x * weights).sum(1) / weights.sum(1)
