@@ -22,6 +22,7 @@ from diptych.index.catalog import Catalog
 from diptych.index.facts import Changes, PictureFacts
 from diptych.index.filters import Condition, Where, conditions_of, sql_of
 from diptych.index.lock import locked
+from diptych.index.map import Cluster, Map, map_of
 from diptych.index.query import Answer, Hit, Query
 from diptych.index.reading import hash_of
 from diptych.index.scan import Collection, Item, absolute, collection
@@ -31,7 +32,7 @@ from diptych.index.stamp import check_stamp, stamp_of
 from diptych.index.stores import open_store
 from diptych.index.stores.base import Store
 
-__all__ = ["Answer", "Changes", "Hit", "Index", "PictureFacts", "Query", "Where"]
+__all__ = ["Answer", "Changes", "Cluster", "Hit", "Index", "Map", "PictureFacts", "Query", "Where"]
 
 FORMAT = 1
 INFO = "index.json"
@@ -164,28 +165,33 @@ class Index:
 
     def file(self, id: int) -> bytes:
         """The bytes of the picture of an id, as they were indexed. DiptychError if they changed, are gone, or are pixels only."""
-        content = self._content(id)
+        content = self.content(id)
         if isinstance(content, np.ndarray):
             raise DiptychError(f"{self.path}: picture {id} has no file: its data holds pixels")
         return content
 
     def read(self, id: int) -> np.ndarray:
         """The pixels of the picture of an id, uint8 [height, width, 3], upright. DiptychError as ``file``."""
-        content = self._content(id)
+        content = self.content(id)
         try:
             return content if isinstance(content, np.ndarray) else decode(content, str(id))
         except BrokenItem as error:
             raise DiptychError(f"{self.path}: picture {error}") from error
 
-    def _content(self, id: int) -> bytes | np.ndarray:
+    def collection(self, source: int) -> Collection:
+        """The pictures of one of the addresses, by its number."""
+        if source not in self._collections:
+            self._collections[source] = collection(self.addresses[source], self.limit)
+        return self._collections[source]
+
+    def content(self, id: int) -> bytes | np.ndarray:
+        """The file of a picture as it was indexed, or its pixels where the data holds those. DiptychError as ``file``."""
         rows = self.catalog.rows("SELECT source, name, path, position, digest FROM pictures WHERE id = ?", (id,))
         if not rows:
             raise DiptychError(f"{self.path}: there is no picture {id}")
         source, name, raw, position, digest = rows[0]
         again = "bring the index up to date: run the same diptych index again"
-        if source not in self._collections:
-            self._collections[source] = collection(self.addresses[source], self.limit)
-        held = self._collections[source]
+        held = self.collection(source)
         path = held.path_of(name, raw, position)
         try:
             content = Path(path).read_bytes() if path else held.content(Item(name, "", position=position))
@@ -277,6 +283,10 @@ class Index:
 
         with locked(self.path):
             move(self, store, options, progress)
+
+    def map(self, model: Model | None = None, groups: int | None = None) -> Map:
+        """Pictures that are alike near each other in the plane, in groups that the model names; kept until the index changes."""
+        return map_of(self, model, groups)
 
     # --- selections ---
 
