@@ -116,6 +116,11 @@ class Catalog:
                     connection.execute("ROLLBACK")
                 raise
 
+    def touch(self) -> None:
+        """Raises the generation: readers open anew what they hold."""
+        with self.change():
+            pass
+
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
         with self._problems():
