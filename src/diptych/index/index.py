@@ -23,18 +23,18 @@ from diptych.index.catalog import Catalog
 from diptych.index.facts import Changes, PictureFacts
 from diptych.index.filters import Condition, Where, conditions_of, sql_of
 from diptych.index.judging import calibrate
-from diptych.index.lock import locked
 from diptych.index.map import Cluster, Map, map_of
 from diptych.index.move import finish_store, move_store
 from diptych.index.query import Answer, Hit, Query
-from diptych.index.reading import hash_of
-from diptych.index.scan import Collection, Item, absolute, collection
 from diptych.index.search import search
 from diptych.index.selections import Selections
 from diptych.index.stamp import check_stamp, stamp_of
 from diptych.index.stores import open_store, parse_store
 from diptych.index.stores.base import Store
 from diptych.index.stores.move import Moved
+from diptych.index.updating.lock import locked
+from diptych.index.updating.reading import hash_of
+from diptych.index.updating.scan import Collection, Item, absolute, collection
 
 __all__ = ["Answer", "Changes", "Cluster", "Hit", "Index", "Map", "PictureFacts", "Query", "Where"]
 
@@ -274,7 +274,7 @@ class Index:
         DiptychError for another model, a full disk, an index that another process writes; Interrupted on Ctrl-C, when what is done
         was kept.
         """
-        from diptych.index.update import update
+        from diptych.index.updating.update import update
 
         with locked(self.path):
             self.check(model, self.info["stamp"]["model"])

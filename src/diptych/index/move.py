@@ -44,7 +44,7 @@ def finish_store(index: Index, store: Store) -> None:
 
 def move_store(index: Index, store: str, options: Mapping[str, Any] | None, progress: Callable[[int, int], None] | None) -> Moved:
     """``Index.move``, with the index locked. The old store is there until the new one is complete and was compared with it."""
-    from diptych.index.update import recover, store_row
+    from diptych.index.updating.update import recover, store_row
 
     held = index.info["store"]
     automatic = store == "auto"

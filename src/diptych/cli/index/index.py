@@ -94,8 +94,8 @@ def loaded_model(path: Path, given: str | None, device: str) -> tuple[Any, str]:
 
 
 def _check_same(held: Any, addresses: list[str] | None, store: str | None, limit: int | None) -> None:
-    from diptych.index.scan import absolute
     from diptych.index.stores import parse_store
+    from diptych.index.updating.scan import absolute
 
     wanted = [absolute(a) for a in addresses or ()]
     if wanted and wanted != held.addresses:

@@ -185,7 +185,7 @@ def _print(held: Any, answer: Any, hits: Any, kept: str | None, json_: bool) -> 
 
 def _path(held: Any, picture: Any) -> str:
     """Where the file of a picture is; its name, if it has none."""
-    from diptych.index.scan import shown_path
+    from diptych.index.updating.scan import shown_path
 
     return shown_path(picture.address, picture.name)
 

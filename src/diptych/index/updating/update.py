@@ -24,14 +24,14 @@ from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import handled
 from diptych.index.catalog import insert, searchable
-from diptych.index.duplicates import leaders
 from diptych.index.facts import Changes
 from diptych.index.filters import OWN
-from diptych.index.plan import Plan, Task, caption_of, columns_text, plan
-from diptych.index.reading import Read, read
-from diptych.index.scan import Collection, collection
 from diptych.index.stores.base import Store
 from diptych.index.stores.engine import Engine
+from diptych.index.updating.duplicates import leaders
+from diptych.index.updating.plan import Plan, Task, caption_of, columns_text, plan
+from diptych.index.updating.reading import Read, read
+from diptych.index.updating.scan import Collection, collection
 
 if TYPE_CHECKING:
     from diptych.index.index import Index

@@ -16,7 +16,7 @@ from diptych.data.hashes.perceptual import colours, phashes, pixel_hash
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.data.storage.digests import digest
-from diptych.index.scan import RECENT, Collection, Item, stamp_of
+from diptych.index.updating.scan import RECENT, Collection, Item, stamp_of
 
 ATTEMPTS = 3  # of reading a file that changes meanwhile
 UNSTABLE = "unstable"  # the stamp of a file that may change again: it is compared by content at the next update
