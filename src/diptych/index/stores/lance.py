@@ -161,9 +161,7 @@ def refuse_secrets(kind: str, url: str | None, instead: str) -> None:
     """DiptychError for an address with a user, a password or a key in it: addresses are written to the index."""
     authority = (url or "").partition("://")[2].partition("/")[0]
     if "@" in authority or "?" in (url or ""):
-        raise DiptychError(
-            f"store {kind}: the address holds a user, a password or parameters; it is kept on disk. Give them in {instead}"
-        )
+        raise DiptychError(f"store {kind}: the address holds a user, a password or parameters; it is kept on disk. Give them in {instead}")
 
 
 def _number(value: Value | None) -> float | None:

@@ -27,7 +27,9 @@ class Moved:
     after: float
 
     def __str__(self) -> str:
-        return f"{counted(self.count, 'vector')} moved ({self.copied:,} copied now); recall@10 {self.before:.3f} before, {self.after:.3f} now"
+        return (
+            f"{counted(self.count, 'vector')} moved ({self.copied:,} copied now); recall@10 {self.before:.3f} before, {self.after:.3f} now"
+        )
 
 
 def move(
@@ -68,9 +70,7 @@ def move(
     for start in range(0, len(ids), CHUNK):
         some = ids[start : start + CHUNK]
         if not _same(target, some, source.vectors(some)).all():
-            raise DiptychError(
-                f"the store {target.kind} has other vectors than {source.kind} after the move; the old store is unchanged"
-            )
+            raise DiptychError(f"the store {target.kind} has other vectors than {source.kind} after the move; the old store is unchanged")
     if not len(ids):
         return Moved(0, copied, 1.0, 1.0)
     queries, k = probes(source, 50) if queries is None else queries, min(10, len(ids))

@@ -111,11 +111,7 @@ def measure(store: Store, queries: np.ndarray | None = None, k: int = 10, number
         settle()
     if not len(store):
         return Recall(store.kind, 0, 0, k, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-    queries = (
-        probes(store, number, seed)
-        if queries is None
-        else check_queries(queries, store.vectors(store.ids()[:1]).shape[1], "recall")
-    )
+    queries = probes(store, number, seed) if queries is None else check_queries(queries, store.vectors(store.ids()[:1]).shape[1], "recall")
     ids = store.ids()
     few = np.sort(np.random.default_rng(seed + 1).choice(ids, max(1, round(SHARE * len(ids))), replace=False))
     results = []
