@@ -1,5 +1,5 @@
-"""Conditions in the language of an engine: SQL of LanceDB, expressions of Milvus. What cannot be said there with the same meaning is
-left to the catalog, which gives ids.
+"""Conditions in the language of an engine: SQL of LanceDB, expressions of Milvus. What cannot be said there with the same meaning
+is left to the catalog, which gives ids.
 
 A picture without a value in a column fulfils no condition on it, as in SQL. Texts are compared by code points.
 """
@@ -98,7 +98,10 @@ def _condition(condition: Condition, types: Mapping[str, Type], language: Langua
         return None
     if condition.operator in ("=", "!="):
         return f"{column} {language.equal if condition.operator == '=' else language.unequal} {constants[0]}"
-    return None if kind == "truth" else f"{column} {condition.operator} {constants[0]}"
+    if kind == "truth":
+        return None
+    known = f" and {column} {language.unequal} {language.text('')}" if condition.column == "date" else ""  # "": none is known
+    return f"{column} {condition.operator} {constants[0]}{known}"
 
 
 def _under(column: str, folder: str, language: Language) -> str | None:

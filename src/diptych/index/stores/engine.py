@@ -2,7 +2,7 @@
 
 An engine makes each call lasting by itself, so half of what is added could be there when a process dies. Therefore ``save`` first
 writes all changes to ``journal.npz``, in one step, then tells the engine, then removes the file. A process that opens the store and
-finds the file takes its content as changes that wait; to do them twice changes nothing. A search compares what is waiting by itself.
+finds the file takes its content as changes that wait; doing them twice changes nothing. Each search compares what is waiting.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Engine:
     """Vectors in an engine of others. A subclass says how to open it, change it, read it and search in it."""
 
     kind = ""
+    holds_columns = True  # the index gives it the columns of each picture
     language: Language
 
     def __init__(self, folder: Path, width: int):

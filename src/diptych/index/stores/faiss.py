@@ -1,7 +1,7 @@
 """Approximate search by faiss, for more than a million vectors: HNSW (a graph) and IVF-PQ (compressed vectors in lists).
 
-The vectors themselves are in an exact store (``exact/``). What faiss makes of them, here called the graph, is derived from it and can
-always be made again, so nothing is lost when a process dies:
+The vectors themselves are in an exact store (``exact/``). What faiss makes of them, here called the graph, is derived from it and
+can always be made again, so nothing is lost when a process dies:
 
 - ``graph.json`` names the graph: ``graph-000007.faiss``, the ids of its rows (``.npy``) and those that were added, replaced or
   deleted since it was written (``.changed.npy``). These are written before the exact store is saved: an id too many costs a
@@ -18,6 +18,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -26,8 +27,7 @@ from diptych.core.extras import need
 from diptych.core.files import check_format, read_json_or, write_atomically, write_json
 from diptych.index.filters import Where
 from diptych.index.stores.base import Found, Rows
-from diptych.index.stores.exact import Exact
-from diptych.index.stores.exact import _save as save_array
+from diptych.index.stores.exact import Exact, save_array
 from diptych.index.stores.ranking import check_ids, check_queries, ranked
 from diptych.index.stores.recall import probes, recall_of
 
@@ -38,13 +38,14 @@ DEAD = 0.25  # a graph with a larger share of rows that do not count is made ane
 WAITING = 1000  # so many are compared one by one without a noticeable delay
 EFFORTS = (1, 2, 4, 8, 16, 32)  # of a search, each twice the one before
 PROBES = 100
+_OPEN: WeakValueDictionary[str, Any] = WeakValueDictionary()  # graphs that were read, by file: servers open a store often
 
 
 class Approximate:
     """What both kinds share: the exact vectors, the rows of the graph, what is waiting, and the files.
 
-    least: with fewer vectors there is no graph, and search is exact. recall: the recall@10 that the effort of a search is chosen for,
-    by measurement. effort: sets it instead (1, 2, 4 … 32).
+    least: with fewer vectors there is no graph, and search is exact. recall: the recall@10 that the effort of a search is chosen
+    for, by measurement. effort: sets it instead (1, 2, 4 … 32).
     """
 
     kind = ""
@@ -60,6 +61,7 @@ class Approximate:
         self._fixed, self._effort = effort, effort or EFFORTS[0]
         self.exact = Exact(self.folder / "exact", width)
         self._graph: Any = None
+        self._shared = False  # whether other stores of this process may hold the same graph
         self._row_ids = np.zeros(0, np.int64)  # id of each row of the graph, -1 for one that does not count
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None  # the ids and their rows, ascending
         self._made_of = 0  # vectors that the parameters of the graph were chosen for
@@ -100,7 +102,7 @@ class Approximate:
         self._touch(ids, there=False)
 
     def search(self, queries: np.ndarray, k: int, where: Where | None = None) -> Found:
-        """The k best of each query among those that fulfil ``where``, with exact scores; nearly always the true ones (``recall``)."""
+        """The k best of each query among those that fulfil ``where``, with exact scores: most of the true ones (``recall``)."""
         queries = check_queries(queries, self.width, str(self.folder))
         allowed = None if where is None else np.unique(np.asarray(where.ids(), np.int64))
         if self._graph is None or k < 1:
@@ -142,9 +144,11 @@ class Approximate:
         if self._behind() <= (0 if self._graph is None else WAITING):
             return
         if self._graph is None:
-            self._graph, self._made_of = self._make(count), count
+            self._graph, self._made_of, self._shared = self._make(count), count, False
             ids = self.exact.ids()
         else:
+            if self._shared:
+                self._graph, self._shared = self._faiss.read_index(str(self._file("faiss"))), False
             ids = np.array(sorted(self._waiting), np.int64)
         for start in range(0, len(ids), CHUNK):
             some = ids[start : start + CHUNK]
@@ -184,7 +188,7 @@ class Approximate:
         return result
 
     def _tune(self) -> None:
-        """Takes the least effort that reaches the recall asked for on queries between the vectors."""
+        """Takes the least effort that reaches the recall asked for on queries near the vectors (``probes``)."""
         if self._fixed is not None:
             return
         queries, k = probes(self.exact, PROBES), min(10, len(self))
@@ -251,7 +255,7 @@ class Approximate:
         self._number, self._made_of = known["graph"], known["made_of"]
         self._effort = self._fixed or known["effort"]
         try:
-            self._graph = self._faiss.read_index(str(self._file("faiss")))
+            self._graph = self._opened()
             self._row_ids = np.load(self._file("npy"))
             changed = np.load(self._file("changed.npy")) if self._file("changed.npy").is_file() else np.zeros(0, np.int64)
         except (RuntimeError, OSError, ValueError):
@@ -266,6 +270,15 @@ class Approximate:
         self._row_ids[self._rows(np.setdiff1d(held, there, assume_unique=True))] = -1
         self._waiting = set(np.setdiff1d(there, held, assume_unique=True).tolist())
         return True
+
+    def _opened(self) -> Any:
+        """The graph of the file, shared by all stores that read it: whoever adds to it reads it anew (``settle``)."""
+        name = str(self._file("faiss").resolve())
+        graph = _OPEN.get(name)
+        if graph is None:
+            _OPEN[name] = graph = self._faiss.read_index(name)
+        self._shared = True
+        return graph
 
     def _file(self, suffix: str) -> Path:
         return self.folder / f"graph-{self._number:06d}.{suffix}"
@@ -297,7 +310,7 @@ class Approximate:
 class Hnsw(Approximate):
     """A graph with links between near vectors (Malkov & Yashunin 2016, arXiv:1603.09320), which holds them in half precision.
 
-    links: of each vector in the lowest layer, half as many as faiss's graph has places. build: how many candidates a new vector
+    links: of each vector in the upper layers; twice as many in the lowest. build: how many candidates a new vector
     chooses its links from.
     """
 
@@ -333,8 +346,8 @@ class Hnsw(Approximate):
 
 
 class IvfPq(Approximate):
-    """Vectors in lists around centroids, each compressed to a few bytes (Jégou et al. 2011, Product quantization for nearest neighbor
-    search), for tens of millions: an eighth of a byte for each number of a vector in memory.
+    """Vectors in lists around centroids, each compressed to a few bytes (Jégou et al. 2011, Product quantization for nearest
+    neighbor search), for tens of millions: an eighth of a byte for each number of a vector in memory.
 
     lists: None: twice the root of the count. bytes: of a compressed vector; None: an eighth of the width.
     """
