@@ -27,7 +27,8 @@ class Moved:
     after: float
 
     def __str__(self) -> str:
-        return f"{counted(self.count, 'vector')} moved ({self.copied:,} copied now); recall@10 {self.before:.3f} before, {self.after:.3f} now"
+        moved = f"{counted(self.count, 'vector')} moved ({self.copied:,} copied now)"
+        return f"{moved}; recall@10 {self.before:.3f} before, {self.after:.3f} now"
 
 
 def move(
@@ -78,7 +79,7 @@ def move(
     before, after = (recall_of(store.search(queries, k), truth) for store in (source, target))
     if after < min(LEAST, before):
         raise DiptychError(
-            f"the store {target.kind} finds {after:.3f} of the true top {k}, {source.kind} {before:.3f}; the old store is unchanged: "
+            f"the store {target.kind} finds {after:.3f} of the true top {k}, {source.kind} {before:.3f}; the old one stays: "
             "raise recall or effort of the new one"
         )
     return Moved(len(ids), copied, before, after)

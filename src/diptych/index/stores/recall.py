@@ -52,8 +52,8 @@ def probes(store: Store, number: int, seed: int = 0) -> np.ndarray:
     """Queries that are not in the store but lie where its vectors lie, float32 [number, E], of length 1. Empty for an empty store.
 
     Each is a stored vector moved by the difference of two of its ten nearest neighbours in a sample, divided by the root of 2: it
-    is as far from the vector as these neighbours are, in a direction in which the vectors vary. The stored vector itself would be too
-    easy a query, since a graph has links from it to its neighbours.
+    is as far from the vector as these neighbours are, in a direction in which the vectors vary. The stored vector itself would be
+    too easy a query, since a graph has links from it to its neighbours.
     """
     rng, ids = np.random.default_rng(seed), store.ids()
     if not len(ids):
