@@ -74,7 +74,7 @@ class Truth:
 
 def run(bench: Bench) -> None:
     count = 20_000 if bench.quick else 1_000_000
-    measured(bench, count, ("exact", "hnsw", "ivfpq"), scenes=1024 if bench.quick else 8192, samples=640 if bench.quick else 20_000)
+    measured(bench, count, ("exact", "hnsw", "ivfpq"), scenes=1024 if bench.quick else 8192, samples=640 if bench.quick else 12_800)
 
 
 def measured(bench: Bench, count: int, kinds: tuple[str, ...], scenes: int, samples: int, place: str | None = None) -> None:
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--stores", default="exact,hnsw,ivfpq")
     parser.add_argument("--scenes", type=int, default=8192)
-    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--samples", type=int, default=12_800)
     parser.add_argument("--place", help="a folder on a disk with room, where the real vectors are kept too")
     given = parser.parse_args()
     measured(Bench("index"), given.count, tuple(given.stores.split(",")), given.scenes, given.samples, given.place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,13 @@ def test_probes_are_near_the_vectors_and_not_among_them(tmp_path: Path) -> None:
         small = opened("exact", tmp_path / f"s{few}")
         small.add(np.arange(few), vectors[:few])
         assert probes(small, 4).shape == (4, WIDTH)
+
+
+def test_the_snippet_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss")
+    text = (Path(__file__).parents[2] / "docs" / "stores.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/stores.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "2,000 vectors moved (2,000 copied now); recall@10 1.000 before" in printed and "recall@10" in printed.splitlines()[-1]

@@ -93,7 +93,7 @@ def _condition(condition: Condition, types: Mapping[str, Type], language: Langua
     if condition.operator == "in":
         return " or ".join(f"{column} {language.equal} {one}" for one in constants)
     if condition.operator == "under":
-        return _under(column, values[0], language) if kind == "text" else None
+        return _under(column, str(values[0]), language) if kind == "text" else None
     if condition.operator == "words":
         return None
     if condition.operator in ("=", "!="):
