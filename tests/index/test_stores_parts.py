@@ -184,7 +184,7 @@ def test_what_waits_is_found_and_a_graph_of_many_dead_rows_is_made_anew(tmp_path
 
 def test_a_store_that_grows_does_not_change_another_that_reads(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
-    from diptych.index.stores import faiss
+    from diptych.index.stores import approximate
 
     writer, vectors = opened("hnsw", tmp_path / "s"), some_vectors(400)
     writer.add(np.arange(300), vectors[:300])
@@ -195,11 +195,11 @@ def test_a_store_that_grows_does_not_change_another_that_reads(tmp_path: Path) -
     before = reader.search(vectors[300:310], 5)
     writer.add(np.arange(300, 400), vectors[300:])
     writer.exact.save()  # type: ignore[attr-defined]
-    waiting, faiss.WAITING = faiss.WAITING, 10
+    waiting, approximate.WAITING = approximate.WAITING, 10
     try:
         writer.settle()  # type: ignore[attr-defined]
     finally:
-        faiss.WAITING = waiting
+        approximate.WAITING = waiting
     assert reader._graph.ntotal == 300 and writer._graph.ntotal == 400  # type: ignore[attr-defined]
     assert np.array_equal(reader.search(vectors[300:310], 5).ids, before.ids)
     assert writer.search(vectors[300:310], 1).ids[:, 0].tolist() == list(range(300, 310))

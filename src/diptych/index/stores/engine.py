@@ -21,7 +21,7 @@ from diptych.index.filters import Value, Where
 from diptych.index.stores.base import Found, Rows
 from diptych.index.stores.conditions import Language, Type, translated, type_of
 from diptych.index.stores.exact import check_vectors
-from diptych.index.stores.ranking import best, check_ids, check_queries, nearest_rows
+from diptych.index.stores.ranking import ascending, best, check_ids, check_queries, nearest_rows
 
 FORMAT = 1
 LIST = "store.json"
@@ -112,7 +112,7 @@ class Engine:
         found: list[Candidates] = []
         condition = "" if where is None else self._translated(where)
         if where is not None and (condition is None or len(waiting)):
-            allowed = np.unique(np.asarray(where.ids(), np.int64))
+            allowed = ascending(where.ids())
             waiting = np.intersect1d(waiting, allowed)
         if condition is None:
             ids = np.setdiff1d(np.intersect1d(allowed, self._held()), hidden, assume_unique=True)
