@@ -55,6 +55,8 @@ class Exact:
         self.folder, self.width = Path(folder), width
         self._added: list[tuple[np.ndarray, np.ndarray]] = []  # since the last save
         self._changed: set[int] = set()  # numbers of segments with dead rows that are not written
+        self._segments: list[Segment] = []
+        self._next = 1  # number of the next segment
         self._load()
 
     # --- the port ---
