@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from diptych.serve.errors import ApiError, busy
 
@@ -61,7 +61,7 @@ class Pool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _dropped(future: asyncio.Future[object]) -> None:
+def _dropped(future: asyncio.Future[Any]) -> None:
     """Reads an outcome that nobody waits for, so that it is not reported as forgotten."""
     if not future.cancelled():
         future.exception()

@@ -7,8 +7,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,7 +24,7 @@ from diptych.serve.writing import Job, as_api_error
 router = APIRouter()
 log = logging.getLogger("diptych.serve")
 Positive = Annotated[int, Field(ge=1)]
-POLL = 0.5  # seconds between looks at whether the client is still there
+Result = TypeVar("Result")
 
 
 class StreamOptions(BaseModel):
@@ -94,8 +94,8 @@ async def chat(request: Request) -> Response:
     if key := getattr(model, "key", None):
         head["system_fingerprint"] = f"diptych-{str(key)[:12]}"
     try:
-        first = await _while_there(job, request)
-    except Exception as error:
+        first = await _while_there(job.next(), request)
+    except BaseException as error:
         job.stop()
         raise _noted(error) from None
     if wanted.stream:
@@ -103,15 +103,12 @@ async def chat(request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(_events(job, first, head, usage, state, name), media_type="text/event-stream", headers=headers)
     try:
-        pieces = []
-        while first is not None:
-            pieces.append(first)
-            first = await _while_there(job, request)
-    except Exception as error:
+        text = await _while_there(_text(job, first), request)
+    except BaseException as error:
         job.stop()
         raise _noted(error) from None
     _count(state, name, job)
-    message = {"role": "assistant", "content": "".join(pieces), "refusal": None}
+    message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": job.answer.finish}
     more = {"note": job.answer.note} if job.answer.note else {}
     return JSONResponse(
@@ -119,17 +116,32 @@ async def chat(request: Request) -> Response:
     )
 
 
-async def _while_there(job: Job, request: Request) -> str | None:
-    """The next piece; ends the job if the client goes away before it comes."""
-    waiting = asyncio.ensure_future(job.next())
+async def _while_there(work: Coroutine[Any, Any, Result], request: Request) -> Result:
+    """The result of ``work``. ApiError 499, which nobody reads, if the client goes away before it comes."""
+    waiting, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
-        while not (await asyncio.wait({waiting}, timeout=POLL))[0]:
-            if await request.is_disconnected():
-                job.stop()
-                raise ApiError(499, "the client went away")
+        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ApiError(499, "the client went away")
         return waiting.result()
     finally:
         waiting.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _text(job: Job, first: str | None) -> str:
+    """All pieces from the first on."""
+    pieces = []
+    while first is not None:
+        pieces.append(first)
+        first = await job.next()
+    return "".join(pieces)
 
 
 async def _events(job: Job, first: str | None, head: dict[str, Any], usage: bool, state: State, name: str) -> AsyncIterator[str]:
@@ -158,13 +170,17 @@ async def _events(job: Job, first: str | None, head: dict[str, Any], usage: bool
             yield event([], **{"usage": _usage(job), **timings})
         yield "data: [DONE]\n\n"
     except Exception as error:
-        yield _noted(error).event()
+        noted = _noted(error)
+        assert isinstance(noted, ApiError)
+        yield noted.event()
     finally:
         job.stop()
 
 
-def _noted(error: Exception) -> ApiError:
-    """The error as an answer; one of the program itself is logged."""
+def _noted(error: BaseException) -> BaseException:
+    """The error as an answer; one of the program itself is logged. The end of the task stays what it is."""
+    if not isinstance(error, Exception):
+        return error
     found = as_api_error(error)
     if found.status == 500:
         log.error("while a model answered", exc_info=error)
