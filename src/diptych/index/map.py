@@ -5,6 +5,7 @@ Shapes: N pictures, E width of the vectors, K groups.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,12 @@ class Map:
     clusters: tuple[Cluster, ...]
     method: str
 
+    @property
+    def points(self) -> list[tuple[int, float, float, int]]:
+        """(id, x, y, number of the group) of each picture."""
+        x, y = np.round(self.places.astype(np.float64), 4).T
+        return list(zip(self.ids.tolist(), x.tolist(), y.tolist(), self.cluster.tolist(), strict=True))
+
 
 def words() -> list[str]:
     """The words that groups may be named by."""
@@ -62,8 +69,8 @@ def words() -> list[str]:
 
 
 def map_of(index: Index, model: Model | None, groups: int | None = None) -> Map:
-    """The map of an index, kept until the index changes. model: names the groups; without one, or without vectors of texts, they are
-    numbered. groups: how many; None: by the number of pictures. DiptychError for an index without pictures.
+    """The map of an index, kept until the index changes. model: names the groups; without one, or without vectors of texts, they
+    are numbered. groups: how many; None: by the number of pictures. DiptychError for an index without pictures.
     """
     ids = index.catalog.column("SELECT id FROM pictures WHERE state = 'ok' ORDER BY id")
     if not len(ids):
@@ -94,8 +101,8 @@ def map_of(index: Index, model: Model | None, groups: int | None = None) -> Map:
 
 
 def placed(vectors: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """A place for each vector, float32 [N, 2] in 0 to 1, and the method: t-SNE of a sample, where it is installed, and the others at
-    the mean of their nearest in it; else the two main axes.
+    """A place for each vector, float32 [N, 2] in 0 to 1, and the method: t-SNE of a sample, where it is installed, and the others
+    at the mean of their nearest in it; else the two main axes.
     """
     n = len(vectors)
     if n < 4:
@@ -133,9 +140,7 @@ def _scaled(places: np.ndarray) -> np.ndarray:
     return result.clip(0.01, 0.99).astype(np.float32)
 
 
-def spherical_means(
-    vectors: np.ndarray, groups: int, rng: np.random.Generator, rounds: int = 30
-) -> tuple[np.ndarray, np.ndarray]:
+def spherical_means(vectors: np.ndarray, groups: int, rng: np.random.Generator, rounds: int = 30) -> tuple[np.ndarray, np.ndarray]:
     """k-means of directions: the group of each vector, int64 [N], and the unit centres [K, E]; no group is empty, the largest is
     first. Begins with k-means++.
     """
@@ -213,7 +218,5 @@ def _save(path: Path, key: str, result: Map) -> None:
             )  # fmt: skip
 
     if os.access(path.parent, os.W_OK):
-        try:
+        with contextlib.suppress(OSError):
             write_atomically(path, write)
-        except OSError:
-            pass

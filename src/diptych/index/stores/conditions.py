@@ -1,5 +1,5 @@
-"""Conditions in the language of an engine: SQL of LanceDB, expressions of Milvus. What cannot be said there with the same meaning is
-left to the catalog, which gives ids.
+"""Conditions in the language of an engine: SQL of LanceDB, expressions of Milvus. What cannot be said there with the same meaning
+is left to the catalog, which gives ids.
 
 A picture without a value in a column fulfils no condition on it, as in SQL. Texts are compared by code points.
 """
@@ -93,12 +93,15 @@ def _condition(condition: Condition, types: Mapping[str, Type], language: Langua
     if condition.operator == "in":
         return " or ".join(f"{column} {language.equal} {one}" for one in constants)
     if condition.operator == "under":
-        return _under(column, values[0], language) if kind == "text" else None
+        return _under(column, str(values[0]), language) if kind == "text" else None
     if condition.operator == "words":
         return None
     if condition.operator in ("=", "!="):
         return f"{column} {language.equal if condition.operator == '=' else language.unequal} {constants[0]}"
-    return None if kind == "truth" else f"{column} {condition.operator} {constants[0]}"
+    if kind == "truth":
+        return None
+    known = f" and {column} {language.unequal} {language.text('')}" if condition.column == "date" else ""  # "": none is known
+    return f"{column} {condition.operator} {constants[0]}{known}"
 
 
 def _under(column: str, folder: str, language: Language) -> str | None:

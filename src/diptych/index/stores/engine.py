@@ -2,7 +2,7 @@
 
 An engine makes each call lasting by itself, so half of what is added could be there when a process dies. Therefore ``save`` first
 writes all changes to ``journal.npz``, in one step, then tells the engine, then removes the file. A process that opens the store and
-finds the file takes its content as changes that wait; to do them twice changes nothing. A search compares what is waiting by itself.
+finds the file takes its content as changes that wait; doing them twice changes nothing. Each search compares what is waiting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diptych.index.filters import Value, Where
 from diptych.index.stores.base import Found, Rows
 from diptych.index.stores.conditions import Language, Type, translated, type_of
 from diptych.index.stores.exact import check_vectors
-from diptych.index.stores.ranking import best, check_ids, check_queries, nearest_rows
+from diptych.index.stores.ranking import ascending, best, check_ids, check_queries, nearest_rows
 
 FORMAT = 1
 LIST = "store.json"
@@ -35,6 +35,7 @@ class Engine:
     """Vectors in an engine of others. A subclass says how to open it, change it, read it and search in it."""
 
     kind = ""
+    holds_columns = True  # the index gives it the columns of each picture
     language: Language
 
     def __init__(self, folder: Path, width: int):
@@ -111,7 +112,7 @@ class Engine:
         found: list[Candidates] = []
         condition = "" if where is None else self._translated(where)
         if where is not None and (condition is None or len(waiting)):
-            allowed = np.unique(np.asarray(where.ids(), np.int64))
+            allowed = ascending(where.ids())
             waiting = np.intersect1d(waiting, allowed)
         if condition is None:
             ids = np.setdiff1d(np.intersect1d(allowed, self._held()), hidden, assume_unique=True)

@@ -19,6 +19,7 @@ from diptych.core.errors import DiptychError, counted
 from diptych.core.files import check_format, read_json_or, write_json
 from diptych.index.filters import Where
 from diptych.index.stores.base import Found, Rows
+from diptych.index.stores.ranking import check_queries
 
 FORMAT = 1
 LIST = "segments.json"
@@ -54,6 +55,8 @@ class Exact:
         self.folder, self.width = Path(folder), width
         self._added: list[tuple[np.ndarray, np.ndarray]] = []  # since the last save
         self._changed: set[int] = set()  # numbers of segments with dead rows that are not written
+        self._segments: list[Segment] = []
+        self._next = 1  # number of the next segment
         self._load()
 
     # --- the port ---
@@ -93,9 +96,7 @@ class Exact:
 
     def search(self, queries: np.ndarray, k: int, where: Where | None = None) -> Found:
         """The k best of each query among those that fulfil ``where``; exact, ties in the order of the ids."""
-        queries = np.atleast_2d(np.asarray(queries, np.float32))
-        if queries.shape[1] != self.width:
-            raise DiptychError(f"{self.folder}: a query of width {queries.shape[1]}; the vectors have {self.width}")
+        queries = check_queries(queries, self.width, str(self.folder))
         allowed = None if where is None else where.ids()
         best = _Best(queries, k)
         for segment in self._all():
@@ -154,7 +155,7 @@ class Exact:
             if segment.number in self._changed:
                 name = f"{segment.number:06d}.dead-{self._next:06d}.npy"
                 self._next += 1
-                _save(self.folder / name, np.flatnonzero(segment.dead))
+                save_array(self.folder / name, np.flatnonzero(segment.dead))
                 segments[i] = replace(segment, dead_file=name)
         listed = [{"number": s.number, "rows": len(s.ids), "dead": s.dead_file} for s in segments]
         write_json(
@@ -179,7 +180,8 @@ class Exact:
             except FileNotFoundError as error:
                 if attempt == 4:
                     raise DiptychError(
-                        f"{error.filename}: a file of vectors is missing; restore it from a copy, or delete the index and index again"
+                        f"{error.filename}: a file of vectors is missing; restore it from a copy, or delete the index and index "
+                        "again"
                     ) from None
 
     def _read(self) -> tuple[list[Segment], int]:
@@ -215,8 +217,8 @@ class Exact:
 
     def _written(self, ids: np.ndarray, vectors: np.ndarray) -> Segment:
         number, self._next = self._next, self._next + 1
-        _save(self.folder / f"{number:06d}.npy", vectors)
-        _save(self.folder / f"{number:06d}.ids.npy", ids)
+        save_array(self.folder / f"{number:06d}.npy", vectors)
+        save_array(self.folder / f"{number:06d}.ids.npy", ids)
         ids, vectors = self._opened(number, len(ids))
         return Segment(number, ids, vectors, np.zeros(len(ids), bool))
 
@@ -318,7 +320,7 @@ def _marked(ids: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
     """Writes an array so that it is on the disk when this returns."""
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)

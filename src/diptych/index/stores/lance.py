@@ -21,12 +21,12 @@ FEW = 20_000  # so many that fulfil a filter are compared one by one, without th
 
 
 class Lance(Engine):
-    """A LanceDB table. url: of the database, a folder or object storage; None: in the folder of the store. Keys of object storage are
-    taken from the environment (AWS_ACCESS_KEY_ID and so on) and never written.
+    """A LanceDB table. url: of the database, a folder or object storage; None: in the folder of the store. Keys of object storage
+    are taken from the environment (AWS_ACCESS_KEY_ID and so on) and never written.
 
     Up to ``least`` vectors are compared one by one; more get an index (IVF-PQ), which is made by ``settle`` and by a ``save`` after
-    which a good part of the vectors is not in it. probes: lists of the index that a search reads; refine: the exact scores of so many
-    times k candidates are computed.
+    which a good part of the vectors is not in it. probes: lists of the index that a search reads; refine: the exact scores of so
+    many times k candidates are computed.
     """
 
     kind = "lancedb"
@@ -62,8 +62,8 @@ class Lance(Engine):
             self._table = self._database.open_table(self._place)
         except Exception as error:
             raise DiptychError(
-                f"{self.folder}: the table {self._place} at {self._where} cannot be opened ({_short(error)}); bring it back, or delete "
-                "the index and index again"
+                f"{self.folder}: the table {self._place} at {self._where} cannot be opened ({_short(error)}); bring it back, or "
+                "delete the index and index again"
             ) from None
         vector = self._table.schema.field("vector").type
         if getattr(vector, "list_size", None) != self.width:
@@ -119,9 +119,8 @@ class Lance(Engine):
         return found
 
     def _written(self) -> None:
-        if len(self) >= self.least:
-            if not self._indexed or self._behind() > max(self.least, len(self) // 3):
-                self.settle()
+        if len(self) >= self.least and (not self._indexed or self._behind() > max(self.least, len(self) // 3)):
+            self.settle()
 
     # --- more ---
 
@@ -161,7 +160,9 @@ def refuse_secrets(kind: str, url: str | None, instead: str) -> None:
     """DiptychError for an address with a user, a password or a key in it: addresses are written to the index."""
     authority = (url or "").partition("://")[2].partition("/")[0]
     if "@" in authority or "?" in (url or ""):
-        raise DiptychError(f"store {kind}: the address holds a user, a password or parameters; it is kept on disk. Give them in {instead}")
+        raise DiptychError(
+            f"store {kind}: the address holds a user, a password or parameters, and it is kept on disk. Give them in {instead}"
+        )
 
 
 def _number(value: Value | None) -> float | None:

@@ -25,10 +25,10 @@ MOST = 16_000  # results of one call; Milvus allows 16,384
 
 
 class Milvus(Engine):
-    """A collection in Milvus. url: of the server, or of a file that ends in ``.db``; None: a file in the folder of the store. The token
-    is that of the environment variable DIPTYCH_MILVUS_TOKEN; it is never written.
+    """A collection in Milvus. url: of the server, or a file that ends in ``.db``; None: a file in the folder of the store. The
+    token is that of the environment variable DIPTYCH_MILVUS_TOKEN; it is never written.
 
-    index: of the vectors, as Milvus calls it; None: FLAT (exact) in a file, and what the server thinks best (AUTOINDEX) on a server.
+    index: of the vectors, as Milvus calls it; None: FLAT (exact) in a file, and AUTOINDEX (what it thinks best) on a server.
     """
 
     kind = "milvus"
@@ -49,8 +49,15 @@ class Milvus(Engine):
             Path(self._where).parent.mkdir(parents=True, exist_ok=True)
         self.url, self.index = url, index or ("AUTOINDEX" if self._server else "FLAT")
         with self._problems("cannot be opened"):
-            self._client = self._milvus.MilvusClient(uri=self._where, token=os.environ.get(TOKEN, "") if self._server else "")
+            self._client = self._connected()
         super().__init__(folder, width)
+
+    def _connected(self) -> Any:
+        if self._server:
+            return self._milvus.MilvusClient(uri=self._where, token=os.environ.get(TOKEN, ""))
+        # Within one process nothing has to be kept alive, and milvus-lite closes connections that try it every ten seconds.
+        quiet = {"grpc.keepalive_time_ms": 3_600_000, "grpc.keepalive_permit_without_calls": False}
+        return self._milvus.MilvusClient(uri=self._where, grpc_options=quiet)
 
     @contextmanager
     def _problems(self, what: str) -> Iterator[None]:
@@ -84,8 +91,8 @@ class Milvus(Engine):
             there = self._client.has_collection(self._place)
         if not there:
             raise DiptychError(
-                f"{self.folder}: there is no collection {self._place} at {self._where}; bring it back, or delete the index and index "
-                "again"
+                f"{self.folder}: there is no collection {self._place} at {self._where}; bring it back, or delete the index and "
+                "index again"
             )
         with self._problems("cannot be read"):
             fields = self._client.describe_collection(self._place)["fields"]

@@ -1,4 +1,4 @@
-"""Vectors from one store to another: ids kept, every vector and the top 10 compared, and repeated without harm after it was stopped."""
+"""Vectors from one store to another: ids kept, every vector and the top 10 compared; one that was stopped can be repeated."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ class Moved:
     after: float
 
     def __str__(self) -> str:
-        return (
-            f"{counted(self.count, 'vector')} moved ({self.copied:,} copied now); recall@10 {self.before:.3f} before, {self.after:.3f} now"
-        )
+        moved = f"{counted(self.count, 'vector')} moved ({self.copied:,} copied now)"
+        return f"{moved}; recall@10 {self.before:.3f} before, {self.after:.3f} now"
 
 
 def move(
@@ -39,10 +38,10 @@ def move(
     queries: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Moved:
-    """Makes ``target`` hold what ``source`` holds, under the same ids. The source is only read: let go of it when this has returned.
+    """Makes ``target`` hold what ``source`` holds, under the same ids. The source is only read: let go of it afterwards.
 
     rows: the columns of ids, for a store that filters by itself. queries: float32 [Q, E] for the comparison of the top 10; None: 50
-    between the vectors. progress: called with how many of how many are done.
+    near the vectors (``probes``). progress: called with how many of how many are done.
 
     What is there already is compared and copied again only where it differs, so a move that was stopped goes on. DiptychError if in
     the end a vector differs, or the new store finds less of the true top 10 than ``LEAST`` and than the old one.
@@ -70,7 +69,9 @@ def move(
     for start in range(0, len(ids), CHUNK):
         some = ids[start : start + CHUNK]
         if not _same(target, some, source.vectors(some)).all():
-            raise DiptychError(f"the store {target.kind} has other vectors than {source.kind} after the move; the old store is unchanged")
+            raise DiptychError(
+                f"the store {target.kind} has other vectors than {source.kind} after the move; the old store is unchanged"
+            )
     if not len(ids):
         return Moved(0, copied, 1.0, 1.0)
     queries, k = probes(source, 50) if queries is None else queries, min(10, len(ids))
@@ -78,8 +79,8 @@ def move(
     before, after = (recall_of(store.search(queries, k), truth) for store in (source, target))
     if after < min(LEAST, before):
         raise DiptychError(
-            f"the store {target.kind} finds {after:.3f} of the true top {k}, {source.kind} {before:.3f}; the old store is unchanged. "
-            "Raise its recall or effort"
+            f"the store {target.kind} finds {after:.3f} of the true top {k}, {source.kind} {before:.3f}; the old one stays: "
+            "raise recall or effort of the new one"
         )
     return Moved(len(ids), copied, before, after)
 

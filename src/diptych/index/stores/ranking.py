@@ -33,6 +33,12 @@ def check_ids(ids: np.ndarray, where: str) -> np.ndarray:
     return ids
 
 
+def ascending(ids: np.ndarray) -> np.ndarray:
+    """Ids in ascending order, each once, int64; as they are if they are so."""
+    ids = np.asarray(ids, np.int64)
+    return ids if (ids[1:] > ids[:-1]).all() else np.unique(ids)
+
+
 def exact_scores(query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Inner products, computed in float64, so that equal vectors have equal scores wherever they stand; float32 [N]."""
     scores: np.ndarray = (vectors.astype(np.float64) * query.astype(np.float64)).sum(1).astype(np.float32)

@@ -19,8 +19,8 @@ SHARE = 0.01  # of the vectors that the filter of the second measurement lets th
 @dataclass(frozen=True)
 class Recall:
     """What was measured. recall: share of the k true neighbours that were among the k found, mean over the queries; filtered: the
-    same under a filter that lets a random hundredth through. Times in seconds for one query at a time; ``p95`` is passed by one query
-    in twenty.
+    same under a filter that lets a random hundredth through. Times in seconds for one query at a time; one query in twenty takes
+    longer than ``p95``.
     """
 
     kind: str
@@ -44,26 +44,29 @@ class Recall:
 
         return (
             f"recall@{self.k} {self.recall:.3f}, {milliseconds(self.median, self.p95)}; of a hundredth {self.filtered:.3f}, "
-            f"{milliseconds(self.filtered_median, self.filtered_p95)}; {self.queries} queries, {self.count:,} vectors in {self.kind}"
+            f"{milliseconds(self.filtered_median, self.filtered_p95)}; {self.queries} queries, {self.count:,} vectors, {self.kind}"
         )
 
 
 def probes(store: Store, number: int, seed: int = 0) -> np.ndarray:
-    """Queries that are not in the store but among its vectors, float32 [number, E], of length 1: each is the middle of a stored
-    vector and one of its ten nearest neighbours in a sample. Empty for an empty store.
+    """Queries that are not in the store but lie where its vectors lie, float32 [number, E], of length 1. Empty for an empty store.
 
-    A stored vector itself would be too easy a query: a graph has links from it to its neighbours.
+    Each is a stored vector moved by the difference of two of its ten nearest neighbours in a sample, divided by the root of 2: it
+    is as far from the vector as these neighbours are, in a direction in which the vectors vary. The stored vector itself would be
+    too easy a query, since a graph has links from it to its neighbours.
     """
     rng, ids = np.random.default_rng(seed), store.ids()
     if not len(ids):
         return np.zeros((0, 0), np.float32)
     sample = store.vectors(np.sort(rng.choice(ids, min(len(ids), 20 * number), replace=False)))
     chosen = sample[rng.choice(len(sample), number, replace=len(sample) < number)]
-    if len(sample) == 1:
+    if len(sample) < 3:
         return chosen
-    near = np.argsort(-(chosen @ sample.T), axis=1, kind="stable")[:, 1 : 1 + min(10, len(sample) - 1)]
-    partner = near[np.arange(number), rng.integers(0, near.shape[1], number)]
-    return unit_rows(chosen + sample[partner], np.float32)
+    near = np.argsort(-(chosen @ sample.T), axis=1, kind="stable")[:, 1:11]
+    every, count = np.arange(number), near.shape[1]
+    first = rng.integers(0, count, number)
+    second = (first + rng.integers(1, count, number)) % count
+    return unit_rows(chosen + (sample[near[every, first]] - sample[near[every, second]]) / np.sqrt(np.float32(2)), np.float32)
 
 
 def exact_search(store: Store, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
@@ -103,15 +106,19 @@ def recall_of(found: Found, truth: Found) -> float:
 def measure(store: Store, queries: np.ndarray | None = None, k: int = 10, number: int = 100, seed: int = 0) -> Recall:
     """Recall against exact search and the time of a search, without a filter and under one that a random hundredth fulfils.
 
-    queries: float32 [Q, E] of pictures that are not in the store, or of texts; None: ``number`` of ``probes``. A store that searches
-    by an approximation is brought up to date first (its ``settle``).
+    queries: float32 [Q, E] of pictures that are not in the store, or of texts; None: ``number`` of ``probes``. A store that
+    searches by an approximation is brought up to date first (its ``settle``).
     """
     settle = getattr(store, "settle", None)
     if settle is not None:
         settle()
     if not len(store):
         return Recall(store.kind, 0, 0, k, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-    queries = probes(store, number, seed) if queries is None else check_queries(queries, store.vectors(store.ids()[:1]).shape[1], "recall")
+    queries = (
+        probes(store, number, seed)
+        if queries is None
+        else check_queries(queries, store.vectors(store.ids()[:1]).shape[1], "recall")
+    )
     ids = store.ids()
     few = np.sort(np.random.default_rng(seed + 1).choice(ids, max(1, round(SHARE * len(ids))), replace=False))
     results = []
