@@ -1,22 +1,30 @@
 // The form of filters, made from the facts of the index, and what each active filter is in words.
-import { el } from "/static/dom.js";
+import { el, number } from "/static/dom.js";
 
 const MANY = 12; // values of a column up to which each has a box of its own
 
 const field = (id, label, control) => el("div", { class: "field" }, el("label", { for: id }, label), control);
 const day = (text) => (text || "").slice(0, 10);
 
+/** The values of a column with their numbers of pictures: {value: count} as JSON has it, where numbers and truth are texts, or a list. */
+function valuesOf(facts) {
+  if (!facts.values) return [];
+  if (Array.isArray(facts.values)) return facts.values.map((value) => [value, null]);
+  const typed = (key) => (facts.type === "text" ? key : key === "true" ? true : key === "false" ? false : Number.isFinite(Number(key)) ? Number(key) : key);
+  return Object.entries(facts.values).map(([key, count]) => [typed(key), count]);
+}
+
 function column(name, facts, at) {
-  const id = `column-${at}`;
-  if (facts.values?.length && facts.values.length <= MANY) {
+  const id = `column-${at}`, values = valuesOf(facts), words = ([value, count]) => (count === null ? String(value) : `${value} (${number(count)})`);
+  if (values.length && values.length <= MANY) {
     return el("fieldset", { class: "field", "data-column": name, "data-kind": "some" }, el("legend", { dir: "auto" }, name),
-      el("div", { class: "ticks" }, facts.values.map((value) => el("label", { dir: "auto" }, el("input", { type: "checkbox", "data-value": JSON.stringify(value) }), String(value)))));
+      el("div", { class: "ticks" }, values.map((each) => el("label", { dir: "auto" }, el("input", { type: "checkbox", "data-value": JSON.stringify(each[0]) }), words(each)))));
   }
-  if (facts.values?.length) {
-    const choice = el("select", { id, "data-column": name, "data-kind": "one" }, el("option", { value: "" }, "any"), facts.values.map((value) => el("option", { value: JSON.stringify(value) }, String(value))));
+  if (values.length) {
+    const choice = el("select", { id, "data-column": name, "data-kind": "one" }, el("option", { value: "" }, "any"), values.map((each) => el("option", { value: JSON.stringify(each[0]) }, words(each))));
     return field(id, name, choice);
   }
-  if (facts.min !== undefined && facts.min !== null && typeof facts.min === "number") {
+  if (typeof facts.min === "number") {
     const bound = (end, label, hint) => el("input", { type: "number", step: "any", placeholder: String(hint), "aria-label": `${name}: ${label}`, "data-end": end });
     return el("fieldset", { class: "field", "data-column": name, "data-kind": "range" }, el("legend", { dir: "auto" }, name),
       el("div", { class: "two" }, bound("min", "at least", facts.min), bound("max", "at most", facts.max)));
@@ -26,7 +34,7 @@ function column(name, facts, at) {
 
 /** Fills the form. facts: of /v1/index. Returns whether there is anything to filter by. */
 export function makeFilters(form, facts, apply, reset) {
-  const folders = (facts.folders || []).map((folder) => (typeof folder === "string" ? folder : folder.name)).filter(Boolean);
+  const folders = Array.isArray(facts.folders) ? facts.folders.filter(Boolean) : Object.keys(facts.folders || {});
   const [first, last] = Array.isArray(facts.dates) ? facts.dates : [facts.dates?.min, facts.dates?.max];
   const date = (name, label) => el("input", { type: "date", name, "aria-label": label, min: day(first) || null, max: day(last) || null });
   const parts = [el("h2", { class: "hear" }, "Filters")];
@@ -37,7 +45,7 @@ export function makeFilters(form, facts, apply, reset) {
   if (first) parts.push(el("fieldset", { class: "field" }, el("legend", {}, "Date: from, to"), el("div", { class: "two" }, date("since", "Date: from"), date("until", "Date: to"))));
   parts.push(el("fieldset", { class: "field" }, el("legend", {}, "At least: width, height (pixels)"),
     el("div", { class: "two" }, ["width", "height"].map((side) => el("input", { type: "number", name: `min_${side}`, min: "1", max: "999999", "aria-label": `At least so many pixels of ${side}` })))));
-  parts.push(field("words", "Words of the caption", el("input", { id: "words", name: "words", placeholder: "all of them" })));
+  if (facts.captions !== false) parts.push(field("words", "Words of the caption", el("input", { id: "words", name: "words", placeholder: "all of them" })));
   Object.entries(facts.columns || {}).forEach(([name, each], at) => parts.push(column(name, each, at)));
   parts.push(el("div", { class: "row" }, el("button", { type: "submit", class: "main" }, "Apply"), el("button", { type: "button", class: "plain", onclick: reset }, "Remove all filters")));
   form.replaceChildren(...parts);

@@ -73,7 +73,7 @@ const map = new CollectionMap($("map"), { open: (id, ids) => openPicture(id, ids
 function go(next) {
   state = { ...next, open: null };
   const key = keep(state.picture);
-  history.pushState({ key }, "", `#${hashOf(state)}`);
+  history.pushState({ key, crop: key ? state.crop : null }, "", `#${hashOf(state)}`);
   run();
 }
 
@@ -88,22 +88,20 @@ function keep(picture) {
 }
 
 function restore() {
-  const open = state.open;
   state = stateOf(location.hash);
   const key = history.state?.key;
   if (key) {
     const last = recall("diptych-picture");
     state.picture = pictures.get(key) || (last?.key === key ? last.picture : null);
-    if (state.picture) pictures.set(key, state.picture);
+    if (state.picture) { pictures.set(key, state.picture); state.crop = history.state.crop ?? null; }
   }
-  return open;
 }
 
 addEventListener("popstate", () => {
-  const before = hashOf({ ...state, open: null }), held = state.picture, shown = state.open;
+  const same = (a, b) => hashOf({ ...a, open: null }) === hashOf({ ...b, open: null }) && a.picture === b.picture && String(a.crop) === String(b.crop), before = state;
   restore();
-  if (state.open === null && shown !== null) { depth = 0; const closing = state; state = { ...state, open: null }; detail.close(); state = closing; }
-  if (hashOf({ ...state, open: null }) !== before || held !== state.picture) run();
+  if (state.open === null) { depth = 0; detail.close(); }
+  if (!same(before, state)) run();
   else if (state.open !== null) detail.show(state.open, known.get(state.open));
 });
 
@@ -111,7 +109,7 @@ function openPicture(id, ids = []) {
   around = ids;
   state.open = id;
   depth = 1;
-  history.pushState({ key: history.state?.key ?? null }, "", `#${hashOf(state)}`);
+  history.pushState(history.state, "", `#${hashOf(state)}`);
   detail.show(id, known.get(id));
 }
 
