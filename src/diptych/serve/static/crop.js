@@ -87,6 +87,8 @@ export function chooseCrop(address, initial, done) {
       el("div", { class: "edges" }, names.map((name, i) => el("div", { class: "field" }, el("label", { for: `edge-${i}` }, `${name} (%)`), edges[i]))),
       el("div", { class: "row" }, el("button", { type: "submit", class: "main" }, "Search this part"),
         el("button", { type: "button", class: "plain", onclick: () => end(null) }, "Whole picture"))));
+  const size = () => { shape.frame.style.width = `min(100%, calc(min(52dvh, 34rem) * ${picture.naturalWidth / picture.naturalHeight}))`; };
+  picture.addEventListener("load", size);
   shape.set(start);
   dialog.showModal();
   shape.node.focus();

@@ -51,6 +51,7 @@ export class Detail {
   fill(facts) {
     const { actions } = this, title = titleOf(facts), act = (name, label, symbol, run) => el("button", { type: "button", class: "plain", "data-act": name, onclick: run }, icon(symbol), label);
     const large = el("img", { src: `/picture/${facts.id}`, alt: title, width: facts.width || null, height: facts.height || null });
+    if (facts.width) large.style.setProperty("--most", `${4 * facts.width}px`); // a tiny picture is not blown up further
     large.addEventListener("error", () => { if (!large.src.includes("/thumb/")) large.src = `/thumb/${facts.id}?s=1024`; }, { once: true });
     const step = (by, label, symbol) => el("button", { type: "button", class: "round step", "data-act": symbol, disabled: !actions.step(by, true), onclick: () => actions.step(by) }, icon(symbol), hear(label));
     const rows = [["Name", facts.name], ["Folder", facts.folder], ["Size", facts.width ? `${number(facts.width)} × ${number(facts.height)}${facts.bytes ? `, ${size(facts.bytes)}` : ""}` : ""], ["Date", date(facts.date)],

@@ -107,7 +107,7 @@ export class CollectionMap {
     for (const [id, x, y, cluster] of shown) {
       const image = this.image(id), half = CELL / 2 - 3;
       pen.globalAlpha = this.chosen === null || this.chosen === cluster ? 1 : 0.22;
-      pen.fillStyle = colour(cluster, this.dark);
+      pen.fillStyle = image ? colour(cluster, this.dark) : this.dark ? "#23272c" : "#f0f1ee";
       pen.fillRect(x - half - 2, y - half - 2, 2 * half + 4, 2 * half + 4);
       if (image) {
         const side = Math.min(image.naturalWidth, image.naturalHeight);
@@ -157,7 +157,7 @@ export class CollectionMap {
     this.loading += 1;
     image.onload = () => done(true);
     image.onerror = () => done(false);
-    image.src = `/thumb/${id}?s=64`;
+    image.src = `/thumb/${id}?s=128`;
     this.images.set(id, entry);
     return null;
   }

@@ -10,6 +10,7 @@ import { Results, titleOf } from "/static/results.js";
 import { bodyOf, empty, filtered, hashOf, listed, negatives, stateOf, wanted } from "/static/state.js";
 
 const PAGE = 60; // pictures that one request brings
+const MARKED = 12; // best hits that the map marks
 const known = new Map(); // facts of pictures by id
 let index = { can: [], models: [] };
 let state = empty();
@@ -65,7 +66,7 @@ function leave() {
   detail.close();
 }
 
-const map = new CollectionMap($("map"), { open: (id, ids) => openPicture(id, ids), hits: () => (wanted(state) ? results.hits.slice(0, PAGE).map((hit) => hit.id) : []), link, title: (id) => (known.has(id) ? titleOf(known.get(id)) : `Picture ${id}`) });
+const map = new CollectionMap($("map"), { open: (id, ids) => openPicture(id, ids), hits: () => (wanted(state) ? results.hits.slice(0, MARKED).map((hit) => hit.id) : []), link, title: (id) => (known.has(id) ? titleOf(known.get(id)) : `Picture ${id}`) });
 
 // ---- going to a search -----------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ function showHits(far = false) {
   if (!answer.hits.length) status(filtered(state) ? "No picture passes the filters." : "There are no pictures yet.");
   else if (ranked) status(`${far ? "The nearest" : "The best"} of ${counted(answer.total, "picture")} ${among} · ${took()} ms`.replace("  ", " "));
   else status(`${counted(answer.total, "picture")} ${among} · ${took()} ms`.replace("  ", " "));
-  $("select-all").hidden = !answer.hits.length;
+  $("select-all").hidden = !answer.hits.length || !(ranked || filtered(state));
   showMore();
   if (!ranked && !filtered(state)) welcome();
 }

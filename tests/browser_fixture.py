@@ -1,0 +1,210 @@
+"""A gallery of drawn pictures with a real index, a model that sees colours and shapes, one that talks, a server and a browser.
+
+``python tests/browser_fixture.py`` serves the gallery, for work on the pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from PIL import Image, ImageDraw
+from serve_fixture import running
+
+from diptych.core.capabilities import Adapter, Prompt, prompts_for
+from diptych.serve.app import create_app
+from diptych.serve.settings import Settings
+
+COLOURS = {"red": (214, 45, 45), "green": (40, 160, 70), "blue": (45, 80, 215), "yellow": (235, 210, 50), "purple": (150, 55, 180), "orange": (240, 135, 25)}  # fmt: skip
+SHAPES = ("square", "circle", "triangle")
+SIZES = ((160, 120), (120, 160), (220, 120), (140, 140))
+EACH = 5  # pictures of each colour and shape
+HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> a red square"
+HEBREW = "ריבוע אדום על רקע אפור"
+
+
+def drawn(colour: str, shape: str, size: tuple[int, int], seed: int) -> Image.Image:
+    """A shape in a colour before grey fields, which differ from picture to picture."""
+    rng = random.Random(seed)
+    grey = Image.frombytes("L", (6, 6), bytes(rng.randrange(70, 190) for _ in range(36))).resize(size, Image.Resampling.BICUBIC)
+    image = grey.convert("RGB")
+    draw, side = ImageDraw.Draw(image), int(min(size) * rng.uniform(0.45, 0.6))
+    x, y = rng.randrange(4, size[0] - side - 4), rng.randrange(4, size[1] - side - 4)
+    box = (x, y, x + side, y + side)
+    if shape == "square":
+        draw.rectangle(box, fill=COLOURS[colour])
+    elif shape == "circle":
+        draw.ellipse(box, fill=COLOURS[colour])
+    else:
+        draw.polygon([(x, y + side), (x + side, y + side), (x + side // 2, y)], fill=COLOURS[colour])
+    return image
+
+
+def make_gallery(folder: Path) -> None:
+    """The pictures, a table of captions and columns, and near-duplicates of some."""
+    rows, number = [], 0
+    for colour in COLOURS:
+        for shape in SHAPES:
+            for k in range(EACH):
+                number += 1
+                name = f"{colour}/{shape}-{k}.png"
+                image = drawn(colour, shape, SIZES[number % len(SIZES)], number)
+                (folder / colour).mkdir(parents=True, exist_ok=True)
+                image.save(folder / name)
+                caption = {("red", "square", 0): HOSTILE, ("red", "square", 1): HEBREW}.get((colour, shape, k), f"a {colour} {shape}")
+                rows.append([name, caption, shape, number, "yes" if k else "no"])
+                if shape == "circle" and k == 0:  # two copies, larger
+                    for c in range(2):
+                        copy = f"{colour}/{shape}-{k}-copy{c}.png"
+                        image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC).save(folder / copy)
+                        rows.append([copy, caption, shape, number, "copy"])
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["file_name", "caption", "shape", "number", "original"], *rows])
+
+
+class Seer(Adapter):
+    """A dual encoder of colours and shapes: it looks at what is coloured, and at how much of its frame is filled."""
+
+    name = "seer"
+    key = "seer-1"
+    capabilities = frozenset({"embed_image", "embed_text", "score", "score_all"})
+    words = (*COLOURS, *SHAPES)
+
+    def embed_image(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors, float32 [N, 12]."""
+        rows = np.zeros((len(images), 12))
+        for row, image in zip(rows, images, strict=True):
+            pixels = image.astype(np.int32)
+            mask = pixels.max(-1) - pixels.min(-1) > 70
+            if not mask.any():
+                row[11] = 1
+                continue
+            colour = pixels[mask].mean(0)
+            row[:6] = np.exp([-float(np.abs(colour - np.array(c)).sum()) / 60 for c in COLOURS.values()])
+            ys, xs = np.nonzero(mask)
+            fill = mask.sum() / ((np.ptp(ys) + 1) * (np.ptp(xs) + 1))
+            row[6:9] = np.exp([-abs(fill - full) * 25 for full in (1.0, 0.785, 0.5)])
+            row[9] = 0.1 + 0.1 * float(pixels.mean()) / 255
+        return unit(rows)
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 [N, 12]. A text without a known word is like no picture."""
+        rows = np.zeros((len(texts), 12))
+        for row, text in zip(rows, texts, strict=True):
+            row[:9] = [float(word in text.lower()) for word in self.words]
+            row[10] = 0.0 if row.any() else 1.0
+        return unit(rows)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)).astype(np.float32)
+
+
+class Talker(Adapter):
+    """Answers by the last question: with boxes, with an error, slowly, or with what it was given."""
+
+    name = "talker"
+    key = "talker-1"
+    capabilities = frozenset({"generate", "prompt", "decoding"})
+    delay = 0.0  # seconds of each word
+
+    def answer(self, images: int, question: str) -> str:
+        """The whole answer."""
+        if "box" in question:
+            return "A <ref>shape</ref><box>0.1,0.2,0.6,0.8</box> and another one at [0.5, 0.1, 0.9, 0.4]."
+        if "long" in question:
+            return " ".join(f"word{k}" for k in range(400))
+        return f"You asked: {question} There {'is' if images == 1 else 'are'} {images} {'picture' if images == 1 else 'pictures'}."
+
+    def generate(self, images: Sequence[np.ndarray], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """One text per image."""
+        return [self.answer(1, each) for each in prompts_for(prompt, len(images))]
+
+
+def make_index(folder: Path, pictures: Path) -> tuple[Any, Seer]:
+    """The index of a gallery, and its model."""
+    from diptych.index.index import Index
+
+    model = Seer()
+    index = Index.create(folder, f"folder:{pictures}", model, "seer")
+    index.update(model)
+    return index, model
+
+
+def gallery_app(place: Path, settings: Settings | None = None) -> Any:
+    """The application over a gallery that is made in ``place``, with the two models."""
+    pictures = place / "pictures"
+    make_gallery(pictures)
+    index, model = make_index(place / "gallery.index", pictures)
+    talker = Talker()
+    app = create_app(index, {"seer": model, "talker": talker}, settings or Settings())
+    _until_merged(app, index, talker)
+    return app
+
+
+def _until_merged(app: Any, index: Any, talker: Talker) -> None:
+    """What other branches bring: the map, the cut-off, the chat."""
+    from diptych.index import search
+    from diptych.index.judging import Judged
+
+    def judge(index: Any, model: Any, query: Any, vector: Any, ids: Any, scores: Any, where: Any) -> Judged:
+        nothing = not len(scores) or max(scores) < 0.35
+        return Judged([float(np.clip((s - 0.3) * 1.6, 0, 1)) for s in scores], nothing, "nothing here looks like that" if nothing else "")
+
+    search.judge = judge
+
+    import diptych.serve.routes.search as routes
+    from diptych.index.query import Query
+
+    routes.Query = Query
+
+    def map_() -> Any:
+        from types import SimpleNamespace
+
+        rng, points = random.Random(3), []
+        middles = [(0.2 + 0.3 * (k % 3), 0.3 + 0.4 * (k // 3)) for k in range(6)]
+        for id in index.store.ids().tolist():
+            k = list(COLOURS).index(index.picture(id).folder)
+            points.append((id, middles[k][0] + rng.gauss(0, 0.06), middles[k][1] + rng.gauss(0, 0.06), k))
+        return SimpleNamespace(points=points, clusters=[{"name": f"{c} things", "x": m[0], "y": m[1], "count": 17} for c, m in zip(COLOURS, middles, strict=True)])
+
+    type(index).map = lambda self: map_()
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Any:
+        body = await request.json()
+        last = body["messages"][-1]["content"]
+        parts = [{"type": "text", "text": last}] if isinstance(last, str) else last
+        question = " ".join(p["text"] for p in parts if p["type"] == "text")
+        images = sum(p["type"] == "image_url" for m in body["messages"] if isinstance(m["content"], list) for p in m["content"])
+        if "error" in question:
+            return JSONResponse({"error": {"message": "the picture has 90,000,000 pixels; at most 50,000,000", "type": "invalid_request_error", "param": None, "code": None}}, 400)
+
+        async def events() -> Any:
+            words = re.findall(r"\S+\s*", talker.answer(images, question))
+            for word in words:
+                await asyncio.sleep(0.02)
+                yield "data: " + json.dumps({"choices": [{"delta": {"content": word}, "index": 0}]}) + "\n\n"
+            yield "data: " + json.dumps({"choices": [], "usage": {"completion_tokens": len(words)}, "timings": {"tokens_per_second": 50.0}}) + "\n\ndata: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, running(gallery_app(Path(folder)), int(sys.argv[1]) if len(sys.argv) > 1 else 8124) as address:
+        print(address, flush=True)
+        while True:
+            time.sleep(1)
