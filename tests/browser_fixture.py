@@ -134,6 +134,14 @@ class Talker(Adapter):
         return [self.answer(1, each) for each in prompts_for(prompt, len(images))]
 
 
+def until(page: Any, expression: str, seconds: float = 30.0) -> None:
+    """Waits until an expression holds on a page. Playwright's own wait needs ``eval``, which the policy of the pages forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"it never held: {expression}"
+        page.wait_for_timeout(20)
+
+
 def make_index(folder: Path, pictures: Path) -> tuple[Any, Seer]:
     """The index of a gallery, and its model."""
     from diptych.index.index import Index

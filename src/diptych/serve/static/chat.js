@@ -178,7 +178,7 @@ $("settings-button").addEventListener("click", () => {
 });
 for (const name of SETTINGS) $(name).addEventListener("input", () => { $(name).dataset.own = "yes"; });
 $("new").addEventListener("click", () => { turns = []; held = []; showHeld(); list.show(turns); save(); announce("New conversation"); $("text").focus(); });
-$("export").addEventListener("click", () => download("conversation.json", `${JSON.stringify({ messages: messagesOf(turns, $("system").value.trim()) }, null, 2)}\n`));
+$("export").addEventListener("click", () => download("conversation.json", `${JSON.stringify({ messages: messagesOf(turns, $("system").value.trim(), true) }, null, 2)}\n`));
 $("model").addEventListener("change", chosen);
 closable($("large"));
 incoming((files) => take(files.map((file) => () => load(file))));

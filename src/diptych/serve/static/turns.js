@@ -2,16 +2,25 @@
 import { $, copyButton, el, hear, icon } from "/static/dom.js";
 import { drawing, nodesOf, settled } from "/static/boxes.js";
 
-/** Turns as `messages`: texts, and pictures as data URLs. What failed or was empty is left out. */
-export function messagesOf(turns, system = "") {
+/** The content of messages as parts. */
+const partsOf = (content) => (typeof content === "string" ? [{ type: "text", text: content }] : content);
+
+/** Turns as `messages`: texts, and pictures as data URLs. What failed is left out; questions in a row, since one failed, are one message.
+ * complete: without a question at the end that has no answer. */
+export function messagesOf(turns, system = "", complete = false) {
   const messages = system ? [{ role: "system", content: system }] : [];
   for (const turn of turns) {
     if (turn.error || turn.busy || (turn.role === "assistant" && !turn.text)) continue;
-    if (!turn.pictures?.length) { messages.push({ role: turn.role, content: turn.text }); continue; }
-    const content = turn.pictures.map((picture) => ({ type: "image_url", image_url: { url: picture.url } }));
-    if (turn.text) content.push({ type: "text", text: turn.text });
-    messages.push({ role: turn.role, content });
+    let content = turn.text;
+    if (turn.pictures?.length) {
+      content = turn.pictures.map((picture) => ({ type: "image_url", image_url: { url: picture.url } }));
+      if (turn.text) content.push({ type: "text", text: turn.text });
+    }
+    const last = messages.at(-1);
+    if (last?.role === turn.role) last.content = [...partsOf(last.content), ...partsOf(content)];
+    else messages.push({ role: turn.role, content });
   }
+  if (complete && messages.length > 1 && messages.at(-1).role === "user") messages.pop();
   return messages;
 }
 
