@@ -165,31 +165,10 @@ def gallery_app(place: Path, settings: Settings | None = None) -> Any:
 
 def _until_merged(app: Any, index: Any, talker: Talker) -> None:
     """What other branches bring: the map, the cut-off, the chat."""
-    from diptych.index import search
-    from diptych.index.judging import Judged
-
-    def judge(index: Any, model: Any, query: Any, vector: Any, ids: Any, scores: Any, where: Any) -> Judged:
-        nothing = not len(scores) or max(scores) < 0.35
-        return Judged([float(np.clip((s - 0.3) * 1.6, 0, 1)) for s in scores], nothing, "nothing here looks like that" if nothing else "")
-
-    search.judge = judge
-
     import diptych.serve.routes.search as routes
     from diptych.index.query import Query
 
     routes.Query = Query
-
-    def map_() -> Any:
-        from types import SimpleNamespace
-
-        rng, points = random.Random(3), []
-        middles = [(0.2 + 0.3 * (k % 3), 0.3 + 0.4 * (k // 3)) for k in range(6)]
-        for id in index.store.ids().tolist():
-            k = list(COLOURS).index(index.picture(id).folder)
-            points.append((id, middles[k][0] + rng.gauss(0, 0.06), middles[k][1] + rng.gauss(0, 0.06), k))
-        return SimpleNamespace(points=points, clusters=[{"name": f"{c} things", "x": m[0], "y": m[1], "count": 17} for c, m in zip(COLOURS, middles, strict=True)])
-
-    type(index).map = lambda self: map_()
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Any:

@@ -1,7 +1,7 @@
 """The catalog of an index: a row for each picture, in SQLite. What it holds is what the index holds.
 
-One connection for each thread; one process writes at a time (``lock.py``), any number read. Changes of one ``change()`` are all
-there or none, whenever a process dies.
+One connection for each thread; one process writes at a time (``updating.lock``), any number read. Changes of one ``change()`` are
+all there or none, whenever a process dies.
 """
 
 from __future__ import annotations
@@ -115,6 +115,11 @@ class Catalog:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+    def touch(self) -> None:
+        """Raises the generation: readers open anew what they hold."""
+        with self.change():
+            pass
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""

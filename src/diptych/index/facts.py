@@ -35,7 +35,7 @@ class PictureFacts:
 
 @dataclass
 class Changes:
-    """What an update did, in numbers of pictures: each picture that is there is counted in one of ``new``, ``changed``, ``renamed``,
+    """What an update did, in numbers of pictures: each that is there is counted in one of ``new``, ``changed``, ``renamed``,
     ``unchanged`` and ``broken``.
 
     changed: the content of a known picture is another. renamed: a known content under another name; it keeps its id and its vector.

@@ -18,20 +18,25 @@ from diptych.core.files import check_format, read_json_or, write_json
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.index import columns as column_facts
+from diptych.index.calibrate import Calibration
 from diptych.index.catalog import Catalog
 from diptych.index.facts import Changes, PictureFacts
 from diptych.index.filters import Condition, Where, conditions_of, sql_of
-from diptych.index.lock import locked
+from diptych.index.judging import calibrate
+from diptych.index.map import Cluster, Map, map_of
+from diptych.index.move import finish_store, move_store
 from diptych.index.query import Answer, Hit, Query
-from diptych.index.reading import hash_of
-from diptych.index.scan import Collection, Item, absolute, collection
 from diptych.index.search import search
 from diptych.index.selections import Selections
 from diptych.index.stamp import check_stamp, stamp_of
-from diptych.index.stores import open_store
+from diptych.index.stores import open_store, parse_store
 from diptych.index.stores.base import Store
+from diptych.index.stores.move import Moved
+from diptych.index.updating.lock import locked
+from diptych.index.updating.reading import hash_of
+from diptych.index.updating.scan import Collection, Item, absolute, collection
 
-__all__ = ["Answer", "Changes", "Hit", "Index", "PictureFacts", "Query", "Where"]
+__all__ = ["Answer", "Changes", "Cluster", "Hit", "Index", "Map", "PictureFacts", "Query", "Where"]
 
 FORMAT = 1
 INFO = "index.json"
@@ -50,6 +55,8 @@ class Index:
         self._ids: dict[tuple[Condition, ...], np.ndarray] = {}
         self._collections: dict[int, Collection] = {}
         self._facts: tuple[int, dict[str, Any]] | None = None
+        self.calibration_: tuple[int, Calibration | None] | None = None
+        self.model: Model | None = None  # that the index was opened with
 
     @classmethod
     def create(
@@ -79,11 +86,11 @@ class Index:
         for each in addresses:
             collection(each, limit)  # a wrong address is an error before anything is written
         stamp = stamp_of(model, model_address)
-        kind = "exact" if store == "auto" else store
+        kind, options = parse_store("exact" if store == "auto" else store, options)
         info = {
             "format": FORMAT,
             "stamp": stamp,
-            "store": {"kind": kind, "options": dict(options or {}), "auto": store == "auto", "folder": "vectors"},
+            "store": {"kind": kind, "options": options, "auto": store == "auto", "folder": "vectors"},
             "addresses": addresses,
             "limit": limit,
         }
@@ -111,6 +118,7 @@ class Index:
     def check(self, model: Model, address: str | None = None) -> None:
         """DiptychError, with the remedy, if the vectors are not by this model."""
         check_stamp(self.info["stamp"], model, str(self.path), address)
+        self.model = model
 
     # --- what is in it ---
 
@@ -139,9 +147,12 @@ class Index:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """``count``, ``broken``, ``width``, ``model`` (its address), ``folders`` (with the pictures in each and below), ``columns`` ({name: ``type``, ``text`` or ``number``, and ``values`` with their ``counts`` where there are at most 50, or
-        ``min`` and ``max``}), ``dates`` (first, last), ``addresses``,
-        ``store``, ``recall`` (measured when the store was built; None), ``finished``.
+        """What the pages and commands show of an index.
+
+        ``count``, ``broken``, ``width``, ``model`` (its address), ``folders`` (with the pictures in each and below), ``columns``
+        (by name: ``type``, ``text`` or ``number``, and ``values`` with their ``counts`` where there are at most 50, or ``min`` and
+        ``max``), ``dates`` (first, last), ``captions`` (whether there are any), ``addresses``, ``store``, ``recall`` (measured
+        when the store was built; None for exact search), ``finished``.
         """
         return column_facts.facts_of(self)
 
@@ -164,28 +175,33 @@ class Index:
 
     def file(self, id: int) -> bytes:
         """The bytes of the picture of an id, as they were indexed. DiptychError if they changed, are gone, or are pixels only."""
-        content = self._content(id)
+        content = self.content(id)
         if isinstance(content, np.ndarray):
             raise DiptychError(f"{self.path}: picture {id} has no file: its data holds pixels")
         return content
 
     def read(self, id: int) -> np.ndarray:
         """The pixels of the picture of an id, uint8 [height, width, 3], upright. DiptychError as ``file``."""
-        content = self._content(id)
+        content = self.content(id)
         try:
             return content if isinstance(content, np.ndarray) else decode(content, str(id))
         except BrokenItem as error:
             raise DiptychError(f"{self.path}: picture {error}") from error
 
-    def _content(self, id: int) -> bytes | np.ndarray:
+    def collection(self, source: int) -> Collection:
+        """The pictures of one of the addresses, by its number."""
+        if source not in self._collections:
+            self._collections[source] = collection(self.addresses[source], self.limit)
+        return self._collections[source]
+
+    def content(self, id: int) -> bytes | np.ndarray:
+        """The file of a picture as it was indexed, or its pixels where the data holds those. DiptychError as ``file``."""
         rows = self.catalog.rows("SELECT source, name, path, position, digest FROM pictures WHERE id = ?", (id,))
         if not rows:
             raise DiptychError(f"{self.path}: there is no picture {id}")
         source, name, raw, position, digest = rows[0]
         again = "bring the index up to date: run the same diptych index again"
-        if source not in self._collections:
-            self._collections[source] = collection(self.addresses[source], self.limit)
-        held = self._collections[source]
+        held = self.collection(source)
         path = held.path_of(name, raw, position)
         try:
             content = Path(path).read_bytes() if path else held.content(Item(name, "", position=position))
@@ -214,8 +230,10 @@ class Index:
     def where(self, filters: Mapping[str, Any]) -> Where:
         """The pictures that fulfil all filters.
 
-        ``folder`` (and below it), ``address``, ``since`` and ``until`` (2024, 2024-05, 2024-05-31, 2024-05-31T12:00), ``words`` (all
-        in the captions), ``min_width``, ``max_width``, ``min_height``, ``max_height``, ``min_bytes``, ``max_bytes``, ``columns`` ({name: value, list of values, or {min, max}}). DiptychError for an unknown filter, column or value.
+        ``folder`` (and below it), ``address``, ``since`` and ``until`` (2024, 2024-05, 2024-05-31, 2024-05-31T12:00), ``words``
+        (all in the captions), ``min_width``, ``max_width``, ``min_height``, ``max_height``, ``min_bytes``, ``max_bytes``,
+        ``columns`` (by name a value, a list of values, or ``min`` and ``max``). DiptychError for an unknown filter, column or
+        value.
         """
         conditions = conditions_of(filters, self.columns() if filters.get("columns") else ())
         return Where(conditions, lambda: self._ids_of(conditions))
@@ -256,7 +274,7 @@ class Index:
         DiptychError for another model, a full disk, an index that another process writes; Interrupted on Ctrl-C, when what is done
         was kept.
         """
-        from diptych.index.update import update
+        from diptych.index.updating.update import update
 
         with locked(self.path):
             self.check(model, self.info["stamp"]["model"])
@@ -267,16 +285,24 @@ class Index:
             return update(self, model, progress, jobs)
 
     def finish(self, store: Store, model: Model) -> None:
-        """The end of an update."""
+        """The end of an update: the calibration, and what stores that approximate find."""
+        calibrate(self, store, model)
+        finish_store(self, store)
         with self.catalog.change() as connection:
             connection.execute("UPDATE meta SET value = '1' WHERE key = 'finished'")
 
-    def move(self, store: str, options: Mapping[str, Any] | None = None, progress: Any = None) -> None:
-        """Moves the vectors to a store of another kind, with their ids."""
-        from diptych.index.move import move
-
+    def move(self, store: str, options: Mapping[str, Any] | None = None, progress: Any = None) -> Moved:
+        """Moves the vectors to a store of another kind (``milvus:URL`` for one elsewhere), with their ids; every vector and the top
+        10 are compared before the old store is let go. A move that was stopped goes on with the same call.
+        """
         with locked(self.path):
-            move(self, store, options, progress)
+            return move_store(self, store, options, progress)
+
+    def map(self, model: Model | None = None, groups: int | None = None) -> Map:
+        """Pictures that are alike near each other in the plane, in groups that the model names (default: the model that the
+        index was opened with); kept until the index changes.
+        """
+        return map_of(self, model or self.model, groups)
 
     # --- selections ---
 

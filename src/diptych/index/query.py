@@ -22,7 +22,9 @@ NEGATIVE = 0.5
 
 @dataclass(frozen=True)
 class Query:
-    """Texts, pictures (uint8 [height, width, 3]) and pictures of the index by id that are wanted together, and those that are not."""
+    """Texts, pictures (uint8 [height, width, 3]) and pictures of the index by id that are wanted together, and those that are
+    not.
+    """
 
     texts: tuple[str, ...] = ()
     images: tuple[np.ndarray, ...] = ()

@@ -10,6 +10,7 @@ import numpy as np
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
+from diptych.index.calibrate import TOP
 from diptych.index.filters import Where, sql_of
 from diptych.index.judging import judge
 from diptych.index.query import Answer, Hit, Query, vector_of
@@ -47,19 +48,14 @@ def search(
     vector = vector_of(query, model, store.vectors)
     total = len(index) if where is None else len(where.ids())
     ids, scores, leader = _nearest(index, vector, where, n + offset, fold, set(query.like), total)
-    ids, scores = ids[offset : offset + n], scores[offset : offset + n]
+    best, ids, scores = ids[:TOP], ids[offset : offset + n], scores[offset : offset + n]
     twins = _twins(index, vector, where, ids, leader, set(query.like)) if fold else {}
-    verdict = judge(index, model, query, vector, ids, scores, where) if cutoff else None
+    verdict = judge(index, query, vector, ids, best, total) if cutoff else None
+    relevance = verdict.relevance if verdict is not None else [None] * len(ids)
     known_facts = index.catalog.facts(ids, index.addresses)
     hits = tuple(
-        Hit(
-            id,
-            score,
-            None if verdict is None or verdict.relevance is None else verdict.relevance[i],
-            known_facts[id],
-            twins.get(id, ()),
-        )
-        for i, (id, score) in enumerate(zip(ids, scores, strict=True))
+        Hit(id, score, fit, known_facts[id], twins.get(id, ()))
+        for id, score, fit in zip(ids, scores, relevance, strict=True)
         if id in known_facts
     )
     nothing = verdict is not None and verdict.nothing

@@ -28,8 +28,8 @@ def probe_picture() -> np.ndarray:
 
 
 def stamp_of(model: Model, address: str) -> dict[str, Any]:
-    """What identifies a model: ``model`` (its address), ``key`` (of its weights; None: unknown), ``width``, the ``probe`` vectors of a
-    picture and a text, and their hash. The probes depend on the preprocessing and the tokenizer too.
+    """What identifies a model: ``model`` (its address), ``key`` (of its weights; None: unknown), ``width``, the ``probe`` vectors
+    of a picture and a text, and their hash. The probes depend on the preprocessing and the tokenizer too.
 
     DiptychError for a model without vectors of pictures.
     """
@@ -73,13 +73,14 @@ def check_stamp(stamp: Mapping[str, Any], model: Model, where: str, address: str
     known = None if key is None or stamp["key"] is None else _related(str(key), stamp["key"])
     if known is False:
         raise DiptychError(
-            f"{where}: its vectors are by {stamp['model']} (weights {stamp['key'][:12]}), not by {name} (weights {str(key)[:12]}), which "
-            f"sees other things in them; {remedy}"
+            f"{where}: its vectors are by {stamp['model']} (weights {stamp['key'][:12]}), not by {name} (weights {str(key)[:12]}); "
+            f"{remedy}"
         )
     now = stamp_of(model, name)
     if now["width"] != stamp["width"]:
         raise DiptychError(
-            f"{where}: its vectors are by {stamp['model']}, of {stamp['width']} numbers; those of {name} have {now['width']}; {remedy}"
+            f"{where}: its vectors are by {stamp['model']}, of {stamp['width']} numbers; those of {name} have {now['width']}; "
+            f"{remedy}"
         )
     limit = UNKNOWN if known is None else EQUAL if str(key) == stamp["key"] else EXPORTED
     for kind, vector in stamp["probe"].items():
@@ -90,8 +91,8 @@ def check_stamp(stamp: Mapping[str, Any], model: Model, where: str, address: str
             what = "its preprocessing of pictures" if kind == "image" else "its tokenizer"
             cause = f"{what} or its weights are others" if known else "it is another model"
             raise DiptychError(
-                f"{where}: its vectors are by {stamp['model']}; {name} makes another vector of the probe {kind} (by {far:.3f}): {cause}; "
-                f"{remedy}"
+                f"{where}: its vectors are by {stamp['model']}; {name} makes another vector of the probe {kind} (by {far:.3f}): "
+                f"{cause}; {remedy}"
             )
 
 

@@ -42,9 +42,11 @@ def _options(make: Any) -> list[str]:
     return [name for name in inspect.signature(make).parameters if name not in ("folder", "width")]
 
 
-def parse_store(text: str) -> tuple[str, dict[str, Any]]:
-    """``milvus:https://host:19530`` → the kind and ``{"url": …}``; ``hnsw`` → the kind alone; ``module:Class`` is a kind."""
+def parse_store(text: str, options: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """The kind of a store and its options from what a user writes: ``hnsw``; ``milvus:https://host:19530`` (a place elsewhere, as
+    the option ``url``); ``package.module:Class``.
+    """
     kind, mark, rest = text.partition(":")
     if mark and kind in STORES:
-        return kind, {"url": rest}
-    return text, {}
+        return kind, {"url": rest, **(options or {})}
+    return text, dict(options or {})

@@ -54,6 +54,8 @@ class Exact:
         self.folder, self.width = Path(folder), width
         self._added: list[tuple[np.ndarray, np.ndarray]] = []  # since the last save
         self._changed: set[int] = set()  # numbers of segments with dead rows that are not written
+        self._segments: list[Segment] = []
+        self._next = 1  # number of the next segment
         self._load()
 
     # --- the port ---
@@ -179,7 +181,8 @@ class Exact:
             except FileNotFoundError as error:
                 if attempt == 4:
                     raise DiptychError(
-                        f"{error.filename}: a file of vectors is missing; restore it from a copy, or delete the index and index again"
+                        f"{error.filename}: a file of vectors is missing; restore it from a copy, or delete the index and index "
+                        "again"
                     ) from None
 
     def _read(self) -> tuple[list[Segment], int]:

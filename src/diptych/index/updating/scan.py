@@ -82,6 +82,13 @@ def absolute(address: str) -> str:
     return address
 
 
+def shown_path(address: str, name: str) -> str:
+    """The path of a picture as it is shown: of its file, if it is one below a folder; else its name in the data."""
+    place = files.normal(address.removeprefix("folder:"))
+    path = os.path.join(place, name)
+    return os.path.relpath(path) if files.is_local(place) and os.path.isfile(path) else name
+
+
 def collection(address: str, limit: int | None = None) -> Collection:
     """The pictures of an address. limit: at most so many. DiptychError if it cannot be opened, or has no end and no limit."""
     place = files.normal(address.removeprefix("folder:"))

@@ -13,8 +13,8 @@ COLOUR = 0.08  # and the difference of the colours of their fields, on average: 
 def leaders(hashes: np.ndarray, colours: np.ndarray, distance: int = DISTANCE, colour: float = COLOUR) -> np.ndarray:
     """For each picture the position of the first one of its group, its own if it is that, int64 [N].
 
-    hashes: pHashes, uint64 [N]; colours: of 4 × 4 fields, uint8 [N, 48]. In order, a picture joins the first picture that leads a group
-    and is near it, or leads one itself. So every picture is near its leader, however long a chain of similar ones is.
+    hashes: pHashes, uint64 [N]; colours: of 4 × 4 fields, uint8 [N, 48]. In order, a picture joins the first one that leads a
+    group and is near it, or leads one itself. So every picture is near its leader, however long a chain of similar ones is.
     """
     n = len(hashes)
     result = np.arange(n)

@@ -24,13 +24,14 @@ from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.core.signals import handled
 from diptych.index.catalog import insert, searchable
-from diptych.index.duplicates import leaders
 from diptych.index.facts import Changes
 from diptych.index.filters import OWN
-from diptych.index.plan import Plan, Task, caption_of, columns_text, plan
-from diptych.index.reading import Read, read
-from diptych.index.scan import Collection, collection
 from diptych.index.stores.base import Store
+from diptych.index.stores.engine import Engine
+from diptych.index.updating.duplicates import leaders
+from diptych.index.updating.plan import Plan, Task, caption_of, columns_text, plan
+from diptych.index.updating.reading import Read, read
+from diptych.index.updating.scan import Collection, collection
 
 if TYPE_CHECKING:
     from diptych.index.index import Index
@@ -97,8 +98,8 @@ def _room(index: Index) -> Iterator[None]:
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and "cannot be written" not in str(error):
             raise
         raise DiptychError(
-            f"{index.path}: the disk is full ({getattr(error, 'strerror', None) or error}). What was indexed before is kept: make room, "
-            "and the same command continues"
+            f"{index.path}: the disk is full ({getattr(error, 'strerror', None) or error}). What was indexed before is kept: make "
+            "room, and the same command continues"
         ) from error
 
 
@@ -126,7 +127,7 @@ def _apply(index: Index, store: Store, todo: Plan, changes: Changes) -> None:
     rows = [_facts_of(same.source, same.item, same.stamp) | {"id": same.id} for same in todo.same]
     if not rows and not todo.gone:
         return
-    if getattr(store, "holds_columns", False) and rows:
+    if rows and holds_columns(store):
         moved = np.array([row["id"] for row in rows], np.int64)
         states = {i for (i,) in index.catalog.rows("SELECT id FROM pictures WHERE state = 'ok'")}
         moved = moved[[int(i) in states for i in moved]]
@@ -148,6 +149,11 @@ def _apply(index: Index, store: Store, todo: Plan, changes: Changes) -> None:
 def _updated(known: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: getattr(known, name) for name in ("width", "height", "bytes", "date")}
     return {**row, **own}
+
+
+def holds_columns(store: Store) -> bool:
+    """Whether a store filters by itself, and so has to know when the facts of a picture change."""
+    return bool(getattr(store, "holds_columns", isinstance(store, Engine)))
 
 
 def store_row(row: Mapping[str, Any], addresses: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def _row_of(task: Task, found: Read) -> dict[str, Any]:
     height, width = found.pixels.shape[:2] if found.pixels is not None else (0, 0)
     return {
         **_facts_of(task.source, task.item, found.stamp),
-        "digest": found.digest or None, "bytes": found.bytes, "mtime_ns": found.mtime_ns, "width": width, "height": height,
+        "digest": found.digest or None, "bytes": found.size, "mtime_ns": found.mtime_ns, "width": width, "height": height,
         "date": found.date, "phash": found.phash or None, "colours": found.colours or None, "leader": 0,
         "state": "broken" if found.reason else "ok", "reason": found.reason,
     }  # fmt: skip
@@ -281,7 +287,7 @@ def _commit(
         ids.append(row["id"])
     good = [(row, vector) for _, row, vector in pending if vector is not None]
     if good:
-        rows = [store_row(row, index.addresses) for row, _ in good] if getattr(store, "holds_columns", False) else None
+        rows = [store_row(row, index.addresses) for row, _ in good] if holds_columns(store) else None
         store.add(np.array([row["id"] for row, _ in good], np.int64), np.stack([vector for _, vector in good]), rows)
         store.save()
     with index.catalog.change() as connection:

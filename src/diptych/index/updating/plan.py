@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from diptych.core.errors import DiptychError
 from diptych.index.catalog import Catalog
-from diptych.index.reading import digest_of
-from diptych.index.scan import Collection, Item
+from diptych.index.updating.reading import digest_of
+from diptych.index.updating.scan import Collection, Item
 
 KNOWN = "id, name, stamp, digest, bytes, position, caption, columns, state"
 

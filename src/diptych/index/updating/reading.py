@@ -8,7 +8,6 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from diptych.data.hashes.perceptual import colours, phashes, pixel_hash
 from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.data.storage.digests import digest
-from diptych.index.scan import RECENT, Collection, Item, stamp_of
+from diptych.index.updating.scan import RECENT, Collection, Item, stamp_of
 
 ATTEMPTS = 3  # of reading a file that changes meanwhile
 UNSTABLE = "unstable"  # the stamp of a file that may change again: it is compared by content at the next update
@@ -29,7 +28,7 @@ _EXIF = 0x8769
 class Read:
     """What reading an item gave. pixels: uint8 [height, width, 3], upright; None if it is broken, for the ``reason``.
 
-    stamp: of the content that was read. colours: mean colours of 4 × 4 fields, 48 bytes.
+    stamp: of the content that was read. size: of its file, in bytes. colours: mean colours of 4 × 4 fields, 48 bytes.
     """
 
     item: Item
@@ -38,7 +37,7 @@ class Read:
     pixels: np.ndarray | None = None
     reason: str = ""
     date: str = ""
-    bytes: int = 0
+    size: int = 0
     mtime_ns: int = 0
     phash: bytes = b""
     colours: bytes = b""
@@ -83,7 +82,7 @@ def hash_of(content: bytes | np.ndarray) -> bytes:
 def read(item: Item, collection: Collection) -> Read:
     """Reads and decodes an item. Never raises for a broken one."""
     if item.reason:
-        return Read(item, item.stamp, reason=item.reason, bytes=max(item.size, 0), mtime_ns=item.mtime_ns)
+        return Read(item, item.stamp, reason=item.reason, size=max(item.size, 0), mtime_ns=item.mtime_ns)
     try:
         content, stamp, mtime_ns = content_of(item, collection)
     except BrokenItem as broken:
@@ -98,7 +97,7 @@ def read(item: Item, collection: Collection) -> Read:
     if isinstance(content, np.ndarray):
         result.pixels = content
     else:
-        result.bytes = len(content)
+        result.size = len(content)
         try:
             result.pixels = decode(content, item.name)
             result.date = date_of(content)
@@ -132,8 +131,3 @@ def date_of(data: bytes) -> str:
             except ValueError:
                 continue
     return ""
-
-
-def file_of(path: str) -> bytes:
-    """The bytes of a file. Raises ``OSError``."""
-    return Path(path).read_bytes()
