@@ -13,8 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,9 @@ from PIL import Image, ImageDraw
 
 from diptych.core.capabilities import Adapter, Prompt
 from diptych.core.errors import DiptychError
+from diptych.core.sample import IMAGE, Turn
+from diptych.core.streaming import Writing
+from diptych.index.index import Answer, Cluster, Hit, Map, PictureFacts
 from diptych.serve.app import create_app
 from diptych.serve.settings import Settings
 
@@ -110,43 +112,55 @@ class Captioner(Adapter):
         return [f"a picture of {image.shape[1]} by {image.shape[0]}" for image in images]
 
 
-@dataclass(frozen=True)
-class Facts:
-    id: int
-    name: str
-    address: str
-    folder: str
-    width: int
-    height: int
-    bytes: int
-    date: str
-    caption: str
-    columns: dict[str, Any]
-    state: str = "ok"
+class Parrot(Adapter):
+    """Answers with what it saw and read, a word at a time; ``slow``: seconds for each word."""
+
+    name = "parrot"
+    key = "parrot-1"
+    capabilities = frozenset({"generate", "prompt", "decoding"})
+
+    def __init__(self, slow: float = 0.0):
+        self.slow, self.steps, self.closed = slow, 0, 0
+
+    def answer(self, images: Sequence[np.ndarray], turns: Sequence[Turn], seed: int) -> str:
+        spoken = " / ".join(f"{t.role} {t.text.replace(IMAGE, '[picture]')}" for t in turns).replace("\n", " ")
+        shown = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
+        return f"seed {seed} saw {shown or 'nothing'} read {spoken} é 漢 😀 end"
+
+    def stream(self, images: Sequence[np.ndarray], turns: Sequence[Turn], max_tokens: int = 128, **how: Any) -> Writing:
+        words = self.answer(images, turns, how.get("seed", 0)).split(" ")
+        if "fail" in words:
+            raise DiptychError("the prompt cannot be used: it fails")
+        ended = len(words) <= max_tokens
+
+        def steps() -> Iterator[tuple[str, str]]:
+            try:
+                for k in range(min(len(words), max_tokens)):
+                    time.sleep(self.slow)
+                    self.steps += 1
+                    text = " ".join(words[: k + 1])
+                    if "break" in words[: k + 1]:
+                        raise ValueError("a mistake of the program at /secret/place")
+                    yield text, text
+            finally:
+                self.closed += 1
+
+        return Writing(steps(), tuple(how.get("stop", ())), sum(len(t.text.split()) for t in turns), lambda: ended)
+
+    def converse(self, images: Sequence[np.ndarray], turns: Sequence[Turn], max_tokens: int = 128, **how: Any) -> str:
+        return "".join(self.stream(images, turns, max_tokens, **how))
 
 
-@dataclass(frozen=True)
-class Hit:
-    id: int
-    score: float
-    relevance: float | None
-    picture: Facts
-    duplicates: tuple[int, ...] = ()
+class Asker(Adapter):
+    """Answers one question about one picture, as models of other libraries do."""
 
+    name = "asker"
+    capabilities = frozenset({"generate", "prompt"})
 
-@dataclass(frozen=True)
-class Answer:
-    hits: list[Hit]
-    nothing: bool
-    reason: str
-    total: int
-    seconds: float = 0.0
-
-
-@dataclass
-class Map:
-    points: list[tuple[int, float, float, int]]
-    clusters: list[dict[str, Any]] = field(default_factory=list)
+    def generate(self, images: Sequence[np.ndarray], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
+        """What was asked."""
+        assert not decoding
+        return [f"{prompt}? {image.shape[1]}" for image in images]
 
 
 class StandIn:
@@ -155,7 +169,7 @@ class StandIn:
     path = "/secret/place/my.index"
 
     def __init__(self, model: Colours, copies: int = 2):
-        self.pictures: dict[int, Facts] = {}
+        self.pictures: dict[int, PictureFacts] = {}
         self.data: dict[int, bytes] = {}
         self.kept: dict[str, list[int]] = {}
         id = 0
@@ -165,7 +179,7 @@ class StandIn:
                     id += 1
                     data = png(picture(colour, shape, 7 * k))
                     self.data[id] = data
-                    self.pictures[id] = Facts(
+                    self.pictures[id] = PictureFacts(
                         id, f"{colour}/{shape}-{k}.png", f"/secret/place/{colour}/{shape}-{k}.png", colour, 128, 96, len(data),
                         f"20{10 + id % 15}-05-01", f"a {colour} {shape}", {"shape": shape, "copy": k},
                     )  # fmt: skip
@@ -176,7 +190,7 @@ class StandIn:
             "dates": ["2010-05-01", "2024-05-01"], "recall": None,
         }  # fmt: skip
 
-    def picture(self, id: int) -> Facts | None:
+    def picture(self, id: int) -> PictureFacts | None:
         return self.pictures.get(id)
 
     def read(self, id: int) -> np.ndarray:
@@ -212,7 +226,7 @@ class StandIn:
         q /= np.linalg.norm(q) + 1e-9
         scored = sorted(((float(self.vectors[rows[f.id]] @ q), f) for f in allowed), key=lambda pair: (-pair[0], pair[1].id))
         if cutoff and query.texts and not any(word in " ".join(query.texts).lower() for word in WORDS):
-            return Answer([], True, "nothing here looks like that", len(allowed))
+            return Answer((), True, "nothing here looks like that", len(allowed), 0.0)
         hits = [Hit(f.id, s, (s + 1) / 2, f, ()) for s, f in scored]
         if fold:
             first: dict[str, Hit] = {}
@@ -222,17 +236,21 @@ class StandIn:
                     hit if old is None else Hit(old.id, old.score, old.relevance, old.picture, (*old.duplicates, hit.id))
                 )
             hits = list(first.values())
-        return Answer(hits[offset : offset + n], False, "", len(allowed))
+        return Answer(tuple(hits[offset : offset + n]), False, "", len(allowed), 0.0)
 
-    def map(self) -> Map:
-        points = [(i, (k % 8) / 8, (k // 8) / 8, k % 8) for k, i in enumerate(self.pictures)]
-        return Map(points, [{"name": c, "x": k / 8, "y": 0.5, "count": 6} for k, c in enumerate(COLOURS)])
+    def map(self, model: Any = None) -> Map:
+        k = np.arange(len(self.pictures))
+        places = np.stack([k % 8 / 8, k // 8 / 8], 1).astype(np.float32)
+        return Map(
+            np.array(list(self.pictures)), places, k % 8, tuple(Cluster(c, i / 8, 0.5, 6) for i, c in enumerate(COLOURS)), "PCA"
+        )
 
-    def select(self, name: str, ids: Sequence[int]) -> None:
-        self.kept[name] = sorted(set(ids))
+    def select(self, name: str, ids: Sequence[int]) -> str:
+        self.kept[name] = list(dict.fromkeys(ids))
+        return f"index:{self.path}?selection={name}"
 
-    def selections(self) -> dict[str, int]:
-        return {name: len(ids) for name, ids in self.kept.items()}
+    def selections(self) -> dict[str, list[int]]:
+        return dict(self.kept)
 
     def delete_selection(self, name: str) -> None:
         if name not in self.kept:
@@ -265,10 +283,8 @@ def running(app: Any, port: int = 0) -> Iterator[str]:
 
 if __name__ == "__main__":
     model = Colours()
-    app = create_app(StandIn(model), {"colours": model, "captioner": Captioner()}, Settings())
+    app = create_app(StandIn(model), {"colours": model, "captioner": Captioner(), "parrot": Parrot(0.05)}, Settings())
     with running(app, int(sys.argv[sys.argv.index("--port") + 1]) if "--port" in sys.argv else 8123) as address:
         print(address, flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        except KeyboardInterrupt:
-            pass

@@ -79,7 +79,9 @@ def test_map_and_selections(client) -> None:
     assert (
         kept["address"].startswith("index:") and kept["address"].endswith("?selection=mine") and "diptych train" in kept["command"]
     )
-    assert client.get("/v1/selections").json()["selections"] == {"mine": 2}
+    assert client.get("/v1/selections").json()["selections"] == [
+        {"name": "mine", "count": 2, "ids": [1, 2], "address": kept["address"]}
+    ]
     assert client.post("/v1/selections", json={"name": "../x", "ids": [1]}).status_code == 400
     assert client.post("/v1/selections", json={"name": "x", "ids": [99999]}).status_code == 404
     assert client.delete("/v1/selections/mine").status_code == 200

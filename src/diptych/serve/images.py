@@ -9,6 +9,8 @@ import base64
 import binascii
 import io
 import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -17,6 +19,10 @@ from diptych.data.image import decode
 from diptych.data.source import BrokenItem
 from diptych.serve.errors import ApiError
 from diptych.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from diptych.serve.pools import Pool
+    from diptych.serve.state import State
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # no TIFF, PPM or SVG: browsers and programs send these
 
@@ -34,6 +40,11 @@ def picture_of(url: str, settings: Settings, param: str = "image") -> np.ndarray
 
         return pixels(fetched(url, settings.max_body, param), settings, param)
     raise ApiError(400, "expected a picture as a data: URL, such as data:image/png;base64,…", param)
+
+
+def pool_of(urls: Iterable[str], state: State) -> Pool:
+    """The threads in which these pictures are read: decoding takes the processor, fetching waits."""
+    return state.fetching if any(url[:5].lower() != "data:" for url in urls) else state.decoding
 
 
 def bytes_of(url: str, param: str = "image") -> bytes:

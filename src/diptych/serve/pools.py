@@ -36,20 +36,23 @@ class Pool:
         """Gives the place back."""
         self.here -= 1
 
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """The result of ``work`` in a thread. ApiError 429 if too many wait, 504 if it takes too long."""
+    def start(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
+        """``work`` in a thread, now or when one is free. ApiError 429 if too many wait."""
         self.enter()
-        begun = time.monotonic()
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         future.add_done_callback(lambda done: self.leave())
+        future.add_done_callback(_dropped)
+        return future
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work`` in a thread. ApiError 429 if too many wait, 504 if it takes too long."""
+        begun, future = time.monotonic(), self.start(work)
         try:
             result = await asyncio.wait_for(asyncio.shield(future), self.timeout)
         except TimeoutError:
-            future.add_done_callback(_dropped)
+            if future.done():  # its own
+                raise
             raise ApiError(504, f"no answer within {self.timeout:g} s", code="timeout") from None
-        except asyncio.CancelledError:
-            future.add_done_callback(_dropped)
-            raise
         self.typical += 0.1 * (time.monotonic() - begun - self.typical)
         return result
 

@@ -17,7 +17,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def body_of(request: Request, form: type[Body]) -> Body:
-    """The body as ``form``. ApiError 415 for another type than JSON, 400 for JSON that is malformed, too deep or of another form."""
+    """The body as ``form``. ApiError 415 for another type than JSON, 400 for JSON that is malformed, too deep or otherwise."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"the body has the type {kind[:80] or 'unknown'!r}; send JSON with Content-Type: application/json")

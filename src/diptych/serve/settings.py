@@ -40,12 +40,11 @@ class Settings:
     chats: int = 2  # answers written at a time
 
     def __post_init__(self) -> None:
+        least = {"fixed_batch": 0, "port": 0}
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("fixed_batch", "port") else 1
-            if field.name.startswith("max_") or field.name in ("fixed_batch", "port", "chats", "timeout", "body_timeout"):
-                if isinstance(value, bool) or value < least:
-                    raise DiptychError(f"serve: {field.name} is {value!r}; expected at least {least}")
+            if field.type in ("int", "float") and (isinstance(value, bool) or value < least.get(field.name, 1)):
+                raise DiptychError(f"serve: {field.name} is {value!r}; expected at least {least.get(field.name, 1)}")
         if self.port > 65535:
             raise DiptychError(f"serve: port is {self.port}; expected at most 65535")
         if self.fixed_batch > self.max_batch:

@@ -15,8 +15,9 @@ from diptych.data.image import shrink
 from diptych.serve.errors import ApiError
 from diptych.serve.requests import number_of
 from diptych.serve.routes.pages import fresh
-from diptych.serve.routes.search import plain, read, shown
+from diptych.serve.routes.search import read, shown
 from diptych.serve.state import State, state_of
+from diptych.serve.values import plain
 
 router = APIRouter()
 SIZES = (64, 128, 256, 512, 1024)  # of thumbnails; any other is raised to the next
@@ -29,7 +30,7 @@ MARKS = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (
 async def thumbnail(id: str, request: Request) -> Response:
     """A small JPEG of a picture, upright; ``?s=`` is its shorter side."""
     state = state_of(request)
-    state.searched
+    state.searched()
     number = number_of(id, "picture")
     asked = request.query_params.get("s", "256")
     if not (asked.isascii() and asked.isdigit() and len(asked) <= 5):
@@ -40,13 +41,13 @@ async def thumbnail(id: str, request: Request) -> Response:
 
 
 def _thumbnail(state: State, id: int, size: int) -> bytes:
-    facts = state.searched.picture(id)
+    facts = state.searched().picture(id)
     if facts is None:
         raise ApiError(404, f"there is no picture of the id {id}")
     key = (id, size, facts.bytes, str(facts.date))
     data = state.thumbnails.get(key)
     if data is None:
-        data = jpeg(shrink(read(state.searched, id), size), 82)
+        data = jpeg(shrink(read(state.searched(), id), size), 82)
         state.thumbnails.put(key, data)
     return data
 
@@ -64,13 +65,13 @@ def jpeg(image: np.ndarray, quality: int = 92) -> bytes:
 async def picture(id: str, request: Request) -> Response:
     """The file of a picture as it is if browsers show it, else encoded anew as JPEG."""
     state = state_of(request)
-    state.searched
+    state.searched()
     data, kind = await state.decoding.run(partial(_original, state, number_of(id, "picture")))
     return fresh(data, kind, request, KEEP, POLICY)
 
 
 def _original(state: State, id: int) -> tuple[bytes, str]:
-    index = state.searched
+    index = state.searched()
     if index.picture(id) is None:
         raise ApiError(404, f"there is no picture of the id {id}")
     try:
@@ -92,7 +93,7 @@ def kind_of(data: bytes) -> str | None:
 async def facts(id: str, request: Request) -> dict[str, Any]:
     """The facts of a picture."""
     state = state_of(request)
-    index = state.searched
+    index = state.searched()
     number = number_of(id, "picture")
     found = await state.searches.run(lambda: index.picture(number))
     if found is None:

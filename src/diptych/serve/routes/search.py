@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from diptych.core.errors import DiptychError
+from diptych.index.query import Query
 from diptych.serve.errors import ApiError
-from diptych.serve.images import cropped, picture_of
-from diptych.serve.query import Query
+from diptych.serve.images import cropped, picture_of, pool_of
 from diptych.serve.requests import body_of
 from diptych.serve.state import State, state_of
+from diptych.serve.values import number, plain
 
 router = APIRouter()
 Texts = Annotated[list[str], Field(max_length=32)]
@@ -53,7 +56,7 @@ class SelectionRequest(BaseModel):
 async def search(request: Request) -> dict[str, Any]:
     """The pictures that fit, best first."""
     state = state_of(request)
-    state.searched
+    state.searched()
     wanted = await body_of(request, SearchRequest)
     if wanted.n > state.settings.max_results:
         raise ApiError(400, f"n: at most {state.settings.max_results}", "n")
@@ -61,14 +64,19 @@ async def search(request: Request) -> dict[str, Any]:
     for text in (*texts, *wanted.without):
         if len(text) > state.settings.max_text:
             raise ApiError(400, f"a text of {len(text):,} characters; at most {state.settings.max_text:,}", "text")
-    return await state.searches.run(partial(_search, state, wanted, texts))
-
-
-def _search(state: State, wanted: SearchRequest, texts: list[str]) -> dict[str, Any]:
     begun = time.monotonic()
-    index, settings = state.searched, state.settings
-    images = [picture_of(wanted.image, settings)] if wanted.image else []
-    without = [picture_of(wanted.not_image, settings, "not_image")] if wanted.not_image else []
+    image, not_image = [
+        None if url is None else await pool_of([url], state).run(partial(picture_of, url, state.settings, param))
+        for url, param in ((wanted.image, "image"), (wanted.not_image, "not_image"))
+    ]
+    found = await state.searches.run(partial(_search, state, wanted, texts, image, not_image))
+    return {**found, "took_ms": round(1000 * (time.monotonic() - begun), 2)}
+
+
+def _search(
+    state: State, wanted: SearchRequest, texts: list[str], image: np.ndarray | None, not_image: np.ndarray | None
+) -> dict[str, Any]:
+    index, images = state.searched(), [] if image is None else [image]
     like = list(wanted.like)
     if wanted.crop is not None:
         if bool(images) == (len(like) == 1):
@@ -84,12 +92,12 @@ def _search(state: State, wanted: SearchRequest, texts: list[str]) -> dict[str, 
         images=tuple(images),
         like=tuple(like),
         without=tuple(text for text in wanted.without if text.strip()),
-        without_images=tuple(without),
+        without_images=() if not_image is None else (not_image,),
         without_like=tuple(wanted.not_like),
     )
     answer = index.search(
         query,
-        state.searcher,
+        state.searcher(),
         n=wanted.n,
         offset=wanted.offset,
         filters=wanted.filters or None,
@@ -109,7 +117,6 @@ def _search(state: State, wanted: SearchRequest, texts: list[str]) -> dict[str, 
         "nothing": bool(answer.nothing),
         "reason": answer.reason,
         "total": int(answer.total),
-        "took_ms": round(1000 * (time.monotonic() - begun), 2),
     }
 
 
@@ -124,66 +131,49 @@ def read(index: Any, id: int) -> np.ndarray:
         raise ApiError(410, f"the picture {id} has changed or is gone; run `diptych index` again") from None
 
 
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    return float(value) if value is not None and np.isfinite(value) else None
-
-
 def shown(picture: Any) -> dict[str, Any]:
     """What a client sees of a picture: nothing that leads to its place on this machine."""
     names = ("id", "name", "folder", "width", "height", "date", "caption", "columns")
     return {name: plain(getattr(picture, name)) for name in names}
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # names of files can hold bytes that are no text
-    if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return value if value is None or isinstance(value, bool | int) else str(value)
-
-
 @router.get("/v1/map")
 async def collection_map(request: Request) -> dict[str, Any]:
     """Where each picture lies on the map, and the named clusters."""
     state = state_of(request)
-    index = state.searched
+    index = state.searched()
 
     def made() -> dict[str, Any]:
         """The map as JSON."""
-        found = index.map()
-        return {"points": [plain(list(point)) for point in found.points], "clusters": [plain(_fields(c)) for c in found.clusters]}
+        found = index.map(state.searcher() if state.search_model is not None else None)
+        places = np.asarray(found.places, dtype=np.float64).round(4).tolist()
+        points = [[int(id), x, y, int(c)] for id, (x, y), c in zip(found.ids, places, found.cluster, strict=True)]
+        clusters = [{"name": plain(c.name), "x": number(c.x), "y": number(c.y), "count": int(c.count)} for c in found.clusters]
+        return {"points": points, "clusters": clusters}
 
     return await state.searches.run(made)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    return value._asdict() if hasattr(value, "_asdict") else dict(vars(value))
 
 
 @router.get("/v1/selections")
 async def selections(request: Request) -> dict[str, Any]:
     """The selections by name."""
     state = state_of(request)
-    index = state.searched
+    index = state.searched()
     found = await state.searches.run(lambda: index.selections())
-    return {"selections": plain(found)}
+    return {
+        "selections": [{"name": n, "count": len(ids), "ids": plain(ids), "address": _address(index, n)} for n, ids in found.items()]
+    }
+
+
+def _address(index: Any, name: str) -> str:
+    return f"index:{index.path}?selection={quote(name)}"
 
 
 @router.post("/v1/selections")
 async def select(request: Request) -> dict[str, Any]:
     """Keeps pictures under a name; the answer holds the address for `diptych train` and `curate`."""
     state = state_of(request)
-    index = state.searched
+    index = state.searched()
     wanted = await body_of(request, SelectionRequest)
 
     def kept() -> None:
@@ -194,12 +184,12 @@ async def select(request: Request) -> dict[str, Any]:
         index.select(wanted.name, wanted.ids)
 
     await state.searches.run(kept)
-    address = f"index:{index.path}?selection={wanted.name}"
+    address = _address(index, wanted.name)
     return {
         "name": wanted.name,
         "count": len(set(wanted.ids)),
         "address": address,
-        "command": f"diptych train clip --data '{address}'",
+        "command": f"diptych train clip --data {shlex.quote(address)}",
     }
 
 
@@ -207,7 +197,7 @@ async def select(request: Request) -> dict[str, Any]:
 async def unselect(name: str, request: Request) -> dict[str, Any]:
     """Forgets a selection; the pictures stay."""
     state = state_of(request)
-    index = state.searched
+    index = state.searched()
     forget: Callable[[str], Any] = index.delete_selection
     await state.searches.run(partial(forget, name))
     return {"deleted": name}
