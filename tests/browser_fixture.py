@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from PIL import Image, ImageDraw
 from serve_fixture import running
 
 from diptych.core.capabilities import Adapter, Prompt, prompts_for
+from diptych.core.errors import DiptychError
+from diptych.core.sample import IMAGE, Turn
+from diptych.core.streaming import Writing
 from diptych.serve.app import create_app
 from diptych.serve.settings import Settings
 
@@ -100,11 +103,12 @@ class Seer(Adapter):
         return unit(rows)
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 [N, 12]. A text without a known word is like no picture."""
+        """Unit vectors, float32 [N, 12]. Words that are not known make a text like no picture."""
         rows = np.zeros((len(texts), 12))
         for row, text in zip(rows, texts, strict=True):
-            row[:9] = [float(word in text.lower()) for word in self.words]
-            row[10] = 0.0 if row.any() else 1.0
+            words = re.findall(r"\w+", text.lower())
+            row[:9] = [float(word in words) for word in self.words]
+            row[10] = 2.0 * sum(word not in self.words and len(word) > 2 for word in words)
         return unit(rows)
 
 
@@ -119,7 +123,7 @@ class Talker(Adapter):
     name = "talker"
     key = "talker-1"
     capabilities = frozenset({"generate", "prompt", "decoding"})
-    delay = 0.0  # seconds of each word
+    delay = 0.01  # seconds of each word
 
     def answer(self, images: int, question: str) -> str:
         """The whole answer."""
@@ -128,6 +132,25 @@ class Talker(Adapter):
         if "long" in question:
             return " ".join(f"word{k}" for k in range(400))
         return f"You asked: {question} There {'is' if images == 1 else 'are'} {images} {'picture' if images == 1 else 'pictures'}."
+
+    def converse(self, images: Sequence[np.ndarray], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
+        """The next turn."""
+        return "".join(self.stream(images, turns, max_tokens, **decoding))
+
+    def stream(self, images: Sequence[np.ndarray], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> Writing:
+        """The next turn, word by word."""
+        question = turns[-1].text.replace(IMAGE, "").strip()
+        if "error" in question.splitlines()[-1]:
+            raise DiptychError("the picture has 90,000,000 pixels; at most 50,000,000")
+        words = re.findall(r"\S+\s*", self.answer(len(images), question))[:max_tokens]
+
+        def steps() -> Iterator[tuple[str, str]]:
+            for k in range(len(words)):
+                time.sleep(self.delay)
+                text = "".join(words[: k + 1])
+                yield text, text
+
+        return Writing(steps(), decoding.get("stop", ()), 7, lambda: True)
 
     def generate(self, images: Sequence[np.ndarray], prompt: Prompt = "", max_tokens: int = 32, **decoding: Any) -> list[str]:
         """One text per image."""

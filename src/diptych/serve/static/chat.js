@@ -104,6 +104,7 @@ async function answer() {
       const piece = event.choices?.[0]?.delta?.content;
       if (piece) { turn.text += piece; pieces += 1; first ||= performance.now(); show(); }
       if (event.usage) result.tokens = event.usage.completion_tokens;
+      if (event.note) result.note = event.note;
       if (event.timings) result.rate = event.timings.tokens_per_second ?? event.timings.predicted_per_second ?? result.rate;
     }
   } catch (error) {
@@ -152,10 +153,11 @@ function chosen() {
   $("text").placeholder = follows ? "Your question" : "This model writes captions: add a picture and send it";
   for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
     const field = $(name), known = settings[name];
-    if (known === undefined) continue;
-    if (known === null || typeof known !== "object") { if (!field.dataset.own && known !== null) field.value = known; continue; }
+    field.disabled = model?.sampling !== undefined && known === undefined; // a model that always writes the likeliest text
+    if (known === undefined || known === null) continue;
     if (known.max !== undefined) field.max = known.max;
-    if (known.default !== undefined && known.default !== null && !field.dataset.own) field.value = known.default;
+    const usual = known.default ?? known;
+    if (typeof usual === "number" && name !== "seed" && !field.dataset.own) field.value = usual;
   }
 }
 

@@ -6,10 +6,10 @@ const MANY = 12; // values of a column up to which each has a box of its own
 const field = (id, label, control) => el("div", { class: "field" }, el("label", { for: id }, label), control);
 const day = (text) => (text || "").slice(0, 10);
 
-/** The values of a column with their numbers of pictures: {value: count} as JSON has it, where numbers and truth are texts, or a list. */
+/** The values of a column, each with its number of pictures: lists, or {value: count}, where JSON makes texts of numbers. */
 function valuesOf(facts) {
   if (!facts.values) return [];
-  if (Array.isArray(facts.values)) return facts.values.map((value) => [value, null]);
+  if (Array.isArray(facts.values)) return facts.values.map((value, at) => [value, facts.counts?.[at] ?? null]);
   const typed = (key) => (facts.type === "text" ? key : key === "true" ? true : key === "false" ? false : Number.isFinite(Number(key)) ? Number(key) : key);
   return Object.entries(facts.values).map(([key, count]) => [typed(key), count]);
 }

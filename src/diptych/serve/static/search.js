@@ -188,7 +188,8 @@ function showHits(far = false) {
 function showNothing() {
   results.clear();
   $("nothing-title").textContent = "Nothing here looks like that";
-  const why = answer.reason && !/^nothing here looks like that\.?$/i.test(answer.reason) ? answer.reason : `The best of ${counted(answer.total, "picture")} fits no better than pictures that have nothing to do with it.`;
+  const reason = (answer.reason || "").replace(/^nothing here looks like that[:.]?\s*/i, "");
+  const why = reason ? `${reason[0].toUpperCase()}${reason.slice(1).replace(/\.$/, "")}.` : `The best of ${counted(answer.total, "picture")} fits no better than pictures that have nothing to do with it.`;
   $("nothing-why").textContent = why;
   $("nothing").hidden = false;
   $("nearest").hidden = !answer.total;

@@ -28,13 +28,14 @@ export function messagesOf(turns, system = "", complete = false) {
 const pictureBefore = (turns, at) => turns.slice(0, at).reverse().flatMap((turn) => (turn.pictures || []).slice(-1))[0] || null;
 
 /** Tokens, seconds and tokens per second of an answer. */
-export function figures({ tokens, seconds, rate, model, stopped }) {
+export function figures({ tokens, seconds, rate, model, stopped, note }) {
   const parts = [];
   if (model) parts.push(model);
   if (tokens) parts.push(`${tokens} ${tokens === 1 ? "token" : "tokens"}`);
   if (rate) parts.push(`${rate < 10 ? rate.toFixed(1) : Math.round(rate)} tokens/s`);
   if (seconds) parts.push(`${seconds.toFixed(1)} s`);
   if (stopped) parts.push("stopped");
+  if (note) parts.push(note);
   return parts.join(" · ");
 }
 
