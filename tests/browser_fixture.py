@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
+import io
 import json
 import random
 import re
@@ -18,10 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import Request
-from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image, ImageDraw
-from serve_fixture import running
 
 from diptych.core.capabilities import Adapter, Prompt, prompts_for
 from diptych.core.errors import DiptychError
@@ -29,6 +26,7 @@ from diptych.core.sample import IMAGE, Turn
 from diptych.core.streaming import Writing
 from diptych.serve.app import create_app
 from diptych.serve.settings import Settings
+from serve_fixture import running
 
 COLOURS = {"red": (214, 45, 45), "green": (40, 160, 70), "blue": (45, 80, 215), "yellow": (235, 210, 50), "purple": (150, 55, 180), "orange": (240, 135, 25)}  # fmt: skip
 SHAPES = ("square", "circle", "triangle")
@@ -66,7 +64,9 @@ def make_gallery(folder: Path) -> None:
                 image = drawn(colour, shape, SIZES[number % len(SIZES)], number)
                 (folder / colour).mkdir(parents=True, exist_ok=True)
                 image.save(folder / name)
-                caption = {("red", "square", 0): HOSTILE, ("red", "square", 1): HEBREW}.get((colour, shape, k), f"a {colour} {shape}")
+                caption = {("red", "square", 0): HOSTILE, ("red", "square", 1): HEBREW}.get(
+                    (colour, shape, k), f"a {colour} {shape}"
+                )
                 rows.append([name, caption, shape, number, "yes" if k else "no"])
                 if shape == "circle" and k == 0:  # two copies, larger
                     for c in range(2):
@@ -165,6 +165,59 @@ def until(page: Any, expression: str, seconds: float = 30.0) -> None:
         page.wait_for_timeout(20)
 
 
+def names(page: Any) -> list[str]:
+    """The pictures of the grid, by their names with folders."""
+    return page.eval_on_selector_all(".tile .name", "nodes => nodes.map((node) => node.title)")
+
+
+def search(page: Any, text: str) -> None:
+    """Writes a text and presses Enter; waits for the answer."""
+    page.fill("#text", text)
+    answered(page, lambda: page.press("#text", "Enter"))
+
+
+def answered(page: Any, act: Any) -> dict[str, Any]:
+    """Does something that searches; the body of the request, when the page shows the answer."""
+    with page.expect_response("**/v1/search") as found:
+        act()
+    until(page, "!document.body.hasAttribute('aria-busy')")
+    return json.loads(found.value.request.post_data)
+
+
+def started(page: Any) -> Any:
+    """The page with the pictures that it begins with."""
+    page.wait_for_selector(".tile")
+    return page
+
+
+def picture(*parts: tuple[str, str]) -> dict[str, Any]:
+    """A file of pictures next to each other, as playwright uploads it."""
+    image = Image.new("RGB", (160 * len(parts), 120))
+    for k, (colour, shape) in enumerate(parts):
+        image.paste(drawn(colour, shape, (160, 120), 1000 + k), (160 * k, 0))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
+
+
+def opened(visit: Any, **settings: Any) -> Any:
+    """The chat page with its models."""
+    page = visit("/chat", **settings)
+    until(page, "document.querySelector('#model').options.length > 0")
+    return page
+
+
+def send(page: Any, text: str, wait: bool = True) -> dict[str, Any]:
+    """Sends a message; the body of the request. wait: until the answer is complete."""
+    page.fill("#text", text)
+    with page.expect_request("**/v1/chat/completions") as found:
+        page.press("#text", "Enter")
+    if wait:
+        until(page, "!document.body.hasAttribute('data-busy')")
+    body: dict[str, Any] = json.loads(found.value.post_data)
+    return body
+
+
 def make_index(folder: Path, pictures: Path) -> tuple[Any, Seer]:
     """The index of a gallery, and its model."""
     from diptych.index.index import Index
@@ -180,41 +233,14 @@ def gallery_app(place: Path, settings: Settings | None = None) -> Any:
     pictures = place / "pictures"
     make_gallery(pictures)
     index, model = make_index(place / "gallery.index", pictures)
-    talker = Talker()
-    app = create_app(index, {"seer": model, "talker": talker}, settings or Settings())
-    _until_merged(app, index, talker)
-    return app
-
-
-def _until_merged(app: Any, index: Any, talker: Talker) -> None:
-    """What other branches bring: the map, the cut-off, the chat."""
-    import diptych.serve.routes.search as routes
-    from diptych.index.query import Query
-
-    routes.Query = Query
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Any:
-        body = await request.json()
-        last = body["messages"][-1]["content"]
-        parts = [{"type": "text", "text": last}] if isinstance(last, str) else last
-        question = " ".join(p["text"] for p in parts if p["type"] == "text")
-        images = sum(p["type"] == "image_url" for m in body["messages"] if isinstance(m["content"], list) for p in m["content"])
-        if "error" in question:
-            return JSONResponse({"error": {"message": "the picture has 90,000,000 pixels; at most 50,000,000", "type": "invalid_request_error", "param": None, "code": None}}, 400)
-
-        async def events() -> Any:
-            words = re.findall(r"\S+\s*", talker.answer(images, question))
-            for word in words:
-                await asyncio.sleep(0.02)
-                yield "data: " + json.dumps({"choices": [{"delta": {"content": word}, "index": 0}]}) + "\n\n"
-            yield "data: " + json.dumps({"choices": [], "usage": {"completion_tokens": len(words)}, "timings": {"tokens_per_second": 50.0}}) + "\n\ndata: [DONE]\n\n"
-
-        return StreamingResponse(events(), media_type="text/event-stream")
+    return create_app(index, {"seer": model, "talker": Talker()}, settings or Settings())
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder, running(gallery_app(Path(folder)), int(sys.argv[1]) if len(sys.argv) > 1 else 8124) as address:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(gallery_app(Path(folder)), int(sys.argv[1]) if len(sys.argv) > 1 else 8124) as address,
+    ):
         print(address, flush=True)
         while True:
             time.sleep(1)

@@ -45,7 +45,9 @@ def visit(browser: Any, gallery: Any) -> Iterator[Callable[..., Any]]:
     """
     contexts, requests, mistakes, allowed, bases, known = [], [], [], set(), {gallery.url}, ["status of", "willReadFrequently"]
 
-    def go(path: str = "/", base: str | None = None, refused: tuple[int, ...] = (), quiet: tuple[str, ...] = (), **settings: Any) -> Any:
+    def go(
+        path: str = "/", base: str | None = None, refused: tuple[int, ...] = (), quiet: tuple[str, ...] = (), **settings: Any
+    ) -> Any:
         settings = {"viewport": {"width": 1100, "height": 800}, "reduced_motion": "reduce", **settings}
         context = browser.new_context(**settings)
         context.set_default_timeout(20_000)
@@ -56,8 +58,18 @@ def visit(browser: Any, gallery: Any) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: mistakes.append(f"error: {error}"))
-        page.on("console", lambda message: message.type in ("error", "warning") and not any(k in message.text for k in known) and mistakes.append(message.text))
-        page.on("response", lambda answer: answer.status >= 400 and answer.status not in allowed and mistakes.append(f"{answer.status} {answer.url}"))
+        page.on(
+            "console",
+            lambda message: (
+                message.type in ("error", "warning") and not any(k in message.text for k in known) and mistakes.append(message.text)
+            ),
+        )
+        page.on(
+            "response",
+            lambda answer: (
+                answer.status >= 400 and answer.status not in allowed and mistakes.append(f"{answer.status} {answer.url}")
+            ),
+        )
         page.goto((base or gallery.url) + path)
         return page
 

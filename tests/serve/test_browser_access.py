@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from browser_fixture import Talker, until
+
+from browser_fixture import Talker, answered, opened, picture, send, started, until
 from serve_fixture import running
-from test_browser_chat import opened, send
-from test_browser_search import answered, picture, started
 
 pytestmark = pytest.mark.browser
 TOKEN = "a-token-of-some-length"
@@ -113,7 +112,9 @@ def test_the_search_works_with_the_keyboard_alone(visit: Any) -> None:
     seen = []
     for _ in range(14):  # every stop of Tab down to the first picture
         page.keyboard.press("Tab")
-        seen.append(page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.tagName"))
+        seen.append(
+            page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.tagName")
+        )
         assert focus_is_visible(page), seen
         if seen[-1] == "open":
             break
@@ -212,7 +213,9 @@ def test_motion_contrast_and_paper(visit: Any) -> None:
     page.locator(".tile a").first.press("Enter")
     page.locator("#detail dd").first.wait_for()
     assert page.evaluate("document.getAnimations().length") == 0
-    assert page.evaluate("[...document.querySelectorAll('button, .tile, .over')].every((node) => getComputedStyle(node).transitionDuration === '0s')")
+    assert page.evaluate(
+        "[...document.querySelectorAll('button, .tile, .over')].every((node) => getComputedStyle(node).transitionDuration === '0s')"
+    )
     page.emulate_media(media="print")
     assert page.locator("#detail .stage img").is_visible() and page.locator("#detail dl").is_visible()
     assert page.locator("#detail .do").is_hidden() and page.locator("main").is_hidden()

@@ -7,30 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_fixture import until
-from test_browser_search import picture
 
+from browser_fixture import opened, picture, send, until
 from diptych.data.conversations.turns import images_in, turns_of
 
 pytestmark = pytest.mark.browser
-
-
-def opened(visit: Any, **settings: Any) -> Any:
-    """The chat page with its models."""
-    page = visit("/chat", **settings)
-    until(page, "document.querySelector('#model').options.length > 0")
-    return page
-
-
-def send(page: Any, text: str, wait: bool = True) -> dict[str, Any]:
-    """Sends a message; the body of the request. wait: until the answer is complete."""
-    page.fill("#text", text)
-    with page.expect_request("**/v1/chat/completions") as found:
-        page.press("#text", "Enter")
-    if wait:
-        until(page, "!document.body.hasAttribute('data-busy')")
-    body: dict[str, Any] = json.loads(found.value.post_data)
-    return body
 
 
 def last(page: Any) -> Any:
@@ -71,8 +52,12 @@ def test_boxes_are_drawn_on_the_picture(visit: Any) -> None:
     page.get_by_role("button", name="Remove mine.png").first.click()
     body = send(page, "Draw a box around it")
     content = body["messages"][0]["content"]
-    assert [part["type"] for part in content] == ["image_url", "text"] and content[0]["image_url"]["url"].startswith("data:image/png;base64,")
-    drawn = page.eval_on_selector_all(".boxed rect.over", "nodes => nodes.map((n) => ['x', 'y', 'width', 'height'].map((name) => Number(n.getAttribute(name))))")
+    assert [part["type"] for part in content] == ["image_url", "text"] and content[0]["image_url"]["url"].startswith(
+        "data:image/png;base64,"
+    )
+    drawn = page.eval_on_selector_all(
+        ".boxed rect.over", "nodes => nodes.map((n) => ['x', 'y', 'width', 'height'].map((name) => Number(n.getAttribute(name))))"
+    )
     assert drawn == [pytest.approx([0.1, 0.2, 0.5, 0.6]), pytest.approx([0.5, 0.1, 0.4, 0.3])]
     text = last(page).locator(".says").inner_text()
     assert "box>" not in text and "[" not in text and text.replace(" ", "").startswith("Ashape1andanotheroneat2")
@@ -127,7 +112,9 @@ def test_settings_go_along(visit: Any) -> None:
         page.fill(f"#{name}", value)
     body = send(page, "Hello")
     assert (body["temperature"], body["top_p"], body["max_completion_tokens"], body["seed"]) == (0.7, 0.9, 40, 3)
-    assert body["messages"][0] == {"role": "system", "content": "Be brief."} and body["stream"] is True and body["model"] == "talker"
+    assert (
+        body["messages"][0] == {"role": "system", "content": "Be brief."} and body["stream"] is True and body["model"] == "talker"
+    )
 
 
 def test_the_exported_conversation_is_data(visit: Any, tmp_path: Path) -> None:

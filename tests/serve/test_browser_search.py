@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import json
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from browser_fixture import HEBREW, HOSTILE, drawn, until
-from PIL import Image
+
+from browser_fixture import HEBREW, HOSTILE, answered, names, picture, search, started, until
 
 pytestmark = pytest.mark.browser
-
-
-def names(page: Any) -> list[str]:
-    """The pictures of the grid, by their names with folders."""
-    return page.eval_on_selector_all(".tile .name", "nodes => nodes.map((node) => node.title)")
-
-
-def search(page: Any, text: str) -> None:
-    """Writes a text and presses Enter; waits for the answer."""
-    page.fill("#text", text)
-    answered(page, lambda: page.press("#text", "Enter"))
-
-
-def answered(page: Any, act: Any) -> dict[str, Any]:
-    """Does something that searches; the body of the request, when the page shows the answer."""
-    with page.expect_response("**/v1/search") as found:
-        act()
-    until(page, "!document.body.hasAttribute('aria-busy')")
-    return json.loads(found.value.request.post_data)
-
-
-def started(page: Any) -> Any:
-    """The page with the pictures that it begins with."""
-    page.wait_for_selector(".tile")
-    return page
 
 
 def test_words_bring_the_pictures_that_fit(visit: Any) -> None:
     page = started(visit())
     assert page.inner_text("#welcome h1") == "Search 102 pictures"
     search(page, "a red circle")
-    assert set(names(page)[:5]) == {f"red/circle-{k}.png" for k in range(5)} or all("red/circle" in name for name in names(page)[:5])
+    assert set(names(page)[:5]) == {f"red/circle-{k}.png" for k in range(5)} or all(
+        "red/circle" in name for name in names(page)[:5]
+    )
     assert page.inner_text("#status").startswith("The best of 102 pictures · ") and page.inner_text("#status").endswith(" ms")
     assert parse_qs(urlsplit(page.url).fragment) == {"q": ["a red circle"]}
     first = page.locator(".tile").first
     assert first.locator("img").get_attribute("alt") == "a red circle" and "%" in first.locator(".worth").inner_text()
-    shown = page.evaluate("async () => { const image = document.querySelector('.tile img'); await image.decode(); return image.naturalWidth; }")
+    shown = page.evaluate(
+        "async () => { const image = document.querySelector('.tile img'); await image.decode(); return image.naturalWidth; }"
+    )
     assert shown > 50 and page.locator(".tile img[loading=lazy]").count() == page.locator(".tile img").count()
     page.reload()
     page.wait_for_selector(".tile")
@@ -100,16 +77,6 @@ def test_more_and_less_like_a_picture(visit: Any) -> None:
     assert len(body["not_like"]) == 1 and page.locator("#chips .chip").count() == 2
     page.go_back()
     until(page, "document.querySelectorAll('#chips .chip').length === 1")
-
-
-def picture(*parts: tuple[str, str]) -> dict[str, Any]:
-    """A file of pictures next to each other, as playwright uploads it."""
-    image = Image.new("RGB", (160 * len(parts), 120))
-    for k, (colour, shape) in enumerate(parts):
-        image.paste(drawn(colour, shape, (160, 120), 1000 + k), (160 * k, 0))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
 
 
 def test_a_picture_and_a_part_of_it(visit: Any) -> None:
@@ -220,7 +187,9 @@ def test_what_is_not_there_is_not_shown(visit: Any) -> None:
     assert page.inner_text("#nothing-title") == "Nothing here looks like that"
     page.get_by_role("button", name="Show what is nearest").click()
     page.wait_for_selector(".far .tile")
-    assert page.inner_text("#status").startswith("The nearest of 102 pictures") and page.evaluate("document.activeElement.matches('.tile a')")
+    assert page.inner_text("#status").startswith("The nearest of 102 pictures") and page.evaluate(
+        "document.activeElement.matches('.tile a')"
+    )
     search(page, "a red square")
     assert page.locator("#nothing").is_hidden() and page.locator(".far").count() == 0
 
