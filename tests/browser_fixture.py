@@ -140,7 +140,7 @@ class Talker(Adapter):
     def stream(self, images: Sequence[np.ndarray], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> Writing:
         """The next turn, word by word."""
         question = turns[-1].text.replace(IMAGE, "").strip()
-        if "error" in question.splitlines()[-1]:
+        if "make an error" in question.splitlines()[-1]:
             raise DiptychError("the picture has 90,000,000 pixels; at most 50,000,000")
         words = re.findall(r"\S+\s*", self.answer(len(images), question))[:max_tokens]
 
@@ -180,7 +180,7 @@ def answered(page: Any, act: Any) -> dict[str, Any]:
     """Does something that searches; the body of the request, when the page shows the answer."""
     with page.expect_response("**/v1/search") as found:
         act()
-    until(page, "!document.body.hasAttribute('aria-busy')")
+    until(page, "!document.querySelector('#main').hasAttribute('aria-busy')")
     return json.loads(found.value.request.post_data)
 
 
@@ -225,6 +225,7 @@ def make_index(folder: Path, pictures: Path) -> tuple[Any, Seer]:
     model = Seer()
     index = Index.create(folder, f"folder:{pictures}", model, "seer")
     index.update(model)
+    index.map(model)  # kept; and scikit-learn is not imported by a thread of the server, while playwright holds this one
     return index, model
 
 

@@ -59,13 +59,14 @@ def test_filters_hold_during_the_search_and_can_be_taken_off(visit: Any) -> None
     assert all(name.startswith("green/circle") for name in names(page)) and page.input_value("#folder") == "green"
     body = answered(page, lambda: page.get_by_role("button", name="Remove: in green").click())
     assert body["filters"] == {"columns": {"shape": "circle"}} and names(page)[0].startswith("red/circle")
+    page.click("#filter-button")
     body = answered(page, lambda: (page.fill("#words", "no such words"), page.press("#words", "Enter")))
     assert page.inner_text("#status") == "No picture passes the filters." and page.locator(".tile").count() == 0
 
 
 def test_more_and_less_like_a_picture(visit: Any) -> None:
     page = started(visit())
-    search(page, "a circle")
+    search(page, "a blue circle")
     tile = page.locator('.tile:has([title^="blue/circle"])').first
     tile.hover()
     body = answered(page, lambda: tile.get_by_role("button", name="More like this").click())

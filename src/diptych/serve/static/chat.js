@@ -37,7 +37,8 @@ async function take(sources) {
 // ---- the conversation ------------------------------------------------------------------------------------------------------
 
 function save() {
-  remember("diptych-chat", turns.some((turn) => turn.busy) ? null : turns.length ? turns : null);
+  const done = turns.filter((turn) => !turn.busy);
+  remember("diptych-chat", done.length ? done : null);
   $("export").disabled = !turns.length;
 }
 
@@ -180,7 +181,7 @@ $("settings-button").addEventListener("click", () => {
 });
 for (const name of SETTINGS) $(name).addEventListener("input", () => { $(name).dataset.own = "yes"; });
 $("new").addEventListener("click", () => { turns = []; held = []; showHeld(); list.show(turns); save(); announce("New conversation"); $("text").focus(); });
-$("export").addEventListener("click", () => download("conversation.json", `${JSON.stringify({ messages: messagesOf(turns, $("system").value.trim(), true) }, null, 2)}\n`));
+$("export").addEventListener("click", () => download("conversation.json", `${JSON.stringify({ messages: messagesOf(turns, $("system").value.trim(), true) })}\n`));
 $("model").addEventListener("change", chosen);
 closable($("large"));
 incoming((files) => take(files.map((file) => () => load(file))));

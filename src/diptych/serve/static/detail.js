@@ -31,19 +31,16 @@ export class Detail {
   async show(id, hit) {
     const begun = Symbol("show");
     this.begun = begun;
-    let facts;
-    try {
-      facts = { ...(await this.actions.facts(id)), ...(hit || {}) };
-    } catch (error) {
-      facts = hit;
-      if (!hit) { this.actions.failed(error); return; }
-    }
-    if (this.begun !== begun) return;
+    const rest = this.actions.facts(id).catch((error) => { if (!hit) this.actions.failed(error); return null; });
+    const facts = hit || (await rest);
+    if (!facts || this.begun !== begun) return;
     const within = this.dialog.contains(document.activeElement) ? document.activeElement.dataset.act : null;
     this.hit = facts;
     this.fill(facts);
     if (!this.dialog.open) this.dialog.showModal();
     (this.dialog.querySelector(`[data-act="${within || "close"}"]:not(:disabled)`) || this.dialog.querySelector("[data-act=close]")).focus();
+    const all = await rest; // what a hit does not hold, such as the size of the file
+    if (all && hit && this.begun === begun && this.dialog.open) this.dialog.querySelector("dl").replaceWith(this.list({ ...all, ...hit }));
   }
 
   close() { if (this.dialog.open) this.dialog.close(); }
@@ -54,9 +51,6 @@ export class Detail {
     if (facts.width) large.style.setProperty("--most", `${4 * facts.width}px`); // a tiny picture is not blown up further
     large.addEventListener("error", () => { if (!large.src.includes("/thumb/")) large.src = `/thumb/${facts.id}?s=1024`; }, { once: true });
     const step = (by, label, symbol) => el("button", { type: "button", class: "round step", "data-act": symbol, disabled: !actions.step(by, true), onclick: () => actions.step(by) }, icon(symbol), hear(label));
-    const rows = [["Name", facts.name], ["Folder", facts.folder], ["Size", facts.width ? `${number(facts.width)} × ${number(facts.height)}${facts.bytes ? `, ${size(facts.bytes)}` : ""}` : ""], ["Date", date(facts.date)],
-      ...Object.entries(facts.columns || {}).map(([name, value]) => [name, typeof value === "object" && value !== null ? JSON.stringify(value) : value])];
-    const fits = facts.score !== undefined && facts.score !== null ? worth(facts) : null;
     const pick = el("button", { type: "button", class: "plain", "data-act": "pick", "aria-pressed": String(actions.picked(facts.id)), onclick: () => {
       actions.pick(facts.id);
       pick.setAttribute("aria-pressed", String(actions.picked(facts.id)));
@@ -75,8 +69,16 @@ export class Detail {
           copyButton(() => new URL(actions.link(facts.id), location.href).href, "Copy link", { class: "plain", "data-act": "link" }),
           el("a", { class: "button", href: `/picture/${facts.id}`, download: shortName(facts), "data-act": "download" }, icon("download"), "Download"),
           act("print", "Print", "print", () => print())),
-        el("dl", {}, fits ? [el("dt", {}, "Fits"), el("dd", {}, fits)] : null,
-          rows.filter(([, value]) => value !== "" && value !== null && value !== undefined).map(([name, value]) => [own("dt", name), own("dd", String(value))])),
+        this.list(facts),
         facts.duplicates?.length ? el("p", { class: "note" }, `${counted(facts.duplicates.length, "more picture")} nearly the same`) : null));
+  }
+
+  /** The facts of a picture as a list. */
+  list(facts) {
+    const rows = [["Name", facts.name], ["Folder", facts.folder], ["Size", facts.width ? `${number(facts.width)} × ${number(facts.height)}${facts.bytes ? `, ${size(facts.bytes)}` : ""}` : ""], ["Date", date(facts.date)],
+      ...Object.entries(facts.columns || {}).map(([name, value]) => [name, typeof value === "object" && value !== null ? JSON.stringify(value) : value])];
+    const fits = facts.score !== undefined && facts.score !== null ? worth(facts) : null;
+    return el("dl", {}, fits ? [el("dt", {}, "Fits"), el("dd", {}, fits)] : null,
+      rows.filter(([, value]) => value !== "" && value !== null && value !== undefined).map(([name, value]) => [own("dt", name), own("dd", String(value))]));
   }
 }

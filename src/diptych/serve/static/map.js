@@ -2,6 +2,7 @@
 import { api, announce, counted, el, hear, icon, number } from "/static/dom.js";
 
 const CELL = 64; // pixels of a picture on the map, and of the room that it takes
+const AROUND = [-1, 0, 1].flatMap((x) => [-1, 0, 1].map((y) => [x, y])); // a cell and its neighbours
 const MOST = 70; // pictures that a click shows
 const HUES = [205, 24, 160, 325, 42, 265, 95, 355, 185, 230, 65, 300];
 const colour = (cluster, dark) => (cluster < 0 ? (dark ? "#737b84" : "#868c8d") : `hsl(${HUES[cluster % HUES.length]} ${dark ? "55% 64%" : "58% 42%"})`);
@@ -85,7 +86,7 @@ export class CollectionMap {
   paint() {
     const { pen, width, height } = this, { points, clusters } = this.data, hits = new Set(this.actions.hits());
     pen.clearRect(0, 0, width, height);
-    const taken = new Set(), shown = [], margin = CELL / 2;
+    const taken = new Map(), shown = [], margin = CELL / 2, [w, h] = this.unit;
     const seen = (x, y) => x > -margin && y > -margin && x < width + margin && y < height + margin;
     const order = hits.size ? [...points.filter((point) => hits.has(point[0])), ...points.filter((point) => !hits.has(point[0]))] : points;
     const dot = points.length > 20000 ? 1.5 : 2.5;
@@ -93,10 +94,10 @@ export class CollectionMap {
       const [x, y] = this.place(px, py);
       if (!seen(x, y)) continue;
       // Room is kept on a grid of the map itself, so that the same pictures stay while it moves.
-      const [w, h] = this.unit, gx = Math.floor((px * w) / CELL), gy = Math.floor((py * h) / CELL), cell = `${gx},${gy}`;
-      const room = !taken.has(cell) && shown.every(([, sx, sy]) => Math.abs(sx - x) > CELL * 0.98 || Math.abs(sy - y) > CELL * 0.98);
+      const gx = Math.floor((px * w) / CELL), gy = Math.floor((py * h) / CELL);
+      const room = AROUND.every(([dx, dy]) => { const held = taken.get((gx + dx) * 65536 + gy + dy); return !held || Math.abs(held[0] - x) > CELL * 0.98 || Math.abs(held[1] - y) > CELL * 0.98; });
       if (room && shown.length < 400) {
-        taken.add(cell);
+        taken.set(gx * 65536 + gy, [x, y]);
         shown.push([id, x, y, cluster]);
       } else {
         pen.fillStyle = colour(cluster, this.dark);

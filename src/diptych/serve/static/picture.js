@@ -38,6 +38,18 @@ export async function load(blob, name = blob.name || "pasted picture") {
   return { name, url: canvas.toDataURL("image/jpeg", 0.92), width: canvas.width, height: canvas.height };
 }
 
+/** The data URL of a part of a picture, [left, top, right, bottom] in 0..1. */
+export async function cut(picture, [x0, y0, x1, y1]) {
+  const image = new Image();
+  image.src = picture.url;
+  await image.decode();
+  const { naturalWidth: w, naturalHeight: h } = image, canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round((x1 - x0) * w));
+  canvas.height = Math.max(1, Math.round((y1 - y0) * h));
+  canvas.getContext("2d").drawImage(image, x0 * w, y0 * h, (x1 - x0) * w, (y1 - y0) * h, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/png");
+}
+
 /** A picture of the index, by id, as `load` gives it. */
 export async function loadId(id, name = `picture ${id}`) {
   const answer = await fetch(`/picture/${id}`, { credentials: "same-origin" });

@@ -5,7 +5,7 @@ import { chooseCrop } from "/static/crop.js";
 import { Detail } from "/static/detail.js";
 import { filterChips, makeFilters, writeFilters } from "/static/filters.js";
 import { CollectionMap } from "/static/map.js";
-import { load, loadId } from "/static/picture.js";
+import { cut, load, loadId } from "/static/picture.js";
 import { Results, titleOf } from "/static/results.js";
 import { bodyOf, empty, filtered, hashOf, listed, negatives, stateOf, wanted } from "/static/state.js";
 
@@ -22,6 +22,8 @@ const fromServer = async (id) => {
   if (!known.get(id)?.complete) known.set(id, { ...known.get(id), ...(await api(`/v1/pictures/${id}`)), complete: true });
   return known.get(id);
 };
+/** What is known of a picture; how well it fits, only if it is among the present hits. */
+const hitOf = (id) => results.hits.find((hit) => hit.id === id) || (known.has(id) ? { ...known.get(id), score: null, relevance: null, duplicates: [] } : undefined);
 const link = (id) => `/#${hashOf({ ...state, open: id })}`;
 const can = (what) => index.can.includes(what);
 
@@ -38,7 +40,7 @@ const detail = new Detail({
     if (test || to === undefined) return to !== undefined;
     state.open = to;
     history.replaceState(history.state, "", `#${hashOf(state)}`);
-    detail.show(to, known.get(to));
+    detail.show(to, hitOf(to));
     return true;
   },
   more: (hit) => { leave(); alike(hit, "like"); },
@@ -72,11 +74,15 @@ const map = new CollectionMap($("map"), { open: (id, ids) => openPicture(id, ids
 
 /** A new search: into the history of the browser, onto the page. */
 function go(next) {
+  const again = same(state, next) && state.open === null;
   state = { ...next, open: null };
   const key = keep(state.picture);
-  history.pushState({ key, crop: key ? state.crop : null }, "", `#${hashOf(state)}`);
+  history[again ? "replaceState" : "pushState"]({ key, crop: key ? state.crop : null }, "", `#${hashOf(state)}`);
   run();
 }
+
+/** Whether two states are the same search. */
+const same = (a, b) => hashOf({ ...a, open: null }) === hashOf({ ...b, open: null }) && a.picture === b.picture && String(a.crop) === String(b.crop);
 
 /** A picture stays in this tab, never in the address. */
 const pictures = new Map();
@@ -99,11 +105,11 @@ function restore() {
 }
 
 addEventListener("popstate", () => {
-  const same = (a, b) => hashOf({ ...a, open: null }) === hashOf({ ...b, open: null }) && a.picture === b.picture && String(a.crop) === String(b.crop), before = state;
+  const before = state;
   restore();
   if (state.open === null) { depth = 0; detail.close(); }
   if (!same(before, state)) run();
-  else if (state.open !== null) detail.show(state.open, known.get(state.open));
+  else if (state.open !== null) detail.show(state.open, hitOf(state.open));
 });
 
 function openPicture(id, ids = []) {
@@ -111,7 +117,7 @@ function openPicture(id, ids = []) {
   state.open = id;
   depth = 1;
   history.pushState(history.state, "", `#${hashOf(state)}`);
-  detail.show(id, known.get(id));
+  detail.show(id, hitOf(id));
 }
 
 /** More or less like a picture: it joins what is wanted, or what is not. */
@@ -142,7 +148,12 @@ function problem(error) {
 async function fetchHits(offset, cutoff = true) {
   asked?.abort();
   asked = new AbortController();
-  const found = await api("/v1/search", { body: { ...bodyOf(state, PAGE, offset), cutoff }, signal: asked.signal });
+  const { signal } = asked, body = { ...bodyOf(state, PAGE, offset), cutoff };
+  if (body.crop && body.image && body.like?.length === 1) { // of which of the two, a request could not say
+    body.image = await cut(state.picture, body.crop);
+    delete body.crop;
+  }
+  const found = await api("/v1/search", { body, signal });
   for (const hit of found.hits) known.set(hit.id, { ...known.get(hit.id), ...hit });
   return found;
 }
@@ -152,19 +163,19 @@ async function run() {
   for (const id of ["problem", "nothing", "welcome", "next", "select-all"]) $(id).hidden = true;
   document.body.classList.toggle("start", !wanted(state) && !filtered(state) && state.view === "grid");
   const slow = setTimeout(() => status("Searching …"), 250);
-  document.body.setAttribute("aria-busy", "true");
+  $("main").setAttribute("aria-busy", "true");
   try {
     answer = await fetchHits(0);
     if (answer.nothing && wanted(state)) showNothing();
     else showHits();
-    if (state.open !== null) detail.show(state.open, known.get(state.open));
+    if (state.open !== null) detail.show(state.open, hitOf(state.open));
   } catch (error) {
     if (error.name === "AbortError") return;
     results.clear();
     problem(error);
   } finally {
     clearTimeout(slow);
-    document.body.removeAttribute("aria-busy");
+    $("main").removeAttribute("aria-busy");
   }
   showView();
 }
@@ -222,11 +233,9 @@ $("next").addEventListener("click", async () => {
   } catch (error) { problem(error); } finally { button.disabled = false; }
 });
 
-/** The start page: how many pictures there are, and the groups of the map as first words. */
+/** The start page: how many pictures there are, the latest below. */
 function welcome() {
-  const words = (index.suggestions || []).slice(0, 8);
-  $("welcome").replaceChildren(el("h1", {}, `Search ${counted(answer.total, "picture")}`), el("p", {}, can("text") ? "Describe one, or drop a picture here." : "Drop a picture here: this model compares pictures alone."),
-    words.length ? el("ul", { class: "chips", "aria-label": "For example" }, words.map((word) => el("li", {}, el("button", { type: "button", class: "plain", onclick: () => go({ ...empty(), text: word }) }, word)))) : "");
+  $("welcome").replaceChildren(el("h1", {}, `Search ${counted(answer.total, "picture")}`), el("p", {}, can("text") ? "Describe one, or drop a picture here." : "Drop a picture here: this model compares pictures alone."));
   $("welcome").hidden = false;
 }
 
@@ -247,6 +256,7 @@ function chip(label, remove, { picture, crop, without } = {}) {
 
 /** Shows the query: words in the box, everything else as chips. */
 function showQuery() {
+  document.title = `${state.text || (wanted(state) ? "Pictures" : "Search")} – Diptych`;
   $("text").value = state.text;
   const name = (id) => (known.has(id) ? titleOf(known.get(id)) : `picture ${id}`), part = state.crop ? "part of " : "";
   const chips = [];
