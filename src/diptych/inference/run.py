@@ -30,7 +30,7 @@ from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, decoding_of, draw, write
 from diptych.inference.talking import Talking
-from diptych.inference.text import TextAlone
+from diptych.inference.texts.alone import TextAlone
 from diptych.models.vlm import VLM
 from diptych.objectives.scores import Likelihood, score_of
 from diptych.training.checkpoint import checkpoint_key, restored
