@@ -15,9 +15,9 @@ from diptych.serve.batching import Batched, Batcher, FixedBatch
 from diptych.serve.errors import ApiError
 from diptych.serve.guard import Keeper
 from diptych.serve.metrics import Metrics
+from diptych.serve.pictures.thumbnails import Thumbnails
 from diptych.serve.pools import Pool
 from diptych.serve.settings import Settings
-from diptych.serve.thumbnails import Thumbnails
 
 EMBED = {"embed_text", "embed_image"}
 DEFAULT_TOKENS = 256  # of an answer

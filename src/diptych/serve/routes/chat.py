@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from diptych.serve.conversation import turns_of
 from diptych.serve.errors import ApiError
-from diptych.serve.images import picture_of, pool_of
+from diptych.serve.pictures.images import picture_of, pool_of
 from diptych.serve.requests import body_of
 from diptych.serve.state import DEFAULT_TOKENS, State, state_of
 from diptych.serve.writing import Job, as_api_error

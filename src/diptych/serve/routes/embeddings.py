@@ -19,7 +19,7 @@ from diptych.core.capabilities import Model
 from diptych.core.streaming import Tokenizing
 from diptych.serve.conversation import url_of
 from diptych.serve.errors import ApiError
-from diptych.serve.images import picture_of, pool_of
+from diptych.serve.pictures.images import picture_of, pool_of
 from diptych.serve.requests import body_of
 from diptych.serve.state import EMBED, State, count_tokens, state_of
 

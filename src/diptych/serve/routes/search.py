@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diptych.core.errors import DiptychError
 from diptych.index.query import Query
 from diptych.serve.errors import ApiError
-from diptych.serve.images import cropped, picture_of, pool_of
+from diptych.serve.pictures.images import cropped, picture_of, pool_of
 from diptych.serve.requests import body_of
 from diptych.serve.state import State, state_of
 from diptych.serve.values import number, plain

@@ -36,7 +36,7 @@ def picture_of(url: str, settings: Settings, param: str = "image") -> np.ndarray
             raise ApiError(
                 400, "this server fetches no pictures from addresses; send a data: URL, or start it with --allow-urls", param
             )
-        from diptych.serve.fetch import fetched
+        from diptych.serve.pictures.fetch import fetched
 
         return pixels(fetched(url, settings.max_body, param), settings, param)
     raise ApiError(400, "expected a picture as a data: URL, such as data:image/png;base64,…", param)
