@@ -1,7 +1,7 @@
 """The catalog of an index: a row for each picture, in SQLite. What it holds is what the index holds.
 
-One connection for each thread; one process writes at a time (``updating.lock``), any number read. Changes of one ``change()`` are all
-there or none, whenever a process dies.
+One connection for each thread; one process writes at a time (``updating.lock``), any number read. Changes of one ``change()`` are
+all there or none, whenever a process dies.
 """
 
 from __future__ import annotations

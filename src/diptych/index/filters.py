@@ -199,7 +199,13 @@ def _expression(condition: Condition, addresses: Sequence[str]) -> tuple[str, li
 
 
 def _forms(value: Any) -> list[Any]:
-    """A value and, of a number, the text that writes it, as tables hold it."""
+    """A value as a number and as a text: data may hold either."""
     if isinstance(value, bool):
         return [int(value), str(value).lower(), str(value)]
-    return [value, str(value)] if isinstance(value, int | float) else [value]
+    if isinstance(value, int | float):
+        return [value, str(value)]
+    try:
+        number = float(value)
+    except ValueError:
+        return [value]
+    return [value, number] if number - number == 0 else [value]

@@ -67,6 +67,8 @@ def _nearest(
     index: Index, vector: np.ndarray, where: Where | None, wanted: int, fold: bool, without: set[int], total: int
 ) -> tuple[list[int], list[float], dict[int, int]]:
     """The ``wanted`` best ids, scores, and the leader of each; one of each group if ``fold``."""
+    if where is None:
+        total = len(index.store)  # after a crash there may be vectors of which the catalog knows nothing
     k = min(wanted + len(without) + (wanted // 4 + 4 if fold else 0), max(total, 1))
     while True:
         found = index.store.search(vector[None], k, where)

@@ -321,9 +321,14 @@ def _marked(ids: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array so that it is on the disk when this returns."""
+    """Writes an array so that it is on the disk when this returns. The OSError of a full disk has its number, which that of
+    ``np.save`` lacks.
+    """
+    array = np.ascontiguousarray(array)
     with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+        np.lib.format.write_array_header_2_0(file, np.lib.format.header_data_from_array_1_0(array))
+        if array.size:
+            file.write(memoryview(array).cast("B"))
         file.flush()
         os.fsync(file.fileno())
 

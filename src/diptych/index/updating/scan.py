@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from diptych.data.sources.folder import by_file_or_in_table
 from diptych.data.storage import files
 
 LONGEST = 2000  # characters of a column's text
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,9})?")  # a text that is one; 007 is a name
 RECENT = 2.0  # seconds: a file that was written so shortly before may change again without another time
 
 
@@ -240,6 +242,8 @@ def _plain(value: Any) -> str | int | float | bool | None:
     if not isinstance(value, str) or not value.strip():
         return None
     text = value.strip()
+    if NUMBER.fullmatch(text):
+        return float(text) if "." in text else int(text)
     return text if len(text) <= LONGEST else text[:LONGEST]
 
 

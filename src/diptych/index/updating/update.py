@@ -95,7 +95,8 @@ def _room(index: Index) -> Iterator[None]:
         yield
     except (OSError, sqlite3.OperationalError) as error:
         number = getattr(error, "errno", None)
-        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and "cannot be written" not in str(error):
+        short = "cannot be written" in str(error) or (number is None and "requested" in str(error))  # SQLite's, and NumPy's words
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not short:
             raise
         raise DiptychError(
             f"{index.path}: the disk is full ({getattr(error, 'strerror', None) or error}). What was indexed before is kept: make "
