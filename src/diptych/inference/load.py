@@ -10,18 +10,21 @@ from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import resolve
 from diptych.inference import adapted, mapped
 from diptych.inference.foreign import is_foreign, open_model, opened
+from diptych.inference.onnx.open import is_onnx_address, open_onnx
 from diptych.inference.run import TrainedModel
 from diptych.training.run_files import RunFiles
 
 
 def load(address: str | Path, device: str = "auto") -> Model:
     """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), one that needs
-    no training by its name (``conse``, ``conse?classes=10``), or a model of another library by its address (``hf:NAME``,
-    ``openai:URL?model=…``; docs/evaluation.md).
+    no training by its name (``conse``, ``conse?classes=10``), the directory of an ONNX export (also ``…?threads=1``; docs/onnx.md),
+    or a model of another library by its address (``hf:NAME``, ``openai:URL?model=…``; docs/evaluation.md).
 
     Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """
     path = Path(address)
+    if is_onnx_address(address):
+        return open_onnx(address, device)
     if path.parent.name == "checkpoints" and RunFiles(path.parent.parent).exists():
         return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)
     if not path.is_dir() and is_foreign(str(address)):

@@ -23,6 +23,7 @@
 | ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
 | ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
+| ``index:my.index``, ``index:my.index?selection=NAME`` | the pictures of an index, or a selection of them (``diptych index``) |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
 A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes
@@ -60,6 +61,7 @@ SCHEMES = {
     "control": "diptych.data.control:Control",
     "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
+    "index": "diptych.index.source:IndexSource",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "wds"}
 ENDINGS[".json"] = "coco"  # or what its beginning shows
