@@ -179,9 +179,7 @@ def scenes(place: Path, count: int) -> list[str]:
     from diptych.data.sources import open_source
 
     paths = []
-    for k, sample in enumerate(usable_samples(open_source("scenes:small"))):
-        if k >= count:
-            break
+    for k, sample in enumerate(usable_samples(open_source("scenes:small"), count)):
         paths.append(str(place / f"scene-{k + 1}.png"))
         image = Image.fromarray(sample.image)
         image.resize((4 * image.width, 4 * image.height), Image.Resampling.LANCZOS).save(paths[-1])
@@ -213,7 +211,7 @@ def main() -> None:
         models[Path(wanted.chat).name] = load(wanted.chat)
     with tempfile.TemporaryDirectory() as temporary:
         place = wanted.keep or Path(temporary) / "pictures.index"
-        wanted.picture = wanted.picture or scenes(Path(temporary), len(wanted.question))
+        wanted.picture = wanted.picture or (scenes(Path(temporary), len(wanted.question)) if wanted.chat else [])
         index = indexed(place, wanted.data, model, wanted.model, wanted.limit)
         app = create_app(index, models, Settings(timeout=600), search_model=wanted.model)
         with served(app) as url, driver.sync_playwright() as player:

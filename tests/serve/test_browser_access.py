@@ -81,6 +81,7 @@ def test_a_token_opens_the_pages(visit: Any, scheme: str) -> None:
         page.fill("#token", TOKEN)
         page.keyboard.press("Enter")
         page.wait_for_selector("#composer")
+        page.wait_for_selector("#model option", state="attached")
         assert TOKEN not in page.url and TOKEN not in page.content()
         cookies = page.context.cookies()
         assert all(each["httpOnly"] and each["sameSite"] == "Strict" and TOKEN not in each["value"] for each in cookies) and cookies
@@ -102,7 +103,7 @@ def focus_is_visible(page: Any) -> bool:
 
 def test_the_search_works_with_the_keyboard_alone(visit: Any) -> None:
     page = started(visit())
-    page.evaluate("document.activeElement.blur()")
+    page.evaluate("document.body.tabIndex = -1, document.body.focus()")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip" and focus_is_visible(page)
     page.keyboard.press("/")
@@ -158,7 +159,7 @@ def test_no_width_needs_scrolling_sideways(visit: Any, width: int) -> None:
 
     def fits(what: str) -> None:
         over = page.evaluate("""() => { const seen = document.documentElement.clientWidth, dialog = document.querySelector("dialog[open]");
-          if (document.documentElement.scrollWidth > seen || (dialog && dialog.scrollWidth > dialog.clientWidth)) return "scrolls";
+          if (document.documentElement.scrollWidth > seen || (dialog && dialog.scrollWidth > dialog.clientWidth)) return "scrolls " + [...document.querySelectorAll("*")].filter((n) => n.getBoundingClientRect().right > seen + 1).map((n) => n.outerHTML.slice(0, 60)).slice(0, 5).join(" | ");
           const nodes = (dialog || document.body).querySelectorAll("button, input, a, select, textarea, h1, h2, p, img, canvas");
           return [...nodes].filter((n) => { const b = n.getBoundingClientRect(); return b.width > 1 && b.height > 1 && (b.right > seen + 1 || b.left < -1) && !n.matches(".skip") && getComputedStyle(n).clipPath === "none" && !n.closest("[hidden], .cut, .side"); }).map((n) => n.outerHTML.slice(0, 100)).join() }""")
         assert over == "", f"{what}: {over}"

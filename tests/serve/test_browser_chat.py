@@ -153,3 +153,26 @@ def test_what_is_written_stays_text(visit: Any) -> None:
     text = last(page).locator(".says").inner_text()
     assert "<img src=x" in text and "[0.5, 0.1, 7, 2]" in text and page.evaluate("window.hacked === undefined")
     assert page.locator(".boxed").count() == 0
+
+
+def test_boxes_in_texts(visit: Any) -> None:
+    page = opened(visit)
+    find = 'async (text) => (await import("/static/boxes.js")).partsOf(text)'
+    for text, boxes in {
+        "<box>0.1,0.2,0.3,0.4</box>": [[0.1, 0.2, 0.3, 0.4]],
+        "at [0, 0, 1, 1].": [[0, 0, 1, 1]],
+        "<box>(.1, .2), (.3, .4)</box>": [[0.1, 0.2, 0.3, 0.4]],
+        "<ref>a dog</ref><box>0.1,0.2,0.3,0.4</box> and [0.5,0.5,0.6,0.6]": [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.6, 0.6]],
+        "[0.3, 0.2, 0.1, 0.4] [1, 2, 3, 4] [-0.1, 0, 1, 1] [0.1, 0.2, 0.3] <box>1</box>": [],
+    }.items():
+        parts = page.evaluate(find, text)
+        assert [part["box"] for part in parts if not isinstance(part, str)] == boxes, text
+    assert page.evaluate(find, "<ref>a dog</ref><box>0.1,0.2,0.3,0.4</box>")[0]["label"] == "a dog"
+    # While an answer arrives, no half of a box is seen.
+    whole = "A <ref>red dog</ref><box>0.1,0.2,0.3,0.4</box> is < 3 m away"
+    shown = page.evaluate(
+        """async (text) => { const { settled, partsOf } = await import("/static/boxes.js");
+          return [...Array(text.length + 1).keys()].map((n) => partsOf(settled(text.slice(0, n))).filter((part) => typeof part === "string").join("")); }""",
+        whole,
+    )
+    assert all("box" not in text and "ref" not in text and "0.1" not in text for text in shown) and shown[-1] == "A  is < 3 m away"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 def test_words_bring_the_pictures_that_fit(visit: Any) -> None:
     page = started(visit())
-    assert page.inner_text("#welcome h1") == "Search 102 pictures"
+    assert page.inner_text("#welcome h2") == "Search 102 pictures"
     search(page, "a red circle")
     assert set(names(page)[:5]) == {f"red/circle-{k}.png" for k in range(5)} or all(
         "red/circle" in name for name in names(page)[:5]
@@ -267,3 +267,30 @@ def test_a_server_that_refuses_is_shown_as_it_says(visit: Any) -> None:
     page.press("#text", "Enter")
     until(page, "document.querySelector('#problem').textContent.includes('does not answer')")
     page.unroute("**/v1/search")
+
+
+def test_the_address_holds_the_whole_query_and_no_more(visit: Any) -> None:
+    """``hashOf`` and ``stateOf`` are inverse, what is malformed is left out, and a minus is one only before a word."""
+    page = visit()
+    states = [
+        {"text": "a & b # c + d", "not": ["x, y", "−"], "like": [1, 2**40], "unlike": [3]},
+        {"text": "", "like": [7], "crop": [0.125, 0.25, 0.5, 1], "view": "map", "open": 12},
+        {"filters": {"folder": "a/ü b", "since": "2024-01-02", "min_width": 30, "words": "x y", "columns": {"a.b": "5", "n": 5, "t": True, "l": ["x", 2], "r": {"min": 0.5, "max": 3}}}},
+    ]  # fmt: skip
+    ways = page.evaluate(
+        """async (states) => { const { empty, hashOf, stateOf } = await import("/static/state.js");
+          return states.map((each) => [{ ...empty(), ...each }, stateOf(hashOf({ ...empty(), ...each }))]); }""",
+        states,
+    )
+    for before, after in ways:
+        assert after == before
+    bad = page.evaluate("""async () => { const { stateOf } = await import("/static/state.js");
+      return stateOf("#like=1,x,-2,9e9&id=../3&crop=0,0,1,1&min_width=x&min.n=no&view=other&picture=data:&%ff=%"); }""")
+    assert bad["like"] == [1] and bad["open"] is None and bad["filters"] == {} and bad["view"] == "grid" and bad["picture"] is None
+    texts = {
+        "beach -people -\"two dogs\"": ("beach", ["people", "two dogs"]), "a t-shirt": ("a t-shirt", []), "-x": ("", ["x"]),
+        "5 - 3": ("5 - 3", []), "a -- b": ("a -- b", []), "jack-o'-lantern -night": ("jack-o'-lantern", ["night"]),
+    }  # fmt: skip
+    for text, (rest, without) in texts.items():
+        found = page.evaluate('async (text) => (await import("/static/state.js")).negatives(text)', text)
+        assert (found["text"], found["not"]) == (rest, without), text

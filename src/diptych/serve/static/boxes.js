@@ -20,8 +20,14 @@ export function partsOf(text) {
   return parts;
 }
 
+const BEGUN = ["ref", "box"].map((tag) => { // "<b", "<box>0.1,", "<box>0.1,0.2</bo" at the end of a text
+  const opening = [...tag].reduceRight((rest, letter) => `(?:${letter}${rest})?`, `(?:>[^<]*(?:<(?:/(?:${tag[0]}(?:${tag[1]}${tag[2]}?)?)?)?)?)?`);
+  return `<${opening}`;
+});
+const UNSETTLED = new RegExp(`(?:<ref>[^<]*</ref>\\s*)?(?:${BEGUN.join("|")})$|<ref>[^<]*</ref>\\s*$`);
+
 /** A text that is still arriving, without a box that has only begun. */
-export const settled = (text) => text.replace(/<(?:r(?:e(?:f(?:>[^<]*(?:<(?:\/(?:r(?:e(?:f)?)?)?)?)?)?)?)?|b(?:o(?:x(?:>[^<]*(?:<(?:\/(?:b(?:o(?:x)?)?)?)?)?)?)?)?)?$/, "");
+export const settled = (text) => text.replace(UNSETTLED, "");
 
 const mark = (at) => { const node = el("span", { class: "mark" }, String(at + 1)); node.style.setProperty("--mark", COLOURS[at % COLOURS.length]); return node; };
 

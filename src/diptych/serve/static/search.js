@@ -166,7 +166,7 @@ async function run() {
   $("main").setAttribute("aria-busy", "true");
   try {
     answer = await fetchHits(0);
-    if (answer.nothing && wanted(state)) showNothing();
+    if (answer.nothing && wanted(state) && answer.total) showNothing();
     else showHits();
     if (state.open !== null) detail.show(state.open, hitOf(state.open));
   } catch (error) {
@@ -235,7 +235,7 @@ $("next").addEventListener("click", async () => {
 
 /** The start page: how many pictures there are, the latest below. */
 function welcome() {
-  $("welcome").replaceChildren(el("h1", {}, `Search ${counted(answer.total, "picture")}`), el("p", {}, can("text") ? "Describe one, or drop a picture here." : "Drop a picture here: this model compares pictures alone."));
+  $("welcome").replaceChildren(el("h2", {}, `Search ${counted(answer.total, "picture")}`), el("p", {}, can("text") ? "Describe one, or drop a picture here." : "Drop a picture here: this model compares pictures alone."));
   $("welcome").hidden = false;
 }
 
