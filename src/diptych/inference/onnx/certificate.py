@@ -172,9 +172,8 @@ def certify(
         if len(captions) > 1:
             result.recall = list(_recalls(model, made, images, captions, paired))
         reference = _reference(model, images, captions)
-    result.as_used = {
-        side: _apart(vectors, now) for side, vectors, now in zip(*_again(model, images, captions, reference), strict=True)
-    }
+    now = _reference(model, images, captions)
+    result.as_used = {side: _apart(vectors, now[side]) for side, vectors in reference.items()}
     result.failures = list(_failures(result, bounds))
     if seconds and result.passed:
         result.latency = latencies(model, made, images, captions, seconds)
@@ -186,15 +185,8 @@ def _both(side: str, model: Any) -> Callable[[Sequence[Any]], np.ndarray]:
 
 
 def _reference(model: Any, images: Sequence[Image], captions: Sequence[str]) -> dict[str, np.ndarray]:
-    given = {"image": list(images[:32]), "text": list(captions[:32])}
+    given: dict[str, list[Any]] = {"image": list(images[:32]), "text": list(captions[:32])}
     return {side: _both(side, model)(items) for side, items in given.items() if items}
-
-
-def _again(
-    model: Any, images: Sequence[Image], captions: Sequence[str], before: dict[str, np.ndarray]
-) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-    now = _reference(model, images, captions)
-    return list(before), list(before.values()), [now[side] for side in before]
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> float:
@@ -254,7 +246,7 @@ def _recalls(model: Model, made: OnnxModel, images: Sequence[Image], captions: S
 def _hits(scores: np.ndarray, right: np.ndarray, k: int) -> np.ndarray:
     """Whether each row has a right column among its k best, float [N]."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(right, best, 1).any(1).astype(np.float64)
+    return np.asarray(np.take_along_axis(right, best, 1).any(1), dtype=np.float64)
 
 
 def _failures(found: Certificate, bounds: Bounds) -> Iterator[str]:

@@ -30,12 +30,14 @@ class Pictures:
             )
         self.kind, self.size, self.steps = kind, size, list(steps)
 
-    def __call__(self, images: Sequence[Any], start: int = 0) -> np.ndarray:
-        """uint8 [B, H, W, 3]. images: arrays, Pillow images, paths; start: the number of the first one, for messages."""
-        pixels = [as_pixels(image, f"image {start + i}") for i, image in enumerate(images)]
-        if self.kind == "square":
-            return np.stack([resize(p, self.size) for p in pixels])
-        return np.stack([_through(p, self.steps) for p in pixels])
+    def __call__(self, images: Sequence[Any]) -> np.ndarray:
+        """uint8 [B, H, W, 3]. images: arrays, Pillow images, paths."""
+        return np.stack([self.one(image, f"image {i}") for i, image in enumerate(images)])
+
+    def one(self, image: Any, name: str) -> np.ndarray:
+        """uint8 [H, W, 3]. name: of the picture, in messages."""
+        pixels = as_pixels(image, name)
+        return resize(pixels, self.size) if self.kind == "square" else _through(pixels, self.steps)
 
 
 def _through(pixels: np.ndarray, steps: Sequence[dict[str, Any]]) -> np.ndarray:

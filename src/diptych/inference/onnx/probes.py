@@ -47,20 +47,23 @@ KINDS = ("noise", "coarse noise", "a slope", "black", "white", "one colour")
 def picture_probes(model: OnnxModel, images: Sequence[Image] = ()) -> Iterator[Probe]:
     """Groups of pictures. images: pictures of the user's data, which are mixed in."""
     rng = np.random.default_rng(0)
-    own = model.facts["size"]
+    own: tuple[int, int] = (model.facts["size"][0], model.facts["size"][1])
 
     def mixed(n: int) -> list[Image]:
         """Pictures of all kinds and shapes, and of the user's, in turn."""
-        shapes = [tuple(own), *SHAPES]
-        made = [picture(i % 3, *shapes[int(rng.integers(len(shapes)))], rng) for i in range(n)]
+        shapes = [own, *SHAPES]
+        made = []
+        for i in range(n):
+            height, width = shapes[int(rng.integers(len(shapes)))]
+            made.append(picture(i % 3, height, width, rng))
         return [images[i % len(images)] if len(images) and i % 2 else x for i, x in enumerate(made)]
 
     for n in (1, 2, 7, IMAGES_AT_ONCE, 2 * IMAGES_AT_ONCE + 1):
         yield Probe(f"batch of {n}", mixed(n), n == 7)
-    for height, width in (tuple(own), *SHAPES):
+    for height, width in (own, *SHAPES):
         yield Probe(f"{height} × {width} pixels", [picture(kind, height, width, rng) for kind in (0, 1, 2)])
     for kind, name in enumerate(KINDS):
-        yield Probe(name, [picture(kind, *shape, rng) for shape in (tuple(own), (300, 200))])
+        yield Probe(name, [picture(kind, height, width, rng) for height, width in (own, (300, 200))])
     if len(images):
         yield Probe("the data", list(images[:64]))
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,9 @@ def to_int8(path: Path, batches: Sequence[Inputs]) -> None:
     quantization = need("onnxruntime.quantization", extra="onnx", what=WHAT)
     prepare = need("onnxruntime.quantization.shape_inference", extra="onnx", what=WHAT).quant_pre_process
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    base: Any = quantization.CalibrationDataReader
+
+    class Reader(base):  # type: ignore[misc]
         """Gives one batch after the other."""
 
         def __init__(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -123,10 +124,27 @@ class OnnxModel(Adapter):
         """Unit vectors, float32 [N, E]. images: uint8 arrays [height, width, 3], Pillow images or paths."""
         images = one_or_many(images)
         out = np.zeros((len(images), self.width), dtype=np.float32)
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            pixels = self.pictures(images[start : start + IMAGES_AT_ONCE], start)
-            out[start : start + len(pixels)] = self._unit(self.image({"pixels": pixels}))
+        done = 0
+        for pixels in self._prepared(images):
+            out[done : done + len(pixels)] = self._unit(self.image({"pixels": pixels}))
+            done += len(pixels)
         return out
+
+    def _prepared(self, images: Sequence[Image]) -> Iterator[np.ndarray]:
+        """Pixels, uint8 [B, H, W, 3], of ``IMAGES_AT_ONCE`` pictures after another. With more threads than one, the next ones are
+        resized while the graph runs.
+        """
+        groups = [range(i, min(i + IMAGES_AT_ONCE, len(images))) for i in range(0, len(images), IMAGES_AT_ONCE)]
+        if self.threads == 1 or len(images) == 1:
+            for group in groups:
+                yield np.stack([self.pictures.one(images[i], f"image {i}") for i in group])
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting: list[list[Future[np.ndarray]]] = []
+            for group in [*groups, range(0)]:
+                waiting.append([pool.submit(self.pictures.one, images[i], f"image {i}") for i in group])
+                if len(waiting) > 1:
+                    yield np.stack([each.result() for each in waiting.pop(0)])
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 [N, E]."""

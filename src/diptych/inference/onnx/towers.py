@@ -185,6 +185,9 @@ def _of_run(trained: TrainedModel) -> Exportable:
 class ConseImage(nn.Module):
     """The image side of ConSE: a classifier, and the vectors of its likeliest classes."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: Conse):
         super().__init__()
         self.net, self.space = model.net, model.space
@@ -221,6 +224,9 @@ def _of_conse(model: Conse) -> Exportable:
 
 class HubImage(nn.Module):
     """The image side of a dual encoder of transformers, with its processor's arithmetic."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: nn.Module, factor: float, mean: list[float], std: list[float]):
         super().__init__()
@@ -333,6 +339,9 @@ def _same_ids(model: DualEncoder, made: Exportable, options: dict[str, Any]) -> 
 
 class Mapped(nn.Module):
     """A side with a learned map behind it (``inference.mapped.SideMap``)."""
+
+    centre: Tensor
+    change: Tensor
 
     def __init__(self, side: nn.Module, by: SideMap):
         super().__init__()
