@@ -92,7 +92,7 @@ def test_the_same_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return chosen(cell, data)
 
     interrupt = True
-    monkeypatch.setattr("diptych.choose.run.chosen", count)
+    monkeypatch.setattr("diptych.choose.cells.chosen", count)
     status, _ = cli(*words)
     assert status == 1 and calls == 2
     assert not (tmp_path / "o" / "test-opened.jsonl").exists()  # no test picture was seen

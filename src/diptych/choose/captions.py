@@ -29,6 +29,7 @@ from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources import open_source
 from diptych.inference.adapted import FILE as ADAPTED
 from diptych.inference.mapped import MappedModel, Maps
+from diptych.inference.several.model import FILE as LABELLED
 
 OUTER, INNER = 5, 4
 MOST = 1000  # pictures of a fold among which a caption is looked for
@@ -191,5 +192,6 @@ def adapt_to_captions(
     }
     made = MappedModel(out.name, model, maps, about)
     made.save(out, address)
-    (out / ADAPTED).unlink(missing_ok=True)  # of a model for classes that was replaced
+    for other in (ADAPTED, LABELLED):  # of a model for classes that was replaced
+        (out / other).unlink(missing_ok=True)
     return made

@@ -11,6 +11,7 @@ from diptych.core.registry import resolve
 from diptych.inference import adapted, mapped
 from diptych.inference.foreign import is_foreign, open_model, opened
 from diptych.inference.run import TrainedModel
+from diptych.inference.several import model as labelled
 from diptych.training.run_files import RunFiles
 
 
@@ -36,6 +37,8 @@ def load(address: str | Path, device: str = "auto") -> Model:
         )
     if (path / adapted.FILE).is_file():
         return adapted.AdaptedModel.load(path, load, device)
+    if (path / labelled.FILE).is_file():
+        return labelled.LabelledModel.load(path, load, device)
     if (path / mapped.FILE).is_file():
         return mapped.MappedModel.load(path, load, device)
     if not RunFiles(path).exists() and (path / "config.json").is_file():
