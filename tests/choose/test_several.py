@@ -352,7 +352,9 @@ def test_shuffled_labels_are_at_chance_out_of_fold() -> None:
     for seed in range(12):
         s = drawn(n=60, seed=seed)
         s.y[:] = s.y[np.random.default_rng([seed, 1]).permutation(60)]
-        scores.append([choose_several(SEVERAL_WAYS[n], s, np.arange(60)).score - s.y.mean() for n in ("knn", "probe", "gda", "tip")])
+        scores.append(
+            [choose_several(SEVERAL_WAYS[n], s, np.arange(60)).score - s.y.mean() for n in ("knn", "probe", "gda", "tip")]
+        )
     mean, error = np.mean(scores, 0), np.std(scores, 0) / np.sqrt(12)
     assert (mean < 0.08 + 3 * error).all(), mean  # average precision is a little above the share of few pictures by chance
 
@@ -370,7 +372,9 @@ def test_choose_adapt_predict(tmp_path: Path) -> None:
     assert set(skipped) == {"clap", "lora"} and "one class exclude the others" in skipped["clap"]
     rows = {r["way"]: r for r in results["verdict"]["rows"]}
     assert results["verdict"]["measure"] == "mAP" and rows["probe"]["mean"] > 0.9 > rows["majority"]["mean"]
-    assert "mean average precision on the test pictures" in results["sentences"][0] and len(read_jsonl(out / "test-opened.jsonl")) == 1
+    assert (
+        "mean average precision on the test pictures" in results["sentences"][0] and len(read_jsonl(out / "test-opened.jsonl")) == 1
+    )
     cell = next(c for c in results["cells"] if c["way"] == "probe" and c["shots"] == 0 and c["seed"] == 0)
     assert np.mean(cell["test"]["credits"]["mAP"]) == pytest.approx(cell["test"]["values"]["mAP"], abs=1e-6)
     assert cell["test"]["values"]["F1 macro"] > 0.8
@@ -399,7 +403,9 @@ def test_choose_adapt_predict(tmp_path: Path) -> None:
     assert all(0 <= float(r[f"p {c}"]) <= 1 for r in table_[:3] for c in ("red", "green", "blue"))
     p = model_probabilities(tmp_path / "probe", new / "0.png")
     assert float(table_[0]["p red"]) == pytest.approx(p[2], abs=1e-5)
-    assert "leave it out" in cli("predict", str(tmp_path / "probe"), str(new), "--out", str(tmp_path / "u.csv"), "--error", "0.1")[0]
+    assert (
+        "leave it out" in cli("predict", str(tmp_path / "probe"), str(new), "--out", str(tmp_path / "u.csv"), "--error", "0.1")[0]
+    )
 
 
 def model_probabilities(folder: Path, path: Path) -> np.ndarray:
@@ -412,7 +418,9 @@ def model_probabilities(folder: Path, path: Path) -> np.ndarray:
 def test_ways_and_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     data = f"labels:{table(tmp_path / 'data', n=30)}"
     assert "one class exclude the others" in cli("adapt", MODEL, "--way", "clap", "--data", data, "--out", str(tmp_path / "o"))[0]
-    assert "classes that exclude each other" in cli("adapt", MODEL, "--way", "coop", "--data", data, "--out", str(tmp_path / "o"))[0]
+    assert (
+        "classes that exclude each other" in cli("adapt", MODEL, "--way", "coop", "--data", data, "--out", str(tmp_path / "o"))[0]
+    )
     assert cli("adapt", MODEL, "--way", "knn", "--data", data, "--out", str(tmp_path / "o"))[0] == ""
     assert "holds an adapted model" in cli("adapt", MODEL, "--way", "probe", "--data", data, "--out", str(tmp_path / "o"))[0]
     words = ["adapt", MODEL, "--way", "probe", "--data", data, "--out", str(tmp_path / "o"), "--overwrite", "--set", "c=1"]

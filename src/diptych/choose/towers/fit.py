@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def tower_recipe(
     if not len(source):
         raise DiptychError(f"{data}: the training part has no pictures")
     limit = parse_budget(budget) if isinstance(budget, str) else budget
-    tree = chosen.recipe(tower_model(model), data, len(source), len(classes), limit)
+    opened = replace(tower_model(model), classes=tuple(classes))
+    tree = chosen.recipe(opened, data, len(source), len(classes), limit)
     return LIBRARY.check({**tree, "seed": seed}, f"--way {chosen.name}", dict(overrides or {}))
 
 
@@ -99,7 +101,7 @@ def fit(
         _interpolate(chosen, recipe, place, out)
     if of_classes and not (out / FILE).is_file():
         names: list[str] = open_source(address).classes  # type: ignore[attr-defined]
-        note_classes(out, names, {"data": data, "shots": shots, "seed": seed})
+        note_classes(out, names, {"data": data, "shots": shots, "seed": seed}, chosen.head)
     return out
 
 
