@@ -7,6 +7,7 @@ means of runs' weights. heads.py: the classes that a run learned.
 
 from __future__ import annotations
 
+from diptych.choose.towers.answers import LmLlamaAdapter, LmLora, LmVlAdapter
 from diptych.choose.towers.base import TowerWay
 from diptych.choose.towers.fit import fit, made, tower_recipe
 from diptych.choose.towers.model import TowerModel, tower_model
@@ -18,7 +19,8 @@ from diptych.core.registry import resolve
 TOWER_WAYS: dict[str, type[TowerWay]] = {
     way.name: way
     for way in (
-        CoOp, CoOpPerClass, CoCoOp, Tpt, MaPLe, Mmrl, MmrlPlus, Vpt, VptDeep, Lora, Dora, Vera, Full, Flyp, WiseFt, Captions,
+        CoOp, CoOpPerClass, CoCoOp, Tpt, MaPLe, Mmrl, MmrlPlus, Vpt, VptDeep, Lora, Dora, Vera, Full, Flyp, WiseFt, LmLora,
+        LmLlamaAdapter, LmVlAdapter, Captions,
     )
 }  # fmt: skip
 

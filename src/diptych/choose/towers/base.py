@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from diptych.choose.towers.heads import class_head
-from diptych.choose.towers.model import TowerModel
+from diptych.choose.towers.model import TowerModel, tower_model
 from diptych.config.budget import Budget
 from diptych.inference.heads import Head
 from diptych.inference.run import TrainedModel
@@ -47,6 +47,11 @@ class TowerWay:
     hold: float = 0.0  # the share of the few pictures that is held out, for a choice that the way makes
 
     # --- what a subclass says ---
+
+    @classmethod
+    def opened(cls, address: str) -> TowerModel:
+        """The model at an address, as the beginning of a recipe. DiptychError if the way cannot adapt it."""
+        return tower_model(address)
 
     def adapters(self, model: TowerModel) -> dict[str, dict[str, Any]]:
         """Adapters by name, as in a recipe. Empty: the towers themselves learn."""

@@ -11,7 +11,6 @@ from diptych.choose.select import balanced_accuracy, log_loss
 from diptych.choose.towers.average import Weights, mean_of, merged, model_of, weights_of, write_run
 from diptych.choose.towers.base import TowerWay
 from diptych.choose.towers.heads import class_head, labelled_pictures, note_classes
-from diptych.choose.towers.model import tower_model
 from diptych.choose.towers.ways import WiseFt
 from diptych.config.budget import Budget, parse_budget
 from diptych.config.recipe import LIBRARY, Recipe
@@ -63,7 +62,7 @@ def tower_recipe(
     if not len(source):
         raise DiptychError(f"{data}: the training part has no pictures")
     limit = parse_budget(budget) if isinstance(budget, str) else budget
-    opened = replace(tower_model(model), classes=tuple(classes))
+    opened = replace(chosen.opened(model), classes=tuple(classes))
     tree = chosen.recipe(opened, data, len(source), len(classes), limit)
     return LIBRARY.check({**tree, "seed": seed}, f"--way {chosen.name}", dict(overrides or {}))
 

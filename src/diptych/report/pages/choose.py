@@ -20,11 +20,12 @@ from diptych.report.pages.choose_captions import (
     again,
     answer,
     build_captions_report,
-    forest,
+    markdown_table,
     not_tried,
     percent,
     problems_of,
     short_p,
+    table_of,
 )
 
 _READING = """<p><b>Cross-validation</b> is the balanced accuracy on training pictures that were left out; it chose every
@@ -129,26 +130,15 @@ def markdown(results: Mapping[str, Any]) -> str:
     rows, columns = rows_of(results), columns_of(results)
     unit = "Mean average precision and F1 in per cent." if results["data"].get("kind") == "labels" else "Accuracies in per cent."
     lines = ["## Which model, which way", "", *results["sentences"], "", unit, ""]
-    lines += ["| model | way | " + " | ".join(columns) + " | settings |", "|---|---|" + "---:|" * len(columns) + "---|"]
-    lines += ["| " + " | ".join([r["model"], r["way"], *(r[c] for c in columns), r["settings"]]) + " |" for r in rows]
+    lines += markdown_table(rows, columns)
     lines += ["", *(f"- {note}" for note in results["data"]["notes"])]
     lines += [f"- not tried: {entry.get('way', '')} {entry['model']}: {entry['why']}" for entry in results["not_tried"]]
     return "\n".join(lines) + "\n"
 
 
 def _table(results: Mapping[str, Any]) -> str:
-    rows, columns = rows_of(results), columns_of(results)
-    if not rows:
-        return ""
-    low, high = min(r["low"] or 0 for r in rows), max(r["high"] or 1 for r in rows)
-    body = "".join(
-        f'<tr><th scope="row">{escape(r["way"])}<span class="note">{escape(r["model"])}</span></th>'
-        + "".join(f"<td>{escape(r[c])}{forest(r, low, high) if c == 'test' else ''}</td>" for c in columns)
-        + f"<td>{escape(r['settings'])}</td></tr>"
-        for r in rows
-    )
-    heads = header("way", first=True) + "".join(header(c) for c in (*columns, "settings"))
-    return scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Models and ways")
+    rows = rows_of(results)
+    return table_of(rows, columns_of(results), "test") if rows else ""
 
 
 def _curves(results: Mapping[str, Any]) -> str:
