@@ -93,9 +93,9 @@ def _draw(world: World, random: Random, kind: str, frames: int, only: tuple[str,
         return Script(pair, (a, b), "", ground, 0, 2 * half)
     if kind == "then":
         while True:
-            actions = [SINGLE[name] for name in random.sample(sorted(SINGLE), 2)]
-            a = draw_event(world, random, 0, actions[0], first, 0, half)
-            b = draw_event(world, random, 1, actions[1], second, half, frames)
+            kinds = random.sample(sorted(SINGLE), 2)
+            a = draw_event(world, random, 0, SINGLE[kinds[0]], first, 0, half)
+            b = draw_event(world, random, 1, SINGLE[kinds[1]], second, half, frames)
             if fits_rooms((a, b)):
                 return Script(pair, (a, b), "", ground, 0, frames)
     if kind in PAIRED:

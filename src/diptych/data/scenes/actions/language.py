@@ -191,6 +191,12 @@ def label(event: Event) -> str:
     return names.get(event.action) or f"{event.action} {event.detail}".strip()
 
 
+def third_person(name: str) -> str:
+    """ "move left" → "moves left"."""
+    first, _, rest = name.partition(" ")
+    return f"{first}{'es' if first.endswith(('s', 'sh')) else 's'} {rest}".strip()
+
+
 def questions(script: Script) -> list[dict[str, str]]:
     """Questions about a clip with their answers; as many say yes as no."""
     events, random = script.events, Random(script.seed + 3)

@@ -227,7 +227,7 @@ def _overtake(script: Script, event: Event, random: Random) -> list[Track]:
 def extent(script: Script, thing: int, along_x: bool, length: float) -> float:
     """The side of a drawing along an axis."""
     mask = sprite(script.things[thing].concept, script.things[thing].colour, 64).mask
-    return length * mask.shape[1 if along_x else 0] / max(mask.shape)
+    return length * float(mask.shape[1 if along_x else 0] / max(mask.shape))
 
 
 def _hit(script: Script, event: Event, random: Random) -> list[Track]:

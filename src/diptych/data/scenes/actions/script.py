@@ -1,8 +1,8 @@
 """The truth of a clip: who does what, from which frame to which.
 
 A script has the events of a *base* clip and says how it is played: as it is, ``backwards``, ``swapped`` (the two halves in the
-other order) or ``leap`` (the middle quarters exchanged). Each of these shows exactly the frames of the base clip, so clips that differ in
-``play`` alone cannot be told apart by a model that ignores the order of frames.
+other order) or ``leap`` (the middle quarters exchanged). Each of these shows exactly the frames of the base clip, so clips that
+differ in ``play`` alone cannot be told apart by a model that ignores the order of frames.
 """
 
 from __future__ import annotations

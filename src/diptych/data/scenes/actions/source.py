@@ -43,8 +43,8 @@ class ActionClips(Drawn):
 
     Samples have ``video``, ``text``, ``negatives`` (the same words of a clip with the same frames in another order, where there is
     one, else of a clip that differs in one thing), ``label`` where there is one event (its action), and ``turns`` if the world
-    asks. Extra: ``graph`` (``Script.as_dict``), ``events`` ([{text, start, end}], in seconds), ``tracks`` (each thing's phrase and its
-    boxes), ``questions``, ``possible``. Clips are played backwards as often as forwards.
+    asks. Extra: ``graph`` (``Script.as_dict``), ``events`` ([{text, start, end}], in seconds), ``tracks`` (each thing's phrase and
+    its boxes), ``questions``, ``possible``. Clips are played backwards as often as forwards.
     """
 
     def __init__(self, world: World, address: str = "scenes:clips?actions=all"):
@@ -70,6 +70,11 @@ class ActionClips(Drawn):
     def classes(self) -> list[str]:
         """What labels are of: the actions."""
         return list(CLASSES)
+
+    @property
+    def class_texts(self) -> list[str]:
+        """Each action as captions write it: "moves left"."""
+        return [language.third_person(name) for name in CLASSES]
 
     def fingerprint(self) -> str:
         """A hash of the world's options and of all that the pixels depend on."""
