@@ -194,6 +194,7 @@ def test_a_scorer_of_texts_or_of_nouns_is_exactly_at_chance(clips, skill):
         scores = [hashlib.sha256(caption.encode()).digest() for caption in group.captions]
         right += sum(max((0, 1), key=lambda c: scores[c]) == clip for clip in (0, 1))
         order += group.captions[0] < group.captions[1]
+        assert scores[0] != scores[1]
         a, b = (Script.from_dict(g) for g in group.extra["graphs"])
         assert language.meaning(a) != language.meaning(b) and {t.concept for t in a.things} == {t.concept for t in b.things}
         nouns = [
@@ -256,7 +257,7 @@ def test_long_clips_have_events_in_order_with_their_intervals():
         assert all(row["text"] in sample.captions[0] for row in rows)
 
 
-PINNED = {"words": "5dd3bd64879bd984", "pixels": "ced3467e2f96027e"}
+PINNED = {"words": "ec75548fe1ea41f5", "pixels": "ced3467e2f96027e"}
 
 
 def test_the_tests_are_the_published_ones(clips):

@@ -9,7 +9,7 @@ from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import resolve
 from diptych.inference import adapted, mapped
-from diptych.inference.foreign import is_foreign, open_model, opened
+from diptych.inference.foreign import is_foreign, open_model, opened, pooled
 from diptych.inference.run import TrainedModel
 from diptych.training.run_files import RunFiles
 
@@ -17,10 +17,13 @@ from diptych.training.run_files import RunFiles
 def load(address: str | Path, device: str = "auto") -> Model:
     """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), one that needs
     no training by its name (``conse``, ``conse?classes=10``), or a model of another library by its address (``hf:NAME``,
-    ``openai:URL?model=…``; docs/evaluation.md).
+    ``openai:URL?model=…``; docs/evaluation.md). ``pooled:MODEL?frames=8``: a model of pictures that is shown clips.
 
     Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """
+    if str(address).startswith(pooled.SCHEME):
+        place, options = pooled.split_address(str(address))
+        return pooled.PooledModel(load(place, device), **options)
     path = Path(address)
     if path.parent.name == "checkpoints" and RunFiles(path.parent.parent).exists():
         return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)

@@ -119,7 +119,9 @@ class ActionClips(Drawn):
         for i in range(n):
             seed = self._seed(_GROUPS, SKILLS.index(skill), i)
             pair, name = pair_of(self.world, skill, seed, self.world.clip_frames or FRAMES), f"{skill}/{i}"
-            style = Random(seed + 4).randrange(min(language.styles(script) for script in pair))
+            wordings = range(min(language.styles(script) for script in pair))  # those of states do not tell speeds
+            telling = [k for k in wordings if language.describe(pair[0], k) != language.describe(pair[1], k)]
+            style = telling[Random(seed + 4).randrange(len(telling))]
             videos = [clip_array(video_of(frames_of(script, self.world.size)[0]), name) for script in pair]
             known = {"graphs": [script.as_dict() for script in pair], "same_frames": skill in SAME_FRAMES}
             result.append(Group(name, skill, list(videos), [language.describe(script, style) for script in pair], known))
