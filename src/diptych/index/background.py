@@ -15,7 +15,34 @@ ALIKE = 0.6  # texts of a higher cosine, after the mean of all texts is taken of
 LEAST = 30  # pictures from which a mean and a spread are known
 _WORD = re.compile(r"[^\W\d_]+")
 _COMMON = frozenset(
-    "a an the of in on at with and or to from by for is are there this that it its picture photo photograph image drawing".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "at",
+        "with",
+        "and",
+        "or",
+        "to",
+        "from",
+        "by",
+        "for",
+        "is",
+        "are",
+        "there",
+        "this",
+        "that",
+        "it",
+        "its",
+        "picture",
+        "photo",
+        "photograph",
+        "image",
+        "drawing",
+    ]
 )
 
 
