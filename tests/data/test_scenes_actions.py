@@ -13,7 +13,7 @@ import pytest
 from diptych.core.errors import DiptychError
 from diptych.data.scenes import open_scenes
 from diptych.data.scenes.actions import language
-from diptych.data.scenes.actions.draw import KINDS, OTHERS, SAME_FRAMES, SKILLS
+from diptych.data.scenes.actions.draw import KINDS, OTHERS, SAME_FRAMES, SKILLS, played_backwards
 from diptych.data.scenes.actions.drawing import frames_of
 from diptych.data.scenes.actions.layout import tracks
 from diptych.data.scenes.actions.script import DIRECTIONS, FPS, RETURNING, Script
@@ -287,3 +287,22 @@ def test_splits_hold_out_combinations():
         set(KINDS) >= {"order", "physics"}
         and parts["test"].groups("order", 2)[0].captions != parts["train"].groups("order", 2)[0].captions
     )
+
+
+def test_negatives_of_backward_clips() -> None:
+    """With backwards=1 the false caption is true of the reversed frames: it is what the reversed clip is described as."""
+    source = open_scenes("scenes:clips?actions=all&size=32&backwards=1")
+    counted = 0
+    for index in range(60):
+        script, sample = source.graph(index), source[index]
+        turned = played_backwards(script)
+        if turned is None:
+            assert not any(sample.negatives)
+            continue
+        counted += 1
+        assert all(n and n != c for n, c in zip(sample.negatives, sample.captions, strict=True)) or script.physics
+        assert language.meaning(turned) != language.meaning(script) and played_backwards(turned) == script
+        frames, reverse = frames_of(script, 32)[0], frames_of(turned, 32)[0]
+        assert np.array_equal(frames, reverse[::-1])
+    assert counted > 20
+    assert source.fingerprint() != open_scenes("scenes:clips?actions=all&size=32").fingerprint()

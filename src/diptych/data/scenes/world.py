@@ -24,6 +24,7 @@ _LATER = (
     "actions",
     "clip_frames",
     "events",
+    "backwards",
 )  # options that were added after the first worlds had been published
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
 
@@ -55,6 +56,7 @@ class World:
     actions: str = ""  # of clips: kinds of clips, comma-separated, or all (scenes/actions); "": the first form of clips
     clip_frames: int = 0  # of clips with actions: frames of a clip; 0: 16, or 16 for each of several events
     events: int = 0  # of clips with actions: how many follow each other in a long clip; 0: clips of one or two events
+    backwards: int = 0  # of clips with actions: 1: the false caption of a clip is that of the clip played backwards
 
     def __post_init__(self) -> None:
         most = len(all_concepts()) * 10 // 11
@@ -62,7 +64,8 @@ class World:
             **{name: (0, 1) for name in ("placed", "counted", "trios", "short", "long", "absent")},
             **{"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)},
             **{"natural": (0, 0.9), "full": (1, 3), "frames": (1, 3), "length": (0, TRAIN_LENGTH)},
-            **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1), "ask": (0, 16), "clip_frames": (0, 1024), "events": (0, 32)},
+            **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1), "ask": (0, 16), "backwards": (0, 1)},
+            **{"clip_frames": (0, 1024), "events": (0, 32)},
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -166,7 +169,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Options of the worlds that do not draw single pictures; the other options have no effect there.
 _COMMON = ("size", "concepts", "colours", "natural", "seed", "split", "length", "zipf", "ask", "habit")
-OF_CLIPS = ("actions", "clip_frames", "events")
+OF_CLIPS = ("actions", "clip_frames", "events", "backwards")
 ONLY = {"clips": (*_COMMON, "full", *OF_CLIPS), "albums": (*_COMMON, "max_objects")}
 
 

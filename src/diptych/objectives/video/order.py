@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor
 
 from diptych.core.encodings import TEXT_EMBEDDING
-from diptych.core.errors import DiptychError
 from diptych.objectives.base import Scaled
 
 if TYPE_CHECKING:
@@ -33,40 +32,44 @@ def time_order_loss(
     same: float = 1.0,
     cross: float = 1.0,
     beta: float = 1.0,
+    owner: Tensor | None = None,
     meaning: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE over clips and captions, and the same clips and captions run backwards: [B, E] each, unit vectors.
+    """Symmetric InfoNCE over clips and captions [B, E], and M of the same clips and captions run backwards [M, E]; unit vectors.
 
     same: the weight in the denominator of a pair's own backward version; cross: of the backward versions of others; beta: the
-    weight of the loss of the backward pairs, relative to the forward ones. The loss is the weighted mean over all 2B queries of
-    both directions. meaning: [B], others that mean the same are left out of the denominators.
+    weight of the loss of the backward pairs, relative to the forward ones. The loss is the weighted mean over all queries of both
+    directions. owner: the pair that each backward pair belongs to, [M]; None: every pair has one, in the same order. meaning: [B],
+    others that mean the same are left out of each other's denominators.
     """
     B, device = len(video), video.device
-    logits = scale * torch.cat([video, back_video]) @ torch.cat([text, back_text]).T  # [2B, 2B]
-    weights = torch.full((B, B), cross, device=device, dtype=logits.dtype)
-    weights.fill_diagonal_(same)
-    ones = torch.ones_like(weights)
-    blocks = torch.cat([torch.cat([ones, weights], 1), torch.cat([weights, ones], 1)])
+    forward = torch.arange(B, device=device)
+    of = torch.cat([forward, forward if owner is None else owner])  # the pair of each row and column
+    backward = torch.arange(len(of), device=device) >= B
+    logits = scale * torch.cat([video, back_video]) @ torch.cat([text, back_text]).T  # [B + M, B + M]
+    crossed = backward[:, None] != backward
+    own = of[:, None] == of
+    weights = torch.ones_like(logits).masked_fill(crossed & own, same).masked_fill(crossed & ~own, cross)
     if meaning is not None:
-        equal = (meaning[:, None] == meaning).fill_diagonal_(False)
-        left_out = torch.cat([torch.cat([equal, torch.zeros_like(equal)], 1), torch.cat([torch.zeros_like(equal), equal], 1)])
-        blocks = blocks.masked_fill(left_out, 0.0)
-    logits = logits + torch.where(blocks > 0, blocks.clamp(min=1e-30).log(), -math.inf)
-    target = torch.arange(2 * B, device=device)
-    rows = torch.cat([torch.ones(B, device=device), torch.full((B,), beta, device=device)]).to(logits.dtype)
+        equal = (meaning[of][:, None] == meaning[of]) & ~own & ~crossed
+        weights = weights.masked_fill(equal, 0.0)
+    logits = logits + torch.where(weights > 0, weights.clamp(min=1e-30).log(), -math.inf)
+    target = torch.arange(len(of), device=device)
+    rows = torch.ones_like(logits[0]).masked_fill(backward, beta)
     both = F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")
     return (both * rows).sum() / (2 * rows.sum())
 
 
 class TimeOrder(Scaled):
     """``time_order_loss``, with CLIP's learned scale. The caption of a clip that runs backwards is the sample's hard negative
-    (field ``negatives``, one a sample, as ``scenes:clips?reversed=1`` gives it); its frames are those of the clip in reverse order.
+    (field ``negatives``, as ``scenes:clips?actions=…&backwards=1`` gives it); its frames are those of the clip in reverse order.
+    Clips without such a caption have no backward version.
 
     same, cross, beta: α_same, α_cross and β of the paper.
     """
 
     couples: tuple[str, ...] = ("video.embedding", "video.reversed_embedding", "text.embedding", "negatives.embedding")
-    needs = ("text",)
+    needs = ("text", "negatives")
 
     def __init__(
         self,
@@ -83,11 +86,14 @@ class TimeOrder(Scaled):
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
-        video, back, text, wrong = p["video.embedding"], p["video.reversed_embedding"], p[TEXT_EMBEDDING], p["negatives.embedding"]
-        if len(wrong) != len(video):
-            raise DiptychError(
-                f"time_order: {len(wrong)} captions of backward clips for {len(video)} clips; every clip needs one, as "
-                "scenes:clips?reversed=1 gives them"
-            )
+        video, back, text = p["video.embedding"], p["video.reversed_embedding"], p[TEXT_EMBEDDING]
+        given = p["negatives"] if p.has("negatives") else None
+        wrong = p["negatives.embedding"] if given is not None else text[:0]
+        if given is None:
+            owner = torch.zeros(0, dtype=torch.long, device=video.device)
+        else:
+            owner = torch.arange(len(wrong), device=video.device) if given.owner is None else given.owner
         with torch.autocast(video.device.type, enabled=False):
-            return time_order_loss(video, text, back, wrong, self.scale, self.same, self.cross, self.beta, p["text"].meaning)
+            return time_order_loss(
+                video, text, back[owner], wrong, self.scale, self.same, self.cross, self.beta, owner, p["text"].meaning
+            )

@@ -152,6 +152,14 @@ def replayed(script: Script) -> Script | None:
     return twin if meaning(twin) != meaning(script) else None
 
 
+def played_backwards(script: Script) -> Script | None:
+    """The clip with its frames in the reverse order; None if it shows the same, or if the clip is not in one order or the other."""
+    if script.play not in ("", "backwards") or script.physics == "permanence":
+        return None
+    turned = script._replace(play="" if script.play else "backwards")
+    return turned if meaning(turned) != meaning(script) else None
+
+
 def twins(script: Script, world: World, random: Random) -> list[tuple[str, Script]]:
     """Clips that differ in one skill, with its name; those with the same frames first."""
     found = []

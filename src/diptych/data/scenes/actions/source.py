@@ -12,7 +12,18 @@ import numpy as np
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import IMAGE, Captions, Conversation, Label, Sample, Turn, Video
 from diptych.data.scenes.actions import language
-from diptych.data.scenes.actions.draw import KINDS, SAME_FRAMES, SKILLS, draw_long, draw_script, kinds_of, pair_of, replayed, twins
+from diptych.data.scenes.actions.draw import (
+    KINDS,
+    SAME_FRAMES,
+    SKILLS,
+    draw_long,
+    draw_script,
+    kinds_of,
+    pair_of,
+    played_backwards,
+    replayed,
+    twins,
+)
 from diptych.data.scenes.actions.drawing import frames_of
 from diptych.data.scenes.actions.script import DIRECTIONS, FPS, FRAMES, Event, Script
 from diptych.data.scenes.drawn import Drawn
@@ -39,7 +50,8 @@ class ActionClips(Drawn):
     """Clips of things that act; ``clips[i]`` depends on the world's options and i alone. Options of the address:
 
     actions: kinds of clips (``KINDS``), comma-separated, or ``all``; each comes equally often. clip_frames: of each clip, 16, or of
-    long clips 16 an event. events: long clips of so many events each, of all sorts, one after the other.
+    long clips 16 an event. events: long clips of so many events each, of all sorts, one after the other. backwards=1: the negative
+    of a caption is what the same words say of the clip played backwards; "" where that is the same.
 
     Samples have ``video``, ``text``, ``negatives`` (the same words of a clip with the same frames in another order, where there is
     one, else of a clip that differs in one thing), ``label`` where there is one event (its action), and ``turns`` if the world
@@ -170,7 +182,8 @@ def texts_of(script: Script, world: World) -> tuple[list[str], list[str], list[s
     random = Random(script.seed + 1)
     wordings = language.styles(script)
     start = random.randrange(wordings)
-    others = [twin for _, twin in twins(script, world, random)]
+    turned = played_backwards(script) if world.backwards else None
+    others = ([turned] if turned else []) if world.backwards else [twin for _, twin in twins(script, world, random)]
     told, facts, negatives = [], [], []
     for number in range(min(world.full, wordings)):
         style = (start + number) % wordings
