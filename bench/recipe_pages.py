@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import recipe_records
-from bench.recipe_records import COMMON, DATA, LADDER, THRESHOLD, credits_in, entries, reached
+from bench.recipe_records import CLIPS, COMMON, COMMON_OF_CLIPS, DATA, LADDER, THRESHOLD, credits_in, entries, reached
 from diptych.comparison.paired import Credits, estimates, paired_tests
 from diptych.comparison.run import weights_of
 from diptych.config.recipe import load_recipe
@@ -23,16 +23,22 @@ from diptych.report.pages.markdown import REFERENCE, table, write_markdown
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def write_pages(chosen: list[str], tests: Path | None) -> list[str]:
-    """Writes docs/results.md and docs/systems from the records; returns the recipes with runs that are missing or out of date, in
-    words.
+def page_of(clips: bool) -> str:
+    """The page of all recipes for pictures, or for clips, in docs."""
+    return "results-clips.md" if clips else "results.md"
+
+
+def write_pages(chosen: list[str], tests: Path | None, clips: bool = False) -> list[str]:
+    """Writes docs/results.md, or docs/results-clips.md, and docs/systems from the records; returns the recipes with runs that are
+    missing or out of date, in words.
     """
-    contents = {(e.name, e.seed): found for name in chosen for e in entries(name, COMMON) if (found := e.content())}
+    common = COMMON_OF_CLIPS if clips else COMMON
+    contents = {(e.name, e.seed): found for name in chosen for e in entries(name, common) if (found := e.content())}
     if not contents:
         raise DiptychError(f"{recipe_records.RECORDS} holds no record yet; give --time")
     notes = []
     for name in chosen:
-        lacking = [str(e.seed) for e in entries(name, COMMON) if not e.up_to_date()]
+        lacking = [str(e.seed) for e in entries(name, common) if not e.up_to_date()]
         notes += [f"`{name}` (seed {', '.join(lacking)})"] if lacking else []
     runs: dict[str, dict[int, Credits]] = {}
     for (name, seed), content in contents.items():
@@ -49,20 +55,22 @@ def write_pages(chosen: list[str], tests: Path | None) -> list[str]:
         write_json(
             root / "compare.json",
             {
-                "title": "Every recipe under one budget",
+                "title": "Recipes for clips under one budget" if clips else "Every recipe under one budget",
                 "created": dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
-                "command": "make results",
-                "data": DATA,
-                "budget": COMMON,
+                "command": "python -m bench.recipes --clips --time 60m" if clips else "make results",
+                "data": CLIPS if clips else DATA,
+                "budget": common,
                 "recipes": [
                     {"label": r.name, **r.model_dump(include={"name", "paradigm", "about", "cite", "score"})} for r in described
                 ],
                 "environment": {"platform": "; ".join(machines), **_versions(contents.values())},
             },
         )
-        write_json(root / "tests.json", paired_tests(runs, REFERENCE))
+        write_json(root / "tests.json", paired_tests(runs, REFERENCE if REFERENCE in runs else next(iter(runs))))
         write_json(root / "estimates.json", estimates(runs))
-        write_markdown(root, DOCS, tests, [*packaged(chosen), *out_of_date(notes), *least_budgets(chosen)])
+        late = out_of_date(notes)
+        more = [*about_clips(), *late] if clips else [*packaged(chosen), *late, *least_budgets(chosen)]
+        write_markdown(root, DOCS, tests, more, page_of(clips))
     return notes
 
 
@@ -104,6 +112,19 @@ def packaged(chosen: list[str]) -> list[str]:
         "these cost has a column of its own. [`lm`](systems/lm.md) is one of them: it reads no images, so it has no row.",
         "",
         "Of 2026-11-25 there are [figures at 24 TFLOP](results-24T.md), one seed, of the recipes as they were then.",
+        "",
+    ]
+
+
+def about_clips() -> list[str]:
+    """The lines about what the columns of clips mean."""
+    return [
+        "## What the columns mean",
+        "",
+        "*Order in time*: pairs of clips with a caption each, both captions in the same words; the share of clips whose own caption "
+        "scores higher. In `direction`, `presence`, `turning`, `size`, `colour`, `order`, `counting`, `collision`, `hiding`, "
+        "`overtaking`, `continuity` and `gravity` both clips have the same frames in another order, so a model that averages its "
+        "frames is at chance there. `cosa` learns from pictures alone, and is judged on clips. [Video](video.md) describes the tasks.",
         "",
     ]
 

@@ -26,6 +26,9 @@ DATA = "scenes:small"
 TASKS = ("retrieval?n=50", "retrieval-1000", "zeroshot", "controlled?n=200", "captions?n=100")
 TASKS_OF_LARGE = ("retrieval?n=50", "controlled?n=50", "captions?n=25")  # a packaged language model needs a second a picture
 COMMON = "4T flops"
+CLIPS = "scenes:clips?actions=all&size=32"
+TASKS_OF_CLIPS = ("video-retrieval?n=50", "video-retrieval?n=500", "temporal?n=100", "actions?n=400")
+COMMON_OF_CLIPS = "16T flops"
 LADDER = ("1T flops", "2T flops", "4T flops", "8T flops", "16T flops", "32T flops")
 SEEDS, SEEDS_OF_LARGE = 3, 1
 THRESHOLD = 0.5
@@ -57,7 +60,8 @@ class Entry:
         recipe = load_recipe(self.name, [f"seed={self.seed}"])  # its own data: for all but those with conversations, DATA
         recipe = recipe.model_copy(update={"budget": parse_budget(self.budget)})
         label = f"{self.name} s{self.seed} {self.budget}"
-        evaluations, backbones = [Evaluation(None, list(tasks_of(self.name)))], RUNS / "backbones"  # for all budgets
+        judged = CLIPS if of_clips(self.name) else None  # some learn clips from other data than clips
+        evaluations, backbones = [Evaluation(judged, list(tasks_of(self.name)))], RUNS / "backbones"  # for all budgets
         return RecipeJob(label, RUNS / self.folder, max(1, cores() // 2), recipe, evaluations, backbones=backbones)
 
     def content(self) -> dict[str, Any] | None:
@@ -152,12 +156,20 @@ def credits_in(content: dict[str, Any]) -> Credits:
 # --- which there are ---
 
 
-def names() -> list[str]:
-    """Every recipe whose weights are installed, each with those of its variants behind it that a small budget can train. A variant
-    with a budget of its own is for other data, such as a few hundred photographs (``lit@conse``), and is left out.
+def of_clips(name: str) -> bool:
+    """Whether a recipe is for clips, and so in the results of clips."""
+    return load_recipe(name).data.train.startswith(("scenes:clips", "stills:"))
+
+
+def names(clips: bool = False) -> list[str]:
+    """Every recipe whose weights are installed, each with those of its variants behind it that a small budget can train. clips:
+    those for clips, else the others. A variant with a budget of its own is for other data, such as a few hundred photographs
+    (``lit@conse``), and is left out.
     """
     found = []
     for recipe in every_system(None):
+        if of_clips(recipe) != clips:
+            continue
         variants = [v for v in recipe_variants() if v.startswith(f"{recipe}@")]
         found += [recipe, *(v for v in variants if seeds_of(v) == SEEDS and _for_scenes(v, recipe))]
     return found
@@ -166,7 +178,7 @@ def names() -> list[str]:
 def _for_scenes(variant: str, recipe: str) -> bool:
     """Whether a variant is trained on the data of the results, under any budget."""
     made = load_recipe(variant)
-    return made.data.train == DATA and made.budget == load_recipe(recipe).budget
+    return made.data.train in (DATA, load_recipe(recipe).data.train) and made.budget == load_recipe(recipe).budget
 
 
 def seeds_of(name: str) -> int:
@@ -177,6 +189,8 @@ def seeds_of(name: str) -> int:
 
 def tasks_of(name: str) -> tuple[str, ...]:
     """What a recipe is evaluated on."""
+    if of_clips(name):
+        return TASKS_OF_CLIPS
     return TASKS if seeds_of(name) == SEEDS else TASKS_OF_LARGE
 
 

@@ -8,6 +8,8 @@ processor, what was spent, and the credit of every test item. Where the recipe h
 is done again, and until then the pages name it. Recipes with a packaged language model have one seed, since a run takes long; all
 others have three.
 
+Recipes for clips have results of their own: ``python -m bench.recipes --clips --time 60m`` writes docs/results-clips.md.
+
 The common budget gives the first table. The second says what each recipe needs to reach a threshold: the least budget of a ladder,
 each twice the one before, at which the mean over its seeds is there. A higher rung is tried only where the lower one was too low,
 and a lower one only where a higher one was enough."""
@@ -19,8 +21,20 @@ import shutil
 import sys
 import time
 
-from bench.recipe_pages import DOCS, collected, write_pages
-from bench.recipe_records import COMMON, LADDER, SEEDS, THRESHOLD, Entry, entries, names, reached, save_record, seeds_of
+from bench.recipe_pages import DOCS, collected, page_of, write_pages
+from bench.recipe_records import (
+    COMMON,
+    COMMON_OF_CLIPS,
+    LADDER,
+    SEEDS,
+    THRESHOLD,
+    Entry,
+    entries,
+    names,
+    reached,
+    save_record,
+    seeds_of,
+)
 from diptych.comparison.jobs import Job, cores, run_jobs
 from diptych.comparison.run import RecipeJob
 from diptych.config.budget import parse_budget
@@ -28,9 +42,9 @@ from diptych.core.errors import DiptychError, Interrupted, counted
 from diptych.training.run_files import RunFiles
 
 
-def missing(chosen: list[str], ladder: bool) -> list[Entry]:
+def missing(chosen: list[str], ladder: bool, budget: str = COMMON) -> list[Entry]:
     """What has to be run next: the common budget first, seed by seed, then one further rung of each recipe."""
-    common = [e for seed in range(SEEDS) for name in chosen for e in entries(name, COMMON) if e.seed == seed and not e.up_to_date()]
+    common = [e for seed in range(SEEDS) for name in chosen for e in entries(name, budget) if e.seed == seed and not e.up_to_date()]
     common.sort(key=lambda e: seeds_of(e.name) != SEEDS)  # those that take longest come last
     if common or not ladder:
         return common
@@ -84,10 +98,12 @@ def main() -> int:
     parser.add_argument("recipes", nargs="*", help="run only these; the pages always show all")
     parser.add_argument("--time", default="0", help="how long to train and evaluate, such as 60m; 0: only write the pages")
     parser.add_argument("--jobs", type=int, default=None, help="runs at a time; one for each core if not given")
+    parser.add_argument("--clips", action="store_true", help="the recipes for clips, and docs/results-clips.md")
     given = parser.parse_args()
-    everything = names()
+    everything = names(given.clips)
+    budget = COMMON_OF_CLIPS if given.clips else COMMON
     status, end = 0, time.monotonic() + seconds_of(given.time)
-    while (left := end - time.monotonic()) > 0 and (todo := missing(given.recipes or everything, ladder=True)):
+    while (left := end - time.monotonic()) > 0 and (todo := missing(given.recipes or everything, not given.clips, budget)):
         jobs = prepared(todo)
         if not jobs:
             continue  # all were finished: what is missing now?
@@ -106,8 +122,8 @@ def main() -> int:
                 print(f"failed: {job.label}: {job.state.get('error', 'see its log')} ({job.path / 'log.txt'})", file=sys.stderr)
             status = 1
             break
-    notes = write_pages(everything, collected())
-    print(f"written: {DOCS / 'results.md'}; missing or out of date: {counted(len(notes), 'recipe')}", file=sys.stderr)
+    notes = write_pages(everything, collected(), given.clips)
+    print(f"written: {DOCS / page_of(given.clips)}; missing or out of date: {counted(len(notes), 'recipe')}", file=sys.stderr)
     return status
 
 

@@ -168,7 +168,11 @@ def test_all_budgets_share_backbones_and_records_name_no_folder(tmp_path: Path, 
 
 def test_every_built_in_recipe_is_in_the_results() -> None:
     scored = {name for name in recipe_names() if load_recipe(name).score != "none"}
-    assert {name.partition("@")[0] for name in recipe_records.names()} == scored >= set(recipe_names()) - {"lm"}
+    assert (
+        {name.partition("@")[0] for clips in (False, True) for name in recipe_records.names(clips)}
+        == scored
+        >= set(recipe_names()) - {"lm"}
+    )
 
 
 def test_times() -> None:
@@ -181,3 +185,11 @@ def test_a_variant_for_other_data_is_left_out() -> None:
     """lit@conse has a budget of its own, for a few hundred photographs; lit and its scenes stay."""
     found = recipe_records.names()
     assert "lit" in found and "lit@conse" not in found and "sparc@tuned" in found
+
+
+def test_recipes_for_clips_have_results_of_their_own() -> None:
+    found = recipe_records.names(clips=True)
+    assert {"clip4clip", "clip4clip@mean", "x-clip", "cosa", "test-of-time"} <= set(found)
+    assert not set(found) & set(recipe_records.names())
+    entry = Entry("cosa", 0, recipe_records.COMMON_OF_CLIPS)
+    assert entry.job().evaluations[0].data == recipe_records.CLIPS  # it learns from pictures, and is judged on clips

@@ -55,6 +55,13 @@ def is_share(metric: str) -> bool:
 def classify(task: str, metric: str) -> tuple[str, str, int] | None:
     """Group, label and position of a metric of the main table; None for the others, which are under "all measurements"."""
     t, m = task.lower(), metric.lower()
+    if t.startswith("temporal"):
+        return ("Order in time", m, 40) if "/" not in m else None
+    if t.startswith("actions"):
+        return ("Actions", "named", 41) if m == "top1" else None
+    if t.startswith("video-retrieval"):
+        side = ("text → clip", 0) if TO_IMAGE.search(m) else ("clip → text", 1)
+        return ("Retrieval of clips, R@1", *side) if m.endswith("recall@1") else None
     if t.startswith("retrieval"):
         if not AT_ONE.search(m):
             return None

@@ -17,11 +17,19 @@ from diptych.report.read import Comparison, Recipe, load
 REFERENCE = "clip"  # every recipe is compared with it, if it is one of them
 
 
-def write_markdown(directory: Path, out: Path, tests: Path | None = None, more: Sequence[str] = ()) -> Path:
-    """The path of ``out/results.md``, written with ``out/systems/<recipe>.md`` from a comparison.
+def reference_of(comparison: Comparison) -> str:
+    """The recipe that all others are compared with: ``REFERENCE``, or the first if it is none of them."""
+    names = [r.name for r in comparison.recipes]
+    return REFERENCE if REFERENCE in names or not names else names[0]
 
-    tests: a JUnit file (``pytest --junitxml``); each page lists the tests that name its recipe. more: further lines of results.md.
-    A section "Notes" of a page that is there already is kept.
+
+def write_markdown(
+    directory: Path, out: Path, tests: Path | None = None, more: Sequence[str] = (), name: str = "results.md"
+) -> Path:
+    """The path of ``out/NAME``, written with ``out/systems/<recipe>.md`` from a comparison.
+
+    tests: a JUnit file (``pytest --junitxml``); each page lists the tests that name its recipe. more: further lines of the page of
+    all. name: of that page. A section "Notes" of a page that is there already is kept.
     """
     comparison = load(directory)
     if not comparison.measured:
@@ -31,8 +39,8 @@ def write_markdown(directory: Path, out: Path, tests: Path | None = None, more: 
     for recipe in comparison.recipes:
         if recipe.name in recipe_names():
             page = out / "systems" / f"{recipe.name}.md"
-            write_text(page, system_page(comparison, recipe, shown, passed.get(recipe.name), notes_of(page)))
-    path = out / "results.md"
+            write_text(page, system_page(comparison, recipe, shown, passed.get(recipe.name), notes_of(page), name))
+    path = out / name
     write_text(path, results_page(comparison, shown) + "\n".join(["", *more, ""] if more else []))
     return path
 
@@ -42,6 +50,7 @@ def write_markdown(directory: Path, out: Path, tests: Path | None = None, more: 
 
 def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     """The page of all recipes, Markdown."""
+    reference = reference_of(comparison)
     counts = sorted({len(r.runs) for r in comparison.measured})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else counted(counts[0], "seed")
     head = [
@@ -62,8 +71,8 @@ def results_page(comparison: Comparison, shown: Sequence[Column]) -> str:
     ]
     lines = [*head, table(["recipe", "seeds", *(short(c) for c in shown)], rows), "", "## What each is good at", ""]
     lines += [
-        f"Compared with `{REFERENCE}`. Only differences that a paired test on the same items shows (p < {SIGNIFICANT} after "
-        f"Holm's correction over all {'pairs with it' if all(REFERENCE in (t.a, t.b) for t in comparison.tests) else 'pairs'}).",
+        f"Compared with `{reference}`. Only differences that a paired test on the same items shows (p < {SIGNIFICANT} after "
+        f"Holm's correction over all {'pairs with it' if all(reference in (t.a, t.b) for t in comparison.tests) else 'pairs'}).",
         "",
     ]
     lines += [f"- [`{r.name}`]({page_of(r.name)}): {verdict(comparison, r, shown)}" for r in comparison.measured]
@@ -159,7 +168,7 @@ def verdict(comparison: Comparison, recipe: Recipe, shown: Sequence[Column]) -> 
     if not have:
         return "not measured."
     chance = [short(c) for c in have if recipe.measures[c.key].at_chance]
-    reference = next((r for r in comparison.measured if r.name == REFERENCE), None)
+    reference = next((r for r in comparison.measured if r.name == reference_of(comparison)), None)
     sentences = []
     if reference is None or reference.name == recipe.name:
         others = [r for r in comparison.measured if r.name != recipe.name]
@@ -177,7 +186,7 @@ def verdict(comparison: Comparison, recipe: Recipe, shown: Sequence[Column]) -> 
         if not better and not worse:
             sentences += ["no difference shown"]
         alone = [f"{short(c)} {number(recipe.measures[c.key].value, c.share)}" for c in have if c not in both]
-        sentences += [f"not measured for `{REFERENCE}`: {_list(alone)}"] if alone else []
+        sentences += [f"not measured for `{reference_of(comparison)}`: {_list(alone)}"] if alone else []
     sentences += [f"at chance: {_list(chance)}"] if chance else []
     return "; ".join(sentences) + "."
 
@@ -211,9 +220,16 @@ def short(column: Column) -> str:
 
 
 def system_page(
-    comparison: Comparison, recipe: Recipe, shown: Sequence[Column], tests: Mapping[str, tuple[int, int]] | None, notes: str = ""
+    comparison: Comparison,
+    recipe: Recipe,
+    shown: Sequence[Column],
+    tests: Mapping[str, tuple[int, int]] | None,
+    notes: str = "",
+    name: str = "results.md",
 ) -> str:
-    """The page of one recipe, Markdown, with its variants and the reference beside it. notes: a section of that name."""
+    """The page of one recipe, Markdown, with its variants and the reference. notes: a section of that name. name: of the page of
+    all.
+    """
     path = recipe_path(recipe.name)
     source = path.read_text(encoding="utf-8")
     checked = load_recipe(recipe.name)
@@ -234,11 +250,11 @@ def system_page(
     lines += ["## Measured", ""]
     others = [r for r in comparison.measured if r.name != recipe.name and split_name(r.name)[0] == recipe.name]
     first = recipe if recipe.measures or not others else others.pop(0)  # a variant, where the recipe itself was not measured
-    others += [r for r in comparison.measured if r.name == REFERENCE and r.name != first.name]
+    others += [r for r in comparison.measured if r.name == reference_of(comparison) and r.name != first.name]
     if not recipe.measures:
         lines += [f"Not `{recipe.name}` itself: {recipe.error or 'not run'}.", ""]
     if first.measures:
-        lines += [f"`{first.name}` compared with `{REFERENCE}`: {verdict(comparison, first, shown)}", ""]
+        lines += [f"`{first.name}` compared with `{reference_of(comparison)}`: {verdict(comparison, first, shown)}", ""]
         rows = []
         for c in (c for c in shown if c.key in first.measures):
             m = first.measures[c.key]
@@ -247,7 +263,7 @@ def system_page(
             rows.append([c.name, cell(comparison, c, first), each, chance, *(cell(comparison, c, r) for r in others)])
         lines += [table(["", f"`{first.name}`", "each seed", "chance", *(f"`{r.name}`" for r in others)], rows), ""]
         lines += [spent_table([first, *others]), ""]
-        lines += [f"`{comparison.command}`. All recipes, and the meaning of bold and italic: [results](../results.md)."]
+        lines += [f"`{comparison.command}`. All recipes, and the meaning of bold and italic: [results](../{name})."]
     if tests:
         lines += [
             "",
