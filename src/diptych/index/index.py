@@ -105,7 +105,7 @@ class Index:
         if not (path / INFO).is_file():
             what = "no index in it (no index.json)" if path.is_dir() else "there is no such directory"
             raise DiptychError(f"{path}: {what}; make one: diptych index folder:my/photos --out {path}")
-        info = read_json_or(path / INFO, {})
+        info: dict[str, Any] = read_json_or(path / INFO, {})
         check_format(info.get("format"), FORMAT, str(path / INFO))
         missing = [key for key in ("stamp", "store", "addresses") if key not in info]
         if missing:
@@ -140,7 +140,7 @@ class Index:
     @property
     def finished(self) -> bool:
         """Whether the last update reached its end."""
-        return self.catalog.one("SELECT value FROM meta WHERE key = 'finished'") == "1"
+        return bool(self.catalog.one("SELECT value FROM meta WHERE key = 'finished'") == "1")
 
     def __len__(self) -> int:
         return int(self.catalog.one("SELECT count(*) FROM pictures WHERE state = 'ok'"))
@@ -171,7 +171,7 @@ class Index:
 
     def broken(self) -> dict[str, str]:
         """Names of the pictures that could not be read, with the reasons."""
-        return dict(self.catalog.rows("SELECT name, reason FROM pictures WHERE state = 'broken' ORDER BY id"))  # type: ignore[arg-type]
+        return dict(self.catalog.rows("SELECT name, reason FROM pictures WHERE state = 'broken' ORDER BY id"))
 
     def file(self, id: int) -> bytes:
         """The bytes of the picture of an id, as they were indexed. DiptychError if they changed, are gone, or are pixels only."""

@@ -114,7 +114,7 @@ class IndexSource:
     def listed(self, index: int) -> Sample:
         """One item without its picture."""
         row = self._rows[index]
-        source = getattr(self._index.collection(row["source"]), "source", None)
+        source: Any = getattr(self._index.collection(row["source"]), "source", None)
         if row["position"] >= 0 and hasattr(source, "listed"):
             sample: Sample = source.listed(row["position"])
             return sample
