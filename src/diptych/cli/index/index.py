@@ -69,7 +69,7 @@ def index(
         raise DiptychError(f"there is no index at {out}; make one: diptych index folder:my/photos --out {out}")
     loaded, address = loaded_model(out, model, device)
     if there:
-        held = Index.open(out)
+        held = Index.open(out, loaded, address)
         _check_same(held, addresses, store, limit)
     else:
         held = Index.create(out, addresses or [], loaded, address, store or "auto", limit=limit)
