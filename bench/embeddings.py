@@ -4,7 +4,6 @@ Gaussians that is fitted to them. Isotropic noise would be another task: there a
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +70,8 @@ class Mixture:
         spread = [vectors[which == c] - mean for c, mean in zip(kept, means, strict=True)]
         everything = np.concatenate(spread)
         _, scale, directions = np.linalg.svd(everything, full_matrices=False)
+        rank = int(np.searchsorted(np.cumsum(scale**2), 0.9999 * (scale**2).sum())) + 1  # what is left is rounding
+        directions, scale = directions[:rank], scale[:rank]
         pooled = (directions * (scale / np.sqrt(len(everything)))[:, None]).astype(np.float32)
         return cls(means, sizes[kept] / sizes[kept].sum(), [r / np.sqrt(np.float32(len(r))) for r in spread], pooled)
 
@@ -84,11 +85,6 @@ class Mixture:
             out[rows] += np.float32(self.own**0.5) * noise
         noise = rng.standard_normal((number, len(self.pooled)), np.float32) @ self.pooled
         return unit_rows(out + np.float32((1 - self.own) ** 0.5) * noise, np.float32)
-
-    def chunks(self, number: int, seed: int, size: int = 50_000) -> Iterator[np.ndarray]:
-        """``number`` vectors in parts; the same for the same seed."""
-        for start in range(0, number, size):
-            yield self.sample(min(size, number - start), np.random.default_rng([seed, start]))
 
 
 def neighbourhood(vectors: np.ndarray, queries: np.ndarray, k: int = 20) -> tuple[float, float, float]:

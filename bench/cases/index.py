@@ -1,5 +1,5 @@
 """Search among a million vectors of 512 numbers that look like embeddings of scenes: real vectors of 8,192 scenes by a small `clip`, a mixture of 64 Gaussians fitted to them, and a million samples of it
-(`bench/embeddings.py`; not noise). Each store is built as an index builds it, in parts of 50,000 that are saved. Queries are not in the collection: 100 more samples (*pictures*), and real captions of scenes (*texts*), which lie
+(`bench/embeddings.py`; not noise). Each store is built as an index builds it, in parts of 50,000 that are saved. Queries are not in the collection: 50 more samples (*pictures*), and 50 real captions of scenes (*texts*), which lie
 elsewhere than pictures. Filters let a hundredth through: a random one, and the hundredth nearest to one direction (*similar*), as a folder or a label would. One query at a time, the stores in turns; recall@10 against comparing all
 vectors. The peer is faiss's own Flat index, in memory. `python -m bench.cases.index --count 10000000 --stores ivfpq` is the same for ten million (20 GB of disk)."""
 
@@ -9,9 +9,8 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -88,55 +87,71 @@ def measured(bench: Bench, count: int, kinds: tuple[str, ...], scenes: int, samp
         bench.note(
             f"{half:,} {name} vectors: cosine with the nearest {first:.3f}, with the 20th {far:.3f}, intrinsic dimension {dimension:.1f}."
         )
-    number = 20 if bench.quick else 100
+    number = 20 if bench.quick else 50
     queries = np.concatenate([mixture.sample(number, np.random.default_rng(98)), texts[:number]])
-    of_texts = np.arange(len(queries)) >= number
-    filters = _filters(mixture, count)
-    truth, flat = Truth(queries, filters), Flat() if count <= 2_000_000 else None
-    began = time.perf_counter()
-    for start, vectors in _parts(mixture, count):
-        truth.add(np.arange(start, start + len(vectors)), vectors)
-        if flat is not None:
-            flat.add(vectors)
-    print(f"  {count:,} vectors and their true neighbours: {time.perf_counter() - began:.0f} s", flush=True)
     folder = Path(tempfile.mkdtemp(dir=place))
     try:
-        rows, searches = [], {}
-        for kind in kinds:
-            store, spent = _built(kind, folder / kind, mixture, count)
-            searches[kind] = _of_store(store)
-            rows.append([kind, *spent])
-            print(f"  built: {' | '.join(rows[-1])}", flush=True)
-        bench.table(
-            ["store", "built in", "CPU time", "on disk", "effort"],
-            rows,
-            f"Building, {count:,} vectors, from nothing to measured recall",
-        )
-        if flat is not None:
-            searches["faiss Flat"] = flat.search
-        _search(bench, searches, queries, of_texts, filters, truth, kinds)
+        parts = _Parts(mixture, count, folder / "vectors.npy" if count <= 2_000_000 else None)
+        _compared(bench, kinds, folder, parts, queries, np.arange(len(queries)) >= number)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _parts(mixture: Mixture, count: int) -> Any:
-    for i, vectors in enumerate(mixture.chunks(count, 1, PART)):
-        yield i * PART, vectors
+class _Parts:
+    """The vectors of the collection in parts, with the first id of each; drawn once where a file keeps them, else each time."""
+
+    def __init__(self, mixture: Mixture, count: int, path: Path | None):
+        self.mixture, self.count, self.kept = mixture, count, None
+        if path is not None:
+            kept = np.lib.format.open_memmap(path, "w+", np.float32, (count, WIDTH))
+            for start, vectors in self:
+                kept[start : start + len(vectors)] = vectors
+            self.kept = kept
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        for i, start in enumerate(range(0, self.count, PART)):
+            if self.kept is not None:
+                yield start, np.array(self.kept[start : start + PART])
+            else:
+                yield start, self.mixture.sample(min(PART, self.count - start), np.random.default_rng([1, i]))
 
 
-def _filters(mixture: Mixture, count: int) -> dict[str, np.ndarray]:
+def _compared(bench: Bench, kinds: tuple[str, ...], folder: Path, parts: _Parts, queries: np.ndarray, of_texts: np.ndarray) -> None:
+    count = parts.count
+    filters = _filters(parts)
+    truth, flat = Truth(queries, filters), Flat() if count <= 2_000_000 else None
+    began = time.perf_counter()
+    for start, vectors in parts:
+        truth.add(np.arange(start, start + len(vectors)), vectors)
+        if flat is not None:
+            flat.add(vectors)
+    print(f"  {count:,} vectors and their true neighbours: {time.perf_counter() - began:.0f} s", flush=True)
+    rows, searches = [], {}
+    for kind in kinds:
+        store, spent = _built(kind, folder / kind, parts)
+        searches[kind] = _of_store(store)
+        rows.append([kind, *spent])
+        print(f"  built: {' | '.join(rows[-1])}", flush=True)
+    title = f"Building, {count:,} vectors, from nothing to a measured effort of search"
+    bench.table(["store", "built in", "CPU time", "on disk", "effort"], rows, title)
+    if flat is not None:
+        searches["faiss Flat"] = flat.search
+    _search(bench, searches, queries, of_texts, filters, truth, kinds)
+
+
+def _filters(parts: _Parts) -> dict[str, np.ndarray]:
     """ "": no filter; "random" and "similar": ids of a hundredth."""
-    few = max(1, count // 100)
-    direction = mixture.means[int(np.argmax(mixture.weights))]
-    scores = np.concatenate([vectors @ direction for _, vectors in _parts(mixture, count)])
+    count, few = parts.count, max(1, parts.count // 100)
+    direction = parts.mixture.means[int(np.argmax(parts.mixture.weights))]
+    scores = np.concatenate([vectors @ direction for _, vectors in parts])
     random = np.sort(np.random.default_rng(97).choice(count, few, replace=False))
     return {"": np.zeros(0, np.int64), "random": random, "similar": np.sort(np.argpartition(-scores, few)[:few])}
 
 
-def _built(kind: str, folder: Path, mixture: Mixture, count: int) -> tuple[Store, list[str]]:
+def _built(kind: str, folder: Path, parts: _Parts) -> tuple[Store, list[str]]:
     store = open_store(kind, folder, WIDTH)
     wall = cpu = 0.0
-    for start, vectors in _parts(mixture, count):  # drawing the vectors is not counted
+    for start, vectors in parts:  # drawing the vectors is not counted
         began, before = time.perf_counter(), cpu_seconds()
         store.add(np.arange(start, start + len(vectors)), vectors)
         store.save()

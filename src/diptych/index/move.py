@@ -72,5 +72,9 @@ def move_store(index: Index, store: str, options: Mapping[str, Any] | None, prog
     index.info["store"] = {"kind": kind, "options": chosen, "auto": automatic, "folder": folder, "recall": recall}
     write_json(index.path / "index.json", index.info)
     index.catalog.touch()  # readers open the new store
+    if held["options"].get("url") and hasattr(source, "drop"):  # what lies elsewhere
+        old = open_store(held["kind"], before, index.width, held["options"])
+        old.drop()  # type: ignore[attr-defined]
+        old.close()
     shutil.rmtree(before, ignore_errors=True)
     return moved
