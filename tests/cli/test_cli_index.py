@@ -41,7 +41,20 @@ def test_from_pictures_to_an_answer(cli: Cli, tmp_path: Path) -> None:
     assert first["name"] == "sea/blue.png" and first["path"] == "my/photos/sea/blue.png" and first["caption"] == "the sea at noon"
     assert len(found["hits"]) == 2 and found["total"] == 8 and found["nothing"] is False and found["selection"] is None
     kept = json.loads(
-        cli("search", "my.index", "--like", "my/photos/red.png", "--all", "-n", "2", "--select", "reds", "--sheet", "hits.png", "--json").out
+        cli(
+            "search",
+            "my.index",
+            "--like",
+            "my/photos/red.png",
+            "--all",
+            "-n",
+            "2",
+            "--select",
+            "reds",
+            "--sheet",
+            "hits.png",
+            "--json",
+        ).out
     )
     assert kept["hits"][0]["name"] == "red.png" and kept["selection"] == "index:my.index?selection=reds"
     with Image.open("hits.png") as sheet:

@@ -37,6 +37,15 @@ def _retrieval(task: Any) -> list[str]:
     return [f"{way}/recall@{k}" for way in WAYS for k in task.ks]
 
 
+def _video_retrieval(task: Any) -> list[str]:
+    return [f"{metric}{end}" for metric in _retrieval(task) for end in ("", "/gain")]
+
+
+def _temporal(task: Any) -> list[str]:
+    ends = [f"{way}{end}" for way in ("", "/text-to-image", "/group") for end in ("", "/gain")]
+    return [f"{skill}{end}" for skill in task.skills or ("*",) for end in ends]
+
+
 def _controlled(task: Any) -> list[str]:
     return [f"{skill}{way}" for skill in task.skills or SKILLS for way in ("", "/text-to-image", "/group")]
 
@@ -67,12 +76,17 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
     "vqascore": ("vqascore", "accuracy"),
     "memorization": MEMORIZATION,
     "frequency": FREQUENCY,
+    "video-retrieval": _video_retrieval,
+    "temporal": _temporal,
+    "moments": ("recall@1", "recall@1/gain"),
+    "actions": ("top1", "top1/gain"),
 }
 
 
 # The ranges of metrics that are no shares, by a part of their names; the others have no limits, or shares those of a share.
 RANGES: dict[str, tuple[float | None, float | None]] = {
     "rank_correlation": (-1.0, 1.0), "correlation": (-1.0, 1.0), "cosine": (-1.0, 1.0), "_gap": (-1.0, 1.0), "area": (-1.0, 1.0),
+    "/gain": (-1.0, 1.0),
     "modality_gap": (0.0, 2.0),  # the distance of two means of unit vectors
     "nll": (0.0, None), "multiclass_brier": (0.0, 2.0),
     "cider": (0.0, 10.0), "perplexity": (1.0, None), "(of 200)": (0.0, 200.0), "psnr": (0.0, None),

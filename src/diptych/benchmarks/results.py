@@ -11,7 +11,7 @@ import numpy as np
 from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.statistics import mean, mean_interval, sums_interval
 
-CONTROLS = ("blind", "shuffled", "shortest", "longest")
+CONTROLS = ("blind", "shuffled", "shortest", "longest", "one_frame", "shuffled_frames", "reversed")  # the last ones of clips
 
 
 def distinct(clusters: Sequence[Hashable]) -> int:

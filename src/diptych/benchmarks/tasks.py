@@ -32,6 +32,10 @@ from diptych.benchmarks.texts.captions import Captions
 from diptych.benchmarks.texts.chair import Chair
 from diptych.benchmarks.texts.completion import Completion
 from diptych.benchmarks.texts.facts import Facts
+from diptych.benchmarks.video.actions import Actions
+from diptych.benchmarks.video.moments import Moments
+from diptych.benchmarks.video.retrieval import VideoRetrieval
+from diptych.benchmarks.video.temporal import Temporal
 from diptych.core.errors import DiptychError, nearest
 
 TASKS: dict[str, type] = {
@@ -61,6 +65,10 @@ TASKS: dict[str, type] = {
     "vqascore": VqaScore,
     "memorization": Memorization,
     "frequency": Frequency,
+    "video-retrieval": VideoRetrieval,
+    "temporal": Temporal,
+    "moments": Moments,
+    "actions": Actions,
 }
 # Run if no task is named; the others test one thing in more detail.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")

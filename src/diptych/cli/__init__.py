@@ -13,7 +13,7 @@ import typer
 from diptych.cli import compare, demo, evaluate, metrics, report, study, train
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
-from diptych.cli.index import index, search
+from diptych.cli.index import index, search, serve
 from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
 from diptych.core.errors import DiptychError, Interrupted
 
@@ -42,6 +42,7 @@ app.command()(predict.predict)
 app.command()(embed.embed)
 app.command()(index.index)
 app.command()(search.search)
+app.command()(serve.serve)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(report.report)

@@ -78,6 +78,11 @@ class ClipsAsImages:
         """What labels are of; empty if the source has none."""
         return list(getattr(self.base, "classes", None) or ())
 
+    @property
+    def class_texts(self) -> list[str]:
+        """A text for each class, where the source has other texts than their names; else none."""
+        return list(getattr(self.base, "class_texts", None) or ())
+
     def __len__(self) -> int:
         return len(self.base)
 

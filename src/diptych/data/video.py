@@ -1,88 +1,130 @@
-"""Files to clips: at most ``frames`` frames, evenly spread; the others are not kept in memory.
+"""Files to clips: the frames that a sampling chooses; the others are not kept in memory.
 
-Frames are uint8 arrays [height, width, 3], RGB, upright; times are seconds from the first frame of the file.
+Frames are uint8 arrays [height, width, 3], RGB, upright; times are seconds from the first frame of the file, as the file states
+them.
 """
 
 from __future__ import annotations
 
 import io
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from diptych.core.errors import DiptychError
 from diptych.core.extras import need
 from diptych.core.sample import Video
-from diptych.data.fields.video import spread
 from diptych.data.image import MAX_PIXELS, decode, shrink, to_rgb
 from diptych.data.source import BrokenItem
+from diptych.data.videos.sampling import Sampling
+from diptych.data.videos.whole import missing_bytes
 
 WITH_PYAV = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v")
 WITH_PILLOW = (".gif", ".webp")  # animated pictures
-SHARE = 0.95  # of the frames that a file announces: with fewer, it is truncated
+SHARE = 0.95  # of the frames, or of the time, that a file announces: with less, a file that was cut off is truncated
+
+Opening = Callable[[], "str | BinaryIO"]
 
 
-def decode_video(open_file: Callable[[], str | BinaryIO], item: str, frames: int, size: int) -> Video:
-    """``frames`` frames of a video file by PyAV, or all if there are not more; the same ones every time.
+@dataclass
+class Times:
+    """When each frame of a stream is shown, in order, in the stream's own unit; without times in the file, numbers from 0."""
 
-    open_file: gives the path or the open file, twice. size: the shorter side of larger frames. A first pass reads the packets for
-    their times, without decoding; a second one decodes, from the last key frame before each frame that is wanted. Raises
-    ``BrokenItem(item, reason)`` for a file that is not a video, damaged, truncated or above ``MAX_PIXELS``, DiptychError if PyAV is
-    not installed.
+    shown: array[int]
+    keys: array[int] = field(default_factory=lambda: array("q"))  # times of key frames; none without times
+    unit: float = 1.0  # seconds
+    stream: int = 0  # its number in the file
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """From the first frame, float64."""
+        return (np.frombuffer(self.shown, np.int64) - self.shown[0]) * self.unit
+
+    @property
+    def key_numbers(self) -> list[int] | None:
+        """Numbers of the key frames; None if they are not known."""
+        return [bisect_left(self.shown, t) for t in self.keys] if self.keys else None
+
+
+def decode_video(open_file: Opening, item: str, sampling: Sampling, size: int, decoder: str = "pyav") -> Video:
+    """The frames of a video file that a sampling chooses; the same ones every time.
+
+    open_file: gives the path or the open file, several times. size: the shorter side of larger frames. decoder: ``pyav``, or
+    ``torchcodec``, which needs FFmpeg's libraries on the machine. A first pass reads the packets for their times, without decoding;
+    then each wanted frame is decoded from the last key frame before it. Raises ``BrokenItem(item, reason)`` for a file that is not
+    a video, damaged, truncated or above ``MAX_PIXELS``, DiptychError if a package is not installed.
     """
     av = need("av", extra="video", what=f"{item}: decoding a video")
     try:
         with av.open(open_file()) as container:
-            times, keys = _packets(container, item)
-        with av.open(open_file()) as container:
-            found = _frames(container, times, keys, frames, size, item)
+            times = _packets(container, item, open_file)
+        numbers = sampling.choose(times.seconds, times.key_numbers)
+        if not numbers:
+            raise BrokenItem(item, f"no frame is shown within {sampling.within} s; the clip has {times.seconds[-1]:.2f} s")
+        if decoder == "torchcodec":
+            found = _by_torchcodec(open_file(), numbers, times, size, item)
+        else:
+            with av.open(open_file()) as container:
+                found = _frames(container, times, numbers, size)
     except BrokenItem:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
         raise BrokenItem(item, f"cannot be decoded: {error}") from error
-    if len(found.frames) < min(frames, len(times)):
-        raise BrokenItem(item, f"damaged: {len(found.frames)} of {min(frames, len(times))} frames can be decoded")
-    return found
+    if len(found) < len(numbers):
+        raise BrokenItem(item, f"damaged: {len(found)} of {len(numbers)} frames can be decoded")
+    return Video(found, [round(t, 6) for t in times.seconds[numbers].tolist()])
 
 
-def _packets(container: Any, item: str) -> tuple[list[int], list[int]]:
-    """When each frame is shown, in the stream's own unit, in order; and the times of key frames. Without times: numbers from 0, and
-    no key frames.
-    """
-    if not container.streams.video:
+def _packets(container: Any, item: str, open_file: Opening) -> Times:
+    """The times of a file's first video stream; the picture on the cover of a sound file is none."""
+    streams = [s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower()]
+    if not streams:
         raise BrokenItem(item, "holds no video stream")
-    stream = container.streams.video[0]
+    stream = streams[0]
     if stream.width * stream.height > MAX_PIXELS:
         raise BrokenItem(item, f"{stream.width} × {stream.height} pixels, above the limit of {MAX_PIXELS:,}")
-    times: list[int | None] = []
-    keys: list[int] = []
-    count = 0
+    shown, keys, count, timed = array("q"), array("q"), 0, True
     for packet in container.demux(stream):
         if not packet.size:
             continue
         count += 1
-        if not packet.is_discard:
-            times.append(packet.pts)
-            if packet.is_keyframe and packet.pts is not None:
-                keys.append(packet.pts)
-    if not times:
+        if packet.is_discard:
+            continue
+        timed = timed and packet.pts is not None
+        shown.append(packet.pts if timed else len(shown))
+        if packet.is_keyframe and timed:
+            keys.append(packet.pts)
+    if not shown:
         raise BrokenItem(item, "holds no frames")
-    if count < SHARE * stream.frames:
-        raise BrokenItem(item, f"truncated: {count} of {stream.frames} frames")
-    known = [t for t in times if t is not None]
-    return (sorted(known), sorted(keys)) if len(known) == len(times) else (list(range(len(times))), [])
+    _check_whole(container, stream, count, shown if timed else None, item, open_file)
+    if not timed:
+        return Times(array("q", range(len(shown))), unit=1 / float(stream.average_rate or 25), stream=stream.index)
+    return Times(array("q", sorted(shown)), array("q", sorted(keys)), float(stream.time_base), stream.index)
 
 
-def _frames(container: Any, times: list[int], keys: list[int], frames: int, size: int, item: str) -> Video:
-    stream = container.streams.video[0]
-    wanted = [times[i] for i in spread(len(times), frames)]
-    unit = float(stream.time_base) if keys else 1 / float(stream.average_rate or 25)
+def _check_whole(container: Any, stream: Any, count: int, shown: array[int] | None, item: str, open_file: Opening) -> None:
+    """Raises ``BrokenItem`` for a file that was cut off; a header alone that announces other frames than there are is wrong."""
+    few = count < SHARE * stream.frames
+    last = 0.0 if not shown else max(shown) * float(stream.time_base)
+    short = not stream.frames and shown and container.duration and last < SHARE * container.duration / 1e6 - 1
+    if (few or short) and (missing := missing_bytes(open_file())):
+        seen = f"{count} of {stream.frames} frames" if few else f"{last:.1f} of {container.duration / 1e6:.1f} s"
+        raise BrokenItem(item, f"truncated: {seen}; {missing:,} bytes are missing at its end")
+
+
+def _frames(container: Any, times: Times, numbers: Sequence[int], size: int) -> list[np.ndarray]:
+    stream = container.streams[times.stream]
+    keys, first = times.keys, times.shown[0]
     pictures: list[np.ndarray] = []
     decoded, now = _decoding(container, stream, not keys), None
-    for target in wanted:
+    for number in numbers:
+        target = times.shown[number]
         key = keys[bisect_right(keys, target) - 1] if keys and keys[0] <= target else None
-        if key is not None and (now is None or key > now) and key > times[0]:
+        if key is not None and (now is None or key > now) and key > first:
             container.seek(key, stream=stream)
             decoded = _decoding(container, stream, False)
         for time, frame in decoded:
@@ -92,7 +134,7 @@ def _frames(container: Any, times: list[int], keys: list[int], frames: int, size
                 break
         else:
             break
-    return Video(pictures, [round((t - times[0]) * unit, 6) for t in wanted[: len(pictures)]])
+    return pictures
 
 
 def _decoding(container: Any, stream: Any, count: bool) -> Any:
@@ -101,14 +143,40 @@ def _decoding(container: Any, stream: Any, count: bool) -> Any:
 
 
 def _picture(frame: Any, size: int) -> np.ndarray:
-    scale = min(1.0, size / min(frame.height, frame.width))
-    height, width = (max(1, round(side * scale)) for side in (frame.height, frame.width))
+    height, width = _shrunk(frame.height, frame.width, size)
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4  # by the file's display matrix, anticlockwise
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
-def decode_animation(data: bytes, item: str, frames: int, size: int) -> Video:
+def _shrunk(height: int, width: int, size: int) -> tuple[int, int]:
+    scale = min(1.0, size / min(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def torchcodec_problem() -> str:
+    """Why torchcodec cannot be used here: it is not installed, or FFmpeg's libraries that it needs are not there. Empty: it can."""
+    try:
+        need("torchcodec.decoders", extra=None, what="decoder=torchcodec")
+    except DiptychError as error:
+        return str(error)
+    except (RuntimeError, OSError) as error:  # torchcodec's own, where it finds no FFmpeg
+        return f"decoder=torchcodec: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def _by_torchcodec(file: str | BinaryIO, numbers: Sequence[int], times: Times, size: int, item: str) -> list[np.ndarray]:
+    """Frames by torchcodec, which turns them upright itself."""
+    decoders = need("torchcodec.decoders", extra=None, what=f"{item}: decoder=torchcodec")
+    source = file if isinstance(file, str) else file.read()
+    try:
+        batch = decoders.VideoDecoder(source, stream_index=times.stream, num_ffmpeg_threads=1).get_frames_at(list(numbers))
+    except (RuntimeError, IndexError) as error:
+        raise BrokenItem(item, f"cannot be decoded by torchcodec: {error}") from error
+    return [shrink(np.ascontiguousarray(frame.permute(1, 2, 0).numpy()), size) for frame in batch.data]
+
+
+def decode_animation(data: bytes, item: str, sampling: Sampling, size: int) -> Video:
     """As ``decode_video``, of an animated GIF or WebP by Pillow. A picture that does not move is a ``BrokenItem``."""
     from PIL import Image
 
@@ -119,27 +187,35 @@ def decode_animation(data: bytes, item: str, frames: int, size: int) -> Video:
             count = getattr(image, "n_frames", 1)
             if count < 2:
                 raise BrokenItem(item, "a single picture, not a clip")
-            wanted = set(spread(count, frames))
-            pictures, seconds, now = [], [], 0.0
-            for number in range(count):
+            seconds, now, pictures = [], 0.0, []
+            wanted = sampling.choose(range(count)) if sampling.by_number else []
+            for number in range(count):  # each frame has a duration of its own
                 image.seek(number)
                 image.load()
+                seconds.append(round(now, 6))
+                now += (image.info.get("duration") or 100) / 1000
                 if number in wanted:
                     pictures.append(shrink(to_rgb(image), size))
-                    seconds.append(round(now, 6))
-                now += (image.info.get("duration") or 100) / 1000
+            if not sampling.by_number:
+                wanted = sampling.choose(seconds)
+                for number in wanted:
+                    image.seek(number)
+                    image.load()
+                    pictures.append(shrink(to_rgb(image), size))
     except BrokenItem:
         raise
     except Exception as error:  # decoders of hostile data raise anything
         raise BrokenItem(item, f"cannot be decoded: {error}") from error
-    return Video(pictures, seconds)
+    return Video(pictures, [seconds[number] for number in wanted])
 
 
-def decode_frames(read: Callable[[int], bytes], names: Sequence[str], item: str, frames: int, size: int, fps: float) -> Video:
+def decode_frames(
+    read: Callable[[int], bytes], names: Sequence[str], item: str, sampling: Sampling, size: int, fps: float
+) -> Video:
     """As ``decode_video``, of pictures in order, ``fps`` a second. read: the encoded picture of a number; the others are not
     read.
     """
-    chosen = spread(len(names), frames)
+    chosen = sampling.choose([i / fps for i in range(len(names))])
     pictures = [shrink(decode(read(i), f"{item}/{names[i]}"), size) for i in chosen]
     if len({p.shape for p in pictures}) > 1:
         raise BrokenItem(item, "frames of different sizes")

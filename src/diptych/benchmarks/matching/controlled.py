@@ -80,7 +80,7 @@ class Controlled:
         """One record from scores [k, k], images down and captions across."""
         to_text, to_image = scores
         chance = groups.chance(len(group.images), two_sided=to_image is not None)
-        ties = {"": _ties(to_text), "/text-to-image": _ties((to_text if to_image is None else to_image).T)}
+        ties = {"": ties_of(to_text), "/text-to-image": ties_of((to_text if to_image is None else to_image).T)}
         return {
             "item": group.id,
             "cluster": group.id,
@@ -88,9 +88,9 @@ class Controlled:
             "captions": group.captions,
             "scores": to_text,
             **({} if to_image is None else {"scores" + TO_IMAGE: to_image}),
-            "correct": _credits(group.skill, scores),
-            "blind": _credits(group.skill, blind),
-            "shuffled": {} if shuffled is None else _credits(group.skill, shuffled),
+            "correct": credits_of(group.skill, scores),
+            "blind": credits_of(group.skill, blind),
+            "shuffled": {} if shuffled is None else credits_of(group.skill, shuffled),
             "chance": {
                 group.skill: chance["text"],
                 f"{group.skill}/text-to-image": chance["image"],
@@ -105,7 +105,8 @@ class Controlled:
         return shares(self.name, records)
 
 
-def _credits(skill: str, scores: Sides) -> dict[str, float]:
+def credits_of(skill: str, scores: Sides) -> dict[str, float]:
+    """{metric: credit} of a group's scores [k, k], images down and captions across."""
     to_text, to_image = scores
     return {
         skill: mean(groups.text_credit(to_text)),
@@ -114,6 +115,6 @@ def _credits(skill: str, scores: Sides) -> dict[str, float]:
     }
 
 
-def _ties(scores: np.ndarray) -> int:
+def ties_of(scores: np.ndarray) -> int:
     """How many rows were decided by sharing a tie."""
     return int(shared_credits(groups.text_credit(scores)).sum())

@@ -6,12 +6,15 @@ Its result is a run like any other: it can be evaluated, exported, served, and a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from diptych.choose.towers.model import TowerModel
+from diptych.choose.towers.heads import class_head
+from diptych.choose.towers.model import TowerModel, tower_model
 from diptych.config.budget import Budget
+from diptych.inference.heads import Head
+from diptych.inference.run import TrainedModel
 
 TEMPLATE = "a photo of a {}"
 
@@ -45,6 +48,11 @@ class TowerWay:
 
     # --- what a subclass says ---
 
+    @classmethod
+    def opened(cls, address: str) -> TowerModel:
+        """The model at an address, as the beginning of a recipe. DiptychError if the way cannot adapt it."""
+        return tower_model(address)
+
     def adapters(self, model: TowerModel) -> dict[str, dict[str, Any]]:
         """Adapters by name, as in a recipe. Empty: the towers themselves learn."""
         return {}
@@ -65,6 +73,10 @@ class TowerWay:
     def length(self, shots: int, pictures: int, batch: int) -> float:
         """How many samples the paper trains for. shots: pictures of a class, pictures: of all classes."""
         return 10.0 * pictures
+
+    def head(self, model: TrainedModel, names: Sequence[str], template: str) -> Head:
+        """How the run names the classes."""
+        return class_head(model, names, template)
 
     # --- the recipe ---
 

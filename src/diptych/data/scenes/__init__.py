@@ -6,7 +6,7 @@ from diptych.data.scenes.albums import Albums
 from diptych.data.scenes.clips import Clips
 from diptych.data.scenes.drawn import Drawn
 from diptych.data.scenes.source import Scenes
-from diptych.data.scenes.world import parse
+from diptych.data.scenes.world import OF_CLIPS, parse
 
 __all__ = ["Albums", "Clips", "Drawn", "Scenes", "open_scenes"]
 OTHERS = {"clips": Clips, "albums": Albums}  # worlds of other things than single pictures
@@ -14,11 +14,16 @@ OTHERS = {"clips": Clips, "albums": Albums}  # worlds of other things than singl
 
 def open_scenes(address: str) -> Scenes:
     """``scenes:``, ``scenes:small``, ``scenes:full?size=96&split=test`` …; ``scenes:clips`` and ``scenes:albums`` give ``Clips``
-    and ``Albums``.
+    and ``Albums``, ``scenes:clips?actions=all`` gives ``ActionClips``.
 
     DiptychError for an unknown preset or option.
     """
     preset = address.partition(":")[2].partition("?")[0]
     kind: Any = OTHERS.get(preset, Scenes)
-    source: Scenes = kind(parse(address), address)
+    world = parse(address)
+    if any(getattr(world, name) for name in OF_CLIPS):
+        from diptych.data.scenes.actions.source import ActionClips
+
+        kind = ActionClips
+    source: Scenes = kind(world, address)
     return source

@@ -16,7 +16,15 @@ from diptych.data.scenes.sprites import PALETTE, versions
 FORMAT = 2  # counts up when the same address gives other scenes or captions
 SPLITS = ("train", "validation", "test", "heldout-combinations", "heldout-concepts")
 RELATIONS = ("left", "above", "front")  # the first group is left of, above or in front of the second
-_LATER = ("told", "zipf", "habit", "ask")  # options that were added after the first worlds had been published
+_LATER = (
+    "told",
+    "zipf",
+    "habit",
+    "ask",
+    "actions",
+    "clip_frames",
+    "events",
+)  # options that were added after the first worlds had been published
 TRAIN_LENGTH, HELD_OUT_LENGTH = 2**31 - 1, 10_000
 
 
@@ -44,6 +52,9 @@ class World:
     zipf: float = 0.0  # a concept of rank r is drawn with a chance proportional to 1 / r^zipf; 0: all equally often
     ask: int = 0  # how many of a scene's questions its conversation asks and answers; 0: no conversation
     habit: float = 0.0  # chance that a coloured group has its concept's habitual colour; else, any
+    actions: str = ""  # of clips: kinds of clips, comma-separated, or all (scenes/actions); "": the first form of clips
+    clip_frames: int = 0  # of clips with actions: frames of a clip; 0: 16, or 16 for each of several events
+    events: int = 0  # of clips with actions: how many follow each other in a long clip; 0: clips of one or two events
 
     def __post_init__(self) -> None:
         most = len(all_concepts()) * 10 // 11
@@ -51,11 +62,13 @@ class World:
             **{name: (0, 1) for name in ("placed", "counted", "trios", "short", "long", "absent")},
             **{"size": (32, 1024), "concepts": (6, most), "colours": (2, len(PALETTE)), "max_objects": (2, 6)},
             **{"natural": (0, 0.9), "full": (1, 3), "frames": (1, 3), "length": (0, TRAIN_LENGTH)},
-            **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1), "ask": (0, 16)},
+            **{"told": (0, 3), "zipf": (0, 4), "habit": (0, 1), "ask": (0, 16), "clip_frames": (0, 1024), "events": (0, 32)},
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise DiptychError(f"scenes: {name} must be from {low} to {high}, not {getattr(self, name)}")
+        if 0 < self.clip_frames < 8:
+            raise DiptychError(f"scenes: clip_frames must be at least 8, not {self.clip_frames}")
         if self.split not in SPLITS:
             raise DiptychError(f"scenes: no split '{self.split}'{nearest(self.split, SPLITS)}")
 
@@ -153,7 +166,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # Options of the worlds that do not draw single pictures; the other options have no effect there.
 _COMMON = ("size", "concepts", "colours", "natural", "seed", "split", "length", "zipf", "ask", "habit")
-ONLY = {"clips": (*_COMMON, "full"), "albums": (*_COMMON, "max_objects")}
+OF_CLIPS = ("actions", "clip_frames", "events")
+ONLY = {"clips": (*_COMMON, "full", *OF_CLIPS), "albums": (*_COMMON, "max_objects")}
 
 
 def parse(address: str) -> World:
@@ -169,7 +183,7 @@ def parse(address: str) -> World:
     for part in query.split("&") if query else []:
         pairs = parse_qsl(part, keep_blank_values=True)
         name, text = pairs[0] if pairs else ("", "")
-        known = ONLY.get(preset, types)
+        known = ONLY.get(preset, tuple(name for name in types if name not in OF_CLIPS))
         if name not in known:
             raise DiptychError(f"'{address}': no option '{name}'{nearest(name, known)}")
         try:

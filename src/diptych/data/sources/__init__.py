@@ -10,6 +10,7 @@
 | ``coco:instances.json``, ``coco:captions.json?instances=instances.json`` | COCO boxes with category names |
 | ``regions:FILE.jsonl?images=DIR`` | boxes with phrases (Flickr30k Entities, RefCOCO) |
 | ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table of classes |
+| ``labels:table.csv?label=tags``, ``labels:my/folder`` | a table of images with any number of labels each |
 | ``video:clips/`` | video files, animated pictures or folders of frames, with captions as for ``folder:`` |
 | ``documents:FILE.jsonl?images=DIR``, ``documents:notes/`` | texts and images in order (OBELICS, MMC4), or Markdown |
 | ``karpathy:dataset_flickr30k.json?images=DIR`` | Karpathy's JSON of Flickr8k, Flickr30k, COCO, with its splits |
@@ -49,6 +50,7 @@ SCHEMES = {
     "coco": "diptych.data.sources.coco:Coco",
     "regions": "diptych.data.sources.coco:RegionTable",
     "classes": "diptych.data.sources.classes:Classes",
+    "labels": "diptych.data.sources.classes:Labels",
     "video": "diptych.data.sources.video:Video",
     "documents": "diptych.data.sources.documents:Documents",
     "karpathy": "diptych.data.sources.karpathy:Karpathy",

@@ -5,6 +5,7 @@
 | ``hf:NAME_OR_PATH`` | CLIP, SigLIP, BLIP, LLaVA and all of transformers that embeds, matches or answers |
 | ``open_clip:ARCHITECTURE?pretrained=TAG_OR_FILE`` | dual encoders of open_clip, if it is installed |
 | ``openai:BASE_URL?model=NAME`` | any endpoint that speaks OpenAI's chat completions |
+| ``pooled:MODEL?frames=8`` | any model of pictures, run or other, as one of clips: the mean of its frames (``pooled.py``) |
 | ``mypackage.models:MyModel`` | your class (``MyModel(**options)``), function (called likewise) or object with capabilities |
 
 ``conse``, by its name alone, is opened from here too (``config.untrained``).

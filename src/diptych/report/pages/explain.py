@@ -32,6 +32,25 @@ TASKS = {
         "with one of the right continuations, word for word.",
         "Perplexity depends on the tokens: compare models with the same tokenizer only.",
     ),
+    "video-retrieval": (
+        "As retrieval, with clips in the place of pictures. Next to each score stands what is left of it with one frame, with "
+        "shuffled or reversed frames, and with the text alone.",
+        "A high score does not show that motion is seen: the temporal gain, the score minus that with shuffled frames, does.",
+    ),
+    "temporal": (
+        "Pairs of clips that differ in one thing only, most of them in the order of the same frames. A clip counts as right if its "
+        "own caption scores higher than the other one.",
+        "A model that ignores the order of frames is at chance by construction. A high score shows the skill on clips like these.",
+    ),
+    "moments": (
+        "The model scores windows of a long clip against the text of one event. The best window is right if it overlaps the true "
+        "interval by half of both together.",
+        "Only windows of certain sizes are tried, so that not every interval can be found exactly.",
+    ),
+    "actions": (
+        "The model names the action of a clip by choosing among the texts of all actions.",
+        "The texts of the actions are part of the task: other words give other results.",
+    ),
     "embedding": (
         "The positions of image and text embeddings relative to each other.",
         "Not a measure of quality: a model with a wide gap may retrieve well.",
@@ -140,6 +159,9 @@ CONTROLS = {
     "shuffled": ("with another’s picture", "correct answers here may not depend on this picture"),
     "constant": ("constant", "a constant answer may do as well"),
     "length": ("by length", "choosing by the length of the texts may do as well"),
+    "one_frame": ("one frame", "the middle frame alone may do as well"),
+    "shuffled_frames": ("shuffled frames", "the order of the frames may have no part in it"),
+    "reversed": ("reversed", "the direction of time may have no part in it"),
     "shortest": ("shortest", "always choosing the shortest text may do as well"),
     "longest": ("longest", "always choosing the longest text may do as well"),
     "majority": ("most frequent answer", "always giving the most frequent answer may do as well"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDE = 160  # characters of a line in a file or a pipe, where no terminal sets the width
 ALWAYS = ("blind", "shuffled")  # controls with a column in every table; the others where a result has them
-CONTROLS = (*ALWAYS, "constant", "shortest", "longest")
+CONTROLS = (*ALWAYS, "constant", "shortest", "longest", "one_frame", "shuffled_frames", "reversed")
 
 
 def print_comparison(comparison: Comparison) -> None:

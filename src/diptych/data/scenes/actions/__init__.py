@@ -1,0 +1,1 @@
+"""Clips of the built-in world in which things act in many ways, with exact truth: ``scenes:clips?actions=all``."""
