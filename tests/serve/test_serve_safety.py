@@ -9,6 +9,7 @@ import struct
 import time
 import zipfile
 import zlib
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -286,16 +287,12 @@ def sent(address: str, method: str, path: str, how: dict) -> tuple[int, bytes, b
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     with socket.create_connection((place.hostname, place.port), 30) as line:
         line.settimeout(30)
-        try:
+        with suppress(OSError):  # refused while it was sent
             line.sendall("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body)
-        except OSError:
-            pass  # refused while it was sent
         data = b""
-        try:
+        with suppress(OSError):
             while part := line.recv(1 << 16):
                 data += part
-        except OSError:
-            pass
     head, _, rest = data.partition(b"\r\n\r\n")
     return int(head.split(b" ")[1]) if head.startswith(b"HTTP/") else 0, head, rest
 
@@ -423,12 +420,10 @@ def served(monkeypatch, answers: list[bytes], slow: float = 0.0):
         for answer in answers:
             line, _ = listening.accept()
             line.recv(65536)
-            try:
+            with suppress(OSError):
                 for k in range(0, len(answer), 100 if slow else len(answer)):
                     line.sendall(answer[k : k + (100 if slow else len(answer))])
                     time.sleep(slow)
-            except OSError:
-                pass
             line.close()
 
     threading.Thread(target=work, daemon=True).start()
