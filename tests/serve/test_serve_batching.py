@@ -82,7 +82,9 @@ class Placed(FunctionModel):
 
     def texts(self, texts):
         self.sizes.append(len(texts))
-        rows = np.array([[len(t), len(texts), k if self.by_place else 1.0] for k, t in enumerate(texts)], dtype=np.float64).reshape(-1, 3)
+        rows = np.array([[len(t), len(texts), k if self.by_place else 1.0] for k, t in enumerate(texts)], dtype=np.float64).reshape(
+            -1, 3
+        )
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def pictures(self, images):

@@ -43,7 +43,9 @@ def test_the_python(address, tmp_path, monkeypatch, capsys) -> None:
 def test_the_shell(address) -> None:
     (lines,) = blocks("bash")
     for line in lines.strip().splitlines():
-        said = subprocess.run(line.replace("http://127.0.0.1:8000", address), shell=True, capture_output=True, text=True, timeout=60).stdout
+        said = subprocess.run(
+            line.replace("http://127.0.0.1:8000", address), shell=True, capture_output=True, text=True, timeout=60
+        ).stdout
         if "/metrics" in line:
             assert "diptych_requests_total" in said
         else:

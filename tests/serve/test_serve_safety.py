@@ -122,6 +122,7 @@ def test_other_names_are_not_answered(host, status) -> None:
     [({}, 200), ({"Origin": "http://127.0.0.1:8000"}, 200), ({"Origin": "https://127.0.0.1:8000"}, 200), ({"Origin": "null"}, 403),
      ({"Origin": "http://evil.example"}, 403), ({"Origin": "http://127.0.0.1:9000"}, 403), ({"Origin": "file://"}, 403), ({"Origin": ""}, 403),
      ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403), ({"Sec-Fetch-Site": "same-origin"}, 200),
+     ({"Origin": "null", "Sec-Fetch-Site": "same-origin"}, 200), ({"Origin": "null", "Sec-Fetch-Site": "cross-site"}, 403),
      ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403), ({"Content-Type": "text/plain"}, 415),
      ({"Content-Type": "application/x-www-form-urlencoded"}, 415), ({"Content-Type": "multipart/form-data; boundary=x"}, 415)],
 )  # fmt: skip
