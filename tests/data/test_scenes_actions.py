@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections import Counter
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,3 +289,14 @@ def test_splits_hold_out_combinations():
         set(KINDS) >= {"order", "physics"}
         and parts["test"].groups("order", 2)[0].captions != parts["train"].groups("order", 2)[0].captions
     )
+
+
+def test_the_snippet_of_the_page_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "video.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(snippet, "docs/video.md", "exec"), {})
+    assert "(16, 48, 48, 3)" in capsys.readouterr().out
+    for skill in SKILLS:
+        assert f"`{skill}`" in page
+    for kind in KINDS:
+        assert f"`{kind}`" in page

@@ -129,7 +129,7 @@ def test_a_rotated_phone_clip_is_upright(tmp_path, degrees):
 
 
 def odd_clips(place) -> dict[str, str]:
-    """Thirteen clips: name → how it ends: "whole", or a part of the reason."""
+    """Fifteen clips: name → how it ends: "whole", or a part of the reason."""
     write(place / "good.mp4", 30)
     data = write(place / "wrong-count.avi", 30) and (place / "wrong-count.avi").read_bytes()
     patched(place / "wrong-count.avi", b"strh", 40, "<I", 4000)  # the stream's length
@@ -151,6 +151,7 @@ def odd_clips(place) -> dict[str, str]:
     write(place / "one-frame.mp4", 1)
     write(place / "phone.mov", 12, rotation=90)
     sound(place / "sound.mp4")
+    sound(place / "cover.mp4", cover=True)
     put(f"{place}/empty.webm", b"")
     put(f"{place}/text.mp4", "no video at all")
     write(place / "hole.mp4", 60)
@@ -166,7 +167,13 @@ def odd_clips(place) -> dict[str, str]:
             "cut.mkv": "truncated",
             "cut.avi": "truncated",
         },
-        **{"sound.mp4": "no video stream", "empty.webm": "cannot be decoded", "text.mp4": "cannot be decoded", "hole.mp4": ""},
+        **{
+            "sound.mp4": "no video stream",
+            "cover.mp4": "no video stream",
+            "empty.webm": "cannot be decoded",
+            "text.mp4": "cannot be decoded",
+            "hole.mp4": "",
+        },
     }
 
 
@@ -177,7 +184,7 @@ def test_damaged_and_odd_clips_are_read_right_or_named(tmp_path):
     for name in ends:
         put(f"{tmp_path}/{name.rpartition('.')[0]}.txt", name)
     source = open_source(f"video:{tmp_path}?frames=64")
-    assert len(source) == len(ends) == 14
+    assert len(source) == len(ends) == 15
     for i in range(len(source)):
         item = source.listed(i).id
         try:

@@ -26,6 +26,7 @@ from diptych.data.videos.whole import missing_bytes
 WITH_PYAV = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v")
 WITH_PILLOW = (".gif", ".webp")  # animated pictures
 SHARE = 0.95  # of the frames, or of the time, that a file announces: with less, a file that was cut off is truncated
+COVER = 0x400  # FFmpeg's mark of a stream that is a picture of its own (AV_DISPOSITION_ATTACHED_PIC)
 
 Opening = Callable[[], "str | BinaryIO"]
 
@@ -83,7 +84,7 @@ def decode_video(open_file: Opening, item: str, sampling: Sampling, size: int, d
 
 def _packets(container: Any, item: str, open_file: Opening) -> Times:
     """The times of a file's first video stream; the picture on the cover of a sound file is none."""
-    streams = [s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower()]
+    streams = [s for s in container.streams.video if not int(s.disposition) & COVER]
     if not streams:
         raise BrokenItem(item, "holds no video stream")
     stream = streams[0]
