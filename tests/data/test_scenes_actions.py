@@ -48,7 +48,8 @@ def test_a_clip_is_a_function_of_its_number_and_older_addresses_keep_theirs(clip
     for wrong, why in (
         ("clips?actions=mvoe", "no kind 'mvoe'.*did you mean 'move'"),
         ("small?actions=move", "no option 'actions'"),
-        ("clips?clip_frames=4", "at least 8"),
+        ("clips?clip_frames=4", "even and at least 8"),
+        ("clips?clip_frames=17", "even"),
         ("clips?events=4&clip_frames=16", "clip_frames=32"),
     ):
         with pytest.raises(DiptychError, match=why):
