@@ -249,3 +249,22 @@ def test_recipes_of_clips_train_and_score(name, tmp_path):
     if name == "clip4clip@mean":  # the order of frames has no effect
         few = [c[::2].copy() for c in clips]  # as many frames as it sees
         np.testing.assert_allclose(model.score([c[::-1].copy() for c in few], texts), model.score(few, texts), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["video-llava", "minigpt4-video", "pllava", "valley", "video-llama"])
+def test_language_models_on_clips_train_write_and_score(name, tmp_path):
+    import diptych as dp
+    from diptych.data.clips import clip_array
+
+    data = "scenes:clips?actions=all&size=32&concepts=6&colours=4"
+    small = {"stages.0.batch_size": 8, "precision": "fp32", "data.train": data, "data.image_size": 32}
+    model = dp.load(dp.train(name, budget="16 samples", out=tmp_path / "run", set=small).path)
+    assert {"generate", "loglikelihood", "score"} <= model.capabilities
+    source = open_source(data).split("test")
+    clips = [clip_array(source[i].fields["video"], "c") for i in range(3)]
+    texts = [source[i].captions[0] for i in range(2)]
+    scores = model.score(clips, texts)
+    assert scores.shape == (3, 2) and np.isfinite(scores).all() and (scores < 0).all()
+    np.testing.assert_allclose(model.loglikelihood(clips[:2], texts), scores[[0, 1], [0, 1]], rtol=1e-4, atol=1e-3)
+    written = model.generate(clips, max_tokens=4)
+    assert len(written) == 3 and written == model.generate(clips, max_tokens=4)

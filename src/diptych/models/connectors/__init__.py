@@ -1,5 +1,7 @@
-"""Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class per kind."""
+"""Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class per kind. Those of clips read
+all frames of a clip."""
 
+from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, VideoQFormer
 from diptych.models.connectors.mlp import MLP, Linear, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
@@ -16,5 +18,9 @@ CONNECTOR = {
     "c_abstractor": CAbstractor,
     "q_former": QFormer,
     "resampler": Resampler,
+    "each_frame": EachFrame,
+    "adaptive_pool": AdaptivePool,
+    "frames_and_mean": FramesAndMean,
+    "video_q_former": VideoQFormer,
     "queries": "diptych.models.fusion.qformer:Queries",  # of a text part of kind q_former, which has looked at the tower's tokens
 }
