@@ -17,7 +17,7 @@ from diptych.data.sources import open_source
 
 TAU = 0.5  # standard deviations: how much the best of many texts counts more than the others
 ALIKE = 0.6  # texts of a higher cosine, after the mean of all texts is taken off, may mean the same and are no comparison
-QUERIES, FEWEST = 200, 10  # words of captions that a background is queried for, at most and at least
+QUERIES, FEWEST = 200, 3  # words of captions that a background is queried for, at most and at least
 LEAST = 30  # pictures from which a mean and a spread are known
 PICTURES, TEXTS = 300, 1000  # of a data set that are taken
 _WORD = re.compile(r"[^\W\d_]+")
