@@ -62,7 +62,11 @@ WAYS = {
 def questions(name: str, address: str, most: int) -> tuple[list[np.ndarray], list[str], np.ndarray]:
     """Pictures, queries [K], and which picture shows what, bool [N, K]."""
     source = open_source(address)
-    samples = [s for s in usable_samples(source, most) if s.image is not None]
+    if name == "drawings":  # of all kinds, which the list has one after the other
+        samples = [source[i] for i in sorted(random.Random(0).sample(range(len(source)), min(most, len(source))))]
+        random.Random(1).shuffle(samples)
+    else:
+        samples = [s for s in usable_samples(source, most) if s.image is not None]
     if name in ("one", "two"):
         names = list(source.classes)  # type: ignore[attr-defined]
         shown = [{t["concept"] if isinstance(t, dict) else t[1] for t in s.extra["graph"]["things"]} for s in samples]
@@ -72,7 +76,6 @@ def questions(name: str, address: str, most: int) -> tuple[list[np.ndarray], lis
         names = queries = sorted({w for w in words.values() if w is not None})
         shown = [set(objects_in(" . ".join(s.captions), words)) for s in samples]
     else:
-        random.Random(0).shuffle(samples)
         names = queries = [s.captions[0] for s in samples]
         shown = [{s.captions[0]} for s in samples]
     return [np.asarray(s.image) for s in samples], list(queries), np.array([[n in those for n in names] for those in shown])

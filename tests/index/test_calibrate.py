@@ -15,7 +15,7 @@ from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.index.calibrate import Calibration, judge
-from diptych.index.cutoff.background import Background, captioned, content, preference, unrelated_texts
+from diptych.index.cutoff.background import Background, captioned, content, heads, preference, unrelated_texts
 
 
 def units(rng: np.random.Generator, n: int, width: int = 16) -> np.ndarray:
@@ -111,6 +111,18 @@ def test_scale_of_the_cosines_does_not_matter_with_pictures_from_elsewhere() -> 
 )
 def test_content(text: str, words: set[str]) -> None:
     assert content(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a picture of a small yellow cat above two big green trees", ["cat", "tree"]),
+        ("Two red foxes, one key", ["fox", "key"]),
+        ("in the", []),
+    ],
+)
+def test_heads(text: str, words: list[str]) -> None:
+    assert heads(text) == words
 
 
 # --- the rate of false alarms ---

@@ -21,7 +21,7 @@ def coloured(folder: Path, n: int, colours: tuple[str, ...]) -> str:
     for i in range(n):
         rng, colour = np.random.default_rng(i), colours[i % len(colours)]
         picture = np.clip(np.array(COLOURS[colour]) + rng.integers(-30, 31, (24, 32, 3)) + rng.integers(-40, 41, 3), 0, 255)
-        rows.append({"image": put(folder / f"{i}.png", picture.astype(np.uint8)).name, "caption": f"something {colour} {i}x"})
+        rows.append({"image": put(folder / f"{i}.png", picture.astype(np.uint8)).name, "caption": f"something {colour}, {i}"})
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return f"jsonl:{folder / 'rows.jsonl'}"
 

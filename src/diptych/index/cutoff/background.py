@@ -21,6 +21,7 @@ QUERIES, FEWEST = 200, 3  # words of captions that a background is queried for, 
 LEAST = 30  # pictures from which a mean and a spread are known
 PICTURES, TEXTS = 300, 1000  # of a data set that are taken
 _WORD = re.compile(r"[^\W\d_]+")
+_TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")
 _COMMON = frozenset(  # words that say nothing of what there is, but how many, where, or how it is shown
     word
     for line in (
@@ -41,6 +42,18 @@ def unrelated_texts() -> list[str]:
 def content(text: str) -> frozenset[str]:
     """The words of a text that say what it is about, in lower case, without a plural's ending."""
     return frozenset(_singular(word) for word in _WORD.findall(text.lower()) if word not in _COMMON)
+
+
+def heads(text: str) -> list[str]:
+    """The last word of each run of words that say something: of "a small red cat left of two keys" cat and key; singular."""
+    found, last = [], ""
+    for token in [*_TOKEN.findall(text.lower()), "."]:
+        if _WORD.fullmatch(token) and token not in _COMMON:
+            last = token
+        elif last:
+            found.append(_singular(last))
+            last = ""
+    return found
 
 
 def _singular(word: str) -> str:
@@ -73,7 +86,9 @@ def captioned(address: str, model: Model, pictures: int = PICTURES, texts: int =
     made = Background(words, embedded_texts(model, words), vectors)
     spoken = [frozenset().union(*map(content, s.captions)) for s in shown]
     counts = Counter(word for words in spoken for word in words)
-    queries = [word for word, n in counts.most_common(QUERIES) if n >= 2 and n <= len(shown) / 2]
+    # Names of things rather than of their properties: properties have a narrower spread of scores.
+    named = Counter(word for s in shown for word in {w for caption in s.captions for w in heads(caption)})
+    queries = [w for w, n in named.most_common() if 2 <= counts[w] <= len(shown) / 2 and n > counts[w] / 2][:QUERIES]
     if len(queries) >= FEWEST:
         made.absent = made.of_absent(queries, embedded_texts(model, queries), spoken)
     return made
