@@ -40,11 +40,13 @@ def test_an_index_is_calibrated_against_captioned_pictures(tmp_path: Path) -> No
     with made(tmp_path / "i", f"folder:{tmp_path / 'photos'}", background=address) as index:
         known = calibration(index)
         assert known is not None and known.background.two_sided and len(known.background.pictures) == 60
-        for colour in ("red", "blue"):
+        best = {}
+        for colour in NAMES:
             answer = index.search(Query(texts=(f"something {colour}",)), Pixels())
-            assert not answer.nothing and answer.hits[0].relevance is not None and answer.hits[0].relevance > 0.9
-        answer = index.search(Query(texts=("something green",)), Pixels())
-        assert answer.nothing and answer.reason.startswith("nothing here looks like that")
+            best[colour] = max(h.relevance or 0 for h in answer.hits)
+            if colour in ("green", "yellow"):
+                assert answer.nothing and answer.reason.startswith("nothing here looks like that")
+        assert min(best["red"], best["blue"]) > 0.8 and max(best["green"], best["yellow"]) < 0.3
     with Index.open(tmp_path / "i") as again:  # the background is part of what is saved
         held = calibration(again)
         assert held is not None and np.array_equal(held.background.absent, known.background.absent, equal_nan=True)
