@@ -12,7 +12,7 @@ import numpy as np
 from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
-from diptych.data.source import usable_samples
+from diptych.data.source import BrokenItem
 from diptych.data.sources import open_source
 
 TAU = 0.5  # standard deviations: how much the best of many texts counts more than the others
@@ -20,6 +20,7 @@ ALIKE = 0.6  # texts of a higher cosine, after the mean of all texts is taken of
 QUERIES, FEWEST = 200, 3  # words of captions that a background is queried for, at most and at least
 LEAST = 30  # pictures from which a mean and a spread are known
 PICTURES, TEXTS = 300, 1000  # of a data set that are taken
+CHUNK = 32  # pictures at a time
 _WORD = re.compile(r"[^\W\d_]+")
 _TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")
 _COMMON = frozenset(  # words that say nothing of what there is, but how many, where, or how it is shown
@@ -77,17 +78,37 @@ def captioned(address: str, model: Model, pictures: int = PICTURES, texts: int =
     Best are the data that the model was trained on: what is compared is then what the model knows. DiptychError if there are fewer
     than 30 pictures with captions.
     """
-    found = [s for s in usable_samples(open_source(address), max(pictures, texts)) if s.image is not None and s.captions]
-    if len(found) < LEAST:
-        raise DiptychError(f"{address}: {len(found)} pictures with captions; a background needs at least {LEAST}")
-    words = list(dict.fromkeys(s.captions[0] for s in found))[:texts]
-    shown = found[:pictures]
-    vectors = unit_rows(np.asarray(model.embed_image([np.asarray(s.image) for s in shown]), dtype=np.float32))
+    source, most = open_source(address), max(pictures, texts)
+    captions: list[Sequence[str]] = []
+    images: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    for i in range(min(len(source), 20 * most)):  # of data where few have captions, not all are read
+        if len(captions) == most:
+            break
+        try:
+            sample = source[i]
+        except BrokenItem:
+            continue
+        if sample.image is None or not sample.captions:
+            continue
+        if len(captions) < pictures:
+            images.append(np.asarray(sample.image))
+        captions.append(sample.captions)
+        if len(images) == CHUNK:  # few pictures at a time, for the memory
+            rows.append(model.embed_image(images))
+            images = []
+    if len(captions) < LEAST:
+        raise DiptychError(f"{address}: {len(captions)} pictures with captions; a background needs at least {LEAST}")
+    if images:
+        rows.append(model.embed_image(images))
+    words = list(dict.fromkeys(each[0] for each in captions))[:texts]
+    vectors = unit_rows(np.concatenate(rows).astype(np.float32))
+    shown = captions[:pictures]
     made = Background(words, embedded_texts(model, words), vectors)
-    spoken = [frozenset().union(*map(content, s.captions)) for s in shown]
+    spoken = [frozenset().union(*map(content, each)) for each in shown]
     counts = Counter(word for words in spoken for word in words)
     # Names of things rather than of their properties: properties have a narrower spread of scores.
-    named = Counter(word for s in shown for word in {w for caption in s.captions for w in heads(caption)})
+    named = Counter(word for each in shown for word in {w for caption in each for w in heads(caption)})
     queries = [w for w, n in named.most_common() if 2 <= counts[w] <= len(shown) / 2 and n > counts[w] / 2][:QUERIES]
     if len(queries) >= FEWEST:
         made.absent = made.of_absent(queries, embedded_texts(model, queries), spoken)
