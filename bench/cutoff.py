@@ -29,6 +29,7 @@ from diptych.data.scenes.concepts import article
 from diptych.data.source import usable_samples
 from diptych.data.sources import open_source
 from diptych.index.cutoff.background import PICTURES, TEXTS, Background, captioned, embedded_texts, preference, unrelated_texts
+from diptych.index.cutoff.chance import Chance
 from diptych.training.run_files import RunFiles
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +62,11 @@ WAYS = {
 def questions(name: str, address: str, most: int) -> tuple[list[np.ndarray], list[str], np.ndarray]:
     """Pictures, queries [K], and which picture shows what, bool [N, K]."""
     source = open_source(address)
-    samples = [s for s in usable_samples(source, most) if s.image is not None]
+    if name == "drawings":  # of all kinds, which the list has one after the other
+        samples = [source[i] for i in sorted(random.Random(0).sample(range(len(source)), min(most, len(source))))]
+        random.Random(1).shuffle(samples)
+    else:
+        samples = [s for s in usable_samples(source, most) if s.image is not None]
     if name in ("one", "two"):
         names = list(source.classes)  # type: ignore[attr-defined]
         shown = [{t["concept"] if isinstance(t, dict) else t[1] for t in s.extra["graph"]["things"]} for s in samples]
@@ -71,7 +76,6 @@ def questions(name: str, address: str, most: int) -> tuple[list[np.ndarray], lis
         names = queries = sorted({w for w in words.values() if w is not None})
         shown = [set(objects_in(" . ".join(s.captions), words)) for s in samples]
     else:
-        random.Random(0).shuffle(samples)
         names = queries = [s.captions[0] for s in samples]
         shown = [{s.captions[0]} for s in samples]
     return [np.asarray(s.image) for s in samples], list(queries), np.array([[n in those for n in names] for those in shown])
@@ -92,6 +96,7 @@ def matrices(
             "usual": np.stack([o @ both.T for o in (o[: min(map(len, outside))] for o in outside)]),
             "near": np.stack([background.near(v) for v in both]),
             "words": np.array(list(background.words)),
+            "absent": background.absent,
         }
     samples = [s for s in usable_samples(open_source(data), 2 * FEW) if s.captions]
     words = list(dict.fromkeys(s.captions[0] for s in samples))[:FEW]
@@ -99,7 +104,13 @@ def matrices(
     usual = scores[len(images) :]
     near = np.zeros((len(queries) + len(words), len(words)), bool)
     near[len(queries) :] = np.eye(len(words), dtype=bool)
-    return {"scores": scores[: len(images)], "usual": np.stack([usual, usual]), "near": near, "words": np.array(words)}
+    return {
+        "scores": scores[: len(images)],
+        "usual": np.stack([usual, usual]),
+        "near": near,
+        "words": np.array(words),
+        "absent": np.zeros((0, 1)),
+    }
 
 
 def ways(held: dict[str, Any], queries: list[str], side: int) -> dict[str, np.ndarray]:
@@ -188,10 +199,13 @@ def run(name: str, label: str, address: str, data: str, budget: str, most: int) 
         held = matrices(model, images, queries, background_of(name, model, address), training_data(address) or data)
         place.parent.mkdir(parents=True, exist_ok=True)
         np.savez(place, **held)
-    half, rows = len(images) // 2, {}
+    half, rows, chance = len(images) // 2, {}, Chance(held["absent"])
     for part, pictures, side in (("chosen on", np.arange(half), 0), ("held out", np.arange(half, len(images)), 1)):
         for way, scores in ways(held, queries, side).items():
-            rows[f"{part}/{way}"] = figures(asked(scores, shown, pictures, SIZES[name]))
+            result = asked(scores, shown, pictures, SIZES[name])
+            if way == "mentions" and chance.known:
+                result["p"] = chance.of(result["score"], SIZES[name])
+            rows[f"{part}/{way}"] = figures(result)
             print(f"  {part}: {way}: recall {rows[f'{part}/{way}']['recall'][0]:.3f}", file=sys.stderr, flush=True)
     return {"label": label, "budget": budget, "pictures": len(images), "texts": len(held["words"]), "rows": rows}
 

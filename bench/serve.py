@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.core.errors import DiptychError
-from diptych.index.index import Index, Query
+from diptych.index.index import INFO, Index, Query
 
 KINDS = {"search, words": 30, "search, picture": 10, "embed texts": 20, "embed pictures": 10, "chat, stream": 15, "thumbnail": 15}
 WORDS = ["a red fox", "two keys", "a house above a star", "something blue", "a small pink heart", "a dog", "a green tree", "a yellow cup",
@@ -269,7 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--limit", type=int, default=1000, help="at most this many pictures")
-    parser.add_argument("--index", default="", help="an index that is there, by --model")
+    parser.add_argument(
+        "--index", default="", help="an index by --model, which is made if it is not there; default: in a temporary folder"
+    )
     parser.add_argument("--serve", default="", help="further options of `diptych serve`, in one string")
     asked = parser.parse_args(arguments)
     from diptych.inference.onnx.open import open_model
@@ -277,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     model, chat = open_model(asked.model, "cpu"), open_model(asked.chat, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         index = Path(asked.index or f"{folder}/my.index")
-        if not asked.index:
+        if not (index / INFO).is_file():
             with Index.create(index, asked.data, model, asked.model, limit=asked.limit) as made:
                 made.update(model)
         print("computing what is right", file=sys.stderr, flush=True)

@@ -451,5 +451,7 @@ def test_every_recipe_is_one_that_can_be_saved_and_read_again(models: dict[str, 
     import yaml
 
     for name, way in TOWER_WAYS.items():
+        if way.score == "likelihood":  # of runs with a language model
+            continue
         recipe = tower_recipe(models["run"], way, f"shots:{data}?shots=2")
         assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe, name

@@ -235,6 +235,8 @@ def test_torchcodec_is_named_with_its_reason_and_gives_the_same_frames(tmp_path,
         open_source(f"{address}?decoder=torchcodec")
 
     class VideoDecoder:
+        metadata = types.SimpleNamespace(rotation=None)
+
         def __init__(self, source, **options):
             with av.open(source) as container:
                 self.all = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
@@ -246,10 +248,14 @@ def test_torchcodec_is_named_with_its_reason_and_gives_the_same_frames(tmp_path,
     fake.VideoDecoder = VideoDecoder
     monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", fake)
-    video = open_source(f"{address}?decoder=torchcodec&frames=6")[0].fields["video"]
+    source = open_source(f"{address}?decoder=torchcodec&frames=6")
+    video = source[0].fields["video"]
     assert numbers(video) == expected("segments", 60, 6) and video.seconds == pytest.approx(
         [k / 10 for k in numbers(video)], abs=0.01
     )
+    VideoDecoder.metadata = types.SimpleNamespace()
+    with pytest.raises(BrokenItem, match=r"torchcodec 0\.11 or newer"):
+        source[0]
 
 
 # --- layouts ---

@@ -114,9 +114,17 @@ def _check_whole(container: Any, stream: Any, count: int, shown: array[int] | No
     few = count < SHARE * stream.frames
     last = 0.0 if not shown else max(shown) * float(stream.time_base)
     short = not stream.frames and shown and container.duration and last < SHARE * container.duration / 1e6 - 1
-    if (few or short) and (missing := missing_bytes(open_file())):
+    if (few or short) and (missing := _missing(open_file)):
         seen = f"{count} of {stream.frames} frames" if few else f"{last:.1f} of {container.duration / 1e6:.1f} s"
         raise BrokenItem(item, f"truncated: {seen}; {missing:,} bytes are missing at its end")
+
+
+def _missing(open_file: Opening) -> int:
+    file = open_file()
+    if isinstance(file, str):
+        return missing_bytes(file)
+    with file:
+        return missing_bytes(file)
 
 
 def _rewound(container: Any, times: Times) -> bool:
@@ -202,7 +210,10 @@ def _by_torchcodec(file: str | BinaryIO, numbers: Sequence[int], times: Times, s
     decoders = need("torchcodec.decoders", extra=None, what=f"{item}: decoder=torchcodec")
     source = file if isinstance(file, str) else file.read()
     try:
-        batch = decoders.VideoDecoder(source, stream_index=times.stream, num_ffmpeg_threads=1).get_frames_at(list(numbers))
+        decoder = decoders.VideoDecoder(source, stream_index=times.stream, num_ffmpeg_threads=1)
+        if not hasattr(decoder.metadata, "rotation"):
+            raise DiptychError(f"{item}: decoder=torchcodec needs torchcodec 0.11 or newer, which turns clips of phones upright")
+        batch = decoder.get_frames_at(list(numbers))
     except (RuntimeError, IndexError) as error:
         raise BrokenItem(item, f"cannot be decoded by torchcodec: {error}") from error
     return [shrink(np.ascontiguousarray(frame.permute(1, 2, 0).numpy()), size) for frame in batch.data]

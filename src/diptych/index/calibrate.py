@@ -19,6 +19,7 @@ from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_atomically
 from diptych.index.cutoff.background import Background, embedded_texts, unrelated_texts
+from diptych.index.cutoff.chance import Chance
 
 VERSION = 1
 RATE = 0.05  # of false alarms: queries for what is not there that nevertheless get an answer
@@ -56,6 +57,7 @@ class Calibration:
 
     def __init__(self, background: Background, best: np.ndarray, total: int):
         self.background, self.best, self.total = background, np.sort(np.asarray(best, dtype=np.float64)), total
+        self.by_chance = Chance(background.absent)
 
     @property
     def texts(self) -> np.ndarray:
@@ -101,6 +103,8 @@ class Calibration:
         if not np.isfinite(vectors).all():
             raise DiptychError("vectors for a calibration must be finite")
         made = cls(background, np.zeros(0), total or len(vectors))
+        if made.by_chance.known:
+            return made
         k = min(TOP, made.total)
         find = nearest or (lambda queries, k: vectors[_best(queries @ vectors.T, k)])
         best: list[float] = []
@@ -130,10 +134,9 @@ class Calibration:
         if not len(vectors):
             return Verdict(False, -np.inf, np.inf, 1.0, np.zeros(0), "there are no pictures to search in")
         scores = self.scores(query, vectors, text)
-        share = min(1.0, (searched or self.total) / self.total)
-        chance = self.chance(scores, share)
+        chance = self.chance(scores, searched)
         top = int(scores[:TOP].argmax())
-        threshold = self.threshold(rate, share)
+        threshold = self.threshold(rate, searched)
         present = bool(scores[top] > threshold)
         percent = f"{100 * chance[top]:.0f} %" if chance[top] >= 0.01 else "less than 1 %"
         reason = f"{percent} of unrelated queries reach as much here"
@@ -141,17 +144,27 @@ class Calibration:
             reason = f"nothing here looks like that: {reason}"
         return Verdict(present, float(scores[top]), threshold, float(chance[top]), 1 - chance, reason)
 
-    def chance(self, scores: np.ndarray, share: float = 1.0) -> np.ndarray:
-        """The share of unrelated queries with a best hit as good as ``scores`` in a ``share`` of the collection; float64 of the
-        same shape. The maximum over n pictures is distributed as the power n of the distribution of one.
-        """
-        below = np.searchsorted(self.best, scores, side="left")
-        return 1 - (below / (len(self.best) + 1)) ** share
+    def chance(self, scores: np.ndarray, searched: int | None = None) -> np.ndarray:
+        """The share of queries for what is not there with a best hit as good as ``scores``, among ``searched`` pictures; float64 of
+        the same shape.
 
-    def threshold(self, rate: float, share: float = 1.0) -> float:
-        """The score that a ``rate`` of unrelated queries exceeds; infinite if there are too few of them to know."""
-        rank = int(np.ceil((len(self.best) + 1) * (1 - rate) ** (1 / share)))
+        From what the background's captions do not mention, if it has captions (``Chance``). Otherwise the rank among the unrelated
+        texts' best hits in this collection; the maximum over a share of it is distributed as that power of the distribution.
+        """
+        if self.by_chance.known:
+            return self.by_chance.of(scores, searched or self.total)
+        below = np.searchsorted(self.best, scores, side="left")
+        return 1 - (below / (len(self.best) + 1)) ** self._share(searched)
+
+    def threshold(self, rate: float, searched: int | None = None) -> float:
+        """The score that this share of queries for what is not there reaches; infinite if there are too few texts to know."""
+        if self.by_chance.known:
+            return self.by_chance.threshold(rate, searched or self.total)
+        rank = int(np.ceil((len(self.best) + 1) * (1 - rate) ** (1 / self._share(searched))))
         return float(self.best[max(rank, 1) - 1]) if rank <= len(self.best) else np.inf
+
+    def _share(self, searched: int | None) -> float:
+        return min(1.0, (searched or self.total) / self.total)
 
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
@@ -159,6 +172,7 @@ class Calibration:
         def write(p: Path) -> None:
             with p.open("wb") as file:
                 held = {"words": np.array(self.background.words), "texts": self.texts, "pictures": self.background.pictures}
+                held["absent"] = self.background.absent
                 np.savez(file, version=VERSION, best=self.best, total=self.total, **held)
 
         write_atomically(path, write)
@@ -170,7 +184,7 @@ class Calibration:
             with np.load(path, allow_pickle=False) as held:
                 if int(held["version"]) > VERSION:
                     raise DiptychError(f"{path}: version {int(held['version'])} is newer than this Diptych; update it")
-                background = Background(held["words"].tolist(), held["texts"], held["pictures"])
+                background = Background(held["words"].tolist(), held["texts"], held["pictures"], held["absent"])
                 return cls(background, held["best"], int(held["total"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DiptychError(f"{path}: cannot be read as a calibration ({error}); run `diptych index` again") from None

@@ -65,7 +65,9 @@ def calibrate(index: Index, store: Store, model: Model) -> None:
 def background(model: Model, address: str | None) -> Background:
     """What is compared with: the packaged texts, or texts and pictures of data with captions."""
     if address is not None:
-        return captioned(address, model)
+        made = captioned(address, model)
+        if len(made.absent):  # otherwise its captions have too few words in common to say what a picture does not show
+            return made
     words = unrelated_texts()
     vectors = embedded_texts(model, words)
     return Background(words, vectors, np.zeros((0, vectors.shape[1]), np.float32))

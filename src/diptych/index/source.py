@@ -54,7 +54,8 @@ class IndexSource:
         if found is None or pid != os.getpid():
             found = Index.open(Path(self.place))
             self.__dict__["_opened"] = (os.getpid(), found)
-        return found
+        result: Index = found
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_opened"}
