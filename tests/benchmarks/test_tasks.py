@@ -387,3 +387,10 @@ def test_every_capability_that_a_task_needs_has_words() -> None:
         "a vector"
     )
     assert in_words(["own|score"]) == "own or score how well a text fits an image" and in_words(["own"]) == "own"
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+    """The second one's results would replace the first one's without a word."""
+    with pytest.raises(DiptychError, match="two tasks have the name 'retrieval'"):
+        evaluate(constant(), World(), ["retrieval?n=10", "controlled?n=2", "retrieval?n=20"], tmp_path / "evaluation")
+    assert not (tmp_path / "evaluation").exists()

@@ -68,6 +68,9 @@ def evaluate(
     ``overwrite`` is given, or ``out`` is the model's ``own`` folder and only its weights differ.
     """
     chosen = [task(t) if isinstance(t, str) else t for t in tasks]
+    names = [t.name for t in chosen]
+    if twice := next((name for name in names if names.count(name) > 1), None):  # results are kept by the name alone
+        raise DiptychError(f"two tasks have the name '{twice}', so one's results would replace the other's; ask one at a time")
     summary = Summary(model.name, *(("", "") if source is None else (source.address, source.fingerprint())))
     of_clips, pictures = getattr(model, "shows", "image") == "video", True
     if of_clips and source is not None and "video" in getattr(source, "fields", ()):
@@ -75,7 +78,7 @@ def evaluate(
     state = _State(out, {"model": model.name, "key": key, "data_fingerprint": summary.data_fingerprint}, own, overwrite)
     if progress and state.replaced:
         progress(f"earlier records in {out} were of other weights and are replaced")
-    summary.results = state.others([t.name for t in chosen])
+    summary.results = state.others(names)
     summary.seconds = sum(entry["seconds"] for name, entry in state.tasks.items() if name in {r.task for r in summary.results})
     keep_in = getattr(model, "keep_in", None)  # of a model behind a server, which keeps its answers as they come
     if out is not None and keep_in is not None:
