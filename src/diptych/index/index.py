@@ -70,12 +70,14 @@ class Index:
         store: str = "auto",
         options: Mapping[str, Any] | None = None,
         limit: int | None = None,
+        background: str | None = None,
     ) -> Index:
         """A new index, without pictures until ``update`` is called.
 
         address: of the data, one or several; places on this machine are kept as absolute paths. model_address: as the user names
         the model, for remedies. store: its kind, ``auto`` for exact search up to a million pictures and hnsw beyond; options: of
-        its constructor. limit: at most so many pictures of each address.
+        its constructor. limit: at most so many pictures of each address. background: data with captions that the cut-off compares
+        with, best those that the model was trained on (default: the packaged texts).
         """
         path = Path(path)
         if (path / INFO).exists():
@@ -95,6 +97,7 @@ class Index:
             "store": {"kind": kind, "options": options, "auto": store == "auto", "folder": "vectors"},
             "addresses": addresses,
             "limit": limit,
+            "background": None if background is None else absolute(background),
         }
         open_store(kind, path / "vectors", stamp["width"], options).close()
         write_json(path / INFO, info)
