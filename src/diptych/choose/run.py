@@ -111,13 +111,13 @@ def seconds_of(budget: str | None) -> float | None:
 
 
 def default_ways(has_descriptions: bool, towers: bool = False, several: bool = False) -> tuple[str, ...]:
-    """The names of the ways that are compared if none are named: the usual ones. towers: those too that train a tower. several: of
-    pictures with several labels.
+    """The names of the ways that are compared if none are named: the usual ones. towers: those too that train a tower, but for slow
+    ones. several: of pictures with several labels.
     """
     described = ("descriptions",) if has_descriptions else ()
     if several:
         return (*(name for name in USUAL if name in SEVERAL_WAYS), *described)
-    return (*USUAL, *described, *(name for name in TOWER_WAYS if towers and is_tower(name)))
+    return (*USUAL, *described, *(name for name, way in TOWER_WAYS.items() if towers and is_tower(name) and not way.slow))
 
 
 def all_ways(has_descriptions: bool) -> tuple[str, ...]:

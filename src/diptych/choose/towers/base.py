@@ -33,6 +33,7 @@ class TowerWay:
     cite: ClassVar[str] = ""
     learns: ClassVar[str] = "classes"  # or captions: from pictures with texts of their own
     score: ClassVar[str] = "similarity"  # of the recipe
+    slow: ClassVar[bool] = False  # whether naming a picture takes many times as long as training on it: tried only if named
     merges: ClassVar[bool] = True  # whether the result has plain towers, so that other libraries can load it
 
     template: str = TEMPLATE

@@ -126,6 +126,7 @@ class Tpt(TowerWay):
     about = "a context tuned anew for each picture, until views of it agree; no label is used"
     cite = "Shu et al. 2022, arXiv:2209.07511"
     merges = False
+    slow = True
     template: str = "{}"
     batch_size: int = 1
     optimizer: str = "sgd"

@@ -200,7 +200,8 @@ class Video(ListedSource):
     def split(self, name: str) -> ListedSource:
         """The part that a file itself names (MSR-VTT's); else the part by hash."""
         known = {entry.extra.get("part") for entry in self._entries}
-        if name not in PARTS or not known & set(PARTS) or self.part is not None:
+        own = self.place.lower().endswith(".json") and known & set(PARTS)
+        if name not in PARTS or not own or self.part is not None:
             return super().split(name)
         chosen = [i for i, entry in enumerate(self._entries) if entry.extra.get("part") == name]
         if not chosen:

@@ -19,6 +19,7 @@ from diptych.data.storage.digests import digest
 from diptych.index.updating.scan import RECENT, Collection, Item, stamp_of
 
 ATTEMPTS = 3  # of reading a file that changes meanwhile
+SIDE = 96  # pixels from which near-duplicates are known
 UNSTABLE = "unstable"  # the stamp of a file that may change again: it is compared by content at the next update
 _TAKEN = (0x9003, 0x9004, 0x0132)  # EXIF: when the picture was taken, digitised, changed
 _EXIF = 0x8769
@@ -106,14 +107,22 @@ def read(item: Item, collection: Collection) -> Read:
             return result
     if not result.date and mtime_ns:
         result.date = datetime.fromtimestamp(mtime_ns // 10**9).isoformat(timespec="seconds")
-    result.phash = phashes([result.pixels]).astype(">u8").tobytes()
-    result.colours = colours(result.pixels)
+    small = reduced(result.pixels)
+    result.phash, result.colours = phashes([small]).astype(">u8").tobytes(), colours(small)
     return result
+
+
+def reduced(pixels: np.ndarray) -> np.ndarray:
+    """A picture divided by a whole number, so that its shorter side is at least ``SIDE``: enough for hashes, in half the time."""
+    from PIL import Image
+
+    factor = min(pixels.shape[:2]) // SIDE
+    return pixels if factor < 2 else np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
 def date_of(data: bytes) -> str:
     """When a picture was taken, by its EXIF data: ``2024-05-01T12:30:00``; "" if it does not say, or says it wrongly."""
-    if b"Exif" not in data[:65536] and b"eXIf" not in data[:65536] and b"EXIF" not in data[-65536:]:
+    if data.find(b"Exif", 0, 65536) < 0 and data.find(b"eXIf", 0, 65536) < 0 and data.find(b"EXIF", max(0, len(data) - 65536)) < 0:
         return ""
     from PIL import Image
 

@@ -89,6 +89,21 @@ class Texts:
             self.pieces.no_padding()
             self.pieces.enable_truncation(max_length=length)
 
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, without those that mark beginning and end."""
+        if self.kind == "captions":
+            return self.own.caption_pieces(texts)
+        sound = [text.encode("utf-8", "replace").decode() for text in texts]
+        return [e.ids for e in self.pieces.encode_batch(sound, add_special_tokens=False)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens. DiptychError for a number that is no token."""
+        most = len(self.own) if self.kind == "captions" else self.pieces.get_vocab_size()
+        for i in ids:
+            if not 0 <= i < most:
+                raise DiptychError(f"there is no token {i}; tokens are 0 to {most - 1}")
+        return self.own.decode(ids) if self.kind == "captions" else str(self.pieces.decode(list(ids)))
+
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """ids int64 [B, T] and mask bool [B, T]."""
         if self.kind == "captions":

@@ -159,6 +159,14 @@ class OnnxModel(Adapter):
                 out[first + rows] = self._unit(self.text({name: given[name] for name in self.texts.inputs}))
         return out
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, without those that mark beginning and end."""
+        return self.texts.tokens(texts)
+
+    def text_from(self, ids: Sequence[int]) -> str:
+        """The text of tokens. DiptychError for a number that is no token."""
+        return self.texts.text(ids)
+
     def _unit(self, vectors: np.ndarray) -> np.ndarray:
         """In fp32 the graph's own; otherwise made as long as 1 again, which rounding has changed."""
         return vectors if self.precision == "fp32" else unit_rows(vectors)

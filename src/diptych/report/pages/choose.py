@@ -68,7 +68,7 @@ def build_choose_report(folder: Path, results: Mapping[str, Any]) -> Path:
         ("Data", data["address"]),
         ("Training pictures", f"{data['train']:,}"),
         ("Test pictures", f"{data['test']:,}"),
-        ("Classes", str(len(data["classes"]))),
+        ("Labels" if data.get("kind") == "labels" else "Classes", str(len(data["classes"]))),
         ("Seeds", str(results["request"]["seeds"])),
         ("Date", results["environment"]["date"][:10]),
     ]
@@ -156,8 +156,10 @@ def _curves(results: Mapping[str, Any]) -> str:
         points = [(k, v) for k, v in zip(counts, values, strict=True) if v is not None]
         series.append(Series(f"{way} on {model}", [k for k, _ in points], [v for _, v in points], i, "both"))
         entries.append(([dot(13, 8, f"point c{i % COLOURS}")], f"{way} on {model}"))
-    words = "Test accuracy over training pictures of each class"
-    drawn = chart(series, "pictures of each class", "accuracy, %", label=words, log_x=True, percent=(False, True))
+    labels = results["data"].get("kind") == "labels"
+    of, measure = ("label", "mean average precision") if labels else ("class", "accuracy")
+    words = f"Test {measure} over training pictures of each {of}"
+    drawn = chart(series, f"pictures of each {of}", f"{measure}, %", label=words, log_x=True, percent=(False, True))
     return figure(drawn + legend(*entries), f"{words}, mean over seeds.")
 
 
@@ -194,8 +196,9 @@ def _data(results: Mapping[str, Any]) -> str:
     counts = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{n}</td><td>{m}</td></tr>' for name, (n, m) in data["classes"].items()
     )
-    heads = header("class", first=True) + header("training") + header("test")
-    table = scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{counts}</tbody></table>", "Pictures of each class")
+    of = "label" if data.get("kind") == "labels" else "class"
+    heads = header(of, first=True) + header("training") + header("test")
+    table = scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{counts}</tbody></table>", f"Pictures of each {of}")
     left = problems_of(data["problems"])
     return f"<p>{escape(times)}.{more}</p><ul>{notes}</ul>{left}{table}"
 
