@@ -102,7 +102,8 @@ export class CollectionMap {
       } else {
         pen.fillStyle = colour(cluster, this.dark);
         pen.globalAlpha = this.chosen === null || this.chosen === cluster ? 0.8 : 0.2;
-        pen.fillRect(x - dot, y - dot, 2 * dot, 2 * dot);
+        if (points.length > 5000) pen.fillRect(x - dot, y - dot, 2 * dot, 2 * dot);
+        else { pen.beginPath(); pen.arc(x, y, dot + 0.5, 0, 7); pen.fill(); }
       }
     }
     for (const [id, x, y, cluster] of shown) {
