@@ -20,7 +20,7 @@ from diptych.choose.ways import WAYS, Support
 from diptych.core.arrays import unit_rows
 from diptych.core.files import append_jsonl, read_jsonl
 
-CLASSES, EACH, TEST, WIDTH = 4, 10, 80, 24
+CLASSES, EACH, TEST, WIDTH = 4, 8, 80, 16
 OFF = ("descriptions",)  # needs a file of sentences
 
 
@@ -65,6 +65,7 @@ def of_seed(seed: int) -> dict[str, Any]:
 
 def shuffled(seeds: int, out: Path) -> list[dict[str, Any]]:
     """The records of this many seeds; those in the file are not computed again."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     done = {r["seed"]: r for r in (read_jsonl(out) if out.is_file() else [])}
     for seed in range(seeds):
         if seed not in done:

@@ -67,6 +67,11 @@ def sound(path: Path, cover: bool = False) -> None:
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(painted(0), "rgb24").reformat(format="yuvj420p")))
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 
 import numpy as np
@@ -18,6 +19,7 @@ from diptych.data.clips import as_video, clips_as_images
 from diptych.data.scenes import open_scenes
 from diptych.data.scenes.actions.draw import SAME_FRAMES, SKILLS
 from diptych.data.source import Group
+from diptych.data.sources import open_source
 from diptych.inference.foreign.pooled import PooledModel, evenly, split_address
 from diptych.inference.load import load
 
@@ -177,6 +179,34 @@ def test_moments_by_an_oracle_of_windows() -> None:
     assert by["recall@1"].value == 1 and by["recall@1"].n == reachable >= 11 and 0 < by["recall@1"].chance < 0.3
     assert by["recall@1"].controls["blind"] == pytest.approx(by["recall@1"].chance), "without a picture all windows are alike"
     assert by["recall@1"].clusters == 4
+
+
+def test_moments_of_video_files(tmp_path) -> None:
+    """ActivityNet's JSON: a model that scores a window by how bright it is finds when it grows bright."""
+    av = pytest.importorskip("av")
+    for name in ("a", "b"):
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=8)
+            stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+            for k in range(32):
+                grey = np.full((32, 32, 3), 230 if (k >= 16) == (name == "a") else 20, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
+            container.mux(stream.encode())
+    halves = {"duration": 4.0, "timestamps": [[0.0, 2.0], [2.0, 4.0]]}
+    described = {"a": {**halves, "sentences": ["dark", "bright"]}, "b": {**halves, "sentences": ["bright", "dark"]}}
+    (tmp_path / "activity.json").write_text(json.dumps(described))
+    sign = {"bright": 1, "dark": -1}
+    model = FunctionModel(
+        "brightness",
+        score=lambda clips, texts: np.array([[sign[t] * (float(c.mean()) - 125) * len(c) ** 0.5 for t in texts] for c in clips]),
+    )
+    model.shows = "video"
+    found = evaluate(model, open_source(f"video:{tmp_path}/activity.json?videos={tmp_path}"), [task("moments?n=2")])
+    result = next(r for r in found.results if r.metric == "recall@1")
+    assert result.value == 1 and result.n == 4 and result.clusters == 2 and 0 < result.chance < 0.5
+    assert result.controls["blind"] == pytest.approx(result.chance, abs=0.2) and result.controls["reversed"] == 1, (
+        "brightness has no direction"
+    )
 
 
 def test_intervals_by_hand() -> None:

@@ -35,7 +35,7 @@ def run(limit: int, cache: Path, *words: str) -> subprocess.CompletedProcess[str
 def test_a_full_disk_is_said_and_the_same_command_continues(tmp_path: Path) -> None:
     data, out = class_folders(tmp_path / "data", each=10), tmp_path / "o"
     words = ["choose", MODEL, "--data", f"classes:{data}", "--ways", "probe,prototypes", "--out", str(out)]
-    full = run(6000, tmp_path / "cache", *words)  # room for a cell, not for results.json
+    full = run(3000, tmp_path / "cache", *words)  # room for a cell, not for results.json
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
     assert "File too large" in full.stderr and "results.json" in full.stderr
     assert not (out / "results.json").exists() and not list(out.rglob("*.tmp"))

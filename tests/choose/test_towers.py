@@ -133,6 +133,7 @@ def test_the_papers_values_are_the_defaults(models: dict[str, str], data: str, n
         "flyp": ("adamw", 1e-5, 0.2, 256, 20),
         "wise-ft": ("adamw", 3e-5, 0.1, 512, 10),
         "captions": ("adamw", 1e-5, 0.1, 64, 10),
+        "cola": ("adamw", 1e-3, 0.01, 64, 10),
     }[name]
     few = f"shots:{data}?shots=2"  # 8 pictures, one batch
     stage = (recipe := tower_recipe(models["clip"], TOWER_WAYS[name], few)).stages[0]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections import Counter
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +48,8 @@ def test_a_clip_is_a_function_of_its_number_and_older_addresses_keep_theirs(clip
     for wrong, why in (
         ("clips?actions=mvoe", "no kind 'mvoe'.*did you mean 'move'"),
         ("small?actions=move", "no option 'actions'"),
-        ("clips?clip_frames=4", "at least 8"),
+        ("clips?clip_frames=4", "even and at least 8"),
+        ("clips?clip_frames=17", "even"),
         ("clips?events=4&clip_frames=16", "clip_frames=32"),
     ):
         with pytest.raises(DiptychError, match=why):
@@ -287,3 +290,14 @@ def test_splits_hold_out_combinations():
         set(KINDS) >= {"order", "physics"}
         and parts["test"].groups("order", 2)[0].captions != parts["train"].groups("order", 2)[0].captions
     )
+
+
+def test_the_snippet_of_the_page_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "video.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(snippet, "docs/video.md", "exec"), {})
+    assert "(16, 48, 48, 3)" in capsys.readouterr().out
+    for skill in SKILLS:
+        assert f"`{skill}`" in page
+    for kind in KINDS:
+        assert f"`{kind}`" in page

@@ -129,7 +129,7 @@ def test_a_rotated_phone_clip_is_upright(tmp_path, degrees):
 
 
 def odd_clips(place) -> dict[str, str]:
-    """Thirteen clips: name → how it ends: "whole", or a part of the reason."""
+    """Fifteen clips: name → how it ends: "whole", or a part of the reason."""
     write(place / "good.mp4", 30)
     data = write(place / "wrong-count.avi", 30) and (place / "wrong-count.avi").read_bytes()
     patched(place / "wrong-count.avi", b"strh", 40, "<I", 4000)  # the stream's length
@@ -151,6 +151,7 @@ def odd_clips(place) -> dict[str, str]:
     write(place / "one-frame.mp4", 1)
     write(place / "phone.mov", 12, rotation=90)
     sound(place / "sound.mp4")
+    sound(place / "cover.mp4", cover=True)
     put(f"{place}/empty.webm", b"")
     put(f"{place}/text.mp4", "no video at all")
     write(place / "hole.mp4", 60)
@@ -166,7 +167,13 @@ def odd_clips(place) -> dict[str, str]:
             "cut.mkv": "truncated",
             "cut.avi": "truncated",
         },
-        **{"sound.mp4": "no video stream", "empty.webm": "cannot be decoded", "text.mp4": "cannot be decoded", "hole.mp4": ""},
+        **{
+            "sound.mp4": "no video stream",
+            "cover.mp4": "no video stream",
+            "empty.webm": "cannot be decoded",
+            "text.mp4": "cannot be decoded",
+            "hole.mp4": "",
+        },
     }
 
 
@@ -177,7 +184,7 @@ def test_damaged_and_odd_clips_are_read_right_or_named(tmp_path):
     for name in ends:
         put(f"{tmp_path}/{name.rpartition('.')[0]}.txt", name)
     source = open_source(f"video:{tmp_path}?frames=64")
-    assert len(source) == len(ends) == 14
+    assert len(source) == len(ends) == 15
     for i in range(len(source)):
         item = source.listed(i).id
         try:
@@ -358,3 +365,39 @@ def test_packed_frames_have_their_times_and_texts(tmp_path):
     assert numbers(sample.fields["video"]) == expected("uniform", 60, 6)
     assert sample.fields["video"].seconds == pytest.approx([k / 10 for k in numbers(sample.fields["video"])], abs=0.002)
     assert sample.extra["speech"][0]["text"] == "Hello there, friend" and sample.captions == ["a clip"]
+
+
+def test_frames_between_are_passed_over_and_pixels_stay_the_same(tmp_path, monkeypatch):
+    """Of a clip with many frames that no other is predicted from: what is decoded by PyAV alone, pixel by pixel."""
+    from diptych.data import video as module
+
+    write(tmp_path / "b.mp4", 90, gop=45, codec="libx264", bframes=3)
+    path = str(tmp_path / "b.mp4")
+    with av.open(path) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    decoded = []
+    plain = module._decoding
+    monkeypatch.setattr(module, "_decoding", lambda *a: (decoded.append(1) or pair for pair in plain(*a)))
+    for frames in (1, 4, 7):
+        decoded.clear()
+        video = decode_video(lambda: path, "b", Sampling(frames), 448)
+        assert numbers(video) == expected("segments", 90, frames)
+        assert all(np.array_equal(everything[k], frame) for k, frame in zip(numbers(video), video.frames, strict=True))
+        assert len(decoded) < 75, "not every frame up to the last one"
+
+
+def test_clips_are_decoded_on_worker_processes(tmp_path):
+    from diptych.data.loader import loader_for
+    from diptych.data.text import Tokenizer
+
+    for i in range(4):
+        write(tmp_path / f"{i}.mp4", 20 + i)
+        put(f"{tmp_path}/{i}.txt", f"clip number {i}")
+    tokenizer = Tokenizer.train(["clip number 0 1 2 3"], 400, 12)
+    source = open_source(f"video:{tmp_path}?frames=4&sampling=uniform")
+    here, there = (loader_for(source, tokenizer, 32, 4, fields=("video", "text"), workers=workers) for workers in (0, 1))
+    batches = there.stream(0)
+    batch = next(iter(batches))
+    batches.close()
+    expected_rows = here.rows(0, 0, 4)
+    assert (batch["video"].frames.pixels == expected_rows["video"].frames.pixels).all()

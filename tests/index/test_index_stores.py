@@ -44,7 +44,7 @@ def answers(index: Index, model: Pixels) -> list[list[tuple[str, float]]]:
     """Names and scores of the hits of each filter."""
     found = []
     for filters in FILTERS:
-        answer = index.search(Query(texts=("red",)), model, n=8, filters=filters or None, cutoff=False)
+        answer = index.search(Query(texts=("red",)), model, n=20, filters=filters or None, cutoff=False)
         found.append([(hit.picture.name, round(hit.score, 5)) for hit in answer.hits])
     return found
 

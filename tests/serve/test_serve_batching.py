@@ -82,7 +82,9 @@ class Placed(FunctionModel):
 
     def texts(self, texts):
         self.sizes.append(len(texts))
-        rows = np.array([[len(t), len(texts), k if self.by_place else 1.0] for k, t in enumerate(texts)], dtype=np.float64)
+        rows = np.array([[len(t), len(texts), k if self.by_place else 1.0] for k, t in enumerate(texts)], dtype=np.float64).reshape(
+            -1, 3
+        )
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def pictures(self, images):
@@ -102,21 +104,29 @@ def test_a_fixed_batch_is_filled_up_and_a_place_is_noticed() -> None:
     assert fixed.embed_text([]).shape[0] == 0
 
 
+def taken(batcher: Batcher) -> None:
+    """Waits until the thread has taken what was there."""
+    until = time.monotonic() + 20
+    while batcher.waiting and time.monotonic() < until:
+        time.sleep(0.005)
+
+
 def test_what_waits_is_computed_together_in_order() -> None:
     gate, sizes = threading.Event(), []
 
     def slow(texts):
-        gate.wait(5)
+        gate.wait(20)
         sizes.append(len(texts))
         return np.eye(8)[[int(t) for t in texts]]
 
     batcher = Batcher(FunctionModel("m", embed_text=slow), most=5, queue=100)
-    futures = [batcher.submit("text", [str(k % 8)]) for k in range(9)]
+    futures = [batcher.submit("text", ["0"])]
+    taken(batcher)
+    futures += [batcher.submit("text", [str(k % 8)]) for k in range(1, 9)]
     big = batcher.submit("text", ["1"] * 7)  # larger than a batch: alone
-    time.sleep(0.1)
     gate.set()
-    assert [int(np.argmax(f.result(5)[0])) for f in futures] == [k % 8 for k in range(9)]
-    assert big.result(5).shape == (7, 8) and sizes[0] == 1 and max(sizes[1:-1]) == 5 and sizes[-1] == 7
+    assert [int(np.argmax(f.result(20)[0])) for f in futures] == [k % 8 for k in range(9)]
+    assert big.result(20).shape == (7, 8) and sizes[0] == 1 and max(sizes[1:-1]) == 5 and sizes[-1] == 7
     batcher.close()
 
 
@@ -124,20 +134,22 @@ def test_one_bad_input_does_not_spoil_the_others() -> None:
     gate = threading.Event()
 
     def picky(texts):
-        gate.wait(5)
+        gate.wait(20)
         if "bad" in texts:
             raise DiptychError("not that")
         return np.ones((len(texts), 2))
 
     batcher = Batcher(FunctionModel("m", embed_text=picky), most=16, queue=100)
-    futures = [batcher.submit("text", [text]) for text in ("a", "b", "bad", "c")]
+    futures = [batcher.submit("text", ["a"])]
+    taken(batcher)
+    futures += [batcher.submit("text", [text]) for text in ("b", "bad", "c")]
     gate.set()
-    assert [f.result(5).shape for f in (futures[0], futures[1], futures[3])] == [(1, 2)] * 3
+    assert [f.result(20).shape for f in (futures[0], futures[1], futures[3])] == [(1, 2)] * 3
     with pytest.raises(DiptychError, match="not that"):
-        futures[2].result(5)
+        futures[2].result(20)
     nan = Batcher(FunctionModel("n", embed_text=lambda texts: np.full((len(texts), 2), np.nan)), 4, 4)
     with pytest.raises(DiptychError, match="gave no vector"):
-        nan.submit("text", ["a"]).result(5)
+        nan.submit("text", ["a"]).result(20)
     for each in (batcher, nan):
         each.close()
 
@@ -146,20 +158,20 @@ def test_a_full_queue_and_a_cancelled_request() -> None:
     gate, seen = threading.Event(), []
 
     def slow(texts):
-        gate.wait(5)
+        gate.wait(20)
         seen.extend(texts)
         return np.ones((len(texts), 2))
 
     batcher = Batcher(FunctionModel("m", embed_text=slow), most=2, queue=3)
     first = batcher.submit("text", ["a"])
-    time.sleep(0.1)
+    taken(batcher)
     waiting, other = batcher.submit("text", ["b", "c"]), batcher.submit("text", ["d"])
     with pytest.raises(ApiError, match="too many inputs wait") as caught:
         batcher.submit("text", ["e"])
     assert caught.value.status == 429 and int(caught.value.headers["Retry-After"]) >= 1
     assert waiting.cancel()
     gate.set()
-    assert other.result(5).shape == (1, 2) and first.result(5).shape == (1, 2) and seen == ["a", "d"]
+    assert other.result(20).shape == (1, 2) and first.result(20).shape == (1, 2) and seen == ["a", "d"]
     with pytest.raises(CancelledError):
         waiting.result(1)
     batcher.close()

@@ -77,7 +77,7 @@ class OneClass:
 
     def counts(self, pictures: Pictures) -> list[int]:
         """How many pictures each class has."""
-        return np.bincount(pictures.labels, minlength=len(pictures.names)).tolist()
+        return [int(n) for n in np.bincount(pictures.labels, minlength=len(pictures.names))]
 
     def doubtful(
         self, verdict: Mapping[str, Any], done: Sequence[Mapping[str, Any]], everything: Mapping[str, tuple[Model, Data]]
@@ -169,7 +169,7 @@ class SeveralLabels(OneClass):
 
     def counts(self, pictures: Pictures) -> list[int]:
         """How many pictures have each label."""
-        return self.truth(pictures).sum(0).tolist()
+        return [int(n) for n in self.truth(pictures).sum(0)]
 
     def doubtful(
         self, verdict: Mapping[str, Any], done: Sequence[Mapping[str, Any]], everything: Mapping[str, tuple[Model, Data]]

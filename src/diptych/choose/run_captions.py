@@ -179,10 +179,10 @@ def verdict_of(
     choice: dict[str, Any] | None = None
     if owner is not None and learn and all("outer" in cell for of in table.values() for cell in of.values()):
         made, picks = chosen_in_folds(table, learn, owner)
-        at = mean_interval(np.mean([numbers(run) for run in made.values()], axis=0), clusters[first]) if made else None
-        choice = None if at is None else {"mean": at.value, "low": at.low, "high": at.high, "picks": picks}
-        if made and reference is not None:
-            gain = difference(made, credits[reference], clusters[first])
+        if made:
+            whole = mean_interval(np.mean([numbers(run) for run in made.values()], axis=0), clusters[first])
+            choice = {"mean": whole.value, "low": whole.low, "high": whole.high, "picks": picks}
+            gain = gain if reference is None else difference(made, credits[reference], clusters[first])
     worth = gain is None or (gain["p"] < LEVEL and gain["difference"] > 0)
     among = [min(c["among"][0] for c in cells), max(c["among"][1] for c in cells)] if cells else [0, 0]
     return {

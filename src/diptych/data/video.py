@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -26,6 +26,7 @@ from diptych.data.videos.whole import missing_bytes
 WITH_PYAV = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v")
 WITH_PILLOW = (".gif", ".webp")  # animated pictures
 SHARE = 0.95  # of the frames, or of the time, that a file announces: with less, a file that was cut off is truncated
+COVER = 0x400  # FFmpeg's mark of a stream that is a picture of its own (AV_DISPOSITION_ATTACHED_PIC)
 
 Opening = Callable[[], "str | BinaryIO"]
 
@@ -60,28 +61,30 @@ def decode_video(open_file: Opening, item: str, sampling: Sampling, size: int, d
     """
     av = need("av", extra="video", what=f"{item}: decoding a video")
     try:
+        found: tuple[list[np.ndarray], list[int]] | None = None
         with av.open(open_file()) as container:
             times = _packets(container, item, open_file)
-        numbers = sampling.choose(times.seconds, times.key_numbers)
-        if not numbers:
-            raise BrokenItem(item, f"no frame is shown within {sampling.within} s; the clip has {times.seconds[-1]:.2f} s")
+            numbers = sampling.choose(times.seconds, times.key_numbers)
+            if decoder == "pyav" and _rewound(container, times):
+                found = _frames(container, times, numbers, size)
         if decoder == "torchcodec":
-            found = _by_torchcodec(open_file(), numbers, times, size, item)
-        else:
+            found = _by_torchcodec(open_file(), numbers, times, size, item), [times.shown[number] for number in numbers]
+        elif found is None:
             with av.open(open_file()) as container:
                 found = _frames(container, times, numbers, size)
     except BrokenItem:
         raise
     except (av.FFmpegError, OSError, ValueError) as error:
         raise BrokenItem(item, f"cannot be decoded: {error}") from error
-    if len(found) < len(numbers):
-        raise BrokenItem(item, f"damaged: {len(found)} of {len(numbers)} frames can be decoded")
-    return Video(found, [round(t, 6) for t in times.seconds[numbers].tolist()])
+    pictures, shown = found
+    if len(pictures) < len(numbers):
+        raise BrokenItem(item, f"damaged: {len(pictures)} of {len(numbers)} frames can be decoded")
+    return Video(pictures, [round((t - times.shown[0]) * times.unit, 6) for t in shown])
 
 
 def _packets(container: Any, item: str, open_file: Opening) -> Times:
     """The times of a file's first video stream; the picture on the cover of a sound file is none."""
-    streams = [s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower()]
+    streams = [s for s in container.streams.video if not int(s.disposition) & COVER]
     if not streams:
         raise BrokenItem(item, "holds no video stream")
     stream = streams[0]
@@ -116,30 +119,59 @@ def _check_whole(container: Any, stream: Any, count: int, shown: array[int] | No
         raise BrokenItem(item, f"truncated: {seen}; {missing:,} bytes are missing at its end")
 
 
-def _frames(container: Any, times: Times, numbers: Sequence[int], size: int) -> list[np.ndarray]:
+def _rewound(container: Any, times: Times) -> bool:
+    """Back to the first key frame of a file that was read through, which saves opening it again; False if that is impossible."""
+    if not times.keys:
+        return False
+    try:
+        container.seek(times.keys[0], stream=container.streams[times.stream])
+    except OSError:  # an FFmpegError is one
+        return False
+    return True
+
+
+def _frames(container: Any, times: Times, numbers: Sequence[int], size: int) -> tuple[list[np.ndarray], list[int]]:
+    """Frames, and when each is shown, in the stream's unit: of a damaged file, the next one that can be decoded."""
     stream = container.streams[times.stream]
+    stream.thread_count = 1  # clips are decoded in several processes: threads cost more than they give
     keys, first = times.keys, times.shown[0]
+    wanted = frozenset(times.shown[number] for number in numbers) if keys else frozenset()
     pictures: list[np.ndarray] = []
-    decoded, now = _decoding(container, stream, not keys), None
+    seen: list[int] = []
+    decoded, now = _decoding(container, stream, wanted), None
     for number in numbers:
         target = times.shown[number]
         key = keys[bisect_right(keys, target) - 1] if keys and keys[0] <= target else None
         if key is not None and (now is None or key > now) and key > first:
             container.seek(key, stream=stream)
-            decoded = _decoding(container, stream, False)
+            decoded = _decoding(container, stream, wanted)
         for time, frame in decoded:
             now = time
             if time >= target:
                 pictures.append(_picture(frame, size))
+                seen.append(time)
                 break
         else:
             break
-    return pictures
+    return pictures, seen
 
 
-def _decoding(container: Any, stream: Any, count: bool) -> Any:
-    """Decoded frames with their times, or with numbers from 0."""
-    return ((i if count or frame.pts is None else frame.pts, frame) for i, frame in enumerate(container.decode(stream)))
+def _decoding(container: Any, stream: Any, wanted: frozenset[int]) -> Iterator[tuple[int, Any]]:
+    """Decoded frames with their times; without ``wanted`` times, all with numbers from 0. Frames that are not wanted, and that no
+    other frame is predicted from, are passed over. Not of interlaced films, where two packets may be one frame.
+    """
+    if not wanted:
+        yield from enumerate(container.decode(stream))
+        return
+    context, passing, progressive = stream.codec_context, False, False
+    context.skip_frame = "DEFAULT"  # an earlier pass may have left it otherwise
+    for packet in container.demux(stream):
+        if passing != (progressive and packet.pts not in wanted):
+            passing = not passing
+            context.skip_frame = "NONREF" if passing else "DEFAULT"
+        for number, frame in enumerate(packet.decode()):
+            progressive = not frame.interlaced_frame
+            yield (number if frame.pts is None else frame.pts), frame
 
 
 def _picture(frame: Any, size: int) -> np.ndarray:

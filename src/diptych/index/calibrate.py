@@ -10,21 +10,21 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from diptych.core.arrays import unit_rows
-from diptych.core.capabilities import Model
+from diptych.core.capabilities import Image, Model
 from diptych.core.errors import DiptychError
 from diptych.core.files import write_atomically
+from diptych.index.cutoff.background import Background, embedded_texts, unrelated_texts
 
 VERSION = 1
 RATE = 0.05  # of false alarms: queries for what is not there that nevertheless get an answer
-REFERENCE = 2000  # pictures that a query is compared with, at most
+REFERENCE = 2000  # up to so many pictures a collection is calibrated again after each change
+CHUNK = 64  # unrelated texts at a time
 TOP = 20  # hits of a query that are judged, of which the best one decides
-ALIKE = 0.95  # texts of a higher cosine are the same text in other words, and no comparison
 
 # (queries float32 [Q, E], k) → vectors of the k best pictures of each, float32 [Q, k, E]
 Nearest = Callable[[np.ndarray, int], np.ndarray]
@@ -34,7 +34,7 @@ Nearest = Callable[[np.ndarray, int], np.ndarray]
 class Verdict:
     """Whether the collection holds what a query is for.
 
-    present: the best hit is better than chance. score: of the best hit, in standard deviations; threshold: what it has to exceed.
+    present: the best hit is better than chance. score: of the best hit (``Background.scores``); threshold: what it has to exceed.
     p: the share of unrelated queries with a best hit that is as good. relevance: of each hit, 0 to 1: 1 − the share of unrelated
     queries with a best hit that is as good as this one; float64 [K]. reason: in words, for the user.
     """
@@ -47,24 +47,20 @@ class Verdict:
     reason: str
 
 
-def unrelated_texts() -> list[str]:
-    """The packaged captions and names of things."""
-    lines = resources.files("diptych.index").joinpath("captions.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
-
-
 class Calibration:
-    """What queries of a collection are compared with.
+    """What the queries of a collection are compared with.
 
-    texts: unit vectors of unrelated texts, float32 [M, E]; pictures: of the collection or a sample of it, float32 [R, E]; best: the
-    score of the best hit of each unrelated text, ascending, float64 [M]; total: how many pictures the collection has.
+    background: unrelated texts, and pictures from elsewhere if there are any; best: the score of the best hit of each unrelated
+    text, ascending, float64 [M]; total: how many pictures the collection has.
     """
 
-    def __init__(self, texts: np.ndarray, pictures: np.ndarray, best: np.ndarray, total: int):
-        self.texts, self.pictures, self.best, self.total = texts, pictures, np.sort(best), total
-        # The mean over pictures of each text's cosine, and the mean of these.
-        self.of_text = texts.astype(np.float64) @ pictures.mean(0, dtype=np.float64)
-        self.centre = float(self.of_text.mean()) if len(texts) else 0.0
+    def __init__(self, background: Background, best: np.ndarray, total: int):
+        self.background, self.best, self.total = background, np.sort(np.asarray(best, dtype=np.float64)), total
+
+    @property
+    def texts(self) -> np.ndarray:
+        """Vectors of the unrelated texts, float32 [M, E]."""
+        return self.background.texts
 
     @classmethod
     def fit(
@@ -75,70 +71,65 @@ class Calibration:
         total: int | None = None,
         nearest: Nearest | None = None,
         texts: Sequence[str] | None = None,
+        pictures: Sequence[Image] | None = None,
     ) -> Calibration:
         """Calibrates a collection.
 
         vectors: unit vectors of its pictures, float32 [N, E]: all of them, or a random sample of a larger one of ``total``
-        pictures; then ``nearest`` searches in all of it. texts: unrelated ones (default: the packaged ones). DiptychError if the
-        model does not embed texts, for no vectors, and for vectors of another width than those of texts or that are not finite.
+        pictures; then ``nearest`` searches in all of it. texts: unrelated ones (default: the packaged ones). pictures: from
+        elsewhere, of the kind that the model was trained on, a few hundred; with captions of such pictures as ``texts`` each hit is
+        then compared with what is usual for its query and for its picture. DiptychError if the model does not embed texts, for no
+        vectors, and for vectors of another width than those of texts or that are not finite.
         """
-        if "embed_text" not in model.capabilities:
-            raise DiptychError(f"model '{model.name}' cannot embed_text; it can: {', '.join(sorted(model.capabilities))}")
         chosen = list(texts) if texts is not None else unrelated_texts()
-        embedded = unit_rows(np.asarray(model.embed_text(chosen), dtype=np.float32))
-        return cls.of_vectors(embedded, vectors, total=total, nearest=nearest)
+        embedded = embedded_texts(model, chosen)
+        outside = np.zeros((0, embedded.shape[1]), dtype=np.float32)
+        if pictures is not None and len(pictures):
+            outside = unit_rows(np.asarray(model.embed_image(pictures), dtype=np.float32))
+        return cls.of_background(Background(chosen, embedded, outside), vectors, total=total, nearest=nearest)
 
     @classmethod
-    def of_vectors(
-        cls, texts: np.ndarray, vectors: np.ndarray, *, total: int | None = None, nearest: Nearest | None = None
+    def of_background(
+        cls, background: Background, vectors: np.ndarray, *, total: int | None = None, nearest: Nearest | None = None
     ) -> Calibration:
-        """The same from vectors of the unrelated texts, float32 [M, E]."""
+        """The same from vectors that are known."""
         vectors = np.asarray(vectors, dtype=np.float32)
         if vectors.ndim != 2 or not len(vectors):
             raise DiptychError("a calibration needs vectors of at least one picture")
-        if texts.shape[1] != vectors.shape[1]:
-            raise DiptychError(f"vectors of pictures have width {vectors.shape[1]}, those of texts {texts.shape[1]}")
-        if not (np.isfinite(vectors).all() and np.isfinite(texts).all()):
+        if background.texts.shape[1] != vectors.shape[1]:
+            raise DiptychError(f"vectors of pictures have width {vectors.shape[1]}, those of texts {background.texts.shape[1]}")
+        if not np.isfinite(vectors).all():
             raise DiptychError("vectors for a calibration must be finite")
-        step = max(1, len(vectors) // REFERENCE)
-        made = cls(texts, vectors[::step][:REFERENCE], np.zeros(0), total or len(vectors))
+        made = cls(background, np.zeros(0), total or len(vectors))
         k = min(TOP, made.total)
         find = nearest or (lambda queries, k: vectors[_best(queries @ vectors.T, k)])
-        best = []
-        for start in range(0, len(texts), 64):
-            queries = texts[start : start + 64]
-            best += [made.scores(q, found).max() for q, found in zip(queries, find(queries, k), strict=True)]
-        made.best = np.sort(np.asarray(best))
+        best: list[float] = []
+        for start in range(0, len(background.texts), CHUNK):
+            queries, words = background.texts[start : start + CHUNK], background.words[start : start + CHUNK]
+            found = find(queries, k)
+            best += [float(background.scores(q, f, w).max()) for q, f, w in zip(queries, found, words, strict=True)]
+        made.best = np.sort(np.asarray(best, dtype=np.float64))
         return made
 
-    def scores(self, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        """How far each picture is above what is usual for the query and for the picture, in standard deviations; float64 [K].
+    def scores(self, query: np.ndarray, vectors: np.ndarray, text: str = "") -> np.ndarray:
+        """How well each picture fits the query; float64 [K]: ``Background.scores``."""
+        return self.background.scores(query, vectors, text)
 
-        query: unit vector [E]; vectors: of the pictures [K, E].
-        """
-        query, vectors = np.asarray(query, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
-        others = self.texts[self.texts @ query.astype(np.float32) < ALIKE].astype(np.float64)
-        usual = self.pictures.astype(np.float64) @ query
-        if len(others) < 2:
-            return (vectors @ query - usual.mean()) / max(float(usual.std()), 1e-6)
-        across = vectors @ others.T
-        residual = vectors @ query - usual.mean() - across.mean(1) + self.centre
-        spread = np.sqrt(usual.var() + across.var(1))
-        scores: np.ndarray = residual / np.maximum(spread, 1e-6)
-        return scores
-
-    def judge(self, query: np.ndarray, vectors: np.ndarray, *, searched: int | None = None, rate: float = RATE) -> Verdict:
+    def judge(
+        self, query: np.ndarray, vectors: np.ndarray, *, text: str = "", searched: int | None = None, rate: float = RATE
+    ) -> Verdict:
         """Judges the best hits of a query.
 
         query: unit vector [E]; vectors: of its hits, float32 [K, E], best first; only the first ``TOP`` decide whether there is
-        something. searched: among how many pictures (default: the whole collection); among fewer, chance reaches less. rate: of
-        queries for something that is not there, the share that may get an answer.
+        something. text: of the query, "" if it is not one text. searched: among how many pictures (default: the whole
+        collection); among fewer, chance reaches less. rate: of queries for something that is not there, the share that may get an
+        answer.
         """
         if not 0 < rate < 1:
             raise DiptychError(f"the rate of false alarms must be between 0 and 1, not {rate}")
         if not len(vectors):
             return Verdict(False, -np.inf, np.inf, 1.0, np.zeros(0), "there are no pictures to search in")
-        scores = self.scores(query, vectors)
+        scores = self.scores(query, vectors, text)
         share = min(1.0, (searched or self.total) / self.total)
         chance = self.chance(scores, share)
         top = int(scores[:TOP].argmax())
@@ -167,7 +158,8 @@ class Calibration:
 
         def write(p: Path) -> None:
             with p.open("wb") as file:
-                np.savez(file, version=VERSION, texts=self.texts, pictures=self.pictures, best=self.best, total=self.total)
+                held = {"words": np.array(self.background.words), "texts": self.texts, "pictures": self.background.pictures}
+                np.savez(file, version=VERSION, best=self.best, total=self.total, **held)
 
         write_atomically(path, write)
 
@@ -178,7 +170,8 @@ class Calibration:
             with np.load(path, allow_pickle=False) as held:
                 if int(held["version"]) > VERSION:
                     raise DiptychError(f"{path}: version {int(held['version'])} is newer than this Diptych; update it")
-                return cls(held["texts"], held["pictures"], held["best"], int(held["total"]))
+                background = Background(held["words"].tolist(), held["texts"], held["pictures"])
+                return cls(background, held["best"], int(held["total"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DiptychError(f"{path}: cannot be read as a calibration ({error}); run `diptych index` again") from None
 
@@ -194,8 +187,9 @@ def judge(
     query: np.ndarray,
     vectors: np.ndarray,
     *,
+    text: str = "",
     searched: int | None = None,
     rate: float = RATE,
 ) -> Verdict | None:
     """``Calibration.judge``; None without a calibration."""
-    return None if calibration is None else calibration.judge(query, vectors, searched=searched, rate=rate)
+    return None if calibration is None else calibration.judge(query, vectors, text=text, searched=searched, rate=rate)

@@ -7,6 +7,7 @@ all there or none, whenever a process dies.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,13 +76,13 @@ class Catalog:
 
     @property
     def _connection(self) -> sqlite3.Connection:
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None:
+        pid, found = getattr(self._local, "connection", (0, None))
+        if found is None or pid != os.getpid():  # a connection must not be shared with a forked process
             found = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
             found.execute("PRAGMA journal_mode=WAL")
             found.execute("PRAGMA synchronous=FULL")
             found.execute("PRAGMA cache_size=-65536")
-            self._local.connection = found
+            self._local.connection = (os.getpid(), found)
             self._opened.append(found)
         return found
 
@@ -153,6 +154,15 @@ class Catalog:
             marks = ",".join("?" * len(some))
             for row in self.rows(f"SELECT {FACTS} FROM pictures WHERE id IN ({marks})", some):
                 found[row[0]] = _picture(row, addresses)
+        return found
+
+    def present(self, ids: Sequence[int]) -> set[int]:
+        """Which of these ids are those of pictures that can be searched."""
+        found: set[int] = set()
+        for start in range(0, len(ids), MANY):
+            some = [int(i) for i in ids[start : start + MANY]]
+            sql = f"SELECT id FROM pictures WHERE state = 'ok' AND id IN ({','.join('?' * len(some))})"
+            found.update(row[0] for row in self.rows(sql, some))
         return found
 
     def rows_of(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:

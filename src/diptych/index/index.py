@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Index:
         self.selections_ = Selections(self.catalog)
         self._store: Store | None = None
         self._generation = -1
+        self._lock = threading.Lock()
         self._ids: dict[tuple[Condition, ...], np.ndarray] = {}
         self._collections: dict[int, Collection] = {}
         self._facts: tuple[int, dict[str, Any]] | None = None
@@ -68,12 +70,14 @@ class Index:
         store: str = "auto",
         options: Mapping[str, Any] | None = None,
         limit: int | None = None,
+        background: str | None = None,
     ) -> Index:
         """A new index, without pictures until ``update`` is called.
 
         address: of the data, one or several; places on this machine are kept as absolute paths. model_address: as the user names
         the model, for remedies. store: its kind, ``auto`` for exact search up to a million pictures and hnsw beyond; options: of
-        its constructor. limit: at most so many pictures of each address.
+        its constructor. limit: at most so many pictures of each address. background: data with captions that the cut-off compares
+        with, best those that the model was trained on (default: the packaged texts).
         """
         path = Path(path)
         if (path / INFO).exists():
@@ -93,6 +97,7 @@ class Index:
             "store": {"kind": kind, "options": options, "auto": store == "auto", "folder": "vectors"},
             "addresses": addresses,
             "limit": limit,
+            "background": None if background is None else absolute(background),
         }
         open_store(kind, path / "vectors", stamp["width"], options).close()
         write_json(path / INFO, info)
@@ -102,18 +107,22 @@ class Index:
     def open(cls, path: str | Path, model: Model | None = None, model_address: str | None = None) -> Index:
         """The index in a directory. model: DiptychError if the vectors are by another; model_address: as the user names it."""
         path = Path(path)
+        index = cls(path, cls._read_info(path))
+        if model is not None:
+            index.check(model, model_address)
+        return index
+
+    @staticmethod
+    def _read_info(path: Path) -> dict[str, Any]:
         if not (path / INFO).is_file():
             what = "no index in it (no index.json)" if path.is_dir() else "there is no such directory"
             raise DiptychError(f"{path}: {what}; make one: diptych index folder:my/photos --out {path}")
-        info = read_json_or(path / INFO, {})
+        info: dict[str, Any] = read_json_or(path / INFO, {})
         check_format(info.get("format"), FORMAT, str(path / INFO))
         missing = [key for key in ("stamp", "store", "addresses") if key not in info]
         if missing:
             raise DiptychError(f"{path / INFO}: '{missing[0]}' is missing; restore it from a copy, or delete the index")
-        index = cls(path, info)
-        if model is not None:
-            index.check(model, model_address)
-        return index
+        return info
 
     def check(self, model: Model, address: str | None = None) -> None:
         """DiptychError, with the remedy, if the vectors are not by this model."""
@@ -140,7 +149,7 @@ class Index:
     @property
     def finished(self) -> bool:
         """Whether the last update reached its end."""
-        return self.catalog.one("SELECT value FROM meta WHERE key = 'finished'") == "1"
+        return bool(self.catalog.one("SELECT value FROM meta WHERE key = 'finished'") == "1")
 
     def __len__(self) -> int:
         return int(self.catalog.one("SELECT count(*) FROM pictures WHERE state = 'ok'"))
@@ -171,7 +180,7 @@ class Index:
 
     def broken(self) -> dict[str, str]:
         """Names of the pictures that could not be read, with the reasons."""
-        return dict(self.catalog.rows("SELECT name, reason FROM pictures WHERE state = 'broken' ORDER BY id"))  # type: ignore[arg-type]
+        return dict(self.catalog.rows("SELECT name, reason FROM pictures WHERE state = 'broken' ORDER BY id"))
 
     def file(self, id: int) -> bytes:
         """The bytes of the picture of an id, as they were indexed. DiptychError if they changed, are gone, or are pixels only."""
@@ -218,9 +227,12 @@ class Index:
     def store(self) -> Store:
         """The store of vectors as it is now, for reading."""
         generation = self.catalog.generation()
-        if self._store is None or generation != self._generation:
-            self._store, self._generation, self._ids = self.opened_store(), generation, {}
-        return self._store
+        with self._lock:
+            if self._store is None or generation != self._generation:
+                if self._store is not None:
+                    self.info = self._read_info(self.path)  # it may have moved to another kind
+                self._store, self._generation, self._ids = self.opened_store(), generation, {}
+            return self._store
 
     def opened_store(self) -> Store:
         """The store, opened anew."""
@@ -240,13 +252,15 @@ class Index:
 
     def _ids_of(self, conditions: tuple[Condition, ...]) -> np.ndarray:
         kept = self._ids
-        if conditions not in kept:
+        ids = kept.get(conditions)
+        if ids is None:
             text, values = sql_of(conditions, self.addresses)
             ids = self.catalog.column(f"SELECT id FROM pictures WHERE {text} ORDER BY id", values)
-            if len(kept) >= KEPT:
-                kept.pop(next(iter(kept)), None)
-            kept[conditions] = ids
-        return kept[conditions]
+            with self._lock:
+                while len(kept) >= KEPT:
+                    kept.pop(next(iter(kept)))
+                kept[conditions] = ids
+        return ids
 
     def search(
         self,
@@ -277,7 +291,7 @@ class Index:
         from diptych.index.updating.update import update
 
         with locked(self.path):
-            self.check(model, self.info["stamp"]["model"])
+            self.check(model)
             with self.catalog.change() as connection:
                 connection.execute("INSERT OR IGNORE INTO meta VALUES ('finished', '0')")
                 connection.execute("UPDATE meta SET value = '0' WHERE key = 'finished'")

@@ -10,7 +10,8 @@ import numpy as np
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
-from diptych.index.calibrate import REFERENCE, Calibration, unrelated_texts
+from diptych.index.calibrate import REFERENCE, Calibration
+from diptych.index.cutoff.background import Background, captioned, embedded_texts, unrelated_texts
 
 if TYPE_CHECKING:
     from diptych.index.index import Index
@@ -54,12 +55,20 @@ def calibrate(index: Index, store: Store, model: Model) -> None:
         return vectors[place]
 
     whole = None if len(sample) == len(ids) else nearest
-    if kept is not None and len(kept.texts) == len(unrelated_texts()):  # by the same model, as the index is
-        made = Calibration.of_vectors(kept.texts, store.vectors(sample), total=len(ids), nearest=whole)
-    else:
-        made = Calibration.fit(model, store.vectors(sample), total=len(ids), nearest=whole)
+    # A calibration that is there is by the same model and against the same background, as the index is.
+    against = kept.background if kept is not None else background(model, index.info.get("background"))
+    made = Calibration.of_background(against, store.vectors(sample), total=len(ids), nearest=whole)
     made.save(path)
     index.calibration_ = (generation, made)
+
+
+def background(model: Model, address: str | None) -> Background:
+    """What is compared with: the packaged texts, or texts and pictures of data with captions."""
+    if address is not None:
+        return captioned(address, model)
+    words = unrelated_texts()
+    vectors = embedded_texts(model, words)
+    return Background(words, vectors, np.zeros((0, vectors.shape[1]), np.float32))
 
 
 def _load(index: Index) -> Calibration | None:
@@ -89,10 +98,11 @@ def judge(index: Index, query: Query, vector: np.ndarray, ids: Sequence[int], be
     known = calibration(index)
     if known is None or not (query.texts or query.without) or query.images or query.like:
         return None
+    text = query.texts[0] if len(query.texts) == 1 and not query.without else ""
     every = np.unique(np.array([*ids, *best], np.int64))
     vectors = index.store.vectors(every)
-    verdict = known.judge(vector, vectors[np.searchsorted(every, np.array(best, np.int64))], searched=total)
+    verdict = known.judge(vector, vectors[np.searchsorted(every, np.array(best, np.int64))], text=text, searched=total)
     if not ids:
         return Judged((), not verdict.present, verdict.reason)
-    shown = known.judge(vector, vectors[np.searchsorted(every, np.array(ids, np.int64))], searched=total)
+    shown = known.judge(vector, vectors[np.searchsorted(every, np.array(ids, np.int64))], text=text, searched=total)
     return Judged([float(r) for r in shown.relevance], not verdict.present, verdict.reason)

@@ -93,7 +93,7 @@ def _leaders(index: Index, ids: list[int]) -> dict[int, int]:
     for start in range(0, len(ids), SOME):
         some = ids[start : start + SOME]
         marks = ",".join("?" * len(some))
-        found.update(index.catalog.rows(f"SELECT id, leader FROM pictures WHERE state = 'ok' AND id IN ({marks})", some))  # type: ignore[arg-type]
+        found.update(index.catalog.rows(f"SELECT id, leader FROM pictures WHERE state = 'ok' AND id IN ({marks})", some))
     return found
 
 

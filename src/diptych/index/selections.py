@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from diptych.core.errors import DiptychError, counted, nearest
+from diptych.core.errors import DiptychError, nearest
 from diptych.index.catalog import Catalog
 
 _NAME = re.compile(r"[\w.-]([\w .-]{0,78}[\w.-])?")
@@ -27,7 +27,7 @@ class Selections:
                 f"selection '{str(name)[:80]}': a name has 1 to 80 letters, digits, spaces or _.- and begins and ends without space"
             )
         wanted = list(dict.fromkeys(int(i) for i in ids))
-        known = self.catalog.facts(wanted, _Any())
+        known = self.catalog.present([i for i in wanted if 0 < i < 2**63])
         missing = [i for i in wanted if i not in known]
         if missing or not wanted:
             what = f"there is no picture {missing[0]}" if missing else "no pictures in it"
@@ -64,15 +64,3 @@ class Selections:
             raise DiptychError(f"{where}: there is no selection '{name}'{nearest(name, known)}")
         with self.catalog.change() as connection:
             connection.execute("DELETE FROM selections WHERE name = ?", (name,))
-
-
-class _Any(list[str]):
-    """Addresses that are not needed."""
-
-    def __getitem__(self, index: object) -> str:  # type: ignore[override]
-        return ""
-
-
-def described(selections: dict[str, list[int]]) -> str:
-    """For a message: how many each holds."""
-    return ", ".join(f"{name} ({counted(len(ids), 'picture')})" for name, ids in selections.items()) or "none"

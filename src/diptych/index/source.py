@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,10 @@ class IndexSource:
         """The index, opened by each process for itself."""
         from diptych.index.index import Index
 
-        found: Index | None = self.__dict__.get("_opened")
-        if found is None:
-            found = self.__dict__["_opened"] = Index.open(Path(self.place))
+        pid, found = self.__dict__.get("_opened", (0, None))
+        if found is None or pid != os.getpid():
+            found = Index.open(Path(self.place))
+            self.__dict__["_opened"] = (os.getpid(), found)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class IndexSource:
     def listed(self, index: int) -> Sample:
         """One item without its picture."""
         row = self._rows[index]
-        source = getattr(self._index.collection(row["source"]), "source", None)
+        source: Any = getattr(self._index.collection(row["source"]), "source", None)
         if row["position"] >= 0 and hasattr(source, "listed"):
             sample: Sample = source.listed(row["position"])
             return sample

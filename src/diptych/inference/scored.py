@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class HiddenStates(Adapter):
 
         if pool not in POOLS:
             raise DiptychError(f"hidden:{model.name}: pool is '{pool}'; expected {' or '.join(POOLS)}")
-        lm = model.model.parts["lm"] if isinstance(model, TrainedModel) and "lm" in model.model.parts else None
+        lm: Any = model.model.parts["lm"] if isinstance(model, TrainedModel) and "lm" in model.model.parts else None
         if not isinstance(model, TrainedModel) or not hasattr(lm, "image_hidden") or not model.model.graph.gives("image.prefix"):
             raise DiptychError(
                 f"hidden:{model.name}: it has no language model that reads images, as runs of llava, frozen or flamingo have. "

@@ -131,6 +131,8 @@ class Guard:
         if scope["method"] not in METHODS:
             return ApiError(405, "this method is not allowed here", headers={"Allow": ", ".join(METHODS)})
         origin = headers.get("origin")
+        if origin == "null" and headers.get("sec-fetch-site") == "same-origin":
+            origin = None  # a form without scripts, under the policy that tells no page where it was sent from
         if scope["method"] not in SAFE and origin is not None and not _same(origin, hosts[0]):
             return ApiError(403, "requests from pages of other sites are refused", code="origin")
         visit = headers.get("sec-fetch-mode") == "navigate" and scope["method"] in SAFE

@@ -143,7 +143,11 @@ def platt(scores: np.ndarray, targets: np.ndarray, steps: int = 50) -> tuple[flo
     centre, width = s.mean(0), float((s - s.mean(0)).std()) or 1.0
     z = (s - centre) / width
     slope, offsets = 1.0, np.log(goal.mean(0) / (1 - goal.mean(0)))
-    loss = lambda a, b: float((np.logaddexp(0, a * z + b) - goal * (a * z + b)).sum())  # noqa: E731
+
+    def loss(a: float, b: np.ndarray) -> float:
+        """The cross-entropy with the goals."""
+        return float((np.logaddexp(0, a * z + b) - goal * (a * z + b)).sum())
+
     now = loss(slope, offsets)
     for _ in range(steps):
         p = 1 / (1 + np.exp(-np.clip(slope * z + offsets, -700, 700)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from diptych.choose.towers.answers import LmLlamaAdapter, LmLora, LmVlAdapter
 from diptych.choose.towers.base import TowerWay
 from diptych.choose.towers.fit import fit, made, tower_recipe
+from diptych.choose.towers.fused import Cola
 from diptych.choose.towers.model import TowerModel, tower_model
 from diptych.choose.towers.prompted import CoCoOp, MaPLe, Mmrl, MmrlPlus, VptDeep
 from diptych.choose.towers.tpt import Tpt
@@ -20,7 +21,7 @@ TOWER_WAYS: dict[str, type[TowerWay]] = {
     way.name: way
     for way in (
         CoOp, CoOpPerClass, CoCoOp, Tpt, MaPLe, Mmrl, MmrlPlus, Vpt, VptDeep, Lora, Dora, Vera, Full, Flyp, WiseFt, LmLora,
-        LmLlamaAdapter, LmVlAdapter, Captions,
+        LmLlamaAdapter, LmVlAdapter, Captions, Cola,
     )
 }  # fmt: skip
 

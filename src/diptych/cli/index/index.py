@@ -13,6 +13,10 @@ ADDRESS = (
     "A folder of pictures, nested or not, with or without captions; or any data with columns to filter by: `csv:table.csv`, "
     "`parquet:part-*.parquet`, `coco:captions.json`, `packed:DIR`. None: those of the index in --out."
 )
+BACKGROUND = (
+    "Pictures with captions that the cut-off compares with, best those that the model was trained on. Default: a run's training "
+    "data, otherwise packaged captions."
+)
 STORE = (
     "Where vectors are kept: `exact` (files; up to a million), `hnsw` or `ivfpq` (faiss), `lancedb`, `milvus:URL`. Default: exact, "
     "and hnsw beyond a million."
@@ -37,6 +41,10 @@ def index(
     limit: Annotated[
         int | None,
         typer.Option("--limit", "-n", min=1, help="At most this many pictures of each address; for data without an end."),
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help=BACKGROUND),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Threads that read pictures. Default: a thread for each core.")
@@ -69,10 +77,11 @@ def index(
         raise DiptychError(f"there is no index at {out}; make one: diptych index folder:my/photos --out {out}")
     loaded, address = loaded_model(out, model, device)
     if there:
-        held = Index.open(out)
+        held = Index.open(out, loaded, address)
         _check_same(held, addresses, store, limit)
     else:
-        held = Index.create(out, addresses or [], loaded, address, store or "auto", limit=limit)
+        against = background or training_data(address)
+        held = Index.create(out, addresses or [], loaded, address, store or "auto", limit=limit, background=against)
     with held:
         _update(held, loaded, jobs, json_)
 
@@ -91,6 +100,24 @@ def loaded_model(path: Path, given: str | None, device: str) -> tuple[Any, str]:
         if given is None and info:
             raise DiptychError(f"{path}: its vectors are by {address}, which cannot be loaded ({error}); give --model") from error
         raise
+
+
+def training_data(address: str) -> str | None:
+    """The data that a run of ours was trained on, if they are here and have captions; None for another model."""
+    from diptych.data.source import usable_samples
+    from diptych.data.sources import open_source
+    from diptych.index.cutoff.background import LEAST
+    from diptych.training.run_files import RunFiles
+
+    files = RunFiles(Path(address))
+    if not files.exists():
+        return None
+    try:
+        data = files.recipe().data.train
+        shown = [s for s in usable_samples(open_source(data), LEAST) if s.image is not None and s.captions]
+        return data if len(shown) == LEAST else None
+    except DiptychError:
+        return None
 
 
 def _check_same(held: Any, addresses: list[str] | None, store: str | None, limit: int | None) -> None:

@@ -71,8 +71,8 @@ def search(
         if texts or wanted or query.without or unwanted or ids or other:
             loaded, address = loaded_model(index, model, device)
             held.check(loaded, address)
-        answer = held.search(query, loaded, n, offset, filters or None, fold=not every, cutoff=not every)
-        hits = () if answer.nothing else answer.hits
+        answer = held.search(query, loaded, n, offset, filters or None, fold=not every)
+        hits = () if answer.nothing and not every else answer.hits
         kept = held.select(select, [hit.id for hit in hits]) if select is not None and hits else None
         if sheet is not None and hits:
             _draw(held, hits, sheet, " ".join(texts))
@@ -155,8 +155,10 @@ def _print(held: Any, answer: Any, hits: Any, kept: str | None, json_: bool) -> 
 
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     if answer.nothing:
-        console.print(f"{answer.reason}. The nearest all the same: --all", markup=False, highlight=False)
-        return
+        more = "" if hits else ". The nearest all the same: --all"
+        console.print(f"{answer.reason}{more}", markup=False, highlight=False)
+        if not hits:
+            return
     if not hits:
         console.print("no picture fulfils the conditions" if not answer.total else "no further pictures")
         return

@@ -104,9 +104,11 @@ def _onnx(
             _show(refused.certificate)
         raise
     if json_:
-        print_json({"path": str(made.path), "key": made.key, **_facts(made)})
+        print_json({"path": str(made.path), "key": made.key, "notes": list(made.notes), **_facts(made)})
         return
     _show(made.certificate)
+    for note in made.notes:
+        typer.echo(f"note: {note}", err=True)
     size = sum(p.stat().st_size for p in made.path.glob("*.onnx")) / 1e6
     typer.echo(f"{made.path}: {made.certificate.precision}, {size:.1f} MB, key {made.key}; the certificate is passed")
     typer.echo(f"use it: diptych evaluate {made.path} --data …")

@@ -67,8 +67,8 @@ class World:
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise DiptychError(f"scenes: {name} must be from {low} to {high}, not {getattr(self, name)}")
-        if 0 < self.clip_frames < 8:
-            raise DiptychError(f"scenes: clip_frames must be at least 8, not {self.clip_frames}")
+        if self.clip_frames % 2 or 0 < self.clip_frames < 8:  # clips have two halves
+            raise DiptychError(f"scenes: clip_frames must be even and at least 8, not {self.clip_frames}")
         if self.split not in SPLITS:
             raise DiptychError(f"scenes: no split '{self.split}'{nearest(self.split, SPLITS)}")
 

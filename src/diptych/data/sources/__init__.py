@@ -12,6 +12,7 @@
 | ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table of classes |
 | ``labels:table.csv?label=tags``, ``labels:my/folder`` | a table of images with any number of labels each |
 | ``video:clips/`` | video files, animated pictures or folders of frames, with captions as for ``folder:`` |
+| ``video:msrvtt.json?videos=DIR`` | clips that a file describes: COCO-like, MSR-VTT, ActivityNet, LLaVA, WebVid, rows |
 | ``documents:FILE.jsonl?images=DIR``, ``documents:notes/`` | texts and images in order (OBELICS, MMC4), or Markdown |
 | ``karpathy:dataset_flickr30k.json?images=DIR`` | Karpathy's JSON of Flickr8k, Flickr30k, COCO, with its splits |
 | ``llava:FILE.json?images=DIR`` | conversations about images in LLaVA's JSON |

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from diptych.core.errors import DiptychError
@@ -41,7 +41,7 @@ class Clips:
     def where(self, name: str) -> str | tuple[str, ...] | None:
         """The URL of a clip, or those of its frames; None if there is none of this name."""
         path = self._known.get(name.strip().removeprefix("./")) or self._known.get(posixpath.basename(name.strip()))
-        if path in self.folders:
+        if path is not None and path in self.folders:
             return tuple(files.join(self.directory, p) for p in self.folders[path])
         return None if path is None else files.join(self.directory, path)
 
@@ -122,7 +122,8 @@ def _webvid(url: str, clips: Clips, problems: list[Problem]) -> Iterator[Entry]:
 def _coco(content: dict[str, Any], file: str, clips: Clips, problems: list[Problem]) -> Iterator[Entry]:
     names: dict[Any, str] = {}
     made: dict[Any, Entry] = {}
-    for number, video in enumerate(content.get("videos", content.get("images"))):
+    listed: list[Any] = content["videos"] if "videos" in content else content["images"]
+    for number, video in enumerate(listed):
         name = video.get("file_name") or video.get("name") or video.get("id") if isinstance(video, dict) else None
         if name is None or "id" not in video:
             problems.append(Problem(f"{file}: video {number}", "expected {id, file_name}"))
@@ -167,7 +168,7 @@ def _activitynet(content: dict[str, Any], file: str, clips: Clips, problems: lis
             continue
         try:
             spans, sentences = row["timestamps"], row["sentences"]
-            events = [
+            events: list[dict[str, Any]] = [
                 {"text": str(text).strip(), "start": float(start), "end": float(end)}
                 for (start, end), text in zip(spans, sentences, strict=True)
             ]
@@ -201,4 +202,9 @@ def _conversations(content: list[Any], file: str, clips: Clips, problems: list[P
         yield Entry(item, where, [answer], {**others, "turns": turns})
 
 
-_READERS = {"coco": _coco, "msrvtt": _msrvtt, "activitynet": _activitynet, "conversations": _conversations}
+_READERS: dict[str, Callable[[Any, str, Clips, list[Problem]], Iterator[Entry]]] = {
+    "coco": _coco,
+    "msrvtt": _msrvtt,
+    "activitynet": _activitynet,
+    "conversations": _conversations,
+}

@@ -42,4 +42,4 @@ def speech(text: str) -> list[dict[str, Any]]:
 
 def _seconds(parts: tuple[str | None, ...]) -> float:
     hours, minutes, seconds, rest = parts
-    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0) + int(rest or 0) / 10 ** len(rest or "")
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(f"{seconds or 0}.{rest or 0}")

@@ -328,7 +328,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:
         np.lib.format.write_array_header_2_0(file, np.lib.format.header_data_from_array_1_0(array))
         if array.size:
-            file.write(memoryview(array).cast("B"))
+            file.write(array.data.cast("B"))
         file.flush()
         os.fsync(file.fileno())
 

@@ -26,7 +26,7 @@ class Hnsw(Approximate):
         width: int,
         *,
         links: int = 32,
-        build: int = 100,
+        build: int = 64,
         least: int = 5000,
         recall: float = 0.995,
         effort: int | None = None,

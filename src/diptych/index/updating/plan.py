@@ -63,7 +63,7 @@ class Plan:
 
 def caption_of(item: Item) -> str:
     """The captions of an item as the catalog holds them: a line for each."""
-    return "\n".join(item.captions)
+    return "\n".join(" ".join(caption.split()) for caption in item.captions)
 
 
 def columns_text(item: Item) -> str:

@@ -24,6 +24,7 @@ from diptych.data.storage import files
 
 LONGEST = 2000  # characters of a column's text
 NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,9})?")  # a text that is one; 007 is a name
+PLACES = ("images", "instances")  # options of addresses that are paths
 RECENT = 2.0  # seconds: a file that was written so shortly before may change again without another time
 
 
@@ -73,15 +74,25 @@ class Collection(Protocol):
 def absolute(address: str) -> str:
     """An address with the place of a folder or a file on this machine as an absolute path, so that it holds in any directory."""
     scheme, mark, rest = address.partition(":")
-    known = mark and scheme in SCHEMES
+    known = bool(mark) and scheme in SCHEMES
     place, query, options = (rest if known else address).partition("?")
     local = files.normal(place)
-    if not files.is_local(place) or scheme in ("openmoji", "repeated", "control", "shots", "facts", "index"):
+    if not files.is_local(place) or scheme in ("openmoji", "repeated", "control", "shots", "facts"):
         return address
     head = f"{scheme}:" if known else ""
+    if not known and os.path.isdir(local) and not os.path.isfile(os.path.join(local, "manifest.json")):
+        head = "folder:"
     if os.path.exists(local) or (known and scheme != "folder" and os.path.exists(os.path.dirname(local) or ".")):
-        return f"{head}{os.path.abspath(local)}{query}{options}"
+        given = "&".join(_absolute_option(option, os.path.dirname(local)) for option in options.split("&"))
+        return f"{head}{os.path.abspath(local)}{query}{given}"
     return address
+
+
+def _absolute_option(option: str, folder: str) -> str:
+    """An option of an address that names a place as seen from here, not from the folder of the data."""
+    name, _, value = option.partition("=")
+    here = name in PLACES and files.is_local(value) and os.path.exists(value) and not os.path.exists(os.path.join(folder, value))
+    return f"{name}={os.path.abspath(value)}" if here else option
 
 
 def shown_path(address: str, name: str) -> str:
@@ -157,6 +168,10 @@ class Items:
         if len(self.source) >= ENDLESS and limit is None:
             raise DiptychError(f"{address} has no end; say how many pictures: --limit 1000")
         self.length = len(self.source) if limit is None else min(len(self.source), limit)
+        # Whether the entries say by themselves when they change, so that nothing must be read to know.
+        self._by_file = isinstance(self.source, ListedSource) and all(
+            e.stamp or (isinstance(e.where, str) and files.is_local(e.where)) for e in self.source._entries
+        )
 
     def items(self) -> Iterator[Item]:
         """The items in the order of the source; what it lists as unusable because of its picture comes last."""
@@ -187,14 +202,6 @@ class Items:
         for problem in self.source.problems:  # an empty caption, or a text without a picture, is no picture
             if problem.reason.startswith("there is no file") or CONVERT in problem.reason:
                 yield Item(names.new(problem.item), "missing", reason=problem.reason)
-
-    @property
-    def _by_file(self) -> bool:
-        """Whether the entries say by themselves when they change, so that nothing must be read to know."""
-        source = self.source
-        return isinstance(source, ListedSource) and all(
-            e.stamp or (isinstance(e.where, str) and files.is_local(e.where)) for e in source._entries
-        )
 
     def content(self, item: Item) -> bytes | np.ndarray:
         """The file of an item as it is stored, or its pixels where the source has no files. Raises ``BrokenItem``."""

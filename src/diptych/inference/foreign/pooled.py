@@ -65,7 +65,8 @@ class PooledModel(Adapter):
         frames, numbers = self._distinct(images)
         vectors = np.asarray(self.base.embed_image(frames), dtype=np.float64)
         means = np.stack([_mean(vectors[of]) for of in numbers])
-        return (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        units: np.ndarray = (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        return units
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors of texts, float32 [N, E]: those of the model."""

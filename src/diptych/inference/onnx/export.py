@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from diptych.data.sources import open_source
 from diptych.inference.adapted import address_now, relative_to
 from diptych.inference.load import load
 from diptych.inference.onnx.card import card
-from diptych.inference.onnx.certificate import Certificate, Paired, Refused, certify
+from diptych.inference.onnx.certificate import BOUNDS, Certificate, Paired, Refused, certify
 from diptych.inference.onnx.files import (
     CARD,
     FORMAT,
@@ -41,7 +40,7 @@ from diptych.inference.onnx.files import (
     verified_files,
 )
 from diptych.inference.onnx.preprocessing import Pictures, Texts
-from diptych.inference.onnx.quantize import WHAT, quiet, to_fp16, to_int8
+from diptych.inference.onnx.quantize import WHAT, Inputs, agreement, quiet, to_fp16, to_int8
 from diptych.inference.onnx.runtime import Runtime
 from diptych.inference.onnx.towers import Exportable, exportable
 from diptych.inference.run import TrainedModel
@@ -60,11 +59,12 @@ RECALL = 200  # pictures with a caption
 
 @dataclass(frozen=True)
 class ExportedOnnx:
-    """The directory, its key and its certificate."""
+    """The directory, its key, its certificate, and what is not as it was asked for."""
 
     path: Path
     key: str
     certificate: Certificate
+    notes: tuple[str, ...] = ()
 
 
 def export_onnx(
@@ -109,8 +109,9 @@ def export_onnx(
     def write(folder: Path) -> None:
         """Graphs, files, certificate and card. Raises Refused."""
         folder.mkdir()
-        _graphs(folder, towers, precision, data)
-        files = hashes(folder)
+        sides = _graphs(folder, towers, precision, data)
+        if precision not in sides.values():
+            raise DiptychError(f"{model.name} in {precision} is refused: {'; '.join(towers.notes)}")
         source = {"model": str(address), "relative": relative_to(address, place), "key": getattr(model, "key", None)}
         head = towers.head.facts(folder) if towers.head is not None else None
         files = hashes(folder)
@@ -118,6 +119,7 @@ def export_onnx(
             "format": FORMAT,
             "name": model.name,
             "precision": precision,
+            "sides": sides,
             "key": key_of(towers.key, precision, files),
             "width": _width(towers),
             "size": list(towers.size),
@@ -142,7 +144,7 @@ def export_onnx(
         write_text(folder / CARD, card(model, manifest, certificate))
 
     write_atomically(place, write)
-    return ExportedOnnx(place, str(read_manifest(place)["key"]), made[0])
+    return ExportedOnnx(place, str(read_manifest(place)["key"]), made[0], tuple(towers.notes))
 
 
 def check_onnx(
@@ -237,8 +239,8 @@ def samples(address: str, split: str, n: int) -> tuple[list[Image], list[str]]:
 # --- graphs ---
 
 
-def _graphs(folder: Path, towers: Exportable, precision: str, data: str) -> None:
-    """Writes both graphs, in the precision, and what is needed to feed them."""
+def _graphs(folder: Path, towers: Exportable, precision: str, data: str) -> dict[str, str]:
+    """Writes both graphs and what is needed to feed them; returns the precision of each side."""
     write_text(folder / TOKENIZER, towers.tokenizer)
     write_json(folder / PREPROCESSING, {"pictures": towers.pictures, "texts": towers.texts})
     pictures, texts = Pictures(**towers.pictures), Texts(towers.tokenizer, **towers.texts)
@@ -251,13 +253,31 @@ def _graphs(folder: Path, towers: Exportable, precision: str, data: str) -> None
     if precision == "fp16":
         for name in (IMAGE, TEXT):
             to_fp16(folder / name)
-    if precision == "int8":
-        shown, captions = samples(data, "train", CALIBRATION)
-        to_int8(folder / IMAGE, [{"pixels": pictures(shown[i : i + 16])} for i in range(0, len(shown), 16)])
-        to_int8(folder / TEXT, list(_text_batches(texts, captions or list(EXAMPLES), towers.texts["inputs"])))
+    if precision != "int8":
+        return dict.fromkeys(("image", "text"), precision)
+    shown, captions = samples(data, "train", CALIBRATION)
+    batches = {
+        IMAGE: [{"pixels": pictures(shown[i : i + 16])} for i in range(0, len(shown), 16)],
+        TEXT: _text_batches(texts, captions or list(EXAMPLES), towers.texts["inputs"]),
+    }
+    return {Path(name).stem: _int8(folder / name, batches[name], towers) for name in (IMAGE, TEXT)}
 
 
-def _text_batches(texts: Texts, captions: Sequence[str], names: Sequence[str]) -> list[dict[str, np.ndarray]]:
+def _int8(path: Path, batches: Sequence[Inputs], towers: Exportable) -> str:
+    """A side in int8, or as it was if int8 loses too much of it (sentence encoders have a few very large activations)."""
+    before, least = path.read_bytes(), BOUNDS["int8"].mean
+    to_int8(path, batches)
+    if (cosine := agreement(before, path, batches[-4:])) >= least:
+        return "int8"
+    path.write_bytes(before)
+    towers.notes.append(
+        f"the {path.stem} tower stays in fp32: in int8 its vectors have a cosine of {cosine:.3f} with those in fp32, and {least:g} "
+        "is needed"
+    )
+    return "fp32"
+
+
+def _text_batches(texts: Texts, captions: Sequence[str], names: Sequence[str]) -> list[Inputs]:
     """Captions, and texts that are as long as the model reads: positions that no caption reaches have ranges, too."""
     room = texts.length // max(1, len(captions[0].split())) + 1
     long = [" ".join(captions[(i + j) % len(captions)] for j in range(room)) for i in range(8)]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.core.arrays import unit_rows
 from diptych.core.extras import need
 
 # Sums and norms, of which half precision would lose the small or the large values.
@@ -54,9 +55,20 @@ def to_fp16(path: Path) -> None:
     onnx.save(made, str(path))
 
 
+def behind_pooling(graph: Any) -> list[str]:
+    """Names of products with one vector for each item, [B, D]: the maps into the shared space, a classifier. They cost little, and
+    what they read is hard to round: probabilities of a thousand classes are all near 0.
+    """
+    onnx = need("onnx", extra="onnx", what=WHAT)
+    inferred = onnx.shape_inference.infer_shapes(graph).graph
+    known = [*inferred.value_info, *inferred.input, *inferred.output]
+    rank = {v.name: len(v.type.tensor_type.shape.dim) for v in known if v.type.tensor_type.HasField("shape")}
+    return [n.name for n in graph.graph.node if n.op_type in ("MatMul", "Gemm") and rank.get(n.input[0]) == 2]
+
+
 def to_int8(path: Path, batches: Sequence[Inputs]) -> None:
     """Quantises the products and convolutions of a graph to int8, in place: weights by channel, activations by the range that they
-    have on ``batches``.
+    have on ``batches``. Products behind the pooling (``behind_pooling``) stay as they are.
     """
     onnx = need("onnx", extra="onnx", what=WHAT)
     quantization = need("onnxruntime.quantization", extra="onnx", what=WHAT)
@@ -84,9 +96,18 @@ def to_int8(path: Path, batches: Sequence[Inputs]) -> None:
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=behind_pooling(onnx.load(str(ready))),
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
     onnx.checker.check_model(str(path))
+
+
+def agreement(before: bytes, path: Path, batches: Sequence[Inputs]) -> float:
+    """The mean cosine between what a graph gave before and what it gives now, on batches."""
+    ort = need("onnxruntime", extra="onnx", what=WHAT)
+    first, second = (ort.InferenceSession(g, providers=["CPUExecutionProvider"]) for g in (before, str(path)))
+    cosines = [(unit_rows(first.run(None, dict(b))[0]) * unit_rows(second.run(None, dict(b))[0])).sum(1) for b in batches]
+    return float(np.concatenate(cosines).mean())

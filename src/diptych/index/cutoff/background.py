@@ -8,47 +8,30 @@ from importlib import resources
 
 import numpy as np
 
+from diptych.core.arrays import unit_rows
+from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
+from diptych.data.source import usable_samples
+from diptych.data.sources import open_source
 
 TAU = 0.5  # standard deviations: how much the best of many texts counts more than the others
 ALIKE = 0.6  # texts of a higher cosine, after the mean of all texts is taken off, may mean the same and are no comparison
 LEAST = 30  # pictures from which a mean and a spread are known
+PICTURES, TEXTS = 300, 1000  # of a data set that are taken
 _WORD = re.compile(r"[^\W\d_]+")
 _COMMON = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "with",
-        "and",
-        "or",
-        "to",
-        "from",
-        "by",
-        "for",
-        "is",
-        "are",
-        "there",
-        "this",
-        "that",
-        "it",
-        "its",
-        "picture",
-        "photo",
-        "photograph",
-        "image",
-        "drawing",
-    ]
+    word
+    for line in (
+        "a an the of in on at with and or to from by for is are there this that it its",
+        "picture photo photograph image drawing",
+    )
+    for word in line.split()
 )
 
 
 def unrelated_texts() -> list[str]:
     """The packaged captions and names of things."""
-    lines = resources.files("diptych.index").joinpath("captions.txt").read_text(encoding="utf-8").splitlines()
+    lines = resources.files("diptych.index.cutoff").joinpath("captions.txt").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -61,6 +44,28 @@ def _singular(word: str) -> str:
     if len(word) > 3 and word.endswith(("ches", "shes", "xes", "sses")):
         return word[:-2]
     return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def embedded_texts(model: Model, texts: Sequence[str]) -> np.ndarray:
+    """Unit vectors, float32 [M, E]. DiptychError if the model does not embed texts."""
+    if "embed_text" not in model.capabilities:
+        raise DiptychError(f"model '{model.name}' cannot embed_text; it can: {', '.join(sorted(model.capabilities))}")
+    return unit_rows(np.asarray(model.embed_text(list(texts)), dtype=np.float32))
+
+
+def captioned(address: str, model: Model, pictures: int = PICTURES, texts: int = TEXTS) -> Background:
+    """A background of the first pictures with captions of a data set, and of captions of more of them, each once.
+
+    Best are the data that the model was trained on: what is compared is then what the model knows. DiptychError if there are fewer
+    than 30 pictures with captions.
+    """
+    found = [s for s in usable_samples(open_source(address), max(pictures, texts)) if s.image is not None and s.captions]
+    if len(found) < LEAST:
+        raise DiptychError(f"{address}: {len(found)} pictures with captions; a background needs at least {LEAST}")
+    words = list(dict.fromkeys(s.captions[0] for s in found))[:texts]
+    images = [np.asarray(s.image) for s in found[:pictures]]
+    vectors = unit_rows(np.asarray(model.embed_image(images), dtype=np.float32))
+    return Background(words, embedded_texts(model, words), vectors)
 
 
 class Background:
@@ -76,11 +81,12 @@ class Background:
             raise DiptychError("background: vectors must be finite")
         self.words, self.texts, self.pictures = tuple(words), texts, pictures
         self.contents = [content(text) for text in words]
+        self._texts, self._pictures = texts.T.astype(np.float64), pictures.astype(np.float64)
         self.two_sided = len(pictures) >= LEAST and len(texts) >= 2
-        scores = texts.astype(np.float64) @ pictures.T.astype(np.float64) if self.two_sided else np.zeros((len(texts), 1))
+        scores = self._texts.T @ self._pictures.T if self.two_sided else np.zeros((len(texts), 1))
         self.mean, self.spread = scores.mean(1), np.maximum(scores.std(1), 1e-6)
-        centred = texts.astype(np.float64) - texts.mean(0, dtype=np.float64)
         self.centre = texts.mean(0, dtype=np.float64) if len(texts) else np.zeros(texts.shape[1])
+        centred = texts.astype(np.float64) - self.centre
         self.centred = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
     def scores(self, query: np.ndarray, vectors: np.ndarray, text: str = "") -> np.ndarray:
@@ -95,19 +101,34 @@ class Background:
         cosines: np.ndarray = vectors @ query
         if not self.two_sided:
             return cosines
-        usual = self.pictures.astype(np.float64) @ query
+        usual = self._pictures @ query
         own = (cosines - usual.mean()) / max(float(usual.std()), 1e-6)
+        texts = (vectors @ self._texts - self.mean) / self.spread
+        return preference(own, texts, self.mentions(text), self.near(query))
+
+    def mentions(self, text: str) -> np.ndarray:
+        """Which background texts have all words of a text that say something; bool [M]."""
         wanted = content(text)
-        mention = np.array([bool(wanted) and wanted <= words for words in self.contents])
-        direction = query - self.centre
-        near = self.centred @ (direction / max(float(np.linalg.norm(direction)), 1e-12)) > ALIKE
-        others = ~mention & ~near
-        if not others.any():
-            return own
-        texts = (vectors @ self.texts.T.astype(np.float64) - self.mean) / self.spread
-        for_it = _soft_maximum(np.concatenate([own[:, None], texts[:, mention]], axis=1))
-        result: np.ndarray = for_it - _soft_maximum(texts[:, others])
-        return result
+        return np.array([bool(wanted) and wanted <= words for words in self.contents], dtype=bool)
+
+    def near(self, query: np.ndarray) -> np.ndarray:
+        """Which background texts may mean what the query means; bool [M]."""
+        direction = np.asarray(query, dtype=np.float64) - self.centre
+        near: np.ndarray = self.centred @ (direction / max(float(np.linalg.norm(direction)), 1e-12)) > ALIKE
+        return near
+
+
+def preference(own: np.ndarray, texts: np.ndarray, mentions: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """By how much each picture prefers a query to other texts; float64 [K].
+
+    own: its scores [K]; texts: those of the background [K, M], both in standard deviations over other pictures; mentions: which
+    texts speak of the same; near: which may mean the same and do not count, bool [M].
+    """
+    others = ~mentions & ~near
+    if not others.any():
+        return own
+    result: np.ndarray = _soft_maximum(np.concatenate([own[:, None], texts[:, mentions]], axis=1)) - _soft_maximum(texts[:, others])
+    return result
 
 
 def _soft_maximum(scores: np.ndarray) -> np.ndarray:
