@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import environment
+from bench.shuffled import shuffled, summary
 from diptych.api import load
 from diptych.choose.run import Request, choose
 from diptych.cli.choose.display import StepsDisplay
@@ -157,7 +158,11 @@ def main() -> int:
     parser.add_argument("questions", nargs="*", default=list(TITLES), help=", ".join(TITLES))
     parser.add_argument("--models", default="conse", help="comma-separated addresses, such as conse,runs/clip for styles")
     parser.add_argument("--write", action="store_true", help="only write the page")
+    parser.add_argument("--shuffled", type=int, metavar="SEEDS", help="instead: all ways on shuffled labels (bench/shuffled.py)")
     given = parser.parse_args()
+    if given.shuffled:
+        print(summary(shuffled(given.shuffled, RUNS / "shuffled.jsonl")))
+        return 0
     for name in [] if given.write else given.questions:
         if name not in TITLES:
             raise DiptychError(f"there is no question '{name}'; there are {', '.join(TITLES)}")

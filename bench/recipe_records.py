@@ -153,12 +153,20 @@ def credits_in(content: dict[str, Any]) -> Credits:
 
 
 def names() -> list[str]:
-    """Every recipe whose weights are installed, each with those of its variants behind it that a small budget can train."""
+    """Every recipe whose weights are installed, each with those of its variants behind it that a small budget can train. A variant
+    with a budget of its own is for other data, such as a few hundred photographs (``lit@conse``), and is left out.
+    """
     found = []
     for recipe in every_system(None):
         variants = [v for v in recipe_variants() if v.startswith(f"{recipe}@")]
-        found += [recipe, *(v for v in variants if seeds_of(v) == SEEDS and load_recipe(v).data.train == DATA)]
+        found += [recipe, *(v for v in variants if seeds_of(v) == SEEDS and _for_scenes(v, recipe))]
     return found
+
+
+def _for_scenes(variant: str, recipe: str) -> bool:
+    """Whether a variant is trained on the data of the results, under any budget."""
+    made = load_recipe(variant)
+    return made.data.train == DATA and made.budget == load_recipe(recipe).budget
 
 
 def seeds_of(name: str) -> int:

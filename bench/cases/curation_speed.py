@@ -16,10 +16,10 @@ from diptych.core.arrays import unit_rows
 from diptych.core.registry import resolve
 from diptych.curation.engine.apply import apply, rows_of
 from diptych.curation.operators import OPERATORS
-from diptych.curation.operators.duplicates.hamming import pairs_within
 from diptych.curation.operators.duplicates.operators import near_twins
 from diptych.curation.operators.duplicates.semantic import semantic_twins
 from diptych.curation.operators.text.concepts import Balance, Matcher
+from diptych.data.hashes.hamming import pairs_within
 
 METADATA = 100_000  # rows per CPU-second that an operator on captions and numbers alone should do
 

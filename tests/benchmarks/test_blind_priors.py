@@ -19,7 +19,7 @@ from diptych.benchmarks.tasks import task
 from diptych.core.capabilities import FunctionModel
 from diptych.core.errors import DiptychError
 from diptych.data.scenes import open_scenes
-from diptych.inference.text_likelihood import text_likelihood
+from diptych.inference.texts.likelihood import text_likelihood
 from diptych.models.pretrained import CausalLM
 
 SCENES = "scenes:small?split=test"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from choose_fixture import MODEL, picture
 from diptych.choose.captions import METRICS, chosen_settings, outer_folds
 from diptych.choose.captions import tested as judged
 from diptych.choose.maps import MAP_WAYS, AsIs, Centred, Pairs, Residual, Rotated, contrast, ranks
+from diptych.choose.run_captions import chosen_in_folds, verdict_of
 from diptych.cli import app
 from diptych.core.arrays import unit_rows
 from diptych.core.errors import DiptychError
@@ -182,3 +184,48 @@ def test_maps_are_saved_as_they_are(tmp_path: Path) -> None:
     MappedModel("m", Base(), maps).save(tmp_path, "somewhere")  # type: ignore[arg-type]
     again = MappedModel.load(tmp_path, lambda address, device: Base())  # type: ignore[arg-type,return-value]
     assert np.array_equal(again.maps.image.change, np.ones((3, 3))) and again.maps.text.centre.tolist() == [0, 0, 0]
+
+
+# --- what to expect of the winner ---
+
+
+def chance_cells(ways: int, n: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Ways that are right by chance; their inner score in a fold is what they achieve on the other folds."""
+    outer = np.arange(n) % 5
+    cells = []
+    for way in range(ways):
+        right = rng.random(n) < 0.3
+        inner = [float(right[outer != f].mean()) for f in range(5)]
+        credits = {m: "".join(str(int(c)) for c in right) for m in METRICS}
+        cells.append(
+            {"model": "m", "way": f"way {way:02d}" if way else "as-is", "seed": 0, "credits": credits, "settings": [{}], "seconds": 1.0,
+             "inner": float(np.mean(inner)), "inner_of_folds": inner, "outer": outer.tolist(), "among": [n // 5, n // 5]}
+        )  # fmt: skip
+    return cells
+
+
+def test_the_choice_is_not_judged_by_the_pictures_that_made_it() -> None:
+    """Of many ways that are right by chance, the winner's own number is too good; that of choosing anew in each fold is not."""
+    own, chosen = [], []
+    clusters = {m: [str(i) for i in range(100)] for m in METRICS}
+    for seed in range(20):
+        cells = chance_cells(21, 100, np.random.default_rng(seed))
+        found = verdict_of(cells, clusters, np.arange(100))
+        own.append(next(r for r in found["rows"] if (r["model"], r["way"]) == found["winner"])["metrics"][METRICS[0]]["mean"])
+        chosen.append(found["choice"]["mean"])
+        as_is = np.mean([c == "1" for c in cells[0]["credits"][METRICS[0]]])
+        assert found["gain"]["difference"] == pytest.approx(found["choice"]["mean"] - as_is)
+    error = np.std(chosen) / np.sqrt(20)
+    assert np.mean(own) > 0.3 + 5 * error and np.mean(chosen) < 0.3 + 3 * error
+
+
+def test_choosing_in_folds_by_hand() -> None:
+    """Two captions a picture; in the first fold the first way is ahead, in the second the other."""
+
+    def cell(credits: str, inner: list[float]) -> dict[str, Any]:
+        return {"credits": {METRICS[0]: credits}, "inner_of_folds": inner, "outer": [0, 1, 0]}
+
+    keys = [("m", "a"), ("m", "b")]
+    table = {keys[0]: {0: cell("111000", [0.9, 0.1])}, keys[1]: {0: cell("000111", [0.5, 0.2])}}
+    credits, picks = chosen_in_folds(table, keys, np.array([0, 0, 1, 1, 2, 2]))
+    assert credits == {0: "110100"} and picks == {"a on m": 1, "b on m": 1}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import choose_fixture
@@ -92,7 +93,7 @@ def test_the_same_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return chosen(cell, data)
 
     interrupt = True
-    monkeypatch.setattr("diptych.choose.run.chosen", count)
+    monkeypatch.setattr("diptych.choose.cells.chosen", count)
     status, _ = cli(*words)
     assert status == 1 and calls == 2
     assert not (tmp_path / "o" / "test-opened.jsonl").exists()  # no test picture was seen
@@ -374,3 +375,41 @@ def test_adapt_trains_a_tower(tmp_path: Path, clip_run: Path) -> None:
     assert cli(*words, "--budget", "5 steps")[0] == 0
     assert dp.load(tmp_path / "a").classify([choose_fixture.picture("red", 3)]).shape == (1, 4)
     assert "works on vectors" in cli("adapt", str(clip_run), "--way", "probe", "--data", data, "--budget", "5s")[1]
+
+
+def test_a_tower_is_tested_on_other_data_with_a_class_that_it_never_saw(
+    tmp_path: Path, clip_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes are matched by name: those of the other data come in another order, and one is new."""
+    data = f"classes:{class_folders(tmp_path / 'a', each=10, colours=('red', 'blue', 'grey'))}"
+    other = class_folders(tmp_path / "b", each=4, colours=("blue", "red", "green"))
+    for folder in other.iterdir():  # other pictures than in training
+        for i, path in enumerate(sorted(folder.iterdir())):
+            Image.fromarray(choose_fixture.picture(folder.name, 500 + i)).save(path)
+    monkeypatch.setattr("diptych.choose.run.trained", lambda cell, data, run, seconds: trained(cell, data, run, 1.0))
+    out = tmp_path / "o"
+    words = [
+        "choose",
+        str(clip_run),
+        "--data",
+        data,
+        "--test-data",
+        f"classes:{other}",
+        "--ways",
+        "prototypes,coop",
+        "--shots",
+        "4",
+    ]
+    status, text = cli(*words, "--budget", "1000s", "--out", str(out))
+    assert status == 0, text
+    results = read_json(out / "results.json")
+    names = list(results["data"]["classes"])
+    assert set(names) == {"red", "blue", "grey", "green"} and results["data"]["test"] == 12
+    cell = next(c for c in results["cells"] if c["way"] == "coop")
+    run = dp.load(cell["run"])
+    shown = [(folder.name, np.asarray(Image.open(p))) for folder in sorted(other.iterdir()) for p in sorted(folder.iterdir())]
+    given = [run.classes[i] for i in run.classify([x for _, x in shown]).argmax(1)]
+    right = [a == b for a, (b, _) in zip(given, shown, strict=True)]
+    assert cell["test"]["accuracy"] == pytest.approx(np.mean(right)) and "green" not in given
+    assert sorted(names[i] for i in cell["test"]["named"]) == sorted(given)
+    assert any("no training picture: green" in note for note in results["data"]["notes"])

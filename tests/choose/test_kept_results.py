@@ -21,7 +21,7 @@ from diptych.choose.captions import captioned
 from diptych.choose.cells import Cell, Data, chosen
 from diptych.choose.data import Pictures, groups_of, near_pairs
 from diptych.choose.features import weights_of
-from diptych.choose.run import Outcome, Request, _chosen, _doubtful, file_name, made_of_now
+from diptych.choose.run import ONE_CLASS, Outcome, Request, _chosen, file_name, made_of_now
 from diptych.choose.tower_cells import trained, unseen
 from diptych.choose.verdict import difference, sentences, verdict
 from diptych.choose.ways import Support
@@ -80,7 +80,7 @@ def test_cells_of_other_weights_are_made_again(tmp_path: Path, monkeypatch: pyte
         calls.append(cell.way)
         return {**chosen(cell, data), **({"skipped": "a package is missing"} if cell.way == "knn" and len(calls) < 5 else {})}
 
-    monkeypatch.setattr("diptych.choose.run.chosen", count)
+    monkeypatch.setattr("diptych.choose.cells.chosen", count)
     folder, out = class_folders(tmp_path / "data", each=8), tmp_path / "o"
     words = ["choose", "choose_fixture:Counting", "--data", f"classes:{folder}", "--ways", "knn,prototypes", "--out", str(out)]
     assert cli(*words)[0] == "" and calls == ["majority", "knn", "prototypes"]
@@ -158,16 +158,18 @@ def test_labels_are_checked_by_a_way_on_vectors_where_a_tower_wins() -> None:
     y = data.support.y.copy()
     y[7] = (y[7] + 1) % 4
     data = Data(Support(x=data.support.x, y=y, names=data.support.names), data.groups, data.ids)
-    listed = _doubtful(found_of(data, ["lora", "majority", "prototypes"]), {"m": (ColourModel(), data)})
+    found = found_of(data, ["lora", "majority", "prototypes"])
+    listed, _ = ONE_CLASS.doubtful(found.verdict, found.cells, {"m": (ColourModel(), data)})
     assert [row["picture"] for row in listed] == ["p7"]
-    assert _doubtful(found_of(data, ["lora", "majority"]), {"m": (ColourModel(), data)}) == []
+    found = found_of(data, ["lora", "majority"])
+    assert ONE_CLASS.doubtful(found.verdict, found.cells, {"m": (ColourModel(), data)}) == ([], "")
 
 
 def test_a_poor_winner_does_not_judge_labels() -> None:
     data = blurred(gap=0.0)
     found = found_of(data, ["prototypes", "majority"])
-    assert _doubtful(found, {"m": (ColourModel(), data)}) == []
-    assert "labels cannot be checked" in found.data["notes"][0]
+    listed, note = ONE_CLASS.doubtful(found.verdict, found.cells, {"m": (ColourModel(), data)})
+    assert listed == [] and "labels cannot be checked" in note
 
 
 # --- pictures ---

@@ -114,11 +114,12 @@ def test_an_objective_of_another_kind_goes_on_with_the_scale_of_the_run(models: 
     assert objective.scale.item() == pytest.approx(TrainedModel.load(Path(models["run"]), "cpu").scale)
 
 
-@pytest.mark.parametrize("name", list(TOWER_WAYS))
+@pytest.mark.parametrize("name", [name for name in TOWER_WAYS if name != "tpt" and TOWER_WAYS[name].score != "likelihood"])
 def test_the_papers_values_are_the_defaults(models: dict[str, str], data: str, name: str) -> None:
     """Optimizer, rate, decay, batch and epochs, read in the papers and the authors' code."""
     want = {
         "coop": ("sgd", 2e-3, 5e-4, 32, 100),
+        "coop-class": ("sgd", 2e-3, 5e-4, 32, 100),
         "cocoop": ("sgd", 2e-3, 5e-4, 1, 10),
         "maple": ("sgd", 3.5e-3, 5e-4, 4, 5),
         "mmrl": ("adamw", 1e-3, 5e-4, 4, 10),
@@ -132,6 +133,7 @@ def test_the_papers_values_are_the_defaults(models: dict[str, str], data: str, n
         "flyp": ("adamw", 1e-5, 0.2, 256, 20),
         "wise-ft": ("adamw", 3e-5, 0.1, 512, 10),
         "captions": ("adamw", 1e-5, 0.1, 64, 10),
+        "cola": ("adamw", 1e-3, 0.01, 64, 10),
     }[name]
     few = f"shots:{data}?shots=2"  # 8 pictures, one batch
     stage = (recipe := tower_recipe(models["clip"], TOWER_WAYS[name], few)).stages[0]
@@ -449,5 +451,7 @@ def test_every_recipe_is_one_that_can_be_saved_and_read_again(models: dict[str, 
     import yaml
 
     for name, way in TOWER_WAYS.items():
+        if way.score == "likelihood":  # of runs with a language model
+            continue
         recipe = tower_recipe(models["run"], way, f"shots:{data}?shots=2")
         assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe, name

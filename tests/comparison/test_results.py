@@ -175,3 +175,9 @@ def test_times() -> None:
     assert seconds_of("30m") == 1800 and seconds_of("0") == 0
     with pytest.raises(DiptychError, match="--time 3k samples"):
         seconds_of("3k samples")
+
+
+def test_a_variant_for_other_data_is_left_out() -> None:
+    """lit@conse has a budget of its own, for a few hundred photographs; lit and its scenes stay."""
+    found = recipe_records.names()
+    assert "lit" in found and "lit@conse" not in found and "sparc@tuned" in found

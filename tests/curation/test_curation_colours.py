@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from diptych.curation.engine.apply import reduce, rows_of
 from diptych.curation.operators.duplicates.operators import NearImage
-from diptych.curation.operators.images.quality import colours, phashes
+from diptych.data.hashes.perceptual import colours, phashes
 
 
 def outputs(operator: NearImage, columns: dict, size: int) -> dict[str, list]:

@@ -18,11 +18,12 @@ from scipy.fft import dct
 from diptych.core.errors import DiptychError
 from diptych.curation.engine.apply import apply, reduce, rows_of
 from diptych.curation.operators.fuse import Fuse
-from diptych.curation.operators.images.quality import ImageHash, ImageQuality, blur_effect, phashes, quality
+from diptych.curation.operators.images.quality import ImageHash, ImageQuality, blur_effect, quality
 from diptych.curation.operators.text.concepts import Balance, Concepts, Matcher, keep_probability, padded
 from diptych.curation.operators.text.language import IDENTIFIERS, Language
 from diptych.curation.operators.text.quality import TextQuality, character_repetition, is_boilerplate, word_repetition
 from diptych.curation.plan import load_plan
+from diptych.data.hashes.perceptual import phashes
 from diptych.data.scenes import open_scenes
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from diptych.core.arrays import unit_rows
 from diptych.curation.engine.apply import reduce, rows_of
-from diptych.curation.operators.duplicates.hamming import nearest_within, pairs_within, plan
 from diptych.curation.operators.duplicates.operators import NearImage, SameImage, SameMeaning, SameText, near_twins
 from diptych.curation.operators.duplicates.pruning import KEPT, groups, prune
 from diptych.curation.operators.duplicates.semantic import _assign, _pairs, clusters, semantic_twins
+from diptych.data.hashes.hamming import nearest_within, pairs_within, plan
 
 
 def near_hashes(rng: np.random.Generator, n: int, most: int) -> np.ndarray:

@@ -268,7 +268,7 @@ def test_several_classes_are_refused_with_the_reason(tmp_path, cell):
     for name in "abc":
         put(f"{tmp_path}/{name}.png", picture(ord(name)))
     put(f"{tmp_path}/t.csv", f"image,labels,main\na.png,{cell},cat\nb.png,{cell},dog\nc.png,cat,cat\n")
-    with pytest.raises(DiptychError, match=r"2 of 3 rows have several classes, such as a.png: cat, dog.*multi-label.*\?label=NAME"):
+    with pytest.raises(DiptychError, match=r"2 of 3 rows have several classes, such as a.png: cat, dog.*labels:.*\?label=NAME"):
         open_source(f"classes:{tmp_path}/t.csv")
     assert open_source(f"classes:{tmp_path}/t.csv?label=main").classes == ["cat", "dog"]
     put(f"{tmp_path}/few.csv", f'image,labels\na.png,{cell}\nb.png,dog\nc.png,["cat"]\n'.replace('["cat"]', "cat"))

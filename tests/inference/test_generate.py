@@ -25,13 +25,13 @@ from diptych.core.capabilities import FunctionModel
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.core.files import read_jsonl
+from diptych.core.streaming import cut
 from diptych.data.sources import open_source
 from diptych.data.text import Tokenizer
 from diptych.inference.generate import (
     Decoding,
     beam_search,
     choose,
-    cut,
     decoding_of,
     draws_of,
     generate,

@@ -108,7 +108,7 @@ def test_it_writes_on_and_prices_text_as_a_plain_loop_does() -> None:
     from contextlib import nullcontext
 
     from diptych.inference.generate import decoding_of
-    from diptych.inference.text import TextAlone
+    from diptych.inference.texts.alone import TextAlone
 
     model = made()
     alone = TextAlone(model, nullcontext)
@@ -173,7 +173,7 @@ def test_prompts_and_texts_are_read_as_captions_are_in_training() -> None:
     from diptych.core.capabilities import Example
     from diptych.inference.generate import decoding_of
     from diptych.inference.run import TrainedModel
-    from diptych.inference.text import TextAlone
+    from diptych.inference.texts.alone import TextAlone
 
     model = made()
     alone, how = TextAlone(model, nullcontext), decoding_of(max_tokens=5)

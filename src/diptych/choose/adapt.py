@@ -25,6 +25,7 @@ from diptych.core.files import write_atomically, write_json, write_jsonl
 from diptych.data.subsets.shots import few
 from diptych.inference.adapted import FILE, AdaptedModel
 from diptych.inference.mapped import FILE as MAPPED
+from diptych.inference.several.model import FILE as LABELLED
 from diptych.training.run_files import RunFiles
 
 CALIBRATION = "calibration.safetensors"
@@ -50,7 +51,7 @@ def check_folder_is_free(out: Path, overwrite: bool) -> None:
     """DiptychError if a folder holds an adapted model, unless ``overwrite``, or a run, which is never replaced."""
     if RunFiles(out).exists():
         raise DiptychError(f"{out} holds a run; choose another --out")
-    if not overwrite and any((out / file).exists() for file in (FILE, MAPPED)):
+    if not overwrite and any((out / file).exists() for file in (FILE, MAPPED, LABELLED)):
         raise DiptychError(f"{out} holds an adapted model already; choose another --out, or --overwrite")
 
 
@@ -121,7 +122,8 @@ def adapt(
     }
     adapted = AdaptedModel(out.name, model, head, train.names, choice.temperature, about)
     adapted.save(out, address)
-    (out / MAPPED).unlink(missing_ok=True)  # of a model for captions that was replaced
+    for other in (MAPPED, LABELLED):  # of a model for captions or several labels that was replaced
+        (out / other).unlink(missing_ok=True)
     known = ~np.isnan(choice.logits).any(1)
     held = {"logits": choice.logits[known].astype(np.float32), "labels": support.y[known].astype(np.int64)}
     write_atomically(out / CALIBRATION, lambda path: save_file(held, path))

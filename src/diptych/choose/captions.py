@@ -29,6 +29,7 @@ from diptych.data.source import BrokenItem, Problem, Source
 from diptych.data.sources import open_source
 from diptych.inference.adapted import FILE as ADAPTED
 from diptych.inference.mapped import MappedModel, Maps
+from diptych.inference.several.model import FILE as LABELLED
 
 OUTER, INNER = 5, 4
 MOST = 1000  # pictures of a fold among which a caption is looked for
@@ -139,7 +140,8 @@ def fitted(way: type[MapWay], grid: Sequence[Mapping[str, Any]], pairs: Pairs) -
 
 def tested(way_name: str, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
     """What a way achieves on every picture, by nested cross-validation: ``credits``, of each metric one for each caption (or
-    picture), whether it is right; the settings of each fold; and the pictures among which a caption was looked for.
+    picture), whether it is right; the settings of each fold; the pictures among which a caption was looked for; ``outer``, the fold
+    of each picture, and ``inner_of_folds``, the score by the inner cross-validation in each, which saw nothing of the fold.
     """
     way = map_way_named(way_name)
     began = time.perf_counter()
@@ -161,6 +163,8 @@ def tested(way_name: str, pairs: Pairs, seed: int = 0) -> dict[str, Any]:
         "credits": {m: "".join(str(int(c)) for c in credit) for m, credit in hits.items()},
         "settings": settings,
         "inner": float(np.mean(inner)),
+        "inner_of_folds": inner,
+        "outer": outer.tolist(),
         "among": [min(sizes), max(sizes)],
         "seconds": time.perf_counter() - began,
     }
@@ -191,5 +195,6 @@ def adapt_to_captions(
     }
     made = MappedModel(out.name, model, maps, about)
     made.save(out, address)
-    (out / ADAPTED).unlink(missing_ok=True)  # of a model for classes that was replaced
+    for other in (ADAPTED, LABELLED):  # of a model for classes that was replaced
+        (out / other).unlink(missing_ok=True)
     return made

@@ -16,8 +16,8 @@ import PIL.Image
 from diptych.core.capabilities import Image
 from diptych.core.errors import DiptychError, counted
 from diptych.core.sample import class_text
-from diptych.curation.operators.duplicates.hamming import pairs_within
-from diptych.curation.operators.images.quality import phashes
+from diptych.data.hashes.hamming import pairs_within
+from diptych.data.hashes.perceptual import phashes
 from diptych.data.source import BrokenItem, Controlled, Problem, Source
 from diptych.data.sources import open_source
 

@@ -22,32 +22,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diptych.benchmarks.matching.zeroshot import TEMPLATES
-from diptych.choose.adapt import fixed, parts_of
-from diptych.choose.cells import ALL, Cell, Data, chosen, part_of, tested
-from diptych.choose.data import Parts, groups_of, names_alike, near_pairs, version_of
+from diptych.choose.cells import ALL, Cell, Data
+from diptych.choose.data import Parts, groups_of, near_pairs
 from diptych.choose.features import Fingerprints, Progress, vectors_of, weights_of
-from diptych.choose.label_errors import CHECK, MOST_DOUBTFUL, as_csv, label_errors, rows_of
-from diptych.choose.select import softmax
-from diptych.choose.support import class_texts, support_of, with_vectors
+from diptych.choose.kinds import OneClass, kind_of
+from diptych.choose.label_errors import CHECK, as_csv
+from diptych.choose.several.ways import SEVERAL_WAYS
+from diptych.choose.support import with_vectors
 from diptych.choose.tower_cells import LEAST, is_tower, tested_tower, trained
 from diptych.choose.towers import TOWER_WAYS
 from diptych.choose.verdict import CONTROL, sentences, verdict
-from diptych.choose.ways import WAYS, way_named
+from diptych.choose.ways import WAYS
 from diptych.config.budget import parse_budget
 from diptych.core.arrays import unit_rows
 from diptych.core.capabilities import Model
-from diptych.core.errors import DiptychError, Interrupted, counted
+from diptych.core.errors import DiptychError, Interrupted
 from diptych.core.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 from diptych.core.registry import resolve
-from diptych.data.subsets.shots import few
 
 FORMAT = 1
 OPENED = "test-opened.jsonl"
 USUAL = ("zeroshot", "knn", "prototypes", "gda", "probe", "clap", "taskres", "tip")  # each known, and done in seconds
 Load = Callable[[str], Model]
+ONE_CLASS = OneClass()
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,6 @@ class Request:
         """
         return {
             "format": FORMAT,
-            "kind": "classes",
             "data": self.data,
             "test_data": self.test_data,
             "templates": list(self.templates),
@@ -113,10 +110,14 @@ def seconds_of(budget: str | None) -> float | None:
     return float(parsed.seconds)
 
 
-def default_ways(has_descriptions: bool, towers: bool = False) -> tuple[str, ...]:
-    """The names of the ways that are compared if none are named: the usual ones. towers: those too that train a tower."""
+def default_ways(has_descriptions: bool, towers: bool = False, several: bool = False) -> tuple[str, ...]:
+    """The names of the ways that are compared if none are named: the usual ones. towers: those too that train a tower, but for slow
+    ones. several: of pictures with several labels.
+    """
     described = ("descriptions",) if has_descriptions else ()
-    return (*USUAL, *described, *(name for name in TOWER_WAYS if towers and is_tower(name)))
+    if several:
+        return (*(name for name in USUAL if name in SEVERAL_WAYS), *described)
+    return (*USUAL, *described, *(name for name, way in TOWER_WAYS.items() if towers and is_tower(name) and not way.slow))
 
 
 def all_ways(has_descriptions: bool) -> tuple[str, ...]:
@@ -130,14 +131,15 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
 
     Raises Interrupted after Ctrl-C: what is done is kept, also in results.json, and the same call continues.
     """
+    kind = kind_of(request.data)
     for name in request.ways:  # wrong names are refused before anything is computed
-        if not is_tower(name):
-            way_named(name)
+        kind.check(name)
     began = time.monotonic()
-    check_folder(out, request.content())
-    parts = parts_of(request.data, progress, request.test_data)
-    open_folder(out, {**request.content(), "pictures": version_of(parts.train, parts.test)})
-    about = _about(parts, request.data if request.test_data is None else f"{request.data}, tested on {request.test_data}")
+    content = {**request.content(), "kind": kind.name}
+    check_folder(out, content)
+    parts = kind.parts(request.data, progress, request.test_data)
+    open_folder(out, {**content, "pictures": kind.version(parts)})
+    about = kind.about(parts, request.data if request.test_data is None else f"{request.data}, tested on {request.test_data}")
     models: dict[str, dict[str, Any]] = {}
     not_tried: list[dict[str, str]] = []
     everything: dict[str, tuple[Model, Data]] = {}
@@ -147,7 +149,8 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
         for address in request.models:
             try:
                 model = with_vectors(load(address), parts.train.names, request.templates)
-                data = _training_data(model, parts, request, progress, about)
+                data, broken = kind.data(model, parts, progress, request.templates, request.descriptions)
+                about.setdefault("broken", {}).update(broken)
                 weights[address] = weights_of(model, data.support.x, data.support.prompts)
                 everything[address] = (model, data)
                 models[address] = {"name": model.name, "key": getattr(model, "key", None)}
@@ -155,13 +158,14 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
                 not_tried.append({"model": address, "why": str(error)})
         if not everything:
             raise DiptychError("; ".join(entry["why"] for entry in not_tried))
-        records = _chosen(request, out, everything, weights, began, not_tried, progress)
-        _test(out, everything, records, parts, progress)
+        records = _chosen(request, out, everything, weights, began, not_tried, progress, kind)
+        _test(out, everything, records, parts, progress, kind)
     except KeyboardInterrupt:
         interrupted = True
     found = _outcome(request, out, about, models, weights, not_tried, _clusters(parts))
     if not interrupted:
-        found.doubtful = _doubtful(found, everything)
+        found.doubtful, note = kind.doubtful(found.verdict, found.cells, everything)
+        about["notes"] += [note] if note else []
         write_text(out / CHECK, as_csv(found.doubtful))
     write_json(out / "results.json", asdict(found))
     if interrupted:
@@ -172,28 +176,17 @@ def choose(request: Request, out: Path, load: Load, progress: Progress | None = 
 # --- the two passes ---
 
 
-def _training_data(model: Model, parts: Parts, request: Request, progress: Progress | None, about: dict[str, Any]) -> Data:
-    """The model's vectors of the training pictures and of the class names."""
-    vectors, broken = vectors_of(model, parts.train, progress)
-    usable = np.array([i for i in range(len(parts.train)) if i not in broken], dtype=np.int64)
-    train = parts.train.rows(usable)
-    texts = class_texts(model, train.names, request.templates, request.descriptions)
-    support = support_of(vectors[usable], train.labels, np.arange(len(train)), train.names, texts, 0)
-    about.setdefault("broken", {}).update({parts.train.ids[i]: why for i, why in broken.items()})
-    return Data(support, parts.groups[usable], tuple(train.ids))
-
-
 def _chosen(
     request: Request, out: Path, everything: dict[str, tuple[Model, Data]], weights: Mapping[str, str], began: float,
-    not_tried: list[dict[str, str]], progress: Progress | None,
+    not_tried: list[dict[str, str]], progress: Progress | None, kind: OneClass = ONE_CLASS,
 ) -> list[tuple[Cell, dict[str, Any]]]:  # fmt: skip
     """Every cell with its settings, as far as the time allows."""
-    cells = sorted((cell for model in everything for cell in request.cells(model)), key=lambda cell: is_tower(cell.way))  # last
+    cells = sorted((cell for model in everything for cell in request.cells(model)), key=lambda cell: kind.trains(cell.way))  # last
     records: list[tuple[Cell, dict[str, Any]]] = []
 
     def to_train(cell: Cell) -> bool:
         """Whether a cell's run needs a share of the time."""
-        if not is_tower(cell.way):
+        if not kind.trains(cell.way):
             return False
         made_of = made_of_now(weights[cell.model], cell.way)
         return "accuracy" not in (held_record(_file(out, cell), made_of) or {})
@@ -206,15 +199,15 @@ def _chosen(
         if record is None or "skipped" in record:  # the reason may be gone: a package that was missing
             left = None if request.seconds is None else request.seconds - (time.monotonic() - began)
             towers = sum(map(to_train, cells[done:]))
-            if left is not None and (left <= 0 or (is_tower(cell.way) and left / towers < LEAST)):
+            if left is not None and (left <= 0 or (kind.trains(cell.way) and left / towers < LEAST)):
                 why = f"too little time for it: {max(left, 0) / max(1, towers):.0f} s" if left > 0 else "the budget was spent"
                 not_tried.append({"model": cell.model, "way": cell.name, "why": why})
                 continue
-            if is_tower(cell.way):
+            if kind.trains(cell.way):
                 run = run_of(out, cell, weights[cell.model])
                 record = trained(cell, request.data, run, None if left is None else left / towers)
             else:
-                record = chosen(cell, everything[cell.model][1])
+                record = kind.chosen(cell, everything[cell.model][1])
             record = {**record, "made_of": made_of}
             write_json(path, record)
         records.append((cell, record))
@@ -225,7 +218,7 @@ def _chosen(
 
 def _test(
     out: Path, everything: dict[str, tuple[Model, Data]], records: list[tuple[Cell, dict[str, Any]]], parts: Parts,
-    progress: Progress | None,
+    progress: Progress | None, kind: OneClass = ONE_CLASS,
 ) -> None:  # fmt: skip
     """Opens the test part, and tests every cell that was not tested before."""
     todo = [(cell, record) for cell, record in records if "skipped" not in record and "test" not in record]
@@ -239,11 +232,12 @@ def _test(
             vectors, broken = vectors_of(model, parts.test, progress)
             if broken:
                 raise DiptychError(f"{parts.test.ids[next(iter(broken))]}: cannot be read any more; it could before")
-            with_test[cell.model] = replace(data, test_x=unit_rows(vectors), test_y=parts.test.labels)
+            with_test[cell.model] = replace(data, test_x=unit_rows(vectors), test_y=kind.truth(parts.test))
         if progress:
             progress("testing", done, len(todo))
         try:
-            made = tested_tower(record, parts.test) if is_tower(cell.way) else tested(record, cell, with_test[cell.model])
+            trains = kind.trains(cell.way)
+            made = tested_tower(record, parts.test) if trains else kind.tested(record, cell, with_test[cell.model])
         except DiptychError as error:  # one way that cannot be tested costs the others nothing
             made = {**record, "skipped": str(error)}
         write_json(_file(out, cell), made)
@@ -310,60 +304,6 @@ def _clusters(parts: Parts) -> list[str]:
     """The group of near-duplicates of each test picture: they count as one in the intervals."""
     prints, _ = vectors_of(Fingerprints(), parts.test)  # kept since the parts were made
     return [str(g) for g in groups_of(len(parts.test), near_pairs(prints))]
-
-
-def _about(parts: Parts, address: str) -> dict[str, Any]:
-    train, test = parts.train, parts.test
-    counts = {name: [int((p.labels == i).sum()) for p in (train, test)] for i, name in enumerate(train.names)}
-    lone = [name for name, (n, _) in counts.items() if n == 1]
-    never = [name for name, (n, _) in counts.items() if n == 0]
-    notes = [f"'{a}' and '{b}' are the same name for a text encoder" for a, b in names_alike(train.names)]
-    notes += [f"one training picture: {', '.join(lone)}; it is never left out"] if lone else []
-    notes += [f"no training picture: {', '.join(never)}; only ways that read class names can name them"] if never else []
-    if parts.leaks:
-        a, b = parts.leaks[0]
-        more = f", and {len(parts.leaks) - 1} more" if len(parts.leaks) > 1 else ""
-        left = "a training picture, and was left out" if len(parts.leaks) == 1 else "training pictures, and were left out"
-        notes.append(f"{counted(len(parts.leaks), 'test picture')} nearly repeated {left}: {b} as {a}{more}")
-    same = len(train) - len(np.unique(parts.groups))
-    verb = "repeats another" if same == 1 else "repeat others"
-    notes += [f"{counted(same, 'training picture')} nearly {verb}; near-duplicates stay in one fold"] if same else []
-    if parts.two_classes:
-        a, b = parts.two_classes[0]
-        more = f" and {len(parts.two_classes) - 1} more pairs" if len(parts.two_classes) > 1 else ""
-        notes.append(f"nearly the same picture in two classes: {a}, {b}{more}; is one of them wrong?")
-    return {
-        "address": address,
-        "train": len(train),
-        "test": len(test),
-        "classes": counts,
-        "leaks": [list(pair) for pair in parts.leaks],
-        "problems": [asdict(p) for p in dict.fromkeys([*train.problems, *test.problems])],
-        "notes": notes,
-    }
-
-
-def _doubtful(found: Outcome, everything: Mapping[str, tuple[Model, Data]]) -> list[dict[str, Any]]:
-    """The training pictures whose label is probably wrong, as the best way on vectors sees those that it was not learned from.
-
-    None, and a note, if the way is so poor that it, and not the labels, is the likelier to be wrong.
-    """
-    on_vectors = [(r["model"], r["way"]) for r in found.verdict["rows"] if not is_tower(r["way"]) and r["way"] != CONTROL]
-    if not on_vectors:
-        return []
-    model, way = found.verdict["winner"] if found.verdict["winner"] in on_vectors else on_vectors[0]
-    own = [c for c in found.cells if (c["model"], c["way"], c["shots"]) == (model, way, found.verdict["shots"]) and c.get("test")]
-    cell = Cell(model, way, own[0]["shots"], own[0]["seed"])
-    data = everything[model][1]
-    support, groups = part_of(data, cell)
-    choice = fixed(way_named(way), support, groups, own[0]["settings"])
-    which = few(data.support.y, cell.shots, cell.seed)
-    ids = [data.ids[i] for i in which]
-    errors = label_errors(softmax(choice.logits / choice.temperature), support.y)
-    if errors.share > MOST_DOUBTFUL:
-        found.data["notes"].append(f"labels cannot be checked: out of fold, {way} names too many pictures otherwise for that")
-        return []
-    return rows_of(errors, support.names, ids)
 
 
 def _outcome(

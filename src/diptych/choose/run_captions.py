@@ -9,13 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diptych.benchmarks.statistics import holm, mean_interval
 from diptych.choose.captions import METRICS, captioned, pairs_of, tested
 from diptych.choose.data import version_of
 from diptych.choose.features import Progress, weights_of
 from diptych.choose.maps import MAP_WAYS, Pairs, map_way_named
 from diptych.choose.run import FORMAT, Load, check_folder, environment_of_run, file_name, held_record, made_of_now, open_folder
-from diptych.choose.verdict import LEVEL, SEEDS, difference
+from diptych.choose.verdict import LEVEL, SEEDS, difference, numbers
 from diptych.core.errors import DiptychError, Interrupted
 from diptych.core.files import write_json
 
@@ -66,7 +68,7 @@ def choose_for_captions(
     if not cells and not interrupted:
         raise DiptychError("; ".join(entry["why"] for entry in not_tried))
     clusters = {m: _clusters(data.groups.tolist(), [len(c) for c in data.captions], m) for m in METRICS}
-    found = verdict_of(cells, clusters)
+    found = verdict_of(cells, clusters, np.repeat(np.arange(len(data.captions)), [len(c) for c in data.captions]))
     results = {
         "kind": "captions",
         "request": {"models": list(models), "ways": ways, "data": data_address, "seeds": seeds},
@@ -105,9 +107,39 @@ def _clusters(groups: list[int], counts: list[int], metric: str) -> list[str]:
     return [str(g) for g, n in zip(groups, counts, strict=True) for _ in range(n)]
 
 
-def verdict_of(cells: Sequence[Mapping[str, Any]], clusters: Mapping[str, list[str]]) -> dict[str, Any]:
+Table = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]  # (model, way): seed: cell
+
+
+def chosen_in_folds(table: Table, keys: Sequence[tuple[str, str]], owner: np.ndarray) -> tuple[dict[int, str], dict[str, int]]:
+    """The credits in the first metric of choosing among these models and ways in each fold by the inner cross-validation there,
+    which saw nothing of the fold: {seed: "0110…"}; and how often each was chosen. Over the seeds that all have, whose folds are the
+    same for all. owner: the picture of each caption, int [M].
+    """
+    credits: dict[int, str] = {}
+    picks: dict[str, int] = {}
+    for seed in sorted(set.intersection(*(set(table[k]) for k in keys))):
+        cells = {k: table[k][seed] for k in keys}
+        fold = np.array(next(iter(cells.values()))["outer"])[owner]
+        found = np.empty(len(owner), dtype="<U1")
+        for f in range(fold.max() + 1):
+            best = max(keys, key=lambda k: (round(cells[k]["inner_of_folds"][f], 9), -keys.index(k)))
+            rows = np.flatnonzero(fold == f)
+            found[rows] = np.array(list(cells[best]["credits"][METRICS[0]]))[rows]
+            name = f"{best[1]} on {best[0]}"
+            picks[name] = picks.get(name, 0) + 1
+        credits[seed] = "".join(found)
+    return credits, picks
+
+
+def verdict_of(
+    cells: Sequence[Mapping[str, Any]], clusters: Mapping[str, list[str]], owner: np.ndarray | None = None
+) -> dict[str, Any]:
     """Rows for each model and way, the best by inner cross-validation first, with each metric's ``mean``, ``low``, ``high``, and
     ``against``: the winner's lead in the first metric. As ``verdict.verdict``.
+
+    The winner is named by inner scores of all folds, in which every picture had a part, so its own number is a little too good.
+    ``choice``: what is to be expected of it, from choosing anew in each fold (``chosen_in_folds``), with mean, low, high and picks;
+    ``gain`` is that of the choice over the reference. owner: as there; None: the winner's own numbers.
     """
     table: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for cell in cells:
@@ -144,6 +176,13 @@ def verdict_of(cells: Sequence[Mapping[str, Any]], clusters: Mapping[str, list[s
             }
         )
     gain = tests.get(reference) if reference is not None and winner != reference else None
+    choice: dict[str, Any] | None = None
+    if owner is not None and learn and all("outer" in cell for of in table.values() for cell in of.values()):
+        made, picks = chosen_in_folds(table, learn, owner)
+        if made:
+            whole = mean_interval(np.mean([numbers(run) for run in made.values()], axis=0), clusters[first])
+            choice = {"mean": whole.value, "low": whole.low, "high": whole.high, "picks": picks}
+            gain = gain if reference is None else difference(made, credits[reference], clusters[first])
     worth = gain is None or (gain["p"] < LEVEL and gain["difference"] > 0)
     among = [min(c["among"][0] for c in cells), max(c["among"][1] for c in cells)] if cells else [0, 0]
     return {
@@ -152,6 +191,7 @@ def verdict_of(cells: Sequence[Mapping[str, Any]], clusters: Mapping[str, list[s
         "reference": reference,
         "recommended": winner if worth else reference,
         "gain": gain,
+        "choice": choice,
         "among": among,
         "seeds": max((len(of) for of in table.values()), default=0),
     }
@@ -170,6 +210,11 @@ def sentences(found: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> l
         f"{winner[1]} on {winner[0]} finds the picture of a caption among {size} pictures in {100 * best['mean']:.1f} % of cases "
         f"[{100 * best['low']:.1f}, {100 * best['high']:.1f}]: the best by cross-validation."
     ]
+    if (choice := found.get("choice")) is not None:
+        lines.append(
+            f"Chosen anew in each fold, without the pictures that then test it, that is {100 * choice['mean']:.1f} % "
+            f"[{100 * choice['low']:.1f}, {100 * choice['high']:.1f}], which is what to expect of new pictures."
+        )
     if gain is not None:
         points = (
             f"{100 * gain['difference']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p = {gain['p']:.2g}"

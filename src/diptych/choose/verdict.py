@@ -18,16 +18,28 @@ NAMES_ALONE = ("zeroshot", "descriptions")  # nothing is learned from the pictur
 SEEDS = 3  # from so many on, other seeds are part of the interval
 LEVEL = 0.05
 
-Runs = Mapping[int, str]  # seed: "0110…", whether each test picture is named right
+Run = str | Sequence[float]  # "0110…", whether each test picture is named right; or a number for each, with the measure as mean
+Runs = Mapping[int, Run]  # by seed
+
+
+def numbers(run: Run) -> np.ndarray:
+    """The number of each test picture, float64 [N]."""
+    return np.array([float(c) for c in run])
+
+
+def credits_of(test: Mapping[str, Any]) -> Run:
+    """What a cell's test says of each picture: of several labels, the number of mean average precision."""
+    return test["correct"] if "correct" in test else test["credits"]["mAP"]  # type: ignore[no-any-return]
 
 
 def verdict(records: Sequence[Mapping[str, Any]], clusters: Sequence[str]) -> dict[str, Any]:
     """The comparison of all cells with the most shots.
 
     rows: one for each model and way, the best by cross-validation first, with ``mean``, ``low``, ``high`` (accuracy on the test
-    part) and ``against``: the difference of the winner from it with its interval and p after Holm's correction. winner, reference:
-    (model, way) of the best by cross-validation among those that learn, and of the best that learns nothing; None if there is none.
-    recommended: (model, way). gain: of the winner over the reference, a row of ``against``; None without a reference.
+    part; of several labels, mean average precision) and ``against``: the difference of the winner from it with its interval and p
+    after Holm's correction. winner, reference: (model, way) of the best by cross-validation among those that learn, and of the best
+    that learns nothing; None if there is none. recommended: (model, way). gain: of the winner over the reference, a row of
+    ``against``; None without a reference. measure: ``accuracy`` or ``mAP``.
     """
     done = [r for r in records if r.get("test")]
     if not done:
@@ -44,7 +56,7 @@ def verdict(records: Sequence[Mapping[str, Any]], clusters: Sequence[str]) -> di
     names = [key for key in order if key[1] in NAMES_ALONE] or [key for key in order if key[1] == CONTROL]
     winner = learn[0] if learn else names[0] if names else None
     reference = names[0] if names else None
-    runs = {key: {seed: r["test"]["correct"] for seed, r in of.items()} for key, of in table.items()}
+    runs = {key: {seed: credits_of(r["test"]) for seed, r in of.items()} for key, of in table.items()}
     tests = {key: difference(runs[winner], runs[key], clusters) for key in order if winner is not None and key != winner}
     for key, p in zip(tests, holm([t["p"] for t in tests.values()]), strict=True):
         tests[key]["p_holm"] = p
@@ -66,7 +78,9 @@ def verdict(records: Sequence[Mapping[str, Any]], clusters: Sequence[str]) -> di
     gain = tests.get(reference) if reference is not None and winner is not None and winner != reference else None
     worth = gain is None or (gain["p"] < LEVEL and gain["difference"] > 0)
     recommended = winner if worth else reference
-    return {"rows": rows, "winner": winner, "reference": reference, "recommended": recommended, "gain": gain, "shots": most}
+    measure = "accuracy" if all("correct" in r["test"] for r in done) else "mAP"
+    found = {"winner": winner, "reference": reference, "recommended": recommended, "gain": gain}
+    return {"rows": rows, **found, "shots": most, "measure": measure}
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -74,19 +88,19 @@ def _mean(values: Sequence[float | None]) -> float:
     return -1.0 if not values or any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
 
 
-def _measured(run: str, clusters: Sequence[str]) -> Measured:
-    items = {str(i): float(c) for i, c in enumerate(run)}
+def _measured(run: Run, clusters: Sequence[str]) -> Measured:
+    values = numbers(run)
     return Measured(
-        float(np.mean([c == "1" for c in run])),
-        items,
+        float(values.mean()),
+        {str(i): float(c) for i, c in enumerate(values)},
         {str(i): cluster for i, cluster in enumerate(clusters)},
         range=(0.0, 1.0),
     )
 
 
 def difference(a: Runs, b: Runs, clusters: Sequence[str]) -> dict[str, Any]:
-    """a − b in accuracy on the same test pictures: difference, low, high, p. Over pictures and seeds from three seeds on;
-    with fewer over pictures, the credit of each averaged over the seeds, those that both have if there are any.
+    """a − b in accuracy, or another measure, on the same test pictures: difference, low, high, p. Over pictures and seeds from
+    three seeds on; with fewer over pictures, the credit of each averaged over the seeds, those that both have if there are any.
     """
     seeds = sorted(set(a) & set(b))
     if seeds:
@@ -95,7 +109,7 @@ def difference(a: Runs, b: Runs, clusters: Sequence[str]) -> dict[str, Any]:
         e = estimate([_measured(a[s], clusters) for s in seeds], [_measured(b[s], clusters) for s in seeds])
         if not np.isnan(p := e.p()):  # else nothing varied, neither over seeds nor over pictures
             return {"difference": e.value, "low": e.low, "high": e.high, "p": p}
-    mean_a, mean_b = (np.mean([[c == "1" for c in run] for run in runs.values()], axis=0) for runs in (a, b))
+    mean_a, mean_b = (np.mean([numbers(run) for run in runs.values()], axis=0) for runs in (a, b))
     test = paired_test(mean_a, mean_b, clusters)
     return {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p}
 
@@ -109,7 +123,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     if winner is None:
         return ["Nothing can be recommended: no picture could be left out, so cross-validation says nothing. Add pictures."]
     known = rows[winner]["cross_validation"] is not None
-    best = f"{'is the best by cross-validation: ' if known else 'names '}{percent(rows[winner])} of the test pictures right."
+    what = "of the test pictures right" if found.get("measure") != "mAP" else "mean average precision on the test pictures"
+    verb = "is the best by cross-validation: " if known else "names " if found.get("measure") != "mAP" else "has "
+    best = f"{verb}{percent(rows[winner])} {what}."
     learns = winner[1] not in (CONTROL, *NAMES_ALONE)
     lines = [f"{'Of the ways that learn from the pictures, ' if learns else ''}{winner[1]} on {winner[0]} {best}"]
     unknown = [r for r in found["rows"] if r["cross_validation"] is None and r["way"] != CONTROL]

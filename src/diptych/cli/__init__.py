@@ -1,4 +1,5 @@
-"""The command line: each verb in a file, verbs on data in ``data/``, on trained models in ``models/``.
+"""The command line: each verb in a file, verbs on data in ``data/``, on trained models in ``models/``, on indexes of pictures in
+``index/``.
 
 Heavy imports happen inside the verbs, so that --help answers at once.
 """
@@ -12,6 +13,7 @@ import typer
 from diptych.cli import compare, demo, evaluate, metrics, report, study, train
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
+from diptych.cli.index import index, search, serve
 from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
 from diptych.core.errors import DiptychError, Interrupted
 
@@ -38,6 +40,9 @@ app.command()(draw.draw)
 app.command()(compose.compose)
 app.command()(predict.predict)
 app.command()(embed.embed)
+app.command()(index.index)
+app.command()(search.search)
+app.command()(serve.serve)
 app.command()(evaluate.evaluate)
 app.command()(export.export)
 app.command()(report.report)

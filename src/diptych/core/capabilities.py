@@ -27,6 +27,7 @@ IN_WORDS = {
     "reconstruct": "encode an image and decode it again",
     "compose": "continue a document of texts and images",
     "classify": "name the class of an image",
+    "label": "say which labels an image has",
 }
 
 Image = np.ndarray  # uint8 [height, width, 3], RGB, any size

@@ -23,6 +23,10 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         if path.is_dir() and temporary.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a full disk, Python does not say which file had no room
+            error.filename = str(path)
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -61,12 +61,18 @@ class AdaptedModel(Adapter):
                 "relative": relative_to(address, folder),
                 "key": getattr(self.base, "key", None),
                 "scores": list(self.base.texts) if isinstance(self.base, ScoreVectors) else None,  # what its vectors are
-                "classes": list(self.classes),
-                "temperature": self.temperature,
-                "head": self.head.save(folder),
-                "about": self.about,
+                **self.facts(folder),
             },
         )
+
+    def facts(self, folder: Path) -> dict[str, Any]:
+        """What it adds to the model itself, as plain data; the head's arrays are written to the folder."""
+        return {
+            "classes": list(self.classes),
+            "temperature": self.temperature,
+            "head": self.head.save(folder),
+            "about": self.about,
+        }
 
     @classmethod
     def load(cls, folder: Path, load: Load, device: str = "auto") -> AdaptedModel:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -15,14 +16,16 @@ from diptych.core.capabilities import Example, Image
 from diptych.core.encodings import Pass
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Turn
+from diptych.core.streaming import Writing, cut
 from diptych.data.conversations.template import Chat
 from diptych.data.conversations.turns import DESCRIBE, Mistake, check_images, question
-from diptych.inference.generate import Decoding, cut, write
+from diptych.inference.generate import Begun, Decoding, write, written
 from diptych.models.layers.cache import Prefix
 from diptych.models.vlm import VLM
 from diptych.objectives.generative import token_log_probabilities
 
 READ = 64  # prompts read at a time
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token that is one byte, in vocabularies as SentencePiece makes them
 ANSWERS = 128  # answers scored at a time
 
 
@@ -40,23 +43,55 @@ class Answering:
 
     def converse(self, images: Sequence[Sequence[Image]], turns: Sequence[Sequence[Turn]], how: Decoding) -> list[str]:
         """The assistant's next turn in each conversation, which has no, one or several images."""
-        decoding = replace(how, stop=(*how.stop, *self.chat.stop))
-        behind = (*decoding.stop, self.chat.end.strip()) if self.chat.end.strip() else decoding.stop
+        decoding, behind = self._ends(how)
         out: list[str] = []
         size = max(1, READ // how.beams)
         for start in range(0, len(images), size):
             shown = images[start : start + size]
             prompts = [self._prompt(t, len(i)) for t, i in zip(turns[start : start + size], shown, strict=True)]
-            rows = [
-                zlib.crc32(b"".join(i.tobytes() for i in s), zlib.crc32(repr(p).encode()))
-                for s, p in zip(shown, prompts, strict=True)
-            ]
+            rows = [_number(s, p) for s, p in zip(shown, prompts, strict=True)]
             with self.inference():
-                read = self._read(shown, prompts)
-                begun = self.model.part("lm").lm.head(read.last[:, -1]), read.cache
-                ids = write(self.model, None, decoding, rows if how.samples else None, begun, self.chat.ends)
+                ids = write(self.model, None, decoding, rows if how.samples else None, self._begun(shown, prompts), self.chat.ends)
             out += [cut(self.model.tokenizer.decode(row), behind).strip() for row in ids.tolist()]
         return out
+
+    def stream(self, images: Sequence[Image], turns: Sequence[Turn], how: Decoding) -> Writing:
+        """The assistant's next turn in one conversation, token by token: the pieces are together what ``converse`` returns. The
+        conversation is read here, so that errors come before the first piece.
+        """
+        decoding, behind = self._ends(how)
+        prompt = self._prompt(turns, len(images))
+        rows = [_number(images, prompt)] if how.samples else None
+        with self.inference():
+            columns = written(self.model, self._begun([images], [prompt]), decoding, rows, self.chat.ends)
+        tokenizer = self.model.tokenizer
+        ids: list[int] = []
+
+        def steps() -> Iterator[tuple[str, str]]:
+            """The text so far after each token, and the same without bytes at its end: they are decoded together, so that one more
+            can change all of them.
+            """
+            settled = 0
+            while True:
+                with self.inference():  # for one token: what the caller does in between is not part of it
+                    column = next(columns, None)
+                if column is None:
+                    return
+                ids.append(int(column[0]))
+                settled = settled if BYTE.fullmatch(tokenizer.token(ids[-1])) else len(ids)
+                yield tokenizer.decode(ids), tokenizer.decode(ids[:settled])
+
+        ends = {tokenizer.eos, *self.chat.ends}
+        return Writing(steps(), behind, len(prompt), lambda: bool(ids) and ids[-1] in ends)
+
+    def _ends(self, how: Decoding) -> tuple[Decoding, tuple[str, ...]]:
+        """The settings with the strings that end an answer, and all strings that are cut off behind it."""
+        decoding = replace(how, stop=(*how.stop, *self.chat.stop))
+        return decoding, (*decoding.stop, self.chat.end.strip()) if self.chat.end.strip() else decoding.stop
+
+    def _begun(self, shown: Sequence[Sequence[Image]], prompts: Sequence[Sequence[int]]) -> Begun:
+        read = self._read(shown, prompts)
+        return self.model.part("lm").lm.head(read.last[:, -1]), read.cache
 
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Sequence[Example]]
@@ -132,6 +167,11 @@ class Answering:
         ids, mask = padded(prompts, self.chat.tokenizer.pad, left=True)
         read: Prefix = self.model.part("lm").read(ids.to(device), mask.to(device), prefix)
         return read
+
+
+def _number(images: Sequence[Image], prompt: Sequence[int]) -> int:
+    """The number of a conversation's random stream: the same for the same pictures and words in any batch."""
+    return zlib.crc32(b"".join(i.tobytes() for i in images), zlib.crc32(repr(prompt).encode()))
 
 
 def asked_with(prompt: str, examples: Sequence[Example] = ()) -> list[Turn]:

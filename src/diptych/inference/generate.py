@@ -9,7 +9,7 @@ Shapes: B sequences, K beams, V vocabulary, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -146,6 +146,20 @@ def generate(
 
     rows: numbers of the rows' random streams; default: their indices. stopped: whether a row's tokens so far end it.
     """
+    return torch.stack(list(tokens(step, begun, decoding, eos=eos, pad=pad, rows=rows, stopped=stopped)), 1)
+
+
+def tokens(
+    step: Step,
+    begun: Begun,
+    decoding: Decoding,
+    *,
+    eos: Sequence[int] = (),
+    pad: int = 0,
+    rows: Sequence[int] | None = None,
+    stopped: Callable[[list[int]], bool] | None = None,
+) -> Iterator[Tensor]:
+    """The columns [B] of ``generate``, each as soon as it is chosen. The caller turns gradients off, for each of them anew."""
     logits, state = begun
     B, device = len(logits), logits.device
     draws = draws_of(decoding, range(B) if rows is None else rows).to(device) if decoding.samples else None
@@ -159,10 +173,10 @@ def generate(
         done |= torch.isin(ids, ends)
         if stopped is not None:
             done |= torch.tensor([stopped(row) for row in out.tolist()], dtype=torch.bool, device=device)
+        yield ids
         if t + 1 == decoding.max_tokens or bool(done.all()):
-            break
+            return
         logits, state = step(ids, state)
-    return out
 
 
 @torch.no_grad()
@@ -219,26 +233,44 @@ def write(
 
     begun: a beginning other than that of an image, such as a prompt that was read; eos: other tokens that end a text.
     """
-    tokenizer = model.tokenizer
-    writer = model.part(model.graph.plain("text.logits").part)
+    writer = _writer(model)
     if begun is None:
         assert p is not None
         begun = writer.start(p[writer.begins_with])
-    if writer.limited:
-        decoding = replace(
-            decoding, max_tokens=min(decoding.max_tokens, tokenizer.max_length - 1)
-        )  # as many as it has positions for
-    ends: dict[str, Any] = {"eos": (*dict.fromkeys((tokenizer.eos, *eos)),), "pad": tokenizer.pad}
+    decoding, how = _limits(model, decoding, eos)
     if decoding.beams > 1:
-        return beam_search(writer.step, begun, decoding, **ends)[0]
-    stopped = None
+        return beam_search(writer.step, begun, decoding, eos=how["eos"], pad=how["pad"])[0]
+    return generate(writer.step, begun, decoding, **how, rows=rows)
+
+
+def written(
+    model: VLM, begun: Begun, decoding: Decoding, rows: Sequence[int] | None = None, eos: Sequence[int] = ()
+) -> Iterator[Tensor]:
+    """The columns of ``write`` as they are chosen (``tokens``). DiptychError for beams: which one is best is known at the end."""
+    if decoding.beams > 1:
+        raise DiptychError("decoding: beams give their text at the end, not piece by piece; use beams=1")
+    decoding, how = _limits(model, decoding, eos)
+    return tokens(_writer(model).step, begun, decoding, **how, rows=rows)
+
+
+def _writer(model: VLM) -> Any:
+    return model.part(model.graph.plain("text.logits").part)
+
+
+def _limits(model: VLM, decoding: Decoding, eos: Sequence[int]) -> tuple[Decoding, dict[str, Any]]:
+    """The settings with as many tokens as there are positions, and what ends a text: ``eos``, ``pad`` and ``stopped``."""
+    tokenizer = model.tokenizer
+    if _writer(model).limited:
+        decoding = replace(decoding, max_tokens=min(decoding.max_tokens, tokenizer.max_length - 1))
+    how: dict[str, Any] = {"eos": (*dict.fromkeys((tokenizer.eos, *eos)),), "pad": tokenizer.pad}
     if decoding.stop:
 
         def stopped(ids: list[int]) -> bool:
             """Whether the text of these tokens contains a stop string."""
             return any(s in tokenizer.decode(ids) for s in decoding.stop)
 
-    return generate(writer.step, begun, decoding, **ends, rows=rows, stopped=stopped)
+        how["stopped"] = stopped
+    return decoding, how
 
 
 @torch.no_grad()
@@ -247,9 +279,3 @@ def draw(model: VLM, ids: Tensor, decoding: Decoding, guidance: float = 1.0, row
     decoder = model.part("decoder")
     decoding = replace(decoding, max_tokens=decoder.tokens)
     return generate(decoder.step_image, decoder.start_image(ids, guidance), decoding, rows=rows)
-
-
-def cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the strings that end it."""
-    ends = [at for s in stop if (at := text.find(s)) >= 0]
-    return text[: min(ends)].rstrip() if ends else text

@@ -252,6 +252,7 @@ FURTHER = {
     "propagation": "diptych.inference.transductive:Propagation",
     "stream": "diptych.inference.transductive:Stream",
     "unrolled": "diptych.inference.unrolled:Unrolled",
+    "shares": "diptych.inference.several.heads:Shares",
 }
 
 

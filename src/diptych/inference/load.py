@@ -10,14 +10,21 @@ from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import resolve
 from diptych.inference import adapted, mapped
 from diptych.inference.foreign import is_foreign, open_model, opened, pooled
+from diptych.inference.onnx.open import is_onnx_address, open_onnx
 from diptych.inference.run import TrainedModel
+from diptych.inference.scored import opened_hidden
+from diptych.inference.several import model as labelled
 from diptych.training.run_files import RunFiles
+
+HIDDEN = "hidden:"
 
 
 def load(address: str | Path, device: str = "auto") -> Model:
     """A model: a run directory (its last checkpoint; ``RUN/checkpoints/best`` or ``…/step-00000500`` for another), one that needs
-    no training by its name (``conse``, ``conse?classes=10``), or a model of another library by its address (``hf:NAME``,
-    ``openai:URL?model=…``; docs/evaluation.md). ``pooled:MODEL?frames=8``: a model of pictures that is shown clips.
+    no training by its name (``conse``, ``conse?classes=10``), the directory of an ONNX export (also ``…?threads=1``; docs/onnx.md),
+    the hidden states of a run with a language model (``hidden:RUN``), a model of pictures that is shown clips
+    (``pooled:MODEL?frames=8``), or a model of another library by its address (``hf:NAME``, ``openai:URL?model=…``;
+    docs/evaluation.md).
 
     Raises DiptychError if there is no run, no checkpoint in it, or no such model.
     """
@@ -25,6 +32,10 @@ def load(address: str | Path, device: str = "auto") -> Model:
         place, options = pooled.split_address(str(address))
         return pooled.PooledModel(load(place, device), **options)
     path = Path(address)
+    if is_onnx_address(address):
+        return open_onnx(address, device)
+    if str(address).startswith(HIDDEN):
+        return opened_hidden(str(address), load(str(address).removeprefix(HIDDEN).partition("?")[0], device))
     if path.parent.name == "checkpoints" and RunFiles(path.parent.parent).exists():
         return TrainedModel.load(path.parent.parent, device, checkpoint=path.name)
     if not path.is_dir() and is_foreign(str(address)):
@@ -39,6 +50,8 @@ def load(address: str | Path, device: str = "auto") -> Model:
         )
     if (path / adapted.FILE).is_file():
         return adapted.AdaptedModel.load(path, load, device)
+    if (path / labelled.FILE).is_file():
+        return labelled.LabelledModel.load(path, load, device)
     if (path / mapped.FILE).is_file():
         return mapped.MappedModel.load(path, load, device)
     if not RunFiles(path).exists() and (path / "config.json").is_file():

@@ -19,7 +19,7 @@ from diptych.core.capabilities import Example, Examples, Image, Prompt, all_pair
 from diptych.core.encodings import IMAGE_CODES, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key, Pass
 from diptych.core.errors import DiptychError
 from diptych.core.graph import renamed
-from diptych.core.sample import Turn
+from diptych.core.streaming import cut
 from diptych.data.clips import collated_clips
 from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
@@ -28,8 +28,9 @@ from diptych.inference.able import capabilities_of, missing_fields, read_from
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
-from diptych.inference.generate import Decoding, cut, decoding_of, draw, write
-from diptych.inference.text import TextAlone
+from diptych.inference.generate import Decoding, decoding_of, draw, write
+from diptych.inference.talking import Talking
+from diptych.inference.texts.alone import TextAlone
 from diptych.models.vlm import VLM
 from diptych.objectives.scores import Likelihood, score_of
 from diptych.training.checkpoint import checkpoint_key, restored
@@ -43,7 +44,7 @@ Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
 PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
 
 
-class TrainedModel:
+class TrainedModel(Talking):
     """Weights of a run behind the capabilities of ``diptych.core.capabilities.Model``."""
 
     def __init__(self, name: str, recipe: Recipe, model: VLM, objectives: torch.nn.ModuleDict, device: torch.device):
@@ -227,14 +228,6 @@ class TrainedModel:
         """log P(text, [EOS] given prompt) in nats, float32 [N], and the number of its tokens, int64 [N]."""
         self._can("complete")
         return TextAlone(self.model, self._inference).loglikelihood(prompts, texts)
-
-    def converse(self, images: Sequence[Image], turns: Sequence[Turn], max_tokens: int = 128, **decoding: Any) -> str:
-        """The assistant's next turn in a conversation; the images are shown at each ``<image>`` in its turns. DiptychError unless
-        the model learned from conversations.
-        """
-        self._can("prompt")
-        assert self.answering is not None
-        return self.answering.converse([images], [turns], decoding_of(max_tokens=max_tokens, **decoding))[0]
 
     def draw(
         self,

@@ -33,7 +33,7 @@ from diptych.data.negatives import swap_words
 from diptych.data.source import Problem, Source
 
 if TYPE_CHECKING:
-    from diptych.inference.text_likelihood import TextLikelihood
+    from diptych.inference.texts.likelihood import TextLikelihood
 
 ALPHAS = tuple(i / 20 for i in range(21))
 
@@ -126,7 +126,7 @@ class Priors:
         )
 
     def _language_model(self) -> TextLikelihood:
-        from diptych.inference.text_likelihood import text_likelihood
+        from diptych.inference.texts.likelihood import text_likelihood
 
         try:
             return text_likelihood(self.prior)

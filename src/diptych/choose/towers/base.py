@@ -6,12 +6,15 @@ Its result is a run like any other: it can be evaluated, exported, served, and a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from diptych.choose.towers.model import TowerModel
+from diptych.choose.towers.heads import class_head
+from diptych.choose.towers.model import TowerModel, tower_model
 from diptych.config.budget import Budget
+from diptych.inference.heads import Head
+from diptych.inference.run import TrainedModel
 
 TEMPLATE = "a photo of a {}"
 
@@ -30,6 +33,7 @@ class TowerWay:
     cite: ClassVar[str] = ""
     learns: ClassVar[str] = "classes"  # or captions: from pictures with texts of their own
     score: ClassVar[str] = "similarity"  # of the recipe
+    slow: ClassVar[bool] = False  # whether naming a picture takes many times as long as training on it: tried only if named
     merges: ClassVar[bool] = True  # whether the result has plain towers, so that other libraries can load it
 
     template: str = TEMPLATE
@@ -44,6 +48,11 @@ class TowerWay:
     hold: float = 0.0  # the share of the few pictures that is held out, for a choice that the way makes
 
     # --- what a subclass says ---
+
+    @classmethod
+    def opened(cls, address: str) -> TowerModel:
+        """The model at an address, as the beginning of a recipe. DiptychError if the way cannot adapt it."""
+        return tower_model(address)
 
     def adapters(self, model: TowerModel) -> dict[str, dict[str, Any]]:
         """Adapters by name, as in a recipe. Empty: the towers themselves learn."""
@@ -65,6 +74,10 @@ class TowerWay:
     def length(self, shots: int, pictures: int, batch: int) -> float:
         """How many samples the paper trains for. shots: pictures of a class, pictures: of all classes."""
         return 10.0 * pictures
+
+    def head(self, model: TrainedModel, names: Sequence[str], template: str) -> Head:
+        """How the run names the classes."""
+        return class_head(model, names, template)
 
     # --- the recipe ---
 

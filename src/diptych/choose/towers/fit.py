@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from diptych.choose.select import balanced_accuracy, log_loss
 from diptych.choose.towers.average import Weights, mean_of, merged, model_of, weights_of, write_run
 from diptych.choose.towers.base import TowerWay
 from diptych.choose.towers.heads import class_head, labelled_pictures, note_classes
-from diptych.choose.towers.model import tower_model
 from diptych.choose.towers.ways import WiseFt
 from diptych.config.budget import Budget, parse_budget
 from diptych.config.recipe import LIBRARY, Recipe
@@ -62,7 +62,8 @@ def tower_recipe(
     if not len(source):
         raise DiptychError(f"{data}: the training part has no pictures")
     limit = parse_budget(budget) if isinstance(budget, str) else budget
-    tree = chosen.recipe(tower_model(model), data, len(source), len(classes), limit)
+    opened = replace(chosen.opened(model), classes=tuple(classes))
+    tree = chosen.recipe(opened, data, len(source), len(classes), limit)
     return LIBRARY.check({**tree, "seed": seed}, f"--way {chosen.name}", dict(overrides or {}))
 
 
@@ -99,7 +100,7 @@ def fit(
         _interpolate(chosen, recipe, place, out)
     if of_classes and not (out / FILE).is_file():
         names: list[str] = open_source(address).classes  # type: ignore[attr-defined]
-        note_classes(out, names, {"data": data, "shots": shots, "seed": seed})
+        note_classes(out, names, {"data": data, "shots": shots, "seed": seed}, chosen.head)
     return out
 
 

@@ -6,7 +6,7 @@ Shapes: N images, C classes, E embedding.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from diptych.inference.run import TrainedModel
 from diptych.training.checkpoint import checkpoints
 
 TEMPLATE = "a photo of a {}"
+HeadOf = Callable[[TrainedModel, Sequence[str], str], Head]
 
 
 def template_of(recipe: Recipe) -> str:
@@ -59,13 +60,18 @@ def class_head(model: TrainedModel, names: Sequence[str], template: str = "") ->
     return Linear(weight, np.zeros(len(names), dtype=np.float32), open=True)
 
 
-def note_classes(run: Path, names: Sequence[str], about: dict[str, Any] | None = None) -> AdaptedModel:
-    """Write the classes that a run learned beside it (adapted.json), so that ``dp.load(run)`` names them, and give that model."""
+def note_classes(
+    run: Path, names: Sequence[str], about: dict[str, Any] | None = None, head_of: HeadOf | None = None
+) -> AdaptedModel:
+    """Write the classes that a run learned beside it (adapted.json), so that ``dp.load(run)`` names them, and give that model.
+
+    head_of: how it names them, from the model, the names and the template; None: ``class_head``.
+    """
     model = TrainedModel.load(run, "cpu")
     template = template_of(model.recipe)
     digest = hashlib.blake2b(repr((list(names), template)).encode(), digest_size=6).hexdigest()
     known = {**(about or {}), "template": template, "way": model.recipe.name, "id": digest}
-    adapted = AdaptedModel(run.name, model, class_head(model, names, template), names, about=known)
+    adapted = AdaptedModel(run.name, model, (head_of or class_head)(model, names, template), names, about=known)
     adapted.save(run, str(checkpoints(run / "checkpoints")[-1]))
     return adapted
 

@@ -24,13 +24,14 @@ class TowerModel:
 
     tree: the keys of a recipe that fits its weights (size, embed_dim, data, parts). contrast: the kind of its contrastive loss,
     ``info_nce`` or ``sigmoid``. scaled: the name of the objective that holds its learned scale; a recipe that starts from its
-    weights takes the scale over where its own objective has this name.
+    weights takes the scale over where its own objective has this name. classes: the names of the classes that it is to learn.
     """
 
     address: str
     tree: dict[str, Any]
     contrast: str = "info_nce"
     scaled: str = "info_nce"
+    classes: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:

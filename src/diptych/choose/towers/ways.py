@@ -9,6 +9,7 @@ from pydantic import Field
 
 from diptych.choose.towers.base import TowerWay
 from diptych.choose.towers.model import TowerModel
+from diptych.core.errors import DiptychError
 
 CROP: dict[str, Any] = {"crop": {"scale": [0.08, 1.0]}, "flip": 0.5}
 UNLIMITED = 1e6  # a norm of the gradient that is never reached
@@ -51,6 +52,23 @@ class CoOp(TowerWay):
     def length(self, shots: int, pictures: int, batch: int) -> float:
         """By the number of pictures of a class."""
         return pictures * (50 if shots == 1 else 100 if shots <= 4 else 200)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoOpPerClass(CoOp):
+    """CoOp with context vectors of its own for each class (Zhou et al. 2022, §3.2, class-specific context); else as ``coop``. Other
+    classes are read without a context, as the model reads them.
+    """
+
+    name = "coop-class"
+    about = "learned context before the class names, another one for each class"
+
+    def adapters(self, model: TowerModel) -> dict[str, dict[str, Any]]:
+        """One, in the text tower; fewer vectors where texts have little room. DiptychError for ``words``."""
+        if self.words:
+            raise DiptychError("--way coop-class: words: the contexts of classes begin at random, as the authors have them")
+        count = max(1, min(self.tokens, model.length // 2))
+        return {"text": {"kind": "class_prompt", "classes": list(model.classes), "tokens": count, "template": self.template}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,10 @@ import typer
 from diptych.core.errors import DiptychError, counted
 
 MODEL = "A run, `hf:NAME_OR_PATH`, `open_clip:NAME?pretrained=TAG` or `package.module:Class`."
-CLASSES = "Pictures with classes, `classes:DIRECTORY` or `classes:TABLE.csv`, or with captions, `folder:DIRECTORY` …"
+CLASSES = (
+    "Pictures with classes, `classes:DIRECTORY` or `classes:TABLE.csv`, with several labels each, `labels:TABLE.csv`, or with "
+    "captions, `folder:DIRECTORY` …"
+)
 DESCRIPTIONS = "Sentences that describe the classes, a JSON file {class: [sentence, …]}."
 
 
@@ -50,6 +53,9 @@ def adapt(
     from diptych.choose.captions import adapt_to_captions, has_classes
     from diptych.choose.label_errors import CHECK, MOST_DOUBTFUL, as_csv, of_adapted
     from diptych.choose.maps import MAP_WAYS
+    from diptych.choose.several.adapt import adapt_to_labels, summary_of_labels
+    from diptych.choose.several.data import has_several_labels
+    from diptych.choose.several.ways import several_way
     from diptych.choose.support import read_descriptions
     from diptych.choose.towers import TOWER_WAYS
     from diptych.choose.ways import WAYS, way_named
@@ -75,6 +81,8 @@ def adapt(
     if way in TOWER_WAYS:
         if descriptions is not None:
             raise DiptychError(f"--descriptions: --way {way} learns from class names")
+        if TOWER_WAYS[way].learns == "classes" and has_several_labels(data):
+            several_way(way)  # refuses it, with the reason
         from diptych.choose.towers import fit
 
         with TrainingDisplay(way) as training:
@@ -83,6 +91,15 @@ def adapt(
         return
     if budget is not None:
         raise DiptychError(f"--budget: --way {way} works on vectors and needs seconds; budgets are for ways that train a tower")
+    if has_several_labels(data):
+        several = checked_settings(several_way(way), given)
+        with StepsDisplay() as display:
+            labelled = adapt_to_labels(
+                model, load(model, device), way, data, folder, shots=shots, seed=seed, settings=several,
+                descriptions=read_descriptions(descriptions) if descriptions else None, overwrite=overwrite, progress=display,
+            )  # fmt: skip
+        typer.echo(f"{folder}: {summary_of_labels(labelled.about)}")
+        return
     settings = checked_settings(way_named(way), given)  # wrong names are refused before anything is loaded
     if not has_classes(data):
         raise DiptychError(f"--way {way} is for classes, and {data} has captions; for these there are {', '.join(MAP_WAYS)}")

@@ -33,10 +33,10 @@ def choose(
 ) -> None:
     """Compare models, and ways of adapting them, on your pictures: one table, one recommendation.
 
-    Pictures with classes: settings are chosen by cross-validation on the training part; the test part is opened once, at the end.
-    Pictures with captions: nested cross-validation, so that every picture is tested once. Writes results.json,
-    table.md and report.html. Interrupted? The same command continues. Example: `diptych choose runs/clip hf:models/siglip --data
-    classes:my/parts --shots 1,4,16 --seeds 5`
+    Pictures with classes, or with several labels each (`labels:`): settings are chosen by cross-validation on the training part;
+    the test part is opened once, at the end. Pictures with captions: nested cross-validation, so that every picture is tested once.
+    Writes results.json, table.md and report.html. Interrupted? The same command continues. Example: `diptych choose runs/clip
+    hf:models/siglip --data classes:my/parts --shots 1,4,16 --seeds 5`
     """
     if data is None:
         raise DiptychError("name the pictures: --data classes:DIRECTORY, with a folder for each class")
@@ -45,6 +45,7 @@ def choose(
     from diptych.choose.run import Request, all_ways, default_ways, seconds_of
     from diptych.choose.run import choose as run_choose
     from diptych.choose.run_captions import choose_for_captions
+    from diptych.choose.several.data import has_several_labels
     from diptych.choose.support import read_descriptions
     from diptych.cli.choose.display import StepsDisplay
     from diptych.core.errors import Interrupted
@@ -62,11 +63,11 @@ def choose(
     stopped: Interrupted | None = None
     try:
         with StepsDisplay() as display:
-            if has_classes(data):
+            if (several := has_several_labels(data)) or has_classes(data):
                 named = (
                     all_ways(bool(sentences))
                     if names == ("all",)
-                    else names or default_ways(bool(sentences), towers=seconds is not None)
+                    else names or default_ways(bool(sentences), towers=seconds is not None, several=several)
                 )
                 request = Request(
                     addresses, named, data, counts, seeds, descriptions=sentences, seconds=seconds, test_data=test_data
@@ -140,8 +141,9 @@ def _print(results: Mapping[str, Any], out: Path) -> None:
         rows = caption_rows(results)
         columns, more = columns_of(rows)[:3], ["inner", "lead of the best", "seconds"]
     else:
-        rows = rows_of(results)
-        columns, more = ["cross-validation", "test", "lead of the best"], ["calibration error", "if chosen on the test", "seconds"]
+        rows, labels = rows_of(results), results["data"].get("kind") == "labels"
+        columns = ["cross-validation", "test", *(["F1 macro"] if labels else []), "lead of the best"]
+        more = ["calibration error", "if chosen on the test", "seconds"]
     columns = [*columns, *(more if console.width >= 120 else [])]
     table = Table("way", box=None, header_style="bold")
     for name in columns:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,6 +67,7 @@ def predict(
     """Name the class of each picture: a table with id, class, probability, the next classes, and whether the model is sure.
 
     The column `set` holds the classes that cannot be excluded at the error rate; a picture is `unsure` unless this is exactly one.
+    A model of several labels (`diptych adapt --data labels:…`) gives each picture its `labels`, and a probability for each label.
     Pictures that cannot be read are rows with a `reason`, and the exit status is 1. Interrupted or killed? The same command
     continues; pictures that were added to the folder are added to the table. Examples:
 
@@ -80,6 +82,8 @@ def predict(
     from diptych.inference.predict.predict import ENDINGS
     from diptych.inference.predict.predict import predict as run
     from diptych.inference.predict.table import check_place, form_of
+    from diptych.inference.several import LabelledModel
+    from diptych.inference.several.predict import predict_labels
 
     kind = next((k for k in KINDS if k == sets), None)  # wrong usage is refused before a model is loaded
     if kind is None:
@@ -95,6 +99,17 @@ def predict(
         typer.echo(f"note: {text}", err=True)
 
     loaded = load(model, device)
+    if isinstance(loaded, LabelledModel):
+        given = {"classes": classes, "error": error, "calibrate": calibrate}
+        if named := [name for name, value in given.items() if value is not None]:
+            raise DiptychError(f"--{named[0]}: {model} gives any number of labels, by thresholds that it learned; leave it out")
+        made = predict_labels(loaded, model, pictures, out, overwrite=overwrite, batch=batch, quiet=json_, note=note)
+        if json_:
+            print_json({"out": str(out), **made})
+        else:
+            typer.echo(f"{out}: {counted(made['pictures'], 'picture')}")
+        _refuse_broken(made, out)
+        return
     classifier = classifier_of(loaded, model, classes, _texts)
     done = run(
         loaded, model, classifier, pictures, out, top=top, error=error, kind=kind, calibrate=calibrate, each_class=each_class,
@@ -107,6 +122,10 @@ def predict(
         typer.echo(f"{out}: {counted(done['pictures'], 'picture')}{_sure(done, conformal)}")
     if conformal is not None and (remark := too_few(conformal, classifier.names)):
         note(remark)
+    _refuse_broken(done, out)
+
+
+def _refuse_broken(done: Mapping[str, Any], out: Path) -> None:
     if done["broken"]:
         raise DiptychError(
             f"{counted(done['broken'], 'picture')} of {done['pictures']:,} could not be read: the reasons are in {out}, column "

@@ -10,6 +10,7 @@
 | ``coco:instances.json``, ``coco:captions.json?instances=instances.json`` | COCO boxes with category names |
 | ``regions:FILE.jsonl?images=DIR`` | boxes with phrases (Flickr30k Entities, RefCOCO) |
 | ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table of classes |
+| ``labels:table.csv?label=tags``, ``labels:my/folder`` | a table of images with any number of labels each |
 | ``video:clips/`` | video files, animated pictures or folders of frames, with captions as for ``folder:`` |
 | ``video:msrvtt.json?videos=DIR`` | clips that a file describes: COCO-like, MSR-VTT, ActivityNet, LLaVA, WebVid, rows |
 | ``documents:FILE.jsonl?images=DIR``, ``documents:notes/`` | texts and images in order (OBELICS, MMC4), or Markdown |
@@ -24,6 +25,7 @@
 | ``control:scenes:small?shuffle=text`` | one field of another sample, or blank (``blank=image``) |
 | ``shots:classes:my/parts?shots=16&seed=0`` | a few pictures of each class, for adapting a model |
 | ``facts:scenes:small?repeat=2`` | facts and captions of scenes in words, without pictures, for language models |
+| ``index:my.index``, ``index:my.index?selection=NAME`` | the pictures of an index, or a selection of them (``diptych index``) |
 | ``mypackage.sources:MySource:REST`` | ``MySource(REST)``, your own class |
 
 A place is a local path or any fsspec URL; copies of remote files are kept in the user's cache (``cache.py``). Every address takes
@@ -49,6 +51,7 @@ SCHEMES = {
     "coco": "diptych.data.sources.coco:Coco",
     "regions": "diptych.data.sources.coco:RegionTable",
     "classes": "diptych.data.sources.classes:Classes",
+    "labels": "diptych.data.sources.classes:Labels",
     "video": "diptych.data.sources.video:Video",
     "documents": "diptych.data.sources.documents:Documents",
     "karpathy": "diptych.data.sources.karpathy:Karpathy",
@@ -61,6 +64,7 @@ SCHEMES = {
     "control": "diptych.data.control:Control",
     "shots": "diptych.data.subsets.shots:Shots",
     "facts": "diptych.data.scenes.facts:Facts",
+    "index": "diptych.index.source:IndexSource",
 }
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".tar": "wds"}
 ENDINGS[".json"] = "coco"  # or what its beginning shows

@@ -210,7 +210,7 @@ class ListedSource(ABC):
 
     def _is_usable(self, entry: Entry, stamps: Mapping[str, str | None]) -> bool:
         captions = [clean(c) for c in entry.captions]
-        if not captions and not entry.fields:
+        if not self.has_content(entry):
             self.problems.append(Problem(entry.id, "no caption"))
         self.problems += [Problem(entry.id, "empty caption") for c in captions if not c]
         entry.captions = list(dict.fromkeys(c for c in captions if c))
@@ -221,6 +221,10 @@ class ListedSource(ABC):
                 return False
         if needed:
             entry.stamp = joined_stamp([stamps[url] or "" for url in needed])
+        return self.has_content(entry)
+
+    def has_content(self, entry: Entry) -> bool:
+        """Whether an image has anything to learn from."""
         return bool(entry.captions or entry.fields)
 
     def __len__(self) -> int:

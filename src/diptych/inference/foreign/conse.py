@@ -52,6 +52,7 @@ class Conse(Adapter):
         self.name = f"conse?{changed}" if changed else "conse"
         texts = class_texts(template)  # a wrong template is refused before weights are loaded
         self.device, self.resolution = pick_device(device), resolution
+        self.vision = f"efficientnet-{variant}"  # its weights' package (``models.pretrained.packages``)
         self.net = load_efficientnet(variant).to(self.device)
         self.encoder = load_minilm().to(self.device)
         self.space = ClassSpace(class_vectors(self.encoder, template), classes, temperature).to(self.device)

@@ -140,4 +140,4 @@ class Maple(OfBoth):
         """New vectors before each of the first ``depth`` blocks."""
         if block >= len(self.vectors):
             return vectors
-        return self.vectors_of(part, block).to(vectors.dtype).expand(len(vectors), -1, -1)
+        return self.vectors_of(part, block).to(vectors.dtype).expand(vectors.shape[0], -1, -1)

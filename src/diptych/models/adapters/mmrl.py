@@ -152,7 +152,7 @@ class Mmrl(OfBoth):
         """New tokens before each of the blocks; later blocks read what the last one left."""
         if not 0 <= block - self.from_block < self.blocks:
             return vectors
-        return self.vectors_of(part, block).to(vectors.dtype).expand(len(vectors), -1, -1)
+        return self.vectors_of(part, block).to(vectors.dtype).expand(vectors.shape[0], -1, -1)
 
 
 class MmrlPlus(Mmrl):

@@ -156,4 +156,4 @@ class Prompt(Vectors):
         """New vectors before each of the first ``depth`` blocks; later ones read what the block before them left."""
         if self.deeper is None or block > len(self.deeper):
             return vectors
-        return self.deeper[block - 1].to(vectors.dtype).expand(len(vectors), -1, -1)
+        return self.deeper[block - 1].to(vectors.dtype).expand(vectors.shape[0], -1, -1)

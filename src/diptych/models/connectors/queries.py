@@ -27,7 +27,7 @@ class QFormer(Connector):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, extra + N, D of the tower] → [B, tokens, D of the language model]"""
-        queries = self.queries.expand(len(x), -1, -1)
+        queries = self.queries.expand(x.shape[0], -1, -1)
         x = self.layer(self.transformer(queries, context=self.norm(self.patches(x))))
         return x
 

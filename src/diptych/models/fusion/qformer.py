@@ -186,7 +186,7 @@ class QFormerText(TextTower):
     @provides("{image}.queries", "{image}.tokens")
     def look(self, image: Tokens) -> Looked:
         """The queries over images, without text."""
-        x = self.asked(len(image.tokens))
+        x = self.asked(image.tokens.shape[0])
         return Looked(*self.transformer(x, len(self.queries), None, self.shown(image), padding_bias(image.mask)))
 
     # --- together ---
@@ -194,7 +194,7 @@ class QFormerText(TextTower):
     def both(self, ids: Tensor, mask: Tensor, image: Tokens) -> tuple[Tensor, Tensor]:
         """Queries [B, Q, D] and text [B, T, D] that see each other."""
         Q = len(self.queries)
-        x = torch.cat([self.asked(len(ids)), self.embed(ids)], 1)
+        x = torch.cat([self.asked(ids.shape[0]), self.embed(ids)], 1)
         bias = attention_bias(F.pad(mask, (Q, 0), value=True), x.shape[1], False, x)
         x, _ = self.transformer(x, Q, bias, self.shown(image), padding_bias(image.mask))
         return x[:, :Q], x[:, Q:]

@@ -206,6 +206,15 @@ class PretrainedLM(Part):
         hidden, past = self.lm.step(opening, real, seen=self._look_at(prefix))
         return Prefix(hidden[:, -1:], past)
 
+    def image_hidden(self, prefix: Tensor) -> Tensor:
+        """The states of the last layer, after its norm, at an image's tokens [B, N, D]; where these are not among the words, at the
+        last word before them [B, 1, D].
+        """
+        opening = self._opening(prefix)
+        real = torch.ones(opening.shape[:2], dtype=torch.bool, device=prefix.device)
+        hidden = self.lm.hidden(opening, real, seen=self._look_at(prefix))
+        return hidden[:, -1:] if self.gated else hidden[:, -prefix.shape[1] :]
+
     def continue_logits(self, images: Prefix, ids: Tensor, mask: Tensor) -> Tensor:
         """Like ``caption_logits``, for images that were read before."""
         hidden = images.last

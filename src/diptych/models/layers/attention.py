@@ -308,6 +308,6 @@ class MapPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, D] → [B, 1, D]"""
-        x = self.attention(self.query.expand(len(x), 1, -1), x)
+        x = self.attention(self.query.expand(x.shape[0], 1, -1), x)
         x = x + self.mlp(self.norm(x))
         return x

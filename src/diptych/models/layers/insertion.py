@@ -73,12 +73,12 @@ class Insertion:
         return x
 
     def _add(self, adapter: Inserted, x: Tensor) -> Tensor:
-        new, at = adapter(len(x), x.dtype), self.at
+        new, at = adapter(x.shape[0], x.dtype), self.at
         if self.seen is not None:
-            real = self.seen.new_ones(len(x), adapter.count)
+            real = self.seen.new_ones(x.shape[0], adapter.count)
             self.seen = torch.cat([self.seen[:, :at], real, self.seen[:, at:]], 1)
         if self.place is not None:  # before what was there, behind the first tokens
-            own = torch.arange(at, at + adapter.count, device=x.device).expand(len(x), -1)
+            own = torch.arange(at, at + adapter.count, device=x.device).expand(x.shape[0], -1)
             self.place = torch.cat([self.place[:, :at], own, self.place[:, at:] + adapter.count], 1)
         self.inside.insert(0, adapter)
         return torch.cat([x[:, :at], new, x[:, at:]], 1)
@@ -107,7 +107,7 @@ class Insertion:
     def append(self, count: int) -> None:
         """Further tokens of the tower follow, which see all before them."""
         if self.seen is not None:
-            self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), count)], 1)
+            self.seen = torch.cat([self.seen, self.seen.new_ones(self.seen.shape[0], count)], 1)
         if self.place is not None:
             new = self.place.amax(1, keepdim=True) + torch.arange(1, count + 1, device=self.place.device)
             self.place = torch.cat([self.place, new], 1)

@@ -97,7 +97,7 @@ class TextTransformer(TextTower):
             x = vectors.join(x, mask, ids, mask)
         x = x + (self.positions[: x.shape[1]] if vectors is None else vectors.positions(self.positions, x.shape[1]))
         if self.class_token is not None:
-            x = torch.cat([x, self.class_token.to(x.dtype).expand(len(x), 1, -1)], 1)
+            x = torch.cat([x, self.class_token.to(x.dtype).expand(x.shape[0], 1, -1)], 1)
             seen = F.pad(seen, (0, 1), value=True)
             if vectors is not None:
                 vectors.append(1)
@@ -112,7 +112,7 @@ class TextTransformer(TextTower):
         if self.pool == "class":
             pooled = last
         elif self.pool == "eos":
-            pooled = x[torch.arange(len(x), device=x.device), mask.sum(1) - 1]
+            pooled = x[torch.arange(x.shape[0], device=x.device), mask.sum(1) - 1]
         elif self.pool == "bos":
             pooled = x[:, 0]
         else:

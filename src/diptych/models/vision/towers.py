@@ -147,7 +147,7 @@ class ViT(VisionTower):
         x = x + (places if keep is None else places[keep])
         if self.classes is not None:
             classes = self.classes + self.positions[: self.extra] if self.learned else self.classes
-            x = torch.cat([classes.to(x.dtype).expand(len(x), -1, -1), x], 1)
+            x = torch.cat([classes.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
         if self.norm_sum:
             x = self.norm(x)
         learned = None

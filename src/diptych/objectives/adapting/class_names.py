@@ -25,10 +25,11 @@ MOST = math.log(100)  # CLIP's limit of the scale
 
 
 def class_logits(image: Tensor, classes: Tensor, scale: Tensor | float) -> Tensor:
-    """scale · x_i · w_c, float32 [B, C], for unit vectors x [B, E] and w [C, E]; or w [B, C, E], if each image has class vectors of
-    its own.
+    """scale · x_i · w_c, [B, C], in float32 at least, for unit vectors x [B, E] and w [C, E]; or w [B, C, E], if each image has
+    class vectors of its own.
     """
-    image, classes = image.float(), classes.float()
+    exact = torch.promote_types(image.dtype, torch.float32)
+    image, classes = image.to(exact), classes.to(exact)
     return scale * (image @ classes.T if classes.ndim == 2 else torch.einsum("be,bce->bc", image, classes))
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from diptych.core.errors import DiptychError
 
 if TYPE_CHECKING:
@@ -22,11 +19,3 @@ def adapter_of(model: VLM, kind: type[A], name: str, objective: str) -> A:
     if found is None:
         raise DiptychError(f"objective {objective} needs an adapter of parts.text; set adapters.text={{kind: {name}}}")
     return found
-
-
-def class_loss(image: Tensor, classes: Tensor, index: Tensor, scale: Tensor | float) -> Tensor:
-    """−1/B Σ_i log softmax_c(scale · x_i · w_c) at c = index_i, for unit vectors x [B, E] and w [C, E] or, for each image, [B, C,
-    E].
-    """
-    logits = image @ classes.T if classes.ndim == 2 else (image[:, None] * classes).sum(-1)
-    return F.cross_entropy(scale * logits, index)

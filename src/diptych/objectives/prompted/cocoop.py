@@ -17,8 +17,9 @@ from diptych.core.batch import Texts
 from diptych.core.encodings import IMAGE_EMBEDDING, TEXT
 from diptych.models.adapters.cocoop import Cocoop
 from diptych.models.space import unit
+from diptych.objectives.adapting.class_names import classification_loss
 from diptych.objectives.base import Objective
-from diptych.objectives.prompted import adapter_of, class_loss
+from diptych.objectives.prompted import adapter_of
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
@@ -81,7 +82,7 @@ class ConditionalPrompts(Objective):
         image = p[IMAGE_EMBEDDING]
         classes = self.classes_for(image, p["label.classes"])
         with torch.autocast(image.device.type, enabled=False):
-            return class_loss(image, classes, p["label"].index, self.scale)
+            return classification_loss(image, classes, p["label"].index, self.scale)
 
     def pair_scores(self, p: Pass, images: Tensor, texts: Tensor) -> Tensor:
         """How well text ``texts[k]`` fits image ``images[k]``, for index tensors [P] into the batch: [P]."""

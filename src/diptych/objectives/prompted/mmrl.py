@@ -14,8 +14,9 @@ from torch import Tensor
 
 from diptych.core.encodings import IMAGE, IMAGE_EMBEDDING, TEXT, TEXT_EMBEDDING, Key
 from diptych.models.adapters.mmrl import Mmrl
+from diptych.objectives.adapting.class_names import classification_loss
 from diptych.objectives.base import Objective
-from diptych.objectives.prompted import adapter_of, class_loss
+from diptych.objectives.prompted import adapter_of
 
 if TYPE_CHECKING:
     from diptych.core.encodings import Pass
@@ -42,7 +43,8 @@ def mmrl_loss(
     image x, representation r, image_was x⁰ (of the frozen model): [B, E]; classes w, classes_were w⁰: [C, E]; unit vectors. weight:
     λ.
     """
-    loss = alpha * class_loss(image, classes, index, scale) + (1 - alpha) * class_loss(representation, classes, index, scale)
+    own, other = (classification_loss(x, classes, index, scale) for x in (image, representation))
+    loss = alpha * own + (1 - alpha) * other
     drift = (1 - (image * image_was).sum(-1)).mean() + (1 - (classes * classes_were).sum(-1)).mean()
     return loss + weight * drift
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.benchmarks.crossed import Measured, estimate
 from diptych.core.errors import counted
 from diptych.core.files import write_text
 from diptych.report.drawing.charts import Series, chart
@@ -19,11 +20,12 @@ from diptych.report.pages.choose_captions import (
     again,
     answer,
     build_captions_report,
-    forest,
+    markdown_table,
     not_tried,
     percent,
     problems_of,
     short_p,
+    table_of,
 )
 
 _READING = """<p><b>Cross-validation</b> is the balanced accuracy on training pictures that were left out; it chose every
@@ -34,6 +36,15 @@ the best</b> is the winner's accuracy minus this row's on the same pictures, wit
 what is gained by looking. <b>Calibration error</b>: how far probabilities are from the share that is right. <b>New
 classes</b>: half of the classes are learned, the others are known by name only; accuracies among the learned and among the
 new classes alone look better than in one list of all classes, which is what a user has.</p>"""
+
+_OF_LABELS = """<p>A picture may have any number of labels. <b>Cross-validation</b> and <b>Test</b> are mean average
+precision: for each label, pictures are put in the order of their scores, and the share with the label among the first
+ones is averaged; labels that all or none of the pictures have do not count. <b>F1</b> is of the labels that were given:
+macro is the mean over labels, micro counts all decisions alike. Probabilities and thresholds were chosen on training
+pictures that were left out; settings and the winner by cross-validation there too; the test part was opened once.
+Intervals and tests use, for each picture, by how much it moves the measure (infinitesimal jackknife). <b>Lead of the
+best</b> is the winner's test value minus this row's, with p after Holm's correction. <b>If chosen on the test</b> is what
+is gained by looking.</p>"""
 
 
 def build_choose_report(folder: Path, results: Mapping[str, Any]) -> Path:
@@ -49,7 +60,7 @@ def build_choose_report(folder: Path, results: Mapping[str, Any]) -> Path:
         Section("data", "The pictures", _data(results)),
         Section("labels", "Labels to check", _doubtful(results)),
         Section("not-tried", "Not tried", not_tried(results)),
-        Section("reading", "How to read this page", _READING),
+        Section("reading", "How to read this page", _OF_LABELS if results["data"].get("kind") == "labels" else _READING),
         Section("again", "Do it again", again(results)),
     ]
     data = results["data"]
@@ -57,7 +68,7 @@ def build_choose_report(folder: Path, results: Mapping[str, Any]) -> Path:
         ("Data", data["address"]),
         ("Training pictures", f"{data['train']:,}"),
         ("Test pictures", f"{data['test']:,}"),
-        ("Classes", str(len(data["classes"]))),
+        ("Labels" if data.get("kind") == "labels" else "Classes", str(len(data["classes"]))),
         ("Seeds", str(results["request"]["seeds"])),
         ("Date", results["environment"]["date"][:10]),
     ]
@@ -81,7 +92,7 @@ def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "way": row["way"],
                 "cross-validation": percent(row["cross_validation"]),
                 "test": percent(row["mean"]) + interval,
-                "balanced": percent(_mean(c["test"]["balanced"] for c in own)),
+                **_further(own),
                 "lead of the best": lead,
                 "calibration error": percent(_mean(c["test"]["ece"] for c in own)),
                 "if chosen on the test": _plus(_mean(c["test"].get("inflation") for c in own)),
@@ -95,15 +106,31 @@ def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-COLUMNS = ("cross-validation", "test", "balanced", "lead of the best", "calibration error", "if chosen on the test", "seconds")
+def columns_of(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the columns that are texts."""
+    further = ("F1 macro", "F1 micro") if results["data"].get("kind") == "labels" else ("balanced",)
+    return ("cross-validation", "test", *further, "lead of the best", "calibration error", "if chosen on the test", "seconds")
+
+
+def _further(own: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Balanced accuracy, or of several labels both F1 with their intervals, by the columns' names."""
+    if not own or "values" not in own[0]["test"]:
+        return {"balanced": percent(_mean(c["test"]["balanced"] for c in own))}
+    return {name: _with_interval([c["test"]["credits"][name] for c in own]) for name in ("F1 macro", "F1 micro")}
+
+
+def _with_interval(credits: Sequence[Sequence[float]]) -> str:
+    """A measure and its interval over pictures and seeds, from the numbers of the pictures of each seed."""
+    e = estimate([Measured(float(np.mean(run)), {str(i): c for i, c in enumerate(run)}, range=(0.0, 1.0)) for run in credits])
+    return percent(e.value) + ("" if math.isnan(e.low) else f" [{percent(e.low)}, {percent(e.high)}]")
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The recommendation and the table, Markdown."""
-    rows = rows_of(results)
-    lines = ["## Which model, which way", "", *results["sentences"], "", "Accuracies in per cent.", ""]
-    lines += ["| model | way | " + " | ".join(COLUMNS) + " | settings |", "|---|---|" + "---:|" * len(COLUMNS) + "---|"]
-    lines += ["| " + " | ".join([r["model"], r["way"], *(r[c] for c in COLUMNS), r["settings"]]) + " |" for r in rows]
+    rows, columns = rows_of(results), columns_of(results)
+    unit = "Mean average precision and F1 in per cent." if results["data"].get("kind") == "labels" else "Accuracies in per cent."
+    lines = ["## Which model, which way", "", *results["sentences"], "", unit, ""]
+    lines += markdown_table(rows, columns)
     lines += ["", *(f"- {note}" for note in results["data"]["notes"])]
     lines += [f"- not tried: {entry.get('way', '')} {entry['model']}: {entry['why']}" for entry in results["not_tried"]]
     return "\n".join(lines) + "\n"
@@ -111,17 +138,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def _table(results: Mapping[str, Any]) -> str:
     rows = rows_of(results)
-    if not rows:
-        return ""
-    low, high = min(r["low"] or 0 for r in rows), max(r["high"] or 1 for r in rows)
-    body = "".join(
-        f'<tr><th scope="row">{escape(r["way"])}<span class="note">{escape(r["model"])}</span></th>'
-        + "".join(f"<td>{escape(r[c])}{forest(r, low, high) if c == 'test' else ''}</td>" for c in COLUMNS)
-        + f"<td>{escape(r['settings'])}</td></tr>"
-        for r in rows
-    )
-    heads = header("way", first=True) + "".join(header(c) for c in (*COLUMNS, "settings"))
-    return scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Models and ways")
+    return table_of(rows, columns_of(results), "test") if rows else ""
 
 
 def _curves(results: Mapping[str, Any]) -> str:
@@ -139,8 +156,10 @@ def _curves(results: Mapping[str, Any]) -> str:
         points = [(k, v) for k, v in zip(counts, values, strict=True) if v is not None]
         series.append(Series(f"{way} on {model}", [k for k, _ in points], [v for _, v in points], i, "both"))
         entries.append(([dot(13, 8, f"point c{i % COLOURS}")], f"{way} on {model}"))
-    words = "Test accuracy over training pictures of each class"
-    drawn = chart(series, "pictures of each class", "accuracy, %", label=words, log_x=True, percent=(False, True))
+    labels = results["data"].get("kind") == "labels"
+    of, measure = ("label", "mean average precision") if labels else ("class", "accuracy")
+    words = f"Test {measure} over training pictures of each {of}"
+    drawn = chart(series, f"pictures of each {of}", f"{measure}, %", label=words, log_x=True, percent=(False, True))
     return figure(drawn + legend(*entries), f"{words}, mean over seeds.")
 
 
@@ -177,8 +196,9 @@ def _data(results: Mapping[str, Any]) -> str:
     counts = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{n}</td><td>{m}</td></tr>' for name, (n, m) in data["classes"].items()
     )
-    heads = header("class", first=True) + header("training") + header("test")
-    table = scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{counts}</tbody></table>", "Pictures of each class")
+    of = "label" if data.get("kind") == "labels" else "class"
+    heads = header(of, first=True) + header("training") + header("test")
+    table = scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{counts}</tbody></table>", f"Pictures of each {of}")
     left = problems_of(data["problems"])
     return f"<p>{escape(times)}.{more}</p><ul>{notes}</ul>{left}{table}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     low, high = results["verdict"].get("among", (0, 0))
     lines = ["## Which model, which way", "", *results["sentences"], ""]
     lines += [f"Per cent, each caption among {low} to {high} pictures.", ""]
-    lines += ["| model | way | " + " | ".join(names) + " | settings |", "|---|---|" + "---:|" * len(names) + "---|"]
-    lines += ["| " + " | ".join([r["model"], r["way"], *(r[c] for c in names), r["settings"]]) + " |" for r in rows]
+    lines += markdown_table(rows, names)
     lines += ["", *(f"- {note}" for note in results["data"]["notes"])]
     lines += [f"- not tried: {entry.get('way', '')} {entry['model']}: {entry['why']}" for entry in results["not_tried"]]
     return "\n".join(lines) + "\n"
@@ -87,17 +86,8 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def _table(results: Mapping[str, Any]) -> str:
     rows = caption_rows(results)
-    if not rows:
-        return ""
-    names, low, high = columns_of(rows), min(r["low"] for r in rows), max(r["high"] for r in rows)
-    body = "".join(
-        f'<tr><th scope="row">{escape(r["way"])}<span class="note">{escape(r["model"])}</span></th>'
-        + "".join(f"<td>{escape(r[c])}{forest(r, low, high) if c == names[0] else ''}</td>" for c in names)
-        + f"<td>{escape(r['settings'])}</td></tr>"
-        for r in rows
-    )
-    heads = header("way", first=True) + "".join(header(c) for c in (*names, "settings"))
-    return scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Models and ways")
+    names = columns_of(rows)
+    return table_of(rows, names, names[0]) if rows else ""
 
 
 def _data(data: Mapping[str, Any]) -> str:
@@ -106,6 +96,25 @@ def _data(data: Mapping[str, Any]) -> str:
 
 
 # --- shared with the report for classes ---
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str], drawn: str) -> str:
+    """The table of models and ways, HTML. names: of the columns; drawn: the one of which the interval is drawn."""
+    low, high = min(r["low"] or 0 for r in rows), max(r["high"] or 1 for r in rows)
+    body = "".join(
+        f'<tr><th scope="row">{escape(r["way"])}<span class="note">{escape(r["model"])}</span></th>'
+        + "".join(f"<td>{escape(r[c])}{forest(r, low, high) if c == drawn else ''}</td>" for c in names)
+        + f"<td>{escape(r['settings'])}</td></tr>"
+        for r in rows
+    )
+    heads = header("way", first=True) + "".join(header(c) for c in (*names, "settings"))
+    return scroller(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", "Models and ways")
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """The same, lines of Markdown."""
+    lines = ["| model | way | " + " | ".join(names) + " | settings |", "|---|---|" + "---:|" * len(names) + "---|"]
+    return lines + ["| " + " | ".join([r["model"], r["way"], *(r[c] for c in names), r["settings"]]) + " |" for r in rows]
 
 
 def problems_of(problems: list[dict[str, str]]) -> str:

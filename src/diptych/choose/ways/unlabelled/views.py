@@ -12,13 +12,22 @@ from torch.nn.functional import normalize
 from diptych.choose.ways.descent import tensor
 
 
-def confident_entropy(logits: Tensor, share: float) -> Tensor:
-    """The entropy (nats) of the mean prediction of the views of least entropy: ``share`` of them, at least one. logits [V, C]."""
+def least_uncertain(logits: Tensor, share: float) -> Tensor:
+    """The views with the least entropy: ``share`` of them, rounded down, at least one. logits [V, C] → int64."""
     log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
-    chosen = torch.argsort(entropy, stable=True)[: max(1, int(len(logits) * share))]
-    mean = log_p[chosen].exp().mean(0)
+    return torch.argsort(entropy, stable=True)[: max(1, int(len(logits) * share))]
+
+
+def entropy_of_mean(logits: Tensor) -> Tensor:
+    """The entropy (nats) of the mean prediction of views, logits [V, C]."""
+    mean = logits.log_softmax(-1).exp().mean(0)
     return -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+
+def confident_entropy(logits: Tensor, share: float) -> Tensor:
+    """The entropy (nats) of the mean prediction of the views of least entropy. logits [V, C]."""
+    return entropy_of_mean(logits[least_uncertain(logits, share)])
 
 
 def prototype_shift(

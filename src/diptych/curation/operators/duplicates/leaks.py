@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from diptych.core.words import words
 from diptych.curation.operators.base import Columns, Operator
-from diptych.curation.operators.duplicates.hamming import nearest_within
-from diptych.curation.operators.images.quality import phashes, pixel_hash
 from diptych.curation.operators.text.quality import normalised
+from diptych.data.hashes.hamming import nearest_within
+from diptych.data.hashes.perceptual import phashes, pixel_hash
 
 
 @dataclass(frozen=True)

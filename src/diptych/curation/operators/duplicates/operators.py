@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from diptych.core.arrays import unit_rows
 from diptych.curation.operators.base import Columns, Reduce
-from diptych.curation.operators.duplicates.hamming import pairs_within
 from diptych.curation.operators.duplicates.pruning import KEPT, Mode, prune, same
 from diptych.curation.operators.duplicates.semantic import KeepRule, semantic_twins
-from diptych.curation.operators.images.quality import hue_difference
 from diptych.curation.operators.text.quality import normalised
+from diptych.data.hashes.hamming import pairs_within
+from diptych.data.hashes.perceptual import hue_difference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ class Classes(CellSource):
         if not name:
             return ""
         url = files.join(self.place, name)
-        columns = _columns(url)
+        columns = columns_of(url)
         known = {c.lower() for c in columns} & set(LABEL_COLUMNS)
         folders = {path.partition("/")[0] for path in files.find(self.place) if path.lower().endswith(SUFFIXES) and "/" in path}
         if self.label is not None or known - set(SEVERAL_COLUMNS if len(folders) > 1 else ()):
@@ -96,6 +96,10 @@ class Classes(CellSource):
                 f"{', '.join(LABEL_COLUMNS)}); columns: {', '.join(columns)}; name yours with ?label=NAME"
             )
         return ""
+
+    def _parts(self, text: str, column: str) -> list[str]:
+        """The classes in a text of a column."""
+        return divided(text) if column.lower() in SEVERAL_COLUMNS else [text]
 
     def _from_folders(self) -> Iterator[tuple[Entry, str]]:
         folders = files.subfolders(self.place)
@@ -154,7 +158,7 @@ class Classes(CellSource):
             first, names = several[0]
             raise DiptychError(
                 f"classes:{place}: {len(several):,} of {counted(total, 'row')} have several classes, such as {first}: "
-                f"{', '.join(names[:5])}. An image has one class here; several at once (multi-label) cannot be learned yet. Name a "
+                f"{', '.join(names[:5])}. An image has one class here; several at once are read by labels:{place}. Or name a "
                 "column with the main class, ?label=NAME, or write one class in each row"
             )
         self.problems += [Problem(item, f"{len(names)} classes: {', '.join(names)}") for item, names in several]
@@ -164,7 +168,7 @@ class Classes(CellSource):
         in_folder = place != self.place
         if place.lower().endswith(".parquet"):
             rows = parquet_entries(place, self.problems, self.image, self.label, LABEL)
-            columns = _columns(files.matching(place)[0])
+            columns = columns_of(files.matching(place)[0])
         else:
             urls = files.expand(place)
             if not urls or not files.exists(urls[0]):
@@ -178,20 +182,19 @@ class Classes(CellSource):
                 for url, prefix in zip(urls, files.prefixes(urls), strict=True)
                 for entry in table_entries(url, self.problems, self.image, self.label, words=LABEL, prefix=prefix)
             )
-            columns = _columns(urls[0])
+            columns = columns_of(urls[0])
         chosen = self.label or next((c for n in LABEL_COLUMNS for c in columns if c.lower() == n), "")
-        divided = chosen.lower() in SEVERAL_COLUMNS
         named = set()
         for entry in rows:
             named.add(entry.id)
-            given = [part for text in entry.captions for part in (_divided(text) if divided else [text])]
+            given = [part for text in entry.captions for part in self._parts(text, chosen)]
             yield entry, list(dict.fromkeys(name for name in map(str.strip, given) if name))
         if in_folder:
             images = [path for path in files.find(self.place) if path.lower().endswith(SUFFIXES)]
             self.problems += [Problem(path, f"not named in {files.name(place)}") for path in images if path not in named]
 
 
-def _columns(url: str) -> list[str]:
+def columns_of(url: str) -> list[str]:
     """Names of the columns of a table."""
     if url.lower().endswith(".parquet"):
         with files.open_file(url) as file:
@@ -205,7 +208,7 @@ def _columns(url: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
 
 
-def _divided(text: str) -> list[str]:
+def divided(text: str) -> list[str]:
     """``cat|dog``, ``cat; dog`` or ``cat, dog`` as several: by the first of these marks that is in it."""
     mark = next((mark for mark in "|;," if mark in text), None)
     return re.split(rf"\s*{re.escape(mark)}\s*", text) if mark else [text]

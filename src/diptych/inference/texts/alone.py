@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from diptych.inference.generate import Decoding, cut, write
+from diptych.core.streaming import cut
+from diptych.inference.generate import Decoding, write
 from diptych.models.vlm import VLM
 from diptych.objectives.generative import token_log_probabilities
 

@@ -1,0 +1,1 @@
+"""Hashes by which copies and near-copies of pictures are found."""

@@ -1,0 +1,1 @@
+"""Unrelated texts and pictures that queries are compared with."""

@@ -1,0 +1,198 @@
+"""What queries and pictures are compared with: texts and pictures that have nothing to do with a collection."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from importlib import resources
+
+import numpy as np
+
+from diptych.core.arrays import unit_rows
+from diptych.core.capabilities import Model
+from diptych.core.errors import DiptychError
+from diptych.data.source import BrokenItem
+from diptych.data.sources import open_source
+
+TAU = 0.5  # standard deviations: how much the best of many texts counts more than the others
+ALIKE = 0.6  # texts of a higher cosine, after the mean of all texts is taken off, may mean the same and are no comparison
+QUERIES, FEWEST = 200, 3  # words of captions that a background is queried for, at most and at least
+LEAST = 30  # pictures from which a mean and a spread are known
+PICTURES, TEXTS = 300, 1000  # of a data set that are taken
+CHUNK = 32  # pictures at a time
+_WORD = re.compile(r"[^\W\d_]+")
+_TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]")
+_COMMON = frozenset(  # words that say nothing of what there is, but how many, where, or how it is shown
+    word
+    for line in (
+        "a an the of in on at with and or but to from by for is are there this that it its them no not some",
+        "one two three four five six left right above below front behind next top bottom centre corner side",
+        "picture photo photograph image drawing",
+    )
+    for word in line.split()
+)
+
+
+def unrelated_texts() -> list[str]:
+    """The packaged captions and names of things."""
+    lines = resources.files("diptych.index.cutoff").joinpath("captions.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def content(text: str) -> frozenset[str]:
+    """The words of a text that say what it is about, in lower case, without a plural's ending."""
+    return frozenset(_singular(word) for word in _WORD.findall(text.lower()) if word not in _COMMON)
+
+
+def heads(text: str) -> list[str]:
+    """The last word of each run of words that say something: of "a small red cat left of two keys" cat and key; singular."""
+    found, last = [], ""
+    for token in [*_TOKEN.findall(text.lower()), "."]:
+        if _WORD.fullmatch(token) and token not in _COMMON:
+            last = token
+        elif last:
+            found.append(_singular(last))
+            last = ""
+    return found
+
+
+def _singular(word: str) -> str:
+    if len(word) > 3 and word.endswith(("ches", "shes", "xes", "sses")):
+        return word[:-2]
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def embedded_texts(model: Model, texts: Sequence[str]) -> np.ndarray:
+    """Unit vectors, float32 [M, E]. DiptychError if the model does not embed texts."""
+    if "embed_text" not in model.capabilities:
+        raise DiptychError(f"model '{model.name}' cannot embed_text; it can: {', '.join(sorted(model.capabilities))}")
+    return unit_rows(np.asarray(model.embed_text(list(texts)), dtype=np.float32))
+
+
+def captioned(address: str, model: Model, pictures: int = PICTURES, texts: int = TEXTS) -> Background:
+    """A background of the first pictures with captions of a data set, and of captions of more of them, each once.
+
+    Best are the data that the model was trained on: what is compared is then what the model knows. DiptychError if there are fewer
+    than 30 pictures with captions.
+    """
+    source, most = open_source(address), max(pictures, texts)
+    captions: list[Sequence[str]] = []
+    images: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    for i in range(min(len(source), 20 * most)):  # of data where few have captions, not all are read
+        if len(captions) == most:
+            break
+        try:
+            sample = source[i]
+        except BrokenItem:
+            continue
+        if sample.image is None or not sample.captions:
+            continue
+        if len(captions) < pictures:
+            images.append(np.asarray(sample.image))
+        captions.append(sample.captions)
+        if len(images) == CHUNK:  # few pictures at a time, for the memory
+            rows.append(model.embed_image(images))
+            images = []
+    if len(captions) < LEAST:
+        raise DiptychError(f"{address}: {len(captions)} pictures with captions; a background needs at least {LEAST}")
+    if images:
+        rows.append(model.embed_image(images))
+    words = list(dict.fromkeys(each[0] for each in captions))[:texts]
+    vectors = unit_rows(np.concatenate(rows).astype(np.float32))
+    shown = captions[:pictures]
+    made = Background(words, embedded_texts(model, words), vectors)
+    spoken = [frozenset().union(*map(content, each)) for each in shown]
+    counts = Counter(word for words in spoken for word in words)
+    # Names of things rather than of their properties: properties have a narrower spread of scores.
+    named = Counter(word for each in shown for word in {w for caption in each for w in heads(caption)})
+    queries = [w for w, n in named.most_common() if 2 <= counts[w] <= len(shown) / 2 and n > counts[w] / 2][:QUERIES]
+    if len(queries) >= FEWEST:
+        made.absent = made.of_absent(queries, embedded_texts(model, queries), spoken)
+    return made
+
+
+class Background:
+    """Texts and, if there are any, pictures from elsewhere.
+
+    words: the texts; texts: their unit vectors, float32 [M, E]; pictures: unit vectors, float32 [B, E], B = 0 without any. absent:
+    scores of some words for pictures that do not show them, float32 [Q, B], NaN where a picture's captions mention the word; Q = 0
+    where that is not known.
+    """
+
+    def __init__(self, words: Sequence[str], texts: np.ndarray, pictures: np.ndarray, absent: np.ndarray | None = None):
+        if len(words) != len(texts) or texts.ndim != 2 or pictures.shape[1:] != texts.shape[1:]:
+            raise DiptychError(f"background: {len(words)} texts, vectors {texts.shape} and {pictures.shape} do not belong together")
+        if not (np.isfinite(texts).all() and np.isfinite(pictures).all()):
+            raise DiptychError("background: vectors must be finite")
+        self.absent = np.zeros((0, len(pictures)), np.float32) if absent is None else absent
+        self.words, self.texts, self.pictures = tuple(words), texts, pictures
+        self.contents = [content(text) for text in words]
+        self._texts, self._pictures = texts.T.astype(np.float64), pictures.astype(np.float64)
+        self.two_sided = len(pictures) >= LEAST and len(texts) >= 2
+        scores = self._texts.T @ self._pictures.T if self.two_sided else np.zeros((len(texts), 1))
+        self.mean, self.spread = scores.mean(1), np.maximum(scores.std(1), 1e-6)
+        self.centre = texts.mean(0, dtype=np.float64) if len(texts) else np.zeros(texts.shape[1])
+        centred = texts.astype(np.float64) - self.centre
+        self.centred = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+
+    def scores(self, query: np.ndarray, vectors: np.ndarray, text: str = "") -> np.ndarray:
+        """How well each picture fits the query; float64 [K].
+
+        query: unit vector [E]; vectors: of the pictures [K, E]; text: of the query, "" if it is not a text. Without pictures from
+        elsewhere the cosine. Otherwise all cosines are put in standard deviations over these pictures, and the score is by how much
+        the picture prefers the query, or background texts with all its words, to the other background texts: the difference of two
+        soft maxima, τ·ln of the mean of exp(z/τ).
+        """
+        query, vectors = np.asarray(query, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
+        cosines: np.ndarray = vectors @ query
+        if not self.two_sided:
+            return cosines
+        usual = self._pictures @ query
+        own = (cosines - usual.mean()) / max(float(usual.std()), 1e-6)
+        texts = (vectors @ self._texts - self.mean) / self.spread
+        return preference(own, texts, self.mentions(text), self.near(query))
+
+    def of_absent(self, queries: Sequence[str], vectors: np.ndarray, spoken: Sequence[frozenset[str]]) -> np.ndarray:
+        """Scores of queries for the background's pictures, float32 [Q, B], NaN where the words of its captions, ``spoken``, hold
+        all words of the query.
+        """
+        rows = []
+        for query, vector in zip(queries, vectors, strict=True):
+            shows = np.array([content(query) <= words for words in spoken])
+            rows.append(np.where(shows, np.nan, self.scores(vector, self.pictures, query)))
+        return np.array(rows, dtype=np.float32)
+
+    def mentions(self, text: str) -> np.ndarray:
+        """Which background texts have all words of a text that say something; bool [M]."""
+        wanted = content(text)
+        return np.array([bool(wanted) and wanted <= words for words in self.contents], dtype=bool)
+
+    def near(self, query: np.ndarray) -> np.ndarray:
+        """Which background texts may mean what the query means; bool [M]."""
+        direction = np.asarray(query, dtype=np.float64) - self.centre
+        near: np.ndarray = self.centred @ (direction / max(float(np.linalg.norm(direction)), 1e-12)) > ALIKE
+        return near
+
+
+def preference(own: np.ndarray, texts: np.ndarray, mentions: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """By how much each picture prefers a query to other texts; float64 [K].
+
+    own: its scores [K]; texts: those of the background [K, M], both in standard deviations over other pictures; mentions: which
+    texts speak of the same; near: which may mean the same and do not count, bool [M].
+    """
+    others = ~mentions & ~near
+    if not others.any():
+        return own
+    result: np.ndarray = _soft_maximum(np.concatenate([own[:, None], texts[:, mentions]], axis=1)) - _soft_maximum(texts[:, others])
+    return result
+
+
+def _soft_maximum(scores: np.ndarray) -> np.ndarray:
+    """τ·ln of the mean of exp(z/τ) over the last axis."""
+    top = scores.max(-1, keepdims=True)
+    result: np.ndarray = top[..., 0] + TAU * np.log(np.exp((scores - top) / TAU).mean(-1))
+    return result

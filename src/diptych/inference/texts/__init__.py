@@ -1,0 +1,1 @@
+"""Language models on text alone, without an image."""

@@ -1,0 +1,1 @@
+"""Pictures that come in requests, and those that go out."""
