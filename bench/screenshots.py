@@ -1,10 +1,11 @@
 """Takes the pictures of the pages for the docs, from the server as it is.
 
-``python -m bench.screenshots --chat runs/talker [--data openmoji:noflags?size=224] [--keep DIR]``
+``python -m bench.screenshots --model runs/lit --chat runs/coca [--keep DIR]``
 
-Indexes the data with ``--model`` (default: ``conse``, which needs no training), serves it on loopback, drives Chromium through it and
-writes ``docs/images/*.png``, each below 150 kB. ``--chat``: a run that answers or writes captions; without it the chat page is left
-out. ``--keep``: a directory for the index, which is then not made again. ``--only NAME …``: some of the pictures.
+Indexes pictures of the built-in world with a run that was trained on it (``diptych train lit --budget "4T flops"`` is enough), serves
+them on loopback, drives Chromium through the pages and writes ``docs/images/*.png``, each below 150 kB. ``--chat``: a run that answers
+or writes captions; without it the chat page is left out. ``--keep``: a directory for the index, which is then not made again.
+``--only NAME …``: some of the pictures. Of your own: ``--data folder:my/photos --model conse --query "a dog on a beach"``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from diptych.serve.settings import Settings
 OUT = Path(__file__).parent.parent / "docs" / "images"
 WIDE, PHONE = {"width": 1200, "height": 750}, {"width": 360, "height": 740}
 MOST = 150_000  # bytes of a picture
-COLOURS = (256, 192, 128, 96, 64, 48)
+COLOURS, FLAT = (256, 192, 128, 96, 72, 56), 24
 
 
 @contextmanager
@@ -58,11 +59,18 @@ def served(app: Any) -> Iterator[str]:
 
 
 def save(data: bytes, path: Path) -> None:
-    """Writes a picture with as many colours as fit into ``MOST`` bytes."""
+    """Writes a picture with as many colours as fit into ``MOST`` bytes. Those of text and buttons, which are the most frequent, stay
+    exactly as they are.
+    """
     image = Image.open(io.BytesIO(data)).convert("RGB")
+    frequent = sorted(image.getcolors(1 << 24), reverse=True)[:FLAT]
+    fixed = [value for _, colour in frequent for value in colour]
     for colours in COLOURS:
+        found = image.quantize(colours - FLAT, method=Image.Quantize.MEDIANCUT, kmeans=1).getpalette()[: 3 * (colours - FLAT)]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([*fixed, *found])
         file = io.BytesIO()
-        image.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        image.quantize(palette=palette, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         if file.tell() < MOST:
             break
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +124,8 @@ def search(text: str, without: str = "") -> Callable[[Any], None]:
     return act
 
 
-def every(camera: Camera, chats: bool, words: argparse.Namespace) -> None:
-    """All pictures of the docs."""
+def searching(camera: Camera, words: argparse.Namespace) -> None:
+    """The pictures of the search page."""
     found = search(words.query)
 
     def filtered(page: Any) -> None:
@@ -148,14 +156,19 @@ def every(camera: Camera, chats: bool, words: argparse.Namespace) -> None:
     camera.shot("search-detail", "/", opened)
     camera.shot("search-map", "/#view=map", mapped)
     camera.shot("search-map-dark", "/#view=map", lambda page: page.wait_for_selector(".names button"), dark=True)
-    if not chats:
+
+
+def talking(camera: Camera, words: argparse.Namespace, made: Callable[[], list[str]]) -> None:
+    """The pictures of the chat page. made: files of pictures, where none are given."""
+    if camera.only and not any(name.startswith("chat") for name in camera.only):
         return
+    pictures = words.picture or made()
 
     def talk(page: Any) -> None:
         page.wait_for_selector("#model option", state="attached")
         for k, question in enumerate(words.question):
-            if k < len(words.picture):
-                page.set_input_files("#file", words.picture[k])
+            if k < len(pictures):
+                page.set_input_files("#file", pictures[k])
                 page.wait_for_selector("#held li")
             page.fill("#text", question)
             page.press("#text", "Enter")
@@ -173,32 +186,37 @@ def indexed(place: Path, address: str, model: Any, name: str, limit: int | None)
     return index
 
 
-def scenes(place: Path, count: int) -> list[str]:
-    """Pictures of the built-in world for the chat, as files."""
+def scenes(place: Path, model: Any, count: int) -> list[str]:
+    """Pictures of the built-in world for the chat, as files: the first ones that the model writes a right caption for."""
     from diptych.data.source import usable_samples
     from diptych.data.sources import open_source
 
-    paths = []
-    for k, sample in enumerate(usable_samples(open_source("scenes:small"), count)):
-        paths.append(str(place / f"scene-{k + 1}.png"))
-        image = Image.fromarray(sample.image)
-        image.resize((4 * image.width, 4 * image.height), Image.Resampling.LANCZOS).save(paths[-1])
+    paths: list[str] = []
+    for sample in usable_samples(open_source("scenes:small"), 100):
+        if len(paths) == count:
+            break
+        if model.generate([sample.image])[0].strip() in sample.captions:
+            paths.append(str(place / f"scene-{len(paths) + 1}.png"))
+            image = Image.fromarray(sample.image)
+            image.resize((5 * image.width, 5 * image.height), Image.Resampling.LANCZOS).save(paths[-1])
     return paths
 
 
 def main() -> None:
     """Takes the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="openmoji:noflags?size=224")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--model", default="conse")
+    parser.add_argument("--data", default="scenes:small?size=224")
+    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--model", required=True)
     parser.add_argument("--chat", help="a run that answers or writes captions")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--query", default="a sailing boat on the water")
-    parser.add_argument("--without", default="person")
-    parser.add_argument("--absent", default="the tax return of last year")
-    parser.add_argument("--question", nargs="*", default=["What is in the picture?", "And in this one?"])
+    parser.add_argument("--query", default="an orange cat")
+    parser.add_argument("--without", default="house")
+    parser.add_argument("--absent", default="a zebra")
+    parser.add_argument(
+        "--question", nargs="*", default=["", ""], help="asked in turn; without a question the model writes a caption"
+    )
     parser.add_argument("--picture", nargs="*", help="pictures of the questions; default: of the built-in world")
     wanted = parser.parse_args()
     program = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -206,17 +224,19 @@ def main() -> None:
         raise DiptychError("no Chromium on this machine")
     driver = need("playwright.sync_api", extra="browser", what="pictures of the pages")
     model = load(wanted.model)
-    models = {wanted.model: model}
+    models = {Path(wanted.model).name: model}
     if wanted.chat:
         models[Path(wanted.chat).name] = load(wanted.chat)
     with tempfile.TemporaryDirectory() as temporary:
         place = wanted.keep or Path(temporary) / "pictures.index"
-        wanted.picture = wanted.picture or (scenes(Path(temporary), len(wanted.question)) if wanted.chat else [])
         index = indexed(place, wanted.data, model, wanted.model, wanted.limit)
-        app = create_app(index, models, Settings(timeout=600), search_model=wanted.model)
+        app = create_app(index, models, Settings(timeout=600), search_model=Path(wanted.model).name)
         with served(app) as url, driver.sync_playwright() as player:
             browser = player.chromium.launch(executable_path=program, args=["--no-sandbox"])
-            every(Camera(browser, url, wanted.only), wanted.chat is not None, wanted)
+            camera = Camera(browser, url, wanted.only)
+            searching(camera, wanted)
+            if wanted.chat:
+                talking(camera, wanted, lambda: scenes(Path(temporary), models[Path(wanted.chat).name], len(wanted.question)))
             browser.close()
 
 

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -171,7 +172,11 @@ class Calibration:
 
         def write(p: Path) -> None:
             with p.open("wb") as file:
-                held = {"words": np.array(self.background.words), "texts": self.texts, "pictures": self.background.pictures}
+                held: dict[str, Any] = {
+                    "words": np.array(self.background.words),
+                    "texts": self.texts,
+                    "pictures": self.background.pictures,
+                }
                 held["absent"] = self.background.absent
                 np.savez(file, version=VERSION, best=self.best, total=self.total, **held)
 

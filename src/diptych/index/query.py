@@ -15,8 +15,8 @@ from diptych.index.facts import PictureFacts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A picture may show a little of what is not wanted and still be the best there is: half a weight removes what is mainly that, and
-# does not turn the search into one for the opposite. Measured on photographs: docs/measured.md.
+# Words of one scene have like vectors, so a larger weight removes what is wanted together with what is not. This is the largest
+# that loses no average precision beyond its interval (python -m bench.negatives; docs/measured.md).
 NEGATIVE = 0.5
 
 

@@ -44,7 +44,8 @@ class Talking:
         for i in ids:
             if not 0 <= i < most:
                 raise DiptychError(f"model '{self.name}' has no token {i}; its tokens are 0 to {most - 1}")
-        return self.model.tokenizer.decode(ids)
+        text: str = self.model.tokenizer.decode(ids)
+        return text
 
     def _talks(self) -> Answering:
         self._can("prompt")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError
@@ -20,7 +20,8 @@ BOTH = {"embed_image", "embed_text"}
 Progress = Callable[[int, int], None]
 
 
-class Opened(NamedTuple):
+@dataclass(frozen=True)
+class Opened:
     """What a server serves. search: the name of the model of the index."""
 
     index: Index | None
@@ -48,8 +49,8 @@ def opened(index: str | None, models: Sequence[str], device: str = "auto", progr
         search = _of(held, named) or _add(named, addresses, _known(held), device)
         held.check(named[search], addresses[search])
         return Opened(held, named, search)
-    search = next((name for name, model in named.items() if model.capabilities >= BOTH), None)
-    search = search or _add(named, addresses, DEFAULT, device)
+    able = next((name for name, model in named.items() if model.capabilities >= BOTH), None)
+    search = able or _add(named, addresses, DEFAULT, device)
     address = absolute(index)
     place = cached(address, addresses[search])
     there = (place / INFO).is_file()

@@ -40,7 +40,7 @@ class State:
                 self.batchers[name] = Batcher(used, settings.max_batch, settings.max_queue, self.metrics.batch_of(name))
         self.search_model = search_model or next((n for n in self.batchers if "embed_text" in self.models[n].capabilities), None)
         more = settings.max_waiting
-        self.searches = Pool("search", 4, more, settings.timeout)
+        self.searches = Pool("search", 16, more, settings.timeout)  # most of them wait for the vector of their query
         self.decoding = Pool("pictures", 2, 4 * more, settings.timeout)
         self.fetching = Pool("fetch", 4, more, settings.timeout)
         self.chats = Pool("chat", settings.chats, more, settings.timeout)

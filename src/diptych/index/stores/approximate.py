@@ -49,7 +49,7 @@ class Approximate:
     """
 
     kind = ""
-    few = 20_000  # a filter that so many fulfil is searched exactly: measured, docs/stores.md
+    few = 20_000  # a filter that so many fulfil is searched exactly: docs/measured.md
 
     def __init__(self, folder: Path, width: int, least: int, recall: float, effort: int | None):
         if not 0 < recall <= 1:

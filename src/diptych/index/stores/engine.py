@@ -20,12 +20,13 @@ from diptych.core.files import check_format, read_json_or, write_atomically, wri
 from diptych.index.filters import Value, Where
 from diptych.index.stores.base import Found, Rows
 from diptych.index.stores.conditions import Language, Type, translated, type_of
-from diptych.index.stores.exact import check_vectors
+from diptych.index.stores.exact import check_vectors, save_array
 from diptych.index.stores.ranking import ascending, best, check_ids, check_queries, nearest_rows
 
 FORMAT = 1
 LIST = "store.json"
 JOURNAL = "journal.npz"
+IDS = "ids.npy"  # what the engine holds, so that a million ids need not be asked for whenever the store is opened
 LISTED = 20_000  # ids in one condition
 Row = Mapping[str, Value | None]
 Candidates = list[tuple[np.ndarray, np.ndarray]]  # for each query: ids, int64 [C]; vectors, float32 [C, E]
@@ -43,6 +44,7 @@ class Engine:
         self._pending: dict[int, tuple[np.ndarray, Row | None]] = {}
         self._gone: set[int] = set()
         self._held_ids: np.ndarray | None = None  # in the engine, ascending
+        self._begun = False  # whether the engine may have a part of what is waiting: a process died while it saved
         self._types: dict[str, Type] = {}  # of the columns that the engine keeps
         self._dropped: set[str] = set()  # columns that it cannot keep: of several types, or with lists
         self._complete = True  # whether the columns of all vectors were given
@@ -108,7 +110,9 @@ class Engine:
         if k < 1 or not len(self):
             return best(queries, [(np.zeros(0, np.int64), np.zeros((0, self.width), np.float32))] * len(queries), max(k, 0))
         waiting = np.array(sorted(self._pending), np.int64)
-        hidden = np.intersect1d(np.array(sorted(self._gone | set(self._pending)), np.int64), self._held())
+        hidden = np.array(sorted(self._gone | set(self._pending)), np.int64)
+        if not self._begun:
+            hidden = np.intersect1d(hidden, self._held())
         found: list[Candidates] = []
         condition = "" if where is None else self._translated(where)
         if where is not None and (condition is None or len(waiting)):
@@ -119,7 +123,7 @@ class Engine:
             for start in range(0, len(ids), LISTED):
                 some = ids[start : start + LISTED]
                 found.append(self._top(queries, k, self.language.ids(some), len(some)))
-        elif len(self._held()) > len(hidden):
+        elif len(self._held()) and len(np.setdiff1d(self._held(), hidden, assume_unique=True)):
             if len(hidden):
                 condition = " and ".join([*([condition] if condition else []), self.language.ids(hidden, inside=False)])
             found.append(self._top(queries, k, condition, None))
@@ -172,8 +176,9 @@ class Engine:
         if len(ids):
             rows = self._columns([self._pending[id][1] for id in ids.tolist()])
             self._upsert(ids, np.stack([self._pending[id][0] for id in ids.tolist()]), rows)
-        self._held_ids = self.ids()
-        self._pending, self._gone = {}, set()
+        held = self.ids()
+        write_atomically(self.folder / IDS, lambda path: save_array(path, held))
+        self._held_ids, self._pending, self._gone, self._begun = held, {}, set(), False
         (self.folder / JOURNAL).unlink(missing_ok=True)
         self._written()
 
@@ -236,7 +241,10 @@ class Engine:
 
     def _held(self) -> np.ndarray:
         if self._held_ids is None:
-            self._held_ids = np.sort(np.asarray(self._stored_ids(), np.int64))
+            try:
+                self._held_ids = np.load(self.folder / IDS)
+            except (OSError, ValueError):
+                self._held_ids = np.sort(np.asarray(self._stored_ids(), np.int64))
         return self._held_ids
 
     def _write_journal(self) -> None:
@@ -259,6 +267,7 @@ class Engine:
                 ids, vectors, gone, rows = file["ids"], file["vectors"], file["gone"], json.loads(str(file["rows"]))
         except FileNotFoundError:  # another process has done what it lists
             return
+        self._begun = True
         self._pending = {int(id): (vector, row) for id, vector, row in zip(ids, vectors, rows, strict=True)}
         self._gone = set(np.intersect1d(gone, self._held()).tolist())
 

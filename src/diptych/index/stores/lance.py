@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,7 @@ class Lance(Engine):
             raise DiptychError(f"store {self.kind}: least, probes and refine are at least 1")
         refuse_secrets(self.kind, url, "the environment, as for other programs (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY …)")
         self.url, self.least, self.probes, self.refine = url, least, probes, refine
+        os.environ.setdefault("LANCE_LOG", "error")  # it warns of each table that it makes
         lancedb = need("lancedb", extra="lancedb", what=f"store {self.kind}")
         where = url or str(Path(folder).absolute() / "lance")
         try:

@@ -256,7 +256,7 @@ def _graphs(folder: Path, towers: Exportable, precision: str, data: str) -> dict
     if precision != "int8":
         return dict.fromkeys(("image", "text"), precision)
     shown, captions = samples(data, "train", CALIBRATION)
-    batches = {
+    batches: dict[str, list[Inputs]] = {
         IMAGE: [{"pixels": pictures(shown[i : i + 16])} for i in range(0, len(shown), 16)],
         TEXT: _text_batches(texts, captions or list(EXAMPLES), towers.texts["inputs"]),
     }

@@ -314,7 +314,8 @@ def _processor(model: DualEncoder) -> tuple[dict[str, Any], tuple[int, int], tup
         )
     factor = float(value("rescale_factor", 1 / 255)) if value("do_rescale", True) else 1.0
     given = value("do_normalize", True)
-    mean, std = (list(value("image_mean", z)) if given else z for z in ([0.0] * 3, [1.0] * 3))
+    mean = list(value("image_mean", [0.0] * 3)) if given else [0.0] * 3
+    std = list(value("image_std", [1.0] * 3)) if given else [1.0] * 3
     return {"kind": "steps", "steps": steps}, size, (factor, mean, std)
 
 

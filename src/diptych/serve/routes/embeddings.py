@@ -93,7 +93,7 @@ def _body(groups: list[list[Any]], parts: dict[str, np.ndarray], wanted: Embeddi
     data = []
     for k, group in enumerate(groups):
         rows = [next(following["text" if isinstance(entry, str) else "image"]) for entry in group]
-        vector = rows[0] if len(rows) == 1 else unit_rows(np.sum(rows, axis=0, dtype=np.float64)).astype(np.float32)
+        vector = rows[0] if len(rows) == 1 else unit_rows(np.stack(rows).astype(np.float64).sum(0)).astype(np.float32)
         if wanted.dimensions is not None and wanted.dimensions < width:
             vector = unit_rows(vector[: wanted.dimensions].astype(np.float64)).astype(np.float32)
         shown = base64.b64encode(vector.astype("<f4").tobytes()).decode() if wanted.encoding_format == "base64" else vector.tolist()

@@ -7,6 +7,13 @@ const MOST = 70; // pictures that a click shows
 const HUES = [205, 24, 160, 325, 42, 265, 95, 355, 185, 230, 65, 300];
 const colour = (cluster, dark) => (cluster < 0 ? (dark ? "#737b84" : "#868c8d") : `hsl(${HUES[cluster % HUES.length]} ${dark ? "55% 64%" : "58% 42%"})`);
 
+/** Points and groups with places from 0 to 1 in both directions, whatever part of the plane they fill. */
+function fitted(points, clusters) {
+  const ends = (axis) => points.reduce(([low, high], point) => [Math.min(low, point[axis]), Math.max(high, point[axis])], [Infinity, -Infinity]);
+  const [left, right] = ends(1), [top, bottom] = ends(2), x = (value) => (value - left) / (right - left || 1), y = (value) => (value - top) / (bottom - top || 1);
+  return { points: points.map(([id, px, py, cluster]) => [id, x(px), y(py), cluster]), clusters: clusters.map((each) => ({ ...each, x: x(each.x), y: y(each.y) })) };
+}
+
 /** The map. actions: open(id), title(id), hits() → ids of the present search. */
 export class CollectionMap {
   constructor(root, actions) {
@@ -26,7 +33,7 @@ export class CollectionMap {
     if (!this.data) {
       this.root.replaceChildren(el("p", { class: "note", role: "status" }, "The map is being made …"));
       const { points, clusters } = await api("/v1/map");
-      this.data = { points, clusters };
+      this.data = fitted(points, clusters);
       this.build();
     }
     this.resize();
@@ -102,7 +109,8 @@ export class CollectionMap {
       } else {
         pen.fillStyle = colour(cluster, this.dark);
         pen.globalAlpha = this.chosen === null || this.chosen === cluster ? 0.8 : 0.2;
-        pen.fillRect(x - dot, y - dot, 2 * dot, 2 * dot);
+        if (points.length > 5000) pen.fillRect(x - dot, y - dot, 2 * dot, 2 * dot);
+        else { pen.beginPath(); pen.arc(x, y, dot + 0.5, 0, 7); pen.fill(); }
       }
     }
     for (const [id, x, y, cluster] of shown) {

@@ -70,7 +70,7 @@ export class Results {
       el("a", { class: "open", href: this.actions.link(hit.id), tabindex: "-1", onclick: (event) => this.click(event, hit.id) }, picture),
       el("div", { class: "over" },
         el("span", { class: "pick" }, box), button("more", "More like this", this.actions.more), button("less", "Less like this", this.actions.less)),
-      el("div", { class: "line" }, own("span", shortName(hit), { class: "name", title: hit.name }),
+      el("div", { class: "line" }, own("span", hit.caption ? title : shortName(hit), { class: "name", title: hit.name }),
         !copy && hit.duplicates?.length ? this.same(hit) : null, ranked ? worth(hit) : null));
     tile.style.setProperty("--ratio", ratioOf(hit).toFixed(3));
     tile.classList.toggle("picked", box.checked);
