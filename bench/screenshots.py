@@ -214,9 +214,7 @@ def main() -> None:
     parser.add_argument("--query", default="an orange cat")
     parser.add_argument("--without", default="house")
     parser.add_argument("--absent", default="a zebra")
-    parser.add_argument(
-        "--question", nargs="*", default=["", ""], help="asked in turn; without a question the model writes a caption"
-    )
+    parser.add_argument("--question", nargs="*", default=[""], help="asked in turn; without a question the model writes a caption")
     parser.add_argument("--picture", nargs="*", help="pictures of the questions; default: of the built-in world")
     wanted = parser.parse_args()
     program = shutil.which("chromium") or shutil.which("chromium-browser")

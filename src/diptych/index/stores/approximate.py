@@ -38,6 +38,9 @@ DEAD = 0.25  # a graph with a larger share of rows that do not count is made ane
 WAITING = 1000  # so many are compared one by one without a noticeable delay
 EFFORTS = (1, 2, 4, 8, 16, 32)  # of a search, each twice the one before
 PROBES = 100
+MORE = (
+    4  # times the effort under a filter, and no less than the most: what fulfils it may lie away from the query (docs/measured.md)
+)
 _OPEN: WeakValueDictionary[str, Any] = WeakValueDictionary()  # graphs that were read, by file: servers open a store often
 
 
@@ -169,7 +172,10 @@ class Approximate:
         total = self._graph.ntotal
         number = self._alive if rows is None else len(rows)
         # A filtered search meets, among all rows, only some that count: it has to go through as many more.
-        parameters, candidates = self._reach(effort * total / number, k, total)
+        effort *= total / number
+        if rows is not None:
+            effort = max(MORE * effort, EFFORTS[-1])
+        parameters, candidates = self._reach(effort, k, total)
         if number < total:
             marks = self._row_ids >= 0
             if rows is not None:
