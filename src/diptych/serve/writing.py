@@ -31,14 +31,15 @@ class Answer:
     note: str | None = None
     begun: float = 0.0
     first: float = 0.0  # when the first piece came
+    streamed: bool = False  # whether it comes token by token
     ended: float = 0.0
 
     def timings(self) -> dict[str, float]:
-        """Milliseconds to the first piece and to the end, and tokens per second in between."""
-        seconds = self.ended - self.first if self.tokens > 1 and self.ended > self.first else self.ended - self.begun
-        rate = (self.tokens - 1 if self.tokens > 1 and self.ended > self.first else self.tokens) / max(seconds, 1e-9)
-        ms = {"first_token_ms": 1000 * (self.first - self.begun), "total_ms": 1000 * (self.ended - self.begun)}
-        return {**{name: round(value, 1) for name, value in ms.items()}, "tokens_per_second": round(rate, 2)}
+        """Milliseconds to the first piece and to the end, and tokens per second in between, for an answer that came in pieces."""
+        timed = {"first_token_ms": 1000 * (self.first - self.begun), "total_ms": 1000 * (self.ended - self.begun)}
+        if self.streamed and self.tokens > 1:
+            timed["tokens_per_second"] = (self.tokens - 1) / max(self.ended - self.first, 1e-9)
+        return {name: round(value, 2) for name, value in timed.items()}
 
 
 class Job:
@@ -100,6 +101,7 @@ class Job:
     def _write(self) -> None:
         model, answer = self.model, self.answer
         if "prompt" in model.capabilities and isinstance(model, Conversing):
+            answer.streamed = True
             writing = model.stream(self.images, self.turns, self.max_tokens, **self.how)
             answer.prompt_tokens = writing.prompt_tokens
             seen = False
