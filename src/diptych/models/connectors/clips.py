@@ -114,7 +114,7 @@ class AdaptivePool(ClipConnector):
     def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
         """[B, T, N, D of the tower] → [B, time · side², D of the language model], time first, then row by row"""
         x = self.layers(self.norm(x))
-        x = x.unflatten(2, (self.grid, self.grid)).permute(0, 4, 1, 2, 3)  # [B, D, T, y, x]
+        x = torch.unflatten(x, 2, (self.grid, self.grid)).permute(0, 4, 1, 2, 3)  # [B, D, T, y, x]
         x = F.adaptive_avg_pool3d(x, (self.time, self.side, self.side)).flatten(2).transpose(1, 2)
         return x
 
@@ -196,6 +196,6 @@ class VideoQFormer(ClipConnector):
         """[B, T, N, D of the tower] → [B, tokens, D of the language model]"""
         B, T = x.shape[:2]
         frames = self.of_frame(self.frame_queries.expand(B * T, -1, -1), context=self.norm(x).flatten(0, 1))
-        frames = (frames.unflatten(0, (B, T)) + self.places[:, None]).flatten(1, 2)
+        frames = (torch.unflatten(frames, 0, (B, T)) + self.places[:, None]).flatten(1, 2)
         x = self.layer(self.of_clip(self.clip_queries.expand(B, -1, -1), context=frames))
         return x

@@ -57,13 +57,14 @@ class FrameEmbeddings(Part):
     def frame_embedding(self, projected: Tensor, video: Videos) -> Tokens:
         """Unit vectors of the frames, [B, F, E], zeros where a clip has ended, and their mean, [B, E], of unit length."""
         owner = owners(video, len(projected), projected.device)
-        return self(*self._clips(projected, owner))
+        frames: Tokens = self(*self._clips(projected, owner))
+        return frames
 
     @provides("{video}.reversed_embedding", "{video}.frames.projection", "{video}")
     def reversed_embedding(self, projected: Tensor, video: Videos) -> Tensor:
         """``embedding`` of each clip with its frames in the reverse order, [B, E]."""
         owner = owners(video, len(projected), projected.device)
-        backwards = self(*self._clips(projected.flip(0), owner.flip(0).max() - owner.flip(0)))
+        backwards: Tokens = self(*self._clips(projected.flip(0), owner.flip(0).max() - owner.flip(0)))
         return backwards.pooled.flip(0)
 
     @provides("{video}.embedding", "{video}.frame_embedding")
