@@ -412,3 +412,47 @@ def test_every_word_for_groups_is_there_once() -> None:
     lines = (Path(maps.__file__).parent / "words.txt").read_text(encoding="utf-8").splitlines()
     assert len(words) > 500 and len(words) == sum(len(line.split(",")) for line in lines if not line.startswith("#"))
     assert all(word == word.strip() and word for word in words)
+
+
+def test_values_that_look_alike_are_not_mixed_up(tmp_path: Path) -> None:
+    """True equals 1 in Python, and 001 is no number where it is a code."""
+    folder = fill(tmp_path / "pictures", 3)
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    rows = [
+        {"image": f"pictures/{n}", "caption": "c", "flag": f, "code": c}
+        for n, f, c in zip(names, ("true", "false", "1"), ("001", "1", "x"), strict=True)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    with made(tmp_path / "i.index", f"jsonl:{tmp_path / 't.jsonl'}") as index:
+        counts = [len(index.where({"columns": {"flag": value}}).ids()) for value in (True, 1, True, "true")]
+        assert counts[0] == counts[2] and counts[3] >= 1
+        assert len(index.where({"columns": {"code": "001"}}).ids()) >= 1
+        for wrong in (
+            {"words": [1]},
+            {"words": " ".join(f"w{i}" for i in range(200))},
+            {"columns": {"code": 10**400}},
+            {"columns": {"code": ["x"] * 2000}},
+        ):
+            with pytest.raises(DiptychError):
+                index.where(wrong)
+
+
+def test_a_search_begins_again_when_the_index_changed_under_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diptych.index import search as module
+
+    with made(tmp_path / "i.index", fill(tmp_path / "pictures", 4)) as index:
+        real, calls, generations = module._search, [], iter([1, 2, 2, 2])
+
+        def disturbed(*given: object) -> object:
+            calls.append(1)
+            if len(calls) == 1:
+                raise DiptychError("there is no vector of the id 3")
+            return real(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(module, "_search", disturbed)
+        monkeypatch.setattr(type(index.catalog), "generation", lambda self: next(generations, 2))
+        assert index.search(Query(texts=("red",)), Pixels(), cutoff=False).hits and len(calls) == 2
+        monkeypatch.setattr(type(index.catalog), "generation", lambda self: 2)
+        calls.clear()
+        with pytest.raises(DiptychError, match="no vector"):  # nothing changed: the error stands
+            index.search(Query(texts=("red",)), Pixels(), cutoff=False)

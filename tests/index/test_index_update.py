@@ -280,3 +280,24 @@ def test_what_cannot_become_an_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "i/index.json").write_text(json.dumps(info | {"format": 99}))
     with pytest.raises(DiptychError, match="written by a newer Diptych"):
         Index.open(tmp_path / "i")
+
+
+def test_a_file_of_the_far_future_is_indexed(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "pictures", 3)
+    name = next(iter(sorted(folder.rglob("*.png"))))
+    os.utime(name, (9.3e9, 9.3e9))  # the year 2264, in nanoseconds more than 63 bits
+    with made(tmp_path / "i.index", folder) as index:
+        assert index.facts["count"] == 3
+        assert index.update(Pixels()).unchanged == 3
+
+
+def test_rows_that_move_in_a_table_are_read_by_an_index_that_was_open(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "pictures", 4)
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    table = tmp_path / "t.csv"
+    table.write_text("image,caption\n" + "".join(f"pictures/{n},c {n}\n" for n in names[2:]), encoding="utf-8")
+    with made(tmp_path / "i.index", f"csv:{table}") as index, Index.open(tmp_path / "i.index") as served:
+        before = {id: served.read(id).tobytes() for id in (1, 2)}
+        table.write_text("image,caption\n" + "".join(f"pictures/{n},c {n}\n" for n in names), encoding="utf-8")
+        index.update(Pixels())
+        assert {id: served.read(id).tobytes() for id in (1, 2)} == before

@@ -26,6 +26,7 @@ FACTS = (
     "bytes",
     "caption",
 )  # columns of a condition that every picture has
+MOST_WORDS, MOST_VALUES = 100, 1000  # in one filter
 OWN = "column_"  # before the name of a column of the data
 FILTERS = (
     "address", "folder", "since", "until", "words", "columns",
@@ -76,7 +77,10 @@ def conditions_of(filters: Mapping[str, Any], columns: Sequence[str]) -> tuple[C
         elif name in ("since", "until"):
             result.append(Condition("date", ">=" if name == "since" else "<=", _moment(name, value)))
         elif name == "words":
-            found = words_of(" ".join(value) if isinstance(value, list | tuple) else _text(name, value))
+            parts = list(value) if isinstance(value, list | tuple) else [value]
+            found = words_of(" ".join(_text(name, part) for part in parts))
+            if len(found) > MOST_WORDS:
+                raise DiptychError(f"filter 'words': {len(found):,} words; at most {MOST_WORDS}")
             if found:
                 result.append(Condition("caption", "words", " ".join(found)))
         elif name == "folder":
@@ -108,6 +112,8 @@ def _of_columns(given: Any, columns: Sequence[str]) -> list[Condition]:
                 if v is not None
             ]
         elif isinstance(value, list | tuple):
+            if len(value) > MOST_VALUES:
+                raise DiptychError(f"{where}: {len(value):,} values; at most {MOST_VALUES:,}")
             result.append(Condition(OWN + name, "in", tuple(_scalar(where, v) for v in value)))  # type: ignore[arg-type]
         elif value is not None:
             result.append(Condition(OWN + name, "=", _scalar(where, value)))
@@ -118,7 +124,10 @@ def _scalar(where: str, value: Any) -> str | int | float | bool:
     if not isinstance(value, str | int | float):
         raise DiptychError(f"{where}: expected a text or a number, got {type(value).__name__}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise DiptychError(f"{where}: the number is too large") from None
     return value
 
 
@@ -204,6 +213,8 @@ def _forms(value: Any) -> list[Any]:
         return [int(value), str(value).lower(), str(value)]
     if isinstance(value, int | float):
         return [value, str(value)]
+    if value.lower() in ("true", "false"):
+        return [value, int(value.lower() == "true")]
     try:
         number = float(value)
     except ValueError:

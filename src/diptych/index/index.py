@@ -54,8 +54,9 @@ class Index:
         self._store: Store | None = None
         self._generation = -1
         self._lock = threading.Lock()
-        self._ids: dict[tuple[Condition, ...], np.ndarray] = {}
+        self._ids: dict[str, np.ndarray] = {}
         self._collections: dict[int, Collection] = {}
+        self._collected: Any = None  # the catalog's generation that they are of
         self._facts: tuple[int, dict[str, Any]] | None = None
         self.calibration_: tuple[int, Calibration | None] | None = None
         self.model: Model | None = None  # that the index was opened with
@@ -199,9 +200,13 @@ class Index:
 
     def collection(self, source: int) -> Collection:
         """The pictures of one of the addresses, by its number."""
-        if source not in self._collections:
-            self._collections[source] = collection(self.addresses[source], self.limit)
-        return self._collections[source]
+        generation = self.catalog.generation()
+        with self._lock:
+            if generation != self._collected:  # positions in a table may have moved
+                self._collections, self._collected = {}, generation
+            if source not in self._collections:
+                self._collections[source] = collection(self.addresses[source], self.limit)
+            return self._collections[source]
 
     def content(self, id: int) -> bytes | np.ndarray:
         """The file of a picture as it was indexed, or its pixels where the data holds those. DiptychError as ``file``."""
@@ -214,8 +219,10 @@ class Index:
         path = held.path_of(name, raw, position)
         try:
             content = Path(path).read_bytes() if path else held.content(Item(name, "", position=position))
-        except (OSError, BrokenItem) as error:
-            reason = error.strerror if isinstance(error, OSError) else error.problem.reason
+        except (OSError, BrokenItem, IndexError) as error:
+            reason = (
+                error.problem.reason if isinstance(error, BrokenItem) else getattr(error, "strerror", None) or "its row is gone"
+            )
             raise DiptychError(f"{self.path}: picture {id} ({name}) cannot be read: {reason}; {again}") from error
         if hash_of(content) != digest:
             raise DiptychError(f"{self.path}: picture {id} ({name}) has changed since it was indexed; {again}")
@@ -252,14 +259,15 @@ class Index:
 
     def _ids_of(self, conditions: tuple[Condition, ...]) -> np.ndarray:
         kept = self._ids
-        ids = kept.get(conditions)
+        key = repr(conditions)  # not the conditions themselves: True and 1 are equal
+        ids = kept.get(key)
         if ids is None:
             text, values = sql_of(conditions, self.addresses)
             ids = self.catalog.column(f"SELECT id FROM pictures WHERE {text} ORDER BY id", values)
             with self._lock:
                 while len(kept) >= KEPT:
                     kept.pop(next(iter(kept)))
-                kept[conditions] = ids
+                kept[key] = ids
         return ids
 
     def search(

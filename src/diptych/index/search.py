@@ -18,6 +18,7 @@ from diptych.index.query import Answer, Hit, Query, vector_of
 if TYPE_CHECKING:
     from diptych.index.index import Index
 
+ATTEMPTS = 3  # of a search during updates
 MOST = 100_000  # hits that one search may go through
 SOME = 400  # values in one statement
 
@@ -32,7 +33,27 @@ def search(
     fold: bool,
     cutoff: bool,
 ) -> Answer:
-    """``Index.search``."""
+    """``Index.search``. An update may change the index under a search, so that rows and vectors do not fit: it begins again."""
+    for _ in range(ATTEMPTS):
+        before = index.catalog.generation()
+        try:
+            return _search(index, query, model, n, offset, filters, fold, cutoff)
+        except DiptychError:
+            if index.catalog.generation() == before:
+                raise
+    return _search(index, query, model, n, offset, filters, fold, cutoff)
+
+
+def _search(
+    index: Index,
+    query: Query,
+    model: Model,
+    n: int,
+    offset: int,
+    filters: Mapping[str, Any] | None,
+    fold: bool,
+    cutoff: bool,
+) -> Answer:
     began = time.perf_counter()
     if n < 1 or offset < 0 or n + offset > MOST:
         raise DiptychError(f"n={n}, offset={offset}: expected n from 1 and offset from 0, together at most {MOST:,}")

@@ -16,10 +16,10 @@ import ipaddress
 import socket
 import time
 from collections import deque
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +28,7 @@ from diptych.serve.settings import LOOPBACK, Settings
 
 COOKIE = "diptych"
 OPEN = ("/health", "/login", "/static/")  # without a token
+LARGEST_FORM = 4096  # bytes of the form with the token, which comes before any check
 SAFE = ("GET", "HEAD", "OPTIONS")
 METHODS = (*SAFE, "POST", "DELETE")
 POLICY = (
@@ -74,11 +75,8 @@ class Keeper:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and given:
             return self.right(given.strip())
-        try:
-            held = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return held is not None and hmac.compare_digest(held.value.encode("utf-8", "replace"), self.cookie.encode())
+        held = cookie_parser(headers.get("cookie", "")).get(COOKIE)  # cookies of other programs may be malformed
+        return held is not None and hmac.compare_digest(held.encode("utf-8", "replace"), self.cookie.encode())
 
 
 class Guard:
@@ -174,7 +172,7 @@ class Limited:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        most = self.settings.max_body
+        most = min(LARGEST_FORM, self.settings.max_body) if scope["path"] == "/login" else self.settings.max_body
         too_large = ApiError(413, f"the body is larger than {most:,} bytes", headers={"Connection": "close"})
         said = Headers(scope=scope).get("content-length", "0")
         if not said.isdigit() or len(said) > 15 or int(said) > most:

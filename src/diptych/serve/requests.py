@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from diptych.serve.errors import ApiError
 
@@ -21,7 +22,7 @@ async def body_of(request: Request, form: type[Body]) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"the body has the type {kind[:80] or 'unknown'!r}; send JSON with Content-Type: application/json")
-    found = parsed(await request.body())
+    found = await run_in_threadpool(parsed, await request.body())
     try:
         return form.model_validate(found)
     except ValidationError as error:

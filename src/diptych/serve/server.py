@@ -51,6 +51,23 @@ def address_of(held: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def timed_protocol(idle: float = IDLE) -> Any:
+    """uvicorn's protocol, which also closes connections that send no request for ``idle`` seconds: its own clock begins after a
+    first answer, so that silent connections would take all places.
+    """
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class Timed(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        """With a clock from the beginning."""
+
+        def connection_made(self, transport: Any) -> None:
+            """Starts the clock."""
+            super().connection_made(transport)
+            self.loop.call_later(idle, lambda: transport.close() if self.cycle is None else None)
+
+    return Timed
+
+
 def run(app: Any, held: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
     """Serves until Ctrl-C or SIGTERM, then ends running requests and returns. ready: called when it answers."""
     uvicorn = need("uvicorn", extra="serve", what="diptych serve")
@@ -76,6 +93,7 @@ def run(app: Any, held: socket.socket, ready: Callable[[], None] = lambda: None)
 
     config = uvicorn.Config(
         app,
+        http=timed_protocol(),
         log_level="warning",
         access_log=False,
         server_header=False,

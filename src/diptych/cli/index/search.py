@@ -117,7 +117,7 @@ def _value(text: str) -> Any:
     low, mark, high = text.partition("..")
     if mark and (low or high) and all(not side or isinstance(_plain(side), int | float) for side in (low, high)):
         return {name: _plain(side) for name, side in (("min", low), ("max", high)) if side}
-    return [_plain(part.strip()) for part in text.split("|")] if "|" in text else _plain(text)
+    return [part.strip() for part in text.split("|")] if "|" in text else text
 
 
 def _plain(text: str) -> Any:

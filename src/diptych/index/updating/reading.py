@@ -6,6 +6,7 @@ import io
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -106,7 +107,8 @@ def read(item: Item, collection: Collection) -> Read:
             result.reason = broken.problem.reason
             return result
     if not result.date and mtime_ns:
-        result.date = datetime.fromtimestamp(mtime_ns // 10**9).isoformat(timespec="seconds")
+        with suppress(ValueError, OverflowError, OSError):  # a time that no calendar has
+            result.date = datetime.fromtimestamp(mtime_ns // 10**9).isoformat(timespec="seconds")
     small = reduced(result.pixels)
     result.phash, result.colours = phashes([small]).astype(">u8").tobytes(), colours(small)
     return result

@@ -170,7 +170,7 @@ def _facts_of(source: int, item: Any, stamp: str) -> dict[str, Any]:
     """What a row says of an item that was not read."""
     return {
         "source": source, "name": item.name, "folder": item.folder, "path": item.raw,
-        "position": item.position, "stamp": stamp, "mtime_ns": item.mtime_ns, "caption": caption_of(item),
+        "position": item.position, "stamp": stamp, "mtime_ns": _held(item.mtime_ns), "caption": caption_of(item),
         "words": searchable(item.captions), "columns": columns_text(item),
     }  # fmt: skip
 
@@ -179,7 +179,7 @@ def _row_of(task: Task, found: Read) -> dict[str, Any]:
     height, width = found.pixels.shape[:2] if found.pixels is not None else (0, 0)
     return {
         **_facts_of(task.source, task.item, found.stamp),
-        "digest": found.digest or None, "bytes": found.size, "mtime_ns": found.mtime_ns, "width": width, "height": height,
+        "digest": found.digest or None, "bytes": found.size, "mtime_ns": _held(found.mtime_ns), "width": width, "height": height,
         "date": found.date, "phash": found.phash or None, "colours": found.colours or None, "leader": 0,
         "state": "broken" if found.reason else "ok", "reason": found.reason,
     }  # fmt: skip
@@ -321,3 +321,8 @@ def regroup(index: Index) -> None:
         with index.catalog.change() as connection:
             values = [(int(leader[i]), int(ids[i])) for i in other]
             connection.executemany("UPDATE pictures SET leader = ? WHERE id = ?", values)
+
+
+def _held(mtime_ns: int) -> int:
+    """A time of change as a number that the catalog can hold: those after 2262 are its largest."""
+    return max(-(2**63), min(mtime_ns, 2**63 - 1))

@@ -9,7 +9,7 @@ import base64
 import binascii
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
@@ -40,6 +40,20 @@ def picture_of(url: str, settings: Settings, param: str = "image") -> np.ndarray
 
         return pixels(fetched(url, settings.max_body, param), settings, param)
     raise ApiError(400, "expected a picture as a data: URL, such as data:image/png;base64,…", param)
+
+
+def pictures_of(urls: Sequence[tuple[str, str]], settings: Settings) -> list[np.ndarray]:
+    """The pictures of one request, from their URLs and the names of their parameters. ApiError 400 if they have more than twice as
+    many pixels together as one may have: small files can be large pictures.
+    """
+    left, result = 2 * settings.max_pixels, []
+    for url, param in urls:
+        image = picture_of(url, settings, param)
+        left -= image.shape[0] * image.shape[1]
+        if left < 0:
+            raise ApiError(400, f"the pictures of one request may have {2 * settings.max_pixels:,} pixels together", param)
+        result.append(image)
+    return result
 
 
 def pool_of(urls: Iterable[str], state: State) -> Pool:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from diptych.serve.conversation import turns_of
 from diptych.serve.errors import ApiError
-from diptych.serve.pictures.images import picture_of, pool_of
+from diptych.serve.pictures.images import pictures_of, pool_of
 from diptych.serve.requests import body_of
 from diptych.serve.state import DEFAULT_TOKENS, State, state_of
 from diptych.serve.writing import Job, as_api_error
@@ -87,7 +87,7 @@ async def chat(request: Request) -> Response:
     how = decoding_of(wanted)
     most = min(wanted.max_completion_tokens or wanted.max_tokens or DEFAULT_TOKENS, state.settings.max_tokens)
     turns, urls = turns_of(wanted.messages, state.settings)
-    images = await pool_of((url for url, _ in urls), state).run(lambda: [picture_of(url, state.settings, at) for url, at in urls])
+    images = await pool_of((url for url, _ in urls), state).run(lambda: pictures_of(urls, state.settings))
     job = Job(model, images, turns, how, most)
     job.start(state.chats)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}

@@ -19,7 +19,7 @@ from diptych.core.capabilities import Model
 from diptych.core.streaming import Tokenizing
 from diptych.serve.conversation import url_of
 from diptych.serve.errors import ApiError
-from diptych.serve.pictures.images import picture_of, pool_of
+from diptych.serve.pictures.images import pictures_of, pool_of
 from diptych.serve.requests import body_of
 from diptych.serve.state import EMBED, State, count_tokens, state_of
 
@@ -54,11 +54,9 @@ async def embeddings(request: Request) -> Response:
     texts = [entry for entry in entries if isinstance(entry, str)]
     _check(texts, entries, model, state)
     urls = [entry for entry in entries if not isinstance(entry, str)]
-    pictures = await pool_of((url for url, _ in urls), state).run(
-        lambda: [picture_of(url, state.settings, param) for url, param in urls]
-    )
+    pictures = await pool_of((url for url, _ in urls), state).run(lambda: pictures_of(urls, state.settings))
     parts = await _vectors(state, name, texts, pictures)
-    used = count_tokens(model, texts)
+    used = await state.decoding.run(partial(count_tokens, model, texts))
     state.metrics.tokens.labels(name, "prompt").inc(used)
     data = await state.decoding.run(partial(_body, groups, parts, wanted, name, used))
     return Response(data, media_type="application/json")

@@ -21,6 +21,7 @@ from diptych.serve.values import plain
 
 router = APIRouter()
 SIZES = (64, 128, 256, 512, 1024)  # of thumbnails; any other is raised to the next
+LARGEST_SIDE = 16_384  # pixels of a picture that is encoded anew
 KEEP = "private, max-age=3600"
 POLICY = {"Content-Security-Policy": "default-src 'none'; sandbox"}  # a file that is not what it says does nothing
 MARKS = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n\x1a\n", "image/png"), (b"GIF87a", "image/gif"), (b"GIF89a", "image/gif"))
@@ -57,7 +58,9 @@ def jpeg(image: np.ndarray, quality: int = 92) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    made = Image.fromarray(image)
+    made.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    made.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
