@@ -538,3 +538,24 @@ def test_loaders_and_batches_go_to_spawned_processes_and_back() -> None:
         found = pickle.loads(pool.submit(rows_elsewhere, one, 2).result())
         assert_same(found, one.rows(2, 1, 6))
         assert list(found.fields) == list(FIELDS)
+
+
+def test_negatives_without_swaps_are_those_of_the_source_alone() -> None:
+    """A clip that looks the same backwards has no backward caption, and none is made up."""
+    from diptych.config.recipe import load_recipe
+    from diptych.data.fields import Context, build_fields
+    from diptych.data.sources import open_source
+    from diptych.data.text import Tokenizer
+
+    recipe = load_recipe("test-of-time")
+    source = open_source(recipe.data.train)
+    samples = [source[i] for i in range(60)]
+    tokenizer = Tokenizer.train([c for s in samples for c in s.captions], 400, 32)
+    context = Context(image_size=32, tokenizer=tokenizer, own=recipe.data.fields)
+    field = build_fields(["negatives"], context)["negatives"]
+    rows = [Draw(0, i, sample, {}) for i, sample in enumerate(samples)]
+    owners = field.collate(rows).owner.tolist()
+    expected = [i for i, row in enumerate(rows) if samples[i].negatives[row.caption]]
+    assert owners == expected and 0 < len(owners) < len(rows)
+    always = build_fields(["negatives"], Context(image_size=32, tokenizer=tokenizer))["negatives"]
+    assert len(always.collate([Draw(0, i, sample, {}) for i, sample in enumerate(samples)]).owner) > len(owners)

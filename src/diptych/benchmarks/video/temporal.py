@@ -2,7 +2,8 @@
 
 One record per pair. Per skill: ``SKILL``, the share of clips with the highest score for their own caption; ``SKILL/text-to-image``,
 the same for captions, which choose a clip; ``SKILL/group``, the share of pairs with all of them right; and the temporal gain of
-each. A model that ignores the order of frames is exactly at chance on skills of the same frames.
+each. A model that ignores the order of frames is exactly at chance on skills of the same frames, if it reads all frames of a clip:
+of longer clips it would be shown other frames of a clip than of its reverse.
 """
 
 from __future__ import annotations

@@ -136,10 +136,19 @@ class TextField(_Words):
 
 class NegativesField(_Words):
     """A wrong version of the caption that is read: the source's, or the caption with two words swapped. ``Texts`` with owner rows;
-    captions without a wrong version have no row.
+    captions without a wrong version have no row. swap: false: only the source's.
     """
 
     derived = True
+
+    def __init__(self, name: str, tokenizer: Any, hidden: float = 0.0, *, swap: bool = True):
+        super().__init__(name, tokenizer, hidden)
+        self.swap = swap
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> NegativesField:
+        """The field of this name for a loader."""
+        return cls(name, context.tokenizer, context.text_mask, **context.options)
 
     def collate(self, rows: Sequence[Draw]) -> Texts | None:
         """A batch of it; None if no sample has any."""
@@ -150,7 +159,8 @@ class NegativesField(_Words):
             k = row.caption  # drawn first: the stream of random numbers is the text's
             given = row.sample.fields.get(self.name, [])
             known = given[k] if k < len(given) else ""
-            wrong.append(known or swap_words(row.sample.captions[k], row.words) or "")
+            swapped = swap_words(row.sample.captions[k], row.words) if self.swap and not known else ""
+            wrong.append(known or swapped or "")
         owners = [i for i, text in enumerate(wrong) if text]
         if not owners:
             return None

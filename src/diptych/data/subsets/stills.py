@@ -27,7 +27,7 @@ class Stills:
 
     fields = ("image", "video", "text", "caption")
 
-    def __init__(self, place: str, *, n: Annotated[int, Field(ge=1)] = 4, seed: int = 0, joint: str = ", "):
+    def __init__(self, place: str, *, n: Annotated[int, Field(ge=1)] = 4, seed: Annotated[int, Field(ge=0)] = 0, joint: str = ", "):
         from diptych.data.sources import open_source
 
         self.n, self.seed, self.joint = n, seed, joint
@@ -60,7 +60,7 @@ class Stills:
         chosen = [index]
         while len(chosen) < self.n:
             other = int(random.integers(most))
-            if other not in chosen or most <= self.n:
+            if other not in chosen or most < self.n:
                 chosen.append(other)
         return chosen
 

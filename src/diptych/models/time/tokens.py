@@ -33,7 +33,7 @@ class ClipTokens(Part):
 
     @provides("{video}.tokens", "{video}.frames.tokens", "{video}")
     def read(self, frames: Tokens, video: Videos) -> Tokens:
-        """tokens [B, F·N, D], pooled [B, D] (the mean over frames), mask [B, F·N]"""
+        """tokens [B, F·N, D], pooled [B, D] (the mean over frames, without their places), mask [B, F·N]"""
         owner = owners(video, len(frames.pooled), frames.pooled.device)
         longest = int(torch.bincount(owner).max()) if len(owner) else 0
         if longest > self.frames:
@@ -43,4 +43,4 @@ class ClipTokens(Part):
         places = self.places.to(tokens.dtype)
         B, F, N, D = tokens.shape
         tokens = (tokens + places[:, None]).reshape(B, F * N, D)
-        return Tokens(tokens, masked_mean(pooled + places, mask), mask.repeat_interleave(N, 1))
+        return Tokens(tokens, masked_mean(pooled, mask), mask.repeat_interleave(N, 1))

@@ -75,9 +75,10 @@ class MultiGrained(Scaled):
     def all_scores(self, p: Pass) -> Tensor:
         """The mean of the four similarities of every clip with every text, [M, K]."""
         video: Tokens = p["video.frame_embedding"]
+        sentence, words = p["text.embedding"], p["text.token_embedding"]  # before: the towers compute in the run's precision
         assert video.mask is not None
         with torch.autocast(video.tokens.device.type, enabled=False):
-            return self._scores(video, video.mask, p["text.embedding"], p["text.token_embedding"], p[TEXT].mask)
+            return self._scores(video, video.mask, sentence, words, p[TEXT].mask)
 
     def _scores(self, video: Tokens, frames: Tensor, sentence: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         mixes, clip = self._mixes(words.shape[1]), video.pooled
