@@ -52,6 +52,8 @@ def fetched(url: str, most: int, param: str = "image") -> bytes:
         data = bytearray()
         while part := answer.read(PART):
             data += part
+            if connection.was_cut:  # while it had no socket, or another one, to end
+                raise TimeoutError
             if len(data) > most:
                 raise ApiError(400, f"the picture has more than {most:,} bytes", param)
         if connection.was_cut:
@@ -104,7 +106,11 @@ class _Pinned(http.client.HTTPConnection):
         """Connects to the address, with a certificate for the name."""
         self.sock = socket.create_connection((self.address, self.port), self.timeout)
         if self.secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            context = ssl.create_default_context()
+            self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.sock.do_handshake()  # with the socket in its place, so that ``cut`` ends it
+        if self.was_cut:
+            raise TimeoutError
 
     def cut(self) -> None:
         """Ends the connection from another thread."""
