@@ -16,7 +16,7 @@ from diptych.choose.ways import WAYS
 SOURCE = Path(diptych.__file__).parent
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDERS = sorted(path for path in EXAMPLES.iterdir() if (path / "recipe.yaml").is_file())
-PAPERS = ("clap", "clip4clip", "ipot")  # what the examples are named after, beside their folders
+PAPERS = ("clap", "ipot")  # what the examples are named after, beside their folders
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)

@@ -32,7 +32,7 @@ def test_an_answer_arrives_word_by_word(visit: Any) -> None:
     assert [m["role"] for m in body["messages"]] == ["user", "assistant", "user"] and "word5" in body["messages"][1]["content"]
     text = last(page).inner_text()
     assert "You asked: And now?" in text and "tokens/s" in text and "stopped" not in text
-    assert page.inner_text("#live").startswith("Answer: You asked")
+    until(page, "document.querySelector('#live').textContent.startsWith('Answer: You asked')")  # said a moment later
 
 
 def test_the_stop_button_closes_the_connection(visit: Any) -> None:
