@@ -121,7 +121,7 @@ def test_conditions_of_the_command_line() -> None:
         "folder": "a/b",
         "min_height": "5",
         "words": "red shoes",
-        "columns": {"label": ["cat", "dog"], "price": {"min": 1, "max": 20.5}, "width": 640, "when": "a=b..c"},
+        "columns": {"label": ["cat", "dog"], "price": {"min": 1, "max": 20.5}, "width": "640", "when": "a=b..c"},
     }
     assert filters_of(["price=10.."], columns) == {"columns": {"price": {"min": 10}}}
     with pytest.raises(DiptychError, match="did you mean 'price'"):
