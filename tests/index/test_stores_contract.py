@@ -365,6 +365,7 @@ POINTS = {  # where a process dies, and whether what it was saving is there then
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "point"),
     [

@@ -102,6 +102,7 @@ def test_a_vector_that_depends_on_its_batch_is_caught(clip: TrainedModel, out: P
     assert any("alone and in a batch" in f for f in found.failures), found.failures
 
 
+@pytest.mark.slow
 def test_int8_keeps_its_bounds(clip: TrainedModel, int8: exporting.ExportedOnnx) -> None:
     model = OnnxModel(int8.path, threads=1)
     kinds = {n.op_type for n in onnx.load(str(int8.path / "text.onnx")).graph.node}
@@ -115,6 +116,7 @@ def test_int8_keeps_its_bounds(clip: TrainedModel, int8: exporting.ExportedOnnx)
     np.testing.assert_allclose(alone, model.embed_text(texts), atol=1e-5)  # ranges are fixed, not those of the batch
 
 
+@pytest.mark.slow
 def test_damage_by_int8_that_one_comparison_misses_is_caught(
     clip: TrainedModel, int8: exporting.ExportedOnnx, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_recall_is_that_of_a_plain_loop(clip: TrainedModel, out: Path) -> None:
     assert found["torch"] == pytest.approx(np.mean(hits))
 
 
+@pytest.mark.slow
 def test_fp16_is_smaller_and_near(clip: TrainedModel, out: Path, tmp_path: Path) -> None:
     half = exported(clip, tmp_path / "fp16", "fp16")
     assert half.certificate.passed and half.certificate.worst("image").largest > 0
@@ -194,6 +197,7 @@ def test_fp16_is_smaller_and_near(clip: TrainedModel, out: Path, tmp_path: Path)
         assert {t.data_type for t in weights} == {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.slow
 def test_openvino_reads_the_same_graphs(clip: TrainedModel, out: Path) -> None:
     pytest.importorskip("openvino")
     found, plain = OnnxModel(out, "openvino", 1), OnnxModel(out, threads=1)
@@ -202,6 +206,7 @@ def test_openvino_reads_the_same_graphs(clip: TrainedModel, out: Path) -> None:
     assert found.key != plain.key and found.key.startswith(plain.key)
 
 
+@pytest.mark.slow
 def test_the_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = [x for s in (*CLIP, "parts.vision.width=16", "parts.text.width=16", "stages.0.batch_size=8") for x in ("--set", s)]
     assert cli("train", "clip", "--data", DATA, "--budget", "16 samples", "--out", "run", *small).code == 0
@@ -221,6 +226,7 @@ def test_the_command(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert wrong.code == 1 and "valid: onnxruntime, openvino" in wrong.err
 
 
+@pytest.mark.slow
 def test_a_directory_that_fails_its_check_is_marked(
     clip: TrainedModel, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
