@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diptych.core.batch import Images, Tokens, Videos
+from diptych.core.errors import DiptychError
 from diptych.models.build import SIZES, Build
 from diptych.models.time.clips import by_clip, places
 from diptych.models.time.embeddings import FrameEmbeddings
@@ -98,7 +99,7 @@ def test_the_order_of_frames_counts_unless_they_are_averaged(way: str) -> None:
 
 
 def test_too_many_frames_are_refused() -> None:
-    with pytest.raises(ValueError, match="places for 6"):
+    with pytest.raises(DiptychError, match="places for 6; set parts.time.frames=7"):
         part("transformer").frame_embedding(
             torch.randn(7, E, dtype=torch.float64),
             Videos(Images(torch.zeros(7, 3, 2, 2)), torch.zeros(7), torch.zeros(7, dtype=torch.long)),

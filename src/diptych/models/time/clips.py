@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.core.batch import Videos
+from diptych.core.errors import DiptychError
 
 
 def owners(video: Videos, n: int, device: torch.device) -> Tensor:
@@ -25,10 +26,16 @@ def places(owner: Tensor) -> Tensor:
 def by_clip(x: Tensor, owner: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     """Frames [n, …] as clips [B, longest, …], zeros where a clip has ended, and where frames are real, bool [B, longest].
 
-    longest: at least the number of frames of each clip. The number of columns does not depend on the batch, so that pieces of a
-    batch can be put together.
+    longest: the number of columns, which does not depend on the batch, so that pieces of a batch can be put together. DiptychError
+    for a clip with more frames.
     """
     place = places(owner)
+    most = int(place.max()) + 1 if len(place) else 0
+    if most > longest:
+        raise DiptychError(
+            f"a clip has {most} frames, and parts.time has places for {longest}; set parts.time.frames={most}, or read fewer by "
+            f"data.fields: {{video: {{kind: video, frames: {longest}}}}}"
+        )
     clips = int(owner[-1]) + 1 if len(owner) else 0
     rows = x.new_zeros(clips, longest, *x.shape[1:]).index_put((owner, place), x)
     mask = torch.zeros(clips, longest, dtype=torch.bool, device=x.device)
