@@ -2,6 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# The tests of one file stay in one process, so that what they set up is made once.
+PARALLEL = -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all lint bench bench-peers bench-datajuicer results mutants setup clean
 .DEFAULT_GOAL := help
@@ -24,10 +27,10 @@ demo: $(VENV)/.ready ## train recipes of several paradigms under one budget, jud
 	$(BIN)/diptych demo
 
 test: $(VENV)/.ready lint ## lint, types and the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.ready lint ## the slow and the broad tests too
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check src tests bench examples
