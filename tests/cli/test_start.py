@@ -6,7 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import cli_fixture
 from cli_fixture import Cli
@@ -102,3 +104,25 @@ def test_room_that_is_short_or_closed_is_named(tmp_path: Path, monkeypatch: pyte
 
 def test_completion_can_be_installed(cli: Cli) -> None:
     assert "--install-completion" in cli("--help").out
+
+
+def test_results_are_json_when_asked(cli: Cli, tmp_path: Path) -> None:
+    names = {row["name"]: row for row in json.loads(cli("recipes", "--json").out)}
+    assert {"clip", "conse"} <= set(names) and names["clip"]["paradigm"] == "contrastive" and "Radford" in names["clip"]["cite"]
+    assert "negclip@tuned" in names["negclip"]["variants"]
+    small = ["--set", "parts.vision.depth=1", "--set", "parts.text.depth=1", "--set", "stages.0.batch_size=8"]
+    outcome = cli("train", "clip", "--data", "scenes:small?size=32", "--budget", "16 samples", "--out", "r", *small, "--json")
+    assert outcome.code == 0 and json.loads(outcome.out)["samples"] == 16 and json.loads(outcome.out)["run"].endswith("r")
+
+
+def test_adapting_gives_its_facts_as_json(cli: Cli, tmp_path: Path) -> None:
+    for k, colour in enumerate(((200, 20, 20), (20, 20, 200))):
+        for i in range(4):
+            path = tmp_path / "parts" / f"class{k}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = np.random.default_rng(9 * k + i).integers(0, 40, (40, 40, 3)) + np.array(colour)
+            Image.fromarray(picture.astype(np.uint8)).save(path)
+    outcome = cli("adapt", "conse", "--way", "prototypes", "--data", f"classes:{tmp_path / 'parts'}", "--out", "a", "--json")
+    assert outcome.code == 0, outcome.err
+    made = json.loads(outcome.out)
+    assert made["way"] == "prototypes" and made["path"].endswith("a") and "labels_to_check" in made
