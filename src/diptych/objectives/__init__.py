@@ -26,6 +26,7 @@ from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
 from diptych.objectives.video.grained import MultiGrained
 from diptych.objectives.video.order import TimeOrder
+from diptych.objectives.video.tubes import MaskedTubes
 from diptych.objectives.vqvae import Reconstruction
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ OBJECTIVES: dict[str, Any] = {
     "masked_patches": MaskedPatches,
     "masked_codes": MaskedCodes,
     "masked_text": MaskedText,
+    "masked_tubes": MaskedTubes,
     "masked_both": MaskedBoth,
     "mmrl": Represented,
     "multi_grained": MultiGrained,

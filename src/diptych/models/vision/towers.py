@@ -314,4 +314,5 @@ VISION = {
     "siglip": SiglipViT,
     "coca": "diptych.models.decoders.coca:CocaViT",
     "efficientnet": EfficientNet,
+    "tubelets": "diptych.models.vision.tubelets:TubeletViT",
 }
