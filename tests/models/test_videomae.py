@@ -270,9 +270,9 @@ def test_what_is_written_is_read_by_transformers(family, tmp_path):
 
 
 def test_a_run_starts_from_a_checkpoint(tmp_path):
-    from diptych.training.start.initialize import open_start
-
     from transformers import VideoMAEForPreTraining
+
+    from diptych.training.start.initialize import open_start
 
     theirs = filled(VideoMAEForPreTraining(config()))
     theirs.save_pretrained(tmp_path)
