@@ -21,8 +21,8 @@ from diptych.models.time.clips import owners, read_frames
 
 
 def alternating_waves(length: int, width: int) -> Tensor:
-    """Fixed positions [length, width]: sin and cos in turn, of the same frequency for each pair (Vaswani et al. 2017, §3.5), over all
-    tokens of a clip in one sequence, as VideoMAE has them.
+    """Fixed positions [length, width]: sin and cos in turn, of the same frequency for each pair (Vaswani et al. 2017, §3.5), over
+    all tokens of a clip in one sequence, as VideoMAE has them.
     """
     pair = torch.arange(width, dtype=torch.float64) // 2
     angles = torch.arange(length, dtype=torch.float64)[:, None] / 10_000 ** (2 * pair / width)
@@ -46,8 +46,8 @@ class TubeletViT(Part):
     tokens.
 
     frames: how many of a clip are read, evenly spread (``read_frames``); of a shorter clip some are read several times. tubelet: of
-    so many frames is a token; patch: and of so many pixels a side. bare: tokens are returned before the last norm, the mean after it
-    (as in VideoMAE's classifier). ``Videos.keep`` names the only tokens that are read.
+    so many frames is a token; patch: and of so many pixels a side. bare: tokens are returned before the last norm, the mean after
+    it (as in VideoMAE's classifier). ``Videos.keep`` names the only tokens that are read.
     """
 
     projection = "linear"
@@ -80,10 +80,11 @@ class TubeletViT(Part):
         self.stem = nn.Linear(3 * tubelet * self.patch**2, self.width)
         self.positions: Tensor
         self.register_buffer("positions", alternating_waves(self.all_tokens, self.width), persistent=False)
+        self.heads, self.eps = sizes.get("heads") or size.heads, eps
         self.transformer = Transformer(
             self.width,
             sizes.get("depth") or size.depth,
-            sizes.get("heads") or size.heads,
+            self.heads,
             activation=activation,
             hidden=sizes.get("hidden"),
             eps=eps,

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def tube_keep(batch_size: int, times: int, places: int, share: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A random choice of places to see, the same at all times: the indices of their tokens [B, K], in order, and hidden [B, N] bool,
-    N = times · places.
+    """A random choice of places to see, the same at all times: the indices of their tokens [B, K], in order, and hidden [B, N]
+    bool, N = times · places.
     """
     keep, hidden = random_keep(batch_size, places, share, device)
     start = torch.arange(times, device=device) * places
@@ -77,14 +77,13 @@ class MaskedTubes(Objective):
         self.share, self.mask, self.normalise = share, mask, normalise
         self._vision = (vision,)  # in a tuple: shared, not owned
         width = width or vision.width // 2
-        heads = heads or max(1, vision.transformer.blocks[0].attention.heads // 2)  # type: ignore[union-attr, operator]
+        heads = heads or max(1, vision.heads // 2)
         if width % heads:
             raise DiptychError(f"objective masked_tubes: heads {heads} does not divide the width of the decoder, {width}")
-        eps = float(vision.transformer.blocks[0].norm1.eps)  # type: ignore[union-attr, arg-type]
         self.embed = nn.Linear(vision.width, width, bias=False)
         self.token = nn.Parameter(torch.randn(width) * 0.02)
         self.register_buffer("positions", alternating_waves(vision.all_tokens, width), persistent=False)
-        self.decoder = Transformer(width, depth, heads, hidden=hidden, eps=eps)
+        self.decoder = Transformer(width, depth, heads, hidden=hidden, eps=vision.eps)
         self.decoder.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 3 * vision.tubelet * vision.patch**2)
 
