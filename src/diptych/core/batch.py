@@ -26,11 +26,12 @@ class Tokens:
     pooled: Tensor  # [B, D]
     mask: Tensor | None = None  # [B, N] bool, True where a token is real; None: all tokens are
     learned: Tensor | None = None  # [B, n, D], what an adapter's vectors among them have become; None: there are none
+    places: Tensor | None = None  # [B, N] int64, the patch of each, where a tower has left some out (class tokens aside)
 
     def __getitem__(self, index: Tensor) -> Tokens:
         """Rows of the batch, in the order of ``index``."""
-        mask, learned = (None if x is None else x[index] for x in (self.mask, self.learned))
-        return Tokens(self.tokens[index], self.pooled[index], mask, learned)
+        mask, learned, places = (None if x is None else x[index] for x in (self.mask, self.learned, self.places))
+        return Tokens(self.tokens[index], self.pooled[index], mask, learned, places)
 
     def trimmed(self) -> Tokens:
         """Without the padding that no row of the batch needs."""
@@ -222,14 +223,20 @@ class Regions(Collated):
 
 @dataclass
 class Videos(Collated):
-    """Clips as flat frames: ``frames.owner`` says which sample each belongs to."""
+    """Clips as flat frames: ``frames.owner`` says which sample each belongs to.
+
+    keep: the only tokens of each clip that a tower of whole clips reads (masked autoencoding); ``frames.keep`` are those of each
+    frame, for a tower of pictures.
+    """
 
     frames: Images
     seconds: Tensor  # [n] float32, of each frame, from the start of its clip
     owner: Tensor | None = None
+    keep: Tensor | None = None  # [B, K] int64, with a row for each clip; None: all
 
     row_wise = ("seconds", "frames")
-    heavy = ("frames", "seconds")
+    beside = ("keep",)
+    heavy = ("frames", "seconds", "keep")
 
 
 @dataclass

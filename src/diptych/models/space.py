@@ -208,4 +208,5 @@ SPACE = {
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
+    "attention": "diptych.models.time.factorised:PooledSpace",
 }

@@ -24,8 +24,11 @@ from diptych.objectives.nova import TextPrediction
 from diptych.objectives.prompted.cocoop import ConditionalPrompts
 from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
+from diptych.objectives.video.distilled import MaskedDistillation
+from diptych.objectives.video.frames import MaskedFrames
 from diptych.objectives.video.grained import MultiGrained
 from diptych.objectives.video.order import TimeOrder
+from diptych.objectives.video.tubes import MaskedTubes
 from diptych.objectives.vqvae import Reconstruction
 
 if TYPE_CHECKING:
@@ -48,10 +51,13 @@ OBJECTIVES: dict[str, Any] = {
     "query_contrast": QueryContrast,
     "matching": Matching,
     "masked_words": MaskedWords,
+    "masked_frames": MaskedFrames,
     "masked_patches": MaskedPatches,
     "masked_codes": MaskedCodes,
     "masked_text": MaskedText,
+    "masked_tubes": MaskedTubes,
     "masked_both": MaskedBoth,
+    "masked_distillation": MaskedDistillation,
     "mmrl": Represented,
     "multi_grained": MultiGrained,
     "next_token": NextToken,
