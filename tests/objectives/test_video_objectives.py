@@ -280,7 +280,7 @@ def test_a_process_without_backward_captions_leaves_the_others_theirs():
 def test_backward_captions_that_one_process_alone_has_count_as_with_one_process(tmp_path):
     """Of batches of two clips, in most of which one process has a backward caption and the other has none."""
     settings = [*(f"stages.0.{key}" for key in ("batch_size=2", "warmup=2", "optimizer=adamw", "lr=3e-4")), "budget=20 samples"]
-    settings += ["data.train=scenes:clips?actions=move,return&size=32&concepts=6&clip_frames=4&backwards=1"]
+    settings += ["data.train=scenes:clips?actions=move,return&size=32&concepts=6&clip_frames=8&backwards=1"]
     launch([["test-of-time", str(tmp_path / "two"), settings]])
     train(load_recipe("test-of-time", [*tiny("test-of-time"), *settings]), tmp_path / "one")
     ours, alone = (read_jsonl(tmp_path / d / "metrics.jsonl") for d in ("two", "one"))

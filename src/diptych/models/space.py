@@ -202,10 +202,11 @@ class StateSpace(Part):
         return unit(state)
 
 
-SPACE = {
+SPACE: dict[str, Any] = {
     "linear": LinearSpace,
     "predictor": PredictorSpace,
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
+    "iterative": "diptych.models.time.approximation:IterativeSpace",
 }

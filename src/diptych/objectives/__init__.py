@@ -24,7 +24,10 @@ from diptych.objectives.nova import TextPrediction
 from diptych.objectives.prompted.cocoop import ConditionalPrompts
 from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
+from diptych.objectives.video.codes import FitCodebook, MaskedWordsAndCodes
 from diptych.objectives.video.grained import MultiGrained
+from diptych.objectives.video.granular import Granularities
+from diptych.objectives.video.merlot import FrameContrast, FrameOrder, MaskedSpeech
 from diptych.objectives.video.order import TimeOrder
 from diptych.objectives.vqvae import Reconstruction
 
@@ -35,7 +38,11 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, Any] = {
     "answers": Answers,
     "class_names": ClassNames,
+    "codebook": FitCodebook,
     "distillation": Distillation,
+    "frame_contrast": FrameContrast,
+    "frame_order": FrameOrder,
+    "granularities": Granularities,
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
     "cocoop": ConditionalPrompts,
@@ -48,10 +55,12 @@ OBJECTIVES: dict[str, Any] = {
     "query_contrast": QueryContrast,
     "matching": Matching,
     "masked_words": MaskedWords,
+    "masked_words_and_codes": MaskedWordsAndCodes,
     "masked_patches": MaskedPatches,
     "masked_codes": MaskedCodes,
     "masked_text": MaskedText,
     "masked_both": MaskedBoth,
+    "masked_speech": MaskedSpeech,
     "mmrl": Represented,
     "multi_grained": MultiGrained,
     "next_token": NextToken,
