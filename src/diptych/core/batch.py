@@ -238,6 +238,35 @@ class Videos(Collated):
     beside = ("keep",)
     heavy = ("frames", "seconds", "keep")
 
+    @property
+    def rows(self) -> Tensor | None:
+        """The row of a part's output that each frame belongs to, [n] int64: its clip. None: each frame is a clip."""
+        return self.owner
+
+
+@dataclass
+class Segments(Videos):
+    """Clips as pieces with a text each: every clip has ``pieces`` of them, every piece the same number of frames, in their order.
+
+    Parts read a piece as a clip of its own (``rows``); ``owner`` is the sample of each frame, as everywhere.
+    """
+
+    segment: Tensor | None = None  # [n] int64, the number of each frame's piece in its clip
+    place: Tensor | None = None  # [n] int64, the place in the whole clip that a model is given; −1 − k: the k-th unknown place
+    texts: Texts | None = None  # a text for each piece, B · pieces
+    story: Texts | None = None  # the same as one text for each clip: [BOS] words [BOS] words … [EOS], B
+    pieces: int = 1
+
+    row_wise = ("seconds", "frames", "segment", "place")
+    beside = ("texts", "story")
+    heavy = ("frames",)
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The piece of each frame among those of all clips, [n] int64."""
+        assert self.owner is not None and self.segment is not None
+        return self.owner * self.pieces + self.segment
+
 
 @dataclass
 class Documents(Collated):

@@ -202,11 +202,12 @@ class StateSpace(Part):
         return unit(state)
 
 
-SPACE = {
+SPACE: dict[str, Any] = {
     "linear": LinearSpace,
     "predictor": PredictorSpace,
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
     "attention": "diptych.models.time.factorised:PooledSpace",
+    "iterative": "diptych.models.time.approximation:IterativeSpace",
 }

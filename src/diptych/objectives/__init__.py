@@ -26,7 +26,10 @@ from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
 from diptych.objectives.video.distilled import MaskedDistillation
 from diptych.objectives.video.frames import MaskedFrames
+from diptych.objectives.video.codes import FitCodebook, MaskedWordsAndCodes
 from diptych.objectives.video.grained import MultiGrained
+from diptych.objectives.video.granular import Granularities
+from diptych.objectives.video.merlot import FrameContrast, FrameOrder, MaskedSpeech
 from diptych.objectives.video.order import TimeOrder
 from diptych.objectives.video.tubes import MaskedTubes
 from diptych.objectives.vqvae import Reconstruction
@@ -38,7 +41,11 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, Any] = {
     "answers": Answers,
     "class_names": ClassNames,
+    "codebook": FitCodebook,
     "distillation": Distillation,
+    "frame_contrast": FrameContrast,
+    "frame_order": FrameOrder,
+    "granularities": Granularities,
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
     "cocoop": ConditionalPrompts,
@@ -52,12 +59,14 @@ OBJECTIVES: dict[str, Any] = {
     "matching": Matching,
     "masked_words": MaskedWords,
     "masked_frames": MaskedFrames,
+    "masked_words_and_codes": MaskedWordsAndCodes,
     "masked_patches": MaskedPatches,
     "masked_codes": MaskedCodes,
     "masked_text": MaskedText,
     "masked_tubes": MaskedTubes,
     "masked_both": MaskedBoth,
     "masked_distillation": MaskedDistillation,
+    "masked_speech": MaskedSpeech,
     "mmrl": Represented,
     "multi_grained": MultiGrained,
     "next_token": NextToken,

@@ -116,4 +116,6 @@ FUSION = {
     "gated": GatedCrossAttention,
     "med": "diptych.models.fusion.med:MedEncoder",
     "q_former": "diptych.models.fusion.qformer:QFormerEncoder",
+    "words": "diptych.models.fusion.words:WordsAndTokens",
+    "words_and_codes": "diptych.models.fusion.words:WordsAndCodes",
 }
