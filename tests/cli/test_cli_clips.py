@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cli_fixture
 import numpy as np
 import pytest
 from PIL import Image
-from video_fixture import number, painted, write
 
+import cli_fixture
 from diptych.core.capabilities import Adapter
-
+from video_fixture import number, painted, write
 
 cli = cli_fixture.cli
 

@@ -124,7 +124,11 @@ def test_the_files_of_the_processor(tmp_path: Path) -> None:
         ({"connector": LINEAR[:-1] + ", side: 1}"}, "it averages 2 × 2 patches", "parts.connector.side=2"),
         ({"connector": POOLED[:-1] + ", stride: 4}"}, "4 × 4 become 1 × 1", "parts.connector.stride=2"),
         ({"connector": LINEAR[:-1] + ", time: 2}"}, "does not average over time", "parts.connector.time=3"),
-        ({"connector": EACH, "vision": "{kind: vit, width: 32, heads: 2, depth: 1, patch: 8}"}, "its stem", "parts.vision.kind=siglip"),
+        (
+            {"connector": EACH, "vision": "{kind: vit, width: 32, heads: 2, depth: 1, patch: 8}"},
+            "its stem",
+            "parts.vision.kind=siglip",
+        ),
         ({"connector": "{kind: frames_and_mean, frames: 3, norm: false}"}, "it reads all patches", ""),
     ],
 )
@@ -159,7 +163,9 @@ def test_a_run_and_its_export(tmp_path: Path) -> None:
     settings = json.loads((made.path / "video_preprocessor_config.json").read_text())
     pixels = prepared(np.asarray(clip)[1::2], settings)[None]  # the middle of eight equal parts of sixteen frames
     ids = model.model.tokenizer.encode_batch([text])[0][0].tolist()
-    said = Template((made.path / "chat_template.jinja").read_text()).render(messages=[{"role": "user", "content": [{"type": "video"}]}])
+    said = Template((made.path / "chat_template.jinja").read_text()).render(
+        messages=[{"role": "user", "content": [{"type": "video"}]}]
+    )
     before = AutoTokenizer.from_pretrained(made.path)(said, add_special_tokens=False)["input_ids"]
     assert before == [ids[0], there.config.video_token_id], "[BOS] and the clip, once"
     words = torch.tensor([[ids[0], *[there.config.video_token_id] * there.config.video_seq_length, *ids[1:-1]]])

@@ -23,7 +23,9 @@ BATCH = 32
 
 def caption(
     run: Annotated[str, typer.Argument(help="A run that writes, `runs/coca`, or another model by its address, `hf:NAME_OR_PATH`.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files, clips for a model that reads clips, and folders of them.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, clips for a model that reads clips, and folders of them.")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help=f"Instead of files. {DATA}")] = None,
     split: Annotated[str, typer.Option(help="The part of --data; `all`: everything.")] = "test",
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most this many pictures or clips.")] = None,

@@ -28,7 +28,8 @@ def chat(
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
     frames: Annotated[
-        int, typer.Option(min=1, max=64, help="Of a clip, for a model of pictures: this many frames, evenly spread, each a picture.")
+        int,
+        typer.Option(min=1, max=64, help="Of a clip, for a model of pictures: this many frames, evenly spread, each a picture."),
     ] = 8,
     json_: Annotated[bool, typer.Option("--json", help="With --prompt: print question and answer as JSON.")] = False,
 ) -> None:

@@ -130,7 +130,9 @@ class Llava(Family):
             made.tie_weights()
         talks = any(map(learns_turns, objectives.values()))
         speaks = Chat(model.tokenizer, model.part("connector").tokens) if talks else None
-        made.generation_config = generation(words, list(marks.values()), [words.original(i) for i in speaks.ends] if speaks else [words.ours.eos])
+        made.generation_config = generation(
+            words, list(marks.values()), [words.original(i) for i in speaks.ends] if speaks else [words.ours.eos]
+        )
         with quiet():
             made.save_pretrained(directory)
         says = read_json(directory / "config.json")  # it has the precision of the first weight
