@@ -44,7 +44,7 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
     [
         kind
         for kind in CONNECTOR
-        if kind not in ("queries", "pooled", "each_frame", "adaptive_pool", "frames_and_mean", "video_q_former")
+        if kind not in ("queries", "pooled", "each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former")
     ],
 )  # queries are another part's (test_blip2.py), pooled reads no tokens (below), and the last four clips (test_clip_connectors.py)
 def test_every_kind_gives_what_it_says_and_class_tokens_do_not_matter(kind: str) -> None:
