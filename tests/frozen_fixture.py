@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 
-from batch_fixture import batch_of
+from batch_fixture import batch_of, turns_of
 from diptych.config.recipe import load_recipe
 from diptych.core.batch import Batch
 from diptych.core.registry import resolve
+from diptych.core.sample import Turn
+from diptych.data.conversations.rows import laid_out
+from diptych.data.conversations.template import Chat
+from diptych.data.conversations.turns import question
 from diptych.models.build import SIZES, Build
 from diptych.models.connectors import CONNECTOR
 from diptych.models.vlm import build_model
@@ -41,8 +45,19 @@ def captioned(model: Any, captions: list[str] = CAPTIONS) -> Batch:
     """Pictures of noise with captions."""
     ids, mask = (torch.from_numpy(x) for x in model.tokenizer.encode_batch(captions))
     pixels = torch.rand(len(captions), 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    pixels = pixels.to(next(model.parts["vision"].parameters()).dtype)
     meaning = torch.arange(len(captions))
     return batch_of(pixels=pixels, text=ids, text_mask=mask, captions=tuple(captions), meaning=meaning)
+
+
+def requested(model: Any, questions: list[str], answers: list[str]) -> Batch:
+    """Pictures of noise, each in a conversation of one question and its answer, a row each."""
+    own = model.part("connector").tokens
+    chat = Chat(model.tokenizer, own, room=200)
+    lessons = [chat.lesson([question(q), Turn("assistant", a)]) for q, a in zip(questions, answers, strict=True)]
+    ids, _, learns, places = map(torch.from_numpy, laid_out(lessons, [[i] for i in range(len(lessons))], model.tokenizer.pad))
+    pixels = torch.rand(len(lessons), 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return turns_of(ids, learns, places, pixels.to(next(model.parts["vision"].parameters()).dtype))
 
 
 def learned(

@@ -202,10 +202,12 @@ class StateSpace(Part):
         return unit(state)
 
 
-SPACE = {
+SPACE: dict[str, Any] = {
     "linear": LinearSpace,
     "predictor": PredictorSpace,
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
+    "projected_states": "diptych.models.language.retrieval:ProjectedStates",
+    "retrieval_token": "diptych.models.language.retrieval:RetrievalToken",
 }
