@@ -210,4 +210,6 @@ SPACE: dict[str, Any] = {
     "states": StateSpace,
     "attention": "diptych.models.time.factorised:PooledSpace",
     "iterative": "diptych.models.time.approximation:IterativeSpace",
+    "projected_states": "diptych.models.language.retrieval:ProjectedStates",
+    "retrieval_token": "diptych.models.language.retrieval:RetrievalToken",
 }

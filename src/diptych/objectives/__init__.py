@@ -17,6 +17,7 @@ from diptych.objectives.filip import LateInteraction, QueryContrast
 from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
+from diptych.objectives.language.retrieval import RetrievalWords
 from diptych.objectives.llip import Contextual
 from diptych.objectives.maskvlm import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
@@ -72,6 +73,7 @@ OBJECTIVES: dict[str, Any] = {
     "next_token": NextToken,
     "reconstruction": Reconstruction,
     "prior_next_token": PriorNextToken,
+    "retrieval_words": RetrievalWords,
     "time_order": TimeOrder,
 }
 

@@ -37,6 +37,22 @@ class Linear(MLP):
         super().__init__(build, depth=1, norm=norm)
 
 
+class LinearNorm(Connector):
+    """A linear layer, dropout, then a LayerNorm, so that image tokens have the size of word vectors whatever was learned (MAGMA,
+    Eichenberg et al. 2022, arXiv:2112.05253, §3.1; dropout 0.1 is the paper's).
+    """
+
+    def __init__(self, build: Build, *, dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1):
+        super().__init__(build)
+        self.layer = nn.Linear(self.image_width, self.width)
+        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, N, D of the language model]"""
+        x = self.norm(self.dropout(self.layer(self.patches(x))))
+        return x
+
+
 class Pooled(Connector):
     """The tower's pooled vector by one linear map to ``tokens`` vectors of the language model (Frozen, Tsimpoukelli et al. 2021,
     §3.1; n = 2 in the paper). norm: a LayerNorm first; the paper has none.
