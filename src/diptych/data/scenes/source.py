@@ -133,8 +133,8 @@ class Scenes(Drawn):
 
 
 def regions(graph: Graph, boxes: list[dict[str, Any]], masks: list[np.ndarray] | None = None) -> list[Region]:
-    """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them; masks: of the groups'
-    visible pixels.
+    """Each group of a scene with the box around its objects. boxes: of the objects, as ``picture`` gives them; masks: what is seen
+    of each group.
     """
     result = []
     for number, things in enumerate(graph.things):  # each concept has one group
