@@ -56,6 +56,7 @@ class LinearSpace(Part):
 
     @provides("{image}.embedding", "{image}.tokens")
     @provides("{video}.embedding", "{video}.tokens")
+    @provides("{regions}.embedding", "{regions}.tokens")
     def image_embedding(self, tokens: Tokens) -> Tensor:
         """[B, E]"""
         return unit(self.image(tokens.pooled))

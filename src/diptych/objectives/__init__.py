@@ -56,6 +56,11 @@ OBJECTIVES: dict[str, Any] = {
     "multi_grained": MultiGrained,
     "next_token": NextToken,
     "reconstruction": Reconstruction,
+    "region_contrast": "diptych.objectives.regions.pairs:RegionContrast",
+    "region_sigmoid": "diptych.objectives.regions.pairs:RegionSigmoid",
+    "region_matching": "diptych.objectives.regions.pairs:RegionMatching",
+    "region_words": "diptych.objectives.regions.pairs:RegionWords",
+    "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
     "time_order": TimeOrder,
 }

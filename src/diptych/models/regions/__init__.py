@@ -1,0 +1,12 @@
+"""Parts for regions of images: how a region is pooled (``parts.regions``) and how a text is located (``parts.grounding``)."""
+
+from diptych.models.regions.pooling import BoxPatches, MaskedPool, RoIAlign
+
+REGIONS = {
+    "roi_align": RoIAlign,
+    "masked_pool": MaskedPool,
+    "box_patches": BoxPatches,
+}
+GROUNDING = {
+    "box": "diptych.models.regions.heads:BoxHead",
+}
