@@ -50,10 +50,17 @@ def mask_weights(masks: Tensor, grid: int) -> Tensor:
 
 
 def box_masks(boxes: Tensor, size: int) -> Tensor:
-    """The pixels of boxes, bool [n, size, size]: those whose centre is inside."""
+    """The pixels of boxes, bool [n, size, size]: those whose centre is inside, and the one at the centre of the box."""
     centre = (torch.arange(size, device=boxes.device) + 0.5) / size
     left, top, right, bottom = (edge[:, None] for edge in boxes.unbind(1))
-    return ((centre >= top) & (centre < bottom))[:, :, None] & ((centre >= left) & (centre < right))[:, None, :]
+    inside = ((centre >= top) & (centre < bottom))[:, :, None] & ((centre >= left) & (centre < right))[:, None, :]
+    return inside | _at_centre(boxes, size).unflatten(1, (size, size))
+
+
+def _at_centre(boxes: Tensor, grid: int) -> Tensor:
+    """The one cell of a grid that a box's centre is in, bool [n, grid²]."""
+    x, y = (((boxes[:, k] + boxes[:, k + 2]) / 2 * grid).long().clamp(0, grid - 1) for k in (0, 1))
+    return F.one_hot(y * grid + x, grid * grid).bool()
 
 
 def touched(boxes: Tensor, grid: int) -> Tensor:
@@ -61,8 +68,7 @@ def touched(boxes: Tensor, grid: int) -> Tensor:
     first, last = torch.arange(grid, device=boxes.device) / grid, (torch.arange(grid, device=boxes.device) + 1) / grid
     left, top, right, bottom = (edge[:, None] for edge in boxes.unbind(1))
     result = (((last > top) & (first < bottom))[:, :, None] & ((last > left) & (first < right))[:, None, :]).flatten(1)
-    x, y = (((boxes[:, k] + boxes[:, k + 2]) / 2 * grid).long().clamp(0, grid - 1) for k in (0, 1))
-    return result | F.one_hot(y * grid + x, grid * grid).bool()
+    return result | _at_centre(boxes, grid)
 
 
 def owners(owner: Tensor | None, n: int, device: torch.device) -> Tensor:
