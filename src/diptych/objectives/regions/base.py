@@ -59,11 +59,21 @@ def as_pairs(p: Pass, read: Collection[str]) -> Pass:
     text = replace(regions.phrases, meaning=meaning_of(regions.phrases), owner=None)
     given = {name: p[NAMES[name]] for name in read if name in NAMES}
     q = Pass(p.model, Batch({"text": text}, len(regions), p.batch.start), given)
-    if p.rows is not None:  # the regions of this process's samples, which are consecutive
-        own = (regions.owner >= p.rows.start) & (regions.owner < p.rows.stop)
-        first = int((regions.owner < p.rows.start).sum())
-        q.rows = slice(first, first + int(own.sum()))
+    if p.rows is not None:
+        q.rows = share_of(p)[0]
     return q
+
+
+def share_of(p: Pass) -> tuple[slice, float]:
+    """The regions that this process answers for, which are consecutive, and the factor of their mean loss: processes have different
+    numbers of regions, and their losses are averaged.
+    """
+    n = count_of(p)
+    if p.rows is None:
+        return slice(0, n), 1.0
+    owner = p["regions"].owner
+    first, last = (int((owner < edge).sum()) for edge in (p.rows.start, p.rows.stop))
+    return slice(first, last), (last - first) * p.size / (n * (p.rows.stop - p.rows.start))
 
 
 class OnRegions(Objective):
@@ -98,9 +108,4 @@ class OnRegions(Objective):
         p = p.renamed(self.fields)
         if not count_of(p):
             return next(self.parameters()).sum() * 0
-        q = as_pairs(p, self.read)
-        loss = torch.nn.Module.__call__(self, q, *more)
-        if q.rows is None or p.rows is None:
-            return loss
-        # Processes have different numbers of regions, and their losses are averaged.
-        return loss * ((q.rows.stop - q.rows.start) * p.size / (q.size * (p.rows.stop - p.rows.start)))
+        return torch.nn.Module.__call__(self, as_pairs(p, self.read), *more) * share_of(p)[1]
