@@ -209,4 +209,5 @@ SPACE = {
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
+    "region_queries": "diptych.models.regions.queries:RegionSpace",
 }

@@ -9,4 +9,7 @@ REGIONS = {
 }
 GROUNDING = {
     "box": "diptych.models.regions.heads:BoxHead",
+    "glip": "diptych.models.regions.anchors:Glip",
+    "queries": "diptych.models.regions.queries:RegionQueries",
+    "anchors": "diptych.models.regions.anchors:Anchors",
 }
