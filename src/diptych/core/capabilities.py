@@ -188,7 +188,7 @@ class Classifying(Model, Protocol):
 
 
 class Located(NamedTuple):
-    """Where a phrase is in an image, in pixels of the image that was given. None: the model does not say so."""
+    """Where a phrase is, in pixels of the image that was given. None: the model does not say so."""
 
     box: tuple[float, float, float, float] | None  # left, top, right, bottom
     score: float  # comparable over the phrases of one model, higher is surer
@@ -202,7 +202,7 @@ class Locating(Model, Protocol):
     """A model with the capability "locate"."""
 
     def locate(self, images: Sequence[Image], texts: Sequence[str]) -> list[Located]:
-        """Where text i is in image i, exactly one for each pair. DiptychError if there is not one text for each image."""
+        """Where text i is in image i, exactly one for each pair."""
         ...
 
 
@@ -378,9 +378,7 @@ class FunctionModel(Adapter):
         return np.asarray(self._call("embed_text", texts), dtype=np.float32)
 
     def score(self, images: Sequence[Image], texts: Sequence[str], pairs: np.ndarray | None = None) -> np.ndarray:
-        """What the given function returns, or a score derived from embeddings or likelihoods: float32 [N, M], or [P] for
-        ``pairs``.
-        """
+        """What the given function returns, or a score derived from embeddings or likelihoods: as ``Adapter.score``."""
         if "score" not in self._functions:
             return super().score(images, texts, pairs)
         matrix = np.asarray(self._call("score", images, texts), dtype=np.float32)
