@@ -22,7 +22,7 @@ from maps_fixture import inside, noise, one_white_patch
 TEXT = "red cat"
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip"])
+@pytest.fixture(scope="module", params=["clip", "siglip", "flava"])
 def dual(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = getattr(foreign_fixture, request.param)(tmp_path_factory.mktemp(request.param) / "model")
     return load(f"hf:{path}", "cpu")
@@ -82,8 +82,10 @@ def made_by_hand(dual: DualEncoder) -> None:
         tower.post_layernorm = nn.Identity()
 
 
+@pytest.mark.parametrize("dual", ["clip", "siglip"], indirect=True)
 @pytest.mark.parametrize("shape", [(32, 32), (32, 64), (96, 64)])
 def test_the_one_patch_that_matters_in_a_dual_encoder(dual: DualEncoder, shape: tuple[int, int], monkeypatch: Any) -> None:
+
     made_by_hand(dual)
     size = dual.model.get_image_features(pixel_values=torch.zeros(1, 3, 32, 32))
     width = getattr(size, "pooler_output", size).shape[-1]

@@ -5,6 +5,7 @@ Nothing that the tower computes changes by more than rounding: attention is comp
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ def watching(module: nn.Module) -> Iterator[Watched]:
             elif isinstance(m, nn.MultiheadAttention) and m.batch_first:
                 stack.enter_context(_replaced(m, "forward", _Pool(m, seen)))
             elif _is_theirs(m):
+                stack.callback(m.register_forward_pre_hook(_ask, with_kwargs=True).remove)
                 stack.callback(m.register_forward_hook(_record(seen)).remove)
         for config in _configurations(module):
             stack.enter_context(_plain(config))
@@ -110,6 +112,16 @@ class _Pool:
 def with_gradient(x: Tensor) -> Tensor:
     """x as it is if it has a gradient, else as the beginning of a graph."""
     return x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
+
+
+def _ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let a layer of transformers return its matrix, where it has to be asked for it."""
+    takes = inspect.signature(module.forward)
+    if "output_attentions" not in takes.parameters:
+        return args, kwargs
+    given = takes.bind(*args, **kwargs)
+    given.arguments["output_attentions"] = True
+    return given.args, given.kwargs
 
 
 def _record(seen: Watched) -> Any:
