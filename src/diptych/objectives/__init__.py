@@ -25,9 +25,9 @@ from diptych.objectives.nova import TextPrediction
 from diptych.objectives.prompted.cocoop import ConditionalPrompts
 from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
+from diptych.objectives.video.codes import FitCodebook, MaskedWordsAndCodes
 from diptych.objectives.video.distilled import MaskedDistillation
 from diptych.objectives.video.frames import MaskedFrames
-from diptych.objectives.video.codes import FitCodebook, MaskedWordsAndCodes
 from diptych.objectives.video.grained import MultiGrained
 from diptych.objectives.video.granular import Granularities
 from diptych.objectives.video.merlot import FrameContrast, FrameOrder, MaskedSpeech

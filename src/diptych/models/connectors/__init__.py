@@ -2,8 +2,6 @@
 all frames of a clip."""
 
 from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, PooledFrames, VideoQFormer
-from diptych.models.connectors.mlp import MLP, Linear, Pooled
-from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, VideoQFormer
 from diptych.models.connectors.mapping import Mapping
 from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
