@@ -25,6 +25,10 @@ FAMILIES = {
     "transformers": ("clip", "siglip", "blip", "flava", "llava", "blip2", "chameleon", "videomae"),
     "open_clip": ("open_clip", "coca"),
 }
+FAMILIES = {
+    "transformers": ("clip", "siglip", "blip", "flava", "llava", "video_llava", "blip2", "chameleon"),
+    "open_clip": ("open_clip", "coca"),
+}
 
 
 def families_of(format: str) -> list[Family]:

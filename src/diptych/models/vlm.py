@@ -25,6 +25,7 @@ from diptych.models.language.lm import LM
 from diptych.models.layers.attention import Transformer
 from diptych.models.layers.rotary import RotaryTransformer
 from diptych.models.part import Part
+from diptych.models.regions import GROUNDING, REGIONS
 from diptych.models.space import SPACE
 from diptych.models.teachers import Teacher
 from diptych.models.text.towers import TEXT
@@ -40,6 +41,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "text": TEXT,
     "connector": CONNECTOR,
     "fusion": FUSION,
+    "regions": REGIONS,
+    "grounding": GROUNDING,
     "decoder": DECODER,
     "lm": LM,
     "quantizer": QUANTIZER,

@@ -109,6 +109,35 @@ class AdaptivePool(ClipConnector):
         return x
 
 
+class PooledFrames(ClipConnector):
+    """The mean of ``stride`` × ``stride`` patches of each frame, then an MLP, frame after frame (LLaVA-NeXT-Video, Zhang et al.
+    2024). PLLaVA's ``adaptive_pool`` averages after its MLP.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        frames: Frames = 8,
+        stride: Annotated[int, Field(ge=1)] = 2,
+        depth: Annotated[int, Field(ge=1)] = 2,
+        norm: bool = True,
+    ):
+        super().__init__(build, frames)
+        self.side = self.divided(build, stride)
+        self.stride, self.tokens = stride, frames * self.side**2
+        self.norm: nn.Module = nn.LayerNorm(self.image_width) if norm else nn.Identity()
+        self.layers = perceptron(self.image_width, self.width, depth)
+
+    def forward(self, x: Tensor, pooled: Tensor) -> Tensor:
+        """[B, T, N, D of the tower] → [B, T · N / stride², D of the language model], frame after frame, row by row"""
+        B, T = x.shape[:2]
+        x = torch.unflatten(self.norm(x).flatten(0, 1).transpose(1, 2), 2, (self.grid, self.grid))  # [B · T, D, y, x]
+        x = F.avg_pool2d(x, self.stride).flatten(2).transpose(1, 2)
+        x = self.layers(torch.unflatten(x, 0, (B, T)).flatten(1, 2))
+        return x
+
+
 class FramesAndMean(ClipConnector):
     """Each frame's pooled vector, then each patch summed up over time, through one linear layer (Valley, Luo et al. 2023,
     arXiv:2306.07207, §3.1).

@@ -13,8 +13,11 @@ from diptych.core.errors import DiptychError
 
 
 def owners(video: Videos, n: int, device: torch.device) -> Tensor:
-    """The clip of each of n frames, int64 [n]; a field without owners has clips of one frame."""
-    return torch.arange(n, device=device) if video.owner is None else video.owner
+    """The clip of each of n frames, or the piece of a clip (``Videos.rows``), int64 [n]; a field without owners has clips of one
+    frame.
+    """
+    rows = video.rows
+    return torch.arange(n, device=device) if rows is None else rows
 
 
 def places(owner: Tensor) -> Tensor:
