@@ -151,7 +151,9 @@ class ClipCodes(Part):
         build.require(branches**levels <= 2**17, f"levels: {branches} ** {levels} codes are more than 131,072")
         self.span, self.frames, self.spans, self.vocabulary = span, frames, frames // span, branches**levels
         self.width, given = build.embed_dim, build.width_of("vision")
-        self.mlp = nn.Sequential(nn.Linear(span * given, given), ACTIVATIONS[build.size.activation](), nn.Linear(given, self.width))
+        self.mlp = nn.Sequential(
+            nn.Linear(span * given, given), ACTIVATIONS[build.size.activation](), nn.Linear(given, self.width)
+        )
         self.codebook = Codebook(self.width, branches, levels, samples)
 
     @provides("{video}.features", "{video}.frames.tokens", "{video}")
