@@ -160,8 +160,8 @@ class ViT(VisionTower):
         return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, learned=learned, places=left)
 
     def through(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The blocks: tokens [B, extra + N or K, D], what has become of adapters' vectors, and the patches that are left, of a tower
-        that leaves some out.
+        """The blocks: tokens [B, extra + N or K, D], what has become of adapters' vectors, and the patches that are left, of a
+        tower that leaves some out.
         """
         if not self.prompts:
             return self.transformer(x), None, None
