@@ -182,9 +182,7 @@ class ClipCodes(Part):
         """Ids as those of a text, int64 [B, 1 + S]: [BOS], the codes from ``len(SPECIALS)`` on, PAD where a clip has ended."""
         mask = features.mask
         assert mask is not None
-        if not bool(self.codebook.fitted):
-            if not torch.is_grad_enabled() and not self.codebook.training and not int(self.codebook.count):
-                raise DiptychError("the codebook of clips is not fitted yet: the run ended before its stage; give a larger budget")
+        if not bool(self.codebook.fitted):  # its stage was too short to fill it
             self.codebook.fit()
         ids = torch.full(mask.shape, PAD, device=mask.device)
         ids[mask] = self.codebook.codes(features.tokens[mask]) + len(SPECIALS)
