@@ -242,7 +242,9 @@ def small():
     from diptych.models.vlm import build_model
     from diptych.objectives import build_objectives
 
-    sizes = {f"parts.{part}.{key}": value for part in ("vision", "text") for key, value in (("depth", 1), ("width", 32), ("heads", 2))}
+    sizes = {
+        f"parts.{part}.{key}": value for part in ("vision", "text") for key, value in (("depth", 1), ("width", 32), ("heads", 2))
+    }
     recipe = load_recipe("merlot", {**sizes, "data.image_size": 32})
     torch.manual_seed(5)
     words = Tokenizer.train([f"word{i} acts" for i in range(60)], 400, 64)

@@ -204,7 +204,9 @@ def small():
     from diptych.models.vlm import build_model
     from diptych.objectives import build_objectives
 
-    sizes = {f"parts.{part}.{key}": value for part in ("vision", "text") for key, value in (("depth", 1), ("width", 32), ("heads", 2))}
+    sizes = {
+        f"parts.{part}.{key}": value for part in ("vision", "text") for key, value in (("depth", 1), ("width", 32), ("heads", 2))
+    }
     recipe = load_recipe("videobert", {**sizes, "data.image_size": 32, "parts.time.levels": 1})
     torch.manual_seed(10)
     words = Tokenizer.train([f"word{i} acts" for i in range(60)], 400, 32)

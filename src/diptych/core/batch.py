@@ -228,8 +228,8 @@ class Videos(Collated):
     seconds: Tensor  # [n] float32, of each frame, from the start of its clip
     owner: Tensor | None = None
 
-    row_wise = ("seconds", "frames")
-    heavy = ("frames", "seconds")
+    row_wise: ClassVar[tuple[str, ...]] = ("seconds", "frames")
+    heavy: ClassVar[tuple[str, ...]] = ("frames", "seconds")
 
     @property
     def rows(self) -> Tensor | None:
