@@ -103,7 +103,15 @@ def _field(cluster: Cluster, field: Collated, size: int) -> Any:
     changed: dict[str, Any] = {}
     for f in fields(field):  # type: ignore[arg-type]
         value = getattr(field, f.name)
-        if isinstance(value, Collated) and f.name in (*field.row_wise, *field.beside):
+        if f.name in field.of_rows:  # some processes may have none: the encodings are enough then
+            first = sum(cluster.collect(len(field))[: cluster.rank])
+            everywhere = cluster.total(float(value is not None))[0] == cluster.size
+            changed[f.name] = _field(cluster, value, size) if everywhere else None
+            if everywhere:
+                starts = cluster.collect((first, len(value)))
+                own = torch.cat([value.owner.new_full((n,), start - rank * size) for rank, (start, n) in enumerate(starts)])
+                changed[f.name].owner = changed[f.name].owner + own
+        elif isinstance(value, Collated) and f.name in (*field.row_wise, *field.beside):
             changed[f.name] = _field(cluster, value, size)
         elif isinstance(value, Tensor) and f.name in (*field.row_wise, "owner"):
             changed[f.name] = cluster.gather(value + cluster.rank * size if f.name == "owner" else value)

@@ -46,6 +46,16 @@ def by_clip(x: Tensor, owner: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     return rows, mask
 
 
+def read_frames(owner: Tensor, frames: int) -> Tensor:
+    """The frames of each clip that are read, as rows of all frames, int64 [B, frames]: evenly spread, each the middle of its share.
+    Of a clip with fewer frames some are read several times, so that every clip has the same number of tokens.
+    """
+    lengths = torch.bincount(owner)
+    start = lengths.cumsum(0) - lengths
+    place = (torch.arange(frames, device=owner.device) + 0.5)[None] * lengths[:, None] / frames
+    return start[:, None] + place.long()
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """The mean over the second dimension where ``mask`` is true: x [B, F, D], mask [B, F] → [B, D]."""
     weights = mask[..., None].to(x.dtype)
