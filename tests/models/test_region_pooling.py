@@ -154,10 +154,9 @@ def test_matching_finds_the_least_total_cost() -> None:
 
 # --- parts ---
 
+
 def model_with(regions: str, *overrides: str):
-    return model_of(
-        "x-vlm", "stages.0.objectives={info_nce: 1}", "stages.0.round_robin=[]", f"parts.regions={regions}", *overrides
-    )
+    return model_of("x-vlm", "stages.0.objectives={info_nce: 1}", "stages.0.round_robin=[]", f"parts.regions={regions}", *overrides)
 
 
 @pytest.mark.parametrize("post", [False, True])

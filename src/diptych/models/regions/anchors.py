@@ -89,9 +89,7 @@ class Glip(_Anchors):
     ``depth`` layers, both at once ("deep fusion"); then each patch is compared with each word.
     """
 
-    def __init__(
-        self, build: Build, *, depth: Annotated[int, Field(ge=1)] = 2, heads: int | None = None, width: int | None = None
-    ):
+    def __init__(self, build: Build, *, depth: Annotated[int, Field(ge=1)] = 2, heads: int | None = None, width: int | None = None):
         super().__init__(build)
         seen, read, heads = build.width_of("vision"), build.width_of("text"), heads or build.size.heads
         activation = build.size.activation

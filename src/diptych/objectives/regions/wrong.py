@@ -135,9 +135,7 @@ class PhraseContrast(Objective):
     couples = ("regions.phrases.embedding",)
     needs = ("regions",)
 
-    def __init__(
-        self, model: VLM, *, most: Annotated[int, Field(ge=1)] = 10, same: Annotated[float, Field(gt=0, le=1)] = 0.95
-    ):
+    def __init__(self, model: VLM, *, most: Annotated[int, Field(ge=1)] = 10, same: Annotated[float, Field(gt=0, le=1)] = 0.95):
         super().__init__(model)
         self.most, self.same = most, same
 
