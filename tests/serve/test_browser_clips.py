@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from browser_fixture import opened, picture, send, until
-from video_fixture import write
+from video_fixture import painted, write
 
 pytestmark = pytest.mark.browser
 
@@ -50,3 +50,33 @@ def test_a_clip_that_is_too_large_or_no_clip_is_an_error_in_the_conversation(vis
       document.getElementById("file").dispatchEvent(new Event("change"));
     }""")
     until(page, "document.body.innerText.includes('a clip may have 20 MB')")
+
+
+def test_the_player_of_a_report_steps_through_the_frames(tmp_path: Path, browser: Any) -> None:
+    """Of a report: what the button of a clip shows after it was pressed."""
+    import numpy as np
+
+    from diptych.data.clips import Frames
+    from diptych.report.drawing.document import Page, Section, document
+    from diptych.report.drawing.films import film, film_of
+
+    clip = np.stack([painted(k) for k in range(8)]).view(Frames)
+    clip.seconds = [0.2 * k for k in range(8)]
+    body = film(film_of(clip), "a clip that counts")
+    (tmp_path / "r.html").write_text(document("t", [], [Page("p", "P", [Section("s", "S", body)])]))
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+    player = page.get_by_role("button", name="Play the clip")
+    assert player.is_visible() and player.get_attribute("aria-pressed") == "false"
+    place = "getComputedStyle(document.querySelector('.film')).backgroundPositionX"
+    assert page.evaluate(place) == "0px" or page.evaluate(place) == "0%"
+    player.click()
+    seen = set()
+    for _ in range(60):
+        seen.add(page.evaluate(place))
+        page.wait_for_timeout(30)
+    known = {f"{100 * k / 7:.2f}" for k in range(8)}
+    assert {f"{float(p.rstrip('%px')):.2f}" for p in seen} <= known and len(seen) >= 4, seen
+    player.click()
+    assert player.get_attribute("aria-pressed") == "false" and page.evaluate(place) in ("0px", "0%")
+    page.close()

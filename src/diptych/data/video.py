@@ -57,8 +57,9 @@ def decode_video(
     """The frames of a video file that a sampling chooses; the same ones every time.
 
     open_file: gives the path or the open file, several times. size: the shorter side of larger frames. decoder: ``pyav``, or
-    ``torchcodec``, which needs FFmpeg's libraries on the machine. form: the only container that is tried, by FFmpeg's name; None: any. A first pass reads the packets for their times, without decoding;
-    then each wanted frame is decoded from the last key frame before it. Raises ``BrokenItem(item, reason)`` for a file that is not
+    ``torchcodec``, which needs FFmpeg's libraries on the machine. form: the only container that is tried, by FFmpeg's name; None:
+    any. A first pass reads the packets for their times, without decoding; then each wanted frame is decoded from the last key frame
+    before it. Raises ``BrokenItem(item, reason)`` for a file that is not
     a video, damaged, truncated or above ``MAX_PIXELS``, DiptychError if a package is not installed.
     """
     av = need("av", extra="video", what=f"{item}: decoding a video")

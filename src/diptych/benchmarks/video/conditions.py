@@ -71,3 +71,12 @@ def gain(task: str, metric: str, records: Sequence[Record]) -> Result:
     rows = [r for r in records if metric in r["correct"]]
     differences = np.array([r["correct"][metric] - r["shuffled_frames"][metric] for r in rows], dtype=np.float64)
     return of_credits(task, f"{metric}/{GAIN}", differences, [r["cluster"] for r in rows], bounded=False, chance=0.0)
+
+
+def attended(model: Model, clips: Sequence[Image], texts: Sequence[str]) -> list[Record]:
+    """``{"frames": weights}`` for each clip with its text, for the report, of a model that says how much each frame counts; else
+    empty records.
+    """
+    weigh = getattr(model, "frame_weights", None)
+    found = None if weigh is None else weigh(clips, texts)
+    return [{} for _ in clips] if found is None else [{"frames": weights} for weights in found]

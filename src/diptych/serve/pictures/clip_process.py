@@ -1,7 +1,7 @@
 """Decodes one clip in a process of its own: ``python -m diptych.serve.pictures.clip_process LIMITS < FILE``.
 
-A file from elsewhere may be made to take endless time or memory, or to end the decoder: this process is ended instead of the server.
-On stdout: one line of JSON, ``{"shape", "seconds"}`` and then the frames, uint8, or ``{"problem"}``.
+A file from elsewhere may be made to take endless time or memory, or to end the decoder: this process is ended instead of the
+server. On stdout: one line of JSON, ``{"shape", "seconds"}`` and then the frames, uint8, or ``{"problem"}``.
 """
 
 from __future__ import annotations
