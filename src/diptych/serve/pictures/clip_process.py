@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from diptych.core.extras import need
 from diptych.data.source import BrokenItem
 from diptych.data.videos.sampling import Sampling
 from diptych.data.videos.single import clip_from, form_of
@@ -32,8 +33,7 @@ def limited(data: bytes, limits: dict[str, Any]) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("GIF", "WEBP")) as image:
             width, height, seconds, count = *image.size, 0.0, getattr(image, "n_frames", 1)
     else:
-        import av
-
+        av = need("av", extra="video", what="decoding a clip")
         with av.open(io.BytesIO(data), format=form) as container:
             if not container.streams.video:
                 raise BrokenItem("clip", "holds no video stream")
