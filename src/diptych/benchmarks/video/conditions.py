@@ -19,6 +19,7 @@ from diptych.benchmarks.controls import blank
 from diptych.benchmarks.records import Record, Result
 from diptych.benchmarks.results import of_credits, shares
 from diptych.core.capabilities import Image, Model
+from diptych.core.streaming import Conversing
 
 ORDERED = "correct"
 CONTROLS = ("one_frame", "shuffled_frames", "reversed", "blind")
@@ -50,7 +51,8 @@ def shown(clip: Image, condition: str, name: str) -> Image:
 def need_clips(model: Model) -> None:
     """Raises NotApplicable for a model that is shown pictures."""
     if getattr(model, "shows", "image") != "video":
-        raise NotApplicable(f"the model reads pictures; pooled:{model.name} reads clips frame by frame")
+        also = f", and frames:{model.name} answers questions about its frames" if isinstance(model, Conversing) else ""
+        raise NotApplicable(f"the model reads pictures; pooled:{model.name} reads clips frame by frame{also}")
 
 
 def is_clip(image: Any) -> bool:

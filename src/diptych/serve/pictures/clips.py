@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from diptych.core.capabilities import Image, Model
-from diptych.core.sample import IMAGE, Turn
+from diptych.core.sample import Turn
 from diptych.data.clips import Frames
-from diptych.data.fields.video import spread
+from diptych.inference.foreign.frames import expanded
 from diptych.serve.conversation import Shown
 from diptych.serve.errors import ApiError
 from diptych.serve.pictures.images import bytes_of, pictures_of, pixels
@@ -91,12 +91,7 @@ def for_model(model: Model, turns: Sequence[Turn], seen: Sequence[Image], settin
     """
     if getattr(model, "shows", "image") == "video" or all(image.ndim == 3 for image in seen):
         return list(turns), list(seen)
-    parts: list[list[Image]] = [[image] if image.ndim == 3 else [image[i] for i in spread(len(image), PICTURES)] for image in seen]
-    images = [frame for part in parts for frame in part]
+    result, images = expanded(turns, seen, PICTURES)
     if len(images) > settings.max_images:
         raise ApiError(400, f"{len(images)} pictures with the frames of clips; at most {settings.max_images}", "messages")
-    left, result = iter(parts), []
-    for turn in turns:
-        first, *rest = turn.text.split(IMAGE)
-        result.append(Turn(turn.role, first + "".join(IMAGE * len(next(left)) + text for text in rest)))
     return result, images
