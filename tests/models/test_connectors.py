@@ -20,6 +20,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "c_abstractor": {"tokens": 4},
     "resampler": {"tokens": 5, "heads": 4},
     "q_former": {"tokens": 6},
+    "mapping": {"tokens": 5, "width": 16, "depth": 1, "heads": 2},
+    "linear_norm": {"dropout": 0},
 }
 TOKENS = {
     "linear": 16,
@@ -31,6 +33,8 @@ TOKENS = {
     "c_abstractor": 4,
     "q_former": 6,
     "resampler": 5,
+    "mapping": 5,
+    "linear_norm": 16,
 }
 
 

@@ -2,15 +2,18 @@
 all frames of a clip."""
 
 from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, PooledFrames, VideoQFormer
-from diptych.models.connectors.mlp import MLP, Linear, Pooled
+from diptych.models.connectors.mapping import Mapping
+from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
 from diptych.models.connectors.resampler import Resampler
 
 CONNECTOR = {
     "linear": Linear,
+    "linear_norm": LinearNorm,
     "mlp": MLP,
     "pooled": Pooled,
+    "mapping": Mapping,
     "average": Average,
     "downsample": Downsample,
     "pixel_shuffle": PixelShuffle,

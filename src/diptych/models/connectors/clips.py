@@ -17,19 +17,9 @@ from diptych.core.graph import provides
 from diptych.models.build import Build
 from diptych.models.connectors.base import Connector, perceptron
 from diptych.models.layers.attention import Transformer
-from diptych.models.time.clips import owners
+from diptych.models.time.clips import owners, read_frames
 
 Frames = Annotated[int, Field(ge=1)]
-
-
-def read_frames(owner: Tensor, frames: int) -> Tensor:
-    """The frames of each clip that are read, as rows of all frames, int64 [B, frames]: evenly spread, each the middle of its share.
-    Of a clip with fewer frames some are read several times, so that every clip has the same number of tokens.
-    """
-    lengths = torch.bincount(owner)
-    start = lengths.cumsum(0) - lengths
-    place = (torch.arange(frames, device=owner.device) + 0.5)[None] * lengths[:, None] / frames
-    return start[:, None] + place.long()
 
 
 class ClipConnector(Connector):
