@@ -35,8 +35,8 @@ from diptych.index.stores import open_store, parse_store
 from diptych.index.stores.base import Store
 from diptych.index.stores.move import Moved
 from diptych.index.updating.lock import locked
-from diptych.index.updating.reading import hash_of
-from diptych.index.updating.scan import Collection, Item, absolute, collection
+from diptych.index.updating.reading import hash_of, picture_of
+from diptych.index.updating.scan import Collection, Item, absolute, check_clips, collection
 
 __all__ = ["Answer", "Changes", "Cluster", "Hit", "Index", "Map", "PictureFacts", "Query", "Where"]
 
@@ -89,8 +89,8 @@ class Index:
         addresses = [absolute(a) for a in ([address] if isinstance(address, str) else address)]
         if not addresses or len(set(addresses)) < len(addresses):
             raise DiptychError("an index needs addresses of data, each once")
-        for each in addresses:
-            collection(each, limit)  # a wrong address is an error before anything is written
+        # a wrong address, and clips for a model of pictures, are errors before anything is written
+        check_clips([collection(each, limit) for each in addresses], model)
         stamp = stamp_of(model, model_address)
         kind, options = parse_store("exact" if store == "auto" else store, options)
         info = {
@@ -192,10 +192,12 @@ class Index:
         return content
 
     def read(self, id: int) -> np.ndarray:
-        """The pixels of the picture of an id, uint8 [height, width, 3], upright. DiptychError as ``file``."""
+        """The pixels of the picture of an id, uint8 [height, width, 3], upright; of a clip eight of its frames as one picture.
+        DiptychError as ``file``.
+        """
         content = self.content(id)
         try:
-            return content if isinstance(content, np.ndarray) else decode(content, str(id))
+            return picture_of(content) if isinstance(content, np.ndarray) else decode(content, str(id))
         except BrokenItem as error:
             raise DiptychError(f"{self.path}: picture {error}") from error
 

@@ -10,7 +10,7 @@ from fastapi import Request
 
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, nearest
-from diptych.core.streaming import Tokenizing
+from diptych.core.streaming import Conversing, Tokenizing
 from diptych.serve.batching import Batched, Batcher, FixedBatch
 from diptych.serve.errors import ApiError
 from diptych.serve.guard import Keeper
@@ -105,12 +105,19 @@ class State:
             batcher.close()
 
 
+def takes_clips(model: Model) -> bool:
+    """Whether a model can be shown clips: it learned from them, or it talks about several pictures, such as their frames."""
+    return getattr(model, "shows", "image") == "video" or ("prompt" in model.capabilities and isinstance(model, Conversing))
+
+
 def abilities_of(model: Model) -> set[str]:
-    """What a model can do, in the words of the API: text and image (to search by), chat, or caption alone."""
+    """What a model can do, in the words of the API: text and image (to search by), chat, or caption alone; clip: of clips, too."""
     names = {"embed_text": "text", "embed_image": "image"}
     able = {word for name, word in names.items() if name in model.capabilities}
     if "generate" in model.capabilities:
         able.add("chat" if "prompt" in model.capabilities else "caption")
+        if takes_clips(model):
+            able.add("clip")
     return able
 
 

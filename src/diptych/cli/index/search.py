@@ -91,8 +91,11 @@ def search(
 
 
 def _pictures(given: list[str] | None) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """Pixels of files, and ids."""
+    """Pixels of files, of clips [frames, height, width, 3], and ids."""
+    from diptych.cli.models.shown import is_clip
     from diptych.data.image import as_pixels
+    from diptych.data.source import BrokenItem
+    from diptych.data.videos.single import read_clip
 
     files, ids = [], []
     for text in given or ():
@@ -100,6 +103,11 @@ def _pictures(given: list[str] | None) -> tuple[tuple[Any, ...], tuple[int, ...]
             ids.append(int(text))
         elif not Path(text).is_file():
             raise DiptychError(f"--like {text}: there is no such file, and no picture has such an id")
+        elif is_clip(Path(text)):
+            try:
+                files.append(read_clip(Path(text)))
+            except BrokenItem as broken:
+                raise DiptychError(f"--like {text}: {broken.problem.reason}") from None
         else:
             files.append(as_pixels(text, text))
     return tuple(files), tuple(ids)

@@ -136,6 +136,7 @@ def _about(found: Any, address: str, made: str | None, settings: Any) -> str:
         words = {
             "chat": "answers questions about pictures",
             "caption": "writes captions",
+            "clip": "takes clips",
             "text": "embeds texts",
             "image": "embeds pictures",
         }
