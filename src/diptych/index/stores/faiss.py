@@ -107,4 +107,4 @@ class IvfPq(Approximate):
         return int(min(max(8 * effort, 1) + self.deeper * depth * graph.nlist / max(graph.ntotal, 1), graph.nlist))
 
     def _cost(self, effort: float, depth: int) -> float:
-        return depth + self.worth * self._lists(effort, depth) * self._graph.ntotal / self._graph.nlist
+        return float(depth + self.worth * self._lists(effort, depth) * self._graph.ntotal / self._graph.nlist)
