@@ -76,7 +76,7 @@ class Approximate:
         self._graph: Any = None
         self._shared = False  # whether other stores of this process may hold the same graph
         self._row_ids = np.zeros(0, np.int64)  # id of each row of the graph, -1 for one that does not count
-        self._sorted: tuple[np.ndarray, np.ndarray] | None = None  # the ids and their rows, ascending
+        self._places: np.ndarray | None = None  # the row of each id, -1 for none
         self._made_of = 0  # vectors that the parameters of the graph were chosen for
         self._tuned = False  # whether the effort was measured for the graph as it is
         self._number = 0  # of the graph's files
@@ -127,7 +127,7 @@ class Approximate:
         allowed = None if where is None else ascending(where.ids())
         if self._graph is None or k < 1:
             return self._exactly(queries, k, allowed)
-        number = self._alive if allowed is None else len(self._rows(allowed))
+        number = self._alive if allowed is None else len(allowed)
         if self._effort is None or 4 * k >= number or (allowed is not None and number <= self.few):
             return self._exactly(queries, k, allowed)
         return self.searched(queries, k, allowed, self._effort, self._pick)
@@ -149,7 +149,7 @@ class Approximate:
     def close(self) -> None:
         """Lets go of the graph and the mapped files. Does not save."""
         self.exact.close()
-        self._graph, self._row_ids, self._sorted = None, np.zeros(0, np.int64), None
+        self._graph, self._row_ids, self._places = None, np.zeros(0, np.int64), None
         self._waiting, self._changed, self._written = np.zeros(0, np.int64), set(), set()
 
     def settle(self, queries: np.ndarray | None = None, progress: Progress | None = None) -> None:
@@ -187,7 +187,7 @@ class Approximate:
             while len(self._waiting):
                 some = self._waiting[:CHUNK]
                 self._graph.add(self.exact.vectors(some))
-                self._row_ids, self._sorted = np.concatenate([self._row_ids, some]), None
+                self._row_ids, self._places = np.concatenate([self._row_ids, some]), None
                 self._waiting = self._waiting[CHUNK:]
                 if progress is not None:
                     progress(count - len(self._waiting), count)
@@ -224,7 +224,9 @@ class Approximate:
                 marks = np.zeros(total, bool)
                 marks[rows] = True
             near, sure = self._picked(queries, k, marks, number, effort, pick)
-        waiting = self._waiting if allowed is None else np.intersect1d(self._waiting, allowed)
+        waiting = self._waiting
+        if allowed is not None and len(waiting):
+            waiting = np.intersect1d(waiting, allowed, assume_unique=True)
         some = np.flatnonzero(sure)
         candidates_of = [self._row_ids[near[q]] for q in some]
         if len(waiting) and len(some):
@@ -287,16 +289,14 @@ class Approximate:
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
         """Rows of the graph of those ids that it holds."""
-        if self._sorted is None:
+        if self._places is None:
             rows = np.flatnonzero(self._row_ids >= 0)
-            rows = rows[np.argsort(self._row_ids[rows], kind="stable")]
-            self._sorted = self._row_ids[rows], rows
-        held, rows = self._sorted
-        if not len(held):
-            return np.zeros(0, np.int64)
-        rows = rows[np.minimum(np.searchsorted(held, ids), len(held) - 1)]
-        here: np.ndarray = rows[self._row_ids[rows] == ids]  # a row that no longer counts has the id -1
-        return here
+            places = np.full(int(self._row_ids.max(initial=-1)) + 1, -1, np.int64)  # ids are given one after the other: few gaps
+            places[self._row_ids[rows]] = rows
+            self._places = places
+        rows = self._places[ids[(ids >= 0) & (ids < len(self._places))]]
+        here: np.ndarray = rows[rows >= 0]
+        return here[self._row_ids[here] >= 0]  # a row that no longer counts has the id -1
 
     def _touch(self, ids: np.ndarray, there: bool) -> None:
         if self._graph is None:
@@ -309,7 +309,7 @@ class Approximate:
             self._waiting = np.setdiff1d(self._waiting, ids)
 
     def _drop(self) -> None:
-        self._graph, self._sorted, self._tuned = None, None, False
+        self._graph, self._places, self._tuned = None, None, False
         self._row_ids, self._waiting = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     # --- files ---
@@ -349,7 +349,7 @@ class Approximate:
             return False
         if self._graph.ntotal != len(self._row_ids) or self._graph.d != self.width:
             return False
-        self._changed, self._sorted = set(changed.tolist()), None
+        self._changed, self._places = set(changed.tolist()), None
         self._written = set(self._changed)
         self._row_ids[self._rows(changed)] = -1
         held = np.unique(self._row_ids[self._row_ids >= 0])
