@@ -65,7 +65,7 @@ WAYS = {
     "csls": "CSLS, 20 neighbours on both sides",
     "alone": "preference over other texts",
     "mentions": "preference, with texts that mention the query",
-    "read": "words that were learned to be read",
+    "read": "as a search does: words that were learned are read, others by the row above",
 }
 
 
@@ -150,10 +150,7 @@ def ways(held: dict[str, Any], queries: list[str], side: int) -> dict[str, np.nd
         out["csls"].append(2 * scores[:, j] - np.sort(usual[:, j])[-20:].mean() - np.sort(rest, 1)[:, -20:].mean(1))
         out["alone"].append(preference(z[:, j], ztexts, np.zeros_like(mentions), near[j] | mentions))
         out["mentions"].append(preference(z[:, j], ztexts, mentions, near[j]))
-    made = {way: np.stack(columns, 1) for way, columns in out.items() if columns}
-    if "read" in held and not np.isnan(held["read"]).any():
-        made["read"] = np.concatenate([held["read"], made["mentions"][:, k:]], 1)
-    return made
+    return {way: np.stack(columns, 1) for way, columns in out.items() if columns}
 
 
 # --- how well ---
@@ -205,6 +202,16 @@ def figures(a: dict[str, np.ndarray]) -> dict[str, Any]:
     return {"auroc": over(area), "recall": over(recall), "alarms": share(~a["present"]), "found": share(a["present"])}
 
 
+def as_used(held: dict[str, Any], mentions: dict[str, np.ndarray], read: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """What a search does: words that are read by their readers, others by preference. The score is 1 minus the chance (p), which is
+    comparable between both.
+    """
+    known = ~np.isnan(read["score"])
+    p = mentions["p"].copy()
+    p[known] = Chance(held["read_absent"]).of(read["score"][known], size)
+    return {**mentions, "p": p, "score": -p}
+
+
 def run(name: str, label: str, address: str, data: str, budget: str, most: int) -> dict[str, Any]:
     """All figures of one setting and one model."""
     images, queries, shown = questions(name, data, most)
@@ -220,11 +227,13 @@ def run(name: str, label: str, address: str, data: str, budget: str, most: int) 
         np.savez(place, **held)
     half, rows, chance = len(images) // 2, {}, Chance(held["absent"])
     for part, pictures, side in (("chosen on", np.arange(half), 0), ("held out", np.arange(half, len(images)), 1)):
-        for way, scores in ways(held, queries, side).items():
-            result = asked(scores, shown, pictures, SIZES[name])
-            known = Chance(held["read_absent"]) if way == "read" else chance
-            if way in ("mentions", "read") and known.known:
-                result["p"] = known.of(result["score"], SIZES[name])
+        found = ways(held, queries, side)
+        results = {way: asked(scores, shown, pictures, SIZES[name]) for way, scores in found.items()}
+        if chance.known:
+            results["mentions"]["p"] = chance.of(results["mentions"]["score"], SIZES[name])
+        if "read" in held and not np.isnan(held["read"]).all():
+            results["read"] = as_used(held, results["mentions"], asked(held["read"], shown, pictures, SIZES[name]), SIZES[name])
+        for way, result in results.items():
             rows[f"{part}/{way}"] = figures(result)
             print(f"  {part}: {way}: recall {rows[f'{part}/{way}']['recall'][0]:.3f}", file=sys.stderr, flush=True)
     return {"label": label, "budget": budget, "pictures": len(images), "texts": len(held["words"]), "rows": rows}
