@@ -74,7 +74,12 @@ def test_words_are_kept_only_where_reading_is_better() -> None:
 
 def test_which_texts_are_read() -> None:
     made = Readers.fit(*data(), WORDS, np.zeros((3, 150)))
-    assert [made.word_of(t) for t in ("a heart", "the Hearts", "two keys", "a photo of a moon")] == ["heart", "heart", "key", "moon"]
+    assert [made.word_of(t) for t in ("a heart", "the Hearts", "two keys", "a photo of a moon")] == [
+        "heart",
+        "heart",
+        "key",
+        "moon",
+    ]
     assert [made.word_of(t) for t in ("a red heart", "a heart and a key", "a dog", "", "of")] == [None] * 5
     kept = Readers.of_arrays({name: np.asarray(array) for name, array in made.arrays().items()})
     assert kept is not None and kept.words == made.words

@@ -102,7 +102,11 @@ def test_hits_get_the_order_and_the_cut_off_of_the_second_model(tmp_path: Path) 
         every = index.search(Query(texts=("red",)), Pixels(), n=30, fold=False, rerank=second)
         plain = index.search(Query(texts=("red",)), Pixels(), n=30, fold=False)
         ids, before = [h.id for h in every.hits], [h.id for h in plain.hits]
-        assert ids[20:] == before[20:] and sorted(ids[:20]) == sorted(before[:20]) and all(h.relevance is None for h in every.hits[20:])
+        assert (
+            ids[20:] == before[20:]
+            and sorted(ids[:20]) == sorted(before[:20])
+            and all(h.relevance is None for h in every.hits[20:])
+        )
         scores = {h.id: h.score for h in plain.hits}
         assert all(h.score == scores[h.id] for h in every.hits)  # the cosine stays what it is
         part = index.search(Query(texts=("red",)), Pixels(), n=4, offset=3, fold=False, rerank=second)
