@@ -1,6 +1,7 @@
 """Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class per kind. Those of clips read
 all frames of a clip."""
 
+from diptych.models.connectors.attending import Perceiver, PlacedQueries
 from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, VideoQFormer
 from diptych.models.connectors.mapping import Mapping
 from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, Pooled
@@ -21,9 +22,12 @@ CONNECTOR = {
     "c_abstractor": CAbstractor,
     "q_former": QFormer,
     "resampler": Resampler,
+    "placed_queries": PlacedQueries,
+    "perceiver": Perceiver,
     "each_frame": EachFrame,
     "adaptive_pool": AdaptivePool,
     "frames_and_mean": FramesAndMean,
     "video_q_former": VideoQFormer,
     "queries": "diptych.models.fusion.qformer:Queries",  # of a text part of kind q_former, which has looked at the tower's tokens
+    "instructed": "diptych.models.connectors.instructed:Instructed",  # the same, which have read an instruction too
 }
