@@ -18,6 +18,7 @@ from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
 from diptych.objectives.language.retrieval import RetrievalWords
+from diptych.objectives.language.towers import EachTower
 from diptych.objectives.llip import Contextual
 from diptych.objectives.maskvlm import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
@@ -37,6 +38,7 @@ OBJECTIVES: dict[str, Any] = {
     "answers": Answers,
     "class_names": ClassNames,
     "distillation": Distillation,
+    "each_tower": EachTower,
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
     "cocoop": ConditionalPrompts,

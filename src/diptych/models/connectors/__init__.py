@@ -4,7 +4,7 @@ all frames of a clip."""
 from diptych.models.connectors.attending import Perceiver, PlacedQueries
 from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, VideoQFormer
 from diptych.models.connectors.mapping import Mapping
-from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, Pooled
+from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, PerTower, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
 from diptych.models.connectors.resampler import Resampler
@@ -13,6 +13,7 @@ CONNECTOR = {
     "linear": Linear,
     "linear_norm": LinearNorm,
     "mlp": MLP,
+    "per_tower": PerTower,
     "pooled": Pooled,
     "mapping": Mapping,
     "average": Average,

@@ -314,4 +314,5 @@ VISION = {
     "siglip": SiglipViT,
     "coca": "diptych.models.decoders.coca:CocaViT",
     "efficientnet": EfficientNet,
+    "joined": "diptych.models.vision.joined:Joined",
 }
