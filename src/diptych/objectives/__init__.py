@@ -17,6 +17,7 @@ from diptych.objectives.filip import LateInteraction, QueryContrast
 from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
+from diptych.objectives.language.lengths import LongWords, ShortContrast
 from diptych.objectives.language.retrieval import RetrievalWords
 from diptych.objectives.language.towers import EachTower
 from diptych.objectives.llip import Contextual
@@ -40,6 +41,7 @@ OBJECTIVES: dict[str, Any] = {
     "distillation": Distillation,
     "each_tower": EachTower,
     "info_nce": InfoNCE,
+    "short_info_nce": ShortContrast,
     "sigmoid": Sigmoid,
     "cocoop": ConditionalPrompts,
     "contextual": Contextual,
@@ -58,6 +60,7 @@ OBJECTIVES: dict[str, Any] = {
     "mmrl": Represented,
     "multi_grained": MultiGrained,
     "next_token": NextToken,
+    "long_next_token": LongWords,
     "reconstruction": Reconstruction,
     "prior_next_token": PriorNextToken,
     "retrieval_words": RetrievalWords,

@@ -5,6 +5,7 @@ Shapes: B images, Q queries, N image tokens, R rows of conversations, T tokens, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -30,6 +31,7 @@ class Instructed(Part):
     """
 
     borrows = True
+    __call__: Callable[..., Tensor]  # what ``forward`` gives; torch says Any
 
     def __init__(self, build: Build, *, instruction: str = DESCRIBE, longest: Annotated[int, Field(ge=1)] | None = None):
         super().__init__()

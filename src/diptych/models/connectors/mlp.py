@@ -56,7 +56,7 @@ class PerTower(Connector):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, all widths] → [B, N, D of the language model]"""
-        each = self.patches(x).split(self.widths, 2)
+        each = self.patches(x).split_with_sizes(self.widths, 2)
         x = self.layer(F.gelu(torch.cat([layer(part) for layer, part in zip(self.first, each, strict=True)], 2)))
         return x
 

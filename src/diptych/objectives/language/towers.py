@@ -43,7 +43,7 @@ class EachTower(Objective):
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar."""
         text, lm = p[TEXT], self._lm[0]
-        each = p[IMAGE_TOKENS].tokens.split(self.widths, 2)
+        each = p[IMAGE_TOKENS].tokens.split_with_sizes(self.widths, 2)
         losses = [
             next_token_loss(lm.caption_logits(project(x), text.ids, text.mask), text.ids[:, 1:], text.mask[:, 1:])
             for project, x in zip(self.projectors, each, strict=True)
