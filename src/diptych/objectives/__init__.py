@@ -17,6 +17,7 @@ from diptych.objectives.filip import LateInteraction, QueryContrast
 from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
+from diptych.objectives.language.documents import DocumentSimilarity, DocumentWords
 from diptych.objectives.language.lengths import LongWords, ShortContrast
 from diptych.objectives.language.retrieval import RetrievalWords
 from diptych.objectives.language.towers import EachTower
@@ -39,6 +40,8 @@ OBJECTIVES: dict[str, Any] = {
     "answers": Answers,
     "class_names": ClassNames,
     "distillation": Distillation,
+    "document_similarity": DocumentSimilarity,
+    "document_words": DocumentWords,
     "each_tower": EachTower,
     "info_nce": InfoNCE,
     "short_info_nce": ShortContrast,
