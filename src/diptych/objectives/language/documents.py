@@ -173,8 +173,8 @@ class DocumentSimilarity(Objective):
 
     @provides("document.part_vectors", "document", "document.images.tokens?")
     def part_vectors(self, documents: Documents, images: Any) -> Tensor:
-        """A unit vector for each part, [B, most, W + D] without gradients: the tower's pooled vector of an image, the mean word vector
-        of a text; zeros where there is no part.
+        """A unit vector for each part, [B, most, W + D] without gradients: the tower's pooled vector of an image, or the mean word
+        vector of a text; zeros where there is no part.
         """
         lm = self._model[0].part("lm")
         assert documents.owner is not None
