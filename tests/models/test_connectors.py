@@ -52,9 +52,10 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
     [
         kind
         for kind in CONNECTOR
-        if kind not in ("queries", "instructed", "pooled", "each_frame", "adaptive_pool", "frames_and_mean", "video_q_former")
+        if kind
+        not in ("queries", "instructed", "bridge", "pooled", "each_frame", "adaptive_pool", "frames_and_mean", "video_q_former")
     ],
-)  # queries and instructed are another part's (test_blip2.py, test_instructed.py), pooled reads no tokens (below), and the last four clips (test_clip_connectors.py)
+)  # queries, instructed and bridge are another part's (test_blip2.py, test_instructed.py), pooled reads no tokens (below), and the last four clips (test_clip_connectors.py)
 def test_every_kind_gives_what_it_says_and_class_tokens_do_not_matter(kind: str) -> None:
     torch.manual_seed(0)
     connector = CONNECTOR[kind](build(), **OPTIONS.get(kind, {}))

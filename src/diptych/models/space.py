@@ -209,5 +209,6 @@ SPACE: dict[str, Any] = {
     "queries": QuerySpace,
     "states": StateSpace,
     "projected_states": "diptych.models.language.retrieval:ProjectedStates",
+    "queries_and_states": "diptych.models.language.retrieval:QueriesAndStates",
     "retrieval_token": "diptych.models.language.retrieval:RetrievalToken",
 }

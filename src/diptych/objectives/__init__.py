@@ -20,6 +20,7 @@ from diptych.objectives.instruction import Answers
 from diptych.objectives.language.documents import DocumentSimilarity, DocumentWords
 from diptych.objectives.language.lengths import LongWords, ShortContrast
 from diptych.objectives.language.retrieval import RetrievalWords
+from diptych.objectives.language.states import StateRegression
 from diptych.objectives.language.towers import EachTower
 from diptych.objectives.llip import Contextual
 from diptych.objectives.maskvlm import MaskedPatches, MaskedWords
@@ -67,6 +68,7 @@ OBJECTIVES: dict[str, Any] = {
     "reconstruction": Reconstruction,
     "prior_next_token": PriorNextToken,
     "retrieval_words": RetrievalWords,
+    "state_regression": StateRegression,
     "time_order": TimeOrder,
 }
 

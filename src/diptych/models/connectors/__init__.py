@@ -30,5 +30,6 @@ CONNECTOR = {
     "frames_and_mean": FramesAndMean,
     "video_q_former": VideoQFormer,
     "queries": "diptych.models.fusion.qformer:Queries",  # of a text part of kind q_former, which has looked at the tower's tokens
+    "bridge": "diptych.models.connectors.bridge:Bridge",  # of a text part of kind med, which looks at the tower's tokens
     "instructed": "diptych.models.connectors.instructed:Instructed",  # the same, which have read an instruction too
 }

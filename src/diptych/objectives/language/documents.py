@@ -202,9 +202,9 @@ class DocumentSimilarity(Objective):
 
     def forward(self, p: Pass) -> Tensor:
         """The loss of a batch, a scalar; 0 of a single document."""
-        states, vectors = p["document.state"], p["document.part_vectors"]
+        states: Tensor = p["document.state"]
+        vectors: Tensor = p["document.part_vectors"]
         if len(states) < 2:
             return states.sum() * 0
-        with torch.no_grad():
-            alike = kernel_similarity(vectors, self.sigma)
+        alike = kernel_similarity(vectors, self.sigma)  # of constants
         return fitted_similarity(states, alike, self.target, self.temperature, p.rows)
