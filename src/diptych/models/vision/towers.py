@@ -322,4 +322,5 @@ VISION = {
     "sparse": "diptych.models.vision.sparse:SparseViT",
     "capped": "diptych.models.vision.capped:CappedViT",
     "tubelets": "diptych.models.vision.tubelets:TubeletViT",
+    "joined": "diptych.models.vision.joined:Joined",
 }
