@@ -104,7 +104,7 @@ def drawn(regions: Sequence[Any], height: int | None, width: int | None, wrong: 
     """
     result = []
     for number, r in enumerate(regions, 1):
-        if not isinstance(r, Region) or not isinstance(r.mask, Outline) and not isinstance(r.box, Declared):
+        if not isinstance(r, Region) or (not isinstance(r.mask, Outline) and not isinstance(r.box, Declared)):
             result.append(r)
         elif height is None or width is None:
             result += [] if isinstance(r.box, Declared) else [r._replace(mask=None)]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diptych.core.errors import DiptychError
-from diptych.data.source import Problem
 from diptych.core.sample import Region, class_text
+from diptych.data.source import Problem
 from diptych.data.sources.base import Entry, ListedSource
 from diptych.data.sources.grounded.regions import region_of
 from diptych.data.sources.table import check_scheme, json_object

@@ -80,7 +80,7 @@ class Entities(ListedSource):
         return [r for r, _, _ in found.values()], [k for _, k, _ in found.values()], [c for _, _, c in found.values()]
 
     def _parts(self) -> dict[str, str]:
-        result = {}
+        result: dict[str, str] = {}
         for part, name in (("train", "train"), ("validation", "val"), ("test", "test")):
             url = files.join(self.place, f"{name}.txt")
             if files.exists(url):
