@@ -37,7 +37,7 @@ class Little:
         self.recipe = load_recipe(name, [*tiny(name), *overrides])
         source = open_source("scenes:small").split("train")
         torch.manual_seed(0)
-        own = Tokenizer.train(corpus_of(source, 200), 400, 32)
+        own = Tokenizer.train(corpus_of(source, 200), 400, self.recipe.data.tokenizer.max_length)
         self.model = build_model(self.recipe, own, 48).train()
         self.tokenizer = self.model.tokenizer  # a language model brings another
         add_teachers(self.recipe, self.model)
@@ -50,7 +50,8 @@ class Little:
         self.objectives = torch.nn.ModuleDict({n: self.objectives[n] for n in self.weights})
         self.meter = FlopMeter()
         fields = fields_needed(self.objectives.values(), self.model)  # type: ignore[arg-type]
-        self.loader = loader_for(source, self.tokenizer, 48, batch_size, 0, fields=tuple(f for f in fields if f not in UNPAIRED))
+        read = tuple(f for f in fields if f not in UNPAIRED)
+        self.loader = loader_for(source, self.tokenizer, 48, batch_size, 0, fields=read, own=self.recipe.data.fields)
 
     def compile(self, backend: str = "inductor") -> None:
         """As ``compile: true`` does, which takes torch's usual backend."""
@@ -84,3 +85,5 @@ if __name__ == "__main__":  # a process of a cluster: train recipes into directo
     torch.distributed.init_process_group("gloo")
     for name, out, overrides, *resume in json.loads(sys.argv[1]):
         train(load_recipe(name, [*tiny(name), *overrides]), Path(out), resume=bool(resume))
+    torch.distributed.barrier()  # no process ends while another still writes or waits
+    torch.distributed.destroy_process_group()

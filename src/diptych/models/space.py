@@ -56,6 +56,7 @@ class LinearSpace(Part):
 
     @provides("{image}.embedding", "{image}.tokens")
     @provides("{video}.embedding", "{video}.tokens")
+    @provides("{regions}.embedding", "{regions}.tokens")
     def image_embedding(self, tokens: Tokens) -> Tensor:
         """[B, E]"""
         return unit(self.image(tokens.pooled))
@@ -202,10 +203,15 @@ class StateSpace(Part):
         return unit(state)
 
 
-SPACE = {
+SPACE: dict[str, Any] = {
     "linear": LinearSpace,
     "predictor": PredictorSpace,
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
+    "attention": "diptych.models.time.factorised:PooledSpace",
+    "iterative": "diptych.models.time.approximation:IterativeSpace",
+    "projected_states": "diptych.models.language.retrieval:ProjectedStates",
+    "retrieval_token": "diptych.models.language.retrieval:RetrievalToken",
+    "region_queries": "diptych.models.regions.queries:RegionSpace",
 }

@@ -227,4 +227,5 @@ TEXT = {
     "med": "diptych.models.fusion.med:MedText",
     "q_former": "diptych.models.fusion.qformer:QFormerText",
     "minilm": MiniLM,
+    "stretched": "diptych.models.text.stretched:Stretched",
 }
