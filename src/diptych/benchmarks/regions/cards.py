@@ -23,11 +23,12 @@ from diptych.core.sample import Box
 from diptych.data.regions.conventions import Convention, every
 from diptych.data.source import Source
 
-SIZES = ((360, 640), (640, 400), (480, 480), (300, 720))  # height and width of the cards
+SIZES = ((360, 640), (640, 400), (480, 480), (300, 720)) * 2  # height and width of the cards
 COLOURS = {"red": (214, 40, 40), "blue": (40, 90, 214), "green": (40, 150, 70), "yellow": (240, 200, 40)}
 SHAPES = ("square", "circle", "triangle")
 EXPLAINS = 0.5  # mean overlap from which on a convention explains the answers
-AHEAD = 0.05  # by which it must be ahead of conventions that mean something else
+AHEAD = 0.05  # by which it must be ahead of conventions that mean something else; or by two standard errors over the shapes
+USUAL = (0, 1, 1000, 100, 999, 1024)  # scales, the commonest first: of several that mean the same the first is named
 SAME = 0.97  # mean overlap of two conventions' readings from which on they mean the same
 
 
@@ -105,16 +106,25 @@ def reveal(shown: Sequence[Shown], answers: Sequence[Sequence[float] | None]) ->
     pairs = [(s, list(a)) for s, a in zip(shown, answers, strict=True) if a is not None and len(a) == 4]
     readings = []
     boxes: dict[Convention, list[Box]] = {}
+    overlaps: dict[Convention, np.ndarray] = {}
     for how in every():
         boxes[how] = [how.box(a, *s.image.shape[:2]) for s, a in pairs]
-        overlaps = [iou(box, s.box) for box, (s, _) in zip(boxes[how], pairs, strict=True)]
-        readings.append(Reading(how, sum(overlaps) / len(shown)))
+        overlaps[how] = np.array([iou(box, s.box) for box, (s, _) in zip(boxes[how], pairs, strict=True)])
+        readings.append(Reading(how, float(overlaps[how].sum()) / len(shown)))
     readings.sort(key=lambda r: -r.overlap)  # of equal ones the plainest first
     best = readings[0]
     same = [r.convention for r in readings[1:] if pairs and _alike(boxes[best.convention], boxes[r.convention]) >= SAME]
-    rivals = [r for r in readings[1:] if r.convention not in same]
-    clear = best.overlap >= EXPLAINS and (not rivals or best.overlap - rivals[0].overlap >= AHEAD)
-    return Revealed(best.convention if clear else None, tuple(same), tuple(readings), len(pairs))
+    rivals = [r.convention for r in readings[1:] if r.convention not in same]
+    clear = best.overlap >= EXPLAINS and all(_ahead(overlaps[best.convention], overlaps[rival]) for rival in rivals)
+    plainest, *others = sorted([best.convention, *same], key=lambda how: (how.padded, USUAL.index(how.scale)))
+    return Revealed(plainest if clear else None, tuple(others), tuple(readings), len(pairs))
+
+
+def _ahead(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether overlaps of one convention are clearly larger than those of another, over the same shapes."""
+    difference = a - b
+    error = float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else np.inf
+    return bool(difference.mean() >= min(AHEAD, max(2 * error, 0.01)))
 
 
 def _alike(a: Sequence[Box], b: Sequence[Box]) -> float:
@@ -154,9 +164,9 @@ class BoxConvention:
         if not records:
             return []
         found = self._revealed(records)
-        how = found.readings[0].convention
+        how = found.named or found.readings[0].convention
         overlaps = [0.0 if r["numbers"] is None else iou(how.box(r["numbers"], *r["size"]), r["truth"]) for r in records]
-        rival = next((r.overlap for r in found.readings[1:] if r.convention not in found.same), 0.0)
+        rival = next((r.overlap for r in found.readings if r.convention not in (how, *found.same)), 0.0)
         unread = sum(bool(r["unparsed"]) for r in records)
         clusters = [r["item"] for r in records]
         return [of_credits(self.name, "overlap", overlaps, clusters, controls={"next_convention": rival}, unparsed=unread)]
