@@ -27,7 +27,7 @@ def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     both = np.clip(high - low, 0, None).prod(-1)
     areas = [np.clip(x[:, 2:] - x[:, :2], 0, None).prod(-1) for x in (a, b)]
     union = areas[0][:, None] + areas[1][None] - both
-    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+    return np.asarray(np.divide(both, union, out=np.zeros_like(both), where=union > 0))
 
 
 def area(box: Sequence[float]) -> float:

@@ -96,7 +96,7 @@ class Segmentation:
         for start in range(0, len(names), self.batch):
             part = list(names[start : start + self.batch])
             answers += ask(model, [image] * len(part), part, None)
-        return labelled(answers, *image.shape[:2], self.threshold), answers[0].by
+        return labelled(answers, image.shape[0], image.shape[1], self.threshold), answers[0].by
 
     def summarise(self, records: list[Record]) -> list[Result]:
         """mIoU and the share of pixels that are right, with intervals over pictures."""

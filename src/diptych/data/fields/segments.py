@@ -96,7 +96,8 @@ class SegmentsField(VideoField):
         texts = tokenized(self.tokenizer, strings, owner=of_text, meaning=meaning)
         place = torch.tensor([p for row in rows for p in self.places(row)])
         story = stories(self.tokenizer, [piece.texts for piece in pieces])
-        return Segments(frames, seconds, owner, segment, place, texts, story, self.count)
+        more = {"segment": segment, "place": place, "texts": texts, "story": story, "pieces": self.count}
+        return Segments(frames, seconds, owner, **more)
 
     def places(self, row: Draw) -> list[int]:
         """The place in time of each frame of a clip; −1 − k: unknown, with the k-th of ``count`` marks. With the chance ``shuffle``
