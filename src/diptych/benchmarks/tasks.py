@@ -32,6 +32,7 @@ from diptych.benchmarks.regions.cards import BoxConvention
 from diptych.benchmarks.regions.crops import Crops
 from diptych.benchmarks.regions.detection import OpenVocabulary
 from diptych.benchmarks.regions.pointing import Pointing
+from diptych.benchmarks.regions.published import Cola, InpaintCoco, Mmhal
 from diptych.benchmarks.regions.refer import Phrase, Refer
 from diptych.benchmarks.regions.segmentation import ReferMasks, Segmentation
 from diptych.benchmarks.texts.captions import Captions
@@ -85,6 +86,9 @@ TASKS: dict[str, type] = {
     "open-vocabulary": OpenVocabulary,
     "crops": Crops,
     "box-convention": BoxConvention,
+    "cola": Cola,
+    "inpaint-coco": InpaintCoco,
+    "mmhal": Mmhal,
     "video-questions": ClipQuestions,
     **PUBLISHED,
 }

@@ -88,6 +88,20 @@ TASKS = {
         "own phrase.",
         "A crop lacks its surroundings: phrases about left, right or size cannot be told from it.",
     ),
+    "cola": (
+        "Two pictures in which two things have exchanged their attributes, each with its caption (COLA). Image: each caption "
+        "chooses its picture, as published; text and group as for Winoground.",
+        "The pictures differ in more than the attributes: a high score may come from their surroundings.",
+    ),
+    "inpaint-coco": (
+        "A photograph and the same with one thing, colour or size painted anew, each with its caption (InpaintCOCO).",
+        "Painted parts can be recognised as such: a model may tell the pictures apart without the attribute.",
+    ),
+    "mmhal": (
+        "Open questions made to provoke hallucination (MMHal-Bench). An answer earns its longest common word sequence with the "
+        "reference (ROUGE-L).",
+        "The published score is a judgement by a language model, from 0 to 6, and cannot be compared with this one. Read the answers.",
+    ),
     "box-convention": (
         "Which numbers the model writes for a box: test cards of shapes, and the convention that explains its answers best.",
         "It says how to read the boxes, not how good they are on photographs.",
