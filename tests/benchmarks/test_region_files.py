@@ -76,13 +76,21 @@ def test_mmhal_fghe_and_fg_bmk(tmp_path):
     (tmp_path / "5_o.png").write_bytes(png(3))
     row = {"question_type": "attribute", "question_topic": "indoor", "image_id": "ab", "image_src": "https://there/5_o.png",
            "image_content": ["Cup"], "question": "What colour is the cup?", "gt_answer": "the cup is blue", "model_answer": ""}  # fmt: skip
-    (tmp_path / "response_template.json").write_text(json.dumps([row, {**row, "question_type": "counting", "gt_answer": "two cups"}]))
+    (tmp_path / "response_template.json").write_text(
+        json.dumps([row, {**row, "question_type": "counting", "gt_answer": "two cups"}])
+    )
     model = FunctionModel("says", generate=lambda images, prompts, max_tokens: ["the cup is blue"] * len(images))
     summary = evaluate(model, None, [Mmhal(file=str(tmp_path / "response_template.json"), images=str(tmp_path))])
     result = next(r for r in summary.results if r.metric == "accuracy")
     assert result.n == 2 and 0.5 <= result.value < 1
     fghe = {"question_id": 1, "image": "5_o.png", "text": "Is the cup blue? Please answer yes or no.", "label": "yes"}
-    bmk = {"question_id": 2, "image": "5_o.png", "prompt": "Is the genus of the object raven? Answer with yes or no.", "class": "no", "category": "generic"}
+    bmk = {
+        "question_id": 2,
+        "image": "5_o.png",
+        "prompt": "Is the genus of the object raven? Answer with yes or no.",
+        "class": "no",
+        "category": "generic",
+    }
     for name, rows, wanted in (("fghe", [fghe], 1.0), ("bmk", [bmk], 0.0)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         yes = FunctionModel("yes", generate=lambda images, prompts, max_tokens: ["Yes"] * len(images))
@@ -118,11 +126,17 @@ def test_dci_gives_summaries_masks_and_all_negatives(tmp_path):
     assert first.captions == ["A brown dog.", "A dog sits."] and second.captions == ["A dog."]
     dog, low = first.fields["regions"]
     wrong = ("a white dog", "a dog that is brown below", "a brown cat")
-    assert (dog.box, dog.phrase, dog.negatives) == ((3.0, 2.0, 9.0, 6.0), "a brown dog", wrong) and np.array_equal(dog.mask, mask > 0)
+    assert (dog.box, dog.phrase, dog.negatives) == ((3.0, 2.0, 9.0, 6.0), "a brown dog", wrong) and np.array_equal(
+        dog.mask, mask > 0
+    )
     assert low.phrase == "dog" and low.negatives == ()
     assert second.fields["regions"][0].phrase == "dog: It is brown."
     problems = {p.item: p.reason for p in source.problems}
-    assert "no bounds" in problems["a.json, mask 3"] and "empty box" in problems["a.json, mask 4"] and "mask_data" in problems["c.json"]
+    assert (
+        "no bounds" in problems["a.json, mask 3"]
+        and "empty box" in problems["a.json, mask 4"]
+        and "mask_data" in problems["c.json"]
+    )
     assert len(source.split("validation")) == 1 and len(source.split("train")) == 1
     bare = open_source(f"dci:{tmp_path}/complete")[0].fields["regions"]
     assert bare[0] == Region((3.0, 2.0, 9.0, 6.0), "a brown dog", None, wrong)

@@ -122,7 +122,9 @@ def test_records_alone_give_the_results_and_a_half_overlap_is_enough(tmp_path):
         return lambda r: Located((r.box[0], r.box[1], r.box[0] + share * (r.box[2] - r.box[0]), r.box[3]), 0.0)
 
     for share, wanted in ((0.51, 1.0), (0.49, 0.0)):
-        summary = evaluate(oracle(truth_of(), half(share)), open_source(SCENES), [Refer(n=30, controls=False)], tmp_path / str(share))
+        summary = evaluate(
+            oracle(truth_of(), half(share)), open_source(SCENES), [Refer(n=30, controls=False)], tmp_path / str(share)
+        )
         assert value(summary, "refer", "accuracy").value == wanted
         assert value(summary, "refer", "iou").value == pytest.approx(share, abs=1e-6)
         rows = [json.loads(line) for line in (tmp_path / str(share) / "records" / "refer.jsonl").read_text().splitlines()]
@@ -214,7 +216,9 @@ def test_numbers_in_texts():
     assert read("no box", picture, convention("xyxy")).box is None
 
 
-@pytest.mark.parametrize("name", ["xyxy", "xywh", "xyxy/1", "yxyx/1000", "center/1", "xyxy/100", "xywh/1000", "xyxy/1@padded", "yxyx"])
+@pytest.mark.parametrize(
+    "name", ["xyxy", "xywh", "xyxy/1", "yxyx/1000", "center/1", "xyxy/100", "xywh/1000", "xyxy/1@padded", "yxyx"]
+)
 @pytest.mark.parametrize("blur", [0.0, 0.01])
 def test_a_planted_convention_is_named(name, blur):
     how, known, rng = convention(name), {}, np.random.default_rng(0)
@@ -247,7 +251,9 @@ def test_answers_that_no_convention_explains_are_said_to_be_so():
     assert nothing.named is None and nothing.answered == 0 and "no known convention" in nothing.sentence()
     wide = [s for s in shown if s.image.shape[:2] == (480, 480)]
     square = reveal(wide, [convention("xyxy/1").numbers(s.box, *s.image.shape[:2]) for s in wide])
-    assert square.named == Convention("xyxy", 1) and Convention("xyxy", 1, True) in square.same, "on squares padding changes nothing"
+    assert square.named == Convention("xyxy", 1) and Convention("xyxy", 1, True) in square.same, (
+        "on squares padding changes nothing"
+    )
     for how in every():
         for s in shown:
             assert iou(how.box(how.numbers(s.box, *s.image.shape[:2]), *s.image.shape[:2]), s.box) > 0.999
@@ -266,7 +272,10 @@ def test_pointing_by_heat_box_and_mask():
     assert credit(query, Answer(None, heat=heat))["hits"] == 1.0
     heat[0, 0] = 2.0
     assert credit(query, Answer(None, heat=heat))["hits"] == 0.5, "of two equal maxima one is right"
-    assert credit(query, Answer((0.0, 0.0, 12.0, 12.0)))["hits"] == 0.0 and credit(query, Answer((10.0, 10.0, 14.0, 16.0)))["hits"] == 1.0
+    assert (
+        credit(query, Answer((0.0, 0.0, 12.0, 12.0)))["hits"] == 0.0
+        and credit(query, Answer((10.0, 10.0, 14.0, 16.0)))["hits"] == 1.0
+    )
     assert credit(query, Answer(None, mask=mask))["hits"] == 1.0 and credit(query, Answer(None))["hits"] == 0.0
     assert Pointing(tolerance=15.0).credit(query, Answer((0.0, 0.0, 12.0, 12.0)))["hits"] == 1.0
     chance = Pointing().without_model(query)["random"]["hits"]
@@ -418,7 +427,9 @@ def test_pictures_of_the_training_data_are_marked_and_results_given_without_them
         blurred.append(np.asarray(small.resize((60, 40), Image.Resampling.BICUBIC)))
     for i in (0, 1):  # the first is the same picture as another file, the second another picture
         file = io.BytesIO()
-        Image.fromarray(blurred[0] if i == 0 else np.asarray(blurred[2])[::-1].copy()).resize((66, 44)).save(file, "JPEG", quality=80)
+        Image.fromarray(blurred[0] if i == 0 else np.asarray(blurred[2])[::-1].copy()).resize((66, 44)).save(
+            file, "JPEG", quality=80
+        )
         (tmp_path / f"{i}.jpg").write_bytes(file.getvalue())
         (tmp_path / f"{i}.txt").write_text("a caption")
     regions = [Region((5.0, 5.0, 20.0, 20.0), "it")]

@@ -32,11 +32,13 @@ class Answer(NamedTuple):
     more: int = 0
 
 
-def ask(model: Model, images: Sequence[Image], phrases: Sequence[str], written: Convention | None, prompt: str = PROMPT) -> list[Answer]:
+def ask(
+    model: Model, images: Sequence[Image], phrases: Sequence[str], written: Convention | None, prompt: str = PROMPT
+) -> list[Answer]:
     """One answer for each picture and phrase. written: the convention of boxes in the model's texts; None: the model locates.
 
-    Raises DiptychError for a model that does not give exactly one box for each: who may give many boxes, and is counted right if one
-    of them is, gains by giving many.
+    Raises DiptychError for a model that does not give exactly one box for each: who may give many boxes, and is counted right if
+    one of them is, gains by giving many.
     """
     if written is not None:
         texts = model.generate(images, [prompt.format(phrase=phrase) for phrase in phrases], max_tokens=64)
@@ -99,6 +101,6 @@ def written_by(model: Model, name: str, task: str) -> Convention | None:
     if "locate" in model.capabilities:
         return None
     raise NotApplicable(
-        f"the model does not locate, it writes: say how it writes boxes, {task}?convention=xyxy/1000 (the task box-convention finds "
-        "it out)"
+        f"the model does not locate, it writes: say how it writes boxes, {task}?convention=xyxy/1000 (the task box-convention "
+        "finds it out)"
     )

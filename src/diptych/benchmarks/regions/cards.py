@@ -96,7 +96,9 @@ class Revealed(NamedTuple):
             several = " or ".join(str(r.convention) for r in self.readings if best.overlap - r.overlap < AHEAD)
             return f"its boxes may be {several}: the answers do not tell them apart"
         if self.named is None:
-            return f"no known convention explains its answers: the best, {best.convention}, has a mean overlap of {best.overlap:.2f}"
+            return (
+                f"no known convention explains its answers: the best, {best.convention}, has a mean overlap of {best.overlap:.2f}"
+            )
         also = f" (as well as {', '.join(map(str, self.same))})" if self.same else ""
         return f"it writes boxes as {self.named}{also}: mean overlap {best.overlap:.2f}; give ?convention={self.named}"
 
@@ -133,8 +135,8 @@ def _alike(a: Sequence[Box], b: Sequence[Box]) -> float:
 
 @dataclass(frozen=True)
 class BoxConvention:
-    """In which convention a writing model gives boxes. The result ``overlap`` is the mean overlap under the best convention; its note
-    names it. prompt: with {phrase}, in the model's own words where it was trained on some.
+    """In which convention a writing model gives boxes. The result ``overlap`` is the mean overlap under the best convention; its
+    note names it. prompt: with {phrase}, in the model's own words where it was trained on some.
     """
 
     name: str = "box-convention"
@@ -185,5 +187,3 @@ def revealed_by(model: Any, prompt: str = PROMPT, seed: int = 0) -> Revealed:
     shown = cards(seed)
     texts = model.generate([s.image for s in shown], [prompt.format(phrase=s.phrase) for s in shown], max_tokens=64)
     return reveal(shown, [found[0] if (found := numbers_of(text)) else None for text in texts])
-
-

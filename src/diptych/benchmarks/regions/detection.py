@@ -62,7 +62,9 @@ class OpenVocabulary:
             leaked = {"slices": {"leaked": q.slices["leaked"]}} if "leaked" in q.slices else {}
             size = list(q.image.shape[:2])
             by = next((a.by for a in found), "")
-            records.add([{"item": q.id, "cluster": q.id, "size": size, "names": names, "found": rows, "truth": own, "by": by, **leaked}])
+            records.add(
+                [{"item": q.id, "cluster": q.id, "size": size, "names": names, "found": rows, "truth": own, "by": by, **leaked}]
+            )
             if progress:
                 progress(f"{self.name} {number}/{len(items)}")
 

@@ -60,8 +60,8 @@ def with_regions(source: Source, problems: list[Problem]) -> Iterator[tuple[Samp
 
 
 def queries(source: Source, n: int, *, single: bool) -> Items:
-    """The first n queries of a source. single: phrases that several regions of a picture share are left out; else they are one query
-    with several boxes. Raises NotApplicable if there is none.
+    """The first n queries of a source. single: phrases that several regions of a picture share are left out; else they are one
+    query with several boxes. Raises NotApplicable if there is none.
     """
     problems: list[Problem] = []
     found: list[Query] = []
@@ -107,8 +107,8 @@ def _query(sample: Sample, phrase: str, same: list[tuple[int, Region]], everythi
 
 
 def mark_leaks(items: Iterable[Any], train: str, limit: int) -> list[Any]:
-    """Queries with the slice ``leaked``: "yes" where the picture is a near-duplicate of one of the first ``limit`` training pictures
-    (perceptual hashes within ``NEAR`` bits).
+    """Queries with the slice ``leaked``: "yes" where the picture is a near-duplicate of one of the first ``limit`` training
+    pictures (perceptual hashes within ``NEAR`` bits).
 
     train: the address of the training data; "": nothing is checked.
     """
@@ -145,6 +145,6 @@ def leak_notes(records: Iterable[dict[str, Any]], train: str) -> list[str]:
     if not n:
         return [f"none of {len(checked)} pictures is a near-duplicate of one in {train}"]
     return [
-        f"{n} of {len(checked)} pictures are near-duplicates of pictures in {train} (pictures of RefCOCO are in COCO's training part); "
-        "the slice leaked=no is without them"
+        f"{n} of {len(checked)} pictures are near-duplicates of pictures in {train} (pictures of RefCOCO are in COCO's training "
+        "part); the slice leaked=no is without them"
     ]

@@ -1,9 +1,9 @@
 """Average precision of boxes as COCO measures it (Lin et al., arXiv:1405.0312): 101 recall levels, overlaps of .5 to .95.
 
-Boxes of one name are taken in the order of their scores, those of all pictures together. Each takes the true box of its picture with
-which it overlaps most among those that are still free, if the overlap is enough; then it is right, else wrong. Precision at a recall
-level is the highest at that recall or above; their mean over the levels 0, .01 … 1 is the average precision of the name. Names
-without a true box do not count.
+Boxes of one name are taken in the order of their scores, those of all pictures together. Each takes the true box of its picture
+with which it overlaps most among those that are still free, if the overlap is enough; then it is right, else wrong. Precision at a
+recall level is the highest at that recall or above; their mean over the levels 0, .01 … 1 is the average precision of the name.
+Names without a true box do not count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class Found(NamedTuple):
 
 
 def matched(
-    boxes: Sequence[np.ndarray], scores: Sequence[np.ndarray], truths: Sequence[np.ndarray], thresholds: Sequence[float] = THRESHOLDS
+    boxes: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    thresholds: Sequence[float] = THRESHOLDS,
 ) -> Found:
     """Which boxes of one name are right: for each picture its boxes [d, 4], scores [d] and true boxes [t, 4]."""
     pictures, values, right = [], [], []

@@ -25,8 +25,8 @@ from diptych.data.source import Source
 @dataclass(frozen=True)
 class Cola(Winoground):
     """COLA with several objects (Ray et al., arXiv:2305.03689): two pictures in which objects have exchanged their attributes, each
-    with its caption. The file is a list of [image 1, caption 1, image 2, caption 2]; images are addresses, of which the last part is
-    the name of a file. The published accuracy is ``image``: each caption chooses its picture.
+    with its caption. The file is a list of [image 1, caption 1, image 2, caption 2]; images are addresses, of which the last part
+    is the name of a file. The published accuracy is ``image``: each caption chooses its picture.
     """
 
     name: str = "cola"
@@ -51,8 +51,8 @@ class Cola(Winoground):
 
 @dataclass(frozen=True)
 class InpaintCoco(Winoground):
-    """InpaintCOCO (Rösch et al., arXiv:2404.16365): a picture of COCO and the same with one thing, colour or size painted anew, each
-    with its caption. The file is its Parquet: coco_image, coco_caption, inpaint_image, inpaint_caption, concept.
+    """InpaintCOCO (Rösch et al., arXiv:2404.16365): a picture of COCO and the same with one thing, colour or size painted anew,
+    each with its caption. The file is its Parquet: coco_image, coco_caption, inpaint_image, inpaint_caption, concept.
     """
 
     name: str = "inpaint-coco"

@@ -148,8 +148,8 @@ class Refer(RegionTask):
 
 @dataclass(frozen=True)
 class Phrase(RegionTask):
-    """Phrase localisation: recall at 1. ``any``: right if any of the phrase's boxes is met; ``merged``: the box around all of them is
-    what must be met (both are in use for Flickr30k Entities).
+    """Phrase localisation: recall at 1. ``any``: right if any of the phrase's boxes is met; ``merged``: the box around all of them
+    is what must be met (both are in use for Flickr30k Entities).
     """
 
     name: str = "phrase"

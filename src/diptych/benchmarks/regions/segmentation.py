@@ -24,8 +24,8 @@ from diptych.data.source import Source
 
 @dataclass(frozen=True)
 class ReferMasks(RegionTask):
-    """Referring segmentation: the mean over queries of the intersection over union of masks. The model's mask, else its heat map from
-    ``threshold`` of its highest value on, else its box.
+    """Referring segmentation: the mean over queries of the intersection over union of masks. The model's mask, else its heat map
+    from ``threshold`` of its highest value on, else its box.
     """
 
     name: str = "refer-masks"
@@ -156,7 +156,11 @@ def counts(own: np.ndarray, true: np.ndarray, classes: int) -> list[list[int]]:
     """Pixels of each class, the background first: named so and right, named so, so."""
     length = classes + 1
     both = np.bincount(own[own == true], minlength=length)
-    return [both.tolist(), np.bincount(own.ravel(), minlength=length).tolist(), np.bincount(true.ravel(), minlength=length).tolist()]
+    return [
+        both.tolist(),
+        np.bincount(own.ravel(), minlength=length).tolist(),
+        np.bincount(true.ravel(), minlength=length).tolist(),
+    ]
 
 
 def mean_iou(sums: np.ndarray) -> np.ndarray:

@@ -160,7 +160,9 @@ def category_names(content: Mapping[str, Any], place: str) -> dict[Any, str]:
 
 
 def file_name(image: Mapping[str, Any]) -> Any:
-    """The path of an image: its ``file_name``, or of LVIS' images the last two parts of their address, ``val2017/000000397133.jpg``."""
+    """The path of an image: its ``file_name``, or of LVIS' images the last two parts of their address,
+    ``val2017/000000397133.jpg``.
+    """
     url = image.get("coco_url")
     if image.get("file_name") is None and isinstance(url, str):
         return "/".join(url.split("/")[-2:])

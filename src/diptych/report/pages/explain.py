@@ -60,8 +60,8 @@ TASKS = {
         "the box for the phrase of another picture.",
     ),
     "phrase": (
-        "As referring, for phrases that may mean several things. Right is a box that meets any of them (any), or the box around all "
-        "of them (merged).",
+        "As referring, for phrases that may mean several things. Right is a box that meets any of them (any), or the box around "
+        "all of them (merged).",
         "The two rules are both in use and not comparable.",
     ),
     "pointing": (
@@ -73,19 +73,19 @@ TASKS = {
         "Where the model has no mask, its map is cut at half of its highest value: the number depends on this threshold.",
     ),
     "segmentation": (
-        "Every pixel gets the class with the highest map, or none. The overlap with the true pixels, as a mean over the classes and "
-        "the background.",
+        "Every pixel gets the class with the highest map, or none. The overlap with the true pixels, as a mean over the classes "
+        "and the background.",
         "The background threshold is part of the task. Most pixels may be background: the share of right pixels is then high for a "
         "model that says nothing.",
     ),
     "open-vocabulary": (
-        "Every name is asked for in every picture. Average precision counts boxes from the surest to the least sure, at overlaps of "
-        "half to nearly all.",
+        "Every name is asked for in every picture. Average precision counts boxes from the surest to the least sure, at overlaps "
+        "of half to nearly all.",
         "The model gives one box for a name and picture, so several equal things are found once at most.",
     ),
     "crops": (
-        "Regions cut out of their pictures, matched with the phrases of the picture’s other regions and with wrong versions of their "
-        "own phrase.",
+        "Regions cut out of their pictures, matched with the phrases of the picture’s other regions and with wrong versions of "
+        "their own phrase.",
         "A crop lacks its surroundings: phrases about left, right or size cannot be told from it.",
     ),
     "cola": (
@@ -100,7 +100,7 @@ TASKS = {
     "mmhal": (
         "Open questions made to provoke hallucination (MMHal-Bench). An answer earns its longest common word sequence with the "
         "reference (ROUGE-L).",
-        "The published score is a judgement by a language model, from 0 to 6, and cannot be compared with this one. Read the answers.",
+        "The published score is a judgement by a language model, from 0 to 6: not to be compared with this one. Read the answers.",
     ),
     "box-convention": (
         "Which numbers the model writes for a box: test cards of shapes, and the convention that explains its answers best.",
@@ -118,7 +118,7 @@ TASKS = {
     "grasp": CLIP_QUESTIONS,
     "video-chatgpt": (
         "Open questions about clips. An answer earns its longest common word sequence with the reference (ROUGE-L).",
-        "The published score is a judgement by a language model, from 0 to 5, and cannot be compared with this one. Read the answers.",
+        "The published score is a judgement by a language model, from 0 to 5: not to be compared with this one. Read the answers.",
     ),
     "embedding": (
         "The positions of image and text embeddings relative to each other.",

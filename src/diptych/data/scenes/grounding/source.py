@@ -75,7 +75,9 @@ class RegionScenes(Drawn):
             mask = owner == number if world.masks else None
             left, top, right, bottom = o.box
             point = o.centre if world.masks and owner[int(o.centre[1]), int(o.centre[0])] == number else None
-            regions.append(Region((float(left), float(top), float(right), float(bottom)), said(reference.words()), mask, wrong, point))
+            regions.append(
+                Region((float(left), float(top), float(right), float(bottom)), said(reference.words()), mask, wrong, point)
+            )
             refer.append(_facts(reference, seen, number, crowd.target, world.size))
         texts, meanings, negatives = captions(seen, world, random)
         boxes = [{"box": list(o.box), "concept": o.concept, "colour": o.colour, "visible": round(o.visible, 4)} for o in seen]

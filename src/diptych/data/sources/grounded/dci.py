@@ -82,7 +82,9 @@ class Dci(ListedSource):
         region = region_of({"box": box, "phrase": summaries[0] if summaries else written})
         wrong = content.get("negatives")
         wrong = wrong.get(key) if isinstance(wrong, Mapping) else None
-        found = [t for kind in (wrong.values() if isinstance(wrong, Mapping) else ()) for t in (kind if isinstance(kind, list) else [])]
+        found = [
+            t for kind in (wrong.values() if isinstance(wrong, Mapping) else ()) for t in (kind if isinstance(kind, list) else [])
+        ]
         negatives = tuple(dict.fromkeys(clean(t) for t in found if isinstance(t, str) and clean(t) and clean(t) != region.phrase))
         mask: Any = EncodedPicture(given["outer_mask"]) if self.masks and isinstance(given.get("outer_mask"), str) else None
         return region._replace(negatives=negatives, mask=mask)
