@@ -209,5 +209,6 @@ SPACE = {
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
+    "deep": "diptych.models.vision.grouping:DeepSpace",
     "region_queries": "diptych.models.regions.queries:RegionSpace",
 }

@@ -66,6 +66,8 @@ OBJECTIVES: dict[str, Any] = {
     "grounding": "diptych.objectives.regions.anchors:Grounding",
     "anchor_concepts": "diptych.objectives.regions.anchors:AnchorConcepts",
     "query_regions": "diptych.objectives.regions.queries:QueryRegions",
+    "several_texts": "diptych.objectives.several:SeveralTexts",
+    "sub_captions": "diptych.objectives.several:SubCaptions",
     "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
     "time_order": TimeOrder,

@@ -11,5 +11,7 @@ GROUNDING = {
     "box": "diptych.models.regions.heads:BoxHead",
     "glip": "diptych.models.regions.anchors:Glip",
     "queries": "diptych.models.regions.queries:RegionQueries",
+    "segments": "diptych.models.vision.grouping:SegmentHeat",
+    "patches": "diptych.models.vision.grouping:PatchHeat",
     "anchors": "diptych.models.regions.anchors:Anchors",
 }

@@ -80,7 +80,8 @@ class _Anchors(Part):
         width = build.width_of("vision")
         build.require(getattr(vision, "pooling", "") != "cascade", "it reads patches; parts.vision.pool: cascade gives none")
         self.extra, self.grid = int(getattr(vision, "extra", 0)), math.isqrt(int(vision.tokens))
-        build.require(self.grid**2 == vision.tokens, f"the tower gives {vision.tokens} patches, which do not form a square")
+        square = self.grid**2 == vision.tokens and getattr(vision, "grid", self.grid) == self.grid
+        build.require(square, f"the tower gives {vision.tokens} tokens, which do not form a square of patches")
         self.proposals = Proposals(width, self.grid)
 
 
