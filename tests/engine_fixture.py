@@ -87,3 +87,5 @@ if __name__ == "__main__":  # a process of a cluster: train recipes into directo
     torch.distributed.init_process_group("gloo")
     for name, out, overrides, *resume in json.loads(sys.argv[1]):
         train(load_recipe(name, [*tiny(name), *overrides]), Path(out), resume=bool(resume))
+    torch.distributed.barrier()  # no process ends while another still writes or waits
+    torch.distributed.destroy_process_group()

@@ -307,3 +307,17 @@ def test_draws_are_fixed_by_seed_and_position():
     fitted = field.fit(sample, partial(random.Random, 0))
     drawn = [field.collate([Draw(0, position, sample, {"regions": fitted})]).phrases.strings for position in (*range(9), 0)]
     assert drawn[0] == drawn[9] and len({*drawn}) > 1
+
+
+def test_sheets_draw_masks_in_colours(tmp_path):
+    from diptych.data.sheet import contact_sheet, veiled
+
+    sample = painted(0)
+    regions = sample.fields["regions"]
+    shown = veiled(sample.image, regions)
+    covered = regions[0].mask | regions[1].mask | regions[2].mask
+    assert (shown[~covered] == sample.image[~covered]).all() and (shown[covered] != sample.image[covered]).any(1).all()
+    bare = [r._replace(mask=None) for r in regions]
+    assert veiled(sample.image, bare) is sample.image
+    files = [contact_sheet([s], tmp_path / f"{i}.png").read_bytes() for i, s in enumerate((sample, sample.with_(regions=bare)))]
+    assert files[0] != files[1]

@@ -20,6 +20,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "c_abstractor": {"tokens": 4},
     "resampler": {"tokens": 5, "heads": 4},
     "q_former": {"tokens": 6},
+    "mapping": {"tokens": 5, "width": 16, "depth": 1, "heads": 2},
+    "linear_norm": {"dropout": 0},
 }
 TOKENS = {
     "linear": 16,
@@ -31,6 +33,8 @@ TOKENS = {
     "c_abstractor": 4,
     "q_former": 6,
     "resampler": 5,
+    "mapping": 5,
+    "linear_norm": 16,
 }
 
 
@@ -44,7 +48,7 @@ def build(tokens: int = 16, extra: int = 1) -> Build:
     [
         kind
         for kind in CONNECTOR
-        if kind not in ("queries", "pooled", "each_frame", "adaptive_pool", "frames_and_mean", "video_q_former")
+        if kind not in ("queries", "pooled", "each_frame", "adaptive_pool", "pooled_frames", "frames_and_mean", "video_q_former")
     ],
 )  # queries are another part's (test_blip2.py), pooled reads no tokens (below), and the last four clips (test_clip_connectors.py)
 def test_every_kind_gives_what_it_says_and_class_tokens_do_not_matter(kind: str) -> None:

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.config.recipe import load_recipe
 from diptych.core.batch import Texts, Tokens
+from diptych.core.files import read_jsonl
 from diptych.data.sources import open_source
 from diptych.objectives.video.grained import MultiGrained, attended
 from diptych.objectives.video.order import TimeOrder, time_order_loss
+from diptych.training.loop import train
+from engine_fixture import tiny
+from launch_fixture import launch
 
 M, K, F, T, E = 3, 4, 5, 6, 7
 FRAMES, WORDS = [5, 2, 3], [6, 3, 4, 2]
@@ -215,6 +220,13 @@ def test_time_order_of_a_batch_without_backward_captions():
         def has(self, name):
             return name in self
 
+        @property
+        def alone(self):
+            return self
+
+        def everyones(self, x):
+            return x
+
     texts = Texts(torch.full((3, 4), 9), torch.ones(3, 4, dtype=torch.bool))
     p = Short(
         {"video.embedding": units(3, E), "video.reversed_embedding": units(3, E), "text.embedding": units(3, E), "text": texts}
@@ -224,6 +236,56 @@ def test_time_order_of_a_batch_without_backward_captions():
     made = TimeOrder(Sizes)
     expected = info_nce(p["video.embedding"], p["text.embedding"], made.scale.detach())
     assert made.forward(p).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+class _Processes:
+    """Two processes of two clips each, seen by one of them: only the first has a clip that runs backwards."""
+
+    def __init__(self, rank, encodings, meaning):
+        self.rank, self.encodings, self.rows = rank, encodings, slice(2 * rank, 2 * rank + 2)
+        ids = torch.full((4, 4), 9)
+        self.fields = {"text": Texts(ids, ids > 0, meaning=meaning)}
+
+    def __getitem__(self, name):
+        return self.encodings[name] if name in self.encodings else self.fields[name]
+
+    def has(self, name):
+        return name in self.encodings or name in self.fields
+
+    @property
+    def alone(self):
+        ids = torch.full((1, 4), 9)
+        own = _Processes(self.rank, {}, None)
+        if self.rank == 0:
+            own.fields["negatives"] = Texts(ids, ids > 0, owner=torch.tensor([1]))
+        return own
+
+    def everyones(self, x):
+        parts = [x if rank == self.rank else torch.tensor([[1], []][rank], dtype=torch.long) for rank in range(2)]
+        return torch.cat(parts)
+
+
+def test_a_process_without_backward_captions_leaves_the_others_theirs():
+    torch.manual_seed(9)
+    video, back, text, wrong = units(4, E), units(4, E), units(4, E), units(1, E)
+    known = {"video.embedding": video, "video.reversed_embedding": back, "text.embedding": text, "negatives.embedding": wrong}
+    made, meaning = TimeOrder(Sizes, same=0.5, cross=0.25, beta=0.7).double(), torch.arange(4)
+    expected = time_order_loss(video, text, back[[1]], wrong, made.scale, 0.5, 0.25, 0.7, torch.tensor([1]), meaning)
+    for rank in range(2):
+        loss = made.forward(_Processes(rank, known, meaning))
+        torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.slow
+def test_backward_captions_that_one_process_alone_has_count_as_with_one_process(tmp_path):
+    """Of batches of two clips, in most of which one process has a backward caption and the other has none."""
+    settings = [*(f"stages.0.{key}" for key in ("batch_size=2", "warmup=2", "optimizer=adamw", "lr=3e-4")), "budget=20 samples"]
+    settings += ["data.train=scenes:clips?actions=move,return&size=32&concepts=6&clip_frames=8&backwards=1"]
+    launch([["test-of-time", str(tmp_path / "two"), settings]])
+    train(load_recipe("test-of-time", [*tiny("test-of-time"), *settings]), tmp_path / "one")
+    ours, alone = (read_jsonl(tmp_path / d / "metrics.jsonl") for d in ("two", "one"))
+    assert ours[-1]["samples"] == alone[-1]["samples"] == 20
+    assert ours[-1]["loss"] == pytest.approx(alone[-1]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["clip4clip", "clip4clip@mean", "clip4clip@lstm", "x-clip", "cosa", "test-of-time"])

@@ -21,6 +21,7 @@ from diptych.benchmarks.tasks import TASKS
 from diptych.benchmarks.texts.captions import METRICS as CAPTIONS
 from diptych.benchmarks.texts.chair import METRICS as CHAIR
 from diptych.benchmarks.texts.facts import METRICS as FACTS
+from diptych.benchmarks.video.published import PUBLISHED
 from diptych.core.errors import DiptychError, nearest
 from diptych.data.scenes.controlled import SKILLS
 
@@ -80,6 +81,8 @@ NAMES: dict[str, tuple[str, ...] | Callable[[Any], Iterable[str]]] = {
     "temporal": _temporal,
     "moments": ("recall@1", "recall@1/gain"),
     "actions": ("top1", "top1/gain"),
+    **dict.fromkeys(("video-questions", *PUBLISHED), (*QUESTIONS, "accuracy/gain", "macro")),
+    "video-chatgpt": (*QUESTIONS, "accuracy/gain", "macro", "agreement"),
 }
 
 

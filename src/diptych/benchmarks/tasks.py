@@ -33,7 +33,9 @@ from diptych.benchmarks.texts.chair import Chair
 from diptych.benchmarks.texts.completion import Completion
 from diptych.benchmarks.texts.facts import Facts
 from diptych.benchmarks.video.actions import Actions
+from diptych.benchmarks.video.asked import ClipQuestions
 from diptych.benchmarks.video.moments import Moments
+from diptych.benchmarks.video.published import PUBLISHED
 from diptych.benchmarks.video.retrieval import VideoRetrieval
 from diptych.benchmarks.video.temporal import Temporal
 from diptych.core.errors import DiptychError, nearest
@@ -69,6 +71,8 @@ TASKS: dict[str, type] = {
     "temporal": Temporal,
     "moments": Moments,
     "actions": Actions,
+    "video-questions": ClipQuestions,
+    **PUBLISHED,
 }
 # Run if no task is named; the others test one thing in more detail.
 DEFAULT = ("retrieval", "retrieval-1000", "zeroshot", "controlled", "captions", "embedding")

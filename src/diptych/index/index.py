@@ -21,13 +21,14 @@ from diptych.data.source import BrokenItem
 from diptych.index import columns as column_facts
 from diptych.index.calibrate import Calibration
 from diptych.index.catalog import Catalog
+from diptych.index.cutoff.rerank import Reranker
 from diptych.index.facts import Changes, PictureFacts
 from diptych.index.filters import Condition, Where, conditions_of, sql_of
 from diptych.index.judging import calibrate
 from diptych.index.map import Cluster, Map, map_of
 from diptych.index.move import finish_store, move_store
 from diptych.index.query import Answer, Hit, Query
-from diptych.index.search import search
+from diptych.index.search import search, steady
 from diptych.index.selections import Selections
 from diptych.index.stamp import check_stamp, stamp_of
 from diptych.index.stores import open_store, parse_store
@@ -279,13 +280,15 @@ class Index:
         filters: Mapping[str, Any] | None = None,
         fold: bool = True,
         cutoff: bool = True,
+        rerank: Reranker | None = None,
     ) -> Answer:
         """The n nearest pictures after the first ``offset``. An empty query lists the pictures, the latest first.
 
-        fold: near-duplicates are one hit, the best of them. cutoff: the answer says when there is nothing of the kind. DiptychError
+        fold: near-duplicates are one hit, the best of them. cutoff: the answer says when there is nothing of the kind. rerank: a
+        second model that puts the first 20 hits of a search by words in order and decides whether there is anything. DiptychError
         for a filter that does not exist, an id that is not there, or what the model cannot read.
         """
-        return search(self, query, model, n, offset, filters, fold, cutoff)
+        return steady(self, lambda: search(self, query, model, n, offset, filters, fold, cutoff, rerank))
 
     # --- changing ---
 

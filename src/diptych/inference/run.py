@@ -29,6 +29,7 @@ from diptych.inference.chat import Answering, asked_with
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
 from diptych.inference.generate import Decoding, decoding_of, draw, write
+from diptych.inference.locating.run import Locates, ways_of
 from diptych.inference.talking import Talking
 from diptych.inference.texts.alone import TextAlone
 from diptych.models.vlm import VLM
@@ -44,7 +45,7 @@ Scores = Tensor | tuple[Tensor, ...]  # of one kind, or of several at once
 PairScorer = Callable[[Pass, Tensor, Tensor], Scores]
 
 
-class TrainedModel(Talking):
+class TrainedModel(Talking, Locates):
     """Weights of a run behind the capabilities of ``diptych.core.capabilities.Model``."""
 
     def __init__(self, name: str, recipe: Recipe, model: VLM, objectives: torch.nn.ModuleDict, device: torch.device):
@@ -62,6 +63,7 @@ class TrainedModel(Talking):
         can_score = {"score": bool(self.scorer), "score_all": self._all_at_once, "score_sides": self._two_sided}
         scored = not missing_fields(model, needed, self.shows)
         self.capabilities = able | {name for name, can in can_score.items() if can and scored}
+        self.capabilities |= {"locate"} if ways_of(self) else set()
         if "prompt" in able:
             self.answering = Answering(model, chat_of(recipe, model), self._images, self._inference)
         scales = [getattr(objective, "scale", None) for objective in self.objectives.values()]

@@ -203,12 +203,16 @@ class StateSpace(Part):
         return unit(state)
 
 
-SPACE = {
+SPACE: dict[str, Any] = {
     "linear": LinearSpace,
     "predictor": PredictorSpace,
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
     "deep": "diptych.models.vision.grouping:DeepSpace",
+    "attention": "diptych.models.time.factorised:PooledSpace",
+    "iterative": "diptych.models.time.approximation:IterativeSpace",
+    "projected_states": "diptych.models.language.retrieval:ProjectedStates",
+    "retrieval_token": "diptych.models.language.retrieval:RetrievalToken",
     "region_queries": "diptych.models.regions.queries:RegionSpace",
 }

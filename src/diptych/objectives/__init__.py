@@ -17,6 +17,7 @@ from diptych.objectives.filip import LateInteraction, QueryContrast
 from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
+from diptych.objectives.language.retrieval import RetrievalWords
 from diptych.objectives.llip import Contextual
 from diptych.objectives.maskvlm import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
@@ -24,8 +25,14 @@ from diptych.objectives.nova import TextPrediction
 from diptych.objectives.prompted.cocoop import ConditionalPrompts
 from diptych.objectives.prompted.mmrl import Represented
 from diptych.objectives.sparc import GroupedTokens
+from diptych.objectives.video.codes import FitCodebook, MaskedWordsAndCodes
+from diptych.objectives.video.distilled import MaskedDistillation
+from diptych.objectives.video.frames import MaskedFrames
 from diptych.objectives.video.grained import MultiGrained
+from diptych.objectives.video.granular import Granularities
+from diptych.objectives.video.merlot import FrameContrast, FrameOrder, MaskedSpeech
 from diptych.objectives.video.order import TimeOrder
+from diptych.objectives.video.tubes import MaskedTubes
 from diptych.objectives.vqvae import Reconstruction
 
 if TYPE_CHECKING:
@@ -35,7 +42,11 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, Any] = {
     "answers": Answers,
     "class_names": ClassNames,
+    "codebook": FitCodebook,
     "distillation": Distillation,
+    "frame_contrast": FrameContrast,
+    "frame_order": FrameOrder,
+    "granularities": Granularities,
     "info_nce": InfoNCE,
     "sigmoid": Sigmoid,
     "cocoop": ConditionalPrompts,
@@ -48,10 +59,15 @@ OBJECTIVES: dict[str, Any] = {
     "query_contrast": QueryContrast,
     "matching": Matching,
     "masked_words": MaskedWords,
+    "masked_frames": MaskedFrames,
+    "masked_words_and_codes": MaskedWordsAndCodes,
     "masked_patches": MaskedPatches,
     "masked_codes": MaskedCodes,
     "masked_text": MaskedText,
+    "masked_tubes": MaskedTubes,
     "masked_both": MaskedBoth,
+    "masked_distillation": MaskedDistillation,
+    "masked_speech": MaskedSpeech,
     "mmrl": Represented,
     "multi_grained": MultiGrained,
     "next_token": NextToken,
@@ -70,6 +86,7 @@ OBJECTIVES: dict[str, Any] = {
     "sub_captions": "diptych.objectives.several:SubCaptions",
     "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
+    "retrieval_words": RetrievalWords,
     "time_order": TimeOrder,
 }
 

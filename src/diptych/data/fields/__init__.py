@@ -15,6 +15,9 @@
 | ``video`` | ``Video`` | ``Videos``; ``video.frames`` is an image field | video |
 | ``document`` | ``Document`` | ``Documents``; ``document.texts``, ``document.images`` | document |
 
+Kinds that a recipe has to declare under a name of its own (``data.fields: {segments: {kind: segments}}``): ``segments``, a clip as
+pieces with a text each; ``shortest``, the shortest caption.
+
 ``unpaired_image`` and ``unpaired_text`` are images and texts without a partner (``data.unpaired``). A recipe declares its own field
 by ``data.fields: {sound: package.module:SoundField}``, and options by ``{video: {kind: video, frames: 4}}``.
 """
@@ -33,6 +36,7 @@ from diptych.data.fields.document import DocumentField
 from diptych.data.fields.image import ImageField, ViewsField
 from diptych.data.fields.label import LabelField
 from diptych.data.fields.regions import RegionsField
+from diptych.data.fields.segments import SegmentsField, ShortestField
 from diptych.data.fields.text import NegativesField, TextField
 from diptych.data.fields.turns import TurnsField
 from diptych.data.fields.video import VideoField
@@ -54,6 +58,7 @@ FIELDS: dict[str, Any] = {
     "video": VideoField,
     "document": DocumentField,
 }
+DECLARED: dict[str, Any] = {"segments": SegmentsField, "shortest": ShortestField}  # kinds that no field has by its name alone
 UNPAIRED = {"unpaired_image": "image", "unpaired_text": "text"}  # fields of samples that have nothing else
 
 __all__ = ["FIELDS", "UNPAIRED", "Context", "Draw", "Field", "build_fields", "field_class", "kinds_of_fields"]
@@ -63,12 +68,12 @@ def field_class(name: str, own: Mapping[str, str | FieldSpec] | None = None) -> 
     """The class of a field by its name; ``own``: those that a recipe declares. DiptychError if there is no such field."""
     declared = (own or {}).get(name, name)
     kind = declared if isinstance(declared, str) else declared.kind
-    if kind == name and name not in FIELDS:
+    if kind == name and name not in FIELDS and name not in (own or {}):
         raise DiptychError(
             f"there is no field '{name}'{nearest(name, [*FIELDS, *(own or {})])}; your own: data.fields: "
             f"{{{name}: package.module:Class}}"
         )
-    cls: type[Field] = resolve(kind, FIELDS, "field")
+    cls: type[Field] = resolve(kind, {**FIELDS, **DECLARED}, "field")
     return cls
 
 

@@ -8,7 +8,11 @@
 | ``parquet:data/*.parquet`` | image bytes or paths and captions |
 | ``coco:captions.json?images=DIR`` | COCO captions |
 | ``coco:instances.json``, ``coco:captions.json?instances=instances.json`` | COCO boxes with category names |
-| ``regions:FILE.jsonl?images=DIR`` | boxes with phrases (Flickr30k Entities, RefCOCO) |
+| ``regions:FILE.jsonl?images=DIR&convention=xyxy/1000`` | boxes, points and phrases in rows: .jsonl, .json, .parquet, GRIT |
+| ``panoptic:panoptic_val2017.json`` | COCO panoptic: a region with its mask for each segment |
+| ``genome:region_descriptions.json?images=DIR`` | Visual Genome: regions, objects, attributes or relationships |
+| ``refcoco:refs(unc).p?instances=instances.json&images=DIR&split=testA`` | RefCOCO, RefCOCO+, RefCOCOg |
+| ``entities:flickr30k_entities?images=DIR`` | Flickr30k Entities: captions and the boxes of their phrases |
 | ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table of classes |
 | ``labels:table.csv?label=tags``, ``labels:my/folder`` | a table of images with any number of labels each |
 | ``video:clips/`` | video files, animated pictures or folders of frames, with captions as for ``folder:`` |
@@ -50,7 +54,11 @@ SCHEMES = {
     "jsonl": "diptych.data.sources.table:Table",
     "parquet": "diptych.data.sources.parquet:Parquet",
     "coco": "diptych.data.sources.coco:Coco",
-    "regions": "diptych.data.sources.coco:RegionTable",
+    "regions": "diptych.data.sources.grounded.table:RegionTable",
+    "panoptic": "diptych.data.sources.grounded.panoptic:Panoptic",
+    "genome": "diptych.data.sources.grounded.genome:Genome",
+    "refcoco": "diptych.data.sources.grounded.refs:Refs",
+    "entities": "diptych.data.sources.grounded.entities:Entities",
     "classes": "diptych.data.sources.classes:Classes",
     "labels": "diptych.data.sources.classes:Labels",
     "video": "diptych.data.sources.video:Video",

@@ -21,6 +21,7 @@ import numpy as np
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.sample import Region, Sample, captioned
 from diptych.data.image import decode
+from diptych.data.regions.outlines import drawn
 from diptych.data.source import BrokenItem, Problem
 from diptych.data.storage import digests, files
 
@@ -246,7 +247,18 @@ class ListedSource(ABC):
     def sample(self, entry: Entry, **decoded: Any) -> Sample:
         """The sample of an entry with what was decoded of it."""
         text = captioned(entry.captions) if entry.captions else None
-        return Sample(entry.id, dict(entry.extra), **decoded, text=text, **entry.fields)
+        fields = entry.fields
+        if "regions" in fields:
+            image = decoded.get("image")
+            size = (None, None) if image is None else image.shape[:2]
+            seen = drawn(fields["regions"], *size, lambda number, reason: self._note(f"{entry.id}, region {number}", reason))
+            fields = {**fields, "regions": seen or None}
+        return Sample(entry.id, dict(entry.extra), **decoded, text=text, **fields)
+
+    def _note(self, item: str, reason: str) -> None:
+        """Records what only decoding shows to be wrong, once."""
+        if all(problem.item != item for problem in self.problems):
+            self.problems.append(Problem(item, reason))
 
     def listed(self, index: int) -> Sample:
         """One item without its image: its id, its captions and what else is known without decoding, such as a label."""

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from diptych.inference.export import Exported
     from diptych.inference.run import TrainedModel
 
+CLIPS = """\
+```python
+import numpy as np
+from transformers import AutoProcessor, CLASS
+
+model, processor = CLASS.from_pretrained("."), AutoProcessor.from_pretrained(".")  # needs torchvision
+clip = np.load("frames.npy")  # uint8 [frames, height, width, 3]
+asked = processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}], add_generation_prompt=True)
+inputs = processor(text=asked, videos=[clip], add_special_tokens=False, return_tensors="pt")
+written = model.generate(**inputs, max_new_tokens=30)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(written, skip_special_tokens=True)[0])
+```
+"""
 USE = {
     "transformers": """\
 ```python
@@ -88,6 +101,8 @@ written = model.generate(**inputs, max_new_tokens=30)[:, inputs["input_ids"].sha
 print(processor.batch_decode(written, skip_special_tokens=True)[0])
 ```
 """,
+    "VideoLlavaForConditionalGeneration": CLIPS.replace("CLASS", "VideoLlavaForConditionalGeneration"),
+    "LlavaNextVideoForConditionalGeneration": CLIPS.replace("CLASS", "LlavaNextVideoForConditionalGeneration"),
     "Blip2ForConditionalGeneration": """\
 ```python
 from PIL import Image

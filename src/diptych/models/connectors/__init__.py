@@ -1,16 +1,19 @@
 """Connectors: image tokens [B, N, D of the tower] to [B, N', D of the language model]. One class per kind. Those of clips read
 all frames of a clip."""
 
-from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, VideoQFormer
-from diptych.models.connectors.mlp import MLP, Linear, Pooled
+from diptych.models.connectors.clips import AdaptivePool, EachFrame, FramesAndMean, PooledFrames, VideoQFormer
+from diptych.models.connectors.mapping import Mapping
+from diptych.models.connectors.mlp import MLP, Linear, LinearNorm, Pooled
 from diptych.models.connectors.pooling import Average, Downsample, Merge, PixelShuffle
 from diptych.models.connectors.queries import CAbstractor, QFormer
 from diptych.models.connectors.resampler import Resampler
 
 CONNECTOR = {
     "linear": Linear,
+    "linear_norm": LinearNorm,
     "mlp": MLP,
     "pooled": Pooled,
+    "mapping": Mapping,
     "average": Average,
     "downsample": Downsample,
     "pixel_shuffle": PixelShuffle,
@@ -20,6 +23,7 @@ CONNECTOR = {
     "resampler": Resampler,
     "each_frame": EachFrame,
     "adaptive_pool": AdaptivePool,
+    "pooled_frames": PooledFrames,
     "frames_and_mean": FramesAndMean,
     "video_q_former": VideoQFormer,
     "queries": "diptych.models.fusion.qformer:Queries",  # of a text part of kind q_former, which has looked at the tower's tokens

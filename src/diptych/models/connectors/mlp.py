@@ -18,6 +18,8 @@ from diptych.models.connectors.base import Connector, perceptron
 class MLP(Connector):
     """norm: on the tower's tokens first, since feature maps of convolutional towers have no fixed scale; LLaVA's own has none."""
 
+    placed = True
+
     def __init__(self, build: Build, *, depth: int = 2, width: int | None = None, norm: bool = True):
         super().__init__(build)
         build.require(depth >= 1, f"depth must be at least 1, got {depth}")
@@ -35,6 +37,22 @@ class Linear(MLP):
 
     def __init__(self, build: Build, *, norm: bool = True):
         super().__init__(build, depth=1, norm=norm)
+
+
+class LinearNorm(Connector):
+    """A linear layer, dropout, then a LayerNorm, so that image tokens have the size of word vectors whatever was learned (MAGMA,
+    Eichenberg et al. 2022, arXiv:2112.05253, §3.1; dropout 0.1 is the paper's).
+    """
+
+    def __init__(self, build: Build, *, dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1):
+        super().__init__(build)
+        self.layer = nn.Linear(self.image_width, self.width)
+        self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, extra + N, D of the tower] → [B, N, D of the language model]"""
+        x = self.norm(self.dropout(self.layer(self.patches(x))))
+        return x
 
 
 class Pooled(Connector):

@@ -117,4 +117,6 @@ FUSION = {
     "text_cross": "diptych.models.regions.heads:TextCross",
     "med": "diptych.models.fusion.med:MedEncoder",
     "q_former": "diptych.models.fusion.qformer:QFormerEncoder",
+    "words": "diptych.models.fusion.words:WordsAndTokens",
+    "words_and_codes": "diptych.models.fusion.words:WordsAndCodes",
 }

@@ -150,12 +150,7 @@ class ViT(VisionTower):
             x = torch.cat([classes.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
         if self.norm_sum:
             x = self.norm(x)
-        learned = None
-        if self.prompts:
-            vectors = Insertion(self.prompts, self.extra)
-            x, learned = vectors.leave(self.transformer(vectors.join(x), before=vectors.before))
-        else:
-            x = self.transformer(x)
+        x, learned, left = self.through(x, keep)
         if isinstance(self.pool, CascadePool):
             tokens, pooled = self.pool(x)
             return Tokens(tokens, pooled, learned=learned)
@@ -164,7 +159,17 @@ class ViT(VisionTower):
         if self.pooling == "max":
             return Tokens(x, x[:, self.extra :].amax(1), learned=learned)
         pooled = x[:, 0] if self.pooling == "class" else x[:, self.extra :].mean(1)
-        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, learned=learned)
+        return Tokens(x, self.transformer.norm(pooled) if self.transformer.bare else pooled, learned=learned, places=left)
+
+    def through(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The blocks: tokens [B, extra + N or K, D], what has become of adapters' vectors, and the patches that are left, of a tower
+        that leaves some out.
+        """
+        if not self.prompts:
+            return self.transformer(x), None, None
+        vectors = Insertion(self.prompts, self.extra)
+        x, learned = vectors.leave(self.transformer(vectors.join(x), before=vectors.before))
+        return x, learned, None
 
     def _stem_at(self, pixels: Tensor, keep: Tensor) -> Tensor:
         """The stem's output [B, K, D] at the patches ``keep`` [B, K], from those patches alone."""
@@ -317,4 +322,7 @@ VISION = {
     "coca": "diptych.models.decoders.coca:CocaViT",
     "efficientnet": EfficientNet,
     "groupvit": "diptych.models.vision.grouping:GroupViT",
+    "sparse": "diptych.models.vision.sparse:SparseViT",
+    "capped": "diptych.models.vision.capped:CappedViT",
+    "tubelets": "diptych.models.vision.tubelets:TubeletViT",
 }

@@ -1,0 +1,68 @@
+"""From a map on the grid of patches to the pixels of a picture of any shape, and from there to a box."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+
+# The share of the range of a map above which a pixel belongs to the phrase: chosen once on the train split of the built-in world
+# for runs of clip and conse (docs/grounding.md), never on the data that a model is judged on.
+THRESHOLD = 0.5
+
+
+def view_of(height: int, width: int, how: Literal["crop", "squash"] = "crop", share: float = 1.0) -> Box:
+    """The part of a picture that a model reads: its central square (``share`` of it), or all of it."""
+    if how == "squash":
+        return 0.0, 0.0, float(width), float(height)
+    side = min(height, width) * share
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def placed(grid: np.ndarray, height: int, width: int, view: Box) -> np.ndarray:
+    """A map [h, w] of the part ``view`` of a picture → float32 [height, width], linear between the middles of the patches. Pixels
+    that the model does not read have the map's least value.
+    """
+    rows, columns = (
+        np.clip((np.arange(n) + 0.5 - low) / (high - low) * cells - 0.5, 0, cells - 1)
+        for n, low, high, cells in ((height, view[1], view[3], grid.shape[0]), (width, view[0], view[2], grid.shape[1]))
+    )
+    values = _between(_between(grid.astype(np.float64), rows).T, columns).T
+    outside = np.ones((height, width), dtype=bool)
+    top, left = (max(0, math.floor(edge + 0.5)) for edge in (view[1], view[0]))
+    bottom, right = (math.ceil(edge - 0.5) for edge in (view[3], view[2]))
+    outside[top:bottom, left:right] = False
+    values[outside] = grid.min()
+    return values.astype(np.float32)
+
+
+def _between(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Rows of ``values`` at fractional places."""
+    low = np.floor(at).astype(int)
+    high, part = np.minimum(low + 1, len(values) - 1), (at - low)[:, None]
+    result: np.ndarray = values[low] * (1 - part) + values[high] * part
+    return result
+
+
+def box_of(heat: np.ndarray, threshold: float = THRESHOLD) -> Box | None:
+    """The box around the connected pixels above the threshold that hold the highest one; None for a map without a difference."""
+    from scipy.ndimage import find_objects, label
+
+    least, most = float(heat.min()), float(heat.max())
+    if not most > least:
+        return None
+    parts, _ = label(heat >= least + threshold * (most - least))
+    rows, columns = find_objects(parts)[parts.flat[int(heat.argmax())] - 1]
+    return float(columns.start), float(rows.start), float(columns.stop), float(rows.stop)
+
+
+def square(tokens: np.ndarray) -> np.ndarray:
+    """[N] → [h, h], row by row. ValueError if N is no square."""
+    side = math.isqrt(len(tokens))
+    if side * side != len(tokens):
+        raise ValueError(f"{len(tokens)} patches are no square")
+    return np.asarray(tokens, dtype=np.float32).reshape(side, side)
