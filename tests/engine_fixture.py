@@ -13,7 +13,7 @@ from diptych.core.registry import option_names, resolve
 from diptych.data.fields import UNPAIRED
 from diptych.data.loader import loader_for
 from diptych.data.sources import open_source
-from diptych.data.text import Tokenizer
+from diptych.data.text import Tokenizer, tokenizer_class
 from diptych.models.vlm import KINDS, build_model
 from diptych.objectives import build_objectives, fields_needed
 from diptych.training.distributed import Cluster
@@ -39,7 +39,8 @@ class Little:
         self.recipe = load_recipe(name, [*tiny(name), *overrides])
         source = open_source("scenes:small").split("train")
         torch.manual_seed(0)
-        own = Tokenizer.train(corpus_of(source, 200), 400, self.recipe.data.tokenizer.max_length)
+        made = tokenizer_class(self.recipe.data.tokenizer.kind) or Tokenizer
+        own = made.train(corpus_of(source, 200), 400, self.recipe.data.tokenizer.max_length)
         self.model = build_model(self.recipe, own, 48).train()
         self.tokenizer = self.model.tokenizer  # a language model brings another
         add_teachers(self.recipe, self.model)

@@ -51,6 +51,7 @@ FIELDS: dict[str, Any] = {
     "negatives": NegativesField,
     "captions": CaptionsField,
     "nouns": NounsField,
+    "grounded": "diptych.data.fields.grounded:GroundedField",
     "concepts": ConceptsField,
     "label": LabelField,
     "regions": RegionsField,

@@ -13,5 +13,6 @@ GROUNDING = {
     "queries": "diptych.models.regions.queries:RegionQueries",
     "segments": "diptych.models.vision.grouping:SegmentHeat",
     "patches": "diptych.models.vision.grouping:PatchHeat",
+    "location_tokens": "diptych.models.decoders.kosmos:LocationBox",
     "anchors": "diptych.models.regions.anchors:Anchors",
 }
