@@ -102,8 +102,14 @@ def both() -> tuple[Any, Any]:
             put(mine.norm, other.group_projector[0])
             put_mlp(mine.carry, other.group_projector[1])
         a, b = mine.grouping, other.downsample
-        for name, of in (("norm_tokens", b.norm_tokens), ("norm_x", b.norm_x), ("norm_mixed", b.norm_post_tokens),
-                         ("norm_mlp", b.pre_assign_attn.norm2), ("norm_informed", b.pre_assign_attn.norm_post), ("norm_new", b.norm_new_x)):
+        for name, of in (
+            ("norm_tokens", b.norm_tokens),
+            ("norm_x", b.norm_x),
+            ("norm_mixed", b.norm_post_tokens),
+            ("norm_mlp", b.pre_assign_attn.norm2),
+            ("norm_informed", b.pre_assign_attn.norm_post),
+            ("norm_new", b.norm_new_x),
+        ):
             put(getattr(a, name), of)
         put_mlp(a.mix, b.mlp_inter)
         put_attention(a.attention, b.pre_assign_attn.attn)
@@ -130,7 +136,9 @@ def test_parity_with_transformers(both) -> None:
     pixels, text = batch["image"].floats, batch["text"]
     with torch.no_grad():
         p = ours.encode(batch)
-        out = theirs(input_ids=exchanged(ours)[text.ids], attention_mask=text.mask.long(), pixel_values=pixels, output_segmentation=True)
+        out = theirs(
+            input_ids=exchanged(ours)[text.ids], attention_mask=text.mask.long(), pixel_values=pixels, output_segmentation=True
+        )
     torch.testing.assert_close(p["image.tokens"].tokens, out.vision_model_output.last_hidden_state, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(p["image.embedding"], out.image_embeds, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(p["text.embedding"], out.text_embeds, atol=1e-5, rtol=1e-5)
@@ -204,7 +212,9 @@ def test_clippy_takes_the_maximum_and_shows_where() -> None:
     batch = batch_for(model, text=True)
     p = model.encode(Batch({"image": Images(batch["image"].floats), "text": tokenized(model.tokenizer, PHRASES[:2])}, 2))
     tokens = f64(p["image.tokens"].tokens)
-    np.testing.assert_allclose(f64(p["image.tokens"].pooled), [[tokens[b, :, d].max() for d in range(D)] for b in range(2)], atol=1e-6)
+    np.testing.assert_allclose(
+        f64(p["image.tokens"].pooled), [[tokens[b, :, d].max() for d in range(D)] for b in range(2)], atol=1e-6
+    )
     weight, text = f64(model.part("space").image.weight), f64(p["text.embedding"])
     for b in range(2):
         for k in range(36):

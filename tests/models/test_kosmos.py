@@ -203,7 +203,10 @@ def test_the_box_of_a_text_is_the_likeliest_one_after_the_question(model) -> Non
 def test_texts_of_a_sample_with_regions() -> None:
     tokenizer = LocationTokenizer16.train(PHRASES, 400, 48)
     sample = Sample(
-        "a", image=np.zeros((32, 32, 3), np.uint8), text=Captions(["a red fox and a key"]), regions=[Region((0, 0, 16, 16), "a red fox")]
+        "a",
+        image=np.zeros((32, 32, 3), np.uint8),
+        text=Captions(["a red fox and a key"]),
+        regions=[Region((0, 0, 16, 16), "a red fox")],
     )
     for shares, start in (({"phrases": 1.0, "plain": 0.0}, "<grounding><phrase>"), ({"phrases": 0.0, "plain": 1.0}, "a red")):
         field = GroundedField("text", tokenizer, 32, **shares)

@@ -31,8 +31,8 @@ def slots(owner: Tensor) -> Tensor:
 def multi_label(
     image: Tensor, text: Tensor, owner: Tensor, scale: Tensor | float, meaning: Tensor | None = None, rows: slice | None = None
 ) -> Tensor:
-    """GroupViT's multi-label contrast (Xu et al. 2022, equations 8 and 9): an image against all texts, where the probabilities of its
-    own add up; each text against all images. The sum of both directions.
+    """GroupViT's multi-label contrast (Xu et al. 2022, equations 8 and 9): an image against all texts, where the probabilities of
+    its own add up; each text against all images. The sum of both directions.
 
     image: [B, E]; text: [m, E]; owner: [m], the image of each; meaning: [m], texts of other images that mean the same as one of an
     image's own are left out of its denominator, and their images out of that text's. rows: only these images, and their texts.
@@ -62,8 +62,8 @@ def multi_label(
 def each_slot(
     image: Tensor, text: Tensor, owner: Tensor, scale: Tensor | float, meaning: Tensor | None = None, rows: slice | None = None
 ) -> Tensor:
-    """The mean over s of ``info_nce`` between images and the s-th text of each (DreamLIP, Zheng et al. 2024, equation 4). Arguments as
-    in ``multi_label``. An image with fewer texts takes no part in later ones.
+    """The mean over s of ``info_nce`` between images and the s-th text of each (DreamLIP, Zheng et al. 2024, equation 4). Arguments
+    as in ``multi_label``. An image with fewer texts takes no part in later ones.
     """
     slot, losses, counts = slots(owner), [], []
     for s in range(int(slot.max()) + 1 if len(slot) else 0):
@@ -118,8 +118,8 @@ class SeveralTexts(Scaled):
 
 
 def sub_caption_groups(patches: Tensor, text: Tensor, owner: Tensor, threshold: float | None = None) -> Tensor:
-    """For each sub-caption the mean of its image's patches weighted by their similarity to it (``grouped_patches``), as unit vectors:
-    patches [B, N, E], text [m, E] → [m, E].
+    """For each sub-caption the mean of its image's patches weighted by their similarity to it (``grouped_patches``), as unit
+    vectors: patches [B, N, E], text [m, E] → [m, E].
     """
     B = len(patches)
     slot = slots(owner)
@@ -129,8 +129,8 @@ def sub_caption_groups(patches: Tensor, text: Tensor, owner: Tensor, threshold: 
 
 
 class SubCaptions(Scaled):
-    """DreamLIP's fine-grained loss (§3.3): each sub-caption gathers the patches that fit it, and ``info_nce`` compares sub-captions and
-    their groups over the whole batch. Field ``captions``; options as in ``several_texts``; threshold: of patches, None: 1/N.
+    """DreamLIP's fine-grained loss (§3.3): each sub-caption gathers the patches that fit it, and ``info_nce`` compares sub-captions
+    and their groups over the whole batch. Field ``captions``; options as in ``several_texts``; threshold: of patches, None: 1/N.
     """
 
     couples = ("image.projected", "captions.embedding")

@@ -96,9 +96,7 @@ class NounsField(Field):
     kind = "text"
     derived = True
 
-    def __init__(
-        self, name: str, tokenizer: Any, *, most: Annotated[int, Limit(ge=1)] = 3, prompts: Sequence[str] = PROMPTS
-    ):
+    def __init__(self, name: str, tokenizer: Any, *, most: Annotated[int, Limit(ge=1)] = 3, prompts: Sequence[str] = PROMPTS):
         super().__init__(name)
         if wrong := [p for p in prompts if "{}" not in p]:
             raise DiptychError(f"data.fields.{name}.prompts: '{wrong[0]}' has no {{}} where the noun goes")

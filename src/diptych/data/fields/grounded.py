@@ -27,8 +27,8 @@ class Grounded(NamedTuple):
 
 
 class GroundedField(TextField):
-    """One text of each sample: its caption with the boxes of noun chunks as location tokens (``data.regions.locations``), one of its
-    regions' phrases with its box, or the caption as it is. The tokenizer must have locations.
+    """One text of each sample: its caption with the boxes of noun chunks as location tokens (``data.regions.locations``), one of
+    its regions' phrases with its box, or the caption as it is. The tokenizer must have locations.
 
     phrases, plain: the shares of phrases and of plain captions; the others are captions with locations.
     """

@@ -1,7 +1,7 @@
 """Boxes as text: Kosmos-2's location tokens, and integers in brackets (MiniGPT-v2, TextHawk2, Shikra, Qwen-VL).
 
-The square that a model reads is divided into ``bins`` × ``bins`` cells, numbered row by row; a box is the cell of its upper left corner
-and that of its lower right one (Kosmos-2, Peng et al. 2023, arXiv:2306.14824, §2.1): "<phrase>a red fox</phrase><object>
+The square that a model reads is divided into ``bins`` × ``bins`` cells, numbered row by row; a box is the cell of its upper left
+corner and that of its lower right one (Kosmos-2, Peng et al. 2023, arXiv:2306.14824, §2.1): "<phrase>a red fox</phrase><object>
 <patch_index_0044><patch_index_0863></object>".
 """
 
@@ -100,9 +100,11 @@ def parse_boxes(text: str, convention: str = "kosmos-2") -> list[Mentioned]:
                     found.append(Mentioned(phrase.strip(), box_of_cells(int(first), int(last), bins)))
         return [m for m in found if _is_box(m.box)]
     if convention not in ("1", "100", "999", "1000"):
-        raise DiptychError(f"boxes as text: no convention '{convention}'{nearest(convention, ['kosmos-2', '1', '100', '999', '1000'])}")
+        raise DiptychError(
+            f"boxes as text: no convention '{convention}'{nearest(convention, ['kosmos-2', '1', '100', '999', '1000'])}"
+        )
     number = r"(\d+(?:\.\d+)?)" if convention == "1" else r"(\d{1,4})"
-    between = r"[\s,<>()]+" if convention != "1" else r"[\s,<>()]+"
+    between = r"[\s,<>()]+"
     pattern = re.compile(rf"[\[{{(<]+\s*{number}{between}{number}{between}{number}{between}{number}\s*[\]}})>]+")
     scale = float(convention)
     result = []

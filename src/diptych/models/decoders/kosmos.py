@@ -1,5 +1,5 @@
-"""Kosmos-2's language model (Peng et al. 2023, arXiv:2306.14824): a causal decoder with norms inside its blocks (MAGNETO), which reads
-an image as a few latent tokens, and writes boxes as location tokens.
+"""Kosmos-2's language model (Peng et al. 2023, arXiv:2306.14824): a causal decoder with norms inside its blocks (MAGNETO), which
+reads an image as a few latent tokens, and writes boxes as location tokens.
 
 Shapes: B batch, N image tokens, n latent tokens, T text tokens, D width, V vocabulary.
 """
@@ -165,8 +165,8 @@ class KosmosDecoder(Part):
 
 
 class LocationBox(Part):
-    """The box that the decoder writes for a text: after "<grounding><phrase>text</phrase><object>", its likeliest location, then the
-    likeliest one to the right and below, or in the same row or column. It has no weights of its own.
+    """The box that the decoder writes for a text: after "<grounding><phrase>text</phrase><object>", its likeliest location, then
+    the likeliest one to the right and below, or in the same row or column. It has no weights of its own.
     """
 
     borrows = True

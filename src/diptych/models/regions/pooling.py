@@ -140,7 +140,8 @@ class MaskedPool(DenseRegionPart):
 class BoxPatches(RegionPart):
     """A region as all patches that its box touches, after their mean as its class token (X-VLM, Zeng et al. 2022, §3.1).
 
-    The tower reads the image once. tokens [n, 1 + N, D] hold all patches of the image, of which ``mask`` admits those of the region.
+    The tower reads the image once. tokens [n, 1 + N, D] hold all patches of the image, of which ``mask`` admits those of the
+    region.
     """
 
     @provides("regions.tokens", "image.tokens", "regions")

@@ -1,4 +1,5 @@
-"""GroupViT's tower (Xu et al. 2022, arXiv:2202.11094): patches are merged into groups, stage by stage, and the groups are the image.
+"""GroupViT's tower (Xu et al. 2022, arXiv:2202.11094): patches are merged into groups, stage by stage, and the groups are the
+image.
 
 Shapes: B images, N tokens, G groups, D width.
 """
@@ -31,7 +32,8 @@ def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 def one_hot_straight(soft: Tensor) -> Tensor:
-    """1 at the largest of dimension −2 and 0 elsewhere, with the gradient of ``soft`` ("straight through"). Any shape [..., G, N]."""
+    """1 at the largest of dimension −2 and 0 elsewhere, with the gradient of ``soft`` ("straight through"). Any shape [..., G,
+    N]."""
     hard = torch.zeros_like(soft).scatter_(-2, soft.argmax(-2, keepdim=True), 1.0)
     return hard - soft.detach() + soft
 
@@ -42,8 +44,8 @@ def gumbel(logits: Tensor) -> Tensor:
 
 
 class Assignment(nn.Module):
-    """Every token joins one group: the group most similar to it, drawn with Gumbel noise in training (§3.2, equations 4 and 5). A group
-    is the sum of its members' values over their number plus one.
+    """Every token joins one group: the group most similar to it, drawn with Gumbel noise in training (§3.2, equations 4 and 5). A
+    group is the sum of its members' values over their number plus one.
     """
 
     def __init__(self, width: int):
@@ -60,8 +62,8 @@ class Assignment(nn.Module):
 
 
 class GroupingBlock(nn.Module):
-    """Group tokens become groups of the tokens of an image: mixed into as many as there are groups, informed by the tokens, then each
-    token is assigned to one of them.
+    """Group tokens become groups of the tokens of an image: mixed into as many as there are groups, informed by the tokens, then
+    each token is assigned to one of them.
     """
 
     def __init__(self, width: int, heads: int, tokens: int, groups: int, hidden: int | None, eps: float):
@@ -90,7 +92,16 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self, width: int, depth: int, heads: int, before: int, tokens: int, groups: int, activation: str, hidden: int | None, eps: float
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        before: int,
+        tokens: int,
+        groups: int,
+        activation: str,
+        hidden: int | None,
+        eps: float,
     ):
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, heads, None, activation, 0.0, hidden, eps) for _ in range(depth))
@@ -144,7 +155,9 @@ class GroupViT(VisionTower):
         self.width, heads = width or size.width, heads or size.heads
         patch = patch or (8 if build.image_size < 128 else 16)
         build.require(build.image_size % patch == 0, f"image_size {build.image_size} is not a multiple of the patch size {patch}")
-        build.require(len(depths) == len(group_tokens) == len(groups), "depths, group_tokens and groups need an entry for each stage")
+        build.require(
+            len(depths) == len(group_tokens) == len(groups), "depths, group_tokens and groups need an entry for each stage"
+        )
         build.require(any(group_tokens), "group_tokens are all 0, so nothing is grouped; use kind: vit")
         self.grid, self.tokens = build.image_size // patch, groups[-1]
         self.stem = nn.Conv2d(3, self.width, patch, stride=patch)
