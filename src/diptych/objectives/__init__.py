@@ -84,6 +84,8 @@ OBJECTIVES: dict[str, Any] = {
     "query_regions": "diptych.objectives.regions.queries:QueryRegions",
     "several_texts": "diptych.objectives.several:SeveralTexts",
     "sub_captions": "diptych.objectives.several:SubCaptions",
+    "wrong_captions": "diptych.objectives.regions.structured:WrongCaptions",
+    "hinge": "diptych.objectives.regions.structured:Hinge",
     "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
     "retrieval_words": RetrievalWords,

@@ -8,6 +8,7 @@
 | ``negatives`` | a wrong version of each caption | ``Texts`` with owner rows | text |
 | ``captions`` | made of ``text`` or another field | ``Texts``, several per sample with owner rows | text |
 | ``nouns`` | made of ``text`` | ``Texts``, several per sample with owner rows | text |
+| ``wrong`` | made of ``text`` | ``WrongTexts``, several per sample with owner rows | text |
 | ``concepts`` | made of the source | ``Labels``; ``concepts.classes`` is a text field, the same in every batch | label |
 | ``label`` | ``Label`` | ``Labels``; ``label.classes`` is a text field | label |
 | ``regions`` | list of ``Region`` | ``Regions``; ``regions.phrases`` is a text field | regions |
@@ -51,6 +52,7 @@ FIELDS: dict[str, Any] = {
     "negatives": NegativesField,
     "captions": CaptionsField,
     "nouns": NounsField,
+    "wrong": "diptych.data.fields.wrong:WrongField",
     "grounded": "diptych.data.fields.grounded:GroundedField",
     "concepts": ConceptsField,
     "label": LabelField,

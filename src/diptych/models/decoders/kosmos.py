@@ -145,7 +145,8 @@ class KosmosDecoder(Part):
 
     def latents(self, image: Tokens) -> Tensor:
         """The image as the decoder reads it, [B, n, D]."""
-        return self.image(F.normalize(image.tokens, dim=-1))
+        result: Tensor = self.image(F.normalize(image.tokens, dim=-1))
+        return result
 
     def start(self, image: Tokens) -> tuple[Tensor, DecoderState]:
         """Logits [B, V] over a caption's first token, and the state after the image."""

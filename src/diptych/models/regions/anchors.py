@@ -128,7 +128,7 @@ class Glip(_Anchors):
     @provides("text.heat", "text.anchor_scores")
     def heat(self, scores: Tensor) -> Tensor:
         """[B, grid, grid]"""
-        return scores.unflatten(1, (self.grid, self.grid))
+        return torch.unflatten(scores, 1, (self.grid, self.grid))
 
 
 class Anchors(_Anchors):
@@ -173,4 +173,4 @@ class Anchors(_Anchors):
     @provides("text.heat", "text.anchor_scores")
     def heat(self, scores: Tensor) -> Tensor:
         """[B, grid, grid]"""
-        return scores.unflatten(1, (self.grid, self.grid))
+        return torch.unflatten(scores, 1, (self.grid, self.grid))

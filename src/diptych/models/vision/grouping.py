@@ -236,7 +236,7 @@ class SegmentHeat(Part):
     def heat(self, groups: Tensor, members: Tensor, text: Tensor) -> Tensor:
         """[B, grid, grid]"""
         cosines = torch.einsum("bge,be->bg", groups, text)
-        return torch.einsum("bg,bgn->bn", cosines, members.float()).unflatten(1, (self.grid, self.grid))
+        return torch.unflatten(torch.einsum("bg,bgn->bn", cosines, members.float()), 1, (self.grid, self.grid))
 
 
 class PatchHeat(Part):
@@ -253,4 +253,4 @@ class PatchHeat(Part):
     def heat(self, patches: Tensor, text: Tensor) -> Tensor:
         """[B, grid, grid]"""
         patches = F.normalize(patches, dim=-1)[:, self.extra :]
-        return torch.einsum("bne,be->bn", patches, text).unflatten(1, (self.grid, self.grid))
+        return torch.unflatten(torch.einsum("bne,be->bn", patches, text), 1, (self.grid, self.grid))
