@@ -86,6 +86,7 @@ OBJECTIVES: dict[str, Any] = {
     "sub_captions": "diptych.objectives.several:SubCaptions",
     "wrong_captions": "diptych.objectives.regions.structured:WrongCaptions",
     "hinge": "diptych.objectives.regions.structured:Hinge",
+    "region_masks": "diptych.objectives.regions.masks:RegionMasks",
     "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
     "retrieval_words": RetrievalWords,

@@ -53,6 +53,7 @@ FIELDS: dict[str, Any] = {
     "captions": CaptionsField,
     "nouns": NounsField,
     "wrong": "diptych.data.fields.wrong:WrongField",
+    "annotated": "diptych.data.fields.grounded:AnnotatedField",
     "grounded": "diptych.data.fields.grounded:GroundedField",
     "concepts": ConceptsField,
     "label": LabelField,

@@ -86,4 +86,31 @@ class GroundedField(TextField):
         if kind < self.plain + self.phrases:
             region = draw.choice(value.regions)
             return GROUNDING + written(region.phrase, [region.box], bins), f"{region.phrase} {region.box}"
-        return GROUNDING + grounded(caption, [(r.phrase, r.box) for r in value.regions], bins), meaning
+        return GROUNDING + self.with_locations(caption, value.regions, draw), meaning
+
+    def with_locations(self, caption: str, regions: Sequence[Region], draw: random.Random) -> str:
+        """The caption with the boxes of its noun chunks."""
+        return grounded(caption, [(r.phrase, r.box) for r in regions], self.tokenizer.bins)
+
+
+class AnnotatedField(GroundedField):
+    """One text of each sample, a document of all that is annotated: its caption, then each region's phrase with its box, in an order
+    drawn at random (MMGiC's template of caption, labels and regions). phrases, plain: as in ``GroundedField``; 0 by default.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        size: int = 224,
+        augment: Any = "none",
+        *,
+        phrases: Annotated[float, Limit(ge=0, le=1)] = 0.0,
+        plain: Annotated[float, Limit(ge=0, le=1)] = 0.0,
+    ):
+        super().__init__(name, tokenizer, size, augment, phrases=phrases, plain=plain)
+
+    def with_locations(self, caption: str, regions: Sequence[Region], draw: random.Random) -> str:
+        """The caption, and the list of regions after it."""
+        listed = draw.sample(list(regions), len(regions))
+        return "; ".join([caption, *(written(r.phrase, [r.box], self.tokenizer.bins) for r in listed)])

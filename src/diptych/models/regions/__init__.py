@@ -14,5 +14,6 @@ GROUNDING = {
     "segments": "diptych.models.vision.grouping:SegmentHeat",
     "patches": "diptych.models.vision.grouping:PatchHeat",
     "location_tokens": "diptych.models.decoders.kosmos:LocationBox",
+    "mask_tokens": "diptych.models.regions.masks:MaskTokens",
     "anchors": "diptych.models.regions.anchors:Anchors",
 }
