@@ -209,6 +209,7 @@ SPACE: dict[str, Any] = {
     "residual": ResidualSpace,
     "queries": QuerySpace,
     "states": StateSpace,
+    "deep": "diptych.models.vision.grouping:DeepSpace",
     "attention": "diptych.models.time.factorised:PooledSpace",
     "iterative": "diptych.models.time.approximation:IterativeSpace",
     "projected_states": "diptych.models.language.retrieval:ProjectedStates",

@@ -38,7 +38,8 @@ def focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.
 
 def prompts(phrases: Texts, owner: Tensor, size: int, longest: int) -> tuple[Texts, Tensor]:
     """One prompt an image, [BOS] phrase [EOS] phrase [EOS] …, of the phrases of ``owner`` in their order, and the phrase of each
-    token (−1 for [BOS] and padding): ``Texts`` and int64 of [size, T]. Phrases that do not fit into ``longest`` tokens are left out.
+    token (−1 for [BOS] and padding): ``Texts`` and int64 of [size, T]. Phrases that do not fit into ``longest`` tokens are left
+    out.
 
     phrases: n texts; owner: [n], the image of each; a row with −1 is left out.
     """
