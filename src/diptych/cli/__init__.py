@@ -14,7 +14,7 @@ from diptych.cli import compare, demo, evaluate, metrics, report, study, train
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
 from diptych.cli.index import index, search, serve
-from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
+from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
 from diptych.core.errors import DiptychError, Interrupted
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.command()(draw.draw)
 app.command()(compose.compose)
 app.command()(predict.predict)
 app.command()(embed.embed)
+app.command()(explain.explain)
 app.command()(index.index)
 app.command()(search.search)
 app.command()(serve.serve)
