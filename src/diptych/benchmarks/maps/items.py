@@ -14,6 +14,8 @@ from diptych.data.sources import open_source
 
 SCENES = "scenes:small?masks=1"  # whatever a model was trained on: masks are exact, and no model has seen the test split
 
+TRIES = 20  # samples looked at for each item that is wanted
+
 
 @dataclass(frozen=True)
 class Item:
@@ -55,7 +57,7 @@ def open_items(n: int, address: str = SCENES, split: str = "test", start: int = 
     source: Any = open_source(address)
     source = source.split(split) if hasattr(source, "split") else source
     found: list[Item] = []
-    for index in range(start, len(source)):
+    for index in range(start, min(len(source), start + TRIES * n)):
         if len(found) >= n:
             break
         found += items_from(source[index])

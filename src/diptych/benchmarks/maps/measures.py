@@ -33,9 +33,11 @@ def order_of(heat: np.ndarray, seed: int = 0) -> np.ndarray:
     return ranks.reshape(heat.shape)
 
 
-def changed(image: Image, heat: np.ndarray, share: float, insert: bool, seed: int = 0) -> Image:
-    """The picture with the highest ``share`` of its pixels deleted (they get its mean colour), or with these alone."""
-    chosen = order_of(heat, seed) < round(share * heat.size)
+def changed(image: Image, ranks: np.ndarray, share: float, insert: bool) -> Image:
+    """The picture with the ``share`` of its pixels that rank first deleted (they get its mean colour), or with these alone. ranks: as
+    ``order_of`` gives them.
+    """
+    chosen = ranks < round(share * ranks.size)
     result = image.copy()
     result[~chosen if insert else chosen] = image.reshape(-1, 3).mean(0).round().astype(np.uint8)
     return result
@@ -48,10 +50,10 @@ def areas(
     arXiv:1806.07421, section 4; means over ``SHARES``, in the units of the score).
     """
     jobs = [(i, insert, share) for i in range(len(images)) for insert in (True, False) for share in SHARES]
-    totals = np.zeros((len(images), 2))
+    totals, ranks = np.zeros((len(images), 2)), [order_of(heat, i) for i, heat in enumerate(heats)]
     for start in range(0, len(jobs), CHUNK):
         part = jobs[start : start + CHUNK]
-        pictures = [changed(images[i], heats[i], share, insert, i) for i, insert, share in part]
+        pictures = [changed(images[i], ranks[i], share, insert) for i, insert, share in part]
         found = np.asarray(score(pictures, [texts[i] for i, _, _ in part]), dtype=np.float64)
         for (i, insert, _), value in zip(part, found, strict=True):
             totals[i, 0 if insert else 1] += value / len(SHARES)
