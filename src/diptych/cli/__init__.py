@@ -16,6 +16,7 @@ from diptych.cli.data import curate, data
 from diptych.cli.index import index, search, serve
 from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
 from diptych.cli.start import doctor, greet
+from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
 from diptych.core.errors import DiptychError, Interrupted
 
 HELP = (
@@ -54,6 +55,7 @@ app.command()(draw.draw)
 app.command()(compose.compose)
 app.command()(predict.predict)
 app.command()(embed.embed)
+app.command()(explain.explain)
 app.command()(index.index)
 app.command()(search.search)
 app.command()(serve.serve)
