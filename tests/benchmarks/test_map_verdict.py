@@ -16,7 +16,7 @@ from diptych.benchmarks.maps.saved import FILE, file_of, kept, verdict_on
 from diptych.benchmarks.maps.verdict import CONTROLS, MEASURES, Verdict, measure
 from diptych.core.errors import DiptychError
 from diptych.core.sample import Region, Sample
-from maps_fixture import Colours, ColourModel, colour_items
+from maps_fixture import ColourModel, Colours, colour_items
 
 RNG = np.random.default_rng(0)
 
@@ -43,7 +43,7 @@ def test_insertion_and_deletion_pixel_by_pixel() -> None:
         return np.array([float(i[..., 0].astype(float).mean() * len(t)) for i, t in zip(images, texts, strict=True)])
 
     for share in SHARES:
-        highest = sorted(((-heat[y, x], y, x) for y in range(6) for x in range(5)))[: round(share * 30)]
+        highest = sorted((-heat[y, x], y, x) for y in range(6) for x in range(5))[: round(share * 30)]
         places = {(y, x) for _, y, x in highest}
         for what in totals:
             made = np.zeros_like(image)

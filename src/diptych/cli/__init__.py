@@ -14,9 +14,8 @@ from diptych.cli import compare, demo, evaluate, metrics, plan, report, study, t
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
 from diptych.cli.index import index, search, serve
-from diptych.cli.models import caption, chat, compose, draw, embed, export, predict
-from diptych.cli.start import doctor, greet
 from diptych.cli.models import caption, chat, compose, draw, embed, explain, export, predict
+from diptych.cli.start import doctor, greet
 from diptych.core.errors import DiptychError, Interrupted
 
 HELP = (
