@@ -83,7 +83,7 @@ def test_long_and_short_captions() -> None:
 
 def test_large_pictures_are_packed() -> None:
     large = replace(CAPTIONED, good=5000, width={"median": 2000.0}, height={"median": 1500.0})
-    assert "data pack folder:p" in commands(large) and "data pack" not in commands(replace(large, address="packed:p"))
+    assert "data pack folder:p" in commands(large) and "diptych data pack" not in commands(replace(large, address="packed:p"))
 
 
 def every() -> list[str]:
