@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from diptych.cli import compare, demo, evaluate, metrics, plan, report, study, train
+from diptych.cli import advise, compare, demo, evaluate, metrics, plan, report, study, train
 from diptych.cli.choose import adapt, choose, soup
 from diptych.cli.data import curate, data
 from diptych.cli.index import index, search, serve
@@ -44,6 +44,7 @@ app.add_typer(curate.app, name="curate")
 app.add_typer(metrics.app, name="metrics")
 app.command()(train.train)
 app.command()(plan.plan)
+app.command()(advise.advise)
 app.command()(choose.choose)
 app.command()(soup.soup)
 app.command()(adapt.adapt)
