@@ -294,9 +294,10 @@ class Index:
 
     # --- changing ---
 
-    def update(self, model: Model, progress: Any = None, jobs: int | None = None) -> Changes:
+    def update(self, model: Model, progress: Any = None, jobs: int | None = None, graph: Any = None) -> Changes:
         """Brings the index up to date: new, changed, renamed and deleted pictures. Resumable: killed at any time, the next update
-        goes on. progress(done, of how many); jobs: threads that read pictures.
+        goes on. progress(done, of how many); jobs: threads that read pictures; graph(vectors, of how many): the progress of a store
+        that makes something of its vectors at the end.
 
         DiptychError for another model, a full disk, an index that another process writes; Interrupted on Ctrl-C, when what is done
         was kept.
@@ -309,21 +310,22 @@ class Index:
                 connection.execute("INSERT OR IGNORE INTO meta VALUES ('finished', '0')")
                 connection.execute("UPDATE meta SET value = '0' WHERE key = 'finished'")
             self._collections = {}
-            return update(self, model, progress, jobs)
+            return update(self, model, progress, jobs, graph)
 
-    def finish(self, store: Store, model: Model) -> None:
+    def finish(self, store: Store, model: Model, graph: Any = None) -> None:
         """The end of an update: the calibration, and what stores that approximate find."""
         calibrate(self, store, model)
-        finish_store(self, store)
+        finish_store(self, store, graph)
         with self.catalog.change() as connection:
             connection.execute("UPDATE meta SET value = '1' WHERE key = 'finished'")
 
-    def move(self, store: str, options: Mapping[str, Any] | None = None, progress: Any = None) -> Moved:
+    def move(self, store: str, options: Mapping[str, Any] | None = None, progress: Any = None, graph: Any = None) -> Moved:
         """Moves the vectors to a store of another kind (``milvus:URL`` for one elsewhere), with their ids; every vector and the top
-        10 are compared before the old store is let go. A move that was stopped goes on with the same call.
+        10 are compared before the old store is let go. A move that was stopped goes on with the same call. progress, graph: as of
+        ``update``.
         """
         with locked(self.path):
-            return move_store(self, store, options, progress)
+            return move_store(self, store, options, progress, graph)
 
     def map(self, model: Model | None = None, groups: int | None = None) -> Map:
         """Pictures that are alike near each other in the plane, in groups that the model names (default: the model that the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import Request
@@ -11,6 +12,7 @@ from fastapi import Request
 from diptych.core.capabilities import Model
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.streaming import Conversing, Tokenizing
+from diptych.index.cutoff.rerank import Reranker
 from diptych.serve.batching import Batched, Batcher, FixedBatch
 from diptych.serve.errors import ApiError
 from diptych.serve.guard import Keeper
@@ -26,7 +28,15 @@ DEFAULT_TOKENS = 256  # of an answer
 class State:
     """Index, models, threads and settings of one application."""
 
-    def __init__(self, index: Any, models: Mapping[str, Model], settings: Settings, search_model: str | None = None):
+    def __init__(
+        self,
+        index: Any,
+        models: Mapping[str, Model],
+        settings: Settings,
+        search_model: str | None = None,
+        reranker: Reranker | None = None,
+    ):
+        self.reranker = reranker
         self.index, self.models, self.settings, self.begun = index, dict(models), settings, int(time.time())
         if search_model is not None and search_model not in self.models:
             raise DiptychError(f"serve: no model '{search_model}'{nearest(search_model, self.models)}")
@@ -95,7 +105,10 @@ class State:
             able |= can & {"chat", "caption"}
         if self.index is not None and self.search_model is not None:
             able |= {"search"} | (abilities_of(self.models[self.search_model]) & {"text", "image"})
-        return {"can": sorted(able), "models": models}
+        found: dict[str, Any] = {"can": sorted(able), "models": models}
+        if self.reranker is not None:
+            found["rerank"] = PurePath(self.reranker.model.name).name
+        return found
 
     def close(self) -> None:
         """Ends all threads."""

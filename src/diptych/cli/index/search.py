@@ -44,8 +44,8 @@ def search(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="A second model that puts the first 20 hits in order and decides whether there is anything: a run that scores pairs "
-            "(`runs/blip`, `runs/coca`, `runs/filip`), or one with better vectors.",
+            help="A second model that puts the first 20 hits in order and decides whether there is anything: a run that scores "
+            "pairs (`runs/blip`, `runs/coca`, `runs/filip`), or one with better vectors.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 … or auto.")] = "auto",
@@ -119,9 +119,9 @@ def reranker_of(address: str, held: Any, device: str) -> Any:
     """
     from diptych.cli.index.index import training_data
     from diptych.index.cutoff.rerank import Reranker
-    from diptych.inference.load import load
+    from diptych.inference.onnx.open import open_model
 
-    return Reranker.of(load(address, device), training_data(address) or held.info.get("background"))
+    return Reranker.of(open_model(address, device), training_data(address) or held.info.get("background"))
 
 
 def filters_of(given: Any, columns: Any) -> dict[str, Any]:

@@ -55,7 +55,9 @@ class _Stop:
         self.asked = True
 
 
-def update(index: Index, model: Model, progress: Progress | None = None, jobs: int | None = None) -> Changes:
+def update(
+    index: Index, model: Model, progress: Progress | None = None, jobs: int | None = None, graph: Progress | None = None
+) -> Changes:
     """``Index.update``, with the index locked."""
     began = time.monotonic()
     changes = Changes()
@@ -77,7 +79,7 @@ def update(index: Index, model: Model, progress: Progress | None = None, jobs: i
                 raise KeyboardInterrupt
             if changes.new or changes.changed or changes.deleted or not index.finished:
                 regroup(index)
-            index.finish(store, model)
+            index.finish(store, model, graph)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise Interrupted(
