@@ -33,8 +33,9 @@ class Pick(NamedTuple):
 
 def tuned(store: Approximate, queries: np.ndarray | None = None) -> tuple[float | None, Pick | None]:
     """Twice the least effort by which a store finds the share of true neighbours that is asked for (its ``recall``), on queries
-    near the vectors (``probes``) and, by themselves, on those that are given, float32 [Q, E]; and how hits are picked out under filters:
-    as far as the first part of what is found is complete to the same share, and hits among halves that are alike (``halves``) are.
+    near the vectors (``probes``) and, by themselves, on those that are given, float32 [Q, E]; and how hits are picked out under
+    filters: as far as the first part of what is found is complete to the same share, and hits among halves that are alike
+    (``halves``) are.
 
     None where nothing is enough: search, or search under filters, has to be exact then.
     """
