@@ -57,9 +57,9 @@ class Bridge:
 
     @classmethod
     def fit(cls, vectors: np.ndarray, captions: np.ndarray) -> tuple[Bridge, np.ndarray] | None:
-        """The bridge, and the pictures' vectors beyond it, unit length, float32 [B, E], each by a fit without that picture. None from
-        fewer than 100 pictures, and where it tells a picture's caption from others hardly better than the cosine does.
+        """The bridge, and the pictures' vectors beyond it, unit length, float32 [B, E], each by a fit without that picture.
 
+        None from fewer than 100 pictures, and where it tells a picture's caption from others hardly better than the cosine does.
         vectors: of pictures, captions: of one caption of each, float32 [B, E].
         """
         if len(vectors) < FEWEST:
