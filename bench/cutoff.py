@@ -280,7 +280,8 @@ def page(found: dict[str, Any]) -> list[str]:
             "| scorer | way | AUROC | recall at 5 % false alarms | with the calibrated threshold: false alarms | recall |", "|---|---|---:|---:|---:|---:|",
         ]  # fmt: skip
         for r in results:
-            for way, text in WAYS.items():
+            pairs = r["texts"] <= FEW  # compared with fewer, and without vectors
+            for way, text in ({"cosine": "its score", "mentions": WAYS["mentions"]} if pairs else WAYS).items():
                 if (f := r["rows"].get(f"held out/{way}")) is None:
                     continue
                 trained = f", {r['budget']}" if r["budget"] else ""

@@ -103,12 +103,12 @@ def captioned(address: str, model: Model, pictures: int = PICTURES, texts: int =
     than 30 pictures with captions.
     """
     data = Captioned.read(address, pictures, texts, model.embed_image)
-    vectors, texts = unit_rows(np.stack(data.images).astype(np.float32)), embedded_texts(model, data.words)
+    vectors, captions = unit_rows(np.stack(data.images).astype(np.float32)), embedded_texts(model, data.words)
     place = {word: i for i, word in enumerate(data.words)}
-    rows = [(i, place[each[0]]) for i, each in enumerate(data.shown) if each[0] in place]
-    learned = Bridge.fit(vectors[[i for i, _ in rows]], texts[[j for _, j in rows]])
-    bridge, across = learned if learned is not None and len(rows) == len(vectors) else (None, vectors)
-    made = Background(data.words, texts, across[:COMPARED], bridge=bridge)
+    own = [place.get(each[0], -1) for each in data.shown]  # the place of each picture's first caption among the words
+    learned = Bridge.fit(vectors, captions[own]) if min(own) >= 0 else None
+    bridge, across = learned if learned is not None else (None, vectors)
+    made = Background(data.words, captions, across[:COMPARED], bridge=bridge)
     queries = data.names()
     if queries:
         named = embedded_texts(model, queries)

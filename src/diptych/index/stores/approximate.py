@@ -299,8 +299,9 @@ class Approximate:
             places[self._row_ids[rows]] = rows
             self._places = places
         rows = self._places[ids[(ids >= 0) & (ids < len(self._places))]]
-        here: np.ndarray = rows[rows >= 0]
-        return here[self._row_ids[here] >= 0]  # a row that no longer counts has the id -1
+        rows = rows[rows >= 0]
+        here: np.ndarray = rows[self._row_ids[rows] >= 0]  # a row that no longer counts has the id -1
+        return here
 
     def _touch(self, ids: np.ndarray, there: bool) -> None:
         if self._graph is None:
@@ -385,7 +386,7 @@ class Approximate:
         except RuntimeError as error:  # faiss's own class of errors, for a full disk too
             raise DiptychError(f"{self._file('faiss')}: cannot be written ({error}); is the disk full?") from None
         self._changed, self._written = set(), set()
-        known = {"graph": self._number, "made_of": self._made_of, "effort": self._effort if self._tuned else None}
+        known: dict[str, Any] = {"graph": self._number, "made_of": self._made_of, "effort": self._effort if self._tuned else None}
         known |= {"pick": self._pick} if self._tuned else {}
         write_json(self.folder / LIST, {"format": FORMAT, "kind": self.kind, "width": self.width, **known})
         for path in self.folder.iterdir():
