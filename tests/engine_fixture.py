@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 
 from diptych.config.recipe import load_recipe
+from diptych.core.registry import option_names, resolve
 from diptych.data.fields import UNPAIRED
 from diptych.data.loader import loader_for
 from diptych.data.sources import open_source
-from diptych.data.text import Tokenizer
-from diptych.models.vlm import build_model
+from diptych.data.text import Tokenizer, tokenizer_class
+from diptych.models.vlm import KINDS, build_model
 from diptych.objectives import build_objectives, fields_needed
 from diptych.training.distributed import Cluster
 from diptych.training.flops import FlopMeter
@@ -27,7 +28,8 @@ TINY = [*(f"parts.{part}.{key}" for part in ("vision", "text") for key in ("dept
 def tiny(name: str) -> list[str]:
     """``TINY``, as far as the recipe has these parts and they learn."""
     parts = {n: part for n, part in load_recipe(name).parts.items() if not part.frozen}
-    return [o for o in TINY if not o.startswith("parts.") or o.split(".")[1] in parts]
+    known = {n: option_names(resolve(part.kind, KINDS[n], n)) for n, part in parts.items() if n in ("vision", "text")}
+    return [o for o in TINY if not o.startswith("parts.") or o.split(".")[2].partition("=")[0] in known.get(o.split(".")[1], ())]
 
 
 class Little:
@@ -35,9 +37,12 @@ class Little:
 
     def __init__(self, name: str, *overrides: str, batch_size: int = 12, stage: str = ""):
         self.recipe = load_recipe(name, [*tiny(name), *overrides])
-        source = open_source("scenes:small").split("train")
+        data = self.recipe.data.train
+        of_clips = data.startswith(("scenes:clips", "stills:"))
+        source = open_source(data.replace("size=32", "size=48") if of_clips else "scenes:small").split("train")
         torch.manual_seed(0)
-        own = Tokenizer.train(corpus_of(source, 200), 400, self.recipe.data.tokenizer.max_length)
+        made = tokenizer_class(self.recipe.data.tokenizer.kind) or Tokenizer
+        own = made.train(corpus_of(source, 200), 400, self.recipe.data.tokenizer.max_length)
         self.model = build_model(self.recipe, own, 48).train()
         self.tokenizer = self.model.tokenizer  # a language model brings another
         add_teachers(self.recipe, self.model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -59,7 +61,7 @@ def test_long_stories_are_cut_evenly():
     made = field(count=3)
     story = made.collate([draw(made, Sample("a", {"speech": rows}, video=numbered(8)))]).story
     starts = (story.ids[0] == BOS).nonzero()[:, 0].tolist()
-    assert story.ids.shape[1] <= 24 and len(starts) == 3 and {b - a for a, b in zip(starts, starts[1:], strict=False)} == {7}
+    assert story.ids.shape[1] <= 24 and len(starts) == 3 and {b - a for a, b in pairwise(starts)} == {7}
 
 
 def test_places_are_withheld_as_often_as_asked():

@@ -34,7 +34,7 @@ def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
     if y < -1 or y > h or x < -1 or x > w:
         return np.zeros(feature.shape[2])
     y, x = min(max(y, 0.0), h - 1.0), min(max(x, 0.0), w - 1.0)
-    y0, x0 = int(math.floor(y)), int(math.floor(x))
+    y0, x0 = math.floor(y), math.floor(x)
     y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
     dy, dx = y - y0, x - x0
     top = (1 - dx) * feature[y0, x0] + dx * feature[y0, x1]
@@ -154,10 +154,9 @@ def test_matching_finds_the_least_total_cost() -> None:
 
 # --- parts ---
 
+
 def model_with(regions: str, *overrides: str):
-    return model_of(
-        "x-vlm", "stages.0.objectives={info_nce: 1}", "stages.0.round_robin=[]", f"parts.regions={regions}", *overrides
-    )
+    return model_of("x-vlm", "stages.0.objectives={info_nce: 1}", "stages.0.round_robin=[]", f"parts.regions={regions}", *overrides)
 
 
 @pytest.mark.parametrize("post", [False, True])

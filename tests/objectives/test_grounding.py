@@ -63,7 +63,9 @@ def test_focal_loss_equals_the_loops_and_has_a_gradient() -> None:
     torch.manual_seed(0)
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     target = torch.rand(3, 4) > 0.5
-    np.testing.assert_allclose(focal(logits, target).detach().numpy(), focal_by_loops(logits.detach().numpy(), target.numpy()), atol=1e-12)
+    np.testing.assert_allclose(
+        focal(logits, target).detach().numpy(), focal_by_loops(logits.detach().numpy(), target.numpy()), atol=1e-12
+    )
     assert torch.autograd.gradcheck(lambda x: focal(x, target), (logits,))
 
 
@@ -86,7 +88,10 @@ def test_a_patch_that_answers_for_two_boxes_takes_the_smaller() -> None:
 def test_a_prompt_is_the_phrases_one_after_the_other() -> None:
     tokenizer = Tokenizer.train(PHRASES, 400, 16)
     phrases = tokenized(tokenizer, [*PHRASES, "a red fox left of two green keys above a blue heart"])
-    words = [[i for i, real in zip(row, mask, strict=True) if real][1:] for row, mask in zip(phrases.ids.tolist(), phrases.mask.tolist(), strict=True)]
+    words = [
+        [i for i, real in zip(row, mask, strict=True) if real][1:]
+        for row, mask in zip(phrases.ids.tolist(), phrases.mask.tolist(), strict=True)
+    ]
     text, which = prompts(phrases, torch.tensor([1, 0, 1, -1]), 3, 16)
     assert text.ids[1][text.mask[1]].tolist() == [tokenizer.bos, *words[0], *words[2]]
     assert which[1][text.mask[1]].tolist() == [-1, *[0] * len(words[0]), *[2] * len(words[2])]
@@ -248,7 +253,9 @@ def test_a_part_that_gives_no_anchors_is_refused(grain) -> None:
         model_of("grain", "parts.grounding={kind: anchors}")
 
 
-@pytest.mark.parametrize(("name", "exact"), [("glip", ["stages.0.objectives.grounding.negatives=0"]), ("detclip", []), ("grain", [])])
+@pytest.mark.parametrize(
+    ("name", "exact"), [("glip", ["stages.0.objectives.grounding.negatives=0"]), ("detclip", []), ("grain", [])]
+)
 def test_in_pieces_the_gradient_is_the_same_and_the_loss_falls(
     name: str, exact: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,9 @@ def test_concepts_of_a_teacher_equal_the_loops() -> None:
     rng = np.random.default_rng(0)
     student, teacher = rng.uniform(-1, 1, (4, 5)), rng.uniform(-1, 1, (4, 5))
     label = teacher.argmax(1)
-    for i, (contrast, divergence) in enumerate(zip(*concept_losses(torch.tensor(student), torch.tensor(teacher), 0.2, 0.3), strict=True)):
+    for i, (contrast, divergence) in enumerate(
+        zip(*concept_losses(torch.tensor(student), torch.tensor(teacher), 0.2, 0.3), strict=True)
+    ):
         logits = {c: student[i, c] / 0.2 for c in set(label)}
         assert float(contrast) == pytest.approx(math.log(sum(map(math.exp, logits.values()))) - logits[label[i]])
         a, b = (np.exp(x[i] / 0.3) / np.exp(x[i] / 0.3).sum() for x in (teacher, student))

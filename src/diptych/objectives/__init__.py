@@ -17,7 +17,11 @@ from diptych.objectives.filip import LateInteraction, QueryContrast
 from diptych.objectives.flava import MaskedBoth, MaskedCodes, MaskedText
 from diptych.objectives.generative import NextToken, PriorNextToken
 from diptych.objectives.instruction import Answers
+from diptych.objectives.language.documents import DocumentSimilarity, DocumentWords
+from diptych.objectives.language.lengths import LongWords, ShortContrast
 from diptych.objectives.language.retrieval import RetrievalWords
+from diptych.objectives.language.states import StateRegression
+from diptych.objectives.language.towers import EachTower
 from diptych.objectives.llip import Contextual
 from diptych.objectives.maskvlm import MaskedPatches, MaskedWords
 from diptych.objectives.matching import Matching
@@ -47,7 +51,11 @@ OBJECTIVES: dict[str, Any] = {
     "frame_contrast": FrameContrast,
     "frame_order": FrameOrder,
     "granularities": Granularities,
+    "document_similarity": DocumentSimilarity,
+    "document_words": DocumentWords,
+    "each_tower": EachTower,
     "info_nce": InfoNCE,
+    "short_info_nce": ShortContrast,
     "sigmoid": Sigmoid,
     "cocoop": ConditionalPrompts,
     "contextual": Contextual,
@@ -71,6 +79,7 @@ OBJECTIVES: dict[str, Any] = {
     "mmrl": Represented,
     "multi_grained": MultiGrained,
     "next_token": NextToken,
+    "long_next_token": LongWords,
     "reconstruction": Reconstruction,
     "region_contrast": "diptych.objectives.regions.pairs:RegionContrast",
     "region_sigmoid": "diptych.objectives.regions.pairs:RegionSigmoid",
@@ -82,9 +91,15 @@ OBJECTIVES: dict[str, Any] = {
     "grounding": "diptych.objectives.regions.anchors:Grounding",
     "anchor_concepts": "diptych.objectives.regions.anchors:AnchorConcepts",
     "query_regions": "diptych.objectives.regions.queries:QueryRegions",
+    "several_texts": "diptych.objectives.several:SeveralTexts",
+    "sub_captions": "diptych.objectives.several:SubCaptions",
+    "wrong_captions": "diptych.objectives.regions.structured:WrongCaptions",
+    "hinge": "diptych.objectives.regions.structured:Hinge",
+    "region_masks": "diptych.objectives.regions.masks:RegionMasks",
     "boxes": "diptych.objectives.regions.boxes:Boxes",
     "prior_next_token": PriorNextToken,
     "retrieval_words": RetrievalWords,
+    "state_regression": StateRegression,
     "time_order": TimeOrder,
 }
 

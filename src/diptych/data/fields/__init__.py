@@ -7,6 +7,8 @@
 | ``text`` | ``Captions`` | ``Texts``, one caption per sample | text |
 | ``negatives`` | a wrong version of each caption | ``Texts`` with owner rows | text |
 | ``captions`` | made of ``text`` or another field | ``Texts``, several per sample with owner rows | text |
+| ``nouns`` | made of ``text`` | ``Texts``, several per sample with owner rows | text |
+| ``wrong`` | made of ``text`` | ``WrongTexts``, several per sample with owner rows | text |
 | ``concepts`` | made of the source | ``Labels``; ``concepts.classes`` is a text field, the same in every batch | label |
 | ``label`` | ``Label`` | ``Labels``; ``label.classes`` is a text field | label |
 | ``regions`` | list of ``Region`` | ``Regions``; ``regions.phrases`` is a text field | regions |
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
 from diptych.data.fields.base import Context, Draw, Field
-from diptych.data.fields.captions import CaptionsField, ConceptsField
+from diptych.data.fields.captions import CaptionsField, ConceptsField, NounsField
 from diptych.data.fields.document import DocumentField
 from diptych.data.fields.image import ImageField, ViewsField
 from diptych.data.fields.label import LabelField
@@ -49,6 +51,10 @@ FIELDS: dict[str, Any] = {
     "text": TextField,
     "negatives": NegativesField,
     "captions": CaptionsField,
+    "nouns": NounsField,
+    "wrong": "diptych.data.fields.wrong:WrongField",
+    "annotated": "diptych.data.fields.grounded:AnnotatedField",
+    "grounded": "diptych.data.fields.grounded:GroundedField",
     "concepts": ConceptsField,
     "label": LabelField,
     "regions": RegionsField,

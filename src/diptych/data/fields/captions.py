@@ -85,6 +85,55 @@ class CaptionsField(Field):
         return row.stream(meaning_number(self.name)).sample(texts, most)
 
 
+PROMPTS = ("a photo of a {}", "a picture of a {}", "an image of a {}", "there is a {}", "this is a {}", "a good photo of a {}")
+
+
+class NounsField(Field):
+    """Nouns of the caption that is read, each in a prompt drawn at random → ``Texts`` with owner rows (GroupViT's multi-label
+    contrast). most: nouns a caption, drawn at random where it has more. prompts: texts with ``{}`` in the noun's place.
+    """
+
+    kind = "text"
+    derived = True
+
+    def __init__(self, name: str, tokenizer: Any, *, most: Annotated[int, Limit(ge=1)] = 3, prompts: Sequence[str] = PROMPTS):
+        super().__init__(name)
+        if wrong := [p for p in prompts if "{}" not in p]:
+            raise DiptychError(f"data.fields.{name}.prompts: '{wrong[0]}' has no {{}} where the noun goes")
+        self.tokenizer, self.most, self.prompts = tokenizer, most, tuple(prompts)
+
+    @classmethod
+    def build(cls, name: str, context: Context) -> NounsField:
+        """The field of this name for a loader."""
+        return cls(name, context.tokenizer, **context.options)
+
+    def fit(self, sample: Sample, rng: Callable[[], random.Random]) -> None:
+        """Nothing: the nouns are those of the caption that is drawn later."""
+        if not sample.captions:
+            raise BrokenItem(sample.id, "no caption")
+
+    def rest(self, sample: Sample) -> Sample:
+        """The whole sample: its captions are read later."""
+        return sample
+
+    def collate(self, rows: Sequence[Draw]) -> Texts | None:
+        """The nouns of all captions; nouns that are equal have an equal meaning. None if no caption has any."""
+        import torch
+
+        texts, nouns, owners = [], [], []
+        for i, row in enumerate(rows):
+            heads = list(dict.fromkeys(chunk.head for chunk in chunks(row.sample.captions[row.caption])))
+            draw = row.stream(meaning_number(self.name))
+            for noun in heads if len(heads) <= self.most else draw.sample(heads, self.most):
+                texts.append(in_template(draw.choice(self.prompts), noun))
+                nouns.append(noun)
+                owners.append(i)
+        if not texts:
+            return None
+        meaning = torch.tensor([meaning_number(noun) for noun in nouns])
+        return tokenized(self.tokenizer, texts, meaning=meaning, owner=torch.tensor(owners))
+
+
 class ConceptsField(Field):
     """The concepts of a source as texts, the same in every batch (``concepts.classes``): its classes, or else the heads of the noun
     chunks of its first 2,000 samples' captions, the most frequent first.

@@ -26,8 +26,8 @@ class Hnsw(Approximate):
         folder: Path,
         width: int,
         *,
-        links: int = 32,
-        build: int = 64,
+        links: int = 16,
+        build: int = 40,
         least: int = 5000,
         recall: float = 0.995,
         effort: int | None = None,
@@ -107,4 +107,4 @@ class IvfPq(Approximate):
         return int(min(max(8 * effort, 1) + self.deeper * depth * graph.nlist / max(graph.ntotal, 1), graph.nlist))
 
     def _cost(self, effort: float, depth: int) -> float:
-        return depth + self.worth * self._lists(effort, depth) * self._graph.ntotal / self._graph.nlist
+        return float(depth + self.worth * self._lists(effort, depth) * self._graph.ntotal / self._graph.nlist)

@@ -11,5 +11,9 @@ GROUNDING = {
     "box": "diptych.models.regions.heads:BoxHead",
     "glip": "diptych.models.regions.anchors:Glip",
     "queries": "diptych.models.regions.queries:RegionQueries",
+    "segments": "diptych.models.vision.grouping:SegmentHeat",
+    "patches": "diptych.models.vision.grouping:PatchHeat",
+    "location_tokens": "diptych.models.decoders.kosmos:LocationBox",
+    "mask_tokens": "diptych.models.regions.masks:MaskTokens",
     "anchors": "diptych.models.regions.anchors:Anchors",
 }

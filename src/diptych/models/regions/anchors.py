@@ -1,7 +1,7 @@
 """Every patch proposes a box, and texts choose among the patches: GLIP with deep fusion, DetCLIP with texts that are read alone.
 
-Shapes: B images, N = grid² patches, T text tokens, n regions of all images, D width, E embedding. Boxes are left, top, right, bottom,
-as shares of the square that the model reads.
+Shapes: B images, N = grid² patches, T text tokens, n regions of all images, D width, E embedding. Boxes are left, top, right,
+bottom, as shares of the square that the model reads.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Proposals(nn.Module):
         super().__init__()
         self.grid = grid
         self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
-        nn.init.constant_(self.layers[2].bias, math.log(math.expm1(0.15)))  # boxes begin with a side of 0.3  # type: ignore[arg-type]
+        last: Any = self.layers[2]
+        nn.init.constant_(last.bias, math.log(math.expm1(0.15)))  # boxes begin with a side of 0.3
 
     def forward(self, patches: Tensor) -> Tensor:
         """patches [B, N, D] → boxes [B, N, 4], float32"""
@@ -80,7 +81,8 @@ class _Anchors(Part):
         width = build.width_of("vision")
         build.require(getattr(vision, "pooling", "") != "cascade", "it reads patches; parts.vision.pool: cascade gives none")
         self.extra, self.grid = int(getattr(vision, "extra", 0)), math.isqrt(int(vision.tokens))
-        build.require(self.grid**2 == vision.tokens, f"the tower gives {vision.tokens} patches, which do not form a square")
+        square = self.grid**2 == vision.tokens and getattr(vision, "grid", self.grid) == self.grid
+        build.require(square, f"the tower gives {vision.tokens} tokens, which do not form a square of patches")
         self.proposals = Proposals(width, self.grid)
 
 
@@ -89,9 +91,7 @@ class Glip(_Anchors):
     ``depth`` layers, both at once ("deep fusion"); then each patch is compared with each word.
     """
 
-    def __init__(
-        self, build: Build, *, depth: Annotated[int, Field(ge=1)] = 2, heads: int | None = None, width: int | None = None
-    ):
+    def __init__(self, build: Build, *, depth: Annotated[int, Field(ge=1)] = 2, heads: int | None = None, width: int | None = None):
         super().__init__(build)
         seen, read, heads = build.width_of("vision"), build.width_of("text"), heads or build.size.heads
         activation = build.size.activation
@@ -128,7 +128,7 @@ class Glip(_Anchors):
     @provides("text.heat", "text.anchor_scores")
     def heat(self, scores: Tensor) -> Tensor:
         """[B, grid, grid]"""
-        return scores.unflatten(1, (self.grid, self.grid))
+        return torch.unflatten(scores, 1, (self.grid, self.grid))
 
 
 class Anchors(_Anchors):
@@ -173,4 +173,4 @@ class Anchors(_Anchors):
     @provides("text.heat", "text.anchor_scores")
     def heat(self, scores: Tensor) -> Tensor:
         """[B, grid, grid]"""
-        return scores.unflatten(1, (self.grid, self.grid))
+        return torch.unflatten(scores, 1, (self.grid, self.grid))

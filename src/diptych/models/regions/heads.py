@@ -38,8 +38,8 @@ class BoxHead(Part):
 
 
 class TextCross(Part):
-    """Text tokens that look at the image, layer by layer: the upper half of ALBEF's and X-VLM's text encoder (Li et al. 2021, §3.1).
-    Pooled at the first token. An image may be a region of one, of which ``mask`` admits the patches.
+    """Text tokens that look at the image, layer by layer: the upper half of ALBEF's and X-VLM's text encoder (Li et al. 2021,
+    §3.1). Pooled at the first token. An image may be a region of one, of which ``mask`` admits the patches.
     """
 
     def __init__(

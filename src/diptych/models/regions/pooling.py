@@ -28,7 +28,8 @@ class RegionPart(Part):
         self.width = build.width_of("vision")
         build.require(getattr(vision, "pooling", "") != "cascade", "it reads patches; parts.vision.pool: cascade gives none")
         self.grid, self.extra = math.isqrt(int(vision.tokens)), int(getattr(vision, "extra", 0))
-        build.require(self.grid**2 == vision.tokens, f"the tower gives {vision.tokens} patches, which do not form a square")
+        square = self.grid**2 == vision.tokens and getattr(vision, "grid", self.grid) == self.grid
+        build.require(square, f"the tower gives {vision.tokens} tokens, which do not form a square of patches")
 
 
 class DenseRegionPart(RegionPart):
@@ -139,7 +140,8 @@ class MaskedPool(DenseRegionPart):
 class BoxPatches(RegionPart):
     """A region as all patches that its box touches, after their mean as its class token (X-VLM, Zeng et al. 2022, §3.1).
 
-    The tower reads the image once. tokens [n, 1 + N, D] hold all patches of the image, of which ``mask`` admits those of the region.
+    The tower reads the image once. tokens [n, 1 + N, D] hold all patches of the image, of which ``mask`` admits those of the
+    region.
     """
 
     @provides("regions.tokens", "image.tokens", "regions")

@@ -23,8 +23,8 @@ from diptych.models.space import LinearSpace, unit
 
 
 class RegionQueries(Part):
-    """A decoder with ``queries`` region queries and one image query over the tower's tokens: each looks at the others and at the image,
-    layer by layer. A head of three layers gives each region query's box.
+    """A decoder with ``queries`` region queries and one image query over the tower's tokens: each looks at the others and at the
+    image, layer by layer. A head of three layers gives each region query's box.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ def box_masks(boxes: Tensor, size: int) -> Tensor:
     centre = (torch.arange(size, device=boxes.device) + 0.5) / size
     left, top, right, bottom = (edge[:, None] for edge in boxes.unbind(1))
     inside = ((centre >= top) & (centre < bottom))[:, :, None] & ((centre >= left) & (centre < right))[:, None, :]
-    return inside | _at_centre(boxes, size).unflatten(1, (size, size))
+    return torch.unflatten(inside | _at_centre(boxes, size), 1, (size, size))
 
 
 def _at_centre(boxes: Tensor, grid: int) -> Tensor:
@@ -89,5 +89,5 @@ def pool(weights: Tensor, patches: Tensor, owner: Tensor) -> Tensor:
     padded = weights.new_zeros(B, most, *weights.shape[1:])
     padded[owner[order], place] = weights[order]
     pooled = padded.flatten(1, 2).to(patches.dtype) @ patches  # [B, most · K, D]
-    result = pooled.unflatten(1, (most, K))[owner[order], place] if most else patches.new_zeros(0, K, patches.shape[2])
+    result = torch.unflatten(pooled, 1, (most, K))[owner[order], place] if most else patches.new_zeros(0, K, patches.shape[2])
     return result[order.argsort()]

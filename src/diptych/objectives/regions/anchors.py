@@ -38,7 +38,8 @@ def focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.
 
 def prompts(phrases: Texts, owner: Tensor, size: int, longest: int) -> tuple[Texts, Tensor]:
     """One prompt an image, [BOS] phrase [EOS] phrase [EOS] …, of the phrases of ``owner`` in their order, and the phrase of each
-    token (−1 for [BOS] and padding): ``Texts`` and int64 of [size, T]. Phrases that do not fit into ``longest`` tokens are left out.
+    token (−1 for [BOS] and padding): ``Texts`` and int64 of [size, T]. Phrases that do not fit into ``longest`` tokens are left
+    out.
 
     phrases: n texts; owner: [n], the image of each; a row with −1 is left out.
     """
@@ -84,7 +85,9 @@ class _Grounding(Objective):
     def __init__(self, model: VLM, encoding: str, kind: str, boxes: float, radius: float):
         super().__init__(model)
         if not model.graph.gives(encoding):
-            raise DiptychError(f"this objective reads '{encoding}', which parts.grounding does not give; set parts.grounding.kind: {kind}")
+            raise DiptychError(
+                f"this objective reads '{encoding}', which parts.grounding does not give; set parts.grounding.kind: {kind}"
+            )
         self.weight, self.radius, self.grid = boxes, radius, int(model.part("grounding").grid)
 
     def here(self, p: Pass) -> Tensor:
@@ -148,7 +151,9 @@ class Grounding(_Grounding):
         """Targets of phrases of other images that mean the same as one of the image's own: bool [B, N, T]."""
         meaning = meaning_of(phrases)
         B, N = len(region), here.shape[1]
-        same = (meaning[region][:, :, None] == meaning) & (owner == torch.arange(B, device=owner.device)[:, None, None])  # [B, T, n]
+        same = (meaning[region][:, :, None] == meaning) & (
+            owner == torch.arange(B, device=owner.device)[:, None, None]
+        )  # [B, T, n]
         return ((same & real[..., None]).float() @ here.float() > 0).transpose(1, 2).reshape(B, N, -1)
 
 

@@ -42,8 +42,8 @@ def meaning_of(phrases: Texts) -> Tensor:
 
 
 def on_whole_images(p: Pass) -> Pass:
-    """Each phrase paired with the whole image of its region: ``text`` is the n phrases, ``image`` the image of each. The tower reads
-    every image once.
+    """Each phrase paired with the whole image of its region: ``text`` is the n phrases, ``image`` the image of each. The tower
+    reads every image once.
     """
     regions = p["regions"]
     n, device = len(regions), regions.boxes.device
@@ -52,8 +52,8 @@ def on_whole_images(p: Pass) -> Pass:
 
 
 def as_pairs(p: Pass, read: Collection[str]) -> Pass:
-    """Each region paired with its phrase: in this pass ``image`` is the n regions and ``text`` the n phrases. read: the encodings of
-    ``NAMES`` (as objectives of images and texts call them) that are handed on.
+    """Each region paired with its phrase: in this pass ``image`` is the n regions and ``text`` the n phrases. read: the encodings
+    of ``NAMES`` (as objectives of images and texts call them) that are handed on.
     """
     regions = p["regions"]
     text = replace(regions.phrases, meaning=meaning_of(regions.phrases), owner=None)

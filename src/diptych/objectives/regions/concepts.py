@@ -25,8 +25,9 @@ def concept_losses(similarity: Tensor, taught: Tensor, temperature: float, disti
     """The two losses of RegionCLIP's pretraining for each region: contrast with the concept that the teacher assigns to it, and the
     Kullback–Leibler divergence of the student's distribution over the concepts from the teacher's: [n] each.
 
-    similarity: [n, C] cosines of the student's regions with the concepts; taught: the teacher's. temperature: of the contrast, whose
-    negatives are the concepts that the teacher assigns to the other regions of the batch. distilled: temperature of the divergence.
+    similarity: [n, C] cosines of the student's regions with the concepts; taught: the teacher's. temperature: of the contrast,
+    whose negatives are the concepts that the teacher assigns to the other regions of the batch. distilled: temperature of the
+    divergence.
     """
     label = taught.argmax(1)
     present = torch.zeros(similarity.shape[1], dtype=torch.bool, device=similarity.device)
@@ -38,9 +39,9 @@ def concept_losses(similarity: Tensor, taught: Tensor, temperature: float, disti
 
 
 class RegionConcepts(Objective):
-    """RegionCLIP's region-text pretraining: a teacher compares each region with the concepts of the source (field ``concepts``), and
-    the student learns from its choice (``concept_losses``). The concept vectors are the teacher's, as in the paper, so the text tower
-    does not change by it.
+    """RegionCLIP's region-text pretraining: a teacher compares each region with the concepts of the source (field ``concepts``),
+    and the student learns from its choice (``concept_losses``). The concept vectors are the teacher's, as in the paper, so the text
+    tower does not change by it.
 
     teacher: its name; it needs the regions' part too. temperature: 0.01 in the paper. contrast, divergence: weights of the two
     losses.

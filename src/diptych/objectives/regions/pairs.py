@@ -38,9 +38,7 @@ class RegionContrast(OnRegions, InfoNCE):
 class RegionSigmoid(OnRegions, Sigmoid):
     """``sigmoid`` of the regions of all images of the batch and their phrases. scale, bias: learned, from these."""
 
-    def __init__(
-        self, model: VLM, *, scale: float = 10.0, bias: float = -10.0, false_negatives: Literal["mask", "keep"] = "mask"
-    ):
+    def __init__(self, model: VLM, *, scale: float = 10.0, bias: float = -10.0, false_negatives: Literal["mask", "keep"] = "mask"):
         super().__init__(model, scale=scale, bias=bias, false_negatives=false_negatives)
 
 

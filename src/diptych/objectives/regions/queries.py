@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 
 def matched(proposed: Tensor, boxes: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """The assignment of least cost (``match_cost``) within each image: the query and the region of each pair, int64 [k] each, in the
-    order of the regions. proposed: [B, Q, 4]; boxes: [n, 4]; owner: [n]. An image with more regions than queries leaves some out.
+    """The assignment of least cost (``match_cost``) within each image: the query and the region of each pair, int64 [k] each, in
+    the order of the regions. proposed: [B, Q, 4]; boxes: [n, 4]; owner: [n]. An image with more regions than queries leaves some
+    out.
     """
     queries, regions = [], []
     for image in owner.unique().tolist():
@@ -38,8 +39,8 @@ def matched(proposed: Tensor, boxes: Tensor, owner: Tensor) -> tuple[Tensor, Ten
 
 
 class QueryRegions(Scaled):
-    """GRAIN's region losses: ``info_nce`` of matched region queries and their phrases, over the whole batch, plus ``boxes`` times ℓ1
-    and 1 − GIoU of the matched boxes. Phrases that mean the same are not negatives.
+    """GRAIN's region losses: ``info_nce`` of matched region queries and their phrases, over the whole batch, plus ``boxes`` times
+    ℓ1 and 1 − GIoU of the matched boxes. Phrases that mean the same are not negatives.
     """
 
     couples = ("image.region_embedding", "image.region_boxes", "regions.phrases.embedding")

@@ -1,4 +1,5 @@
-"""Wrong phrases of regions, and phrases against each other (FG-CLIP, Xie et al. 2025, arXiv:2505.05071; FG-CLIP 2, arXiv:2510.10921).
+"""Wrong phrases of regions, and phrases against each other (FG-CLIP, Xie et al. 2025, arXiv:2505.05071; FG-CLIP 2,
+arXiv:2510.10921).
 
 Shapes: n regions, m wrong phrases of all regions together, E embedding, R the regions that this process computes.
 """
@@ -46,8 +47,8 @@ def margin_ranking(right: Tensor, wrong: Tensor, owner: Tensor, margin: Tensor |
 
 
 class RegionNegatives(Scaled):
-    """A region must find its phrase among wrong versions of it, such as with one attribute changed (``data.fields.regions.negatives``
-    says how many). A weighted sum of up to three losses:
+    """A region must find its phrase among wrong versions of it, such as with one attribute changed
+    (``data.fields.regions.negatives`` says how many). A weighted sum of up to three losses:
 
     own: cross-entropy over the phrase and its own wrong versions (FG-CLIP: 1, FG-CLIP 2: 3). columns: ``info_nce`` of regions and
     phrases with the wrong phrases of all regions as further columns (FG-CLIP 2: 0.6). rank: a hinge, by which each wrong phrase
@@ -117,8 +118,8 @@ class RegionNegatives(Scaled):
 
 
 def nearest_phrases(text: Tensor, most: int, same: float) -> Tensor:
-    """log Σ exp(cosine) over each phrase's ``most`` most similar other ones, of those whose cosine is at most ``same``: [n]. text: [n,
-    E] unit vectors. A phrase without any gives 0.
+    """log Σ exp(cosine) over each phrase's ``most`` most similar other ones, of those whose cosine is at most ``same``: [n]. text:
+    [n, E] unit vectors. A phrase without any gives 0.
     """
     cosines = text @ text.T
     apart = (cosines <= same) & ~torch.eye(len(text), dtype=torch.bool, device=text.device)
@@ -135,9 +136,7 @@ class PhraseContrast(Objective):
     couples = ("regions.phrases.embedding",)
     needs = ("regions",)
 
-    def __init__(
-        self, model: VLM, *, most: Annotated[int, Field(ge=1)] = 10, same: Annotated[float, Field(gt=0, le=1)] = 0.95
-    ):
+    def __init__(self, model: VLM, *, most: Annotated[int, Field(ge=1)] = 10, same: Annotated[float, Field(gt=0, le=1)] = 0.95):
         super().__init__(model)
         self.most, self.same = most, same
 

@@ -53,59 +53,6 @@ TASKS = {
         "interval by half of both together.",
         "Only windows of certain sizes are tried, so that not every interval can be found exactly.",
     ),
-    "refer": (
-        "The model says by one box where in a picture a phrase is (“the red fish left of the two hearts”). The box is right if it "
-        "overlaps the true one by half of both together. A model without boxes of its own is asked through its maps.",
-        "A phrase alone may give the answer away where pictures hold few things: compare with the largest box, a random one, and "
-        "the box for the phrase of another picture.",
-    ),
-    "phrase": (
-        "As referring, for phrases that may mean several things. Right is a box that meets any of them (any), or the box around "
-        "all of them (merged).",
-        "The two rules are both in use and not comparable.",
-    ),
-    "pointing": (
-        "The highest point of the model’s map, or the middle of its box, lies on the thing or does not.",
-        "One point says nothing about extent. A map that always points at the middle hits large things: compare with the centre.",
-    ),
-    "refer-masks": (
-        "The overlap of the pixels that the model means by a phrase with the true ones.",
-        "Where the model has no mask, its map is cut at half of its highest value: the number depends on this threshold.",
-    ),
-    "segmentation": (
-        "Every pixel gets the class with the highest map, or none. The overlap with the true pixels, as a mean over the classes "
-        "and the background.",
-        "The background threshold is part of the task. Most pixels may be background: the share of right pixels is then high for a "
-        "model that says nothing.",
-    ),
-    "open-vocabulary": (
-        "Every name is asked for in every picture. Average precision counts boxes from the surest to the least sure, at overlaps "
-        "of half to nearly all.",
-        "The model gives one box for a name and picture, so several equal things are found once at most.",
-    ),
-    "crops": (
-        "Regions cut out of their pictures, matched with the phrases of the picture’s other regions and with wrong versions of "
-        "their own phrase.",
-        "A crop lacks its surroundings: phrases about left, right or size cannot be told from it.",
-    ),
-    "cola": (
-        "Two pictures in which two things have exchanged their attributes, each with its caption (COLA). Image: each caption "
-        "chooses its picture, as published; text and group as for Winoground.",
-        "The pictures differ in more than the attributes: a high score may come from their surroundings.",
-    ),
-    "inpaint-coco": (
-        "A photograph and the same with one thing, colour or size painted anew, each with its caption (InpaintCOCO).",
-        "Painted parts can be recognised as such: a model may tell the pictures apart without the attribute.",
-    ),
-    "mmhal": (
-        "Open questions made to provoke hallucination (MMHal-Bench). An answer earns its longest common word sequence with the "
-        "reference (ROUGE-L).",
-        "The published score is a judgement by a language model, from 0 to 6: not to be compared with this one. Read the answers.",
-    ),
-    "box-convention": (
-        "Which numbers the model writes for a box: test cards of shapes, and the convention that explains its answers best.",
-        "It says how to read the boxes, not how good they are on photographs.",
-    ),
     "actions": (
         "The model names the action of a clip by choosing among the texts of all actions.",
         "The texts of the actions are part of the task: other words give other results.",
@@ -118,7 +65,7 @@ TASKS = {
     "grasp": CLIP_QUESTIONS,
     "video-chatgpt": (
         "Open questions about clips. An answer earns its longest common word sequence with the reference (ROUGE-L).",
-        "The published score is a judgement by a language model, from 0 to 5: not to be compared with this one. Read the answers.",
+        "The published score is a judgement by a language model, from 0 to 5: do not compare it with this one. Read the answers.",
     ),
     "embedding": (
         "The positions of image and text embeddings relative to each other.",
@@ -238,14 +185,6 @@ CONTROLS = {
     "always_yes": ("always yes", "answering yes to everything may do as well"),
     "always_no": ("always no", "answering no to everything may do as well"),
     "dealt": ("groups assigned at random", "differences of this size arise by chance"),
-    "centre": ("the middle of the picture", "always saying the middle may do as well"),
-    "whole": ("the whole picture", "always saying the whole picture may do as well"),
-    "largest": ("the largest region", "always saying the largest thing may do as well"),
-    "random": ("a random region", "any of the picture’s regions may do as well"),
-    "background": ("no class anywhere", "calling every pixel background may do as well"),
-    "commonest": ("the commonest class everywhere", "one class for all pixels may do as well"),
-    "unscored": ("equal scores", "the order of the boxes has no part in it"),
-    "next_convention": ("the next convention", "another way of writing boxes explains the answers as well"),
     "uncorrected": ("without the correction", "the correction has no effect"),
     "chance": ("chance", "guessing may do as well"),
 }
