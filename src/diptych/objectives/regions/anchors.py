@@ -186,8 +186,8 @@ class AnchorConcepts(_Grounding):
         """The loss of a batch, a scalar; 0 if there are no regions."""
         anchors, proposed, text = (p[name] for name in self.couples)
         if not count_of(p):
-            result: Tensor = (anchors.sum() + text.sum()) * 0
-            return result
+            nothing: Tensor = (anchors.sum() + text.sum()) * 0
+            return nothing
         regions = p["regions"]
         owner, here = owners(regions.owner, len(regions), anchors.device), self.here(p)
         meaning = meaning_of(regions.phrases)
