@@ -190,3 +190,6 @@ def colour_items(n: int = 12) -> list[Item]:
         picture, ((a, mask), (b, other)) = two_squares(seed)
         items += [Item(str(seed), picture, a, b, mask), Item(str(seed), picture, b, a, other)]
     return items
+
+
+SCORED_LLAVA = ("llava", "parts.lm.kind=random", "parts.vision={kind: vit, depth: 1, width: 32, heads: 2}")

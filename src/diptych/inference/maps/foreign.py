@@ -22,7 +22,7 @@ class DualMaps(Maps):
     def __init__(self, model: Any):
         self.dual, self.name = model, model.name
         self.tower = vision_of(model.model)
-        self.methods = ("gradient", "legrad", "grad-cam", "rollout") if attends(self.tower) else ("grad-cam",)
+        self.methods = ("gradient", "grad-cam", "legrad", "rollout") if attends(self.tower) else ("grad-cam",)
 
     @property
     def modules(self) -> Sequence[nn.Module]:
