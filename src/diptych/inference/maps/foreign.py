@@ -78,7 +78,7 @@ def _as_dict(size: Any) -> dict[str, Any]:
 class ConseMaps(Maps):
     """model: a ``Conse``. ``dense``: each place of the feature map as an image of its own, its cosine with the text."""
 
-    methods = ("dense", "grad-cam")
+    methods = ("grad-cam", "dense")
 
     def __init__(self, model: Any):
         self.conse, self.name = model, model.name

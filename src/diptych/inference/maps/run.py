@@ -162,4 +162,4 @@ def methods_of(run: Any) -> tuple[str, ...]:
         pooled = "image.embedding" in scored or tokenwise
         # the order in which they did well on scenes (docs/measured.md): a patch by itself says little of a tower that mixes patches
         return (*found, *(("gradient", "grad-cam", "legrad", "rollout") if pooled else ("grad-cam", "legrad")), *dense)
-    return (*found, *dense, "grad-cam")
+    return (*found, "grad-cam", *dense)
