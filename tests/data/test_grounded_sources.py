@@ -344,7 +344,7 @@ def test_conventions_are_inverses_and_unknown_ones_refused():
     for each in every():
         np.testing.assert_allclose(each.box(each.numbers(BOX, 8, 12), 8, 12), BOX, atol=1e-9)
         assert convention(str(each)) == each
-    assert convention("cxcywh/1") == Convention("center", 1) and len(set(map(str, every()))) == 40
+    assert convention("cxcywh/1") == Convention("center", 1) and len(set(map(str, every()))) == 48
     for wrong, reason in (("xyyx", "no order 'xyyx'"), ("xyxy/10", "expected /1, /100")):
         with pytest.raises(DiptychError, match=reason):
             open_source(f"regions:nowhere.jsonl?convention={wrong}")

@@ -26,11 +26,12 @@ class Tokens:
     pooled: Tensor  # [B, D]
     mask: Tensor | None = None  # [B, N] bool, True where a token is real; None: all tokens are
     learned: Tensor | None = None  # [B, n, D], what an adapter's vectors among them have become; None: there are none
+    places: Tensor | None = None  # [B, N] int64, the patch of each, where a tower has left some out (class tokens aside)
 
     def __getitem__(self, index: Tensor) -> Tokens:
         """Rows of the batch, in the order of ``index``."""
-        mask, learned = (None if x is None else x[index] for x in (self.mask, self.learned))
-        return Tokens(self.tokens[index], self.pooled[index], mask, learned)
+        mask, learned, places = (None if x is None else x[index] for x in (self.mask, self.learned, self.places))
+        return Tokens(self.tokens[index], self.pooled[index], mask, learned, places)
 
     def trimmed(self) -> Tokens:
         """Without the padding that no row of the batch needs."""
@@ -242,14 +243,49 @@ class Regions(Collated):
 
 @dataclass
 class Videos(Collated):
-    """Clips as flat frames: ``frames.owner`` says which sample each belongs to."""
+    """Clips as flat frames: ``frames.owner`` says which sample each belongs to.
+
+    keep: the only tokens of each clip that a tower of whole clips reads (masked autoencoding); ``frames.keep`` are those of each
+    frame, for a tower of pictures.
+    """
 
     frames: Images
     seconds: Tensor  # [n] float32, of each frame, from the start of its clip
     owner: Tensor | None = None
+    keep: Tensor | None = None  # [B, K] int64, with a row for each clip; None: all
 
-    row_wise = ("seconds", "frames")
-    heavy = ("frames", "seconds")
+    row_wise: ClassVar[tuple[str, ...]] = ("seconds", "frames")
+    beside: ClassVar[tuple[str, ...]] = ("keep",)
+    heavy: ClassVar[tuple[str, ...]] = ("frames", "seconds", "keep")
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The row of a part's output that each frame belongs to, [n] int64: its clip. None: each frame is a clip."""
+        return self.owner
+
+
+@dataclass
+class Segments(Videos):
+    """Clips as pieces with a text each: every clip has ``pieces`` of them, every piece the same number of frames, in their order.
+
+    Parts read a piece as a clip of its own (``rows``); ``owner`` is the sample of each frame, as everywhere.
+    """
+
+    segment: Tensor | None = None  # [n] int64, the number of each frame's piece in its clip
+    place: Tensor | None = None  # [n] int64, the place in the whole clip that a model is given; −1 − k: the k-th unknown place
+    texts: Texts | None = None  # a text for each piece, B · pieces
+    story: Texts | None = None  # the same as one text for each clip: [BOS] words [BOS] words … [EOS], B
+    pieces: int = 1
+
+    row_wise = ("seconds", "frames", "segment", "place")
+    beside = ("keep", "texts", "story")
+    heavy = ("frames", "keep")
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The piece of each frame among those of all clips, [n] int64."""
+        assert self.owner is not None and self.segment is not None
+        return self.owner * self.pieces + self.segment
 
 
 @dataclass

@@ -226,7 +226,8 @@ def loader_for(
     fields: tuple[str, ...] = ("image", "text"),
     workers: int = 0,
     text_mask: float = 0.0,
+    own: Mapping[str, Any] | None = None,
 ) -> Loader:
-    """A loader of built-in fields from their names."""
-    context = Context(tokenizer, image_size, augment, text_mask, source=source)
+    """A loader of fields from their names; ``own``: what a recipe declares (``data.fields``)."""
+    context = Context(tokenizer, image_size, augment, text_mask, source=source, own=own or {})
     return Loader(source, build_fields(fields, context), batch_size, seed, workers)

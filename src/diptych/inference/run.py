@@ -25,6 +25,7 @@ from diptych.data.fields.base import stacked
 from diptych.data.fields.text import tokenized
 from diptych.data.image import as_pixels, resize
 from diptych.inference.able import capabilities_of, missing_fields, read_from
+from diptych.inference.attended import frame_weights
 from diptych.inference.chat import Answering, asked_with
 from diptych.inference.compose import Composer, Following
 from diptych.inference.fewshot import FewShot
@@ -159,6 +160,10 @@ class TrainedModel(Talking, Locates):
                 for every, scores in zip(out, made, strict=True):
                     every[i : i + len(scores), j : j + scores.shape[1]] = scores
         return out or [np.empty((len(images), len(texts)), dtype=np.float32)] * 2
+
+    def frame_weights(self, clips: Sequence[Image], texts: Sequence[str]) -> list[np.ndarray] | None:
+        """How much each frame of a clip counts for its text (``attended.frame_weights``); None: the model has no such weights."""
+        return frame_weights(self, clips, texts)
 
     def loglikelihood(
         self, images: Sequence[Image], texts: Sequence[str], prompt: Prompt = "", examples: Examples = ()

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from diptych.core.capabilities import Model
+from diptych.index.cutoff.rerank import Reranker
 from diptych.serve import errors
 from diptych.serve.guard import Guard
 from diptych.serve.metrics import Measured
@@ -22,15 +23,16 @@ def create_app(
     models: Model | Mapping[str, Model] | None = None,
     settings: Settings | None = None,
     search_model: str | None = None,
+    reranker: Reranker | None = None,
 ) -> FastAPI:
     """The application over an ``Index`` (None: the API of the models alone) and models by name.
 
-    search_model: the name of the model that the index was made with; default: the first that embeds texts. Raises DiptychError for
-    an unknown name.
+    search_model: the name of the model that the index was made with; default: the first that embeds texts. reranker: a second model
+    that judges the first hits of searches by words. Raises DiptychError for an unknown name.
     """
     settings = settings or Settings()
     named = dict(models) if isinstance(models, Mapping) else {models.name: models} if models is not None else {}
-    state = State(index, named, settings, search_model)
+    state = State(index, named, settings, search_model, reranker)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

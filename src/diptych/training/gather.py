@@ -82,7 +82,8 @@ def gathered(model: VLM, cluster: Cluster, batch: Batch, encodings: Encodings, n
     alone = Pass(model, batch, encodings)
     if cluster.size == 1:
         return alone
-    length = cluster.maximum(max((batch_length(batch, n) for n in batch.fields), default=0))
+    inner = (n for n in model.graph.fields if n.partition(".")[0] in batch)  # texts within a field, such as regions.phrases, too
+    length = cluster.maximum(max((batch_length(batch, n) for n in (*batch.fields, *inner)), default=0))
     batch, encodings = stack(model, [batch], [encodings], length)
     known, wanted = list(model.graph.fields), {n: v for n, v in encodings.items() if n in names}
     noted = cluster.total(*(float(n in batch) for n in known), *(float(has_gradient(v)) for v in wanted.values()))

@@ -6,11 +6,18 @@
 | ``views`` | made of ``image`` | ``Images``, several per sample with owner rows (``data.views``) | image |
 | ``text`` | ``Captions`` | ``Texts``, one caption per sample | text |
 | ``negatives`` | a wrong version of each caption | ``Texts`` with owner rows | text |
+| ``captions`` | made of ``text`` or another field | ``Texts``, several per sample with owner rows | text |
+| ``nouns`` | made of ``text`` | ``Texts``, several per sample with owner rows | text |
+| ``wrong`` | made of ``text`` | ``WrongTexts``, several per sample with owner rows | text |
+| ``concepts`` | made of the source | ``Labels``; ``concepts.classes`` is a text field, the same in every batch | label |
 | ``label`` | ``Label`` | ``Labels``; ``label.classes`` is a text field | label |
 | ``regions`` | list of ``Region`` | ``Regions``; ``regions.phrases`` is a text field | regions |
 | ``turns`` | ``Conversation`` | ``Turns``; ``turns.images`` is an image field | turns |
 | ``video`` | ``Video`` | ``Videos``; ``video.frames`` is an image field | video |
 | ``document`` | ``Document`` | ``Documents``; ``document.texts``, ``document.images`` | document |
+
+Kinds that a recipe has to declare under a name of its own (``data.fields: {segments: {kind: segments}}``): ``segments``, a clip as
+pieces with a text each; ``shortest``, the shortest caption.
 
 ``unpaired_image`` and ``unpaired_text`` are images and texts without a partner (``data.unpaired``). A recipe declares its own field
 by ``data.fields: {sound: package.module:SoundField}``, and options by ``{video: {kind: video, frames: 4}}``.
@@ -25,10 +32,12 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.errors import DiptychError, nearest
 from diptych.core.registry import check_options, resolve
 from diptych.data.fields.base import Context, Draw, Field
+from diptych.data.fields.captions import CaptionsField, ConceptsField, NounsField
 from diptych.data.fields.document import DocumentField
 from diptych.data.fields.image import ImageField, ViewsField
 from diptych.data.fields.label import LabelField
 from diptych.data.fields.regions import RegionsField
+from diptych.data.fields.segments import SegmentsField, ShortestField
 from diptych.data.fields.text import NegativesField, TextField
 from diptych.data.fields.turns import TurnsField
 from diptych.data.fields.video import VideoField
@@ -41,12 +50,19 @@ FIELDS: dict[str, Any] = {
     "views": ViewsField,
     "text": TextField,
     "negatives": NegativesField,
+    "captions": CaptionsField,
+    "nouns": NounsField,
+    "wrong": "diptych.data.fields.wrong:WrongField",
+    "annotated": "diptych.data.fields.grounded:AnnotatedField",
+    "grounded": "diptych.data.fields.grounded:GroundedField",
+    "concepts": ConceptsField,
     "label": LabelField,
     "regions": RegionsField,
     "turns": TurnsField,
     "video": VideoField,
     "document": DocumentField,
 }
+DECLARED: dict[str, Any] = {"segments": SegmentsField, "shortest": ShortestField}  # kinds that no field has by its name alone
 UNPAIRED = {"unpaired_image": "image", "unpaired_text": "text"}  # fields of samples that have nothing else
 
 __all__ = ["FIELDS", "UNPAIRED", "Context", "Draw", "Field", "build_fields", "field_class", "kinds_of_fields"]
@@ -56,12 +72,12 @@ def field_class(name: str, own: Mapping[str, str | FieldSpec] | None = None) -> 
     """The class of a field by its name; ``own``: those that a recipe declares. DiptychError if there is no such field."""
     declared = (own or {}).get(name, name)
     kind = declared if isinstance(declared, str) else declared.kind
-    if kind == name and name not in FIELDS:
+    if kind == name and name not in FIELDS and name not in (own or {}):
         raise DiptychError(
             f"there is no field '{name}'{nearest(name, [*FIELDS, *(own or {})])}; your own: data.fields: "
             f"{{{name}: package.module:Class}}"
         )
-    cls: type[Field] = resolve(kind, FIELDS, "field")
+    cls: type[Field] = resolve(kind, {**FIELDS, **DECLARED}, "field")
     return cls
 
 

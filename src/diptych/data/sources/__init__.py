@@ -13,6 +13,7 @@
 | ``genome:region_descriptions.json?images=DIR`` | Visual Genome: regions, objects, attributes or relationships |
 | ``refcoco:refs(unc).p?instances=instances.json&images=DIR&split=testA`` | RefCOCO, RefCOCO+, RefCOCOg |
 | ``entities:flickr30k_entities?images=DIR`` | Flickr30k Entities: captions and the boxes of their phrases |
+| ``dci:complete?images=DIR`` | Densely Captioned Images: a description, its summaries and wrong versions for each part |
 | ``classes:my/parts``, ``classes:table.csv?image=file&label=species`` | images in class folders, or a table of classes |
 | ``labels:table.csv?label=tags``, ``labels:my/folder`` | a table of images with any number of labels each |
 | ``video:clips/`` | video files, animated pictures or folders of frames, with captions as for ``folder:`` |
@@ -59,6 +60,7 @@ SCHEMES = {
     "genome": "diptych.data.sources.grounded.genome:Genome",
     "refcoco": "diptych.data.sources.grounded.refs:Refs",
     "entities": "diptych.data.sources.grounded.entities:Entities",
+    "dci": "diptych.data.sources.grounded.dci:Dci",
     "classes": "diptych.data.sources.classes:Classes",
     "labels": "diptych.data.sources.classes:Labels",
     "video": "diptych.data.sources.video:Video",

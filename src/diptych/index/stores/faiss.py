@@ -19,14 +19,15 @@ class Hnsw(Approximate):
     """
 
     kind = "hnsw"
+    worth = 16.0  # vectors that can be compared one after the other in the time of a candidate (docs/measured.md)
 
     def __init__(
         self,
         folder: Path,
         width: int,
         *,
-        links: int = 32,
-        build: int = 64,
+        links: int = 16,
+        build: int = 40,
         least: int = 5000,
         recall: float = 0.995,
         effort: int | None = None,
@@ -44,9 +45,12 @@ class Hnsw(Approximate):
             graph.train(np.zeros((1, self.width), np.float32))  # half precision has nothing to learn
         return graph
 
-    def _reach(self, effort: float, k: int, total: int) -> tuple[Any, int]:
-        reach = int(min(max(32 * effort, 2 * k), total))
+    def _reach(self, effort: float, k: int, depth: int = 0) -> tuple[Any, int]:
+        reach = int(max(32 * effort, 2 * k, depth))
         return self._faiss.SearchParametersHNSW(efSearch=reach), min(reach, 4 * k)
+
+    def _cost(self, effort: float, depth: int) -> float:
+        return self.worth * max(32 * effort, depth)
 
 
 class IvfPq(Approximate):
@@ -57,6 +61,8 @@ class IvfPq(Approximate):
     """
 
     kind = "ivfpq"
+    worth = 0.3  # vectors that can be compared one after the other in the time of a compressed one
+    deeper = 4  # times the vectors that are wanted of the lists
 
     def __init__(
         self,
@@ -92,6 +98,13 @@ class IvfPq(Approximate):
     def _outgrown(self, count: int) -> bool:
         return count > 4 * self._made_of  # lists and codes were learned from other vectors
 
-    def _reach(self, effort: float, k: int, total: int) -> tuple[Any, int]:
-        lists = int(min(max(8 * effort, 1), self._graph.nlist))
-        return self._faiss.SearchParametersIVF(nprobe=lists), int(min(5 * k + 50 * effort, 2000, total))
+    def _reach(self, effort: float, k: int, depth: int = 0) -> tuple[Any, int]:
+        return self._faiss.SearchParametersIVF(nprobe=self._lists(effort, depth)), int(5 * k + 50 * effort)
+
+    def _lists(self, effort: float, depth: int) -> int:
+        """How many lists are searched: those that hold several times as many vectors as are wanted."""
+        graph = self._graph
+        return int(min(max(8 * effort, 1) + self.deeper * depth * graph.nlist / max(graph.ntotal, 1), graph.nlist))
+
+    def _cost(self, effort: float, depth: int) -> float:
+        return float(depth + self.worth * self._lists(effort, depth) * self._graph.ntotal / self._graph.nlist)

@@ -6,7 +6,7 @@ Shapes: D width, r the bottleneck.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LAST = ("o_proj", "out_proj", "c_proj", "dense", "wo")  # the last layer of an attention of transformers
 MLPS = ("mlp", "feed_forward", "ffn", "fc2")
+At = Literal["both", "attention", "mlp"]
 
 
 class Bottleneck(Adapter):
@@ -31,7 +32,9 @@ class Bottleneck(Adapter):
     r, W_up: r → D, which begins at 0, so that nothing is changed (Houlsby et al. 2019, arXiv:1902.00751, §2.1; VL-Adapter, Sung et
     al. 2022, arXiv:2112.06825). On towers, decoders of ours and language models.
 
-    reduction: r = D / reduction (VL-Adapter: 8); rank: r itself. In a language model the weights are float32 beside layers of any
+    reduction: r = D / reduction (VL-Adapter: 8); rank: r itself. at: behind which of a block's two layers (``mlp`` alone: MAGMA,
+    Eichenberg et al. 2022, arXiv:2112.05253, §3.2). std: of the random initial weights and biases of both layers, drawn again where
+    they are beyond two of it (MAGMA: 1e-3); 0: W_up begins at 0. In a language model the weights are float32 beside layers of any
     precision. Checked with VL-Adapter's code, whose adapters have a layer norm behind W_up as well, with a random W_up; it is left
     out here, since the tower would then not begin as it was.
     """
@@ -45,13 +48,15 @@ class Bottleneck(Adapter):
         reduction: Annotated[int, Field(ge=1)] = 8,
         rank: Annotated[int, Field(ge=1)] | None = None,
         activation: Activation = "gelu",
+        at: At = "both",
+        std: Annotated[float, Field(ge=0)] = 0.0,
     ):
         super().__init__(part, build, where)
-        places = list(dict.fromkeys(sublayers(part)))  # blocks may share an MLP
+        places = list(dict.fromkeys(sublayers(part, at)))  # blocks may share an MLP
         if not places:
             raise DiptychError(f"{where}: {type(part).__name__} has no blocks with attention and MLP; transformers have")
         width = part.width
-        self.layers = nn.ModuleList(Small(width, rank or max(1, width // reduction), activation) for _ in places)
+        self.layers = nn.ModuleList(Small(width, rank or max(1, width // reduction), activation, std) for _ in places)
         for layer, module in zip(self.layers, places, strict=True):
             assert isinstance(layer, Small)
             module.register_forward_hook(Behind(layer))
@@ -65,13 +70,16 @@ class Bottleneck(Adapter):
 
 
 class Small(nn.Module):
-    """x + W_up f(W_down x)."""
+    """x + W_up f(W_down x). std: as of ``Bottleneck``."""
 
-    def __init__(self, width: int, rank: int, activation: str):
+    def __init__(self, width: int, rank: int, activation: str, std: float = 0.0):
         super().__init__()
         self.down, self.act, self.up = nn.Linear(width, rank), ACTIVATIONS[activation](), nn.Linear(rank, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        if std:
+            for p in self.parameters():
+                nn.init.trunc_normal_(p, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]"""
@@ -91,19 +99,28 @@ class Behind:
         return (self.own(out[0]), *out[1:]) if isinstance(out, tuple) else self.own(out)
 
 
-def sublayers(part: Any) -> Iterator[nn.Module]:
-    """The last layer of each block's attention, and its MLP, in order. DiptychError for a language model of another form."""
+def sublayers(part: Any, at: At = "both") -> Iterator[nn.Module]:
+    """The last layer of each block's attention, and its MLP, in order; or those of one kind (``at``). DiptychError for a language
+    model of another form.
+    """
+    for attention, mlp in _pairs(part):
+        if at != "mlp":
+            yield attention
+        if at != "attention":
+            yield mlp
+
+
+def _pairs(part: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Both layers of each block."""
     if hasattr(part, "lm"):
-        for layer in decoder_layers(part.lm):
-            yield from _of_transformers(layer)
+        yield from map(_of_transformers, decoder_layers(part.lm))
         return
     for block in part.modules():
         if isinstance(block, Block | RotaryBlock):
-            yield block.attention.out
-            yield block.mlp
+            yield block.attention.out, block.mlp
 
 
-def _of_transformers(layer: nn.Module) -> Iterator[nn.Module]:
+def _of_transformers(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Those of a block of transformers."""
     attentions = [m for n, m in layer.named_children() if "att" in n]
     last = next((m for a in attentions for n in LAST if (m := getattr(a, n, None)) is not None), None)
@@ -113,5 +130,4 @@ def _of_transformers(layer: nn.Module) -> Iterator[nn.Module]:
         raise DiptychError(
             f"bottleneck adapters: {type(layer).__name__} has no attention and MLP under names that are known ({names})"
         )
-    yield last
-    yield mlp
+    return last, mlp

@@ -21,8 +21,8 @@ ANSWERS = ("answer", "captions", "sentences", *PHRASES)  # columns of phrases in
 
 
 class RegionTable(CellSource):
-    """A .jsonl, .json (a list of rows) or .parquet (globs allowed) with rows ``{image, regions: [{box or bbox, phrase}], caption}``,
-    or rows that hold one ``box`` or ``bbox`` and a ``phrase``.
+    """A .jsonl, .json (a list of rows) or .parquet (globs allowed) with rows ``{image, regions: [{box or bbox, phrase}],
+    caption}``, or rows that hold one ``box`` or ``bbox`` and a ``phrase``.
 
     box: left, top, right, bottom; bbox: left, top, width, height; in pixels, unless ``?convention=`` says otherwise
     (``data.regions.conventions``). A region may have ``point`` (or be one alone), ``segmentation`` (read with ``?masks=true``) and

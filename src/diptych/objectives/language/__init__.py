@@ -1,0 +1,1 @@
+"""Objectives of models between a vision tower and a frozen language model."""
