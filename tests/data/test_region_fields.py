@@ -309,16 +309,22 @@ def test_draws_are_fixed_by_seed_and_position():
     assert drawn[0] == drawn[9] and len({*drawn}) > 1
 
 
-def test_sheets_draw_masks_in_colours(tmp_path):
-    from diptych.data.sheet import contact_sheet, veiled
+def test_sheets_draw_the_edges_of_masks_in_colours(tmp_path):
+    from diptych.data.sheet import contact_sheet, outlined
 
     sample = painted(0)
     regions = sample.fields["regions"]
-    shown = veiled(sample.image, regions)
-    covered = regions[0].mask | regions[1].mask | regions[2].mask
-    assert (shown[~covered] == sample.image[~covered]).all() and (shown[covered] != sample.image[covered]).any(1).all()
+    shown = outlined(sample.image, regions)
+    changed = (shown != sample.image).any(-1)
+    for row, column in np.argwhere(np.ones(changed.shape, bool)).tolist():
+        edge = False
+        for region in regions:
+            near = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+            inside = [0 <= r < 70 and 0 <= c < 90 and region.mask[r, c] for r, c in near]
+            edge |= bool(region.mask[row, column]) and not all(inside)
+        assert changed[row, column] == edge, "what is inside keeps its colour"
     bare = [r._replace(mask=None) for r in regions]
-    assert veiled(sample.image, bare) is sample.image
+    assert outlined(sample.image, bare) is sample.image
     files = [contact_sheet([s], tmp_path / f"{i}.png").read_bytes() for i, s in enumerate((sample, sample.with_(regions=bare)))]
     assert files[0] != files[1]
 

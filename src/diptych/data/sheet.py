@@ -17,7 +17,7 @@ from diptych.data.fields import FIELDS
 
 _PAPER, _INK, _FAINT, _MARK, _TILE = (250, 249, 246), (32, 34, 40), (112, 116, 126), (225, 40, 120), (236, 234, 228)
 Boxes = Sequence[tuple[Sequence[float], str]]  # edges in pixels, and a phrase
-_VEIL = 0.45  # how much of a mask's colour is mixed into the picture
+_EDGE = 0.75  # how much of its colour is mixed into the edge of a mask
 
 
 def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -76,19 +76,24 @@ def _shown(sample: Sample, side: int, captions: int, boxes: bool) -> tuple[Image
         marked: list[tuple[Sequence[float], str]] = [(r.box, r.phrase) for r in regions]
         if boxes:
             marked += [(result["box"], "") for result in sample.extra.get("boxes", ())]
-        return _fitted(veiled(sample.image, regions), side, marked), lines
+        return _fitted(outlined(sample.image, regions), side, marked), lines
     return (_tiled(pictures, side) if pictures else Image.new("RGB", (side, side), _TILE)), lines
 
 
-def veiled(image: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
-    """The picture with the masks of regions in colours over it, each in one of its own; the picture itself if none has a mask."""
+def outlined(image: np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """The picture with the edges of the regions' masks in colours, each in one of its own; what is inside keeps its colour. The
+    picture itself if none has a mask.
+    """
     masks = [r.mask for r in regions if r.mask is not None and np.shape(r.mask) == image.shape[:2]]
     if not masks:
         return image
     result = image.astype(np.float32)
     for number, mask in enumerate(masks):
+        around = np.pad(mask, 1)
+        inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+        edge = mask & ~inner
         red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.9, 1.0)
-        result[mask] = (1 - _VEIL) * result[mask] + _VEIL * 255 * np.array((red, green, blue), np.float32)
+        result[edge] = (1 - _EDGE) * result[edge] + _EDGE * 255 * np.array((red, green, blue), np.float32)
     return result.astype(np.uint8)
 
 

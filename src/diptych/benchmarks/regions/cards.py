@@ -25,7 +25,7 @@ from diptych.data.source import Source
 
 SIZES = ((360, 640), (640, 400), (480, 480), (300, 720)) * 2  # height and width of the cards
 COLOURS = {"red": (214, 40, 40), "blue": (40, 90, 214), "green": (40, 150, 70), "yellow": (240, 200, 40)}
-SHAPES = ("square", "circle", "triangle")
+SHAPES = ("rectangle", "ellipse", "triangle")
 EXPLAINS = 0.5  # mean overlap from which on a convention explains the answers
 AHEAD = 0.05  # by which it must be ahead of conventions that mean something else; or by two standard errors over the shapes
 USUAL = (0, 1, 1000, 100, 999, 1024)  # scales, the commonest first: of several that mean the same the first is named
@@ -63,7 +63,7 @@ def cards(seed: int = 0) -> list[Shown]:
 def _paint(image: np.ndarray, shape: str, colour: tuple[int, int, int], left: int, top: int, width: int, height: int) -> None:
     """A shape that fills its box from edge to edge."""
     y, x = (np.arange(height)[:, None] + 0.5) / height, (np.arange(width)[None] + 0.5) / width
-    if shape == "circle":
+    if shape == "ellipse":
         mask = (x - 0.5) ** 2 + (y - 0.5) ** 2 <= 0.25
     elif shape == "triangle":
         mask = np.abs(x - 0.5) <= y / 2

@@ -73,7 +73,8 @@ def packed_fields(source: Any) -> tuple[str, ...]:
     other kinds are not packed.
     """
     declared = tuple(getattr(source, "fields", ()) or FIELDS)
-    return tuple(name for name in FIELDS if name in declared and FIELDS[name].schema())
+    # kinds that are named by their place are made of other fields
+    return tuple(name for name, kind in FIELDS.items() if name in declared and not isinstance(kind, str) and kind.schema())
 
 
 def version_of(fields: Iterable[str]) -> int:
